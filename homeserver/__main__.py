@@ -53,21 +53,21 @@ from homeserver.commands.setup import (
     open_outbound,
     open_storage,
     read_key,
+    start_directory_threads,
     start_hashing_threads,
-    waiting_threads,
 )
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.http.listeners import describe_listen_error
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.access import AccessLines, AccessLog
+from homeserver.observe.access import AccessLog, FormattedAccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
 from homeserver.observe.page import write_metrics_page
-from homeserver.services.accounts.registration import NoNewcomers, Wish
-from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
-from homeserver.services.upstream.oidc.callbacks import tell_redirect_uris
+from homeserver.services.accounts.registration import NoNewAccountTasks, RegistrationRequest
+from homeserver.services.scanning.rescans import RescanRunning, follow_rescan
+from homeserver.services.upstream.oidc.callbacks import describe_redirect_uris
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.databases import database_config_of
 from homeserver.wiring.email import MailParts, smtp_relay
@@ -78,7 +78,11 @@ from homeserver.wiring.scanning import rescan_store_of, scans_files
 from storage.engine.database import Database, SQLiteConfig, make_engine
 from storage.engine.executors import InlineExecutor, ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable
-from storage.maintenance.after_restore import Settled, find_sqlite_damage, settle_restored
+from storage.maintenance.after_restore import (
+    RestoreRepair,
+    find_sqlite_damage,
+    repair_after_restore,
+)
 from storage.maintenance.copy import CannotCopy, copy_database
 from storage.maintenance.copy_progress import ProgressLines
 
@@ -171,7 +175,7 @@ def check(paths: tuple[Path, ...]) -> None:
     if found := find_problems(loaded.config):
         lines = "\n".join(f"  {line}" for line in found)
         raise click.ClickException(f"the server would not start:\n{lines}")
-    for line in tell_redirect_uris(
+    for line in describe_redirect_uris(
         loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl
     ):
         click.echo(line)
@@ -194,7 +198,7 @@ def run(paths: tuple[Path, ...]) -> None:
     log = Logger(namespace="homeserver")
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
-    for line in tell_redirect_uris(
+    for line in describe_redirect_uris(
         loaded.config.upstream.oidc_providers, loaded.config.name.public_baseurl
     ):
         log.info("{line}", line=line)
@@ -215,9 +219,9 @@ def run(paths: tuple[Path, ...]) -> None:
             database,
             key=key,
             threads=start_hashing_threads(reactor),
-            directory_threads=waiting_threads(reactor),
+            directory_threads=start_directory_threads(reactor),
             media_threads=start_media_threads(reactor, loaded.config.storage),
-            mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
+            mail_thread=ThreadExecutor(reactor, "mail", 1, close_timeout=2.0),
             wire=outbound.wire,
             web=outbound.client,
             fetch=outbound.fetch,
@@ -291,7 +295,9 @@ def create_user(
             accounts.passwords.check_policy(password)
         except WeakPassword as error:  # the operator decides; it may be for the first login only
             click.echo(f"warning: {error.text}; users cannot choose such a password", err=True)
-        request = Wish(username=localpart, password=password, inhibit_login=True, is_admin=admin)
+        request = RegistrationRequest(
+            username=localpart, password=password, inhibit_login=True, is_admin=admin
+        )
         return (await login.registration.do_register_privileged(request)).user_id
 
     user_id = run_with_accounts(loaded.config, register)
@@ -314,7 +320,7 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
 
     async def make(_accounts: AccountParts, login: LoginParts) -> str:
         seconds = None if days is None else days * 24 * 3600
-        return await login.registration.do_make_token(uses_allowed=uses, seconds=seconds)
+        return await login.registration.do_create_token(uses_allowed=uses, seconds=seconds)
 
     click.echo(run_with_accounts(config, make))
     if not (
@@ -348,7 +354,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
         if await store.start("administrator", now, since) is not None:
             click.echo("requested; the server begins within a minute")
         elif not follow:
-            raise AlreadyUnderWay
+            raise RescanRunning
         if follow:
             await follow_rescan(store, clock, click.echo)
 
@@ -370,17 +376,17 @@ def after_restore(paths: tuple[Path, ...]) -> None:
         )
     claim_storage(config)
 
-    async def settle(database: Database) -> Settled | None:
+    async def settle(database: Database) -> RestoreRepair | None:
         if database.engine.name == "sqlite":
             if damage := await database.read("find_damage", find_sqlite_damage):
                 raise click.ClickException(
-                    f"{database.engine.where} is damaged ({damage}); the cause may be an old "
+                    f"{database.engine.location} is damaged ({damage}); the cause may be an old "
                     "file that ends in -wal: remove it and the one that ends in -shm, and "
                     "copy the backup again"
                 )
         elif await database.get_nodes():
             return None
-        return await database.write("after_restore", settle_restored)
+        return await database.write("after_restore", repair_after_restore)
 
     settled = run_with_database(config, settle)
     if settled is None:
@@ -388,7 +394,7 @@ def after_restore(paths: tuple[Path, ...]) -> None:
             "the server is running: stop all its processes first, since they cache what will change"
         )
     click.echo(f"{settled.devices} devices will publish new one-time keys,")
-    click.echo(f"the device lists of {settled.lists} remote users will be fetched again,")
+    click.echo(f"the device lists of {settled.stale_lists} remote users will be fetched again,")
     click.echo(
         f"and other servers will fetch those of {settled.users} users; start the server now."
     )
@@ -423,11 +429,11 @@ def copy(source: Path, target: Path) -> None:
     writing = make_engine(database_config_of(new.storage.database, new.folder))
     try:
         progress = ProgressLines(sys.stderr.write, time.monotonic)
-        copied = copy_database(reading, writing, progress.tell)
+        copied = copy_database(reading, writing, progress.report)
     except (CannotCopy, *DATABASE_ERRORS) as error:
         raise click.ClickException(f"nothing was copied: {str(error).strip()}") from error
     rows, tables = sum(copied.tables.values()), len(copied.tables)
-    click.echo(f"copied {rows} rows in {tables} tables to {writing.where}")
+    click.echo(f"copied {rows} rows in {tables} tables to {writing.location}")
 
 
 def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
@@ -493,7 +499,7 @@ def run_with_accounts(
             accounts,
             mail,
             None,
-            newcomers=NoNewcomers(),
+            newcomers=NoNewAccountTasks(),
             addresses=None,
         )
         return await work(accounts, login)
@@ -519,16 +525,16 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
     except (DatabaseUnavailable, sqlite3.OperationalError, psycopg2.OperationalError) as error:
         # the database was opened, but the disk is full, or permission is missing
         raise click.ClickException(
-            f"cannot use the database, {database.engine.where}: {str(error).strip()}"
+            f"cannot use the database, {database.engine.location}: {str(error).strip()}"
         ) from error
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:
     """Log every request, or only slow ones if the log level hides information."""
     log = config.observation.log
-    return AccessLines(
+    return FormattedAccessLog(
         file.write,
-        file.write_soon,
+        file.write_later,
         as_json=log.format == "json",
         slow_seconds=config.observation.slow_request_threshold / 1000,
         only_slow=log.level not in ("debug", "info"),

@@ -20,34 +20,34 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.peers.identity import ServerIdentity
 from federation.peers.member_lists import Fetch
 from federation.peers.wire import Wire
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
-from federation.remote.directory import DirectoryRequests
+from federation.remote.directory import RemoteDirectoryClient
 from federation.remote.media import Follow
-from federation.rooms.server_fallback import Candidates
+from federation.rooms.server_fallback import ServerFallback
 from federation.rooms.serving.remote_spaces import RemoteHierarchies
 from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
-from homeserver.cluster.peers import OtherNodes
+from homeserver.cluster.peers import PeerNodes
 from homeserver.config.configuration import Config
 from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access import AccessLog
-from homeserver.observe.caches import CacheMetrics, Entries
+from homeserver.observe.caches import CacheMetrics, UnsizedCache
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
-from homeserver.services.accounts.registration import NoNewcomers
+from homeserver.services.accounts.registration import NoNewAccountTasks
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.discovery.client import ClientDiscovery
-from homeserver.services.discovery.server import Discovery
+from homeserver.services.discovery.server import ServerDiscovery
 from homeserver.services.login.passwords import Threads
-from homeserver.services.previews.fetching import PreviewWeb
+from homeserver.services.previews.fetching import PreviewClient
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.administration import administration_of_devices, administration_of_users
@@ -103,7 +103,7 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     listeners: Listeners
     background: Background
     jobs: Jobs
-    other_nodes: OtherNodes | None
+    peer_nodes: PeerNodes | None
 
     accounts: AccountParts
     calls: CallParts
@@ -111,17 +111,17 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     edge: EdgeParts
     federated_rooms: FederatedRoomParts
     federation: FederationParts
-    federation_out: FederationOutParts
-    finding: SearchParts
+    outgoing_federation: FederationOutParts
+    search: SearchParts
     login: LoginParts
     history: RoomHistoryParts
-    incoming: IncomingParts
+    incoming_federation: IncomingParts
     mail: MailParts
     media: MediaParts
     notifications: NotificationParts
     oauth: OAuthParts
     pages: WebParts
-    people: PeopleParts
+    users: PeopleParts
     presence: WhoIsThere
     profiles: ProfileParts
     push_rules: PushParts
@@ -141,8 +141,8 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         self.listeners.start(tcp, tls, unix)
         self._do(self.edge.member_lists.start())
         self.background.start()
-        if self.other_nodes is not None:
-            self.other_nodes.start(IReactorFDSet(tcp, None))
+        if self.peer_nodes is not None:
+            self.peer_nodes.start(IReactorFDSet(tcp, None))
         self.listeners.log_addresses()
 
     def reload(self, config: Config) -> None:
@@ -182,10 +182,10 @@ def build(
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
-    web: Web,
+    web: WebClient,
     fetch: Fetch,
     follow: Follow,
-    preview_web: PreviewWeb,
+    preview_web: PreviewClient,
     random: RandomBytes,
     access_log: AccessLog,
     monotonic: Callable[[], float],
@@ -304,7 +304,9 @@ def build(
         mail,
         web,
         newcomers=(
-            room_services.first_rooms if config.registration.auto_join_rooms else NoNewcomers()
+            room_services.first_rooms
+            if config.registration.auto_join_rooms
+            else NoNewAccountTasks()
         ),
         addresses=pushers.new_addresses,
     )
@@ -322,7 +324,9 @@ def build(
         room_reading,
         room_services,
         remote_spaces=RemoteHierarchies(
-            DirectoryRequests(edge.requests), Candidates(edge.policy, server_name), base.now_ms
+            RemoteDirectoryClient(edge.requests),
+            ServerFallback(edge.policy, server_name),
+            base.now_ms,
         ),
         remote_times=incoming.times,
     )
@@ -423,7 +427,7 @@ def build(
                 **name.extra_well_known_client_content,
             },
         ),
-        Discovery(
+        ServerDiscovery(
             server_name,
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
@@ -437,10 +441,10 @@ def build(
         guard=Guard(
             limiter,
             tokens=accounts.access_tokens,
-            appservices=login.acting_services if login.acting_services.are_there else None,
+            appservices=login.acting_services if login.acting_services.has_services else None,
             signatures=federation_out.signatures,
-            turns=edge.turns,
-            slow_turns=edge.slow_turns,
+            admission=edge.turns,
+            slow_admission=edge.slow_turns,
             token_in_query=config.sessions.accept_token_in_query,
         ),
         body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
@@ -457,7 +461,7 @@ def build(
     CacheMetrics(
         registry,
         {
-            "access_tokens": Entries(accounts.access_tokens.cache),
+            "access_tokens": UnsizedCache(accounts.access_tokens.cache),
             **rooms.caches,
             "rooms": room_engine.engine,
             **push_rules.caches,
@@ -551,24 +555,24 @@ def build(
         listeners=Listeners(config, sites),
         background=background,
         jobs=jobs,
-        other_nodes=accounts.other_nodes,
+        peer_nodes=accounts.other_nodes,
         accounts=accounts,
         calls=calls,
         devices=devices,
         edge=edge,
         federated_rooms=federated_rooms,
         federation=federation,
-        federation_out=federation_out,
-        finding=finding,
+        outgoing_federation=federation_out,
+        search=finding,
         login=login,
         history=history,
-        incoming=incoming,
+        incoming_federation=incoming,
         mail=mail,
         media=files,
         notifications=notifications,
         oauth=oauth,
         pages=pages,
-        people=people,
+        users=people,
         presence=presence,
         profiles=profiles,
         push_rules=push_rules,

@@ -36,11 +36,11 @@ taken once, as in `federation.sender`, are queues.
 
 Not moved here, since they are not values by key that a change invalidates:
 
-- `RoomEvents`, `RoomEngine`, `AccessTokens`, `KeysOfPeople`: a write of another node does not
+- `RoomEvents`, `RoomEngine`, `AccessTokens`, `PublishedKeyCache`: a write of another node does not
   drop their entries. They ask the database what has changed, or compare a version.
-- `Timelines`, `RecentChanges`, `RecentMessages`, `UnreadCounts`, `RoomRules`, `ChildlessEvents`:
+- `Timelines`, `RecentChanges`, `RecentMessages`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`:
   indexes over the newest changes. Each knows from which position on it is complete.
-- `KeyCountsInMemory`: counts down by changes that carry a difference, not a value.
+- `OneTimeKeyCounts`: counts down by changes that carry a difference, not a value.
 """
 
 from collections import OrderedDict, deque
@@ -246,7 +246,7 @@ class StreamCache(Generic[K, V]):
         - `load` reads values. It returns one for every key that it is given, also for a key that
           does not exist: so that is cached too. None: values come by `put` only.
         - `keys_of`: the keys that a change invalidates; None: all keys. A change of another node
-          may lack its room id and its detail, or have an `EventNews` in place of an `EventRow`.
+          may lack its room id and its detail, or have an `EventSummary` in place of an `EventRow`.
         - `update` changes a cached value in place, by a change of this node that concerns it, and
           returns whether it could. If not, the value is dropped.
         - The bounds are those of an `LRU`.
@@ -323,7 +323,7 @@ class StreamCache(Generic[K, V]):
 
     def put(self, key: K, value: V, *, since: int) -> bool:
         """Store a value that was read for another purpose, unless something has changed since.
-        Return whether it was stored. `since`: `changes` before that read began."""
+        Return whether it was stored. `since`: `version` before that read began."""
         if since != self.changes:
             return False
         self._values.put(key, value)
@@ -372,7 +372,7 @@ class StreamCache(Generic[K, V]):
                 self._apply(change, self._update)
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         if changes is None:
             self.invalidate_all()
             return

@@ -27,7 +27,7 @@ class ServerAuth(Enum):
     """The X-Matrix signature of a server."""
 
 
-class Names:
+class QueryNames:
     """The names of a query parameter on the wire, by preference, if they differ from the
     parameter's name in Python."""
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """A readable source of a file's bytes."""
 
     def read(self, offset: int, size: int) -> Awaitable[bytes]:
@@ -19,17 +19,17 @@ class Source(Protocol):
         ...
 
 
-class File(msgspec.Struct, frozen=True):
+class FileBody(msgspec.Struct, frozen=True):
     """A body that is streamed from a source. The site closes the source, and handles ranges and
     conditional requests."""
 
-    source: Source
+    source: FileSource
     size: int
     etag: str
     """Changes when the bytes change. Contains no quotes."""
 
 
-class Pieces(msgspec.Struct, frozen=True):
+class StreamedBody(msgspec.Struct, frozen=True):
     """A streamed body of unknown length. Each piece is made when the client has taken the previous
     one."""
 
@@ -39,7 +39,7 @@ class Pieces(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """A response with its own status and headers. A body other than bytes, `File` and `Pieces` is
+    """A response with its own status and headers. A body other than bytes, `FileBody` and `StreamedBody` is
     encoded as JSON."""
 
     status: int = HTTPStatus.OK

@@ -18,7 +18,7 @@ from canonicaljson import encode_canonical_json
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from federation.devices.published_keys import KeysOfPeople
+from federation.devices.published_keys import PublishedKeyCache
 from federation.peers.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, NotFound
@@ -27,20 +27,20 @@ from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.cross_signing import CrossSigningKey, KeySignature
 from storage.encryption.device_keys import DeviceKeyStore
 
-MOST_USERS: Final = 5000
+MAX_USERS: Final = 5000
 """Users in one query, or keys in one claim, of another server."""
-SHOWN_AT_ONCE: Final = 200
+USERS_PER_TURN: Final = 200
 """Users whose keys are encoded between two turns of the reactor."""
 
 
-class OwnDevices:
+class LocalDevices:
     """Serves device lists and keys of our users, and describes their changes. For the reactor
     thread."""
 
     def __init__(
         self,
         keys: DeviceKeyStore,
-        published: KeysOfPeople,
+        published: PublishedKeyCache,
         log: DeviceListLog,
         identity: ServerIdentity,
         clock: IReactorTime,
@@ -89,8 +89,8 @@ class OwnDevices:
 
         spec: server-server-api#post_matrixfederationv1userkeysquery
         """
-        if len(wanted) > MOST_USERS:
-            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        if len(wanted) > MAX_USERS:
+            raise InvalidParam(f"A query has at most {MAX_USERS} users")
         # as sets: a query may name very many devices
         local = {
             user_id: frozenset(devices)
@@ -101,10 +101,10 @@ class OwnDevices:
         found: dict[str, dict[str, msgspec.Raw]] = {}
         master: dict[str, msgspec.Raw] = {}
         self_signing: dict[str, msgspec.Raw] = {}
-        for start in range(0, len(users), SHOWN_AT_ONCE):
+        for start in range(0, len(users), USERS_PER_TURN):
             if start:
                 await deferLater(self._clock, 0)
-            keys = await self._read(users[start : start + SHOWN_AT_ONCE])
+            keys = await self._read(users[start : start + USERS_PER_TURN])
             for user_id, devices in keys.devices.items():
                 named = local[user_id]
                 found[user_id] = {
@@ -114,7 +114,7 @@ class OwnDevices:
             self_signing |= keys.cross_signing["self_signing"]
         return {"device_keys": found, "master_keys": master, "self_signing_keys": self_signing}
 
-    async def do_claim_for(
+    async def do_claim_for_server(
         self, origin: ServerName, wanted: Mapping[str, Mapping[str, str]]
     ) -> dict[str, dict[str, msgspec.Raw]]:
         """Claim keys as `do_claim`, for another server. Raises InvalidParam, LimitExceeded.
@@ -124,8 +124,8 @@ class OwnDevices:
 
         spec: server-server-api#post_matrixfederationv1userkeysclaim
         """
-        if sum(map(len, wanted.values())) > MOST_USERS:
-            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
+        if sum(map(len, wanted.values())) > MAX_USERS:
+            raise InvalidParam(f"At most {MAX_USERS} keys can be claimed at once")
         self._check_claims(origin)
         self._count_claims(origin, max(1, sum(map(len, wanted.values()))))
         return await self.do_claim(
@@ -151,7 +151,7 @@ class OwnDevices:
             # claim may name too: both would get the same key
             if "\0" not in device_id
         ]
-        claimed = await self._keys.do_claim(requests, self._now_ms())
+        claimed = await self._keys.claim_in_chunks(requests, self._now_ms())
         begin: dict[str, bytes] = {}
         answer: dict[str, dict[str, msgspec.Raw]] = {}
         for (user_id, device_id, algorithm), key in zip(requests, claimed, strict=True):
@@ -208,14 +208,14 @@ class OwnDevices:
         stored = await self._published.get_published(user_ids, at_least=at_least)
         published = _Published()
         for user_id in user_ids:
-            visible = signatures_by_target(stored.signatures.get(user_id, ()))
+            visible = group_signatures_by_target(stored.signatures.get(user_id, ()))
             published.devices[user_id] = {
-                row.device_id: with_signatures(row.keys, visible.get(row.device_id, ()))
+                row.device_id: add_signatures(row.keys, visible.get(row.device_id, ()))
                 for row in stored.devices.get(user_id, ())
             }
             for usage, key in stored.cross_signing.get(user_id, {}).items():
                 if usage in published.cross_signing:
-                    published.cross_signing[usage][user_id] = present_key(
+                    published.cross_signing[usage][user_id] = encode_key(
                         key, visible.get(key.public_key, ())
                     )
         return published
@@ -234,7 +234,7 @@ def encode_edu(edu_type: str, content: Mapping[str, Any]) -> bytes:
     return b'{"content":%b,"edu_type":%b}' % (encode_canonical(content), encode_canonical(edu_type))
 
 
-def signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[KeySignature]]:
+def group_signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[KeySignature]]:
     """Group signatures on the keys of a user by the signed key."""
     found: dict[str, list[KeySignature]] = {}
     for signature in signatures:
@@ -242,12 +242,12 @@ def signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[K
     return found
 
 
-def present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> msgspec.Raw:
+def encode_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> msgspec.Raw:
     """Encode a cross-signing key with the signatures that came later."""
-    return with_signatures(key.content, signatures)
+    return add_signatures(key.content, signatures)
 
 
-def with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> msgspec.Raw:
+def add_signatures(content: bytes, signatures: Sequence[KeySignature]) -> msgspec.Raw:
     """Add signatures to keys in canonical JSON. The result is canonical too."""
     if not signatures:
         return msgspec.Raw(content)

@@ -23,7 +23,7 @@ from storage.encryption.published_keys import PublishedKeys, PublishedKeyStore
 from storage.engine.streams import Change, Stage, Streams, Topic
 
 
-class ShownKeys(msgspec.Struct, frozen=True, gc=False):
+class EncodedKeys(msgspec.Struct, frozen=True, gc=False):
     """The encoded keys of one of our users, for readers other than this user and users who have
     signed the user's keys."""
 
@@ -48,17 +48,17 @@ class _Known:
         self.keys = keys
         self.checked = checked
         """The position up to which all changes are included. Changes of this process always are."""
-        self.shown: ShownKeys | None = None
+        self.shown: EncodedKeys | None = None
 
 
-class KeysOfPeople:
+class PublishedKeyCache:
     """Caches the keys of our users, and the signatures that each made on the keys of others."""
 
     def __init__(
         self,
         store: PublishedKeyStore,
         streams: Streams,
-        show: Callable[[str, PublishedKeys], ShownKeys],
+        show: Callable[[str, PublishedKeys], EncodedKeys],
         *,
         capacity: int,
     ) -> None:
@@ -67,7 +67,7 @@ class KeysOfPeople:
         self._store = store
         self._streams = streams
         self._show = show
-        self._is_alone = store.is_alone
+        self._is_alone = store.is_single_process
         self._keys: LRU[str, _Known] = LRU(max_weight=capacity, weigh=_weigh_keys)
         self._signed: LRU[str, _Signed] = LRU(
             max_weight=capacity, weigh=lambda _, signed: 1 + len(signed[0])
@@ -107,7 +107,7 @@ class KeysOfPeople:
         if not self._is_alone:
             changes = self._changes
             cached = [each for each in ours if each in self._keys]
-            newest, signed = await self._store.get_newest(cached, reader)
+            newest, signed = await self._store.get_positions_and_signatures(cached, reader)
             newest = {**dict.fromkeys(cached, 0), **newest}
             if reader is not None and changes == self._changes:
                 self._signed.put(reader, (signed, began))
@@ -131,7 +131,7 @@ class KeysOfPeople:
             and await self._store.get_head() <= self._streams.current()
         )
 
-    async def get_shown(self, ours: Collection[str], reader: str) -> Mapping[str, ShownKeys]:
+    async def get_encoded(self, ours: Collection[str], reader: str) -> Mapping[str, EncodedKeys]:
         """Return the cached keys of users that look the same to the reader as to everybody.
 
         The cache was the newest (`is_current`) at the request, so the result is no older.
@@ -144,7 +144,7 @@ class KeysOfPeople:
             if known.checked >= upto and user_id not in others
         }
 
-    def _encode(self, user_id: str, known: _Known) -> ShownKeys:
+    def _encode(self, user_id: str, known: _Known) -> EncodedKeys:
         known.shown = self._show(user_id, known.keys)
         return known.shown
 

@@ -9,7 +9,7 @@ import msgspec
 
 from federation.api.endpoint import ServerAuth, endpoint
 from federation.api.request import Peer
-from federation.devices.local_devices import OwnDevices
+from federation.devices.local_devices import LocalDevices
 from federation.protocol.ids import UserID
 
 
@@ -19,7 +19,7 @@ from federation.protocol.ids import UserID
     auth=ServerAuth.SERVER,
     resource="federation",
 )
-async def get_user_devices(devices: OwnDevices, peer: Peer, *, user_id: UserID) -> dict[str, Any]:  # noqa: ARG001
+async def get_user_devices(devices: LocalDevices, peer: Peer, *, user_id: UserID) -> dict[str, Any]:  # noqa: ARG001
     """Return all devices of one of our users."""
     return await devices.get_list(user_id)
 
@@ -37,7 +37,7 @@ class KeyQuery(msgspec.Struct, frozen=True):
     max_body=1024 * 1024,
     resource="federation",
 )
-async def query_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyQuery) -> dict[str, Any]:  # noqa: ARG001
+async def query_user_keys(devices: LocalDevices, peer: Peer, *, body: KeyQuery) -> dict[str, Any]:  # noqa: ARG001
     """Return the device keys of our users."""
     return await devices.get_keys(body.device_keys)
 
@@ -55,6 +55,8 @@ class KeyClaim(msgspec.Struct, frozen=True):
     max_body=1024 * 1024,
     resource="federation",
 )
-async def claim_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:
+async def claim_user_keys(devices: LocalDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:
     """Claim one-time keys of our users. Each is returned once."""
-    return {"one_time_keys": await devices.do_claim_for(peer.server_name, body.one_time_keys)}
+    return {
+        "one_time_keys": await devices.do_claim_for_server(peer.server_name, body.one_time_keys)
+    }

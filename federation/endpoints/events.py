@@ -84,7 +84,7 @@ async def get_backfill(
     return form.wrap(await rooms.get_before(peer.server_name, room_id, v, limit))
 
 
-class Missing(msgspec.Struct, frozen=True):
+class MissingEventsRequest(msgspec.Struct, frozen=True):
     """The events between which some are missing."""
 
     earliest_events: list[str]
@@ -100,7 +100,7 @@ class Missing(msgspec.Struct, frozen=True):
     resource="federation",
 )
 async def get_missing_events(
-    rooms: ServedRooms, peer: Peer, *, room_id: RoomID, body: Missing
+    rooms: ServedRooms, peer: Peer, *, room_id: RoomID, body: MissingEventsRequest
 ) -> dict[str, Any]:
     """Return the events between the events that a server has and later ones."""
     events = await rooms.get_between(
@@ -124,5 +124,5 @@ async def get_event_by_timestamp(
     rooms: ServedRooms, peer: Peer, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]
 ) -> dict[str, Any]:
     """Return the event next to a time."""
-    event_id, found_ts = await rooms.find_next_to(peer.server_name, room_id, ts, Direction(dir))
+    event_id, found_ts = await rooms.find_closest(peer.server_name, room_id, ts, Direction(dir))
     return {"event_id": event_id, "origin_server_ts": found_ts}

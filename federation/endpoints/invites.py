@@ -16,7 +16,7 @@ MAX_BODY: Final = 2 << 20
 """Longest body: the invite with complete events as stripped state."""
 
 
-class Invite(msgspec.Struct, frozen=True):
+class InviteRequest(msgspec.Struct, frozen=True):
     """An invite with the stripped state of the room."""
 
     event: dict[str, Any]
@@ -32,7 +32,7 @@ class Invite(msgspec.Struct, frozen=True):
     max_body=MAX_BODY,
 )
 async def invite(
-    invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: Invite
+    invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: InviteRequest
 ) -> dict[str, Any]:
     """Accept an invite of one of our users, and return it with our signature."""
     event = await invitations.do_receive(
@@ -93,5 +93,5 @@ async def third_party_bound(
     Anybody may call it, as the invites carry their own proof. A caller whose invites are not
     valid is ignored for a time.
     """
-    await invitations.do_bind(parse_user_id(body.mxid), body, context.client_ip)
+    await invitations.do_accept_promises(parse_user_id(body.mxid), body, context.client_ip)
     return {}

@@ -6,8 +6,8 @@ spec: server-server-api#retrieving-server-keys
 import msgspec
 
 from federation.api.endpoint import ServerAuth, endpoint
-from federation.peers.notary import KeyNotary
-from federation.peers.own_keys import OwnKeys
+from federation.peers.notary import KeyNotaryService
+from federation.peers.own_keys import PublishedServerKeys
 from federation.protocol.ids import ServerName
 
 
@@ -15,11 +15,11 @@ class Criterion(msgspec.Struct, frozen=True):
     minimum_valid_until_ts: int | None = None
 
 
-class Query(msgspec.Struct, frozen=True):
+class ServerKeyQuery(msgspec.Struct, frozen=True):
     server_keys: dict[str, dict[str, Criterion]]
 
 
-class Answer(msgspec.Struct, frozen=True):
+class ServerKeyResponse(msgspec.Struct, frozen=True):
     server_keys: list[msgspec.Raw]
 
 
@@ -30,7 +30,7 @@ class Answer(msgspec.Struct, frozen=True):
     auth=ServerAuth.NONE,
     resource="keys",
 )
-async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  # noqa: ARG001 - the path has it
+async def get_server_keys(keys: PublishedServerKeys, *, key_id: str = "") -> msgspec.Raw:  # noqa: ARG001 - the path has it
     """Return all keys. The deprecated key id in the path changes nothing."""
     return keys.get_document()
 
@@ -42,21 +42,23 @@ async def get_server_keys(keys: OwnKeys, *, key_id: str = "") -> msgspec.Raw:  #
     auth=ServerAuth.NONE,
     resource="keys",
 )
-async def get_keys_of_another(
-    notary: KeyNotary,
+async def get_keys_of_server(
+    notary: KeyNotaryService,
     *,
     server_name: ServerName,
     key_id: str = "",
     minimum_valid_until_ts: int | None = None,
-) -> Answer:
+) -> ServerKeyResponse:
     """Return the key documents of another server."""
-    return Answer(await notary.get_documents({server_name: {key_id: minimum_valid_until_ts}}))
+    return ServerKeyResponse(
+        await notary.get_documents({server_name: {key_id: minimum_valid_until_ts}})
+    )
 
 
 @endpoint("POST", "/_matrix/key/v2/query", auth=ServerAuth.NONE, resource="keys")
-async def post_query_of_keys(notary: KeyNotary, *, body: Query) -> Answer:
+async def query_server_keys(notary: KeyNotaryService, *, body: ServerKeyQuery) -> ServerKeyResponse:
     """Return the key documents of other servers."""
-    return Answer(
+    return ServerKeyResponse(
         await notary.get_documents(
             {
                 server: {

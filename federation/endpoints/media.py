@@ -1,6 +1,6 @@
 """Files of this server, for other servers: a multipart response that streams the file.
 
-`MediaAnswers` connects these endpoints with the media service; it is filled at wiring.
+`MediaHandlers` connects these endpoints with the media service; it is filled at wiring.
 
 spec: server-server-api#content-repository
 """
@@ -26,7 +26,7 @@ class ThumbnailQuery(msgspec.Struct, frozen=True):
     animated: bool
 
 
-class MediaAnswers(msgspec.Struct, frozen=True):
+class MediaHandlers(msgspec.Struct, frozen=True):
     """The functions that serve files. Both raise NotFound, NotYetUploaded, InvalidParam."""
 
     get_file: Callable[[str, int, ServerName], Awaitable[Response]]
@@ -42,7 +42,7 @@ class MediaAnswers(msgspec.Struct, frozen=True):
     long_poll=True,
 )
 async def get_file(
-    answers: MediaAnswers, peer: Peer, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS
+    answers: MediaHandlers, peer: Peer, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS
 ) -> Response:
     """Return a file."""
     return await answers.get_file(media_id, timeout_ms, peer.server_name)
@@ -55,8 +55,8 @@ async def get_file(
     resource="federation",
     long_poll=True,
 )
-async def get_thumbnail_of_file(
-    answers: MediaAnswers,
+async def get_thumbnail(
+    answers: MediaHandlers,
     peer: Peer,
     *,
     media_id: str,

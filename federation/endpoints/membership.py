@@ -8,16 +8,16 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.api.endpoint import Names, ServerAuth, endpoint
+from federation.api.endpoint import QueryNames, ServerAuth, endpoint
 from federation.api.request import Peer
 from federation.api.responses import Response
 from federation.protocol.ids import EventID, RoomID, UserID
-from federation.rooms.joins.make_send import Handshakes
+from federation.rooms.joins.make_send import MembershipHandshakes
 
 MAX_BODY: Final = 128 * 1024
 """Longest body: a PDU of 64 KiB in canonical form may be longer as it is sent."""
 
-Versions = Annotated[list[str] | None, Names("ver")]
+Versions = Annotated[list[str] | None, QueryNames("ver")]
 
 
 @endpoint(
@@ -27,7 +27,7 @@ Versions = Annotated[list[str] | None, Names("ver")]
     resource="federation",
 )
 async def make_join(
-    handshakes: Handshakes,
+    handshakes: MembershipHandshakes,
     peer: Peer,
     *,
     room_id: RoomID,
@@ -46,19 +46,19 @@ async def make_join(
     max_body=MAX_BODY,
 )
 async def send_join(
-    handshakes: Handshakes,
+    handshakes: MembershipHandshakes,
     peer: Peer,
     *,
     room_id: RoomID,
     event_id: EventID,
     body: dict[str, Any],
     omit_members: Annotated[
-        bool, Names("omit_members", "org.matrix.msc3706.partial_state")
+        bool, QueryNames("omit_members", "org.matrix.msc3706.partial_state")
     ] = False,
 ) -> Response:
     """Complete the join of a user."""
     return await handshakes.do_join(
-        peer.server_name, room_id, event_id, body, omit_members=omit_members, in_pair=False
+        peer.server_name, room_id, event_id, body, omit_members=omit_members, is_v1=False
     )
 
 
@@ -70,11 +70,16 @@ async def send_join(
     max_body=MAX_BODY,
 )
 async def send_join_v1(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+    handshakes: MembershipHandshakes,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: dict[str, Any],
 ) -> Response:
     """Complete the join of a user, as in version 1."""
     return await handshakes.do_join(
-        peer.server_name, room_id, event_id, body, omit_members=False, in_pair=True
+        peer.server_name, room_id, event_id, body, omit_members=False, is_v1=True
     )
 
 
@@ -85,7 +90,7 @@ async def send_join_v1(
     resource="federation",
 )
 async def make_leave(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, user_id: UserID
+    handshakes: MembershipHandshakes, peer: Peer, *, room_id: RoomID, user_id: UserID
 ) -> dict[str, Any]:
     """Return a template for a leave."""
     return await handshakes.make_leave(peer.server_name, room_id, user_id)
@@ -99,7 +104,12 @@ async def make_leave(
     max_body=MAX_BODY,
 )
 async def send_leave(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+    handshakes: MembershipHandshakes,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: dict[str, Any],
 ) -> dict[str, Any]:
     """Complete the leave of a user."""
     await handshakes.do_leave(peer.server_name, room_id, event_id, body)
@@ -114,7 +124,12 @@ async def send_leave(
     max_body=MAX_BODY,
 )
 async def send_leave_v1(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+    handshakes: MembershipHandshakes,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: dict[str, Any],
 ) -> list[Any]:
     """Complete the leave of a user, as in version 1."""
     await handshakes.do_leave(peer.server_name, room_id, event_id, body)
@@ -128,7 +143,7 @@ async def send_leave_v1(
     resource="federation",
 )
 async def make_knock(
-    handshakes: Handshakes,
+    handshakes: MembershipHandshakes,
     peer: Peer,
     *,
     room_id: RoomID,
@@ -147,7 +162,12 @@ async def make_knock(
     max_body=MAX_BODY,
 )
 async def send_knock(
-    handshakes: Handshakes, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+    handshakes: MembershipHandshakes,
+    peer: Peer,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    body: dict[str, Any],
 ) -> dict[str, list[msgspec.Raw]]:
     """Complete the knock of a user, and return the stripped state of the room."""
     return {

@@ -1,6 +1,6 @@
 """Queries of other servers for profiles, aliases and the public room directory.
 
-`QueryAnswers` connects these endpoints with the services; it is filled at wiring.
+`QueryHandlers` connects these endpoints with the services; it is filled at wiring.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -16,7 +16,7 @@ from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID
 from federation.remote.directory import DirectoryQuery
 
 
-class QueryAnswers(msgspec.Struct, frozen=True):
+class QueryHandlers(msgspec.Struct, frozen=True):
     """The functions that answer queries."""
 
     get_profile: Callable[[UserID, str | None], Awaitable[Mapping[str, object]]]
@@ -31,7 +31,7 @@ class QueryAnswers(msgspec.Struct, frozen=True):
     "GET", "/_matrix/federation/v1/query/profile", auth=ServerAuth.SERVER, resource="federation"
 )
 async def query_profile(
-    answers: QueryAnswers, *, user_id: UserID, field: str | None = None
+    answers: QueryHandlers, *, user_id: UserID, field: str | None = None
 ) -> Mapping[str, object]:
     """Return the profile of a user, or one field."""
     return await answers.get_profile(user_id, field)
@@ -40,7 +40,7 @@ async def query_profile(
 @endpoint(
     "GET", "/_matrix/federation/v1/query/directory", auth=ServerAuth.SERVER, resource="federation"
 )
-async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> dict[str, Any]:
+async def query_directory(answers: QueryHandlers, *, room_alias: RoomAlias) -> dict[str, Any]:
     """Return the room of an alias."""
     room_id, servers = await answers.get_alias(room_alias)
     return {"room_id": room_id, "servers": list(servers)}
@@ -64,7 +64,7 @@ async def query_other(*, query_type: str) -> dict[str, Any]:
     "GET", "/_matrix/federation/v1/publicRooms", auth=ServerAuth.SERVER, resource="federation"
 )
 async def get_public_rooms(
-    answers: QueryAnswers,
+    answers: QueryHandlers,
     *,
     limit: int = 0,
     since: str | None = None,
@@ -77,19 +77,19 @@ async def get_public_rooms(
     )
 
 
-class Filter(msgspec.Struct, frozen=True):
+class PublicRoomsFilter(msgspec.Struct, frozen=True):
     """A filter of rooms. A null among the room types stands for rooms without a type."""
 
     generic_search_term: str | None = None
     room_types: Annotated[tuple[str | None, ...], msgspec.Meta(max_length=100)] | None = None
 
 
-class Query(msgspec.Struct, frozen=True):
+class PublicRoomsRequest(msgspec.Struct, frozen=True):
     """A directory query."""
 
     limit: int = 0
     since: str | None = None
-    filter: Filter | None = None
+    filter: PublicRoomsFilter | None = None
     include_all_networks: bool = False
     third_party_instance_id: str | None = None
 
@@ -97,9 +97,9 @@ class Query(msgspec.Struct, frozen=True):
 @endpoint(
     "POST", "/_matrix/federation/v1/publicRooms", auth=ServerAuth.SERVER, resource="federation"
 )
-async def query_public_rooms(answers: QueryAnswers, *, body: Query) -> dict[str, Any]:
+async def query_public_rooms(answers: QueryHandlers, *, body: PublicRoomsRequest) -> dict[str, Any]:
     """Return a page of the filtered directory."""
-    wanted = body.filter or Filter()
+    wanted = body.filter or PublicRoomsFilter()
     return await answers.get_public_rooms(
         DirectoryQuery(
             body.limit,

@@ -4,7 +4,7 @@ import msgspec
 
 from federation.api.endpoint import ServerAuth, endpoint
 from federation.api.request import Peer
-from federation.receiver.transactions import Transactions
+from federation.receiver.transactions import TransactionReceiver
 
 MAX_BODY = 16 << 20
 """Longest body: 50 events of 64 KiB and as much for 100 EDUs, with a reserve."""
@@ -18,7 +18,7 @@ MAX_BODY = 16 << 20
     resource="federation",
 )
 async def send_transaction(
-    transactions: Transactions, peer: Peer, *, txn_id: str, body: bytes
+    transactions: TransactionReceiver, peer: Peer, *, txn_id: str, body: bytes
 ) -> msgspec.Raw:
     """Receive a transaction."""
     return await transactions.receive_body(peer.server_name, txn_id, body)

@@ -10,11 +10,11 @@ class Implementation(msgspec.Struct, frozen=True):
     version: str
 
 
-class Answer(msgspec.Struct, frozen=True):
+class VersionResponse(msgspec.Struct, frozen=True):
     server: Implementation
 
 
 @endpoint("GET", "/_matrix/federation/v1/version", auth=ServerAuth.NONE, resource="federation")
-async def get_implementation(implementation: Implementation) -> Answer:
+async def get_implementation(implementation: Implementation) -> VersionResponse:
     """Return the name and version of the program."""
-    return Answer(implementation)
+    return VersionResponse(implementation)

@@ -47,13 +47,13 @@ from federation.http_client.connector import Connector
 from federation.http_client.errors import ConnectionGone, OutboundError
 from federation.http_client.tls import TlsTrust
 
-MAX_AT_ONCE: Final = 8
+MAX_CONCURRENT_PER_HOST: Final = 8
 """Requests to one host at the same time."""
-MAX_AT_ONCE_IN_ALL: Final = 500
+MAX_CONCURRENT: Final = 500
 MAX_IDLE: Final = 300
-SECONDS_IDLE: Final = 50
+MAX_IDLE_SECONDS: Final = 50
 """Shorter than what other servers and the proxies in front of them usually allow."""
-SECONDS_FRESH: Final = 3.0
+MAX_FRESH_SECONDS: Final = 3.0
 """How long a connection may have been idle for a request that cannot be repeated."""
 REPEATABLE: Final = frozenset({b"GET", b"HEAD", b"PUT", b"DELETE", b"OPTIONS"})
 """Methods that have no further effect when they are repeated: RFC 9110, section 9.2.2."""
@@ -69,7 +69,7 @@ class ConnectionPool:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._hosts: dict[Hashable, _Host] = {}
-        self._requests = DeferredSemaphore(MAX_AT_ONCE_IN_ALL)
+        self._requests = DeferredSemaphore(MAX_CONCURRENT)
         self._idle: dict[GuardedConnection, None] = {}
         """The connection that has been idle for longest is the first."""
 
@@ -178,14 +178,14 @@ class ConnectionPool:
 class _Host(HTTPConnectionPool):
     """The connections to one host."""
 
-    maxPersistentPerHost = MAX_AT_ONCE
-    cachedConnectionTimeout = SECONDS_IDLE
+    maxPersistentPerHost = MAX_CONCURRENT_PER_HOST
+    cachedConnectionTimeout = MAX_IDLE_SECONDS
     retryAutomatically = False
 
     def __init__(self, clock: IReactorTime, key: Hashable) -> None:
         super().__init__(clock)  # type: ignore[no-untyped-call]
         self.key = key
-        self.requests = DeferredSemaphore(MAX_AT_ONCE)
+        self.requests = DeferredSemaphore(MAX_CONCURRENT_PER_HOST)
         self.users = 0
         """The number of requests, with those that wait."""
         self.connections = 0
@@ -244,7 +244,7 @@ class _Attempt:
         self._was_idle = idle_since is not None
         if idle_since is None and not connection.is_open:
             raise ConnectionGone("the connection was closed")
-        is_stale = idle_since is not None and self._clock.seconds() - idle_since > SECONDS_FRESH
+        is_stale = idle_since is not None and self._clock.seconds() - idle_since > MAX_FRESH_SECONDS
         if not connection.is_open or (is_stale and not self._is_repeatable):
             return False
         self.connection = connection

@@ -16,7 +16,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from twisted.web.client import ResponseDone
 
-from federation.http_client.errors import CutOff, OutboundError, TooLong
+from federation.http_client.errors import CancelledResponse, OutboundError, ResponseTooLong
 
 TakeBody = Callable[[int, Mapping[str, str]], Callable[[bytes], None] | None]
 """Called with the status and the headers of a response. Returns a function that receives the body
@@ -25,8 +25,8 @@ Both may raise OutboundError to end the exchange."""
 
 MAX_UNTAKEN_BYTES: Final = 64 << 10
 """Limit of a body that `take` does not want, which is usually an error."""
-FREELY_UNPACKED_BYTES: Final = 16 << 20
-MAX_UNPACKED_TIMES: Final = 50
+MIN_RATIO_CHECK_BYTES: Final = 16 << 20
+MAX_COMPRESSION_RATIO: Final = 50
 """Highest compression ratio beyond FREELY_UNPACKED_BYTES, for a body that is held in memory.
 Events, with their hashes and signatures, reach three or four."""
 PIECE_BYTES: Final = 256 << 10
@@ -112,7 +112,7 @@ class BodyReader(Protocol):
             piece = self._decompressor.decompress(data, PIECE_BYTES)
             self._add(piece)
             if self._is_in_memory and self._size > max(
-                FREELY_UNPACKED_BYTES, self._compressed_size * MAX_UNPACKED_TIMES
+                MIN_RATIO_CHECK_BYTES, self._compressed_size * MAX_COMPRESSION_RATIO
             ):
                 raise OutboundError("the answer is compressed too much", retryable=False)
             data = self._decompressor.unconsumed_tail
@@ -126,11 +126,11 @@ class BodyReader(Protocol):
         self._pass_on(data)
 
     def _too_long(self) -> OutboundError:
-        return TooLong(f"the answer is longer than {self._max_bytes} bytes", self._status)
+        return ResponseTooLong(f"the answer is longer than {self._max_bytes} bytes", self._status)
 
     def _cut_off(self, done: Deferred[bytes]) -> None:
         self._close()
-        done.errback(CutOff(self._status))
+        done.errback(CancelledResponse(self._status))
 
     def _end(self, error: BaseException | None) -> None:
         if isinstance(error, OutboundError):

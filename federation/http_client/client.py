@@ -27,7 +27,7 @@ MAX_URL_CHARS: Final = 8192
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
-class WebAnswer(msgspec.Struct, frozen=True):
+class WebResponse(msgspec.Struct, frozen=True):
     """A complete response, and the URL it came from after redirects.
 
     Header names are in lower case; the last of equal ones wins.
@@ -39,7 +39,7 @@ class WebAnswer(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Web(Protocol):
+class WebClient(Protocol):
     """Sends requests to addresses that are not Matrix servers."""
 
     async def request(
@@ -53,7 +53,7 @@ class Web(Protocol):
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         """As `HttpClient.request`. Raises OutboundError."""
         ...
 
@@ -77,7 +77,7 @@ class HttpClient:
         redirects: int = 0,
         only_https: bool = False,
         take: TakeBody | None = None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         """Send a request, and follow so many redirects, all within so many seconds.
 
         A GET follows redirects with the same headers. For another method, or without
@@ -100,7 +100,7 @@ class HttpClient:
         *,
         max_bytes: int,
         take: TakeBody | None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         """Send one request to a URL that is known to be well-formed. Has no time limit.
 
         Raises OutboundError.
@@ -123,7 +123,7 @@ class HttpClient:
         encoding = found.pop("content-encoding", "")
         reader = BodyReader(response.code, found, encoding, max_bytes=max_bytes, take=take)
         response.deliverBody(reader)
-        return WebAnswer(url, response.code, found, await reader.done)
+        return WebResponse(url, response.code, found, await reader.done)
 
     async def _follow(
         self,
@@ -135,7 +135,7 @@ class HttpClient:
         redirects: int,
         only_https: bool,
         take: TakeBody | None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         while True:
             checked = _check_url(url, only_https)
             answer = await self.exchange(

@@ -21,7 +21,7 @@ from federation.http_client.address_policy import AddressPolicy
 from federation.http_client.connection import GuardedConnection, GuardFactory
 from federation.http_client.errors import OutboundError
 from federation.http_client.proxy import Proxy, Tunnel, TunnelFactory
-from federation.http_client.resolver import NameNotFound, Names
+from federation.http_client.resolver import NameNotFound, NameResolver
 from federation.http_client.tls import TlsName
 
 SECONDS_BETWEEN = 0.25
@@ -36,7 +36,7 @@ class Connector:
         self,
         tcp: IReactorTCP,
         clock: IReactorTime,
-        names: Names,
+        names: NameResolver,
         addresses: AddressPolicy,
         proxy: Proxy | None = None,
     ) -> None:
@@ -60,7 +60,7 @@ class Connector:
         if tls is not None:
             guards = TLSMemoryBIOFactory(tls, True, guards, self._clock)
             guards.noisy = False
-        if tls is not None and self._proxy is not None and self._proxy.serves(host):
+        if tls is not None and self._proxy is not None and self._proxy.is_used_for(host):
             connected = await self._connect_through(self._proxy, host, port, guards)
         else:
             addresses = self._allowed([host] if _is_address(host) else await self._look_up(host))

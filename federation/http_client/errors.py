@@ -16,7 +16,7 @@ class OutboundError(Exception):
         self.status = status
 
 
-class TooLong(OutboundError):
+class ResponseTooLong(OutboundError):
     """The answer is longer than the limit."""
 
     def __init__(self, text: str, status: int) -> None:
@@ -28,7 +28,7 @@ class ConnectionGone(OutboundError):
     request."""
 
 
-class CutOff(CancelledError):
+class CancelledResponse(CancelledError):
     """The request was cancelled after the head of the answer was received, with this status."""
 
     def __init__(self, status: int) -> None:

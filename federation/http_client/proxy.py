@@ -36,7 +36,7 @@ class Proxy(msgspec.Struct, frozen=True):
     """Hosts that are connected to directly: names with their subdomains, addresses, networks, or
     `*`."""
 
-    def serves(self, host: str) -> bool:
+    def is_used_for(self, host: str) -> bool:
         """Return whether requests to a host go through the proxy.
 
         `host`: a name, or an address without brackets.

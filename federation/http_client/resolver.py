@@ -29,27 +29,27 @@ class NameNotFound(Exception):
     """The name does not exist, or the look-up failed."""
 
 
-class Services(msgspec.Struct, frozen=True):
+class SrvRecords(msgspec.Struct, frozen=True):
     """The SRV records of a name, if it has any, and their time to live in seconds."""
 
     records: tuple[Service, ...]
     seconds: float
 
 
-class Names(Protocol):
+class NameResolver(Protocol):
     """Looks up names."""
 
     async def lookup_addresses(self, host: str) -> Sequence[str]:
         """Return IPv4 and IPv6 addresses, best first. Raises NameNotFound."""
         ...
 
-    async def lookup_services(self, name: str) -> Services:
+    async def lookup_services(self, name: str) -> SrvRecords:
         """Return the SRV records of `_service._tcp.host`. Raises NameNotFound if no name server
         answers."""
         ...
 
 
-class SystemNames:
+class SystemNameResolver:
     """Looks up names as this machine does."""
 
     def __init__(
@@ -79,14 +79,14 @@ class SystemNames:
         except (OSError, UnicodeError) as error:
             raise NameNotFound(f"{host} has no address: {error}") from error
 
-    async def lookup_services(self, name: str) -> Services:
+    async def lookup_services(self, name: str) -> SrvRecords:
         _check(name)
         try:
             answers, _authority, _additional = await self._resolver.lookupService(
                 name, timeout=SRV_SECONDS
             )
         except DNSNameError:
-            return Services((), 300)
+            return SrvRecords((), 300)
         except (DomainError, ResolverError) as error:
             raise NameNotFound(f"no SRV records of {name}: {type(error).__name__}") from error
         found = [each for each in answers if isinstance(each.payload, Record_SRV)][:MAX_SERVICES]
@@ -99,7 +99,7 @@ class SystemNames:
             )
             for each in found
         )
-        return Services(records, min((each.ttl for each in found), default=300))
+        return SrvRecords(records, min((each.ttl for each in found), default=300))
 
 
 def _check(name: str) -> None:

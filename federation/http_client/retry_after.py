@@ -8,9 +8,9 @@ from typing import Final
 
 from federation.protocol.http_dates import read_http_date
 
-MOST_DIGITS: Final = 9
+MAX_DIGITS: Final = 9
 """Of a number of seconds; a longer number is ignored."""
-MOST_SECONDS: Final = 10**MOST_DIGITS - 1
+MAX_SECONDS: Final = 10**MAX_DIGITS - 1
 
 
 def read_retry_after(headers: Mapping[str, str], now: float) -> int:
@@ -21,9 +21,9 @@ def read_retry_after(headers: Mapping[str, str], now: float) -> int:
     """
     text = headers.get("retry-after", "")
     if text.isascii() and text.isdecimal():
-        return int(text) * 1000 if len(text) <= MOST_DIGITS else 0
+        return int(text) * 1000 if len(text) <= MAX_DIGITS else 0
     until = read_http_date(text)
     if until is None:
         return 0
     said = read_http_date(headers.get("date", ""))
-    return int(min(max(until - (now if said is None else said), 0), MOST_SECONDS) * 1000)
+    return int(min(max(until - (now if said is None else said), 0), MAX_SECONDS) * 1000)

@@ -7,7 +7,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from federation.http_client.errors import CutOff, OutboundError
+from federation.http_client.errors import CancelledResponse, OutboundError
 
 T = TypeVar("T")
 
@@ -19,7 +19,7 @@ async def within(clock: IReactorTime, seconds: float, work: Coroutine[Deferred[A
         if not isinstance(result, Failure):
             return result
         cause = result.value
-        status = cause.status if isinstance(cause, CutOff | OutboundError) else None
+        status = cause.status if isinstance(cause, CancelledResponse | OutboundError) else None
         raise OutboundError(f"it did not answer within {seconds:g} seconds", status=status)
 
     return await Deferred.fromCoroutine(work).addTimeout(seconds, clock, end)

@@ -15,11 +15,11 @@ from zope.interface import implementer
 from federation.http_client.agent import ConnectionPool
 from federation.http_client.client import HttpClient
 from federation.http_client.connector import Connector
-from federation.http_client.errors import OutboundError, TooLong
+from federation.http_client.errors import OutboundError, ResponseTooLong
 from federation.http_client.time_limit import within
 from federation.http_client.tls import TlsTrust
 from federation.peers.routes import Routes
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.discovery import Route
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName, is_server_name
@@ -74,7 +74,7 @@ class FederationAgent:
                 return await self._connector.connect(hop.host, hop.port, tls, factory)
             except OutboundError as error:
                 failure = error
-        self._routes.doubt(destination)
+        self._routes.invalidate(destination)
         raise failure
 
 
@@ -85,7 +85,7 @@ class HttpWire:
         self._clock = clock
         self._client = HttpClient(clock, agent)
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         """Send a request and return the response. Raises RemoteError."""
         try:
             if not is_server_name(destination):  # identifiers in events may contain such names
@@ -99,8 +99,8 @@ class HttpWire:
                 take=request.take,
             )
             answer = await within(self._clock, request.seconds, work)
-        except TooLong as error:
+        except ResponseTooLong as error:
             raise AnswerTooLong(destination, str(error)) from error
         except OutboundError as error:
             raise RemoteError(destination, str(error), retryable=error.retryable) from error
-        return WireAnswer(answer.status, answer.headers, answer.body)
+        return WireResponse(answer.status, answer.headers, answer.body)

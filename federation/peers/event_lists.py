@@ -19,16 +19,16 @@ from federation.protocol.dense_json import MOST_VALUES, STRING_OR_REST
 from federation.protocol.errors import BadJson
 from federation.protocol.events import MAX_PDU_BYTES
 
-PIECE: Final = 1 << 20
+BYTES_PER_TURN: Final = 1 << 20
 """Bytes between two turns of the reactor, which take some milliseconds."""
-READ_AT_ONCE: Final = 256 << 10
+PARSED_BYTES_PER_TURN: Final = 256 << 10
 """Bytes that are parsed between two turns of the reactor. As empty objects they take some
 milliseconds."""
-MAX_EVENT: Final = 512 << 10
+MAX_EVENT_BYTES: Final = 512 << 10
 """Longest event in bytes: a multiple of the size limit, as JSON can be written in many ways."""
-MAX_REST: Final = 1 << 20
+MAX_REST_BYTES: Final = 1 << 20
 """Bytes outside the lists."""
-FURTHER: Final = 100
+MAX_OTHER_VALUES: Final = 100
 """Values that the outermost object and the lists may hold besides events."""
 _STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
 _PLAIN: Final = rb'[^\]\[{}"]++|' + _STRING
@@ -50,11 +50,11 @@ _BEGIN: Final = re.compile(rb'[\]\[{}"]')
 _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 
 
-class Turns:
+class Yielder:
     """Lets the reactor run after a certain amount of parsing."""
 
-    def __init__(self, clock: IReactorTime, at_once: int = READ_AT_ONCE) -> None:
-        """`at_once`: bytes between two turns of the reactor."""
+    def __init__(self, clock: IReactorTime, at_once: int = PARSED_BYTES_PER_TURN) -> None:
+        """`max_concurrent`: bytes between two turns of the reactor."""
         self._clock = clock
         self._at_once = at_once
         self._done = 0
@@ -67,14 +67,14 @@ class Turns:
             self._done = 0
 
 
-class TooMany(ValueError):
+class TooManyEvents(ValueError):
     """A response holds too many events."""
 
 
-class Lists(msgspec.Struct, frozen=True):
+class SplitResponse(msgspec.Struct, frozen=True):
     """A response with its lists split off."""
 
-    found: Mapping[str, Sequence[msgspec.Raw]]
+    lists: Mapping[str, Sequence[msgspec.Raw]]
     """The objects in each list, in order."""
     rest: bytes
     """The response with these lists empty."""
@@ -86,8 +86,8 @@ async def split_lists(
     most: int,
     clock: IReactorTime,
     *,
-    longest: int = MAX_EVENT,
-) -> Lists:
+    longest: int = MAX_EVENT_BYTES,
+) -> SplitResponse:
     """Return the objects in these lists of a response.
 
     Values other than objects are skipped, and a missing list is empty. `longest`: bytes of one
@@ -101,18 +101,18 @@ async def split_lists(
     outside: list[memoryview] = []
     begun, size = 0, 0
     name, count = b"", 0
-    at, pause_at = _find(body, 0), PIECE
+    at, pause_at = _find(body, 0), BYTES_PER_TURN
     if body[at : at + 1] != b"{":
         raise ValueError("it is no JSON object")
     at += 1
     while True:
         at = _find(body, at)
         if at >= pause_at:
-            pause_at = at + PIECE
+            pause_at = at + BYTES_PER_TURN
             await _pause(clock)
         count += 1
-        if count > most + FURTHER:
-            raise TooMany(f"it has more than {most} events")
+        if count > most + MAX_OTHER_VALUES:
+            raise TooManyEvents(f"it has more than {most} events")
         byte = body[at] if at < len(body) else None
         if byte == _QUOTE:
             end = _end_of_string(body, at)
@@ -128,9 +128,9 @@ async def split_lists(
             if into is not None and byte == _OPEN:
                 into.append(msgspec.Raw(view[at:end]))
         elif byte == _CLOSE and into is None and not body[at + 1 :].strip():
-            if size + at + 1 - begun > MAX_REST:
+            if size + at + 1 - begun > MAX_REST_BYTES:
                 raise ValueError("it has too much data besides its events")
-            return Lists(found, b"".join([*outside, view[begun : at + 1]]))
+            return SplitResponse(found, b"".join([*outside, view[begun : at + 1]]))
         else:
             raise ValueError("it is no JSON object")
         at = end
@@ -143,7 +143,7 @@ def _find(body: bytes, at: int) -> int:
 
 
 def _end_of_string(body: bytes, at: int) -> int:
-    token = _WHOLE_STRING.match(body, at, at + MAX_EVENT)
+    token = _WHOLE_STRING.match(body, at, at + MAX_EVENT_BYTES)
     if token is None:
         raise ValueError("it has a string that is too long or unterminated")
     return token.end()
@@ -157,7 +157,7 @@ def is_one_object(body: bytes) -> bool:
         return False
 
 
-def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
+def parse_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
     """Parse a piece. Return an empty mapping if it is no object or nests too deeply."""
     try:
         value = msgspec.json.decode(piece)
@@ -167,12 +167,14 @@ def read_piece(piece: bytes | msgspec.Raw) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_event(piece: msgspec.Raw) -> Mapping[str, Any]:
-    """Parse a piece as `read_piece`. Return an empty mapping if it is longer than any event."""
+def parse_event_piece(piece: msgspec.Raw) -> Mapping[str, Any]:
+    """Parse a piece as `parse_piece`. Return an empty mapping if it is longer than any event."""
     length = len(memoryview(piece))
-    if length > MAX_EVENT or (length > MAX_PDU_BYTES and bytes(piece).count(b",") > MAX_PDU_BYTES):
+    if length > MAX_EVENT_BYTES or (
+        length > MAX_PDU_BYTES and bytes(piece).count(b",") > MAX_PDU_BYTES
+    ):
         return {}
-    event = read_piece(piece)
+    event = parse_piece(piece)
     return (
         event
         if length <= MAX_PDU_BYTES or len(msgspec.json.encode(event)) <= 2 * MAX_PDU_BYTES

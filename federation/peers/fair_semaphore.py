@@ -32,7 +32,7 @@ MAX_SLOW_KEYS: Final = 10_000
 K = TypeVar("K", bound=Hashable)
 
 
-class Waits(msgspec.Struct, frozen=True):
+class WaitLimits(msgspec.Struct, frozen=True):
     """Time limits of a semaphore, in seconds."""
 
     clock: IReactorTime
@@ -53,7 +53,7 @@ class FairSemaphore(Generic[K]):
         max_waiting: int | None = None,
         max_waiting_per_key: int | Callable[[K], int | None] | None = None,
         refusal: Callable[[K | None], MatrixError] = lambda _key: LimitExceeded(),
-        waits: Waits | None = None,
+        waits: WaitLimits | None = None,
     ) -> None:
         """`permits_per_key`: a share, or a function of the key; call `recheck` when it rises.
 
@@ -86,7 +86,7 @@ class FairSemaphore(Generic[K]):
         return self._free
 
     @property
-    def waiting_in_all(self) -> int:
+    def total_waiting(self) -> int:
         """The number of waiters."""
         return self._waiting_in_all
 

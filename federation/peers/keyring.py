@@ -35,7 +35,7 @@ from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.server_keys import SERVERS_AT_ONCE, RemoteServerKeys
+from federation.peers.server_keys import SERVERS_PER_QUERY, ServerKeyClient
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     BadEvent,
@@ -56,25 +56,30 @@ from federation.protocol.key_documents import (
     valid_keys,
 )
 from federation.protocol.signing import are_signatures_valid, is_signed_by, signatures_of
-from storage.federation.server_keys import MOST_KEYS, ServerKeyStore, StoredDocument, StoredKey
+from storage.federation.server_keys import (
+    MAX_STORED_KEYS,
+    ServerKeyStore,
+    StoredDocument,
+    StoredKey,
+)
 
-AT_ONCE = 30
+MAX_CONCURRENT = 30
 """Servers that are asked at the same time."""
-AT_DOOR = 20
+MAX_CONCURRENT_UNAUTHENTICATED = 20
 """Unauthenticated servers that are asked at the same time."""
-MOST_AT_DOOR = 70
+MAX_WAITING_UNAUTHENTICATED = 70
 """Requests that wait for keys of such servers, each held in memory. Further ones are refused."""
 NO_ADDRESS = ""
 """The address of requests to us as a notary. They all share the slots of one address."""
-MANY = 10
+NOTARIES_FIRST_FROM = 10
 """From this number of servers on the notaries are asked first."""
 RETRIES = BackoffSchedule(5_000, 300_000)
-REST_MS = 5_000
+REFETCH_PAUSE_MS = 5_000
 """Time after an answer in which a server is not asked for further keys."""
-MAX_REMEMBERED = 10_000
+MAX_CACHED = 10_000
 """Servers whose keys, or whose failures, are held in memory."""
 
-Wanted = Mapping[ServerName, Mapping[KeyID, int]]
+WantedKeys = Mapping[ServerName, Mapping[KeyID, int]]
 """Keys, and the time at which each has to have been valid, in milliseconds."""
 
 
@@ -113,7 +118,7 @@ class Keyring:
 
     def __init__(
         self,
-        remote: RemoteServerKeys,
+        remote: ServerKeyClient,
         store: ServerKeyStore,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -134,26 +139,28 @@ class Keyring:
         self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
         self._known: dict[ServerName, _Known] = {}
         self._lacking: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, RETRIES, max_remembered=MAX_REMEMBERED
+            now_ms, RETRIES, max_records=MAX_CACHED
         )
         """Servers whose keys neither they nor a notary could provide."""
         self._recently_fetched: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, max_remembered=MAX_REMEMBERED
+            now_ms, max_records=MAX_CACHED
         )
         """Servers that have just answered with their keys."""
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
         """Servers that asked us to wait."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
-        self._fetch_slots = DeferredSemaphore(AT_ONCE)
+        self._fetch_slots = DeferredSemaphore(MAX_CONCURRENT)
         self._unauthenticated: FairSemaphore[_Party] = FairSemaphore(
-            MOST_AT_DOOR,
+            MAX_WAITING_UNAUTHENTICATED,
             lambda _party: self._unauthenticated.free,
             refusal=lambda _party: LimitExceeded(
                 "Too many unknown servers at the moment", retry_after_ms=RETRIES.first_ms
             ),
         )
         """Requests from unauthenticated servers that wait for keys."""
-        self._unauthenticated_fetch_slots: FairSemaphore[str] = FairSemaphore(AT_DOOR, AT_DOOR // 2)
+        self._unauthenticated_fetch_slots: FairSemaphore[str] = FairSemaphore(
+            MAX_CONCURRENT_UNAUTHENTICATED, MAX_CONCURRENT_UNAUTHENTICATED // 2
+        )
         """Key requests to such servers, by registered domain."""
 
     async def get_keys(
@@ -163,7 +170,7 @@ class Keyring:
         wanted = dict.fromkeys(key_ids, valid_at_ms)
         return valid_keys((await self._find({server: wanted}))[server].keys, wanted)
 
-    async def get_keys_of_caller(
+    async def get_keys_of_unauthenticated(
         self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int, address: str
     ) -> Mapping[KeyID, bytes]:
         """Return keys as `get_keys`, for a request whose signature is not checked yet.
@@ -192,7 +199,7 @@ class Keyring:
             )
         ]
 
-    async def prepare(self, events: Iterable[Event]) -> None:
+    async def prefetch(self, events: Iterable[Event]) -> None:
         """Load the keys for these events: one read, and concurrent requests to servers.
 
         Call it before the events are checked one after the other. Keys that cannot be fetched are
@@ -244,11 +251,11 @@ class Keyring:
     # ---- finding
 
     async def _find(
-        self, wanted: Wanted, *, caller: str | None = None
+        self, wanted: WantedKeys, *, caller: str | None = None
     ) -> Mapping[ServerName, _Known]:
         """Return the known keys of each server, after fetching those that are missing.
 
-        `caller`: the network address of a request by the one server in `wanted`, whose present keys
+        `caller`: the network address of a request by the one server in `require_parameter`, whose present keys
         are needed. A server that has just answered is not asked again for these. Raises
         LimitExceeded if too many such requests wait.
         """
@@ -324,10 +331,10 @@ class Keyring:
 
     # ---- fetching
 
-    async def _fetch_all(self, lacking: Wanted, at_door: bool) -> None:
+    async def _fetch_all(self, lacking: WantedKeys, at_door: bool) -> None:
         lacking = {server: keys for server, keys in lacking.items() if not self._is_paused(server)}
         left = lacking
-        if self._notaries and len(left) >= MANY:
+        if self._notaries and len(left) >= NOTARIES_FIRST_FROM:
             await self._ask_notaries(left)
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         asked = [server for server in left if self._may_ask(server)]
@@ -335,7 +342,7 @@ class Keyring:
             [self._fetches.run(server, self._fetching(server, at_door)) for server in asked]
         )
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
-        if left and self._notaries and len(lacking) < MANY:
+        if left and self._notaries and len(lacking) < NOTARIES_FIRST_FROM:
             await self._ask_notaries(left)
         for server, keys in lacking.items():
             if self._lacks(server, keys):
@@ -368,19 +375,21 @@ class Keyring:
                 self._unauthenticated_fetch_slots.release(domain)
             else:
                 self._fetch_slots.release()
-        self._recently_fetched.pause(server, REST_MS)
+        self._recently_fetched.pause(server, REFETCH_PAUSE_MS)
         await self._store_document(document)
         return True
 
-    async def _ask_notaries(self, wanted: Wanted) -> None:
+    async def _ask_notaries(self, wanted: WantedKeys) -> None:
         """Ask the notaries one after the other for the keys that are still missing."""
         for notary in self._notaries:
             names = [server for server, keys in wanted.items() if self._lacks(server, keys)]
-            for start in range(0, len(names), SERVERS_AT_ONCE):
-                part = {server: wanted[server] for server in names[start : start + SERVERS_AT_ONCE]}
+            for start in range(0, len(names), SERVERS_PER_QUERY):
+                part = {
+                    server: wanted[server] for server in names[start : start + SERVERS_PER_QUERY]
+                }
                 await self._ask_notary(notary, part)
 
-    async def _ask_notary(self, notary: Notary, wanted: Wanted) -> None:
+    async def _ask_notary(self, notary: Notary, wanted: WantedKeys) -> None:
         if self._backoff.left_ms(notary.server_name):
             return
         try:
@@ -457,7 +466,7 @@ class Keyring:
     ) -> None:
         self._known.pop(server, None)
         self._known[server] = _Known(keys, valid_until, (fetched_at + valid_until) // 2)
-        if len(self._known) > MAX_REMEMBERED:
+        if len(self._known) > MAX_CACHED:
             del self._known[next(iter(self._known))]
 
     def _log_failure(self, failure: Failure) -> None:
@@ -471,7 +480,7 @@ def _stored(key: VerifyKey) -> StoredKey:
 def _with_latest(
     keys: Mapping[KeyID, VerifyKey], others: Mapping[KeyID, VerifyKey]
 ) -> dict[KeyID, VerifyKey]:
-    """Return the keys and the longest-valid ones of `others`, at most `MOST_KEYS` in all.
+    """Return the keys and the longest-valid ones of `others`, at most `MAX_STORED_KEYS` in all.
 
     The store does the same.
     """
@@ -479,7 +488,7 @@ def _with_latest(
         ((key_id, key) for key_id, key in others.items() if key_id not in keys),
         key=lambda each: (-each[1].valid_until_ms, each[0]),
     )
-    return {**keys, **dict(left[: max(0, MOST_KEYS - len(keys))])}
+    return {**keys, **dict(left[: max(0, MAX_STORED_KEYS - len(keys))])}
 
 
 _NOTHING = _Known({}, 0, 1 << 60)

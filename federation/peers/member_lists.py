@@ -18,11 +18,11 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.http_client.errors import OutboundError
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.peers.signed_list import (
-    ListTrust,
+    MemberListTrust,
     check_time,
-    read_list_of_any_time,
+    read_possibly_expired_list,
     read_signed_list,
 )
 from federation.protocol.member_list import BadMemberList, MemberList
@@ -34,35 +34,35 @@ Fetch = Callable[[str], Awaitable[bytes]]
 """Fetches a URL. Raises OutboundError."""
 
 
-class ListObserver(Protocol):
+class MemberListObserver(Protocol):
     """Counts the results of refreshing."""
 
     def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
         """Record a refresh. `expires`: the expiry of the list in force in seconds, or None."""
 
 
-class ListSource(msgspec.Struct, frozen=True):
+class MemberListSource(msgspec.Struct, frozen=True):
     """The place of the list, one of `url` and `path`, and the keys that may sign it."""
 
     url: str | None
     path: Path | None
-    trust: ListTrust
+    trust: MemberListTrust
     refresh_seconds: float
     """Time between two refreshes."""
 
 
-class MemberLists:
+class MemberListRefresher:
     """Refreshes the list. For the reactor thread."""
 
     _log = Logger()
 
     def __init__(
         self,
-        source: ListSource | None,
+        source: MemberListSource | None,
         store: SignedDocumentStore,
-        policy: Policy,
+        policy: FederationPolicy,
         fetch: Fetch,
-        observer: ListObserver,
+        observer: MemberListObserver,
         now: Callable[[], float],
     ) -> None:
         """`source`: None if the federation has no list. `now`: a clock in seconds."""
@@ -87,7 +87,7 @@ class MemberLists:
             self._take(self._source, stored.document)
         await self.refresh()
 
-    async def change(self, source: ListSource | None) -> None:
+    async def change(self, source: MemberListSource | None) -> None:
         """Use another source, or none. The list in force must be valid for the new trust too."""
         self._source = source
         document, self._latest, self._document = self._document, None, b""
@@ -145,19 +145,19 @@ class MemberLists:
         self._notify_observer(is_good=True)
         return True
 
-    async def _read(self, source: ListSource) -> bytes:
+    async def _read(self, source: MemberListSource) -> bytes:
         if source.url is not None:
             return await self._fetch(source.url)
         assert source.path is not None  # the configuration was checked
         return source.path.read_bytes()
 
-    def _take(self, source: ListSource, document: bytes) -> bool:
+    def _take(self, source: MemberListSource, document: bytes) -> bool:
         """Put a list in force until it expires. Return False if it is not good.
 
         An expired list still counts as the latest, so that no older one replaces it.
         """
         try:
-            members = read_list_of_any_time(document, source.trust, self._now())
+            members = read_possibly_expired_list(document, source.trust, self._now())
         except BadMemberList as error:
             self._log.warn(
                 "the stored list of the federation's members is not used: {error}",
@@ -172,7 +172,7 @@ class MemberLists:
         """Return the time until the latest list expires, or 0 if there is none."""
         return 0.0 if self._latest is None else self._latest.expires - self._now()
 
-    def _warn_of_end(self, source: ListSource) -> None:
+    def _warn_of_end(self, source: MemberListSource) -> None:
         """Warn once near the expiry, and once after it."""
         members, left = self._latest, self._seconds_left()
         if members is None or left > source.refresh_seconds:

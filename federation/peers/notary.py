@@ -15,8 +15,8 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
-from federation.peers.own_keys import OwnKeys
-from federation.peers.policy import Policy
+from federation.peers.own_keys import PublishedServerKeys
+from federation.peers.policy import FederationPolicy
 from federation.peers.token_buckets import Rate, TokenBuckets
 from federation.protocol.errors import TooLarge
 from federation.protocol.ids import KeyID, ServerName, is_server_name
@@ -25,11 +25,11 @@ from storage.federation.server_keys import ServerKeyStore, StoredDocument
 
 MAX_SERVERS = 200
 """Servers in one request."""
-FETCHES_A_QUESTION = 10
-FETCHES_AT_ONCE = 200
-FETCHES_A_SECOND = 2.0
+MAX_FETCHES_PER_REQUEST = 10
+FETCH_BURST = 200
+FETCHES_PER_SECOND = 2.0
 """Fetches on behalf of others: in a burst, and in the long run."""
-ANSWER_BYTES = 1 << 20
+MAX_RESPONSE_BYTES = 1 << 20
 """A usual document has about a thousand bytes. Anybody may ask, and may have published long ones
 first."""
 
@@ -41,16 +41,16 @@ Criteria = Mapping[str, Mapping[str, int | None]]
 now. An empty id: all keys."""
 
 
-class KeyNotary:
+class KeyNotaryService:
     """Returns keys of other servers. For the reactor thread."""
 
     def __init__(
         self,
         keyring: Keyring,
         store: ServerKeyStore,
-        own_keys: OwnKeys,
+        own_keys: PublishedServerKeys,
         identity: ServerIdentity,
-        policy: Policy,
+        policy: FederationPolicy,
         now_ms: Callable[[], int],
     ) -> None:
         self._keyring = keyring
@@ -59,14 +59,12 @@ class KeyNotary:
         self._identity = identity
         self._policy = policy
         self._now_ms = now_ms
-        self._fetches = TokenBuckets(
-            lambda: now_ms() / 1000, Rate(FETCHES_A_SECOND, FETCHES_AT_ONCE)
-        )
+        self._fetches = TokenBuckets(lambda: now_ms() / 1000, Rate(FETCHES_PER_SECOND, FETCH_BURST))
 
     async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
         """Return key documents of servers, with our signature added.
 
-        Unknown servers are left out, and so are documents beyond `ANSWER_BYTES`. Raises TooLarge
+        Unknown servers are left out, and so are documents beyond `MAX_RESPONSE_BYTES`. Raises TooLarge
         for too many servers.
         """
         if len(criteria) > MAX_SERVERS:
@@ -83,13 +81,13 @@ class KeyNotary:
         ]
         stored = await self._store.get_documents(names)
         outdated = [name for name in names if self._is_outdated(stored.get(name), criteria[name])]
-        asked = [name for name in outdated[:FETCHES_A_QUESTION] if self._may_fetch()]
+        asked = [name for name in outdated[:MAX_FETCHES_PER_REQUEST] if self._may_fetch()]
         if asked:
             await gatherResults(
                 [Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked]
             )
             stored = {**stored, **await self._store.get_documents(asked)}
-        left = ANSWER_BYTES
+        left = MAX_RESPONSE_BYTES
         for name in names:
             if name in stored and len(stored[name].document) <= left:
                 documents.append(self._sign(stored[name]))

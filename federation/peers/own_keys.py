@@ -14,7 +14,7 @@ from federation.protocol.ids import KeyID
 from federation.protocol.signing import encode_base64, sign_json
 
 
-class OwnKeys:
+class PublishedServerKeys:
     """Builds the key document."""
 
     def __init__(

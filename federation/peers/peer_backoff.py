@@ -22,11 +22,11 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
-from federation.peers.requests import asked_wait_ms
-from federation.peers.wire import Wire, WireAnswer, WireRequest
+from federation.peers.requests import get_retry_after_ms
+from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 
-MAX_REMEMBERED: Final = 1000
+MAX_RECORDS: Final = 1000
 
 K = TypeVar("K", bound=Hashable)
 
@@ -46,12 +46,12 @@ class PeerBackoff(Generic[K]):
         now_ms: Callable[[], int],
         schedule: BackoffSchedule | None = None,
         *,
-        max_remembered: int = MAX_REMEMBERED,
+        max_records: int = MAX_RECORDS,
     ) -> None:
         """`schedule`: of failures. None: only requests to wait cause a pause."""
         self._now_ms = now_ms
         self._schedule = schedule
-        self._max_remembered = max_remembered
+        self._max_remembered = max_records
         self._failing: OrderedDict[K, _Failing] = OrderedDict()
         self._answered: OrderedDict[K, int] = OrderedDict()
 
@@ -63,7 +63,7 @@ class PeerBackoff(Generic[K]):
         since = now if asked_at_ms is None else asked_at_ms
         if self._answered.get(key, since) > since:
             return
-        wait_ms = 0 if failure is None else asked_wait_ms(failure)
+        wait_ms = 0 if failure is None else get_retry_after_ms(failure)
         before = self._failing.get(key)
         if wait_ms:
             self._record(
@@ -108,14 +108,14 @@ class PeerBackoff(Generic[K]):
             self._failing.popitem(last=False)
 
 
-class RecordingWire:
+class BackoffWire:
     """A wire that records which servers answer."""
 
     def __init__(self, wire: Wire, backoff: PeerBackoff[ServerName]) -> None:
         self._wire = wire
         self._backoff = backoff
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         """Exchange as the wrapped wire. Raises RemoteError."""
         answer = await self._wire.exchange(destination, request)
         self._backoff.record_answer(destination)

@@ -20,7 +20,7 @@ from federation.peers.token_buckets import Rate, TokenBuckets
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
 
-MAX_REMEMBERED: Final = 5_000
+MAX_COUNTED: Final = 5_000
 """Servers whose requests are counted."""
 
 
@@ -28,11 +28,11 @@ class PeerLimits(msgspec.Struct, frozen=True):
     """The bounds for one server. Times are in seconds."""
 
     window: float
-    asks_in_window: int
+    requests_per_window: int
     """Further requests are delayed until the server sends fewer. 0: each request is delayed."""
     delay: float
-    most_waiting: int
-    at_once: int
+    max_waiting: int
+    max_concurrent: int
 
 
 class PeerQueue:
@@ -41,16 +41,18 @@ class PeerQueue:
     def __init__(self, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock
         self._limits = limits
-        asks = max(limits.asks_in_window, 1)
+        asks = max(limits.requests_per_window, 1)
         rate = Rate(asks / limits.window, asks)  # a bucket refills in a window
-        self._buckets = TokenBuckets(clock.seconds, rate, max_buckets=MAX_REMEMBERED)
+        self._buckets = TokenBuckets(clock.seconds, rate, max_buckets=MAX_COUNTED)
         self._delayed: Counter[ServerName] = Counter()
-        self._semaphore: FairSemaphore[ServerName] = FairSemaphore(sys.maxsize, limits.at_once)
+        self._semaphore: FairSemaphore[ServerName] = FairSemaphore(
+            sys.maxsize, limits.max_concurrent
+        )
 
     async def enter(self, server: ServerName) -> None:
         """Wait until the request may be served. Raises LimitExceeded."""
         if self._delayed[server] + self._semaphore.waiting(server) >= max(
-            self._limits.most_waiting, 1
+            self._limits.max_waiting, 1
         ):
             raise LimitExceeded(retry_after_ms=max(1, int(self._limits.window * 1000)))
         if self._exceeds_rate(server) and self._limits.delay > 0:
@@ -61,7 +63,7 @@ class PeerQueue:
         """Release the slot of a served request and admit the next one."""
         self._semaphore.release(server)
 
-    def count_remembered(self) -> int:
+    def count_servers(self) -> int:
         """Return the number of servers whose requests are counted."""
         return len(self._buckets)
 
@@ -74,7 +76,7 @@ class PeerQueue:
         wait = self._buckets.wait(server)
         if wait < self._limits.window:
             self._buckets.take(server)
-        return wait > 0 or not self._limits.asks_in_window
+        return wait > 0 or not self._limits.requests_per_window
 
     async def _delay(self, server: ServerName) -> None:
         self._delayed[server] += 1

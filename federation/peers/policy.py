@@ -23,13 +23,13 @@ from federation.protocol.ids import KeyID, ServerName, domain_of, host_of
 from federation.protocol.member_list import Member, MemberList, Right, right_of
 from storage.cache import LRU
 
-SECONDS_BETWEEN_LINES: Final = 3600.0
+SIMULATION_LOG_SECONDS: Final = 3600.0
 """Time in which one server is logged once, if refusals are only simulated."""
-MAX_NAMED: Final = 10_000
+MAX_LOGGED: Final = 10_000
 _NO_KEYS: Final[Mapping[KeyID, bytes]] = {}
 
 
-class BadPattern(ValueError):
+class InvalidPattern(ValueError):
     """An invalid pattern for server names."""
 
 
@@ -93,7 +93,7 @@ def make_rules(
     )
 
 
-class Policy:
+class FederationPolicy:
     """Holds the policy in force."""
 
     _log = Logger()
@@ -104,7 +104,7 @@ class Policy:
         self._rules = rules
         self._seconds = seconds
         self._members: MemberList | None = None
-        self._logged: LRU[tuple[str, Right | None], float] = LRU(max_entries=MAX_NAMED)
+        self._logged: LRU[tuple[str, Right | None], float] = LRU(max_entries=MAX_LOGGED)
         self._listeners: list[Callable[[], None]] = []
         self._watchers: list[Callable[[ServerName], None]] = []
 
@@ -112,7 +112,7 @@ class Policy:
         """Call this when the rules or the list have changed: other servers may be allowed now."""
         self._listeners.append(listener)
 
-    def watch_turned_away(self, watcher: Callable[[ServerName], None]) -> None:
+    def watch_refused(self, watcher: Callable[[ServerName], None]) -> None:
         """Call this with the name of each server whose request is refused.
 
         The name is taken from the request, and its signature was not checked.
@@ -257,7 +257,7 @@ class Policy:
             server=server,
             refusal=refusal,
         )
-        self._logged.put(key, now + SECONDS_BETWEEN_LINES)
+        self._logged.put(key, now + SIMULATION_LOG_SECONDS)
 
 
 def _find_pattern_refusal(rules: PolicyRules, server: ServerName) -> str | None:
@@ -279,5 +279,5 @@ def _check(expression: str, pattern: str) -> str:
     try:
         re.compile(expression)
     except re.error as error:
-        raise BadPattern(f"{pattern} is no valid regular expression: {error}") from error
+        raise InvalidPattern(f"{pattern} is no valid regular expression: {error}") from error
     return expression

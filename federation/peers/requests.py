@@ -18,8 +18,8 @@ import msgspec
 from federation.http_client.body import TakeBody
 from federation.http_client.retry_after import read_retry_after
 from federation.peers.identity import ServerIdentity
-from federation.peers.policy import Policy
-from federation.peers.wire import Wire, WireAnswer, WireRequest
+from federation.peers.policy import FederationPolicy
+from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.canonical_json import (
     MAX_DEPTH,
     check_text_depth,
@@ -31,18 +31,18 @@ from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.request_signing import make_authorization
 
-JSON_BYTES = 10 << 20
+MAX_JSON_BYTES = 10 << 20
 """Longest response, unless a call expects more."""
 MAX_ERROR_BYTES = 64 << 10
 """Longest error body that is parsed. Parsed JSON may take twenty times its size."""
-LONG_BYTES, MOST_VALUES = 1 << 20, 1_500_000
+LONG_JSON_BYTES, MAX_VALUES = 1 << 20, 1_500_000
 """A response that is longer and parsed at once may hold this many strings, commas and brackets.
 Keys of users have fewer in 16 MiB."""
-MOST_OPENINGS = 200_000
+MAX_OPENINGS = 200_000
 """Lists and objects in a response that nests too deeply. Replacing the deep values takes two
 microseconds for each."""
 MAX_ERROR_CHARS = 500
-FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
+DEFAULT_RETRY_AFTER_MS, MAX_RETRY_AFTER_MS = 1_000, 3_600_000
 """Wait that we report if the other server asks for one without a time, and the longest one."""
 GATEWAY_ERRORS = frozenset({502, 503, 504})
 """Statuses of proxies that have lost their backend."""
@@ -70,30 +70,34 @@ class RefusedByRemote(RemoteError):
         self.errcode = errcode
         self.text = text
         self.body = body
-        self.told_wait_ms = told_wait_ms
-        """Wait that the server names itself, at most `LONGEST_WAIT_MS`. 0 if it names none."""
+        self.retry_after_ms = told_wait_ms
+        """Wait that the server names itself, at most `MAX_RETRY_AFTER_MS`. 0 if it names none."""
 
 
-def is_away(error: RemoteError) -> bool:
+def is_no_answer(error: RemoteError) -> bool:
     """Return whether there was no answer, or one from a proxy in front of the server."""
     return error.status in GATEWAY_ERRORS if isinstance(error, RefusedByRemote) else error.retryable
 
 
-def asked_wait_ms(failure: Exception) -> int:
+def get_retry_after_ms(failure: Exception) -> int:
     """Return the wait that the other server asks for in this kind of requests, or 0.
 
-    At most `LONGEST_WAIT_MS`. spec: client-server-api#rate-limiting
+    At most `MAX_RETRY_AFTER_MS`. spec: client-server-api#rate-limiting
     """
     if isinstance(failure, RefusedByRemote) and failure.status == HTTPStatus.TOO_MANY_REQUESTS:
-        return failure.told_wait_ms or FIRST_WAIT_MS
+        return failure.retry_after_ms or DEFAULT_RETRY_AFTER_MS
     return 0
 
 
-class Requests:
+class FederationClient:
     """Sends requests in the name of this server."""
 
     def __init__(
-        self, wire: Wire, identity: ServerIdentity, policy: Policy, now_ms: Callable[[], int]
+        self,
+        wire: Wire,
+        identity: ServerIdentity,
+        policy: FederationPolicy,
+        now_ms: Callable[[], int],
     ) -> None:
         self._wire = wire
         self._identity = identity
@@ -107,7 +111,7 @@ class Requests:
         query: Query = (),
         *,
         seconds: float = 30,
-        max_bytes: int = JSON_BYTES,
+        max_bytes: int = MAX_JSON_BYTES,
         signed: bool = True,
     ) -> dict[str, Any]:
         """GET a JSON object. Raises RemoteError, Forbidden (the policy)."""
@@ -127,7 +131,7 @@ class Requests:
         query: Query = (),
         *,
         seconds: float = 60,
-        max_bytes: int = JSON_BYTES,
+        max_bytes: int = MAX_JSON_BYTES,
         form: Any = Any,
     ) -> Any:
         """PUT a body and return the JSON: an object, except in version 1 of some endpoints.
@@ -149,7 +153,7 @@ class Requests:
         query: Query = (),
         *,
         seconds: float = 30,
-        max_bytes: int = JSON_BYTES,
+        max_bytes: int = MAX_JSON_BYTES,
         signed: bool = True,
     ) -> Any:
         """POST a body and return the JSON. Raises RemoteError, Forbidden (the policy)."""
@@ -168,7 +172,7 @@ class Requests:
         query: Query = (),
         *,
         seconds: float = 30,
-        max_bytes: int = JSON_BYTES,
+        max_bytes: int = MAX_JSON_BYTES,
     ) -> T:
         """GET a long response and parse it as a msgspec type. Raises RemoteError, Forbidden."""
         answer: T = _read(
@@ -257,14 +261,14 @@ class Requests:
         seconds: float,
         max_bytes: int,
         signed: bool = True,
-    ) -> WireAnswer:
+    ) -> WireResponse:
         self._policy.check_destination(destination, path)
         request = self._request(
             method, destination, path, query, body, seconds, max_bytes, signed, None
         )
         return await self._ask(destination, request)
 
-    async def _ask(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def _ask(self, destination: ServerName, request: WireRequest) -> WireResponse:
         """Return a successful response. Raises RemoteError."""
         answer = await self._wire.exchange(destination, request)
         if answer.status != 200:
@@ -313,7 +317,7 @@ class Requests:
         )
 
 
-def path_of(template: str, *values: str) -> str:
+def make_path(template: str, *values: str) -> str:
     """Fill each `{}` of a path with a value, completely percent-encoded."""
     return template.format(*(quote(value, safe="") for value in values))
 
@@ -326,14 +330,14 @@ def _decode(body: bytes, form: Any) -> Any:
         check_text_depth(body)
         return value
     except (RecursionError, BadJson):
-        if count_openings(body) > MOST_OPENINGS:
+        if count_openings(body) > MAX_OPENINGS:
             raise
         return msgspec.json.decode(without_deep(body, MAX_DEPTH), type=form)
 
 
-def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
+def _read(destination: ServerName, answer: WireResponse, form: Any = Any) -> Any:
     """Parse a successful response. Raises RemoteError."""
-    if len(answer.body) > LONG_BYTES and has_too_many_values(answer.body, MOST_VALUES):
+    if len(answer.body) > LONG_JSON_BYTES and has_too_many_values(answer.body, MAX_VALUES):
         raise RemoteError(
             destination,
             "the response holds too many values to be parsed at once",
@@ -350,7 +354,7 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any = Any) -> Any:
     return value
 
 
-def _refusal(destination: ServerName, answer: WireAnswer, now_ms: int) -> RefusedByRemote:
+def _refusal(destination: ServerName, answer: WireResponse, now_ms: int) -> RefusedByRemote:
     """Build the error for an unsuccessful response. A long body is ignored."""
     try:
         body = _decode(answer.body, Any) if len(answer.body) <= MAX_ERROR_BYTES else {}
@@ -366,7 +370,7 @@ def _refusal(destination: ServerName, answer: WireAnswer, now_ms: int) -> Refuse
         errcode[:MAX_ERROR_CHARS] if isinstance(errcode, str) else "M_UNKNOWN",
         text[:MAX_ERROR_CHARS] if isinstance(text, str) else "no reason given",
         body,
-        min(max(wait, 0), LONGEST_WAIT_MS)
+        min(max(wait, 0), MAX_RETRY_AFTER_MS)
         if isinstance(wait, int) and not isinstance(wait, bool)
         else 0,
     )

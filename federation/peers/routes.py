@@ -17,9 +17,9 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
-from federation.http_client.resolver import NameNotFound, Names, Services
+from federation.http_client.resolver import NameNotFound, NameResolver, SrvRecords
 from federation.http_client.time_limit import within
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.shared_work import SharedWork
@@ -43,13 +43,13 @@ RETRIES = BackoffSchedule(60_000, 3_600_000)
 """Pauses between requests for the file of a server without a valid one."""
 GRACE_SECONDS = 6 * 3600.0
 """Time after its expiry in which a file stays valid while its server does not answer."""
-SERVICE_SECONDS = 8.0
-SHORTEST_SERVICES, LONGEST_SERVICES = 60.0, 3600.0
-MAX_REMEMBERED = 10_000
+SRV_SECONDS = 8.0
+MIN_SRV_TTL, MAX_SRV_TTL = 60.0, 3600.0
+MAX_CACHED = 10_000
 """Cached files, and cached SRV answers. The oldest are evicted."""
 
 
-class Web(Protocol):
+class WellKnownClient(Protocol):
     """The client that fetches well-known files: an `HttpClient`."""
 
     async def request(
@@ -62,7 +62,7 @@ class Web(Protocol):
         max_bytes: int,
         redirects: int,
         only_https: bool,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         """Send a request. Raises OutboundError."""
         ...
 
@@ -82,17 +82,21 @@ class Routes:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, web: Web, names: Names, draw: Callable[[], float]
+        self,
+        clock: IReactorTime,
+        web: WellKnownClient,
+        names: NameResolver,
+        draw: Callable[[], float],
     ) -> None:
         """`draw` returns random numbers in [0, 1)."""
         self._clock = clock
         self._web = web
         self._names = names
         self._draw = draw
-        self._files: LRU[str, _File] = LRU(max_entries=MAX_REMEMBERED)
-        self._services: LRU[str, tuple[Services, float]] = LRU(max_entries=MAX_REMEMBERED)
+        self._files: LRU[str, _File] = LRU(max_entries=MAX_CACHED)
+        self._services: LRU[str, tuple[SrvRecords, float]] = LRU(max_entries=MAX_CACHED)
         self._fetches: SharedWork[str, ServerName | None] = SharedWork()
-        self._lookups: SharedWork[str, Services] = SharedWork()
+        self._lookups: SharedWork[str, SrvRecords] = SharedWork()
 
     async def find(self, name: ServerName) -> Route:
         """Return the route to a server. Never fails: the last resort is port 8448 of the name."""
@@ -110,7 +114,7 @@ class Routes:
                 return route_by_services(host, records, [self._draw() for _ in records])
         return route_by_host(host)
 
-    def doubt(self, name: ServerName) -> None:
+    def invalidate(self, name: ServerName) -> None:
         """Invalidate SRV answers of a server whose route failed, and let its file expire soon."""
         file = self._files.get(name)
         delegated = file.delegated if file is not None else None
@@ -164,19 +168,19 @@ class Routes:
         self._files.put(host, file)
         return file.delegated
 
-    async def _get_services(self, name: str) -> Services:
+    async def _get_services(self, name: str) -> SrvRecords:
         known = self._services.get(name)
         if known is not None and known[1] > self._clock.seconds():
             return known[0]
         return await self._lookups.run(name, lambda: self._look_up(name))
 
-    async def _look_up(self, name: str) -> Services:
+    async def _look_up(self, name: str) -> SrvRecords:
         self._services.pop(name)
         try:
-            services = await within(self._clock, SERVICE_SECONDS, self._names.lookup_services(name))
+            services = await within(self._clock, SRV_SECONDS, self._names.lookup_services(name))
         except (NameNotFound, OutboundError) as error:
             self._log.debug("no SRV records of {name}: {error}", name=name, error=error)
-            services = Services((), SHORTEST_SERVICES)
-        seconds = min(max(services.seconds, SHORTEST_SERVICES), LONGEST_SERVICES)
+            services = SrvRecords((), MIN_SRV_TTL)
+        seconds = min(max(services.seconds, MIN_SRV_TTL), MAX_SRV_TTL)
         self._services.put(name, (services, self._clock.seconds() + seconds))
         return services

@@ -6,23 +6,23 @@ spec: server-server-api#retrieving-server-keys
 from collections.abc import Mapping
 from typing import Any
 
-from federation.peers.requests import Requests
+from federation.peers.requests import FederationClient
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import KeyID, ServerName
 
 SECONDS = 10.0
-DOCUMENT_BYTES = 64 << 10
+MAX_DOCUMENT_BYTES = 64 << 10
 """More than a hundred keys of each kind take. We pass such documents on to servers that request
 many at once."""
-QUERY_BYTES = 8 << 20
-SERVERS_AT_ONCE = 100
+MAX_QUERY_RESPONSE_BYTES = 8 << 20
+SERVERS_PER_QUERY = 100
 """Servers named in one request to a notary."""
 
 
-class RemoteServerKeys:
+class ServerKeyClient:
     """Fetches key documents. They are untrusted JSON: the caller checks the signatures."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: FederationClient) -> None:
         self._requests = requests
 
     async def fetch(self, server: ServerName) -> Mapping[str, Any]:
@@ -32,7 +32,7 @@ class RemoteServerKeys:
             "/_matrix/key/v2/server",
             signed=False,
             seconds=SECONDS,
-            max_bytes=DOCUMENT_BYTES,
+            max_bytes=MAX_DOCUMENT_BYTES,
         )
 
     async def query(
@@ -40,7 +40,7 @@ class RemoteServerKeys:
     ) -> list[Mapping[str, Any]]:
         """Return a notary's documents about the keys of other servers.
 
-        `wanted`: for each key the time until which it should be valid, in milliseconds.
+        `require_parameter`: for each key the time until which it should be valid, in milliseconds.
         Raises RemoteError, Forbidden (the policy).
         """
         criteria = {
@@ -52,9 +52,9 @@ class RemoteServerKeys:
             "/_matrix/key/v2/query",
             {"server_keys": criteria},
             seconds=3 * SECONDS,
-            max_bytes=QUERY_BYTES,
+            max_bytes=MAX_QUERY_RESPONSE_BYTES,
         )
         documents = answer.get("server_keys") if isinstance(answer, dict) else None
         if not isinstance(documents, list):
             raise RemoteError(notary, "the answer has no server_keys", retryable=False)
-        return [each for each in documents[: 4 * SERVERS_AT_ONCE] if isinstance(each, dict)]
+        return [each for each in documents[: 4 * SERVERS_PER_QUERY] if isinstance(each, dict)]

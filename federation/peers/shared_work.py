@@ -32,7 +32,7 @@ class SharedWork(Generic[K, T]):
             Deferred.fromCoroutine(work()).addBoth(self._finish, key)
         return await mine
 
-    def is_under_way(self, key: K) -> bool:
+    def is_running(self, key: K) -> bool:
         """Return whether the work of this key runs."""
         return key in self._waiting
 

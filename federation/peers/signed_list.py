@@ -30,7 +30,7 @@ from federation.protocol.member_list import BadMemberList, MemberList, parse_mem
 MAX_BYTES: Final = 8 << 20
 MAX_CERTIFICATES: Final = 10
 MAX_CERTIFICATE_CHARS: Final = 16_384
-SECONDS_AHEAD: Final = 300
+MAX_CLOCK_SKEW_SECONDS: Final = 300
 """Allowed difference between the clocks."""
 
 Key = OKPKey | ECKey | RSAKey
@@ -46,7 +46,7 @@ class _Registry(JWSRegistry):
 _REGISTRY: Final = _Registry(strict_check_header=False)
 
 
-class ListTrust(msgspec.Struct, frozen=True):
+class MemberListTrust(msgspec.Struct, frozen=True):
     """The keys and certificates that may sign the list."""
 
     keys: tuple[bytes, ...] = ()
@@ -61,17 +61,17 @@ def read_authorities(path: Path) -> tuple[x509.Certificate, ...]:
     return tuple(x509.load_pem_x509_certificates(path.read_bytes()))
 
 
-def read_signed_list(document: bytes, trust: ListTrust, now: float) -> MemberList:
+def read_signed_list(document: bytes, trust: MemberListTrust, now: float) -> MemberList:
     """Return the list after checking signature and time. `now` in seconds.
 
     Raises BadMemberList.
     """
-    members = read_list_of_any_time(document, trust, now)
+    members = read_possibly_expired_list(document, trust, now)
     check_time(members, now)
     return members
 
 
-def read_list_of_any_time(document: bytes, trust: ListTrust, now: float) -> MemberList:
+def read_possibly_expired_list(document: bytes, trust: MemberListTrust, now: float) -> MemberList:
     """Return the list after checking its signature. It may have expired. Raises BadMemberList."""
     if len(document) > MAX_BYTES:
         raise BadMemberList("it is too long")
@@ -86,13 +86,13 @@ def read_list_of_any_time(document: bytes, trust: ListTrust, now: float) -> Memb
 
 def check_time(members: MemberList, now: float) -> None:
     """Check that a list is valid now; `now` in seconds. Raises BadMemberList."""
-    if members.issued > now + SECONDS_AHEAD:
+    if members.issued > now + MAX_CLOCK_SKEW_SECONDS:
         raise BadMemberList("it is issued in the future: is the clock right?")
     if members.expires <= now:
         raise BadMemberList(f"it has expired, at {members.expires} (seconds since 1970)")
 
 
-def _check(signature: CompactSignature, trust: ListTrust, now: float) -> MemberList:
+def _check(signature: CompactSignature, trust: MemberListTrust, now: float) -> MemberList:
     chain = signature.headers().get("x5c")
     if chain is not None and trust.authorities:
         keys: Sequence[Key] = [_key_of(_trusted_certificate(chain, trust, now))]
@@ -128,7 +128,7 @@ def _ed25519_jwk(key: bytes) -> dict[str, Any]:
     return {"kty": "OKP", "crv": "Ed25519", "x": b64encode(key, b"-_").rstrip(b"=").decode()}
 
 
-def _trusted_certificate(chain: object, trust: ListTrust, now: float) -> x509.Certificate:
+def _trusted_certificate(chain: object, trust: MemberListTrust, now: float) -> x509.Certificate:
     """Return the signing certificate, the first of the chain. Raises BadMemberList, ValueError."""
     if not isinstance(chain, list) or not 1 <= len(chain) <= MAX_CERTIFICATES:
         raise BadMemberList("its certificates (x5c) are no list of certificates")

@@ -23,7 +23,7 @@ from federation.peers.event_lists import is_one_object
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import MatrixError, NotJson, Unauthorized
@@ -32,30 +32,34 @@ from federation.protocol.request_signing import RequestSignature, check_request,
 
 MAX_SIGNATURES = 5
 """Signatures on one request."""
-SHORT_BODY: Final = 1 << 16
+MAX_SHORT_BODY_BYTES: Final = 1 << 16
 """Longest body of which the canonical form is always made, in bytes."""
-MOST_VALUES: Final = 2_500_000
+MAX_VALUES: Final = 2_500_000
 """Strings, brackets and commas in a body of which the canonical form is made. Fifty events have no
 more."""
-REST_MS: Final = 60_000
+LONG_BODY_PAUSE_MS: Final = 60_000
 """Time in which the canonical form of long bodies is not made for an address, after one with an
 invalid signature."""
-MOST_RESTING: Final = 10_000
+MAX_PAUSED: Final = 10_000
 
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
 
 
-class SignedRequests:
+class RequestVerifier:
     """Checks the signatures of requests: the guard's `SignatureChecker`."""
 
     def __init__(
-        self, keyring: Keyring, policy: Policy, identity: ServerIdentity, now_ms: Callable[[], int]
+        self,
+        keyring: Keyring,
+        policy: FederationPolicy,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
     ) -> None:
         self._keyring = keyring
         self._policy = policy
         self._identity = identity
         self._now_ms = now_ms
-        self._resting: PeerBackoff[str] = PeerBackoff(now_ms, max_remembered=MOST_RESTING)
+        self._resting: PeerBackoff[str] = PeerBackoff(now_ms, max_records=MAX_PAUSED)
         """Addresses that sent a long body with an invalid signature."""
 
     async def get_peer(
@@ -78,15 +82,17 @@ class SignedRequests:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise NotJson from error
         key_ids = [each.key_id for each in signatures]
-        keys = await self._keyring.get_keys_of_caller(origin, key_ids, self._now_ms(), address)
+        keys = await self._keyring.get_keys_of_unauthenticated(
+            origin, key_ids, self._now_ms(), address
+        )
         known = [each for each in signatures if each.key_id in keys]
         if not known:
             raise Unauthorized(f"The key {key_ids[0]} of {origin} is unavailable or not valid")
         try:
             self._check(known, keys, method, uri, content)
         except Unauthorized:
-            if len(body) > SHORT_BODY and (
-                self._resting.left_ms(address) or has_too_many_values(body, MOST_VALUES)
+            if len(body) > MAX_SHORT_BODY_BYTES and (
+                self._resting.left_ms(address) or has_too_many_values(body, MAX_VALUES)
             ):
                 raise
             try:
@@ -95,8 +101,8 @@ class SignedRequests:
                     raise
                 self._check(known, keys, method, uri, msgspec.Raw(canonical))
             except MatrixError:  # it may have no canonical form, which is only found out here
-                if len(body) > SHORT_BODY:
-                    self._resting.pause(address, REST_MS)
+                if len(body) > MAX_SHORT_BODY_BYTES:
+                    self._resting.pause(address, LONG_BODY_PAUSE_MS)
                 raise
         if is_deep and not is_one_object(body):
             raise NotJson

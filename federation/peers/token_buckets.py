@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-TOO_SOON: Final = 1e-5
+CLOCK_TOLERANCE: Final = 1e-5
 """In seconds. An action that comes earlier by less than this has waited for the time it was given,
 as that time is in milliseconds and clocks are no more exact."""
 MAX_BUCKETS: Final = 100_000
@@ -51,9 +51,9 @@ class TokenBuckets:
         wait = (
             max(self._full_at.get(key, now) - now, 0) + (cost - rate.burst_count) / rate.per_second
         )
-        return wait if wait > TOO_SOON else 0
+        return wait if wait > CLOCK_TOLERANCE else 0
 
-    def room(self, key: str) -> int:
+    def count_tokens(self, key: str) -> int:
         """Return the number of whole tokens in the bucket."""
         if self.wait(key):
             return 0

@@ -28,7 +28,7 @@ class WireRequest(msgspec.Struct, frozen=True):
     empty."""
 
 
-class WireAnswer(msgspec.Struct, frozen=True):
+class WireResponse(msgspec.Struct, frozen=True):
     """A complete response. Header names are in lower case; the last of equal ones wins."""
 
     status: int
@@ -39,7 +39,7 @@ class WireAnswer(msgspec.Struct, frozen=True):
 class Wire(Protocol):
     """Resolves a server name and exchanges a request with that server."""
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         """Send a request and return the response.
 
         Raises `RemoteError` if there is no complete one: no address, no connection, time, size.

@@ -11,17 +11,17 @@ from typing import Final
 from federation.protocol.ids import ServerName
 from storage.cache import LRU
 
-MOST_OF_ONE: Final = 2
-MOST_BYTES: Final = 32 << 20
+MAX_PER_SERVER: Final = 2
+MAX_BYTES: Final = 32 << 20
 """A usual response about fifty events has three thousand bytes."""
 OVERHEAD_BYTES: Final = 500
 """Memory for a cached response besides its text."""
 
 
-class RememberedAnswers:
+class TransactionResponseCache:
     """A bounded cache of responses. For the reactor thread."""
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
         self._servers: LRU[ServerName, dict[str, bytes]] = LRU(max_weight=most_bytes, weigh=_size)
         """By server and transaction id, the oldest first."""
 
@@ -33,7 +33,7 @@ class RememberedAnswers:
     def add(self, server: ServerName, txn_id: str, answer: bytes) -> None:
         """Cache a response that is not cached yet."""
         known = self._servers.peek(server) or {}
-        self._servers.put(server, dict([*known.items(), (txn_id, answer)][-MOST_OF_ONE:]))
+        self._servers.put(server, dict([*known.items(), (txn_id, answer)][-MAX_PER_SERVER:]))
 
 
 def _size(_server: ServerName, answers: dict[str, bytes]) -> int:

@@ -24,40 +24,40 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.event_lists import (
-    MAX_EVENT,
-    TooMany,
-    Turns,
-    read_event,
-    read_piece,
+    MAX_EVENT_BYTES,
+    TooManyEvents,
+    Yielder,
+    parse_event_piece,
+    parse_piece,
     split_lists,
 )
 from federation.peers.fair_semaphore import FairSemaphore
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import BadJson, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
 from federation.receiver.edus import EduReceivers
-from federation.receiver.response_cache import RememberedAnswers
+from federation.receiver.response_cache import TransactionResponseCache
 from federation.rooms.check import Verdict
-from federation.rooms.concurrent import map_at_once
+from federation.rooms.concurrent import map_concurrently
 from federation.rooms.engine import RoomEngine
-from federation.rooms.joins.out_of_room_updates import OutsideNews
+from federation.rooms.joins.out_of_room_updates import OutOfRoomUpdates
 from federation.rooms.memberships import Memberships
-from federation.rooms.receive.inbox import Inbox, ReceiptObserver, must_wait, verdict_of
-from federation.rooms.receive.participants import Insiders, can_be_proved_by
+from federation.rooms.receive.inbox import Inbox, PduObserver, must_wait, outcome_label
+from federation.rooms.receive.participants import RoomParticipants, can_be_verified_by
 from federation.rooms.receive.receiver import Receiver
 from storage.federation.inbox import InboxFull
 
 MAX_PDUS: Final = 50
 MAX_EDUS: Final = 100
-ROOMS_AT_ONCE: Final = 10
+MAX_CONCURRENT_ROOMS: Final = 10
 """Rooms of one transaction that are processed at once."""
 MAX_WAITING: Final = 10
 """Transactions of one server that may wait. A well-behaved server waits for each response."""
 
-FEW_VALUES: Final = 100_000
+MAX_COMMAS_AT_ONCE: Final = 100_000
 """Commas in a body that is parsed at once, which takes a tenth of the time of splitting it. No list
 in such a body has more entries. Other bodies are split."""
 
@@ -85,7 +85,7 @@ class _Kind(msgspec.Struct):
     edu_type: str = ""
 
 
-class Transactions:
+class TransactionReceiver:
     """Receives transactions. For the reactor thread."""
 
     def __init__(
@@ -94,11 +94,11 @@ class Transactions:
         memberships: Memberships,
         receiver: Receiver,
         inbox: Inbox,
-        insiders: Insiders,
+        insiders: RoomParticipants,
         edus: EduReceivers,
-        outside: OutsideNews,
-        policy: Policy,
-        observer: ReceiptObserver,
+        outside: OutOfRoomUpdates,
+        policy: FederationPolicy,
+        observer: PduObserver,
         clock: IReactorTime,
     ) -> None:
         self._clock = clock
@@ -121,13 +121,13 @@ class Transactions:
             ),
         )
         """Admits one transaction of each server at a time."""
-        self._answers = RememberedAnswers()
+        self._answers = TransactionResponseCache()
 
     async def receive_body(self, origin: ServerName, txn_id: str, body: bytes) -> msgspec.Raw:
         """Process a transaction in JSON, as `receive`. Raises BadJson too."""
         try:
             form = await self._read_body(body)
-        except TooMany as error:
+        except TooManyEvents as error:
             raise TooLarge(
                 f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs"
             ) from error
@@ -137,7 +137,7 @@ class Transactions:
 
     async def _read_body(self, body: bytes) -> _Form:
         """Parse a body. Raises ValueError, RecursionError."""
-        if body.count(b",") <= FEW_VALUES:
+        if body.count(b",") <= MAX_COMMAS_AT_ONCE:
             try:
                 return _read_form(body)
             except RecursionError:
@@ -155,7 +155,7 @@ class Transactions:
         rest = _read_form(lists.rest)
         if rest.pdus or rest.edus:  # otherwise they would be acknowledged and lost
             raise ValueError("a list has a name with escaped characters")
-        return _Form(lists.found["pdus"], lists.found["edus"])
+        return _Form(lists.lists["pdus"], lists.lists["edus"])
 
     async def receive(
         self, origin: ServerName, txn_id: str, pdus: Sequence[Piece], edus: Sequence[Piece]
@@ -177,7 +177,7 @@ class Transactions:
         self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]
     ) -> Results:
         by_room: dict[RoomID, list[tuple[Mapping[str, Any], int]]] = {}
-        turns = Turns(self._clock)
+        turns = Yielder(self._clock)
         for piece in pdus:
             pdu, size = _read_event(piece), _size(piece)
             await turns.after(size)
@@ -193,13 +193,13 @@ class Transactions:
         await self._edus.receive(origin, self._read_edus(compress(edus, to_device)))
         results: Results = {}
         if by_room:
-            for part in await map_at_once(process_room, by_room, ROOMS_AT_ONCE):
+            for part in await map_concurrently(process_room, by_room, MAX_CONCURRENT_ROOMS):
                 results.update(part)
         await self._edus.receive(origin, self._read_edus(compress(edus, map(not_, to_device))))
         return results
 
     async def _read_edus(self, edus: Iterable[Piece]) -> AsyncIterator[Mapping[str, Any]]:
-        turns = Turns(self._clock)
+        turns = Yielder(self._clock)
         for edu in edus:
             yield _read_edu(edu)
             await turns.after(_size(edu))
@@ -209,7 +209,7 @@ class Transactions:
         origin: ServerName,
         room_id: RoomID,
         pdus: Sequence[tuple[Mapping[str, Any], int]],
-        turns: Turns,
+        turns: Yielder,
     ) -> Results:
         """Process the events of one room, given with their sizes. Return the results.
 
@@ -243,14 +243,14 @@ class Transactions:
             return results
         if not is_here:
             for event in events:
-                refusal = await self._outside.refusal(snapshot, origin, event)
+                refusal = await self._outside.receive_or_explain(snapshot, origin, event)
                 results[event.event_id] = {} if refusal is None else {"error": refusal}
             return results
-        inside = await self._insiders.find(snapshot, origin, events)
+        inside = await self._insiders.find_relevant(snapshot, origin, events)
         unknown = [
             event
             for event in events
-            if event.event_id not in inside and not can_be_proved_by(event, origin)
+            if event.event_id not in inside and not can_be_verified_by(event, origin)
         ]
         for event in unknown:  # refused without fetching a key
             results[event.event_id] = {
@@ -259,15 +259,15 @@ class Transactions:
             events.remove(event)
         outcomes = await self._receiver.receive(room_id, events, origin=origin, may_wait=True)
         for event, outcome in zip(events, outcomes, strict=True):
-            self._observer.pdu_received(verdict_of(outcome))
+            self._observer.pdu_received(outcome_label(outcome))
             if must_wait(outcome):
                 continue
             if outcome.verdict in (Verdict.DROP, Verdict.REJECT) and outcome.error is not None:
                 results[event.event_id] = {"error": outcome.error.text}
         waiting = [
-            (event, outcome.is_unjudged)
+            (event, outcome.awaits_policy_server)
             for event, outcome in zip(events, outcomes, strict=True)
-            if must_wait(outcome) and not outcome.is_of_the_past
+            if must_wait(outcome) and not outcome.is_past
         ]
         unjudged = [event for event, is_unjudged in waiting if is_unjudged]
         naming = [event for event, is_unjudged in waiting if not is_unjudged and is_naming(event)]
@@ -284,7 +284,7 @@ class Transactions:
                     snapshot.room,
                     origin,
                     group,
-                    judge=policy_server if group is unjudged else None,
+                    policy_server=policy_server if group is unjudged else None,
                     is_outside=is_outside,
                     is_news=any(event.event_id in inside for event in group),
                 )
@@ -294,7 +294,7 @@ class Transactions:
                     (event.event_id, {"error": "Too many events wait already"}) for event in group
                 )
         if any(event.membership == "join" and results[event.event_id] == {} for event in events):
-            self._inbox.newcomer(snapshot.room.room_nid)
+            self._inbox.on_join(snapshot.room.room_nid)
         return results
 
     async def _find_policy_server(self, room_id: RoomID) -> ServerName:
@@ -319,11 +319,11 @@ def _is_to_device(edu: Piece) -> bool:
 
 
 def _read_event(pdu: Piece) -> Mapping[str, Any]:
-    return read_event(pdu) if isinstance(pdu, msgspec.Raw) else pdu
+    return parse_event_piece(pdu) if isinstance(pdu, msgspec.Raw) else pdu
 
 
 def _read_edu(edu: Piece) -> Mapping[str, Any]:
     if not isinstance(edu, msgspec.Raw):
         return edu
-    is_too_dense = len(memoryview(edu)) > MAX_EVENT and has_too_many_values(bytes(edu))
-    return {} if is_too_dense else read_piece(edu)
+    is_too_dense = len(memoryview(edu)) > MAX_EVENT_BYTES and has_too_many_values(bytes(edu))
+    return {} if is_too_dense else parse_piece(edu)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.peers.requests import Requests, path_of
+from federation.peers.requests import FederationClient, make_path
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import (
     RoomAlias,
@@ -20,9 +20,9 @@ from federation.protocol.ids import (
 )
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
 
-MAX_SERVERS: Final = 50
+MAX_ALIAS_SERVERS: Final = 50
 """Servers accepted from the response to an alias query."""
-MAX_ROOMS: Final = 1000
+MAX_PAGE_ROOMS: Final = 1000
 """Rooms on one page of a directory."""
 
 
@@ -42,10 +42,10 @@ class DirectoryQuery(msgspec.Struct, frozen=True):
         return self.term is not None or self.room_types is not None
 
 
-class DirectoryRequests:
+class RemoteDirectoryClient:
     """Sends directory queries to other servers."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: FederationClient) -> None:
         self._requests = requests
 
     async def get_profile(
@@ -84,7 +84,9 @@ class DirectoryRequests:
             for name in (named if isinstance(named, list) else ())
             if isinstance(name, str)
         ]
-        return RoomID(room_id), [name for name in servers if is_server_name(name)][:MAX_SERVERS]
+        return RoomID(room_id), [name for name in servers if is_server_name(name)][
+            :MAX_ALIAS_SERVERS
+        ]
 
     async def get_hierarchy(
         self, server: ServerName, room_id: RoomID, *, suggested_only: bool
@@ -95,7 +97,7 @@ class DirectoryRequests:
         """
         answer = await self._requests.get(
             server,
-            path_of("/_matrix/federation/v1/hierarchy/{}", room_id),
+            make_path("/_matrix/federation/v1/hierarchy/{}", room_id),
             [("suggested_only", "true" if suggested_only else "false")],
             seconds=20,
             max_bytes=5 << 20,
@@ -134,7 +136,9 @@ class DirectoryRequests:
         chunk = answer.get("chunk") if isinstance(answer, dict) else None
         if not isinstance(chunk, list):
             raise RemoteError(server, "the answer is no page of a directory", retryable=False)
-        page: dict[str, Any] = {"chunk": [room for room in chunk if _is_room(room)][:MAX_ROOMS]}
+        page: dict[str, Any] = {
+            "chunk": [room for room in chunk if _is_room(room)][:MAX_PAGE_ROOMS]
+        }
         for name in ("next_batch", "prev_batch"):
             if isinstance(answer.get(name), str):
                 page[name] = answer[name]

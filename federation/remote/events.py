@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import Turns, read_event, read_piece, split_lists
-from federation.peers.requests import Requests, path_of
+from federation.peers.event_lists import Yielder, parse_event_piece, parse_piece, split_lists
+from federation.peers.requests import FederationClient, make_path
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
 from federation.remote.large_responses import ANSWER_SECONDS
@@ -28,13 +28,13 @@ MAX_AUTH_CHAIN: Final = 20_000
 MAX_PAGE_BYTES: Final = 16 << 20
 MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 24 << 20
-SHORT_STATE_BYTES: Final = 4 << 20
-SHORT_LIST_BYTES: Final = 1 << 20
+MAX_SHORT_STATE_BYTES: Final = 4 << 20
+MAX_SHORT_LIST_BYTES: Final = 1 << 20
 """Size of short lists of ids and of auth chains, which need no slot (`large_responses.py`)."""
-STATES_AT_ONCE: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
-LISTS_AT_ONCE: Final = ((2, MAX_IDS_BYTES),)
+STATE_SLOTS: Final = ((3, 32 << 20), (1, MAX_STATE_BYTES))
+LIST_SLOTS: Final = ((2, MAX_IDS_BYTES),)
 """Slots for longer responses, for all rooms: their number, and the largest size in bytes."""
-IDS_AT_ONCE: Final = 20_000
+IDS_PER_TURN: Final = 20_000
 """Ids that are checked between two turns of the reactor, some milliseconds."""
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
@@ -66,14 +66,14 @@ class EventAtTime(msgspec.Struct, frozen=True):
     origin_server_ts: int
 
 
-class RemoteEvents:
+class EventClient:
     """Sends the requests. Each method raises RemoteError, and Forbidden if the policy blocks the
     server.
 
     `seconds`: longest time for the response. Each method may shorten it.
     """
 
-    def __init__(self, requests: Requests, clock: IReactorTime) -> None:
+    def __init__(self, requests: FederationClient, clock: IReactorTime) -> None:
         self._requests = requests
         self._clock = clock
 
@@ -91,7 +91,7 @@ class RemoteEvents:
         """Return the events before `latest`, without it, back to `earliest`."""
         answer = await self._requests.post_bytes(
             server,
-            path_of("/_matrix/federation/v1/get_missing_events/{}", room_id),
+            make_path("/_matrix/federation/v1/get_missing_events/{}", room_id),
             {
                 "earliest_events": list(earliest),
                 "latest_events": list(latest),
@@ -108,7 +108,7 @@ class RemoteEvents:
     ) -> list[Pdu]:
         """Return these events and the events before them."""
         query = [*(("v", event_id) for event_id in from_), ("limit", str(limit))]
-        path = path_of("/_matrix/federation/v1/backfill/{}", room_id)
+        path = make_path("/_matrix/federation/v1/backfill/{}", room_id)
         answer = await self._requests.get_bytes(
             server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES
         )
@@ -124,7 +124,7 @@ class RemoteEvents:
         max_bytes: int,
     ) -> StateIDs:
         """Return the state before an event by event ids. Raises AnswerTooLong."""
-        path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
+        path = make_path("/_matrix/federation/v1/state_ids/{}", room_id)
         answer = await self._requests.get_as(
             _StateIDsAnswer,
             server,
@@ -146,7 +146,7 @@ class RemoteEvents:
         max_bytes: int,
     ) -> StatePDUs:
         """Return the state before an event with its events. Raises AnswerTooLong."""
-        path = path_of("/_matrix/federation/v1/state/{}", room_id)
+        path = make_path("/_matrix/federation/v1/state/{}", room_id)
         body = await self._requests.get_bytes(
             server,
             path,
@@ -160,13 +160,13 @@ class RemoteEvents:
             raise RemoteError(
                 server, f"the answer is no state: {error}", retryable=False
             ) from error
-        return StatePDUs(lists.found["pdus"], lists.found["auth_chain"])
+        return StatePDUs(lists.lists["pdus"], lists.lists["auth_chain"])
 
     async def get_event(
         self, server: ServerName, event_id: EventID, *, seconds: float = SECONDS
     ) -> Pdu:
         """Return one event."""
-        path = path_of("/_matrix/federation/v1/event/{}", event_id)
+        path = make_path("/_matrix/federation/v1/event/{}", event_id)
         answer = await self._requests.get(
             server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=MAX_EVENT_BYTES
         )
@@ -185,7 +185,7 @@ class RemoteEvents:
         max_bytes: int,
     ) -> list[Pdu]:
         """Return the auth chain of an event. Raises AnswerTooLong."""
-        path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
+        path = make_path("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
         answer = await self._requests.get_bytes(
             server, path, seconds=_at_most(server, seconds, SECONDS), max_bytes=max_bytes
         )
@@ -198,15 +198,15 @@ class RemoteEvents:
         """
         try:
             lists = await split_lists(answer, (field,), MAX_AUTH_CHAIN, self._clock)
-            if not isinstance(read_piece(lists.rest).get(field), list):
+            if not isinstance(parse_piece(lists.rest).get(field), list):
                 raise ValueError(f"it has no list `{field}`")
         except ValueError as error:
             raise RemoteError(
                 server, f"the answer has an unexpected form: {error}", retryable=False
             ) from error
-        turns, events = Turns(self._clock), list[Pdu]()
-        for piece in lists.found[field][:limit]:
-            if event := read_event(piece):
+        turns, events = Yielder(self._clock), list[Pdu]()
+        for piece in lists.lists[field][:limit]:
+            if event := parse_event_piece(piece):
                 events.append(event)
             await turns.after(len(memoryview(piece)))
         return events
@@ -215,7 +215,7 @@ class RemoteEvents:
         self, server: ServerName, room_id: RoomID, ts: int, direction: str
     ) -> EventAtTime:
         """Return the event next to a time; `direction` is `f` or `b`."""
-        path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id)
+        path = make_path("/_matrix/federation/v1/timestamp_to_event/{}", room_id)
         answer = await self._requests.get(
             server,
             path,
@@ -247,13 +247,13 @@ async def _check_ids(server: ServerName, ids: Sequence[str], clock: IReactorTime
     if len(ids) > MAX_STATE_EVENTS:
         raise RemoteError(server, "the state has too many events", retryable=False)
     found: dict[EventID, None] = {}
-    turns = Turns(clock, IDS_AT_ONCE)
-    for start in range(0, len(ids), IDS_AT_ONCE):
+    turns = Yielder(clock, IDS_PER_TURN)
+    for start in range(0, len(ids), IDS_PER_TURN):
         found.update(
             (EventID(event_id), None)
-            for event_id in ids[start : start + IDS_AT_ONCE]
+            for event_id in ids[start : start + IDS_PER_TURN]
             if is_event_id(event_id)
         )
-        if start + IDS_AT_ONCE < len(ids):
-            await turns.after(IDS_AT_ONCE)
+        if start + IDS_PER_TURN < len(ids):
+            await turns.after(IDS_PER_TURN)
     return list(found)

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeGuard
 import msgspec
 from canonicaljson import encode_canonical_json
 
-from federation.peers.requests import RefusedByRemote, Requests, path_of
+from federation.peers.requests import FederationClient, RefusedByRemote, make_path
 from federation.protocol.canonical_json import check_readable
 from federation.protocol.device_keys import (
     MAX_KEY_DEPTH,
@@ -30,16 +30,16 @@ MAX_LIST_BYTES: Final = 1 << 20
 """Size of the keys of all devices of a user: several hundred take less. Clients receive them
 together with those of all others in a room."""
 MAX_DEVICE_ID: Final = 255
-MAX_KEYS_BYTES: Final = 64 << 10
+MAX_KEY_BYTES: Final = 64 << 10
 """Size of the keys of one device, or of one key."""
 MAX_ANSWER_BYTES: Final = 16 << 20
-LIST_BYTES: Final = 8 << 20
+MAX_LIST_RESPONSE_BYTES: Final = 8 << 20
 """Size of a device list response: some bots have thousands of devices."""
-QUERY_BYTES: Final = 4 << 20
-BYTES_OF_USER: Final = 64 << 10
+QUERY_BASE_BYTES: Final = 4 << 20
+BYTES_PER_USER: Final = 64 << 10
 """Size of a query response, and more for each user."""
-CLAIM_BYTES: Final = 1 << 20
-BYTES_OF_CLAIM: Final = 4 << 10
+CLAIM_BASE_BYTES: Final = 1 << 20
+BYTES_PER_CLAIM: Final = 4 << 10
 """Size of a claim response, and more for each key."""
 USAGES: Final = ("master", "self_signing")
 
@@ -50,7 +50,7 @@ class UserKeys(msgspec.Struct):
     devices: dict[str, bytes] = msgspec.field(default_factory=dict)
     names: dict[str, str] = msgspec.field(default_factory=dict)
     cross_signing: dict[str, PublicKey] = msgspec.field(default_factory=dict)
-    bytes_of_devices: int = 0
+    device_bytes: int = 0
 
 
 class DeviceList(msgspec.Struct, frozen=True):
@@ -60,10 +60,10 @@ class DeviceList(msgspec.Struct, frozen=True):
     keys: UserKeys
 
 
-class RemoteKeys:
+class DeviceKeyClient:
     """Fetches keys from other servers."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: FederationClient) -> None:
         self._requests = requests
 
     async def get_list(self, user_id: str, seconds: float) -> DeviceList:
@@ -73,9 +73,11 @@ class RemoteKeys:
         spec: client-server-api#post_matrixclientv3keysquery. Raises RemoteError, Forbidden.
         """
         server = domain_of(user_id)
-        path = path_of("/_matrix/federation/v1/user/devices/{}", user_id)
+        path = make_path("/_matrix/federation/v1/user/devices/{}", user_id)
         try:
-            answer = await self._requests.get(server, path, seconds=seconds, max_bytes=LIST_BYTES)
+            answer = await self._requests.get(
+                server, path, seconds=seconds, max_bytes=MAX_LIST_RESPONSE_BYTES
+            )
         except RefusedByRemote as error:
             if (error.status, error.errcode) != (404, "M_NOT_FOUND"):
                 raise
@@ -93,9 +95,9 @@ class RemoteKeys:
         for device in devices[:MAX_DEVICES]:
             if isinstance(device, dict):
                 name = device.get("device_display_name")
-                put_device(keys, user_id, device.get("device_id"), device.get("keys"), name)
+                add_device(keys, user_id, device.get("device_id"), device.get("keys"), name)
         for usage in USAGES:
-            put_cross_signing_key(keys, user_id, usage, answer.get(f"{usage}_key"))
+            add_cross_signing_key(keys, user_id, usage, answer.get(f"{usage}_key"))
         return DeviceList(stream_id, keys)
 
     async def query(
@@ -107,7 +109,7 @@ class RemoteKeys:
         """
         path, limit = (
             "/_matrix/federation/v1/user/keys/query",
-            QUERY_BYTES + BYTES_OF_USER * len(wanted),
+            QUERY_BASE_BYTES + BYTES_PER_USER * len(wanted),
         )
         answer = await self._post(server, path, {"device_keys": wanted}, seconds, limit)
         found: dict[str, UserKeys] = {}
@@ -115,11 +117,11 @@ class RemoteKeys:
             if user_id in wanted:
                 keys = found[user_id] = UserKeys()
                 for device_id, content in list(devices.items())[:MAX_DEVICES]:
-                    put_device(keys, user_id, device_id, content)
+                    add_device(keys, user_id, device_id, content)
         for usage in USAGES:
             for user_id, key in _objects(answer.get(f"{usage}_keys")):
                 if user_id in wanted:
-                    put_cross_signing_key(
+                    add_cross_signing_key(
                         found.setdefault(user_id, UserKeys()), user_id, usage, key
                     )
         return found
@@ -133,7 +135,7 @@ class RemoteKeys:
         """
         path, limit = (
             "/_matrix/federation/v1/user/keys/claim",
-            CLAIM_BYTES + BYTES_OF_CLAIM * sum(map(len, wanted.values())),
+            CLAIM_BASE_BYTES + BYTES_PER_CLAIM * sum(map(len, wanted.values())),
         )
         answer = await self._post(server, path, {"one_time_keys": wanted}, seconds, limit)
         claimed: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
@@ -169,7 +171,7 @@ def is_stream_id(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 <= value < 1 << 53
 
 
-def put_device(
+def add_device(
     keys: UserKeys, user_id: str, device_id: object, content: object, name: object = None
 ) -> None:
     """Add the keys of a device, if they are of this user and fit beside the others.
@@ -186,9 +188,9 @@ def put_device(
         encoded = parse_identity_keys(content, user_id, device_id)
     except MatrixError:
         return
-    if len(encoded) <= MAX_KEYS_BYTES and keys.bytes_of_devices + len(encoded) <= MAX_LIST_BYTES:
+    if len(encoded) <= MAX_KEY_BYTES and keys.device_bytes + len(encoded) <= MAX_LIST_BYTES:
         keys.devices[device_id] = encoded
-        keys.bytes_of_devices += len(encoded)
+        keys.device_bytes += len(encoded)
         unsigned = content.get("unsigned")
         if name is None and isinstance(unsigned, dict):
             name = unsigned.get("device_display_name")
@@ -196,7 +198,7 @@ def put_device(
             keys.names[device_id] = name[:MAX_DEVICE_ID].replace("\0", "")
 
 
-def put_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: object) -> None:
+def add_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: object) -> None:
     """Add a cross-signing key, if it is of this user."""
     if not isinstance(content, dict):
         return
@@ -204,7 +206,7 @@ def put_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: obj
         key = parse_cross_signing_key(user_id, usage, content)
     except MatrixError:
         return
-    if len(key.content) <= MAX_KEYS_BYTES:
+    if len(key.content) <= MAX_KEY_BYTES:
         keys.cross_signing[usage] = key
 
 
@@ -221,7 +223,7 @@ def _encode(key: object) -> bytes | None:
         encoded = encode_canonical_json(key)
     except MatrixError:
         return None
-    return encoded if len(encoded) <= MAX_KEYS_BYTES else None
+    return encoded if len(encoded) <= MAX_KEY_BYTES else None
 
 
 def _objects(value: object) -> Iterator[tuple[str, dict[str, Any]]]:

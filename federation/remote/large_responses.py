@@ -29,28 +29,28 @@ TimeLeft = Callable[[], float]
 """Returns the seconds that are left now."""
 
 
-def as_long_as_it_takes() -> float:
+def get_longest_time() -> float:
     """Return the time limit of a single request."""
     return ANSWER_SECONDS
 
 
-class LongAnswers:
+class LargeResponseSlots:
     """The slots for responses of one kind. For the reactor thread."""
 
     def __init__(
-        self, clock: IReactorTime, *, short_bytes: int, places: Sequence[tuple[int, int]]
+        self, clock: IReactorTime, *, short_bytes: int, slots: Sequence[tuple[int, int]]
     ) -> None:
         """`places`: slots for responses of more than `short_bytes`, as number and largest size in
         bytes, the smallest first."""
         self._clock = clock
         self._short_bytes = short_bytes
         self._slots: list[tuple[FairSemaphore[str], int]] = [
-            (FairSemaphore(at_once, 1), max_bytes) for at_once, max_bytes in places
+            (FairSemaphore(at_once, 1), max_bytes) for at_once, max_bytes in slots
         ]
 
     @asynccontextmanager
     async def read(
-        self, server: ServerName, ask: Ask[T], left: TimeLeft = as_long_as_it_takes
+        self, server: ServerName, ask: Ask[T], left: TimeLeft = get_longest_time
     ) -> AsyncIterator[T]:
         """Request a response, and hold its slot in the context.
 

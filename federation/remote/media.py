@@ -18,7 +18,7 @@ import msgspec
 
 from federation.http_client.body import TakeBody
 from federation.http_client.errors import OutboundError
-from federation.peers.requests import Query, RefusedByRemote, Requests, path_of
+from federation.peers.requests import FederationClient, Query, RefusedByRemote, make_path
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import BadMultipart, MultipartFile
@@ -42,7 +42,7 @@ class RemoteFileTooLarge(RemoteError):
 class FileSink(Protocol):
     """Receives a file."""
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start a response. Discard the data of an earlier one."""
         ...
 
@@ -58,10 +58,10 @@ class FileHeaders(msgspec.Struct, frozen=True):
     disposition: str
 
 
-class RemoteMedia:
+class MediaClient:
     """Downloads files."""
 
-    def __init__(self, requests: Requests, follow: Follow) -> None:
+    def __init__(self, requests: FederationClient, follow: Follow) -> None:
         self._requests = requests
         self._follow = follow
 
@@ -102,7 +102,7 @@ class RemoteMedia:
         try:
             await self._download(
                 server,
-                path_of(SIGNED_PATH, media_id),
+                make_path(SIGNED_PATH, media_id),
                 query,
                 receiver.take_multipart,
                 limits,
@@ -111,7 +111,7 @@ class RemoteMedia:
         except RefusedByRemote as error:
             if not _is_unknown_endpoint(error):
                 raise
-            path = path_of(UNSIGNED_PATH, server, media_id)
+            path = make_path(UNSIGNED_PATH, server, media_id)
             query = (("allow_remote", "false"), *query)
             await self._download(server, path, query, receiver.take_plain, limits, signed=False)
 
@@ -213,7 +213,7 @@ class _Receiver:
         """Start a new response."""
         self._multipart = None
         self._size = 0
-        self._sink.begin()
+        self._sink.start()
 
     def _begin_file(self, headers: Mapping[str, str]) -> None:
         self.location = headers.get("location") if self._multipart is not None else None

@@ -14,14 +14,14 @@ from typing import Any, Final, Literal
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import MAX_REST, split_lists
-from federation.peers.requests import Query, RefusedByRemote, Requests, path_of
+from federation.peers.event_lists import MAX_REST_BYTES, split_lists
+from federation.peers.requests import FederationClient, Query, RefusedByRemote, make_path
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.remote.events import MAX_STATE_EVENTS
-from federation.remote.large_responses import ANSWER_SECONDS, LongAnswers
+from federation.remote.large_responses import ANSWER_SECONDS, LargeResponseSlots
 
 Action = Literal["join", "leave", "knock"]
 INVITE_SECONDS: Final = 20
@@ -32,7 +32,7 @@ _OLD_ENDPOINT: Final = frozenset({400, 404, 405})
 """Statuses of servers that do not know version 2 of an endpoint."""
 
 
-class UnknownVersion(RemoteError):
+class UnknownRoomVersion(RemoteError):
     """The room has a version that this server does not support."""
 
     def __init__(self, destination: str, version: str) -> None:
@@ -40,7 +40,7 @@ class UnknownVersion(RemoteError):
         self.version = version
 
 
-class Template(msgspec.Struct, frozen=True):
+class MembershipTemplate(msgspec.Struct, frozen=True):
     """A membership event proposed by a server in the room; to be completed and signed by us."""
 
     version: RoomVersion
@@ -69,10 +69,12 @@ class _OtherFields(msgspec.Struct):
     servers_in_room: list[str] = []
 
 
-class MembershipRequests:
+class MembershipClient:
     """Sends membership requests."""
 
-    def __init__(self, requests: Requests, states: LongAnswers, clock: IReactorTime) -> None:
+    def __init__(
+        self, requests: FederationClient, states: LargeResponseSlots, clock: IReactorTime
+    ) -> None:
         """`states`: the slots for large states."""
         self._requests = requests
         self._states = states
@@ -80,7 +82,7 @@ class MembershipRequests:
 
     async def make(
         self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID
-    ) -> Template:
+    ) -> MembershipTemplate:
         """Return a template for the user's new membership.
 
         Raises RemoteError, UnknownVersion, Forbidden (the policy).
@@ -88,12 +90,12 @@ class MembershipRequests:
         versions: Query = (
             () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]
         )
-        path = path_of(f"/_matrix/federation/v1/make_{action}/{{}}/{{}}", room_id, user_id)
+        path = make_path(f"/_matrix/federation/v1/make_{action}/{{}}/{{}}", room_id, user_id)
         answer = await self._requests.get(server, path, versions)
         named = answer.get("room_version", "1")
         version = ROOM_VERSIONS.get(named) if isinstance(named, str) else None
         if version is None:
-            raise UnknownVersion(server, str(named)[:100])
+            raise UnknownRoomVersion(server, str(named)[:100])
         event = answer.get("event")
         if not isinstance(event, dict):
             raise RemoteError(server, "the template is no event", retryable=False)
@@ -109,7 +111,7 @@ class MembershipRequests:
             raise RemoteError(
                 server, "the template is for another room, user or membership", retryable=False
             )
-        return Template(version, event)
+        return MembershipTemplate(version, event)
 
     @asynccontextmanager
     async def send_join(
@@ -134,14 +136,14 @@ class MembershipRequests:
         body = msgspec.Raw(encode_pdu(event))
         query = [("omit_members", "true")] if omit_members else []
         try:
-            path = path_of("/_matrix/federation/v2/send_join/{}/{}", *arguments)
+            path = make_path("/_matrix/federation/v2/send_join/{}/{}", *arguments)
             answer = await self._requests.put_bytes(
                 server, path, body, query, seconds=ANSWER_SECONDS, max_bytes=max_bytes
             )
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
-            path = path_of("/_matrix/federation/v1/send_join/{}/{}", *arguments)
+            path = make_path("/_matrix/federation/v1/send_join/{}/{}", *arguments)
             answer = await self._requests.put_bytes(
                 server, path, body, seconds=ANSWER_SECONDS, max_bytes=max_bytes
             )
@@ -149,7 +151,11 @@ class MembershipRequests:
         try:
             # the list of servers may be long
             lists = await split_lists(
-                answer, ("state", "auth_chain"), MAX_STATE_EVENTS, self._clock, longest=MAX_REST
+                answer,
+                ("state", "auth_chain"),
+                MAX_STATE_EVENTS,
+                self._clock,
+                longest=MAX_REST_BYTES,
             )
             other = msgspec.json.decode(lists.rest, type=_OtherFields)
         except (ValueError, RecursionError) as error:
@@ -157,8 +163,8 @@ class MembershipRequests:
                 server, f"the answer to the join has an unexpected form: {error}", retryable=False
             ) from error
         return JoinedState(
-            lists.found["state"],
-            lists.found["auth_chain"],
+            lists.lists["state"],
+            lists.lists["auth_chain"],
             other.event,
             other.members_omitted,
             other.servers_in_room,
@@ -170,30 +176,34 @@ class MembershipRequests:
         body = msgspec.Raw(encode_pdu(event))
         try:
             await self._requests.put(
-                server, path_of("/_matrix/federation/v2/send_leave/{}/{}", *arguments), body
+                server, make_path("/_matrix/federation/v2/send_leave/{}/{}", *arguments), body
             )
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
             await self._requests.put(
-                server, path_of("/_matrix/federation/v1/send_leave/{}/{}", *arguments), body
+                server, make_path("/_matrix/federation/v1/send_leave/{}/{}", *arguments), body
             )
 
     async def send_knock(self, server: ServerName, event: Event) -> object:
         """Knock, and return the stripped state. Raises RemoteError, Forbidden (the policy)."""
-        path = path_of("/_matrix/federation/v1/send_knock/{}/{}", event.room_id, event.event_id)
+        path = make_path("/_matrix/federation/v1/send_knock/{}/{}", event.room_id, event.event_id)
         answer = await self._requests.put(server, path, msgspec.Raw(encode_pdu(event)))
         if not isinstance(answer, dict):
             raise RemoteError(server, "the answer is no object", retryable=False)
         return answer.get("knock_room_state", [])
 
-    async def exchange(self, server: ServerName, room_id: RoomID, event: Mapping[str, Any]) -> None:
+    async def exchange_third_party_invite(
+        self, server: ServerName, room_id: RoomID, event: Mapping[str, Any]
+    ) -> None:
         """Request the invite for a third-party invite; `event` is a partial event.
 
         Raises RemoteError, Forbidden (the policy).
         """
         await self._requests.put(
-            server, path_of("/_matrix/federation/v1/exchange_third_party_invite/{}", room_id), event
+            server,
+            make_path("/_matrix/federation/v1/exchange_third_party_invite/{}", room_id),
+            event,
         )
 
     async def invite(
@@ -210,7 +220,7 @@ class MembershipRequests:
             "invite_room_state": [msgspec.json.decode(each) for each in room_state],
         }
         try:
-            path = path_of("/_matrix/federation/v2/invite/{}/{}", *arguments)
+            path = make_path("/_matrix/federation/v2/invite/{}/{}", *arguments)
             answer = await self._requests.put(server, path, body, seconds=INVITE_SECONDS)
         except RefusedByRemote as refusal:
             # version 1 does not state the room version
@@ -220,7 +230,7 @@ class MembershipRequests:
             ):
                 raise
             old = {**event.pdu, "unsigned": {"invite_room_state": body["invite_room_state"]}}
-            path = path_of("/_matrix/federation/v1/invite/{}/{}", *arguments)
+            path = make_path("/_matrix/federation/v1/invite/{}/{}", *arguments)
             answer = _second(
                 server, await self._requests.put(server, path, old, seconds=INVITE_SECONDS)
             )

@@ -5,7 +5,7 @@ spec: server-server-api#post_matrixpolicyv1sign
 
 import msgspec
 
-from federation.peers.requests import Requests
+from federation.peers.requests import FederationClient
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.policy_server import KEY_ID, SIGN_PATHS, PolicyServer
 from federation.protocol.signing import signatures_of
@@ -15,10 +15,10 @@ SECONDS = 5.0
 ANSWER_BYTES = 64 << 10
 
 
-class RemotePolicyServers:
+class PolicyServerClient:
     """Sends the requests."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: FederationClient) -> None:
         self._requests = requests
 
     async def sign(self, server: PolicyServer, event: Event) -> str | None:

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from federation.peers.identity import ServerIdentity
-from federation.peers.requests import Requests, path_of
+from federation.peers.requests import FederationClient, make_path
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
@@ -30,10 +30,10 @@ class Transaction(msgspec.Struct, frozen=True):
     """EDUs in canonical JSON, at most MAX_EDUS."""
 
 
-class Transactions:
+class TransactionClient:
     """Sends transactions."""
 
-    def __init__(self, requests: Requests, identity: ServerIdentity) -> None:
+    def __init__(self, requests: FederationClient, identity: ServerIdentity) -> None:
         self._requests = requests
         self._origin = encode_canonical(identity.server_name)
 
@@ -48,7 +48,7 @@ class Transactions:
             transaction.origin_server_ts,
             b",".join(transaction.pdus),
         )
-        path = path_of("/_matrix/federation/v1/send/{}", transaction.txn_id)
+        path = make_path("/_matrix/federation/v1/send/{}", transaction.txn_id)
         answer = await self._requests.put(
             destination, path, msgspec.Raw(body), max_bytes=MAX_ANSWER_BYTES
         )

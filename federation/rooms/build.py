@@ -48,7 +48,7 @@ MAX_DEPTH = 2**53 - 1
 MAX_PREV_EVENTS = 20
 
 
-class Circumstances(msgspec.Struct, frozen=True):
+class RoomBeforeEvent(msgspec.Struct, frozen=True):
     """The room right before an event."""
 
     room_nid: int
@@ -56,7 +56,7 @@ class Circumstances(msgspec.Struct, frozen=True):
     member_count: int
     """Joined members after the event."""
     levels: PowerLevels | None
-    moved: Mapping[UserID, bool] = msgspec.field(default_factory=dict)
+    changed_members: Mapping[UserID, bool] = msgspec.field(default_factory=dict)
     """Members whose stored membership is outdated, and whether they are joined."""
 
 
@@ -70,13 +70,13 @@ class Classification(msgspec.Struct, frozen=True):
     thread_root: EventID | None = None
 
 
-Classify = Callable[[Event, Circumstances], Awaitable[Classification]]
-Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
+Classify = Callable[[Event, RoomBeforeEvent], Awaitable[Classification]]
+GetPolicySignature = Callable[[int, Event, Event | None], Awaitable[Event]]
 """Returns our event with the signature of its room's policy server, if the room has one. The last
 argument is the state event that names it."""
 
 
-class TargetInChain(Exception):
+class DependsOnChain(Exception):
     """A draft depends on an event that is not written yet, or is being redacted; it waits for the
     next chain."""
 
@@ -91,7 +91,7 @@ class Chain:
         identity: ServerIdentity,
         classify: Classify,
         further_flags: int = 0,
-        vouch: Vouch | None = None,
+        get_policy_signature: GetPolicySignature | None = None,
     ) -> None:
         """`further_flags`: flags of all its events; `vouch`: gets the policy server's signature."""
         self._snapshot = snapshot
@@ -99,7 +99,7 @@ class Chain:
         self._identity = identity
         self._classify = classify
         self._further_flags = further_flags
-        self._get_policy_signature = vouch
+        self._get_policy_signature = get_policy_signature
         self._overlay: dict[StateKey, Event] = {}
         self._prev: Sequence[EventID] = [
             EventID(event_id) for _, event_id in snapshot.head.extremities
@@ -176,7 +176,7 @@ class Chain:
         if draft.check is not None:
             for built in self.built:
                 if built.redacts is not None:
-                    raise TargetInChain(built.redacts)  # the check may need the redacted event
+                    raise DependsOnChain(built.redacts)  # the check may need the redacted event
             await draft.check(self.built)
         if self._get_policy_signature is not None:
             named = find_naming(await self._load(NAMING))
@@ -241,7 +241,7 @@ class Chain:
         if target_id is None:
             return None
         if any(built.event_id == target_id for built in self.built):
-            raise TargetInChain(target_id)
+            raise DependsOnChain(target_id)
         target = await self._events.get_event(self._snapshot.room.room_nid, target_id)
         if target is None or target.redacted_by is not None:
             return None
@@ -251,7 +251,7 @@ class Chain:
             raise Forbidden("You may not redact events of others in this room")
         if target.event.type == CREATE.type:
             raise Forbidden("The event that created the room cannot be redacted")
-        return await prune(self._snapshot, target, self._identity)
+        return await make_redaction(self._snapshot, target, self._identity)
 
     def _get_flags(self, event: Event) -> int:
         """Return the flags of all events of the chain.
@@ -269,15 +269,15 @@ class Chain:
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 
-    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> Circumstances:
+    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> RoomBeforeEvent:
         create = state.get(CREATE)
         levels = None
         if create is not None:
             levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
         member_count = self._member_count
         if event.membership is not None and event.state_key is not None:
-            member_count += joins(event, state.get(event.key))
-        return Circumstances(
+            member_count += count_joins(event, state.get(event.key))
+        return RoomBeforeEvent(
             self._snapshot.room.room_nid, member_count, levels, self._changed_members
         )
 
@@ -307,15 +307,15 @@ class Chain:
                 flags=EventFlag.TIMELINE
                 | self._get_flags(event)
                 | classification.flags
-                | (EventFlag.OUTCOMES if classification.outcomes else 0),
+                | (EventFlag.HAS_PUSH_ACTIONS if classification.outcomes else 0),
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,
                 effect=state_effect(event, self._identity),
                 redacts=event.redacts,
                 redaction=redaction,
-                sent=draft.sent,
-                outcomes=classification.outcomes,
+                sent_transaction=draft.sent,
+                push_actions=classification.outcomes,
                 thread_root=classification.thread_root,
                 relation=read_relation(event),
                 sticky_ms=event.sticky_ms,
@@ -335,14 +335,16 @@ class Chain:
         self._depth = event.depth
 
 
-def joins(event: Event, before: Event | None) -> int:
+def count_joins(event: Event, before: Event | None) -> int:
     """Return by how much a membership event changes the joined members; `before`: the event that
     it replaces."""
     was_joined = before is not None and before.membership == "join"
     return (event.membership == "join") - was_joined
 
 
-async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:
+async def make_redaction(
+    snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity
+) -> Redaction:
     """Return a redacted event, and the effect of its redaction on the tables beside the state."""
     event = target.event
     pruned_pdu = encode_event_json(event.version, redact(event.version, event.pdu))

@@ -1,6 +1,6 @@
 """The checks on receipt of an event, in the order of the specification.
 
-Ask, then decide: the checks request their inputs from `Sources`, and only if the previous checks
+Ask, then decide: the checks request their inputs from `CheckSources`, and only if the previous checks
 have passed. The rules themselves are those of `federation.protocol.event_auth`, which our own
 events pass, too (see `build.py`).
 
@@ -44,7 +44,7 @@ SHOWN = frozenset({Verdict.ACCEPT, Verdict.REDACT})
 """The verdicts that let an event into the timeline."""
 
 
-class Candidate:
+class ReceivedPdu:
     """A PDU from another server, parsed when first needed."""
 
     def __init__(
@@ -86,7 +86,7 @@ class AuthEvents(msgspec.Struct, frozen=True):
     """The room's create event, if it is known."""
 
 
-class Sources(Protocol):
+class CheckSources(Protocol):
     """Provides the inputs of the checks."""
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
@@ -116,7 +116,7 @@ class Sources(Protocol):
         """Return whether the room's policy server, if there is one, allows the event."""
 
 
-class Checked(msgspec.Struct, frozen=True):
+class CheckResult(msgspec.Struct, frozen=True):
     """The result of the checks of an event."""
 
     verdict: Verdict
@@ -127,8 +127,8 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 async def check_on_receipt(
-    candidate: Candidate, room_id: RoomID, sources: Sources, *, in_part: bool = False
-) -> Checked:
+    candidate: ReceivedPdu, room_id: RoomID, sources: CheckSources, *, in_part: bool = False
+) -> CheckResult:
     """Run the checks of the specification, in its order and with its numbers.
 
     `in_part`: only a part of the state before the event is known. An event that this part does not
@@ -141,14 +141,14 @@ async def check_on_receipt(
             raise BadEvent("The event is of another room")
         required_signers(event)
     except MatrixError as error:
-        return Checked(Verdict.DROP, None, error)
+        return CheckResult(Verdict.DROP, None, error)
 
     # 2. It has the required signatures.
     signed_by = await sources.get_signers(event)
     try:
         check_signed(event, signed_by)
     except MatrixError as error:
-        return Checked(Verdict.DROP, None, error)
+        return CheckResult(Verdict.DROP, None, error)
 
     # 3. Its content matches its hash; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
@@ -170,13 +170,13 @@ async def check_on_receipt(
             cited[CREATE] = auth.create
         _authorize(event, cited, signed_by)
     except AuthError as refusal:
-        return Checked(Verdict.REJECT, event, refusal)
+        return CheckResult(Verdict.REJECT, event, refusal)
 
     # 5. The state before it allows it.
     keys = auth_events_needed(event.version, event) | {CREATE}
     before = await sources.get_state_before(event, keys)
     if before is None:
-        return Checked(accepted, event, flaw)
+        return CheckResult(accepted, event, flaw)
     try:
         if event.type == CREATE.type and not await sources.is_room_create(event):
             raise AuthError(event.version, Rule.CREATE_PREV_EVENTS)  # the room has its create event
@@ -184,7 +184,7 @@ async def check_on_receipt(
             _authorize(event, before, signed_by)
     except AuthError as refusal:
         is_certain = not in_part or event.type == CREATE.type
-        return Checked(Verdict.REJECT if is_certain else Verdict.SOFT_FAIL, event, refusal)
+        return CheckResult(Verdict.REJECT if is_certain else Verdict.SOFT_FAIL, event, refusal)
 
     # 6. The current state allows it.
     current = await sources.get_current_state(keys)
@@ -192,12 +192,12 @@ async def check_on_receipt(
         try:
             _authorize(event, current, signed_by)
         except AuthError as refusal:
-            return Checked(Verdict.SOFT_FAIL, event, refusal)
+            return CheckResult(Verdict.SOFT_FAIL, event, refusal)
 
     # 7. The policy server that the room has now allows it, wherever it is placed.
     if not await sources.is_approved(event):
-        return Checked(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
-    return Checked(accepted, event, flaw)
+        return CheckResult(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
+    return CheckResult(accepted, event, flaw)
 
 
 def as_hashed(event: Event) -> Event:

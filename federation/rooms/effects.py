@@ -19,7 +19,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
 from storage.engine.interface import SQLValue
 from storage.events.events import EventStore
-from storage.persist.state_effects import NewLifetime, StateEffect
+from storage.persist.state_effects import NewRetention, StateEffect
 from storage.rooms.memberships import NewMembership
 from storage.rooms.rooms import RoomRow
 from storage.rooms.spaces import NewChild
@@ -75,7 +75,7 @@ def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
             summary["federates"] = 0
         return StateEffect(summary=summary)
     if event.type == RETENTION.type:
-        return StateEffect(lifetime=NewLifetime(read_max_lifetime(event.content)))
+        return StateEffect(retention=NewRetention(read_max_lifetime(event.content)))
     if event.type in _SUMMARY:
         column, name = _SUMMARY[event.type]
         fields: dict[str, SQLValue] = {column: _text(event.content, name)}
@@ -96,7 +96,7 @@ def effect_of_absence(event: Event, identity: ServerIdentity) -> StateEffect:
         member = replace(member, membership="leave", display_name=None, avatar_url=None)
     child = None if effect.child is None else replace(effect.child, is_link=False)
     summary = {column: 1 if column == "federates" else None for column in effect.summary}
-    lifetime = None if effect.lifetime is None else NewLifetime(None)
+    lifetime = None if effect.retention is None else NewRetention(None)
     return StateEffect(member, summary, child, lifetime)
 
 

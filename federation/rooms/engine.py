@@ -23,7 +23,7 @@ from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
+from federation.rooms.build import Chain, Classify, DependsOnChain, GetPolicySignature
 from federation.rooms.drafts import Also, Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.partial_rooms import PartialRooms
@@ -36,15 +36,15 @@ from storage.engine.interface import DatabaseUnavailable
 from storage.engine.streams import Stage
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag
-from storage.persist.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
-from storage.rooms.rooms import Head, RoomExists, RoomRow, RoomStore, add_room
+from storage.persist.room_writer import AppendResult, HeadMoved, NewEvent, RoomWriter
+from storage.rooms.rooms import RoomExists, RoomHead, RoomRow, RoomStore, add_room
 from storage.rooms.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.state.state_tree import StateTreeStore
 
 T = TypeVar("T")
 
 MEMBER = "m.room.member"
-MAX_REQUESTS_A_CHAIN = 100
+MAX_REQUESTS_PER_CHAIN = 100
 MAX_REBUILDS = 100
 """Another node has its own last event in memory, so it may win many times in a row."""
 MAX_CHAIN_MS = 1_000
@@ -52,7 +52,7 @@ MAX_CHAIN_MS = 1_000
 more."""
 
 
-class KeepsMoving(DatabaseUnavailable):
+class HeadContention(DatabaseUnavailable):
     """Other nodes write into the room faster than this one can build upon it: nothing is written,
     and it may be tried again."""
 
@@ -100,7 +100,7 @@ class RoomEngine:
         partial: PartialRooms,
         *,
         capacity: int,
-        vouch: Vouch | None = None,
+        vouch: GetPolicySignature | None = None,
     ) -> None:
         """`capacity`: rooms whose heads are cached. `vouch` gets the policy server's signature for
         events of ours; without it, no policy server is asked."""
@@ -128,7 +128,7 @@ class RoomEngine:
         database.streams.watch(self._on_remote_write, stage=Stage.CACHE)
         self._log = Logger()
 
-    async def vouch(self, snapshot: RoomSnapshot, event: Event) -> Event:
+    async def add_policy_signature(self, snapshot: RoomSnapshot, event: Event) -> Event:
         """Return an event that was built outside the queue, with the policy server's signature.
 
         Raises MatrixError, RemoteError.
@@ -197,7 +197,7 @@ class RoomEngine:
             drafts, self._now_ms()
         )
 
-    async def get_whole(self, room_id: RoomID) -> RoomSnapshot:
+    async def get_complete(self, room_id: RoomID) -> RoomSnapshot:
         """Return the room once its state is complete. Raises NotFound, StateIncomplete."""
         snapshot = await self.get_snapshot(room_id)
         if snapshot.head.partial_join is None:
@@ -246,12 +246,12 @@ class RoomEngine:
     def advance(
         self,
         snapshot: RoomSnapshot,
-        appended: Appended,
+        appended: AppendResult,
         changes: Mapping[StateKey, StoredEvent | None] | None = None,
     ) -> list[StoredEvent]:
         """Cache the next snapshot of a room that was written; return the new events as stored.
 
-        `changes`: entries that differ from the state before (None: removed), if they are not just
+        `version`: entries that differ from the state before (None: removed), if they are not just
         those that the new events set.
         """
         return self._advance(snapshot, appended, changes)
@@ -286,7 +286,7 @@ class RoomEngine:
         # this one is created a moment later
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
-        empty = Head(0, (), 0, None, 0, 0)
+        empty = RoomHead(0, (), 0, None, 0, 0)
         chain = Chain(
             RoomSnapshot(placeholder, version, empty, self.view(0, None)),
             self._events,
@@ -301,7 +301,7 @@ class RoomEngine:
                 return await self.create(version, room_id, drafts, also, prepare)
             await prepare(created_id)
 
-        def write(txn: WriteTransaction) -> tuple[RoomRow, Appended]:
+        def write(txn: WriteTransaction) -> tuple[RoomRow, AppendResult]:
             room, head = add_room(txn, created_id, version.identifier, now)
             extremities = [chain.built[-1].event_id]
             appended = self._writer.append(txn, room, head, chain.new, extremities, now_ms=now)
@@ -317,7 +317,7 @@ class RoomEngine:
                 raise
             return await self.create(version, room_id, drafts, also)
         finally:
-            self._events.forget_expected(chain.built)
+            self._events.unexpect(chain.built)
         snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))
         stored = self._advance(snapshot, appended)
         return await self.get_snapshot(created_id), stored
@@ -394,8 +394,11 @@ class RoomEngine:
                 continue
             stored = {event.event.event_id: event for event in self._advance(snapshot, appended)}
             for new in chain.new:
-                if new.sent is not None:
-                    stored[EventID(new.event_id)].sent = (new.sent.device_id, new.sent.txn_id)
+                if new.sent_transaction is not None:
+                    stored[EventID(new.event_id)].sent = (
+                        new.sent_transaction.device_id,
+                        new.sent_transaction.txn_id,
+                    )
             for request, refusal in refused:
                 request.done.errback(refusal)
             for request in ready:
@@ -406,7 +409,7 @@ class RoomEngine:
                     ]
                 )
             return later
-        raise KeepsMoving(snapshot.room.room_id)
+        raise HeadContention(snapshot.room.room_id)
 
     async def _build(
         self, chain: Chain, batch: Sequence[_Request], now: int
@@ -431,7 +434,7 @@ class RoomEngine:
                 request.built = await chain.add(request.drafts, now)
                 ready.append(request)
                 names |= own_names
-            except TargetInChain:
+            except DependsOnChain:
                 later.append(request)
             except Exception:  # the failure of one request must not affect the others
                 refused.append((request, await self._explain(own_names, Failure())))
@@ -455,20 +458,20 @@ class RoomEngine:
 
     async def _write(
         self, snapshot: RoomSnapshot, chain: Chain, also: Sequence[Also], now: int
-    ) -> Appended:
+    ) -> AppendResult:
         if not chain.new:
             if await self._moved(snapshot) is not None:
                 raise HeadMoved(
                     snapshot.room.room_id
                 )  # the refusals and unchanged entries may be outdated
-            return Appended(snapshot.head, [])
+            return AppendResult(snapshot.head, [])
         self._events.expect(chain.built)
         try:
             return await self._database.write(
                 "append_events", self._append_in, snapshot, chain.new, chain.extremities, also, now
             )
         finally:
-            self._events.forget_expected(chain.built)
+            self._events.unexpect(chain.built)
 
     def _append_in(
         self,
@@ -478,7 +481,7 @@ class RoomEngine:
         extremities: Sequence[str],
         also: Sequence[Also],
         now: int,
-    ) -> Appended:
+    ) -> AppendResult:
         appended = self._writer.append(
             txn, snapshot.room, snapshot.head, new, extremities, now_ms=now
         )
@@ -498,11 +501,11 @@ class RoomEngine:
     def _advance(
         self,
         snapshot: RoomSnapshot,
-        appended: Appended,
+        appended: AppendResult,
         changes: Mapping[StateKey, StoredEvent | None] | None = None,
     ) -> list[StoredEvent]:
         """Make the next snapshot of the room; the new events as they are stored."""
-        stored = [self._events.keep(snapshot.room, row) for row in appended.rows]
+        stored = [self._events.get_or_parse(snapshot.room, row) for row in appended.rows]
         if changes is None:
             changes = {
                 event.event.key: event for event in stored if event.event.state_key is not None
@@ -519,7 +522,7 @@ class RoomEngine:
 def _next_requests(queue: _Queue) -> list[_Request]:
     """Take the requests that wait at the front of a queue."""
     batch: list[_Request] = []
-    for item in queue.waiting[:MAX_REQUESTS_A_CHAIN]:
+    for item in queue.waiting[:MAX_REQUESTS_PER_CHAIN]:
         if isinstance(item, _Turn):
             break
         batch.append(item)

@@ -40,7 +40,7 @@ class ErasedSenders:
         self._states = states
         self._events = events
         self._since: StreamValue[dict[str, int]] = StreamValue(
-            streams, Topic.ERASURE, load=lambda: self._store.get_since(0), update=_update
+            streams, Topic.ERASURE, load=lambda: self._store.get_erasures_since(0), update=_update
         )
         self._pruned: LRU[int, tuple[StoredEvent, StoredEvent]] = LRU(max_entries=MAX_PRUNED)
 
@@ -119,7 +119,7 @@ def _update(since: dict[str, int], change: Change) -> bool:
 
 
 def _end_before(changes: Sequence[StoredEvent], position: int) -> int:
-    """Return the depth for one position. `changes` of a membership, the latest first."""
+    """Return the depth for one position. `version` of a membership, the latest first."""
     after: StoredEvent | None = None
     for change in changes:
         if change.event.membership == "join" and (change.position or 0) <= position:

@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.relations import relation_in
-from storage.events.event_threads import Links, Standing, ThreadWalk, links_of
+from federation.rooms.relations import parse_relation
+from storage.events.event_threads import ThreadLinks, ThreadStanding, ThreadWalk, links_of
 
 
 async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> EventID | None:
@@ -20,15 +20,15 @@ async def find_thread_root(events: RoomEvents, room_nid: int, event: Event) -> E
     None: the main timeline. The root is what the event names, whether or not we have it.
     """
     found = await _follow(
-        events, {event.event_id: (room_nid, links_of(relation_in(event.content)))}
+        events, {event.event_id: (room_nid, links_of(parse_relation(event.content)))}
     )
     root = found[event.event_id].root
     return None if root is None else EventID(root)
 
 
-async def find_standings(
+async def find_threads(
     events: RoomEvents, wanted: Iterable[StoredEvent]
-) -> Mapping[EventID, Standing]:
+) -> Mapping[EventID, ThreadStanding]:
     """Return the threads of stored events, by event id; makes a fixed number of queries."""
     return await _follow(
         events, {event.event.event_id: (event.room_nid, _links(event)) for event in wanted}
@@ -36,8 +36,8 @@ async def find_standings(
 
 
 async def _follow(
-    events: RoomEvents, at: Mapping[EventID, tuple[int, Links]]
-) -> dict[EventID, Standing]:
+    events: RoomEvents, at: Mapping[EventID, tuple[int, ThreadLinks]]
+) -> dict[EventID, ThreadStanding]:
     walks = {event_id: ThreadWalk() for event_id in at}
     while at:
         parents = {
@@ -54,9 +54,9 @@ async def _follow(
     return {event_id: walk.standing for event_id, walk in walks.items()}
 
 
-def _links(stored: StoredEvent) -> Links:
+def _links(stored: StoredEvent) -> ThreadLinks:
     return replace(
-        links_of(relation_in(stored.event.content)),
+        links_of(parse_relation(stored.event.content)),
         thread_root=stored.thread_root,
         is_redacted=stored.redacted_by is not None,
         redacts=stored.event.redacts,

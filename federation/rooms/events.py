@@ -21,7 +21,7 @@ from storage.events.events import EventFlag, EventRow, EventStore
 from storage.retention.purging import PurgedMessages
 from storage.rooms.rooms import RoomRow, RoomStore
 
-MOST_ON_AVERAGE: Final = 4096
+AVERAGE_BYTES: Final = 4096
 """Bytes of memory per cached event on average. Usual events take less, the largest fifty times as
 much and more."""
 NO_TRANSACTION: Final = ("", "")
@@ -89,12 +89,12 @@ class StoredEvent:
         self.leaves_state = event.state_key is None and not row.flags & EventFlag.RESOLVED
         """Whether the room's current state did not change with its arrival."""
         self.is_plain_message = (
-            self.is_plain and self.leaves_state and self.is_shown and not self.is_after_hole
+            self.is_plain and self.leaves_state and self.is_shown and not self.is_after_gap
         )
         """Whether a member at its arrival sees it unchanged, no state changed with it, and no gap
         precedes it."""
 
-    def with_content_of(self, event: Event) -> "StoredEvent":
+    def with_form(self, event: Event) -> "StoredEvent":
         """Return a copy with another form of the event, for a reader who may not see all of it."""
         other = copy(self)
         other.event = event
@@ -105,9 +105,7 @@ class StoredEvent:
         """Return a copy with the redacted event."""
         event = self.event
         pruned = encode_event_json(event.version, redact(event.version, event.pdu))
-        return self.with_content_of(
-            load_event(event.version, event.event_id, event.room_id, pruned)
-        )
+        return self.with_form(load_event(event.version, event.event_id, event.room_id, pruned))
 
     def __getattr__(self, name: str) -> bytes:
         """Encode the client form when it is first needed."""
@@ -127,9 +125,9 @@ class StoredEvent:
         return self.flags & (EventFlag.TIMELINE | EventFlag.PURGED) == EventFlag.TIMELINE
 
     @property
-    def is_after_hole(self) -> bool:
+    def is_after_gap(self) -> bool:
         """Whether some events before it were missing when it came."""
-        return bool(self.flags & EventFlag.AFTER_HOLE)
+        return bool(self.flags & EventFlag.AFTER_GAP)
 
     @property
     def is_purged(self) -> bool:
@@ -138,7 +136,7 @@ class StoredEvent:
 
     def is_expired(self, oldest: int) -> bool:
         """Return whether it is a message older than the oldest one to show
-        (`Lifetimes.oldest_shown`)."""
+        (`Lifetimes.get_oldest_shown`)."""
         return self.event.state_key is None and self.aged_from < oldest
 
     @property
@@ -168,12 +166,12 @@ class RoomEvents:
     def __init__(
         self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int
     ) -> None:
-        """`capacity`: events of `MOST_ON_AVERAGE` bytes; fewer if they are larger."""
+        """`capacity`: events of `AVERAGE_BYTES` bytes; fewer if they are larger."""
         self._store = store
         self._rooms = rooms
         self._cache: LRU[int, StoredEvent] = LRU(
             max_entries=capacity,
-            max_weight=capacity * MOST_ON_AVERAGE,
+            max_weight=capacity * AVERAGE_BYTES,
             weigh=lambda _, stored: stored.weight,
             on_remove=lambda _, stored: self._nids.pop(stored.event.event_id, None),
         )
@@ -189,7 +187,7 @@ class RoomEvents:
             self._on_changes,
             Topic.EVENT,
             Topic.REDACTED,
-            Topic.PLACED,
+            Topic.OUTLIER_PLACED,
             Topic.PURGED,
             stage=Stage.CACHE,
         )
@@ -226,7 +224,7 @@ class RoomEvents:
             if changes != self._changes:
                 continue  # a row may have been read before it changed
             for nid, row in rows.items():
-                found[nid] = self.keep(rooms[row.room_nid], row)
+                found[nid] = self.get_or_parse(rooms[row.room_nid], row)
             break
         return found
 
@@ -275,7 +273,7 @@ class RoomEvents:
         """Return whether the event is cached, and therefore stored."""
         return event_id in self._nids
 
-    def keep(self, room: RoomRow, row: EventRow) -> StoredEvent:
+    def get_or_parse(self, room: RoomRow, row: EventRow) -> StoredEvent:
         """Return the event of a row that was just read or written; the cached one if there is
         one."""
         cached = self._cache.peek(row.event_nid)
@@ -291,12 +289,12 @@ class RoomEvents:
         stream announces them."""
         self._expected.update((event.event_id, event) for event in events)
 
-    def forget_expected(self, events: Iterable[Event]) -> None:
+    def unexpect(self, events: Iterable[Event]) -> None:
         """Unregister events after their write has ended or failed."""
         for event in events:
             self._expected.pop(event.event_id, None)
 
-    def forget(self, event_ids: Iterable[EventID]) -> None:
+    def evict(self, event_ids: Iterable[EventID]) -> None:
         """Evict these events, because another node may have changed them."""
         for event_id in event_ids:
             nid = self._nids.get(event_id)
@@ -315,7 +313,7 @@ class RoomEvents:
                 event = self._expected.get(change.detail.event_id)
                 if event is not None:
                     self._put(StoredEvent(event, change.detail))
-            elif change.topic in (Topic.REDACTED, Topic.PLACED, Topic.PURGED):
+            elif change.topic in (Topic.REDACTED, Topic.OUTLIER_PLACED, Topic.PURGED):
                 self._changes += 1
                 if isinstance(change.detail, int):
                     self._cache.pop(change.detail)
@@ -345,7 +343,7 @@ class RoomEvents:
         lost = await self._store.get_lost_since(self._latest_nid, after)
         self._latest_nid = lost.redaction_nid
         self._changes += 1
-        self.forget(EventID(event_id) for event_id in lost.redacted)
+        self.evict(EventID(event_id) for event_id in lost.redacted)
         if lost.changed_rooms:
             for nid in [
                 nid for nid, event in self._cache.items() if event.room_nid in lost.changed_rooms

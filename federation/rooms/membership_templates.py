@@ -17,7 +17,7 @@ from federation.protocol.events import Event, compute_reference_hash, parse_even
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
-from federation.remote.membership import Action, MembershipRequests
+from federation.remote.membership import Action, MembershipClient
 from federation.rooms.build import MAX_DEPTH, MAX_PREV_EVENTS
 from federation.rooms.events import RoomEvents
 from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
@@ -117,11 +117,11 @@ def fill_template(
     return sign(version, identity, pdu)
 
 
-class Handshake:
+class TemplateRequests:
     """Makes membership events of our users from templates of other servers."""
 
     def __init__(
-        self, remote: MembershipRequests, identity: ServerIdentity, now_ms: Callable[[], int]
+        self, remote: MembershipClient, identity: ServerIdentity, now_ms: Callable[[], int]
     ) -> None:
         self._remote = remote
         self._identity = identity
@@ -151,7 +151,7 @@ class Handshake:
         )
 
 
-def lonely_leave(
+def make_local_leave(
     version: RoomVersion,
     identity: ServerIdentity,
     room_id: RoomID,

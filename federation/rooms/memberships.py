@@ -54,7 +54,7 @@ class Memberships:
         store it."""
         return await self._by_user.get(user_id)
 
-    def known_of(self, user_id: UserID) -> Mapping[int, MembershipRow] | None:
+    def find_of_user(self, user_id: UserID) -> Mapping[int, MembershipRow] | None:
         """Return the same as `of_user` if it is cached, else None."""
         return self._by_user.find(user_id)
 
@@ -84,7 +84,9 @@ class Memberships:
     async def find_invited(self, user_id: UserID, others: Iterable[UserID]) -> Set[UserID]:
         """Return the users whom a local user invited to a room that `user_id` is in; two
         queries."""
-        return {UserID(other) for other in await self._store.get_invited_by_ours(user_id, others)}
+        return {
+            UserID(other) for other in await self._store.get_invited_by_own_server(user_id, others)
+        }
 
     async def _load_user(self, user_ids: Sequence[str]) -> Mapping[str, dict[int, MembershipRow]]:
         return {each: dict(await self._store.get_memberships_of_user(each)) for each in user_ids}

@@ -16,7 +16,7 @@ from storage.cache import StreamValue
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.partial_rooms import PartialRoom, PartialRoomStore
 
-LONGEST_WAIT: Final = 60.0
+MAX_WAIT: Final = 60.0
 """Seconds to wait for the rest of a state."""
 
 
@@ -28,13 +28,13 @@ class PartialRooms:
         self._streams = streams
         self._clock = clock
         self._rooms: StreamValue[dict[int, PartialRoom]] = StreamValue(
-            streams, Topic.COMPLETENESS, load=self._load, update=_update
+            streams, Topic.PARTIAL_STATE, load=self._load, update=_update
         )
         self._waiting: dict[int, list[Deferred[None]]] = {}
         streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
 
     @property
-    def known(self) -> Mapping[int, PartialRoom] | None:
+    def cached(self) -> Mapping[int, PartialRoom] | None:
         """The same as `get_all` if it is cached, else None."""
         return self._rooms.find()
 
@@ -52,8 +52,8 @@ class PartialRooms:
 
     async def wait(self, room_nid: int) -> None:
         """Wait until the state of the room is complete. Raises StateIncomplete after
-        `LONGEST_WAIT`."""
-        until = self._clock.seconds() + LONGEST_WAIT
+        `MAX_WAIT`."""
+        until = self._clock.seconds() + MAX_WAIT
         while await self.find(room_nid) is not None:
             done: Deferred[None] = Deferred()
             self._waiting.setdefault(room_nid, []).append(done)
@@ -71,7 +71,7 @@ class PartialRooms:
                 if not self._waiting[room_nid]:
                     del self._waiting[room_nid]
 
-    def tell(self, room_nid: int) -> None:
+    def notify(self, room_nid: int) -> None:
         """Wake all that wait for the room, once its new snapshot is in place."""
         for done in list(self._waiting.get(room_nid, ())):
             if not done.called:
@@ -82,10 +82,10 @@ class PartialRooms:
 
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Wake the waiting requests if another node may have completed a room."""
-        changes = self._streams.told(after, upto)
-        if changes is None or any(change.topic is Topic.COMPLETENESS for change in changes):
+        changes = self._streams.get_remote_changes(after, upto)
+        if changes is None or any(change.topic is Topic.PARTIAL_STATE for change in changes):
             for room_nid in list(self._waiting):
-                self.tell(room_nid)
+                self.notify(room_nid)
 
 
 def _update(rooms: dict[int, PartialRoom], change: Change) -> bool:

@@ -26,8 +26,8 @@ import msgspec
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import Policy
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.policy import FederationPolicy
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName, domain_of
@@ -38,10 +38,10 @@ from federation.protocol.policy_server import (
     read_policy_server,
     with_policy_signature,
 )
-from federation.remote.policy_servers import RemotePolicyServers
-from federation.rooms.concurrent import map_at_once
+from federation.remote.policy_servers import PolicyServerClient
+from federation.rooms.concurrent import map_concurrently
 from federation.rooms.room_servers import RoomServers
-from storage.federation.policy_server_verdicts import PolicyJudgementStore
+from storage.federation.policy_server_verdicts import PolicyVerdictStore
 
 PAUSE_MS: Final = 30_000
 CONCURRENT_EVENTS: Final = 5
@@ -80,11 +80,11 @@ class PolicyServers:
 
     def __init__(
         self,
-        remote: RemotePolicyServers,
+        remote: PolicyServerClient,
         servers: RoomServers,
-        policy: Policy,
+        policy: FederationPolicy,
         identity: ServerIdentity,
-        judgements: PolicyJudgementStore,
+        verdicts: PolicyVerdictStore,
         now_ms: Callable[[], int],
     ) -> None:
         """`policy`: the servers that this server talks to."""
@@ -92,7 +92,7 @@ class PolicyServers:
         self._servers = servers
         self._policy = policy
         self._identity = identity
-        self._judgements = judgements
+        self._judgements = verdicts
         self._now_ms = now_ms
         self._busy: PeerBackoff[ServerName] = PeerBackoff(now_ms)
         """Policy servers that asked us to wait."""
@@ -103,7 +103,7 @@ class PolicyServers:
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Return whether a remote event may be shown.
 
-        `named`: the state event that names the room's policy server now. Events that this server's
+        `policy_event`: the state event that names the room's policy server now. Events that this server's
         own policy refuses are never shown.
         """
         if not self._policy.allows_event(event):
@@ -114,7 +114,7 @@ class PolicyServers:
         found = await self._get_answers(room_nid, server, [event])
         return found.approved.get(event.event_id, False)
 
-    async def judge(
+    async def approve_many(
         self,
         room_nid: int,
         events: Collection[Event],
@@ -158,7 +158,7 @@ class PolicyServers:
             raise found.failure
         return {event_id for event_id, allowed in found.approved.items() if not allowed}
 
-    async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
+    async def add_signature(self, room_nid: int, event: Event, named: Event | None) -> Event:
         """Return our event with the signature that it needs. Raises MatrixError (a refusal),
         RemoteError."""
         server = await self._find(room_nid, named)
@@ -190,7 +190,7 @@ class PolicyServers:
         if not unsigned:
             return _Answers(approved)
         names = [event.event_id for event in unsigned]
-        known = await self._judgements.get_judgements(room_nid, server.public_key, names)
+        known = await self._judgements.get_verdicts(room_nid, server.public_key, names)
         new: dict[str, bool] = {}
         failure: RemoteError | None = None
         comes_later = False
@@ -215,11 +215,11 @@ class PolicyServers:
             except MatrixError as error:  # our policy forbids requests to this server
                 failure = RemoteError(server.server_name, error.text, retryable=True)
 
-        await map_at_once(
+        await map_concurrently(
             ask, [event for event in unsigned if event.event_id not in known], CONCURRENT_EVENTS
         )
         if new:
-            await self._judgements.add_judgements(room_nid, server.public_key, new, self._now_ms())
+            await self._judgements.add_verdicts(room_nid, server.public_key, new, self._now_ms())
         approved |= {EventID(name): allowed for name, allowed in (*known.items(), *new.items())}
         return _Answers(approved, failure, comes_later)
 
@@ -240,7 +240,7 @@ class PolicyServers:
             signature = await self._remote.sign(server, event)
         except RefusedByRemote as error:
             self._busy.record_failure(name, error)
-            wait_ms = asked_wait_ms(error)
+            wait_ms = get_retry_after_ms(error)
             if wait_ms:
                 raise LimitExceeded(retry_after_ms=wait_ms) from error
             if error.status >= 500:

@@ -22,15 +22,15 @@ it are not detected."""
 
 def read_relation(event: Event) -> Relation | None:
     """Return the relation of an event to its parent."""
-    relation = relation_in(event.content)
+    relation = parse_relation(event.content)
     if relation is None or relation.target == event.event_id:
         return None
     if relation.rel_type == REPLACE and not _is_valid_replacement(event):
-        return replace(relation, is_whole=False)
+        return replace(relation, has_new_content=False)
     return relation
 
 
-def relation_in(content: Mapping[str, Any]) -> Relation | None:
+def parse_relation(content: Mapping[str, Any]) -> Relation | None:
     """Return the relation that an event with this content has to its parent."""
     relates_to = content.get("m.relates_to")
     if not isinstance(relates_to, dict):

@@ -15,20 +15,20 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.drafts import Draft
-from federation.rooms.engine import MAX_REBUILDS, KeepsMoving, RoomEngine
+from federation.rooms.engine import MAX_REBUILDS, HeadContention, RoomEngine
 from federation.rooms.events import RoomEvents
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.transaction import WriteTransaction
-from storage.persist.room_writer import Appended, HeadMoved, RoomWriter
+from storage.persist.room_writer import AppendResult, HeadMoved, RoomWriter
 from storage.rooms.rooms import RoomRow
 
 Also = Callable[[WriteTransaction, RoomRow, RoomRow], None]
 """Writes more in the same transaction, given the old room and the new one."""
-Endings = Callable[[RoomSnapshot, RoomID], Awaitable[Sequence[Draft]]]
+FindLastEvents = Callable[[RoomSnapshot, RoomID], Awaitable[Sequence[Draft]]]
 """Returns the last events of the old room, given the id of the new one."""
 
 
-class Replacements:
+class RoomReplacement:
     """Replaces rooms. For the reactor thread."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Replacements:
         version: RoomVersion,
         new_id: RoomID | None,
         drafts: Callable[[RoomSnapshot], Awaitable[Sequence[Draft]]],
-        endings: Endings,
+        endings: FindLastEvents,
         also: Also,
         find_earlier: Callable[[RoomSnapshot], Awaitable[RoomSnapshot | None]],
     ) -> RoomSnapshot:
@@ -75,7 +75,7 @@ class Replacements:
                     )
                 except HeadMoved:
                     old = await self._engine.refresh(old)
-            raise KeepsMoving(old_id)
+            raise HeadContention(old_id)
 
         return await self._engine.in_turn(old_id, work)
 
@@ -85,11 +85,11 @@ class Replacements:
         version: RoomVersion,
         new_id: RoomID | None,
         drafts: Sequence[Draft],
-        endings: Endings,
+        endings: FindLastEvents,
         also: Also,
     ) -> RoomSnapshot:
         chain = await self._engine.begin_chain(old)
-        appended: list[Appended] = []
+        appended: list[AppendResult] = []
 
         async def end_old(created_id: RoomID) -> None:
             now = self._now_ms()
@@ -118,6 +118,6 @@ class Replacements:
         try:
             new, _ = await self._engine.create(version, new_id, drafts, write, end_old)
         finally:
-            self._events.forget_expected(chain.built)
+            self._events.unexpect(chain.built)
         self._engine.advance(old, appended[0])
         return new

@@ -30,7 +30,7 @@ class RoomServers:
         self._memberships = memberships
         self._rooms: StreamCache[int, Servers] = StreamCache(
             streams,
-            Topic.COMPLETENESS,
+            Topic.PARTIAL_STATE,
             Topic.MEMBERSHIP,
             load=self._load,
             keys_of=_rooms_of,
@@ -38,7 +38,7 @@ class RoomServers:
         )
         self._alone: StreamValue[bool] = StreamValue(
             streams,
-            Topic.COMPLETENESS,
+            Topic.PARTIAL_STATE,
             Topic.MEMBERSHIP,
             load=self._load_alone,
             concerns=lambda change: _rooms_of(change) != (),
@@ -80,7 +80,9 @@ class RoomServers:
             return dict.fromkeys(wanted, _NONE)
         return await self._rooms.get_many(wanted)
 
-    async def newly_shared(self, user_id: UserID, room_nid: int, position: int) -> set[ServerName]:
+    async def find_newly_shared(
+        self, user_id: UserID, room_nid: int, position: int
+    ) -> set[ServerName]:
         """Return the servers that share a room with a local user only since the user joined this
         room at a position."""
         rows = await self._memberships.of_user(user_id)
@@ -102,7 +104,7 @@ class RoomServers:
         rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
         return {server for servers in rooms.values() for server in servers}
 
-    async def find_strangers(
+    async def find_unrelated(
         self, user_id: UserID, servers: Set[ServerName], users: Iterable[str]
     ) -> set[ServerName]:
         """Return the servers that share no room with a local user and have no user invited to one.
@@ -144,7 +146,7 @@ def _rooms_of(change: Change) -> Sequence[int] | None:
     return () if row.is_local else (row.room_nid,)
 
 
-def longest_in(servers: Servers) -> list[ServerName]:
+def sort_by_join(servers: Servers) -> list[ServerName]:
     """Return the servers, those that joined earliest first: they most likely know the room best."""
     return sorted(servers, key=lambda server: servers[server])
 

@@ -9,8 +9,8 @@ from typing import Final, TypeVar
 
 from twisted.logger import Logger
 
-from federation.peers.policy import Policy
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.policy import FederationPolicy
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.errors import (
     Forbidden,
     InviteBlocked,
@@ -22,8 +22,8 @@ from federation.protocol.errors import (
     UnsupportedRoomVersion,
 )
 from federation.protocol.ids import ServerName, is_server_name
-from federation.remote.membership import UnknownVersion
-from federation.rooms.unacknowledged_leaves import LeftBefore
+from federation.remote.membership import UnknownRoomVersion
+from federation.rooms.unacknowledged_leaves import HasLeftRoom
 
 MAX_CANDIDATES: Final = 20
 MAX_REFUSALS: Final = 3
@@ -34,16 +34,16 @@ _UNABLE: Final = frozenset({"M_UNABLE_TO_AUTHORISE_JOIN", "M_UNABLE_TO_GRANT_JOI
 _FOREIGN_VERSION: Final = frozenset({"M_INCOMPATIBLE_ROOM_VERSION", "M_UNSUPPORTED_ROOM_VERSION"})
 
 
-class Candidates:
+class ServerFallback:
     """Asks servers in turn."""
 
     _log = Logger()
 
-    def __init__(self, policy: Policy, own: ServerName) -> None:
+    def __init__(self, policy: FederationPolicy, own: ServerName) -> None:
         self._policy = policy
         self._own = own
 
-    async def ask(
+    async def run(
         self,
         named: Iterable[str],
         request: Callable[[ServerName], Awaitable[T]],
@@ -77,20 +77,20 @@ class Candidates:
                 refusals += isinstance(error, RefusedByRemote) and error.errcode == "M_FORBIDDEN"
             if refusals == MAX_REFUSALS:
                 break
-        raise explain(errors)
+        raise merge_errors(errors)
 
 
-def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
+def merge_errors(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     """Return the most helpful of the errors, as an error for our client."""
     refusals = [error for error in errors if isinstance(error, RefusedByRemote)]
     for error in errors:
-        if isinstance(error, LeftBefore):
+        if isinstance(error, HasLeftRoom):
             return error
     for refusal in refusals:
         if refusal.errcode == "M_INVITE_BLOCKED":
             return InviteBlocked(f"{refusal.destination} refused: {refusal.text}")
     for error in errors:
-        if isinstance(error, UnknownVersion):
+        if isinstance(error, UnknownRoomVersion):
             return UnsupportedRoomVersion(
                 f"The room has version {error.version!r}, which this server does not support"
             )
@@ -103,7 +103,7 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     for refusal in refusals:
         if refusal.errcode in _UNABLE:
             return Forbidden("None of the servers that were asked can let you into this room")
-    waits = [wait_ms for error in errors if (wait_ms := asked_wait_ms(error))]
+    waits = [wait_ms for error in errors if (wait_ms := get_retry_after_ms(error))]
     if waits:
         return LimitExceeded(
             "Another server limits the rate of these requests", retry_after_ms=min(waits)

@@ -14,7 +14,7 @@ from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshot import RoomSnapshot
 
 
-class Residence:
+class ServerInRoom:
     """Finds rooms that this server is in. For the reactor thread."""
 
     def __init__(self, engine: RoomEngine, memberships: Memberships, access: ServerAccess) -> None:

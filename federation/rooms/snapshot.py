@@ -6,7 +6,7 @@ from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.state_view import StateView
-from storage.rooms.rooms import Head, RoomRow
+from storage.rooms.rooms import RoomHead, RoomRow
 
 CREATE = StateKey("m.room.create", "")
 POWER_LEVELS = StateKey("m.room.power_levels", "")
@@ -17,7 +17,7 @@ class RoomSnapshot(msgspec.Struct, frozen=True):
 
     room: RoomRow
     version: RoomVersion
-    head: Head
+    head: RoomHead
     state: StateView
 
     @property

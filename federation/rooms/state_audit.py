@@ -28,7 +28,7 @@ from federation.rooms.events import RoomEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.events import EventFlag
-from storage.maintenance.state_audit import Placed, StateAuditStore
+from storage.maintenance.state_audit import AuditedEvent, StateAuditStore
 from storage.persist.room_writer import StateChange
 from storage.rooms.rooms import RoomStore
 
@@ -38,7 +38,7 @@ MAX_KEYS_LOGGED: Final = 20
 _HIDDEN = EventFlag.REJECTED | EventFlag.SOFT_FAILED
 
 
-class AuditObserver(Protocol):
+class StateAuditObserver(Protocol):
     """Receives the findings of the audit. May not raise or block."""
 
     def states_checked(self, count: int) -> None:
@@ -73,7 +73,7 @@ class StateAudit:
         engine: RoomEngine,
         events: RoomEvents,
         resolver: StateResolver,
-        observer: AuditObserver,
+        observer: StateAuditObserver,
     ) -> None:
         """`resolver`: one without a cache."""
         self._store = store
@@ -87,7 +87,7 @@ class StateAudit:
     async def do_step(self, limit: int) -> int:
         """Check the events with the next `limit` numbers; return fewer than `limit` when the round
         is over."""
-        note = await self._store.get_note(NAME)
+        note = await self._store.get_progress(NAME)
         progress = _Progress(0, 0) if note is None else msgspec.json.decode(note, type=_Progress)
         last = min(progress.done + limit, progress.upto)
         if last > progress.done:
@@ -96,20 +96,20 @@ class StateAudit:
         upto = await self._store.get_latest_nid() if is_over else progress.upto
         after = _Progress(last, upto)
         if after != progress:
-            await self._store.move_note(NAME, note, msgspec.json.encode(after).decode())
+            await self._store.advance_progress(NAME, note, msgspec.json.encode(after).decode())
         return 0 if is_over else limit
 
-    async def _check_events(self, arrived: Sequence[tuple[Placed, bytes]]) -> None:
+    async def _check_events(self, arrived: Sequence[tuple[AuditedEvent, bytes]]) -> None:
         links = {placed.event_id: _previous(pdu) for placed, pdu in arrived}
         known = {placed.event_id: placed for placed, _ in arrived}
         named = {name for names in links.values() for name in names}
-        known.update(await self._store.get_placed(named - known.keys()))
+        known.update(await self._store.get_events(named - known.keys()))
         rooms = await self._rooms.get_rooms_by_nid({placed.room_nid for placed, _ in arrived})
         count = 0
         for placed, _ in arrived:
             prev = [known.get(name) for name in links[placed.event_id]]
             before = [each for each in prev if each is not None and _came_before(each, placed)]
-            if not before or len(before) < len(prev) or placed.flags & EventFlag.MENDED:
+            if not before or len(before) < len(prev) or placed.flags & EventFlag.STATE_ADDED:
                 # the first event; or another server defined its place, or a part of the state
                 continue
             count += 1
@@ -126,7 +126,7 @@ class StateAudit:
         self._observer.states_checked(count)
 
     async def _compare_event(
-        self, snapshot: RoomSnapshot, placed: Placed, before: Sequence[Placed]
+        self, snapshot: RoomSnapshot, placed: AuditedEvent, before: Sequence[AuditedEvent]
     ) -> None:
         state = await self._resolve(snapshot, [StateChange(each.state_root) for each in before])
         if placed.state_key is not None:
@@ -191,7 +191,7 @@ def _previous(pdu: bytes) -> list[str]:
     return [each if isinstance(each, str) else each[0] for each in links.prev_events]
 
 
-def _came_before(prev: Placed, event: Placed) -> bool:
+def _came_before(prev: AuditedEvent, event: AuditedEvent) -> bool:
     """Return whether an event was placed before the other one was placed on it."""
     if prev.state_root is None or prev.room_nid != event.room_nid or event.position is None:
         return False

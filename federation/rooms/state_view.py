@@ -84,6 +84,6 @@ class StateView:
         inherited = self._entries if len(self._entries) <= MAX_INHERITED else {}
         return StateView(self._trees, self._events, self.room_nid, root, {**inherited, **changes})
 
-    def forget(self) -> None:
+    def clear_cache(self) -> None:
         """Empty the cache, because an event in it has lost its content."""
         self._entries.clear()

@@ -28,7 +28,7 @@ MAX_WAITING: Final = 10_000
 """Senders in rooms that are tracked; the events of others are not released later."""
 
 
-class WhoWaits:
+class WaitingSenders:
     """Senders in rooms that have waiting events, up to a limit.
 
     Above it, the server with most senders loses one: it likely sends events that nobody may send.
@@ -89,7 +89,7 @@ class StickyChecks:
         self._engine = engine
         self._events = events
         self._now_ms = now_ms
-        self._waiting = WhoWaits()
+        self._waiting = WaitingSenders()
         self._has_remote_writes = False
         """Another process may know of further senders: then each join is looked up."""
         streams.subscribe(self._on_changes, Topic.STICKY, Topic.MEMBERSHIP, stage=Stage.SEND)
@@ -97,14 +97,14 @@ class StickyChecks:
 
     async def start(self) -> None:
         """Load the senders that waited before a restart."""
-        for room_nid, sender in await self._store.get_who_waits(self._now_ms()):
+        for room_nid, sender in await self._store.get_senders_of_held(self._now_ms()):
             self._waiting.add(room_nid, sender)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, StickyRow):
-                if row.waits:
+                if row.is_held:
                     self._waiting.add(row.room_nid, row.sender)
             elif (
                 isinstance(row, MembershipRow)
@@ -121,7 +121,7 @@ class StickyChecks:
         self._has_remote_writes = True
 
     async def _recheck(self, room_nid: int, sender: str) -> None:
-        rows = await self._store.get_waiting(room_nid, sender, self._now_ms())
+        rows = await self._store.get_held(room_nid, sender, self._now_ms())
         if not rows:
             self._waiting.discard(room_nid, sender)
             return

@@ -1,7 +1,7 @@
 """A cache of the events that are sticky now. For the reactor thread.
 
 Most rooms have none, and the others have few: one for each device in a call. Readers get the
-newest `MOST_OF_ROOM` of a room; no honest room has as many.
+newest `MAX_PER_ROOM` of a room; no honest room has as many.
 
 Proposal: MSC4354.
 """
@@ -13,7 +13,7 @@ from storage.cache import StreamValue
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.sticky_events import StickyEventStore, StickyRow
 
-MOST_OF_ROOM: Final = 1000
+MAX_PER_ROOM: Final = 1000
 
 
 class _Index:
@@ -30,7 +30,7 @@ class _Index:
         self.remove(row.event_nid)
         rows = self.rooms.setdefault(row.room_nid, {})
         rows[row.event_nid] = self.by_nid[row.event_nid] = row
-        if len(rows) > MOST_OF_ROOM:
+        if len(rows) > MAX_PER_ROOM:
             self.remove(next(iter(rows)))
 
     def remove(self, event_nid: int) -> None:
@@ -58,7 +58,7 @@ class _Index:
             return True
         if not isinstance(change.detail, StickyRow):
             return False
-        if not change.detail.waits:
+        if not change.detail.is_held:
             self.add(change.detail)
         return True
 
@@ -105,7 +105,7 @@ class StickyEvents:
         row = None if index is None else index.by_nid.get(event_nid)
         return None if row is None else row.expires_ts
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_remove_expired(self, limit: int) -> int:
         """Delete up to `limit` expired events; return how many were deleted."""
         index, now = self._index.find(), self._now_ms()
         if index is not None:

@@ -51,7 +51,7 @@ class _Tail(msgspec.Struct):
     """Oldest first."""
 
 
-class Stretch(msgspec.Struct, frozen=True, gc=False):
+class ArrivalRange(msgspec.Struct, frozen=True, gc=False):
     """The arrivals in a room between two positions."""
 
     arrivals: Sequence[Arrival]
@@ -82,9 +82,9 @@ class Timelines:
 
     async def get_latest(
         self, ranges: Mapping[int, tuple[int, int]], limit: int
-    ) -> dict[int, Stretch]:
+    ) -> dict[int, ArrivalRange]:
         """Return the newest `limit` arrivals of each room with after < position ≤ up to."""
-        found: dict[int, Stretch] = {}
+        found: dict[int, ArrivalRange] = {}
         missing: dict[int, tuple[int, int]] = {}
         for room_nid, (after, upto) in ranges.items():
             stretch = self.find_latest(room_nid, after, upto, limit)
@@ -100,7 +100,9 @@ class Timelines:
             for room_nid, newest_first in rows.items():
                 after, upto = missing[room_nid]
                 arrivals = newest_first[::-1]
-                found[room_nid] = Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
+                found[room_nid] = ArrivalRange(
+                    arrivals[-limit:] if limit else [], len(arrivals) > limit
+                )
                 if upto >= head and head == self._streams.current():
                     # the stream will announce what is committed above the head
                     self._keep(
@@ -138,7 +140,7 @@ class Timelines:
             found.update((room_nid, arrivals[0]) for room_nid, arrivals in rows.items() if arrivals)
         return found
 
-    def find_latest(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
+    def find_latest(self, room_nid: int, after: int, upto: int, limit: int) -> ArrivalRange | None:
         """Return the newest `limit` arrivals with after < position ≤ up to, if they are cached."""
         tail = self._tails.get(room_nid)
         if tail is None:
@@ -148,7 +150,7 @@ class Timelines:
         arrivals = known[start : bisect_right(known, upto, start, key=_position)]
         if after < tail.complete_from and len(arrivals) <= limit:
             return None  # there may be others that are not cached
-        return Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
+        return ArrivalRange(arrivals[-limit:] if limit else [], len(arrivals) > limit)
 
     def _keep(self, room_nid: int, after: int, arrivals: list[Arrival]) -> None:
         complete_from = after

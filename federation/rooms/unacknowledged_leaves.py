@@ -22,11 +22,11 @@ from federation.rooms.resolve import StateResolver
 from storage.persist.room_writer import StateChange
 
 
-class LeftBefore(Forbidden):
+class HasLeftRoom(Forbidden):
     """The joining user has left, which other servers will learn, and may not rejoin uninvited."""
 
 
-class Unheard:
+class UnacknowledgedLeaves:
     """Compares states to find leaves that another server lacks. For the reactor thread."""
 
     def __init__(

@@ -25,8 +25,8 @@ from federation.protocol.visibility import (
 )
 from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.history.membership_periods import Stays
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.membership_periods import MembershipPeriods
+from federation.rooms.history.retention import RoomRetentionCache
 from storage.events.events import EventFlag
 from storage.rooms.memberships import MembershipRow
 from storage.state.state_tree import StateTreeStore
@@ -39,7 +39,7 @@ _position: Final = attrgetter("position")
 MAX_DEPTH: Final = 2**53 - 1
 
 
-class Seen(msgspec.Struct, frozen=True, gc=False):
+class VisibleEvent(msgspec.Struct, frozen=True, gc=False):
     """An event that the user may see."""
 
     event: StoredEvent
@@ -57,20 +57,20 @@ class Visibility:
         self,
         trees: StateTreeStore,
         events: RoomEvents,
-        stays: Stays,
-        lifetimes: Lifetimes | None = None,
+        membership_periods: MembershipPeriods,
+        retention: RoomRetentionCache | None = None,
         erased: ErasedSenders | None = None,
     ) -> None:
         """Without `lifetimes`, messages are shown forever."""
         self._erased = erased
         self._trees = trees
         self._events = events
-        self._departures = stays
-        self._lifetimes = lifetimes
+        self._departures = membership_periods
+        self._lifetimes = retention
 
     async def filter(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
-    ) -> list[Seen]:
+    ) -> list[VisibleEvent]:
         """Return the events, of one room, that the user may see, in the given order.
 
         `own`: the user's current membership of the room. Events outside the timeline and expired
@@ -91,18 +91,18 @@ class Visibility:
                 or event.position <= own.position
             ):
                 return False
-        return self._lifetimes is None or self._lifetimes.keeps(own.room_nid, events)
+        return self._lifetimes is None or self._lifetimes.shows_all(own.room_nid, events)
 
     async def without_expired(self, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
         """Return the events, of one room, that have not expired, visible or not."""
         if self._lifetimes is None or not events:
             return events
-        oldest = await self._lifetimes.oldest_shown(events[0].room_nid)
+        oldest = await self._lifetimes.get_oldest_shown(events[0].room_nid)
         return [event for event in events if not event.is_expired(oldest)]
 
     async def filter_of_any_age(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
-    ) -> list[Seen]:
+    ) -> list[VisibleEvent]:
         """Return the same as `filter`, with expired messages: for readers of the state at an event
         rather than the event."""
         if not _VISIBLE_FLAGS.issuperset(map(_mask, map(_flags, events))):
@@ -118,9 +118,9 @@ class Visibility:
             return False
         return len(await self._filter_shown(user_id, own, events)) == len(events)
 
-    async def filter_gone(
+    async def filter_removed(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
-    ) -> list[Seen]:
+    ) -> list[VisibleEvent]:
         """Return the events that the user might see if they had not expired or been purged.
 
         They are returned without their content, for events that refer to them. All are of one room.
@@ -130,7 +130,7 @@ class Visibility:
 
     async def _filter_shown(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
-    ) -> list[Seen]:
+    ) -> list[VisibleEvent]:
         if own is None or own.membership != "join":
             return await self._filter_by_state(user_id, own, events)
         # they have been in the room since the last change of their membership, and see all events
@@ -138,8 +138,8 @@ class Visibility:
         since = own.position
         positions = list(map(_position, events))
         if None not in positions and min(positions, default=0) > since:
-            return list(map(Seen, events, repeat("join")))
-        page = [Seen(event, "join") for event in events if (event.position or 0) > since]
+            return list(map(VisibleEvent, events, repeat("join")))
+        page = [VisibleEvent(event, "join") for event in events if (event.position or 0) > since]
         later = {each.event.nid: each for each in page}
         before = [event for event in events if event.nid not in later]
         seen = later | {
@@ -149,7 +149,7 @@ class Visibility:
 
     async def _filter_by_state(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
-    ) -> list[Seen]:
+    ) -> list[VisibleEvent]:
         if not events:
             return []
         member = StateKey("m.room.member", user_id)
@@ -172,7 +172,7 @@ class Visibility:
         }
         loaded = await self._events.get_events(nid for nid in wanted if nid is not None)
         last_join = await self._get_last_joined_depth(own)
-        seen: list[Seen] = []
+        seen: list[VisibleEvent] = []
         decided: dict[tuple[int | None, int | None, bool], str | None] = {}
         for event, visibility_nid, member_nid in entries:
             joined_later = last_join is not None and event.event.depth <= last_join
@@ -181,7 +181,7 @@ class Visibility:
             is_state = event.event.state_key is not None
             if not is_state and case in decided:
                 if (known := decided[case]) is not None:
-                    seen.append(Seen(event, known))
+                    seen.append(VisibleEvent(event, known))
                 continue
             visibility = loaded.get(visibility_nid) if visibility_nid is not None else None
             membership_event = loaded.get(member_nid) if member_nid is not None else None
@@ -196,12 +196,14 @@ class Visibility:
             )
             afterwards = membership_after(event.event, user_id, membership)
             if shows:
-                seen.append(Seen(event, afterwards))
+                seen.append(VisibleEvent(event, afterwards))
             if not is_state:
                 decided[case] = afterwards if shows else None
         return await self.without_erased(own, seen)
 
-    async def without_erased(self, own: MembershipRow | None, seen: list[Seen]) -> list[Seen]:
+    async def without_erased(
+        self, own: MembershipRow | None, seen: list[VisibleEvent]
+    ) -> list[VisibleEvent]:
         """Remove the content of events from erased senders, as far as the user came later.
 
         The events are of one room; `own`: the user's current membership.
@@ -217,9 +219,11 @@ class Visibility:
             else seen
         )
 
-    def _without_content(self, seen: Seen) -> Seen:
+    def _without_content(self, seen: VisibleEvent) -> VisibleEvent:
         assert self._erased is not None
-        return Seen(self._erased.without_content(seen.event), seen.membership, is_erased=True)
+        return VisibleEvent(
+            self._erased.without_content(seen.event), seen.membership, is_erased=True
+        )
 
     async def _get_last_joined_depth(self, own: MembershipRow | None) -> int | None:
         """Return the depth up to which the user was in the room: unlimited for a member, None for a
@@ -230,7 +234,7 @@ class Visibility:
         return None if departure is None else departure.place.depth
 
 
-def without_content(seen: Seen) -> Seen:
+def without_content(seen: VisibleEvent) -> VisibleEvent:
     """Return the event in redacted form."""
     return replace(seen, event=seen.event.without_content())
 

@@ -29,55 +29,55 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.backoff_schedule import BackoffSchedule
-from federation.peers.policy import Policy
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.policy import FederationPolicy
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
-from federation.remote.transactions import Transaction, Transactions
-from federation.sender.destination import SILENT_MS, Destination, Pending
+from federation.remote.transactions import Transaction, TransactionClient
+from federation.sender.destination import NO_ANSWER_MS, Destination, PendingTransaction
 from federation.sender.refusals import (
-    describe,
-    is_alone,
-    is_of_content,
+    describe_item,
+    get_kinds,
+    is_about_content,
+    is_single_item,
     is_to_device,
-    kinds_of,
-    split,
+    split_transaction,
 )
-from federation.sender.send_slots import Lane
-from federation.sender.transaction_contents import Contents
+from federation.sender.send_slots import SendSlots
+from federation.sender.transaction_contents import TransactionBuilder
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.federation.destinations import Backlog, DestinationRow, DestinationStore
 
 DATABASE_PAUSE_MS: Final = 5_000
-KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
+DROP_TRANSACTION_PAUSE_MS: Final = 600_000
 """From this pause on a failed transaction is dropped; the catch-up sends its content later.
 
 A transaction that is being sent in parts is not dropped. Otherwise the search for the refused
 parts would start from the beginning.
 """
-MOST_KEPT: Final = 100
+MAX_RETAINED_TRANSACTIONS: Final = 100
 """Split transactions that stay in memory. Each may hold a megabyte."""
-SOONEST_RETRY_MS: Final = 1_000
+EARLY_RETRY_MS: Final = 1_000
 """Shortest time from the last try to a retry that the activity of a destination causes."""
-SOONEST_RETRY_GROWTH, LATEST_SOONEST_RETRY_MS = 3, 60_000
+EARLY_RETRY_GROWTH, MAX_EARLY_RETRY_MS = 3, 60_000
 """Each such retry that fails multiplies this time, up to one minute."""
 MAX_CONCURRENT: Final = 64
 """Transactions that may start at once, to destinations whose last try succeeded."""
-RETRIES_AT_ONCE: Final = 16
+MAX_CONCURRENT_RETRIES: Final = 16
 """Transactions that may start at once, to destinations whose last try failed."""
-GIVEN_UP_AT_ONCE: Final = 3
+MAX_REFUSED_PARTS: Final = 3
 """Parts that a destination may refuse alone without accepting one in between. From this one on each
 is followed by a pause, as after a try without an answer."""
-BROKEN_GROWTH, GROWN_MOST = 4, 3
+FAILING_PARTS_GROWTH, MAX_FAILING_PARTS_STEPS = 4, 3
 """Parts tried alone when a destination answers 500 and accepts none. The number is multiplied for
-the next try, as all of one room or sender may fail there. After `GROWN_MOST` steps it covers all
+the next try, as all of one room or sender may fail there. After `MAX_FAILING_PARTS_STEPS` steps it covers all
 parts of a transaction."""
 MAX_ERROR_CHARS: Final = 500
 
 
-class Counts(msgspec.Struct):
+class SendCounts(msgspec.Struct):
     """Counters of sent transactions and their content, for metrics."""
 
     transactions: int = 0
@@ -85,10 +85,10 @@ class Counts(msgspec.Struct):
     events: int = 0
     refused_events: int = 0
     edus: int = 0
-    given_up: int = 0
+    dropped_parts: int = 0
 
 
-class Deliveries:
+class TransactionSender:
     """Holds all destinations with something to send or with a failure. For the reactor thread."""
 
     log = Logger()
@@ -99,16 +99,16 @@ class Deliveries:
         database: Database,
         store: DestinationStore,
         to_device: OutgoingToDeviceStore,
-        contents: Contents,
-        transactions: Transactions,
-        policy: Policy,
+        contents: TransactionBuilder,
+        transactions: TransactionClient,
+        policy: FederationPolicy,
         now_ms: Callable[[], int],
         schedule: BackoffSchedule,
     ) -> None:
         self._clock = clock
         self._database = database
         self._schedule = schedule
-        self._server_error_pause_ms = min(KEPT_TRANSACTION_PAUSE_MS, schedule.longest_ms)
+        self._server_error_pause_ms = min(DROP_TRANSACTION_PAUSE_MS, schedule.longest_ms)
         """From this pause on a 500 is taken as a failure on the content of the transaction."""
         self._store = store
         self._to_device = to_device
@@ -117,17 +117,17 @@ class Deliveries:
         self._policy = policy
         self._now_ms = now_ms
         self._destinations: dict[ServerName, Destination] = {}
-        self._slots = Lane(clock, MAX_CONCURRENT)
-        self._retry_slots = Lane(clock, RETRIES_AT_ONCE)
+        self._slots = SendSlots(clock, MAX_CONCURRENT)
+        self._retry_slots = SendSlots(clock, MAX_CONCURRENT_RETRIES)
         self._run = self._started_ms = self._number = 0
         self._active = False
-        self.counts = Counts()
+        self.counts = SendCounts()
         policy.subscribe(self._on_policy_change)
 
     def __iter__(self) -> Iterator[Destination]:
         return iter(self._destinations.values())
 
-    def get_figures(self) -> Mapping[str, int]:
+    def get_metrics(self) -> Mapping[str, int]:
         """Return the counters and the number of destinations in each state, for metrics."""
         return {
             **asdict(self.counts),
@@ -137,7 +137,7 @@ class Deliveries:
             "behind": sum(1 for destination in self if destination.is_behind),
         }
 
-    def find(self, server: ServerName) -> Destination:
+    def get_or_create(self, server: ServerName) -> Destination:
         """Return the destination, or create it. Call `wake` when something was added to it."""
         destination = self._destinations.get(server)
         if destination is None:
@@ -164,17 +164,17 @@ class Deliveries:
         self._active = True
         for server, row in rows.items():
             if row.failing_since_ts is not None:
-                destination = self.find(ServerName(server))
+                destination = self.get_or_create(ServerName(server))
                 destination.failing_since_ts, destination.error = row.failing_since_ts, row.error
                 destination.tried_ts, destination.pause_ms = row.tried_ts, row.pause_ms
                 destination.asked_until_ts = row.asked_until_ts
         for server, backlog in backlogs.items():
-            destination = self.find(ServerName(server))
+            destination = self.get_or_create(ServerName(server))
             destination.is_behind = True
-            destination.missed.update(backlog.rooms)
+            destination.missed_rooms.update(backlog.rooms)
             destination.users.update(backlog.users)
         for server in to_device:
-            self.find(ServerName(server)).has_to_device = True
+            self.get_or_create(ServerName(server)).has_to_device = True
         for destination in list(self):
             self._schedule_retry(destination)
 
@@ -190,44 +190,50 @@ class Deliveries:
             destination.is_running = True
             Deferred.fromCoroutine(self._work(destination))
 
-    def heard_from(self, server: ServerName) -> None:
+    def record_activity(self, server: ServerName) -> None:
         """Record that the server sent us something. Schedules a retry if it was unreachable."""
         destination = self._destinations.get(server)
         if destination is None:
             return
-        destination.heard_ts = now = self._now_ms()
-        if not destination.in_vain_on_its_word:
-            self._slots.hurry(server)
-            self._retry_slots.hurry(server)
+        destination.last_activity_ts = now = self._now_ms()
+        if not destination.failed_after_activity:
+            self._slots.prioritize(server)
+            self._retry_slots.prioritize(server)
         if destination.failing_since_ts is not None and not destination.is_running:
             self._schedule_retry_in(destination, _early_retry_ts(destination) - now)
 
-    def forget_vain_words(self, server: ServerName) -> None:
+    def reset_activity_backoff(self, server: ServerName) -> None:
         """Let the next activity of the server cause a retry at once, even after a 429."""
         destination = self._destinations.get(server)
         if destination is not None:
-            destination.in_vain_on_its_word = destination.asked_until_ts = 0
+            destination.failed_after_activity = destination.asked_until_ts = 0
 
-    def note_silence(self, server: ServerName, seconds: float) -> None:
+    def record_no_answer(self, server: ServerName, seconds: float) -> None:
         """Record that the server did not answer another request, which took this long."""
         destination = self._destinations.get(server)
         if destination is not None and destination.failing_since_ts is not None:
-            destination.tried_ts, destination.is_silent = (
+            destination.tried_ts, destination.is_not_answering = (
                 self._now_ms(),
-                seconds * 1000 >= SILENT_MS,
+                seconds * 1000 >= NO_ANSWER_MS,
             )
 
-    def forget(self, server: ServerName) -> None:
+    def remove(self, server: ServerName) -> None:
         """Remove the destination after its rows were deleted, unless memory holds unsent data."""
         destination = self._destinations.get(server)
-        if destination is not None and not destination.is_running and destination.lowest() is None:
+        if (
+            destination is not None
+            and not destination.is_running
+            and destination.get_lowest_unstored_position() is None
+        ):
             _cancel_retry(destination)
             del self._destinations[server]
 
-    def lowest(self) -> int | None:
+    def get_lowest_unstored_position(self) -> int | None:
         """Return the lowest stream position of data that only memory holds."""
         positions = [
-            position for destination in self if (position := destination.lowest()) is not None
+            position
+            for destination in self
+            if (position := destination.get_lowest_unstored_position()) is not None
         ]
         return min(positions, default=None)
 
@@ -251,7 +257,7 @@ class Deliveries:
                 del self._destinations[destination.server]
             elif (
                 destination.retry is None
-                and (destination.pending is not None or destination.has_news)
+                and (destination.pending is not None or destination.has_unsent)
                 and self._policy.allows(destination.server)
             ):
                 self._schedule_retry(destination)
@@ -262,9 +268,9 @@ class Deliveries:
             await self._hold(destination)
             return False
         if destination.pending is None:
-            if destination.is_behind and not destination.missed and not destination.users:
-                destination.is_behind, destination.is_noted = False, True
-            destination.pending = await self._contents.take(
+            if destination.is_behind and not destination.missed_rooms and not destination.users:
+                destination.is_behind, destination.is_backlog_stored = False, True
+            destination.pending = await self._contents.build_next(
                 destination, self._make_id(), self._database.streams.current()
             )
         pending = destination.pending
@@ -272,13 +278,13 @@ class Deliveries:
             return False
         is_sent = bool(pending.transaction.pdus or pending.transaction.edus)
         failure: RemoteError | MatrixError | None = None
-        if pending.parts or pending.broken:
+        if pending.parts or pending.failing_parts:
             slots = self._slots if destination.failing_since_ts is None else self._retry_slots
             try:
                 await slots.run(destination.server, lambda: self._send(destination, pending))
             except (RemoteError, MatrixError) as error:
                 failure = error
-        if not pending.parts and not pending.broken:
+        if not pending.parts and not pending.failing_parts:
             await self._on_success(destination, pending, is_reached=is_sent and failure is None)
         if failure is not None:
             await self._on_failure(destination, failure)
@@ -294,35 +300,37 @@ class Deliveries:
         self._number += 1
         return f"{self._run}.{self._started_ms}.{self._number}"
 
-    async def _send(self, destination: Destination, pending: Pending) -> None:
+    async def _send(self, destination: Destination, pending: PendingTransaction) -> None:
         """Send the remaining parts.
 
         Raises RemoteError or MatrixError if the destination needs a pause.
         """
         is_after_activity = (
             destination.failing_since_ts is not None
-            and destination.heard_ts >= destination.tried_ts
+            and destination.last_activity_ts >= destination.tried_ts
         )
         destination.tried_ts = self._now_ms()
-        pending.taken.clear()  # earlier successes say nothing about failures at this try
+        pending.accepted_kinds.clear()  # earlier successes say nothing about failures at this try
         self._policy.check_destination(destination.server)
         try:
             while pending.parts and self._active:
                 await self._send_part(destination, pending)
-            if pending.broken and self._active:
+            if pending.failing_parts and self._active:
                 await self._retry_broken(destination, pending)
         except (RemoteError, MatrixError):
-            destination.in_vain_on_its_word += is_after_activity
-            if pending.broken and not pending.taken:
-                destination.breakdowns = (destination.breakdowns + 1) % (GROWN_MOST + 1)
+            destination.failed_after_activity += is_after_activity
+            if pending.failing_parts and not pending.accepted_kinds:
+                destination.failing_tries = (destination.failing_tries + 1) % (
+                    MAX_FAILING_PARTS_STEPS + 1
+                )
             raise
 
-    async def _send_part(self, destination: Destination, pending: Pending) -> None:
+    async def _send_part(self, destination: Destination, pending: PendingTransaction) -> None:
         part = pending.parts[0]
         try:
             refused = await self._transactions.send(destination.server, part)
         except RefusedByRemote as error:
-            if is_of_content(error.status, part):
+            if is_about_content(error.status, part):
                 await self._on_refusal(destination, pending, error)
             elif (
                 error.status == HTTPStatus.INTERNAL_SERVER_ERROR
@@ -331,8 +339,8 @@ class Deliveries:
                 await self._on_server_error(destination, pending, error)
             else:
                 if (
-                    asked_wait_ms(error)
-                    and error.told_wait_ms
+                    get_retry_after_ms(error)
+                    and error.retry_after_ms
                     and any(map(is_to_device, part.edus))
                 ):
                     # by then it may accept some of the to-device messages, and not all
@@ -340,24 +348,24 @@ class Deliveries:
                 raise
             return
         pending.parts.popleft()
-        destination.given_up = 0
+        destination.refused_parts = 0
         self._count_accepted(destination, pending, part, refused)
 
     def _count_accepted(
-        self, destination: Destination, pending: Pending, part: Transaction, refused: int
+        self, destination: Destination, pending: PendingTransaction, part: Transaction, refused: int
     ) -> None:
         if destination.failing_since_ts is not None:
-            pending.taken.update(kinds_of(part))
+            pending.accepted_kinds.update(get_kinds(part))
         if destination.asked_until_ts:
             destination.pause_ms = 0
-        destination.breakdowns = 0
+        destination.failing_tries = 0
         self.counts.transactions += 1
         self.counts.events += len(part.pdus)
         self.counts.refused_events += refused
         self.counts.edus += len(part.edus)
 
     async def _on_refusal(
-        self, destination: Destination, pending: Pending, error: RefusedByRemote
+        self, destination: Destination, pending: PendingTransaction, error: RefusedByRemote
     ) -> None:
         """Split the refused part for the next try, or drop it if it holds a single item.
 
@@ -365,7 +373,7 @@ class Deliveries:
         it has refused too many parts.
         """
         part = pending.parts[0]
-        if is_alone(part) or not pending.is_split:
+        if is_single_item(part) or not pending.is_split:
             # a destination that refuses an empty transaction too does not refuse the content
             await self._transactions.send(
                 destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
@@ -374,28 +382,30 @@ class Deliveries:
             return
         pending.parts.popleft()
         self._give_up(destination, part, error)
-        if destination.given_up >= GIVEN_UP_AT_ONCE:
+        if destination.refused_parts >= MAX_REFUSED_PARTS:
             raise error
 
-    def _halve(self, pending: Pending) -> bool:
+    def _halve(self, pending: PendingTransaction) -> bool:
         """Split the next part into halves. Return False if it holds a single item."""
-        if is_alone(pending.parts[0]):
+        if is_single_item(pending.parts[0]):
             return False
-        pending.parts.extendleft(reversed(split(pending.parts.popleft(), self._make_id)))
+        pending.parts.extendleft(
+            reversed(split_transaction(pending.parts.popleft(), self._make_id))
+        )
         return True
 
     def _give_up(self, destination: Destination, part: Transaction, error: RefusedByRemote) -> None:
-        destination.given_up += 1
-        self.counts.given_up += 1
+        destination.refused_parts += 1
+        self.counts.dropped_parts += 1
         self.log.warn(
             "{server} refuses a part, which is dropped: {part}: {error}",
             server=destination.server,
-            part=describe(part),
+            part=describe_item(part),
             error=error.reason,
         )
 
     async def _on_server_error(
-        self, destination: Destination, pending: Pending, error: RefusedByRemote
+        self, destination: Destination, pending: PendingTransaction, error: RefusedByRemote
     ) -> None:
         """Split the part on which the destination answers 500 again and again.
 
@@ -408,12 +418,12 @@ class Deliveries:
             )
         if self._halve(pending):
             return
-        pending.broken.append(pending.parts.popleft())
-        limit = GIVEN_UP_AT_ONCE * BROKEN_GROWTH**destination.breakdowns
-        if len(pending.broken) >= limit and not pending.taken:
+        pending.failing_parts.append(pending.parts.popleft())
+        limit = MAX_REFUSED_PARTS * FAILING_PARTS_GROWTH**destination.failing_tries
+        if len(pending.failing_parts) >= limit and not pending.accepted_kinds:
             raise error
 
-    async def _retry_broken(self, destination: Destination, pending: Pending) -> None:
+    async def _retry_broken(self, destination: Destination, pending: PendingTransaction) -> None:
         """Retry the items on which the destination answered 500.
 
         An item is dropped if the destination has accepted others of the same kind. Otherwise the
@@ -421,33 +431,33 @@ class Deliveries:
 
         Raises RemoteError or MatrixError.
         """
-        for _ in range(len(pending.broken)):
-            part = pending.broken[0]
+        for _ in range(len(pending.failing_parts)):
+            part = pending.failing_parts[0]
             try:
                 refused = await self._transactions.send(destination.server, part)
             except RefusedByRemote as error:
                 if (
                     error.status != HTTPStatus.INTERNAL_SERVER_ERROR
-                    or not kinds_of(part) <= pending.taken
+                    or not get_kinds(part) <= pending.accepted_kinds
                 ):
                     raise
                 self._give_up(destination, part, error)
             else:
                 self._count_accepted(destination, pending, part, refused)
-            pending.broken.popleft()
+            pending.failing_parts.popleft()
 
     async def _hold(self, destination: Destination) -> None:
         """Store what a blocked server misses, until the policy allows it again."""
-        destination.notices.clear()
+        destination.ephemeral_edus.clear()
         destination.presence.clear()
-        if not (destination.is_behind and destination.is_noted):
+        if not (destination.is_behind and destination.is_backlog_stored):
             self.log.info(
                 "the policy blocks {server}: unsent data waits in the database",
                 server=destination.server,
             )
             await self._store.add_backlogs({destination.server: destination.fall_behind()})
-            destination.is_noted = True
-        destination.give_up_pending()
+            destination.is_backlog_stored = True
+        destination.requeue_pending()
 
     def _on_policy_change(self) -> None:
         """Wake the destinations that the changed policy allows."""
@@ -456,7 +466,7 @@ class Deliveries:
                 self.wake(destination)
 
     async def _on_success(
-        self, destination: Destination, pending: Pending, *, is_reached: bool
+        self, destination: Destination, pending: PendingTransaction, *, is_reached: bool
     ) -> None:
         """Finish the pending transaction. `is_reached`: the server has answered with success."""
         was_failing = is_reached and destination.failing_since_ts is not None
@@ -465,21 +475,21 @@ class Deliveries:
             self.log.info("{server} accepts transactions again", server=destination.server)
         if is_reached:
             destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
-            destination.in_vain_on_its_word = destination.asked_until_ts = 0
+            destination.failed_after_activity = destination.asked_until_ts = 0
         destination.pending = None
 
     async def _record_delivered(
-        self, destination: Destination, pending: Pending, *, was_failing: bool = False
+        self, destination: Destination, pending: PendingTransaction, *, was_failing: bool = False
     ) -> None:
         """Record the delivered content in the database. `was_failing`: the server is back."""
         now, was_behind = self._now_ms(), destination.is_behind
         # changes that came meanwhile stay in the backlog
-        rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
+        rooms = {nid: destination.missed_rooms.get(nid) for nid in pending.rooms}
         users = {user_id: destination.users.get(user_id) for user_id in pending.users}
 
         def write(txn: WriteTransaction) -> None:
             if was_behind:
-                self._store.set_told(txn, destination.server, rooms, users)
+                self._store.set_delivered(txn, destination.server, rooms, users)
             if pending.to_device_upto is not None:
                 self._to_device.remove_messages(txn, destination.server, pending.to_device_upto)
             if was_failing:
@@ -493,7 +503,7 @@ class Deliveries:
     ) -> None:
         self.counts.failures += 1
         now, error = self._now_ms(), str(failure)
-        asked_ms = min(asked_wait_ms(failure), self._schedule.longest_ms)
+        asked_ms = min(get_retry_after_ms(failure), self._schedule.longest_ms)
         if destination.failing_since_ts is None or bool(asked_ms) is destination.is_unreachable:
             how = "asks us to wait" if asked_ms else "cannot be reached"
             self.log.info(
@@ -501,47 +511,50 @@ class Deliveries:
             )
             destination.failing_since_ts = now
         destination.asked_until_ts = now + asked_ms if asked_ms else 0
-        destination.notices.clear()
+        destination.ephemeral_edus.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         pause_ms = self._schedule.after(destination.pause_ms)
         # before the first await: from now on new events go to the backlog
         backlog = (
             Backlog()
-            if destination.is_behind and destination.is_noted
+            if destination.is_behind and destination.is_backlog_stored
             else destination.fall_behind()
         )
         since_ts, asked_until_ts = destination.failing_since_ts, destination.asked_until_ts
         row = DestinationRow(
             destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts
         )
-        was_active = destination.heard_ts >= destination.tried_ts
-        destination.is_silent = now - destination.tried_ts >= SILENT_MS
+        was_active = destination.last_activity_ts >= destination.tried_ts
+        destination.is_not_answering = now - destination.tried_ts >= NO_ANSWER_MS
         self._pause(destination, pause_ms)
         if was_active:
             # it became active during the failed try, and may send us nothing more for a long time
             self._schedule_retry_in(destination, _early_retry_ts(destination) - now)
         await self._store.add_failure(row, backlog)
-        destination.is_noted = True
+        destination.is_backlog_stored = True
         pending = destination.pending
-        if pending is not None and pending.broken:
+        if pending is not None and pending.failing_parts:
             # record the kinds that were delivered completely, so that later ones of them are sent
-            delivered, left = pending.told_and_left()
+            delivered, left = pending.split_delivered()
             await self._record_delivered(destination, delivered)
             destination.pending = left
         if pending is not None and (
-            pending.broken
-            or (pause_ms >= KEPT_TRANSACTION_PAUSE_MS and not self._is_retained(pending))
+            pending.failing_parts
+            or (pause_ms >= DROP_TRANSACTION_PAUSE_MS and not self._is_retained(pending))
         ):
-            destination.give_up_pending()
+            destination.requeue_pending()
 
-    def _is_retained(self, pending: Pending) -> bool:
+    def _is_retained(self, pending: PendingTransaction) -> bool:
         """Return whether the transaction stays in memory however long the pause is."""
         if not pending.is_split:
             return False
         pauses = (
             each.pause_ms for each in self if each.pending is not None and each.pending.is_split
         )
-        return sum(1 for pause_ms in pauses if pause_ms >= KEPT_TRANSACTION_PAUSE_MS) <= MOST_KEPT
+        return (
+            sum(1 for pause_ms in pauses if pause_ms >= DROP_TRANSACTION_PAUSE_MS)
+            <= MAX_RETAINED_TRANSACTIONS
+        )
 
     def _pause(self, destination: Destination, pause_ms: int) -> None:
         destination.tried_ts, destination.pause_ms = self._now_ms(), pause_ms
@@ -565,8 +578,8 @@ class Deliveries:
 
 def _early_retry_ts(destination: Destination) -> int:
     """Return the time of the retry that activity of the destination causes, in milliseconds."""
-    grown = SOONEST_RETRY_MS * int(SOONEST_RETRY_GROWTH ** min(destination.in_vain_on_its_word, 10))
-    pause_ms = min(grown, LATEST_SOONEST_RETRY_MS, destination.pause_ms)
+    grown = EARLY_RETRY_MS * int(EARLY_RETRY_GROWTH ** min(destination.failed_after_activity, 10))
+    pause_ms = min(grown, MAX_EARLY_RETRY_MS, destination.pause_ms)
     return max(destination.tried_ts + pause_ms, destination.asked_until_ts)
 
 

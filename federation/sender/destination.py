@@ -23,13 +23,13 @@ MAX_EPHEMERAL: Final = 1000
 """Typing notifications, receipts and presence updates in memory for a server, of each kind. Beyond
 it the oldest is dropped."""
 
-SILENT_MS: Final = 8_000
+NO_ANSWER_MS: Final = 8_000
 """A try without an answer for this long counts as silent. Most clients wait a little longer."""
-SHORT_SILENCE_MS: Final = 20_000
+RESTART_MS: Final = 20_000
 """Longest time of a server restart."""
-LONGEST_SILENCE_MS: Final = 60_000
+NO_ANSWER_BACKOFF_MS: Final = 60_000
 """Time after a silent try in which other requests to the server are not tried."""
-LONGEST_ABSENCE_MS: Final = 5_000
+FAST_FAILURE_BACKOFF_MS: Final = 5_000
 """The same after a try that failed at once. Another try costs little then, and a server that was
 restarted may be back."""
 
@@ -42,7 +42,7 @@ class QueuedEvent(msgspec.Struct, frozen=True):
     room_nid: int
 
 
-class Pending(msgspec.Struct, frozen=True):
+class PendingTransaction(msgspec.Struct, frozen=True):
     """A transaction under way, and what to record once the destination has accepted it."""
 
     transaction: Transaction
@@ -54,22 +54,22 @@ class Pending(msgspec.Struct, frozen=True):
     """Users whose device list updates it holds, with the position of the first change."""
     to_device_upto: int | None = None
     receipts: Sequence[ReceiptToSend] = ()
-    broken: deque[Transaction] = msgspec.field(default_factory=deque)
+    failing_parts: deque[Transaction] = msgspec.field(default_factory=deque)
     """Single items on which the destination answered 500. They are tried last."""
-    taken: set[str] = msgspec.field(default_factory=set)
-    """Kinds of items (`refusals.kinds_of`) that were accepted since the last try began."""
+    accepted_kinds: set[str] = msgspec.field(default_factory=set)
+    """Kinds of items (`refusals.get_kinds`) that were accepted since the last try began."""
 
     @property
     def is_split(self) -> bool:
         """Whether it is being sent in parts."""
         return bool(self.parts) and self.parts[0] is not self.transaction
 
-    def told_and_left(self) -> "tuple[Pending, Pending]":
+    def split_delivered(self) -> "tuple[PendingTransaction, PendingTransaction]":
         """Return the delivered and the undelivered share of events, to-device messages and others.
 
         A kind counts as undelivered if any of its items is left.
         """
-        left = (*self.parts, *self.broken)
+        left = (*self.parts, *self.failing_parts)
         edus = [edu for part in left for edu in part.edus]
         delivered = left_over = replace(self)
         for is_left, nothing in (
@@ -95,34 +95,34 @@ class Destination(msgspec.Struct):
         default_factory=OrderedDict
     )
     """Receipts by room, user and thread."""
-    notices: OrderedDict[tuple[str, str], bytes] = msgspec.field(default_factory=OrderedDict)
+    ephemeral_edus: OrderedDict[tuple[str, str], bytes] = msgspec.field(default_factory=OrderedDict)
     """EDUs that may be lost, such as typing, by subject. Only the latest one is sent."""
     presence: OrderedDict[str, Mapping[str, Any]] = msgspec.field(default_factory=OrderedDict)
     has_to_device: bool = False
     """Whether to-device messages wait in the database."""
 
     is_behind: bool = False
-    missed: dict[int, int] = msgspec.field(default_factory=dict)
+    missed_rooms: dict[int, int] = msgspec.field(default_factory=dict)
     """Rooms in which it missed events, and the position of the first one."""
-    is_noted: bool = True
+    is_backlog_stored: bool = True
     """Whether the database holds all that it missed."""
 
-    pending: Pending | None = None
+    pending: PendingTransaction | None = None
     is_running: bool = False
     retry: IDelayedCall | None = None
     failing_since_ts: int | None = None
     """Start of the present failure: since when it does not answer, or since when it asks us to
     wait."""
     tried_ts: int = 0
-    is_silent: bool = False
+    is_not_answering: bool = False
     """Whether the last failed try took as long as clients wait."""
-    heard_ts: int = -1
+    last_activity_ts: int = -1
     """Time of the last activity of the server towards us."""
-    in_vain_on_its_word: int = 0
+    failed_after_activity: int = 0
     """Failed retries that the server's activity caused, since the failure began."""
-    given_up: int = 0
+    refused_parts: int = 0
     """Parts that it refused alone, since it accepted the last one."""
-    breakdowns: int = 0
+    failing_tries: int = 0
     """Consecutive tries in which it answered 500 to each item tried alone and accepted none.
     It starts again at 0 after a try that covered all items."""
     pause_ms: int = 0
@@ -138,8 +138,8 @@ class Destination(msgspec.Struct):
             or self.is_behind
             or self.pending is not None
             or self.failing_since_ts is not None
-            or self.given_up
-            or self.has_news
+            or self.refused_parts
+            or self.has_unsent
         )
 
     @property
@@ -148,14 +148,14 @@ class Destination(msgspec.Struct):
         return self.failing_since_ts is not None and not self.asked_until_ts
 
     @property
-    def has_news(self) -> bool:
+    def has_unsent(self) -> bool:
         """Whether there is unsent data outside the pending transaction."""
         return bool(
             self.queue
-            or self.missed
+            or self.missed_rooms
             or self.users
             or self.receipts
-            or self.notices
+            or self.ephemeral_edus
             or self.presence
             or self.has_to_device
         )
@@ -165,15 +165,16 @@ class Destination(msgspec.Struct):
 
         A server that asked us to wait is reachable.
         """
-        if not self.is_unreachable or self.heard_ts > self.tried_ts:
+        if not self.is_unreachable or self.last_activity_ts > self.tried_ts:
             return False
         return now_ms < self.tried_ts + min(
-            self.pause_ms, LONGEST_SILENCE_MS if self.is_silent else LONGEST_ABSENCE_MS
+            self.pause_ms,
+            NO_ANSWER_BACKOFF_MS if self.is_not_answering else FAST_FAILURE_BACKOFF_MS,
         )
 
-    def lowest(self) -> int | None:
+    def get_lowest_unstored_position(self) -> int | None:
         """Return the lowest stream position of data that only memory holds, or None."""
-        if self.is_behind and self.is_noted:
+        if self.is_behind and self.is_backlog_stored:
             return None
         positions = [
             *self.users.values(),
@@ -181,8 +182,8 @@ class Destination(msgspec.Struct):
         ]
         if self.queue:
             positions.append(self.queue[0].position)
-        if not self.is_noted:
-            positions += self.missed.values()
+        if not self.is_backlog_stored:
+            positions += self.missed_rooms.values()
         if self.pending is not None:
             positions += self.pending.users.values()
             positions += self.pending.rooms.values()
@@ -193,9 +194,9 @@ class Destination(msgspec.Struct):
         """Add a receipt. It replaces an earlier one of the user in the room or thread."""
         _put(self.receipts, _key_of(receipt), receipt)
 
-    def add_notice(self, key: tuple[str, str], edu: bytes) -> None:
+    def add_ephemeral_edu(self, key: tuple[str, str], edu: bytes) -> None:
         """Add an EDU that may be lost. It replaces an earlier one with this key."""
-        _put(self.notices, key, edu)
+        _put(self.ephemeral_edus, key, edu)
 
     def add_presence(self, user_id: str, presence: Mapping[str, Any]) -> None:
         """Add a presence update. It replaces an earlier one of the user."""
@@ -204,24 +205,24 @@ class Destination(msgspec.Struct):
     def fall_behind(self) -> Backlog:
         """Replace the queued events by their rooms. The caller stores the result."""
         self.is_behind = True
-        self.is_noted = False
-        backlog = Backlog(users=dict(self.users), is_whole=True)
+        self.is_backlog_stored = False
+        backlog = Backlog(users=dict(self.users), is_complete=True)
         for event in self.queue:
-            self.missed.setdefault(event.room_nid, event.position)
+            self.missed_rooms.setdefault(event.room_nid, event.position)
         self.queue.clear()
-        backlog.rooms.update(self.missed)
+        backlog.rooms.update(self.missed_rooms)
         if self.pending is not None:
             # it will be retried unchanged, but perhaps not by this process
             backlog.rooms.update(self.pending.rooms)
             backlog.users.update(self.pending.users)
         return backlog
 
-    def give_up_pending(self) -> None:
+    def requeue_pending(self) -> None:
         """Drop the pending transaction. The catch-up will send its content in another form."""
         if self.pending is None:
             return
         for room_nid, position in self.pending.rooms.items():
-            self.missed[room_nid] = min(position, self.missed.get(room_nid, position))
+            self.missed_rooms[room_nid] = min(position, self.missed_rooms.get(room_nid, position))
         for user_id, stream_id in self.pending.users.items():
             self.users[user_id] = min(stream_id, self.users.get(user_id, stream_id))
         self.has_to_device = self.has_to_device or self.pending.to_device_upto is not None

@@ -3,10 +3,10 @@
 from typing import Protocol
 
 from federation.api.request import Peer
-from federation.sender.sender import Sender
+from federation.sender.sender import FederationSender
 
 
-class Checker(Protocol):
+class RequestAuthenticator(Protocol):
     """Authenticates requests of other servers."""
 
     def check_head(self, authorization: list[str], uri: str) -> None: ...
@@ -16,10 +16,10 @@ class Checker(Protocol):
     ) -> Peer: ...
 
 
-class HeardPeers:
+class PeerActivityRecorder:
     """Authenticates with another checker, and reports each peer to the sender."""
 
-    def __init__(self, checker: Checker, sender: Sender) -> None:
+    def __init__(self, checker: RequestAuthenticator, sender: FederationSender) -> None:
         self._checker = checker
         self._sender = sender
 
@@ -32,5 +32,5 @@ class HeardPeers:
     ) -> Peer:
         """Return the peer. Raises the errors of the wrapped checker."""
         peer = await self._checker.get_peer(authorization, method, uri, body, address)
-        self._sender.heard_from(peer.server_name)
+        self._sender.record_activity(peer.server_name)
         return peer

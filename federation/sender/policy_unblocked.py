@@ -19,14 +19,14 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
-from federation.remote.transactions import Transaction, Transactions
-from federation.rooms.concurrent import map_at_once
+from federation.remote.transactions import Transaction, TransactionClient
+from federation.rooms.concurrent import map_concurrently
 from storage.rooms.room_servers import RoomServerStore
 
-AT_ONCE: Final = 10
+MAX_CONCURRENT: Final = 10
 PAUSE: Final = 1.0
 """Seconds after one transaction before the next one is sent in its place."""
 MAX_NAMES: Final = 500
@@ -36,7 +36,7 @@ MAX_TURNED_AWAY: Final = 10_000
 their own retry."""
 
 
-class Greetings:
+class UnblockedServerNotifier:
     """Notifies servers when the policy allows them again. Each node does so for the servers that it
     has refused itself. For the reactor thread."""
 
@@ -44,9 +44,9 @@ class Greetings:
 
     def __init__(
         self,
-        policy: Policy,
+        policy: FederationPolicy,
         store: RoomServerStore,
-        transactions: Transactions,
+        transactions: TransactionClient,
         clock: IReactorTime,
     ) -> None:
         self._policy = policy
@@ -59,7 +59,7 @@ class Greetings:
         self._turned_away: dict[ServerName, None] = {}
         """Refused servers that are in one of our rooms."""
         self._is_notifying = False
-        policy.watch_turned_away(self._record)
+        policy.watch_refused(self._record)
         policy.subscribe(self._on_policy_change)
 
     def _record(self, server: ServerName) -> None:
@@ -97,7 +97,7 @@ class Greetings:
             ]:
                 for server in allowed:
                     del self._turned_away[server]
-                await map_at_once(self._notify, allowed, AT_ONCE)
+                await map_concurrently(self._notify, allowed, MAX_CONCURRENT)
         finally:
             self._is_notifying = False
 

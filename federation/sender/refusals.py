@@ -12,7 +12,7 @@ import msgspec
 
 from federation.remote.transactions import Transaction
 
-SHORTEST_TOO_LARGE: Final = 16 << 10
+MIN_TOO_LARGE_BYTES: Final = 16 << 10
 """A shorter transaction is not too large for any server. A proxy that answers 413 to it answers so
 to nearly everything, though not to an empty transaction."""
 _TO_DEVICE: Final = b'"edu_type":"m.direct_to_device"}'
@@ -36,25 +36,25 @@ class _Event(msgspec.Struct):
     origin_server_ts: int = 0
 
 
-def is_alone(transaction: Transaction) -> bool:
+def is_single_item(transaction: Transaction) -> bool:
     """Return whether the transaction holds a single item, so that a refusal is about this item."""
     return len(transaction.pdus) + len(transaction.edus) == 1
 
 
-def is_of_content(status: int, transaction: Transaction) -> bool:
+def is_about_content(status: int, transaction: Transaction) -> bool:
     """Return whether this status may be about the content of the transaction.
 
     Other statuses are about the sender, the address or the time.
     """
     if status == 413:
         return (
-            not is_alone(transaction)
-            or sum(map(len, (*transaction.pdus, *transaction.edus))) >= SHORTEST_TOO_LARGE
+            not is_single_item(transaction)
+            or sum(map(len, (*transaction.pdus, *transaction.edus))) >= MIN_TOO_LARGE_BYTES
         )
     return status in (400, 422)
 
 
-def kinds_of(transaction: Transaction) -> set[str]:
+def get_kinds(transaction: Transaction) -> set[str]:
     """Return the types of the EDUs in the transaction, and "" if it holds events."""
     kinds = {""} if transaction.pdus else set[str]()
     for edu in transaction.edus:
@@ -68,7 +68,9 @@ def is_to_device(edu: bytes) -> bool:
     return edu.endswith(_TO_DEVICE)
 
 
-def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transaction, Transaction]:
+def split_transaction(
+    transaction: Transaction, make_id: Callable[[], str]
+) -> tuple[Transaction, Transaction]:
     """Split a transaction into two, to be sent one after the other.
 
     To-device messages come first, as they hold the keys of encrypted events. Then come events, then
@@ -93,7 +95,7 @@ def split(transaction: Transaction, make_id: Callable[[], str]) -> tuple[Transac
     return make(parts[:middle]), make(parts[middle:])
 
 
-def describe(transaction: Transaction) -> str:
+def describe_item(transaction: Transaction) -> str:
     """Describe the single item for an operator, without any content written by people."""
     try:
         for pdu in transaction.pdus:

@@ -18,15 +18,15 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.ids import ServerName
 
-HELD_SECONDS: Final = 5
+MAX_SLOT_SECONDS: Final = 5
 """Longest time that a request holds its slot. Most are answered within one second."""
-MANY_UNDER_WAY: Final = 512
+MANY_RUNNING: Final = 512
 """From this number of running requests on, each holds its slot for the longest time."""
 
 T = TypeVar("T")
 
 
-class Lane:
+class SendSlots:
     """Runs requests, one at a time for each server. For the reactor thread."""
 
     def __init__(self, clock: IReactorTime, size: int) -> None:
@@ -48,7 +48,7 @@ class Lane:
                 slot.check.cancel()
                 self._release(slot)
 
-    def hurry(self, server: ServerName) -> None:
+    def prioritize(self, server: ServerName) -> None:
         """Give the server the next free slot, if it waits for one."""
         self._slots.prioritize(server)
 
@@ -57,8 +57,8 @@ class Lane:
 
     def _check(self, slot: "_Slot") -> None:
         slot.seconds += 1
-        if slot.seconds >= HELD_SECONDS or (
-            self._slots.waiting_in_all and self._running < MANY_UNDER_WAY
+        if slot.seconds >= MAX_SLOT_SECONDS or (
+            self._slots.total_waiting and self._running < MANY_RUNNING
         ):
             self._release(slot)
         else:

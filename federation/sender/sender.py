@@ -29,16 +29,16 @@ from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.events import RoomEvents
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
-from federation.sender.deliveries import Deliveries
+from federation.sender.deliveries import TransactionSender
 from federation.sender.destination import (
     MAX_QUEUED,
-    SHORT_SILENCE_MS,
-    SILENT_MS,
+    NO_ANSWER_MS,
+    RESTART_MS,
     Destination,
     QueuedEvent,
 )
@@ -50,21 +50,27 @@ from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.engine.database import DatabaseUnavailable
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventRow
-from storage.federation.destinations import Backlog, DestinationStore, EventToSend, OwnMove, Word
+from storage.federation.destinations import (
+    ActivitySource,
+    Backlog,
+    DestinationStore,
+    EventToSend,
+    OwnMembershipChange,
+)
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import ReceiptRow
 
-AT_ONCE: Final = 500
+BATCH_SIZE: Final = 500
 """Events, and receipts, that are dispatched in one batch."""
-MAX_HEARD: Final = 10_000
+MAX_ACTIVE_SERVERS: Final = 10_000
 """Servers whose activity one round reports to the sending node."""
 PUBLIC_RECEIPT: Final = "m.read"
 TOPICS: Final = frozenset(
-    {Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP}
+    {Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING_TO_DEVICE, Topic.MEMBERSHIP}
 )
 
 
-class Sender:
+class FederationSender:
     """Dispatches stream changes to the destinations that they concern. For the reactor thread."""
 
     log = Logger()
@@ -81,10 +87,10 @@ class Sender:
         events: RoomEvents,
         servers: RoomServers,
         sticky: StickyEvents,
-        deliveries: Deliveries,
+        deliveries: TransactionSender,
         identity: ServerIdentity,
-        policy: Policy,
-        silences: PeerBackoff[ServerName],
+        policy: FederationPolicy,
+        backoff: PeerBackoff[ServerName],
         now_ms: Callable[[], int],
     ) -> None:
         self._clock = clock
@@ -99,7 +105,7 @@ class Sender:
         self._deliveries = deliveries
         self._identity = identity
         self._policy = policy
-        self._silences = silences
+        self._silences = backoff
         self._now_ms = now_ms
         self._dispatched = 0
         self._changed: set[Topic] = set()
@@ -119,45 +125,45 @@ class Sender:
         """Stop sending, and store the position up to which everything is delivered or recorded."""
         await self._lease.stop()
 
-    def heard_from(self, server: ServerName) -> None:
+    def record_activity(self, server: ServerName) -> None:
         """Record that a server proved to be reachable."""
         self._silences.record_answer(server)
         if self._lease.is_held:
-            self._deliveries.heard_from(server)
-        elif len(self._active_here) < MAX_HEARD:
+            self._deliveries.record_activity(server)
+        elif len(self._active_here) < MAX_ACTIVE_SERVERS:
             self._active_here.add(server)
 
-    async def try_now(self, server: ServerName) -> None:
+    async def retry_now(self, server: ServerName) -> None:
         """Retry a server at once, for an operator.
 
         If another node sends, it reads the request in its next round.
         """
         self._retry_as_active(server)
         if not self._lease.is_held:
-            await self._store.note_heard([server], Word.OF_AN_OPERATOR)
+            await self._store.record_activity([server], ActivitySource.OPERATOR)
 
     def _retry_as_active(self, server: ServerName) -> None:
-        self._deliveries.forget_vain_words(server)
-        self.heard_from(server)
+        self._deliveries.reset_activity_backoff(server)
+        self.record_activity(server)
 
     def is_failing(self, server: ServerName) -> bool:
         """Return whether a recent transaction to the server failed."""
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
 
-    def would_wait_in_vain(self, server: ServerName) -> bool:
+    def is_unresponsive(self, server: ServerName) -> bool:
         """Return whether a recent transaction or other request to the server failed.
 
         A caller should not make a user wait for such a server.
         """
         return self.is_failing(server) or self._silences.left_ms(server) > 0
 
-    async def is_away(self, server: ServerName) -> bool:
+    async def is_down(self, server: ServerName) -> bool:
         """Return whether the server has been unresponsive for longer than a restart takes.
 
         One query if another node sends. A server that asked us to wait is responsive.
         """
-        if self._silences.failing_ms(server) >= SHORT_SILENCE_MS:
+        if self._silences.failing_ms(server) >= RESTART_MS:
             return True
         if self._lease.is_held:
             destination = self._deliveries.peek(server)
@@ -166,25 +172,25 @@ class Sender:
             since_ts = destination.failing_since_ts
         else:
             since_ts = await self._store.get_failing_since(server)
-        return since_ts is not None and self._now_ms() >= since_ts + SHORT_SILENCE_MS
+        return since_ts is not None and self._now_ms() >= since_ts + RESTART_MS
 
     @property
     def is_sending(self) -> bool:
         """Whether this node sends."""
         return self._lease.is_held
 
-    def forget(self, server: ServerName) -> None:
+    def remove(self, server: ServerName) -> None:
         """Remove the destination, after its rows in the database were deleted."""
-        self._deliveries.forget(server)
+        self._deliveries.remove(server)
 
-    def note_silence(self, server: ServerName, asked_at: float) -> None:
+    def record_no_answer(self, server: ServerName, asked_at: float) -> None:
         """Record that the server did not answer another request, sent at that second."""
         seconds = self._clock.seconds() - asked_at
-        if seconds * 1000 >= SILENT_MS:  # a failure found at once delays nobody
+        if seconds * 1000 >= NO_ANSWER_MS:  # a failure found at once delays nobody
             self._silences.record_failure(server, asked_at_ms=int(asked_at * 1000))
-        self._deliveries.note_silence(server, seconds)
+        self._deliveries.record_no_answer(server, seconds)
 
-    async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
+    async def send_ephemeral_edu(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
         """Send an EDU that is soon out of date to the other servers in a room.
 
         Only the latest EDU with a key is sent. Unreachable servers do not receive it later.
@@ -192,7 +198,7 @@ class Sender:
         if self._lease.is_held:
             for destination in self._find_allowed(await self._servers.in_room(room_nid)):
                 if destination.failing_since_ts is None:
-                    destination.add_notice(key, edu)
+                    destination.add_ephemeral_edu(key, edu)
                     self._deliveries.wake(destination)
 
     async def send_presence(self, user_id: UserID, presence: Mapping[str, Any]) -> None:
@@ -282,25 +288,25 @@ class Sender:
         woken: dict[ServerName, Destination] = {}
         backlogs: dict[str, Backlog] = {}
         events = (
-            await self._store.get_events_to_send(after, upto, AT_ONCE)
+            await self._store.get_events_to_send(after, upto, BATCH_SIZE)
             if Topic.EVENT in topics
             else ()
         )
-        if len(events) == AT_ONCE:
+        if len(events) == BATCH_SIZE:
             upto = events[-1].position
         receipts = (
-            await self._store.get_receipts_to_send(after, upto, AT_ONCE)
+            await self._store.get_receipts_to_send(after, upto, BATCH_SIZE)
             if Topic.RECEIPT in topics
             else ()
         )
-        if len(receipts) == AT_ONCE:
+        if len(receipts) == BATCH_SIZE:
             upto = receipts[-1].position
         changes = (
-            await self._store.get_own_moves(after, upto, AT_ONCE)
+            await self._store.get_own_membership_changes(after, upto, BATCH_SIZE)
             if Topic.MEMBERSHIP in topics
             else ()
         )
-        if len(changes) == AT_ONCE:
+        if len(changes) == BATCH_SIZE:
             upto = changes[-1].position
         for event in events:
             if event.position <= upto:
@@ -321,14 +327,14 @@ class Sender:
                     woken[destination.server] = destination
                     _add_user(destination, user_id, stream_id, backlogs)
         for change in await self._find_joins(changes):
-            servers = await self._servers.newly_shared(
+            servers = await self._servers.find_newly_shared(
                 UserID(change.user_id), change.room_nid, change.position
             )
             for destination in self._find(servers):
                 if not destination.is_behind:
                     woken[destination.server] = destination
                     destination.users.setdefault(change.user_id, change.position)
-        if Topic.OUTGOING in topics:
+        if Topic.OUTGOING_TO_DEVICE in topics:
             for destination in self._find(
                 map(ServerName, await self._to_device.get_servers(after, upto))
             ):
@@ -340,9 +346,11 @@ class Sender:
         self._dispatched = upto
         for destination in woken.values():
             self._deliveries.wake(destination)
-        return max(len(events), len(receipts), len(changes)) < AT_ONCE
+        return max(len(events), len(receipts), len(changes)) < BATCH_SIZE
 
-    async def _find_joins(self, changes: Sequence[OwnMove]) -> list[OwnMove]:
+    async def _find_joins(
+        self, changes: Sequence[OwnMembershipChange]
+    ) -> list[OwnMembershipChange]:
         """Return the membership changes by which our users joined a room."""
         ours = [change for change in changes if self._identity.is_local(change.user_id)]
         stored = await self._events.get_events(change.event_nid for change in ours)
@@ -384,12 +392,16 @@ class Sender:
     ) -> None:
         """Store what servers that are behind have missed. If that fails, it stays marked as
         unstored."""
-        noted = [each for each in destinations if each.is_noted or backlogs[each.server].is_whole]
+        noted = [
+            each
+            for each in destinations
+            if each.is_backlog_stored or backlogs[each.server].is_complete
+        ]
         for destination in destinations:
-            destination.is_noted = False
+            destination.is_backlog_stored = False
         await self._store.add_backlogs(backlogs)
         for destination in noted:
-            destination.is_noted = True
+            destination.is_backlog_stored = True
 
     async def _servers_for(self, event: EventToSend) -> Collection[ServerName]:
         """Return the servers in the room at the event, and the server of a user it removes."""
@@ -405,7 +417,7 @@ class Sender:
     def _find(self, servers: Iterable[ServerName]) -> list[Destination]:
         """Return the destinations of the servers. The policy is checked at delivery."""
         return [
-            self._deliveries.find(server)
+            self._deliveries.get_or_create(server)
             for server in servers
             if server != self._identity.server_name and is_server_name(server)
         ]
@@ -426,11 +438,11 @@ class Sender:
         rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
         waiting = await self._to_device.get_servers(0, self._streams.current())
         self._dispatched = lease.position
-        self._deliveries.start(lease.run, rows, backlogs, waiting)
+        self._deliveries.start(lease.fencing_token, rows, backlogs, waiting)
         self._changed |= TOPICS
         self._schedule()
 
-    async def note(self) -> int:
+    async def store_progress(self) -> int:
         """Return as `LeasedWork.note` says."""
         if self._changed:
             self._schedule()  # retry what failed
@@ -447,25 +459,25 @@ class Sender:
 
     async def _exchange_activity(self) -> None:
         """Report server activity seen on this node, or read the reports of the other nodes."""
-        if self._lease.is_alone:
+        if self._lease.is_single_node:
             return
         if self._lease.is_held:
-            for server, word in (await self._store.take_heard()).items():
-                if word is Word.OF_AN_OPERATOR:
+            for server, word in (await self._store.take_activity()).items():
+                if word is ActivitySource.OPERATOR:
                     self._retry_as_active(ServerName(server))
                 else:
-                    self.heard_from(ServerName(server))
+                    self.record_activity(ServerName(server))
         elif self._active_here:
             active, self._active_here = self._active_here, set()
-            await self._store.note_heard(active)
+            await self._store.record_activity(active)
 
     def _position(self) -> int:
         """Return the position up to which everything is delivered or recorded as missed."""
         if not self._changed and not self._scheduled:
             self._dispatched = self._streams.current()  # changes since then concern no other server
-        lowest = self._deliveries.lowest()
+        lowest = self._deliveries.get_lowest_unstored_position()
         return max(
-            self._lease.noted,
+            self._lease.stored_position,
             self._dispatched if lowest is None else min(self._dispatched, lowest - 1),
         )
 
@@ -480,8 +492,8 @@ def _add_event(destination: Destination, event: QueuedEvent, backlogs: dict[str,
         destination.queue.append(event)
         if len(destination.queue) > MAX_QUEUED:
             backlogs[destination.server] = destination.fall_behind()
-    elif event.room_nid not in destination.missed:
-        destination.missed[event.room_nid] = event.position
+    elif event.room_nid not in destination.missed_rooms:
+        destination.missed_rooms[event.room_nid] = event.position
         backlog = backlogs.setdefault(destination.server, Backlog())
         backlog.rooms.setdefault(event.room_nid, event.position)
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from federation.devices.local_devices import OwnDevices, encode_edu
+from federation.devices.local_devices import LocalDevices, encode_edu
 from federation.peers.identity import ServerIdentity
 from federation.protocol.events import encode_event_json
 from federation.protocol.ids import RoomID
@@ -19,10 +19,10 @@ from federation.protocol.redaction import redact
 from federation.remote.transactions import MAX_EDUS, MAX_PDUS, Transaction
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.retention import RoomRetentionCache
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
-from federation.sender.destination import Destination, Pending, QueuedEvent
+from federation.sender.destination import Destination, PendingTransaction, QueuedEvent
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore, ReceiptToSend
 from storage.rooms.rooms import RoomStore
@@ -58,7 +58,7 @@ class _Edus:
             self._size += len(edu)
 
 
-class Contents:
+class TransactionBuilder:
     """Builds transactions from the unsent data of destinations. For the reactor thread."""
 
     # More than ten: a transaction carries all kinds of data.
@@ -70,9 +70,9 @@ class Contents:
         servers: RoomServers,
         destinations: DestinationStore,
         to_device: OutgoingToDeviceStore,
-        devices: OwnDevices,
+        devices: LocalDevices,
         sticky: StickyEvents,
-        lifetimes: Lifetimes | None,
+        lifetimes: RoomRetentionCache | None,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
     ) -> None:
@@ -88,12 +88,14 @@ class Contents:
         self._identity = identity
         self._now_ms = now_ms
 
-    async def take(self, destination: Destination, txn_id: str, upto: int) -> Pending | None:
+    async def build_next(
+        self, destination: Destination, txn_id: str, upto: int
+    ) -> PendingTransaction | None:
         """Take the next transaction out of the unsent data, or None if there is none.
 
         `upto`: the present stream position.
         """
-        if not destination.has_news:
+        if not destination.has_unsent:
             return None
         taken = _Taken()
         try:
@@ -104,7 +106,7 @@ class Contents:
 
     async def _take(
         self, destination: Destination, taken: "_Taken", txn_id: str, upto: int
-    ) -> Pending:
+    ) -> PendingTransaction:
         if destination.is_behind:
             nids = await self._take_missed(destination, taken, upto)
         else:
@@ -123,7 +125,7 @@ class Contents:
         )
         _take_notices(destination, edus)
         transaction = Transaction(txn_id, self._now_ms(), pdus, edus.encoded)
-        return Pending(
+        return PendingTransaction(
             transaction,
             deque([transaction] if pdus or edus.encoded else ()),
             taken.all_rooms(),
@@ -142,9 +144,9 @@ class Contents:
     async def _take_missed(self, destination: Destination, taken: "_Taken", upto: int) -> list[int]:
         """Take the events of missed rooms: of at least one room, if there is any."""
         nids: list[int] = []
-        for room_nid in list(destination.missed):
+        for room_nid in list(destination.missed_rooms):
             # removed first, so that events that arrive during the queries are recorded again
-            first = taken.rooms[room_nid] = destination.missed.pop(room_nid)
+            first = taken.rooms[room_nid] = destination.missed_rooms.pop(room_nid)
             of_room = await self._get_missed(destination, room_nid, first, upto)
             if nids and len(nids) + len(of_room) > MAX_PDUS:
                 taken.give_back_room(destination, room_nid)
@@ -226,7 +228,9 @@ class _Taken:
     def give_back_room(self, destination: Destination, room_nid: int) -> None:
         """Put back a room that did not fit into the transaction."""
         first = self.rooms.pop(room_nid)
-        destination.missed[room_nid] = min(first, destination.missed.get(room_nid, first))
+        destination.missed_rooms[room_nid] = min(
+            first, destination.missed_rooms.get(room_nid, first)
+        )
 
     def give_back_user(self, destination: Destination, user_id: str) -> None:
         """Put back a user that did not fit into the transaction."""
@@ -237,7 +241,7 @@ class _Taken:
         """Put back everything, as the transaction could not be built."""
         if destination.is_behind:
             for event in reversed(self.events):
-                destination.missed[event.room_nid] = event.position
+                destination.missed_rooms[event.room_nid] = event.position
         else:
             destination.queue.extendleft(reversed(self.events))
         for room_nid in list(self.rooms):
@@ -285,5 +289,7 @@ def _take_notices(destination: Destination, edus: _Edus) -> None:
         while destination.presence and len(push) < MAX_PRESENCES:
             push.append(destination.presence.popitem(last=False)[1])
         edus.add([encode_edu("m.presence", {"push": push})])
-    while destination.notices and edus.fits([next(iter(destination.notices.values()))]):
-        edus.add([destination.notices.popitem(last=False)[1]])
+    while destination.ephemeral_edus and edus.fits(
+        [next(iter(destination.ephemeral_edus.values()))]
+    ):
+        edus.add([destination.ephemeral_edus.popitem(last=False)[1]])

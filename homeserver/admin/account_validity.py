@@ -25,10 +25,10 @@ async def post_account_validity(
     """Set when an account expires, and whether its owner gets a renewal e-mail before. Raises
     `NotFound`, `InvalidParam`, and `Forbidden` if accounts do not expire."""
     account = await accounts.get_account(UserID(body.user_id.replace("\0", "")))
-    end = await renewals.do_set_end(
+    end = await renewals.do_set_expiry(
         UserID(account.user_id),
         body.expiration_ts,
-        letter=body.enable_renewal_emails,
+        sends_email=body.enable_renewal_emails,
         by=caller.user_id,
     )
     return {"expiration_ts": end}

@@ -35,5 +35,5 @@ async def delete_application_password(
 ) -> Empty:
     """Revoke an application password, and end the sessions that logged in with it. Raises
     `NotFound`."""
-    await passwords.do_end(user_id, password_id, by=caller.user_id)
+    await passwords.do_revoke(user_id, password_id, by=caller.user_id)
     return EMPTY

@@ -25,7 +25,7 @@ async def get_waiting_accounts(approvals: Approvals, *, limit: int = 100) -> dic
     return {
         "waiting": [
             {"user_id": each.user_id, "since_ts": each.since_ts, "emails": list(each.addresses)}
-            for each in await approvals.get_waiting(limit)
+            for each in await approvals.get_awaiting(limit)
         ]
     }
 
@@ -38,5 +38,5 @@ async def put_approval(
     if body.approved:
         await approvals.do_approve(user_id, by=caller.user_id)
     else:
-        await approvals.do_withdraw(user_id, by=caller.user_id)
+        await approvals.do_revoke(user_id, by=caller.user_id)
     return body

@@ -5,7 +5,7 @@ from typing import Final
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.services.audit.audit import NOBODY, Audit
+from homeserver.services.audit.audit import NO_ACCOUNT, Audit
 
 MAX_PAGE_SIZE: Final = 1000
 
@@ -25,7 +25,7 @@ async def get_audit(audit: Audit, *, user_id: UserID, limit: int = 100) -> dict[
 async def get_server_audit(audit: Audit, *, limit: int = 100) -> dict[str, object]:
     """Return the audit records that belong to no account, such as OAuth 2.0 client registrations.
     The form is that of `get_audit`."""
-    return await _records(audit, NOBODY, limit)
+    return await _records(audit, NO_ACCOUNT, limit)
 
 
 async def _records(audit: Audit, user_id: UserID, limit: int) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Final
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
@@ -14,7 +14,7 @@ MAX_PAGE_SIZE: Final = 1000
 @endpoint("GET", "/_mahalla/admin/v1/policies", auth=Auth.ADMIN)
 async def get_policies(consents: Consents) -> dict[str, object]:
     """Return the policies, and how many users have agreed to the current version of each."""
-    counts = await consents.count()
+    counts = await consents.count_accepted()
     return {
         "policies": {
             policy.policy_id: {"version": policy.version, "agreed": counts[policy.policy_id]}
@@ -29,13 +29,13 @@ async def get_users_of_policy(
     *,
     policy_id: str,
     agreed: bool = True,
-    from_: Annotated[str, Names("from")] = "",
+    from_: Annotated[str, QueryNames("from")] = "",
     limit: int = 100,
 ) -> dict[str, object]:
     """Return the users who have agreed to the current version, in the order of their ids.
 
     `agreed_ts` is in milliseconds since 1970. With `agreed=false`: the users who have not agreed.
-    `next`, if present, is the `from` of the next page.
+    `next_path`, if present, is the `from` of the next page.
     """
     if not 1 <= limit <= MAX_PAGE_SIZE:
         raise InvalidParam(f"limit must be between 1 and {MAX_PAGE_SIZE}")
@@ -61,5 +61,5 @@ async def get_consents_of_user(consents: Consents, *, user_id: UserID) -> dict[s
             {"policy_id": row.policy_id, "version": row.version, "ts": row.ts}
             for row in await consents.get_consents(user_id)
         ],
-        "owed": [policy.policy_id for policy in await consents.get_owed(user_id)],
+        "owed": [policy.policy_id for policy in await consents.get_missing(user_id)],
     }

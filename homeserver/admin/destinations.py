@@ -8,18 +8,18 @@ server has received every event that concerns it.
 
 from typing import Annotated, Any, Final, Literal
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.services.federation.destinations import Destinations
+from homeserver.services.federation.destinations import DestinationAdministration
 from storage.federation.destination_lists import DestinationSummary, Order
 
 _PATH: Final = "/_synapse/admin/v1/federation/destinations"
 MAX_PAGE_SIZE: Final = 1000
 """The largest number of entries in one response."""
-From = Annotated[int, Names("from")]
+From = Annotated[int, QueryNames("from")]
 OrderBy = Literal[
     "destination",
     "retry_last_ts",
@@ -32,7 +32,7 @@ Direction = Literal["f", "b"]
 
 @endpoint("GET", _PATH, auth=Auth.ADMIN)
 async def get_destinations(
-    destinations: Destinations,
+    destinations: DestinationAdministration,
     *,
     from_: From = 0,
     limit: int = 100,
@@ -43,7 +43,7 @@ async def get_destinations(
     """Return a page of the servers that share rooms with this one or have a queue. `destination`
     filters by a part of the server name."""
     _check_page(from_, limit)
-    order: Order = "told_upto" if order_by == "last_successful_stream_ordering" else order_by
+    order: Order = "delivered_upto" if order_by == "last_successful_stream_ordering" else order_by
     rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
     answer: dict[str, Any] = {
         "destinations": [_describe(row, destinations) for row in rows],
@@ -53,14 +53,16 @@ async def get_destinations(
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}", auth=Auth.ADMIN)
-async def get_destination(destinations: Destinations, *, destination: ServerName) -> dict[str, Any]:
+async def get_destination(
+    destinations: DestinationAdministration, *, destination: ServerName
+) -> dict[str, Any]:
     """Return the state of one destination."""
     return _describe(await destinations.get(destination), destinations)
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}/rooms", auth=Auth.ADMIN)
 async def get_destination_rooms(
-    destinations: Destinations,
+    destinations: DestinationAdministration,
     *,
     destination: ServerName,
     from_: From = 0,
@@ -82,7 +84,9 @@ async def get_destination_rooms(
 
 
 @endpoint("POST", f"{_PATH}/{{destination}}/reset_connection", auth=Auth.ADMIN)
-async def reset_connection(destinations: Destinations, *, destination: ServerName) -> Empty:
+async def reset_connection(
+    destinations: DestinationAdministration, *, destination: ServerName
+) -> Empty:
     """Retry now, and reset the back-off."""
     await destinations.do_try_now(destination)
     return EMPTY
@@ -99,13 +103,13 @@ def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
     return {**answer, "next_token": str(end)} if end < count else answer
 
 
-def _describe(row: DestinationSummary, destinations: Destinations) -> dict[str, Any]:
+def _describe(row: DestinationSummary, destinations: DestinationAdministration) -> dict[str, Any]:
     return {
         "destination": row.server,
         "retry_last_ts": row.tried_ts,
         "retry_interval": row.pause_ms,
         "failure_ts": row.failing_since_ts,
-        "last_successful_stream_ordering": row.told_upto,
+        "last_successful_stream_ordering": row.delivered_upto,
         "error": row.error,
         "asked_until_ts": row.asked_until_ts or None,
         "refused": destinations.find_refusal(ServerName(row.server)),

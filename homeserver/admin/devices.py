@@ -57,7 +57,7 @@ async def post_device_of_user(
     `DeviceAdministration.do_make`."""
     if body.device_id is UNSET:
         raise MissingParam("device_id is missing")
-    await devices.do_make(user_id, parse_device_id(body.device_id))
+    await devices.do_create(user_id, parse_device_id(body.device_id))
     return Response(HTTPStatus.CREATED, {}, {})
 
 

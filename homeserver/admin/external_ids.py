@@ -12,7 +12,7 @@ from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.threepids.validation import EMAIL
-from homeserver.services.upstream.links import UpstreamLinks
+from homeserver.services.upstream.links import ExternalIds
 
 PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
 
@@ -27,7 +27,7 @@ class LinkBody(msgspec.Struct, frozen=True):
     "GET", "/_synapse/admin/v1/auth_providers/{provider}/users/{external_id}", auth=Auth.ADMIN
 )
 async def get_user_of_external_id(
-    links: UpstreamLinks, *, provider: str, external_id: str
+    links: ExternalIds, *, provider: str, external_id: str
 ) -> dict[str, object]:
     """Return the account that is linked to an identity of a provider. Raises `NotFound`."""
     return {"user_id": await links.get_user(provider, external_id)}
@@ -48,7 +48,7 @@ async def get_user_of_threepid(
 
 
 @endpoint("GET", PATH, auth=Auth.ADMIN)
-async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str, object]:
+async def get_external_ids(links: ExternalIds, *, user_id: UserID) -> dict[str, object]:
     """Return the identities that are linked to an account. Raises `NotFound`."""
     return {
         "external_ids": [
@@ -60,17 +60,17 @@ async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str
 
 @endpoint("PUT", PATH + "/{provider}", auth=Auth.ADMIN)
 async def put_external_id(
-    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str, body: LinkBody
+    links: ExternalIds, caller: Requester, *, user_id: UserID, provider: str, body: LinkBody
 ) -> Empty:
     """Link an account to an identity of a provider. Raises `NotFound`, `InvalidParam`,
-    `LinkTaken`."""
+    `ExternalIdInUse`."""
     await links.do_set(user_id, provider, body.external_id, by=caller.user_id)
     return EMPTY
 
 
 @endpoint("DELETE", PATH + "/{provider}", auth=Auth.ADMIN)
 async def delete_external_id(
-    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str
+    links: ExternalIds, caller: Requester, *, user_id: UserID, provider: str
 ) -> Empty:
     """Remove a link. Raises `NotFound`."""
     await links.do_remove(user_id, provider, by=caller.user_id)

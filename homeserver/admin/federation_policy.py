@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from federation.peers.policy import Policy, ServerPatterns
+from federation.peers.policy import FederationPolicy, ServerPatterns
 from federation.protocol.ids import ServerName
 from federation.protocol.member_list import Member, Right
 from homeserver.api.endpoint import Auth, endpoint
@@ -11,7 +11,7 @@ from homeserver.api.endpoint import Auth, endpoint
 
 @endpoint("GET", "/_mahalla/admin/v1/federation_policy", auth=Auth.ADMIN)
 async def get_federation_policy(
-    policy: Policy, *, server: ServerName | None = None
+    policy: FederationPolicy, *, server: ServerName | None = None
 ) -> dict[str, Any]:
     """Return the configured rules, and the member list of the federation if there is one.
 

@@ -4,26 +4,26 @@ API."""
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.media.administration import MediaAdministration
-from homeserver.services.scanning.administration import shown_scan
-from storage.media.lists import ORDERS, Order
+from homeserver.services.scanning.administration import scan_json
+from storage.media.lists import ORDERS, MediaOrder
 from storage.media.media import MediaRow
 from storage.media.remote_media import RemoteMediaRow
 from storage.media.scans import ScanRow
-from storage.media.usage import Amount, UserUsage
+from storage.media.usage import MediaAmount, UserUsage
 
 _V1: Final = "/_synapse/admin/v1"
 _OURS: Final = "/_mahalla/admin/v1"
 MAX_PAGE_SIZE: Final = 10_000
 """The largest number of entries in one response."""
 CHANGES_PAGE_SIZE: Final = 100
-From = Annotated[int, Names("from")]
+From = Annotated[int, QueryNames("from")]
 Direction = Literal["f", "b"]
 Scans = Mapping[bytes, ScanRow]
 UsageOrder = Literal["user_id", "displayname", "media_length", "media_count"]
@@ -69,7 +69,9 @@ async def delete_users_media(
     """Delete a page of a user's uploads."""
     _check_page(from_, limit)
     return _deleted(
-        await media.do_delete_of_user(user_id, _order(order_by, dir), from_, limit, caller.user_id)
+        await media.do_delete_user_uploads(
+            user_id, _order(order_by, dir), from_, limit, caller.user_id
+        )
     )
 
 
@@ -148,7 +150,7 @@ async def purge_media_cache(
 @endpoint("GET", f"{_V1}/room/{{room_id}}/media", auth=Auth.ADMIN)
 async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
     """Return the files that unencrypted events of a room refer to."""
-    own, others = await media.get_in_room(room_id)
+    own, others = await media.get_room_files(room_id)
     return {"local": own, "remote": others}
 
 
@@ -158,7 +160,7 @@ async def delete_room_media(
 ) -> dict[str, Any]:
     """Delete the files that unencrypted events of a room refer to, unless something else refers to
     them."""
-    deleted, kept = await media.do_delete_of_room(room_id, caller.user_id)
+    deleted, kept = await media.do_delete_room_files(room_id, caller.user_id)
     return {"deleted": deleted, "total": len(deleted), "shown_elsewhere": kept}
 
 
@@ -175,7 +177,7 @@ async def quarantine_room_media(
     media: MediaAdministration, caller: Requester, *, room_id: RoomID
 ) -> dict[str, int]:
     """Quarantine the files of a room."""
-    return {"num_quarantined": await media.do_hold_of_room(room_id, caller.user_id)}
+    return {"num_quarantined": await media.do_quarantine_room(room_id, caller.user_id)}
 
 
 @endpoint("POST", f"{_V1}/user/{{user_id}}/media/quarantine", auth=Auth.ADMIN)
@@ -183,7 +185,7 @@ async def quarantine_user_media(
     media: MediaAdministration, caller: Requester, *, user_id: UserID
 ) -> dict[str, int]:
     """Quarantine the uploads of a user."""
-    return {"num_quarantined": await media.do_hold_of_user(user_id, caller.user_id)}
+    return {"num_quarantined": await media.do_quarantine_user(user_id, caller.user_id)}
 
 
 @endpoint("POST", f"{_V1}/media/quarantine/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
@@ -191,7 +193,7 @@ async def quarantine_media(
     media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
 ) -> Empty:
     """Quarantine a file and all files with the same content."""
-    await media.do_hold(server_name, media_id, caller.user_id)
+    await media.do_quarantine(server_name, media_id, caller.user_id)
     return EMPTY
 
 
@@ -200,7 +202,7 @@ async def unquarantine_media(
     media: MediaAdministration, *, server_name: ServerName, media_id: str
 ) -> Empty:
     """Release a file and all files with the same content from quarantine."""
-    await media.do_free(server_name, media_id)
+    await media.do_release(server_name, media_id)
     return EMPTY
 
 
@@ -260,7 +262,7 @@ async def get_media_statistics(
         raise InvalidParam("search_term must not be empty")
     found = [
         usage
-        for usage in await media.get_usage_of_users(from_ts, until_ts)
+        for usage in await media.get_user_usage(from_ts, until_ts)
         if search_term is None
         or search_term.lower() in f"{usage.user_id}\n{usage.display_name or ''}".lower()
     ]
@@ -290,7 +292,7 @@ async def get_media_usage(
     the most media."""
     _check_page(0, rooms)
     _check_page(0, servers)
-    usage = await media.get_usage_of_server(rooms, servers)
+    usage = await media.get_server_usage(rooms, servers)
     return {
         "local": _amount(usage.own),
         "remote": _amount(usage.copies),
@@ -308,7 +310,7 @@ async def get_media_usage(
 async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
     """Return how much media unencrypted events of a room refer to: local files and copies of remote
     files."""
-    usage = await media.get_usage_of_room(room_id)
+    usage = await media.get_room_usage(room_id)
     return {"local": _amount(usage.own), "remote": _amount(usage.copies)}
 
 
@@ -316,7 +318,7 @@ async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID
 async def get_deleted_media(
     media: MediaAdministration,
     *,
-    from_: Annotated[int | None, Names("from")] = None,
+    from_: Annotated[int | None, QueryNames("from")] = None,
     limit: int = 100,
 ) -> dict[str, Any]:
     """Return the deleted files, latest first, with the time and the reason."""
@@ -351,19 +353,19 @@ def _check_page(start: int, limit: int) -> None:
         )
 
 
-def _order(by: str | None, direction: Direction | None) -> Order:
+def _order(by: str | None, direction: Direction | None) -> MediaOrder:
     if by is None and direction is None:
-        return Order("created_ts", descending=True)
+        return MediaOrder("created_ts", descending=True)
     if by is not None and by not in ORDERS:
         raise InvalidParam(f"order_by must be one of {', '.join(sorted(ORDERS))}")
-    return Order(by or "created_ts", descending=direction == "b")
+    return MediaOrder(by or "created_ts", descending=direction == "b")
 
 
 def _deleted(media_ids: Any) -> dict[str, Any]:
     return {"deleted_media": media_ids, "total": len(media_ids)}
 
 
-def _amount(amount: Amount) -> Mapping[str, int]:
+def _amount(amount: MediaAmount) -> Mapping[str, int]:
     return {"media_count": amount.count, "media_length": amount.size}
 
 
@@ -383,7 +385,7 @@ def describe_upload(row: MediaRow, scans: Scans) -> dict[str, Any]:
         "url_cache": None,
         "authenticated": row.authenticated,
         "sha256": None if content is None else content.hash.hex(),
-        "scan": None if content is None else shown_scan(scans.get(content.hash)),
+        "scan": None if content is None else scan_json(scans.get(content.hash)),
     }
 
 
@@ -404,7 +406,7 @@ def describe_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
         "authenticated": row.authenticated,
         "safe_from_quarantine": None,
         "sha256": row.content.hash.hex(),
-        "scan": shown_scan(scans.get(row.content.hash)),
+        "scan": scan_json(scans.get(row.content.hash)),
     }
 
 

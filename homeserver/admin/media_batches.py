@@ -13,10 +13,10 @@ from federation.protocol.ids import parse_room_id, parse_server_name, parse_user
 from homeserver.admin.media import describe_copy, describe_upload
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
-from homeserver.services.media.administration import Acted, MediaAdministration
+from homeserver.services.media.administration import BulkResult, MediaAdministration
 from homeserver.services.media.repository import MEDIA_ID
-from storage.media.content_uris import MediaAddress
-from storage.media.lists import Wished
+from storage.media.content_uris import ContentURI
+from storage.media.lists import MediaFilter
 from storage.media.remote_media import RemoteMediaRow
 
 _OURS: Final = "/_mahalla/admin/v1/media"
@@ -94,7 +94,7 @@ async def get_selected_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = _token(media.address_of(found[-1]))
+        answer["next_token"] = _token(media.uri_of(found[-1]))
     return answer
 
 
@@ -105,7 +105,7 @@ async def delete_selected_media(
     """Delete the selected files. Quarantined and protected files stay, unless the selection asks
     for just those."""
     wanted, after = _parse_selection(body)
-    result = await media.do_delete_chosen(
+    result = await media.do_delete_matching(
         wanted, after, body.limit, caller.user_id, own=body.of == "local"
     )
     return _describe_result(result)
@@ -117,7 +117,7 @@ async def quarantine_selected_media(
 ) -> dict[str, Any]:
     """Quarantine the selected files and all files with the same content, except protected ones."""
     wanted, after = _parse_selection(body)
-    result = await media.do_hold_chosen(
+    result = await media.do_quarantine_matching(
         wanted, after, body.limit, caller.user_id, own=body.of == "local"
     )
     return _describe_result(result)
@@ -130,7 +130,7 @@ async def unquarantine_selected_media(
     """Release the selected files and all files with the same content from quarantine."""
     wanted, after = _parse_selection(body)
     return _describe_result(
-        await media.do_free_chosen(wanted, after, body.limit, own=body.of == "local")
+        await media.do_release_matching(wanted, after, body.limit, own=body.of == "local")
     )
 
 
@@ -159,16 +159,16 @@ async def _protect(
             "Copies of remote files cannot be protected: they are fetched again when needed"
         )
     return _describe_result(
-        await media.do_protect_chosen(wanted, after, selection.limit, protected=protected)
+        await media.do_protect_matching(wanted, after, selection.limit, protected=protected)
     )
 
 
-def _parse_selection(selection: MediaSelection) -> tuple[Wished, MediaAddress]:
+def _parse_selection(selection: MediaSelection) -> tuple[MediaFilter, ContentURI]:
     """Return the file filter, and the address after which the page begins. Raises InvalidParam."""
     return _filter(selection), _after(selection, MAX_BATCH)
 
 
-def _filter(selection: MediaSelection) -> Wished:
+def _filter(selection: MediaSelection) -> MediaFilter:
     for name in ("from_ts", "until_ts", "size_gt"):
         number = getattr(selection, name)
         if number is not None and not -1 <= number <= MAX_NUMBER:
@@ -179,36 +179,36 @@ def _filter(selection: MediaSelection) -> Wished:
         raise InvalidParam("server_name requires of=remote")
     if selection.only_in_room and selection.room_id is None:
         raise InvalidParam("only_in_room requires room_id")
-    return Wished(
+    return MediaFilter(
         from_ms=selection.from_ts,
         until_ms=selection.until_ts,
         larger_than=selection.size_gt,
-        held=selection.quarantined,
+        quarantined=selection.quarantined,
         protected=selection.protected,
         user_id=None if selection.user_id is None else parse_user_id(selection.user_id),
         origin=None if selection.server_name is None else parse_server_name(selection.server_name),
         room_id=None if selection.room_id is None else parse_room_id(selection.room_id),
-        only_there=selection.only_in_room,
+        only_in_room=selection.only_in_room,
     )
 
 
-def _after(selection: MediaSelection, max_limit: int) -> MediaAddress:
+def _after(selection: MediaSelection, max_limit: int) -> ContentURI:
     if not 0 < selection.limit <= max_limit:
         raise InvalidParam(f"limit must be between 1 and {max_limit}")
     if not selection.after:
-        return MediaAddress("", "")
+        return ContentURI("", "")
     origin, _, media_id = selection.after.partition("/")
     if not MEDIA_ID.fullmatch(media_id):
         raise InvalidParam("after must be the next_token of an earlier response")
-    return MediaAddress(parse_server_name(origin), media_id)
+    return ContentURI(parse_server_name(origin), media_id)
 
 
-def _token(address: MediaAddress) -> str:
+def _token(address: ContentURI) -> str:
     return f"{address.origin}/{address.media_id}"
 
 
-def _describe_result(result: Acted) -> dict[str, Any]:
-    answer: dict[str, Any] = {"media": result.addresses, "total": result.count}
+def _describe_result(result: BulkResult) -> dict[str, Any]:
+    answer: dict[str, Any] = {"media": result.uris, "total": result.count}
     if result.last is not None:
         answer["next_token"] = _token(result.last)
     return answer

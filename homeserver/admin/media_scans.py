@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.services.scanning.administration import ScanAdministration, shown_scan
+from homeserver.services.scanning.administration import ScanAdministration, scan_json
 from storage.media.rescans import Rescan
 
 _OURS = "/_mahalla/admin/v1/media"
@@ -19,7 +19,7 @@ MAX_FILES = 100
 
 @endpoint("GET", f"{_OURS}/harmful", auth=Auth.ADMIN)
 async def get_harmful_media(
-    scans: ScanAdministration, *, from_: Annotated[int, Names("from")] = 0, limit: int = 100
+    scans: ScanAdministration, *, from_: Annotated[int, QueryNames("from")] = 0, limit: int = 100
 ) -> dict[str, Any]:
     """Return what scanners found harmful, latest first, and the files with that content."""
     if from_ < 0 or not 0 < limit <= MAX_PAGE_SIZE:
@@ -31,7 +31,7 @@ async def get_harmful_media(
         "harmful": [
             {
                 "sha256": each.scan.hash.hex(),
-                "scan": shown_scan(each.scan),
+                "scan": scan_json(each.scan),
                 "scanners": each.scan.version,
                 "is_inside": each.scan.digest != each.scan.hash,
                 "key_shown_by": each.scan.by_user_id,

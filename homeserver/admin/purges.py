@@ -5,19 +5,19 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import EventID, RoomID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.retention.history_purges import HistoryPurges
-from homeserver.services.retention.purge_log import PurgedRecord
+from homeserver.services.retention.purge_log import PurgeLog
 
 _V1: Final = "/_synapse/admin/v1"
 MAX_PAGE_SIZE: Final = 1000
 """The largest number of entries in one response."""
 Time = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-From = Annotated[str | None, Names("from")]
+From = Annotated[str | None, QueryNames("from")]
 
 
 class PurgeBody(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ async def _begin(
 ) -> dict[str, str]:
     if event_id is None and body.purge_up_to_ts is None:
         raise BadJson("Either purge_up_to_ts or purge_up_to_event_id is required")
-    purge_id = await purges.do_begin(
+    purge_id = await purges.do_start(
         room_id, event_id, body.purge_up_to_ts, with_own=body.delete_local_events, by=caller.user_id
     )
     return {"purge_id": purge_id}
@@ -74,7 +74,7 @@ async def get_purge_status(purges: HistoryPurges, *, purge_id: str) -> dict[str,
 
 @endpoint("GET", "/_mahalla/admin/v1/purged_messages", auth=Auth.ADMIN)
 async def get_purged_messages(
-    record: PurgedRecord, *, from_: From = None, limit: int = 100
+    record: PurgeLog, *, from_: From = None, limit: int = 100
 ) -> dict[str, Any]:
     """Return how many messages were deleted, by day, room and reason (retention, purge, forgotten),
     latest day first."""

@@ -6,13 +6,13 @@ from federation.api.request import RequestContext
 from federation.protocol.ids import parse_device_id
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from homeserver.services.accounts.shared_secret_registration import (
     SharedSecretRegistration,
-    SignedWish,
+    SignedRegistrationRequest,
 )
 from homeserver.services.devices.devices import check_device_name
-from homeserver.services.login.sessions import session_answer
+from homeserver.services.login.sessions import session_response
 from homeserver.services.profiles.profiles import Profiles
 
 _PATH = "/_synapse/admin/v1/register"
@@ -38,7 +38,7 @@ class AdminRegisterBody(msgspec.Struct, frozen=True, kw_only=True):
 @endpoint("GET", _PATH, auth=Auth.NONE, limit=Limit.REGISTRATION)
 async def get_nonce(registration: SharedSecretRegistration) -> dict[str, object]:
     """Return a nonce for one request."""
-    return {"nonce": await registration.do_make_nonce()}
+    return {"nonce": await registration.do_create_nonce()}
 
 
 @endpoint("POST", _PATH, auth=Auth.NONE)
@@ -50,7 +50,7 @@ async def post_register(
     body: AdminRegisterBody,
 ) -> dict[str, object]:
     """Register an account."""
-    request = Wish(
+    request = RegistrationRequest(
         username=body.username,
         password=body.password,
         device_id=None if body.device_id is None else parse_device_id(body.device_id),
@@ -61,7 +61,9 @@ async def post_register(
         user_type=body.user_type or None,
         address=context.client_ip,
     )
-    registered = await registration.do_register(SignedWish(body.nonce, body.mac, request))
+    registered = await registration.do_register(
+        SignedRegistrationRequest(body.nonce, body.mac, request)
+    )
     if body.displayname:
         await profiles.do_set_display_name(registered.user_id, body.displayname)
-    return session_answer(registered.user_id, registered.session)
+    return session_response(registered.user_id, registered.session)

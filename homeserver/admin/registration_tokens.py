@@ -44,7 +44,7 @@ async def post_registration_token(
     tokens: RegistrationTokens, caller: Requester, *, body: NewTokenBody = NewTokenBody()
 ) -> dict[str, Any]:
     """Create a registration token. Raises `InvalidParam`."""
-    made = await tokens.do_make(
+    made = await tokens.do_create(
         body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id
     )
     return _describe(made)

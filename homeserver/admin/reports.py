@@ -7,12 +7,12 @@ pages, but deleted reports do. Clients no longer send a `score`, so it is null.
 
 from typing import Annotated, Any, Final, Literal
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.services.moderation.report_administration import KeptReports
+from homeserver.services.moderation.report_administration import ReportAdministration
 from storage.moderation.reports import Report, ReportFilter, ReportKind
 
 _EVENTS: Final = "/_synapse/admin/v1/event_reports"
@@ -21,13 +21,13 @@ _ROOMS: Final = "/_mahalla/admin/v1/room_reports"
 MAX_PAGE_SIZE: Final = 1000
 """The largest number of entries in one response."""
 MAX_OFFSET: Final = 2**53
-From = Annotated[int, Names("from")]
+From = Annotated[int, QueryNames("from")]
 Direction = Literal["f", "b"]
 
 
 @endpoint("GET", _EVENTS, auth=Auth.ADMIN)
 async def get_event_reports(
-    reports: KeptReports,
+    reports: ReportAdministration,
     *,
     from_: From = 0,
     limit: int = 100,
@@ -44,14 +44,14 @@ async def get_event_reports(
 
 
 @endpoint("GET", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
-async def get_event_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
+async def get_event_report(reports: ReportAdministration, *, report_id: int) -> dict[str, Any]:
     """Return one report with the reported event."""
     report = await reports.get(ReportKind.EVENT, report_id)
     return {**_event_report(report), "event_json": await reports.get_event(report)}
 
 
 @endpoint("DELETE", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
-async def delete_event_report(reports: KeptReports, *, report_id: int) -> Empty:
+async def delete_event_report(reports: ReportAdministration, *, report_id: int) -> Empty:
     """Delete the report of an event."""
     await reports.do_remove(ReportKind.EVENT, report_id)
     return EMPTY
@@ -59,7 +59,7 @@ async def delete_event_report(reports: KeptReports, *, report_id: int) -> Empty:
 
 @endpoint("GET", _USERS, auth=Auth.ADMIN)
 async def get_user_reports(
-    reports: KeptReports,
+    reports: ReportAdministration,
     *,
     from_: From = 0,
     limit: int = 100,
@@ -75,13 +75,13 @@ async def get_user_reports(
 
 
 @endpoint("GET", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
-async def get_user_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
+async def get_user_report(reports: ReportAdministration, *, report_id: int) -> dict[str, Any]:
     """Return one report of a user."""
     return _user_report(await reports.get(ReportKind.USER, report_id))
 
 
 @endpoint("DELETE", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
-async def delete_user_report(reports: KeptReports, *, report_id: int) -> Empty:
+async def delete_user_report(reports: ReportAdministration, *, report_id: int) -> Empty:
     """Delete the report of a user."""
     await reports.do_remove(ReportKind.USER, report_id)
     return EMPTY
@@ -89,7 +89,7 @@ async def delete_user_report(reports: KeptReports, *, report_id: int) -> Empty:
 
 @endpoint("GET", _ROOMS, auth=Auth.ADMIN)
 async def get_room_reports(
-    reports: KeptReports,
+    reports: ReportAdministration,
     *,
     from_: From = 0,
     limit: int = 100,
@@ -105,20 +105,20 @@ async def get_room_reports(
 
 
 @endpoint("GET", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
-async def get_room_report(reports: KeptReports, *, report_id: int) -> dict[str, Any]:
+async def get_room_report(reports: ReportAdministration, *, report_id: int) -> dict[str, Any]:
     """Return one report of a room."""
     return _room_report(await reports.get(ReportKind.ROOM, report_id))
 
 
 @endpoint("DELETE", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
-async def delete_room_report(reports: KeptReports, *, report_id: int) -> Empty:
+async def delete_room_report(reports: ReportAdministration, *, report_id: int) -> Empty:
     """Delete the report of a room."""
     await reports.do_remove(ReportKind.ROOM, report_id)
     return EMPTY
 
 
 async def _get_page(
-    reports: KeptReports,
+    reports: ReportAdministration,
     kind: ReportKind,
     wanted: ReportFilter,
     from_: int,

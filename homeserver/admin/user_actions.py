@@ -7,7 +7,7 @@ from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.services.administration.users import Changes, UserAdministration
+from homeserver.services.administration.users import AccountChanges, UserAdministration
 
 _V1 = "/_synapse/admin/v1"
 
@@ -37,7 +37,9 @@ async def post_deactivate_user(
 ) -> dict[str, object]:
     """Deactivate an account permanently. Raises `InvalidParam`, `NotFound`."""
     return {
-        "id_server_unbind_result": await users.do_close(user_id, caller.user_id, erase=body.erase)
+        "id_server_unbind_result": await users.do_deactivate(
+            user_id, caller.user_id, erase=body.erase
+        )
     }
 
 
@@ -46,7 +48,7 @@ async def post_reset_password(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPasswordBody
 ) -> Empty:
     """Set a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
-    changes = Changes(password=body.new_password, logout_devices=body.logout_devices)
+    changes = AccountChanges(password=body.new_password, logout_devices=body.logout_devices)
     await users.do_change(user_id, changes, caller.user_id)
     return EMPTY
 
@@ -63,12 +65,12 @@ async def put_administrator(
 ) -> Empty:
     """Make the account an administrator, or a normal user again. Raises `InvalidParam`,
     `NotFound`."""
-    await users.do_change(user_id, Changes(is_admin=body.admin), caller.user_id)
+    await users.do_change(user_id, AccountChanges(is_admin=body.admin), caller.user_id)
     return EMPTY
 
 
 @endpoint("GET", f"{_V1}/username_available", auth=Auth.ADMIN)
 async def get_username_available(users: UserAdministration, *, username: str) -> dict[str, object]:
     """Return that a user name is available. Raises an error with the reason if it is not."""
-    await users.check_free(username)
+    await users.check_available(username)
     return {"available": True}

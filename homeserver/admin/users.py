@@ -12,18 +12,23 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
-from homeserver.services.administration.users import Changes, Details, UserAdministration, links_of
+from homeserver.services.administration.users import (
+    AccountChanges,
+    AccountDetails,
+    UserAdministration,
+    parse_external_ids,
+)
 from storage.accounts.policy_consents import ConsentRow
 from storage.accounts.user_lists import ListedUser, UserFilter, UserOrder
 
 _V2 = "/_synapse/admin/v2/users"
 _V3 = "/_synapse/admin/v3/users"
-From = Annotated[int, Names("from")]
+From = Annotated[int, QueryNames("from")]
 Direction = Literal["f", "b"]
 
 
@@ -157,7 +162,7 @@ def _filter(
         guests=None if guests else False,
         locked=None if locked else False,
         admins=admins,
-        waiting=not approved if users.approves else None,
+        awaiting_approval=not approved if users.needs_approval else None,
         without_types=tuple(not_user_type or ()),
     )
 
@@ -194,11 +199,11 @@ def _entry(users: UserAdministration, user: ListedUser) -> dict[str, Any]:
         "erased": user.erased,
         "last_seen_ts": user.last_seen_ts,
         "locked": user.locked,
-        **({"approved": not user.waits} if users.approves else {}),
+        **({"approved": not user.awaiting_approval} if users.needs_approval else {}),
     }
 
 
-def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
+def _details(users: UserAdministration, details: AccountDetails) -> dict[str, Any]:
     account = details.account
     return {
         "name": account.user_id,
@@ -229,7 +234,7 @@ def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
         "consent_server_notice_sent": None,
         **_consent_fields(details.consents),
         "user_type": account.user_type,
-        **({"approved": account.awaiting_ts is None} if users.approves else {}),
+        **({"approved": account.awaiting_ts is None} if users.needs_approval else {}),
     }
 
 
@@ -245,8 +250,8 @@ def _consent_fields(consents: Sequence[ConsentRow]) -> dict[str, Any]:
     return {"consent_version": ", ".join(versions) or None, "consent_ts": last}
 
 
-def _changes(body: PutUserBody) -> Changes:
-    return Changes(
+def _changes(body: PutUserBody) -> AccountChanges:
+    return AccountChanges(
         password=body.password,
         logout_devices=body.logout_devices,
         display_name=body.displayname if body.displayname is UNSET else body.displayname or "",
@@ -256,7 +261,9 @@ def _changes(body: PutUserBody) -> Changes:
         else [(each.medium, each.address) for each in body.threepids],
         external_ids=UNSET
         if body.external_ids is UNSET
-        else links_of([(each.auth_provider, each.external_id) for each in body.external_ids]),
+        else parse_external_ids(
+            [(each.auth_provider, each.external_id) for each in body.external_ids]
+        ),
         is_admin=body.admin,
         deactivated=body.deactivated,
         locked=body.locked,

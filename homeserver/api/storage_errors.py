@@ -13,7 +13,7 @@ _FULL_ERRNOS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = Logger(namespace="homeserver.media")
 
 
-def store_error(error: OSError) -> MatrixError:
+def media_store_error(error: OSError) -> MatrixError:
     """Log the cause for the operator, and return a Matrix error for the client."""
     if error.errno in _FULL_ERRNOS:
         _log.error("the media store is full: {error}", error=error)
@@ -23,9 +23,9 @@ def store_error(error: OSError) -> MatrixError:
 
 
 @contextmanager
-def telling_of_the_store() -> Iterator[None]:
+def convert_store_errors() -> Iterator[None]:
     """Convert OSError into a Matrix error."""
     try:
         yield
     except OSError as error:
-        raise store_error(error) from error
+        raise media_store_error(error) from error

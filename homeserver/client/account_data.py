@@ -7,7 +7,7 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.services.account_data.account_data import LARGEST_CONTENT, AccountData
+from homeserver.services.account_data.account_data import MAX_CONTENT_BYTES, AccountData
 
 _GLOBAL = "/user/{user_id}/account_data/{type_}"
 _ROOM = "/user/{user_id}/rooms/{room_id}/account_data/{type_}"
@@ -28,7 +28,7 @@ async def get_account_data(
     "/_matrix/client/r0" + _GLOBAL,
     auth=Auth.USER,
     limit=Limit.ACCOUNT_DATA,
-    max_body=LARGEST_CONTENT,
+    max_body=MAX_CONTENT_BYTES,
     while_suspended=True,
 )
 async def put_account_data(
@@ -69,7 +69,7 @@ async def get_room_account_data(
     "/_matrix/client/r0" + _ROOM,
     auth=Auth.USER,
     limit=Limit.ACCOUNT_DATA,
-    max_body=LARGEST_CONTENT,
+    max_body=MAX_CONTENT_BYTES,
     while_suspended=True,
 )
 async def put_room_account_data(

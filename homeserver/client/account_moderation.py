@@ -83,7 +83,7 @@ async def get_whois(
 ) -> dict[str, object]:
     """Return when and from where each device was last seen. Users may ask about themselves only,
     administrators about everybody."""
-    devices = await moderation.get_sightings(caller, user_id)
+    devices = await moderation.get_last_seen_devices(caller, user_id)
     return {
         "user_id": user_id,
         "devices": {

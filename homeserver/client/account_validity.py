@@ -24,5 +24,5 @@ async def post_send_mail(
     renewals: Renewals, languages: Languages, caller: Requester, context: RequestContext
 ) -> Empty:
     """Send an e-mail with a renewal link. Raises `Forbidden`, `ThreepidNotFound`."""
-    await renewals.do_send_letter(caller.user_id, languages.choose(context.languages))
+    await renewals.do_send_email(caller.user_id, languages.choose(context.languages))
     return EMPTY

@@ -13,8 +13,8 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.services.encryption.dehydrated_devices import (
     DehydratedDevices,
+    DehydratedMessagePage,
     NewDehydratedDevice,
-    Page,
 )
 
 UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
@@ -79,5 +79,5 @@ async def post_dehydrated_device_events(
     return {"events": _events(page), "next_batch": str(page.end)}
 
 
-def _events(page: Page) -> list[msgspec.Raw]:
+def _events(page: DehydratedMessagePage) -> list[msgspec.Raw]:
     return [msgspec.Raw(message.content) for message in page.messages]

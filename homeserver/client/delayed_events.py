@@ -19,7 +19,7 @@ from homeserver.services.rooms.delayed_events import (
     AlreadyFinalised,
     DelayedEvents,
     DelayTooLong,
-    TooManyDelayed,
+    TooManyDelayedEvents,
 )
 
 _PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
@@ -62,8 +62,8 @@ async def schedule_event(
         )
     except DelayTooLong as error:
         raise Forbidden(error.text) from None
-    except TooManyDelayed as error:
-        raise LimitExceeded(error.text, retry_after_ms=error.next_ms) from None
+    except TooManyDelayedEvents as error:
+        raise LimitExceeded(error.text, retry_after_ms=error.retry_after_ms) from None
     return {"delay_id": delay_id}
 
 

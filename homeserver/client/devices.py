@@ -59,7 +59,7 @@ async def put_device(
     devices: Devices, caller: Requester, *, device_id: DeviceID, body: RenameDeviceBody
 ) -> Response | Empty:
     """Rename a device. An application service may also create one."""
-    if await devices.do_make(caller, parse_device_id(device_id), body.display_name):
+    if await devices.do_create(caller, parse_device_id(device_id), body.display_name):
         return Response(HTTPStatus.CREATED, {}, {})
     await devices.do_rename(caller.user_id, device_id, body.display_name)
     return EMPTY

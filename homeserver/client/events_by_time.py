@@ -16,7 +16,7 @@ from storage.events.timelines import Direction
     "/_matrix/client/v1/rooms/{room_id}/timestamp_to_event",
     "/_matrix/client/unstable/org.matrix.msc3030/rooms/{room_id}/timestamp_to_event",
     auth=Auth.USER,
-    limit=Limit.EVENTS_BY_TIME,
+    limit=Limit.TIMESTAMP_TO_EVENT,
 )
 async def get_event_by_timestamp(
     events: EventsByTime, caller: Requester, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]

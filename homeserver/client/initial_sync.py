@@ -11,7 +11,7 @@ from federation.protocol.ids import EventID, RoomID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.streams.sync_tokens import parse_sync_token
-from homeserver.services.sync.initial_sync import OldSync
+from homeserver.services.sync.initial_sync import InitialSync
 
 DEFAULT_LIMIT = 10
 DEFAULT_TIMEOUT_MS = 30_000
@@ -24,7 +24,7 @@ DEFAULT_TIMEOUT_MS = 30_000
     auth=Auth.GUEST,
 )
 async def room_initial_sync(
-    old_sync: OldSync, caller: Requester, *, room_id: RoomID, limit: int = DEFAULT_LIMIT
+    old_sync: InitialSync, caller: Requester, *, room_id: RoomID, limit: int = DEFAULT_LIMIT
 ) -> dict[str, Any]:
     """Return a room with its latest messages. Non-members may read world-readable rooms."""
     return await old_sync.get_room(caller, room_id, limit)
@@ -32,7 +32,7 @@ async def room_initial_sync(
 
 @endpoint("GET", "/_matrix/client/v3/initialSync", "/_matrix/client/r0/initialSync", auth=Auth.USER)
 async def initial_sync(
-    old_sync: OldSync, caller: Requester, *, limit: int = DEFAULT_LIMIT, archived: bool = False
+    old_sync: InitialSync, caller: Requester, *, limit: int = DEFAULT_LIMIT, archived: bool = False
 ) -> dict[str, Any]:
     """Return all rooms of the caller with their latest messages."""
     return await old_sync.get_all(caller, limit, archived=archived)
@@ -42,7 +42,7 @@ async def initial_sync(
     "GET", "/_matrix/client/v3/events", "/_matrix/client/r0/events", auth=Auth.GUEST, long_poll=True
 )
 async def get_events(
-    old_sync: OldSync,
+    old_sync: InitialSync,
     caller: Requester,
     *,
     from_: str | None = None,
@@ -60,6 +60,8 @@ async def get_events(
     "/_matrix/client/r0/events/{event_id}",
     auth=Auth.USER,
 )
-async def get_one_event(old_sync: OldSync, caller: Requester, *, event_id: EventID) -> msgspec.Raw:
+async def get_one_event(
+    old_sync: InitialSync, caller: Requester, *, event_id: EventID
+) -> msgspec.Raw:
     """Return one event from any room that the caller may read."""
     return await old_sync.get_event(caller, event_id)

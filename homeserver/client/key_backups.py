@@ -6,7 +6,7 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
 from homeserver.services.encryption.key_backups import (
-    AllKeys,
+    AllRoomKeys,
     BackupDefinition,
     KeyBackups,
     RoomKeys,
@@ -73,7 +73,7 @@ async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str)
 
 @endpoint("PUT", *_paths("keys"), auth=Auth.USER, while_suspended=True, max_body=MAX_BODY)
 async def put_room_keys(
-    backups: KeyBackups, caller: Requester, *, body: AllKeys, version: str
+    backups: KeyBackups, caller: Requester, *, body: AllRoomKeys, version: str
 ) -> dict[str, Any]:
     """Store keys of several rooms."""
     rooms = {room_id: room.sessions for room_id, room in body.rooms.items()}

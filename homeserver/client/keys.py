@@ -13,7 +13,7 @@ from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.encryption.cross_signing import CrossSigning, KeySet
 from homeserver.services.encryption.device_keys import DeviceKeys, KeyUpload
 from homeserver.services.encryption.device_lists import DeviceLists
-from homeserver.services.encryption.key_queries import EveryonesKeys
+from homeserver.services.encryption.key_queries import KeyQueries
 from homeserver.services.streams.sync_tokens import parse_sync_token
 
 
@@ -44,12 +44,10 @@ class KeyQueryBody(msgspec.Struct, frozen=True):
     limit=Limit.KEY_REQUEST,
     while_suspended=True,
 )
-async def query_keys(
-    keys: EveryonesKeys, caller: Requester, *, body: KeyQueryBody
-) -> dict[str, Any]:
+async def query_keys(keys: KeyQueries, caller: Requester, *, body: KeyQueryBody) -> dict[str, Any]:
     """Return the device keys and cross-signing keys of users."""
-    keys.check_asked(caller, len(body.device_keys))
-    return await keys.get_keys(caller, body.device_keys, body.timeout)
+    keys.check_query_limits(caller, len(body.device_keys))
+    return await keys.query(caller, body.device_keys, body.timeout)
 
 
 class KeyClaimBody(msgspec.Struct, frozen=True):
@@ -67,12 +65,10 @@ class KeyClaimBody(msgspec.Struct, frozen=True):
     limit=Limit.KEY_REQUEST,
     while_suspended=True,
 )
-async def claim_keys(
-    keys: EveryonesKeys, caller: Requester, *, body: KeyClaimBody
-) -> dict[str, Any]:
+async def claim_keys(keys: KeyQueries, caller: Requester, *, body: KeyClaimBody) -> dict[str, Any]:
     """Claim one-time keys of devices."""
-    keys.check_claimed(caller, sum(map(len, body.one_time_keys.values())))
-    return await keys.do_claim(caller, body.one_time_keys, body.timeout)
+    keys.check_claim_limits(caller, sum(map(len, body.one_time_keys.values())))
+    return await keys.claim(caller, body.one_time_keys, body.timeout)
 
 
 @endpoint("GET", *_paths("changes"), auth=Auth.GUEST)

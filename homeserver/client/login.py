@@ -15,12 +15,12 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.services.application_services.application_services import LOGIN_TYPE as SERVICE_TYPE
-from homeserver.services.application_services.application_services import ActingServices
+from homeserver.services.application_services.application_services import ApplicationServiceRequests
 from homeserver.services.devices.devices import check_device_name
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.password_login import SignIn, parse_identifier
-from homeserver.services.login.sessions import Sessions, session_answer
+from homeserver.services.login.sessions import Sessions, session_response
 from homeserver.services.upstream.identity import OfferedProviders
 from homeserver.services.upstream.jwt import LOGIN_TYPE as JWT_TYPE
 from homeserver.services.upstream.jwt import JWTSignIn
@@ -59,21 +59,21 @@ async def get_login(
     login_tokens: LoginTokens,
     offered: OfferedProviders,
     jwt_sign_in: JWTSignIn,
-    acting: ActingServices,
+    acting: ApplicationServiceRequests,
 ) -> dict[str, object]:
     """Return the login types that this server offers."""
     flows: list[dict[str, object]] = []
-    if sign_in.is_told_to_clients:
+    if sign_in.in_login_flows:
         flows.append({"type": "m.login.password"})
     if offered.flow is not None:
         flows.append(offered.flow)
-    if login_tokens.from_sessions:
+    if login_tokens.issued_to_sessions:
         flows.append({"type": "m.login.token", "get_login_token": True})
-    elif login_tokens.accepted:
+    elif login_tokens.is_enabled:
         flows.append({"type": "m.login.token"})
     if jwt_sign_in.is_offered:
         flows.append({"type": JWT_TYPE})
-    if acting.are_there:
+    if acting.has_services:
         flows.append({"type": SERVICE_TYPE})
     if not flows:
         raise Unrecognized("This server offers no legacy login")
@@ -91,7 +91,7 @@ async def post_login(
     sign_in: SignIn,
     login_tokens: LoginTokens,
     jwt_sign_in: JWTSignIn,
-    acting: ActingServices,
+    acting: ApplicationServiceRequests,
     discovery: ClientDiscovery,
     context: RequestContext,
     *,
@@ -102,7 +102,7 @@ async def post_login(
     device_id = None if body.device_id is None else parse_device_id(body.device_id)
     device_name = check_device_name(body.initial_device_display_name)
     by_token = {
-        "m.login.token": login_tokens if login_tokens.accepted else None,
+        "m.login.token": login_tokens if login_tokens.is_enabled else None,
         JWT_TYPE: jwt_sign_in if jwt_sign_in.is_offered else None,
     }.get(body.type)
     if by_token is not None:
@@ -115,10 +115,10 @@ async def post_login(
             device_name=device_name,
             refreshable=body.refresh_token,
         )
-        return session_answer(session.user_id, session) | discovery.in_login
+        return session_response(session.user_id, session) | discovery.in_login
     if body.type not in ("m.login.password", SERVICE_TYPE):
         raise UnknownLoginType
-    if body.type != SERVICE_TYPE and not sign_in.takes_passwords:
+    if body.type != SERVICE_TYPE and not sign_in.accepts_passwords:
         raise Forbidden("This server does not accept passwords")
     older = {"user": body.user, "medium": body.medium, "address": body.address}
     name = parse_identifier(
@@ -137,7 +137,7 @@ async def post_login(
             device_name=device_name,
             refreshable=body.refresh_token,
         )
-        return session_answer(session.user_id, session) | discovery.in_login
+        return session_response(session.user_id, session) | discovery.in_login
     if body.password is None:
         raise MissingParam("password is missing")
     session = await sign_in.do_sign_in(
@@ -148,7 +148,7 @@ async def post_login(
         device_name=device_name,
         refreshable=body.refresh_token,
     )
-    return session_answer(session.user_id, session) | discovery.in_login
+    return session_response(session.user_id, session) | discovery.in_login
 
 
 @endpoint(
@@ -166,7 +166,7 @@ async def post_get_token(
     body: GetTokenBody = GetTokenBody(),
 ) -> dict[str, object]:
     """Create a login token, with which another client of the caller logs in."""
-    token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)
+    token, lifetime = await login_tokens.do_issue(caller, body.auth, context.client_ip)
     return {"login_token": token, "expires_in_ms": lifetime}
 
 
@@ -182,7 +182,9 @@ async def post_refresh(
     sessions: Sessions, context: RequestContext, *, body: RefreshBody
 ) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
-    answer = session_answer(None, await sessions.do_refresh(body.refresh_token, context.client_ip))
+    answer = session_response(
+        None, await sessions.do_refresh(body.refresh_token, context.client_ip)
+    )
     return {
         key: answer[key]
         for key in ("access_token", "refresh_token", "expires_in_ms")

@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
@@ -17,8 +17,8 @@ from homeserver.api.endpoint import Auth, BodyLimit, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response
-from homeserver.services.media.delivery import Asked, MediaDelivery
-from homeserver.services.media.repository import MediaRepository, Upload
+from homeserver.services.media.delivery import MediaDelivery, MediaRequest
+from homeserver.services.media.repository import MediaRepository, MediaUpload
 from homeserver.services.media.thumbnails import Method
 
 _ID = "/{server_name}/{media_id}"
@@ -31,7 +31,7 @@ _UPLOADS = tuple(f"{old}/upload" for old in _OLD)
 _FILLS = tuple(f"{old}/upload{_ID}" for old in _OLD)
 _CONFIGS = (f"{_NEW}/config", *(f"{old}/config" for old in _OLD))
 DEFAULT_TIMEOUT_MS = 20_000
-AllowRedirect = Annotated[bool, Names("allow_redirect", "com.beeper.msc3860.allow_redirect")]
+AllowRedirect = Annotated[bool, QueryNames("allow_redirect", "com.beeper.msc3860.allow_redirect")]
 
 
 class UploadedMedia(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ async def post_upload(
     """Upload a file."""
     return UploadedMedia(
         await media.do_upload(
-            caller.user_id, Upload(body, context.body_size, context.content_type, filename)
+            caller.user_id, MediaUpload(body, context.body_size, context.content_type, filename)
         )
     )
 
@@ -69,7 +69,7 @@ async def post_upload(
 )
 async def post_create(media: MediaRepository, caller: Requester) -> ReservedMedia:
     """Reserve a content URI for a later upload."""
-    return ReservedMedia(*await media.do_create(caller.user_id))
+    return ReservedMedia(*await media.do_reserve(caller.user_id))
 
 
 @endpoint("PUT", *_FILLS, auth=Auth.USER, limit=Limit.MEDIA_CREATE, max_body=BodyLimit.UPLOAD)
@@ -84,8 +84,8 @@ async def put_upload(
     filename: str = "",
 ) -> Empty:
     """Upload a file to a reserved content URI."""
-    upload = Upload(body, context.body_size, context.content_type, filename)
-    await media.do_fill(caller.user_id, server_name, media_id, upload)
+    upload = MediaUpload(body, context.body_size, context.content_type, filename)
+    await media.do_upload_reserved(caller.user_id, server_name, media_id, upload)
     return EMPTY
 
 
@@ -113,11 +113,11 @@ async def get_download(
     bypass the quarantine."""
     if admin_unsafely_bypass_quarantine and not caller.is_admin:
         raise Forbidden("Only administrators may download quarantined files")
-    request = Asked(
+    request = MediaRequest(
         context.client_ip,
         True,
         timeout_ms,
-        held_too=admin_unsafely_bypass_quarantine,
+        include_quarantined=admin_unsafely_bypass_quarantine,
         allow_redirect=True,
         user_id=caller.user_id,
     )
@@ -137,7 +137,7 @@ async def get_public_download(
     allow_redirect: AllowRedirect = False,
 ) -> Response:
     """Return a file without authentication, if it is from before the freeze of these paths."""
-    request = Asked(
+    request = MediaRequest(
         context.client_ip,
         False,
         timeout_ms,
@@ -162,7 +162,7 @@ async def get_thumbnail(
     timeout_ms: int = DEFAULT_TIMEOUT_MS,
 ) -> Response:
     """Return a thumbnail of an image. May redirect to the image itself."""
-    request = Asked(
+    request = MediaRequest(
         context.client_ip, True, timeout_ms, allow_redirect=True, user_id=caller.user_id
     )
     return await delivery.thumbnail(
@@ -186,7 +186,7 @@ async def get_public_thumbnail(
     allow_redirect: AllowRedirect = False,
 ) -> Response:
     """Return a thumbnail without authentication, if it is from before the freeze of these paths."""
-    request = Asked(
+    request = MediaRequest(
         context.client_ip,
         False,
         timeout_ms,

@@ -11,7 +11,7 @@ from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.responses import Response
-from homeserver.services.media.scan_proxy import MediaProxy
+from homeserver.services.media.scan_proxy import ContentScannerAPI
 from homeserver.services.media.thumbnails import Method
 
 _PROXY = "/_matrix/media_proxy/unstable"
@@ -28,14 +28,14 @@ class ScanResult(msgspec.Struct, frozen=True):
 
 
 @endpoint("GET", f"{_PROXY}/public_key", auth=Auth.NONE)
-async def get_public_key(proxy: MediaProxy) -> PublicKeyBody:
+async def get_public_key(proxy: ContentScannerAPI) -> PublicKeyBody:
     """Return the public key to which clients may encrypt the keys of encrypted files."""
     return PublicKeyBody(proxy.get_public_key())
 
 
 @endpoint("GET", f"{_PROXY}/download{_ID}", auth=Auth.OPTIONAL, long_poll=True)
 async def get_scanned_download(
-    proxy: MediaProxy,
+    proxy: ContentScannerAPI,
     caller: Requester | None,
     context: RequestContext,
     *,
@@ -48,7 +48,7 @@ async def get_scanned_download(
 
 @endpoint("GET", f"{_PROXY}/thumbnail{_ID}", auth=Auth.OPTIONAL, long_poll=True)
 async def get_scanned_thumbnail(
-    proxy: MediaProxy,
+    proxy: ContentScannerAPI,
     caller: Requester | None,
     context: RequestContext,
     *,
@@ -67,7 +67,7 @@ async def get_scanned_thumbnail(
 
 @endpoint("GET", f"{_PROXY}/scan{_ID}", auth=Auth.OPTIONAL, long_poll=True)
 async def get_scan(
-    proxy: MediaProxy,
+    proxy: ContentScannerAPI,
     caller: Requester | None,
     context: RequestContext,
     *,
@@ -82,7 +82,7 @@ async def get_scan(
     "POST", f"{_PROXY}/download_encrypted", auth=Auth.OPTIONAL, long_poll=True, while_suspended=True
 )
 async def post_download_encrypted(
-    proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
+    proxy: ContentScannerAPI, caller: Requester | None, context: RequestContext, *, body: bytes
 ) -> Response:
     """Return an encrypted file, if its decrypted content is clean. The body holds its key."""
     return await proxy.download_encrypted(body, caller, context)
@@ -92,7 +92,7 @@ async def post_download_encrypted(
     "POST", f"{_PROXY}/scan_encrypted", auth=Auth.OPTIONAL, long_poll=True, while_suspended=True
 )
 async def post_scan_encrypted(
-    proxy: MediaProxy, caller: Requester | None, context: RequestContext, *, body: bytes
+    proxy: ContentScannerAPI, caller: Requester | None, context: RequestContext, *, body: bytes
 ) -> ScanResult:
     """Return whether the decrypted content of a file is clean. The body holds its key."""
     return ScanResult(*await proxy.scan_encrypted(body, caller, context))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.mutual_rooms import MutualRooms
@@ -19,7 +19,7 @@ async def get_mutual_rooms(
     caller: Requester,
     *,
     user_id: str,
-    from_: Annotated[str | None, Names("from", "batch_token")] = None,
+    from_: Annotated[str | None, QueryNames("from", "batch_token")] = None,
 ) -> dict[str, Any]:
     """Return rooms that the caller shares with another user. Clients call the page token
     `batch_token` on the unstable path."""

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
-from homeserver.services.media.own_uploads import MOST, OwnUploads
-from homeserver.services.scanning.administration import shown_scan
+from homeserver.services.media.own_uploads import MAX_PAGE, OwnUploads
+from homeserver.services.scanning.administration import scan_json
 
 _PATH = "/_mahalla/client/v1/media"
 
@@ -23,12 +23,12 @@ async def get_own_media(
     uploads: OwnUploads,
     caller: Requester,
     *,
-    from_: Annotated[int, Names("from")] = 0,
+    from_: Annotated[int, QueryNames("from")] = 0,
     limit: int = 100,
 ) -> dict[str, Any]:
     """Return the caller's uploads, newest first, with sizes and scan results."""
-    if from_ < 0 or not 0 < limit <= MOST:
-        raise InvalidParam(f"from must not be negative, and limit must be between 1 and {MOST}")
+    if from_ < 0 or not 0 < limit <= MAX_PAGE:
+        raise InvalidParam(f"from must not be negative, and limit must be between 1 and {MAX_PAGE}")
     page = await uploads.get_page(caller.user_id, from_, limit)
     scans = await uploads.get_scans(page)
     answer: dict[str, Any] = {
@@ -39,7 +39,7 @@ async def get_own_media(
                 "size": content.size,
                 "name": content.name,
                 "created_ts": row.created_ts,
-                "scan": shown_scan(scans.get(content.hash)),
+                "scan": scan_json(scans.get(content.hash)),
             }
             for row in page.rows
             if (content := row.content) is not None

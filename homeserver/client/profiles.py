@@ -5,14 +5,14 @@ from typing import Annotated
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.profiles.access import ProfileAccess
-from homeserver.services.profiles.profiles import LARGEST_PROFILE, Profiles
+from homeserver.services.profiles.profiles import MAX_PROFILE_BYTES, Profiles
 
 _PROFILE = ("/_matrix/client/v3/profile/{user_id}", "/_matrix/client/r0/profile/{user_id}")
 _FIELD = (
@@ -20,7 +20,7 @@ _FIELD = (
     "/_matrix/client/r0/profile/{user_id}/{field}",
     "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{field}",
 )
-Propagate = Annotated[bool, Names("org.matrix.msc4069.propagate")]
+Propagate = Annotated[bool, QueryNames("org.matrix.msc4069.propagate")]
 
 
 @endpoint(
@@ -51,7 +51,7 @@ async def get_profile_field(
     return await profiles.get_field(user_id, field, None if caller is None else caller.user_id)
 
 
-@endpoint("PUT", *_FIELD, auth=Auth.GUEST, limit=Limit.PROFILE, max_body=2 * LARGEST_PROFILE)
+@endpoint("PUT", *_FIELD, auth=Auth.GUEST, limit=Limit.PROFILE, max_body=2 * MAX_PROFILE_BYTES)
 async def put_profile_field(
     profiles: Profiles,
     caller: Requester,

@@ -8,7 +8,7 @@ from federation.protocol.errors import MissingParam
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.services.pushers.pushers import NO_COUNTS, Pushers, PusherWish, check_key
+from homeserver.services.pushers.pushers import NO_COUNTS, PusherRequest, Pushers, check_key
 
 
 class PusherBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ async def post_pusher(pushers: Pushers, caller: Requester, *, body: PusherBody) 
         check_key(body.app_id, body.pushkey)
         await pushers.do_remove(caller.user_id, body.app_id, body.pushkey)
         return EMPTY
-    request = PusherWish(
+    request = PusherRequest(
         kind=body.kind,
         app_id=body.app_id,
         pushkey=body.pushkey,

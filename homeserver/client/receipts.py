@@ -57,8 +57,8 @@ async def post_receipt(
     body: ReceiptBody = ReceiptBody(),
 ) -> Empty:
     """Move one receipt."""
-    presence.note_active(caller)
-    await markers.do_mark(caller, room_id, {receipt_type: event_id}, body.read())
+    presence.record_activity(caller)
+    await markers.do_move(caller, room_id, {receipt_type: event_id}, body.read())
     return EMPTY
 
 
@@ -82,13 +82,13 @@ async def set_read_marker(
     body: MarkersBody = MarkersBody(),
 ) -> Empty:
     """Move the fully read marker and receipts in one request."""
-    presence.note_active(caller)
+    presence.record_activity(caller)
     marks = {
         "m.fully_read": body.fully_read,
         "m.read": body.read,
         "m.read.private": body.read_private,
     }
-    await markers.do_mark(
+    await markers.do_move(
         caller, room_id, {kind: event_id for kind, event_id in marks.items() if event_id}, None
     )
     return EMPTY
@@ -116,8 +116,8 @@ async def set_typing(
     if user_id != caller.user_id:
         raise Forbidden("You can only set your own typing state")
     snapshot = await reading.check_joined(caller.user_id, room_id)
-    presence.note_active(caller)
+    presence.record_activity(caller)
     timeout = DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout
     if not caller.is_shadow_banned:
-        typing.put(snapshot.room.room_nid, user_id, timeout if body.typing else None)
+        typing.set_typing(snapshot.room.room_nid, user_id, timeout if body.typing else None)
     return EMPTY

@@ -9,10 +9,13 @@ from federation.api.request import RequestContext
 from federation.protocol.ids import parse_device_id
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
-from homeserver.services.accounts.registration import Registration, Wish
-from homeserver.services.application_services.application_services import LOGIN_TYPE, ActingServices
+from homeserver.services.accounts.registration import Registration, RegistrationRequest
+from homeserver.services.application_services.application_services import (
+    LOGIN_TYPE,
+    ApplicationServiceRequests,
+)
 from homeserver.services.devices.devices import check_device_name
-from homeserver.services.login.sessions import session_answer
+from homeserver.services.login.sessions import session_response
 
 PREPARATION_COST: Final = 0.05
 """The rate limit cost of a request that only prepares a registration: reading the stages, checking
@@ -51,7 +54,7 @@ class RegisterBody(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def post_register(
     registration: Registration,
-    acting: ActingServices,
+    acting: ApplicationServiceRequests,
     context: RequestContext,
     *,
     body: RegisterBody = RegisterBody(),
@@ -69,7 +72,7 @@ async def post_register(
             device_name, body.refresh_token, context.client_ip
         )
     else:
-        request = Wish(
+        request = RegistrationRequest(
             username=body.username,
             password=body.password,
             device_id=None if body.device_id is None else parse_device_id(body.device_id),
@@ -84,7 +87,7 @@ async def post_register(
             registered = await acting.do_register(acting.find_token(context, access_token), request)
         else:
             registered = await registration.do_register(request, body.auth, context.client_ip)
-    return session_answer(registered.user_id, registered.session)
+    return session_response(registered.user_id, registered.session)
 
 
 @endpoint(

@@ -3,14 +3,14 @@ client-server-api#threading"""
 
 from typing import Annotated, Any, Literal
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.ids import EventID, RoomID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import DEFAULT_PAGE
 from homeserver.services.rooms.relations import RoomRelations
-from homeserver.services.rooms.thread_updates import MOST_UPDATES, ThreadUpdates
+from homeserver.services.rooms.thread_updates import MAX_UPDATES, ThreadUpdates
 from storage.events.timelines import Direction
 
 
@@ -38,7 +38,7 @@ async def get_relating_events(
     from_: str | None = None,
     to: str | None = None,
     limit: int = DEFAULT_PAGE,
-    recurse: Annotated[bool | None, Names("recurse", "org.matrix.msc3981.recurse")] = None,
+    recurse: Annotated[bool | None, QueryNames("recurse", "org.matrix.msc3981.recurse")] = None,
 ) -> dict[str, Any]:
     """Return the child events of an event."""
     return await relations.get_relations(
@@ -82,7 +82,7 @@ async def get_thread_updates(
     dir: Literal["b"],
     from_: str | None = None,
     to: str | None = None,
-    limit: int = MOST_UPDATES,
+    limit: int = MAX_UPDATES,
 ) -> dict[str, Any]:
     """Return older thread updates of all rooms, which sliding sync had no space for. Proposal:
     MSC4360."""

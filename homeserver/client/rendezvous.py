@@ -15,7 +15,7 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty, Response, encode_body
-from homeserver.services.login.rendezvous import Rendezvous
+from homeserver.services.login.rendezvous import RendezvousSessions
 from homeserver.services.oauth.metadata import OAuthMetadata
 from storage.login.rendezvous import RendezvousRow
 
@@ -40,22 +40,22 @@ class UpdateSessionBody(msgspec.Struct, frozen=True):
 
 @endpoint("GET", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
 async def get_rendezvous_support(
-    rendezvous: Rendezvous, caller: Requester | None
+    rendezvous: RendezvousSessions, caller: Requester | None
 ) -> dict[str, object]:
     """Return whether the caller may create a rendezvous session."""
-    rendezvous.check_offered()
-    return {"create_available": rendezvous.may_begin(caller)}
+    rendezvous.check_enabled()
+    return {"create_available": rendezvous.may_create(caller)}
 
 
 @endpoint(
     "POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY, while_suspended=True
 )
 async def post_rendezvous(
-    rendezvous: Rendezvous, caller: Requester | None, *, body: CreateSessionBody
+    rendezvous: RendezvousSessions, caller: Requester | None, *, body: CreateSessionBody
 ) -> dict[str, object]:
     """Create a rendezvous session."""
-    rendezvous.check_offered()
-    rendezvous_id, row = await rendezvous.do_begin(caller, _encoded(body.data))
+    rendezvous.check_enabled()
+    rendezvous_id, row = await rendezvous.do_create(caller, _encoded(body.data))
     return {
         "id": rendezvous_id,
         "sequence_token": row.revision,
@@ -65,10 +65,10 @@ async def post_rendezvous(
 
 @endpoint("GET", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
 async def get_rendezvous(
-    rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str
+    rendezvous: RendezvousSessions, context: RequestContext, *, rendezvous_id: str
 ) -> dict[str, object]:
     """Return the current data of a session."""
-    rendezvous.check_offered()
+    rendezvous.check_enabled()
     _check_no_page(context)
     row = await rendezvous.get(rendezvous_id)
     return {
@@ -80,30 +80,30 @@ async def get_rendezvous(
 
 @endpoint("PUT", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
 async def put_rendezvous(
-    rendezvous: Rendezvous, *, rendezvous_id: str, body: UpdateSessionBody
+    rendezvous: RendezvousSessions, *, rendezvous_id: str, body: UpdateSessionBody
 ) -> dict[str, object]:
     """Replace the data of a session."""
-    rendezvous.check_offered()
+    rendezvous.check_enabled()
     row = await rendezvous.do_write(rendezvous_id, body.sequence_token, _encoded(body.data))
     return {"sequence_token": row.revision}
 
 
 @endpoint("DELETE", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
-async def delete_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Empty:
+async def delete_rendezvous(rendezvous: RendezvousSessions, *, rendezvous_id: str) -> Empty:
     """Delete a session."""
-    rendezvous.check_offered()
-    await rendezvous.do_end(rendezvous_id)
+    rendezvous.check_enabled()
+    await rendezvous.do_delete(rendezvous_id)
     return EMPTY
 
 
 @endpoint("POST", OLDER_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, max_body=_BODY)
 async def post_older_rendezvous(
-    rendezvous: Rendezvous, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
+    rendezvous: RendezvousSessions, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
 ) -> Response:
     """Create a session, in the older form."""
-    rendezvous.check_offered(older=True)
+    rendezvous.check_enabled(older=True)
     _check_text(context)
-    rendezvous_id, row = await rendezvous.do_begin(None, body)
+    rendezvous_id, row = await rendezvous.do_create(None, body)
     headers = {**_older_headers(row), "Content-Type": "application/json"}
     return Response(
         HTTPStatus.CREATED, headers, {"url": f"{metadata.base}{OLDER_PATH}/{rendezvous_id}"}
@@ -112,10 +112,10 @@ async def post_older_rendezvous(
 
 @endpoint("GET", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
 async def get_older_rendezvous(
-    rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str
+    rendezvous: RendezvousSessions, context: RequestContext, *, rendezvous_id: str
 ) -> Response:
     """Return the current data of a session, unless the client has it already; in the older form."""
-    rendezvous.check_offered(older=True)
+    rendezvous.check_enabled(older=True)
     _check_no_page(context)
     row = await rendezvous.get(rendezvous_id)
     if (context.header("If-None-Match") or "").strip() == _etag(row):
@@ -127,10 +127,10 @@ async def get_older_rendezvous(
     "PUT", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY
 )
 async def put_older_rendezvous(
-    rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str, body: bytes
+    rendezvous: RendezvousSessions, context: RequestContext, *, rendezvous_id: str, body: bytes
 ) -> Response:
     """Replace the data of a session, in the older form."""
-    rendezvous.check_offered(older=True)
+    rendezvous.check_enabled(older=True)
     _check_text(context)
     seen = context.header("If-Match")
     if seen is None:
@@ -155,10 +155,12 @@ async def put_older_rendezvous(
 
 
 @endpoint("DELETE", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
-async def delete_older_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Response:
+async def delete_older_rendezvous(
+    rendezvous: RendezvousSessions, *, rendezvous_id: str
+) -> Response:
     """Delete a session, in the older form."""
-    rendezvous.check_offered(older=True)
-    await rendezvous.do_end(rendezvous_id)
+    rendezvous.check_enabled(older=True)
+    await rendezvous.do_delete(rendezvous_id)
     return Response(HTTPStatus.NO_CONTENT, {"Cache-Control": "no-store"})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from federation.protocol.errors import Unrecognized
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
-from homeserver.services.discovery.unstable_features import RETENTION, OfferedFeatures
+from homeserver.services.discovery.unstable_features import RETENTION, UnstableFeatures
 from homeserver.services.retention.configuration import RetentionConfiguration
 
 
@@ -14,7 +14,7 @@ from homeserver.services.retention.configuration import RetentionConfiguration
     "GET", "/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", auth=Auth.USER
 )
 async def get_retention_configuration(
-    configuration: RetentionConfiguration, offered: OfferedFeatures, _caller: Requester
+    configuration: RetentionConfiguration, offered: UnstableFeatures, _caller: Requester
 ) -> Mapping[str, Any]:
     """Return the retention rules of the server. Raises Unrecognized if retention is off."""
     if RETENTION not in offered.features:

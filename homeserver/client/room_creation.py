@@ -3,7 +3,7 @@
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.services.rooms.creation import CreateRoom, RoomCreation
+from homeserver.services.rooms.creation import CreateRoomRequest, RoomCreation
 
 
 @endpoint(
@@ -15,7 +15,7 @@ from homeserver.services.rooms.creation import CreateRoom, RoomCreation
     max_body=1024 * 1024,
 )
 async def create_room(
-    creation: RoomCreation, caller: Requester, *, body: CreateRoom
+    creation: RoomCreation, caller: Requester, *, body: CreateRoomRequest
 ) -> dict[str, str]:
     """Create a room, and return its id."""
     return {"room_id": await creation.do_create(caller, body)}

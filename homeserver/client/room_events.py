@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
@@ -18,18 +18,18 @@ from homeserver.services.rooms.delayed_events import DelayedEvents
 from homeserver.services.rooms.reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.rooms.sending import RoomSending
 from storage.events.timelines import Direction
-from storage.rooms.sticky_events import LONGEST_MS
+from storage.rooms.sticky_events import MAX_STICKY_MS
 
 Content = dict[str, Any]
-DelayMs = Annotated[int | None, Names("org.matrix.msc4140.delay")]
+DelayMs = Annotated[int | None, QueryNames("org.matrix.msc4140.delay")]
 """The delay in milliseconds after which the event is sent (MSC4140)."""
 StickyMs = Annotated[
-    int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")
+    int | None, QueryNames("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")
 ]
 """The time in milliseconds for which the event is sticky: newcomers to the room receive it too
 (MSC4354)."""
 AttachedMedia = Annotated[
-    list[str] | None, Names("attach_media", "org.matrix.msc3911.attach_media")
+    list[str] | None, QueryNames("attach_media", "org.matrix.msc3911.attach_media")
 ]
 """Media to attach to the event, which may be encrypted. They are deleted with the event (MSC3911).
 """
@@ -72,7 +72,7 @@ async def send_message(
 ) -> Any:
     """Send a message event, once for each transaction id. A suspended user may redact their own
     events."""
-    presence.note_active(caller)
+    presence.record_activity(caller)
     files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
         if files:
@@ -125,7 +125,7 @@ async def redact_event(
     body: RedactionBody = RedactionBody(),
 ) -> msgspec.Raw:
     """Redact an event."""
-    presence.note_active(caller)
+    presence.record_activity(caller)
     related = body.with_rel_types or body.with_relations or ()
     return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id, related)
 
@@ -156,7 +156,7 @@ async def set_room_state(
     attached: AttachedMedia = None,
 ) -> dict[str, str]:
     """Set a state entry. A suspended user may only leave the room."""
-    presence.note_active(caller)
+    presence.record_activity(caller)
     files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
         if files:
@@ -262,8 +262,10 @@ async def get_joined_members_by_room(
 
 
 def _check_sticky(duration_ms: int | None) -> int | None:
-    if duration_ms is not None and not 0 <= duration_ms <= LONGEST_MS:
-        raise InvalidParam(f"The sticky duration must be between 0 and {LONGEST_MS} milliseconds")
+    if duration_ms is not None and not 0 <= duration_ms <= MAX_STICKY_MS:
+        raise InvalidParam(
+            f"The sticky duration must be between 0 and {MAX_STICKY_MS} milliseconds"
+        )
     return duration_ms
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, is_room_alias, is_room_id, parse_user_id
 from homeserver.api.endpoint import Auth, endpoint
@@ -13,7 +13,7 @@ from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.membership import RoomMemberships
 
-ViaServers = Annotated[list[str] | None, Names("via", "server_name")]
+ViaServers = Annotated[list[str] | None, QueryNames("via", "server_name")]
 Reason = Annotated[str, msgspec.Meta(max_length=4096)]
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
@@ -21,7 +21,7 @@ async def get_room_summary(
     caller: Requester | None,
     *,
     room_id_or_alias: str,
-    via: Annotated[list[ServerName] | None, Names("via", "server_name")] = None,
+    via: Annotated[list[ServerName] | None, QueryNames("via", "server_name")] = None,
 ) -> dict[str, Any]:
     """Return the summary of a room, for users who may want to join it."""
     return await previews.get_summary(caller, room_id_or_alias, via or ())

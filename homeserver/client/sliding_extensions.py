@@ -11,14 +11,14 @@ from typing import Annotated, Final
 import msgspec
 
 from federation.protocol.errors import InvalidParam
-from homeserver.services.rooms.thread_subscriptions import MOST_CHANGES
-from homeserver.services.rooms.thread_updates import MOST_UPDATES
+from homeserver.services.rooms.thread_subscriptions import MAX_CHANGES
+from homeserver.services.rooms.thread_updates import MAX_UPDATES
 from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
     ANY,
-    Extensions,
+    ExtensionRequests,
+    ExtensionScope,
     ProfilesRequest,
-    Scope,
     StickyRequest,
     ThreadsRequest,
     ThreadSubscriptionsRequest,
@@ -98,9 +98,9 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     unstable_typing: RoomsExtension | None = msgspec.field(default=None, name=UNSTABLE_TYPING)
 
 
-def read_extensions(body: ExtensionsBody) -> Extensions:
-    """Convert the request body into `Extensions`. Raises InvalidParam."""
-    return Extensions(
+def read_extensions(body: ExtensionsBody) -> ExtensionRequests:
+    """Convert the request body into `ExtensionRequests`. Raises InvalidParam."""
+    return ExtensionRequests(
         to_device=_to_device(body.to_device),
         e2ee=body.e2ee is not None and bool(body.e2ee.enabled),
         account_data=_scope(body.account_data),
@@ -150,7 +150,7 @@ def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | No
 def _threads(name: str, body: ThreadsExtension | None) -> ThreadsRequest | None:
     if body is None or not body.enabled:
         return None
-    limit = MOST_UPDATES if body.limit is None else max(1, min(body.limit, MOST_UPDATES))
+    limit = MAX_UPDATES if body.limit is None else max(1, min(body.limit, MAX_UPDATES))
     return ThreadsRequest(name, bool(body.include_roots), limit)
 
 
@@ -158,7 +158,7 @@ def _subscriptions(name: str, body: SinceExtension | None) -> ThreadSubscription
     if body is None or not body.enabled:
         return None
     return ThreadSubscriptionsRequest(
-        name, MOST_CHANGES if body.limit is None else max(1, body.limit)
+        name, MAX_CHANGES if body.limit is None else max(1, body.limit)
     )
 
 
@@ -171,10 +171,10 @@ def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
     )
 
 
-def _scope(body: RoomsExtension | None) -> Scope | None:
+def _scope(body: RoomsExtension | None) -> ExtensionScope | None:
     if body is None or not body.enabled:
         return None
-    return Scope(_named(body.lists), _named(body.rooms))
+    return ExtensionScope(_named(body.lists), _named(body.rooms))
 
 
 def _named(names: Sequence[str] | None) -> frozenset[str] | None:

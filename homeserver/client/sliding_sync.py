@@ -25,14 +25,14 @@ from homeserver.services.sliding_sync.request import (
     ALL_MEMBERS,
     ANY,
     MEMBER,
-    Clause,
-    Extensions,
+    ExtensionRequests,
     ListFilters,
     ListRequest,
-    Pattern,
     RequiredState,
     RoomConfig,
     SlidingRequest,
+    StateClause,
+    StatePattern,
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 
@@ -179,11 +179,11 @@ async def post_unstable_sliding_sync(
         subscriptions=parsed.subscriptions,
         extensions=parsed.extensions,
     )
-    presence.arrive(caller, set_presence)
+    presence.start_sync(caller, set_presence)
     try:
         answer = await sliding_sync.sync(request)
     finally:
-        presence.leave(caller)
+        presence.end_sync(caller)
     return answer if parsed.txn_id is None else {**answer, "txn_id": parsed.txn_id}
 
 
@@ -223,11 +223,11 @@ async def post_sliding_sync(
         },
         extensions=read_extensions(body.extensions or ExtensionsBody()),
     )
-    presence.arrive(caller, set_presence)
+    presence.start_sync(caller, set_presence)
     try:
         return await sliding_sync.sync(request)
     finally:
-        presence.leave(caller)
+        presence.end_sync(caller)
 
 
 def _check(
@@ -252,7 +252,7 @@ class _UnstableRequest(msgspec.Struct, frozen=True, gc=False):
     txn_id: str | None
     lists: Mapping[str, ListRequest]
     subscriptions: Mapping[str, RoomConfig]
-    extensions: Extensions
+    extensions: ExtensionRequests
 
 
 def _parse_unstable(body: bytes, user_id: UserID, max_events: int) -> _UnstableRequest:
@@ -296,7 +296,7 @@ def _unstable_config(wanted: UnstableRoom, user_id: UserID, max_events: int) -> 
 
 
 def _make_unstable_config(
-    timeline_limit: int, patterns: Sequence[Pattern], user_id: UserID
+    timeline_limit: int, patterns: Sequence[StatePattern], user_id: UserID
 ) -> RoomConfig:
     _check_patterns(patterns)
     lazy = (MEMBER, LAZY) in patterns
@@ -306,11 +306,13 @@ def _make_unstable_config(
         if (type, key) != (MEMBER, LAZY)
     )
     # All state with lazy members: only the needed members are sent
-    exclude = frozenset({(MEMBER, ANY)}) if lazy and (ANY, ANY) in include else frozenset[Pattern]()
-    clauses = {Clause(include, exclude)} if include else set()
+    exclude = (
+        frozenset({(MEMBER, ANY)}) if lazy and (ANY, ANY) in include else frozenset[StatePattern]()
+    )
+    clauses = {StateClause(include, exclude)} if include else set()
     if exclude:
         own = frozenset(pattern for pattern in include if pattern[0] == MEMBER)
-        clauses |= {Clause(own)} if own else set()
+        clauses |= {StateClause(own)} if own else set()
     return RoomConfig(timeline_limit, RequiredState(frozenset(clauses), lazy))
 
 
@@ -336,15 +338,15 @@ def _stable_config(wanted: StableRoom, max_events: int) -> RoomConfig:
 def _make_stable_config(timeline_limit: int, required: RequiredStateBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
-    clauses = {Clause(include, exclude)} if include else set()
+    clauses = {StateClause(include, exclude)} if include else set()
     if required.lazy_members and include & ALL_MEMBER_PATTERNS:
         # Only the needed members and the named ones are sent, not all
         others, named = (
             include - {ALL_MEMBERS},
             frozenset((MEMBER, key) for type, key in include if _matches_one_member(type, key)),
         )
-        clauses = {Clause(others, exclude | {ALL_MEMBERS})} if others else set()
-        clauses |= {Clause(named, exclude)} if named else set()
+        clauses = {StateClause(others, exclude | {ALL_MEMBERS})} if others else set()
+        clauses |= {StateClause(named, exclude)} if named else set()
     return RoomConfig(
         timeline_limit, RequiredState(frozenset(clauses), bool(required.lazy_members))
     )
@@ -358,14 +360,14 @@ def _matches_one_member(type: str, state_key: str) -> bool:
 _cached_stable_config = lru_cache(CACHED_CONFIGS)(_make_stable_config)
 
 
-def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
+def _patterns(bodies: Iterable[PatternBody]) -> frozenset[StatePattern]:
     return frozenset(
         (ANY if body.type is None else body.type, ANY if body.state_key is None else body.state_key)
         for body in bodies
     )
 
 
-def _check_patterns(patterns: Sequence[Pattern]) -> None:
+def _check_patterns(patterns: Sequence[StatePattern]) -> None:
     if len(patterns) > MAX_PATTERNS:
         raise InvalidParam(f"A required_state may have at most {MAX_PATTERNS} entries")
     if any("\0" in part for pattern in patterns for part in pattern):

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
 from homeserver.services.filters.filters import Filters
@@ -32,7 +32,7 @@ async def get_sync(
     set_presence: Literal["offline", "online", "unavailable"] | None = None,
     timeout: int = 0,
     use_state_after: bool = False,
-    unstable_state_after: Annotated[bool, Names("org.matrix.msc4222.use_state_after")] = False,
+    unstable_state_after: Annotated[bool, QueryNames("org.matrix.msc4222.use_state_after")] = False,
 ) -> dict[str, Any]:
     """Return all updates for the caller since a token."""
     request = SyncRequest(
@@ -47,8 +47,8 @@ async def get_sync(
         else STATE_BEFORE,
         token=since or "",
     )
-    presence.arrive(caller, set_presence)
+    presence.start_sync(caller, set_presence)
     try:
         return await sync.sync(request, timeout)
     finally:
-        presence.leave(caller)
+        presence.end_sync(caller)

@@ -15,7 +15,7 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.rooms.thread_subscriptions import (
-    MOST_CHANGES,
+    MAX_CHANGES,
     ConflictingUnsubscription,
     NotInThread,
     ThreadSubscriptions,
@@ -100,7 +100,7 @@ async def get_thread_subscriptions(
     dir: Literal["b"],
     from_: str | None = None,
     to: str | None = None,
-    limit: int = MOST_CHANGES,
+    limit: int = MAX_CHANGES,
 ) -> dict[str, Any]:
     """Return older subscription changes, which sliding sync had no space for."""
     return await subscriptions.get_page(caller, from_, to, limit)

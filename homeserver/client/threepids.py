@@ -121,7 +121,7 @@ async def post_threepid_delete(
     """Remove an address, and unbind it if this server bound it at an identity server."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
     return {
-        "id_server_unbind_result": await bindings.try_unbind(
+        "id_server_unbind_result": await bindings.do_unbind_now(
             caller.user_id, body.medium, body.address
         )
     }
@@ -293,7 +293,7 @@ async def _request(
         body.next_link,
         languages.choose(context.languages),
         context.client_ip,
-        may_tell=True,
+        may_reveal=True,
     )
     return {"sid": sid}
 
@@ -316,6 +316,6 @@ async def _request_code(
         body.next_link,
         languages.choose(context.languages),
         context.client_ip,
-        may_tell=True,
+        may_reveal=True,
     )
     return {"sid": validation.sid, "submit_url": phones.submit_url, "msisdn": validation.number}

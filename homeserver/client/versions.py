@@ -8,7 +8,7 @@ spec: client-server-api#get_matrixclientversions
 from typing import Final
 
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.services.discovery.unstable_features import OfferedFeatures
+from homeserver.services.discovery.unstable_features import UnstableFeatures
 
 VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))
 
@@ -47,6 +47,6 @@ UNSTABLE_FEATURES: Final = {
 
 
 @endpoint("GET", "/_matrix/client/versions", auth=Auth.NONE)
-async def get_versions(offered: OfferedFeatures) -> dict[str, object]:
+async def get_versions(offered: UnstableFeatures) -> dict[str, object]:
     """Return the supported versions and features, the same for every caller."""
     return {"versions": VERSIONS, "unstable_features": {**UNSTABLE_FEATURES, **offered.features}}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from federation.protocol.errors import NotFound
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.discovery.client import ClientDiscovery
-from homeserver.services.discovery.server import Discovery
+from homeserver.services.discovery.server import ServerDiscovery
 
 
 @endpoint("GET", "/.well-known/matrix/client", auth=Auth.NONE)
@@ -18,19 +18,19 @@ async def get_client(discovery: ClientDiscovery) -> Mapping[str, object]:
 
 
 @endpoint("GET", "/.well-known/matrix/server", auth=Auth.NONE)
-async def get_server(discovery: Discovery) -> Mapping[str, object]:
+async def get_server(discovery: ServerDiscovery) -> Mapping[str, object]:
     """Return the server discovery document. Available if `serve_server_wellknown` is on."""
     return _or_not_found(discovery.server)
 
 
 @endpoint("GET", "/.well-known/matrix/support", auth=Auth.NONE)
-async def get_support(discovery: Discovery) -> Mapping[str, object]:
+async def get_support(discovery: ServerDiscovery) -> Mapping[str, object]:
     """Return the support contacts. Available if `admin_contact` or `support_page` is configured."""
     return _or_not_found(discovery.support)
 
 
 @endpoint("GET", "/.well-known/matrix/policy_server", auth=Auth.NONE)
-async def get_policy_server(discovery: Discovery) -> Mapping[str, object]:
+async def get_policy_server(discovery: ServerDiscovery) -> Mapping[str, object]:
     """Return the policy server document. Available if `policy_server_public_key` is configured.
     spec: client-server-api#getwell-knownmatrixpolicy_server"""
     return _or_not_found(discovery.policy_server)

@@ -21,8 +21,8 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import KIND, CommitMessage, Range, without
+from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.outgoing_changes import KIND, CommitMessage, Range, subtract_ranges
 from storage.engine.streams import Change, Stage, Streams
 
 LATE_SECONDS: Final = 0.5
@@ -38,10 +38,10 @@ OnLost = Callable[[Sequence[Range]], None]
 """Called with ranges whose changes will never be known."""
 
 
-class NewsOfOthers:
+class IncomingChanges:
     """Matches messages of other nodes with the positions that become readable."""
 
-    def __init__(self, streams: Streams, clock: IReactorTime, notes: NodeNotes) -> None:
+    def __init__(self, streams: Streams, clock: IReactorTime, notes: NodeMessages) -> None:
         self._streams = streams
         self._clock = clock
         self._notes = notes
@@ -52,11 +52,11 @@ class NewsOfOthers:
         """Ranges that are readable but not known."""
         self._last: tuple[Range, Sequence[Change] | None] | None = None
         self._subscribers: list[tuple[OnLate, OnLost]] = []
-        notes.register(KIND, CommitMessage, self._on_message)
-        streams.ask(self._find_changes)
+        notes.subscribe(KIND, CommitMessage, self._on_message)
+        streams.set_remote_change_source(self._find_changes)
         streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
 
-    def wait_for(self, late: OnLate, lost: OnLost) -> None:
+    def subscribe(self, late: OnLate, lost: OnLost) -> None:
         """Subscribe to changes that were not known in time."""
         self._subscribers.append((late, lost))
 
@@ -81,11 +81,13 @@ class NewsOfOthers:
         if self._last is None or self._last[0] != range_:
             known = [message for message in self._fresh_messages() if message.is_known]
             changes: Sequence[Change] | None = None
-            if not without([range_], [each for message in known for each in message.ranges]):
+            if not subtract_ranges(
+                [range_], [each for message in known for each in message.ranges]
+            ):
                 news = [
                     news
                     for message in known
-                    for news in message.news
+                    for news in message.changes
                     if after < news.position <= upto
                 ]
                 changes = sorted((each.change for each in news), key=lambda change: change.position)
@@ -106,13 +108,13 @@ class NewsOfOthers:
             (arrived_at, message) for arrived_at, message in self._pending if message.upto > current
         ]
         for message in readable:
-            left = without(self._unknown, message.ranges)
-            late = without(self._unknown, left)
+            left = subtract_ranges(self._unknown, message.ranges)
+            late = subtract_ranges(self._unknown, left)
             self._unknown = left
             if late and message.is_known:
                 changes = [
                     news.change
-                    for news in message.news
+                    for news in message.changes
                     if any(low < news.position <= high for low, high in late)
                 ]
                 for on_late, _ in self._subscribers:

@@ -29,7 +29,7 @@ from twisted.logger import Logger
 from homeserver.observe.metrics import JobMetrics
 from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
-from storage.media.folder_lock import FolderGone
+from storage.media.folder_lock import FolderMissing
 
 STEP_SECONDS: Final = 0.1
 """The target duration of a step."""
@@ -113,7 +113,7 @@ class _Runner:
         self._running = False
         self._stopped: Deferred[None] | None = None
         self._failing: _Failing | None = None
-        self._counts = metrics.of(job.name)
+        self._counts = metrics.counts_of(job.name)
 
     def rest(self, seconds: float) -> None:
         """Run the next step after a pause."""
@@ -167,7 +167,7 @@ class _Runner:
         started = self._clock.seconds()
         try:
             done = await self._job.step(self._batch)
-        except (DatabaseUnavailable, FolderGone) as error:
+        except (DatabaseUnavailable, FolderMissing) as error:
             # not a bug, and every job notices it, so one line without a traceback is enough
             if self._should_log(error):
                 self._log.warn(

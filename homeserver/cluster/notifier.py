@@ -22,12 +22,12 @@ from twisted.logger import Logger
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.api.requester import Requester
-from homeserver.cluster.incoming_changes import NewsOfOthers
+from homeserver.cluster.incoming_changes import IncomingChanges
 from homeserver.cluster.outgoing_changes import Range
 from storage.cache import LRU
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.events.events import EventNews, EventRow
+from storage.events.events import EventRow, EventSummary
 from storage.retention.purging import PurgedMessages
 from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.receipts import ReceiptRow
@@ -83,7 +83,7 @@ class Listener:
         self._has_changes = False
         self._waiting: Deferred[None] | None = None
 
-    def hear(self) -> None:
+    def wake(self) -> None:
         """Record a change that concerns the user, and wake the long poll."""
         self._has_changes = True
         if self._waiting is not None and not self._waiting.called:
@@ -130,7 +130,7 @@ class Notifier:
         memberships: Memberships,
         clock: IReactorTime,
         check_session: CheckAgain,
-        others: NewsOfOthers | None = None,
+        others: IncomingChanges | None = None,
     ) -> None:
         """`others`: the source of changes that other nodes commit; None if there are no other
         nodes."""
@@ -151,7 +151,7 @@ class Notifier:
         streams.subscribe(self._on_changes, stage=Stage.NOTIFY)
         streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
         if others is not None:
-            others.wait_for(self._on_late_changes, self._on_lost_changes)
+            others.subscribe(self._on_late_changes, self._on_lost_changes)
 
     def listen(self, caller: Requester, room_nid: int | None = None) -> Listener:
         """Listen for changes that concern the caller, and for changes in the room `room_nid` that
@@ -224,7 +224,7 @@ class Notifier:
             return
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow | EventNews | StickyRow) or (
+            if isinstance(row, EventRow | EventSummary | StickyRow) or (
                 isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
             ):
                 self._rooms[row.room_nid] = None
@@ -247,7 +247,7 @@ class Notifier:
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Handle a commit of another node: wake the users it concerns if its changes are known, or
         all users if they will not arrive."""
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         if changes is not None:
             self._on_changes(changes)
         elif self._others is None:
@@ -293,7 +293,7 @@ class Notifier:
         finally:
             for listener in list(self._to_wake)[:WAKES_PER_TURN]:
                 if self._to_wake.pop(listener, 0) is None:
-                    listener.hear()
+                    listener.wake()
             self._scheduled = False
             if self._to_wake or self._rooms or self._users:
                 self._schedule(delay)

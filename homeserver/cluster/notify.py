@@ -31,7 +31,7 @@ Send = Callable[[Sequence[str]], Awaitable[None]]
 """Sends these payloads to all other nodes. Raises DatabaseUnavailable."""
 
 
-class NodeNotes:
+class NodeMessages:
     """The queue of outgoing messages, and the subscribers to incoming ones."""
 
     log = Logger()
@@ -56,14 +56,16 @@ class NodeNotes:
             self._queue.clear()
         if connects:
             for kind, message in self._on_connect:
-                self.put(kind, None, message)
+                self.queue(kind, None, message)
 
-    def ask(self, kind: str, message: object) -> None:
+    def send_on_connect(self, kind: str, message: object) -> None:
         """Send this message whenever this node connects, to request the state that it missed while
         it was down or disconnected."""
         self._on_connect.append((kind, message))
 
-    def register(self, kind: str, type_: type[Any], subscriber: Callable[[int, Any], None]) -> None:
+    def subscribe(
+        self, kind: str, type_: type[Any], subscriber: Callable[[int, Any], None]
+    ) -> None:
         """Subscribe to messages of a kind with that type. `subscriber` gets the number of the
         node and the message; it must not raise or block."""
         decoder = msgspec.json.Decoder(type_)
@@ -76,11 +78,11 @@ class NodeNotes:
         """Whether this node is connected to the others."""
         return self._send is not None
 
-    def waiting(self, kind: str, key: Hashable) -> object:
+    def get_queued(self, kind: str, key: Hashable) -> object:
         """Return the queued message under a key, or None."""
         return self._queue.get((kind, key))
 
-    def put(self, kind: str, key: Hashable, message: object) -> None:
+    def queue(self, kind: str, key: Hashable, message: object) -> None:
         """Queue a message, replacing a queued one with the same key."""
         if self._send is None:
             return
@@ -90,7 +92,7 @@ class NodeNotes:
             self._is_scheduled = True
             self._clock.callLater(max(0.0, self._not_before - self._clock.seconds()), self._start)
 
-    def hear(self, node: int, payload: str) -> None:
+    def receive(self, node: int, payload: str) -> None:
         """Receive a payload of another node. Messages that this version does not know are
         skipped."""
         unknown: set[str] = set()
@@ -130,7 +132,7 @@ class NodeNotes:
             self._is_scheduled = False
             if self._queue:
                 (kind, key), message = next(iter(self._queue.items()))
-                self.put(kind, key, message)
+                self.queue(kind, key, message)
 
     def _take_payloads(self) -> list[str]:
         payloads: list[str] = []

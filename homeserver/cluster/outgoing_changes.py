@@ -12,9 +12,9 @@ from typing import Final
 
 import msgspec
 
-from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.notify import NodeMessages
 from storage.engine.streams import Change, Streams, Topic
-from storage.events.events import EventNews, EventRow
+from storage.events.events import EventRow, EventSummary
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
@@ -43,7 +43,7 @@ class RemoteChange(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     topic: Topic = msgspec.field(name="t")
     user_id: str | None = msgspec.field(default=None, name="u")
     user_ids: Sequence[str] = msgspec.field(default=(), name="us")
-    event: EventNews | None = msgspec.field(default=None, name="e")
+    event: EventSummary | None = msgspec.field(default=None, name="e")
     membership: MembershipRow | None = msgspec.field(default=None, name="m")
     receipt: ReceiptRow | None = msgspec.field(default=None, name="r")
     sticky: StickyRow | None = msgspec.field(default=None, name="s")
@@ -68,7 +68,7 @@ class CommitMessage(msgspec.Struct, frozen=True, array_like=True):
     """A message with ranges of positions and their changes."""
 
     ranges: list[Range]
-    news: list[RemoteChange]
+    changes: list[RemoteChange]
     is_known: bool = True
     """False if the changes in the ranges are too many to describe."""
 
@@ -93,13 +93,13 @@ class _Draft(msgspec.Struct, array_like=True):
         )
 
 
-class Writing:
+class OutgoingChanges:
     """Sends this node's changes to the other nodes."""
 
-    def __init__(self, streams: Streams, notes: NodeNotes) -> None:
+    def __init__(self, streams: Streams, notes: NodeMessages) -> None:
         self._notes = notes
         self._number = 0
-        streams.tell(self._on_commit)
+        streams.add_commit_listener(self._on_commit)
 
     def _on_commit(self, after: int, upto: int, changes: Sequence[Change]) -> None:
         if not self._notes.is_connected:
@@ -122,7 +122,7 @@ class Writing:
         if length > MAX_MESSAGE_BYTES:
             self._add_unknown(range)
             return
-        draft = self._notes.waiting(KIND, self._number)
+        draft = self._notes.get_queued(KIND, self._number)
         if not isinstance(draft, _Draft) or not draft.has_room(length):
             self._number += 1
             draft = _Draft([], [])
@@ -131,14 +131,14 @@ class Writing:
         else:
             draft.ranges.append(range)
         draft.news += news
-        self._notes.put(KIND, self._number, draft)
+        self._notes.queue(KIND, self._number, draft)
 
     def _add_unknown(self, range: Range) -> None:
         self._number += 1
-        self._notes.put(KIND, self._number, _Draft([range], [], is_known=False))
+        self._notes.queue(KIND, self._number, _Draft([range], [], is_known=False))
 
 
-def without(ranges: Iterable[Range], removed: Iterable[Range]) -> list[Range]:
+def subtract_ranges(ranges: Iterable[Range], removed: Iterable[Range]) -> list[Range]:
     """Return what remains of these ranges without others."""
     left = list(ranges)
     for after, upto in removed:
@@ -155,7 +155,7 @@ def _describe(change: Change) -> RemoteChange:
     row = change.detail
     event = None
     if isinstance(row, EventRow):
-        event = EventNews(row.room_nid, row.position, row.type, row.flags)
+        event = EventSummary(row.room_nid, row.position, row.type, row.flags)
     return RemoteChange(
         change.position,
         change.topic,

@@ -14,7 +14,7 @@ node trusts its caches for longer than that after its last poll.
 Laws:
 
 - No node accepts a token after another node has confirmed that it ended.
-- A node that is disconnected from the database, or hangs, delays others for at most `TRUSTED`
+- A node that is disconnected from the database, or hangs, delays others for at most `TRUST_SECONDS`
   seconds, except if it hangs during a write (`write_lock_timeout` in
   `storage/engine/postgres_config.py`).
 """
@@ -32,14 +32,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.notify import NodeMessages
 from homeserver.cluster.outgoing_changes import KIND, CommitMessage
 from storage.engine.database import Database
-from storage.engine.interface import DatabaseUnavailable, NodeCalls, NodeCallsLost
-from storage.engine.postgres_notify import Changed, Heard, Note
+from storage.engine.interface import DatabaseUnavailable, NodeChannel, NodeChannelLost
+from storage.engine.postgres_notify import ConfirmedWrite, EphemeralMessage, PositionApplied
 
 POLL_SECONDS: Final = 1.0
-TRUSTED: Final = 3.0
+TRUST_SECONDS: Final = 3.0
 """The time in seconds after a poll for which caches are trusted. Covers a few lost polls."""
 GREETING: Final = "[]"
 """The message of a node that has just connected: a node that was alone learns that it has a
@@ -58,7 +58,7 @@ class SharedCache(Protocol):
         time."""
         ...
 
-    async def settle(self) -> None:
+    async def wait_for_invalidation(self) -> None:
         """Wait until known changes are invalidated."""
         ...
 
@@ -72,7 +72,7 @@ class _Waiting:
         self.done: Deferred[None] = Deferred()
 
 
-class OtherNodes:
+class PeerNodes:
     """Follows the changes that other nodes commit."""
 
     log = Logger()
@@ -82,7 +82,7 @@ class OtherNodes:
         clock: IReactorTime,
         database: Database,
         remembered: SharedCache,
-        notes: NodeNotes,
+        notes: NodeMessages,
         monotonic: Callable[[], float],
     ) -> None:
         self._clock = clock
@@ -107,7 +107,7 @@ class OtherNodes:
         self._confirmed_by_node: dict[int, int] = {}
         """The position that each node has confirmed."""
         self._waiting: list[_Waiting] = []
-        notes.register(KIND, CommitMessage, self._on_remote_write)
+        notes.subscribe(KIND, CommitMessage, self._on_remote_write)
 
     @property
     def node(self) -> int:
@@ -120,7 +120,7 @@ class OtherNodes:
         self._readers = readers
         if readers is not None:
             self._remembered.trust_until(0.0)
-            self._database.wait_for_nodes(self._wait_until_confirmed)
+            self._database.set_node_barrier(self._wait_until_confirmed)
         self._polling.start(POLL_SECONDS, now=readers is not None)
 
     def stop(self) -> None:
@@ -145,7 +145,7 @@ class OtherNodes:
         if self._greeting_due and (connection := self._connection) is not None:
             # A node that believes to be alone learns of this one only by this message.
             with suppress(DatabaseUnavailable):
-                await self._database.tell_notes(connection.node, [GREETING])
+                await self._database.send_ephemeral(connection.node, [GREETING])
                 self._greeting_due = False
         if await self._poll():
             self._confirm_calls()
@@ -157,7 +157,7 @@ class OtherNodes:
 
     def _connect(self) -> None:
         if self._connection is not None and not self._notes.is_connected:
-            self._notes.connect(partial(self._database.tell_notes, self._connection.node))
+            self._notes.connect(partial(self._database.send_ephemeral, self._connection.node))
 
     async def _count_nodes(self) -> None:
         """Stop sending if this node is alone, until another node connects."""
@@ -204,13 +204,13 @@ class OtherNodes:
             self.log.info("the database can be reached again")
         self._is_cut_off = False
         if connection is not None:
-            await self._remembered.settle()
+            await self._remembered.wait_for_invalidation()
             if connection is self._connection:
-                self._remembered.trust_until(began + TRUSTED)
+                self._remembered.trust_until(began + TRUST_SECONDS)
         return True
 
     async def _open_connection(self, readers: IReactorFDSet) -> None:
-        calls = await self._database.connect_node()
+        calls = await self._database.open_node_channel()
         if calls is None:
             return
         if self._readers is None:
@@ -233,16 +233,16 @@ class OtherNodes:
     def _on_notifications(self, calls: Sequence[object]) -> None:
         for call in calls:
             match call:
-                case Changed(position=position) if position not in self._own_calls:
+                case ConfirmedWrite(position=position) if position not in self._own_calls:
                     self._called_upto = max(self._called_upto, position)
-                case Heard(node=node, position=position):
+                case PositionApplied(node=node, position=position):
                     self._record_confirmed(node, position)
-                case Note(node=node, body=body) if (
+                case EphemeralMessage(node=node, body=body) if (
                     self._connection is not None and node != self._connection.node
                 ):
                     self._messages_received += 1
                     self._connect()
-                    self._notes.hear(node, body)
+                    self._notes.receive(node, body)
         self._confirm_calls()
 
     def _confirm_calls(self) -> None:
@@ -264,7 +264,7 @@ class OtherNodes:
                 upto = self._called_upto
                 if not await self._poll():
                     return
-                await self._database.tell_heard(connection.node, upto)
+                await self._database.notify_applied(connection.node, upto)
                 self._confirmed_upto = upto
         finally:
             self._is_confirming = False
@@ -298,7 +298,7 @@ class OtherNodes:
             if not waiting.missing:
                 return
         self._waiting.append(waiting)
-        left = max(0.0, committed + TRUSTED - self._monotonic())
+        left = max(0.0, committed + TRUST_SECONDS - self._monotonic())
         timeout = self._clock.callLater(left, waiting.done.callback, None)
         try:
             await waiting.done
@@ -314,7 +314,7 @@ class _NotifyConnection:
 
     def __init__(
         self,
-        calls: NodeCalls,
+        calls: NodeChannel,
         readers: IReactorFDSet,
         take: Callable[[Sequence[object]], None],
         lost: Callable[[], None],
@@ -331,8 +331,8 @@ class _NotifyConnection:
 
     def doRead(self) -> None:
         try:
-            calls = self._calls.take()
-        except NodeCallsLost:
+            calls = self._calls.receive()
+        except NodeChannelLost:
             self._lost()
             return
         self._on_notifications(calls)

@@ -23,8 +23,8 @@ from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, LoadedConfig, load_config
 from homeserver.http.listeners import TlsContext
 from homeserver.services.login.passwords import HashingThreads
-from homeserver.services.pages.branding import branding_of
-from homeserver.services.terms.policies import policies_of
+from homeserver.services.pages.branding import read_branding
+from homeserver.services.terms.policies import load_policies
 from homeserver.wiring.databases import database_config_of
 from homeserver.wiring.http_clients import OutboundParts
 from storage.engine.database import Database, open_database
@@ -33,11 +33,11 @@ from storage.engine.interface import DatabaseUnavailable, UnsuitableDatabase
 from storage.engine.migrate import MigrationFailed, SchemaTooNew
 from storage.engine.observer import Observer
 from storage.engine.postgres_config import PostgresConfig
-from storage.engine.sole_server import DatabaseInUse, SoleServer
+from storage.engine.sole_server import DatabaseInUse, ServerLock
 from storage.engine.sqlite import SQLiteConfig
 
-WAITING_THREADS = 8
-MOST_WAITING_OF_ONE = 2
+DIRECTORY_THREADS = 8
+MAX_DIRECTORY_THREADS_PER_CLIENT = 2
 """The thread limit for one client address, for SAML messages, and for checks of LDAP accounts."""
 HASHING_THREADS = 2
 MAX_QUEUED_CHECKS = 1000
@@ -93,8 +93,8 @@ def find_problems(config: Config) -> list[str]:
     except BadAuthorities as error:
         found.append(f"federation_custom_ca_list: {error}")
     try:
-        branding_of(config.pages.branding, config.server_name)
-        policies_of(config.pages.user_consent, "")
+        read_branding(config.pages.branding, config.server_name)
+        load_policies(config.pages.user_consent, "")
     except ValueError as error:
         found.append(str(error))
     network = config.network
@@ -124,7 +124,7 @@ def claim_storage(config: Config) -> None:
     database = database_config_of(config.storage.database, config.folder)
     if isinstance(database, SQLiteConfig):
         try:
-            SoleServer.claim(database)
+            ServerLock.acquire(database)
         except DATABASE_ERRORS as error:
             raise click.ClickException(f"cannot open the database: {error}") from error
 
@@ -142,7 +142,7 @@ def open_storage(
 
 def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
     """Build the HTTP clients. Raises `click.ClickException` for bad certificates or a bad proxy."""
-    threads = ThreadExecutor(reactor, "names", DNS_THREADS, patience=1.0)
+    threads = ThreadExecutor(reactor, "names", DNS_THREADS, close_timeout=1.0)
     try:
         draw = Random(os.urandom(16)).random
         outbound = OutboundParts(config, reactor, threads, draw, os.environ)
@@ -167,9 +167,9 @@ def start_hashing_threads(reactor: ReactorBase) -> HashingThreads:
     )
 
 
-def waiting_threads(reactor: ReactorBase) -> HashingThreads:
+def start_directory_threads(reactor: ReactorBase) -> HashingThreads:
     """Start a thread pool for LDAP and SAML, which stops with the reactor."""
-    pool = ThreadPool(0, WAITING_THREADS, "directories")
+    pool = ThreadPool(0, DIRECTORY_THREADS, "directories")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(
@@ -177,5 +177,5 @@ def waiting_threads(reactor: ReactorBase) -> HashingThreads:
         pool,
         longest_queue=MAX_QUEUED_CHECKS,
         longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
-        most_of_one=MOST_WAITING_OF_ONE,
+        most_of_one=MAX_DIRECTORY_THREADS_PER_CLIENT,
     )

@@ -7,7 +7,7 @@ from email.errors import MessageError
 from email.headerregistry import Address
 from typing import Literal
 
-from federation.peers.policy import BadPattern, ServerPatterns
+from federation.peers.policy import InvalidPattern, ServerPatterns
 from federation.protocol.ids import is_room_alias, is_room_id
 from homeserver.config.option import Duration, Secret, option, section
 
@@ -32,7 +32,7 @@ def _check_recipients(recipients: Mapping[str, str]) -> str | None:
 def _check_names(names: tuple[str, ...]) -> str | None:
     try:
         ServerPatterns(names)
-    except BadPattern as error:
+    except InvalidPattern as error:
         return f"must be names or patterns of names: {error}"
     return None
 
@@ -51,7 +51,7 @@ def _check_expression(expression: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DisplayNames:
+class DisplayNamesOptions:
     """Rules for display names that users choose. Administrators and identity providers may ignore
     them."""
 
@@ -114,7 +114,7 @@ class RegistrationOptions:
         example='["admin*", "support", "/(rector|dean)[0-9]*/"]',
         check=_check_names,
     )
-    display_names: DisplayNames = section(DisplayNames, "Rules for display names.")
+    display_names: DisplayNamesOptions = section(DisplayNamesOptions, "Rules for display names.")
     enable_set_displayname: bool = option(True, "Lets people change their display name.")
     enable_set_avatar_url: bool = option(True, "Lets people change their picture.")
     auto_join_rooms: tuple[str, ...] = option(

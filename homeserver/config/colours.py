@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-ENOUGH: Final = 4.5
+MIN_CONTRAST: Final = 4.5
 """The minimum contrast of text, by level AA."""
 WHITE: Final = "#ffffff"
 _HEX: Final = re.compile(r"#(?:[0-9a-fA-F]{3}|[0-9a-fA-F]{6})")
@@ -40,23 +40,23 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def wash_of(colour: str, ground: Backgrounds) -> str:
+def tinted_background(colour: str, ground: Backgrounds) -> str:
     """Return the background of parts that are highlighted with this colour."""
     return _mix(ground.paper, colour, _TINT_SHARE)
 
 
-def least_contrast(colour: str, ground: Backgrounds) -> tuple[float, str]:
+def find_lowest_contrast(colour: str, ground: Backgrounds) -> tuple[float, str]:
     """Return the lowest contrast of a colour with its backgrounds, and that background: the page, a
     field, or its own tint."""
-    grounds = (ground.paper, ground.field, wash_of(colour, ground))
+    grounds = (ground.paper, ground.field, tinted_background(colour, ground))
     return min((contrast(colour, each), each) for each in grounds)
 
 
-def for_dark(colour: str) -> str:
+def lighten_for_dark(colour: str) -> str:
     """Return the colour, made lighter if necessary to be legible on dark pages."""
     for step in range(_STEPS):
         lighter = _mix(colour, WHITE, step / _STEPS)
-        if least_contrast(lighter, DARK)[0] >= ENOUGH:
+        if find_lowest_contrast(lighter, DARK)[0] >= MIN_CONTRAST:
             return lighter
     return WHITE
 

@@ -11,15 +11,21 @@ from pathlib import Path
 from homeserver.config.accounts import RegistrationOptions, SessionsOptions
 from homeserver.config.captcha import CaptchaOptions
 from homeserver.config.email import MailOptions
-from homeserver.config.limits import Limits
-from homeserver.config.memory import Memory
-from homeserver.config.outgoing import CallsOptions, Federation, IntegrationOptions
+from homeserver.config.limits import LimitOptions
+from homeserver.config.memory import MemoryOptions
+from homeserver.config.outgoing import CallsOptions, FederationOptions, IntegrationOptions
 from homeserver.config.pages import PageOptions
 from homeserver.config.previews import URLPreviewOptions
 from homeserver.config.push import NotificationOptions
 from homeserver.config.rooms import RoomOptions, UserOptions
-from homeserver.config.search import Search
-from homeserver.config.server import Keys, MonitoringOptions, Name, NetworkOptions, Storage
+from homeserver.config.search import SearchOptions
+from homeserver.config.server import (
+    KeyOptions,
+    MonitoringOptions,
+    NetworkOptions,
+    ServerNameOptions,
+    StorageOptions,
+)
 from homeserver.config.sms import TextMessageOptions
 from homeserver.config.upstream import UpstreamOptions
 
@@ -28,10 +34,10 @@ from homeserver.config.upstream import UpstreamOptions
 class Config:
     """A checked configuration, with defaults filled in."""
 
-    name: Name
+    name: ServerNameOptions
     network: NetworkOptions
-    storage: Storage
-    keys: Keys
+    storage: StorageOptions
+    keys: KeyOptions
     registration: RegistrationOptions
     captcha: CaptchaOptions
     sessions: SessionsOptions
@@ -42,10 +48,10 @@ class Config:
     notifications: NotificationOptions
     rooms: RoomOptions
     people: UserOptions
-    search: Search
-    memory: Memory
-    federation: Federation
-    limits: Limits
+    search: SearchOptions
+    memory: MemoryOptions
+    federation: FederationOptions
+    limits: LimitOptions
     previews: URLPreviewOptions
     calls: CallsOptions
     others: IntegrationOptions
@@ -64,10 +70,10 @@ class Config:
 
 
 GROUPS: dict[str, type] = {
-    "name": Name,
+    "name": ServerNameOptions,
     "network": NetworkOptions,
-    "storage": Storage,
-    "keys": Keys,
+    "storage": StorageOptions,
+    "keys": KeyOptions,
     "registration": RegistrationOptions,
     "captcha": CaptchaOptions,
     "sessions": SessionsOptions,
@@ -78,10 +84,10 @@ GROUPS: dict[str, type] = {
     "notifications": NotificationOptions,
     "rooms": RoomOptions,
     "people": UserOptions,
-    "search": Search,
-    "memory": Memory,
-    "federation": Federation,
-    "limits": Limits,
+    "search": SearchOptions,
+    "memory": MemoryOptions,
+    "federation": FederationOptions,
+    "limits": LimitOptions,
     "previews": URLPreviewOptions,
     "calls": CallsOptions,
     "others": IntegrationOptions,

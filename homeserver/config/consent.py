@@ -76,7 +76,7 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UserConsent:
+class UserConsentOptions:
     """The policies that users agree to, when they are asked, and what they may do before."""
 
     policies: Mapping[str, PolicyOptions] = option(

@@ -17,7 +17,7 @@ def _check_base_url(url: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Email:
+class EmailOptions:
     """E-mails to users: address validation, password reset, missed messages."""
 
     smtp_host: str | None = option(
@@ -82,16 +82,16 @@ class Email:
     )
 
 
-def app_name_of(email: Email) -> str:
+def get_app_name(email: EmailOptions) -> str:
     """Return the name of the service in e-mails that no app requested."""
     return email.app_name or APP_NAME
 
 
-def sender_of(email: Email, server_name: str) -> str:
+def make_sender(email: EmailOptions, server_name: str) -> str:
     """Return the `From` header of e-mails. Raises ValueError if `notif_from` is not valid."""
     try:
         sender = (email.notif_from or f"%(app)s <noreply@{host_of(server_name)}>") % {
-            "app": app_name_of(email)
+            "app": get_app_name(email)
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError("knows only `%(app)s`; write `%%` for a percent sign") from error
@@ -119,7 +119,7 @@ class AllowedThreepidOptions:
 class MailOptions:
     """E-mail."""
 
-    email: Email = section(Email, "Sending e-mail.")
+    email: EmailOptions = section(EmailOptions, "Sending e-mail.")
     registrations_require_3pid: tuple[str, ...] = option(
         (),
         "What everybody must confirm at registration: `email`, `msisdn` (a telephone number), or "

@@ -37,7 +37,7 @@ class LDAPAttributes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LDAPProvider:
+class LDAPProviderOptions:
     """An LDAP directory."""
 
     idp_id: str = option("ldap", "Its name in the database. Never change it.", check=check_idp_id)

@@ -153,7 +153,7 @@ class FederationLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class LimitOptions:
     """Rate limits. Each is a bucket of `burst_count` that refills at `per_second`."""
 
     rc_message: RateLimit = limit(0.2, 10, "Messages and other events that one user sends.")

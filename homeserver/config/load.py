@@ -18,7 +18,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
 from homeserver.config.configuration import GROUPS, Config
-from homeserver.config.email import sender_of
+from homeserver.config.email import make_sender
 from homeserver.config.oembed_files import find_errors as provider_complaints
 from homeserver.config.option import get_description
 from homeserver.config.outgoing import FederationMemberListOptions
@@ -32,7 +32,7 @@ from homeserver.config.read import (
 )
 from homeserver.config.registration_files import find_errors
 from homeserver.config.retention import find_errors as retention_complaints
-from homeserver.config.server import Database
+from homeserver.config.server import DatabaseOptions
 from homeserver.config.upstream_checks import check_upstream
 from homeserver.config.yaml_text import InvalidYaml, Place, YamlDocument, parse_yaml
 
@@ -65,7 +65,7 @@ REASONS = {
 
 
 class ConfigError(Exception):
-    """The files are not valid. `lines` holds all errors, one sentence each, with file and line."""
+    """The files are not valid. `headers` holds all errors, one sentence each, with file and line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))
@@ -178,7 +178,7 @@ def _classify_unknown(reading: ReadState) -> list[Problem]:
             continue
         near = _nearest_key(str(place[-1]), place, known, synapse)
         hint = f"; did you mean {near}?" if near else ""
-        reading.complain(place, f"unknown option (its value is {format_value(value)}){hint}")
+        reading.add_problem(place, f"unknown option (its value is {format_value(value)}){hint}")
     return notices
 
 
@@ -348,7 +348,7 @@ def _check_together(config: Config) -> list[Problem]:
     return problems + _check_database(config.storage.database)
 
 
-def _check_database(database: Database) -> list[Problem]:
+def _check_database(database: DatabaseOptions) -> list[Problem]:
     place: Place = ("database", "args")
     problems = [
         Problem((*place, name), f"got {format_value(value)}; want a whole number")
@@ -429,7 +429,7 @@ def _check_mail(config: Config) -> list[Problem]:
     if mail.email.smtp_host is not None and config.name.public_baseurl is None:
         problems.append(Problem(("email",), "needs `public_baseurl` for links in e-mails"))
     try:
-        sender_of(mail.email, config.server_name)
+        make_sender(mail.email, config.server_name)
     except ValueError as error:
         problems.append(Problem(("email", "notif_from"), str(error)))
     for at, medium in enumerate(mail.registrations_require_3pid):

@@ -20,7 +20,7 @@ def _check_key(key: Secret | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaObjectStore:
+class MediaObjectStoreOptions:
     """An S3-compatible object store for media."""
 
     bucket: str | None = option(

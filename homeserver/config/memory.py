@@ -18,7 +18,7 @@ class CacheOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class MemoryOptions:
     """Caches."""
 
     event_cache_size: Size = option(

@@ -62,7 +62,7 @@ def find_errors(paths: Sequence[Path]) -> Iterator[str]:
         yield str(error)
 
 
-def matcher(pattern: str) -> Callable[[str], bool]:
+def make_matcher(pattern: str) -> Callable[[str], bool]:
     """Return a function that matches URLs. A `*` in the host matches parts of names. `http` also
     matches `https`."""
     found = _SCHEME.fullmatch(pattern)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from federation.http_client.proxy import BadProxy, read_proxy
-from federation.peers.policy import BadPattern, ServerPatterns
+from federation.peers.policy import InvalidPattern, ServerPatterns
 from homeserver.config.option import JSON, Duration, Network, Secret, option, required, section
 
 PRIVATE_NETWORKS = (
@@ -50,7 +50,7 @@ class KeyServerOptions:
 def _check_patterns(patterns: tuple[str, ...] | None) -> str | None:
     try:
         ServerPatterns(patterns or ())
-    except BadPattern as error:
+    except InvalidPattern as error:
         return f"must be names or patterns of servers: {error}"
     return None
 
@@ -64,7 +64,7 @@ def _check_proxy(url: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peering:
+class FederationBehaviourOptions:
     """Communication with other servers."""
 
     enabled: bool = option(True, "Talks with other servers at all.")
@@ -125,10 +125,12 @@ class FederationMemberListOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Federation:
+class FederationOptions:
     """Federation."""
 
-    federation: Peering = section(Peering, "Communication with other servers.")
+    federation: FederationBehaviourOptions = section(
+        FederationBehaviourOptions, "Communication with other servers."
+    )
     federation_domain_whitelist: tuple[str, ...] | None = option(
         None,
         "The only servers to talk with. `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and "

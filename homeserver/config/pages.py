@@ -5,11 +5,18 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from homeserver.config.colours import DARK, ENOUGH, LIGHT, Backgrounds, is_colour, least_contrast
-from homeserver.config.consent import UserConsent
+from homeserver.config.colours import (
+    DARK,
+    LIGHT,
+    MIN_CONTRAST,
+    Backgrounds,
+    find_lowest_contrast,
+    is_colour,
+)
+from homeserver.config.consent import UserConsentOptions
 from homeserver.config.option import option, section
 
-LARGEST_LOGO: Final = 256 * 1024
+MAX_LOGO_BYTES: Final = 256 * 1024
 _SIGNATURES: Final = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -29,11 +36,11 @@ def read_logo(path: Path) -> Logo:
     """Read an image file. Raises `ValueError` with the reason if it is not valid."""
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST_LOGO + 1)
+            content = file.read(MAX_LOGO_BYTES + 1)
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
-    if len(content) > LARGEST_LOGO:
-        raise ValueError(f"is larger than {LARGEST_LOGO // 1024}K")
+    if len(content) > MAX_LOGO_BYTES:
+        raise ValueError(f"is larger than {MAX_LOGO_BYTES // 1024}K")
     for signature, content_type in _SIGNATURES:
         if content.startswith(signature):
             return Logo(content, content_type)
@@ -71,12 +78,12 @@ def _check_colour(colour: str | None, ground: Backgrounds, where: str) -> str | 
         return None
     if not is_colour(colour):
         return "must be a colour such as #086f66"
-    ratio, on = least_contrast(colour, ground)
-    if ratio >= ENOUGH:
+    ratio, on = find_lowest_contrast(colour, ground)
+    if ratio >= MIN_CONTRAST:
         return None
     found = int(ratio * 100) / 100  # rounding up could hide that the contrast is too low
     return (
-        f"must have a contrast of at least {ENOUGH}:1 (WCAG AA) with {where}, so that people can "
+        f"must have a contrast of at least {MIN_CONTRAST}:1 (WCAG AA) with {where}, so that people can "
         f"read it: "
         f"it has {found:.2f}:1 on {on}"
     )
@@ -134,4 +141,6 @@ class PageOptions:
     """Pages and e-mails."""
 
     branding: Branding = section(Branding, "Name, logo and colours of pages and e-mails.")
-    user_consent: UserConsent = section(UserConsent, "Terms of service and privacy policies.")
+    user_consent: UserConsentOptions = section(
+        UserConsentOptions, "Terms of service and privacy policies."
+    )

@@ -71,7 +71,7 @@ class ReadState:
     used: set[Place] = field(default_factory=set)
     """The options that the file sets."""
 
-    def complain(self, place: Place, text: str) -> None:
+    def add_problem(self, place: Place, text: str) -> None:
         self.problems.append(Problem(place, text))
 
 
@@ -138,7 +138,7 @@ def read_fields(
             found = {}  # a secret in the section may come from the environment
         if found is MISSING:
             if default is MISSING:
-                reading.complain(
+                reading.add_problem(
                     here,
                     "is required"
                     + (f", as in {description.example}" if description.example else ""),
@@ -151,7 +151,7 @@ def read_fields(
             check_bounds(value, types[declared.name], description)
         except InvalidValue as unfit:
             shown = "a secret" if is_secret(types[declared.name]) else format_value(found)
-            reading.complain(here, f"got {shown}; {unfit}")
+            reading.add_problem(here, f"got {shown}; {unfit}")
             complete = complete and default is not MISSING
             value = default
         made[declared.name] = value
@@ -177,11 +177,11 @@ def _find_secret(
             continue
         reading.used.add((*place, name + suffix))
         if found is not MISSING and found is not None:
-            reading.complain(
+            reading.add_problem(
                 (*place, name + suffix), f"is given, and so is {name}; one of them is enough"
             )
         elif not isinstance(path, str):
-            reading.complain(
+            reading.add_problem(
                 (*place, name + suffix), f"got {format_value(path)}; want the path of a file"
             )
         else:
@@ -194,7 +194,7 @@ def _secret_in_file(path: str, place: Place, reading: ReadState) -> Any:
         return (reading.folder / path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        reading.complain(place, f"cannot read {path}: {reason}")
+        reading.add_problem(place, f"cannot read {path}: {reason}")
         return MISSING
 
 
@@ -257,7 +257,7 @@ def _read_list(kind: Any, found: Any, place: Place, reading: ReadState) -> tuple
         try:
             values.append(read_value(kind, each, (*place, at), reading))
         except InvalidValue as unfit:
-            reading.complain((*place, at), f"got {format_value(each)}; {unfit}")
+            reading.add_problem((*place, at), f"got {format_value(each)}; {unfit}")
     return tuple(value for value in values if value is not None)
 
 
@@ -269,7 +269,7 @@ def _read_mapping(kind: Any, found: Any, place: Place, reading: ReadState) -> di
         try:
             values[name] = read_value(kind, each, (*place, name), reading)
         except InvalidValue as unfit:
-            reading.complain((*place, name), f"got {format_value(each)}; {unfit}")
+            reading.add_problem((*place, name), f"got {format_value(each)}; {unfit}")
     if is_dataclass(kind):  # a missing option in a section is already reported
         return {name: value for name, value in values.items() if value is not None}
     return values

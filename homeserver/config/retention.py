@@ -21,7 +21,7 @@ class RetentionPolicyOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PurgeJob:
+class PurgeJobOptions:
     """A schedule for deleting messages of some rooms."""
 
     shortest_max_lifetime: Duration | None = option(
@@ -34,7 +34,7 @@ class PurgeJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Retention:
+class RetentionOptions:
     """How long messages are kept."""
 
     enabled: bool = option(
@@ -52,7 +52,7 @@ class Retention:
     allowed_lifetime_max: Duration | None = option(
         None, "The longest lifetime. Rooms that ask for more get this.", minimum=0, example="5y"
     )
-    purge_jobs: tuple[PurgeJob, ...] | None = option(
+    purge_jobs: tuple[PurgeJobOptions, ...] | None = option(
         (),
         "How often hidden messages are deleted. The first entry that covers a room's lifetime "
         "counts; without one, every hour. Until then a message still counts as unread: with an "
@@ -63,7 +63,7 @@ class Retention:
     )
 
 
-def find_errors(retention: Retention) -> list[tuple[tuple[str | int, ...], str]]:
+def find_errors(retention: RetentionOptions) -> list[tuple[tuple[str | int, ...], str]]:
     """Check options that depend on each other. Return places and errors."""
     found: list[tuple[tuple[str | int, ...], str]] = []
     if _exceeds(retention.allowed_lifetime_min, retention.allowed_lifetime_max):

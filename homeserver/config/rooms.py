@@ -6,7 +6,7 @@ from typing import Literal
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS
 from homeserver.config.option import JSON, Duration, Size, option, section
-from homeserver.config.retention import Retention
+from homeserver.config.retention import RetentionOptions
 
 
 def _check_room_version(version: str) -> str | None:
@@ -67,8 +67,8 @@ class RoomOptions:
         "requests. -1: no limit.",
         minimum=-1,
     )
-    retention: Retention = section(
-        Retention, "How long messages are kept; see docs/operators/retention.md."
+    retention: RetentionOptions = section(
+        RetentionOptions, "How long messages are kept; see docs/operators/retention.md."
     )
     forgotten_room_retention_period: Duration | None = option(
         None,

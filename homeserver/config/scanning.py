@@ -9,7 +9,7 @@ from homeserver.config.option import Duration, Size, option
 DAY: Final = 24 * 3600 * 1000
 
 
-class NotAnAddress(ValueError):
+class InvalidClamdAddress(ValueError):
     """The address is neither a Unix socket nor host and port."""
 
 
@@ -20,14 +20,14 @@ def split_clamd(address: str) -> tuple[str | None, str, int]:
         return rest, "", 0
     host, colon, port = rest.rpartition(":")
     if kind != "tcp" or not host or not colon or not port.isdigit() or not 0 < int(port) < 65536:
-        raise NotAnAddress(address)
+        raise InvalidClamdAddress(address)
     return None, host.strip("[]"), int(port)
 
 
 def _check_clamd(address: str | None) -> str | None:
     try:
         split_clamd(address or "unix:/none")
-    except NotAnAddress:
+    except InvalidClamdAddress:
         return "must be unix:/PATH or tcp:HOST:PORT"
     return None
 
@@ -47,7 +47,7 @@ def _check_icap(url: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MediaScanning:
+class MediaScanningOptions:
     """Media scanners; see docs/operators/scanning.md. Without any of the first three nothing is
     scanned, unless a plug-in does it."""
 

@@ -23,7 +23,7 @@ class UserDirectoryOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Search:
+class SearchOptions:
     """Search."""
 
     enable_search: bool = option(

@@ -12,7 +12,7 @@ from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
 from homeserver.config.media import (
     MediaDeletionOptions,
-    MediaObjectStore,
+    MediaObjectStoreOptions,
     MediaUploadLimitOptions,
     ThumbnailSizeOptions,
 )
@@ -26,7 +26,7 @@ from homeserver.config.option import (
     required,
     section,
 )
-from homeserver.config.scanning import MediaScanning
+from homeserver.config.scanning import MediaScanningOptions
 
 
 def _check_server_name(name: str) -> str | None:
@@ -63,7 +63,7 @@ def _check_policy_key(key: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Name:
+class ServerNameOptions:
     """Server name and addresses."""
 
     server_name: str = required(
@@ -205,7 +205,7 @@ class NetworkOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Database:
+class DatabaseOptions:
     """The database."""
 
     name: Literal["sqlite3", "psycopg2"] = option(
@@ -268,10 +268,10 @@ class MediaRetentionOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
+class StorageOptions:
     """Database and files."""
 
-    database: Database = section(Database, "The database.")
+    database: DatabaseOptions = section(DatabaseOptions, "The database.")
     media_store_path: Path = option(
         Path("media_store"),
         "The folder for uploaded files. It must be on one file system, on a disk.",
@@ -282,8 +282,8 @@ class Storage:
         minimum=0,
         example="256M",
     )
-    media_object_store: MediaObjectStore = section(
-        MediaObjectStore,
+    media_object_store: MediaObjectStoreOptions = section(
+        MediaObjectStoreOptions,
         "An object store for files, such as S3, in addition to the folder or instead of it.",
     )
     max_upload_size: Size = option(
@@ -385,8 +385,8 @@ class Storage:
     media_deletion: MediaDeletionOptions = section(
         MediaDeletionOptions, "Deletion of files to which nothing refers any more."
     )
-    media_scanning: MediaScanning = section(
-        MediaScanning,
+    media_scanning: MediaScanningOptions = section(
+        MediaScanningOptions,
         "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off "
         "while none is named.",
     )
@@ -443,7 +443,7 @@ class OldKeyOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keys:
+class KeyOptions:
     """Signing keys."""
 
     signing_key_path: Path | None = option(

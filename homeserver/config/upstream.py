@@ -8,7 +8,7 @@ from typing import Literal
 from jinja2 import Environment, TemplateSyntaxError
 
 from federation.protocol.ids import is_server_name
-from homeserver.config.ldap import LDAPProvider, check_idp_id
+from homeserver.config.ldap import LDAPProviderOptions, check_idp_id
 from homeserver.config.option import JSON, Duration, Secret, option, required, section
 
 
@@ -38,7 +38,7 @@ def _check_icon(uri: str) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttributeRequirement:
+class AttributeRequirementOptions:
     """A condition on the claims or attributes of a user who logs in."""
 
     attribute: str = required("The claim or attribute.", example="groups")
@@ -49,7 +49,7 @@ class AttributeRequirement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JwtKey:
+class JwtKeyOptions:
     """A key that signs client secrets, as Sign in with Apple requires."""
 
     key: Secret = required("The private key, in PEM; or `key_file`.")
@@ -60,7 +60,7 @@ class JwtKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClaimTemplates:
+class ClaimTemplatesOptions:
     """Jinja2 templates that map claims to account data. `user` holds the claims."""
 
     subject_claim: str = option(
@@ -109,11 +109,11 @@ class ClaimMappingOptions:
     module: str | None = option(
         None, "Only the built-in templates are available.", not_implemented=True
     )
-    config: ClaimTemplates = section(ClaimTemplates, "The templates.")
+    config: ClaimTemplatesOptions = section(ClaimTemplatesOptions, "The templates.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OIDCProvider:
+class OIDCProviderOptions:
     """An OpenID Connect provider."""
 
     idp_id: str = required(
@@ -131,7 +131,7 @@ class OIDCProvider:
     issuer: str = required("Its issuer, as in its discovery document.", check=_check_url)
     client_id: str = required("The client id of this server at the provider.")
     client_secret: Secret | None = option(None, "The client secret.")
-    client_secret_jwt_key: JwtKey | None = option(
+    client_secret_jwt_key: JwtKeyOptions | None = option(
         None, "Or a key with which such secrets are made."
     )
     client_auth_method: Literal["client_secret_basic", "client_secret_post", "none"] = option(
@@ -196,7 +196,7 @@ class OIDCProvider:
     backchannel_logout_ignore_sub: bool = option(
         False, "Considers only the session that it names, and not the person."
     )
-    attribute_requirements: tuple[AttributeRequirement, ...] = option(
+    attribute_requirements: tuple[AttributeRequirementOptions, ...] = option(
         (),
         "Requirements on the claims of everybody who signs in.",
         example="[{attribute: groups, value: staff}]",
@@ -209,7 +209,7 @@ class OIDCProvider:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CAS:
+class CASOptions:
     """A CAS server (Central Authentication Service)."""
 
     enabled: bool = option(False, "Lets people sign in with it.")
@@ -243,7 +243,7 @@ class CAS:
     allow_existing_users: bool = option(
         False,
         "Gives a person the existing account with the name that CAS says. Synapse always does; "
-        "set `true` if accounts were taken over from there.",
+        "set `unaltered` if accounts were taken over from there.",
     )
     enable_registration: bool = option(True, "Makes accounts for people who have none.")
     allow_numeric_ids: bool = option(False, "Allows names of digits only.")
@@ -272,7 +272,7 @@ class SAMLMappingOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SAML2:
+class SAML2Options:
     """A SAML 2 identity provider."""
 
     enabled: bool = option(
@@ -292,7 +292,7 @@ class SAML2:
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(
-        None, "Or a Python file with them in `CONFIG`.", not_implemented=True
+        None, "Or a Python file with them in `CONFIG_TYPES`.", not_implemented=True
     )
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),
@@ -309,7 +309,7 @@ class SAML2:
     user_mapping_provider: SAMLMappingOptions = section(
         SAMLMappingOptions, "Mapping from attributes to accounts."
     )
-    attribute_requirements: tuple[AttributeRequirement, ...] = option(
+    attribute_requirements: tuple[AttributeRequirementOptions, ...] = option(
         (),
         "Requirements on the attributes of everybody who signs in.",
         example="[{attribute: userGroup, value: staff}]",
@@ -347,7 +347,7 @@ class SSOOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JWT:
+class JWTOptions:
     """Login with a token that another program signed (`org.matrix.login.jwt`)."""
 
     enabled: bool = option(False, "Lets people sign in with such tokens.")
@@ -371,7 +371,7 @@ class PluginOptions:
 class UpstreamOptions:
     """Identity providers."""
 
-    oidc_providers: tuple[OIDCProvider, ...] = option(
+    oidc_providers: tuple[OIDCProviderOptions, ...] = option(
         (),
         "Providers of OpenID Connect.",
         example=(
@@ -379,14 +379,16 @@ class UpstreamOptions:
             "client_id: matrix, client_secret: SECRET}]"
         ),
     )
-    ldap_providers: tuple[LDAPProvider, ...] = option(
+    ldap_providers: tuple[LDAPProviderOptions, ...] = option(
         (),
         "LDAP directories that check passwords.",
         example='[{uri: ["ldaps://ldap.example.org"], base: "ou=people,dc=example,dc=org"}]',
     )
-    cas_config: CAS = section(CAS, "A CAS server (Central Authentication Service).")
-    saml2_config: SAML2 = section(SAML2, "A SAML 2 identity provider.")
-    jwt_config: JWT = section(JWT, "Sign-in with a token that another program signed.")
+    cas_config: CASOptions = section(CASOptions, "A CAS server (Central Authentication Service).")
+    saml2_config: SAML2Options = section(SAML2Options, "A SAML 2 identity provider.")
+    jwt_config: JWTOptions = section(
+        JWTOptions, "Sign-in with a token that another program signed."
+    )
     plugins: tuple[PluginOptions, ...] = option(
         (),
         "Plug-ins that check passwords, or refuse accounts and sign-ins; see "

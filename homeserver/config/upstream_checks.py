@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from homeserver.config.read import Problem
-from homeserver.config.upstream import OIDCProvider, UpstreamOptions
+from homeserver.config.upstream import OIDCProviderOptions, UpstreamOptions
 from homeserver.config.yaml_text import Place
 
 
@@ -59,7 +59,7 @@ def _check_saml_metadata(metadata: object) -> Iterator[Problem]:
         )
 
 
-def _check_oidc(provider: OIDCProvider, place: Place) -> Iterator[Problem]:
+def _check_oidc(provider: OIDCProviderOptions, place: Place) -> Iterator[Problem]:
     if not provider.discover:
         needed = ["authorization_endpoint", "token_endpoint"]
         needed.append("jwks_uri" if "openid" in provider.scopes else "userinfo_endpoint")

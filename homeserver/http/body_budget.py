@@ -22,19 +22,19 @@ MAX_SECONDS: Final = 300.0
 RETRY_AFTER_MS: Final = 5_000
 
 
-class HeldBodies:
+class BodyBudget:
     """Counts buffered body bytes, for all listeners together."""
 
     def __init__(
         self,
         clock: IReactorTime,
         *,
-        most_of_one: int = MAX_BYTES_PER_ADDRESS,
-        most: int = MAX_BYTES,
+        max_per_address: int = MAX_BYTES_PER_ADDRESS,
+        max_total: int = MAX_BYTES,
     ) -> None:
         self.clock = clock
-        self._max_per_address = most_of_one
-        self._max_total = most
+        self._max_per_address = max_per_address
+        self._max_total = max_total
         self._by_address: dict[str, int] = {}
         self._total = 0
 
@@ -43,7 +43,7 @@ class HeldBodies:
         """The number of bytes that are counted now."""
         return self._total
 
-    def begin(self, address: str) -> "BodyReservation":
+    def reserve(self, address: str) -> "BodyReservation":
         """Start to count a long body from `address`."""
         return BodyReservation(self, address_key(address))
 
@@ -76,7 +76,7 @@ class BodyReservation:
 
     __slots__ = ("_key", "_size", "_started_at", "_total")
 
-    def __init__(self, bodies: HeldBodies, key: str) -> None:
+    def __init__(self, bodies: BodyBudget, key: str) -> None:
         self._total = bodies
         self._key = key
         self._size = 0

@@ -181,7 +181,7 @@ class MatrixChannel(Connection):
         self._parser = None
         self._refused = True
         if exchange is not None:
-            exchange.lost()
+            exchange.on_disconnect()
 
     # Called by an exchange.
 
@@ -304,7 +304,7 @@ class MatrixChannel(Connection):
         if isinstance(reading, PipelinedRequest):
             reading.pieces.append(data)
         elif reading is not None:
-            reading.take(data)
+            reading.add_body(data)
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -312,7 +312,7 @@ class MatrixChannel(Connection):
         if self._refused or reading is None:
             return
         if isinstance(reading, PipelinedRequest):
-            reading.is_whole = True
+            reading.is_complete = True
         else:
             reading.run()
 
@@ -351,7 +351,9 @@ class MatrixChannel(Connection):
         exchange.begin(head, length)
         if self._refused:
             return None
-        if head.takes_chunks and (expected := head.last.get(b"expect")):  # HTTP/1.0 has no Expect
+        if head.accepts_chunks and (
+            expected := head.by_name.get(b"expect")
+        ):  # HTTP/1.0 has no Expect
             if expected.lower() != b"100-continue":
                 self._end(unknown_expectation_response())
                 return None
@@ -375,8 +377,8 @@ class MatrixChannel(Connection):
                 if exchange is None:
                     break
                 for piece in waiting.pieces:
-                    exchange.take(piece)
-                if waiting.is_whole:
+                    exchange.add_body(piece)
+                if waiting.is_complete:
                     exchange.run()
                 elif self._reading is waiting:
                     self._reading = exchange
@@ -412,7 +414,7 @@ class MatrixChannel(Connection):
             return
         exchange, self._exchange, self._reading = self._exchange, None, None
         if exchange is not None:
-            exchange.lost()
+            exchange.on_disconnect()
         self.send(answer)
         self.refuse()
 

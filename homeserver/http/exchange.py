@@ -15,7 +15,7 @@ class Exchange(Protocol):
         """The headers have arrived. `length`: the declared length of the body, if any."""
         ...
 
-    def take(self, data: bytes) -> None:
+    def add_body(self, data: bytes) -> None:
         """A piece of the body has arrived."""
         ...
 
@@ -24,7 +24,7 @@ class Exchange(Protocol):
         responded."""
         ...
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """The client has disconnected."""
         ...
 
@@ -35,7 +35,7 @@ class PipelinedRequest(msgspec.Struct):
     head: RequestHead
     length: int | None
     pieces: list[bytes] = msgspec.field(default_factory=list)
-    is_whole: bool = False
+    is_complete: bool = False
 
 
 class Transport(Protocol):

@@ -55,7 +55,7 @@ class Task:
             self._awaited.cancel()
 
     @property
-    def has_ended(self) -> bool:
+    def is_done(self) -> bool:
         """Whether the coroutine has ended."""
         return self._awaited is None
 

@@ -49,7 +49,7 @@ _UNLIMITED: Final = Limit.NONE
 class TokenChecker(Protocol):
     """Finds the user of an access token."""
 
-    def recall(
+    def get_cached(
         self, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
         """Return what `get_requester` would, if it is cached; otherwise None."""
@@ -93,7 +93,7 @@ class SignatureChecker(Protocol):
         ...
 
 
-class PeerTurns(Protocol):
+class PeerAdmission(Protocol):
     """Limits how many requests of other servers run at once."""
 
     async def enter(self, server: ServerName) -> None:
@@ -124,18 +124,18 @@ class Guard:
         tokens: TokenChecker | None = None,
         appservices: AppserviceChecker | None = None,
         signatures: SignatureChecker | None = None,
-        turns: PeerTurns | None = None,
-        slow_turns: PeerTurns | None = None,
+        admission: PeerAdmission | None = None,
+        slow_admission: PeerAdmission | None = None,
         token_in_query: bool = True,
     ) -> None:
-        """`slow_turns`: the queue of long-polling requests, so that other requests of the same
+        """`slow_admission`: the queue of long-polling requests, so that other requests of the same
         server do not wait for them."""
         self._limiter = limiter
         self._tokens = tokens
         self._appservices = appservices
         self.signatures = signatures
-        self.turns = turns
-        self.slow_turns = slow_turns
+        self.admission = admission
+        self.slow_admission = slow_admission
         self._token_in_query = token_in_query
 
     def can_check(self, auth: Auth) -> bool:
@@ -149,7 +149,7 @@ class Guard:
                 return self._appservices is not None
         return self._tokens is not None
 
-    def recall_caller(
+    def find_cached_caller(
         self, declaration: Endpoint, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
         """Authenticate by a cached token of the header. Return None unless the caller is cached and
@@ -158,7 +158,7 @@ class Guard:
             return None
         # This is no application service's token: those are checked before a token is cached, and no
         # new application services appear later
-        caller = self._tokens.recall(token, client_ip, headers)
+        caller = self._tokens.get_cached(token, client_ip, headers)
         if (
             caller is None
             or caller.is_locked
@@ -243,7 +243,9 @@ class Guard:
             raise Forbidden("Only an application service may do this")
         return caller
 
-    def count(self, declaration: Endpoint, caller: Requester | None, client_ip: str) -> None:
+    def check_rate_limit(
+        self, declaration: Endpoint, caller: Requester | None, client_ip: str
+    ) -> None:
         """Count the request against its endpoint's rate limit. Raises `LimitExceeded`."""
         limit = declaration.limit
         if (

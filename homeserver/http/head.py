@@ -28,24 +28,24 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
     method: str
     uri: bytes
     keep_alive: bool
-    takes_chunks: bool
+    accepts_chunks: bool
     """Whether a body may be chunked. Otherwise (HTTP/1.0) only the end of the connection ends
     it."""
-    lines: list[tuple[bytes, bytes]]
+    headers: list[tuple[bytes, bytes]]
     """The headers as received."""
-    last: dict[bytes, bytes]
+    by_name: dict[bytes, bytes]
     """The last value of each header."""
     token: str | None = None
     """The token in the last `Authorization` header, if any."""
 
     def get(self, name: bytes) -> Sequence[bytes]:
         """Return the values of a header, in order."""
-        value = self.last.get(name)
+        value = self.by_name.get(name)
         if value is None:
             return NO_VALUES
-        if len(self.last) == len(self.lines):  # no header is repeated
+        if len(self.by_name) == len(self.headers):  # no header is repeated
             return (value,)
-        return [value for each, value in self.lines if each == name]
+        return [value for each, value in self.headers if each == name]
 
 
 def has_valid_host(
@@ -83,7 +83,7 @@ def strip_authority(uri: bytes) -> bytes:
 
 def find_cookies(head: RequestHead) -> tuple[tuple[str, str], ...]:
     """Return the cookies as pairs of name and value."""
-    if b"cookie" not in head.last:
+    if b"cookie" not in head.by_name:
         return ()
     pairs = (
         pair.partition("=")

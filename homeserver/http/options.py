@@ -32,11 +32,11 @@ class SiteOptions(msgspec.Struct, frozen=True):
     error_page: Callable[[MatrixError, str], Response] | None = None
     """Renders an error as a page, in the language of the given `Accept-Language`."""
 
-    def refuse(self, head: RequestHead, path: bytes, error: MatrixError) -> Response:
+    def make_error_response(self, head: RequestHead, path: bytes, error: MatrixError) -> Response:
         """Return the error response: a page for a browser that shows one, otherwise JSON."""
         if self.error_page is None or not is_page_request(head, path):
             return error_response(error)
-        return self.error_page(error, head.last.get(b"accept-language", b"").decode("latin-1"))
+        return self.error_page(error, head.by_name.get(b"accept-language", b"").decode("latin-1"))
 
     def find_client_ip(self, head: RequestHead, peer_address: str) -> str:
         """Return the client address, from the proxy's header if proxies are trusted."""
@@ -54,7 +54,7 @@ class SiteOptions(msgspec.Struct, frozen=True):
         """Return the request id that the proxy assigned, if any."""
         if self.request_id_header is None:
             return None
-        text = head.last.get(self.request_id_header.lower().encode(), b"").decode("latin-1")
+        text = head.by_name.get(self.request_id_header.lower().encode(), b"").decode("latin-1")
         return (
             text
             if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum()

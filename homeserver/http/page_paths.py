@@ -23,7 +23,7 @@ _PAGE: Final = re.compile(
 
 def is_page_request(head: RequestHead, path: bytes) -> bool:
     """Return whether a browser shows the response as a page."""
-    return _PAGE.match(path) is not None and b"text/html" in head.last.get(b"accept", b"")
+    return _PAGE.match(path) is not None and b"text/html" in head.by_name.get(b"accept", b"")
 
 
 def allows_cors(path: bytes) -> bool:

@@ -27,7 +27,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 from msgspec import inspect as kinds
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import Peer, RequestContext
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
@@ -154,7 +154,7 @@ class Binding(msgspec.Struct, frozen=True):
     positional: tuple[Any, ...]
     """The types of the positional parameters: services, and special types that the request fills
     in."""
-    filled_in: tuple[tuple[int, object], ...]
+    filled_positions: tuple[tuple[int, object], ...]
     """The positions and types of the special types."""
     parsed_in_path: tuple[_Parameter, ...]
     """The path parameters that are not plain text."""
@@ -163,7 +163,7 @@ class Binding(msgspec.Struct, frozen=True):
     takes_file: bool
     optional_in_path: frozenset[str]
 
-    def keywords(
+    def make_keywords(
         self, path_names: tuple[str, ...], path_values: list[str], query: bytes
     ) -> dict[str, object]:
         """Return the keyword arguments of a request, without `body`. Raises `InvalidParam`,
@@ -296,7 +296,9 @@ def bind(declaration: Endpoint) -> Binding:
     )
     return Binding(
         positional=tuple(positional),
-        filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
+        filled_positions=tuple(
+            (at, each) for at, each in enumerate(positional) if each in _FILLED_IN
+        ),
         parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
         # unauthenticated requests carry secrets: codes, sessions, secrets of a browser
         query=_QueryReader(
@@ -357,7 +359,7 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
         for extra in extras:
-            if isinstance(extra, Names):
+            if isinstance(extra, QueryNames):
                 wire_names = extra.names
     hint, _ = _without_none(hint)
     repeated = get_origin(hint) is list

@@ -67,7 +67,7 @@ class PathTable(Generic[T]):
         self._literal_paths: dict[bytes, _Node[T]] = {}
         """The nodes of paths without parameters, found without splitting."""
 
-    def node(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
+    def add(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
         """Return the node of a declared path, and create it if needed. The caller sets its
         `leaf`."""
         node = self._root

@@ -16,7 +16,7 @@ from federation.protocol.errors import LimitExceeded
 from homeserver.api.limits import Limit
 
 
-class Counted(NamedTuple):
+class CountedAction(NamedTuple):
     """A bucket, and the number of tokens that an action takes from it."""
 
     limit: Limit
@@ -54,12 +54,12 @@ class RateLimiter:
         configured one."""
         self._take(limit, key, cost, cost, rate)
 
-    def check_only(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:
+    def check_without_counting(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:
         """Raise `LimitExceeded` if an action would exceed the limit, but count nothing: for limits
         that count only failures."""
         self._take(limit, key, 1, 0, rate)
 
-    def check_then_count(self, limit: Limit, key: str, cost: float) -> None:
+    def check_one_count_many(self, limit: Limit, key: str, cost: float) -> None:
         """Raise `LimitExceeded` if the bucket is empty; otherwise count `cost`, even if it is more
         than the bucket holds. So a large action is always possible, and the next one waits
         longer."""
@@ -68,28 +68,28 @@ class RateLimiter:
     def room(self, limit: Limit, key: str) -> int:
         """Return how many actions the limit allows now; without a limit, any number."""
         buckets = self._buckets.get(limit)
-        return sys.maxsize if buckets is None else buckets.room(key)
+        return sys.maxsize if buckets is None else buckets.count_tokens(key)
 
     @contextmanager
-    def counting(self, limit: Limit, key: str) -> Iterator[None]:
+    def count_unless_failed(self, limit: Limit, key: str) -> Iterator[None]:
         """Count an action, and refund it if the body raises anything. Raises LimitExceeded."""
         self.check(limit, key)
         try:
             yield
         except BaseException:
-            self.give_back(limit, key)
+            self.refund(limit, key)
             raise
 
     @contextmanager
-    def counting_failures(self, limit: Limit, key: str) -> Iterator[None]:
+    def count_unless_succeeded(self, limit: Limit, key: str) -> Iterator[None]:
         """Count an action, and refund it if it succeeds. Until then it counts, so concurrent
         attempts are limited too. Raises LimitExceeded."""
         self.check(limit, key)
         yield
-        self.give_back(limit, key)
+        self.refund(limit, key)
 
     @contextmanager
-    def attempting(self, counted: Sequence[Counted]) -> Iterator[Attempt]:
+    def attempt(self, counted: Sequence[CountedAction]) -> Iterator[Attempt]:
         """Count an attempt in all of these buckets or in none, before its outcome is known, so that
         concurrent attempts count. Refund it at the end, even after an exception, unless
         `Attempt.fail` was called. Raises LimitExceeded."""
@@ -103,7 +103,7 @@ class RateLimiter:
         finally:
             if not attempt.has_failed:
                 for limit, key, cost in counted:
-                    self.give_back(limit, key, cost)
+                    self.refund(limit, key, cost)
 
     def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count an action that has already happened, even if it exceeds the limit."""
@@ -127,12 +127,12 @@ class RateLimiter:
     def _make_buckets(self, rate: Rate) -> TokenBuckets:
         return TokenBuckets(self._clock.seconds, rate, max_buckets=self._max_buckets)
 
-    def give_back(self, limit: Limit, key: str, cost: float = 1.0) -> None:
+    def refund(self, limit: Limit, key: str, cost: float = 1.0) -> None:
         """Refund a counted action."""
         if (buckets := self._buckets.get(limit)) is not None:
             buckets.give_back(key, cost)
 
-    def forget(self, limit: Limit, key: str) -> None:
+    def reset(self, limit: Limit, key: str) -> None:
         """Fill the bucket: a successful login clears earlier failures."""
         if (buckets := self._buckets.get(limit)) is not None:
             buckets.fill(key)

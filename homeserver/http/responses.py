@@ -1,8 +1,8 @@
 """Response bodies, and the errors of the site.
 
 A handler returns a msgspec Struct, a mapping or a list, which is encoded as JSON; `bytes` or
-`msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A `File`
-body is streamed as it is read, a `Pieces` body as it is made.
+`msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A `FileBody`
+body is streamed as it is read, a `StreamedBody` body as it is made.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from federation.api.responses import File as File
-from federation.api.responses import Pieces as Pieces
+from federation.api.responses import FileBody as FileBody
+from federation.api.responses import FileSource as FileSource
 from federation.api.responses import Response as Response
-from federation.api.responses import Source as Source
+from federation.api.responses import StreamedBody as StreamedBody
 from federation.protocol.errors import LimitExceeded, MatrixError
 
 Json = Mapping[str, object]
@@ -54,7 +54,7 @@ class RequestCancelled(MatrixError):
     status, default_text = 503, "The server cancelled this request; try again"
 
 
-class Bug(MatrixError):
+class InternalServerError(MatrixError):
     """An unexpected exception, which is a bug."""
 
     status = 500

@@ -81,7 +81,7 @@ class IncomingRequest(Protocol):
         """Return the body, if it is no file."""
         ...
 
-    def let_in(self) -> None:
+    def admit(self) -> None:
         """The request was authenticated and admitted: stop counting its body against the budget."""
         ...
 
@@ -186,8 +186,8 @@ class Router:
             return self._call_as_peer(match, incoming)
         head = incoming.head
         if head.token is not None:
-            caller = self._guard.recall_caller(
-                declaration, head.token, incoming.client_ip, head.last
+            caller = self._guard.find_cached_caller(
+                declaration, head.token, incoming.client_ip, head.by_name
             )
             if caller is not None:
                 return self._call_handler(match, incoming, caller, None)
@@ -195,7 +195,7 @@ class Router:
 
     async def _call_as_user(self, match: Match, incoming: IncomingRequest) -> object:
         """Authenticate the user, then call the handler."""
-        route, authorization = match.route, incoming.head.last.get(b"authorization")
+        route, authorization = match.route, incoming.head.by_name.get(b"authorization")
         caller = await self._guard.find_caller(
             route.declaration,
             None if authorization is None else authorization.decode("utf-8", "replace"),
@@ -215,7 +215,11 @@ class Router:
             address_key(incoming.client_ip),
         )
         incoming.record.caller = peer.server_name
-        turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns
+        turns = (
+            self._guard.slow_admission
+            if match.route.declaration.long_poll
+            else self._guard.admission
+        )
         if turns is None:
             return await self._call_handler(match, incoming, None, peer)
         await turns.enter(peer.server_name)
@@ -232,17 +236,17 @@ class Router:
         if caller is not None:
             incoming.record.caller = caller.user_id
         if route.is_limited:
-            self._guard.count(route.declaration, caller, incoming.client_ip)
-        incoming.let_in()
+            self._guard.check_rate_limit(route.declaration, caller, incoming.client_ip)
+        incoming.admit()
         binding = route.binding
-        keywords = binding.keywords(route.names, match.values, incoming.query)
+        keywords = binding.make_keywords(route.names, match.values, incoming.query)
         if binding.decode_body is not None:
             keywords["body"] = binding.decode_body(incoming.read_body())
         elif binding.takes_file:
             keywords["body"] = incoming.file
         handler = route.declaration.handler
         positional = list(self._services[handler])
-        for at, kind in binding.filled_in:
+        for at, kind in binding.filled_positions:
             positional[at] = (
                 caller if kind is Requester else peer if kind is Peer else incoming.make_context()
             )
@@ -276,7 +280,7 @@ def _read(
         endpoints.append((declaration, binding))
         for path in declaration.paths:
             names = tuple(segment[1:-1] for segment in path.split("/") if segment.startswith("{"))
-            node = table.node(path, may_be_empty=binding.optional_in_path)
+            node = table.add(path, may_be_empty=binding.optional_in_path)
             if node.leaf is None:
                 node.leaf = {}
             if declaration.method in node.leaf:

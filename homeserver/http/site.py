@@ -33,7 +33,7 @@ from federation.protocol.errors import (
     TooLarge,
     Unrecognized,
 )
-from homeserver.http.body_budget import FREE_BYTES, BodyReservation, HeldBodies
+from homeserver.http.body_budget import FREE_BYTES, BodyBudget, BodyReservation
 from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, is_worth_compressing
 from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
@@ -44,13 +44,13 @@ from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import allows_cors
 from homeserver.http.responses import (
     JSON_TYPE,
-    Bug,
     DatabaseNotReachable,
-    File,
-    Pieces,
+    FileBody,
+    InternalServerError,
     RemoteServerFailed,
     RequestCancelled,
     Response,
+    StreamedBody,
     encode_body,
 )
 from homeserver.http.router import Match, MethodNotAllowedHere, Router
@@ -139,7 +139,7 @@ class MatrixRequest:
                 self._refusal or TooLarge(f"The body may have at most {self._limit} bytes")
             )
 
-    def take(self, data: bytes) -> None:
+    def add_body(self, data: bytes) -> None:
         """Store a piece of the body, or refuse a body that became too long."""
         if self._finished:
             return
@@ -162,7 +162,7 @@ class MatrixRequest:
                 self._site.router.check_head(
                     self._match, self.head.get(b"authorization"), self.head.uri
                 )
-                self._reservation = self._site.bodies.begin(self._find_client_ip())
+                self._reservation = self._site.body_budget.reserve(self._find_client_ip())
             self._reservation.add(size)
         except MatrixError as error:
             self._refuse_body(error)
@@ -192,18 +192,18 @@ class MatrixRequest:
                 self.file.seek(0)
             self._task = start_coroutine(self._serve(self._match))
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """The client has disconnected: release the request, and cancel its handler if that is
         allowed."""
         self._lost = True
         if self._task is None:
-            self.let_in()
+            self.admit()
             if self.file is not None:
                 self.file.close()
         if self._has_started and not self._finished:
             self.record.status = DISCONNECTED
             self.record.sent = 0 if self._sending is None else self._sending.sent
-            self._site.observed(self.record)
+            self._site.record(self.record)
             if self._sending is not None:
                 self._sending.stopProducing()
             if (
@@ -239,7 +239,7 @@ class MatrixRequest:
     def _refuse_body(self, refusal: MatrixError) -> None:
         self._begin()
         self._chunks.clear()
-        self.let_in()
+        self.admit()
         if self.file is not None:
             self.file.close()
         self._channel.refuse()
@@ -251,9 +251,9 @@ class MatrixRequest:
             answer = await self._site.router.call(match, self)
             if not isinstance(answer, Response):
                 self._respond_json(answer)
-            elif isinstance(answer.body, File):
+            elif isinstance(answer.body, FileBody):
                 await self._respond_file(answer, answer.body)
-            elif isinstance(answer.body, Pieces):
+            elif isinstance(answer.body, StreamedBody):
                 await self._respond_pieces(answer, answer.body)
             else:
                 self._respond(answer)
@@ -275,13 +275,13 @@ class MatrixRequest:
         except Exception:
             self._respond_bug()
         finally:
-            self.let_in()
+            self.admit()
             if self.file is not None:
                 self.file.close()
 
     # Called by the router.
 
-    def let_in(self) -> None:
+    def admit(self) -> None:
         if self._reservation is not None:
             self._reservation.release()
 
@@ -297,7 +297,7 @@ class MatrixRequest:
             head.method,
             head.uri,
             self.client_ip,
-            head.last,
+            head.by_name,
             self._header(b"Content-Type") or "" if self.file is not None else "",
             self._received,
             self._is_secure(),
@@ -306,7 +306,7 @@ class MatrixRequest:
 
     def _is_secure(self) -> bool:
         if self._site.options.x_forwarded:
-            proto = self.head.last.get(b"x-forwarded-proto")
+            proto = self.head.by_name.get(b"x-forwarded-proto")
             if proto:
                 return proto.strip().lower() == b"https"
         return self._channel.is_secure
@@ -318,10 +318,10 @@ class MatrixRequest:
 
     def _respond_bug(self) -> None:
         self._site.log.failure("request {request_id} failed", request_id=self.record.request_id)
-        self._respond_error(Bug(self.record.request_id))
+        self._respond_error(InternalServerError(self.record.request_id))
 
     def _respond_error(self, error: MatrixError) -> None:
-        response = self._site.options.refuse(self.head, self._path, error)
+        response = self._site.options.make_error_response(self.head, self._path, error)
         if isinstance(error, MethodNotAllowedHere):
             response = Response(
                 response.status, {**response.headers, "Allow": error.allow}, response.body
@@ -339,7 +339,7 @@ class MatrixRequest:
         ):
             self._respond(Response(_OK, _NO_HEADERS, body))
         elif not self._lost:
-            head = site.heads.usual_at(site.clock.seconds())
+            head = site.heads.json_head_at(site.clock.seconds())
             self._channel.send(b"%b%d\r\n\r\n%b" % (head, len(body), body))
             self._on_sent(200, len(body))
 
@@ -356,7 +356,7 @@ class MatrixRequest:
                 block += b"Content-Encoding: gzip\r\n"
         self._write(response.status, block, body)
 
-    async def _respond_file(self, response: Response, file: File) -> None:
+    async def _respond_file(self, response: Response, file: FileBody) -> None:
         """Send a file, the requested range of it, or 304 if the client has it."""
         try:
             block, _ = header_lines(response.headers, is_open=allows_cors(self._path))
@@ -387,7 +387,7 @@ class MatrixRequest:
         finally:
             file.source.close()
 
-    async def _respond_pieces(self, response: Response, body: Pieces) -> None:
+    async def _respond_pieces(self, response: Response, body: StreamedBody) -> None:
         """Send a body that is made while it is sent. A single piece is sent at once, with its
         length."""
         first = await anext(body.pieces, b"")
@@ -398,7 +398,7 @@ class MatrixRequest:
         if self._lost:
             return
         block, _ = header_lines(response.headers, is_open=allows_cors(self._path))
-        in_chunks = self.head.takes_chunks
+        in_chunks = self.head.accepts_chunks
         if not in_chunks:
             self._channel.persistent = False
         head = self._head(
@@ -453,7 +453,7 @@ class MatrixRequest:
             )
 
     def _header(self, name: bytes) -> str | None:
-        value = self.head.last.get(name.lower())
+        value = self.head.by_name.get(name.lower())
         return None if value is None else value.decode("latin-1")
 
     def _header_lines(self, name: bytes) -> list[str]:
@@ -471,7 +471,7 @@ class MatrixRequest:
 
     def _head(self, status: int, block: bytes, length: bytes) -> bytes:
         """Return the response head. `length` is the header line that says where the body ends."""
-        date = self._site.heads.date_at(self._site.clock.seconds())
+        date = self._site.heads.date_line_at(self._site.clock.seconds())
         connection = b"" if self._channel.persistent else b"Connection: close\r\n"
         return b"%b%b%b%b%b\r\n" % (status_line(status), date, block, length, connection)
 
@@ -479,7 +479,7 @@ class MatrixRequest:
         self._finished = True
         record = self.record
         record.status, record.sent = status, sent
-        self._site.observed(record)
+        self._site.record(record)
         self._channel.done()
 
 
@@ -497,15 +497,15 @@ class Site(ServerFactory):
         metrics: HttpMetrics,
         access_log: AccessLog,
         next_request_id: Callable[[], str],
-        bodies: HeldBodies | None = None,
+        body_budget: BodyBudget | None = None,
         options: SiteOptions | None = None,
     ) -> None:
-        """`bodies`: shared by all sites of a server."""
+        """`body_budget`: shared by all sites of a server."""
         self.router = router
         self.clock = clock
         self.metrics = metrics
         self.options = options or SiteOptions()
-        self.bodies = bodies or HeldBodies(clock)
+        self.body_budget = body_budget or BodyBudget(clock)
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
@@ -534,7 +534,7 @@ class Site(ServerFactory):
             self._found[method, path] = match
         return match
 
-    def observed(self, record: AccessRecord) -> None:
+    def record(self, record: AccessRecord) -> None:
         """Count and log a request that has just ended."""
         record.ended = self.clock.seconds()
         self.metrics.finished(record)

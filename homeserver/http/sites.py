@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from federation.protocol.errors import MatrixError
 from homeserver.config.configuration import Config
 from homeserver.config.server import ListenerOptions
-from homeserver.http.body_budget import HeldBodies
+from homeserver.http.body_budget import BodyBudget
 from homeserver.http.listeners import (
     TcpListener,
     TlsContext,
@@ -58,7 +58,7 @@ class Sites:
         self._spool = spool
         self._error_page = error_page
         self._request_ids = make_request_ids()
-        self._bodies = HeldBodies(clock)
+        self._bodies = BodyBudget(clock)
 
     def make(self, listener: ListenerOptions) -> Site:
         """Return the site of one listener."""
@@ -82,7 +82,7 @@ class Sites:
             metrics=self._metrics,
             access_log=self._access_log,
             next_request_id=self._request_ids.__next__,
-            bodies=self._bodies,
+            body_budget=self._bodies,
             options=SiteOptions(
                 resources=resources,
                 x_forwarded=listener.x_forwarded,

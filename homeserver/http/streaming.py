@@ -12,7 +12,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from zope.interface import implementer
 
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.responses import Source
+from homeserver.http.responses import FileSource
 
 PIECE_BYTES: Final = 1 << 17
 STALL_SECONDS: Final = 120
@@ -100,7 +100,7 @@ class ResponseStream:
             timer.cancel()
 
 
-async def read_pieces(source: Source, start: int, end: int) -> AsyncIterator[bytes]:
+async def read_pieces(source: FileSource, start: int, end: int) -> AsyncIterator[bytes]:
     """Read a range of a source piece by piece. Raises `StreamInterrupted` if the source is
     too short, and what reading raises."""
     position = start

@@ -35,14 +35,14 @@ class DatedHeads:
         self._line = b""
         self._usual_head = b""
 
-    def usual_at(self, seconds: float) -> bytes:
+    def json_head_at(self, seconds: float) -> bytes:
         """Return the head of a JSON response with status 200, up to the value of its length.
         `seconds`: since 1970."""
         if int(seconds) != self._second:
-            self.date_at(seconds)
+            self.date_line_at(seconds)
         return self._usual_head
 
-    def date_at(self, seconds: float) -> bytes:
+    def date_line_at(self, seconds: float) -> bytes:
         """Return the `Date` line. `seconds`: since 1970."""
         now = int(seconds)
         if now != self._second:

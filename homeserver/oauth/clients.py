@@ -8,13 +8,13 @@ from federation.protocol.errors import BadJson, NotJson
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
-from homeserver.services.oauth.clients import Clients
+from homeserver.services.oauth.clients import OAuthClients
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import REGISTER_PATH, OAuthMetadata
 
 
 @endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.CLIENT_REGISTRATION, max_body=32768)
-async def post_client(clients: Clients, metadata: OAuthMetadata, *, body: bytes) -> Response:
+async def post_client(clients: OAuthClients, metadata: OAuthMetadata, *, body: bytes) -> Response:
     """Register a client; return its metadata with its id."""
     metadata.check_enabled()
     try:

@@ -30,7 +30,7 @@ def parse_parameters(body: bytes) -> Mapping[str, str]:
     return found
 
 
-def wanted(parameters: Mapping[str, str], name: str) -> str:
+def require_parameter(parameters: Mapping[str, str], name: str) -> str:
     """Return a required parameter. Raises `OAuthError`."""
     value = parameters.get(name)
     if not value:

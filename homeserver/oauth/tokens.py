@@ -10,7 +10,7 @@ from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.oauth.parameters import MAX_BODY, parse_parameters, parse_service, wanted
+from homeserver.oauth.parameters import MAX_BODY, parse_parameters, parse_service, require_parameter
 from homeserver.services.oauth.clients import CODE_GRANT, DEVICE_GRANT, REFRESH_GRANT
 from homeserver.services.oauth.device_grants import INTERVAL_MS, LIFETIME_MS, DeviceGrants
 from homeserver.services.oauth.errors import OAuthError
@@ -37,26 +37,26 @@ async def post_token(
     """Issue tokens for an authorization code, a refresh token or a device code."""
     metadata.check_enabled()
     given = parse_parameters(body)
-    client_id = wanted(given, "client_id")
-    match wanted(given, "grant_type"):
+    client_id = require_parameter(given, "client_id")
+    match require_parameter(given, "grant_type"):
         case grant if grant == CODE_GRANT:
             code, redirect_uri, verifier = (
-                wanted(given, name) for name in ("code", "redirect_uri", "code_verifier")
+                require_parameter(given, name) for name in ("code", "redirect_uri", "code_verifier")
             )
             granted = await tokens.do_exchange_code(
                 client_id, code, redirect_uri, verifier, context.client_ip
             )
         case grant if grant == REFRESH_GRANT:
             granted = await tokens.do_refresh(
-                client_id, wanted(given, "refresh_token"), context.client_ip
+                client_id, require_parameter(given, "refresh_token"), context.client_ip
             )
         case grant if grant == DEVICE_GRANT:
             granted = await grants.do_exchange(
-                client_id, wanted(given, "device_code"), context.client_ip
+                client_id, require_parameter(given, "device_code"), context.client_ip
             )
         case _:
             raise OAuthError("unsupported_grant_type", "This grant_type is not supported")
-    return granted.answer()
+    return granted.response()
 
 
 @endpoint("POST", DEVICE_PATH, auth=Auth.NONE, limit=Limit.DEVICE_AUTHORIZATION, max_body=MAX_BODY)
@@ -66,7 +66,9 @@ async def post_device(
     """Begin a device authorization grant. spec: RFC 8628 section 3.2"""
     metadata.check_enabled()
     given = parse_parameters(body)
-    codes = await grants.do_ask(wanted(given, "client_id"), wanted(given, "scope"))
+    codes = await grants.do_create(
+        require_parameter(given, "client_id"), require_parameter(given, "scope")
+    )
     uri = metadata.base + LINK_PATH
     return {
         "device_code": codes.device_code,
@@ -85,7 +87,9 @@ async def post_revoke(
     """End a session by one of its tokens. Anybody with the token may do so, also a finder."""
     metadata.check_enabled()
     given = parse_parameters(body)
-    await tokens.do_revoke(wanted(given, "token"), given.get("client_id", ""), context.client_ip)
+    await tokens.do_revoke(
+        require_parameter(given, "token"), given.get("client_id", ""), context.client_ip
+    )
     return EMPTY
 
 
@@ -96,5 +100,5 @@ async def post_introspect(
     """Return owner and scope of a token, for services that the operator trusts."""
     metadata.check_enabled()
     given = parse_parameters(body)
-    tokens.check_trusted(*parse_service(context, given), context.client_ip)
-    return await tokens.introspect(wanted(given, "token"))
+    tokens.check_service(*parse_service(context, given), context.client_ip)
+    return await tokens.introspect(require_parameter(given, "token"))

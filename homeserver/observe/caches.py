@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 
-class Counted(Protocol):
+class CountedCache(Protocol):
     """A cache with hit and miss counts."""
 
     @property
@@ -36,10 +36,10 @@ class SizedCache(Protocol):
         ...
 
 
-class Entries:
+class UnsizedCache:
     """A cache whose size in bytes is not exported: it has none, or counts another unit."""
 
-    def __init__(self, cache: Counted) -> None:
+    def __init__(self, cache: CountedCache) -> None:
         self._cache = cache
 
     @property
@@ -59,7 +59,7 @@ class Entries:
 class CacheMetrics(Collector):
     """Metrics of caches."""
 
-    def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
+    def __init__(self, registry: CollectorRegistry, caches: Mapping[str, CountedCache]) -> None:
         self._caches = caches
         registry.register(self)
 

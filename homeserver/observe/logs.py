@@ -41,7 +41,7 @@ class LogFile:
         self._file.write(line)
         self._file.flush()
 
-    def write_soon(self, make_line: MakeLine) -> None:
+    def write_later(self, make_line: MakeLine) -> None:
         """Buffer a line until the next `write` or `flush`. It is formatted only then, so that no
         request waits for it."""
         self._buffer.append(make_line)

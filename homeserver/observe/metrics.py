@@ -145,7 +145,7 @@ class JobMetrics(Collector):
         self._jobs: dict[str, JobCounts] = {}
         registry.register(self)
 
-    def of(self, name: str) -> JobCounts:
+    def counts_of(self, name: str) -> JobCounts:
         """Return the counts of a job. Names are fixed."""
         return self._jobs.setdefault(name, JobCounts())
 

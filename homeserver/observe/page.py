@@ -13,7 +13,7 @@ from homeserver.observe.metrics import (
     SearchMetrics,
     TextMessageMetrics,
 )
-from homeserver.observe.push import PushMetrics, PushQueueMetrics, WaitingMetrics
+from homeserver.observe.push import PushMetrics, PushQueueMetrics, QueueMetrics
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.observe.sender import SenderMetrics
 
@@ -48,7 +48,7 @@ def write_metrics_page() -> str:
     SearchMetrics(registry)
     SenderMetrics(registry, dict)
     TextMessageMetrics(registry)
-    WaitingMetrics(registry)
+    QueueMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return _HEAD + "".join(
         f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} "

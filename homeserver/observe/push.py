@@ -88,7 +88,7 @@ class PushQueueMetrics(Collector):
             yield GaugeMetricFamily(f"mahalla_push_{name}", text, value=lengths.get(name, 0))
 
 
-class WaitingMetrics:
+class QueueMetrics:
     """Metrics that are counted in the database at intervals: pushers, and to-device messages not
     fetched yet."""
 
@@ -108,13 +108,13 @@ class WaitingMetrics:
             registry=registry,
         )
 
-    def counted_pushers(self, counts: Mapping[tuple[str, str], int]) -> None:
+    def set_pushers(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Set the number of pushers by kind and state."""
         for kind in ("http", "email"):
             for state in ("well", "failing"):
                 self._pushers.labels(kind, state).set(counts.get((kind, state), 0))
 
-    def counted_messages(self, local: int, remote: int) -> None:
+    def set_to_device_messages(self, local: int, remote: int) -> None:
         """Set the numbers of waiting to-device messages."""
         self._waiting.labels("local").set(local)
         self._waiting.labels("remote").set(remote)

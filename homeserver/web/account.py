@@ -20,12 +20,12 @@ from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.accounts.export import AccountExport
-from homeserver.services.accounts.self_service import OwnAccount, ProveAgain
+from homeserver.services.accounts.self_service import AccountSelfService, ReauthenticationRequired
 from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.audit.audit import Audit
 from homeserver.services.encryption.cross_signing_resets import CrossSigningResets
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.login.credential_epoch import ProofEnded
+from homeserver.services.login.credential_epoch import AuthenticationInvalidated
 from homeserver.services.oauth.metadata import (
     ACCOUNT_PATH,
     ACTIONS,
@@ -33,37 +33,37 @@ from homeserver.services.oauth.metadata import (
     DEACTIVATE,
     DEVICE_DELETE,
     DEVICE_VIEW,
-    OLDER_ACTIONS,
     PROFILE,
+    UNSTABLE_ACTIONS,
 )
 from homeserver.services.pages.languages import Language
 from homeserver.services.terms.consent import CONSENT_PATH
 from homeserver.services.threepids.email_validation import EmailValidation
 from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, ThreepidValidation
-from homeserver.services.tokens.secret_tokens import SecretText
-from homeserver.web.account_records import describe, detail_for_owner, moment
+from homeserver.services.tokens.secret_tokens import SecretGenerator
+from homeserver.web.account_records import describe_event, detail_for_owner, format_time
 from homeserver.web.error_texts import NoSuchSession, PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
-RECORDS_SHOWN: Final = 20
-RECORDS_OPEN: Final = 3
+MAX_RECORDS: Final = 20
+UNFOLDED_RECORDS: Final = 3
 """The records that are shown unfolded."""
 EXPORT_PATH: Final = "/_mahalla/account/export"
-PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
-ADDRESS: Final = "address"
+APPLICATION_PASSWORDS_PATH: Final = "/_mahalla/account/application_passwords"
+ADD_ADDRESS: Final = "address"
 """Own action: the view that the link in a validation e-mail leads to."""
-NUMBER: Final = "number"
+ADD_NUMBER: Final = "number"
 """Own action: the view that asks for a code."""
 _VIEWS: Final = {
     DEVICE_VIEW: "device",
     DEVICE_DELETE: "device",
     DEACTIVATE: "deactivate",
     CROSS_SIGNING_RESET: "reset",
-    ADDRESS: "address",
-    NUMBER: "number",
+    ADD_ADDRESS: "address",
+    ADD_NUMBER: "number",
 }
 
 _PRESERVED: Final = ("action", "device_id", "address", "sid", "client_secret")
@@ -81,7 +81,7 @@ class AccountPage:
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,
-        account: OwnAccount,
+        account: AccountSelfService,
         export: AccountExport,
         audit: Audit,
         resets: CrossSigningResets,
@@ -89,7 +89,7 @@ class AccountPage:
         validation: EmailValidation,
         validations: ThreepidValidation,
         phones: PhoneValidation,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         *,
         base_url: str,
         has_terms: bool,
@@ -126,7 +126,7 @@ class AccountPage:
             "deactivate": self._deactivate,
         }
 
-    async def answer(self, context: RequestContext, given: Fields) -> Response:
+    async def show(self, context: RequestContext, given: Fields) -> Response:
         """Return the requested view, or a redirect to sign in first."""
         session = await self._sessions.get(context)
         if session is None:
@@ -138,7 +138,7 @@ class AccountPage:
             fallback = {"action": PROFILE, "here": _link(given, "action", "device_id")}
             return await self._page(context, session, fallback, error=NoSuchSession())
 
-    async def press(self, context: RequestContext, fields: Fields) -> Response:
+    async def submit(self, context: RequestContext, fields: Fields) -> Response:
         """Handle a form of the page."""
         session = await self._sessions.get(context)
         if session is None:
@@ -150,12 +150,12 @@ class AccountPage:
             return await button(context, session, fields)
         except NotFound:
             return _done("session_ended")
-        except ProofEnded:
+        except AuthenticationInvalidated:
             return see_other(sign_in_link(ACCOUNT_PATH))
-        except ProveAgain:
+        except ReauthenticationRequired:
             cookie = await self._sessions.do_end(context)
             return see_other(
-                sign_in_link(_link(fields, *_PRESERVED), again=True), cookies=(cookie,)
+                sign_in_link(_link(fields, *_PRESERVED), reauthenticate=True), cookies=(cookie,)
             )
         except MatrixError as error:
             return await self._page(context, session, fields, error=error)
@@ -166,7 +166,7 @@ class AccountPage:
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
         body = msgspec.json.format(
-            msgspec.json.encode(await self._export.do_make(session.user_id, context.client_ip))
+            msgspec.json.encode(await self._export.do_export(session.user_id, context.client_ip))
         )
         headers = {
             "Content-Type": "application/json",
@@ -183,20 +183,20 @@ class AccountPage:
         *,
         error: MatrixError | None = None,
     ) -> Response:
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         action = given.get("action", "")
-        action = OLDER_ACTIONS.get(action, action)
+        action = UNSTABLE_ACTIONS.get(action, action)
         view = _VIEWS.get(action, "home")
         if view == "number" and not given.get("sid"):
             view = "home"  # no code was sent yet
-        overview = await self._account.look(session.user_id)
+        overview = await self._account.get_overview(session.user_id)
         token = self._forms.token(context)
         device = None
         if view == "device":
             device = await self._account.get_device(session.user_id, given.get("device_id", ""))
         fields: dict[str, object] = {
             "view": view,
-            "action": action if action in (*ACTIONS, ADDRESS, NUMBER) else "",
+            "action": action if action in (*ACTIONS, ADD_ADDRESS, ADD_NUMBER) else "",
             "path": ACCOUNT_PATH,
             "export_path": EXPORT_PATH,
             "terms_path": CONSENT_PATH if self._has_terms else "",
@@ -206,36 +206,38 @@ class AccountPage:
             "user_id": session.user_id,
             "overview": overview,
             "has_password": overview.has_password,
-            "programs_path": PROGRAMS_PATH if self._account.has_programs else "",
+            "programs_path": APPLICATION_PASSWORDS_PATH
+            if self._account.has_application_passwords
+            else "",
             "device": device,
-            "moment": moment,
+            "moment": format_time,
             "address": given.get("address", ""),
             "client_secret": given.get("client_secret", ""),
             "sid": given.get("sid", ""),
-            "may_add_numbers": self._phones.is_possible(ADD),
-            "may_add_addresses": self._validation.is_possible,
+            "may_add_numbers": self._phones.supports_purpose(ADD),
+            "may_add_addresses": self._validation.is_enabled,
             "records": [] if view != "home" else await self._records(session.user_id, language),
-            "records_open": RECORDS_OPEN,
+            "records_open": UNFOLDED_RECORDS,
             "reset_allowed": await self._resets.is_allowed(session.user_id),
             "problem": "" if error is None else explain(error, language),
             "done": "" if error is not None else _done_text(given.get("done", ""), language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make("account.html", language, fields, status, cookies=token.cookies)
+        return self._pages.render("account.html", language, fields, status, cookies=token.cookies)
 
     async def _records(self, user_id: UserID, language: Language) -> Sequence[tuple[str, str, str]]:
         """Return event, time, and place of the newest records."""
         return [
             (
-                describe(record, language),
-                moment(record.ts),
+                describe_event(record, language),
+                format_time(record.ts),
                 " · ".join(
                     each
                     for each in (detail_for_owner(record), record.device_id, record.address)
                     if each
                 ),
             )
-            for record in await self._audit.get_records_for_owner(user_id, RECORDS_SHOWN)
+            for record in await self._audit.get_records_for_owner(user_id, MAX_RECORDS)
         ]
 
     async def _set_name(
@@ -258,16 +260,20 @@ class AccountPage:
     async def _end_others(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
-        await self._sessions.do_end_others(context, session.user_id, self._account.remove_sessions)
+        await self._sessions.do_end_other_sessions(
+            context, session.user_id, self._account.remove_sessions
+        )
         return _done("others_ended")
 
     async def _set_password(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
-        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        await self._account.check_authentication(
+            session, fields.get("old_password", ""), context.client_ip
+        )
         if fields.get("password", "") != fields.get("password_again"):
             raise PasswordsDiffer
-        end_others = self._sessions.ending_others(
+        end_others = self._sessions.end_other_sessions_write(
             context, session.user_id, self._account.remove_sessions
         )
         await self._account.do_set_password(
@@ -280,14 +286,14 @@ class AccountPage:
     ) -> Response:
         self._threepids.check_changes()
         secret, address = self._secret_text.session_id(), fields.get("address", "")
-        query = {"action": ADDRESS, "address": address, "client_secret": secret}
+        query = {"action": ADD_ADDRESS, "address": address, "client_secret": secret}
         await self._validation.do_request_token(
             ADD,
             address,
             secret,
             1,
             f"{self._base_url}{ACCOUNT_PATH}?{urlencode(query)}" if self._base_url else None,
-            self._pages.choose(context.languages),
+            self._pages.choose_language(context.languages),
             context.client_ip,
         )
         return see_other(f"{ACCOUNT_PATH}?{urlencode({**query, 'done': 'email'})}")
@@ -295,12 +301,14 @@ class AccountPage:
     async def _take_address(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
-        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        await self._account.check_authentication(
+            session, fields.get("old_password", ""), context.client_ip
+        )
         secret = fields.get("client_secret", "")
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(ADD, EMAIL, address, secret)
-        await self._threepids.do_take(
-            session.user_id, sid or "", secret, context.client_ip, session.era
+        await self._threepids.do_add_confirmed(
+            session.user_id, sid or "", secret, context.client_ip, session.epoch
         )
         return _done("address")
 
@@ -317,21 +325,30 @@ class AccountPage:
     ) -> Response:
         self._threepids.check_changes()
         secret = self._secret_text.session_id()
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         validation = await self._phones.do_request_token(
             ADD, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
         )
         # without the number, because URLs end up in logs
-        query = {"action": NUMBER, "sid": validation.sid, "client_secret": secret, "done": "code"}
+        query = {
+            "action": ADD_NUMBER,
+            "sid": validation.sid,
+            "client_secret": secret,
+            "done": "code",
+        }
         return see_other(f"{ACCOUNT_PATH}?{urlencode(query)}")
 
     async def _take_number(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
-        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        await self._account.check_authentication(
+            session, fields.get("old_password", ""), context.client_ip
+        )
         sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
-        await self._threepids.do_take(session.user_id, sid, secret, context.client_ip, session.era)
+        await self._threepids.do_add_confirmed(
+            session.user_id, sid, secret, context.client_ip, session.epoch
+        )
         return _done("number")
 
     async def _remove_number(
@@ -345,8 +362,10 @@ class AccountPage:
     async def _reset(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
-        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
-        await self._resets.do_allow(session.user_id, context.client_ip, session.era)
+        await self._account.check_authentication(
+            session, fields.get("old_password", ""), context.client_ip
+        )
+        await self._resets.do_allow(session.user_id, context.client_ip, session.epoch)
         return see_other(
             f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}"
         )
@@ -354,18 +373,20 @@ class AccountPage:
     async def _deactivate(
         self, context: RequestContext, session: BrowserSession, fields: Fields
     ) -> Response:
-        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        await self._account.check_authentication(
+            session, fields.get("old_password", ""), context.client_ip
+        )
         await self._account.do_deactivate(
             session, context.client_ip, erase=fields.get("erase") == "true"
         )
-        _ = self._pages.choose(context.languages).gettext
+        _ = self._pages.choose_language(context.languages).gettext
         texts = [
             _(
                 "All of its sessions have ended, and it is leaving its rooms. Nobody else can get "
                 "your Matrix ID."
             )
         ]
-        return self._pages.message(context, _("Your account is closed"), texts)
+        return self._pages.render_message(context, _("Your account is closed"), texts)
 
 
 def _link(given: Fields, *names: str) -> str:
@@ -428,7 +449,7 @@ async def get_account_page(
         "client_secret": client_secret,
         "done": done,
     }
-    return await page.answer(context, given)
+    return await page.show(context, given)
 
 
 @endpoint("POST", ACCOUNT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
@@ -436,8 +457,10 @@ async def post_account_page(
     page: AccountPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """A form of the page."""
-    fields = forms.read(context, body)
-    return pages.stale_form(context) if fields is None else await page.press(context, fields)
+    fields = forms.parse(context, body)
+    return (
+        pages.render_stale_form(context) if fields is None else await page.submit(context, fields)
+    )
 
 
 @endpoint("GET", EXPORT_PATH, auth=Auth.NONE)

@@ -49,10 +49,10 @@ class ApprovalsPage:
         if session is None:
             return see_other(sign_in_link(APPROVALS_PATH))
         if not session.is_admin:
-            _ = self._pages.choose(context.languages).gettext
+            _ = self._pages.choose_language(context.languages).gettext
             texts = [_("Sign in as an administrator of this server.")]
             link = (_("Sign in"), sign_in_link(APPROVALS_PATH))
-            return self._pages.message(
+            return self._pages.render_message(
                 context,
                 _("This page is for administrators"),
                 texts,
@@ -66,7 +66,7 @@ class ApprovalsPage:
         )
 
     async def _decide(self, session: BrowserSession, user_id: UserID, decision: str) -> Response:
-        waits = user_id in {each.user_id for each in await self._approvals.get_waiting(MOST_SHOWN)}
+        waits = user_id in {each.user_id for each in await self._approvals.get_awaiting(MOST_SHOWN)}
         done = "gone"
         try:
             if (
@@ -86,7 +86,7 @@ class ApprovalsPage:
         return see_other(f"{APPROVALS_PATH}?done={done}")
 
     async def _page(self, context: RequestContext, session: BrowserSession, done: str) -> Response:
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         _ = language.gettext
         results = {
             "approved": _("The account was approved."),
@@ -107,11 +107,11 @@ class ApprovalsPage:
                         "%Y-%m-%d %H:%M UTC"
                     ),
                 )
-                for each in await self._approvals.get_waiting(MOST_SHOWN)
+                for each in await self._approvals.get_awaiting(MOST_SHOWN)
             ],
             "done": results.get(done, ""),
         }
-        return self._pages.make("approvals.html", language, shown, cookies=token.cookies)
+        return self._pages.render("approvals.html", language, shown, cookies=token.cookies)
 
 
 @endpoint("GET", APPROVALS_PATH, auth=Auth.NONE)
@@ -127,5 +127,9 @@ async def post_approvals(
     page: ApprovalsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """A decision of an administrator."""
-    fields = forms.read(context, body)
-    return pages.stale_form(context) if fields is None else await page.answer(context, fields, "")
+    fields = forms.parse(context, body)
+    return (
+        pages.render_stale_form(context)
+        if fields is None
+        else await page.answer(context, fields, "")
+    )

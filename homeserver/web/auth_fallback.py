@@ -15,7 +15,7 @@ from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Ses
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
-from homeserver.services.login.uia import UIA, AuthData, Operation
+from homeserver.services.login.uia import UIA, AuthData, UIAOperation
 from homeserver.services.login.uia_stages import (
     DUMMY,
     EMAIL_IDENTITY,
@@ -23,16 +23,16 @@ from homeserver.services.login.uia_stages import (
     PASSWORD,
     RECAPTCHA,
     REGISTRATION_TOKEN,
-    THREEPID_PURPOSES,
+    THREEPID_OPERATIONS,
 )
 from homeserver.services.threepids.email_validation import EmailValidation
 from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.validation import EMAIL, ThreepidValidation
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
-from homeserver.web.pages import AUTH_DONE, CAPTCHA_FIELD, Pages, Widget
-from homeserver.web.upstream import called
+from homeserver.web.pages import AUTH_DONE, CAPTCHA_FIELD, Pages, ThirdPartyScript
+from homeserver.web.upstream import operation_name
 
 PATH: Final = "/_matrix/client/v3/auth/{stage}/fallback/web"
 STAGES: Final = {
@@ -57,8 +57,8 @@ class AuthFallbackPages:
         validation: EmailValidation,
         validations: ThreepidValidation,
         phones: PhoneValidation,
-        secret_text: SecretText,
-        captcha: Widget | None,
+        secret_text: SecretGenerator,
+        captcha: ThirdPartyScript | None,
     ) -> None:
         """`captcha`: the captcha of registration, if there is one."""
         self._captcha = captcha
@@ -70,7 +70,7 @@ class AuthFallbackPages:
         self._phones = phones
         self._secret_text = secret_text
 
-    async def answer(self, context: RequestContext, stage: str, session_id: str) -> Response:
+    async def show(self, context: RequestContext, stage: str, session_id: str) -> Response:
         """Return the page of a stage."""
         operation = await self._find(stage, session_id)
         return (
@@ -79,7 +79,7 @@ class AuthFallbackPages:
             else self._page(context, stage, session_id, operation)
         )
 
-    async def press(
+    async def submit(
         self, context: RequestContext, stage: str, session_id: str, fields: Mapping[str, str]
     ) -> Response:
         """Handle the form of a stage."""
@@ -92,24 +92,29 @@ class AuthFallbackPages:
             if stage == MSISDN_IDENTITY and "sid" not in fields:
                 return await self._send_code(context, session_id, operation, fields)
             auth = await self._auth(stage, operation, fields)
-            if not await self._uia.do_prove(session_id, stage, auth, context.client_ip):
+            if not await self._uia.do_complete_stage(session_id, stage, auth, context.client_ip):
                 return self._old(context)
         except MatrixError as error:
             return self._page(context, stage, session_id, operation, fields=fields, error=error)
-        return self._pages.make(
-            "upstream_done.html", self._pages.choose(context.languages), {}, script=AUTH_DONE
+        return self._pages.render(
+            "upstream_done.html",
+            self._pages.choose_language(context.languages),
+            {},
+            script=AUTH_DONE,
         )
 
-    async def _find(self, stage: str, session_id: str) -> Operation | None:
+    async def _find(self, stage: str, session_id: str) -> UIAOperation | None:
         operation = await self._uia.get_operation(session_id) if stage in STAGES else None
         if operation is None or (stage == PASSWORD and operation.user_id is None):
             return None
         if stage == RECAPTCHA and (self._captcha is None or operation.name != "POST register"):
             return None
         is_threepid = stage in (EMAIL_IDENTITY, MSISDN_IDENTITY)
-        return None if is_threepid and operation.name not in THREEPID_PURPOSES else operation
+        return None if is_threepid and operation.name not in THREEPID_OPERATIONS else operation
 
-    async def _auth(self, stage: str, operation: Operation, fields: Mapping[str, str]) -> AuthData:
+    async def _auth(
+        self, stage: str, operation: UIAOperation, fields: Mapping[str, str]
+    ) -> AuthData:
         """Return the auth data that a client would send for the stage."""
         if stage == PASSWORD:
             identifier = {"type": "m.id.user", "user": operation.user_id}
@@ -128,7 +133,7 @@ class AuthFallbackPages:
             return {"threepid_creds": {"sid": fields.get("sid", ""), "client_secret": secret}}
         address = fields.get("address", "").strip().lower()
         sid = await self._validations.find(
-            THREEPID_PURPOSES[operation.name], EMAIL, address, secret
+            THREEPID_OPERATIONS[operation.name], EMAIL, address, secret
         )
         return {"threepid_creds": {"sid": sid or "", "client_secret": secret}}
 
@@ -136,19 +141,19 @@ class AuthFallbackPages:
         self,
         context: RequestContext,
         session_id: str,
-        operation: Operation,
+        operation: UIAOperation,
         fields: Mapping[str, str],
     ) -> Response:
         address, secret = fields.get("address", "").strip(), self._secret_text.session_id()
         if not address:
             raise MissingParam("The address is missing")
         await self._validation.do_request_token(
-            THREEPID_PURPOSES[operation.name],
+            THREEPID_OPERATIONS[operation.name],
             address,
             secret,
             1,
             None,
-            self._pages.choose(context.languages),
+            self._pages.choose_language(context.languages),
             context.client_ip,
         )
         sent = {"address": address, "client_secret": secret}
@@ -158,18 +163,18 @@ class AuthFallbackPages:
         self,
         context: RequestContext,
         session_id: str,
-        operation: Operation,
+        operation: UIAOperation,
         fields: Mapping[str, str],
     ) -> Response:
         secret = self._secret_text.session_id()
         validation = await self._phones.do_request_token(
-            THREEPID_PURPOSES[operation.name],
+            THREEPID_OPERATIONS[operation.name],
             "",
             fields.get("number", ""),
             secret,
             1,
             None,
-            self._pages.choose(context.languages),
+            self._pages.choose_language(context.languages),
             context.client_ip,
         )
         sent = {"number": f"+{validation.number}", "sid": validation.sid, "client_secret": secret}
@@ -180,12 +185,12 @@ class AuthFallbackPages:
         context: RequestContext,
         stage: str,
         session_id: str,
-        operation: Operation,
+        operation: UIAOperation,
         *,
         fields: Mapping[str, str] | None = None,
         error: MatrixError | None = None,
     ) -> Response:
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         _ = language.gettext
         filled = fields or {}
         token = self._forms.token(context)
@@ -199,7 +204,7 @@ class AuthFallbackPages:
             "session_id": session_id,
             "form_token": token.text,
             "stage": STAGES[stage],
-            "what": called(operation.name),
+            "what": operation_name(operation.name),
             "user_id": operation.user_id or "",
             "address": filled.get("address", ""),
             "number": filled.get("number", ""),
@@ -209,19 +214,24 @@ class AuthFallbackPages:
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         widget = self._captcha if stage == RECAPTCHA else None
-        return self._pages.make(
-            "auth_fallback.html", language, shown, status, cookies=token.cookies, widget=widget
+        return self._pages.render(
+            "auth_fallback.html",
+            language,
+            shown,
+            status,
+            cookies=token.cookies,
+            third_party_script=widget,
         )
 
     def _old(self, context: RequestContext) -> Response:
-        _ = self._pages.choose(context.languages).gettext
+        _ = self._pages.choose_language(context.languages).gettext
         texts = [
             _(
                 "This page has expired, was already used, or was opened in another browser. Start "
                 "again in your app."
             )
         ]
-        return self._pages.message(
+        return self._pages.render_message(
             context, _("This link no longer works"), texts, HTTPStatus.BAD_REQUEST
         )
 
@@ -238,7 +248,7 @@ async def get_auth_fallback(
     page: AuthFallbackPages, context: RequestContext, *, stage: str, session: str = ""
 ) -> Response:
     """The page of a stage."""
-    return await page.answer(context, stage, session)
+    return await page.show(context, stage, session)
 
 
 @endpoint(
@@ -260,7 +270,7 @@ async def post_auth_fallback(
     body: bytes,
 ) -> Response:
     """The form of a stage."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
-    return await page.press(context, stage, fields.get("session", ""), fields)
+        return pages.render_stale_form(context)
+    return await page.submit(context, stage, fields.get("session", ""), fields)

@@ -12,17 +12,17 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registration
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.login.credential_epoch import ProofEnded
-from homeserver.services.oauth.addresses import origin_of
+from homeserver.services.login.credential_epoch import AuthenticationInvalidated
+from homeserver.services.oauth.addresses import csp_source
 from homeserver.services.oauth.authorization import (
     PARAMETERS,
     Authorization,
+    AuthorizationRefused,
     AuthorizationRequest,
-    Refused,
 )
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
-from homeserver.services.pages.external_links import shown_link
+from homeserver.services.pages.external_links import link_text
 from homeserver.services.pages.languages import Language
 from homeserver.services.terms.consent import Consents
 from homeserver.web.error_texts import explain
@@ -30,12 +30,12 @@ from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
-from homeserver.web.terms import lead_to_terms
+from homeserver.web.terms import redirect_to_terms
 
 _HINT: Final = "mxid:"
 
 
-class ConsentPage:
+class AuthorizationPage:
     """Makes the page and handles its form."""
 
     def __init__(
@@ -62,11 +62,11 @@ class ConsentPage:
         """Return the page for a request, or a redirect: to sign in first, or back to the client
         with the decision (`allow`, `deny`; None: not decided yet)."""
         self._metadata.check_enabled()
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         try:
             _check_once(context)
             request = await self._authorization.check(given)
-        except Refused as error:
+        except AuthorizationRefused as error:
             return await self._refuse(context, language, error)
         except OAuthError as error:
             return self._wrong(context, language, error)
@@ -77,17 +77,17 @@ class ConsentPage:
         again = decision is None and "login" in request.prompts
         if session is None or again:
             return see_other(
-                sign_in_link(here, request.login_hint.removeprefix(_HINT), again=again)
+                sign_in_link(here, request.login_hint.removeprefix(_HINT), reauthenticate=again)
             )
-        terms = await lead_to_terms(self._consents, session.user_id, here)
+        terms = await redirect_to_terms(self._consents, session.user_id, here)
         if terms is not None and decision != "deny":
             return terms
         if decision == "allow":
             try:
                 url = await self._authorization.do_allow(
-                    request, session.user_id, context.client_ip, session.era, session.origin
+                    request, session.user_id, context.client_ip, session.epoch, session.origin
                 )
-            except (ProofEnded, UserLocked, UserDeactivated):
+            except (AuthenticationInvalidated, UserLocked, UserDeactivated):
                 url = sign_in_link(here)
             return see_other(url)
         if decision == "deny":
@@ -105,7 +105,7 @@ class ConsentPage:
         session: BrowserSession,
     ) -> Response:
         token = self._forms.token(context)
-        target = request.returning.redirect_uri
+        target = request.target.redirect_uri
         fields: dict[str, object] = {
             "path": AUTHORIZE_PATH,
             "sign_out_path": SIGN_OUT_PATH,
@@ -115,22 +115,26 @@ class ConsentPage:
             "user_id": session.user_id,
             "client": request.client,
             "device_id": request.scope.device_id,
-            "target": shown_link(target),
+            "target": link_text(target),
         }
-        return self._pages.make(
-            "consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),)
+        return self._pages.render(
+            "consent.html",
+            language,
+            fields,
+            cookies=token.cookies,
+            form_targets=(csp_source(target),),
         )
 
     async def _refuse(
-        self, context: RequestContext, language: Language, error: Refused
+        self, context: RequestContext, language: Language, error: AuthorizationRefused
     ) -> Response:
         """Return to the client with an error. Users who are signed in with it are redirected;
         others get a link that shows its target, because anybody can register a client and would
         have an open redirect."""
-        url = self._authorization.refuse(error)
+        url = self._authorization.redirect_error(error)
         session = await self._sessions.get(context)
         if session is not None and await self._authorization.is_used(
-            error.returning.client_id, session.user_id
+            error.target.client_id, session.user_id
         ):
             return see_other(url)
         _ = language.gettext
@@ -138,7 +142,7 @@ class ConsentPage:
             context,
             language,
             error,
-            (_("Continue to %(host)s") % {"host": shown_link(error.returning.redirect_uri)}, url),
+            (_("Continue to %(host)s") % {"host": link_text(error.target.redirect_uri)}, url),
         )
 
     def _wrong(
@@ -148,13 +152,13 @@ class ConsentPage:
         error: OAuthError,
         link: tuple[str, str] | None = None,
     ) -> Response:
-        """Return the page for an invalid request. `link`: as for `Pages.message`."""
+        """Return the page for an invalid request. `link`: as for `Pages.render_message`."""
         _ = language.gettext
         texts = [
             explain(error, language),
             _("For the developers of the app: %(text)s") % {"text": f"{error.error}: {error.text}"},
         ]
-        return self._pages.message(
+        return self._pages.render_message(
             context, _("This app cannot sign you in"), texts, HTTPStatus.BAD_REQUEST, link=link
         )
 
@@ -178,7 +182,7 @@ def _without_prompt(given: Mapping[str, str]) -> dict[str, str]:
 
 @endpoint("GET", AUTHORIZE_PATH, auth=Auth.NONE)
 async def get_authorize(
-    page: ConsentPage,
+    page: AuthorizationPage,
     context: RequestContext,
     *,
     response_type: str = "",
@@ -211,11 +215,11 @@ async def get_authorize(
 
 @endpoint("POST", AUTHORIZE_PATH, auth=Auth.NONE, max_body=MAX_BODY)
 async def post_authorize(
-    page: ConsentPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+    page: AuthorizationPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """The user's decision."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     given = {name: fields[name] for name in PARAMETERS if fields.get(name)}
     return await page.answer(context, given, fields.get("decision"))

@@ -44,7 +44,7 @@ async def post_confirm_email(
 ) -> Response:
     """Confirm the address."""
     fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}
-    row = await validation.do_confirm(fields.get("sid", [""])[0], fields.get("token", [""])[0])
+    row = await validation.do_validate(fields.get("sid", [""])[0], fields.get("token", [""])[0])
     if row is None:
         return _page(pages, validation, context, None, "old", HTTPStatus.BAD_REQUEST)
     return _page(pages, validation, context, row, "done")
@@ -61,7 +61,7 @@ def _page(
     sid: str = "",
     token: str = "",
 ) -> Response:
-    next_link, next_host = (None if row is None else validation.next_of(row)) or ("", "")
+    next_link, next_host = (None if row is None else validation.get_next_link(row)) or ("", "")
     fields: dict[str, object] = {
         "state": state,
         "address": "" if row is None else row.address,
@@ -72,4 +72,4 @@ def _page(
         "sid": sid,
         "token": token,
     }
-    return pages.make(TEMPLATE, pages.choose(context.languages), fields, status)
+    return pages.render(TEMPLATE, pages.choose_language(context.languages), fields, status)

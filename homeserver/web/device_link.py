@@ -9,7 +9,7 @@ from federation.protocol.errors import LimitExceeded, UserDeactivated, UserLocke
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.login.credential_epoch import ProofEnded
+from homeserver.services.login.credential_epoch import AuthenticationInvalidated
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import LINK_PATH, OAuthMetadata
 from homeserver.services.terms.consent import Consents
@@ -17,10 +17,10 @@ from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
-from homeserver.web.terms import lead_to_terms
+from homeserver.web.terms import redirect_to_terms
 
 
-class LinkPage:
+class DeviceLinkPage:
     """Makes the page and handles its forms."""
 
     def __init__(
@@ -49,10 +49,10 @@ class LinkPage:
         here = f"{LINK_PATH}?{urlencode({'user_code': user_code[:40]})}" if user_code else LINK_PATH
         if session is None:
             return see_other(sign_in_link(here))
-        terms = await lead_to_terms(self._consents, session.user_id, here)
+        terms = await redirect_to_terms(self._consents, session.user_id, here)
         if terms is not None:
             return terms
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         _ = language.gettext
         fields: dict[str, object] = {
             "state": "ask",
@@ -87,11 +87,11 @@ class LinkPage:
                 client,
                 session.user_id,
                 context.client_ip,
-                session.era,
+                session.epoch,
                 session.origin,
                 allowed=allowed,
             )
-        except (ProofEnded, UserLocked, UserDeactivated):
+        except (AuthenticationInvalidated, UserLocked, UserDeactivated):
             return see_other(sign_in_link(here))
         return self._page(context, session, {**fields, "state": "allowed" if allowed else "denied"})
 
@@ -109,24 +109,26 @@ class LinkPage:
             "form_token": token.text,
             "user_id": session.user_id,
         }
-        language = self._pages.choose(context.languages)
-        return self._pages.make(
+        language = self._pages.choose_language(context.languages)
+        return self._pages.render(
             "link.html", language, {**common, **fields}, status, cookies=token.cookies
         )
 
 
 @endpoint("GET", LINK_PATH, auth=Auth.NONE)
-async def get_link(page: LinkPage, context: RequestContext, *, user_code: str = "") -> Response:
+async def get_link(
+    page: DeviceLinkPage, context: RequestContext, *, user_code: str = ""
+) -> Response:
     """The page for the code; or for the client, if the link has the code."""
     return await page.answer(context, user_code, None)
 
 
 @endpoint("POST", LINK_PATH, auth=Auth.NONE, max_body=MAX_BODY)
 async def post_link(
-    page: LinkPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+    page: DeviceLinkPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """Take the code or the decision."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     return await page.answer(context, fields.get("user_code", ""), fields.get("decision"))

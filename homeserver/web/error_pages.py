@@ -17,7 +17,7 @@ class ErrorPages:
 
     def make(self, error: MatrixError, languages: str) -> Response:
         """Return the page for an error. `languages`: the `Accept-Language` header."""
-        language = self._pages.choose(languages)
+        language = self._pages.choose_language(languages)
         _ = language.gettext
         fields: dict[str, object] = {
             "title": _("Error"),
@@ -25,5 +25,5 @@ class ErrorPages:
             "link": None,
         }
         answer = error_response(error)
-        page = self._pages.make("message.html", language, fields, answer.status)
+        page = self._pages.render("message.html", language, fields, answer.status)
         return Response(page.status, {**answer.headers, **page.headers}, page.body)

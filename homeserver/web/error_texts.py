@@ -27,18 +27,25 @@ from federation.protocol.errors import (
     UserSuspended,
     WeakPassword,
 )
-from homeserver.http.responses import Bug
-from homeserver.services.accounts.self_service import WrongProof
-from homeserver.services.login.application_passwords import NameTaken, TooMany
-from homeserver.services.login.approvals import BY_EMAIL
+from homeserver.http.responses import InternalServerError
+from homeserver.services.accounts.self_service import WrongPassword
+from homeserver.services.login.application_passwords import (
+    ApplicationPasswordNameInUse,
+    TooManyApplicationPasswords,
+)
+from homeserver.services.login.approvals import NOTICE_BY_EMAIL
 from homeserver.services.login.captcha import CaptchaUnavailable
-from homeserver.services.login.passwords import LONGEST_PASSWORD, PasswordLength, PasswordTooShort
+from homeserver.services.login.passwords import (
+    MAX_PASSWORD_LENGTH,
+    InvalidPasswordLength,
+    PasswordTooShort,
+)
 from homeserver.services.login.uia_stages import WrongRegistrationToken
-from homeserver.services.oauth.errors import InvalidClient, OAuthError, WrongRedirect
+from homeserver.services.oauth.errors import InvalidClient, InvalidRedirectURI, OAuthError
 from homeserver.services.pages.languages import ENGLISH, Language
 from homeserver.services.pages.languages import mark_for_translation as _
 from homeserver.services.profiles.profiles import NameNotAllowed
-from homeserver.services.threepids.email_validation import InvalidAddress
+from homeserver.services.threepids.email_validation import InvalidEmailAddress
 from homeserver.services.threepids.phone_validation import InvalidNumber, NumberDenied
 from homeserver.services.threepids.sms import MessageNotSent
 
@@ -47,7 +54,7 @@ class NoSuchSession(NotFound):
     """The requested session does not belong to the signed-in user."""
 
 
-class NotOffered(InvalidParam):
+class NotAnOption(InvalidParam):
     """A form has a value that its page does not offer."""
 
 
@@ -56,13 +63,16 @@ class PasswordsDiffer(MatrixError):
 
 
 TEXTS: Final[Sequence[tuple[type[MatrixError], str]]] = (
-    (WrongProof, _("The password is wrong.")),
+    (WrongPassword, _("The password is wrong.")),
     (CaptchaNeeded, _("Solve the captcha at the end of the form first.")),
     (CaptchaInvalid, _("Solve the captcha at the end of the form first.")),
     (CaptchaUnavailable, _("The captcha cannot be checked now. Try again later.")),
-    (NameTaken, _("You already have a password with this name. Choose another name.")),
     (
-        TooMany,
+        ApplicationPasswordNameInUse,
+        _("You already have a password with this name. Choose another name."),
+    ),
+    (
+        TooManyApplicationPasswords,
         _(
             "You have the maximum number of application passwords. Revoke one that you no "
             "longer need."
@@ -123,17 +133,17 @@ TEXTS: Final[Sequence[tuple[type[MatrixError], str]]] = (
             "button there."
         ),
     ),
-    (InvalidAddress, _("This is not a valid e-mail address.")),
-    (PasswordLength, _("A password must have 1 to %(count)s characters.")),
+    (InvalidEmailAddress, _("This is not a valid e-mail address.")),
+    (InvalidPasswordLength, _("A password must have 1 to %(count)s characters.")),
     (WrongRegistrationToken, _("This registration token is not valid.")),
-    (NotOffered, _("Choose one of the offered values.")),
+    (NotAnOption, _("Choose one of the offered values.")),
     (InvalidClient, _("This server does not know the app. Return to the app and sign in again.")),
-    (WrongRedirect, _("The app uses a return address that it did not register here.")),
+    (InvalidRedirectURI, _("The app uses a return address that it did not register here.")),
     (OAuthError, _("The app sent an invalid request. Return to the app and start again.")),
     (Unrecognized, _("This page does not exist.")),
     (NotFound, _("This page does not exist.")),
     (
-        Bug,
+        InternalServerError,
         _(
             "Something went wrong on this server. To report the problem to its "
             "administrators, give them this number: %(id)s"
@@ -163,7 +173,7 @@ def explain(error: MatrixError, language: Language) -> str:
 
 
 def _is_announced_by_email(error: UserAwaitingApproval) -> bool:
-    return error.fields.get("approval_notice_medium") == BY_EMAIL
+    return error.fields.get("approval_notice_medium") == NOTICE_BY_EMAIL
 
 
 def _values(error: MatrixError) -> Mapping[str, object]:
@@ -174,9 +184,9 @@ def _values(error: MatrixError) -> Mapping[str, object]:
             return {"minutes": max(1, -(-wait // 60_000)) if isinstance(wait, int) else 1}
         case PasswordTooShort():
             return {"count": error.shortest}
-        case PasswordLength():
-            return {"count": LONGEST_PASSWORD}
-        case Bug():
+        case InvalidPasswordLength():
+            return {"count": MAX_PASSWORD_LENGTH}
+        case InternalServerError():
             return {"id": error.fields["request_id"]}
         case _:
             return {}

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from federation.api.request import RequestContext
-from homeserver.services.login.browser_sessions import COOKIE
+from homeserver.services.login.browser_sessions import COOKIE_NAME
 from homeserver.services.login.cookies import Cookies
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 
 VISITOR_COOKIE: Final = "mahalla_visitor"
 TOKEN_FIELD: Final = "form_token"
@@ -36,7 +36,7 @@ class FormToken(msgspec.Struct, frozen=True):
 class Forms:
     """Makes and checks CSRF tokens."""
 
-    def __init__(self, cookies: Cookies, secret_text: SecretText) -> None:
+    def __init__(self, cookies: Cookies, secret_text: SecretGenerator) -> None:
         self._cookies = cookies
         self._secret_text = secret_text
 
@@ -48,7 +48,7 @@ class Forms:
         secret = self._secret_text.browser_token()
         return FormToken(_token_of(secret), (self._cookies.make(context, VISITOR_COOKIE, secret),))
 
-    def read(self, context: RequestContext, body: bytes) -> Mapping[str, str] | None:
+    def parse(self, context: RequestContext, body: bytes) -> Mapping[str, str] | None:
         """Parse a form; None if its token is missing, wrong or outdated."""
         try:
             pairs = parse_qsl(
@@ -67,7 +67,9 @@ class Forms:
         return fields if hmac.compare_digest(given, _token_of(secret).encode()) else None
 
     def _secret(self, context: RequestContext) -> str | None:
-        return self._cookies.find(context, COOKIE) or self._cookies.find(context, VISITOR_COOKIE)
+        return self._cookies.find(context, COOKIE_NAME) or self._cookies.find(
+            context, VISITOR_COOKIE
+        )
 
 
 def _token_of(secret: str) -> str:

@@ -39,7 +39,7 @@ class LandingPage:
             return self._redirect
         language = self._languages.choose(accept_language)
         if language.code not in self._made:
-            self._made[language.code] = self._pages.make("landing.html", language, self._fields)
+            self._made[language.code] = self._pages.render("landing.html", language, self._fields)
         return self._made[language.code]
 
 

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import parse_device_id
@@ -25,13 +25,13 @@ from homeserver.services.devices.devices import check_device_name
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.password_login import SignIn
-from homeserver.services.login.sessions import NewSession, session_answer
+from homeserver.services.login.sessions import NewSession, session_response
 from homeserver.services.upstream.identity import OfferedProviders
 from homeserver.services.upstream.login_buttons import icon_path
 from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages
-from homeserver.web.sign_in import as_name
+from homeserver.web.sign_in import parse_login_name
 from homeserver.web.upstream import REDIRECT_PATH
 
 PATH: Final = "/_matrix/static/client/login/"
@@ -67,7 +67,7 @@ class LoginFallbackPage:
     ) -> Response:
         """Make the page. `given`: the client's parameters, the fields of the form, and the login
         token of a user who returns from a provider."""
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         token = self._forms.token(context)
         forwarded = {name: given[name] for name in FORWARDED if given.get(name)}
         problem = ""
@@ -84,18 +84,18 @@ class LoginFallbackPage:
             "login_token": given.get("login_token", "") if error is None else "",
             "name": given.get("name", "")[:255],
             "takes_numbers": self._takes_numbers,
-            "has_password": self._sign_in.takes_passwords,
+            "has_password": self._sign_in.accepts_passwords,
             "buttons": self._buttons(forwarded),
             "problem": problem,
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make(
+        return self._pages.render(
             "login_fallback.html",
             language,
             fields,
             status,
             cookies=token.cookies,
-            leads_to=("https:", "http:"),
+            form_targets=("https:", "http:"),
         )
 
     async def do_sign_in(
@@ -106,10 +106,10 @@ class LoginFallbackPage:
             session = await self._begin(context, fields)
         except MatrixError as error:
             return self.make(context, fields, error=error)
-        answer = {**session_answer(session.user_id, session), **in_login}
+        answer = {**session_response(session.user_id, session), **in_login}
         script = _script(msgspec.json.encode(answer).decode())
-        language = self._pages.choose(context.languages)
-        return self._pages.make(
+        language = self._pages.choose_language(context.languages)
+        return self._pages.render(
             "login_fallback_done.html", language, {"user_id": session.user_id}, script=script
         )
 
@@ -119,13 +119,13 @@ class LoginFallbackPage:
         device_name = check_device_name(fields.get("initial_device_display_name") or None)
         token = fields.get("login_token", "")
         if token:
-            if not self._login_tokens.accepted:
+            if not self._login_tokens.is_enabled:
                 raise Forbidden("This server does not support login with a token")
             return await self._login_tokens.do_sign_in(
                 token, context.client_ip, device_id=device_id, device_name=device_name
             )
         return await self._sign_in.do_sign_in(
-            as_name(fields.get("name", "").strip()),
+            parse_login_name(fields.get("name", "").strip()),
             fields.get("password", ""),
             context.client_ip,
             device_id=device_id,
@@ -163,7 +163,7 @@ async def get_login_fallback(
     *,
     device_id: str = "",
     initial_device_display_name: str = "",
-    login_token: Annotated[str, Names("loginToken")] = "",
+    login_token: Annotated[str, QueryNames("loginToken")] = "",
 ) -> Response:
     """The login fallback page."""
     return page.make(
@@ -187,7 +187,7 @@ async def post_login_fallback(
     body: bytes,
 ) -> Response:
     """The form of the page."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     return await page.do_sign_in(context, fields, discovery.in_login)

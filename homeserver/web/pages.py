@@ -1,7 +1,7 @@
 """Renders HTML pages from templates in the user's language, with a strict Content-Security-Policy.
 
 A page loads only images of this server and the operator's logo. It runs no script, except the one
-that the specification requires on some pages, and that of a captcha (`Widget`). Its style is
+that the specification requires on some pages, and that of a captcha (`ThirdPartyScript`). Its style is
 inline, and the policy allows only this style.
 """
 
@@ -31,7 +31,7 @@ AUTH_DONE: Final = (
 """The script that notifies the client that a stage is done. spec: client-server-api#fallback"""
 
 
-class Widget(msgspec.Struct, frozen=True):
+class ThirdPartyScript(msgspec.Struct, frozen=True):
     """A third party's script on a page, such as a captcha."""
 
     script: str
@@ -82,11 +82,11 @@ class Pages:
             "Vary": "Accept-Language",
         }
 
-    def choose(self, accept_language: str) -> Language:
+    def choose_language(self, accept_language: str) -> Language:
         """Return the language for an `Accept-Language` header."""
         return self._languages.choose(accept_language)
 
-    def make(
+    def render(
         self,
         template: str,
         language: Language,
@@ -94,9 +94,9 @@ class Pages:
         status: int = HTTPStatus.OK,
         *,
         cookies: tuple[str, ...] = (),
-        leads_to: Iterable[str] = (),
+        form_targets: Iterable[str] = (),
         script: str = "",
-        widget: Widget | None = None,
+        third_party_script: ThirdPartyScript | None = None,
     ) -> Response:
         """Render a template. `leads_to`: sources that responses to its forms may redirect to, for
         the `Content-Security-Policy` (`https:`, `https://app.example.org`); `script`: an inline
@@ -111,19 +111,23 @@ class Pages:
                 "brand": self.branding,
                 "style": self._style,
                 "script": script,
-                "widget": widget,
+                "widget": third_party_script,
             }
         )
-        sources = "" if widget is None else "".join(f" {source}" for source in widget.sources)
+        sources = (
+            ""
+            if third_party_script is None
+            else "".join(f" {source}" for source in third_party_script.sources)
+        )
         policy = (
             f"default-src 'none'; style-src {self._style_source}{sources};"
             f" img-src {self._image_sources}{sources}; base-uri 'none';"
-            f" form-action 'self'{''.join(f' {source}' for source in leads_to)};"
+            f" form-action 'self'{''.join(f' {source}' for source in form_targets)};"
             " frame-ancestors 'none'"
         )
-        if widget is not None:
+        if third_party_script is not None:
             policy += (
-                f"; script-src {widget.script.partition('?')[0]}{sources};"
+                f"; script-src {third_party_script.script.partition('?')[0]}{sources};"
                 f" frame-src{sources}; connect-src{sources}"
             )
         if script:
@@ -132,7 +136,7 @@ class Pages:
             status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies
         )
 
-    def message(
+    def render_message(
         self,
         context: RequestContext,
         title: str,
@@ -143,9 +147,9 @@ class Pages:
     ) -> Response:
         """Render a page with translated texts only. `link`: its text and its target."""
         fields: dict[str, object] = {"title": title, "texts": texts, "link": link}
-        return self.make("message.html", self.choose(context.languages), fields, status)
+        return self.render("message.html", self.choose_language(context.languages), fields, status)
 
-    def lead_away(
+    def render_refresh(
         self,
         context: RequestContext,
         title: str,
@@ -156,14 +160,14 @@ class Pages:
     ) -> Response:
         """Render a page that refreshes to an external link at once. For the response to a form
         whose page allows only this server (`form-action`): browsers block a redirect there."""
-        page = self.message(context, title, [text], link=link)
+        page = self.render_message(context, title, [text], link=link)
         headers = {**page.headers, "Refresh": f"0;url={link[1]}", "Cache-Control": "no-store"}
         return msgspec.structs.replace(page, headers=headers, cookies=cookies)
 
-    def stale_form(self, context: RequestContext) -> Response:
+    def render_stale_form(self, context: RequestContext) -> Response:
         """Render the page for a form with a wrong or outdated token."""
-        return self.make(
-            "stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN
+        return self.render(
+            "stale_form.html", self.choose_language(context.languages), {}, HTTPStatus.FORBIDDEN
         )
 
 

@@ -24,7 +24,7 @@ from federation.protocol.errors import (
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
-from homeserver.services.accounts.registration import Registered, Registration, Wish
+from homeserver.services.accounts.registration import NewAccount, Registration, RegistrationRequest
 from homeserver.services.login.browser_sessions import BrowserSessions
 from homeserver.services.login.uia import AuthData, AuthenticationRequired
 from homeserver.services.login.uia_stages import (
@@ -36,21 +36,21 @@ from homeserver.services.login.uia_stages import (
     TERMS,
 )
 from homeserver.services.pages.languages import Language
-from homeserver.services.pages.local_paths import own_path
+from homeserver.services.pages.local_paths import local_path_or
 from homeserver.services.terms.policies import Policies
 from homeserver.services.threepids.email_validation import EmailValidation
 from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.validation import EMAIL, REGISTER, ThreepidValidation
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from homeserver.web.error_texts import PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
-from homeserver.web.pages import CAPTCHA_FIELD, Pages, Widget, see_other
+from homeserver.web.pages import CAPTCHA_FIELD, Pages, ThirdPartyScript, see_other
 from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
 from homeserver.web.terms import find_objection, terms_fields
 
-LETTER_PATH: Final = "/_mahalla/register/email"
+EMAIL_PATH: Final = "/_mahalla/register/email"
 NUMBER_PATH: Final = "/_mahalla/register/number"
-LONGEST_LINK: Final = 2000
+MAX_LINK_LENGTH: Final = 2000
 
 
 class _StageFailed(Exception):
@@ -75,9 +75,9 @@ class RegisterPage:
         validation: EmailValidation,
         validations: ThreepidValidation,
         phones: PhoneValidation,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         policies: Policies,
-        captcha: Widget | None,
+        captcha: ThirdPartyScript | None,
         *,
         base_url: str,
     ) -> None:
@@ -106,16 +106,16 @@ class RegisterPage:
         """Make the page. `state`: `address` (asks for an e-mail address), `email` (an e-mail was
         sent), `number` (asks for a phone number), `code` (a code was sent), `account` (asks for
         name and password)."""
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         if not self._registration.is_open:
             return self._closed(context, language)
         token = self._forms.token(context)
-        next_path = own_path(fields.get("next", ""), HOME)
+        next_path = local_path_or(fields.get("next", ""), HOME)
         rules = self._registration.rules
         shown: dict[str, object] = {
             "state": state,
             "path": REGISTER_PATH,
-            "email_path": LETTER_PATH,
+            "email_path": EMAIL_PATH,
             "number_path": NUMBER_PATH,
             "sign_in_path": sign_in_link(next_path),
             "without_address_path": f"{register_link(next_path)}&without_address=true",
@@ -138,11 +138,16 @@ class RegisterPage:
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         widget = self._captcha if state == "account" else None
-        return self._pages.make(
-            "register.html", language, shown, status, cookies=token.cookies, widget=widget
+        return self._pages.render(
+            "register.html",
+            language,
+            shown,
+            status,
+            cookies=token.cookies,
+            third_party_script=widget,
         )
 
-    async def first(
+    async def make_first(
         self, context: RequestContext, fields: Mapping[str, str], *, without_address: bool
     ) -> Response:
         """Make the first page, or the page that the link in the e-mail leads to."""
@@ -159,13 +164,13 @@ class RegisterPage:
         asks_number = self._registration.rules.phone == "required"
         return self.make(context, fields, state="number" if asks_number else "account")
 
-    async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+    async def send_email(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send an e-mail to validate an address."""
         secret = self._secret_text.session_id()
-        next_path = own_path(fields.get("next", ""), HOME)
+        next_path = local_path_or(fields.get("next", ""), HOME)
         query = urlencode({"address": fields.get("address", ""), "client_secret": secret})
         return_url = f"{self._base_url}{register_link(next_path)}&{query}"
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         try:
             self._registration.check_open()
             sid = await self._validation.do_request_token(
@@ -173,7 +178,7 @@ class RegisterPage:
                 fields.get("address", ""),
                 secret,
                 1,
-                return_url if self._base_url and len(return_url) <= LONGEST_LINK else None,
+                return_url if self._base_url and len(return_url) <= MAX_LINK_LENGTH else None,
                 language,
                 context.client_ip,
             )
@@ -184,7 +189,7 @@ class RegisterPage:
     async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send a code to validate a phone number."""
         secret = self._secret_text.session_id()
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         try:
             self._registration.check_open()
             session = await self._phones.do_request_token(
@@ -210,7 +215,7 @@ class RegisterPage:
 
     async def register(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Create the account and sign its owner in."""
-        request = Wish(
+        request = RegistrationRequest(
             username=fields.get("name", "").strip(),
             password=fields.get("password", ""),
             inhibit_login=True,
@@ -220,7 +225,7 @@ class RegisterPage:
             if request.password != fields.get("password_again"):
                 raise PasswordsDiffer
             if self._terms:
-                language = self._pages.choose(context.languages)
+                language = self._pages.choose_language(context.languages)
                 objection = find_objection(self._policies, self._terms, fields, language)
                 if objection:
                     raise ConsentNotGiven(objection)
@@ -232,10 +237,12 @@ class RegisterPage:
             return self.make(context, shown, state="account", error=refused.error)
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
-        cookie = await self._sessions.do_begin(registered.user_id, context, registered.era)
-        return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
+        cookie = await self._sessions.do_begin(registered.user_id, context, registered.epoch)
+        return see_other(local_path_or(fields.get("next", ""), HOME), cookies=(cookie,))
 
-    async def _confirm(self, request: Wish, fields: Mapping[str, str], ip: str) -> Registered:
+    async def _confirm(
+        self, request: RegistrationRequest, fields: Mapping[str, str], ip: str
+    ) -> NewAccount:
         """Create the account. Raises `_StageFailed` with the UIA session if something fails."""
         session_id = fields.get("confirmation", "")
         try:
@@ -272,9 +279,9 @@ class RegisterPage:
         return stages or [{"type": DUMMY}]
 
     def _awaiting_approval(self, context: RequestContext, error: UserAwaitingApproval) -> Response:
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         _ = language.gettext
-        return self._pages.message(
+        return self._pages.render_message(
             context,
             _("Your account was created and is awaiting approval"),
             [explain(error, language)],
@@ -283,7 +290,7 @@ class RegisterPage:
     def _closed(self, context: RequestContext, language: Language) -> Response:
         _ = language.gettext
         texts = [_("The administrators of this server create accounts; please contact them.")]
-        return self._pages.message(
+        return self._pages.render_message(
             context, _("Registration is closed"), texts, HTTPStatus.FORBIDDEN
         )
 
@@ -305,18 +312,22 @@ async def get_register(
 ) -> Response:
     """The first page; with `address`, the page that the link in the e-mail leads to."""
     fields = {"next": next, "address": address, "client_secret": client_secret}
-    return await page.first(context, fields, without_address=without_address)
+    return await page.make_first(context, fields, without_address=without_address)
 
 
 @endpoint(
-    "POST", LETTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY
+    "POST", EMAIL_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY
 )
-async def post_register_letter(
+async def post_register_email(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """Take the e-mail address."""
-    fields = forms.read(context, body)
-    return pages.stale_form(context) if fields is None else await page.send_letter(context, fields)
+    fields = forms.parse(context, body)
+    return (
+        pages.render_stale_form(context)
+        if fields is None
+        else await page.send_email(context, fields)
+    )
 
 
 @endpoint(
@@ -326,9 +337,9 @@ async def post_register_number(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """Take the phone number or the code."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     if fields.get("code_sid"):
         return await page.take_code(context, fields)
     return await page.send_code(context, fields)
@@ -341,9 +352,9 @@ async def post_register_account(
     page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """Take name and password, or continue after the e-mail."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     if "password" not in fields:
-        return await page.first(context, fields, without_address=False)
+        return await page.make_first(context, fields, without_address=False)
     return await page.register(context, fields)

@@ -8,7 +8,7 @@ from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
-from homeserver.services.accounts.renewal import RENEW_PATH, Renewals, day_of
+from homeserver.services.accounts.renewal import RENEW_PATH, Renewals, format_day
 from homeserver.web.pages import Pages
 from storage.accounts.validity import RenewalLinkRow
 
@@ -37,9 +37,11 @@ def _page(
     fields: dict[str, object] = {
         "state": "old" if row is None else "ask" if row.used_ts is None else "done",
         "user_id": "" if row is None else row.user_id,
-        "day": "" if row is None or row.expires_ts is None else day_of(row.expires_ts),
+        "day": "" if row is None or row.expires_ts is None else format_day(row.expires_ts),
         "path": RENEW_PATH,
         "token": token,
     }
     status = HTTPStatus.OK if row is not None else HTTPStatus.BAD_REQUEST
-    return pages.make("renew_account.html", pages.choose(context.languages), fields, status)
+    return pages.render(
+        "renew_account.html", pages.choose_language(context.languages), fields, status
+    )

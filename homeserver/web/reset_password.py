@@ -16,7 +16,7 @@ from homeserver.services.login.uia_stages import EMAIL_IDENTITY, MSISDN_IDENTITY
 from homeserver.services.threepids.email_validation import EmailValidation
 from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.validation import EMAIL, PASSWORD_RESET, ThreepidValidation
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from homeserver.web.error_texts import PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages
@@ -36,7 +36,7 @@ class ResetPasswordPage:
         validation: EmailValidation,
         validations: ThreepidValidation,
         phones: PhoneValidation,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         *,
         base_url: str,
     ) -> None:
@@ -59,13 +59,13 @@ class ResetPasswordPage:
     ) -> Response:
         """Make the page. `state`: `address` (asks for address or number), `email` (an e-mail was
         sent), `password` (asks for the new password, and for the code if one was sent)."""
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         _ = language.gettext
-        if not self._validation.is_possible and not self._phones.is_possible(PASSWORD_RESET):
+        if not self._validation.is_enabled and not self._phones.supports_purpose(PASSWORD_RESET):
             texts = [
                 _("This server cannot send e-mails. Ask its administrators for a new password.")
             ]
-            return self._pages.message(
+            return self._pages.render_message(
                 context, _("Forgot your password?"), texts, HTTPStatus.NOT_FOUND
             )
         token = self._forms.token(context)
@@ -74,8 +74,8 @@ class ResetPasswordPage:
             "path": RESET_PATH,
             "set_path": _SET_PATH,
             "form_token": token.text,
-            "by_email": self._validation.is_possible,
-            "by_code": self._phones.is_possible(PASSWORD_RESET),
+            "by_email": self._validation.is_enabled,
+            "by_code": self._phones.supports_purpose(PASSWORD_RESET),
             "address": given.get("address", ""),
             "number": given.get("number", ""),
             "sid": given.get("sid", ""),
@@ -83,18 +83,18 @@ class ResetPasswordPage:
             "problem": "" if error is None else explain(error, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make(
+        return self._pages.render(
             "reset_password.html", language, fields, status, cookies=token.cookies
         )
 
-    async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+    async def send_email(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send an e-mail to an account's address. The page is the same if no account has it."""
         given = {
             "address": fields.get("address", ""),
             "client_secret": self._secret_text.session_id(),
         }
         return_url = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         try:
             await self._validation.do_request_token(
                 PASSWORD_RESET,
@@ -112,7 +112,7 @@ class ResetPasswordPage:
     async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send a code to an account's number. The page is the same if no account has it."""
         number, secret = fields.get("number", ""), self._secret_text.session_id()
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         try:
             session = await self._phones.do_request_token(
                 PASSWORD_RESET, "", number, secret, 1, None, language, context.client_ip
@@ -143,9 +143,9 @@ class ResetPasswordPage:
             return self.make(context, fields, state="address", error=error)
         except MatrixError as error:
             return self.make(context, fields, state="password", error=error)
-        _ = self._pages.choose(context.languages).gettext
+        _ = self._pages.choose_language(context.languages).gettext
         link = (_("Sign in"), SIGN_IN_PATH)
-        return self._pages.message(
+        return self._pages.render_message(
             context, _("Your password was changed"), [_("All apps are signed out.")], link=link
         )
 
@@ -180,14 +180,14 @@ async def post_reset_password(
     page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """Take an address or a number, or continue after the e-mail."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     if fields.get("client_secret"):
         return page.make(context, fields, state="password")
     if "number" in fields:
         return await page.send_code(context, fields)
-    return await page.send_letter(context, fields)
+    return await page.send_email(context, fields)
 
 
 @endpoint("POST", _SET_PATH, auth=Auth.NONE, max_body=MAX_BODY)
@@ -195,5 +195,9 @@ async def post_new_password(
     page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """Take the new password."""
-    fields = forms.read(context, body)
-    return pages.stale_form(context) if fields is None else await page.set_password(context, fields)
+    fields = forms.parse(context, body)
+    return (
+        pages.render_stale_form(context)
+        if fields is None
+        else await page.set_password(context, fields)
+    )

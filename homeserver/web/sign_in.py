@@ -16,11 +16,11 @@ from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registration
 from homeserver.services.login.browser_sessions import BrowserSessions
-from homeserver.services.login.password_login import EmailAddress, SignIn, phone_number
-from homeserver.services.login.provider_buttons import SignInChoices
+from homeserver.services.login.password_login import EmailAddress, SignIn, parse_phone_identifier
+from homeserver.services.login.provider_buttons import ProviderButtons
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.pages.languages import Language
-from homeserver.services.pages.local_paths import own_path
+from homeserver.services.pages.local_paths import local_path_or
 from homeserver.services.upstream.login import UpstreamSignIn
 from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.web.error_texts import explain
@@ -44,7 +44,7 @@ class SignInPage:
         forms: Forms,
         sign_in: SignIn,
         registration: Registration,
-        choices: SignInChoices,
+        choices: ProviderButtons,
         *,
         resets_passwords: bool = False,
         takes_numbers: bool = False,
@@ -65,30 +65,30 @@ class SignInPage:
         next_path: str,
         *,
         name: str = "",
-        again: bool = False,
+        reauthenticate: bool = False,
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """Make the page, with the name typed before and the error. `again`: the user has to
+        """Make the page, with the name typed before and the error. `reauthenticate`: the user has to
         authenticate again."""
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         token = self._forms.token(context)
         fields: dict[str, object] = {
             "path": SIGN_IN_PATH,
             "form_token": token.text,
             "next_path": next_path,
-            "again": "true" if again else "",
+            "again": "true" if reauthenticate else "",
             "name": name,
             "takes_numbers": self._takes_numbers,
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
             "reset_path": RESET_PATH if self._resets_passwords else "",
-            "buttons": self._choices.buttons(next_path, again=again),
+            "buttons": self._choices.buttons(next_path, reauthenticate=reauthenticate),
             "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}"
             if self._registration.is_open
             else "",
         }
-        return self._pages.make("sign_in.html", language, fields, status, cookies=token.cookies)
+        return self._pages.render("sign_in.html", language, fields, status, cookies=token.cookies)
 
 
 def _problem(error: MatrixError, language: Language) -> str:
@@ -98,18 +98,18 @@ def _problem(error: MatrixError, language: Language) -> str:
     return explain(error, language)
 
 
-def as_name(name: str) -> str:
+def parse_login_name(name: str) -> str:
     """Interpret what a user typed: a local part, a user id, an e-mail address, or a phone number
     with country code."""
-    if name.startswith("+") and (number := phone_number("", name)):
+    if name.startswith("+") and (number := parse_phone_identifier("", name)):
         return number
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
 
-def sign_in_link(next_path: str, name: str = "", *, again: bool = False) -> str:
+def sign_in_link(next_path: str, name: str = "", *, reauthenticate: bool = False) -> str:
     """Return the path of the page, which then continues to another path of this server. `name`:
-    prefills the user name; `again`: asks for authentication even with a session."""
-    optional = {**({"name": name} if name else {}), **({"again": "true"} if again else {})}
+    prefills the user name; `reauthenticate`: asks for authentication even with a session."""
+    optional = {**({"name": name} if name else {}), **({"again": "true"} if reauthenticate else {})}
     return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **optional})}"
 
 
@@ -123,11 +123,11 @@ async def get_sign_in(
     name: str = "",
     again: bool = False,
 ) -> Response:
-    """The page; a redirect for users who are signed in, unless they have to sign in `again`."""
-    next_path = own_path(next, HOME)
+    """The page; a redirect for users who are signed in, unless they have to sign in `reauthenticate`."""
+    next_path = local_path_or(next, HOME)
     if not again and await sessions.get(context) is not None:
         return see_other(next_path)
-    return page.make(context, next_path, name=name[:255], again=again)
+    return page.make(context, next_path, name=name[:255], reauthenticate=again)
 
 
 @endpoint("POST", SIGN_IN_PATH, auth=Auth.NONE, limit=Limit.LOGIN, max_body=MAX_BODY)
@@ -142,20 +142,20 @@ async def post_sign_in(
     body: bytes,
 ) -> Response:
     """Sign in with name and password."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
-    next_path = own_path(fields.get("next", ""), HOME)
+        return pages.render_stale_form(context)
+    next_path = local_path_or(fields.get("next", ""), HOME)
     name = fields.get("name", "").strip()
     try:
         account = await sign_in.check_sign_in(
-            as_name(name), fields.get("password", ""), context.client_ip
+            parse_login_name(name), fields.get("password", ""), context.client_ip
         )
-        cookie = await sessions.do_begin(UserID(account.user_id), context, account.era)
+        cookie = await sessions.do_begin(UserID(account.user_id), context, account.epoch)
     except MatrixError as error:
         again = fields.get("again") == "true"
         return page.make(
-            context, next_path, name=name, again=again, error=error, status=error.status
+            context, next_path, name=name, reauthenticate=again, error=error, status=error.status
         )
     return see_other(next_path, cookies=(cookie,))
 
@@ -173,20 +173,20 @@ async def post_sign_out(
 ) -> Response:
     """End the session of this browser, its pending upstream flows, and its session at the identity
     provider if that supports logout. Clients stay signed in."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
-    next_path = own_path(fields.get("next", ""), HOME)
+        return pages.render_stale_form(context)
+    next_path = local_path_or(fields.get("next", ""), HOME)
     session = await sessions.get(context)
-    await upstream.do_forget(context)
+    await upstream.do_end_flows(context)
     cookie = await sessions.do_end(context)
-    logout_url = None if session is None else await saml.leave(session.origin, next_path)
+    logout_url = None if session is None else await saml.make_logout_url(session.origin, next_path)
     if logout_url is None:
         return see_other(sign_in_link(next_path), cookies=(cookie,))
-    _ = pages.choose(context.languages).gettext
+    _ = pages.choose_language(context.languages).gettext
     text = _("Continue to %(host)s to sign out there too.") % {
         "host": urlsplit(logout_url).hostname
     }
-    return pages.lead_away(
+    return pages.render_refresh(
         context, _("You are signed out"), text, (_("Continue"), logout_url), cookies=(cookie,)
     )

@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError
 from homeserver.api.endpoint import Auth, endpoint
@@ -23,18 +23,18 @@ from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registration
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
-from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.login_tokens import ProviderSignIn
 from homeserver.services.login.password_login import SignIn
-from homeserver.services.pages.external_links import shown_link
+from homeserver.services.pages.external_links import link_text
 from homeserver.services.terms.consent import Consents
-from homeserver.services.upstream.identity import Refused
+from homeserver.services.upstream.identity import SignInRefused
 from homeserver.services.upstream.login import UpstreamSignIn
 from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
-from homeserver.web.terms import lead_to_terms
+from homeserver.web.terms import redirect_to_terms
 from homeserver.web.upstream import UpstreamPages
 
 SSO_PATH: Final = "/_mahalla/sso"
@@ -68,20 +68,20 @@ class SSOPage:
         self, context: RequestContext, redirect_url: str, action: str, *, agreed: bool
     ) -> Response:
         """Return the page that asks whether to continue to a client, or a redirect: to sign in or
-        register first, or to the client. `agreed`: the user pressed its button."""
+        register first, or to the client. `accepted_policies`: the user pressed its button."""
         try:
             self._upstream.check_client(redirect_url)
-        except Refused as refused:
+        except SignInRefused as refused:
             return await self._upstream_pages.refuse(context, refused)
         session = await self._sessions.get(context)
         here = f"{SSO_PATH}?{urlencode({'redirectUrl': redirect_url})}"
         if session is None:
             registers = action == REGISTER and self._registration.is_open
             return see_other(register_link(here) if registers else sign_in_link(here))
-        terms = await lead_to_terms(self._consents, session.user_id, here)
+        terms = await redirect_to_terms(self._consents, session.user_id, here)
         if terms is not None:
             return terms
-        if agreed or self._upstream.is_known(redirect_url):
+        if agreed or self._upstream.is_trusted_client(redirect_url):
             return await self._leave(context, session, redirect_url, agreed=agreed)
         token = self._forms.token(context)
         fields: dict[str, object] = {
@@ -90,30 +90,32 @@ class SSOPage:
             "here": here,
             "form_token": token.text,
             "user_id": session.user_id,
-            "client": shown_link(redirect_url),
+            "client": link_text(redirect_url),
             "redirect_url": redirect_url,
         }
         leads_to = (f"{urlsplit(redirect_url).scheme}:",)
-        language = self._pages.choose(context.languages)
-        return self._pages.make(
-            "sso.html", language, fields, cookies=token.cookies, leads_to=leads_to
+        language = self._pages.choose_language(context.languages)
+        return self._pages.render(
+            "sso.html", language, fields, cookies=token.cookies, form_targets=leads_to
         )
 
     async def _leave(
         self, context: RequestContext, session: BrowserSession, redirect_url: str, *, agreed: bool
     ) -> Response:
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         try:
             await self._sign_in.check_allowed(session.user_id, "browser", context.client_ip)
             origin = (
-                None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
+                None
+                if session.origin is None
+                else msgspec.json.decode(session.origin, type=ProviderSignIn)
             )
-            url = await self._upstream.do_give_token(
-                session.user_id, origin, redirect_url, session.era
+            url = await self._upstream.do_issue_token(
+                session.user_id, origin, redirect_url, session.epoch
             )
         except MatrixError as error:
             _ = language.gettext
-            return self._pages.message(
+            return self._pages.render_message(
                 context,
                 _("Sign-in failed"),
                 [explain(error, language)],
@@ -122,8 +124,10 @@ class SSOPage:
         if agreed:
             return see_other(url)
         _ = language.gettext
-        text = _("Continue to %(host)s.") % {"host": shown_link(redirect_url)}
-        return self._pages.lead_away(context, _("You are signed in"), text, (_("Continue"), url))
+        text = _("Continue to %(host)s.") % {"host": link_text(redirect_url)}
+        return self._pages.render_refresh(
+            context, _("You are signed in"), text, (_("Continue"), url)
+        )
 
 
 @endpoint("GET", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
@@ -131,7 +135,7 @@ async def get_sso(
     page: SSOPage,
     context: RequestContext,
     *,
-    redirect_url: Annotated[str, Names("redirectUrl")] = "",
+    redirect_url: Annotated[str, QueryNames("redirectUrl")] = "",
     action: str = "",
 ) -> Response:
     """A user comes from a client."""
@@ -143,7 +147,7 @@ async def post_sso(
     page: SSOPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """The user continues to the client."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     return await page.answer(context, fields.get("redirectUrl", ""), "", agreed=True)

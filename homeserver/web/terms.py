@@ -21,7 +21,7 @@ from homeserver.services.login.browser_sessions import BrowserSessions
 from homeserver.services.login.uia import UIA
 from homeserver.services.login.uia_stages import TERMS
 from homeserver.services.pages.languages import Language
-from homeserver.services.pages.local_paths import own_path
+from homeserver.services.pages.local_paths import local_path_or
 from homeserver.services.terms.consent import CONSENT_PATH, Consents
 from homeserver.services.terms.policies import POLICY_PATH, Policies, Policy
 from homeserver.web.forms import MAX_BODY, Forms
@@ -63,10 +63,10 @@ def find_objection(
     return ""
 
 
-async def lead_to_terms(consents: Consents, user_id: UserID, here: str) -> Response | None:
+async def redirect_to_terms(consents: Consents, user_id: UserID, here: str) -> Response | None:
     """Return a redirect to the consent page, which then returns `here`; None if the user agreed to
     the current documents."""
-    if not await consents.get_owed(user_id):
+    if not await consents.get_missing(user_id):
         return None
     return see_other(f"{CONSENT_PATH}?{urlencode({'next': here})}")
 
@@ -87,9 +87,9 @@ class TermsPage:
         self, context: RequestContext, given: Mapping[str, str], fields: Mapping[str, str] | None
     ) -> Response:
         """Return the page, or handle its form with `fields`. `given`: `user`, `signature`,
-        `next`."""
+        `next_path`."""
         user, signature = given.get("user", ""), given.get("signature", "")
-        next_path = own_path(given.get("next", ""), "")
+        next_path = local_path_or(given.get("next", ""), "")
         signed = bool(user) and self._consents.is_signed(user, signature)
         if signed:
             user_id = UserID(user)
@@ -98,13 +98,13 @@ class TermsPage:
             if session is None:
                 return see_other(sign_in_link(f"{CONSENT_PATH}?{urlencode({'next': next_path})}"))
             user_id = session.user_id
-        language = self._pages.choose(context.languages)
-        owed = await self._consents.get_owed(user_id)
+        language = self._pages.choose_language(context.languages)
+        owed = await self._consents.get_missing(user_id)
         problem = ""
         if fields is not None and owed:
             problem = find_objection(self._consents.policies, owed, fields, language)
             if not problem:
-                await self._consents.do_agree(user_id, context.client_ip)
+                await self._consents.do_accept(user_id, context.client_ip)
                 owed = ()
         if not owed and next_path:
             return see_other(next_path)
@@ -122,7 +122,7 @@ class TermsPage:
         self, context: RequestContext, session_id: str, fields: Mapping[str, str] | None
     ) -> Response:
         """The consent stage of a registration, for clients that do not know this stage."""
-        language = self._pages.choose(context.languages)
+        language = self._pages.choose_language(context.languages)
         operation = (
             await self._uia.get_operation(session_id)
             if session_id and "\0" not in session_id
@@ -132,7 +132,7 @@ class TermsPage:
         if operation is None or operation.user_id is not None or not policies.all:
             _ = language.gettext
             texts = [_("Return to your app and start again.")]
-            return self._pages.message(
+            return self._pages.render_message(
                 context, _("This page has expired"), texts, HTTPStatus.BAD_REQUEST
             )
         problem = "" if fields is None else find_objection(policies, policies.all, fields, language)
@@ -140,7 +140,7 @@ class TermsPage:
         shown |= {"user": "", "signature": "", "next_path": ""}
         if fields is None or problem:
             return self._page(context, language, "ask", policies.all, problem, shown)
-        await self._uia.do_agree(session_id, TERMS)
+        await self._uia.do_accept_stage(session_id, TERMS)
         return self._page(context, language, "done", (), "", shown, script=AUTH_DONE)
 
     def _page(
@@ -164,7 +164,7 @@ class TermsPage:
             "form_token": token.text,
         }
         status = HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK
-        return self._pages.make(
+        return self._pages.render(
             "terms.html", language, fields, status, cookies=token.cookies, script=script
         )
 
@@ -182,9 +182,11 @@ async def post_consent(
     page: TermsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """The form of the page."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     return (
-        pages.stale_form(context) if fields is None else await page.answer(context, fields, fields)
+        pages.render_stale_form(context)
+        if fields is None
+        else await page.answer(context, fields, fields)
     )
 
 
@@ -203,9 +205,9 @@ async def post_terms_fallback(
     page: TermsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
     """The form of the page."""
-    fields = forms.read(context, body)
+    fields = forms.parse(context, body)
     if fields is None:
-        return pages.stale_form(context)
+        return pages.render_stale_form(context)
     return await page.answer_fallback(context, fields.get("session", ""), fields)
 
 
@@ -228,4 +230,4 @@ async def get_policy(
         "document_lang": document.code.replace("_", "-"),
         "version": version,
     }
-    return pages.make("policy.html", pages.choose(context.languages), fields)
+    return pages.render("policy.html", pages.choose_language(context.languages), fields)

@@ -6,7 +6,7 @@ from typing import Final
 from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.responses import Response
-from homeserver.services.pushers.unsubscribe import UNSUBSCRIBE_PATH, Unsubscribing
+from homeserver.services.pushers.unsubscribe import UNSUBSCRIBE_PATH, UnsubscribeLinks
 from homeserver.web.pages import Pages
 
 TEMPLATE: Final = "unsubscribe.html"
@@ -14,7 +14,7 @@ TEMPLATE: Final = "unsubscribe.html"
 
 @endpoint("GET", UNSUBSCRIBE_PATH, auth=Auth.NONE)
 async def get_unsubscribe(
-    unsubscribing: Unsubscribing,
+    unsubscribing: UnsubscribeLinks,
     pages: Pages,
     context: RequestContext,
     *,
@@ -32,7 +32,7 @@ async def get_unsubscribe(
 
 @endpoint("POST", UNSUBSCRIBE_PATH, auth=Auth.NONE, max_body=4096)
 async def post_unsubscribe(
-    unsubscribing: Unsubscribing,
+    unsubscribing: UnsubscribeLinks,
     pages: Pages,
     context: RequestContext,
     *,
@@ -66,4 +66,4 @@ def _page(
         "pusher": pusher,
         "signature": signature,
     }
-    return pages.make(TEMPLATE, pages.choose(context.languages), fields, status)
+    return pages.render(TEMPLATE, pages.choose_language(context.languages), fields, status)

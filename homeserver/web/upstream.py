@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import msgspec
 from twisted.logger import Logger
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import RequestContext
 from federation.protocol.errors import (
     Exclusive,
@@ -28,23 +28,29 @@ from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
 from homeserver.services.login.browser_sessions import BrowserSessions
 from homeserver.services.login.password_login import SignIn
-from homeserver.services.media.delivery import Asked, MediaDelivery
-from homeserver.services.pages.external_links import shown_link
-from homeserver.services.pages.local_paths import own_path
-from homeserver.services.upstream.identity import ForClient, ForPage, OtherPerson, Reason, Refused
+from homeserver.services.media.delivery import MediaDelivery, MediaRequest
+from homeserver.services.pages.external_links import link_text
+from homeserver.services.pages.local_paths import local_path_or
+from homeserver.services.upstream.identity import (
+    ForClient,
+    ForPage,
+    RefusalReason,
+    SignInRefused,
+    WrongAccount,
+)
 from homeserver.services.upstream.login import (
-    AskClient,
-    AskConfirm,
-    AskName,
-    Confirmed,
-    Leave,
-    SignedIn,
+    BrowserRedirect,
+    BrowserSignedIn,
+    ChooseName,
+    ConfirmClient,
+    DescribeOperation,
+    OperationConfirmed,
     Step,
     UpstreamSignIn,
-    refused_in_the_meantime,
+    error_to_refusal,
 )
-from homeserver.services.upstream.login_buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
-from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
+from homeserver.services.upstream.login_buttons import ICON_PATH, PROVIDER_SIGN_IN_PATH, icon_path
+from homeserver.services.upstream.saml_logout import SAMLLogout, SAMLLogoutMessage
 from homeserver.web.pages import AUTH_DONE, Pages, see_other
 
 REDIRECT_PATH: Final = "/_matrix/client/v3/login/sso/redirect"
@@ -52,15 +58,15 @@ FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
 NAME_PATH: Final = "/_mahalla/upstream/name"
 CLIENT_PATH: Final = "/_mahalla/upstream/client"
 CONFIRM_PATH: Final = "/_mahalla/upstream/confirm"
-HELD_PATH: Final = "/_mahalla/upstream/go_on"
+RESUME_PATH: Final = "/_mahalla/upstream/go_on"
 MAX_FORM: Final = 8192
 ICON_SIZE: Final = 96
 ICON_WAIT_MS: Final = 5000
 _STATUS: Final = {
-    Reason.OLD: 400,
-    Reason.CANCELLED: 400,
-    Reason.BAD_ADDRESS: 400,
-    Reason.UNKNOWN_PROVIDER: 404,
+    RefusalReason.OLD: 400,
+    RefusalReason.CANCELLED: 400,
+    RefusalReason.BAD_ADDRESS: 400,
+    RefusalReason.UNKNOWN_PROVIDER: 404,
 }
 OPERATIONS: Final = (
     ("register", "POST register"),
@@ -103,10 +109,10 @@ class UpstreamPages:
         has_own = bool(self._own_pages) and self._own_sign_in.password_login
         return has_own or len(self._sign_in.providers) > 1
 
-    async def show(self, context: RequestContext, step: Step | AskConfirm) -> Response:
+    async def show(self, context: RequestContext, step: Step | DescribeOperation) -> Response:
         """Return the response for a step."""
         match step:
-            case Leave(url, browser):
+            case BrowserRedirect(url, browser):
                 cookies = () if browser is None else (self._sign_in.cookie_of(context, browser),)
                 status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
                 headers = {
@@ -115,24 +121,24 @@ class UpstreamPages:
                     "Referrer-Policy": "no-referrer",
                 }
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
-            case SignedIn(user_id, next_path, origin, proved_ts, era):
+            case BrowserSignedIn(user_id, next_path, origin, proved_ts, era):
                 try:
                     await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
                 except UserAwaitingApproval as error:
-                    raise Refused(Reason.AWAITING_APPROVAL, error.text) from None
+                    raise SignInRefused(RefusalReason.AWAITING_APPROVAL, error.text) from None
                 except Forbidden as error:
-                    raise Refused(Reason.NOT_ALLOWED, error.text) from None
+                    raise SignInRefused(RefusalReason.NOT_ALLOWED, error.text) from None
                 encoded = msgspec.json.encode(origin).decode()
                 try:
                     cookie = await self._sessions.do_begin(
                         user_id, context, era, encoded, proved_ts
                     )
                 except MatrixError as error:
-                    raise refused_in_the_meantime(user_id, error) from None
-                return see_other(own_path(next_path, "/"), cookies=(cookie,))
-            case AskName():
+                    raise error_to_refusal(user_id, error) from None
+                return see_other(local_path_or(next_path, "/"), cookies=(cookie,))
+            case ChooseName():
                 return self._ask_name(context, step)
-            case AskClient(flow_id, user_id, redirect_url):
+            case ConfirmClient(flow_id, user_id, redirect_url):
                 return self._make(
                     context,
                     "upstream_client.html",
@@ -140,16 +146,16 @@ class UpstreamPages:
                         "path": CLIENT_PATH,
                         "flow_id": flow_id,
                         "user_id": user_id,
-                        "client": shown_link(redirect_url),
+                        "client": link_text(redirect_url),
                     },
                     leads_to=(f"{urlsplit(redirect_url).scheme}:",),
                 )
-            case AskConfirm(flow_id, browser, operation, user_id, providers):
+            case DescribeOperation(flow_id, browser, operation, user_id, providers):
                 fields: dict[str, object] = {
                     "path": CONFIRM_PATH,
                     "flow_id": flow_id,
                     "user_id": user_id,
-                    "what": called(operation),
+                    "what": operation_name(operation),
                     "providers": providers,
                 }
                 cookies = (self._sign_in.cookie_of(context, browser),)
@@ -160,17 +166,17 @@ class UpstreamPages:
                     leads_to=("https:", "http:"),
                     cookies=cookies,
                 )
-            case Confirmed():
+            case OperationConfirmed():
                 return self._make(context, "upstream_done.html", {}, script=AUTH_DONE)
 
-    async def refuse(self, context: RequestContext, refused: Refused) -> Response:
+    async def refuse(self, context: RequestContext, refused: SignInRefused) -> Response:
         """Return the page with the reason of a refusal, and record it in the audit log of the
         account, if that is known."""
-        if isinstance(refused, OtherPerson):
+        if isinstance(refused, WrongAccount):
             return await self._refuse_other_person(context, refused)
-        user_id = await self._sign_in.get_refused(refused)
+        user_id = await self._sign_in.get_refused_user(refused)
         if user_id is not None:
-            await self._own_sign_in.do_note_refusal(
+            await self._own_sign_in.do_record_refusal(
                 user_id, context.client_ip, refused.reason.value
             )
         self.log.info(
@@ -183,31 +189,33 @@ class UpstreamPages:
             context, "upstream_refused.html", {"reason": refused.reason.value}, status
         )
 
-    async def _refuse_other_person(self, context: RequestContext, refused: OtherPerson) -> Response:
-        came = refused.came or refused.provider.provider_id
-        await self._own_sign_in.do_note_other_person(
+    async def _refuse_other_person(
+        self, context: RequestContext, refused: WrongAccount
+    ) -> Response:
+        came = refused.actual or refused.provider.provider_id
+        await self._own_sign_in.do_record_other_user(
             refused.owner, context.client_ip, refused.operation, came
         )
         self.log.info("nothing is confirmed: {why}", why=refused)
         fields: dict[str, object] = {
             "owner": refused.owner,
-            "came": refused.came,
+            "came": refused.actual,
             "provider": refused.provider.name,
         }
         return self._make(context, "upstream_other_person.html", fields, HTTPStatus.FORBIDDEN)
 
     async def sign_out(
-        self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage
+        self, context: RequestContext, logout: SAMLLogout, message: SAMLLogoutMessage
     ) -> Response:
         """Handle a provider's logout request; the browser takes our response back to it."""
         try:
             answer = await logout.do_end(message)
-        except Refused as refused:
+        except SignInRefused as refused:
             return await self.refuse(context, refused)
         if answer is not None:
             return see_other(answer)
-        _ = self._pages.choose(context.languages).gettext
-        return self._pages.message(context, _("You are signed out"), [])
+        _ = self._pages.choose_language(context.languages).gettext
+        return self._pages.render_message(context, _("You are signed out"), [])
 
     def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
         """Redirect to this server's own sign-in page, which also offers the providers; without it,
@@ -228,7 +236,7 @@ class UpstreamPages:
         ]
         return self._make(context, "upstream_choice.html", {"providers": providers})
 
-    def _ask_name(self, context: RequestContext, step: AskName) -> Response:
+    def _ask_name(self, context: RequestContext, step: ChooseName) -> Response:
         fields: dict[str, object] = {
             "path": NAME_PATH,
             "flow_id": step.flow_id,
@@ -256,13 +264,19 @@ class UpstreamPages:
         leads_to: tuple[str, ...] = (),
         script: str = "",
     ) -> Response:
-        language = self._pages.choose(context.languages)
-        return self._pages.make(
-            template, language, fields, status, cookies=cookies, leads_to=leads_to, script=script
+        language = self._pages.choose_language(context.languages)
+        return self._pages.render(
+            template,
+            language,
+            fields,
+            status,
+            cookies=cookies,
+            form_targets=leads_to,
+            script=script,
         )
 
 
-def called(operation: str) -> str:
+def operation_name(operation: str) -> str:
     """Return the name of an operation in templates; empty if it has none."""
     return next((name for name, start in OPERATIONS if operation.startswith(start)), "")
 
@@ -298,8 +312,8 @@ async def get_sso_redirect(
     context: RequestContext,
     *,
     idp_id: str | None = None,
-    redirect_url: Annotated[str, Names("redirectUrl")] = "",
-    action: Annotated[str, Names("action", "org.matrix.msc3824.action")] = "",
+    redirect_url: Annotated[str, QueryNames("redirectUrl")] = "",
+    action: Annotated[str, QueryNames("action", "org.matrix.msc3824.action")] = "",
 ) -> Response:
     """Redirect to the provider, or to a page for signing in or choosing one. `action`: `login` or
     `register`."""
@@ -310,13 +324,13 @@ async def get_sso_redirect(
         wanted = idp_id or (sign_in.providers[0].provider_id if sign_in.providers else "")
         return await pages.show(
             context,
-            await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context)),
+            await sign_in.begin(wanted, ForClient(redirect_url), sign_in.find_browser(context)),
         )
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
-@endpoint("GET", SIGN_IN_WITH_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
+@endpoint("GET", PROVIDER_SIGN_IN_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
 async def get_sign_in_with(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
@@ -328,11 +342,11 @@ async def get_sign_in_with(
 ) -> Response:
     """A button of the sign-in page: redirect to the provider, and then to a path of this server."""
     try:
-        purpose = ForPage(own_path(next, "/"), again)
+        purpose = ForPage(local_path_or(next, "/"), again)
         return await pages.show(
-            context, await sign_in.depart(provider, purpose, sign_in.find_browser(context))
+            context, await sign_in.begin(provider, purpose, sign_in.find_browser(context))
         )
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
@@ -346,7 +360,7 @@ async def get_provider_icon(
     if icon is None:
         raise NotFound("This provider has no icon")
     server_name, _, media_id = icon.removeprefix("mxc://").partition("/")
-    asked = Asked(context.client_ip, authenticated=True, timeout_ms=ICON_WAIT_MS)
+    asked = MediaRequest(context.client_ip, authenticated=True, timeout_ms=ICON_WAIT_MS)
     return await delivery.thumbnail(
         ServerName(server_name), media_id, (ICON_SIZE, ICON_SIZE), "scale", asked, animated=False
     )
@@ -368,7 +382,7 @@ async def get_sso_fallback(
         return await pages.show(
             context, await sign_in.begin_confirmation(session, sign_in.find_browser(context))
         )
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
@@ -381,11 +395,11 @@ async def post_confirm(
     try:
         return await pages.show(
             context,
-            await sign_in.do_begin_confirmation(
+            await sign_in.do_redirect_to_confirm(
                 form.get("flow", ""), form.get("provider", ""), sign_in.find_browser(context)
             ),
         )
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
@@ -402,7 +416,7 @@ async def post_name(
             form.get("flow", ""), username, browser, context.languages
         )
         return await pages.show(context, step)
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
@@ -412,21 +426,21 @@ async def post_client(
 ) -> Response:
     """The user agrees to continue to the client."""
     try:
-        step = await sign_in.do_go_to_client(
+        step = await sign_in.do_continue_to_client(
             read_form(body).get("flow", ""), sign_in.find_browser(context)
         )
         return await pages.show(context, step)
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
-@endpoint("GET", HELD_PATH, auth=Auth.NONE)
-async def get_go_on(
+@endpoint("GET", RESUME_PATH, auth=Auth.NONE)
+async def get_resume(
     pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, flow: str = ""
 ) -> Response:
     """The browser brings its cookie for an answer that was posted without it."""
     try:
-        step = await sign_in.go_on(flow, sign_in.find_browser(context), context.languages)
+        step = await sign_in.resume(flow, sign_in.find_browser(context), context.languages)
         return await pages.show(context, step)
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)

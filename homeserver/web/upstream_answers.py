@@ -9,32 +9,32 @@ from typing import Annotated, Final
 
 import msgspec
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import RequestContext
 from federation.protocol.errors import Unrecognized
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import Response
-from homeserver.services.pages.local_paths import own_path
+from homeserver.services.pages.local_paths import local_path_or
 from homeserver.services.upstream.cas import PROVIDER_ID as CAS_ID
 from homeserver.services.upstream.cas import TICKET_PATH, CASProvider
-from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 from homeserver.services.upstream.login import UpstreamSignIn
-from homeserver.services.upstream.oidc.backchannel_logout import UpstreamSignOut
+from homeserver.services.upstream.oidc.backchannel_logout import BackchannelLogout
 from homeserver.services.upstream.oidc.callbacks import CALLBACK_PATH
-from homeserver.services.upstream.oidc.provider import OIDC
+from homeserver.services.upstream.oidc.provider import OIDCSignIn
 from homeserver.services.upstream.saml import LOGOUT_PATH as SAML_LOGOUT_PATH
 from homeserver.services.upstream.saml import (
     LONGEST_RESPONSE,
     METADATA_PATH,
     RESPONSE_PATH,
-    SAMLSignIn,
+    OptionalSAML,
 )
 from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
-from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout, read_query
+from homeserver.services.upstream.saml_logout import SAMLLogout, SAMLLogoutMessage, parse_query
 from homeserver.web.pages import see_other
 from homeserver.web.sign_in import HOME, sign_in_link
-from homeserver.web.upstream import HELD_PATH, UpstreamPages, read_form
+from homeserver.web.upstream import RESUME_PATH, UpstreamPages, read_form
 
 LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
 MAX_LOGOUT: Final = 65536
@@ -43,10 +43,10 @@ MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
 """Base64 in a form is longer than the response itself."""
 
 
-class Askable(msgspec.Struct, frozen=True):
+class CallbackProviders(msgspec.Struct, frozen=True):
     """The providers with a callback here."""
 
-    oidc: tuple[OIDC, ...]
+    oidc: tuple[OIDCSignIn, ...]
     cas: CASProvider | None
 
 
@@ -54,7 +54,7 @@ class Askable(msgspec.Struct, frozen=True):
 async def get_oidc_callback(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    askable: Askable,
+    askable: CallbackProviders,
     context: RequestContext,
     *,
     provider: str | None = None,
@@ -66,29 +66,29 @@ async def get_oidc_callback(
     """Callback of an OpenID provider. spec: openid-connect-core-1_0#AuthResponse"""
     browser = sign_in.find_browser(context)
     try:
-        flow = await sign_in.take_back(state, browser)
+        flow = await sign_in.take_callback(state, browser)
         chosen = next(
             (each for each in askable.oidc if each.info.provider_id == flow.provider), None
         )
         if chosen is None or browser is None:
-            raise Refused(Reason.OLD)
+            raise SignInRefused(RefusalReason.OLD)
         identity = await chosen.identify(flow, provider, code, error, iss)
         return await pages.show(
-            context, await sign_in.arrive(flow, identity, browser, context.languages)
+            context, await sign_in.complete(flow, identity, browser, context.languages)
         )
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
 @endpoint("POST", LOGOUT_PATH, auth=Auth.NONE, max_body=MAX_LOGOUT)
-async def post_backchannel_logout(sign_out: UpstreamSignOut, *, body: bytes) -> Response:
+async def post_backchannel_logout(sign_out: BackchannelLogout, *, body: bytes) -> Response:
     """Logout request of an OpenID provider. spec: openid-connect-backchannel-1_0#BCRequest"""
     if not sign_out.is_offered:
         raise Unrecognized
     headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
     try:
         await sign_out.do_end(read_form(body).get("logout_token", ""))
-    except Refused as refused:
+    except SignInRefused as refused:
         answer = {"error": "invalid_request", "error_description": str(refused)[:200]}
         return Response(HTTPStatus.BAD_REQUEST, headers, answer)
     return Response(HTTPStatus.OK, headers, {})
@@ -98,7 +98,7 @@ async def post_backchannel_logout(sign_out: UpstreamSignOut, *, body: bytes) -> 
 async def get_cas_ticket(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    askable: Askable,
+    askable: CallbackProviders,
     context: RequestContext,
     *,
     flow: str = "",
@@ -107,14 +107,14 @@ async def get_cas_ticket(
     """Callback of the CAS server."""
     browser = sign_in.find_browser(context)
     try:
-        begun = await sign_in.take_back(flow, browser)
+        begun = await sign_in.take_callback(flow, browser)
         if askable.cas is None or begun.provider != CAS_ID or browser is None:
-            raise Refused(Reason.OLD)
+            raise SignInRefused(RefusalReason.OLD)
         identity = await askable.cas.identify(flow, begun, ticket)
         return await pages.show(
-            context, await sign_in.arrive(begun, identity, browser, context.languages)
+            context, await sign_in.complete(begun, identity, browser, context.languages)
         )
-    except Refused as refused:
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
@@ -122,7 +122,7 @@ async def get_cas_ticket(
 async def post_saml_response(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    saml: SAMLSignIn,
+    saml: OptionalSAML,
     context: RequestContext,
     *,
     body: bytes,
@@ -135,14 +135,14 @@ async def post_saml_response(
     form = read_form(body)
     try:
         if saml.provider is None:
-            raise Refused(Reason.UNKNOWN_PROVIDER)
-        flow, browser_hash = await sign_in.take_back_from_anywhere(
+            raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
+        flow, browser_hash = await sign_in.take_callback_without_cookie(
             SAML_ID, form.get("RelayState", "")
         )
         identity = await saml.provider.identify(flow, form.get("SAMLResponse", ""))
-        held = await sign_in.hold(flow, identity, browser_hash)
-        return see_other(f"{HELD_PATH}?flow={held}")
-    except Refused as refused:
+        held = await sign_in.store_identity(flow, identity, browser_hash)
+        return see_other(f"{RESUME_PATH}?flow={held}")
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
 
@@ -152,18 +152,18 @@ async def get_saml_logout(
     logout: SAMLLogout,
     context: RequestContext,
     *,
-    request: Annotated[str, Names("SAMLRequest")] = "",
-    relay_state: Annotated[str, Names("RelayState")] = "",
+    request: Annotated[str, QueryNames("SAMLRequest")] = "",
+    relay_state: Annotated[str, QueryNames("RelayState")] = "",
 ) -> Response:
     """Logout request of a SAML provider, or the return of a browser after our logout request.
 
     spec: saml-bindings-2.0-os section 3.4
     """
     if not request:
-        return see_other(sign_in_link(own_path(relay_state, HOME)))
+        return see_other(sign_in_link(local_path_or(relay_state, HOME)))
     try:
-        message = read_query(context.uri.partition(b"?")[2].decode("latin-1"))
-    except Refused as refused:
+        message = parse_query(context.uri.partition(b"?")[2].decode("latin-1"))
+    except SignInRefused as refused:
         return await pages.refuse(context, refused)
     return await pages.sign_out(context, logout, message)
 
@@ -180,8 +180,8 @@ async def post_saml_logout(
         return await _answer_envelope(logout, body)
     form = read_form(body)
     if "SAMLRequest" not in form:
-        return see_other(sign_in_link(own_path(form.get("RelayState", ""), HOME)))
-    message = LogoutMessage(form["SAMLRequest"], form.get("RelayState"))
+        return see_other(sign_in_link(local_path_or(form.get("RelayState", ""), HOME)))
+    message = SAMLLogoutMessage(form["SAMLRequest"], form.get("RelayState"))
     return await pages.sign_out(context, logout, message)
 
 
@@ -190,15 +190,17 @@ async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
     3.2.3.3"""
     headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
     try:
-        answer = await logout.do_end(LogoutMessage(body.decode("utf-8", "replace"), is_soap=True))
-    except Refused as refused:
+        answer = await logout.do_end(
+            SAMLLogoutMessage(body.decode("utf-8", "replace"), is_soap=True)
+        )
+    except SignInRefused as refused:
         logout.log.warn("a logout request is refused: {why}", why=str(refused))
         return Response(HTTPStatus.FORBIDDEN, headers, b"")
     return Response(HTTPStatus.OK, headers, (answer or "").encode())
 
 
 @endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
-async def get_saml_metadata(saml: SAMLSignIn) -> Response:
+async def get_saml_metadata(saml: OptionalSAML) -> Response:
     """This server's SAML metadata. spec: saml-metadata-2.0-os"""
     if saml.provider is None:
         raise Unrecognized

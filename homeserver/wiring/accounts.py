@@ -5,10 +5,10 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName
-from homeserver.cluster.incoming_changes import NewsOfOthers
-from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import Writing
-from homeserver.cluster.peers import OtherNodes
+from homeserver.cluster.incoming_changes import IncomingChanges
+from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.outgoing_changes import OutgoingChanges
+from homeserver.cluster.peers import PeerNodes
 from homeserver.config.configuration import Config
 from homeserver.config.registration_files import read_registration_files
 from homeserver.http.rate_limits import RateLimiter
@@ -16,17 +16,17 @@ from homeserver.services.accounts.renewal import Renewals
 from homeserver.services.application_services.application_services import (
     ApplicationServices,
 )
-from homeserver.services.audit.audit import Audit, Happened, Recorded
+from homeserver.services.audit.audit import Audit, AuditedStore, AuditEvent
 from homeserver.services.devices.device_settings import DeviceSettings
-from homeserver.services.login.access_tokens import AccessTokens, OwedConsents
+from homeserver.services.login.access_tokens import AccessTokens, PendingConsents
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.passwords import PasswordPolicy, Passwords, Threads
-from homeserver.services.login.sessions import DependentStores, Lifetimes, Sessions
+from homeserver.services.login.sessions import DependentStores, Sessions, TokenLifetimes
 from homeserver.services.plugins.hooks import Plugins, load_plugin
-from homeserver.services.terms.policies import policies_of
-from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from homeserver.services.terms.policies import load_policies
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
 from homeserver.wiring.account_stores import AccountStores
 from homeserver.wiring.email import MailParts
 from storage.account_data.account_data import AccountDataStore
@@ -52,14 +52,14 @@ class AccountParts:
         mail: MailParts,
         monotonic: Callable[[], float],
         *,
-        consents: OwedConsents | None,
+        consents: PendingConsents | None,
     ) -> None:
         """`monotonic` is a clock in seconds that is never set. `consents`: the source of missing
         consents; None if requests do not depend on them."""
         self.stores = stores = AccountStores(database)
         server_name = ServerName(config.server_name)
-        self.secret_text = SecretText(random)
-        self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
+        self.secret_text = SecretGenerator(random)
+        self.policies = load_policies(config.pages.user_consent, config.name.public_baseurl or "")
         files = read_registration_files(config.others.app_service_config_files)
         self.application_services = ApplicationServices(files, server_name)
         self.plugins = Plugins(
@@ -69,7 +69,7 @@ class AccountParts:
         uia_store = UIAStore(database)
 
         self.last_seen = LastSeen(
-            clock, stores.devices, addresses_ms=config.sessions.user_ips_max_age
+            clock, stores.devices, address_retention_ms=config.sessions.user_ips_max_age
         )
         account_validity = config.sessions.account_validity
         self.validity = AccountValidity(clock, enabled=account_validity.enabled)
@@ -85,13 +85,13 @@ class AccountParts:
             consents=consents,
         )
         is_shared = config.storage.database.name == "psycopg2"  # SQLite supports one node only
-        self.node_notes = NodeNotes(clock) if is_shared else None
+        self.node_notes = NodeMessages(clock) if is_shared else None
         self.other_nodes = None
         self.others = None
         if self.node_notes is not None:
-            Writing(database.streams, self.node_notes)
-            self.others = NewsOfOthers(database.streams, clock, self.node_notes)
-            self.other_nodes = OtherNodes(
+            OutgoingChanges(database.streams, self.node_notes)
+            self.others = IncomingChanges(database.streams, clock, self.node_notes)
+            self.other_nodes = PeerNodes(
                 clock, database, self.access_tokens, self.node_notes, monotonic
             )
         self.passwords = _passwords(config, threads)
@@ -114,10 +114,10 @@ class AccountParts:
                     stores.confirmations,
                 ],
                 recorded_with_sessions=[
-                    Recorded(clock, stores.browser_sessions, Happened.BROWSER_SIGNED_OUT)
+                    AuditedStore(clock, stores.browser_sessions, AuditEvent.BROWSER_SIGNED_OUT)
                 ],
                 recorded_with_all_sessions=[
-                    Recorded(clock, program_store, Happened.APPLICATION_PASSWORD_ENDED)
+                    AuditedStore(clock, program_store, AuditEvent.APPLICATION_PASSWORD_ENDED)
                 ],
                 kept_by_device=[
                     stores.device_keys,
@@ -160,10 +160,10 @@ class AccountParts:
             self.sessions,
             enabled=application_passwords.enabled,
             in_login_flows=application_passwords.in_login_flows,
-            most=application_passwords.limit,
-            longest_ms=application_passwords.longest_lifetime,
+            max_per_account=application_passwords.limit,
+            max_lifetime_ms=application_passwords.longest_lifetime,
         )
-        self.audit = Audit(clock, AuditStore(database), keep_ms=config.sessions.audit.keep_for)
+        self.audit = Audit(clock, AuditStore(database), retention_ms=config.sessions.audit.keep_for)
 
     def get_node(self) -> int:
         """Return the number of this node among the connected ones; 0 if it is disconnected or the
@@ -189,8 +189,8 @@ def _passwords(config: Config, threads: Threads) -> Passwords:
     )
 
 
-def _lifetimes(config: Config) -> Lifetimes:
-    return Lifetimes(
+def _lifetimes(config: Config) -> TokenLifetimes:
+    return TokenLifetimes(
         session=config.sessions.session_lifetime,
         refreshable_access_token=config.sessions.refreshable_access_token_lifetime,
         refresh_token=config.sessions.refresh_token_lifetime,

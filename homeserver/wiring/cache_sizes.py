@@ -1,6 +1,6 @@
 """Cache capacities, scaled by the configured factor: the sizes below apply to a factor of 0.5."""
 
-from homeserver.config.memory import Memory
+from homeserver.config.memory import MemoryOptions
 
 USUAL_FACTOR = 0.5
 
@@ -8,7 +8,7 @@ USUAL_FACTOR = 0.5
 class CacheSizes:
     """The capacities of the caches. They are upper bounds; no memory is reserved."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: MemoryOptions) -> None:
         factor = memory.caches.global_factor
 
         def scaled(size: int) -> int:

@@ -41,7 +41,7 @@ class CallParts:
             accounts.validity,
             rooms.events,
             history.lifetimes,
-            longest_ms=config.rooms.max_event_delay_duration,
+            max_delay_ms=config.rooms.max_event_delay_duration,
         )
         self.openid = OpenID(
             clock,
@@ -69,7 +69,7 @@ class CallParts:
         return (
             # due events have a timer; the job finds those that another node failed to send
             Job("send_delayed_events", self.delayed_events.do_send_due, 10.0),
-            Job("forget_delayed_events", self.delayed_events.do_forget, 3600.0),
-            Job("forget_sticky_events", self._sticky_events.do_forget, 300.0),
-            Job("forget_openid_tokens", self.openid.do_forget, 600.0),
+            Job("forget_delayed_events", self.delayed_events.do_delete_outcomes, 3600.0),
+            Job("forget_sticky_events", self._sticky_events.do_remove_expired, 300.0),
+            Job("forget_openid_tokens", self.openid.do_delete_expired, 600.0),
         )

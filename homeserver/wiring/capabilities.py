@@ -3,7 +3,7 @@
 from federation.protocol.room_versions import ROOM_VERSIONS
 from homeserver.config.configuration import Config
 from homeserver.services.discovery.capabilities import Capabilities
-from homeserver.services.discovery.unstable_features import OfferedFeatures
+from homeserver.services.discovery.unstable_features import UnstableFeatures
 from homeserver.services.threepids.validation import ADD
 from homeserver.wiring.email import MailParts
 from homeserver.wiring.login import LoginParts
@@ -14,7 +14,7 @@ from homeserver.wiring.room_services import ENCRYPTED_PRESETS
 
 def offers_of(
     config: Config, login: LoginParts, mail: MailParts, oauth: OAuthParts
-) -> tuple[Capabilities, OfferedFeatures]:
+) -> tuple[Capabilities, UnstableFeatures]:
     """Return the capabilities and the unstable features that clients may use."""
     return (
         Capabilities(
@@ -23,13 +23,13 @@ def offers_of(
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
             threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
-            or login.phones.is_possible(ADD),
+            or login.phones.supports_purpose(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
             login_tokens_confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             longest_delay_ms=config.rooms.max_event_delay_duration,
             url_previews=config.previews.url_preview_enabled,
         ),
-        OfferedFeatures(
+        UnstableFeatures(
             delayed_events=config.rooms.max_event_delay_duration is not None,
             older_qr_codes=config.sessions.oauth.qr_code == "everybody"
             and oauth.metadata.document is not None,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from homeserver.config.server import Database
+from homeserver.config.server import DatabaseOptions
 from storage.engine.database import DatabaseConfig, PostgresConfig, SQLiteConfig
 
 NOT_FOR_LIBPQ = frozenset(
@@ -13,7 +13,7 @@ NOT_FOR_LIBPQ = frozenset(
 """Arguments in Synapse's configuration files that are for its connection pool, not for libpq."""
 
 
-def database_config_of(section: Database, folder: Path) -> DatabaseConfig:
+def database_config_of(section: DatabaseOptions, folder: Path) -> DatabaseConfig:
     """Return the database configuration. A relative SQLite path starts at `folder`; the default is
     `homeserver.db` there."""
     args: Mapping[str, Any] = section.args

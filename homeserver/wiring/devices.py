@@ -3,14 +3,14 @@ to them."""
 
 from collections.abc import Mapping
 
-from federation.devices.published_keys import KeysOfPeople
-from federation.peers.policy import Policy
-from homeserver.observe.caches import Counted, Entries
-from homeserver.services.devices.device_cache import DevicesOfUsers
-from homeserver.services.encryption.device_keys import DeviceKeys, show_keys
+from federation.devices.published_keys import PublishedKeyCache
+from federation.peers.policy import FederationPolicy
+from homeserver.observe.caches import CountedCache, UnsizedCache
+from homeserver.services.devices.device_cache import DeviceCache
+from homeserver.services.encryption.device_keys import DeviceKeys, build_public_keys
 from homeserver.services.encryption.device_lists import DeviceLists
-from homeserver.services.encryption.encrypted_rooms import EncryptedRooms
-from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from homeserver.services.encryption.encrypted_rooms import EncryptedRoomCache
+from homeserver.services.encryption.one_time_key_counts import OneTimeKeyCounts
 from homeserver.services.encryption.to_device import ToDevice
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
@@ -28,7 +28,7 @@ class DeviceParts:
     def __init__(
         self,
         base: Foundation,
-        policy: Policy,
+        policy: FederationPolicy,
         accounts: AccountParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
@@ -36,16 +36,16 @@ class DeviceParts:
         database, streams, sizes = base.database, base.database.streams, base.sizes
         self.cross_signing_store = CrossSigningStore(database)
         self.outgoing_store = OutgoingToDeviceStore(database)
-        self.published_keys = KeysOfPeople(
-            PublishedKeyStore(database), streams, show_keys, capacity=sizes.devices
+        self.published_keys = PublishedKeyCache(
+            PublishedKeyStore(database), streams, build_public_keys, capacity=sizes.devices
         )
-        self.key_counts = KeyCountsInMemory(
+        self.key_counts = OneTimeKeyCounts(
             streams, accounts.stores.device_keys, capacity=sizes.users
         )
         self.device_keys = DeviceKeys(
             database, accounts.stores.device_keys, self.key_counts, base.limiter, base.now_ms
         )
-        self._encrypted_rooms = EncryptedRooms(
+        self._encrypted_rooms = EncryptedRoomCache(
             RoomSummaryStore(database), streams, capacity=sizes.rooms
         )
         self.device_lists = DeviceLists(
@@ -62,7 +62,7 @@ class DeviceParts:
             rooms.events,
             rooms.partial,
         )
-        self._device_cache = DevicesOfUsers(streams)
+        self._device_cache = DeviceCache(streams)
         self.to_device = ToDevice(
             database,
             accounts.stores.to_device,
@@ -76,11 +76,11 @@ class DeviceParts:
         )
 
     @property
-    def caches(self) -> Mapping[str, Counted]:
+    def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
         return {
-            "devices": Entries(self._device_cache.cache),
-            "encrypted_rooms": Entries(self._encrypted_rooms.cache),
-            "key_counts": Entries(self.key_counts.cache),
-            "published_keys": Entries(self.published_keys.cache),
+            "devices": UnsizedCache(self._device_cache.cache),
+            "encrypted_rooms": UnsizedCache(self._encrypted_rooms.cache),
+            "key_counts": UnsizedCache(self.key_counts.cache),
+            "published_keys": UnsizedCache(self.published_keys.cache),
         }

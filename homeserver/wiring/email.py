@@ -7,23 +7,23 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.configuration import Config
-from homeserver.config.email import Email, app_name_of, sender_of
+from homeserver.config.email import EmailOptions, get_app_name, make_sender
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.metrics import MailMetrics, TextMessageMetrics
-from homeserver.services.email.emails import Letters
+from homeserver.services.email.emails import EmailRenderer
 from homeserver.services.email.outbox import Outbox
 from homeserver.services.email.smtp import Relay, SMTPRelay
-from homeserver.services.pages.branding import branding_of
+from homeserver.services.pages.branding import read_branding
 from homeserver.services.pages.languages import Languages
 from homeserver.services.threepids.email_validation import EmailValidation
 from homeserver.services.threepids.validation import EMAIL, MSISDN, ThreepidValidation
-from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
-from storage.email.outbox import OutgoingMailStore
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
+from storage.email.outbox import EmailOutbox
 from storage.engine.database import Database
 from storage.engine.executors import Executor
 from storage.threepids.threepids import ThreepidStore
 
-MakeRelay = Callable[[Email], Relay]
+MakeRelay = Callable[[EmailOptions], Relay]
 """Makes a connection to the configured mail server."""
 
 
@@ -44,20 +44,20 @@ class MailParts:
     ) -> None:
         email = config.mail.email
         self.languages = Languages()
-        self.branding = branding_of(config.pages.branding, config.server_name)
+        self.branding = read_branding(config.pages.branding, config.server_name)
         self.threepids = ThreepidStore(database)
         self._executor = executor
         self.outbox = None
         if email.smtp_host is not None:
-            letters = Letters(
+            letters = EmailRenderer(
                 config.server_name,
-                sender_of(email, config.server_name),
-                app_name_of(email),
+                make_sender(email, config.server_name),
+                get_app_name(email),
                 self.branding,
             )
             self.outbox = Outbox(
                 clock,
-                OutgoingMailStore(database),
+                EmailOutbox(database),
                 letters,
                 make_relay(email),
                 executor,
@@ -68,7 +68,7 @@ class MailParts:
             config.mail.allowed_local_3pids,
             config.mail.next_link_domain_whitelist,
         )
-        secret_text = SecretText(random)
+        secret_text = SecretGenerator(random)
 
         def now_ms() -> int:
             return int(clock.seconds() * 1000)
@@ -92,7 +92,7 @@ class MailParts:
                 EMAIL: email.validation_token_lifetime,
                 MSISDN: config.text_messages.sms_gateway.code_lifetime,
             },
-            next_hosts=None
+            next_link_hosts=None
             if next_hosts is None
             else frozenset(host.lower() for host in next_hosts),
         )
@@ -105,7 +105,7 @@ class MailParts:
             self.outbox,
             limiter,
             base_url=config.name.public_baseurl or "",
-            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
+            reveals_known=not config.mail.request_token_inhibit_3pid_errors,
         )
 
     def start(self) -> None:
@@ -120,7 +120,7 @@ class MailParts:
         await self._executor.close()
 
 
-def smtp_relay(email: Email) -> Relay:
+def smtp_relay(email: EmailOptions) -> Relay:
     """Return the configured mail server."""
     assert email.smtp_host is not None
     return SMTPRelay(
@@ -128,8 +128,8 @@ def smtp_relay(email: Email) -> Relay:
         port=email.smtp_port or (465 if email.force_tls else 25),
         user=email.smtp_user,
         password=email.smtp_pass,
-        tls_at_once=email.force_tls,
+        implicit_tls=email.force_tls,
         tls_required=email.require_transport_security,
-        tls_offered=email.enable_tls,
+        starttls_enabled=email.enable_tls,
         tls_name=email.tlsname,
     )

@@ -3,10 +3,10 @@ reports."""
 
 from collections.abc import Sequence
 
-from federation.rooms.history.by_time import RemoteTimes
+from federation.rooms.history.by_time import RemoteTimestamps
 from federation.rooms.serving.spaces import RemoteSpaces, Spaces
-from federation.rooms.serving.summaries import Previews
-from homeserver.services.moderation.report_administration import KeptReports
+from federation.rooms.serving.summaries import SummaryVisibility
+from homeserver.services.moderation.report_administration import ReportAdministration
 from homeserver.services.moderation.reports import Reports
 from homeserver.services.rooms.events_by_time import EventsByTime
 from homeserver.services.rooms.mutual_rooms import MutualRooms
@@ -36,10 +36,10 @@ class ExploringParts:
         services: RoomServiceParts,
         *,
         remote_spaces: RemoteSpaces,
-        remote_times: RemoteTimes,
+        remote_times: RemoteTimestamps,
     ) -> None:
         database, membership_store = base.database, rooms.membership_store
-        previews = Previews(rooms.memberships, membership_store, rooms.store)
+        previews = SummaryVisibility(rooms.memberships, membership_store, rooms.store)
         self.spaces = Spaces(
             RoomSummaryStore(database),
             SpaceStore(database),
@@ -66,6 +66,6 @@ class ExploringParts:
                 base.identity,
                 base.now_ms,
             ),
-            KeptReports(report_store, rooms.events),
+            ReportAdministration(report_store, rooms.events),
             self.times,
         )

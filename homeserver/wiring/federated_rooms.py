@@ -3,37 +3,37 @@ wires the servers' queries about users and rooms."""
 
 from collections.abc import Mapping, Sequence
 
-from federation.endpoints.queries import QueryAnswers
+from federation.endpoints.queries import QueryHandlers
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
-from federation.remote.directory import DirectoryRequests
-from federation.remote.membership import MembershipRequests
+from federation.remote.directory import RemoteDirectoryClient
+from federation.remote.membership import MembershipClient
 from federation.rooms.build import Classify
 from federation.rooms.joins.invites import Invitations
-from federation.rooms.joins.make_send import Handshakes
-from federation.rooms.joins.planned_invites import PlannedInvites
-from federation.rooms.joins.remote_joins import RemoteMemberships
-from federation.rooms.joins.remote_leaves import Leaving
-from federation.rooms.joins.send_join_response import JoinAnswers
-from federation.rooms.membership_templates import Handshake
-from federation.rooms.server_fallback import Candidates
-from federation.sender.sender import Sender
+from federation.rooms.joins.make_send import MembershipHandshakes
+from federation.rooms.joins.planned_invites import PlannedInviteSender
+from federation.rooms.joins.remote_joins import RemoteJoins
+from federation.rooms.joins.remote_leaves import RemoteLeaves
+from federation.rooms.joins.send_join_response import JoinResponses
+from federation.rooms.membership_templates import TemplateRequests
+from federation.rooms.server_fallback import ServerFallback
+from federation.sender.sender import FederationSender
 from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
 from homeserver.services.directory.remote_directory import RemoteDirectory
 from homeserver.services.directory.room_directory import RoomDirectory
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.invite_policy import InvitePolicy
-from homeserver.services.rooms.remote_rooms import RoomsElsewhere
+from homeserver.services.rooms.remote_rooms import RemoteRooms
 from homeserver.wiring.federation import FederationParts
 from homeserver.wiring.federation_peers import EdgeParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from storage.events.events import EventStore
-from storage.federation.pending_leaves import UntoldLeaveStore
-from storage.rooms.planned_invites import PlannedInviteStore
-from storage.rooms.served_states import ToldStates
+from storage.federation.pending_leaves import PendingLeaveStore
+from storage.rooms.planned_invites import PendingInviteStore
+from storage.rooms.served_states import ServedStateReader
 from storage.rooms.summaries import RoomSummaryStore
 
 
@@ -56,29 +56,29 @@ class FederatedRoomParts:
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         federation: FederationParts,
-        sender: Sender,
+        sender: FederationSender,
         invite_policy: InvitePolicy,
         classify: Classify,
     ) -> None:
         clock, database, limiter = base.clock, base.database, base.limiter
         identity, get_signers, now_ms = base.identity, edge.keyring.get_signers, base.now_ms
         engine, residence = room_engine.engine, room_engine.residence
-        remote = MembershipRequests(edge.requests, federation.long_states, clock)
-        answers = JoinAnswers(
+        remote = MembershipClient(edge.requests, federation.long_states, clock)
+        answers = JoinResponses(
             EventStore(database),
-            ToldStates(database, rooms.trees, rooms.chains),
+            ServedStateReader(database, rooms.trees, rooms.chains),
             rooms.servers,
             RoomSummaryStore(database),
             identity,
         )
-        self.handshakes = Handshakes(
+        self.handshakes = MembershipHandshakes(
             rooms.events,
             residence,
             federation.receiver,
             room_engine.restricted,
             answers,
             get_signers,
-            lambda room_id: limiter.check_only(Limit.JOIN_ROOM, room_id),
+            lambda room_id: limiter.check_without_counting(Limit.JOIN_ROOM, room_id),
             lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
             identity,
             now_ms,
@@ -99,10 +99,10 @@ class FederatedRoomParts:
             clock,
             now_ms,
         )
-        handshake = Handshake(remote, identity, now_ms)
-        candidates = Candidates(edge.policy, identity.server_name)
-        untold = UntoldLeaveStore(database)
-        self.remote_memberships = RemoteMemberships(
+        handshake = TemplateRequests(remote, identity, now_ms)
+        candidates = ServerFallback(edge.policy, identity.server_name)
+        untold = PendingLeaveStore(database)
+        self.remote_memberships = RemoteJoins(
             remote,
             handshake,
             candidates,
@@ -116,9 +116,9 @@ class FederatedRoomParts:
             untold,
             identity,
             now_ms,
-            in_part=base.config.federation.federation.partial_state_joins,
+            use_partial_state=base.config.federation.federation.partial_state_joins,
         )
-        self.leaving = Leaving(
+        self.leaving = RemoteLeaves(
             remote,
             handshake,
             candidates,
@@ -130,8 +130,8 @@ class FederatedRoomParts:
             identity,
             now_ms,
         )
-        self.planned_invites = PlannedInvites(
-            PlannedInviteStore(database),
+        self.planned_invites = PlannedInviteSender(
+            PendingInviteStore(database),
             rooms.store,
             engine,
             self.invitations,
@@ -139,8 +139,8 @@ class FederatedRoomParts:
             clock,
             now_ms,
         )
-        self.directory = RemoteDirectory(DirectoryRequests(edge.requests), edge.policy, clock)
-        self.remote_rooms = RoomsElsewhere(
+        self.directory = RemoteDirectory(RemoteDirectoryClient(edge.requests), edge.policy, clock)
+        self.remote_rooms = RemoteRooms(
             self.remote_memberships,
             self.leaving,
             self.invitations,
@@ -156,17 +156,17 @@ class FederatedRoomParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("tell_leaves", self.leaving.do_tell, 60.0),
+            Job("tell_leaves", self.leaving.do_send_pending, 60.0),
             Job("send_planned_invites", self.planned_invites.do_resume, 60.0),
         )
 
 
 def answer_queries(
     profiles: Profiles, directory: RoomDirectory, *, tells_profiles: bool
-) -> QueryAnswers:
+) -> QueryHandlers:
     """Return what answers queries of other servers about our users and rooms."""
-    return QueryAnswers(
-        profiles.get_for_others if tells_profiles else refuse_profile,
-        directory.get_own_alias,
-        directory.get_public_rooms_for_others,
+    return QueryHandlers(
+        profiles.get_for_server if tells_profiles else refuse_profile,
+        directory.get_local_alias,
+        directory.get_public_rooms_for_server,
     )

@@ -1,26 +1,26 @@
 """Wires the processing of remote events."""
 
-from federation.remote.events import SHORT_STATE_BYTES, STATES_AT_ONCE, RemoteEvents
-from federation.remote.large_responses import LongAnswers
+from federation.remote.events import MAX_SHORT_STATE_BYTES, STATE_SLOTS, EventClient
+from federation.remote.large_responses import LargeResponseSlots
 from federation.rooms.build import Classify
 from federation.rooms.effects import StoredEffects
-from federation.rooms.joins.join_import import Adoptions
-from federation.rooms.receive.check_sources import Questions
-from federation.rooms.receive.content_restore import LateContents
+from federation.rooms.joins.join_import import JoinImporter
+from federation.rooms.receive.check_sources import CheckServices
+from federation.rooms.receive.content_restore import ContentRestorer
 from federation.rooms.receive.outliers import Outliers
-from federation.rooms.receive.persist import Placements
+from federation.rooms.receive.persist import EventPersister
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.receive.state_imports import StateImports
-from federation.rooms.receive.unaltered_copies import TrueCopies
-from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.receive.unaltered_copies import UnalteredCopies
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
-from federation.rooms.unacknowledged_leaves import Unheard
+from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from homeserver.wiring.federation_peers import EdgeParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from storage.events.events import EventStore
-from storage.partial_state.unverified_events import UnprovedStore, UnprovedWriter
+from storage.partial_state.unverified_events import UnverifiedEventStore, UnverifiedEventWriter
 from storage.rooms.partial_rooms import PartialRoomStore
 
 
@@ -40,7 +40,7 @@ class FederationParts:
         self.identity = identity = base.identity
         store = EventStore(database)
         self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
-        self.placements = placements = Placements(
+        self.placements = placements = EventPersister(
             database,
             engine,
             rooms.events,
@@ -50,32 +50,34 @@ class FederationParts:
             classify,
             now_ms,
         )
-        self.remote_events = RemoteEvents(edge.requests, clock)
-        self.long_states = LongAnswers(clock, short_bytes=SHORT_STATE_BYTES, places=STATES_AT_ONCE)
-        true_copies = TrueCopies(
+        self.remote_events = EventClient(edge.requests, clock)
+        self.long_states = LargeResponseSlots(
+            clock, short_bytes=MAX_SHORT_STATE_BYTES, slots=STATE_SLOTS
+        )
+        true_copies = UnalteredCopies(
             self.remote_events, rooms.servers, edge.policy, identity.server_name, clock.seconds
         )
-        questions = Questions(
+        questions = CheckServices(
             rooms.events,
             self.resolver,
             edge.keyring.get_signers,
             policy_servers.is_approved,
-            policy_servers.judge,
-            edge.keyring.prepare,
+            policy_servers.approve_many,
+            edge.keyring.prefetch,
             edge.keyring.lacks_keys_for,
             true_copies.find_all,
         )
         self.questions = questions
-        late = LateContents(database, engine, rooms.events, identity, now_ms)
+        late = ContentRestorer(database, engine, rooms.events, identity, now_ms)
         outliers = Outliers(
             database, rooms.events, store, placements, rooms.writer, questions, late, now_ms
         )
         self.imports = StateImports(outliers, store, clock)
         self.effects = StoredEffects(store, identity)
-        self.unproved = UnprovedStates(
+        self.unproved = UnverifiedStateEvents(
             database,
-            UnprovedStore(database),
-            UnprovedWriter(rooms.trees),
+            UnverifiedEventStore(database),
+            UnverifiedEventWriter(rooms.trees),
             engine,
             rooms.store,
             rooms.events,
@@ -96,8 +98,8 @@ class FederationParts:
             self.unproved,
             late,
         )
-        self.unheard = Unheard(rooms.events, self.resolver, identity)
-        self.adoptions = Adoptions(
+        self.unheard = UnacknowledgedLeaves(rooms.events, self.resolver, identity)
+        self.adoptions = JoinImporter(
             database,
             engine,
             rooms.store,
@@ -113,5 +115,5 @@ class FederationParts:
             identity,
             questions,
             now_ms,
-            self.unproved.first_attempt,
+            self.unproved.schedule_first_attempt,
         )

@@ -10,22 +10,22 @@ from msgspec.structs import replace
 from federation.endpoints.version import Implementation
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.keyring import Keyring, Notary
-from federation.peers.member_lists import Fetch, ListSource, MemberLists
-from federation.peers.notary import KeyNotary
-from federation.peers.own_keys import OwnKeys
-from federation.peers.peer_backoff import PeerBackoff, RecordingWire
+from federation.peers.member_lists import Fetch, MemberListRefresher, MemberListSource
+from federation.peers.notary import KeyNotaryService
+from federation.peers.own_keys import PublishedServerKeys
+from federation.peers.peer_backoff import BackoffWire, PeerBackoff
 from federation.peers.peer_queue import PeerLimits, PeerQueue
-from federation.peers.policy import Policy, PolicyRules, make_rules
-from federation.peers.requests import Requests
-from federation.peers.server_keys import RemoteServerKeys
-from federation.peers.signed_list import ListTrust, read_authorities
-from federation.peers.signed_requests import SignedRequests
+from federation.peers.policy import FederationPolicy, PolicyRules, make_rules
+from federation.peers.requests import FederationClient
+from federation.peers.server_keys import ServerKeyClient
+from federation.peers.signed_list import MemberListTrust, read_authorities
+from federation.peers.signed_requests import RequestVerifier
 from federation.peers.wire import Wire
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.key_documents import VerifyKey
 from federation.protocol.signing import decode_base64, parse_public_key
 from homeserver.cluster.jobs import Job
-from homeserver.config.outgoing import Federation
+from homeserver.config.outgoing import FederationOptions
 from homeserver.observe.federation import MemberListMetrics
 from homeserver.wiring.foundation import Foundation
 from storage.federation.server_keys import ServerKeyStore
@@ -51,14 +51,14 @@ class EdgeParts:
         rc_federation = config.limits.rc_federation
         store = ServerKeyStore(database)
         old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
-        self.own_keys = OwnKeys(
+        self.own_keys = PublishedServerKeys(
             identity,
             now_ms,
             {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
             keys.key_refresh_interval,
         )
-        self.policy = Policy(identity.server_name, rules_of(federation), clock.seconds)
-        self.member_lists = MemberLists(
+        self.policy = FederationPolicy(identity.server_name, rules_of(federation), clock.seconds)
+        self.member_lists = MemberListRefresher(
             list_source_of(federation),
             SignedDocumentStore(database),
             self.policy,
@@ -70,9 +70,11 @@ class EdgeParts:
             now_ms, BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
         )
         """Servers to which a request recently timed out. Other requests do not wait for them."""
-        self.requests = Requests(RecordingWire(wire, self.silences), identity, self.policy, now_ms)
+        self.requests = FederationClient(
+            BackoffWire(wire, self.silences), identity, self.policy, now_ms
+        )
         self.keyring = Keyring(
-            RemoteServerKeys(self.requests),
+            ServerKeyClient(self.requests),
             store,
             identity,
             now_ms,
@@ -83,17 +85,19 @@ class EdgeParts:
                 for key_id, old in old_keys.items()
             },
         )
-        self.signed_requests = SignedRequests(self.keyring, self.policy, identity, now_ms)
+        self.signed_requests = RequestVerifier(self.keyring, self.policy, identity, now_ms)
         limits = PeerLimits(
             window=rc_federation.window_size / 1000,
-            asks_in_window=rc_federation.sleep_limit,
+            requests_per_window=rc_federation.sleep_limit,
             delay=rc_federation.sleep_delay / 1000,
-            most_waiting=rc_federation.reject_limit,
-            at_once=rc_federation.concurrent,
+            max_waiting=rc_federation.reject_limit,
+            max_concurrent=rc_federation.concurrent,
         )
         self.turns = PeerQueue(clock, limits)
-        self.slow_turns = PeerQueue(clock, replace(limits, at_once=SLOW_AT_ONCE))
-        self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
+        self.slow_turns = PeerQueue(clock, replace(limits, max_concurrent=SLOW_AT_ONCE))
+        self.notary = KeyNotaryService(
+            self.keyring, store, self.own_keys, identity, self.policy, now_ms
+        )
         self.services = (
             Implementation("Mahalla", program_version()),
             self.notary,
@@ -103,7 +107,7 @@ class EdgeParts:
         """Services for the endpoints of the edge itself."""
 
 
-def rules_of(federation: Federation) -> PolicyRules:
+def rules_of(federation: FederationOptions) -> PolicyRules:
     """Return the configured policy."""
     return make_rules(
         federation.federation_domain_whitelist,
@@ -114,7 +118,7 @@ def rules_of(federation: Federation) -> PolicyRules:
     )
 
 
-def list_source_of(federation: Federation) -> ListSource | None:
+def list_source_of(federation: FederationOptions) -> MemberListSource | None:
     """Return the source of the federation's member list; None if there is none. Raises OSError,
     ValueError for certificates that cannot be read."""
     federation_member_list = federation.federation_member_list
@@ -124,20 +128,20 @@ def list_source_of(federation: Federation) -> ListSource | None:
     authorities = tuple(
         each for path in federation_member_list.authorities for each in read_authorities(path)
     )
-    return ListSource(
+    return MemberListSource(
         federation_member_list.url,
         federation_member_list.path,
-        ListTrust(keys, authorities, federation_member_list.signer),
+        MemberListTrust(keys, authorities, federation_member_list.signer),
         federation_member_list.refresh_interval / 1000,
     )
 
 
-def edge_jobs(member_lists: MemberLists) -> Sequence[Job]:
+def edge_jobs(member_lists: MemberListRefresher) -> Sequence[Job]:
     """Return the background jobs of the edge."""
     return (Job("refresh_member_list", member_lists.do_refresh, 60.0),)
 
 
-def notaries_of(federation: Federation) -> list[Notary]:
+def notaries_of(federation: FederationOptions) -> list[Notary]:
     """Return the configured notary servers."""
     return [
         Notary(

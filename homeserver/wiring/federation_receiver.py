@@ -2,21 +2,21 @@
 other servers."""
 
 from federation.receiver.edus import EduReceivers
-from federation.receiver.transactions import Transactions
-from federation.remote.events import LISTS_AT_ONCE, SHORT_LIST_BYTES
-from federation.remote.large_responses import LongAnswers
+from federation.receiver.transactions import TransactionReceiver
+from federation.remote.events import LIST_SLOTS, MAX_SHORT_LIST_BYTES
+from federation.remote.large_responses import LargeResponseSlots
 from federation.rooms.history.backfill import Backfill
-from federation.rooms.history.history_refetch import Regaining
-from federation.rooms.history.remote_times import AskedTimes
-from federation.rooms.joins.out_of_room_updates import OutsideNews
-from federation.rooms.partial_state.completion import Completions
-from federation.rooms.partial_state.late_notifications import LateHearing
+from federation.rooms.history.history_refetch import HistoryRefetch
+from federation.rooms.history.remote_times import RemoteTimestampLookup
+from federation.rooms.joins.out_of_room_updates import OutOfRoomUpdates
+from federation.rooms.partial_state.completion import RoomCompletion
+from federation.rooms.partial_state.late_notifications import LateNotifications
 from federation.rooms.partial_state.recheck import Recheck
 from federation.rooms.partial_state.room_tables import RoomTables
-from federation.rooms.partial_state.state_sources import StateTellers
+from federation.rooms.partial_state.state_sources import StateSources
 from federation.rooms.receive.inbox import Inbox
 from federation.rooms.receive.missing_events import MissingEvents
-from federation.rooms.receive.participants import Insiders
+from federation.rooms.receive.participants import RoomParticipants
 from federation.rooms.receive.remote_states import RemoteStates
 from federation.rooms.resolve import StateResolver
 from federation.rooms.serving.rooms import ServedRooms, TransactionForm
@@ -37,7 +37,7 @@ from storage.federation.inbox import InboxStore
 from storage.maintenance.state_audit import StateAuditStore
 from storage.partial_state.completion import StateCompletion
 from storage.rooms.partial_rooms import PartialRoomStore
-from storage.rooms.served_states import ToldStates
+from storage.rooms.served_states import ServedStateReader
 
 
 class IncomingParts:
@@ -59,7 +59,7 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
-        lists = LongAnswers(clock, short_bytes=SHORT_LIST_BYTES, places=LISTS_AT_ONCE)
+        lists = LargeResponseSlots(clock, short_bytes=MAX_SHORT_LIST_BYTES, slots=LIST_SLOTS)
         self.states = RemoteStates(
             federation.receiver,
             federation.imports,
@@ -83,8 +83,8 @@ class IncomingParts:
             TimelineStore(database),
             clock,
         )
-        self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
-        self.insiders = Insiders(
+        self.times = RemoteTimestampLookup(rooms.events, self.missing, self.remote, clock.seconds)
+        self.insiders = RoomParticipants(
             rooms.servers,
             rooms.membership_store,
             rooms.events,
@@ -101,10 +101,10 @@ class IncomingParts:
             metrics,
         )
         completion = StateCompletion(rooms.trees, rooms.chains)
-        hearing = LateHearing(
+        hearing = LateNotifications(
             federation.placements, federation.resolver, rooms.memberships, rooms.membership_store
         )
-        self.completions = Completions(
+        self.completions = RoomCompletion(
             RoomTables(
                 database,
                 rooms.store,
@@ -117,7 +117,7 @@ class IncomingParts:
             engine,
             rooms.events,
             rooms.memberships,
-            StateTellers(rooms.servers, edge.policy, base.now_ms),
+            StateSources(rooms.servers, edge.policy, base.now_ms),
             rooms.partial,
             self.states,
             federation.imports,
@@ -143,13 +143,13 @@ class IncomingParts:
             clock,
             metrics,
         )
-        self.outside = OutsideNews(
+        self.outside = OutOfRoomUpdates(
             rooms.outside,
             rooms.memberships,
             edge.keyring.get_signers,
             federation.identity,
         )
-        self.transactions = Transactions(
+        self.transactions = TransactionReceiver(
             engine,
             rooms.memberships,
             federation.receiver,
@@ -161,7 +161,7 @@ class IncomingParts:
             metrics,
             clock,
         )
-        regaining = Regaining(database, store, rooms.events, federation.placements)
+        regaining = HistoryRefetch(database, store, rooms.events, federation.placements)
         self.backfill = Backfill(
             TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock
         )
@@ -169,7 +169,7 @@ class IncomingParts:
         self.served = ServedRooms(
             rooms.events,
             store,
-            ToldStates(database, rooms.trees, rooms.chains),
+            ServedStateReader(database, rooms.trees, rooms.chains),
             rooms.chains,
             TimelineStore(database),
             room_engine.access,

@@ -2,24 +2,24 @@
 
 from collections.abc import Sequence
 
-from federation.devices.local_devices import OwnDevices
+from federation.devices.local_devices import LocalDevices
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.receiver.edus import EduReceivers
-from federation.remote.keys import RemoteKeys
-from federation.remote.transactions import Transactions
-from federation.sender.deliveries import Deliveries
-from federation.sender.peer_activity import HeardPeers
-from federation.sender.policy_unblocked import Greetings
-from federation.sender.sender import Sender
-from federation.sender.transaction_contents import Contents
+from federation.remote.keys import DeviceKeyClient
+from federation.remote.transactions import TransactionClient
+from federation.sender.deliveries import TransactionSender
+from federation.sender.peer_activity import PeerActivityRecorder
+from federation.sender.policy_unblocked import UnblockedServerNotifier
+from federation.sender.sender import FederationSender
+from federation.sender.transaction_contents import TransactionBuilder
 from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
 from homeserver.observe.sender import SenderMetrics
-from homeserver.services.encryption.key_queries import EveryonesKeys
+from homeserver.services.encryption.key_queries import KeyQueries
 from homeserver.services.encryption.remote_devices import RemoteDevices
-from homeserver.services.ephemeral.edu_receivers import ReceivedNotices
-from homeserver.services.ephemeral.edu_sender import ToldNotices
-from homeserver.services.federation.destinations import Destinations
+from homeserver.services.ephemeral.edu_receivers import EDUReceivers
+from homeserver.services.ephemeral.edu_sender import EDUSender
+from homeserver.services.federation.destinations import DestinationAdministration
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
@@ -34,7 +34,7 @@ from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.remote_devices import RemoteDeviceStore
 from storage.federation.destination_lists import DestinationListStore
 from storage.federation.destinations import LEASE, DestinationStore
-from storage.federation.forgotten_destinations import ForgottenDestinationStore
+from storage.federation.forgotten_destinations import DestinationCleanupStore
 from storage.rooms.early_receipts import EarlyReceiptStore
 from storage.rooms.receipts import ReceiptStore
 from storage.rooms.room_servers import RoomServerStore
@@ -60,17 +60,17 @@ class FederationOutParts:
         peering = base.config.federation.federation
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = devices.outgoing_store
-        self.own_devices = OwnDevices(
+        self.own_devices = LocalDevices(
             accounts.stores.device_keys,
             devices.published_keys,
             log,
             identity,
             clock,
             now_ms,
-            lambda origin: limiter.check_only(Limit.CLAIMED_KEYS, origin),
-            lambda origin, keys: limiter.count(Limit.CLAIMED_KEYS, origin, cost=keys),
+            lambda origin: limiter.check_without_counting(Limit.KEY_CLAIM_OF_SERVER, origin),
+            lambda origin, keys: limiter.count(Limit.KEY_CLAIM_OF_SERVER, origin, cost=keys),
         )
-        contents = Contents(
+        contents = TransactionBuilder(
             rooms.store,
             room_engine.engine,
             rooms.events,
@@ -83,8 +83,8 @@ class FederationOutParts:
             identity,
             now_ms,
         )
-        transactions = Transactions(edge.requests, identity)
-        self.deliveries = Deliveries(
+        transactions = TransactionClient(edge.requests, identity)
+        self.deliveries = TransactionSender(
             clock,
             database,
             store,
@@ -99,7 +99,7 @@ class FederationOutParts:
                 peering.destination_retry_multiplier,
             ),
         )
-        self.sender = Sender(
+        self.sender = FederationSender(
             clock,
             database.streams,
             NodeLease(database, LEASE, random(16).hex(), accounts.get_node),
@@ -115,26 +115,28 @@ class FederationOutParts:
             edge.silences,
             now_ms,
         )
-        self.greetings = Greetings(edge.policy, RoomServerStore(database), transactions, clock)
-        self.destinations = Destinations(
+        self.greetings = UnblockedServerNotifier(
+            edge.policy, RoomServerStore(database), transactions, clock
+        )
+        self.destinations = DestinationAdministration(
             DestinationListStore(database),
-            ForgottenDestinationStore(database),
+            DestinationCleanupStore(database),
             self.sender,
             edge.policy,
             now_ms,
         )
-        self.signatures = HeardPeers(edge.signed_requests, self.sender)
-        SenderMetrics(base.registry, self.deliveries.get_figures)
+        self.signatures = PeerActivityRecorder(edge.signed_requests, self.sender)
+        SenderMetrics(base.registry, self.deliveries.get_metrics)
         self.remote_devices = RemoteDevices(
             clock,
             RemoteDeviceStore(database),
-            RemoteKeys(edge.requests),
+            DeviceKeyClient(edge.requests),
             rooms.memberships,
             rooms.membership_store,
             self.sender,
             identity.is_local,
         )
-        self.everyones_keys = EveryonesKeys(
+        self.everyones_keys = KeyQueries(
             clock,
             self.own_devices,
             devices.published_keys,
@@ -144,10 +146,10 @@ class FederationOutParts:
             limiter,
         )
         self._to_device = devices.to_device
-        told = ToldNotices(self.sender, rooms.store)
-        presence.typing.subscribe(told.hear_typing)
-        presence.presence.subscribe(told.hear_presence)
-        received = ReceivedNotices(
+        told = EDUSender(self.sender, rooms.store)
+        presence.typing.subscribe(told.send_typing)
+        presence.presence.subscribe(told.send_presence)
+        received = EDUReceivers(
             rooms.store,
             rooms.events,
             rooms.memberships,
@@ -165,9 +167,9 @@ class FederationOutParts:
                 "m.receipt": received.receive_receipts,
                 "m.presence": received.receive_presence,
                 "m.direct_to_device": devices.to_device.receive,
-                "m.device_list_update": self.remote_devices.receive_update,
-                "m.signing_key_update": self.remote_devices.receive_signing_key,
-                "org.matrix.signing_key_update": self.remote_devices.receive_signing_key,
+                "m.device_list_update": self.remote_devices.receive_device_list_update,
+                "m.signing_key_update": self.remote_devices.receive_signing_key_update,
+                "org.matrix.signing_key_update": self.remote_devices.receive_signing_key_update,
             },
         )
 
@@ -175,9 +177,9 @@ class FederationOutParts:
         """Return the background jobs."""
         return (
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
-            Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
-            Job("expire_outgoing_to_device", self.destinations.do_expire, 3600.0),
-            Job("forget_destinations", self.destinations.do_forget, 3600.0),
+            Job("forget_received_to_device", self._to_device.remove_old_received, 3600.0),
+            Job("expire_outgoing_to_device", self.destinations.do_remove_expired, 3600.0),
+            Job("forget_destinations", self.destinations.do_remove_forgotten, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
             Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )

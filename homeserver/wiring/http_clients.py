@@ -15,12 +15,12 @@ from federation.http_client.client import HttpClient
 from federation.http_client.connector import Connector
 from federation.http_client.errors import OutboundError
 from federation.http_client.proxy import Proxy, read_proxy
-from federation.http_client.resolver import Names, SystemNames
+from federation.http_client.resolver import NameResolver, SystemNameResolver
 from federation.http_client.tls import TlsTrust
 from federation.peers.agent import FederationAgent, HttpWire
 from federation.peers.routes import Routes
 from homeserver.config.configuration import Config
-from homeserver.config.outgoing import Federation
+from homeserver.config.outgoing import FederationOptions
 from storage.engine.executors import Executor
 
 MAX_DOCUMENT_BYTES = 8 << 20
@@ -37,7 +37,7 @@ class OutboundParts:
         threads: Executor,
         draw: Callable[[], float],
         environment: Mapping[str, str],
-        names: Names | None = None,
+        names: NameResolver | None = None,
     ) -> None:
         """`threads` look up addresses. `draw` returns random numbers in [0, 1). `names` replaces
         the system's resolver.
@@ -48,7 +48,7 @@ class OutboundParts:
         self._reactor = reactor
         self._threads = threads
         self._clock = cast(IReactorTime, reactor)
-        self._names = names if names is not None else SystemNames(reactor, threads)
+        self._names = names if names is not None else SystemNameResolver(reactor, threads)
         self._pool = ConnectionPool(self._clock)
         self._system_trust = TlsTrust()
         trust = TlsTrust(
@@ -107,7 +107,7 @@ class OutboundParts:
         )
 
 
-def proxy_of(federation: Federation, environment: Mapping[str, str]) -> Proxy | None:
+def proxy_of(federation: FederationOptions, environment: Mapping[str, str]) -> Proxy | None:
     """Return the proxy of the configuration, else that of the environment; None if there is none.
     Raises BadProxy."""
     url = federation.https_proxy or environment.get("https_proxy") or environment.get("HTTPS_PROXY")

@@ -14,7 +14,7 @@ from homeserver.services.sliding_sync.connections import MAX_IDLE_MS
 from homeserver.services.threepids.validation import ThreepidValidation
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.maintenance.state_garbage_collection import StateCollector
+from storage.maintenance.state_garbage_collection import StateGarbageCollector
 from storage.rooms.sent_transactions import SentTransactionStore
 from storage.sync.sliding_connections import SlidingConnectionStore
 
@@ -42,7 +42,7 @@ def jobs_of(
         return await connections.remove_unused(int(clock.seconds() * 1000) - MAX_IDLE_MS, batch)
 
     async def collect_state(batch: int) -> int:
-        collector = StateCollector(batch)
+        collector = StateGarbageCollector(batch)
 
         def step(txn: WriteTransaction) -> int:
             return batch if collector.step(txn) else 0
@@ -55,7 +55,7 @@ def jobs_of(
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
         Job("end_old_validations", validations.do_sweep, 600.0),
-        Job("forget_addresses_of_devices", last_seen.do_forget_addresses, 3600.0),
+        Job("forget_addresses_of_devices", last_seen.do_delete_old_addresses, 3600.0),
         Job("collect_state", collect_state, 60.0),
         Job("end_remote_presence", presence.do_expire_remote, 60.0),
     )

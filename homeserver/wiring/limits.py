@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
-from homeserver.config.limits import Limits, RateLimit
+from homeserver.config.limits import LimitOptions, RateLimit
 
 
-def rates_of(limits: Limits) -> Mapping[Limit, Rate]:
+def rates_of(limits: LimitOptions) -> Mapping[Limit, Rate]:
     """Return the rate of each configured limit. A limit is named by the path of its option."""
     rates = {}
     for limit in Limit:

@@ -5,25 +5,25 @@ from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.peers.policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.config.configuration import Config
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.accounts.registration import Addresses, Registration
+from homeserver.services.accounts.registration import NewAccountEmails, Registration
 from homeserver.services.accounts.registration_rules import RegistrationRules
 from homeserver.services.accounts.registration_tokens import RegistrationTokens
 from homeserver.services.accounts.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.application_services.application_services import (
-    ActingServices,
+    ApplicationServiceRequests,
 )
 from homeserver.services.encryption.cross_signing_resets import (
     STAGES,
     CrossSigningResets,
     OAuthStage,
 )
-from homeserver.services.login.approvals import Approvals, Newcomers
-from homeserver.services.login.captcha import Captcha
+from homeserver.services.login.approvals import Approvals, NewAccountTasks
+from homeserver.services.login.captcha import CaptchaVerifier
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.uia import UIA, Stage
 from homeserver.services.login.uia_stages import (
@@ -40,7 +40,7 @@ from homeserver.services.login.uia_stages import (
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.threepids.phone_validation import PhoneValidation
-from homeserver.services.threepids.sms import Gateway, TextMessages
+from homeserver.services.threepids.sms import SMSGatewayRequest, TextMessageSender
 from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
@@ -62,13 +62,13 @@ class LoginParts:
         limiter: RateLimiter,
         accounts: AccountParts,
         mail: MailParts,
-        web: Web | None,
+        web: WebClient | None,
         *,
-        newcomers: Newcomers,
-        addresses: Addresses | None,
+        newcomers: NewAccountTasks,
+        addresses: NewAccountEmails | None,
     ) -> None:
         """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `newcomers`: the tasks for new accounts. `addresses` handles their e-mail addresses.
+        `newcomers`: the tasks for new accounts. `uris` handles their e-mail addresses.
 
         Raises `ValueError` if no service can check captchas or send the required messages."""
         server_name = ServerName(config.server_name)
@@ -80,7 +80,7 @@ class LoginParts:
             mail.threepids,
             mail.outbox,
             mail.languages,
-            letters_to=config.registration.registration_approval_letters,
+            administrator_emails=config.registration.registration_approval_letters,
             base_url=config.name.public_baseurl or "",
             newcomers=newcomers,
         )
@@ -98,7 +98,7 @@ class LoginParts:
             server_name=server_name,
             password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
-            own_passwords=passwords.localdb_enabled,
+            local_passwords=passwords.localdb_enabled,
             plugins=accounts.plugins,
             approvals=self.approvals,
             validity=accounts.validity,
@@ -113,20 +113,20 @@ class LoginParts:
             accounts.secret_text,
             None
             if web is None
-            else TextMessages(web, accounts.plugins, accounts.secret_text, _gateway(config)),
+            else TextMessageSender(web, accounts.plugins, accounts.secret_text, _gateway(config)),
             limiter,
             mail.text_message_metrics,
             purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
             server_name=config.server_name,
             base_url=config.name.public_baseurl or "",
-            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
-            most_per_day=config.text_messages.sms_gateway.most_per_day,
+            reveals_known=not config.mail.request_token_inhibit_3pid_errors,
+            daily_limit=config.text_messages.sms_gateway.most_per_day,
         )
         registers = web is not None and config.registration.enable_registration
         if (
             registers
             and MSISDN in config.mail.registrations_require_3pid
-            and not self.phones.is_possible(REGISTER)
+            and not self.phones.supports_purpose(REGISTER)
         ):
             raise ValueError(
                 "registrations_require_3pid has msisdn, but this server sends no text messages:"
@@ -161,7 +161,7 @@ class LoginParts:
             self.uia,
             limiter,
             server_name=server_name,
-            rules=_rules(config, takes_numbers=self.phones.is_possible(REGISTER)),
+            rules=_rules(config, takes_numbers=self.phones.supports_purpose(REGISTER)),
             reserved=accounts.application_services,
             plugins=accounts.plugins,
             consents=accounts.stores.policy_consents,
@@ -172,7 +172,7 @@ class LoginParts:
         self.registration_tokens = RegistrationTokens(
             clock, accounts.secret_text, database, registration_tokens
         )
-        self.acting_services = ActingServices(
+        self.acting_services = ApplicationServiceRequests(
             accounts.application_services,
             accounts.stores.accounts,
             accounts.stores.devices,
@@ -197,11 +197,11 @@ def _reset_page(config: Config) -> str:
     return f"{base_url}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
-def _captcha(config: Config, web: Web, plugins: Plugins) -> Captcha | None:
+def _captcha(config: Config, web: WebClient, plugins: Plugins) -> CaptchaVerifier | None:
     captcha = config.captcha
     if not captcha.enable_registration_captcha:
         return None
-    return Captcha(
+    return CaptchaVerifier(
         web,
         plugins,
         verify_url=captcha.recaptcha_siteverify_api,
@@ -210,12 +210,12 @@ def _captcha(config: Config, web: Web, plugins: Plugins) -> Captcha | None:
     )
 
 
-def _gateway(config: Config) -> Gateway | None:
+def _gateway(config: Config) -> SMSGatewayRequest | None:
     sms_gateway = config.text_messages.sms_gateway
     if sms_gateway.url is None:
         return None
     token = [] if sms_gateway.token is None else [("Authorization", f"Bearer {sms_gateway.token}")]
-    return Gateway(
+    return SMSGatewayRequest(
         sms_gateway.url,
         [*token, *sms_gateway.headers.items()],
         sms_gateway.format,
@@ -259,5 +259,5 @@ def _rules(config: Config, *, takes_numbers: bool) -> RegistrationRules:
         reserved_names=ServerPatterns(registration.reserved_usernames)
         if registration.reserved_usernames
         else None,
-        names_can_be_asked=not registration.inhibit_user_in_use_error,
+        reveals_taken_names=not registration.inhibit_user_in_use_error,
     )

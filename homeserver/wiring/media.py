@@ -9,25 +9,25 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from federation.peers.token_buckets import Rate
-from federation.remote.media import Follow, RemoteMedia
+from federation.remote.media import Follow, MediaClient
 from homeserver.cluster.jobs import Job
-from homeserver.config.server import Storage
+from homeserver.config.server import StorageOptions
 from homeserver.services.media.delivery import MediaDelivery
-from homeserver.services.media.eager_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
-from homeserver.services.media.federation_responses import media_answers
-from homeserver.services.media.freeze import Freeze
+from homeserver.services.media.eager_thumbnails import SPECIFIED_SIZES, EagerThumbnails
+from homeserver.services.media.federation_responses import media_responses
+from homeserver.services.media.freeze import MediaFreeze
 from homeserver.services.media.image_workers import ImageWorkers
-from homeserver.services.media.location_removal import PhotoLocations
-from homeserver.services.media.quotas import Allowance, Quotas
+from homeserver.services.media.location_removal import LocationRemover
+from homeserver.services.media.quotas import UploadQuota, UploadQuotas
 from homeserver.services.media.remote_copies import RemoteCopies
-from homeserver.services.media.remote_downloads import Fetching
+from homeserver.services.media.remote_downloads import RemoteDownloads
 from homeserver.services.media.repository import MediaRepository
-from homeserver.services.media.scan_proxy import MediaProxy
+from homeserver.services.media.scan_proxy import ContentScannerAPI
 from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
 from homeserver.services.plugins.hooks import Plugins
-from homeserver.services.previews.fetching import PreviewWeb
-from homeserver.services.scanning.encrypted_files import EncryptedBodies
-from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from homeserver.services.previews.fetching import PreviewClient
+from homeserver.services.scanning.encrypted_files import EncryptedBodyReader
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
 from homeserver.wiring.federation_peers import EdgeParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.media_stores import OBJECT_THREADS, stores_of
@@ -60,21 +60,23 @@ class MediaThreads(msgspec.Struct, frozen=True):
     scans: Executor
 
 
-def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
+def start_media_threads(reactor: ReactorBase, storage: StorageOptions) -> MediaThreads:
     """Start the threads of a server."""
     object_threads = OBJECT_THREADS if storage.media_object_store.bucket is not None else 1
     return MediaThreads(
-        files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
-        images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
-        photos=ThreadExecutor(reactor, "photos", PHOTO_PROCESSES, patience=1.0),
-        pages=ThreadExecutor(reactor, "pages", PAGE_PROCESSES, patience=1.0),
-        objects_out=ThreadExecutor(reactor, "objects_out", object_threads, patience=2.0),
-        objects_in=ThreadExecutor(reactor, "objects_in", object_threads, patience=2.0),
-        scans=ThreadExecutor(reactor, "scans", scan_threads(storage.media_scanning), patience=1.0),
+        files=ThreadExecutor(reactor, "files", FILE_THREADS, close_timeout=2.0),
+        images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, close_timeout=1.0),
+        photos=ThreadExecutor(reactor, "photos", PHOTO_PROCESSES, close_timeout=1.0),
+        pages=ThreadExecutor(reactor, "pages", PAGE_PROCESSES, close_timeout=1.0),
+        objects_out=ThreadExecutor(reactor, "objects_out", object_threads, close_timeout=2.0),
+        objects_in=ThreadExecutor(reactor, "objects_in", object_threads, close_timeout=2.0),
+        scans=ThreadExecutor(
+            reactor, "scans", scan_threads(storage.media_scanning), close_timeout=1.0
+        ),
     )
 
 
-def freeze_of(storage: Storage) -> Freeze:
+def freeze_of(storage: StorageOptions) -> MediaFreeze:
     """Return the freeze: which files require authentication."""
     day = storage.legacy_media_freeze_date
     since = (
@@ -82,15 +84,15 @@ def freeze_of(storage: Storage) -> Freeze:
         if day is None
         else int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
     )
-    return Freeze(storage.enable_authenticated_media, since)
+    return MediaFreeze(storage.enable_authenticated_media, since)
 
 
-def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+def sizes_of(storage: StorageOptions) -> Sequence[ThumbnailSize]:
     """Return the only sizes of thumbnails; empty if any size may be made."""
     return () if storage.dynamic_thumbnails else named_sizes_of(storage)
 
 
-def named_sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+def named_sizes_of(storage: StorageOptions) -> Sequence[ThumbnailSize]:
     """Return the configured sizes of thumbnails."""
     return [
         ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
@@ -108,7 +110,7 @@ class MediaParts:
         base: Foundation,
         edge: EdgeParts,
         follow: Follow,
-        preview_web: PreviewWeb,
+        preview_web: PreviewClient,
         threads: MediaThreads,
         random: RandomBytes,
         plugins: Plugins,
@@ -121,11 +123,11 @@ class MediaParts:
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
         self._locations = (
-            PhotoLocations(
+            LocationRemover(
                 threads.photos,
                 clock,
                 PHOTO_PROCESSES,
-                refuses_others=storage.refuse_other_locations,
+                refuses_unsupported=storage.refuse_other_locations,
             )
             if storage.remove_photo_locations
             else None
@@ -171,7 +173,7 @@ class MediaParts:
             programs=storage.thumbnails_by_programs,
             sizes=sizes_of(storage),
         )
-        early_thumbnails = EarlyThumbnails(
+        early_thumbnails = EagerThumbnails(
             thumbnails,
             gate,
             clock,
@@ -187,11 +189,11 @@ class MediaParts:
             self.contents,
             quarantine,
             gate,
-            Quotas(
+            UploadQuotas(
                 database,
                 self._store,
-                allowances=[
-                    Allowance(each.time_period, each.max_size)
+                quotas=[
+                    UploadQuota(each.time_period, each.max_size)
                     for each in storage.media_upload_limits
                 ],
                 total=storage.media_user_quota,
@@ -200,9 +202,9 @@ class MediaParts:
                 or config.name.public_baseurl
                 or f"https://{server_name}/",
             ),
-            SecretText(random),
+            SecretGenerator(random),
             self._locations,
-            early_thumbnails.begin if storage.thumbnails_at_upload else None,
+            early_thumbnails.schedule if storage.thumbnails_at_upload else None,
             max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
@@ -213,8 +215,8 @@ class MediaParts:
             self.contents,
             quarantine,
             gate,
-            Fetching(
-                RemoteMedia(edge.requests, follow),
+            RemoteDownloads(
+                MediaClient(edge.requests, follow),
                 clock,
                 self.contents.spool,
                 min(storage.max_upload_size, self.scanning.largest_copy),
@@ -225,7 +227,7 @@ class MediaParts:
             rate=Rate(
                 storage.remote_media_download_per_second, storage.remote_media_download_burst_count
             ),
-            refused=storage.prevent_media_downloads_from,
+            refused_servers=storage.prevent_media_downloads_from,
             freeze=freeze,
         )
         self.previews = PreviewParts(
@@ -247,12 +249,12 @@ class MediaParts:
             self.copies,
             thumbnails,
             self.contents,
-            serves_everybody=storage.legacy_media_endpoints,
+            serves_unauthenticated=storage.legacy_media_endpoints,
         )
-        self.for_servers = media_answers(self.delivery)
-        self.proxy = MediaProxy(
+        self.for_servers = media_responses(self.delivery)
+        self.proxy = ContentScannerAPI(
             self.delivery,
-            EncryptedBodies(identity.key),
+            EncryptedBodyReader(identity.key),
             limiter,
             self.scanning.scanning,
         )

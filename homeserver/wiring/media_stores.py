@@ -10,14 +10,14 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from homeserver.cluster.jobs import Job
-from homeserver.config.media import MediaObjectStore
+from homeserver.config.media import MediaObjectStoreOptions
 from storage.engine.database import Database
 from storage.engine.executors import Executor
-from storage.media.contents import Contents, LocalContents
+from storage.media.contents import LocalContents, MediaContents
 from storage.media.files import MediaFiles
-from storage.media.levelling import Levelling, Trimming
+from storage.media.levelling import FolderTrimmer, MediaRebalancer
 from storage.media.media import MediaStore
-from storage.media.object_calls import ObjectCalls
+from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import ObjectStore, S3Config
 from storage.media.shared_contents import SharedContents
 
@@ -28,12 +28,12 @@ OBJECT_THREADS = 8
 class Stores(msgspec.Struct, frozen=True):
     """The storage of media, and its background jobs."""
 
-    contents: Contents
+    contents: MediaContents
     jobs: Sequence[Job]
 
 
 def stores_of(
-    object_store: MediaObjectStore,
+    object_store: MediaObjectStoreOptions,
     clock: IReactorTime,
     database: Database,
     files: MediaFiles,
@@ -49,28 +49,28 @@ def stores_of(
         database,
         files,
         open_s3(s3_config_of(object_store)),
-        ObjectCalls(reading, clock, patience),
-        ObjectCalls(writing, clock, patience, long_at_once=OBJECT_THREADS // 2),
+        ObjectCallRunner(reading, clock, patience),
+        ObjectCallRunner(writing, clock, patience, max_long=OBJECT_THREADS // 2),
         clock,
         role=object_store.role,
         prefix=object_store.prefix,
-        give_addresses=object_store.redirects,
+        redirect=object_store.redirects,
     )
-    trimming = Trimming(
+    trimming = FolderTrimmer(
         database, files, object_store.cache_size if object_store.role == "main" else None
     )
     return Stores(
         contents,
         (
             _sweep_job(database, files),
-            Job("level_media_stores", Levelling(database, contents, clock).do_level, 60.0),
-            Job("remove_media_objects", contents.do_take_away, 60.0),
-            Job("trim_media_folder", trimming.do_trim, 600.0),
+            Job("level_media_stores", MediaRebalancer(database, contents, clock).rebalance, 60.0),
+            Job("remove_media_objects", contents.delete_unused_objects, 60.0),
+            Job("trim_media_folder", trimming.trim, 600.0),
         ),
     )
 
 
-def s3_config_of(object_store: MediaObjectStore) -> S3Config:
+def s3_config_of(object_store: MediaObjectStoreOptions) -> S3Config:
     """Return the configuration of the object store client."""
     assert object_store.bucket is not None
     return S3Config(
@@ -87,7 +87,7 @@ def s3_config_of(object_store: MediaObjectStore) -> S3Config:
         else b64decode(object_store.customer_key),
         storage_class=object_store.storage_class,
         connections=2 * OBJECT_THREADS,
-        patience=object_store.time_limit / 1000,
+        max_silence=object_store.time_limit / 1000,
     )
 
 

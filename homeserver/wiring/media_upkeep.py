@@ -6,14 +6,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.identity import ServerIdentity
 from homeserver.cluster.jobs import Job
-from homeserver.config.server import Storage
+from homeserver.config.server import StorageOptions
 from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.media.own_uploads import OwnUploads
 from homeserver.services.media.references import FOLLOW_SECONDS, MediaReferences
 from homeserver.services.media.removal import MediaRemoval
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
-from storage.media.contents import Contents
+from storage.media.contents import MediaContents
 from storage.media.lists import MediaListStore
 from storage.media.media import MediaStore
 from storage.media.quarantine import QuarantineStore
@@ -28,12 +28,12 @@ class MediaUpkeep:
 
     def __init__(
         self,
-        storage: Storage,
+        storage: StorageOptions,
         clock: IReactorTime,
         database: Database,
         identity: ServerIdentity,
         store: MediaStore,
-        contents: Contents,
+        contents: MediaContents,
         scans: MediaScanStore,
     ) -> None:
         server_name = identity.server_name
@@ -76,12 +76,12 @@ class MediaUpkeep:
         """Return the background jobs. References are tracked even if deletion is disabled, since
         they cannot be reconstructed later."""
         jobs = [
-            Job("follow_media", self.references.do_follow, FOLLOW_SECONDS),
-            Job("remove_unread_media", self.removal.do_remove_unread_own, 600.0),
-            Job("remove_unread_remote_media", self.removal.do_remove_unread_copies, 600.0),
-            Job("remove_old_media", self.removal.do_remove_old_own, 600.0),
+            Job("follow_media", self.references.do_track, FOLLOW_SECONDS),
+            Job("remove_unread_media", self.removal.do_remove_unused_uploads, 600.0),
+            Job("remove_unread_remote_media", self.removal.do_remove_unused_copies, 600.0),
+            Job("remove_old_media", self.removal.do_remove_old_uploads, 600.0),
             Job("remove_old_remote_media", self.removal.do_remove_old_copies, 600.0),
-            Job("forget_deleted_media", self.removal.do_forget_deletions, 3600.0),
+            Job("forget_deleted_media", self.removal.do_delete_records, 3600.0),
         ]
         if self._deletes:
             jobs.append(Job("remove_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from homeserver.observe.caches import Counted, Entries
+from homeserver.observe.caches import CountedCache, UnsizedCache
 from homeserver.services.notifications.notifications import Notifications
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.unread_counts import UnreadCounts
@@ -13,7 +13,7 @@ from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.user_settings import UserSettingParts
-from storage.push.old_push_actions import OldOutcomeStore
+from storage.push.old_push_actions import OldPushActionStore
 from storage.rooms.receipts import ReceiptStore
 from storage.rooms.recency import RoomRecencyStore
 
@@ -53,7 +53,7 @@ class NotificationParts:
         )
         self.notifications = Notifications(
             push.outcome_store,
-            OldOutcomeStore(database),
+            OldPushActionStore(database),
             RoomRecencyStore(database),
             rooms.store,
             rooms.memberships,
@@ -71,6 +71,6 @@ class NotificationParts:
         )
 
     @property
-    def caches(self) -> Mapping[str, Counted]:
+    def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
-        return {"unread_counts": Entries(self.unread.cache)}
+        return {"unread_counts": UnsizedCache(self.unread.cache)}

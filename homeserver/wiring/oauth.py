@@ -7,9 +7,9 @@ from twisted.internet.interfaces import IReactorTime
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.login.rendezvous import Rendezvous
+from homeserver.services.login.rendezvous import RendezvousSessions
 from homeserver.services.oauth.authorization import Authorization
-from homeserver.services.oauth.clients import Clients
+from homeserver.services.oauth.clients import OAuthClients
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import OAuthMetadata
 from homeserver.services.oauth.tokens import OAuthTokens
@@ -42,7 +42,7 @@ class OAuthParts:
             enabled=config.sessions.oauth.enabled,
             registration_open=login.registration.is_open,
         )
-        self.clients = Clients(clock, database, accounts.stores.oauth)
+        self.clients = OAuthClients(clock, database, accounts.stores.oauth)
         self.authorization = Authorization(
             clock,
             database,
@@ -62,7 +62,7 @@ class OAuthParts:
             self.clients,
             UpstreamDevices(accounts.stores.upstream_sessions),
             limiter,
-            trusted=config.sessions.oauth.trusted_services,
+            trusted_services=config.sessions.oauth.trusted_services,
             issuer=self.metadata.issuer,
             validity=accounts.validity,
         )
@@ -75,12 +75,12 @@ class OAuthParts:
             self.tokens,
             limiter,
         )
-        self.rendezvous = Rendezvous(
+        self.rendezvous = RendezvousSessions(
             clock,
             database,
             RendezvousStore(database),
             accounts.secret_text,
-            who=config.sessions.oauth.qr_code,
+            creators=config.sessions.oauth.qr_code,
         )
         self.services: Sequence[object] = (
             self.rendezvous,

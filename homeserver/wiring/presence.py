@@ -6,10 +6,10 @@ from twisted.logger import Logger
 from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Notifier
 from homeserver.services.ephemeral.typing import Typing
-from homeserver.services.presence.active_users import Roster
-from homeserver.services.presence.broadcast import Telling
+from homeserver.services.presence.active_users import PresenceTable
+from homeserver.services.presence.broadcast import PresenceBroadcaster
 from homeserver.services.presence.presence import Presence
-from homeserver.services.presence.remote_users import RemotePeople
+from homeserver.services.presence.remote_users import RemotePresenceCache
 from homeserver.services.presence.states import PresenceTimes
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
 from homeserver.wiring.accounts import AccountParts
@@ -29,7 +29,7 @@ class WhoIsThere:
             database.streams,
             memberships,
             clock,
-            accounts.access_tokens.check_again,
+            accounts.access_tokens.recheck,
             accounts.others,
         )
         counter = EphemeralCounter(clock)
@@ -40,13 +40,13 @@ class WhoIsThere:
             idle=presence.idle_timeout / 1000,
             grace=presence.sync_online_timeout / 1000,
         )
-        remote = RemotePeople(clock, identity.server_name)
-        roster = Roster(clock, database, PresenceStore(database), remote, counter)
+        remote = RemotePresenceCache(clock, identity.server_name)
+        roster = PresenceTable(clock, database, PresenceStore(database), remote, counter)
         self.presence = Presence(
             clock,
             roster,
             remote,
-            Telling(clock, roster, memberships, notifier, times),
+            PresenceBroadcaster(clock, roster, memberships, notifier, times),
             memberships,
             limiter,
             server_name=identity.server_name,

@@ -6,16 +6,16 @@ from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.config.oembed_files import read_provider_files
 from homeserver.services.media.thumbnails import Thumbnails
-from homeserver.services.previews.fetching import PreviewWeb, SiteReader
+from homeserver.services.previews.fetching import PreviewClient, PreviewFetcher
 from homeserver.services.previews.oembed import OEmbedProviders
-from homeserver.services.previews.pages import PageReader
+from homeserver.services.previews.pages import PageParser
 from homeserver.services.previews.rules import PreviewRules
 from homeserver.services.previews.url_previews import URLPreviews
 from homeserver.services.scanning.gate import ScanGate
-from homeserver.services.tokens.secret_tokens import RandomBytes, SecretText
+from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
 from storage.engine.database import Database
 from storage.engine.executors import Executor
-from storage.media.contents import Contents
+from storage.media.contents import MediaContents
 from storage.media.quarantine import QuarantineStore
 from storage.media.url_previews import URLPreviewStore
 
@@ -28,11 +28,11 @@ class PreviewParts:
         config: Config,
         clock: IReactorTime,
         database: Database,
-        contents: Contents,
+        contents: MediaContents,
         thumbnails: Thumbnails,
         quarantine: QuarantineStore,
         gate: ScanGate,
-        web: PreviewWeb,
+        web: PreviewClient,
         executor: Executor,
         random: RandomBytes,
     ) -> None:
@@ -48,7 +48,7 @@ class PreviewParts:
             ("Accept-Language", ", ".join(previews.url_preview_accept_language)),
         ]
         most = min(previews.max_spider_size, config.storage.max_upload_size)
-        self._pages = PageReader(executor)
+        self._pages = PageParser(executor)
         self.previews = URLPreviews(
             config.server_name,
             clock,
@@ -59,8 +59,10 @@ class PreviewParts:
             gate,
             self._pages,
             rules,
-            SiteReader(web, clock, rules, headers, most) if previews.url_preview_enabled else None,
-            SecretText(random),
+            PreviewFetcher(web, clock, rules, headers, most)
+            if previews.url_preview_enabled
+            else None,
+            SecretGenerator(random),
             OEmbedProviders(read_provider_files(previews.oembed.additional_providers)),
             authenticated_only=config.storage.enable_authenticated_media,
         )

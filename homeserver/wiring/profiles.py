@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from homeserver.cluster.jobs import Job
-from homeserver.config.accounts import DisplayNames
+from homeserver.config.accounts import DisplayNamesOptions
 from homeserver.config.configuration import Config
 from homeserver.services.profiles.access import ProfileAccess
 from homeserver.services.profiles.profiles import NameRules, Profiles, RemoteProfiles
@@ -45,7 +45,7 @@ class ProfileParts:
             self.propagation,
             remote,
             server_name=base.identity.server_name,
-            fixed=fixed_profile_fields(base.config),
+            fixed_fields=fixed_profile_fields(base.config),
             name_rules=name_rules_of(base.config.registration.display_names),
         )
 
@@ -58,7 +58,7 @@ class ProfileParts:
         return (Job("carry_profiles", self.propagation.do_resume, 60.0),)
 
 
-def name_rules_of(display_names: DisplayNames) -> NameRules:
+def name_rules_of(display_names: DisplayNamesOptions) -> NameRules:
     """Return the rules for display names."""
     return NameRules(
         longest=display_names.maximum_length,

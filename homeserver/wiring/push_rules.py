@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 
-from homeserver.observe.caches import Counted, Entries
-from homeserver.services.push.event_push_actions import Outcomes
-from homeserver.services.push.room_rules import RoomRules
+from homeserver.observe.caches import CountedCache, UnsizedCache
+from homeserver.services.push.event_push_actions import PushActionClassifier
+from homeserver.services.push.room_rules import RoomRuleClasses
 from homeserver.services.push.rule_changes import RuleChanges
 from homeserver.services.push.rule_sets import RuleCompiler
-from homeserver.services.push.user_rules import OwnRules
+from homeserver.services.push.user_rules import UserRuleCache
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from storage.account_data.account_data import AccountDataStore
-from storage.push.event_push_actions import PushOutcomeStore
-from storage.push.push_rule_history import PushAttentionStore
+from storage.push.event_push_actions import EventPushActionStore
+from storage.push.push_rule_history import PushRuleHistoryStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 USERS_CACHED = 20_000
@@ -29,16 +29,16 @@ class PushParts:
     ) -> None:
         clock, database, streams = base.clock, base.database, base.database.streams
         memberships = rooms.memberships
-        attention = PushAttentionStore(database)
+        attention = PushRuleHistoryStore(database)
         compiler = RuleCompiler()
-        self.outcome_store = PushOutcomeStore(database)
+        self.outcome_store = EventPushActionStore(database)
         self.changes = RuleChanges(AccountDataStore(database), attention)
-        self.rules = OwnRules(clock, attention, compiler, streams, capacity=USERS_CACHED)
-        room_rules = RoomRules(
+        self.rules = UserRuleCache(clock, attention, compiler, streams, capacity=USERS_CACHED)
+        room_rules = RoomRuleClasses(
             clock, attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED
         )
         self.threads = ThreadSubscriptionStore(database)
-        self.outcomes = Outcomes(
+        self.outcomes = PushActionClassifier(
             clock,
             base.identity,
             compiler,
@@ -51,6 +51,6 @@ class PushParts:
         )
 
     @property
-    def caches(self) -> Mapping[str, Counted]:
+    def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
-        return {"push_rules": Entries(self.rules.cache)}
+        return {"push_rules": UnsizedCache(self.rules.cache)}

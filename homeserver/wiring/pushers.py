@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 from typing import Final
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
-from homeserver.observe.push import PushMetrics, PushQueueMetrics, WaitingMetrics
-from homeserver.services.push.action_cleanup import OldOutcomes
-from homeserver.services.pushers.active_readers import Readers
-from homeserver.services.pushers.badges import Badges
-from homeserver.services.pushers.deliveries import Deliveries
+from homeserver.observe.push import PushMetrics, PushQueueMetrics, QueueMetrics
+from homeserver.services.push.action_cleanup import PushActionCleanup
+from homeserver.services.pushers.active_readers import ActiveReaders
+from homeserver.services.pushers.badges import BadgeCounts
+from homeserver.services.pushers.deliveries import PushDeliveries
 from homeserver.services.pushers.digest_texts import DigestTexts
 from homeserver.services.pushers.digests import EmailDigests
-from homeserver.services.pushers.display_names import NamesOfEvents
-from homeserver.services.pushers.email_pushers import Letters, NoLetters
+from homeserver.services.pushers.display_names import EventNames
+from homeserver.services.pushers.email_pushers import EmailNotifier, NoEmailNotifier
 from homeserver.services.pushers.gateways import Gateways
 from homeserver.services.pushers.missed_messages import MissedEvents
-from homeserver.services.pushers.pusher_users import Roster
+from homeserver.services.pushers.pusher_users import PusherUsers
 from homeserver.services.pushers.pushers import Pushers
-from homeserver.services.pushers.stream_reader import PushReading
-from homeserver.services.pushers.unsubscribe import Unsubscribing
+from homeserver.services.pushers.stream_reader import PushStreamReader
+from homeserver.services.pushers.unsubscribe import UnsubscribeLinks
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.email import MailParts
@@ -32,7 +32,7 @@ from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.user_settings import UserSettingParts
 from storage.cluster.node_lease import NodeLease
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
-from storage.push.old_push_actions import OldOutcomeStore
+from storage.push.old_push_actions import OldPushActionStore
 from storage.push.push_stream import PushStream
 from storage.rooms.receipts import ReceiptStore
 from storage.rooms.summaries import RoomSummaryStore
@@ -50,7 +50,7 @@ class PusherParts:
         self,
         base: Foundation,
         random: RandomBytes,
-        web: Web,
+        web: WebClient,
         accounts: AccountParts,
         rooms: RoomDataParts,
         settings: UserSettingParts,
@@ -68,8 +68,8 @@ class PusherParts:
             accounts.stores.to_device,
             OutgoingToDeviceStore(database),
         )
-        self._waiting = WaitingMetrics(registry)
-        self.old_outcomes = OldOutcomes(OldOutcomeStore(database), base.now_ms)
+        self._waiting = QueueMetrics(registry)
+        self.old_outcomes = PushActionCleanup(OldPushActionStore(database), base.now_ms)
         self._enabled = push.enabled
         self.pushers = Pushers(
             base.now_ms,
@@ -85,26 +85,26 @@ class PusherParts:
             else None
         )
         """The handler of new accounts' e-mail addresses."""
-        self.unsubscribing = Unsubscribing(
+        self.unsubscribing = UnsubscribeLinks(
             database, store, base.identity.key, config.name.public_baseurl or ""
         )
         metrics = PushMetrics(registry)
-        badges = Badges(
+        badges = BadgeCounts(
             rooms.memberships,
             notifications.unread,
             settings.ignored,
             settings.permissions,
             by_room=push.group_unread_count_by_room,
         )
-        self.deliveries = Deliveries(
+        self.deliveries = PushDeliveries(
             clock,
             store,
             rooms.events,
             rooms.memberships,
             notifications.push_decisions,
-            NamesOfEvents(rooms.membership_store, summary_store, rooms.outside),
+            EventNames(rooms.membership_store, summary_store, rooms.outside),
             badges,
-            Readers(clock, presence.notifier),
+            ActiveReaders(clock, presence.notifier),
             Gateways(clock, web, metrics),
             base.now_ms,
             lambda: int.from_bytes(random(4), "big") / 2**32,
@@ -112,7 +112,7 @@ class PusherParts:
             jitter_seconds=push.jitter_delay / 1000,
         )
         PushQueueMetrics(registry, self.deliveries.get_figures)
-        self.reading = PushReading(
+        self.reading = PushStreamReader(
             clock,
             database.streams,
             NodeLease(database, "push", random(16).hex(), accounts.get_node),
@@ -124,7 +124,7 @@ class PusherParts:
             rooms.memberships,
             rooms.outside,
             notifications.push_decisions,
-            Roster(store, capacity=USERS_CACHED),
+            PusherUsers(store, capacity=USERS_CACHED),
             badges,
             self.deliveries,
             self._letters(base, accounts, rooms, settings, room_reading, notifications, mail),
@@ -140,13 +140,13 @@ class PusherParts:
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
         mail: MailParts,
-    ) -> Letters:
+    ) -> EmailNotifier:
         """Return the service that sends e-mail digests of missed events."""
         config, database = base.config, base.database
         summary_store = RoomSummaryStore(database)
         email = config.mail.email
         if mail.outbox is None or not writes_letters(config):
-            return NoLetters()
+            return NoEmailNotifier()
         missed = MissedEvents(
             database.streams,
             rooms.store,
@@ -183,20 +183,20 @@ class PusherParts:
         )
         # A circle that stays: digests go out through the outbox, which asks before it sends one
         # whether its events are still unread.
-        mail.outbox.ask_of_missed(digests.is_missed)
+        mail.outbox.use_unread_check(digests.is_missed)
         return digests
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
             Job("count_what_waits", self._count_waiting, COUNTED_EVERY),
-            Job("forget_old_outcomes", self.old_outcomes.do_forget, FORGOTTEN_EVERY),
+            Job("forget_old_outcomes", self.old_outcomes.do_delete, FORGOTTEN_EVERY),
         )
 
     async def _count_waiting(self, _batch: int) -> int:
-        self._waiting.counted_pushers(await self._store.count_pushers())
+        self._waiting.set_pushers(await self._store.count_pushers())
         remote = sum((await self._outgoing.count_messages()).values())
-        self._waiting.counted_messages(await self._to_device.count_messages(), remote)
+        self._waiting.set_to_device_messages(await self._to_device.count_messages(), remote)
         return 0
 
     def start(self) -> None:

@@ -3,26 +3,26 @@ rooms."""
 
 from collections.abc import Callable, Sequence
 
-from federation.rooms.history.purging import Purging
+from federation.rooms.history.purging import MessagePurging
 from homeserver.cluster.jobs import Job
-from homeserver.config.retention import PurgeJob
+from homeserver.config.retention import PurgeJobOptions
 from homeserver.observe.metrics import RetentionMetrics
 from homeserver.services.retention.configuration import RetentionConfiguration
 from homeserver.services.retention.expiry import MessageExpiry
-from homeserver.services.retention.forgotten_rooms import ForgottenRooms
+from homeserver.services.retention.forgotten_rooms import ForgottenRoomPurges
 from homeserver.services.retention.history_purges import HistoryPurges
-from homeserver.services.retention.purge_log import PurgedRecord
-from homeserver.services.retention.trusted_clock import BelievedTime
+from homeserver.services.retention.purge_log import PurgeLog
+from homeserver.services.retention.trusted_clock import TrustedClock
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_history import RoomHistoryParts
-from storage.cluster.clock_checks import SeenTimeStore
+from storage.cluster.clock_checks import ClockCheckStore
 from storage.retention.history_purges import HistoryPurgeStore
-from storage.retention.history_refetch import RegainingStore
+from storage.retention.history_refetch import HistoryRefetchStore
 from storage.retention.purging import PurgingStore
-from storage.retention.room_retention import RoomLifetimeStore
-from storage.search.search import SETTLE, SearchStore
+from storage.retention.room_retention import RoomRetentionStore
+from storage.search.search import MERGE_JOB, SearchStore
 
 USUAL_INTERVAL: float = 3600.0
 """Seconds between two runs of the job for rooms that no configured job covers."""
@@ -43,13 +43,13 @@ class RetentionParts:
         lifetimes = history.lifetimes
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
         metrics = RetentionMetrics(base.registry)
-        time = BelievedTime(SeenTimeStore(database), now_ms, monotonic, metrics)
-        purging = Purging(database, messages, rooms.store, now_ms, metrics.unreadable.inc)
+        time = TrustedClock(ClockCheckStore(database), now_ms, monotonic, metrics)
+        purging = MessagePurging(database, messages, rooms.store, now_ms, metrics.unreadable.inc)
         self.purges = HistoryPurges(
             purges,
             messages,
             purging,
-            RegainingStore(database),
+            HistoryRefetchStore(database),
             rooms.store,
             rooms.events,
             base.identity,
@@ -67,13 +67,13 @@ class RetentionParts:
             shortest=retention.allowed_lifetime_min,
             longest=retention.allowed_lifetime_max,
         )
-        self.record = PurgedRecord(messages, SearchStore(database), now_ms)
+        self.record = PurgeLog(messages, SearchStore(database), now_ms)
         self.services: Sequence[object] = (self.purges, self.record, self.offered)
         self.jobs = [
             Job("purge_histories", self.purges.do_step, 15.0),
-            Job("forget_history_purges", self.purges.do_forget, 3600.0),
-            Job(SETTLE, self.record.do_settle, 86_400.0),
-            Job("forget_purged_messages", self.record.do_forget, 3600.0),
+            Job("forget_history_purges", self.purges.do_remove_old, 3600.0),
+            Job(MERGE_JOB, self.record.do_clean_index, 86_400.0),
+            Job("forget_purged_messages", self.record.do_remove_old, 3600.0),
         ]
         self.expiries: list[MessageExpiry] = []
         if lifetimes is not None:
@@ -81,7 +81,7 @@ class RetentionParts:
             for number, job in enumerate((*intervals, None)):
                 expiry = MessageExpiry(
                     lifetimes,
-                    RoomLifetimeStore(database),
+                    RoomRetentionStore(database),
                     messages,
                     purging,
                     time,
@@ -92,9 +92,9 @@ class RetentionParts:
                 name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"
                 self.expiries.append(expiry)
                 self.jobs.append(Job(name, expiry.do_step, seconds))
-        self.forgotten: ForgottenRooms | None = None
+        self.forgotten: ForgottenRoomPurges | None = None
         if config.rooms.forgotten_room_retention_period is not None:
-            self.forgotten = ForgottenRooms(
+            self.forgotten = ForgottenRoomPurges(
                 purges,
                 accounts.secret_text,
                 time,
@@ -103,7 +103,7 @@ class RetentionParts:
             self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))
 
 
-def _is_for(jobs: Sequence[PurgeJob], number: int) -> Callable[[int], bool]:
+def _is_for(jobs: Sequence[PurgeJobOptions], number: int) -> Callable[[int], bool]:
     """Return whether a lifetime belongs to the job with this number: the first job that names it.
     Lifetimes that no job names belong to one more job after the last."""
 
@@ -114,6 +114,6 @@ def _is_for(jobs: Sequence[PurgeJob], number: int) -> Callable[[int], bool]:
     return find
 
 
-def _names(job: PurgeJob, lifetime: int) -> bool:
+def _names(job: PurgeJobOptions, lifetime: int) -> bool:
     above = job.shortest_max_lifetime is None or lifetime > job.shortest_max_lifetime
     return above and (job.longest_max_lifetime is None or lifetime <= job.longest_max_lifetime)

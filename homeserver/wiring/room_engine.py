@@ -3,18 +3,18 @@
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from federation.remote.policy_servers import RemotePolicyServers
+from federation.remote.policy_servers import PolicyServerClient
 from federation.rooms.build import Classify
 from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.restricted_joins import RestrictedJoins
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.server_access import ServerAccess
-from federation.rooms.server_in_room import Residence
+from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.sticky_checks import StickyChecks
 from homeserver.wiring.federation_peers import EdgeParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
-from storage.federation.policy_server_verdicts import PolicyJudgementStore
+from storage.federation.policy_server_verdicts import PolicyVerdictStore
 from storage.rooms.sticky_events import StickyEventStore
 
 
@@ -28,11 +28,11 @@ class RoomEngineParts:
     ) -> None:
         database, streams = base.database, base.database.streams
         self.policy_servers = PolicyServers(
-            RemotePolicyServers(edge.requests),
+            PolicyServerClient(edge.requests),
             rooms.servers,
             edge.policy,
             base.identity,
-            PolicyJudgementStore(database),
+            PolicyVerdictStore(database),
             base.now_ms,
         )
         self.engine = RoomEngine(
@@ -47,10 +47,10 @@ class RoomEngineParts:
             classify,
             rooms.partial,
             capacity=base.sizes.rooms,
-            vouch=self.policy_servers.vouch,
+            vouch=self.policy_servers.add_signature,
         )
         self.access = ServerAccess(self.engine, rooms.store, rooms.memberships, rooms.servers)
-        self.residence = Residence(self.engine, rooms.memberships, self.access)
+        self.residence = ServerInRoom(self.engine, rooms.memberships, self.access)
         self.restricted = RestrictedJoins(rooms.memberships, rooms.store)
         self.sticky_checks = StickyChecks(
             StickyEventStore(database), rooms.store, self.engine, rooms.events, streams, base.now_ms

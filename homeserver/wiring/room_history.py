@@ -4,16 +4,16 @@ from collections.abc import Callable
 
 from federation.protocol.retention import RetentionRules
 from federation.rooms.erased_senders import ErasedSenders
-from federation.rooms.history.membership_periods import Stays
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.membership_periods import MembershipPeriods
+from federation.rooms.history.retention import RoomRetentionCache
 from federation.rooms.visibility import Visibility
-from homeserver.config.retention import Retention
+from homeserver.config.retention import RetentionOptions
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from storage.accounts.erasures import ErasureStore
 from storage.engine.database import Database
 from storage.events.timelines import TimelineStore
-from storage.retention.room_retention import RoomLifetimeStore
+from storage.retention.room_retention import RoomRetentionStore
 
 
 class RoomHistoryParts:
@@ -22,7 +22,7 @@ class RoomHistoryParts:
     def __init__(self, base: Foundation, rooms: RoomDataParts) -> None:
         database = base.database
         self.lifetimes = lifetimes_of(base.config.rooms.retention, database, base.now_ms)
-        self.stays = Stays(rooms.timelines, rooms.events, TimelineStore(database))
+        self.stays = MembershipPeriods(rooms.timelines, rooms.events, TimelineStore(database))
         self.erased = ErasedSenders(
             ErasureStore(database), database.streams, rooms.current_states, rooms.events
         )
@@ -32,8 +32,8 @@ class RoomHistoryParts:
 
 
 def lifetimes_of(
-    retention: Retention, database: Database, now_ms: Callable[[], int]
-) -> Lifetimes | None:
+    retention: RetentionOptions, database: Database, now_ms: Callable[[], int]
+) -> RoomRetentionCache | None:
     """Return the lifetimes of messages; None if retention is disabled."""
     if not retention.enabled:
         return None
@@ -42,4 +42,4 @@ def lifetimes_of(
         retention.allowed_lifetime_min,
         retention.allowed_lifetime_max,
     )
-    return Lifetimes(RoomLifetimeStore(database), database.streams, rules, now_ms)
+    return RoomRetentionCache(RoomRetentionStore(database), database.streams, rules, now_ms)

@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 
-from homeserver.observe.caches import Counted
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.observe.caches import CountedCache
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.rooms.aggregations import Aggregations
 from homeserver.services.rooms.client_events import ClientEvents
 from homeserver.services.rooms.history import HistorySource
 from homeserver.services.rooms.invited_rooms import InvitedRooms
-from homeserver.services.rooms.no_relations_cache import ChildlessEvents
+from homeserver.services.rooms.no_relations_cache import NoRelationsCache
 from homeserver.services.rooms.reading import RoomReading
 from homeserver.services.rooms.receipts import ReadMarkers
 from homeserver.services.rooms.relations import RoomRelations
-from homeserver.services.rooms.state_responses import RoomAnswers
+from homeserver.services.rooms.state_responses import StateResponses
 from homeserver.services.rooms.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.rooms.thread_updates import ThreadUpdates
 from homeserver.wiring.foundation import Foundation
@@ -24,7 +24,7 @@ from storage.account_data.account_data import AccountDataStore
 from storage.directory.aliases import AliasStore
 from storage.events.relations import RelationStore
 from storage.events.timelines import TimelineStore
-from storage.moderation.shadow_ban import UnshownRoomStore
+from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.rooms.sent_transactions import SentTransactionStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 from storage.rooms.thread_updates import ThreadUpdateStore
@@ -52,7 +52,7 @@ class RoomReadingParts:
             rooms.memberships,
             visibility,
             ignored,
-            ChildlessEvents(streams, capacity=base.sizes.events),
+            NoRelationsCache(streams, capacity=base.sizes.events),
         )
         self.client_events = ClientEvents(
             rooms.events,
@@ -61,7 +61,7 @@ class RoomReadingParts:
             rooms.sticky_events,
             base.now_ms,
         )
-        self._state_responses = RoomAnswers(streams, capacity=base.sizes.answer_bytes)
+        self._state_responses = StateResponses(streams, capacity=base.sizes.answer_bytes)
         self.reading = RoomReading(
             engine,
             rooms.events,
@@ -94,11 +94,11 @@ class RoomReadingParts:
             streams,
         )
         self.invited = InvitedRooms(engine, rooms.events, rooms.outside)
-        self.unshown = UnshownRooms(
-            database, UnshownRoomStore(database), AliasStore(database), rooms.store
+        self.unshown = HiddenRoomChanges(
+            database, ShadowRoomStore(database), AliasStore(database), rooms.store
         )
 
     @property
-    def caches(self) -> Mapping[str, Counted]:
+    def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
         return {"state_responses": self._state_responses.cache}

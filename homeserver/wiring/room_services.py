@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.replace import Replacements
+from federation.rooms.replace import RoomReplacement
 from homeserver.cluster.jobs import Job
-from homeserver.services.accounts.auto_join_rooms import FirstRooms
+from homeserver.services.accounts.auto_join_rooms import AutoJoinRooms
 from homeserver.services.directory.room_directory import RoomDirectory
 from homeserver.services.rooms.creation import RoomCreation
 from homeserver.services.rooms.guest_access import GuestAccess
@@ -13,7 +13,7 @@ from homeserver.services.rooms.membership import RoomMemberships
 from homeserver.services.rooms.related_redactions import RelatedRedactions
 from homeserver.services.rooms.sending import RoomSending
 from homeserver.services.rooms.upgrade import RoomUpgrade
-from homeserver.services.rooms.upgrade_settings import PersonalSettings
+from homeserver.services.rooms.upgrade_settings import PersonalSettingsCopier
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.federated_rooms import FederatedRoomParts
 from homeserver.wiring.foundation import Foundation
@@ -57,7 +57,7 @@ class RoomServiceParts:
         engine, reading, unshown = room_engine.engine, room_reading.reading, room_reading.unshown
         config = base.config
         profile_on_invite = config.people.include_profile_data_on_invite
-        personal_settings = PersonalSettings(
+        personal_settings = PersonalSettingsCopier(
             database, AccountDataStore(database), push.changes, engine
         )
         relation_store = RelationStore(database)
@@ -132,15 +132,15 @@ class RoomServiceParts:
             identity,
             base.now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
-            readable_elsewhere=config.rooms.allow_public_rooms_over_federation,
-            shown=config.rooms.enable_room_list_search,
+            readable_by_servers=config.rooms.allow_public_rooms_over_federation,
+            enabled=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
             namespaces=accounts.application_services,
         )
         self.upgrades = RoomUpgrade(
             engine,
             rooms.events,
-            Replacements(engine, rooms.events, rooms.writer, base.now_ms),
+            RoomReplacement(engine, rooms.events, rooms.writer, base.now_ms),
             rooms.store,
             rooms.membership_store,
             unshown,
@@ -151,7 +151,7 @@ class RoomServiceParts:
             identity,
             accounts.secret_text,
         )
-        self.first_rooms = FirstRooms(
+        self.first_rooms = AutoJoinRooms(
             database,
             accounts.stores.accounts,
             self.memberships,
@@ -162,7 +162,7 @@ class RoomServiceParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("remove_guests", self.guests.do_remove, 10.0),
+            Job("remove_guests", self.guests.do_remove_guests, 10.0),
             Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
             Job("redact_what_relates", self.related_redactions.do_resume, 60.0),
         )

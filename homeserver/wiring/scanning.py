@@ -7,22 +7,22 @@ from twisted.internet.interfaces import IReactorTime
 
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
-from homeserver.config.scanning import MediaScanning, split_clamd
+from homeserver.config.scanning import MediaScanningOptions, split_clamd
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.scanning.administration import ScanAdministration
-from homeserver.services.scanning.clamd import Clamd
-from homeserver.services.scanning.connection import Place
-from homeserver.services.scanning.gate import OpenGate, ScanGate
-from homeserver.services.scanning.icap import ICAP
+from homeserver.services.scanning.clamd import ClamdScanner
+from homeserver.services.scanning.connection import ScannerAddress
+from homeserver.services.scanning.gate import NoScanGate, ScanGate
+from homeserver.services.scanning.icap import ICAPScanner
 from homeserver.services.scanning.rescans import Rescans
 from homeserver.services.scanning.rules import ForbiddenTypes, PluginRules
 from homeserver.services.scanning.scanner import Scanner
 from homeserver.services.scanning.scanners import Scanners
-from homeserver.services.scanning.scanning import Scanning
+from homeserver.services.scanning.scanning import MediaScanner
 from storage.engine.database import Database
 from storage.engine.executors import Executor
-from storage.media.contents import Contents
+from storage.media.contents import MediaContents
 from storage.media.quarantine import QuarantineStore
 from storage.media.rescans import MediaRescanStore
 from storage.media.scans import MediaScanStore
@@ -39,12 +39,12 @@ def scans_files(config: Config) -> bool:
     )
 
 
-def rescan_store_of(scanning: MediaScanning, database: Database) -> MediaRescanStore:
+def rescan_store_of(scanning: MediaScanningOptions, database: Database) -> MediaRescanStore:
     """Return the store of rescans."""
     return MediaRescanStore(database, scanning.files, scanning.max_size)
 
 
-def scan_threads(scanning: MediaScanning) -> int:
+def scan_threads(scanning: MediaScanningOptions) -> int:
     """Return the number of threads that wait for scanners."""
     has_program = scanning.clamd is not None or scanning.icap is not None
     return scanning.concurrency + scanning.encrypted_concurrency if has_program else 1
@@ -56,10 +56,10 @@ class ScanningParts:
 
     def __init__(
         self,
-        scanning: MediaScanning,
+        scanning: MediaScanningOptions,
         clock: IReactorTime,
         database: Database,
-        contents: Contents,
+        contents: MediaContents,
         own: str,
         quarantine: QuarantineStore,
         plugins: Plugins,
@@ -68,8 +68,8 @@ class ScanningParts:
     ) -> None:
         """`own`: this server's name. `threads` wait for scanners."""
         self.store = MediaScanStore(database, quarantine)
-        self.gate: ScanGate = OpenGate()
-        self.scanning: Scanning | None = None
+        self.gate: ScanGate = NoScanGate()
+        self.scanning: MediaScanner | None = None
         self.largest_copy = self.largest_upload = NO_LIMIT
         """Larger copies of remote files, and larger uploads, are refused: they could never be
         served."""
@@ -87,7 +87,7 @@ class ScanningParts:
                 interval_ms=scanning.rescan_interval,
                 newer_than_ms=scanning.rescan_newer_than,
             )
-            self.gate = self.scanning = Scanning(
+            self.gate = self.scanning = MediaScanner(
                 clock,
                 database,
                 self.store,
@@ -99,8 +99,8 @@ class ScanningParts:
                 max_size=scanning.max_size,
                 passes_larger=scanning.larger_files == "pass",
                 passes_unscanned=scanning.unreachable == "pass",
-                at_once=scanning.concurrency,
-                inside_at_once=scanning.encrypted_concurrency,
+                max_concurrent=scanning.concurrency,
+                max_concurrent_decrypted=scanning.encrypted_concurrency,
                 time_limit_ms=scanning.time_limit,
                 upload_wait_ms=scanning.upload_wait,
             )
@@ -114,14 +114,16 @@ class ScanningParts:
         if self.scanning is None or self._rescans is None:
             return ()
         return (
-            Job("scan_media", self.scanning.do_scan_wanted, 10.0),
+            Job("scan_media", self.scanning.do_scan_pending, 10.0),
             Job("mark_media_rescan", self._rescans.do_mark, 30.0),
-            Job("follow_scanner_versions", self._rescans.do_follow, 60.0),
-            Job("forget_scans_inside", self.scanning.do_forget_inside, 600.0),
+            Job("follow_scanner_versions", self._rescans.do_check_version, 60.0),
+            Job("forget_scans_inside", self.scanning.do_delete_decrypted_verdicts, 600.0),
         )
 
 
-def _scanners_of(scanning: MediaScanning, plugins: Plugins, threads: Executor) -> Sequence[Scanner]:
+def _scanners_of(
+    scanning: MediaScanningOptions, plugins: Plugins, threads: Executor
+) -> Sequence[Scanner]:
     """Return the scanners, cheap ones first: a file that one refuses is not sent to the next."""
     found: list[Scanner] = []
     seconds = scanning.time_limit / 1000
@@ -130,7 +132,7 @@ def _scanners_of(scanning: MediaScanning, plugins: Plugins, threads: Executor) -
     if plugins.check_files:
         found.append(PluginRules(plugins))
     if scanning.clamd is not None:
-        found.append(Clamd(Place(*split_clamd(scanning.clamd)), threads, seconds))
+        found.append(ClamdScanner(ScannerAddress(*split_clamd(scanning.clamd)), threads, seconds))
     if scanning.icap is not None:
-        found.append(ICAP(scanning.icap, scanning.icap_method, threads, seconds))
+        found.append(ICAPScanner(scanning.icap, scanning.icap_method, threads, seconds))
     return found

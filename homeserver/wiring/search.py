@@ -3,12 +3,12 @@
 from homeserver.cluster.jobs import Job
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.directory import user_directory as user_directory_service
-from homeserver.services.directory.user_directory import DirectoryUpdates, UserDirectory
+from homeserver.services.directory.user_directory import UserDirectory, UserDirectoryUpdates
 from homeserver.services.search import indexing
-from homeserver.services.search.indexing import Indexing
-from homeserver.services.search.results import SearchAnswers
+from homeserver.services.search.indexing import MessageIndexer
+from homeserver.services.search.results import SearchResponses
 from homeserver.services.search.search import MessageSearch
-from homeserver.services.text.words import Folding
+from homeserver.services.text.words import TextFolding
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
@@ -38,9 +38,9 @@ class SearchParts:
     ) -> None:
         search, database, engine = base.config.search, base.database, room_engine.engine
         reading = room_reading.reading
-        folding = Folding(search.search_languages)
+        folding = TextFolding(search.search_languages)
         self.store = store = SearchStore(database)
-        self.indexing = Indexing(
+        self.indexing = MessageIndexer(
             database,
             store,
             folding,
@@ -48,7 +48,7 @@ class SearchParts:
             base.now_ms,
             enabled=search.enable_search,
         )
-        answers = SearchAnswers(
+        answers = SearchResponses(
             folding, engine, TimelineStore(database), reading, room_reading.client_events
         )
         self.messages = MessageSearch(
@@ -75,9 +75,9 @@ class SearchParts:
             locals_only=user_directory.exclude_remote_users,
             with_locked=user_directory.show_locked_users,
         )
-        self.updates = DirectoryUpdates(
+        self.updates = UserDirectoryUpdates(
             database, people, accounts.stores.profiles, folding, base.identity
         )
-        self.jobs = [Job(indexing.NAME, self.indexing.do_step, REST)]
+        self.jobs = [Job(indexing.JOB_NAME, self.indexing.do_step, REST)]
         if user_directory.enabled:
-            self.jobs.append(Job(user_directory_service.NAME, self.updates.do_step, REST))
+            self.jobs.append(Job(user_directory_service.JOB_NAME, self.updates.do_step, REST))

@@ -1,6 +1,6 @@
 """Wires sliding sync."""
 
-from homeserver.services.sliding_sync.connections import Connections
+from homeserver.services.sliding_sync.connections import SlidingConnections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.filter_data import RoomTagCache, RoomTraitCache
 from homeserver.services.sliding_sync.filters import RoomFilters
@@ -63,7 +63,7 @@ def sliding_parts(
         timelines=timelines,
         visibility=visibility,
         invited=synced.invited,
-        ignored=synced.ignored,
+        ignored=synced.ignored_users,
         states=RequiredStates(rooms.trees),
         summaries=synced.summaries,
         unread=synced.unread,
@@ -74,20 +74,20 @@ def sliding_parts(
     )
     receipts = ReceiptReader(
         synced.receipts,
-        synced.beside.receipts,
+        synced.room_caches.receipts,
         timelines,
         synced.recent,
         synced.rooms,
-        synced.ignored,
+        synced.ignored_users,
     )
     extensions = ExtensionParts(
         devices=synced.devices,
         account_data=synced.account_data,
-        account_data_cache=synced.beside.account_data,
+        account_data_cache=synced.room_caches.account_data,
         receipts=receipts,
         recent=synced.recent,
         rooms=synced.rooms,
-        ignored=synced.ignored,
+        ignored=synced.ignored_users,
         threads=room_reading.thread_subscriptions,
         profiles=ProfileReader(
             profiles, synced.memberships, rooms.membership_store, synced.recent, synced.states
@@ -97,7 +97,7 @@ def sliding_parts(
         thread_updates=room_reading.thread_updates,
     )
     return SlidingParts(
-        connections=Connections(
+        connections=SlidingConnections(
             SlidingConnectionStore(database),
             synced.memberships,
             streams,
@@ -110,12 +110,12 @@ def sliding_parts(
         extensions=ExtensionReader(extensions),
         rooms=synced.rooms,
         states=synced.states,
-        past=synced.past,
+        past_memberships=synced.past_memberships,
         recent=synced.recent,
         typing=synced.typing,
         partial=synced.partial,
         unread_changes=SlidingUnreadChanges(
             synced.recent, synced.unread, synced.receipts, synced.account_data
         ),
-        beside=synced.beside,
+        room_caches=synced.room_caches,
     )

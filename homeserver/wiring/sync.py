@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from homeserver.observe.caches import Counted
+from homeserver.observe.caches import CountedCache
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.device_sections import DeviceSectionReader
-from homeserver.services.sync.initial_sync import OldSync, OldSyncParts
+from homeserver.services.sync.initial_sync import InitialSync, InitialSyncParts
 from homeserver.services.sync.joined_rooms import JoinedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.plain_messages import PlainMessages
@@ -76,7 +76,7 @@ class SyncServiceParts:
             lazy_members=LazyMembers(capacity=sizes.lazy_members),
             aggregations=room_reading.aggregations,
             plain_messages=plain_messages,
-            most_events=most_events,
+            max_events=most_events,
         )
         parts = SyncParts(
             rooms=rooms.store,
@@ -87,12 +87,12 @@ class SyncServiceParts:
             unread=notifications.unread,
             receipts=receipt_store,
             account_data=account_data_store,
-            beside=beside_rooms(receipt_store, account_data_store, streams, sizes),
+            room_caches=beside_rooms(receipt_store, account_data_store, streams, sizes),
             typing=presence.typing,
             recent=rooms.recent,
-            past=rooms.past,
+            past_memberships=rooms.past,
             states=rooms.current_states,
-            ignored=settings.ignored,
+            ignored_users=settings.ignored,
             permissions=settings.permissions,
             devices=DeviceSectionReader(
                 accounts.stores.to_device,
@@ -107,7 +107,7 @@ class SyncServiceParts:
                 rooms.recent,
                 base.clock,
                 server_name=base.identity.server_name,
-                tells_offline=base.config.people.presence.include_offline_users_on_sync,
+                includes_offline=base.config.people.presence.include_offline_users_on_sync,
             ),
             sticky=StickyEventReader(
                 rooms.sticky_events, rooms.events, history.visibility, client_events
@@ -116,8 +116,8 @@ class SyncServiceParts:
             plain_messages=plain_messages,
         )
         self.sync = Sync(parts, streams, notifier, base.clock, database.catch_up)
-        self.old_sync = OldSync(
-            OldSyncParts(
+        self.old_sync = InitialSync(
+            InitialSyncParts(
                 room_engine.engine,
                 rooms.events,
                 room_reading.reading,
@@ -155,10 +155,10 @@ class SyncServiceParts:
             notifier,
             base.clock,
             database.catch_up,
-            most_events=most_events,
+            max_events=most_events,
         )
 
     @property
-    def caches(self) -> Mapping[str, Counted]:
+    def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
         return self.sliding.caches

@@ -1,8 +1,8 @@
 """Wires the consent to policies."""
 
-from homeserver.config.consent import UserConsent
+from homeserver.config.consent import UserConsentOptions
 from homeserver.services.terms.consent import Consents
-from homeserver.services.terms.policies import policies_of
+from homeserver.services.terms.policies import load_policies
 from homeserver.wiring.foundation import Foundation
 from storage.accounts.accounts import AccountStore
 from storage.accounts.policy_consents import PolicyConsentStore
@@ -17,13 +17,13 @@ def consents_of(base: Foundation) -> Consents:
         base.database,
         AccountStore(base.database),
         PolicyConsentStore(base.database),
-        policies_of(user_consent, base_url),
+        load_policies(user_consent, base_url),
         base.identity.key,
         base_url=base_url,
         blocked_text=user_consent.block_events_error,
     )
 
 
-def blocks_requests(user_consent: UserConsent) -> bool:
+def blocks_requests(user_consent: UserConsentOptions) -> bool:
     """Return whether requests of users without consent are refused."""
     return bool(user_consent.policies) and user_consent.block_events_error is not None

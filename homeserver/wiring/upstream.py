@@ -4,36 +4,36 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import cast
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.protocol.ids import ServerName
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
-from homeserver.config.ldap import LDAPProvider
+from homeserver.config.ldap import LDAPProviderOptions
 from homeserver.services.login.passwords import Threads
 from homeserver.services.upstream.accounts import UpstreamAccounts
-from homeserver.services.upstream.avatars import UpstreamPictures
+from homeserver.services.upstream.avatars import UpstreamAvatars
 from homeserver.services.upstream.cas import CASProvider
-from homeserver.services.upstream.ended_sessions import EndedSignIns
-from homeserver.services.upstream.http_documents import Documents
+from homeserver.services.upstream.ended_sessions import EndedProviderSessions
+from homeserver.services.upstream.http_documents import ProviderHTTP
 from homeserver.services.upstream.identity import OfferedProviders, ProviderInfo, UpstreamProvider
 from homeserver.services.upstream.jwt import JWTSignIn
 from homeserver.services.upstream.ldap.login import Directory, DirectoryPasswords
-from homeserver.services.upstream.ldap.removed_users import DirectoryLeavers
-from homeserver.services.upstream.ldap.types import AskedDirectory
-from homeserver.services.upstream.links import UpstreamLinks
+from homeserver.services.upstream.ldap.removed_users import RemovedUsers
+from homeserver.services.upstream.ldap.types import DirectoryClient
+from homeserver.services.upstream.links import ExternalIds
 from homeserver.services.upstream.login import UpstreamSignIn
 from homeserver.services.upstream.login_flows import UpstreamFlows
-from homeserver.services.upstream.oidc.backchannel_logout import UpstreamSignOut
-from homeserver.services.upstream.oidc.provider import OIDC
+from homeserver.services.upstream.oidc.backchannel_logout import BackchannelLogout
+from homeserver.services.upstream.oidc.provider import OIDCSignIn
 from homeserver.services.upstream.plugin_passwords import PluginPasswords
 from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
-from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.saml import OptionalSAML, SAMLLibrary, SAMLProvider
 from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.services.upstream.saml_metadata import SAMLMetadata
 from homeserver.web.login_fallback import LoginFallbackPage
 from homeserver.web.sso import SSO_PATH, SSOPage
 from homeserver.web.upstream import UpstreamPages
-from homeserver.web.upstream_answers import Askable
+from homeserver.web.upstream_answers import CallbackProviders
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.login import LoginParts
@@ -43,7 +43,7 @@ from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.user_data import PeopleParts
 from homeserver.wiring.web import WebParts
 from storage.federation.signed_documents import SignedDocumentStore
-from storage.upstream.ended_sessions import EndedSignInStore
+from storage.upstream.ended_sessions import EndedProviderSessionStore
 from storage.upstream.external_ids import ExternalIdStore
 from storage.upstream.login_flows import UpstreamFlowStore
 
@@ -54,7 +54,7 @@ class UpstreamParts:
     def __init__(
         self,
         base: Foundation,
-        web: Web,
+        web: WebClient,
         threads: Threads,
         accounts: AccountParts,
         login: LoginParts,
@@ -74,7 +74,7 @@ class UpstreamParts:
         self._links = ExternalIdStore(database)
         upstream = config.upstream
         flow_store = UpstreamFlowStore(database)
-        documents = Documents(web)
+        documents = ProviderHTTP(web)
         base_url = (config.name.public_baseurl or "").rstrip("/") + "/"
         self._flows = UpstreamFlows(clock, accounts.secret_text, flow_store, pages.cookies)
         self._accounts = UpstreamAccounts(
@@ -84,19 +84,21 @@ class UpstreamParts:
             self._links,
             login.registration,
             profiles.profiles,
-            UpstreamPictures(web, files.repository, profiles.profiles),
+            UpstreamAvatars(web, files.repository, profiles.profiles),
             people.threepids,
             server_name=ServerName(config.server_name),
             validity=accounts.validity,
         )
         oidc = tuple(
-            OIDC(
+            OIDCSignIn(
                 clock,
                 documents,
                 accounts.secret_text.browser_token,
                 provider,
                 base_url,
-                others=[other for other in upstream.oidc_providers if other is not provider],
+                other_providers=[
+                    other for other in upstream.oidc_providers if other is not provider
+                ],
             )
             for provider in upstream.oidc_providers
         )
@@ -138,13 +140,13 @@ class UpstreamParts:
             people.login_tokens,
             login.uia,
             pages.consents,
-            known_clients=upstream.sso.client_whitelist,
+            trusted_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
             client_path=SSO_PATH,
         )
-        self._ended = EndedSignIns(
+        self._ended = EndedProviderSessions(
             clock,
-            EndedSignInStore(database),
+            EndedProviderSessionStore(database),
             accounts.stores.browser_sessions,
             (
                 accounts.stores.login_tokens,
@@ -153,7 +155,7 @@ class UpstreamParts:
                 flow_store,
             ),
         )
-        self.sign_out = UpstreamSignOut(
+        self.sign_out = BackchannelLogout(
             clock,
             database,
             accounts.stores.upstream_sessions,
@@ -182,11 +184,11 @@ class UpstreamParts:
         # A circle that stays: these sources of passwords create accounts by `registration`, which
         # checks accounts by `sign_in`.
         if self._directories:
-            login.sign_in.ask_too(
+            login.sign_in.add_external_passwords(
                 DirectoryPasswords(threads, self._directories, self._links, self._accounts)
             )
         if accounts.plugins.check_passwords:
-            login.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
+            login.sign_in.add_external_passwords(PluginPasswords(accounts.plugins, self._accounts))
         upstream_pages = UpstreamPages(
             pages.pages,
             self.sign_in,
@@ -194,7 +196,7 @@ class UpstreamParts:
             pages.sessions,
             own_pages=SSO_PATH if on_own_pages else "",
         )
-        self.links = UpstreamLinks(
+        self.links = ExternalIds(
             clock,
             database,
             self._links,
@@ -211,11 +213,11 @@ class UpstreamParts:
                 people.login_tokens,
                 offered,
                 base_url=base_url,
-                takes_numbers=login.phones.are_taken,
+                takes_numbers=login.phones.is_enabled,
             ),
             self.sign_out,
             self.jwt_sign_in,
-            SAMLSignIn(saml),
+            OptionalSAML(saml),
             SAMLLogout(
                 SAML_ID,
                 threads,
@@ -229,7 +231,7 @@ class UpstreamParts:
                 accounts.sessions,
             ),
             self.links,
-            Askable(oidc, cas),
+            CallbackProviders(oidc, cas),
             upstream_pages,
             SSOPage(
                 pages.pages,
@@ -249,7 +251,7 @@ class UpstreamParts:
         leavers = [
             Job(
                 f"look_for_leavers_{directory.info.provider_id}",
-                directory.leavers.do_check,
+                directory.removed_users.do_check,
                 directory.config.leavers_check_interval / 1000,
             )
             for directory in self._directories
@@ -261,7 +263,7 @@ class UpstreamParts:
             *leavers,
         )
 
-    def _directory(self, config: LDAPProvider) -> Directory:
+    def _directory(self, config: LDAPProviderOptions) -> Directory:
         asked = _load_directory(config)
         info = ProviderInfo(
             config.idp_id,
@@ -269,7 +271,7 @@ class UpstreamParts:
             allow_existing_users=config.allow_existing_users,
             enable_registration=config.enable_registration,
         )
-        leavers = DirectoryLeavers(
+        leavers = RemovedUsers(
             self._clock,
             self._threads,
             self._links,
@@ -288,15 +290,15 @@ class UpstreamParts:
 # them does not import them.
 
 
-def _load_saml(config: Config, base_url: str) -> ServiceProvider:
+def _load_saml(config: Config, base_url: str) -> SAMLLibrary:
     library = import_module("homeserver.services.upstream.saml_library")
     saml2_config = config.upstream.saml2_config
     made = library.PySAML2(
         saml2_config.sp_config, saml2_config.idp_entityid, base_url, config.folder
     )
-    return cast(ServiceProvider, made)
+    return cast(SAMLLibrary, made)
 
 
-def _load_directory(config: LDAPProvider) -> AskedDirectory:
+def _load_directory(config: LDAPProviderOptions) -> DirectoryClient:
     library = import_module("homeserver.services.upstream.ldap.directory")
-    return cast(AskedDirectory, library.LDAPDirectory(config))
+    return cast(DirectoryClient, library.LDAPDirectory(config))

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from twisted.logger import Logger
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from homeserver.cluster.jobs import Job
-from homeserver.config.server import Name
+from homeserver.config.server import ServerNameOptions
 from homeserver.services.account_data.account_data import AccountData
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.deactivation import Deactivation
@@ -20,10 +20,10 @@ from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push.push_rules import PushRules, push_rules_content
 from homeserver.services.push.stored_rules import PUSH_RULES
-from homeserver.services.rooms.forget import Forgetting
+from homeserver.services.rooms.forget import ForgetOnLeave
 from homeserver.services.threepids.identity_bindings import IdentityBindings
 from homeserver.services.threepids.validation import PASSWORD_RESET
-from homeserver.services.upstream.accounts import UpstreamProofs
+from homeserver.services.upstream.accounts import UpstreamStages
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.email import MailParts
@@ -38,8 +38,8 @@ from storage.account_data.account_data import AccountDataStore
 from storage.encryption.key_backups import KeyBackupStore
 from storage.filters.filters import FilterStore
 from storage.login.openid_tokens import OpenIDTokenStore
-from storage.moderation.shadow_ban import UnshownRoomStore
-from storage.push.event_push_actions import PushOutcomeStore
+from storage.moderation.shadow_ban import ShadowRoomStore
+from storage.push.event_push_actions import EventPushActionStore
 from storage.rooms.delayed_events import DelayedEventStore
 from storage.threepids.identity_bindings import IdentityBindingStore
 from storage.upstream.external_ids import ExternalIdStore
@@ -53,7 +53,7 @@ class PeopleParts:
     def __init__(
         self,
         base: Foundation,
-        web: Web,
+        web: WebClient,
         accounts: AccountParts,
         login: LoginParts,
         mail: MailParts,
@@ -66,9 +66,9 @@ class PeopleParts:
         """`web` sends requests to the identity server."""
         config, clock, database = base.config, base.clock, base.database
         limiter, identity = base.limiter, base.identity
-        self._forgetting: Forgetting | None = None
+        self._forgetting: ForgetOnLeave | None = None
         if config.rooms.forget_rooms_on_leave:
-            self._forgetting = Forgetting(rooms.membership_store, database.streams, clock)
+            self._forgetting = ForgetOnLeave(rooms.membership_store, database.streams, clock)
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
@@ -89,17 +89,17 @@ class PeopleParts:
             accounts.sessions,
             mail.threepids,
             services.memberships,
-            kept_by_user=[
+            user_stores=[
                 presence.presence,
                 push.threads,
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
                 accounts.stores.pushers,
-                PushOutcomeStore(database),
+                EventPushActionStore(database),
                 accounts.stores.validity,
                 KeyBackupStore(database),
                 devices.cross_signing_store,
-                UnshownRoomStore(database),
+                ShadowRoomStore(database),
             ],
             bindings=self.bindings,
         )
@@ -109,7 +109,7 @@ class PeopleParts:
             sign_in=login.sign_in,
             uia=login.uia,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
-            other_proofs=UpstreamProofs(
+            other_proofs=UpstreamStages(
                 ExternalIdStore(database),
                 config.upstream.browser_ids,
                 config.upstream.directory_ids,
@@ -130,7 +130,7 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
-            by_phone=login.phones.is_possible(PASSWORD_RESET),
+            by_phone=login.phones.supports_purpose(PASSWORD_RESET),
         )
         self.threepids = Threepids(
             base.now_ms,
@@ -138,9 +138,9 @@ class PeopleParts:
             mail.threepids,
             self.confirmation,
             mail.validations,
-            kept_by_address=[accounts.stores.pushers],
+            address_stores=[accounts.stores.pushers],
             bindings=self.bindings,
-            changes=config.mail.enable_3pid_changes,
+            users_may_change=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(
             self.accounts, accounts.stores.devices, accounts.last_seen, identity
@@ -157,10 +157,10 @@ class PeopleParts:
             accounts.sessions,
             limiter,
             accounts.application_passwords,
-            from_sessions=config.sessions.login_via_existing_session.enabled,
-            confirmed=config.sessions.login_via_existing_session.require_ui_auth,
+            issued_to_sessions=config.sessions.login_via_existing_session.enabled,
+            requires_confirmation=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
-            from_browsers=bool(config.upstream.browser_ids)
+            issued_to_browsers=bool(config.upstream.browser_ids)
             or (has_own_pages(config) and login.sign_in.password_login),
         )
         self.devices = Devices(
@@ -174,8 +174,8 @@ class PeopleParts:
         self.account_data = AccountData(
             database,
             store,
-            most_entries=config.people.max_account_data_entries,
-            largest=config.people.max_account_data_size,
+            max_entries=config.people.max_account_data_entries,
+            max_bytes=config.people.max_account_data_size,
             info_uri=info_uri,
             computed={PUSH_RULES: push_rules_content},
         )
@@ -186,10 +186,10 @@ class PeopleParts:
         """Return the background jobs."""
         return (
             Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
-            Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
-            Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
+            Job("give_accounts_ends", self._renewals.do_set_missing_expiries, 60.0),
+            Job("note_accounts_past_their_day", self._renewals.do_mark_expired, 60.0),
             Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
-            Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
+            Job("write_renewal_letters", self._renewals.do_send_emails, 300.0),
             *(
                 []
                 if self._forgetting is None
@@ -198,7 +198,7 @@ class PeopleParts:
         )
 
 
-def identity_server_of(name: Name) -> Mapping[str, object]:
+def identity_server_of(name: ServerNameOptions) -> Mapping[str, object]:
     """Return the identity server entry for the client discovery document; empty if there is no such
     server."""
     url = name.default_identity_server

@@ -1,6 +1,6 @@
 """Wires the settings of users that decide what others may do to them."""
 
-from homeserver.observe.caches import Counted
+from homeserver.observe.caches import CountedCache
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.rooms.invite_policy import InvitePolicy
@@ -26,6 +26,6 @@ class UserSettingParts:
         )
 
     @property
-    def caches(self) -> dict[str, Counted]:
+    def caches(self) -> dict[str, CountedCache]:
         """Return the caches that have metrics."""
         return {"ignored_users": self.ignored.cache}

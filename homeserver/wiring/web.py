@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from homeserver.cluster.jobs import Job
 from homeserver.services.accounts.export import AccountExport
-from homeserver.services.accounts.self_service import OwnAccount
+from homeserver.services.accounts.self_service import AccountSelfService
 from homeserver.services.login.browser_sessions import BrowserSessions
 from homeserver.services.login.cookies import Cookies
-from homeserver.services.login.provider_buttons import SignInChoices
+from homeserver.services.login.provider_buttons import ProviderButtons
 from homeserver.services.terms.consent import Consents
 from homeserver.services.threepids.validation import PASSWORD_RESET
 from homeserver.services.upstream.login_buttons import UpstreamButtons
@@ -15,12 +15,12 @@ from homeserver.web.account import AccountPage
 from homeserver.web.application_passwords import ApplicationPasswordsPage
 from homeserver.web.approvals import ApprovalsPage
 from homeserver.web.auth_fallback import AuthFallbackPages
-from homeserver.web.authorize import ConsentPage
-from homeserver.web.device_link import LinkPage
+from homeserver.web.authorize import AuthorizationPage
+from homeserver.web.device_link import DeviceLinkPage
 from homeserver.web.error_pages import ErrorPages
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
-from homeserver.web.pages import Pages, Widget
+from homeserver.web.pages import Pages, ThirdPartyScript
 from homeserver.web.register import RegisterPage
 from homeserver.web.reset_password import ResetPasswordPage
 from homeserver.web.sign_in import SignInPage
@@ -64,7 +64,7 @@ class WebParts:
             mail.languages,
             config.server_name,
             mail.branding,
-            shortest_password=accounts.passwords.shortest,
+            shortest_password=accounts.passwords.min_length,
         )
         self.error_pages = ErrorPages(self.pages)
         self.forms = Forms(self.cookies, accounts.secret_text)
@@ -83,11 +83,12 @@ class WebParts:
             self.forms,
             login.sign_in,
             login.registration,
-            SignInChoices([buttons]),
-            resets_passwords=mail.outbox is not None or login.phones.is_possible(PASSWORD_RESET),
-            takes_numbers=login.phones.are_taken,
+            ProviderButtons([buttons]),
+            resets_passwords=mail.outbox is not None
+            or login.phones.supports_purpose(PASSWORD_RESET),
+            takes_numbers=login.phones.is_enabled,
         )
-        own_account = OwnAccount(
+        own_account = AccountSelfService(
             clock,
             database,
             people.accounts,
@@ -120,7 +121,7 @@ class WebParts:
         )
         captcha = None
         if login.captcha is not None:
-            captcha = Widget(
+            captcha = ThirdPartyScript(
                 config.captcha.recaptcha_script,
                 login.captcha.site_key,
                 config.captcha.recaptcha_sources,
@@ -157,7 +158,7 @@ class WebParts:
             ),
             self.consents,
             TermsPage(self.pages, self.forms, self.sessions, self.consents, login.uia),
-            ConsentPage(
+            AuthorizationPage(
                 self.pages,
                 self.forms,
                 self.sessions,
@@ -205,7 +206,7 @@ class WebParts:
                 accounts.secret_text,
                 base_url=base_url,
             ),
-            LinkPage(
+            DeviceLinkPage(
                 self.pages,
                 self.forms,
                 self.sessions,

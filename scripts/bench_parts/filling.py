@@ -14,7 +14,7 @@ from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.events.auth_chains import AuthChainStore
 from storage.events.events import EventFlag
 from storage.persist.room_writer import NewEvent, RoomWriter
-from storage.rooms.rooms import Head, RoomRow, RoomStore
+from storage.rooms.rooms import RoomHead, RoomRow, RoomStore
 from storage.state.state_tree import StateTreeStore
 from tests.helpers.databases import open_inline
 
@@ -47,7 +47,7 @@ class _Filler:
         self._database = database
         self._rooms = RoomStore(database)
         self._writer = RoomWriter(StateTreeStore(database), AuthChainStore(database))
-        self._heads: dict[str, tuple[RoomRow, Head]] = {}
+        self._heads: dict[str, tuple[RoomRow, RoomHead]] = {}
 
     async def store(self, room_id: str, senders: Sequence[str], texts: Sequence[str]) -> None:
         if room_id not in self._heads:

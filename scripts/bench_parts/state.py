@@ -24,7 +24,7 @@ from storage.engine.database import (
 )
 from storage.engine.executors import InlineExecutor
 from storage.engine.migrate import migrate
-from storage.engine.observer import SilentObserver
+from storage.engine.observer import NullObserver
 from storage.engine.streams import Streams
 from storage.state.radix_tree import RadixTree
 from storage.state.state_tree import StateTreeStore
@@ -102,7 +102,7 @@ async def measure_store(path: Path, size: int) -> None:
     """Print a line for a room in a database. The growth of the file includes SQLite's overhead."""
     engine = make_engine(SQLiteConfig(str(path), synchronous="OFF"))
     migrate(engine)
-    database = Database(engine, Streams(0), InlineExecutor(), InlineExecutor(), SilentObserver())
+    database = Database(engine, Streams(0), InlineExecutor(), InlineExecutor(), NullObserver())
     states = StateTreeStore(database)
     chance = random.Random(size)
     members = [("m.room.member", f"@user{number}:example.org") for number in range(size)]

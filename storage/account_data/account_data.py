@@ -18,21 +18,21 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.references import Setting, put_setting, remove_settings
+from storage.media.references import SettingKind, put_setting, remove_settings
 
 GLOBAL = ""
 """Takes the place of a room ID for global data."""
-MOST_DELETED = 5000
+MAX_DELETED = 5000
 
 
 class AccountData(msgspec.Struct, frozen=True, gc=False):
     """Contents (JSON objects) by type, global and by room."""
 
-    everywhere: dict[str, bytes] = msgspec.field(default_factory=dict)
+    global_data: dict[str, bytes] = msgspec.field(default_factory=dict)
     rooms: dict[str, dict[str, bytes]] = msgspec.field(default_factory=dict)
 
 
-class AccountDataSums(msgspec.Struct, frozen=True, gc=False):
+class AccountDataUsage(msgspec.Struct, frozen=True, gc=False):
     """The usage of a user."""
 
     entries: int = 0
@@ -50,7 +50,9 @@ class AccountDataStore:
 
     async def get_account_data(self, user_id: str) -> AccountData:
         """Return all account data of a user, without deleted entries, in one query."""
-        return await self._database.read_once("get_account_data", self.get_account_data_in, user_id)
+        return await self._database.read_without_snapshot(
+            "get_account_data", self.get_account_data_in, user_id
+        )
 
     def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
         """As `get_account_data`, in a transaction."""
@@ -63,7 +65,7 @@ class AccountDataStore:
     async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
         """Return entries that changed after `since`, up to `upto`, in one query. A deleted entry is
         `{}`."""
-        return await self._database.read_once(
+        return await self._database.read_without_snapshot(
             "get_account_data_since", self.get_account_data_since_in, user_id, since, upto
         )
 
@@ -89,7 +91,9 @@ class AccountDataStore:
 
     async def get_rooms_entries(self, user_id: str, type_: str) -> dict[str, bytes]:
         """Return the entries of one type of all rooms, in one query."""
-        return await self._database.read_once("get_rooms_entries", _select_of_type, user_id, type_)
+        return await self._database.read_without_snapshot(
+            "get_rooms_entries", _select_of_type, user_id, type_
+        )
 
     async def get_entries(self, user_id: str, types: Sequence[str]) -> dict[str, bytes]:
         """Return contents of global entries by type, in one query. Entries that do not exist are
@@ -147,21 +151,21 @@ class AccountDataStore:
         )
         return None if row is None else bytes(row[0])
 
-    def get_sums(self, txn: Transaction, user_id: str) -> AccountDataSums:
+    def get_usage(self, txn: Transaction, user_id: str) -> AccountDataUsage:
         """Return the usage of a user."""
         row = txn.query_one(
             "SELECT entries, bytes, deleted FROM account_data_sums WHERE user_id = ?", (user_id,)
         )
-        return AccountDataSums() if row is None else AccountDataSums(*row)
+        return AccountDataUsage() if row is None else AccountDataUsage(*row)
 
-    def find_growth(
+    def get_larger_usage(
         self, txn: Transaction, user_id: str, room_id: str | None, type_: str, content: bytes
-    ) -> AccountDataSums | None:
+    ) -> AccountDataUsage | None:
         """Return the user's usage with this entry, or None if it is not larger than now."""
         growth = _growth(txn, user_id, room_id, type_, _usage_of(content))
         if growth.entries <= 0 and growth.size <= 0:
             return None
-        return _add(self.get_sums(txn, user_id), growth)
+        return _add(self.get_usage(txn, user_id), growth)
 
     def set_entry(
         self,
@@ -176,7 +180,7 @@ class AccountDataStore:
         """Set one entry. Return the position of the change."""
         position = txn.next_position()
         growth = _growth(txn, user_id, room_id, type_, _DELETED if deleted else _usage_of(content))
-        if growth != AccountDataSums():
+        if growth != AccountDataUsage():
             _add_usage(txn, user_id, growth)
         txn.execute(
             "INSERT INTO account_data (user_id, room_id, type, content, deleted, position)"
@@ -185,9 +189,9 @@ class AccountDataStore:
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
-        if growth.deleted > 0 and self.get_sums(txn, user_id).deleted > MOST_DELETED:
+        if growth.deleted > 0 and self.get_usage(txn, user_id).deleted > MAX_DELETED:
             _trim_deleted(txn, user_id)
-        put_setting(txn, user_id, Setting.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
+        put_setting(txn, user_id, SettingKind.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
         txn.announce(
             Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_)
         )
@@ -206,25 +210,25 @@ class AccountDataStore:
         if txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,)):
             txn.announce(Change(txn.next_position(), Topic.ACCOUNT_DATA, user_id=user_id))
         txn.execute("DELETE FROM account_data_sums WHERE user_id = ?", (user_id,))
-        remove_settings(txn, user_id, Setting.ACCOUNT_DATA)
+        remove_settings(txn, user_id, SettingKind.ACCOUNT_DATA)
 
 
-_DELETED = AccountDataSums(deleted=1)
+_DELETED = AccountDataUsage(deleted=1)
 
 
-def _usage_of(content: bytes) -> AccountDataSums:
-    return AccountDataSums(1, len(content))
+def _usage_of(content: bytes) -> AccountDataUsage:
+    return AccountDataUsage(1, len(content))
 
 
-def _add(sums: AccountDataSums, more: AccountDataSums) -> AccountDataSums:
-    return AccountDataSums(
+def _add(sums: AccountDataUsage, more: AccountDataUsage) -> AccountDataUsage:
+    return AccountDataUsage(
         sums.entries + more.entries, sums.size + more.size, sums.deleted + more.deleted
     )
 
 
 def _growth(
-    txn: Transaction, user_id: str, room_id: str | None, type_: str, entry: AccountDataSums
-) -> AccountDataSums:
+    txn: Transaction, user_id: str, room_id: str | None, type_: str, entry: AccountDataUsage
+) -> AccountDataUsage:
     """Return the change of the user's usage if this entry replaces the stored one."""
     row = txn.query_one(
         "SELECT length(content), deleted FROM account_data"
@@ -233,10 +237,10 @@ def _growth(
     )
     if row is None:
         return entry
-    return _add(entry, AccountDataSums(0, 0, -1) if row[1] else AccountDataSums(-1, -int(row[0])))
+    return _add(entry, AccountDataUsage(0, 0, -1) if row[1] else AccountDataUsage(-1, -int(row[0])))
 
 
-def _add_usage(txn: WriteTransaction, user_id: str, growth: AccountDataSums) -> None:
+def _add_usage(txn: WriteTransaction, user_id: str, growth: AccountDataUsage) -> None:
     txn.execute(
         "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (user_id) DO UPDATE"
@@ -253,15 +257,15 @@ def _trim_deleted(txn: WriteTransaction, user_id: str) -> None:
         "DELETE FROM account_data WHERE user_id = ? AND deleted = 1"
         " AND position <= (SELECT position FROM account_data"
         " WHERE user_id = ? AND deleted = 1 ORDER BY position DESC LIMIT 1 OFFSET ?)",
-        (user_id, user_id, MOST_DELETED),
+        (user_id, user_id, MAX_DELETED),
     )
-    _add_usage(txn, user_id, AccountDataSums(deleted=-trimmed))
+    _add_usage(txn, user_id, AccountDataUsage(deleted=-trimmed))
 
 
 def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:
     data = AccountData()
     for room_id, type_, content in rows:
-        of = data.rooms.setdefault(room_id, {}) if room_id else data.everywhere
+        of = data.rooms.setdefault(room_id, {}) if room_id else data.global_data
         of[type_] = bytes(content)
     return data
 

@@ -14,11 +14,11 @@ from typing import Final
 import msgspec
 
 from storage.accounts.erasures import add_erasure
-from storage.directory.user_changes import note_directory_changes
+from storage.directory.user_changes import queue_directory_updates
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.references import note_erased
+from storage.media.references import record_erasure
 
 ALL_TIMES: Final = 2**62
 """Later than every due time."""
@@ -46,23 +46,23 @@ class AccountRow(msgspec.Struct, frozen=True):
     """The expiry time, where accounts expire."""
     shadow_banned: bool = False
     """Whether its events and invites reach nobody else."""
-    era: int = 0
+    epoch: int = 0
     """The credential epoch."""
 
 
-class Standing(msgspec.Struct, frozen=True):
+class AccountState(msgspec.Struct, frozen=True):
     """The state of an account that a sign-in checks again in its write."""
 
-    era: int
+    epoch: int
     locked: bool
     deactivated: bool
 
 
-def select_standing(txn: Transaction, user_id: str) -> Standing | None:
+def select_account_state(txn: Transaction, user_id: str) -> AccountState | None:
     """Return the current state of an account; None for an unknown user."""
     sql = "SELECT era, locked, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = ?"
     row = txn.query_one(sql, (user_id,))
-    return None if row is None else Standing(row[0], bool(row[1]), bool(row[2]))
+    return None if row is None else AccountState(row[0], bool(row[1]), bool(row[2]))
 
 
 class AccountStore:
@@ -104,7 +104,7 @@ class AccountStore:
                 awaiting_languages=row[12],
                 expires_ts=row[13],
                 shadow_banned=bool(row[14]),
-                era=row[15],
+                epoch=row[15],
             )
             for row in rows
         }
@@ -150,11 +150,11 @@ class AccountStore:
             ),
         )
         if added:
-            note_directory_changes(txn, [(account.user_id, position)])
+            queue_directory_updates(txn, [(account.user_id, position)])
             txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
         return bool(added)
 
-    def set_upgraded(self, txn: WriteTransaction, account: AccountRow) -> bool:
+    def upgrade_guest(self, txn: WriteTransaction, account: AccountRow) -> bool:
         """Upgrade a guest to a full account, with the password and approval state of this row.
 
         Return False if there is no such usable guest.
@@ -177,7 +177,7 @@ class AccountStore:
         txn.execute(
             "UPDATE accounts SET position = ? WHERE user_id = ?", (position, account.user_id)
         )
-        note_directory_changes(txn, [(account.user_id, position)])
+        queue_directory_updates(txn, [(account.user_id, position)])
         txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
         return True
 
@@ -189,7 +189,7 @@ class AccountStore:
         position = txn.next_position()
         txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, user_id))
         txn.announce(Change(position, Topic.ACCOUNT, user_id=user_id))
-        txn.hold_everywhere(position)
+        txn.require_all_nodes(position)
 
     def set_password_hash(
         self,
@@ -211,7 +211,7 @@ class AccountStore:
         sql = "UPDATE accounts SET password_hash = ?, era = era + 1 WHERE user_id = ?"
         return bool(txn.execute(sql, (password_hash, user_id)))
 
-    def begin_era(self, txn: WriteTransaction, user_id: str) -> None:
+    def advance_epoch(self, txn: WriteTransaction, user_id: str) -> None:
         """Increment the credential epoch, which invalidates all earlier authentications."""
         txn.execute("UPDATE accounts SET era = era + 1 WHERE user_id = ?", (user_id,))
 
@@ -292,14 +292,14 @@ class AccountStore:
             (now, int(erase), user_id),
         )
         if erase:
-            note_erased(txn, user_id)
+            record_erasure(txn, user_id)
             add_erasure(txn, user_id)
         txn.execute(
             "INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,)
         )
         self.set_account_changed(txn, user_id)
 
-    async def get_departing_accounts(self) -> list[str]:
+    async def get_leaving_accounts(self) -> list[str]:
         """Return the deactivated accounts that still have rooms to leave."""
 
         def read(txn: Transaction) -> list[str]:
@@ -310,18 +310,18 @@ class AccountStore:
 
         return await self._database.read("get_departing_accounts", read)
 
-    def remove_departing_account(self, txn: WriteTransaction, user_id: str) -> None:
+    def remove_leaving_account(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove an account that has left all of its rooms."""
         txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))
 
-    def add_arriving_account(self, txn: WriteTransaction, user_id: str, due_ts: int) -> None:
+    def add_pending_auto_join(self, txn: WriteTransaction, user_id: str, due_ts: int) -> None:
         """Add a new account with pending auto-joins, leased until `due_ts` (ms since 1970)."""
         txn.execute(
             "INSERT INTO arriving_accounts (user_id, due_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
             (user_id, due_ts),
         )
 
-    async def take_arriving_accounts(self, now: int, until: int, limit: int) -> list[str]:
+    async def lease_pending_auto_joins(self, now: int, until: int, limit: int) -> list[str]:
         """Lease up to `limit` accounts with pending auto-joins until `until`; return them.
 
         Only those whose lease has expired at `now`.
@@ -339,7 +339,7 @@ class AccountStore:
 
         return await self._database.write("take_arriving_accounts", write)
 
-    def remove_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
+    def remove_pending_auto_join(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove an account whose auto-joins are complete."""
         txn.execute("DELETE FROM arriving_accounts WHERE user_id = ?", (user_id,))
 

@@ -26,7 +26,7 @@ class AuditRecord(msgspec.Struct, frozen=True):
     """The object or reason of the event, if there is more to say."""
 
 
-def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
+def add_audit_records(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
     """Add records, in the write that carries the operations out."""
     first = txn.allocate("audit", len(records))
     txn.execute_many(
@@ -59,7 +59,7 @@ def has_record(txn: Transaction, record: AuditRecord, since: int) -> bool:
     return txn.query_one(sql, values) is not None
 
 
-def note_first_of_address(
+def add_records_of_new_addresses(
     txn: WriteTransaction, records: Iterable[AuditRecord], known: Collection[str] = ()
 ) -> None:
     """Add the records whose address is new to their user; one query for all.
@@ -79,7 +79,7 @@ def note_first_of_address(
         if event in events:
             wanted.pop((user_id, address), None)
     if wanted:
-        note_events(txn, list(wanted.values()))
+        add_audit_records(txn, list(wanted.values()))
 
 
 class AuditStore:

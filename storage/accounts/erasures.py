@@ -11,7 +11,7 @@ class ErasureStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_since(self, position: int) -> dict[str, int]:
+    async def get_erasures_since(self, position: int) -> dict[str, int]:
         """Return the users erased after a position, with the position of each."""
 
         def read(txn: Transaction) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import FOR_ITS_ARGUMENTS, Row, SQLValue
+from storage.engine.interface import CUSTOM_PLAN, Row, SQLValue
 from storage.engine.transaction import Transaction
 
 UserOrder = Literal[
@@ -53,7 +53,7 @@ class UserFilter(msgspec.Struct, frozen=True, kw_only=True):
     deactivated: bool | None = None
     locked: bool | None = None
     admins: bool | None = None
-    waiting: bool | None = None
+    awaiting_approval: bool | None = None
     """Whether they await approval."""
     without_types: Sequence[str] = ()
     """User types to leave out; the empty string stands for people."""
@@ -70,7 +70,7 @@ class ListedUser(msgspec.Struct, frozen=True):
     created_ts: int
     erased: bool
     locked: bool
-    waits: bool
+    awaiting_approval: bool
     last_seen_ts: int | None
     display_name: str | None
     avatar_url: str | None
@@ -111,7 +111,7 @@ def _select(
         f"ORDER BY {_ORDERS[order].format(nothing='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
     )
     sql = (
-        f"{FOR_ITS_ARGUMENTS}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin,"
+        f"{CUSTOM_PLAN}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin,"
         " a.deactivated_ts, a.created_ts,"
         f" a.erased, a.locked, a.awaiting_ts, {_LAST_SEEN}, n.value, p.value,"
         " a.shadow_banned FROM accounts a"
@@ -127,9 +127,7 @@ def _select(
             if _matches_name(user, part)
         ]
         return UserPage(found[first : first + limit], len(found))
-    counted = txn.query_one(
-        f"{FOR_ITS_ARGUMENTS}SELECT COUNT(*) FROM accounts a WHERE {where}", args
-    )
+    counted = txn.query_one(f"{CUSTOM_PLAN}SELECT COUNT(*) FROM accounts a WHERE {where}", args)
     rows = txn.query(f"{sql} LIMIT ? OFFSET ?", (*args, *nothing, limit, first))
     return UserPage([_user(row) for row in rows], 0 if counted is None else int(counted[0]))
 
@@ -146,7 +144,7 @@ def _where(wanted: UserFilter) -> tuple[str, list[SQLValue]]:
             args.append(int(value))
     for column, is_set in (
         ("a.deactivated_ts", wanted.deactivated),
-        ("a.awaiting_ts", wanted.waiting),
+        ("a.awaiting_ts", wanted.awaiting_approval),
     ):
         if is_set is not None:
             conditions.append(f"{column} IS {'NOT NULL' if is_set else 'NULL'}")
@@ -175,7 +173,7 @@ def _user(row: Row) -> ListedUser:
         created_ts=row[5],
         erased=bool(row[6]),
         locked=bool(row[7]),
-        waits=row[8] is not None,
+        awaiting_approval=row[8] is not None,
         last_seen_ts=row[9],
         display_name=_text(row[10]),
         avatar_url=_text(row[11]),

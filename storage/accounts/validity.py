@@ -14,13 +14,13 @@ from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-TO_WRITE: Final = 0
-WRITTEN: Final = 1
-UNWANTED: Final = 2
+EMAIL_DUE: Final = 0
+EMAIL_SENT: Final = 1
+EMAIL_DISABLED: Final = 2
 NO_ADDRESS: Final = 3
 
 
-class EndingRow(msgspec.Struct, frozen=True):
+class ExpiringAccountRow(msgspec.Struct, frozen=True):
     """An account with an expiry time, in milliseconds since 1970."""
 
     user_id: str
@@ -42,7 +42,7 @@ class AccountValidityStore:
         self._database = database
         self._accounts = accounts
 
-    def get_endless(self, txn: Transaction, limit: int) -> list[tuple[str, int]]:
+    def get_without_expiry(self, txn: Transaction, limit: int) -> list[tuple[str, int]]:
         """Return up to `limit` accounts of people without expiry time, with their creation time."""
         rows = txn.query(
             "SELECT user_id, created_ts FROM accounts WHERE expires_ts IS NULL"
@@ -52,17 +52,17 @@ class AccountValidityStore:
         )
         return [(row[0], row[1]) for row in rows]
 
-    def set_end(
-        self, txn: WriteTransaction, user_id: str, expires_ts: int, *, letter: bool = True
+    def set_expiry(
+        self, txn: WriteTransaction, user_id: str, expires_ts: int, *, sends_email: bool = True
     ) -> None:
         """Set the expiry time of an account. With `letter`, its owner gets an e-mail before it."""
         sql = (
             "UPDATE accounts SET expires_ts = ?, renewal_letter = ?, is_over = 0 WHERE user_id = ?"
         )
-        txn.execute(sql, (expires_ts, TO_WRITE if letter else UNWANTED, user_id))
+        txn.execute(sql, (expires_ts, EMAIL_DUE if sends_email else EMAIL_DISABLED, user_id))
         self._accounts.set_account_changed(txn, user_id)
 
-    def note_over(self, txn: WriteTransaction, now: int, limit: int) -> int:
+    def mark_expired(self, txn: WriteTransaction, now: int, limit: int) -> int:
         """Mark up to `limit` expired accounts, and announce the change; return the number."""
         sql = (
             "SELECT user_id FROM accounts WHERE expires_ts IS NOT NULL AND is_over = 0"
@@ -73,7 +73,7 @@ class AccountValidityStore:
             txn, [row[0] for row in txn.query(sql, (now, limit))], is_over=True
         )
 
-    def forget_over(self, txn: WriteTransaction, limit: int) -> int:
+    def unmark_expired(self, txn: WriteTransaction, limit: int) -> int:
         """Remove the mark from up to `limit` accounts, and announce the change; return the number.
 
         For a server on which accounts no longer expire.
@@ -89,29 +89,29 @@ class AccountValidityStore:
             self._accounts.set_account_changed(txn, user_id)
         return len(user_ids)
 
-    def get_end(self, txn: Transaction, user_id: str) -> int | None:
+    def get_expiry(self, txn: Transaction, user_id: str) -> int | None:
         """Return the expiry time of an account, if it has one."""
         row = txn.query_one("SELECT expires_ts FROM accounts WHERE user_id = ?", (user_id,))
         return None if row is None else row[0]
 
-    async def get_unwritten(self, upto: int, limit: int) -> list[EndingRow]:
+    async def get_accounts_to_email(self, upto: int, limit: int) -> list[ExpiringAccountRow]:
         """Return up to `limit` accounts that expire up to `upto` and whose owners get an e-mail.
 
         The first to expire comes first.
         """
 
-        def read(txn: Transaction) -> list[EndingRow]:
+        def read(txn: Transaction) -> list[ExpiringAccountRow]:
             rows = txn.query(
                 "SELECT user_id, expires_ts FROM accounts WHERE renewal_letter = 0"
                 " AND deactivated_ts IS NULL"
                 " AND expires_ts <= ? ORDER BY expires_ts LIMIT ?",
                 (upto, limit),
             )
-            return [EndingRow(row[0], row[1]) for row in rows]
+            return [ExpiringAccountRow(row[0], row[1]) for row in rows]
 
         return await self._database.read("get_unwritten_renewals", read)
 
-    def set_letter(self, txn: WriteTransaction, row: EndingRow, state: int) -> bool:
+    def set_email_state(self, txn: WriteTransaction, row: ExpiringAccountRow, state: int) -> bool:
         """Set the state of the e-mail about this expiry time.
 
         Return False if it is set already, or the expiry time has moved.

@@ -3,13 +3,13 @@
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-def select_note(txn: Transaction, name: str) -> str | None:
+def select_job_progress(txn: Transaction, name: str) -> str | None:
     """Return the progress of a job; None if it has none yet."""
     row = txn.query_one("SELECT progress FROM jobs WHERE name = ?", (name,))
     return None if row is None else str(row[0])
 
 
-def put_note(txn: WriteTransaction, name: str, progress: str) -> None:
+def set_job_progress(txn: WriteTransaction, name: str, progress: str) -> None:
     """Store the progress of a job. Replaces the previous one."""
     txn.execute(
         "INSERT INTO jobs (name, progress) VALUES (?, ?)"

@@ -1,7 +1,7 @@
 """Takes and renews a lease, and starts and stops the work that needs it.
 
 Laws:
-- The work runs on one node at a time: from `begin` until `lose` or `finish`, while `is_held`.
+- The work runs on one node at a time: from `begin` until `lose` or `finish`, while `is_quarantined`.
 - Each round renews the lease and stores the position up to which all work is done. The node that
   takes the lease next continues from there.
 - A node that loses the lease ends the work in its next round. Until then two nodes may work. Work
@@ -22,7 +22,7 @@ from storage.cluster.leases import Lease
 from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
 from storage.engine.interface import DatabaseUnavailable
 
-LEASE_MS: Final = 30_000
+LEASE_DURATION_MS: Final = 30_000
 ROUND_SECONDS: Final = 10.0
 
 
@@ -37,7 +37,7 @@ class LeasedWork(Protocol):
         """Start the work. If this raises, the next round tries again."""
         ...
 
-    async def note(self) -> int:
+    async def store_progress(self) -> int:
         """Store progress that the position does not cover. Return the position up to which all work
         is done."""
         ...
@@ -77,13 +77,13 @@ class LeaseLoop:
         self._round.clock = clock
         self._rounds_end: Deferred[LoopingCall] | None = None
         self.is_held = False
-        self.noted = 0
+        self.stored_position = 0
         """The stored position, while the lease is held."""
 
     @property
-    def is_alone(self) -> bool:
+    def is_single_node(self) -> bool:
         """Whether there can be no other node."""
-        return self._lease.is_alone
+        return self._lease.is_single_node
 
     def start(self) -> None:
         """Start the rounds. Takes the lease as soon as no other node has it."""
@@ -121,21 +121,21 @@ class LeaseLoop:
 
     async def _take(self) -> None:
         now = self._now_ms()
-        lease = await self._lease.take(now, now + LEASE_MS)
+        lease = await self._lease.take(now, now + LEASE_DURATION_MS)
         if lease is None:
             return
         await self._work.begin(lease)
-        self.noted = lease.position
+        self.stored_position = lease.position
         self.is_held = True
         self._round.interval = FIRST_RENEWAL_SECONDS
 
     async def _renew(self) -> None:
         self._round.interval = ROUND_SECONDS
-        position = await self._work.note()
-        if self._lease.is_alone and position == self.noted:
+        position = await self._work.store_progress()
+        if self._lease.is_single_node and position == self.stored_position:
             return
-        if await self._lease.renew(self._now_ms() + LEASE_MS, position):
-            self.noted = position
+        if await self._lease.renew(self._now_ms() + LEASE_DURATION_MS, position):
+            self.stored_position = position
         else:
             self.log.warn("another node has the lease of the {name} now", name=self._name)
             self.is_held = False

@@ -13,7 +13,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 class Lease(msgspec.Struct, frozen=True):
     """A lease that was taken."""
 
-    run: int
+    fencing_token: int
     """The fencing token. Increases each time that the lease is taken."""
     position: int
 

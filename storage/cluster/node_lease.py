@@ -39,7 +39,7 @@ class NodeLease:
         self._database = database
         self._process = process
         self._get_node = get_node
-        self.is_alone = database.engine.name == "sqlite"
+        self.is_single_node = database.engine.name == "sqlite"
         """Whether there can be no other node."""
         self._holder = process
         """The name under which the lease was last taken or renewed."""
@@ -50,7 +50,7 @@ class NodeLease:
     async def take(self, now_ms: int, expires_ts: int) -> Lease | None:
         """Take the lease if no running node has it. Return None if one has."""
         name = self._name()
-        lease = await self._store.take(name, now_ms, expires_ts, force=self.is_alone)
+        lease = await self._store.take(name, now_ms, expires_ts, force=self.is_single_node)
         if lease is None:
             gone, before, is_first = await self._find_gone(), self._gone, self._is_first
             self._gone = gone

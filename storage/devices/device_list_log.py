@@ -15,7 +15,7 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_KEPT: Final = 100
+MAX_LOGGED: Final = 100
 """The most changes stored for a user."""
 _LATEST: Final = (
     "SELECT stream_id FROM device_list_log WHERE user_id = ? AND device_id IS NOT NULL"
@@ -23,7 +23,7 @@ _LATEST: Final = (
 )
 
 
-class LoggedChange(msgspec.Struct, frozen=True):
+class DeviceListChange(msgspec.Struct, frozen=True):
     """One change. `device_id` is None for cross-signing keys, whose changes are not part of the
     chain."""
 
@@ -50,7 +50,7 @@ class DeviceListLog:
         """Return the stream ID of the user's latest device change; 0 if none."""
         return await self._database.read_quickly("get_device_stream_id", select_stream_id, user_id)
 
-    async def get_changes(self, user_id: str, since: int) -> Sequence[LoggedChange]:
+    async def get_changes(self, user_id: str, since: int) -> Sequence[DeviceListChange]:
         """Return the stored changes of a user from a stream ID on, in order. If there are none,
         return the latest device change."""
         return await self._database.read_quickly("get_device_changes", _select, user_id, since)
@@ -72,7 +72,7 @@ def log_changes(
         " (SELECT stream_id FROM device_list_log WHERE user_id = ?"
         " ORDER BY stream_id DESC LIMIT 1 OFFSET ?)"
         f" AND stream_id <> coalesce(({_LATEST}), 0)",
-        (user_id, user_id, MOST_KEPT, user_id),
+        (user_id, user_id, MAX_LOGGED, user_id),
     )
 
 
@@ -91,7 +91,7 @@ def _select_users(txn: Transaction, after: int, upto: int) -> dict[str, int]:
     return dict(rows)
 
 
-def _select(txn: Transaction, user_id: str, since: int) -> list[LoggedChange]:
+def _select(txn: Transaction, user_id: str, since: int) -> list[DeviceListChange]:
     rows = txn.query(
         "SELECT user_id, stream_id, prev_id, device_id FROM device_list_log"
         " WHERE user_id = ? AND stream_id >= ?"
@@ -104,4 +104,4 @@ def _select(txn: Transaction, user_id: str, since: int) -> list[LoggedChange]:
             " WHERE user_id = ? AND device_id IS NOT NULL ORDER BY stream_id DESC LIMIT 1"
         )
         rows = txn.query(latest, (user_id,))
-    return [LoggedChange(*row) for row in rows]
+    return [DeviceListChange(*row) for row in rows]

@@ -16,13 +16,13 @@ from typing import Final
 
 import msgspec
 
-from storage.accounts.audit import AuditRecord, note_first_of_address
+from storage.accounts.audit import AuditRecord, add_records_of_new_addresses
 from storage.devices.device_list_log import log_changes
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
 
-DEVICES_CHANGED: Final = "devices_changed"
+DEVICES_CHANGED_COUNTER: Final = "devices_changed"
 """The counter with the position at which a device was last added or deleted. Every write has it in
 memory."""
 
@@ -49,7 +49,7 @@ class DeviceSighting(msgspec.Struct, frozen=True):
     ts: int
     ip: str
     user_agent: str
-    first_of_address: str | None = None
+    audit_kind: str | None = None
     """The kind of audit record to write if this is the first request of the account from this
     address; None for no record."""
     address: str = ""
@@ -147,7 +147,7 @@ class DeviceStore:
             ),
         )
         if added:
-            txn.note_position(DEVICES_CHANGED, announce_device_list(txn, device.user_id))
+            txn.record_position(DEVICES_CHANGED_COUNTER, announce_device_list(txn, device.user_id))
         return bool(added)
 
     def set_display_name(
@@ -164,7 +164,7 @@ class DeviceStore:
         self, sightings: Iterable[DeviceSighting], known: Collection[str] = ()
     ) -> None:
         """Record when devices were last seen, as one batch, the latest of a device last. `known`:
-        as in `note_first_of_address`."""
+        as in `add_records_of_new_addresses`."""
 
         def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
             txn.execute_many(
@@ -173,12 +173,12 @@ class DeviceStore:
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
-            firsts = [s for s in batch if s.first_of_address is not None]
+            firsts = [s for s in batch if s.audit_kind is not None]
             records = [
-                AuditRecord(s.user_id, s.ts, s.first_of_address or "", s.address, s.device_id)
+                AuditRecord(s.user_id, s.ts, s.audit_kind or "", s.address, s.device_id)
                 for s in firsts
             ]
-            note_first_of_address(txn, records, known)
+            add_records_of_new_addresses(txn, records, known)
 
         batch = list(sightings)
         rows: list[tuple[str | int, ...]] = [
@@ -186,7 +186,7 @@ class DeviceStore:
         ]
         await self._database.write("set_sightings", write, rows)
 
-    async def forget_addresses(self, before: int, limit: int) -> int:
+    async def delete_addresses(self, before: int, limit: int) -> int:
         """Delete the address and user agent of up to `limit` devices that were last seen before
         this time. Return their number."""
         rows = await self._database.read("find_old_addresses", _select_old_addresses, before, limit)
@@ -203,7 +203,7 @@ class DeviceStore:
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
             position = announce_device_list(txn, user_id, [device_id for _, device_id in rows])
-            txn.note_position(DEVICES_CHANGED, position)
+            txn.record_position(DEVICES_CHANGED_COUNTER, position)
 
 
 def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int]:

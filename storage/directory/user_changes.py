@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from storage.engine.transaction import WriteTransaction
 
 
-def note_directory_changes(txn: WriteTransaction, changes: Iterable[tuple[str, int]]) -> None:
+def queue_directory_updates(txn: WriteTransaction, changes: Iterable[tuple[str, int]]) -> None:
     """Queue users, with the positions of their changes."""
     txn.execute_many(
         "INSERT INTO directory_changes (user_id, position) VALUES (?, ?)"

@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import FOR_ITS_ARGUMENTS, SQLValue
+from storage.engine.interface import CUSTOM_PLAN, SQLValue
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_MATCHES = 2_000
+MAX_MATCHES = 2_000
 """The most users with a matching word that are considered. Those with the shortest words come
 first."""
-MOST_FOUND = 200
+MAX_RESULTS = 200
 """The most results of each kind: users who share a room with the searching user, and others."""
-LAST = "\U0010ffff"
+MAX_CHARACTER = "\U0010ffff"
 """Sorts after every other character."""
 
 
-class DirectoryRow(msgspec.Struct, frozen=True):
+class DirectoryUser(msgspec.Struct, frozen=True):
     """A user as the directory shows them."""
 
     user_id: str
@@ -36,7 +36,7 @@ class DirectoryRow(msgspec.Struct, frozen=True):
 class FoundUser(msgspec.Struct, frozen=True):
     """A search result."""
 
-    row: DirectoryRow
+    row: DirectoryUser
     shares_room: bool
 
 
@@ -46,15 +46,15 @@ class DirectoryQuery(msgspec.Struct, frozen=True):
     user_id: str
     words: Sequence[Sequence[str]]
     """For each word its alternatives: prefixes, one of which has to match."""
-    id_beginning: str | None
+    id_prefix: str | None
     """A prefix of the user ID that also matches."""
     locals_only: bool
-    everyone_local: bool
+    include_all_local: bool
     """Include local users who share no room with the searching user and are in no public room."""
-    with_locked: bool
+    include_locked: bool
 
 
-class RemoteName(msgspec.Struct, frozen=True):
+class RemoteProfile(msgspec.Struct, frozen=True):
     """The name and avatar of a remote user in one room."""
 
     display_name: str | None
@@ -71,7 +71,7 @@ class UserDirectoryStore:
 
     async def get_users(self, query: DirectoryQuery) -> list[FoundUser]:
         """Return users who match and may be found, unordered, a bounded number. Two queries."""
-        if not query.words and query.id_beginning is None:
+        if not query.words and query.id_prefix is None:
             return []
         return await self._database.read("search_users", _select_users, query)
 
@@ -85,7 +85,7 @@ class UserDirectoryStore:
             )
         )
 
-    def select_own(self, txn: Transaction, user_ids: Iterable[str]) -> set[str]:
+    def select_local(self, txn: Transaction, user_ids: Iterable[str]) -> set[str]:
         """Return those of the users who have or had a local account. The search checks whether the
         account is active."""
         rows = txn.query_in("SELECT user_id FROM accounts WHERE user_id IN {keys}", user_ids)
@@ -93,7 +93,7 @@ class UserDirectoryStore:
 
     def select_remote_names(
         self, txn: Transaction, user_ids: Iterable[str]
-    ) -> Mapping[str, list[RemoteName]]:
+    ) -> Mapping[str, list[RemoteProfile]]:
         """Return the names and avatars of users in the rooms they have joined. Users without a room
         are missing."""
         rows = txn.query_in(
@@ -104,10 +104,10 @@ class UserDirectoryStore:
             " WHERE m.user_id IN {keys} AND m.membership = 'join'",
             user_ids,
         )
-        found: dict[str, list[RemoteName]] = {}
+        found: dict[str, list[RemoteProfile]] = {}
         for user_id, display_name, avatar_url, position, is_public in rows:
             found.setdefault(user_id, []).append(
-                RemoteName(display_name, avatar_url, position, bool(is_public))
+                RemoteProfile(display_name, avatar_url, position, bool(is_public))
             )
         return found
 
@@ -115,7 +115,7 @@ class UserDirectoryStore:
         self,
         txn: WriteTransaction,
         changes: Mapping[str, int],
-        users: Iterable[tuple[DirectoryRow, Iterable[str]]],
+        users: Iterable[tuple[DirectoryUser, Iterable[str]]],
     ) -> None:
         """Replace the entries of the queued users by these users, each with their words."""
         stale = [(user_id,) for user_id in changes]
@@ -144,7 +144,7 @@ class UserDirectoryStore:
             "DELETE FROM directory_changes WHERE user_id = ? AND position = ?", changes.items()
         )
 
-    def note_everyone(self, txn: WriteTransaction) -> None:
+    def queue_everyone(self, txn: WriteTransaction) -> None:
         """Queue all users, so that their words are computed again."""
         txn.execute(
             "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0"
@@ -170,25 +170,25 @@ _PUBLIC_ROOM = (
 def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     matching, args = _matching_users(query)
     select = (
-        f"{FOR_ITS_ARGUMENTS}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url,"
+        f"{CUSTOM_PLAN}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url,"
         " u.name_keys"
         f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
         " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0"
         " OR ? = 1) AND "
     )
-    args.append(int(query.with_locked))
+    args.append(int(query.include_locked))
     found = [
         FoundUser(_row(row), shares_room=True)
         for row in txn.query(
-            f"{select}{_SHARED_ROOM} IS NOT NULL LIMIT ?", (*args, query.user_id, MOST_FOUND)
+            f"{select}{_SHARED_ROOM} IS NOT NULL LIMIT ?", (*args, query.user_id, MAX_RESULTS)
         )
     ]
     others = txn.query(
         f"{select}{_SHARED_ROOM} IS NULL"
         f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_PUBLIC_ROOM} IS NOT NULL)"
         " LIMIT ?",
-        (*args, query.user_id, int(query.everyone_local), MOST_FOUND),
+        (*args, query.user_id, int(query.include_all_local), MAX_RESULTS),
     )
     return [*found, *(FoundUser(_row(row), shares_room=False) for row in others)]
 
@@ -201,24 +201,24 @@ def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
     words = sorted(query.words, key=lambda alternatives: -min(map(len, alternatives)))
     for prefix in words[0] if words else ():
         conditions = ""
-        bounds: list[str] = [prefix, prefix + LAST]
+        bounds: list[str] = [prefix, prefix + MAX_CHARACTER]
         for other in words[1:]:
             ranges = " OR ".join(["(x.word >= ? AND x.word < ?)"] * len(other))
             conditions += (
                 " AND EXISTS (SELECT 1 FROM directory_keys AS x"
                 f" WHERE x.user_id = d.user_id AND ({ranges}))"
             )
-            bounds += [bound for each in other for bound in (each, each + LAST)]
+            bounds += [bound for each in other for bound in (each, each + MAX_CHARACTER)]
         parts.append(conditions)
-        args += [*bounds, query.user_id, int(query.locals_only), MOST_MATCHES]
-    if query.id_beginning is not None:
+        args += [*bounds, query.user_id, int(query.locals_only), MAX_MATCHES]
+    if query.id_prefix is not None:
         parts.append("")
         args += [
-            query.id_beginning,
-            query.id_beginning + LAST,
+            query.id_prefix,
+            query.id_prefix + MAX_CHARACTER,
             query.user_id,
             int(query.locals_only),
-            MOST_MATCHES,
+            MAX_MATCHES,
         ]
     selects = [
         "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d"
@@ -231,6 +231,6 @@ def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
     return " UNION ".join(selects), args
 
 
-def _row(row: tuple[str, int, str | None, str | None, str]) -> DirectoryRow:
+def _row(row: tuple[str, int, str | None, str | None, str]) -> DirectoryUser:
     user_id, is_local, display_name, avatar_url, name_keys = row
-    return DirectoryRow(user_id, bool(is_local), display_name, avatar_url, name_keys)
+    return DirectoryUser(user_id, bool(is_local), display_name, avatar_url, name_keys)

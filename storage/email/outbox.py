@@ -15,38 +15,38 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class OutgoingMailRow(msgspec.Struct, frozen=True):
+class QueuedEmail(msgspec.Struct, frozen=True):
     """An encoded e-mail. Times are milliseconds since 1970."""
 
-    mail_nid: int
+    email_nid: int
     created_ts: int
     attempts: int
     recipient: str
     message: bytes
 
 
-class LetterOf(msgspec.Struct, frozen=True):
+class NotificationEmail(msgspec.Struct, frozen=True):
     """The pusher and the events of a notification e-mail."""
 
     pusher_nid: int
-    told_position: int
+    previous_position: int
     """The position up to which the previous e-mail covered."""
     event_nids: Collection[int]
 
 
-class OutgoingMailStore:
+class EmailOutbox:
     """Stores queued e-mails."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add_mail(
+    def add_email(
         self,
         txn: WriteTransaction,
         recipient: str,
         message: bytes,
         now: int,
-        notification: LetterOf | None = None,
+        notification: NotificationEmail | None = None,
     ) -> None:
         """Queue an e-mail."""
         mail_nid = txn.allocate("mail")
@@ -58,14 +58,14 @@ class OutgoingMailStore:
         pusher = (
             (None, None)
             if notification is None
-            else (notification.pusher_nid, notification.told_position)
+            else (notification.pusher_nid, notification.previous_position)
         )
         txn.execute(sql, (mail_nid, now, now, recipient, message, *pusher))
         if notification is not None:
             sql = "INSERT INTO outgoing_mail_events (event_nid, mail_nid) VALUES (?, ?)"
             txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(notification.event_nids))])
 
-    async def get_told(self, mail_nid: int) -> tuple[int | None, list[int]] | None:
+    async def get_notified_events(self, mail_nid: int) -> tuple[int | None, list[int]] | None:
         """Return the pusher of an e-mail (None for other kinds of e-mail) and the numbers of the
         events in it. Return None if the e-mail is no longer queued."""
 
@@ -80,29 +80,29 @@ class OutgoingMailStore:
 
         return await self._database.read_quickly("get_told_events", read)
 
-    async def withdraw_mail(self, mail_nid: int) -> None:
+    async def withdraw_email(self, mail_nid: int) -> None:
         """Delete an e-mail with content that must no longer be sent. Another e-mail will cover the
         rest."""
         await self._database.write("withdraw_mail", _withdraw, [mail_nid])
 
-    async def take_due(self, now: int, until: int, limit: int) -> Sequence[OutgoingMailRow]:
+    async def claim_due(self, now: int, until: int, limit: int) -> Sequence[QueuedEmail]:
         """Take up to `limit` e-mails that are due, oldest first. No other caller gets them before
         `until`."""
 
-        def write(txn: WriteTransaction) -> list[OutgoingMailRow]:
+        def write(txn: WriteTransaction) -> list[QueuedEmail]:
             rows = txn.query(
                 "SELECT mail_nid, created_ts, attempts, recipient, message FROM outgoing_mail"
                 " WHERE next_ts <= ?"
                 " ORDER BY next_ts LIMIT ?",
                 (now, limit),
             )
-            taken = [OutgoingMailRow(*row) for row in rows]
+            taken = [QueuedEmail(*row) for row in rows]
             for row in taken:
                 sql = (
                     "UPDATE outgoing_mail SET next_ts = ?, attempts = attempts + 1"
                     " WHERE mail_nid = ?"
                 )
-                txn.execute(sql, (until, row.mail_nid))
+                txn.execute(sql, (until, row.email_nid))
             return taken
 
         return await self._database.write("take_mail", write)
@@ -111,7 +111,7 @@ class OutgoingMailStore:
         """Schedule the next try of an e-mail."""
         await self._database.write("set_mail_due", _set_due, mail_nid, next_ts)
 
-    async def put_off(self, mail_nid: int, next_ts: int, now: int, error: str) -> None:
+    async def postpone(self, mail_nid: int, next_ts: int, now: int, error: str) -> None:
         """Schedule the next try of an e-mail that could not be sent, and record the failure of its
         pusher."""
 
@@ -121,7 +121,7 @@ class OutgoingMailStore:
 
         await self._database.write("put_off_mail", write)
 
-    async def note_sent(self, mail_nid: int, now: int) -> None:
+    async def record_sent(self, mail_nid: int, now: int) -> None:
         """Delete an e-mail that was sent, and record the success of its pusher."""
 
         def write(txn: WriteTransaction) -> None:
@@ -168,7 +168,7 @@ def _record_failure(txn: WriteTransaction, mail_nid: int, now: int, error: str) 
     txn.execute(sql, (now, now, error, mail_nid))
 
 
-def withdraw_letters(txn: WriteTransaction, event_nids: Collection[int]) -> None:
+def withdraw_notification_emails(txn: WriteTransaction, event_nids: Collection[int]) -> None:
     """Delete the unsent e-mails with these events, which lose their content."""
     rows = txn.query_in(
         "SELECT mail_nid FROM outgoing_mail_events WHERE event_nid IN {keys}", event_nids

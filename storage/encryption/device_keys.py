@@ -24,19 +24,19 @@ from storage.encryption.one_time_keys import (
     BLOCKS,
     KeyBlock,
     KeyName,
-    KeyOf,
+    KeyRequest,
     add_keys,
+    claim_keys,
     remove_keys,
-    take_keys,
 )
 from storage.engine.database import Database
-from storage.engine.interface import LARGEST_CHUNK, DatabaseUnavailable, Row
+from storage.engine.interface import MAX_CHUNK, DatabaseUnavailable, Row
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import POSITION, Transaction, WriteTransaction
 
-CLAIMED_AT_ONCE: Final = LARGEST_CHUNK
+CLAIM_CHUNK: Final = MAX_CHUNK
 """The most keys that one write claims: as many as one statement takes."""
-MOST_IDENTITY_BYTES: Final = 1 << 20
+MAX_IDENTITY_BYTES: Final = 1 << 20
 """The most bytes of identity keys of all devices of a user. Several hundred devices need less.
 Everyone who shares a room with the user fetches them."""
 
@@ -63,7 +63,7 @@ class KeyCounts(msgspec.Struct, frozen=True):
     """The number of fallback keys, used or not."""
 
 
-class KeysLeft(msgspec.Struct, frozen=True):
+class KeyCountsChanged(msgspec.Struct, frozen=True):
     """The detail of a change of the topic KEY_COUNT: the keys that the device has left."""
 
     device_id: str
@@ -74,7 +74,7 @@ class KeysClaimed(msgspec.Struct, frozen=True):
     """The detail of a change of the topic KEY_COUNT: one one-time key was claimed for each of
     these."""
 
-    taken: Sequence[KeyOf]
+    claimed: Sequence[KeyRequest]
 
 
 class NewKeys(msgspec.Struct, frozen=True):
@@ -112,7 +112,9 @@ class DeviceKeyStore:
             "get_key_counts", _select_counts, user_id, device_id
         )
 
-    async def do_claim(self, requests: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
+    async def claim_in_chunks(
+        self, requests: Sequence[KeyRequest], now_ms: int
+    ) -> list[bytes | None]:
         """Claim one key for each of these distinct requests. Return `"ID":CONTENT` in JSON for
         each, None if there is no key.
 
@@ -121,9 +123,9 @@ class DeviceKeyStore:
         """
         claimed: list[bytes | None] = []
         try:
-            for at in range(0, len(requests), CLAIMED_AT_ONCE):
+            for at in range(0, len(requests), CLAIM_CHUNK):
                 claimed += await self._database.write(
-                    "claim_keys", self.claim_keys, requests[at : at + CLAIMED_AT_ONCE], now_ms
+                    "claim_keys", self.claim_keys, requests[at : at + CLAIM_CHUNK], now_ms
                 )
         except DatabaseUnavailable:
             if not any(claimed):
@@ -132,10 +134,10 @@ class DeviceKeyStore:
         return claimed
 
     def claim_keys(
-        self, txn: WriteTransaction, requests: Sequence[KeyOf], now_ms: int
+        self, txn: WriteTransaction, requests: Sequence[KeyRequest], now_ms: int
     ) -> list[bytes | None]:
         """As `do_claim`, in one write, for at most CLAIMED_AT_ONCE requests."""
-        keys = take_keys(txn, requests, now_ms)
+        keys = claim_keys(txn, requests, now_ms)
         taken = [request for request, key in zip(requests, keys, strict=True) if key is not None]
         if taken:
             _announce_claims(txn, taken)
@@ -160,7 +162,7 @@ class DeviceKeyStore:
         )
         announce_device_list(txn, user_id, [device_id])
 
-    def put_keys(
+    def upload_keys(
         self,
         txn: WriteTransaction,
         user_id: str,
@@ -178,7 +180,7 @@ class DeviceKeyStore:
         """
         current, is_reset = _select_current(txn, user_id, device_id), False
         if keys.identity is not None and keys.identity != current.identity:
-            if current.identity_bytes_of_others + len(keys.identity) > MOST_IDENTITY_BYTES:
+            if current.identity_bytes_of_others + len(keys.identity) > MAX_IDENTITY_BYTES:
                 raise TooManyIdentityKeys
             self.set_device_keys(txn, user_id, device_id, keys.identity)
             if current.identity is not None and _signed_part(current.identity) != _signed_part(
@@ -219,7 +221,7 @@ class DeviceKeyStore:
             )
         counts = _counts(current.one_time, added, unused)
         if added or keys.fallback or is_reset:
-            _announce(txn, user_id, KeysLeft(device_id, counts))
+            _announce(txn, user_id, KeyCountsChanged(device_id, counts))
         return counts
 
     def remove_devices(
@@ -283,7 +285,9 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     found = _by_kind(rows)
     fallback = {algorithm: not used for algorithm, used, *_ in found[_FALLBACK]}
     blocks = _blocks(found)
-    one_time = {block.algorithm: 1 for block in blocks if block.is_empty} | _count_left(blocks)
+    one_time = {block.algorithm: 1 for block in blocks if block.is_placeholder} | _count_left(
+        blocks
+    )
     return _counts(one_time, {}, fallback), sum(int(value) for _, value, *_ in found[_HEAD])
 
 
@@ -364,8 +368,8 @@ def _count_left(blocks: Iterable[KeyBlock]) -> dict[str, int]:
     """Return the number of keys that can be claimed, by algorithm."""
     left: dict[str, int] = {}
     for block in blocks:
-        if block.left:
-            left[block.algorithm] = left.get(block.algorithm, 0) + block.left
+        if block.remaining:
+            left[block.algorithm] = left.get(block.algorithm, 0) + block.remaining
     return left
 
 
@@ -396,9 +400,11 @@ def _counts(
     )
 
 
-def _use_fallback_keys(txn: WriteTransaction, requests: Sequence[KeyOf]) -> dict[KeyOf, bytes]:
-    claimed: dict[KeyOf, bytes] = {}
-    unused: list[KeyOf] = []
+def _use_fallback_keys(
+    txn: WriteTransaction, requests: Sequence[KeyRequest]
+) -> dict[KeyRequest, bytes]:
+    claimed: dict[KeyRequest, bytes] = {}
+    unused: list[KeyRequest] = []
     for user_id, device_id, algorithm, key_id, content, used in txn.query_with(
         "requests",
         ("user_id", "device_id", "algorithm"),
@@ -420,12 +426,12 @@ def _use_fallback_keys(txn: WriteTransaction, requests: Sequence[KeyOf]) -> dict
     return claimed
 
 
-def _announce_claims(txn: WriteTransaction, taken: Sequence[KeyOf]) -> None:
+def _announce_claims(txn: WriteTransaction, taken: Sequence[KeyRequest]) -> None:
     users = tuple(dict.fromkeys([user_id for user_id, _, _ in taken]))
     txn.announce(
         Change(txn.next_position(), Topic.KEY_COUNT, user_ids=users, detail=KeysClaimed(taken))
     )
 
 
-def _announce(txn: WriteTransaction, user_id: str, detail: KeysLeft) -> None:
+def _announce(txn: WriteTransaction, user_id: str, detail: KeyCountsChanged) -> None:
     txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_id=user_id, detail=detail))

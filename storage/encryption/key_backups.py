@@ -13,16 +13,16 @@ from typing import Final
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import LARGEST_CHUNK, Row
+from storage.engine.interface import MAX_CHUNK, Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
-REMOVED_AT_ONCE: Final = 500
+DELETE_CHUNK: Final = 500
 """The most keys that one write deletes. The job deletes the remaining keys of a deleted version."""
-PUT_AT_ONCE: Final = LARGEST_CHUNK
+PUT_CHUNK: Final = MAX_CHUNK
 """The most keys that one write adds."""
-MOST_KEYS: Final = 500_000
+MAX_KEYS: Final = 500_000
 """The most keys in one version: several times what the busiest users collect in years."""
-MOST_BACKUPS: Final = 1000
+MAX_BACKUPS: Final = 1000
 """The most versions of a user, not counting deleted ones. Clients create one with each reset, and
 read the newest."""
 
@@ -81,9 +81,9 @@ _KEY_COLUMNS = (
 class KeyBackupStore:
     """Stores key backups."""
 
-    def __init__(self, database: Database, *, most_keys: int = MOST_KEYS) -> None:
+    def __init__(self, database: Database, *, max_keys: int = MAX_KEYS) -> None:
         self._database = database
-        self._most_keys = most_keys
+        self._most_keys = max_keys
 
     async def get_backup(self, user_id: str, version: int | None) -> BackupRow | None:
         """Return a version of the backup, by default the newest."""
@@ -134,7 +134,7 @@ class KeyBackupStore:
         BackupFull; some of very many keys may have been added then."""
         rest = list({(key.room_id, key.session_id): key for key in keys}.values())
         while True:
-            some, rest = rest[:PUT_AT_ONCE], rest[PUT_AT_ONCE:]
+            some, rest = rest[:PUT_CHUNK], rest[PUT_CHUNK:]
             backup = await self._database.write(
                 "put_backed_up_keys", _put_keys, user_id, version, some, self._most_keys
             )
@@ -158,7 +158,7 @@ class KeyBackupStore:
         txn.execute("UPDATE key_backups SET deleted = 1 WHERE user_id = ?", (user_id,))
 
 
-def is_better(new: BackedUpKey, old: BackedUpKey) -> bool:
+def is_better_key(new: BackedUpKey, old: BackedUpKey) -> bool:
     """Return whether a key replaces the stored one. spec:
     client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2"""
     return (new.is_verified, -new.first_message_index, -new.forwarded_count) > (
@@ -189,11 +189,11 @@ def _add_backup(txn: WriteTransaction, user_id: str, algorithm: str, auth_data: 
     ((latest,),) = txn.query("SELECT max(version) FROM key_backups WHERE user_id = ?", (user_id,))
     version = int(latest or 0) + 1
     # most users have few versions: count only where there may be too many
-    if version > MOST_BACKUPS:
+    if version > MAX_BACKUPS:
         ((number,),) = txn.query(
             "SELECT count(*) FROM key_backups WHERE user_id = ? AND deleted = 0", (user_id,)
         )
-        if number >= MOST_BACKUPS:
+        if number >= MAX_BACKUPS:
             raise TooManyBackups
     txn.execute(
         f"INSERT INTO key_backups ({_COLUMNS}) VALUES (?, ?, ?, ?, 0, 0)",
@@ -218,7 +218,7 @@ def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
     changed = txn.execute(sql, (b"{}", user_id, version))
     if not changed:
         raise NoSuchBackup(version)
-    _remove_some(txn, user_id, version, REMOVED_AT_ONCE)
+    _remove_some(txn, user_id, version, DELETE_CHUNK)
 
 
 def _sweep(txn: WriteTransaction, limit: int) -> int:
@@ -308,7 +308,7 @@ def _put_keys(
         key
         for key in keys
         if (key.room_id, key.session_id) not in present
-        or is_better(key, present[key.room_id, key.session_id])
+        or is_better_key(key, present[key.room_id, key.session_id])
     ]
     if not better:
         return backup
@@ -354,12 +354,12 @@ def _remove_keys(
     keys = txn.query(
         f"SELECT room_id, session_id FROM backed_up_keys{where} AND (room_id, session_id) > (?, ?)"
         " ORDER BY room_id, session_id LIMIT ?",
-        (*args, *after, REMOVED_AT_ONCE),
+        (*args, *after, DELETE_CHUNK),
     )
     _delete(txn, user_id, version, keys)
     if keys:
         backup = _changed(txn, backup, backup.key_count - len(keys))
-    return backup, (keys[-1][0], keys[-1][1]) if len(keys) == REMOVED_AT_ONCE else None
+    return backup, (keys[-1][0], keys[-1][1]) if len(keys) == DELETE_CHUNK else None
 
 
 def _delete(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[Row]) -> None:

@@ -31,12 +31,12 @@ from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
 DIGEST_BYTES: Final = 16
-KEYS_A_BLOCK: Final = 100
-BYTES_A_BLOCK: Final = 32 << 10
+BLOCK_KEYS: Final = 100
+BLOCK_BYTES: Final = 32 << 10
 """The most bytes of keys in a block, each padded to the longest. A single key may be longer."""
-MOST_REMEMBERED: Final = 2000
+MAX_USED_DIGESTS: Final = 2000
 """The most digests of claimed keys of a device. An upload compares with all of them."""
-KeyOf = tuple[str, str, str]
+KeyRequest = tuple[str, str, str]
 """A request for a key: user ID, device ID, algorithm."""
 
 KeyName = tuple[str, str]
@@ -56,23 +56,23 @@ class KeyBlock(msgspec.Struct, frozen=True):
 
     algorithm: str
     block_nid: int
-    number: int
-    taken: int
+    key_count: int
+    claimed: int
     """The number of claimed keys, from the first on."""
     claimed_ts: int
-    names: str
+    key_ids: str
     """The key IDs, a JSON array."""
 
     @property
-    def is_empty(self) -> bool:
+    def is_placeholder(self) -> bool:
         """Return whether the block is a placeholder without keys, which makes the device publish
-        some. See `empty_blocks`."""
-        return self.names == "[]"
+        some. See `replace_by_placeholders`."""
+        return self.key_ids == "[]"
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Return the number of keys that can be claimed."""
-        return 0 if self.is_empty else self.number - self.taken
+        return 0 if self.is_placeholder else self.key_count - self.claimed
 
 
 BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.taken, m.claimed_ts, b.names"
@@ -120,10 +120,10 @@ def add_keys(
             contents.get(block.block_nid, ())
         ):
             name = (block.algorithm, key_id)
-            if block.left == 0:
+            if block.remaining == 0:
                 just_used.append((block.claimed_ts, _digest(name, content_digest)))
             elif name in keys:
-                present.setdefault(name, []).append((content, place < block.taken))
+                present.setdefault(name, []).append((content, place < block.claimed))
     digests = {digest for _, digest in (*stored, *just_used)}
     new: dict[str, dict[str, bytes]] = {}
     for (algorithm, key_id), content in (
@@ -136,10 +136,12 @@ def add_keys(
     return {algorithm: len(of_algorithm) for algorithm, of_algorithm in new.items()}
 
 
-def take_keys(txn: WriteTransaction, requests: Sequence[KeyOf], now_ms: int) -> list[bytes | None]:
+def claim_keys(
+    txn: WriteTransaction, requests: Sequence[KeyRequest], now_ms: int
+) -> list[bytes | None]:
     """Claim a key for each of these distinct requests: `"ID":CONTENT` in JSON, None if no key is
     left. One query."""
-    found = txn.query_each_changing(_NEXT_KEY, requests, _MOVE_MARKS, (now_ms,))
+    found = txn.query_each_and_change(_NEXT_KEY, requests, _MOVE_MARKS, (now_ms,))
     return [rows[0][1].rstrip(b" ") if rows else None for rows in found]
 
 
@@ -155,7 +157,7 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
         txn.execute_later(sql, (user_id, device_id))
 
 
-def empty_blocks(txn: WriteTransaction) -> None:
+def replace_by_placeholders(txn: WriteTransaction) -> None:
     """Remove all keys, and leave a placeholder block for each device and algorithm. The device then
     counts as having one key until it publishes more. A count of zero might not make it publish:
     some clients treat zero as unchanged."""
@@ -208,8 +210,8 @@ def _select_contents(
     relevant = [
         block.block_nid
         for block in blocks
-        if block.left == 0
-        or any((block.algorithm, key_id) in keys for key_id in _names.decode(block.names))
+        if block.remaining == 0
+        or any((block.algorithm, key_id) in keys for key_id in _names.decode(block.key_ids))
     ]
     rows: Iterable[Row] = txn.query_in(
         "SELECT block_nid, width, names, keys FROM one_time_key_blocks"
@@ -264,7 +266,7 @@ def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
     """Encode keys by ID and divide them into blocks."""
     encode = msgspec.json.encode
     slots = {key_id: b"%b:%b" % (encode(key_id), content) for key_id, content in keys.items()}
-    if len(slots) <= KEYS_A_BLOCK and len(slots) * max(map(len, slots.values())) <= BYTES_A_BLOCK:
+    if len(slots) <= BLOCK_KEYS and len(slots) * max(map(len, slots.values())) <= BLOCK_BYTES:
         return [slots]
     blocks: list[dict[str, bytes]] = []
     width = 0
@@ -272,8 +274,8 @@ def _divide(keys: Mapping[str, bytes]) -> list[dict[str, bytes]]:
         width = max(width, len(slot))
         if (
             not blocks
-            or len(blocks[-1]) == KEYS_A_BLOCK
-            or (len(blocks[-1]) + 1) * width > BYTES_A_BLOCK
+            or len(blocks[-1]) == BLOCK_KEYS
+            or (len(blocks[-1]) + 1) * width > BLOCK_BYTES
         ):
             blocks.append({})
             width = len(slot)
@@ -292,8 +294,10 @@ def _store_digests(
 ) -> None:
     """Replace used-up blocks by digests. Drop digests that are older than `from_ts`, and the oldest
     above the limit."""
-    newest = sorted(each for each in (*stored, *just_used) if each[0] >= from_ts)[-MOST_REMEMBERED:]
-    used_up = [block.block_nid for block in blocks if block.left == 0]
+    newest = sorted(each for each in (*stored, *just_used) if each[0] >= from_ts)[
+        -MAX_USED_DIGESTS:
+    ]
+    used_up = [block.block_nid for block in blocks if block.remaining == 0]
     if used_up:
         txn.execute_in_later("DELETE FROM one_time_key_marks WHERE block_nid IN {keys}", used_up)
         txn.execute_in_later(

@@ -13,9 +13,9 @@ from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_WAITING: Final = 100_000
-MOST_NOTED: Final = 100_000
-LOOK_EVERY: Final = 256
+MAX_QUEUED: Final = 100_000
+MAX_RECEIVED: Final = 100_000
+TRIM_INTERVAL: Final = 256
 """The number of added messages between two checks of the limits."""
 
 
@@ -23,12 +23,12 @@ class OutgoingToDeviceStore:
     """Stores to-device messages between servers."""
 
     def __init__(
-        self, database: Database, *, most_waiting: int = MOST_WAITING, most_noted: int = MOST_NOTED
+        self, database: Database, *, max_queued: int = MAX_QUEUED, max_received: int = MAX_RECEIVED
     ) -> None:
-        """`most_waiting`, `most_noted`: the limits for one server, give or take a few hundred."""
+        """`max_waiting`, `most_noted`: the limits for one server, give or take a few hundred."""
         self._database = database
-        self._most_waiting = most_waiting
-        self._most_noted = most_noted
+        self._most_waiting = max_queued
+        self._most_noted = max_received
         self._recorded = 0
 
     async def get_messages(self, server: str, limit: int) -> Sequence[DeviceMessage]:
@@ -55,9 +55,9 @@ class OutgoingToDeviceStore:
         txn.execute_many(
             "INSERT INTO outgoing_to_device (server, position, content) VALUES (?, ?, ?)", rows
         )
-        txn.announce(Change(first + len(rows) - 1, Topic.OUTGOING))
+        txn.announce(Change(first + len(rows) - 1, Topic.OUTGOING_TO_DEVICE))
         for server, position, _ in rows:
-            if position % LOOK_EVERY == 0:
+            if position % TRIM_INTERVAL == 0:
                 oldest_kept = txn.query_one(
                     "SELECT position FROM outgoing_to_device WHERE server = ?"
                     " ORDER BY position DESC LIMIT 1 OFFSET ?",
@@ -83,7 +83,7 @@ class OutgoingToDeviceStore:
             (sender, message_id, now_ms, origin),
         )
         self._recorded += added
-        if added and self._recorded % LOOK_EVERY == 0:
+        if added and self._recorded % TRIM_INTERVAL == 0:
             too_old = txn.query_one(
                 "SELECT received_ts FROM received_to_device WHERE origin = ?"
                 " ORDER BY received_ts DESC LIMIT 1 OFFSET ?",
@@ -96,7 +96,7 @@ class OutgoingToDeviceStore:
                 )
         return bool(added)
 
-    async def forget_received(self, before_ts: int, limit: int) -> int:
+    async def delete_received(self, before_ts: int, limit: int) -> int:
         """Delete the oldest records of messages received before this time. Return how many."""
         return await self._database.write(
             "forget_received_to_device", _delete_received, before_ts, limit

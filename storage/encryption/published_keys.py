@@ -21,7 +21,7 @@ from storage.encryption.remote_devices import select_remote_devices
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 
-FEW_USERS: Final = 4
+INLINE_USERS: Final = 4
 """Keys of at most this many users are read on the calling thread, if the database allows that."""
 
 
@@ -41,19 +41,19 @@ class PublishedKeyStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.is_alone = database.engine.name == "sqlite"
+        self.is_single_process = database.engine.name == "sqlite"
         """Whether no other process writes."""
 
     async def get_published(self, ours: Collection[str], others: Collection[str]) -> PublishedKeys:
         """Return the keys of local and remote users, with their own signatures on them."""
         read = (
             self._database.read_quickly
-            if len(ours) + len(others) <= FEW_USERS
+            if len(ours) + len(others) <= INLINE_USERS
             else self._database.read
         )
         return await read("get_published_keys", _select, tuple(ours), tuple(others))
 
-    async def get_newest(
+    async def get_positions_and_signatures(
         self, ours: Collection[str], signer: str | None
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
         """Return the positions of the latest changes of local users, and the signatures of `signer`
@@ -71,7 +71,7 @@ class PublishedKeyStore:
         return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
 
 
-def is_current(
+def are_keys_current(
     txn: Transaction, keys: PublishedKeys, signer: str, targets: Collection[str]
 ) -> bool:
     """Return whether the cross-signing keys of these users, and the identity keys of the devices of

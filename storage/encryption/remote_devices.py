@@ -20,10 +20,10 @@ from storage.encryption.cross_signing import CrossSigningKey, put_cross_signing_
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.rooms.memberships import select_users_with_ours
+from storage.rooms.memberships import select_users_sharing_rooms
 
 
-class TrackedList(msgspec.Struct, frozen=True):
+class CachedDeviceList(msgspec.Struct, frozen=True):
     """The state of a cached device list."""
 
     user_id: str
@@ -32,7 +32,7 @@ class TrackedList(msgspec.Struct, frozen=True):
     is_stale: bool
 
 
-class DeviceChange(msgspec.Struct, frozen=True):
+class DeviceListUpdate(msgspec.Struct, frozen=True):
     """A device list update from another server."""
 
     user_id: str
@@ -42,7 +42,7 @@ class DeviceChange(msgspec.Struct, frozen=True):
     """The preceding changes; None if the update did not state them in a valid form."""
     device: DeviceKeysRow | None
     """The device after the change; None if it was deleted."""
-    is_clear: bool
+    is_understood: bool
     """Whether the update says what happened to the device."""
 
 
@@ -52,7 +52,7 @@ class RemoteDeviceStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_lists(self, user_ids: Iterable[str]) -> Mapping[str, TrackedList]:
+    async def get_lists(self, user_ids: Iterable[str]) -> Mapping[str, CachedDeviceList]:
         """Return the cached device lists of these users; one query."""
         return await self._database.read_quickly("get_remote_lists", _select_lists, list(user_ids))
 
@@ -88,7 +88,9 @@ class RemoteDeviceStore:
             requested_at,
         )
 
-    async def take_change(self, change: DeviceChange, max_devices: int, max_bytes: int) -> bool:
+    async def apply_update(
+        self, change: DeviceListUpdate, max_devices: int, max_bytes: int
+    ) -> bool:
         """Apply a change of a device. If it neither follows the stored list nor is known already,
         the list becomes stale. Return whether it did.
 
@@ -107,17 +109,17 @@ class RemoteDeviceStore:
         """Delete the data of those of these users who share no room with us."""
         await self._database.write("remove_remote_lists", _remove_unshared, user_ids)
 
-    async def get_known(self, after: str, limit: int) -> Sequence[str]:
+    async def get_users(self, after: str, limit: int) -> Sequence[str]:
         """Return users with stored device data, local ones included, in order, after a user."""
         return await self._database.read("get_known_device_lists", _select_known, after, limit)
 
 
-def _select_lists(txn: Transaction, user_ids: list[str]) -> dict[str, TrackedList]:
+def _select_lists(txn: Transaction, user_ids: list[str]) -> dict[str, CachedDeviceList]:
     rows = txn.query_in(
         "SELECT user_id, stream_id, is_stale FROM remote_device_lists WHERE user_id IN {keys}",
         user_ids,
     )
-    return {row[0]: TrackedList(row[0], row[1], bool(row[2])) for row in rows}
+    return {row[0]: CachedDeviceList(row[0], row[1], bool(row[2])) for row in rows}
 
 
 def select_remote_devices(
@@ -135,7 +137,7 @@ def select_remote_devices(
     return found
 
 
-def note_newly_shared(
+def mark_newly_shared(
     txn: WriteTransaction, room_nid: int, arrived: Set[str], *, is_first_local: bool
 ) -> None:
     """Mark the lists of users who share a room with us since this write as stale: we received no
@@ -154,7 +156,7 @@ def note_newly_shared(
         )
         tracked.update(user_id for (user_id,) in rows)
     if tracked:
-        newly = tracked - select_users_with_ours(txn, sorted(tracked), besides=room_nid)
+        newly = tracked - select_users_sharing_rooms(txn, sorted(tracked), besides=room_nid)
         _mark_stale(txn, sorted(newly))
 
 
@@ -209,17 +211,17 @@ def _replace_list(
 
 
 def _take_change(
-    txn: WriteTransaction, change: DeviceChange, max_devices: int, max_bytes: int
+    txn: WriteTransaction, change: DeviceListUpdate, max_devices: int, max_bytes: int
 ) -> bool:
     user_id, device_id, device = change.user_id, change.device_id, change.device
     tracked = _select_lists(txn, [user_id]).get(user_id)
     if tracked is None:
         announce_device_list(txn, user_id)
         return False
-    if tracked.is_stale or not change.is_clear or not _follows(change, tracked):
+    if tracked.is_stale or not change.is_understood or not _follows(change, tracked):
         is_old = not tracked.is_stale and change.stream_id <= tracked.stream_id
         if is_old and (
-            not change.is_clear
+            not change.is_understood
             or _select_device(txn, user_id, device_id) == (device and device.keys)
         ):
             return False  # already applied
@@ -263,7 +265,7 @@ def _fits(txn: Transaction, device: DeviceKeysRow, max_devices: int, max_bytes: 
     return int(number) < max_devices and int(size) + len(device.keys) <= max_bytes
 
 
-def _follows(change: DeviceChange, tracked: TrackedList) -> bool:
+def _follows(change: DeviceListUpdate, tracked: CachedDeviceList) -> bool:
     """Return whether the change follows the stored list without a gap."""
     if change.prev_ids is None or change.stream_id <= tracked.stream_id:
         return False
@@ -278,7 +280,7 @@ def _set_cross_signing(
 
 
 def _remove_unshared(txn: WriteTransaction, user_ids: Collection[str]) -> None:
-    unshared = sorted(set(user_ids) - select_users_with_ours(txn, sorted(user_ids)))
+    unshared = sorted(set(user_ids) - select_users_sharing_rooms(txn, sorted(user_ids)))
     for table in (
         "remote_devices",
         "remote_device_lists",

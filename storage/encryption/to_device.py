@@ -29,29 +29,35 @@ from typing import Final
 
 import msgspec
 
-from storage.devices.devices import DEVICES_CHANGED
+from storage.devices.devices import DEVICES_CHANGED_COUNTER
 from storage.encryption import to_device_log
-from storage.encryption.to_device_log import OLDEST_ROW, LogIndex, LogRow, Seen, as_event
+from storage.encryption.to_device_log import (
+    OLDEST_ROW,
+    ToDeviceLogIndex,
+    ToDeviceLogRow,
+    ToDeviceLogSnapshot,
+    make_event,
+)
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import POSITION, Transaction, WriteTransaction
 
-MOST_WAITING: Final = 100_000
-LOOK_EVERY: Final = 256
-REMOVED_AT_ONCE: Final = 500
+MAX_QUEUED: Final = 100_000
+TRIM_INTERVAL: Final = 256
+DELETE_CHUNK: Final = 500
 """The most messages that a request deletes. The job deletes the rest."""
-FEWEST_LOGGED: Final = 8
+MIN_LOGGED: Final = 8
 """The fewest messages in one request that go into the log."""
-MOST_LOGGED: Final = 200_000
+MAX_LOGGED: Final = 200_000
 """The most messages in the log; further ones are stored by device at once. The position of each
 logged message is kept in memory."""
-NEVER: Final = 1 << 62
+AFTER_ALL_POSITIONS: Final = 1 << 62
 """Above all positions."""
-FIRST_NID: Final = -NEVER
+BEFORE_ALL_NIDS: Final = -AFTER_ALL_POSITIONS
 """Below all device numbers."""
-LOGGED_MS: Final = 5 * 60 * 1000
+LOG_RETENTION_MS: Final = 5 * 60 * 1000
 """How long messages stay in the log, in milliseconds."""
-MOVED_AT_ONCE: Final = 4 << 20
+MOVE_CHUNK_BYTES: Final = 4 << 20
 """The most bytes that the job moves in one step. One content in the log, shared by many devices, is
 then stored once for each."""
 
@@ -71,7 +77,7 @@ Recipients = Mapping[str, Recipient]
 """The devices of a user, by device ID."""
 
 
-class KnownDevices(msgspec.Struct, frozen=True, gc=False):
+class DeviceSnapshot(msgspec.Struct, frozen=True, gc=False):
     """Devices of users at one moment."""
 
     users: Mapping[str, Recipients]
@@ -87,16 +93,16 @@ class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
     """The event as the device receives it."""
 
 
-class NewMessages(msgspec.Struct, frozen=True, gc=False):
+class ToDeviceAdded(msgspec.Struct, frozen=True, gc=False):
     """The detail of a change of the topic TO_DEVICE: messages that were sent in one request, at
     consecutive positions."""
 
     first: int
-    opening: bytes
+    prefix: bytes
     """The JSON that all of them begin with."""
     recipients: Sequence[Recipient]
     contents: Sequence[bytes]
-    """The JSON after the common beginning, without the closing brace. See `as_event`."""
+    """The JSON after the common beginning, without the closing brace. See `make_event`."""
 
     @property
     def last(self) -> int:
@@ -104,7 +110,7 @@ class NewMessages(msgspec.Struct, frozen=True, gc=False):
         return self.first + len(self.contents) - 1
 
 
-class DevicesGone(msgspec.Struct, frozen=True, gc=False):
+class DevicesDeleted(msgspec.Struct, frozen=True, gc=False):
     """The detail of a change of the topic DEVICES_GONE: devices of the user were deleted with their
     queued messages."""
 
@@ -118,16 +124,16 @@ class ToDeviceStore:
         self,
         database: Database,
         *,
-        most_waiting: int = MOST_WAITING,
-        most_logged: int = MOST_LOGGED,
+        max_queued: int = MAX_QUEUED,
+        max_logged: int = MAX_LOGGED,
     ) -> None:
-        """`most_waiting`: the most messages for a device, give or take a few hundred and those in
+        """`max_waiting`: the most messages for a device, give or take a few hundred and those in
         the log."""
         self._database = database
-        self._most_waiting = most_waiting
-        self._most_logged = most_logged
-        self._log = LogIndex()
-        self._swept = FIRST_NID
+        self._most_waiting = max_queued
+        self._most_logged = max_logged
+        self._log = ToDeviceLogIndex()
+        self._swept = BEFORE_ALL_NIDS
         """The device number up to which the job has processed the floors."""
 
     async def get_messages(
@@ -141,29 +147,29 @@ class ToDeviceStore:
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
         """Delete the messages of a device up to a position: it has received them."""
         await self._database.write(
-            "remove_to_device", _delete_upto, user_id, device_id, upto, self._log.gone_before
+            "remove_to_device", _delete_upto, user_id, device_id, upto, self._log.removed_before
         )
 
-    async def remove_few_messages(
+    async def remove_message_range(
         self, user_id: str, device_id: str, first: int, upto: int
     ) -> None:
         """Delete the messages of a device in a range of positions. The range is known to have at
         most REMOVED_AT_ONCE messages. Earlier ones, which may be many below a floor, are left to
         the job."""
-        gone_before = self._log.gone_before
+        gone_before = self._log.removed_before
         await self._database.write(
             "remove_to_device", _delete_range, user_id, device_id, first, upto, gone_before
         )
 
     def get_recipients(
-        self, txn: WriteTransaction, user_ids: Collection[str], known: KnownDevices | None = None
+        self, txn: WriteTransaction, user_ids: Collection[str], known: DeviceSnapshot | None = None
     ) -> Mapping[str, Recipients] | None:
         """Return the devices of these users; one query.
 
         `known`: an earlier result for these users. Return None if it is still current, because no
         device was added or deleted since; no query.
         """
-        holds = known is not None and txn.counter(DEVICES_CHANGED) <= known.upto
+        holds = known is not None and txn.counter(DEVICES_CHANGED_COUNTER) <= known.upto
         return None if holds else self.get_devices(txn, user_ids)
 
     def get_devices(self, txn: Transaction, user_ids: Collection[str]) -> Mapping[str, Recipients]:
@@ -184,12 +190,12 @@ class ToDeviceStore:
         if not contents:
             return
         first = txn.next_position(len(contents))
-        new = NewMessages(first, opening, recipients, contents)
+        new = ToDeviceAdded(first, opening, recipients, contents)
         users = tuple(dict.fromkeys(map(_user_id, recipients)))
         txn.announce(Change(first + len(contents) - 1, Topic.TO_DEVICE, user_ids=users, detail=new))
         nids = list(map(_nid, recipients))
         if (
-            len(contents) >= FEWEST_LOGGED
+            len(contents) >= MIN_LOGGED
             and to_device_log.count_logged(txn) + len(contents) <= self._most_logged
         ):
             to_device_log.append(txn, first, now_ms, opening, nids, contents)
@@ -197,7 +203,10 @@ class ToDeviceStore:
         numbered = enumerate(zip(nids, contents, strict=True), first)
         self._insert(
             txn,
-            [(position, nid, as_event(opening, content)) for position, (nid, content) in numbered],
+            [
+                (position, nid, make_event(opening, content))
+                for position, (nid, content) in numbered
+            ],
         )
 
     def _insert(self, txn: WriteTransaction, rows: Sequence[tuple[int, int, bytes]]) -> None:
@@ -205,7 +214,7 @@ class ToDeviceStore:
         txn.insert_rows("to_device_messages", ("position", "device_nid", "content"), rows)
         # counting the queue at every message would cost too much
         for position, device_nid, _ in rows:
-            if position % LOOK_EVERY:
+            if position % TRIM_INTERVAL:
                 continue
             newest_to_go = txn.query_one(
                 "SELECT position FROM to_device_messages WHERE device_nid = ?"
@@ -229,9 +238,9 @@ class ToDeviceStore:
             if newest is not None:
                 _delete(txn, *newest)
         if device_ids:
-            deleted = DevicesGone(tuple(device_ids))
+            deleted = DevicesDeleted(tuple(device_ids))
             txn.announce(
-                Change(txn.next_position(), Topic.DEVICES_GONE, user_id=user_id, detail=deleted)
+                Change(txn.next_position(), Topic.DEVICES_DELETED, user_id=user_id, detail=deleted)
             )
 
     async def count_messages(self) -> int:
@@ -242,10 +251,10 @@ class ToDeviceStore:
         """Delete some messages that are below a floor, and move some old messages out of the log.
         Return how many."""
         swept, self._swept = await self._database.write(
-            "sweep_to_device", _sweep, limit, self._swept, self._log.gone_before
+            "sweep_to_device", _sweep, limit, self._swept, self._log.removed_before
         )
         moved, upto = await self._database.write("move_to_device", self._move, limit, now_ms)
-        self._log.forget(upto)
+        self._log.evict(upto)
         return max(swept, moved)
 
     def _select(
@@ -254,7 +263,7 @@ class ToDeviceStore:
         while True:
             found: dict[int, list[tuple[int, bytes]]] = {kind: [] for kind in _KINDS}
             device = (user_id, device_id)
-            log = (self._log.upto, self._log.gone_before)
+            log = (self._log.upto, self._log.removed_before)
             args = (
                 *device,
                 after,
@@ -271,7 +280,7 @@ class ToDeviceStore:
             if not found[_HEAD]:
                 return []  # the database is new
             ((head, _),), ((oldest, _),) = found[_HEAD], found[_OLDEST]
-            if not self._log.extend(Seen(head, oldest, found[_LOG])):
+            if not self._log.extend(ToDeviceLogSnapshot(head, oldest, found[_LOG])):
                 continue
             messages = [DeviceMessage(*each) for each in sorted(found[_STORED])]
             if not found[_DEVICE]:
@@ -279,7 +288,7 @@ class ToDeviceStore:
             ((device_nid, _),) = found[_DEVICE]
             floor = max([after, *[position for position, _ in found[_FLOOR]]])
             places = self._log.find(device_nid, floor, min(upto, head), limit)
-            if self._log.has_lost(oldest):
+            if self._log.is_stale(oldest):
                 # another thread has just learned that rows left the log; they may be this device's
                 continue
             if not places:
@@ -287,7 +296,7 @@ class ToDeviceStore:
             events = to_device_log.select_events(txn, places)
             moved = [place.row for place in places if place.position not in events]
             if moved:
-                self._log.forget(max(moved))
+                self._log.evict(max(moved))
                 continue
             messages += [DeviceMessage(*event) for event in events.items()]
             return sorted(messages, key=_position)[:limit]
@@ -295,20 +304,24 @@ class ToDeviceStore:
     def _move(self, txn: WriteTransaction, limit: int, now_ms: int) -> tuple[int, int]:
         """Store old messages of the log by device. Return the number of messages that left the log,
         and its last moved row."""
-        oldest = to_device_log.select_oldest(txn, self._log.gone_before, 1 + limit // FEWEST_LOGGED)
+        oldest = to_device_log.select_oldest(txn, self._log.removed_before, 1 + limit // MIN_LOGGED)
         # a time in the future comes from a wrong clock
-        old = list(takewhile(lambda row: not now_ms - LOGGED_MS < row.sent_ts <= now_ms, oldest))
+        old = list(
+            takewhile(lambda row: not now_ms - LOG_RETENTION_MS < row.sent_ts <= now_ms, oldest)
+        )
         if not old:
             if not oldest:
-                to_device_log.note_empty(txn)
+                to_device_log.reset_counters(txn)
             return 0, 0
         left = _take_rows(old, limit)
-        waiting = _find_undelivered(txn, chain.from_iterable([row.read() for row in left]))
+        waiting = _find_undelivered(
+            txn, chain.from_iterable([row.list_recipients() for row in left])
+        )
         if waiting:
-            undelivered = to_device_log.select_waiting(txn, left, waiting)
+            undelivered = to_device_log.select_undelivered(txn, left, waiting)
             self._insert(txn, sorted(undelivered, key=itemgetter(1, 0)))
         last = left[-1].first
-        to_device_log.remove(txn, last, sum([row.number() for row in left]))
+        to_device_log.remove(txn, last, sum([row.count_messages() for row in left]))
         return limit, last
 
 
@@ -332,15 +345,15 @@ _user_id: Final = itemgetter(0)
 _nid: Final = itemgetter(2)
 
 
-def _take_rows(rows: Iterable[LogRow], limit: int) -> list[LogRow]:
-    """Return the first rows that have up to `limit` messages and `MOVED_AT_ONCE` bytes, but at
+def _take_rows(rows: Iterable[ToDeviceLogRow], limit: int) -> list[ToDeviceLogRow]:
+    """Return the first rows that have up to `limit` messages and `MOVE_CHUNK_BYTES` bytes, but at
     least one row."""
-    few: list[LogRow] = []
+    few: list[ToDeviceLogRow] = []
     count = size = 0
     for row in rows:
-        count += row.number()
-        size += row.size()
-        if few and (count > limit or size > MOVED_AT_ONCE):
+        count += row.count_messages()
+        size += row.count_bytes()
+        if few and (count > limit or size > MOVE_CHUNK_BYTES):
             break
         few.append(row)
     return few
@@ -395,7 +408,7 @@ def _delete(txn: WriteTransaction, device_nid: int, upto: int) -> None:
     beyond_chunk = txn.query_one(
         "SELECT position FROM to_device_messages WHERE device_nid = ? AND position <= ?"
         " ORDER BY position LIMIT 1 OFFSET ?",
-        (device_nid, upto, REMOVED_AT_ONCE),
+        (device_nid, upto, DELETE_CHUNK),
     )
     if beyond_chunk is None:
         txn.execute_later(
@@ -466,11 +479,11 @@ def _sweep(txn: WriteTransaction, limit: int, swept: int, gone_before: int) -> t
     done = [
         (nid,)
         for nid, floor in floors
-        if nid not in left and floor < (NEVER if oldest is None else oldest)
+        if nid not in left and floor < (AFTER_ALL_POSITIONS if oldest is None else oldest)
     ]
     txn.execute_many("DELETE FROM to_device_floors WHERE device_nid = ?", done)
     if left:
         return limit, swept
     if len(floors) == limit:
         return limit, floors[-1][0]
-    return (limit if done or occupied else 0), FIRST_NID
+    return (limit if done or occupied else 0), BEFORE_ALL_NIDS

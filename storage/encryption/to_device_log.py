@@ -2,7 +2,7 @@
 
 One row for each message, with an entry in the index of devices, costs three times as much to write
 as the message itself. Most messages are fetched within seconds. So the messages of a large request
-are written in the order they come, about 16 KiB to a row. `LogIndex` reads the recipients of each
+are written in the order they come, about 16 KiB to a row. `ToDeviceLogIndex` reads the recipients of each
 row once to know which devices have messages there. A job moves messages that are not fetched for
 minutes into the table that is indexed by device.
 """
@@ -20,14 +20,14 @@ ROW_BYTES: Final = 16 << 10
 """Bytes of contents after which a new row begins. Reading one message reads at most this much of
 others."""
 ROW_MESSAGES: Final = 128
-ROW_WHOLE_BYTES: Final = 1 << 20
+ROW_EXPANDED_BYTES: Final = 1 << 20
 """Bytes of contents, counted for each message separately, after which a new row begins. A row
 leaves the log in one step."""
-LOGGED: Final = "to_device_logged"
-MOVED: Final = "to_device_moved"
+LOGGED_COUNTER: Final = "to_device_logged"
+MOVED_COUNTER: Final = "to_device_moved"
 """Counters of the messages that entered the log and of those that left it."""
 OLDEST_ROW: Final = "(SELECT min(first_position) FROM to_device_log WHERE first_position >= ?)"
-"""Selects the first row. The argument is `LogIndex.gone_before`: without it, PostgreSQL would scan
+"""Selects the first row. The argument is `ToDeviceLogIndex.removed_before`: without it, PostgreSQL would scan
 all deleted rows that are not vacuumed yet, as during a backup."""
 
 _SIZE: Final = 16
@@ -36,7 +36,7 @@ _NUMBER: Final = struct.Struct("<I")
 _COLUMNS: Final = ("first_position", "sent_ts", "devices", "opening", "contents")
 
 
-class Place(NamedTuple):
+class ToDeviceLogEntry(NamedTuple):
     """The location of a message in the log."""
 
     position: int
@@ -47,7 +47,7 @@ class Place(NamedTuple):
     length: int
 
 
-class LogRow(NamedTuple):
+class ToDeviceLogRow(NamedTuple):
     """A row of the log: messages that were sent in one request, in order, without their
     contents."""
 
@@ -55,21 +55,21 @@ class LogRow(NamedTuple):
     sent_ts: int
     devices: bytes
 
-    def number(self) -> int:
+    def count_messages(self) -> int:
         """Return the number of messages."""
         return len(self.devices) // _SIZE
 
-    def size(self) -> int:
+    def count_bytes(self) -> int:
         """Return the bytes of the contents, counted for each message separately."""
-        count = self.number()
+        count = self.count_messages()
         return sum(struct.unpack_from(f"<{count}I", self.devices, 12 * count))
 
-    def read(self) -> list[tuple[int, int]]:
+    def list_recipients(self) -> list[tuple[int, int]]:
         """Return the position and the device number of each message."""
         return list(enumerate(_read_devices(self.devices), self.first))
 
 
-class Seen(NamedTuple):
+class ToDeviceLogSnapshot(NamedTuple):
     """The log at one moment."""
 
     head: int
@@ -77,17 +77,17 @@ class Seen(NamedTuple):
     oldest: int | None
     """The first row; None if the log was empty."""
     rows: Sequence[tuple[int, bytes]]
-    """All rows after `LogIndex.upto`, with their device data."""
+    """All rows after `ToDeviceLogIndex.upto`, with their device data."""
 
 
-def as_event(opening: bytes, content: bytes) -> bytes:
+def make_event(opening: bytes, content: bytes) -> bytes:
     """Return the event as the device receives it."""
     return b"%b%b}" % (opening, content)
 
 
 def count_logged(txn: WriteTransaction) -> int:
     """Return the number of messages in the log."""
-    return txn.counter(LOGGED) - txn.counter(MOVED)
+    return txn.counter(LOGGED_COUNTER) - txn.counter(MOVED_COUNTER)
 
 
 def append(
@@ -104,12 +104,12 @@ def append(
     shared = contents[0]
     if (
         count <= ROW_MESSAGES
-        and len(shared) * count <= ROW_WHOLE_BYTES
+        and len(shared) * count <= ROW_EXPANDED_BYTES
         and contents.count(shared) == count
     ):
         devices = struct.pack(f"<{count}q{4 * count}x", *nids) + _NUMBER.pack(len(shared)) * count
         txn.insert_rows("to_device_log", _COLUMNS, ((first, sent_ts, devices, opening, shared),))
-        txn.allocate(LOGGED, count)
+        txn.allocate(LOGGED_COUNTER, count)
         return
     rows: list[tuple[int, int, bytes, bytes, bytes]] = []
     begin = 0
@@ -120,7 +120,7 @@ def append(
         before: bytes | None = None
         for content in islice(contents, begin, begin + ROW_MESSAGES):
             expanded += len(content)
-            if expanded > ROW_WHOLE_BYTES and starts:
+            if expanded > ROW_EXPANDED_BYTES and starts:
                 break
             if content is not before:
                 start = size
@@ -136,16 +136,16 @@ def append(
         rows.append((first + begin, sent_ts, devices, opening, b"".join(distinct)))
         begin = end
     txn.insert_rows("to_device_log", _COLUMNS, rows)
-    txn.allocate(LOGGED, count)
+    txn.allocate(LOGGED_COUNTER, count)
 
 
-def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[LogRow]:
-    """Return the oldest rows. Rows before `gone_before` are known to have left the log."""
+def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[ToDeviceLogRow]:
+    """Return the oldest rows. Rows before `removed_before` are known to have left the log."""
     sql = (
         "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ?"
         " ORDER BY first_position LIMIT ?"
     )
-    return [LogRow(*row) for row in txn.query(sql, (gone_before, number))]
+    return [ToDeviceLogRow(*row) for row in txn.query(sql, (gone_before, number))]
 
 
 def select_devices(txn: Transaction) -> list[tuple[int, int]]:
@@ -156,12 +156,14 @@ def select_devices(txn: Transaction) -> list[tuple[int, int]]:
     return found
 
 
-def select_waiting(
-    txn: Transaction, rows: Sequence[LogRow], waiting: Collection[int]
+def select_undelivered(
+    txn: Transaction, rows: Sequence[ToDeviceLogRow], waiting: Collection[int]
 ) -> list[tuple[int, int, bytes]]:
     """Return the messages at these positions, which are in these rows: position, device number,
     event. Each row is read once, completely."""
-    wanted = [(row, [(at, nid) for at, nid in row.read() if at in waiting]) for row in rows]
+    wanted = [
+        (row, [(at, nid) for at, nid in row.list_recipients() if at in waiting]) for row in rows
+    ]
     wanted = [(row, messages) for row, messages in wanted if messages]
     found = {
         first: (opening, contents)
@@ -176,24 +178,24 @@ def select_waiting(
         opening, contents = found[row.first]
         for position, nid in messages:
             start, length = _read_span(row.devices, position - row.first)
-            events.append((position, nid, as_event(opening, contents[start : start + length])))
+            events.append((position, nid, make_event(opening, contents[start : start + length])))
     return events
 
 
 def remove(txn: WriteTransaction, upto: int, messages: int) -> None:
     """Delete the oldest rows up to this one. `messages` is the number of messages in them."""
     txn.execute_later("DELETE FROM to_device_log WHERE first_position <= ?", (upto,))
-    txn.allocate(MOVED, messages)
+    txn.allocate(MOVED_COUNTER, messages)
 
 
-def note_empty(txn: WriteTransaction) -> None:
+def reset_counters(txn: WriteTransaction) -> None:
     """Make the counters agree that the log is empty. A failed write may have counted messages that
     it did not add."""
     difference = count_logged(txn)
-    txn.allocate(MOVED if difference > 0 else LOGGED, abs(difference))
+    txn.allocate(MOVED_COUNTER if difference > 0 else LOGGED_COUNTER, abs(difference))
 
 
-def select_events(txn: Transaction, places: Sequence[Place]) -> dict[int, bytes]:
+def select_events(txn: Transaction, places: Sequence[ToDeviceLogEntry]) -> dict[int, bytes]:
     """Return the events at these places, by position. Events whose row has left the log are
     missing."""
     sql = (
@@ -202,10 +204,10 @@ def select_events(txn: Transaction, places: Sequence[Place]) -> dict[int, bytes]
         " FROM places AS p JOIN to_device_log AS l ON l.first_position = p.first_position"
     )
     rows = txn.query_with("places", ("position", "first_position", "start", "length"), places, sql)
-    return {position: as_event(opening, content) for position, opening, content in rows}
+    return {position: make_event(opening, content) for position, opening, content in rows}
 
 
-class LogIndex:
+class ToDeviceLogIndex:
     """An in-memory index: the messages of each device in all rows read so far. Used by several
     threads, each of which may have seen the log at a different moment."""
 
@@ -225,11 +227,11 @@ class LogIndex:
         return self._upto
 
     @property
-    def gone_before(self) -> int:
+    def removed_before(self) -> int:
         """All rows before this position have left the log."""
         return self._gone_before
 
-    def extend(self, seen: Seen) -> bool:
+    def extend(self, seen: ToDeviceLogSnapshot) -> bool:
         """Add the rows of a snapshot. Return False if rows are known to have left the log since
         then. The reader then has to read again."""
         with self._lock:
@@ -245,7 +247,7 @@ class LogIndex:
             self._upto = max(self._upto, seen.head)
         return True
 
-    def find(self, nid: int, after: int, upto: int, limit: int) -> list[Place]:
+    def find(self, nid: int, after: int, upto: int, limit: int) -> list[ToDeviceLogEntry]:
         """Return the oldest messages of the device with after < position ≤ upto."""
         with self._lock:
             positions = self._by_nid.get(nid)
@@ -256,21 +258,21 @@ class LogIndex:
                 self._place(position) for position in positions[begin : min(end, begin + limit)]
             ]
 
-    def has_lost(self, oldest: int | None) -> bool:
+    def is_stale(self, oldest: int | None) -> bool:
         """Return whether rows are known to have left the log since a snapshot that began with this
         row."""
         return oldest is not None and oldest < self._gone_before
 
-    def forget(self, upto: int) -> None:
+    def evict(self, upto: int) -> None:
         """Drop the rows up to this one: they have left the log."""
         with self._lock:
             self._drop_before(upto + 1)
 
-    def _place(self, position: int) -> Place:
+    def _place(self, position: int) -> ToDeviceLogEntry:
         at = bisect_right(self._rows, position) - 1
         row = self._rows[at]
         start, length = _read_span(self._devices[at], position - row)
-        return Place(position, row, start, length)
+        return ToDeviceLogEntry(position, row, start, length)
 
     def _drop_before(self, first: int) -> None:
         self._gone_before = max(self._gone_before, first)

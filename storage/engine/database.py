@@ -26,15 +26,15 @@ from storage.engine.interface import (
     Connection,
     DatabaseUnavailable,
     Engine,
-    NodeCalls,
+    NodeChannel,
     Row,
     SQLValue,
 )
 from storage.engine.migrate import migrate
-from storage.engine.observer import Observer, SilentObserver
+from storage.engine.observer import NullObserver, Observer
 from storage.engine.postgres import PostgresEngine
 from storage.engine.postgres_config import PostgresConfig
-from storage.engine.postgres_notify import select_nodes, tell_heard, tell_notes
+from storage.engine.postgres_notify import notify_applied, select_nodes, send_ephemeral
 from storage.engine.sqlite import SQLiteConfig, SQLiteEngine
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction, WriteTransaction, select_head
@@ -99,7 +99,7 @@ class Database:
         """
         return await self._read_in_pool(name, partial(fn, **kwargs) if kwargs else fn, args, True)
 
-    async def read_once(
+    async def read_without_snapshot(
         self,
         name: str,
         fn: Callable[Concatenate[Transaction, P], T],
@@ -159,16 +159,16 @@ class Database:
             await self._wait_for_nodes(write.required_position)
         return result
 
-    def wait_for_nodes(self, wait: Callable[[int], Awaitable[None]]) -> None:
+    def set_node_barrier(self, wait: Callable[[int], Awaitable[None]]) -> None:
         """Set the function that waits until the other nodes have applied everything up to a
         position. From now on a write that must hold on all nodes is acknowledged after it."""
         self._wait_for_nodes = wait
 
-    async def connect_node(self) -> NodeCalls | None:
+    async def open_node_channel(self) -> NodeChannel | None:
         """See `storage.engine.interface.Engine.connect_node`. Raises DatabaseUnavailable."""
         try:
             return await self._read_in_pool(
-                "connect_node", lambda _txn: self.engine.connect_node(), (), False
+                "connect_node", lambda _txn: self.engine.open_node_channel(), (), False
             )
         except self.engine.errors as error:
             raise DatabaseUnavailable(
@@ -179,21 +179,21 @@ class Database:
         """Return the numbers of the running nodes that share this database."""
         return await self.read_quickly("get_nodes", select_nodes)
 
-    async def tell_heard(self, node: int, position: int) -> None:
+    async def notify_applied(self, node: int, position: int) -> None:
         """Notify the other nodes that this one has applied everything up to that position."""
-        await self.read_quickly("tell_heard", tell_heard, node, position)
+        await self.read_quickly("notify_applied", notify_applied, node, position)
 
-    async def tell_notes(self, node: int, bodies: Sequence[str]) -> None:
+    async def send_ephemeral(self, node: int, bodies: Sequence[str]) -> None:
         """Send ephemeral messages to the other nodes. See
         `storage.engine.postgres_notify.tell_notes`."""
-        await self.read_quickly("tell_notes", tell_notes, node, bodies)
+        await self.read_quickly("send_ephemeral", send_ephemeral, node, bodies)
 
-    async def empty_log(self) -> bool:
+    async def truncate_log(self) -> bool:
         """Remove old writes from SQLite's write-ahead log, as after a purge. Does nothing on
         PostgreSQL, whose log is the operator's. Return False if other connections prevented that;
         it can be tried again."""
         return await self._read_in_pool(
-            "empty_log", lambda _txn: self.engine.empty_log(), (), False
+            "empty_log", lambda _txn: self.engine.truncate_log(), (), False
         )
 
     async def catch_up(self) -> int:
@@ -362,6 +362,6 @@ def open_database(
         Streams(position),
         ThreadExecutor(reactor, "database-reader", engine.reader_threads),
         ThreadExecutor(reactor, "database-writer", 1),
-        observer or SilentObserver(),
+        observer or NullObserver(),
         open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
     )

@@ -132,12 +132,12 @@ class ThreadExecutor:
     _log = Logger()
 
     def __init__(
-        self, reactor: ReactorBase, name: str, threads: int, patience: float = 10.0
+        self, reactor: ReactorBase, name: str, threads: int, close_timeout: float = 10.0
     ) -> None:
-        """`patience` is the number of seconds that `close` waits for running jobs."""
+        """`max_silence` is the number of seconds that `close` waits for running jobs."""
         self._reactor = reactor
         self._wakeup = _Wakeup(cast(IReactorFDSet, reactor), self._deliver_results)
-        self._patience = patience
+        self._patience = close_timeout
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle: list[_Worker] = []
         self._closing = False

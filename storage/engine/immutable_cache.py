@@ -56,7 +56,7 @@ class ImmutableCache(Generic[K, V]):
                 self._add_weight(self._weigh(present))
             return present
 
-    def note_growth(self, weight: int) -> None:
+    def record_growth(self, weight: int) -> None:
         """Record that a cached value became heavier. A value that only grows counts as
         immutable."""
         with self._lock:

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol
 SQLValue = str | int | float | bytes | bool | None
 Row = tuple[Any, ...]
 
-LARGEST_CHUNK = 512
+MAX_CHUNK = 512
 """The most keys in one statement of `query_in`."""
 
 READ_COUNTERS: Final = "SELECT name, value FROM counters"
@@ -28,13 +28,13 @@ SAVE_COUNTER: Final = (
     " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 )
 
-FOR_ITS_ARGUMENTS: Final = "/* planned for its arguments */ "
+CUSTOM_PLAN: Final = "/* planned for its arguments */ "
 """Prefix of a statement that PostgreSQL has to plan each time, because the best plan depends on the
 arguments: a join that stops at its LIMIT, a match by LIKE. `DELETE … LIMIT ?)` is planned each time
 without this prefix."""
 
 
-def end_of_beginning(prefix: str) -> str:
+def get_prefix_end(prefix: str) -> str:
     """Return the upper bound of the texts that begin with a prefix. `column >= prefix AND column <
     bound` can use an index; `LIKE` cannot. The prefix is not empty and does not end in the last
     code point of Unicode."""
@@ -49,7 +49,7 @@ class DatabaseUnavailable(Exception):
     """
 
 
-class NodeCallsLost(Exception):
+class NodeChannelLost(Exception):
     """The connection that receives notifications of other nodes is lost."""
 
 
@@ -76,7 +76,7 @@ class Connection(Protocol):
     ) -> list[list[Row]]:
         """Run `sql` for each row of arguments. `rows` has between 1 and LARGEST_CHUNK rows."""
 
-    def query_each_changing(
+    def query_each_and_change(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
         """Run `sql` for each row of arguments, then `change` for the rows that it found. `rows` has
@@ -130,7 +130,7 @@ class Connection(Protocol):
     def rollback_to_savepoint(self) -> None:
         """Undo everything since the last savepoint."""
 
-    def call_nodes(self, position: int) -> None:
+    def notify_nodes(self, position: int) -> None:
         """Notify the other nodes, with the commit, to apply what is written up to this position.
         Does nothing where there is only one node."""
 
@@ -158,7 +158,7 @@ class Connection(Protocol):
     def close(self) -> None: ...
 
 
-class NodeCalls(Protocol):
+class NodeChannel(Protocol):
     """The connection on which a node receives notifications of other nodes. While it is open, the
     other nodes see this node as present."""
 
@@ -168,7 +168,7 @@ class NodeCalls(Protocol):
     def fileno(self) -> int:
         """Return a descriptor that stays the same until `close`, even if the connection is lost."""
 
-    def take(self) -> Sequence[Any]:
+    def receive(self) -> Sequence[Any]:
         """Return the notifications received since the last call, without waiting. Raises
         NodeCallsLost."""
 
@@ -183,7 +183,7 @@ class Engine(Protocol):
         """`sqlite` or `postgres`. Also the infix of a migration file for this database."""
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The location of the database, in words for the operator. Contains no secrets."""
 
     @property
@@ -206,7 +206,7 @@ class Engine(Protocol):
 
     def connect_reader(self) -> Connection: ...
     def connect_writer(self) -> Connection: ...
-    def connect_node(self) -> NodeCalls | None:
+    def open_node_channel(self) -> NodeChannel | None:
         """Open the connection that receives notifications of other nodes. Return None if the
         database cannot have several nodes. Blocks."""
 
@@ -222,7 +222,7 @@ class Engine(Protocol):
         """Raise UnsuitableDatabase if the database is too old or has a setting that would lead to
         errors later."""
 
-    def empty_log(self) -> bool:
+    def truncate_log(self) -> bool:
         """Remove old writes from the write-ahead log beside the database, if this program is
         responsible for it. Return False if other connections prevented that."""
 

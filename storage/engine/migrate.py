@@ -116,7 +116,7 @@ def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
     try:
         connection = engine.connect_writer()
     except engine.errors as error:
-        raise DatabaseUnavailable(f"cannot open {engine.where}: {str(error).strip()}") from error
+        raise DatabaseUnavailable(f"cannot open {engine.location}: {str(error).strip()}") from error
     try:
         engine.check(connection)
         connection.begin_migration()

@@ -20,7 +20,7 @@ class Observer(Protocol):
         `committing`."""
 
 
-class SilentObserver:
+class NullObserver:
     """Ignores everything."""
 
     def read_done(self, name: str, waited: float, took: float, queries: int) -> None:

@@ -24,14 +24,14 @@ from storage.engine.interface import (
     SAVE_COUNTER,
     Connection,
     DatabaseUnavailable,
-    NodeCalls,
+    NodeChannel,
     Row,
     SQLValue,
     UnsuitableDatabase,
 )
-from storage.engine.postgres_config import PostgresConfig, describe
+from storage.engine.postgres_config import PostgresConfig, make_connection_string
 from storage.engine.postgres_errors import is_outage, is_worth_retrying
-from storage.engine.postgres_notify import CHANNEL, PostgresNodeCalls, confirmed_write_payload
+from storage.engine.postgres_notify import CHANNEL, PostgresNodeChannel, confirmed_write_payload
 from storage.engine.postgres_statements import (
     WRITE_LOCK,
     adapt,
@@ -44,7 +44,7 @@ from storage.engine.postgres_statements import (
     transpose,
 )
 from storage.engine.postgres_values import BYTES, encode_rows
-from storage.engine.prepared import NUMERIC_TYPES, Argument, NumberArray, Prepared
+from storage.engine.prepared import NUMERIC_TYPES, Argument, NumberArray, PreparedStatements
 
 _TAKE_WRITE_LOCK = f"SELECT pg_advisory_xact_lock({WRITE_LOCK})".encode()
 MIGRATION_LOCK = WRITE_LOCK + 1
@@ -68,7 +68,7 @@ class PostgresConnection:
         self._connection = opened
         self._cursor = opened.cursor()
         self._info = opened.info
-        self._prepared = Prepared()
+        self._prepared = PreparedStatements()
         self._deferred: list[bytes] = []
         """Deferred statements, whose results are not needed. They are sent with the next
         statement."""
@@ -102,7 +102,7 @@ class PostgresConnection:
         )
         return self._group_by_row(len(rows))
 
-    def query_each_changing(
+    def query_each_and_change(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
         self._run(
@@ -206,7 +206,7 @@ class PostgresConnection:
         self._deferred.clear()
         self._cursor.execute("ROLLBACK TO SAVEPOINT one")
 
-    def call_nodes(self, position: int) -> None:
+    def notify_nodes(self, position: int) -> None:
         self._deferred.append(
             self._cursor.mogrify(
                 "SELECT pg_notify(%s, %s)", (CHANNEL, confirmed_write_payload(position))
@@ -251,11 +251,11 @@ class PostgresConnection:
 
     def _prepare(self, sql: str, args: Sequence[Argument]) -> str:
         """Return the text that executes a statement. Prepares it first if necessary."""
-        before, text = self._prepared.find(sql, args)
+        before, text = self._prepared.lookup(sql, args)
         if before:
             self._deferred.append(before.encode())
             self._flush()
-            self._prepared.keep(sql, args, text)
+            self._prepared.record(sql, args, text)
         return text
 
     def _defer(self, sql: str, args: Sequence[Argument]) -> None:
@@ -306,7 +306,7 @@ class PostgresEngine:
             for key in ("host", "port", "dbname", "user")
             if key in config.connect
         ]
-        self.where = f"the PostgreSQL database {' '.join(parts)}"
+        self.location = f"the PostgreSQL database {' '.join(parts)}"
         self.reader_threads = config.pool_max
         self.readers_at_start = min(config.pool_min, config.pool_max)
 
@@ -320,8 +320,8 @@ class PostgresEngine:
         # role's default
         return self._connect({**settings, "default_transaction_isolation": "read\\ committed"})
 
-    def connect_node(self) -> NodeCalls | None:
-        return PostgresNodeCalls(self.open({}))
+    def open_node_channel(self) -> NodeChannel | None:
+        return PostgresNodeChannel(self.open({}))
 
     def is_worth_retrying(self, error: BaseException) -> bool:
         return is_worth_retrying(error)
@@ -338,16 +338,16 @@ class PostgresEngine:
         version, encoding, collation = row or (0, "", "")
         if version < 130000:
             raise UnsuitableDatabase(
-                f"PostgreSQL 13 or later is needed; {self.where} is on version {version // 10000}"
+                f"PostgreSQL 13 or later is needed; {self.location} is on version {version // 10000}"
             )
         if encoding != "UTF8" or collation.upper() not in _COLLATIONS:
             raise UnsuitableDatabase(
-                f"{self.where} has encoding {encoding} and collation {collation},"
+                f"{self.location} has encoding {encoding} and collation {collation},"
                 " but needs UTF8 and C: create it with CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C'"
                 " TEMPLATE template0"
             )
 
-    def empty_log(self) -> bool:
+    def truncate_log(self) -> bool:
         return True  # the server manages its own log
 
     def backup_before_migration(self, version: int) -> str | None:
@@ -359,7 +359,7 @@ class PostgresEngine:
     def open(self, settings: Mapping[str, str | int]) -> connection:
         """Open a driver connection in autocommit mode. `settings` are server settings of this
         session."""
-        opened = psycopg2.connect(describe(self._config, settings))
+        opened = psycopg2.connect(make_connection_string(self._config, settings))
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
         register_type(BYTES, opened)

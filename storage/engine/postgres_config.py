@@ -24,7 +24,7 @@ class PostgresConfig(msgspec.Struct, frozen=True):
     nodes time out."""
 
 
-def describe(config: PostgresConfig, settings: Mapping[str, str | int]) -> str:
+def make_connection_string(config: PostgresConfig, settings: Mapping[str, str | int]) -> str:
     """Return the connection string for libpq. `settings` are server settings of this session."""
     settings = {
         "statement_timeout": int(config.statement_timeout * 1000),

@@ -15,7 +15,7 @@ import msgspec
 import psycopg2
 from psycopg2.extensions import connection
 
-from storage.engine.interface import NodeCallsLost
+from storage.engine.interface import NodeChannelLost
 from storage.engine.transaction import Transaction
 
 CHANNEL: Final = "mahalla"
@@ -26,32 +26,32 @@ _HEARD: Final = "heard"
 _NOTE: Final = "note"
 
 
-class Changed(msgspec.Struct, frozen=True):
+class ConfirmedWrite(msgspec.Struct, frozen=True):
     """The write at this position must hold on all nodes before it is acknowledged."""
 
     position: int
 
 
-class Heard(msgspec.Struct, frozen=True):
+class PositionApplied(msgspec.Struct, frozen=True):
     """A node has applied everything up to this position."""
 
     node: int
     position: int
 
 
-class Note(msgspec.Struct, frozen=True):
+class EphemeralMessage(msgspec.Struct, frozen=True):
     """An ephemeral message of a node to the others. The receiver parses the body."""
 
     node: int
     body: str
 
 
-Call = Changed | Heard | Note
+Notification = ConfirmedWrite | PositionApplied | EphemeralMessage
 
 
-class PostgresNodeCalls:
+class PostgresNodeChannel:
     """The connection on which this node receives notifications. See
-    `storage.engine.interface.NodeCalls`."""
+    `storage.engine.interface.NodeChannel`."""
 
     def __init__(self, opened: connection) -> None:
         """Blocks. Raises psycopg2.Error."""
@@ -72,12 +72,12 @@ class PostgresNodeCalls:
     def fileno(self) -> int:
         return self._descriptor
 
-    def take(self) -> Sequence[Call]:
+    def receive(self) -> Sequence[Notification]:
         try:
             self._connection.poll()
         except psycopg2.Error as error:
-            raise NodeCallsLost(str(error).strip()) from error
-        calls = [parse_call(notice.payload) for notice in self._connection.notifies]
+            raise NodeChannelLost(str(error).strip()) from error
+        calls = [parse_notification(notice.payload) for notice in self._connection.notifies]
         self._connection.notifies.clear()
         return [call for call in calls if call is not None]
 
@@ -86,29 +86,29 @@ class PostgresNodeCalls:
         os.close(self._descriptor)
 
 
-def parse_call(payload: str) -> Call | None:
+def parse_notification(payload: str) -> Notification | None:
     """Parse a notification. Return None for one that this version does not know."""
     match payload.split(" ", 2):
         case [word, position] if word == _CHANGED and _is_number(position):
-            return Changed(int(position))
+            return ConfirmedWrite(int(position))
         case [word, node, position] if word == _HEARD and _is_number(node) and _is_number(position):
-            return Heard(int(node), int(position))
+            return PositionApplied(int(node), int(position))
         case [word, node, body] if word == _NOTE and _is_number(node):
-            return Note(int(node), body)
+            return EphemeralMessage(int(node), body)
     return None
 
 
 def confirmed_write_payload(position: int) -> str:
-    """Return the payload that `parse_call` parses as `Changed`."""
+    """Return the payload that `parse_notification` parses as `ConfirmedWrite`."""
     return f"{_CHANGED} {position}"
 
 
-def tell_heard(txn: Transaction, node: int, position: int) -> None:
+def notify_applied(txn: Transaction, node: int, position: int) -> None:
     """Notify the other nodes that this one has applied everything up to this position."""
     txn.query("SELECT pg_notify(?, ?)", (CHANNEL, f"{_HEARD} {node} {position}"))
 
 
-def tell_notes(txn: Transaction, node: int, bodies: Sequence[str]) -> None:
+def send_ephemeral(txn: Transaction, node: int, bodies: Sequence[str]) -> None:
     """Send ephemeral messages to the other nodes. Each payload, with the node's number and a word,
     has less than 8,000 bytes."""
     for body in bodies:

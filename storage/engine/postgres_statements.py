@@ -13,7 +13,7 @@ from storage.engine.prepared import Argument, make_array, with_placeholders
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """Key of the advisory lock that a writer holds from begin to commit ("Mahalla" in ASCII)."""
 
-NOT_TEXT = "\U0010ffff"
+NUL_SUBSTITUTE = "\U0010ffff"
 """Replaces U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode never
 assigns to a character."""
 
@@ -125,4 +125,4 @@ def _adapt_column(values: Sequence[SQLValue]) -> Sequence[SQLValue]:
 def _adapt_value(value: SQLValue) -> SQLValue:
     if isinstance(value, bool):
         return int(value)
-    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value
+    return value.replace("\0", NUL_SUBSTITUTE) if isinstance(value, str) else value

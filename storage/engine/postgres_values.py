@@ -7,7 +7,7 @@ import psycopg2
 from psycopg2.extensions import QuotedString, cursor, new_type, register_adapter
 
 from storage.engine.interface import SQLValue
-from storage.engine.postgres_statements import NOT_TEXT
+from storage.engine.postgres_statements import NUL_SUBSTITUTE
 from storage.engine.prepared import NumberArray, TextArray
 
 _COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -58,7 +58,7 @@ def encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
             elif isinstance(value, bytes):
                 parts += (_LENGTH.pack(len(value)), value)
             elif isinstance(value, str):
-                encoded = (value.replace("\0", NOT_TEXT) if "\0" in value else value).encode()
+                encoded = (value.replace("\0", NUL_SUBSTITUTE) if "\0" in value else value).encode()
                 parts += (_LENGTH.pack(len(encoded)), encoded)
             elif value is None:
                 parts.append(_NULL)

@@ -5,7 +5,7 @@ A statement is prepared when it is first used on a connection. It is planned onc
 (`PostgresEngine.open`). Prepared statements survive a rollback.
 
 Laws:
-- A statement with `FOR_ITS_ARGUMENTS` is not prepared, so it is planned for its arguments. The same
+- A statement with `CUSTOM_PLAN` is not prepared, so it is planned for its arguments. The same
   holds for `DELETE … LIMIT ?)`: with an unknown limit the server would estimate a tenth of the
   table and scan all of it.
 - Arguments have the types that literals would have, so that a prepared statement means the same.
@@ -74,7 +74,7 @@ def make_array(values: Sequence[SQLValue]) -> Argument:
     return list(values)
 
 
-class Prepared:
+class PreparedStatements:
     """The prepared statements of one session.
 
     Not an `LRU`: `storage.cache` is a higher layer, and an eviction has to deallocate a statement.
@@ -82,8 +82,8 @@ class Prepared:
 
     __slots__ = ("_calls", "_deallocation", "_last", "_most")
 
-    def __init__(self, most: int = MAX_PREPARED) -> None:
-        self._most = most
+    def __init__(self, max_statements: int = MAX_PREPARED) -> None:
+        self._most = max_statements
         self._calls: OrderedDict[_Key, tuple[str, str]] = OrderedDict()
         """For each prepared statement: its name on the server, and the text that executes it."""
         self._deallocation = ""
@@ -91,7 +91,7 @@ class Prepared:
         PREPARE, and is done if that succeeds."""
         self._last = 0
 
-    def find(self, sql: str, args: Sequence[Argument]) -> tuple[str, str]:
+    def lookup(self, sql: str, args: Sequence[Argument]) -> tuple[str, str]:
         """Return the text to run before, or an empty string, and the text that executes the
         statement, with `%s` for its arguments.
 
@@ -108,7 +108,7 @@ class Prepared:
         name = f"s{self._last}"
         return f"{_preparation(name, *key)}{self._deallocation}", _call(name, len(args))
 
-    def keep(self, sql: str, args: Sequence[Argument], text: str) -> None:
+    def record(self, sql: str, args: Sequence[Argument], text: str) -> None:
         """Record that the statement that `find` returned last is prepared, and that `text` executes
         it."""
         key = (sql, tuple(map(_type_of, args)))

@@ -19,13 +19,13 @@ class DatabaseInUse(Exception):
     """Another server uses the file. The text tells the operator what to do."""
 
 
-class SoleServer(msgspec.Struct, frozen=True):
+class ServerLock(msgspec.Struct, frozen=True):
     """The lock of the server on its SQLite file, held until `give_up` or the end of the process."""
 
     descriptor: int
 
     @classmethod
-    def claim(cls, config: SQLiteConfig) -> Self:
+    def acquire(cls, config: SQLiteConfig) -> Self:
         """Take the lock. Raises DatabaseInUse; OSError if the folder is missing or not writable."""
         # no symbolic link: anyone who may write in the folder could make root change the owner of
         # any file
@@ -49,6 +49,6 @@ class SoleServer(msgspec.Struct, frozen=True):
             raise
         return cls(descriptor)
 
-    def give_up(self) -> None:
+    def release(self) -> None:
         """Release the lock."""
         os.close(self.descriptor)

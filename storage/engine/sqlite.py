@@ -18,11 +18,11 @@ from typing import Final, Literal
 import msgspec
 
 from storage.engine.interface import (
-    LARGEST_CHUNK,
+    MAX_CHUNK,
     READ_COUNTERS,
     SAVE_COUNTER,
     Connection,
-    NodeCalls,
+    NodeChannel,
     Row,
     SQLValue,
     UnsuitableDatabase,
@@ -145,7 +145,7 @@ class SQLiteConnection:
             return [execute(sql, (*before, *args)).fetchall() for args in rows]
         return [execute(sql, args).fetchall() for args in rows]
 
-    def query_each_changing(
+    def query_each_and_change(
         self, sql: str, rows: Sequence[Sequence[SQLValue]], change: str, before: Sequence[SQLValue]
     ) -> list[list[Row]]:
         found = self.query_each(sql, rows, ())
@@ -163,7 +163,7 @@ class SQLiteConnection:
         args: Sequence[SQLValue],
     ) -> list[Row]:
         # Pad with the last row to a power of two, so that few statements have to be prepared.
-        size = min(1 << (len(rows) - 1).bit_length(), LARGEST_CHUNK)
+        size = min(1 << (len(rows) - 1).bit_length(), MAX_CHUNK)
         filled = [*rows, *[rows[-1]] * (size - len(rows))]
         values = ", ".join([f"({', '.join('?' * len(columns))})"] * size)
         statement = f"WITH {name} ({', '.join(columns)}) AS (VALUES {values}) {sql}"
@@ -224,7 +224,7 @@ class SQLiteConnection:
     def rollback_to_savepoint(self) -> None:
         self._execute("ROLLBACK TO one")
 
-    def call_nodes(self, position: int) -> None:
+    def notify_nodes(self, position: int) -> None:
         """Do nothing: there are no other nodes."""
 
     def commit(self, counters: Mapping[str, int]) -> None:
@@ -264,7 +264,7 @@ class SQLiteConnection:
         after: Sequence[SQLValue],
     ) -> sqlite3.Cursor:
         # Pad with the last key to a power of two, so that few statements have to be prepared.
-        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
+        size = min(1 << (len(keys) - 1).bit_length(), MAX_CHUNK)
         padding = [keys[-1]] * (size - len(keys))
         return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after))
 
@@ -282,7 +282,7 @@ class SQLiteEngine:
             raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is not one")
         self._config = config
         self.path = Path(config.path)
-        self.where = f"the SQLite file {config.path}"
+        self.location = f"the SQLite file {config.path}"
         self.reader_threads = config.readers
         self.readers_at_start = 0
 
@@ -294,7 +294,7 @@ class SQLiteEngine:
     def connect_writer(self) -> Connection:
         return self._connect_writer()
 
-    def connect_node(self) -> NodeCalls | None:
+    def open_node_channel(self) -> NodeChannel | None:
         return None
 
     def is_worth_retrying(self, error: BaseException) -> bool:
@@ -313,7 +313,7 @@ class SQLiteEngine:
                 f"SQLite 3.37 or later is needed; this Python has {sqlite3.sqlite_version}"
             )
 
-    def empty_log(self) -> bool:
+    def truncate_log(self) -> bool:
         connection = self._connect(timeout=CHECKPOINT_TIMEOUT)
         try:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()

@@ -31,13 +31,13 @@ class Topic(Enum):
     PURGED = "purged"
     """The content of messages of a room was purged, or fetched again; `detail` is the
     `PurgedMessages`."""
-    LIFETIME = "lifetime"
-    """The retention policy of a room changed; `detail` is the `RoomLifetime`."""
-    PLACED = "placed"
+    RETENTION = "lifetime"
+    """The retention policy of a room changed; `detail` is the `RoomRetention`."""
+    OUTLIER_PLACED = "placed"
     """An outlier got its place in the room; `detail` is its number."""
-    RELATED = "related"
+    RELATION = "related"
     """An event has a new child; `detail` is the ID of the parent, which need not be stored."""
-    COMPLETENESS = "completeness"
+    PARTIAL_STATE = "completeness"
     """A room was joined with partial state, or its state is complete now; `detail` is the
     `PartialRoom`."""
     MEMBERSHIP = "membership"
@@ -48,13 +48,13 @@ class Topic(Enum):
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
-    """To-device messages for the users; `detail` is the `NewMessages`."""
-    DEVICES_GONE = "devices_gone"
+    """To-device messages for the users; `detail` is the `ToDeviceAdded`."""
+    DEVICES_DELETED = "devices_gone"
     """Devices of the user were deleted with their queued messages; `detail` is the
-    `DevicesGone`."""
+    `DevicesDeleted`."""
     KEY_COUNT = "key_count"
     """The number of one-time keys changed, or a fallback key was set or used, for devices of the
-    user or of the users; `detail` is `KeysLeft` or `KeysClaimed`, or None."""
+    user or of the users; `detail` is `KeyCountsChanged` or `KeysClaimed`, or None."""
     SIGNATURE = "signature"
     """The user signed keys of other users. Only the signer sees that."""
     ACCOUNT = "account"
@@ -66,7 +66,7 @@ class Topic(Enum):
     """A user subscribed to a thread, or unsubscribed."""
     PUSHER = "pusher"
     """A user's pushers were set or removed."""
-    OUTGOING = "outgoing"
+    OUTGOING_TO_DEVICE = "outgoing"
     """To-device messages were queued for other servers."""
 
     __hash__ = object.__hash__
@@ -108,10 +108,10 @@ Watcher = Callable[[int, int], None]
 """Called with (after, upto): positions above `after`, up to and including `upto`, were written by
 another process and can be read now."""
 
-Explainer = Callable[[int, int], Sequence[Change] | None]
+RemoteChangeSource = Callable[[int, int], Sequence[Change] | None]
 """Called with (after, upto): returns the changes that another process made in this range, or None
 if they are not known."""
-Teller = Callable[[int, int, Sequence[Change]], None]
+CommitListener = Callable[[int, int, Sequence[Change]], None]
 """Called with (after, upto, changes): this process committed these changes at positions above
 `after`, up to and including `upto`."""
 
@@ -130,8 +130,8 @@ class Streams:
         self._subscribers: tuple[tuple[Stage, Subscriber, frozenset[Topic]], ...] = ()
         """In the order in which they are called."""
         self._watchers: tuple[tuple[Stage, Watcher], ...] = ()
-        self._commit_listeners: tuple[Teller, ...] = ()
-        self._remote_changes: Explainer | None = None
+        self._commit_listeners: tuple[CommitListener, ...] = ()
+        self._remote_changes: RemoteChangeSource | None = None
         self._by_topics: dict[frozenset[Topic], tuple[Subscriber, ...]] = {}
         """The subscribers to call for commits with exactly these topics, cached."""
 
@@ -156,16 +156,16 @@ class Streams:
         """Call the watcher when positions written by other processes become visible."""
         self._watchers = tuple(sorted([*self._watchers, (stage, watcher)], key=_stage))
 
-    def ask(self, source: Explainer) -> None:
+    def set_remote_change_source(self, source: RemoteChangeSource) -> None:
         """Set the source of changes made by other processes."""
         self._remote_changes = source
 
-    def told(self, after: int, upto: int) -> Sequence[Change] | None:
+    def get_remote_changes(self, after: int, upto: int) -> Sequence[Change] | None:
         """For watchers: return the changes that another process made in this range, in order, with
-        `EventNews` instead of event rows. Return None if they are not known, or not yet."""
+        `EventSummary` instead of event rows. Return None if they are not known, or not yet."""
         return None if self._remote_changes is None else self._remote_changes(after, upto)
 
-    def tell(self, listener: Teller) -> None:
+    def add_commit_listener(self, listener: CommitListener) -> None:
         """Call this function after every commit of this process, even one without changes, with the
         positions that it took. For notifying other processes."""
         self._commit_listeners += (listener,)

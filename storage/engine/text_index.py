@@ -16,14 +16,14 @@ import msgspec
 from storage.engine.interface import SQLValue
 from storage.engine.transaction import WriteTransaction
 
-MOST_ROOM_KEYS: Final = 64
+MAX_ROOM_KEYS: Final = 64
 """The most rooms that a search puts into the index query. A search in more rooms filters the
 rows."""
 ROOM_MARK: Final = "\ue000"
 """Prefix of the key of a room. No key of a word contains it."""
 
 
-class Term(msgspec.Struct, frozen=True):
+class SearchTerm(msgspec.Struct, frozen=True):
     """A search term: one of its alternatives has to be in the text."""
 
     alternatives: tuple[tuple[str, ...], ...]
@@ -49,7 +49,7 @@ class TextIndex(Protocol):
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """Remove texts, as they were added, that are about to leave `searchable_events`."""
 
-    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
+    def merge_deleted(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
         """Continue to remove the remains of deleted texts from the database file, about this many
         pages. Return whether there is more to do. `restart`: texts were deleted since the removal
         began."""
@@ -60,7 +60,7 @@ class TextIndex(Protocol):
     def select(
         self,
         columns: str,
-        terms: Sequence[Term],
+        terms: Sequence[SearchTerm],
         rooms: Collection[int] | None,
         conditions: str,
         args: Sequence[SQLValue],
@@ -97,7 +97,7 @@ class SQLiteTextIndex:
             [(text.event_nid, _with_room_key(text)) for text in texts],
         )
 
-    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
+    def merge_deleted(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
         # FTS5 records deletions separately; the words stay until all segments of the index are
         # merged. spec: https://www.sqlite.org/fts5.html#the_merge_command (fewer than two changes
         # means that there was nothing to do)
@@ -115,7 +115,7 @@ class SQLiteTextIndex:
     def select(
         self,
         columns: str,
-        terms: Sequence[Term],
+        terms: Sequence[SearchTerm],
         rooms: Collection[int] | None,
         conditions: str,
         args: Sequence[SQLValue],
@@ -150,7 +150,7 @@ class PostgresTextIndex:
     def remove(self, txn: WriteTransaction, texts: Sequence[IndexedText]) -> None:
         """Do nothing: PostgreSQL updates the index."""
 
-    def settle(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
+    def merge_deleted(self, txn: WriteTransaction, pages: int, *, restart: bool) -> bool:
         """Do nothing: VACUUM removes deleted texts."""
         return False
 
@@ -160,7 +160,7 @@ class PostgresTextIndex:
     def select(
         self,
         columns: str,
-        terms: Sequence[Term],
+        terms: Sequence[SearchTerm],
         rooms: Collection[int] | None,
         conditions: str,
         args: Sequence[SQLValue],
@@ -195,7 +195,7 @@ def _with_room_key(text: IndexedText) -> str:
 
 
 def _index_query(
-    terms: Sequence[Term],
+    terms: Sequence[SearchTerm],
     rooms: Collection[int] | None,
     and_sign: str,
     or_sign: str,
@@ -210,7 +210,7 @@ def _index_query(
         ]
         for term in terms
     ]
-    if rooms is not None and len(rooms) <= MOST_ROOM_KEYS:
+    if rooms is not None and len(rooms) <= MAX_ROOM_KEYS:
         clauses.append([format_key(f"{ROOM_MARK}{room_nid}", False) for room_nid in rooms])
     return and_sign.join(
         f"({or_sign.join(f'({each})' for each in alternatives)})" for alternatives in clauses
@@ -223,7 +223,7 @@ def _check_key(key: str) -> str:
     return key
 
 
-def _sequence_condition(terms: Sequence[Term], find: str) -> tuple[str, list[SQLValue]]:
+def _sequence_condition(terms: Sequence[SearchTerm], find: str) -> tuple[str, list[SQLValue]]:
     """Return the condition that the keys of a sequence follow each other in the text."""
     conditions, args = "", list[SQLValue]()
     for term in terms:

@@ -8,7 +8,7 @@ Laws:
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from storage.engine.interface import LARGEST_CHUNK, Connection, Row, SQLValue
+from storage.engine.interface import MAX_CHUNK, Connection, Row, SQLValue
 from storage.engine.streams import Change
 
 POSITION = "position"
@@ -52,15 +52,13 @@ class Transaction:
         wanted = list(dict.fromkeys(keys))
         if not wanted:
             return []
-        if len(wanted) <= LARGEST_CHUNK:
+        if len(wanted) <= MAX_CHUNK:
             self.queries += 1
             return self._connection.query_in(sql, wanted, before, after)
         rows: list[Row] = []
-        for start in range(0, len(wanted), LARGEST_CHUNK):
+        for start in range(0, len(wanted), MAX_CHUNK):
             self.queries += 1
-            rows += self._connection.query_in(
-                sql, wanted[start : start + LARGEST_CHUNK], before, after
-            )
+            rows += self._connection.query_in(sql, wanted[start : start + MAX_CHUNK], before, after)
         return rows
 
     def query_each(
@@ -74,9 +72,9 @@ class Transaction:
         every row. `before`: arguments that precede those of each row.
         """
         found: list[list[Row]] = []
-        for start in range(0, len(rows), LARGEST_CHUNK):
+        for start in range(0, len(rows), MAX_CHUNK):
             self.queries += 1
-            found += self._connection.query_each(sql, rows[start : start + LARGEST_CHUNK], before)
+            found += self._connection.query_each(sql, rows[start : start + MAX_CHUNK], before)
         return found
 
     def query_with(
@@ -94,10 +92,10 @@ class Transaction:
         row.
         """
         found: list[Row] = []
-        for start in range(0, len(rows), LARGEST_CHUNK):
+        for start in range(0, len(rows), MAX_CHUNK):
             self.queries += 1
             found += self._connection.query_with(
-                name, columns, rows[start : start + LARGEST_CHUNK], sql, args
+                name, columns, rows[start : start + MAX_CHUNK], sql, args
             )
         return found
 
@@ -141,7 +139,7 @@ class WriteTransaction(Transaction):
         self.queries += 1
         self._connection.execute_later(sql, args)
 
-    def query_each_changing(
+    def query_each_and_change(
         self,
         sql: str,
         rows: Sequence[Sequence[SQLValue]],
@@ -155,10 +153,10 @@ class WriteTransaction(Transaction):
         Both see the tables as they were before the change. PostgreSQL runs both in one query.
         """
         found: list[list[Row]] = []
-        for start in range(0, len(rows), LARGEST_CHUNK):
+        for start in range(0, len(rows), MAX_CHUNK):
             self.queries += 1
-            found += self._connection.query_each_changing(
-                sql, rows[start : start + LARGEST_CHUNK], change, before
+            found += self._connection.query_each_and_change(
+                sql, rows[start : start + MAX_CHUNK], change, before
             )
         return found
 
@@ -167,9 +165,9 @@ class WriteTransaction(Transaction):
     ) -> None:
         """As `execute_later`, one statement for a list of distinct keys, in bounded chunks.
         `before`: the arguments before the keys. Without keys there is no statement."""
-        for start in range(0, len(keys), LARGEST_CHUNK):
+        for start in range(0, len(keys), MAX_CHUNK):
             self.queries += 1
-            self._connection.execute_in_later(sql, keys[start : start + LARGEST_CHUNK], before)
+            self._connection.execute_in_later(sql, keys[start : start + MAX_CHUNK], before)
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         """Run one statement for each of the rows, in order, as one batch. As with `execute_later`,
@@ -209,7 +207,7 @@ class WriteTransaction(Transaction):
         """Return the last number that was taken from a named counter; 0 if none."""
         return self.counters.get(name, 0)
 
-    def note_position(self, name: str, position: int) -> None:
+    def record_position(self, name: str, position: int) -> None:
         """Store a position of this write under a name. `counter` reads it. Numbers of this name
         must not be allocated."""
         self.counters[name] = position
@@ -218,11 +216,11 @@ class WriteTransaction(Transaction):
         """Publish this change to the streams once this write is committed."""
         self.changes.append(change)
 
-    def hold_everywhere(self, position: int) -> None:
+    def require_all_nodes(self, position: int) -> None:
         """Acknowledge this write only when all nodes have applied everything up to this position.
         They are notified with the commit."""
         self.required_position = max(self.required_position, position)
-        self._connection.call_nodes(position)
+        self._connection.notify_nodes(position)
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Run this on the reactor thread after the commit, before the write is acknowledged."""

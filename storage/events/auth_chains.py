@@ -23,7 +23,7 @@ import msgspec
 
 from storage.engine.database import Database, Transaction, WriteTransaction
 
-Place = tuple[int, int]
+ChainPlace = tuple[int, int]
 """(chain, place)."""
 Reach = dict[int, int]
 """The last reached place by chain; all places before it are reached too."""
@@ -201,7 +201,7 @@ class AuthChainStore:
         places = _find_places(txn, set().union(*disputed))
         links = _ChainLinks(txn)
         reaches = [links.reach([places[nid] for nid in state]) for state in disputed]
-        ranges: dict[int, Place] = {}
+        ranges: dict[int, ChainPlace] = {}
         for chain in {chain for reach in reaches for chain in reach}:
             lasts = [reach.get(chain, 0) for reach in reaches]
             if min(lasts) < max(lasts):
@@ -273,7 +273,7 @@ class _ChainLinks(msgspec.Struct):
     def add(self, chain: int, place: int, target_chain: int, target_place: int) -> None:
         self._by_chain.setdefault(chain, []).append((place, target_chain, target_place))
 
-    def up_to(self, chain: int, place: int) -> Iterable[Place]:
+    def up_to(self, chain: int, place: int) -> Iterable[ChainPlace]:
         """Return the targets of a chain's links that hold at a place."""
         return [
             (target, last)
@@ -281,7 +281,7 @@ class _ChainLinks(msgspec.Struct):
             if start <= place
         ]
 
-    def reach(self, starts: Iterable[Place]) -> Reach:
+    def reach(self, starts: Iterable[ChainPlace]) -> Reach:
         """Return the reach of the auth chains of the events at these places. One query a step from
         chain to chain."""
         reach: Reach = {}
@@ -307,7 +307,7 @@ class _ChainLinks(msgspec.Struct):
             }
         return reach
 
-    def climb(self, starts: Iterable[Place]) -> dict[int, int]:
+    def climb(self, starts: Iterable[ChainPlace]) -> dict[int, int]:
         """Return by chain the first place whose auth chain has one of these places, as far as the
         loaded links tell."""
         at_or_above: dict[int, int] = {}
@@ -333,7 +333,9 @@ class _ChainLinks(msgspec.Struct):
         return above
 
 
-def _select_targets(links: _ChainLinks, own: Place, cited: Iterable[Place]) -> Mapping[int, int]:
+def _select_targets(
+    links: _ChainLinks, own: ChainPlace, cited: Iterable[ChainPlace]
+) -> Mapping[int, int]:
     """Return the links that an event needs: without those that its own chain or another of its auth
     events implies."""
     chain, place = own
@@ -368,7 +370,7 @@ def _find_above(txn: Transaction, firsts: Mapping[int, int]) -> dict[int, int]:
     return above
 
 
-def _raise_bottoms(ranges: dict[int, Place], reach: Reach) -> None:
+def _raise_bottoms(ranges: dict[int, ChainPlace], reach: Reach) -> None:
     """Remove the reach from the ranges (after the first place, up to the second)."""
     for chain, (bottom, top) in list(ranges.items()):
         reached = max(bottom, reach.get(chain, 0))
@@ -378,11 +380,11 @@ def _raise_bottoms(ranges: dict[int, Place], reach: Reach) -> None:
             del ranges[chain]
 
 
-def _get_places(txn: Transaction, event_nids: Iterable[int]) -> dict[int, Place]:
+def _get_places(txn: Transaction, event_nids: Iterable[int]) -> dict[int, ChainPlace]:
     return {nid: (chain, place) for nid, chain, place in txn.query_in(_SELECT_PLACES, event_nids)}
 
 
-def _find_places(txn: Transaction, event_nids: Collection[int]) -> dict[int, Place]:
+def _find_places(txn: Transaction, event_nids: Collection[int]) -> dict[int, ChainPlace]:
     """Return the places of events that must have one. Raises UnknownAuthEvent."""
     places = _get_places(txn, event_nids)
     for nid in event_nids:
@@ -391,7 +393,7 @@ def _find_places(txn: Transaction, event_nids: Collection[int]) -> dict[int, Pla
     return places
 
 
-def _get_events(txn: Transaction, ranges: Mapping[int, Place]) -> set[int]:
+def _get_events(txn: Transaction, ranges: Mapping[int, ChainPlace]) -> set[int]:
     """Return the events in ranges of chains: after the first place, up to the second."""
     return {
         nid

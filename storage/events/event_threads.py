@@ -15,7 +15,7 @@ import msgspec
 from storage.engine.transaction import Transaction
 from storage.events.relations import THREAD, Relation
 
-MOST_HOPS = 3
+MAX_HOPS = 3
 """The number of related events that are followed to find a thread."""
 _LINKS = (
     "e.thread_root, r.rel_type, r.target, e.redacted_by, x.redacts FROM events AS e"
@@ -24,7 +24,7 @@ _LINKS = (
 )
 
 
-class Links(msgspec.Struct, frozen=True):
+class ThreadLinks(msgspec.Struct, frozen=True):
     """The relations of one event."""
 
     thread_root: str | None
@@ -35,7 +35,7 @@ class Links(msgspec.Struct, frozen=True):
     redacts: str | None = None
 
 
-class Standing(msgspec.Struct, frozen=True):
+class ThreadStanding(msgspec.Struct, frozen=True):
     """The thread and timeline that an event belongs to."""
 
     root: str | None
@@ -58,7 +58,7 @@ class ThreadWalk:
         self._is_loose = False
         self._hops = 0
 
-    def step(self, links: Links) -> str | None:
+    def step(self, links: ThreadLinks) -> str | None:
         """Take in an event's links. Return the id of the next event to read, if any."""
         self._is_loose = self._is_loose or links.is_redacted
         if links.thread_root is not None or links.rel_type == THREAD:
@@ -68,20 +68,22 @@ class ThreadWalk:
         if parent is None and links.redacts is not None:
             self._is_loose = True
             parent = links.redacts
-        if parent is None or self._hops == MOST_HOPS:
+        if parent is None or self._hops == MAX_HOPS:
             return None
         self._hops += 1
         self._top = parent
         return parent
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> ThreadStanding:
         """The result of the walk."""
         root = self._root
-        return Standing(root, root is None or self._is_loose, self._top if root is None else None)
+        return ThreadStanding(
+            root, root is None or self._is_loose, self._top if root is None else None
+        )
 
 
-def select_standing(txn: Transaction, room_nid: int, links: Links) -> Standing:
+def select_standing(txn: Transaction, room_nid: int, links: ThreadLinks) -> ThreadStanding:
     """Return the standing of an event of a room with these links. One query a hop."""
     walk = ThreadWalk()
     parent = walk.step(links)
@@ -91,10 +93,14 @@ def select_standing(txn: Transaction, room_nid: int, links: Links) -> Standing:
     return walk.standing
 
 
-def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> Standing:
+def select_standing_of(txn: Transaction, room_nid: int, event_nid: int) -> ThreadStanding:
     """Return the standing of a stored event."""
     links = _select_links(txn, "e.event_nid = ? AND e.room_nid = ?", event_nid, room_nid)
-    return Standing(None, in_main=True) if links is None else select_standing(txn, room_nid, links)
+    return (
+        ThreadStanding(None, in_main=True)
+        if links is None
+        else select_standing(txn, room_nid, links)
+    )
 
 
 def select_roots(
@@ -118,20 +124,20 @@ def select_roots(
     return {nid: walk.standing.root for nid, walk in walks.items()}
 
 
-def links_of(relation: Relation | None) -> Links:
+def links_of(relation: Relation | None) -> ThreadLinks:
     """Return the links of an event that is not stored yet."""
     return (
-        Links(None, None, None)
+        ThreadLinks(None, None, None)
         if relation is None
-        else Links(None, relation.rel_type, relation.target)
+        else ThreadLinks(None, relation.rel_type, relation.target)
     )
 
 
-def _select_links(txn: Transaction, where: str, *args: str | int) -> Links | None:
+def _select_links(txn: Transaction, where: str, *args: str | int) -> ThreadLinks | None:
     row = txn.query_one(f"SELECT {_LINKS} WHERE {where}", args)
     return None if row is None else _read_links(row)
 
 
-def _read_links(columns: Sequence[Any]) -> Links:
+def _read_links(columns: Sequence[Any]) -> ThreadLinks:
     thread_root, rel_type, target, redacted_by, redacts = columns
-    return Links(thread_root, rel_type, target, redacted_by is not None, redacts)
+    return ThreadLinks(thread_root, rel_type, target, redacted_by is not None, redacts)

@@ -30,9 +30,9 @@ class EventFlag:
     """Notifies users with default push rules."""
     TIMELINE: Final = 16
     """In the timeline of the room: accepted, and neither outlier nor soft-failed."""
-    CALLS_ROOM: Final = 32
+    HIGHLIGHTS: Final = 32
     """Highlighted for users with default push rules."""
-    OUTCOMES: Final = 64
+    HAS_PUSH_ACTIONS: Final = 64
     """Has another outcome for some local users, stored in the table `push_outcomes`."""
     TO_SEND: Final = 256
     """This server sends it to others: made by a local user in a federated room, or forwarded for
@@ -40,14 +40,14 @@ class EventFlag:
     RESOLVED: Final = 512
     """Its arrival changed the current state in more, or in something else, than the event sets:
     forks were resolved."""
-    MENDED: Final = 1024
+    STATE_ADDED: Final = 1024
     """The state after it has entries beyond its past, which could be verified only later."""
     PURGED: Final = 2048
     """A message whose content was deleted by retention or by an administrator: shown to nobody."""
     FORGOTTEN: Final = 4096
     """It was purged because no local user remembered its room: other servers may still have its
     content."""
-    AFTER_HOLE: Final = 8192
+    AFTER_GAP: Final = 8192
     """Some of its previous events were missing at its arrival and could not be fetched: readers in
     the order of arrival miss these."""
 
@@ -95,7 +95,7 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """The root event of its thread; stored only if it notifies somebody or was redacted."""
 
 
-class EventNews(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class EventSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The facts of a stored event that other nodes receive."""
 
     room_nid: int
@@ -113,7 +113,7 @@ class StateEntry(msgspec.Struct, frozen=True, gc=False):
     flags: int
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class EarlierReferences(msgspec.Struct, frozen=True):
     """Stored references to the given events from before their arrival."""
 
     redactions: Mapping[str, list[int]]
@@ -175,7 +175,9 @@ class EventStore:
             "get_lost_since", _select_lost, redaction_nid, position
         )
 
-    async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
+    async def get_earlier_references(
+        self, room_nid: int, event_ids: Iterable[str]
+    ) -> EarlierReferences:
         """Return stored references to events that now arrive in the room. Two queries."""
         return await self._database.read_quickly(
             "get_earlier_references", _select_earlier_references, room_nid, list(event_ids)
@@ -253,7 +255,9 @@ def make_row(row: Row) -> EventRow:
     return EventRow(*row)
 
 
-def _select_earlier_references(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:
+def _select_earlier_references(
+    txn: Transaction, room_nid: int, event_ids: list[str]
+) -> EarlierReferences:
     redactions: dict[str, list[int]] = {}
     rows = txn.query_in(
         "SELECT redacts, event_nid FROM redactions WHERE redacts IN {keys} ORDER BY event_nid",
@@ -266,7 +270,7 @@ def _select_earlier_references(txn: Transaction, room_nid: int, event_ids: list[
         event_ids,
         before=(room_nid,),
     )
-    return Waiting(redactions, frozenset(event_id for (event_id,) in backward))
+    return EarlierReferences(redactions, frozenset(event_id for (event_id,) in backward))
 
 
 def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostContent:

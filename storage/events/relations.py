@@ -14,17 +14,17 @@ from functools import lru_cache
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import LARGEST_CHUNK, Row
+from storage.engine.interface import MAX_CHUNK, Row
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.thread_senders import add_senders, subtract_senders
-from storage.events.timelines import Direction, Place
+from storage.events.timelines import Direction, TimelinePlace
 
 REPLACE = "m.replace"
 THREAD = "m.thread"
 REFERENCE = "m.reference"
 ANNOTATION = "m.annotation"
 
-MOST_REFERENCES = 100
+MAX_REFERENCES = 100
 """How many references are listed with an event, the oldest first."""
 CANDIDATES = 5
 """How many of the latest children are searched for one that the reader may see."""
@@ -44,7 +44,7 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
     target: str
     """The parent's id."""
     annotation: str | None = None
-    is_whole: bool = True
+    has_new_content: bool = True
     """False for a replacement without `m.new_content`."""
 
 
@@ -83,7 +83,7 @@ class Parent(msgspec.Struct, frozen=True, gc=False):
     sender: str
 
 
-class Wanted(msgspec.Struct, frozen=True):
+class RelationFilter(msgspec.Struct, frozen=True):
     """Selects children of an event."""
 
     rel_type: str | None = None
@@ -104,7 +104,7 @@ class RelationStore:
         read = (
             self._database.read_quickly
             if len(event_ids) <= FEW_EVENTS
-            else self._database.read_once
+            else self._database.read_without_snapshot
         )
         return await read("have_children", _select_parents, event_ids)
 
@@ -114,34 +114,34 @@ class RelationStore:
         rel_types: Set[str],
         reader: str,
         ignored: Collection[str],
-        left: Mapping[int, int] | None = None,
+        left_positions: Mapping[int, int] | None = None,
     ) -> Mapping[int, list[Children]]:
         """Return the valid replacements, threads and references of those events, limited to
-        `rel_types` and without events of `ignored` senders.
+        `rel_types` and without events of `ignored_users` senders.
 
         One query. Redacted events have no replacements. `left`: the position, by event, at which
         the reader's stay in its room ended; the result is then as of that position.
         """
-        return await self._database.read_once(  # an event may have many children
+        return await self._database.read_without_snapshot(  # an event may have many children
             "get_relation_children",
             _select_children,
             list(parents),
             rel_types,
             reader,
             list(ignored),
-            left,
+            left_positions,
         )
 
     async def get_page(
         self,
         room_nid: int,
         target: str,
-        wanted: Wanted,
-        start: Place,
-        end: Place | None,
+        filter: RelationFilter,
+        start: TimelinePlace,
+        end: TimelinePlace | None,
         direction: Direction,
         limit: int,
-    ) -> list[tuple[Place, int]]:
+    ) -> list[tuple[TimelinePlace, int]]:
         """Return children of an event from `start` on, no further than `end`: (place right after
         the child, its number)."""
         return await self._database.read(
@@ -149,35 +149,37 @@ class RelationStore:
             _select_page,
             room_nid,
             target,
-            wanted,
+            filter,
             start,
             end,
             direction,
             limit,
         )
 
-    async def find_levels(self, room_nid: int, target: str, wanted: Wanted, most: int) -> int:
+    async def find_levels(
+        self, room_nid: int, target: str, filter: RelationFilter, max_descendants: int
+    ) -> int:
         """Return the number of steps from the event within which at most `most` descendants are
-        found: at least one, no more than `wanted.levels`.
+        found: at least one, no more than `require_parameter.levels`.
 
         Each page of children of children is sorted again among all of them; this reads at most one
         too many.
         """
         return await self._database.read(
-            "find_relation_levels", _find_levels, room_nid, target, wanted, most
+            "find_relation_levels", _find_levels, room_nid, target, filter, max_descendants
         )
 
     async def get_threads(
         self,
         room_nid: int,
-        start: Place,
+        start: TimelinePlace,
         limit: int,
         reader: str,
         ignored: Collection[str],
         *,
         participated: bool,
-        end: Place | None = None,
-    ) -> list[tuple[Place, int]]:
+        end: TimelinePlace | None = None,
+    ) -> list[tuple[TimelinePlace, int]]:
         """Return threads of a room, the one with the latest event first: (place right after the
         latest event, number of the root).
 
@@ -244,7 +246,7 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
                 row.sender,
                 row.origin_server_ts,
                 row.relation.annotation,
-                int(row.relation.is_whole),
+                int(row.relation.has_new_content),
             )
             for key, row in children.items()
         ],
@@ -368,7 +370,7 @@ def _children_sql(rel_types: frozenset[str], ignored_senders: int, *, until_left
         parts.append(
             "SELECT r.rel_type, r.event_nid, r.depth, '' FROM relations AS r"
             f" WHERE r.target = ? AND r.rel_type = '{REFERENCE}' AND +r.room_nid = ?{condition}"
-            f" ORDER BY r.depth, r.event_nid LIMIT {MOST_REFERENCES}"
+            f" ORDER BY r.depth, r.event_nid LIMIT {MAX_REFERENCES}"
         )
     with_clause = (
         f"WITH unwanted (sender) AS (VALUES {', '.join(['(?)'] * ignored_senders)}) "
@@ -396,7 +398,7 @@ def _group(rows: Iterable[Row]) -> list[Children]:
     ]
 
 
-def _conditions(room_nid: int, filter: Wanted) -> tuple[str, list[int | str]]:
+def _conditions(room_nid: int, filter: RelationFilter) -> tuple[str, list[int | str]]:
     """Return the SQL condition on children, as `r`, with its values."""
     # the plus keeps databases from searching all threads of the room: they must go by the parent
     conditions, args = "+r.room_nid = ?", list[int | str]([room_nid])
@@ -408,7 +410,7 @@ def _conditions(room_nid: int, filter: Wanted) -> tuple[str, list[int | str]]:
 
 
 def _find_levels(
-    txn: Transaction, room_nid: int, target: str, filter: Wanted, max_descendants: int
+    txn: Transaction, room_nid: int, target: str, filter: RelationFilter, max_descendants: int
 ) -> int:
     conditions, args = _conditions(room_nid, filter)
     sql = (
@@ -417,8 +419,8 @@ def _find_levels(
     parents, remaining = [target], max_descendants
     for level in range(filter.levels):
         children: list[str] = []
-        for start in range(0, len(parents), LARGEST_CHUNK):
-            chunk = parents[start : start + LARGEST_CHUNK]
+        for start in range(0, len(parents), MAX_CHUNK):
+            chunk = parents[start : start + MAX_CHUNK]
             children += [
                 row[0]
                 for row in txn.query_in(sql, chunk, after=(*args, remaining + 1 - len(children)))
@@ -433,12 +435,12 @@ def _select_page(
     txn: Transaction,
     room_nid: int,
     target: str,
-    filter: Wanted,
-    start: Place,
-    end: Place | None,
+    filter: RelationFilter,
+    start: TimelinePlace,
+    end: TimelinePlace | None,
     direction: Direction,
     limit: int,
-) -> list[tuple[Place, int]]:
+) -> list[tuple[TimelinePlace, int]]:
     backwards = direction is Direction.BACKWARDS
     bounds, order = (
         ("(depth, event_nid) <= (?, ?)", "DESC")
@@ -469,19 +471,19 @@ def _select_page(
             f" SELECT DISTINCT depth, event_nid FROM found WHERE {bounds} {ordered}",
             (target, *args, filter.levels, *args, *place_args, limit),
         )
-    return [(Place(depth, nid), nid) for depth, nid in rows]
+    return [(TimelinePlace(depth, nid), nid) for depth, nid in rows]
 
 
 def _select_threads(
     txn: Transaction,
     room_nid: int,
-    start: Place,
-    end: Place | None,
+    start: TimelinePlace,
+    end: TimelinePlace | None,
     limit: int,
     reader: str,
     ignored: list[str],
     participated: bool,
-) -> list[tuple[Place, int]]:
+) -> list[tuple[TimelinePlace, int]]:
     ignored_senders = ignored[:_MOST_IGNORED]
     start = start if end is None else min(start, end)
     within = [] if end is None else [end.depth, end.event_nid]
@@ -523,7 +525,7 @@ def _select_threads(
         )
         args += [reader, reader, *within]
     rows = txn.query(sql + " ORDER BY r.depth DESC, r.event_nid DESC LIMIT ?", (*args, limit))
-    return [(Place(depth, nid), root) for depth, nid, root in rows]
+    return [(TimelinePlace(depth, nid), root) for depth, nid, root in rows]
 
 
 def _has_annotation(

@@ -26,7 +26,7 @@ class Direction(Enum):
     FORWARDS = "f"
 
 
-class Place(msgspec.Struct, frozen=True, order=True):
+class TimelinePlace(msgspec.Struct, frozen=True, order=True):
     """A place between events in the order by depth: right after the event with this depth and
     number."""
 
@@ -35,7 +35,7 @@ class Place(msgspec.Struct, frozen=True, order=True):
 
 
 LATEST_ARRIVALS = 1000
-START = Place(-1, 0)
+START = TimelinePlace(-1, 0)
 """Before all events."""
 
 
@@ -51,7 +51,7 @@ class Gaps(msgspec.Struct, frozen=True):
 
     ends: Sequence[str]
     """Ids of missing events that stored events name as `prev_events`."""
-    forgotten: str | None
+    purged_message: str | None
     """The id of the deepest message whose content was purged because no local user remembered the
     room."""
 
@@ -78,7 +78,7 @@ class TimelineStore:
         """Return for each room (after, up to) its newest arrivals with after < position ≤ up to,
         newest first, at most `limit`."""
         few = len(ranges) * limit <= FEW_ARRIVALS
-        read = self._database.read_quickly if few else self._database.read_once
+        read = self._database.read_quickly if few else self._database.read_without_snapshot
         return await read("get_latest_arrivals", _select_latest, dict(ranges), limit)
 
     async def get_next(
@@ -88,18 +88,18 @@ class TimelineStore:
         oldest first, at most `limit`."""
         return await self._database.read("get_next_arrivals", _select_next, dict(ranges), limit)
 
-    async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, Place]:
+    async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, TimelinePlace]:
         """Return the places right after these events."""
         return await self._database.read_quickly("get_places", _select_places, list(event_nids))
 
-    async def get_place_at(self, room_nid: int, position: int) -> Place:
+    async def get_place_at(self, room_nid: int, position: int) -> TimelinePlace:
         """Return the place right after the newest event that had arrived at that position; START if
         there was none."""
         return await self._database.read_quickly(
             "get_place_at", _select_place_at, room_nid, position
         )
 
-    async def get_deepest_at(self, room_nid: int, position: int) -> Place:
+    async def get_deepest_at(self, room_nid: int, position: int) -> TimelinePlace:
         """Return the place right after the deepest of the last thousand arrivals at a position;
         START if there was none.
 
@@ -110,8 +110,13 @@ class TimelineStore:
         )
 
     async def get_page(
-        self, room_nid: int, start: Place, end: Place | None, direction: Direction, limit: int
-    ) -> list[tuple[Place, int]]:
+        self,
+        room_nid: int,
+        start: TimelinePlace,
+        end: TimelinePlace | None,
+        direction: Direction,
+        limit: int,
+    ) -> list[tuple[TimelinePlace, int]]:
         """Return events from `start` on in that direction, no further than `end`: (place right
         after the event, event_nid)."""
         return await self._database.read(
@@ -136,8 +141,8 @@ class TimelineStore:
         )
 
     async def get_around(
-        self, places: Iterable[tuple[int, Place]], before: int, after: int
-    ) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
+        self, places: Iterable[tuple[int, TimelinePlace]], before: int, after: int
+    ) -> list[tuple[list[tuple[TimelinePlace, int]], list[tuple[TimelinePlace, int]]]]:
         """Return for each (room, place right after an event) the events before and after it, as
         pages. One read."""
         return await self._database.read(
@@ -195,38 +200,38 @@ def _select_ranges(
     return {nid: [Arrival(*row) for row in found] for nid, found in zip(ranges, rows, strict=True)}
 
 
-def _select_places(txn: Transaction, event_nids: list[int]) -> dict[int, Place]:
+def _select_places(txn: Transaction, event_nids: list[int]) -> dict[int, TimelinePlace]:
     rows = txn.query_in("SELECT event_nid, depth FROM events WHERE event_nid IN {keys}", event_nids)
-    return {nid: Place(depth, nid) for nid, depth in rows}
+    return {nid: TimelinePlace(depth, nid) for nid, depth in rows}
 
 
-def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
+def _select_place_at(txn: Transaction, room_nid: int, position: int) -> TimelinePlace:
     row = txn.query_one(
         "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ?"
         " ORDER BY position DESC LIMIT 1",
         (room_nid, position),
     )
-    return Place(*row) if row is not None else START
+    return TimelinePlace(*row) if row is not None else START
 
 
-def _select_deepest_at(txn: Transaction, room_nid: int, position: int) -> Place:
+def _select_deepest_at(txn: Transaction, room_nid: int, position: int) -> TimelinePlace:
     row = txn.query_one(
         "SELECT depth, event_nid FROM (SELECT depth, event_nid FROM events"
         " WHERE room_nid = ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?) AS latest ORDER BY depth DESC, event_nid DESC LIMIT 1",
         (room_nid, position, LATEST_ARRIVALS),
     )
-    return Place(*row) if row is not None else START
+    return TimelinePlace(*row) if row is not None else START
 
 
 def _select_page(
     txn: Transaction,
     room_nid: int,
-    start: Place,
-    end: Place | None,
+    start: TimelinePlace,
+    end: TimelinePlace | None,
     direction: Direction,
     limit: int,
-) -> list[tuple[Place, int]]:
+) -> list[tuple[TimelinePlace, int]]:
     args: list[int] = [room_nid, start.depth, start.event_nid]
     if direction is Direction.BACKWARDS:
         bounds, order = "(depth, event_nid) <= (?, ?)", "DESC"
@@ -243,7 +248,7 @@ def _select_page(
         f" ORDER BY depth {order}, event_nid {order} LIMIT ?",
         (*args, limit),
     )
-    return [(Place(depth, nid), nid) for depth, nid in rows]
+    return [(TimelinePlace(depth, nid), nid) for depth, nid in rows]
 
 
 def _select_by_time(
@@ -272,12 +277,17 @@ def _select_by_time(
 
 
 def _select_around(
-    txn: Transaction, places: list[tuple[int, Place]], before: int, after: int
-) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
+    txn: Transaction, places: list[tuple[int, TimelinePlace]], before: int, after: int
+) -> list[tuple[list[tuple[TimelinePlace, int]], list[tuple[TimelinePlace, int]]]]:
     return [
         (
             _select_page(
-                txn, nid, Place(here.depth, here.event_nid - 1), None, Direction.BACKWARDS, before
+                txn,
+                nid,
+                TimelinePlace(here.depth, here.event_nid - 1),
+                None,
+                Direction.BACKWARDS,
+                before,
             ),
             _select_page(txn, nid, here, None, Direction.FORWARDS, after),
         )

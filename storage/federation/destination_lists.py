@@ -9,7 +9,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from storage.federation.destinations import LEASE
 
-Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "told_upto"]
+Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "delivered_upto"]
 
 _STATES: Final = (
     "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE"
@@ -41,7 +41,7 @@ class DestinationSummary(msgspec.Struct, frozen=True):
     device_lists_missed: int = 0
     messages_to_devices: int = 0
     """Pending to-device messages."""
-    told_upto: int = 0
+    delivered_upto: int = 0
     """The server has received every event for it up to this position."""
 
 
@@ -106,7 +106,7 @@ def _select_page(
         "retry_last_ts": lambda row: (row.tried_ts, row.server),
         "retry_interval": lambda row: (row.pause_ms, row.server),
         "failure_ts": lambda row: (row.failing_since_ts or 0, row.server),
-        "told_upto": lambda row: (row.told_upto, row.server),
+        "delivered_upto": lambda row: (row.delivered_upto, row.server),
     }
     matching = [row for server, row in _select_all(txn).items() if term in server]
     page = sorted(matching, key=keys[order], reverse=backwards)[offset : offset + limit]
@@ -140,14 +140,14 @@ def _select_one(txn: Transaction, server: str) -> DestinationSummary | None:
 def _with_delivered(
     txn: Transaction, rows: Mapping[str, DestinationSummary], first_missed: Mapping[str, int]
 ) -> dict[str, DestinationSummary]:
-    """Fill in `told_upto`. `first_missed`: the position of the first event that a server has
+    """Fill in `delivered_upto`. `first_missed`: the position of the first event that a server has
     missed, if any."""
     lease = txn.query_one("SELECT position FROM leases WHERE name = ?", (LEASE,))
     told_upto = 0 if lease is None else int(lease[0])
     return {
         server: msgspec.structs.replace(
             row,
-            told_upto=min(told_upto, first_missed[server] - 1)
+            delivered_upto=min(told_upto, first_missed[server] - 1)
             if server in first_missed
             else told_upto,
         )

@@ -22,11 +22,11 @@ LEASE: Final = "federation"
 _TO_SEND = int(EventFlag.TO_SEND)
 
 
-class Word(IntEnum):
+class ActivitySource(IntEnum):
     """The source of a report that an unreachable server is back; a greater one has precedence."""
 
-    ITS_OWN = 1
-    OF_AN_OPERATOR = 2
+    SERVER = 1
+    OPERATOR = 2
 
 
 class DestinationRow(msgspec.Struct, frozen=True):
@@ -46,7 +46,7 @@ class Backlog(msgspec.Struct, frozen=True):
 
     rooms: dict[int, int] = msgspec.field(default_factory=dict)
     users: dict[str, int] = msgspec.field(default_factory=dict)
-    is_whole: bool = False
+    is_complete: bool = False
     """It is the complete backlog, not an addition."""
 
 
@@ -60,7 +60,7 @@ class EventToSend(msgspec.Struct, frozen=True):
     is_member: bool
 
 
-class OwnMove(msgspec.Struct, frozen=True):
+class OwnMembershipChange(msgspec.Struct, frozen=True):
     """A membership event whose sender is its subject."""
 
     position: int
@@ -100,7 +100,9 @@ class DestinationStore:
             "get_events_to_send", _select_events, after, upto, limit
         )
 
-    async def get_own_moves(self, after: int, upto: int, limit: int) -> Sequence[OwnMove]:
+    async def get_own_membership_changes(
+        self, after: int, upto: int, limit: int
+    ) -> Sequence[OwnMembershipChange]:
         """Return users who joined, left, or changed their profile by their own event in that range,
         in order; remote users included."""
         return await self._database.read_quickly(
@@ -137,13 +139,15 @@ class DestinationStore:
         wait."""
         return await self._database.read_quickly("get_failing_since", _select_failing_since, server)
 
-    async def note_heard(self, servers: Collection[str], source: Word = Word.ITS_OWN) -> None:
+    async def record_activity(
+        self, servers: Collection[str], source: ActivitySource = ActivitySource.SERVER
+    ) -> None:
         """Record that unreachable servers are back, for a node that does not send."""
         failing = await self._database.read_quickly("get_failing", _select_failing, servers, source)
         if failing:
             await self._database.write("record_server_activity", _record_activity, failing, source)
 
-    async def take_heard(self) -> Mapping[str, Word]:
+    async def take_activity(self) -> Mapping[str, ActivitySource]:
         """Return and clear the servers that other nodes reported as back, with the source of the
         report."""
         reported = await self._database.read_quickly("get_server_activity", _select_activity)
@@ -155,7 +159,7 @@ class DestinationStore:
         """Add to the backlogs of servers."""
         await self._database.write("add_backlogs", _add_backlogs, backlogs)
 
-    def set_told(
+    def set_delivered(
         self,
         txn: WriteTransaction,
         server: str,
@@ -210,7 +214,9 @@ def _select_failing_since(txn: Transaction, server: str) -> int | None:
     return rows[0][0] if rows else None
 
 
-def _select_failing(txn: Transaction, servers: Collection[str], source: Word) -> list[str]:
+def _select_failing(
+    txn: Transaction, servers: Collection[str], source: ActivitySource
+) -> list[str]:
     rows = txn.query_in(
         "SELECT server FROM destinations"
         " WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
@@ -220,19 +226,19 @@ def _select_failing(txn: Transaction, servers: Collection[str], source: Word) ->
     return [server for (server,) in rows]
 
 
-def _record_activity(txn: WriteTransaction, servers: Sequence[str], source: Word) -> None:
+def _record_activity(txn: WriteTransaction, servers: Sequence[str], source: ActivitySource) -> None:
     txn.execute_many(
         "UPDATE destinations SET is_heard = ? WHERE server = ? AND is_heard < ?",
         [(int(source), server, int(source)) for server in servers],
     )
 
 
-def _select_activity(txn: Transaction) -> dict[str, Word]:
+def _select_activity(txn: Transaction) -> dict[str, ActivitySource]:
     rows = txn.query("SELECT server, is_heard FROM destinations WHERE is_heard > 0")
-    return {server: Word(source) for server, source in rows}
+    return {server: ActivitySource(source) for server, source in rows}
 
 
-def _clear_activity(txn: WriteTransaction, reported: Mapping[str, Word]) -> None:
+def _clear_activity(txn: WriteTransaction, reported: Mapping[str, ActivitySource]) -> None:
     txn.execute_many(
         "UPDATE destinations SET is_heard = 0 WHERE server = ? AND is_heard = ?",
         [(server, int(source)) for server, source in reported.items()],
@@ -265,14 +271,16 @@ def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[
     ]
 
 
-def _select_own_changes(txn: Transaction, after: int, upto: int, limit: int) -> list[OwnMove]:
+def _select_own_changes(
+    txn: Transaction, after: int, upto: int, limit: int
+) -> list[OwnMembershipChange]:
     rows = txn.query(
         "SELECT position, event_nid, room_nid, sender FROM events"
         " WHERE position > ? AND position <= ?"
         " AND type = 'm.room.member' AND state_key = sender ORDER BY position LIMIT ?",
         (after, upto, limit),
     )
-    return [OwnMove(*row) for row in rows]
+    return [OwnMembershipChange(*row) for row in rows]
 
 
 def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> list[ReceiptToSend]:

@@ -23,16 +23,16 @@ _IS_BEHIND: Final = (
 )
 _EXPIRED: Final = f"(d.failing_since_ts < ? OR (d.failing_since_ts < ? AND NOT {_SHARES}))"
 """SQL condition: messages for such a server are deleted. Parameters: `dead_since`,
-`strangers_since` of `Ages`."""
+`strangers_since` of `CleanupAges`."""
 _UNNEEDED: Final = (
     f"d.tried_ts < ? AND NOT {_SHARES} AND NOT {_HAS_MESSAGES} AND (d.failing_since_ts < ?"
     f" OR NOT {_IS_BEHIND})"
 )
 """SQL condition: the row of such a server may be deleted. Parameters: `tried_before`, `dead_since`
-of `Ages`."""
+of `CleanupAges`."""
 
 
-class Ages(msgspec.Struct, frozen=True):
+class CleanupAges(msgspec.Struct, frozen=True):
     """Times in milliseconds since 1970."""
 
     dead_since: int
@@ -46,13 +46,13 @@ class Ages(msgspec.Struct, frozen=True):
     nothing pending."""
 
 
-class ForgottenDestinationStore:
+class DestinationCleanupStore:
     """Deletes rows of `destinations` and what is pending for them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def remove_expired(self, ages: Ages, limit: int) -> int:
+    async def remove_expired(self, ages: CleanupAges, limit: int) -> int:
         """Delete some of the expired to-device messages. Return how many."""
         expired = await self._database.read(
             "get_expired_destinations", _select_expired, ages, limit
@@ -65,7 +65,7 @@ class ForgottenDestinationStore:
             else 0
         )
 
-    async def forget(self, ages: Ages, limit: int) -> list[str]:
+    async def remove_unneeded(self, ages: CleanupAges, limit: int) -> list[str]:
         """Delete some of the rows that are no longer needed. Return their servers."""
         found = await self._database.read(
             "get_unneeded_destinations", _select_unneeded, ages, limit
@@ -79,12 +79,14 @@ class ForgottenDestinationStore:
         )
 
 
-def _select_expired(txn: Transaction, ages: Ages, limit: int) -> list[str]:
+def _select_expired(txn: Transaction, ages: CleanupAges, limit: int) -> list[str]:
     sql = f"SELECT d.server FROM destinations AS d WHERE {_EXPIRED} AND {_HAS_MESSAGES} LIMIT ?"
     return [server for (server,) in txn.query(sql, (ages.dead_since, ages.strangers_since, limit))]
 
 
-def _remove_expired(txn: WriteTransaction, ages: Ages, servers: list[str], limit: int) -> int:
+def _remove_expired(
+    txn: WriteTransaction, ages: CleanupAges, servers: list[str], limit: int
+) -> int:
     """Delete expired messages; servers that became reachable meanwhile are left alone."""
     remaining = limit
     sql = f"SELECT d.server FROM destinations AS d WHERE {_EXPIRED} AND d.server IN {{keys}}"
@@ -105,12 +107,12 @@ def _remove_expired(txn: WriteTransaction, ages: Ages, servers: list[str], limit
     return limit - remaining
 
 
-def _select_unneeded(txn: Transaction, ages: Ages, limit: int) -> list[str]:
+def _select_unneeded(txn: Transaction, ages: CleanupAges, limit: int) -> list[str]:
     sql = f"SELECT d.server FROM destinations AS d WHERE {_UNNEEDED} LIMIT ?"
     return [server for (server,) in txn.query(sql, (ages.tried_before, ages.dead_since, limit))]
 
 
-def _remove_unneeded(txn: WriteTransaction, ages: Ages, servers: list[str]) -> list[str]:
+def _remove_unneeded(txn: WriteTransaction, ages: CleanupAges, servers: list[str]) -> list[str]:
     """Delete destinations; those that became needed meanwhile are left alone."""
     sql = f"SELECT d.server FROM destinations AS d WHERE {_UNNEEDED} AND d.server IN {{keys}}"
     deleted = [

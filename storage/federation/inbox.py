@@ -20,29 +20,29 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class Places(msgspec.Struct, frozen=True):
+class InboxLimits(msgspec.Struct, frozen=True):
     """Limits on waiting events."""
 
-    all: int = 2000
-    unjudged: int = 1500
+    per_server: int = 2000
+    awaiting_verdict: int = 1500
     """Of one server, waiting for verdicts of policy servers."""
-    unjudged_by_one: int = 750
+    awaiting_one_policy_server: int = 750
     """Of one server, waiting for verdicts of one policy server."""
-    unjudged_of_room: int = 200
-    bytes_of_one: int = 32 << 20
-    of_domain: int = 4000
-    bytes_of_domain: int = 64 << 20
-    together: int = 20_000
+    awaiting_verdict_per_room: int = 200
+    bytes_per_server: int = 32 << 20
+    per_domain: int = 4000
+    bytes_per_domain: int = 64 << 20
+    total: int = 20_000
     """Of all servers."""
-    bytes_together: int = 256 << 20
-    when_scarce: int = 100
+    total_bytes: int = 256 << 20
+    per_server_when_half_full: int = 100
     """Of one server, once half of the total events or bytes are used."""
-    of_domain_when_scarce: int = 500
-    outside: int = 50
+    per_domain_when_half_full: int = 500
+    per_outside_server: int = 50
     """Of one server, for rooms that it is not in."""
-    outside_of_domain: int = 200
-    outside_together: int = 1000
-    outside_bytes: int = 16 << 20
+    per_outside_domain: int = 200
+    outside_total: int = 1000
+    outside_total_bytes: int = 16 << 20
 
 
 class InboxFull(Exception):
@@ -55,7 +55,7 @@ class NewInboxRow(msgspec.Struct, frozen=True):
     event_id: str
     pdu: bytes
     """JSON of the complete PDU."""
-    is_naming: bool = False
+    names_policy_server: bool = False
     """It names the policy server of its room."""
     is_own: bool = False
     """Its sender is a user of the server that sent it. Copies from other servers may have been
@@ -91,9 +91,9 @@ class _Share(msgspec.Struct, frozen=True):
 class InboxStore:
     """Reads and writes the table `inbox`."""
 
-    def __init__(self, database: Database, places: Places | None = None) -> None:
+    def __init__(self, database: Database, limits: InboxLimits | None = None) -> None:
         self._database = database
-        self._limits = places or Places()
+        self._limits = limits or InboxLimits()
 
     async def add(
         self,
@@ -102,7 +102,7 @@ class InboxStore:
         rows: Sequence[NewInboxRow],
         received_ts: int,
         *,
-        judge: str | None,
+        policy_server: str | None,
         is_outside: bool = False,
         domain: str = "",
     ) -> None:
@@ -110,7 +110,7 @@ class InboxStore:
         none is stored.
 
         `judge`: the policy server whose verdict they wait for. None: that of other waiting events
-        of this server in the room, since most events follow earlier ones. `is_outside`: the server
+        of this server in the room, since most events follow earlier ones. `is_out_of_room`: the server
         is not in the room. A copy from a server in the room replaces one from outside, and a copy
         from the sender's own server replaces any other. `domain`: the registered domain of the
         server; empty: no limit per domain.
@@ -122,7 +122,7 @@ class InboxStore:
             origin,
             list(rows),
             received_ts,
-            judge,
+            policy_server,
             is_outside,
             domain,
         )
@@ -147,7 +147,7 @@ class InboxStore:
         """Remove events that need not wait any longer."""
         await self._database.write("remove_from_inbox", _remove, list(inbox_nids))
 
-    async def note_attempt(self, inbox_nids: Iterable[int]) -> None:
+    async def record_attempt(self, inbox_nids: Iterable[int]) -> None:
         """Record a failed attempt."""
         await self._database.write("record_inbox_attempt", _record_attempt, list(inbox_nids))
 
@@ -196,7 +196,7 @@ class InboxStore:
                     row.event_id,
                     origin,
                     row.pdu,
-                    None if row.is_naming else judge,
+                    None if row.names_policy_server else judge,
                     int(is_outside),
                     len(row.pdu),
                     domain,
@@ -232,20 +232,21 @@ class InboxStore:
                 of_one += share
         if is_outside:
             return (
-                together.fits(limits.outside_together, limits.outside_bytes)
-                and of_domain.count <= limits.outside_of_domain
-                and of_one.count <= limits.outside
+                together.fits(limits.outside_total, limits.outside_total_bytes)
+                and of_domain.count <= limits.per_outside_domain
+                and of_one.count <= limits.per_outside_server
             )
         if not (
-            together.fits(limits.together, limits.bytes_together)
-            and of_domain.fits(limits.of_domain, limits.bytes_of_domain)
-            and of_one.size <= limits.bytes_of_one
+            together.fits(limits.total, limits.total_bytes)
+            and of_domain.fits(limits.per_domain, limits.bytes_per_domain)
+            and of_one.size <= limits.bytes_per_server
         ):
             return False
-        if together.fits(limits.together // 2, limits.bytes_together // 2):
+        if together.fits(limits.total // 2, limits.total_bytes // 2):
             return True
         return (
-            of_one.count <= limits.when_scarce and of_domain.count <= limits.of_domain_when_scarce
+            of_one.count <= limits.per_server_when_half_full
+            and of_domain.count <= limits.per_domain_when_half_full
         )
 
     def _fits_server_limits(
@@ -258,9 +259,9 @@ class InboxStore:
     ) -> bool:
         limits = self._limits
         ((stored_count,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
-        if stored_count + len(new) > limits.all:
+        if stored_count + len(new) > limits.per_server:
             return not new
-        more = sum(not row.is_naming for row in new)
+        more = sum(not row.names_policy_server for row in new)
         if judge is None or not more:
             return True
         ((unjudged, by_one, of_room),) = txn.query(
@@ -270,9 +271,9 @@ class InboxStore:
             (judge, room_nid, origin),
         )
         return bool(
-            unjudged + more <= limits.unjudged
-            and by_one + more <= limits.unjudged_by_one
-            and of_room + more <= limits.unjudged_of_room
+            unjudged + more <= limits.awaiting_verdict
+            and by_one + more <= limits.awaiting_one_policy_server
+            and of_room + more <= limits.awaiting_verdict_per_room
         )
 
 

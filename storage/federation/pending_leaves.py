@@ -13,11 +13,11 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_FOR_A_SERVER: Final = 500
+MAX_PER_SERVER: Final = 500
 """The maximum of pending leaves per server; further ones are not stored."""
 
 
-class UntoldLeave(msgspec.Struct, frozen=True):
+class PendingLeave(msgspec.Struct, frozen=True):
     """A leave to send to a server. The caller that took it is sending it."""
 
     room_nid: int
@@ -29,11 +29,11 @@ class UntoldLeave(msgspec.Struct, frozen=True):
     """When it is retried, unless it is removed before."""
     attempts: int
     """Attempts so far, including the current one."""
-    ended: str
+    ended_event_id: str
     """The id of the invite or knock that it ends, as that server knows it; empty: unknown."""
 
 
-class UntoldLeaveStore:
+class PendingLeaveStore:
     """Reads and writes the table `untold_leaves`."""
 
     def __init__(self, database: Database) -> None:
@@ -45,13 +45,13 @@ class UntoldLeaveStore:
             "get_servers_of_pending_leaves", _select_servers, now, limit
         )
 
-    async def take_due(
+    async def lease_due(
         self, server: str, now: int, pause: Callable[[int], int]
-    ) -> UntoldLeave | None:
+    ) -> PendingLeave | None:
         """Take the first due leave of a server. It is due again, for any caller, after
         `pause(attempts)` ms."""
 
-        def write(txn: WriteTransaction) -> UntoldLeave | None:
+        def write(txn: WriteTransaction) -> PendingLeave | None:
             found = txn.query_one(
                 "SELECT room_nid, user_id, event_id, since_ts, ended,"
                 " (SELECT MAX(attempts) FROM untold_leaves WHERE server = ?) FROM untold_leaves"
@@ -62,7 +62,7 @@ class UntoldLeaveStore:
                 return None
             room_nid, user_id, event_id, since_ts, ended, attempts = found
             due = now + pause(attempts)
-            leave = UntoldLeave(
+            leave = PendingLeave(
                 room_nid, user_id, server, event_id, since_ts, due, attempts + 1, ended
             )
             sql = (
@@ -74,7 +74,7 @@ class UntoldLeaveStore:
 
         return await self._database.write("take_pending_leave", write)
 
-    async def put_off(self, leave: UntoldLeave, until: int = 0) -> None:
+    async def postpone(self, leave: PendingLeave, until: int = 0) -> None:
         """Postpone a leave whose server is unreachable until its due time, or `until` (ms) if that
         is later. The other leaves of the server wait as long and come first then."""
         due = max(leave.due_ts, until)
@@ -92,7 +92,7 @@ class UntoldLeaveStore:
 
         await self._database.write("postpone_pending_leaves", write)
 
-    async def let_wait(self, server: str, until: int) -> None:
+    async def postpone_server(self, server: str, until: int) -> None:
         """Postpone all leaves of a server until then (ms)."""
 
         def write(txn: WriteTransaction) -> None:
@@ -101,7 +101,7 @@ class UntoldLeaveStore:
 
         await self._database.write("postpone_leaves_of_server", write)
 
-    async def is_unchanged(self, leave: UntoldLeave) -> bool:
+    async def is_unchanged(self, leave: PendingLeave) -> bool:
         """Whether the caller that took the leave may still send it: the membership has not changed
         since, and no local user is joining the room on any node."""
         return await self._database.read_quickly("is_pending_leave_unchanged", _is_unchanged, leave)
@@ -119,7 +119,7 @@ class UntoldLeaveStore:
 
         await self._database.write("set_pending_leaves_due", write)
 
-    async def forget(self, room_id: str, user_id: str, due: int) -> None:
+    async def remove_of_user(self, room_id: str, user_id: str, due: int) -> None:
         """Delete a user's leaves of a room that the user has joined. Leaves of other users become
         due then (ms)."""
 
@@ -130,7 +130,7 @@ class UntoldLeaveStore:
 
         await self._database.write("remove_pending_leaves", write)
 
-    async def remove(self, leave: UntoldLeave) -> None:
+    async def remove(self, leave: PendingLeave) -> None:
         """Remove a leave that was sent, or that is no longer to be sent."""
 
         def write(txn: WriteTransaction) -> None:
@@ -143,7 +143,7 @@ class UntoldLeaveStore:
         await self._database.write("remove_pending_leave", write)
 
 
-def set_untold_leaves(
+def set_pending_leaves(
     txn: WriteTransaction,
     room_nid: int,
     user_id: str,
@@ -156,7 +156,7 @@ def set_untold_leaves(
     txn.execute("DELETE FROM untold_leaves WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
     for server, ended in servers.items():
         pending = txn.query_one("SELECT COUNT(*) FROM untold_leaves WHERE server = ?", (server,))
-        if pending is not None and pending[0] < MOST_FOR_A_SERVER:
+        if pending is not None and pending[0] < MAX_PER_SERVER:
             txn.execute(
                 "INSERT INTO untold_leaves (room_nid, user_id, server, event_id, since_ts,"
                 " due_ts, ended)"
@@ -173,7 +173,7 @@ def _select_servers(txn: Transaction, now: int, limit: int) -> list[str]:
     return [server for (server,) in txn.query(sql, (now, limit))]
 
 
-def _is_unchanged(txn: Transaction, leave: UntoldLeave) -> bool:
+def _is_unchanged(txn: Transaction, leave: PendingLeave) -> bool:
     row = txn.query_one(
         "SELECT event_id, due_ts FROM untold_leaves"
         " WHERE room_nid = ? AND user_id = ? AND server = ?",

@@ -10,26 +10,26 @@ from typing import Final
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_OF_ROOM: Final = 2_000
+MAX_PER_ROOM: Final = 2_000
 """The maximum of verdicts per room. A gap or a page of history has at most half as many events."""
 MAX_AGE_MS: Final = 7 * 24 * 3600 * 1000
 
 
-class PolicyJudgementStore:
+class PolicyVerdictStore:
     """Reads and writes the table `policy_judgements`."""
 
-    def __init__(self, database: Database, *, most_of_room: int = MOST_OF_ROOM) -> None:
+    def __init__(self, database: Database, *, max_per_room: int = MAX_PER_ROOM) -> None:
         self._database = database
-        self._max_per_room = most_of_room
+        self._max_per_room = max_per_room
 
-    async def get_judgements(
+    async def get_verdicts(
         self, room_nid: int, public_key: bytes, event_ids: Collection[str]
     ) -> Mapping[str, bool]:
         """Return the stored verdicts by event: whether it may be shown."""
         read = self._database.read_quickly if len(event_ids) <= 50 else self._database.read
         return await read("get_policy_verdicts", _select, room_nid, public_key, list(event_ids))
 
-    async def add_judgements(
+    async def add_verdicts(
         self, room_nid: int, public_key: bytes, verdicts: Mapping[str, bool], judged_ts: int
     ) -> None:
         """Store verdicts. Deletes those that are too old, and those beyond the limit of the

@@ -13,7 +13,7 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_KEYS: Final = 250
+MAX_STORED_KEYS: Final = 250
 """The maximum of keys per server: more than one document has."""
 
 
@@ -33,7 +33,7 @@ class StoredDocument(msgspec.Struct, frozen=True):
     fetched_at: int
 
 
-class StoredServer(msgspec.Struct, frozen=True):
+class StoredServerKeys(msgspec.Struct, frozen=True):
     """All stored keys of a server."""
 
     keys: Mapping[str, StoredKey]
@@ -47,7 +47,7 @@ class ServerKeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_keys(self, servers: Iterable[str]) -> Mapping[str, StoredServer]:
+    async def get_keys(self, servers: Iterable[str]) -> Mapping[str, StoredServerKeys]:
         """Return all keys of these servers in one read. A server without keys is absent."""
         return await self._database.read_quickly("get_server_keys", _get_keys, tuple(servers))
 
@@ -58,7 +58,7 @@ class ServerKeyStore:
     async def set_keys(
         self, server: str, keys: Mapping[str, StoredKey], document: StoredDocument
     ) -> None:
-        """Store the current keys and document of a server, at most `MOST_KEYS`. Its other keys
+        """Store the current keys and document of a server, at most `MAX_STORED_KEYS`. Its other keys
         stay, as far as they fit."""
         await self._database.write("set_server_keys", self.set_keys_in, server, keys, document)
 
@@ -96,11 +96,11 @@ def _add_keys(txn: WriteTransaction, server: str, keys: Mapping[str, StoredKey])
     others = [key_id for (key_id,) in txn.query(sql, (server,)) if key_id not in keys]
     txn.execute_many(
         "DELETE FROM server_keys WHERE server_name = ? AND key_id = ?",
-        [(server, key_id) for key_id in others[max(0, MOST_KEYS - len(keys)) :]],
+        [(server, key_id) for key_id in others[max(0, MAX_STORED_KEYS - len(keys)) :]],
     )
 
 
-def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredServer]:
+def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredServerKeys]:
     document = {
         server: (valid_until, fetched_at)
         for server, valid_until, fetched_at in txn.query_in(
@@ -117,7 +117,8 @@ def _get_keys(txn: Transaction, servers: tuple[str, ...]) -> dict[str, StoredSer
     for server, key_id, public_key, valid_until in txn.query_in(sql, servers):
         keys.setdefault(server, {})[key_id] = StoredKey(bytes(public_key), valid_until)
     return {
-        server: StoredServer(found, *document.get(server, (0, 0))) for server, found in keys.items()
+        server: StoredServerKeys(found, *document.get(server, (0, 0)))
+        for server, found in keys.items()
     }
 
 

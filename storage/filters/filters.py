@@ -13,10 +13,10 @@ from hashlib import sha256
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_FILTERS = 1000
-LARGEST_FILTERS = 1024 * 1024
+MAX_FILTERS = 1000
+MAX_CHARACTERS = 1024 * 1024
 """The most characters of JSON, of all filters of one user."""
-MOST_FRESH = 4
+PROTECTED_UNUSED = 4
 """The number of most recently uploaded unused filters that are kept before all others."""
 
 
@@ -48,7 +48,7 @@ class FilterStore:
         """Add a filter unless it exists. Return its ID; the first is 0. Counts as uploaded now."""
         return await self._database.write("add_filter", _add_filter, user_id, definition, now_ms)
 
-    async def note_used(self, user_id: str, filter_id: int, now_ms: int) -> None:
+    async def record_use(self, user_id: str, filter_id: int, now_ms: int) -> None:
         """Record that a filter was used now."""
         await self._database.write("note_used_filter", _record_use, user_id, filter_id, now_ms)
 
@@ -73,11 +73,11 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
     )
     used = [row for row in rows if row[2]]
     unused = [row for row in rows if not row[2]]
-    fresh = MOST_FRESH - 1  # with the new one
+    fresh = PROTECTED_UNUSED - 1  # with the new one
     count, size = 1, len(definition)
     excess: list[int] = []
     for filter_id, length, _ in (*unused[:fresh], *used, *unused[fresh:]):
-        if excess or count == MOST_FILTERS or size + length > LARGEST_FILTERS:
+        if excess or count == MAX_FILTERS or size + length > MAX_CHARACTERS:
             excess.append(filter_id)
         count, size = count + 1, size + length
     txn.execute_many(

@@ -20,13 +20,13 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 GRACE_MS: Final = 60_000
 """How long a pair stays valid that lost a race between two exchanges of one refresh token."""
-SAME_MOMENT_MS: Final = 10_000
+RACE_MS: Final = 10_000
 """Exchanges within this time of each other count as a race."""
-MOST_EXCHANGES: Final = 5
+MAX_UNUSED_PAIRS: Final = 5
 """Maximum number of unused pairs from exchanges of one refresh token."""
-MOST_BRANCHES: Final = 5
+MAX_USED_PAIRS: Final = 5
 """Maximum number of pairs of a device in use in parallel; the most recently refreshed ones stay."""
-MOST_LATE: Final = 10
+MAX_RETIRED_PAIRS: Final = 10
 """Maximum number of expired, never refreshed pairs of a device that are stored to distinguish them
 from stolen ones."""
 _TRIM_LIMIT: Final = 100
@@ -63,22 +63,22 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     oauth_client: str | None = None
     """The client of an OAuth 2.0 session; None for other sessions."""
     user_type: str | None = None
-    of_service: bool = False
+    is_appservice_account: bool = False
     """Whether the account belongs to an application service."""
-    agreed: int = 0
+    accepted_policies: int = 0
     """The number of the given policies that the owner has accepted."""
     shadow_banned: bool = False
-    device_made_ts: int = 0
+    device_created_ts: int = 0
     """When the device was created; distinguishes it from a removed device with the same id."""
 
 
-class TokenStanding(msgspec.Struct, frozen=True):
+class TokenState(msgspec.Struct, frozen=True):
     """The current state of a token that was valid before."""
 
-    is_there: bool
+    exists: bool
     expires_ts: int | None
     """The expiry time, in milliseconds since 1970."""
-    is_renewed: bool
+    is_refreshed: bool
     """Whether the device has a valid access token from a refresh."""
     deactivated: bool
     locked: bool
@@ -96,7 +96,7 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
     """The end of its grace period after a competing pair was used; in the past if it was retired,
     because there were too many pairs."""
 
-    def is_late(self, now: int) -> bool:
+    def is_grace_over(self, now: int) -> bool:
         """Return whether the grace period is over."""
         return self.grace_until_ts is not None and self.grace_until_ts <= now
 
@@ -122,7 +122,7 @@ class TokenStore:
     ) -> AccessTokenRow | None:
         """Return the token and its account, in one query.
 
-        `policies`: pairs of policy and version, counted in `agreed`.
+        `policies`: pairs of policy and version, counted in `accepted_policies`.
         """
         return await self._database.read_quickly(
             "get_access_token", self.get_access_token_in, token_hash, policies
@@ -167,21 +167,21 @@ class TokenStore:
             account_expires_ts=row[11],
             oauth_client=row[12],
             user_type=row[13],
-            of_service=row[14] is not None,
-            agreed=int(row[15]),
+            is_appservice_account=row[14] is not None,
+            accepted_policies=int(row[15]),
             shadow_banned=bool(row[16]),
-            device_made_ts=row[17] or 0,
+            device_created_ts=row[17] or 0,
         )
 
-    async def get_standing(
+    async def get_token_state(
         self, token_nid: int, user_id: str, device_id: str | None, now: int
-    ) -> TokenStanding | None:
+    ) -> TokenState | None:
         """Return the current state of a user's token, in one query; None for an unknown account.
 
         `now`: milliseconds since 1970.
         """
 
-        def read(txn: Transaction) -> TokenStanding | None:
+        def read(txn: Transaction) -> TokenState | None:
             row = txn.query_one(
                 "SELECT t.token_nid, t.expires_ts, a.deactivated_ts, a.locked, EXISTS"
                 " (SELECT 1 FROM access_tokens o"
@@ -194,7 +194,7 @@ class TokenStore:
             )
             if row is None:
                 return None
-            return TokenStanding(
+            return TokenState(
                 row[0] is not None, row[1], bool(row[4]), row[2] is not None, bool(row[3])
             )
 
@@ -289,14 +289,14 @@ class TokenStore:
         return refresh_nid
 
     def trim_exchanges(self, txn: WriteTransaction, old: RefreshTokenRow, now: int) -> None:
-        """Retire all but the newest `MOST_EXCHANGES` unused pairs exchanged for a refresh token."""
+        """Retire all but the newest `MAX_UNUSED_PAIRS` unused pairs exchanged for a refresh token."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? AND grace_until_ts IS NULL"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
         )
         self._retire(
             txn,
-            [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIM_LIMIT, MOST_EXCHANGES))],
+            [row[0] for row in txn.query(sql, (old.refresh_nid, _TRIM_LIMIT, MAX_UNUSED_PAIRS))],
             now,
         )
         self._remove_late(txn, old.user_id, old.device_id, now)
@@ -337,7 +337,7 @@ class TokenStore:
             "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ?"
             " AND ? THEN ? ELSE ? END"
             " WHERE from_nid = ? AND grace_until_ts IS NULL",
-            (made_ts - SAME_MOMENT_MS, made_ts + SAME_MOMENT_MS, now + GRACE_MS, now, replaced),
+            (made_ts - RACE_MS, made_ts + RACE_MS, now + GRACE_MS, now, replaced),
         )
         return PairUse.FIRST
 
@@ -358,14 +358,14 @@ class TokenStore:
         self._remove_late(txn, user_id, device_id, now)
 
     def _trim_branches(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
-        """Retire all but the newest `MOST_BRANCHES` pairs in use; closed tabs leave some behind."""
+        """Retire all but the newest `MAX_USED_PAIRS` pairs in use; closed tabs leave some behind."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"
             " AND spent_ts IS NULL"
             " AND from_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC"
             " LIMIT ? OFFSET ?"
         )
-        args = (user_id, device_id, _TRIM_LIMIT, MOST_BRANCHES)
+        args = (user_id, device_id, _TRIM_LIMIT, MAX_USED_PAIRS)
         self._retire(txn, [row[0] for row in txn.query(sql, args)], now)
 
     @staticmethod
@@ -374,13 +374,13 @@ class TokenStore:
         txn.execute_many(sql, [(now, nid) for nid in refresh_nids])
 
     def _remove_late(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
-        """Remove all but the newest `MOST_LATE` retired pairs of a device."""
+        """Remove all but the newest `MAX_RETIRED_PAIRS` retired pairs of a device."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"
             " AND grace_until_ts <= ?"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
         )
-        args = (user_id, device_id, now, _TRIM_LIMIT, MOST_LATE)
+        args = (user_id, device_id, now, _TRIM_LIMIT, MAX_RETIRED_PAIRS)
         self._remove_pairs(txn, [row[0] for row in txn.query(sql, args)])
 
     @staticmethod
@@ -390,7 +390,7 @@ class TokenStore:
                 f"DELETE FROM {table} WHERE refresh_nid = ?", [(nid,) for nid in refresh_nids]
             )
 
-    def is_put_by(self, txn: Transaction, refresh_nid: int, now: int) -> bool:
+    def is_retired(self, txn: Transaction, refresh_nid: int, now: int) -> bool:
         """Return whether a pair is invalid because a competing pair was used or it was retired."""
         sql = "SELECT 1 FROM refresh_tokens WHERE refresh_nid = ? AND grace_until_ts <= ?"
         return txn.query_one(sql, (refresh_nid, now)) is not None

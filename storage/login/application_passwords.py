@@ -92,7 +92,7 @@ class ApplicationPasswordStore:
         )
         return bool(txn.execute(sql, values))
 
-    async def is_program(self, user_id: str, device_id: str) -> bool:
+    async def is_application_session(self, user_id: str, device_id: str) -> bool:
         """Return whether the session of a device was begun with an application password."""
 
         def read(txn: Transaction) -> bool:
@@ -101,7 +101,7 @@ class ApplicationPasswordStore:
 
         return await self._database.read_quickly("is_program", read)
 
-    def is_other_device(
+    def is_foreign_device(
         self, txn: Transaction, user_id: str, device_id: str, password_id: str
     ) -> bool:
         """Return whether the device exists and was not signed in by this password."""

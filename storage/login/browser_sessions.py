@@ -6,7 +6,7 @@ A job removes expired sessions.
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import end_of_beginning
+from storage.engine.interface import get_prefix_end
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
@@ -14,14 +14,14 @@ class BrowserSessionRow(msgspec.Struct, frozen=True):
     """A session, with the columns of its account that pages need. Times are ms since 1970."""
 
     user_id: str
-    proved_ts: int
+    authenticated_ts: int
     expires_ts: int
     is_admin: bool
     suspended: bool
     origin: str | None = None
     """The sign-in at an identity provider that began the session, as JSON; None: another way."""
     account_expires_ts: int | None = None
-    era: int = 0
+    epoch: int = 0
     """The credential epoch of the account."""
 
 
@@ -95,12 +95,12 @@ class BrowserSessionStore:
         row = txn.query_one(sql, (token_hash,))
         return None if row is None else (row[0], row[1])
 
-    def get_browsers_by_session(
+    def get_browsers_by_session_prefix(
         self, txn: Transaction, beginning: str
     ) -> list[tuple[bytes, str, str]]:
         """Return like `get_browsers_of_session` for all names with a prefix.
 
-        `beginning`: the prefix, of alphanumeric characters and dots.
+        `prefix`: the prefix, of alphanumeric characters and dots.
         """
         sql = (
             "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session >= ?"
@@ -108,7 +108,7 @@ class BrowserSessionStore:
         )
         return [
             (bytes(row[0]), row[1], row[2])
-            for row in txn.query(sql, (beginning, end_of_beginning(beginning)))
+            for row in txn.query(sql, (beginning, get_prefix_end(beginning)))
         ]
 
     def get_browsers_of_session(
@@ -116,8 +116,8 @@ class BrowserSessionStore:
     ) -> list[tuple[bytes, str, str]]:
         """Return the sessions begun by a sign-in of this name, of any provider.
 
-        The name is `session` in their `origin`. A tuple holds the hash of the cookie, the user, and
-        `origin`.
+        The name is `session_id` in their `upstream_login`. A tuple holds the hash of the cookie, the user, and
+        `upstream_login`.
         """
         sql = "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session = ?"
         return [(bytes(row[0]), row[1], row[2]) for row in txn.query(sql, (session,))]

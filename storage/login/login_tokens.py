@@ -4,16 +4,16 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.upstream.sessions import SignIns, sign_in_of
+from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `era`: the
+    """A used token. `upstream_login`: the sign-in at an identity provider behind it, as JSON; `era`: the
     credential epoch of the account when the token was issued."""
 
     user_id: str
     origin: str | None
-    era: int
+    epoch: int
 
 
 class LoginTokenStore:
@@ -35,7 +35,7 @@ class LoginTokenStore:
             "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin, sign_in, era)"
             " SELECT ?, user_id, ?, ?, ?, era FROM accounts WHERE user_id = ?"
         )
-        txn.execute(sql, (token_hash, expires_ts, origin, sign_in_of(origin), user_id))
+        txn.execute(sql, (token_hash, expires_ts, origin, upstream_key(origin), user_id))
 
     async def take_login_token(self, token_hash: bytes, now: int) -> LoginTokenRow | None:
         """Remove a token and return it; None if it is unknown, used or expired."""
@@ -54,7 +54,7 @@ class LoginTokenStore:
         """Remove the tokens of a user."""
         txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
 
-    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+    def remove_provider_sessions(self, txn: WriteTransaction, sign_ins: ProviderSessions) -> None:
         """Remove the tokens of sign-ins at a provider."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM login_tokens WHERE {condition}", values)

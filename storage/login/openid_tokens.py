@@ -6,7 +6,7 @@ from typing import Final
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_TOKENS: Final = 100
+MAX_TOKENS: Final = 100
 """Maximum per user; a further token replaces the oldest."""
 
 
@@ -39,7 +39,7 @@ class OpenIDTokenStore:
         rows = txn.query(
             "SELECT token_hash FROM openid_tokens WHERE user_id = ? ORDER BY expires_ts DESC"
             " LIMIT 100 OFFSET ?",
-            (user_id, MOST_TOKENS),
+            (user_id, MAX_TOKENS),
         )
         if rows:
             txn.execute_many("DELETE FROM openid_tokens WHERE token_hash = ?", rows)

@@ -23,24 +23,24 @@ from typing import Final
 
 import msgspec
 
-from storage.encryption.one_time_keys import empty_blocks
+from storage.encryption.one_time_keys import replace_by_placeholders
 from storage.engine.transaction import Transaction, WriteTransaction
 
-LEAP: Final = 1_000_000_000
+POSITION_LEAP: Final = 1_000_000_000
 """Positions to skip: more than are taken between a backup and the failure, a hundred a second for
 four months."""
-NUMBERS: Final = 1000
+ID_LEAP: Final = 1000
 """Versions of key backups and IDs of filters to skip, more than a user takes in that time."""
-PUSHERS: Final = 1_000_000
+PUSHER_LEAP: Final = 1_000_000
 """Numbers of pushers to skip, more than are created in that time."""
 
 
-class Settled(msgspec.Struct, frozen=True):
+class RestoreRepair(msgspec.Struct, frozen=True):
     """The number of things that have to be renewed."""
 
     devices: int
     """Devices whose one-time keys were removed."""
-    lists: int
+    stale_lists: int
     """Remote users whose devices are fetched again."""
     users: int
     """Local users whose devices other servers fetch again."""
@@ -58,15 +58,15 @@ def find_sqlite_damage(txn: Transaction) -> str | None:
     return None if found == "ok" else str(found).splitlines()[-1]
 
 
-def settle_restored(txn: WriteTransaction) -> Settled:
+def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
     """Repair a restored database, with a fixed number of statements."""
-    before = txn.next_position(LEAP + 1) + LEAP
+    before = txn.next_position(POSITION_LEAP + 1) + POSITION_LEAP
     position = txn.next_position()
-    txn.allocate("pusher", PUSHERS)
+    txn.allocate("pusher", PUSHER_LEAP)
     ((devices,),) = txn.query(
         "SELECT count(*) FROM (SELECT DISTINCT user_id, device_id FROM one_time_key_blocks) AS d"
     )
-    empty_blocks(txn)
+    replace_by_placeholders(txn)
     txn.execute("UPDATE fallback_keys SET used = 1")
     txn.execute("DELETE FROM sliding_connections")
     lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
@@ -82,7 +82,7 @@ def settle_restored(txn: WriteTransaction) -> Settled:
         " SELECT u.user_id, ? + coalesce((SELECT max(b.version) FROM key_backups AS b"
         " WHERE b.user_id = u.user_id), 0), '', ?, 0, 0, 1"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u",
-        (NUMBERS, b"{}"),
+        (ID_LEAP, b"{}"),
     )
     # a placeholder for each user; no uploaded filter has an empty digest
     txn.execute(
@@ -91,6 +91,6 @@ def settle_restored(txn: WriteTransaction) -> Settled:
         " WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u WHERE true"
         " ON CONFLICT (user_id, digest) DO UPDATE SET filter_id = excluded.filter_id",
-        (NUMBERS, b""),
+        (ID_LEAP, b""),
     )
-    return Settled(devices, lists, users)
+    return RestoreRepair(devices, lists, users)

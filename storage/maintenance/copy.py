@@ -20,39 +20,39 @@ import msgspec
 from storage.engine.interface import Row
 from storage.engine.migrate import find_migrations, migrate
 from storage.engine.postgres import PostgresEngine
-from storage.engine.postgres_statements import NOT_TEXT
+from storage.engine.postgres_statements import NUL_SUBSTITUTE
 from storage.engine.sqlite import SQLiteEngine
 from storage.maintenance.copy_postgres import PostgresSide
 from storage.maintenance.copy_side import CannotCopy, CopySide
 from storage.maintenance.copy_sqlite import SQLiteSide
 
-__all__ = ["CannotCopy", "Copied", "Step", "copy_database"]
+__all__ = ["CannotCopy", "CopyProgress", "CopyResult", "copy_database"]
 
 _MODULUS = 1 << 128
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class Step(msgspec.Struct, frozen=True):
+class CopyProgress(msgspec.Struct, frozen=True):
     """The progress of a copy, reported at the start of each table and after each batch."""
 
-    doing: Literal["copying", "comparing"]
+    phase: Literal["copying", "comparing"]
     table: str
     rows: int
     """Rows of this table that are done."""
     rows_of_table: int
-    all_rows: int
+    rows_done: int
     """Rows of all tables that are done, copied and compared."""
-    all_rows_to_do: int
+    rows_total: int
     """Twice the rows of the source: each is copied and compared."""
 
 
-class Copied(msgspec.Struct, frozen=True):
+class CopyResult(msgspec.Struct, frozen=True):
     """The number of copied rows by table, including empty tables."""
 
     tables: Mapping[str, int]
 
 
-class Sum:
+class RowChecksum:
     """A checksum of rows that does not depend on their order, which databases do not guarantee."""
 
     def __init__(self) -> None:
@@ -73,28 +73,28 @@ class Sum:
 def copy_database(
     source: SQLiteEngine | PostgresEngine,
     target: SQLiteEngine | PostgresEngine,
-    report: Callable[[Step], None],
-) -> Copied:
+    report: Callable[[CopyProgress], None],
+) -> CopyResult:
     """Copy everything. Blocks.
 
     Creates the schema of the target if it has none. Raises CannotCopy, and the errors of
     `storage.engine.migrate.migrate` for the target. After any error the target has no rows.
     """
-    if source.where == target.where:
-        raise CannotCopy(f"source and target are the same: {source.where}")
+    if source.location == target.location:
+        raise CannotCopy(f"source and target are the same: {source.location}")
     reading = _open(source, writes=False)
     try:
         version = len(find_migrations(source.name, source.bytes_type))
         found = reading.get_schema_version()
         if found != version:
             raise CannotCopy(
-                f"{source.where} has schema version {found}, and this program has {version}: start"
+                f"{source.location} has schema version {found}, and this program has {version}: start"
                 " the server on it once with this version of Mahalla, stop it, and copy again"
             )
         migrate(target)
         writing = _open(target, writes=True)
         try:
-            return _copy(reading, writing, target.where, report)
+            return _copy(reading, writing, target.location, report)
         finally:
             writing.close()
     finally:
@@ -107,35 +107,37 @@ def _open(engine: SQLiteEngine | PostgresEngine, *, writes: bool) -> CopySide:
     return PostgresSide(engine, writes=writes)
 
 
-def _copy(source: CopySide, target: CopySide, where: str, report: Callable[[Step], None]) -> Copied:
+def _copy(
+    source: CopySide, target: CopySide, where: str, report: Callable[[CopyProgress], None]
+) -> CopyResult:
     tables = source.get_tables()
     _check_target(tables, target, where)
     counts = {table: source.count_rows(table) for table in tables}
     total = 2 * sum(counts.values())
     done = 0
-    sums: dict[str, Sum] = {}
+    sums: dict[str, RowChecksum] = {}
     for table, columns in tables.items():
-        sums[table] = copied = Sum()
-        report(Step("copying", table, 0, counts[table], done, total))
+        sums[table] = copied = RowChecksum()
+        report(CopyProgress("copying", table, 0, counts[table], done, total))
         for rows in source.read_rows(table, columns):
             target.add_rows(table, columns, rows)
             copied.add(rows)
             done += len(rows)
-            report(Step("copying", table, copied.rows, counts[table], done, total))
+            report(CopyProgress("copying", table, copied.rows, counts[table], done, total))
     for table, columns in tables.items():
-        compared = Sum()
-        report(Step("comparing", table, 0, counts[table], done, total))
+        compared = RowChecksum()
+        report(CopyProgress("comparing", table, 0, counts[table], done, total))
         for rows in target.read_rows(table, columns):
             compared.add(rows)
             done += len(rows)
-            report(Step("comparing", table, compared.rows, counts[table], done, total))
+            report(CopyProgress("comparing", table, compared.rows, counts[table], done, total))
         if (compared.rows, compared.digest) != (sums[table].rows, sums[table].digest):
             raise CannotCopy(
                 f"{where} returned other rows of {table} than were written"
                 f" ({sums[table].rows} written, {compared.rows} read); nothing was stored"
             )
     target.commit()
-    return Copied({table: copied.rows for table, copied in sums.items()})
+    return CopyResult({table: copied.rows for table, copied in sums.items()})
 
 
 def _check_target(tables: Mapping[str, Sequence[str]], target: CopySide, where: str) -> None:
@@ -161,4 +163,4 @@ def _check_target(tables: Mapping[str, Sequence[str]], target: CopySide, where: 
 
 
 def _as_stored(value: object) -> object:
-    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value
+    return value.replace("\0", NUL_SUBSTITUTE) if isinstance(value, str) else value

@@ -12,13 +12,15 @@ import psycopg2
 
 from storage.engine.interface import Row, SQLValue
 from storage.engine.postgres import PostgresEngine
-from storage.engine.postgres_statements import NOT_TEXT, WRITE_LOCK
+from storage.engine.postgres_statements import NUL_SUBSTITUTE, WRITE_LOCK
 from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
-TRIES = 10
+MAX_ATTEMPTS = 10
 """How often to look for other sessions, every tenth of a second."""
 
-_ESCAPES = str.maketrans({"\0": NOT_TEXT, "\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_ESCAPES = str.maketrans(
+    {"\0": NUL_SUBSTITUTE, "\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+)
 
 
 class PostgresSide:
@@ -31,11 +33,11 @@ class PostgresSide:
                 {"statement_timeout": 0, "idle_in_transaction_session_timeout": 0}
             )
         except psycopg2.OperationalError as error:
-            raise CannotCopy(f"cannot open {engine.where}: {str(error).strip()}") from error
+            raise CannotCopy(f"cannot open {engine.location}: {str(error).strip()}") from error
         self._cursor = self._connection.cursor()
         if not self._is_alone():
             self._connection.close()
-            raise CannotCopy(f"another process uses {engine.where}: stop the server first")
+            raise CannotCopy(f"another process uses {engine.location}: stop the server first")
         # The lock belongs to the session; the first query after it takes the snapshot.
         self._cursor.execute(
             "BEGIN" if writes else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
@@ -86,7 +88,7 @@ class PostgresSide:
         self._connection.close()
 
     def _is_alone(self) -> bool:
-        for _ in range(TRIES):  # a session outlives its client for a moment
+        for _ in range(MAX_ATTEMPTS):  # a session outlives its client for a moment
             ((locked, others),) = self._query(
                 f"SELECT pg_try_advisory_lock({WRITE_LOCK}), (SELECT COUNT(*) FROM pg_stat_activity"
                 " WHERE datname = "

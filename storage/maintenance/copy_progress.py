@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from storage.maintenance.copy import Step
+from storage.maintenance.copy import CopyProgress
 
-SECONDS_BETWEEN = 1.0
+REPORT_INTERVAL = 1.0
 
 
 class ProgressLines:
@@ -17,16 +17,16 @@ class ProgressLines:
         self._began = clock()
         self._reported_at = self._began
 
-    def tell(self, step: Step) -> None:
+    def report(self, step: CopyProgress) -> None:
         now = self._clock()
         done = 0 < step.rows == step.rows_of_table
-        if not done and now - self._reported_at < SECONDS_BETWEEN:
+        if not done and now - self._reported_at < REPORT_INTERVAL:
             return
         self._reported_at = now
-        rate = step.all_rows / max(now - self._began, 0.001)
-        left = (step.all_rows_to_do - step.all_rows) / rate if rate else 0.0
+        rate = step.rows_done / max(now - self._began, 0.001)
+        left = (step.rows_total - step.rows_done) / rate if rate else 0.0
         self._write(
-            f"{step.doing} {step.table}: {step.rows:,} of {step.rows_of_table:,} rows; "
+            f"{step.phase} {step.table}: {step.rows:,} of {step.rows_of_table:,} rows; "
             f"{rate:,.0f} rows/s in all, about {_duration(left)} left\n"
         )
 

@@ -13,7 +13,7 @@ from storage.engine.sqlite import SQLiteEngine
 from storage.engine.text_index import SQLITE_REBUILD, SQLITE_TABLE
 from storage.maintenance.copy_side import BATCH, SCHEMA_VERSION_TABLE, CannotCopy
 
-SECONDS_TO_WAIT = 1
+LOCK_TIMEOUT = 1
 
 
 class SQLiteSide:
@@ -22,11 +22,9 @@ class SQLiteSide:
     def __init__(self, engine: SQLiteEngine, *, writes: bool) -> None:
         """Raises CannotCopy if the file does not exist or another process has it open."""
         if not engine.path.exists():
-            raise CannotCopy(f"there is no database at {engine.where}")
+            raise CannotCopy(f"there is no database at {engine.location}")
         # Not through the engine, whose settings would touch the file before the lock is taken.
-        self._connection = sqlite3.connect(
-            engine.path, timeout=SECONDS_TO_WAIT, isolation_level=None
-        )
+        self._connection = sqlite3.connect(engine.path, timeout=LOCK_TIMEOUT, isolation_level=None)
         try:
             self._connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             if not writes:
@@ -38,7 +36,7 @@ class SQLiteSide:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise
             raise CannotCopy(
-                f"another process has {engine.where} open: stop the server first"
+                f"another process has {engine.location} open: stop the server first"
             ) from error
 
     def get_schema_version(self) -> int:

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from storage.cluster.job_progress import put_note, select_note
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class Placed(msgspec.Struct, frozen=True):
+class AuditedEvent(msgspec.Struct, frozen=True):
     """A stored event and the state after it."""
 
     event_nid: int
@@ -41,12 +41,12 @@ class StateAuditStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_arrived(self, after: int, upto: int) -> list[tuple[Placed, bytes]]:
+    async def get_arrived(self, after: int, upto: int) -> list[tuple[AuditedEvent, bytes]]:
         """Return the events in this range of numbers that arrived in rooms with remote servers,
         with their PDUs. Rooms with partial state are left out."""
         return await self._database.read("get_events_to_audit", _select_arrived, after, upto)
 
-    async def get_placed(self, event_ids: Iterable[str]) -> Mapping[str, Placed]:
+    async def get_events(self, event_ids: Iterable[str]) -> Mapping[str, AuditedEvent]:
         """Return events by ID. Unknown ones are missing."""
         return await self._database.read("get_placed_events", _select_placed, list(event_ids))
 
@@ -54,30 +54,30 @@ class StateAuditStore:
         """Return the highest event number; 0 if there is no event."""
         return await self._database.read("get_latest_event_nid", _select_latest)
 
-    async def get_note(self, name: str) -> str | None:
+    async def get_progress(self, name: str) -> str | None:
         """Return the progress of the audit; None before it has begun."""
-        return await self._database.read_quickly("get_audit_note", select_note, name)
+        return await self._database.read_quickly("get_audit_note", select_job_progress, name)
 
-    async def move_note(self, name: str, expected: str | None, progress: str) -> bool:
+    async def advance_progress(self, name: str, expected: str | None, progress: str) -> bool:
         """Store the progress of the audit, unless another node has advanced it. Return whether it
         was stored."""
 
         def move(txn: WriteTransaction) -> bool:
-            if select_note(txn, name) != expected:
+            if select_job_progress(txn, name) != expected:
                 return False
-            put_note(txn, name, progress)
+            set_job_progress(txn, name, progress)
             return True
 
         return await self._database.write("note_audit", move)
 
 
-def _select_arrived(txn: Transaction, after: int, upto: int) -> list[tuple[Placed, bytes]]:
+def _select_arrived(txn: Transaction, after: int, upto: int) -> list[tuple[AuditedEvent, bytes]]:
     return [
         (_make_event(row[:8]), bytes(row[8])) for row in txn.query(_SELECT_ARRIVED, (after, upto))
     ]
 
 
-def _select_placed(txn: Transaction, event_ids: list[str]) -> dict[str, Placed]:
+def _select_placed(txn: Transaction, event_ids: list[str]) -> dict[str, AuditedEvent]:
     rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_id IN {{keys}}", event_ids)
     return {row[2]: _make_event(row) for row in rows}
 
@@ -87,9 +87,9 @@ def _select_latest(txn: Transaction) -> int:
     return 0 if row is None or row[0] is None else int(row[0])
 
 
-def _make_event(row: Row) -> Placed:
+def _make_event(row: Row) -> AuditedEvent:
     nid, room_nid, event_id, position, type, state_key, flags, root = row
-    return Placed(
+    return AuditedEvent(
         nid,
         room_nid,
         event_id,

@@ -1,7 +1,7 @@
 """Deletes state nodes that no event and no head of a room needs any more.
 
 States are orphaned when events are removed (retention, a purge). Code that removes events calls
-`note_garbage` for the room in the same transaction, and a job calls `step` until nothing is left to
+`schedule` for the room in the same transaction, and a job calls `step` until nothing is left to
 do. (A head that was resolved from several states also leaves a few nodes when the next event
 replaces it. They are deleted with the others. Nodes that are orphaned during a collection may be
 left for the next one.)
@@ -85,13 +85,13 @@ class _Progress(msgspec.Struct, frozen=True):
         return cls(head_read, events_read, depth, event_nid, nodes, bytes.fromhex(swept))
 
 
-class StateCollector:
+class StateGarbageCollector:
     """Collects garbage, room by room. A step reads up to `nodes` state nodes, or as many events."""
 
-    def __init__(self, nodes: int = 500) -> None:
-        self._nodes = nodes
+    def __init__(self, nodes_per_step: int = 500) -> None:
+        self._nodes = nodes_per_step
 
-    def note_garbage(self, txn: WriteTransaction, room_nid: int) -> None:
+    def schedule(self, txn: WriteTransaction, room_nid: int) -> None:
         """Schedule a collection for a room whose events are removed in this transaction."""
         txn.execute(_START, (room_nid, 2 * txn.allocate("state_collection"), _Progress().to_json()))
 

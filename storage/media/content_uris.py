@@ -3,7 +3,7 @@
 import re
 from typing import Final, NamedTuple
 
-MOST: Final = 2000
+MAX_URIS: Final = 2000
 """The maximum of content URIs read from one text. An event of 64 KiB has room for 1,300 as sticker
 packs write them."""
 
@@ -13,21 +13,21 @@ _CONTENT_URI: Final = re.compile(
 """JSON from clients may have a backslash before a slash."""
 
 
-class MediaAddress(NamedTuple):
+class ContentURI(NamedTuple):
     """A content URI: the server of the file, and its id there."""
 
     origin: str
     media_id: str
 
 
-def find_addresses(data: bytes) -> frozenset[MediaAddress]:
-    """Return the content URIs in JSON: values, parts of formatted text, keys. At most `MOST`, the
+def find_content_uris(data: bytes) -> frozenset[ContentURI]:
+    """Return the content URIs in JSON: values, parts of formatted text, keys. At most `MAX_URIS`, the
     first ones."""
     if b"mxc:" not in data:
         return frozenset()
-    found: set[MediaAddress] = set()
+    found: set[ContentURI] = set()
     for match in _CONTENT_URI.finditer(data):
-        found.add(MediaAddress(match[1].decode(), match[2].decode()))
-        if len(found) == MOST:
+        found.add(ContentURI(match[1].decode(), match[2].decode()))
+        if len(found) == MAX_URIS:
             break
     return frozenset(found)

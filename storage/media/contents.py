@@ -18,7 +18,7 @@ from typing import Protocol, TypeVar
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.media.files import KeptThumbnail, MediaFiles, OpenedFile, ReadableBytes
+from storage.media.files import MediaFiles, OpenedFile, ReadableBytes, StoredThumbnail
 from storage.media.spool import Spool
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class OpenedContent(Protocol):
         """Close the content. A running read fails, and its error is not reported."""
 
 
-class Contents(Protocol):
+class MediaContents(Protocol):
     """Stores and returns the bytes of files."""
 
     def spool(self, memory_bytes: int) -> Spool:
@@ -66,7 +66,7 @@ class Contents(Protocol):
         OSError."""
         ...
 
-    async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
+    async def get_url(self, hash: bytes, type: str, disposition: str) -> str | None:
         """Return a URL where anybody can fetch a content for some minutes, with these headers; None
         if only this server serves it."""
         ...
@@ -83,7 +83,7 @@ class Contents(Protocol):
         """
         ...
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
+    async def get_thumbnail(self, hash: bytes, name: str) -> StoredThumbnail | None:
         """Return the thumbnail of a content with this name, or None. Raises OSError."""
         ...
 
@@ -122,7 +122,7 @@ class LocalContents:
         with self._files.lend(hash) as path:
             yield path
 
-    async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
+    async def get_url(self, hash: bytes, type: str, disposition: str) -> str | None:
         return None
 
     async def remove_unused(
@@ -132,7 +132,7 @@ class LocalContents:
             hashes, lambda: self._database.write("remove_media", remove_rows)
         )
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
+    async def get_thumbnail(self, hash: bytes, name: str) -> StoredThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:

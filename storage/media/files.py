@@ -8,10 +8,10 @@
 
 Laws:
 - The order of a write: bytes written and synced, linked to their place, folder synced, row
-  committed, entry in `incoming` removed. A crash at any point leaves an entry in `incoming`, which
+  committed, entry in `incoming_federation` removed. A crash at any point leaves an entry in `incoming_federation`, which
   tells `sweep` what to delete. So no row is without its file, and no file is without a row after
   the next start.
-- The order of a removal: entry in `incoming`, rows, content, entry.
+- The order of a removal: entry in `incoming_federation`, rows, content, entry.
 - Several processes may share the folder. A writer holds the shared lock until its row is committed;
   a remover needs the lock exclusively, or retries later.
 - Everything runs in the executor's threads, except while the exclusive lock is held: all threads
@@ -34,13 +34,13 @@ from uuid import uuid4
 from twisted.internet.interfaces import IReactorTime
 
 from storage.engine.executors import Executor, run_in
-from storage.media.folder_lock import FolderGone, FolderLock
-from storage.media.spool import DiskSpool, TakenFile
+from storage.media.folder_lock import FolderLock, FolderMissing
+from storage.media.spool import DetachedFile, DiskSpool
 
 COPY_BYTES: Final = 1 << 18
-READ_GRAIN_SECONDS: Final = 3600.0
+READ_RESOLUTION_SECONDS: Final = 3600.0
 """Resolution of the time when a content was last read."""
-BEGINNING_BYTES: Final = 1 << 16
+FIRST_READ_BYTES: Final = 1 << 16
 """Bytes of a thumbnail that are read at once; the rest is read on demand."""
 
 
@@ -52,7 +52,7 @@ class ReadableBytes(Protocol):
         ...
 
 
-class Received:
+class ReceivedFile:
     """Bytes on disk without a place. The owner calls `discard` in the end."""
 
     def __init__(self, path: Path, hash: bytes, size: int, lock: int) -> None:
@@ -62,7 +62,7 @@ class Received:
         self.lock = lock
 
 
-class KeptFile(NamedTuple):
+class ContentFile(NamedTuple):
     """A content in its place. `read`: when it arrived or was last read, in seconds since 1970."""
 
     hash: bytes
@@ -70,7 +70,7 @@ class KeptFile(NamedTuple):
     read: float
 
 
-class StoredFile:
+class PlacedFile:
     """A content on disk. It stays after `settle`, which is called once the row that names it is
     committed."""
 
@@ -98,12 +98,12 @@ class OpenedFile:
         self._file.close()
 
 
-class KeptThumbnail(NamedTuple):
+class StoredThumbnail(NamedTuple):
     """A stored thumbnail. The receiver closes `file`."""
 
     beginning: bytes
     file: OpenedFile | None
-    """The complete thumbnail; None if `beginning` has all of it."""
+    """The complete thumbnail; None if `prefix` has all of it."""
     made: float
     """When it was made, in seconds since 1970."""
 
@@ -112,11 +112,11 @@ class MediaFiles:
     """The media folder. Call `open_folder` first."""
 
     def __init__(
-        self, folder: Path, executor: Executor, clock: IReactorTime, least_free_bytes: int = 0
+        self, folder: Path, executor: Executor, clock: IReactorTime, min_free_bytes: int = 0
     ) -> None:
         """`least_free_bytes`: the disk space that must stay free."""
         self._lock = FolderLock(folder, clock)
-        self._least_free_bytes = least_free_bytes
+        self._least_free_bytes = min_free_bytes
         self._folder = folder
         self._incoming = folder / "incoming"
         self._executor = executor
@@ -132,7 +132,7 @@ class MediaFiles:
     def _check_folder(self) -> None:
         """Raise FolderGone if the folder is missing."""
         if not self._incoming.is_dir():
-            raise FolderGone(self._folder)
+            raise FolderMissing(self._folder)
 
     def _check_free_space(self) -> None:
         self._check_folder()
@@ -148,31 +148,31 @@ class MediaFiles:
         """Return where a content is, or would be."""
         return self._path("content", hash)
 
-    async def add(self, source: ReadableBytes) -> StoredFile:
+    async def add(self, source: ReadableBytes) -> PlacedFile:
         """Copy the rest of `source` durably to its place. Raises OSError."""
-        await self._lock.let_go_first()
+        await self._lock.wait_for_remover()
         return await run_in(self._executor, lambda: self._add(source))
 
-    async def receive(self, source: ReadableBytes) -> Received:
+    async def receive(self, source: ReadableBytes) -> ReceivedFile:
         """The first half of `add`: copy the rest of `source` durably to the disk. Raises
         OSError."""
         return await run_in(self._executor, lambda: self.receive_now(source))
 
-    async def place(self, received: Received) -> StoredFile:
+    async def place(self, received: ReceivedFile) -> PlacedFile:
         """The second half of `add`: link it to its place. Raises OSError."""
-        await self._lock.let_go_first()
+        await self._lock.wait_for_remover()
         return await run_in(self._executor, lambda: self._place(received))
 
-    def discard(self, received: Received) -> None:
+    def discard(self, received: ReceivedFile) -> None:
         """Release bytes that are in their place, or not needed."""
         received.path.unlink(missing_ok=True)
         os.close(received.lock)
 
-    async def settle(self, stored: StoredFile) -> None:
+    async def settle(self, stored: PlacedFile) -> None:
         """Keep a file whose row is committed."""
         await run_in(self._executor, lambda: _settle(stored))
 
-    def abandon(self, stored: StoredFile) -> None:
+    def abandon(self, stored: PlacedFile) -> None:
         """Release a file that gets no row. The bytes stay until the next sweep: another upload may
         rely on them."""
         os.close(stored.lock)
@@ -203,7 +203,7 @@ class MediaFiles:
             part.unlink(missing_ok=True)
             os.close(handle)
 
-    async def list_some(self, number: int) -> Sequence[KeptFile]:
+    async def list_contents(self, number: int) -> Sequence[ContentFile]:
         """Return all contents whose hash begins with this byte."""
         folder = self._folder / "content" / f"{number:02x}"
         return await run_in(
@@ -222,7 +222,7 @@ class MediaFiles:
         paths = [self.content_path(hash) for hash in hashes]
         await run_in(self._executor, lambda: _unlink(paths))
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
+    async def get_thumbnail(self, hash: bytes, name: str) -> StoredThumbnail | None:
         """Return the thumbnail of a content with this name, or None. Raises OSError."""
         path = self._path("thumbnails", hash) / name
         return await run_in(self._executor, lambda: self._open_thumbnail(path))
@@ -247,7 +247,7 @@ class MediaFiles:
     ) -> int | None:
         """Delete the remains of a crash. Return how many entries there were; None: other processes
         are writing, so nothing was done."""
-        lock = await self._lock.take_alone()
+        lock = await self._lock.lock_exclusive()
         if lock is None:
             return None
         try:
@@ -270,10 +270,10 @@ class MediaFiles:
         contents.
 
         None: other processes are writing, so nothing was done and `remove_rows` was not called. An
-        entry in `incoming` is added before the rows are deleted and removed after the contents: a
+        entry in `incoming_federation` is added before the rows are deleted and removed after the contents: a
         crash between leaves it for the next sweep.
         """
-        lock = await self._lock.take_alone()
+        lock = await self._lock.lock_exclusive()
         if lock is None:
             return None
         # Not in the executor, whose threads may all be waiting for the lock. This frees no bytes:
@@ -309,16 +309,16 @@ class MediaFiles:
         text = hash.hex()
         return self._folder / kind / text[:2] / text[2:4] / text
 
-    def _add(self, source: ReadableBytes) -> StoredFile:
+    def _add(self, source: ReadableBytes) -> PlacedFile:
         received = self.receive_now(source)
         try:
             return self._place(received)
         finally:
             self.discard(received)
 
-    def receive_now(self, source: ReadableBytes) -> Received:
+    def receive_now(self, source: ReadableBytes) -> ReceivedFile:
         """As `receive`, on the calling thread, which may wait for the disk."""
-        taken = source.take_file() if isinstance(source, DiskSpool) else None
+        taken = source.detach_file() if isinstance(source, DiskSpool) else None
         if taken is not None:
             return _receive_file(taken)
         self._check_free_space()
@@ -331,10 +331,10 @@ class MediaFiles:
             part.unlink(missing_ok=True)
             os.close(handle)
             raise
-        return Received(part, digest, size, handle)
+        return ReceivedFile(part, digest, size, handle)
 
-    def _place(self, received: Received) -> StoredFile:
-        lock = self._lock.share()
+    def _place(self, received: ReceivedFile) -> PlacedFile:
+        lock = self._lock.lock_shared()
         try:
             entry = self._incoming / f"{received.hash.hex()}.{uuid4().hex}"
             received.path.rename(entry)
@@ -347,7 +347,7 @@ class MediaFiles:
         except BaseException:
             os.close(lock)
             raise
-        return StoredFile(received.hash, received.size, entry, lock)
+        return PlacedFile(received.hash, received.size, entry, lock)
 
     def _open(self, path: Path) -> OpenedFile | None:
         try:
@@ -357,25 +357,25 @@ class MediaFiles:
             return None
         found = os.fstat(file.fileno())
         now = time.time()
-        if now - found.st_mtime > READ_GRAIN_SECONDS:
+        if now - found.st_mtime > READ_RESOLUTION_SECONDS:
             os.utime(file.fileno(), (now, now))
         return OpenedFile(self._executor, file, found.st_size)
 
-    def _open_thumbnail(self, path: Path) -> KeptThumbnail | None:
+    def _open_thumbnail(self, path: Path) -> StoredThumbnail | None:
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
         try:
-            beginning = os.pread(file.fileno(), BEGINNING_BYTES, 0)
+            beginning = os.pread(file.fileno(), FIRST_READ_BYTES, 0)
             found = os.fstat(file.fileno())
         except BaseException:
             file.close()
             raise
         if len(beginning) >= found.st_size:
             file.close()
-            return KeptThumbnail(beginning, None, found.st_mtime)
-        return KeptThumbnail(
+            return StoredThumbnail(beginning, None, found.st_mtime)
+        return StoredThumbnail(
             beginning, OpenedFile(self._executor, file, found.st_size), found.st_mtime
         )
 
@@ -400,7 +400,7 @@ def _copy(source: ReadableBytes, target: int) -> tuple[bytes, int]:
     return digest.digest(), size
 
 
-def _receive_file(taken: TakenFile) -> Received:
+def _receive_file(taken: DetachedFile) -> ReceivedFile:
     digest = hashlib.sha256()
     size = 0
     piece = bytearray(COPY_BYTES)
@@ -415,7 +415,7 @@ def _receive_file(taken: TakenFile) -> Received:
         taken.path.unlink(missing_ok=True)
         os.close(taken.handle)
         raise
-    return Received(taken.path, digest.digest(), size, taken.handle)
+    return ReceivedFile(taken.path, digest.digest(), size, taken.handle)
 
 
 def _is_in_use(path: Path) -> bool:
@@ -439,7 +439,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _settle(stored: StoredFile) -> None:
+def _settle(stored: PlacedFile) -> None:
     try:
         stored.entry.unlink(missing_ok=True)
     finally:
@@ -475,14 +475,14 @@ def _folders(folder: Path) -> Sequence[Path]:
         return ()
 
 
-def _list(folder: Path) -> Iterator[KeptFile]:
+def _list(folder: Path) -> Iterator[ContentFile]:
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             hash = _hash_of(entry.name)
             if hash is not None:
                 with suppress(FileNotFoundError):
                     found = entry.stat()
-                    yield KeptFile(hash, found.st_size, found.st_mtime)
+                    yield ContentFile(hash, found.st_size, found.st_mtime)
 
 
 def _hashes_in(folder: Path) -> Iterator[bytes]:
@@ -493,7 +493,7 @@ def _hashes_in(folder: Path) -> Iterator[bytes]:
 
 
 def _hash_of(name: str) -> bytes | None:
-    """Return the hash that an entry of `incoming` names; None for a part or anything else."""
+    """Return the hash that an entry of `incoming_federation` names; None for a part or anything else."""
     text, _, rest = name.partition(".")
     if rest == "part" or len(text) != 64:
         return None

@@ -5,7 +5,7 @@
 
 Laws:
 - A remover waits for current writers only: it gets its turn however busy the folder is.
-- Only `share` blocks, in a thread. Nobody waits for a turn in a thread: current writers need the
+- Only `lock_shared` blocks, in a thread. Nobody waits for a turn in a thread: current writers need the
   threads to finish.
 """
 
@@ -19,11 +19,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
 PAUSE_SECONDS: Final = 0.02
-PATIENCE: Final = 250
+MAX_ATTEMPTS: Final = 250
 """The number of attempts of a remover to get the lock."""
 
 
-class FolderGone(OSError):
+class FolderMissing(OSError):
     """The folder that existed at start-up is missing."""
 
     def __init__(self, folder: Path) -> None:
@@ -43,23 +43,23 @@ class FolderLock:
         self._folder = folder
         self._clock = clock
 
-    def share(self) -> int:
+    def lock_shared(self) -> int:
         """Lock for writing. Blocks while a remover holds the lock."""
         lock = self._open("lock", fcntl.LOCK_SH)
         assert lock is not None  # it blocks
         return lock
 
-    async def let_go_first(self) -> None:
-        """Wait while a remover waits for the lock or holds it. Call it before `share`."""
+    async def wait_for_remover(self) -> None:
+        """Wait while a remover waits for the lock or holds it. Call it before `lock_shared`."""
         while (turn := self._open("turn", fcntl.LOCK_SH | fcntl.LOCK_NB)) is None:
             await self._pause()
         os.close(turn)
 
-    async def take_alone(self) -> int | None:
+    async def lock_exclusive(self) -> int | None:
         """Lock for removal, when current writers are done; None if that takes too long."""
         turn: int | None = None
         try:
-            for _ in range(PATIENCE):
+            for _ in range(MAX_ATTEMPTS):
                 turn = self._open("turn", fcntl.LOCK_EX | fcntl.LOCK_NB) if turn is None else turn
                 lock = None if turn is None else self._open("lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if lock is not None:
@@ -79,7 +79,7 @@ class FolderLock:
         try:
             lock = os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError as error:
-            raise FolderGone(self._folder) from error
+            raise FolderMissing(self._folder) from error
         try:
             fcntl.flock(lock, how)
         except BlockingIOError:

@@ -17,21 +17,21 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.files import MediaFiles
 from storage.media.media import MediaStore, select_used_hashes
-from storage.media.objects import MediaObjectStore, StoredObject
+from storage.media.objects import MediaObjectJournal, StoredObject
 from storage.media.shared_contents import SharedContents
 
 FOLDERS: Final = 256
-LOOKED_AT: Final = 1000
+CONTENTS_PER_QUERY: Final = 1000
 """Contents per query for missing objects."""
-LOOKS: Final = 100
+QUERIES_PER_STEP: Final = 100
 """Queries per step: once everything has been moved, a walk over a million files takes ten steps."""
-TELL_SECONDS: Final = 60.0
+LOG_SECONDS: Final = 60.0
 """Seconds between two log lines about the progress."""
-GRAIN_SECONDS: Final = 3600
+AGE_RESOLUTION_SECONDS: Final = 3600
 """Resolution of the age of a file in the folder."""
 
 
-class Levelling:
+class MediaRebalancer:
     """Moves contents between the two, in walks over all of them in the order of their hashes."""
 
     log = Logger()
@@ -40,7 +40,7 @@ class Levelling:
         self._database = database
         self._contents = contents
         self._clock = clock
-        self._table = MediaObjectStore(database)
+        self._table = MediaObjectJournal(database)
         self._walked_upto = b""
         self._failed: bytes | None = None
         """The content whose last move failed."""
@@ -49,7 +49,7 @@ class Levelling:
         self._log_at = 0.0
         self._is_logged = False
 
-    async def do_level(self, limit: int) -> int:
+    async def rebalance(self, limit: int) -> int:
         """Move at most `limit` contents to where they belong. Return how many. Run by a job. Raises
         OSError."""
         recent = await self._send_recent(limit)
@@ -78,7 +78,7 @@ class Levelling:
 
     async def _send_recent(self, limit: int) -> int:
         """Write objects for contents added since the last step. The walk finds those that fail."""
-        missing = await self._table.get_missing_of(self._contents.take_lately(limit))
+        missing = await self._table.get_missing_of(self._contents.take_recent(limit))
         for hash, size in missing:
             await self._write(hash, size)
         return len(missing)
@@ -86,8 +86,8 @@ class Levelling:
     async def _send(self, limit: int) -> int:
         """Write objects for contents without one."""
         done = 0
-        for _ in range(LOOKS):
-            missing = await self._table.get_missing(self._walked_upto, LOOKED_AT)
+        for _ in range(QUERIES_PER_STEP):
+            missing = await self._table.get_missing(self._walked_upto, CONTENTS_PER_QUERY)
             for hash, size in missing.found[: limit - done]:
                 await self._move(hash, partial(self._write, hash, size))
             done += min(len(missing.found), limit - done)
@@ -127,17 +127,17 @@ class Levelling:
 
     async def _restore(self, limit: int) -> int:
         """Move contents from the store to the folder."""
-        batch = await self._table.get_some(self._walked_upto, limit)
+        batch = await self._table.get_batch(self._walked_upto, limit)
         used = await MediaStore(self._database).get_used_hashes({each.hash for each in batch})
         for each in batch:
             await self._move(each.hash, partial(self._restore_one, each, is_used=each.hash in used))
-        await self._contents.do_take_away(limit)
+        await self._contents.delete_unused_objects(limit)
         if len(batch) < limit:
             self._walked_upto = b""  # start again next time, to retry what could not be moved
         return len(batch)
 
     async def _restore_one(self, stored: StoredObject, *, is_used: bool) -> None:
-        if not is_used or await self._contents.bring_back(stored):
+        if not is_used or await self._contents.fetch_to_folder(stored):
             await self._database.write("retire_media_object", self._retire, stored)
 
     def _retire(self, txn: WriteTransaction, stored: StoredObject) -> None:
@@ -145,7 +145,7 @@ class Levelling:
 
     async def _log_progress(self) -> None:
         """Log the progress. It counts all files, so not after each step."""
-        self._log_at = self._clock.seconds() + TELL_SECONDS
+        self._log_at = self._clock.seconds() + LOG_SECONDS
         total, in_store = await self._table.count()
         self.log.info(
             "{in_store} of {total} files are in the object store,"
@@ -157,24 +157,24 @@ class Levelling:
         )
 
 
-class Trimming:
+class FolderTrimmer:
     """Walks the folder continuously. Removes contents that no file uses (another node may have
     deleted them) and, beyond `most_bytes`, the least recently read ones that are in the store. One
     walk computes the age limit for the next."""
 
-    def __init__(self, database: Database, files: MediaFiles, most_bytes: int | None) -> None:
+    def __init__(self, database: Database, files: MediaFiles, max_bytes: int | None) -> None:
         """`most_bytes`: None means no limit."""
         self._database = database
         self._files = files
-        self._table = MediaObjectStore(database)
+        self._table = MediaObjectJournal(database)
         self._rows = MediaStore(database)
-        self._most_bytes = most_bytes
+        self._most_bytes = max_bytes
         self._next = 0
         self._bytes_by_age: Counter[int] = Counter()
         self._oldest = 0
         """Contents last read before this (in grains since 1970) are removed."""
 
-    async def do_trim(self, limit: int) -> int:
+    async def trim(self, limit: int) -> int:
         """Check `limit` of the folder's 256 parts. Return how many were checked. Run by a job."""
         for count in range(1, limit + 1):
             await self._trim(self._next)
@@ -187,16 +187,18 @@ class Trimming:
         return limit
 
     async def _trim(self, number: int) -> None:
-        files = await self._files.list_some(number)
+        files = await self._files.list_contents(number)
         hashes = {each.hash for each in files} | await self._files.list_thumbnails(number)
         unused = await self._unused(hashes)
         if unused:
             await self._files.remove_unused(unused, lambda: self._unused(unused))
-        old = {each.hash for each in files if each.read // GRAIN_SECONDS < self._oldest} - unused
+        old = {
+            each.hash for each in files if each.read // AGE_RESOLUTION_SECONDS < self._oldest
+        } - unused
         if old and self._most_bytes is not None:
             await self._files.evict(await self._table.get_objects(old))
         for each in files:
-            self._bytes_by_age[int(each.read // GRAIN_SECONDS)] += each.size
+            self._bytes_by_age[int(each.read // AGE_RESOLUTION_SECONDS)] += each.size
 
     async def _unused(self, hashes: Set[bytes]) -> Set[bytes]:
         return hashes - await self._rows.get_used_hashes(hashes)

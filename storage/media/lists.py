@@ -7,9 +7,9 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
-from storage.media.content_uris import MediaAddress
+from storage.media.content_uris import ContentURI
 from storage.media.media import COLUMNS, MediaRow, make_row
-from storage.media.references import Role, Setting
+from storage.media.references import ReferenceRole, SettingKind
 from storage.media.remote_media import COPY_COLUMNS, RemoteMediaRow, make_copy
 
 _ORDERS: Final = {
@@ -26,14 +26,14 @@ ORDERS: Final = frozenset(_ORDERS)
 """The columns by which uploads can be ordered."""
 
 
-class Order(msgspec.Struct, frozen=True):
+class MediaOrder(msgspec.Struct, frozen=True):
     """A sort order. `by` is one of `ORDERS`."""
 
     by: str
     descending: bool
 
 
-class Wished(msgspec.Struct, frozen=True, kw_only=True):
+class MediaFilter(msgspec.Struct, frozen=True, kw_only=True):
     """Selects files. A field that is None selects all."""
 
     from_ms: int | None = None
@@ -42,7 +42,7 @@ class Wished(msgspec.Struct, frozen=True, kw_only=True):
     """Created before this time."""
     larger_than: int | None = None
     """Larger than this, in bytes."""
-    held: bool | None = None
+    quarantined: bool | None = None
     """Quarantined ones, or the others."""
     protected: bool | None = None
     """Protected ones, or the others. Copies of remote files are never protected."""
@@ -52,11 +52,11 @@ class Wished(msgspec.Struct, frozen=True, kw_only=True):
     """Copies of this server's files."""
     room_id: str | None = None
     """Files in events of this room, without avatars of its members."""
-    only_there: bool = False
+    only_in_room: bool = False
     """Of these, files that no other room, profile or account data refers to."""
 
 
-class Page(msgspec.Struct, frozen=True):
+class UploadPage(msgspec.Struct, frozen=True):
     """A page of a user's uploads, with the number and bytes of all of them."""
 
     rows: Sequence[MediaRow]
@@ -71,23 +71,23 @@ class MediaListStore:
         self._database = database
         self._own = own
 
-    async def get_uploads(self, user_id: str, order: Order, start: int, limit: int) -> Page:
+    async def get_uploads(
+        self, user_id: str, order: MediaOrder, start: int, limit: int
+    ) -> UploadPage:
         """Return a page of a user's uploads, without reservations."""
         return await self._database.read(
             "get_uploads_of_user", _select_uploads, user_id, order, start, limit
         )
 
-    async def get_in_room(
-        self, room_id: str, *, only_there: bool = False
-    ) -> Sequence[MediaAddress]:
+    async def get_in_room(self, room_id: str, *, only_there: bool = False) -> Sequence[ContentURI]:
         """Return the files in events of a room, without avatars of its members.
 
-        `only_there`: those that no other room, profile or account data refers to.
+        `only_in_room`: those that no other room, profile or account data refers to.
         """
         return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
 
     async def find_uploads(
-        self, filter: Wished, after: MediaAddress, limit: int
+        self, filter: MediaFilter, after: ContentURI, limit: int
     ) -> Sequence[MediaRow]:
         """Return files of local users in the order of their ids, after `after`. Without a user or a
         room this reads all files."""
@@ -102,7 +102,7 @@ class MediaListStore:
         return [make_row(row) for row in rows]
 
     async def find_copies(
-        self, filter: Wished, after: MediaAddress, limit: int
+        self, filter: MediaFilter, after: ContentURI, limit: int
     ) -> Sequence[RemoteMediaRow]:
         """Return copies of remote files in the order of their content URIs, after `after`. Without
         a room this reads all copies, or all of one server."""
@@ -116,15 +116,15 @@ class MediaListStore:
         )
         return [make_copy(row) for row in rows]
 
-    def _conditions(self, filter: Wished, *, own: bool) -> tuple[str, list[str | int]]:
+    def _conditions(self, filter: MediaFilter, *, own: bool) -> tuple[str, list[str | int]]:
         """Return the SQL conditions of a filter, and their arguments."""
         conditions: list[tuple[str, str | int | None]] = [
             ("created_ts >= ?", filter.from_ms),
             ("created_ts < ?", filter.until_ms),
             ("size > ?", filter.larger_than),
-            ("quarantined = ?", None if filter.held is None else int(filter.held)),
+            ("quarantined = ?", None if filter.quarantined is None else int(filter.quarantined)),
         ]
-        elsewhere = _ONLY_IN_ROOM if filter.only_there else ""
+        elsewhere = _ONLY_IN_ROOM if filter.only_in_room else ""
         if own:
             in_room = f"media_id IN (SELECT k.media_id{_IN_ROOM}{elsewhere} AND k.origin = ?)"
             conditions += [
@@ -155,9 +155,9 @@ class MediaListStore:
             " AND NOT EXISTS (SELECT 1 FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = m.media_id AND ("
             "EXISTS (SELECT 1 FROM media_in_settings AS s"
-            f" WHERE s.media_nid = k.media_nid AND s.kind = {int(Setting.PROFILE)})"
+            f" WHERE s.media_nid = k.media_nid AND s.kind = {int(SettingKind.PROFILE)})"
             " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
-            f" AND e.role IN ({int(Role.MEMBER)}, {int(Role.ROOM)}))))"
+            f" AND e.role IN ({int(ReferenceRole.MEMBER)}, {int(ReferenceRole.ROOM)}))))"
         )
         sql = (
             "SELECT m.media_id FROM media AS m"
@@ -172,8 +172,8 @@ class MediaListStore:
         return [media_id for (media_id,) in rows]
 
     async def get_old_copies(
-        self, before_ms: int, after: MediaAddress, limit: int
-    ) -> Sequence[MediaAddress]:
+        self, before_ms: int, after: ContentURI, limit: int
+    ) -> Sequence[ContentURI]:
         """Return copies of remote files that nobody has read since, in order after `after`; no
         quarantined ones."""
         sql = (
@@ -183,13 +183,13 @@ class MediaListStore:
         rows = await self._database.read(
             "get_old_copies", lambda txn: txn.query(sql, (before_ms, *after, limit))
         )
-        return [MediaAddress(origin, media_id) for origin, media_id in rows]
+        return [ContentURI(origin, media_id) for origin, media_id in rows]
 
 
 _IN_ROOM: Final = (
     " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
     " JOIN known_media AS k ON k.media_nid = e.media_nid"
-    f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}"
+    f" WHERE r.room_id = ? AND e.role <> {int(ReferenceRole.MEMBER)}"
 )
 _ONLY_IN_ROOM: Final = (
     " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o"
@@ -198,7 +198,9 @@ _ONLY_IN_ROOM: Final = (
 )
 
 
-def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, limit: int) -> Page:
+def _select_uploads(
+    txn: Transaction, user_id: str, order: MediaOrder, start: int, limit: int
+) -> UploadPage:
     totals = txn.query_one(
         "SELECT COUNT(*), SUM(size) FROM media WHERE user_id = ? AND hash IS NOT NULL", (user_id,)
     )
@@ -215,13 +217,13 @@ def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, li
         f" ORDER BY {column} {direction}, media_id {direction} LIMIT ? OFFSET ?",
         (user_id, limit, start),
     )
-    return Page([make_row(row) for row in rows], int(totals[0]), int(totals[1] or 0))
+    return UploadPage([make_row(row) for row in rows], int(totals[0]), int(totals[1] or 0))
 
 
-def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[MediaAddress]:
+def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[ContentURI]:
     elsewhere = _ONLY_IN_ROOM if only_there else ""
     rows = txn.query(
         f"SELECT DISTINCT k.origin, k.media_id{_IN_ROOM}{elsewhere} ORDER BY k.origin, k.media_id",
         (room_id,),
     )
-    return [MediaAddress(origin, media_id) for origin, media_id in rows]
+    return [ContentURI(origin, media_id) for origin, media_id in rows]

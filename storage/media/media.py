@@ -13,7 +13,7 @@ from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class Content(msgspec.Struct, frozen=True):
+class MediaContent(msgspec.Struct, frozen=True):
     """The content of a file. `hash`: SHA-256; `size` in bytes."""
 
     hash: bytes
@@ -27,7 +27,7 @@ class MediaRow(msgspec.Struct, frozen=True):
 
     media_id: str
     user_id: str
-    content: Content | None
+    content: MediaContent | None
     """None while the id is only reserved."""
     created_ts: int
     """When the content arrived; for a reservation, when it was made."""
@@ -114,7 +114,7 @@ class MediaStore:
         self,
         txn: WriteTransaction,
         media_id: str,
-        content: Content,
+        content: MediaContent,
         now_ms: int,
         *,
         authenticated: bool,
@@ -137,7 +137,7 @@ def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaR
 
 def make_row(row: Row) -> MediaRow:
     """Make a MediaRow from `COLUMNS`."""
-    content = None if row[2] is None else Content(bytes(row[2]), row[4], row[3], row[5])
+    content = None if row[2] is None else MediaContent(bytes(row[2]), row[4], row[3], row[5])
     return MediaRow(
         row[0],
         row[1],

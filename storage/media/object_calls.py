@@ -23,11 +23,11 @@ from storage.media.object_store import ObjectStoreFailed
 
 T = TypeVar("T")
 
-LEAST_BYTES: Final = 1 << 16
+MIN_BYTES: Final = 1 << 16
 """Fewer bytes in the permitted silence count as silence."""
 
 
-class Call:
+class ObjectCall:
     """A call as its thread sees it."""
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -38,7 +38,7 @@ class Call:
         """By the clock: until then silence is expected."""
         self._clock = clock
 
-    def note(self, count: int) -> None:
+    def record(self, count: int) -> None:
         """Record that bytes moved; negative: they are sent again. Raises ObjectStoreFailed if
         nobody waits any more."""
         if self.is_given_up:
@@ -47,31 +47,31 @@ class Call:
 
     def expect_silence(self, seconds: float) -> None:
         """Expect that no bytes move for at most `seconds`. Raises ObjectStoreFailed like `note`."""
-        self.note(0)
+        self.record(0)
         self.silent_until = self._clock.seconds() + seconds
 
 
-class ObjectCalls:
+class ObjectCallRunner:
     """Runs calls of an object store in threads."""
 
     def __init__(
-        self, executor: Executor, clock: IReactorTime, patience: float, long_at_once: int = 1
+        self, executor: Executor, clock: IReactorTime, max_silence: float, max_long: int = 1
     ) -> None:
-        """`patience`: seconds that the store may be silent. `long_at_once`: threads for long
+        """`max_silence`: seconds that the store may be silent. `long_at_once`: threads for long
         calls."""
         self._executor = executor
         self._clock = clock
-        self._patience = patience
-        self._free_long_slots = long_at_once
+        self._patience = max_silence
+        self._free_long_slots = max_long
         self._waiting_long_calls: deque[Callable[[], None]] = deque()
-        self._running: set[Call] = set()
+        self._running: set[ObjectCall] = set()
         self._moved_bytes = 0
         """Bytes of finished calls, plus a bonus for each that succeeded."""
 
     async def run(
         self,
-        work: Callable[[Call], T],
-        late: Callable[[T], None] | None = None,
+        work: Callable[[ObjectCall], T],
+        on_late_result: Callable[[T], None] | None = None,
         *,
         is_long: bool = False,
     ) -> T:
@@ -80,14 +80,14 @@ class ObjectCalls:
 
         `late` gets, on the reactor's thread, a result that arrives when nobody waits any more.
         """
-        call = Call(self._clock)
+        call = ObjectCall(self._clock)
         result_deferred: Deferred[T] = Deferred()
 
         def job() -> None:
             result: T | Failure
             self._executor.deliver(on_start)
             try:
-                call.note(0)
+                call.record(0)
                 result = work(call)
             except BaseException as error:  # the caller gets it; the thread goes on
                 result = Failure(error)
@@ -102,8 +102,8 @@ class ObjectCalls:
             self._finish(call, is_long, is_well=not isinstance(result, Failure))
             if not call.is_given_up:
                 result_deferred.callback(result)
-            elif late is not None and not isinstance(result, Failure):
-                late(result)
+            elif on_late_result is not None and not isinstance(result, Failure):
+                on_late_result(result)
 
         def give_up() -> None:
             call.is_given_up = True
@@ -126,7 +126,7 @@ class ObjectCalls:
             call.is_given_up = True
             watch.end()
 
-    def _bytes_of(self, call: Call) -> int:
+    def _bytes_of(self, call: ObjectCall) -> int:
         """Return the bytes that this call moved or, before it starts, all calls."""
         return (
             call.bytes
@@ -134,14 +134,14 @@ class ObjectCalls:
             else self._moved_bytes + sum(each.bytes for each in self._running)
         )
 
-    def _silent_until(self, call: Call) -> float:
+    def _silent_until(self, call: ObjectCall) -> float:
         """Return until when silence is expected of this call or, before it starts, of all calls."""
         return max(
             (each.silent_until for each in ([call] if call.is_begun else self._running)),
             default=0.0,
         )
 
-    def _start(self, call: Call, job: Callable[[], None], is_long: bool) -> None:
+    def _start(self, call: ObjectCall, job: Callable[[], None], is_long: bool) -> None:
         def begin() -> None:
             self._running.add(call)
             self._executor.submit(job)
@@ -154,9 +154,9 @@ class ObjectCalls:
         else:
             self._waiting_long_calls.append(begin)
 
-    def _finish(self, call: Call, is_long: bool, *, is_well: bool) -> None:
+    def _finish(self, call: ObjectCall, is_long: bool, *, is_well: bool) -> None:
         self._running.discard(call)
-        self._moved_bytes += call.bytes + (LEAST_BYTES if is_well else 0)
+        self._moved_bytes += call.bytes + (MIN_BYTES if is_well else 0)
         if is_long and self._waiting_long_calls:
             self._waiting_long_calls.popleft()()
         elif is_long:
@@ -195,7 +195,7 @@ class _SilenceTimer:
 
     def _check(self, before: int) -> None:
         self._timer = None
-        if self._count() - before >= LEAST_BYTES:
+        if self._count() - before >= MIN_BYTES:
             self.begin()
         elif (rest := self._silent_until() - self._clock.seconds()) > 0:
             self._timer = self._clock.callLater(rest, self._check, before)

@@ -24,7 +24,7 @@ class S3Config(msgspec.Struct, frozen=True):
     storage_class: str | None
     connections: int
     """The number of threads that use it."""
-    patience: float
+    max_silence: float
     """Seconds of silence after which a thread gives up."""
 
 
@@ -32,10 +32,10 @@ class ObjectStoreFailed(OSError):
     """The store could not be reached, or refused. The text tells the operator why."""
 
 
-class Progress(Protocol):
+class UploadProgress(Protocol):
     """Receives the progress of an upload."""
 
-    def note(self, count: int) -> None:
+    def record(self, count: int) -> None:
         """Record that bytes were sent; negative: they are sent again."""
 
     def expect_silence(self, seconds: float) -> None:
@@ -57,17 +57,17 @@ class ObjectStream(Protocol):
 class ObjectStore(Protocol):
     """A store of objects. All methods raise ObjectStoreFailed."""
 
-    def put(self, name: str, path: Path, progress: Progress) -> None:
+    def put(self, name: str, path: Path, progress: UploadProgress) -> None:
         """Store a file under a name. On return, the object is durable. An error of `progress`
         aborts the upload."""
 
     def open(self, name: str, offset: int) -> ObjectStream | None:
         """Open an object at an offset; None if it does not exist."""
 
-    def remove(self, name: str, *, is_whole: bool) -> None:
+    def remove(self, name: str, *, is_complete: bool) -> None:
         """Delete an object; an incomplete one with its uploaded parts. A missing object is no
         error."""
 
-    def address(self, name: str, type: str, disposition: str) -> str | None:
+    def get_url(self, name: str, type: str, disposition: str) -> str | None:
         """Return a URL where anybody can fetch an object for some minutes, with this type and
         disposition; None if there is none."""

@@ -26,17 +26,17 @@ class LeavingObject(msgspec.Struct, frozen=True):
     """An object to be deleted. `is_whole`: False if it may be incomplete."""
 
     name: str
-    is_whole: bool
+    is_complete: bool
 
 
-class Tally(msgspec.Struct, frozen=True):
+class ContentTotals(msgspec.Struct, frozen=True):
     """A number of contents, and their bytes."""
 
     contents: int
     bytes: int
 
 
-class Missing(msgspec.Struct, frozen=True):
+class MissingObjects(msgspec.Struct, frozen=True):
     """Contents that are in no object."""
 
     found: Sequence[tuple[bytes, int]]
@@ -45,7 +45,7 @@ class Missing(msgspec.Struct, frozen=True):
     """The last hash that was read; None at the end."""
 
 
-class MediaObjectStore:
+class MediaObjectJournal:
     """Reads and writes the table `media_objects`."""
 
     def __init__(self, database: Database) -> None:
@@ -104,11 +104,11 @@ class MediaObjectStore:
             "get_leaving_media_objects", _select_leaving_of, tuple(hashes)
         )
 
-    async def forget(self, names: Sequence[str]) -> None:
+    async def remove(self, names: Sequence[str]) -> None:
         """Delete the rows of deleted objects."""
         await self._database.write("remove_media_objects", _remove, tuple(names))
 
-    async def get_missing(self, after: bytes, limit: int) -> Missing:
+    async def get_missing(self, after: bytes, limit: int) -> MissingObjects:
         """Read `limit` contents in the order of their hashes, after `after`, and return those
         without an object."""
         return await self._database.read("get_media_without_objects", _select_missing, after, limit)
@@ -120,11 +120,11 @@ class MediaObjectStore:
             "get_some_media_without_objects", _select_missing_of, tuple(hashes)
         )
 
-    async def get_some(self, after: bytes, limit: int) -> Sequence[StoredObject]:
+    async def get_batch(self, after: bytes, limit: int) -> Sequence[StoredObject]:
         """Return at most `limit` objects in the order of their hashes, after `after`."""
         return await self._database.read("get_some_media_objects", _select_batch, after, limit)
 
-    async def count(self) -> tuple[Tally, Tally]:
+    async def count(self) -> tuple[ContentTotals, ContentTotals]:
         """Count all contents of files, and those in objects."""
         return await self._database.read("count_media_objects", _count)
 
@@ -180,7 +180,7 @@ def _remove(txn: WriteTransaction, names: tuple[str, ...]) -> None:
     )
 
 
-def _select_missing(txn: Transaction, after: bytes, limit: int) -> Missing:
+def _select_missing(txn: Transaction, after: bytes, limit: int) -> MissingObjects:
     # Not the missing ones alone: the database would walk all others to find the next
     seen: dict[bytes, int] = {}
     for table in ("media", "remote_media"):
@@ -192,7 +192,7 @@ def _select_missing(txn: Transaction, after: bytes, limit: int) -> Missing:
     contents = sorted(seen.items())[:limit]
     here = _select_here(txn, tuple(hash for hash, _ in contents))
     last = contents[-1][0] if len(contents) == limit else None
-    return Missing([each for each in contents if each[0] not in here], last)
+    return MissingObjects([each for each in contents if each[0] not in here], last)
 
 
 def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[tuple[bytes, int]]:
@@ -213,7 +213,7 @@ def _select_batch(txn: Transaction, after: bytes, limit: int) -> Sequence[Stored
     return [StoredObject(row[0], bytes(row[1]), row[2]) for row in txn.query(sql, (after, limit))]
 
 
-def _count(txn: Transaction) -> tuple[Tally, Tally]:
+def _count(txn: Transaction) -> tuple[ContentTotals, ContentTotals]:
     total = txn.query_one(
         "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM (SELECT hash, size FROM media"
         " WHERE hash IS NOT NULL "
@@ -224,4 +224,6 @@ def _count(txn: Transaction) -> tuple[Tally, Tally]:
     )
     assert total is not None
     assert stored is not None
-    return Tally(int(total[0]), int(total[1])), Tally(int(stored[0]), int(stored[1]))
+    return ContentTotals(int(total[0]), int(total[1])), ContentTotals(
+        int(stored[0]), int(stored[1])
+    )

@@ -17,8 +17,8 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.content_uris import MediaAddress
-from storage.media.references import Role
+from storage.media.content_uris import ContentURI
+from storage.media.references import ReferenceRole
 
 SYSTEM: Final = "system"
 """`quarantined_by` of a file whose bytes were quarantined already."""
@@ -31,7 +31,7 @@ class QuarantineChange(msgspec.Struct, frozen=True):
     """A file was quarantined or released."""
 
     number: int
-    address: MediaAddress
+    address: ContentURI
     quarantined: bool
 
 
@@ -42,14 +42,14 @@ class QuarantineStore:
         self._database = database
         self._own = own
 
-    async def set_held(self, addresses: Iterable[MediaAddress], by: str) -> int:
+    async def quarantine(self, addresses: Iterable[ContentURI], by: str) -> int:
         """Quarantine these files and all with the same bytes. Return how many. Remote files without
         a copy are quarantined when a copy arrives."""
         return await self._database.write(
             "quarantine_media", self._quarantine_files, list(addresses), by
         )
 
-    async def set_user_held(self, user_id: str, by: str) -> int:
+    async def quarantine_user(self, user_id: str, by: str) -> int:
         """Quarantine a user's uploads. Return how many."""
 
         def write(txn: WriteTransaction) -> int:
@@ -61,7 +61,7 @@ class QuarantineStore:
 
         return await self._database.write("quarantine_media_of_user", write)
 
-    async def set_room_held(self, room_id: str, by: str) -> int:
+    async def quarantine_room(self, room_id: str, by: str) -> int:
         """Quarantine the files in a room's events, without avatars of its members. Return how
         many."""
 
@@ -70,14 +70,14 @@ class QuarantineStore:
                 "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r"
                 " JOIN media_in_events AS e ON e.room_nid = r.room_nid"
                 " JOIN known_media AS k ON k.media_nid = e.media_nid"
-                f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}",
+                f" WHERE r.room_id = ? AND e.role <> {int(ReferenceRole.MEMBER)}",
                 (room_id,),
             )
-            return self._quarantine_files(txn, [MediaAddress(*row) for row in rows], by)
+            return self._quarantine_files(txn, [ContentURI(*row) for row in rows], by)
 
         return await self._database.write("quarantine_media_of_room", write)
 
-    async def set_free(self, address: MediaAddress) -> int | None:
+    async def release(self, address: ContentURI) -> int | None:
         """Release a file and all with the same bytes. Return how many; None if it neither exists
         nor is quarantined."""
 
@@ -89,7 +89,7 @@ class QuarantineStore:
 
         return await self._database.write("release_media", write)
 
-    async def set_all_free(self, addresses: Sequence[MediaAddress]) -> int:
+    async def release_all(self, addresses: Sequence[ContentURI]) -> int:
         """Release these files and all with the same bytes. Return how many."""
         return await self._database.write("release_some_media", self._release, addresses)
 
@@ -106,20 +106,22 @@ class QuarantineStore:
         """Return changes after a number, and the number of the latest change."""
         return await self._database.read("get_quarantine_changes", _select_changes, after, limit)
 
-    def hold_known(self, txn: WriteTransaction, hash: bytes) -> None:
+    def quarantine_known(self, txn: WriteTransaction, hash: bytes) -> None:
         """Quarantine a new file if its bytes are quarantined."""
-        if self.is_held(txn, hash):
+        if self.is_quarantined(txn, hash):
             self._set(txn, [hash], SYSTEM)
 
-    def hold_known_copy(self, txn: WriteTransaction, address: MediaAddress, hash: bytes) -> None:
+    def quarantine_known_copy(
+        self, txn: WriteTransaction, address: ContentURI, hash: bytes
+    ) -> None:
         """Quarantine a new copy if its bytes or its content URI are quarantined."""
         by = self._take_pending(txn, address)
         if by is None:
-            self.hold_known(txn, hash)
+            self.quarantine_known(txn, hash)
         else:
             self._set(txn, [hash], by)
 
-    def is_held(self, txn: Transaction, hash: bytes) -> bool:
+    def is_quarantined(self, txn: Transaction, hash: bytes) -> bool:
         """Whether files with these bytes are quarantined."""
         if txn.query_one("SELECT 1 FROM held_contents WHERE hash = ?", (hash,)) is not None:
             return True
@@ -131,7 +133,7 @@ class QuarantineStore:
             for table in ("media", "remote_media")
         )
 
-    def hold_harmful(self, txn: WriteTransaction, hash: bytes) -> Sequence[str]:
+    def quarantine_harmful(self, txn: WriteTransaction, hash: bytes) -> Sequence[str]:
         """Quarantine all files with these bytes, which a scanner found harmful. Return the
         uploaders of the local files that this quarantines."""
         sql = (
@@ -144,7 +146,7 @@ class QuarantineStore:
         return users
 
     def _quarantine_files(
-        self, txn: WriteTransaction, addresses: Sequence[MediaAddress], by: str
+        self, txn: WriteTransaction, addresses: Sequence[ContentURI], by: str
     ) -> int:
         others = [address for address in addresses if address.origin != self._own]
         txn.execute_many(
@@ -156,7 +158,7 @@ class QuarantineStore:
         )
         return self._set(txn, self._hashes(txn, addresses), by)
 
-    def _release(self, txn: WriteTransaction, addresses: Sequence[MediaAddress]) -> int:
+    def _release(self, txn: WriteTransaction, addresses: Sequence[ContentURI]) -> int:
         hashes = self._hashes(txn, addresses)
         # 2 and 3: harmful, released (storage/media/scans.py)
         txn.execute_many(
@@ -165,20 +167,20 @@ class QuarantineStore:
         )
         return self._set(txn, hashes, None)
 
-    def _take_pending(self, txn: WriteTransaction, address: MediaAddress) -> str | None:
+    def _take_pending(self, txn: WriteTransaction, address: ContentURI) -> str | None:
         """Delete the quarantine of a missing copy. Return who set it."""
         sql = "DELETE FROM held_addresses WHERE origin = ? AND media_id = ? RETURNING by_user_id"
         rows = txn.query(sql, address)
         return str(rows[0][0]) if rows else None
 
-    def _exists(self, txn: Transaction, address: MediaAddress) -> bool:
+    def _exists(self, txn: Transaction, address: ContentURI) -> bool:
         if address.origin == self._own:
             sql = "SELECT 1 FROM media WHERE media_id = ? AND hash IS NOT NULL"
             return txn.query_one(sql, (address.media_id,)) is not None
         sql = "SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?"
         return txn.query_one(sql, address) is not None
 
-    def _hashes(self, txn: Transaction, addresses: Sequence[MediaAddress]) -> Sequence[bytes]:
+    def _hashes(self, txn: Transaction, addresses: Sequence[ContentURI]) -> Sequence[bytes]:
         """Return the contents of those of the files that are not protected."""
         own = [address.media_id for address in addresses if address.origin == self._own]
         others = [address for address in addresses if address.origin != self._own]
@@ -205,16 +207,16 @@ class QuarantineStore:
             txn.execute_many(
                 "INSERT INTO held_contents (hash) VALUES (?) ON CONFLICT (hash) DO NOTHING", keys
             )
-        changed: list[MediaAddress] = []
+        changed: list[ContentURI] = []
         for hash in hashes:
             update = (
                 f"SET quarantined = {quarantined}, quarantined_by = ?"
                 f" WHERE hash = ? AND quarantined = {1 - quarantined}"
             )
             rows = txn.query(f"UPDATE media {update}{protected} RETURNING media_id", (by, hash))
-            changed += [MediaAddress(self._own, media_id) for (media_id,) in rows]
+            changed += [ContentURI(self._own, media_id) for (media_id,) in rows]
             rows = txn.query(f"UPDATE remote_media {update} RETURNING origin, media_id", (by, hash))
-            changed += [MediaAddress(*row) for row in rows]
+            changed += [ContentURI(*row) for row in rows]
         if changed:
             first = txn.allocate(_COUNTER, len(changed))
             txn.execute_many(
@@ -234,7 +236,7 @@ def _select_changes(
         " ORDER BY change_nid LIMIT ?"
     )
     changes = [
-        QuarantineChange(number, MediaAddress(origin, media_id), bool(quarantined))
+        QuarantineChange(number, ContentURI(origin, media_id), bool(quarantined))
         for number, origin, media_id, quarantined in txn.query(sql, (after, limit))
     ]
     latest = txn.query_one("SELECT COALESCE(MAX(change_nid), 0) FROM quarantine_changes")

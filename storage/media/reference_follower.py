@@ -8,36 +8,38 @@ from typing import Final
 
 import msgspec
 
-from storage.cluster.job_progress import put_note, select_note
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.references import put_batch, select_batch
 
-NOTE: Final = "follow_media"
-AT_ONCE: Final = 200
+PROGRESS_KEY: Final = "follow_media"
+EVENTS_PER_WRITE: Final = 200
 """Events that are read in one write."""
 
 
-class Progress(msgspec.Struct, frozen=True):
+class FollowerProgress(msgspec.Struct, frozen=True):
     """The progress of the job."""
 
     upto: int = 0
     """The number of the last event that was read."""
 
 
-def select_progress(txn: Transaction) -> Progress:
+def select_progress(txn: Transaction) -> FollowerProgress:
     """Return the progress."""
-    stored = select_note(txn, NOTE)
-    return Progress() if stored is None else msgspec.json.decode(stored, type=Progress)
+    stored = select_job_progress(txn, PROGRESS_KEY)
+    return (
+        FollowerProgress() if stored is None else msgspec.json.decode(stored, type=FollowerProgress)
+    )
 
 
 def put_events(txn: WriteTransaction, after: int, upto: int) -> None:
     """Write the references of the events after one number, up to another; all earlier ones had
     none."""
     put_batch(txn, select_batch(txn, after, upto - after, upto))
-    note_events(txn, upto)
+    set_progress(txn, upto)
 
 
-def note_events(txn: WriteTransaction, upto: int) -> None:
+def set_progress(txn: WriteTransaction, upto: int) -> None:
     """Record that all events up to this number have been read."""
     progress = select_progress(txn)
     if progress.upto < upto:
@@ -49,16 +51,16 @@ def catch_up(txn: WriteTransaction, at_most: int) -> bool:
     none is left, so that every reference is known."""
     progress = select_progress(txn)
     upto = progress.upto
-    for remaining in range(at_most, 0, -AT_ONCE):
-        batch = select_batch(txn, upto, min(AT_ONCE, remaining))
+    for remaining in range(at_most, 0, -EVENTS_PER_WRITE):
+        batch = select_batch(txn, upto, min(EVENTS_PER_WRITE, remaining))
         put_batch(txn, batch)
         upto = batch.upto
-        is_last = batch.count < min(AT_ONCE, remaining) and not batch.is_cut
+        is_last = batch.count < min(EVENTS_PER_WRITE, remaining) and not batch.is_cut
         if is_last or batch.is_cut:
             break
-    note_events(txn, upto)
+    set_progress(txn, upto)
     return is_last
 
 
-def _put(txn: WriteTransaction, progress: Progress) -> None:
-    put_note(txn, NOTE, msgspec.json.encode(progress).decode())
+def _put(txn: WriteTransaction, progress: FollowerProgress) -> None:
+    set_job_progress(txn, PROGRESS_KEY, msgspec.json.encode(progress).decode())

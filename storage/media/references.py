@@ -9,7 +9,7 @@ Laws:
 - Rows of events are written by the job that reads events by number (`select_batch`, `put_batch`),
   rows of settings in the write that changes the setting. A write that may remove a reference
   records a recheck, which the job does later.
-- One write handles as many content URIs as one event may have (`MOST`), or a little more: other
+- One write handles as many content URIs as one event may have (`MAX_URIS`), or a little more: other
   writes wait for it.
 - `unreferenced_ts` is the time since when nothing refers to a file. A local file that its uploader
   was never seen to refer to has none, whatever others refer to and stop referring to: it may be
@@ -28,7 +28,7 @@ from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import EventFlag
 from storage.events.relations import REPLACE
-from storage.media.content_uris import MOST, MediaAddress, find_addresses
+from storage.media.content_uris import MAX_URIS, ContentURI, find_content_uris
 
 T = TypeVar("T")
 
@@ -39,13 +39,13 @@ UNREFERENCED: Final = "unreferenced"
 """The cause if a reference was removed or replaced."""
 FORGOTTEN: Final = "forgotten"
 """The cause if this server purged a room that no local user remembers."""
-EVENTS_AT_ONCE: Final = 50
+EVENTS_PER_RECHECK: Final = 50
 """Rechecked events that are read at once."""
-PART: Final = 2 * MOST
+CHUNK: Final = 2 * MAX_URIS
 """References of a room, or files of a user, that are rechecked at once; more than one event has."""
 
 
-class Role(IntEnum):
+class ReferenceRole(IntEnum):
     """The kind of an event's reference to a file."""
 
     SHOWN = 0
@@ -55,14 +55,14 @@ class Role(IntEnum):
     """The sender declared that the file belongs to the event, which may be encrypted."""
 
 
-class Setting(IntEnum):
+class SettingKind(IntEnum):
     """Other data with references to files."""
 
     PROFILE = 0
     ACCOUNT_DATA = 1
 
 
-class Recheck(IntEnum):
+class RecheckKind(IntEnum):
     """The kind of object that may have lost a reference."""
 
     EVENT = 0
@@ -71,38 +71,38 @@ class Recheck(IntEnum):
     FILE = 3
 
 
-class EventMentions(msgspec.Struct, frozen=True):
+class EventReferences(msgspec.Struct, frozen=True):
     """The references of an event."""
 
     event_nid: int
     room_nid: int
-    role: Role
+    role: ReferenceRole
     sender: str
-    addresses: frozenset[MediaAddress]
+    addresses: frozenset[ContentURI]
     is_live: bool = True
     """False for an edit of an event without content, and for a membership that a later one
     replaced."""
 
 
-class MentionBatch(msgspec.Struct, frozen=True):
+class ReferenceBatch(msgspec.Struct, frozen=True):
     """References of some events, in the order of their numbers."""
 
     upto: int
     """All events up to this number have been read after this batch."""
     count: int
-    mentions: Sequence[EventMentions]
+    references: Sequence[EventReferences]
     is_cut: bool = False
     """It has so many references that it ends before the requested number of events."""
 
 
-def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
+def get_referenced_condition(own: str) -> tuple[str, tuple[str, str]]:
     """Return the SQL condition that something refers to the file `k` of `known_media`, and its
     arguments. `own`: this server's name."""
     sql = (
         "(EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid)"
         " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
         # the avatar of an erased account
-        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ?"
+        f" AND NOT (e.role = {int(ReferenceRole.MEMBER)} AND k.origin = ?"
         " AND EXISTS (SELECT 1 FROM media AS o"
         " JOIN accounts AS a ON a.user_id = o.user_id"
         " WHERE o.media_id = k.media_id AND a.erased = 1))"
@@ -119,16 +119,16 @@ def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
 
 
 def put_setting(
-    txn: WriteTransaction, user_id: str, kind: Setting, name: str, value: bytes
+    txn: WriteTransaction, user_id: str, kind: SettingKind, name: str, value: bytes
 ) -> None:
     """Update the references of a profile field or account data; an empty value removes it."""
-    addresses = find_addresses(value)
+    addresses = find_content_uris(value)
     sql = "SELECT media_nid FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
     before = {nid for (nid,) in txn.query(sql, (user_id, int(kind), name))}
     if not before and not addresses:
         return
     numbers = number_media(txn, addresses)
-    if kind is Setting.PROFILE:
+    if kind is SettingKind.PROFILE:
         _record_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
     now = set(numbers.values())
     txn.execute_many(
@@ -141,18 +141,18 @@ def put_setting(
         [(user_id, int(kind), name, nid) for nid in now - before],
     )
     _set_referenced(txn, now - before)
-    note_rechecks(txn, Recheck.FILE, before - now)
+    record_rechecks(txn, RecheckKind.FILE, before - now)
 
 
-def remove_settings(txn: WriteTransaction, user_id: str, kind: Setting) -> None:
+def remove_settings(txn: WriteTransaction, user_id: str, kind: SettingKind) -> None:
     """Remove all references of a user's settings of one kind."""
     sql = "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? RETURNING media_nid"
-    note_rechecks(txn, Recheck.FILE, {nid for (nid,) in txn.query(sql, (user_id, int(kind)))})
+    record_rechecks(txn, RecheckKind.FILE, {nid for (nid,) in txn.query(sql, (user_id, int(kind)))})
 
 
-def note_rechecks(
+def record_rechecks(
     txn: WriteTransaction,
-    kind: Recheck,
+    kind: RecheckKind,
     nids: Iterable[int],
     user_id: str = "",
     *,
@@ -169,13 +169,13 @@ def note_rechecks(
         )
 
 
-def note_erased(txn: WriteTransaction, user_id: str) -> None:
+def record_erasure(txn: WriteTransaction, user_id: str) -> None:
     """Recheck the uploads of an erased account: unreferenced ones are to be deleted."""
-    note_rechecks(txn, Recheck.USER, [0], user_id)
+    record_rechecks(txn, RecheckKind.USER, [0], user_id)
 
 
 def add_attachments(
-    txn: WriteTransaction, event_id: str, addresses: Collection[MediaAddress]
+    txn: WriteTransaction, event_id: str, addresses: Collection[ContentURI]
 ) -> None:
     """Record that the event's sender attached these files to it. If the event has lost its content,
     so have they lost their reference."""
@@ -188,17 +188,19 @@ def add_attachments(
     event_nid, room_nid, sender, redacted_by = row
     numbers = number_media(txn, addresses)
     _record_uploader(txn, [(numbers[address], address, sender) for address in addresses])
-    _insert(txn, [(nid, event_nid, room_nid, int(Role.ATTACHED)) for nid in numbers.values()])
+    _insert(
+        txn, [(nid, event_nid, room_nid, int(ReferenceRole.ATTACHED)) for nid in numbers.values()]
+    )
     if redacted_by is None:
         _set_referenced(txn, numbers.values())
     else:
-        note_rechecks(txn, Recheck.EVENT, [event_nid])
+        record_rechecks(txn, RecheckKind.EVENT, [event_nid])
 
 
 # Reading the events.
 
 
-def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62) -> MentionBatch:
+def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62) -> ReferenceBatch:
     """Return the next `limit` events after a number, none above `at_most`, with their references;
     fewer if these are many.
 
@@ -216,66 +218,66 @@ def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62)
     )
     rows = txn.query(sql, (after, upto)) if numbers else []
     found = [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
-    mentions = bounded(found, lambda each: len(each.addresses))
+    mentions = limit_by_uris(found, lambda each: len(each.addresses))
     is_cut = len(mentions) < len(found)
     if is_cut:
         upto = mentions[-1].event_nid
         numbers = {number for number in numbers if number <= upto}
-    return MentionBatch(upto, len(numbers), mentions, is_cut)
+    return ReferenceBatch(upto, len(numbers), mentions, is_cut)
 
 
-def bounded(items: Sequence[T], addresses: Callable[[T], int]) -> Sequence[T]:
+def limit_by_uris(items: Sequence[T], addresses: Callable[[T], int]) -> Sequence[T]:
     """Return as many of the first items as one write handles, by their number of content URIs; at
     least one."""
     total = 0
     for number, item in enumerate(items):
         total += addresses(item)
-        if total > MOST and number:
+        if total > MAX_URIS and number:
             return items[:number]
     return items
 
 
-def put_batch(txn: WriteTransaction, batch: MentionBatch) -> None:
+def put_batch(txn: WriteTransaction, batch: ReferenceBatch) -> None:
     """Write the references of events."""
-    if not batch.mentions:
+    if not batch.references:
         return
-    nids = number_media(txn, {address for each in batch.mentions for address in each.addresses})
+    nids = number_media(txn, {address for each in batch.references for address in each.addresses})
     pairs = [
-        (nids[address], address, each) for each in batch.mentions for address in each.addresses
+        (nids[address], address, each) for each in batch.references for address in each.addresses
     ]
     live = [(nid, each) for nid, _, each in pairs if each.is_live]
     _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid, each in live])
     _set_referenced(txn, {nid for nid, _ in live})
     _record_uploader(txn, [(nid, address, each.sender) for nid, address, each in pairs])
-    note_rechecks(txn, Recheck.FILE, {nid for nid, _, each in pairs if not each.is_live})
+    record_rechecks(txn, RecheckKind.FILE, {nid for nid, _, each in pairs if not each.is_live})
 
 
-def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
+def record_redaction(txn: WriteTransaction, event_nid: int) -> None:
     """Record the references of an event that is about to lose its content, in case they were not
     read yet, and recheck it."""
-    batch = MentionBatch(
+    batch = ReferenceBatch(
         event_nid,
         1,
         _find_references(txn, txn.query(f"{_EVENTS} WHERE event_nid = ?", (event_nid,))),
     )
     put_batch(txn, batch)
-    note_rechecks(txn, Recheck.EVENT, [event_nid])
+    record_rechecks(txn, RecheckKind.EVENT, [event_nid])
 
 
-def note_purged(
+def record_purge(
     txn: WriteTransaction, room_nid: int, event_nids: Collection[int], cause: str
 ) -> None:
     """The same for messages of a room that are purged, with the cause. Messages without files cost
     no write.
 
-    The caller chooses the messages by `bounded`.
+    The caller chooses the messages by `limit_by_uris`.
     """
     rows = txn.query_in(
         f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids
     )
     put_batch(
         txn,
-        MentionBatch(
+        ReferenceBatch(
             0, 0, [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
         ),
     )
@@ -284,26 +286,26 @@ def note_purged(
         event_nids,
         before=(room_nid,),
     )
-    note_rechecks(txn, Recheck.EVENT, _column(with_files), cause=cause)
+    record_rechecks(txn, RecheckKind.EVENT, _column(with_files), cause=cause)
 
 
-def note_restored(txn: WriteTransaction, event_nids: Collection[int]) -> None:
+def record_restored(txn: WriteTransaction, event_nids: Collection[int]) -> None:
     """Record the references of events whose content was restored, since the job has passed them. A
-    caller with many chooses them by `bounded`."""
+    caller with many chooses them by `limit_by_uris`."""
     rows = txn.query_in(
         f"{_EVENTS} WHERE type <> '{_ENCRYPTED}' AND event_nid IN {{keys}}", event_nids
     )
     put_batch(
         txn,
-        MentionBatch(
+        ReferenceBatch(
             0, 0, [each for each in _find_references(txn, _with_uris(rows)) if each.addresses]
         ),
     )
 
 
 def number_media(
-    txn: WriteTransaction, addresses: Collection[MediaAddress]
-) -> Mapping[MediaAddress, int]:
+    txn: WriteTransaction, addresses: Collection[ContentURI]
+) -> Mapping[ContentURI, int]:
     """Return the numbers of files; assign numbers to new ones."""
     ordered = sorted(addresses)
     found = (
@@ -335,30 +337,30 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
         " ORDER BY kind, nid, user_id LIMIT ?",
         (upto_event, limit),
     )
-    if rows and rows[0][0] == Recheck.EVENT:
-        rows = [row for row in rows if row[0] == Recheck.EVENT][:EVENTS_AT_ONCE]
+    if rows and rows[0][0] == RecheckKind.EVENT:
+        rows = [row for row in rows if row[0] == RecheckKind.EVENT][:EVENTS_PER_RECHECK]
         return _recheck_events(txn, own, {nid: cause for _, nid, _, _, cause in rows}, now_ms)
-    rechecked: set[int] = {nid for kind, nid, *_ in rows if kind == Recheck.FILE}
-    done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind == Recheck.FILE]
+    rechecked: set[int] = {nid for kind, nid, *_ in rows if kind == RecheckKind.FILE}
+    done = [(kind, nid, user_id) for kind, nid, user_id, *_ in rows if kind == RecheckKind.FILE]
     for kind, nid, user_id, upto, _ in rows:
-        if kind == Recheck.ROOM:
+        if kind == RecheckKind.ROOM:
             sql = (
                 "SELECT event_nid, media_nid FROM media_in_events"
                 " WHERE room_nid = ? AND event_nid > ?"
             )
-            found = txn.query(f"{sql} ORDER BY event_nid LIMIT {PART}", (nid, upto))
+            found = txn.query(f"{sql} ORDER BY event_nid LIMIT {CHUNK}", (nid, upto))
             rechecked |= {media_nid for _, media_nid in found}
-        elif kind == Recheck.USER:
+        elif kind == RecheckKind.USER:
             sql = "SELECT created_ts, media_id FROM media WHERE user_id = ? AND created_ts > ?"
-            found = txn.query(f"{sql} ORDER BY created_ts LIMIT {PART}", (user_id, upto))
-            uploaded = number_media(txn, [MediaAddress(own, media_id) for _, media_id in found])
+            found = txn.query(f"{sql} ORDER BY created_ts LIMIT {CHUNK}", (user_id, upto))
+            uploaded = number_media(txn, [ContentURI(own, media_id) for _, media_id in found])
             _record_uploader(
                 txn, [(number, address, user_id) for address, number in uploaded.items()]
             )
             rechecked |= set(uploaded.values())
         else:
             continue
-        if len(found) < PART:
+        if len(found) < CHUNK:
             done.append((kind, nid, user_id))
         else:  # some of the last event, or time, may be missing
             sql = "UPDATE media_rechecks SET upto = ? WHERE kind = ? AND nid = ? AND user_id = ?"
@@ -373,7 +375,7 @@ def _set_unreferenced(
     txn: WriteTransaction, own: str, by_cause: Mapping[str, Collection[int]], now_ms: int
 ) -> None:
     """Mark those of these files that are unreferenced."""
-    condition, args = referred_sql(own)
+    condition, args = get_referenced_condition(own)
     for cause, part in [
         (cause, part) for cause, nids in by_cause.items() for part in _chunks(sorted(nids))
     ]:
@@ -406,23 +408,23 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
             (each.room_nid, each.event_nid),
         )
         addresses += len(before) + len(each.addresses)
-        if addresses > MOST and looked_at:
+        if addresses > MAX_URIS and looked_at:
             break
         looked_at.add(each.event_nid)
         kept_nids = set(number_media(txn, each.addresses).values()) if each.is_live else set()
-        if each.role is Role.MEMBER:
+        if each.role is ReferenceRole.MEMBER:
             _insert(
                 txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in kept_nids]
             )
             _set_referenced(txn, kept_nids)
         kept_nids |= kept.get(each.event_nid, frozenset())
         loses_attached = each.event_nid in redacted or (
-            not each.is_live and each.role is not Role.MEMBER
+            not each.is_live and each.role is not ReferenceRole.MEMBER
         )
         removed = {
             nid
             for nid, role in before
-            if nid not in kept_nids and (role != Role.ATTACHED or loses_attached)
+            if nid not in kept_nids and (role != ReferenceRole.ATTACHED or loses_attached)
         }
         txn.execute_many(
             "DELETE FROM media_in_events WHERE media_nid = ? AND event_nid = ?",
@@ -479,10 +481,10 @@ def _with_uris(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if b"mxc:" in bytes(row[4])]
 
 
-def _find_references(txn: Transaction, rows: Sequence[Row]) -> list[EventMentions]:
+def _find_references(txn: Transaction, rows: Sequence[Row]) -> list[EventReferences]:
     """Return the references of these events."""
     found = [
-        EventMentions(nid, room_nid, _role(type), sender, find_addresses(bytes(pdu)))
+        EventReferences(nid, room_nid, _role(type), sender, find_content_uris(bytes(pdu)))
         for nid, room_nid, type, sender, pdu, _ in rows
     ]
     outdated = _column(
@@ -501,14 +503,16 @@ def _find_references(txn: Transaction, rows: Sequence[Row]) -> list[EventMention
             "SELECT e.event_nid FROM events AS e"
             " JOIN memberships AS m ON m.room_nid = e.room_nid AND m.user_id = e.state_key"
             " WHERE m.event_nid > e.event_nid AND e.event_nid IN {keys}",
-            [each.event_nid for each in found if each.role is Role.MEMBER],
+            [each.event_nid for each in found if each.role is ReferenceRole.MEMBER],
         )
     )
     return [replace(each, is_live=False) if each.event_nid in outdated else each for each in found]
 
 
-def _role(type: str) -> Role:
-    return {_MEMBER: Role.MEMBER, _ROOM_AVATAR: Role.ROOM}.get(type, Role.SHOWN)
+def _role(type: str) -> ReferenceRole:
+    return {_MEMBER: ReferenceRole.MEMBER, _ROOM_AVATAR: ReferenceRole.ROOM}.get(
+        type, ReferenceRole.SHOWN
+    )
 
 
 def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) -> None:
@@ -519,7 +523,7 @@ def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) ->
     )
 
 
-def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddress, str]]) -> None:
+def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, ContentURI, str]]) -> None:
     """Record the references by these users to files that they uploaded."""
     txn.execute_many(
         "UPDATE known_media SET by_uploader = 1 WHERE media_nid = ? AND by_uploader = 0"

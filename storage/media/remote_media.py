@@ -7,7 +7,7 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.media import Content
+from storage.media.media import MediaContent
 
 
 class RemoteMediaRow(msgspec.Struct, frozen=True):
@@ -15,7 +15,7 @@ class RemoteMediaRow(msgspec.Struct, frozen=True):
 
     origin: str
     media_id: str
-    content: Content
+    content: MediaContent
     created_ts: int
     last_access_ts: int
     authenticated: bool
@@ -81,7 +81,7 @@ def _select(txn: Transaction, origin: str, media_id: str) -> RemoteMediaRow | No
 
 def make_copy(row: Row) -> RemoteMediaRow:
     """Make a RemoteMediaRow from `COPY_COLUMNS`."""
-    content = Content(bytes(row[2]), row[4], row[3], row[5])
+    content = MediaContent(bytes(row[2]), row[4], row[3], row[5])
     return RemoteMediaRow(
         row[0], row[1], content, row[6], row[7], bool(row[8]), bool(row[9]), row[10]
     )

@@ -15,19 +15,19 @@ from typing import Final, Literal
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import FOR_ITS_ARGUMENTS, Row
+from storage.engine.interface import CUSTOM_PLAN, Row
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.content_uris import MediaAddress
+from storage.media.content_uris import ContentURI
 from storage.media.media import select_used_hashes
 from storage.media.reference_follower import catch_up
-from storage.media.references import referred_sql
-from storage.media.scans import forget_scans
+from storage.media.references import get_referenced_condition
+from storage.media.scans import remove_scans
 
-MOST_BEHIND: Final = 2000
+MAX_UNREAD_EVENTS: Final = 2000
 """The number of events that may still have to be read when files are deleted."""
 
 
-class Reason(Enum):
+class RemovalReason(Enum):
     """Why a file was deleted."""
 
     UNREFERENCED = "unreferenced"
@@ -43,10 +43,10 @@ class Reason(Enum):
     ADMINISTRATOR = "administrator"
 
 
-class Removable(msgspec.Struct, frozen=True):
+class RemovableFile(msgspec.Struct, frozen=True):
     """A file to delete."""
 
-    address: MediaAddress
+    address: ContentURI
     hash: bytes
 
 
@@ -66,14 +66,14 @@ class Deletion(msgspec.Struct, frozen=True):
     by_user_id: str | None
 
 
-class Removed(msgspec.Struct, frozen=True):
+class RemovedFiles(msgspec.Struct, frozen=True):
     """Deleted files, and the contents that no file has any more."""
 
-    addresses: Sequence[MediaAddress]
+    addresses: Sequence[ContentURI]
     unused: Set[bytes]
 
 
-NOTHING: Final = Removed((), frozenset())
+NOTHING: Final = RemovedFiles((), frozenset())
 _COLUMNS = (
     "deletion_nid, deleted_ts, origin, media_id, user_id, hash, type, size, created_ts, reason,"
     " by_user_id"
@@ -87,13 +87,13 @@ class MediaRemovalStore:
         self._database = database
         self._own = own
 
-    async def get_unreferenced(self, before_ms: int, limit: int) -> Sequence[Removable]:
+    async def get_unreferenced(self, before_ms: int, limit: int) -> Sequence[RemovableFile]:
         """Return at most `limit` files without a reference since then, longest first."""
         return await self._database.read(
             "get_unreferenced_media", self._select_unreferenced, before_ms, limit
         )
 
-    async def get_unread(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
+    async def get_unread(self, before_ms: int, limit: int, *, own: bool) -> Sequence[RemovableFile]:
         """Return at most `limit` files, local ones or copies, that nobody has read since then,
         longest first.
 
@@ -101,13 +101,13 @@ class MediaRemovalStore:
         """
         return await self._get_before("last_access_ts", before_ms, limit, own)
 
-    async def get_old(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
+    async def get_old(self, before_ms: int, limit: int, *, own: bool) -> Sequence[RemovableFile]:
         """Return the same, but files created before then; the oldest first."""
         return await self._get_before("created_ts", before_ms, limit, own)
 
     async def _get_before(
         self, column: Literal["last_access_ts", "created_ts"], before_ms: int, limit: int, own: bool
-    ) -> Sequence[Removable]:
+    ) -> Sequence[RemovableFile]:
         table, origin, condition = (
             ("media", "?", " AND protected = 0 AND user_id <> ''")
             if own
@@ -119,16 +119,16 @@ class MediaRemovalStore:
             f" AND {column} < ? ORDER BY {column} LIMIT ?"
         )
 
-        def read(txn: Transaction) -> list[Removable]:
+        def read(txn: Transaction) -> list[RemovableFile]:
             return _removable(txn.query(sql, (self._own if own else None, before_ms, limit)))
 
         return await self._database.read("get_media_before", read)
 
-    async def get_files(self, addresses: Iterable[MediaAddress]) -> Sequence[Removable]:
+    async def get_files(self, addresses: Iterable[ContentURI]) -> Sequence[RemovableFile]:
         """Return those of these files that exist."""
         requested = list(addresses)
 
-        def read(txn: Transaction) -> list[Removable]:
+        def read(txn: Transaction) -> list[RemovableFile]:
             own = [address.media_id for address in requested if address.origin == self._own]
             rows = [
                 (self._own, *row)
@@ -149,7 +149,7 @@ class MediaRemovalStore:
 
         return await self._database.read("get_removable_media", read)
 
-    async def forget_unkept(self, before_ms: int, limit: int) -> int:
+    async def remove_missing(self, before_ms: int, limit: int) -> int:
         """Delete the content URIs of missing files without a reference. Return how many."""
         return await self._database.write(
             "remove_missing_media", self._remove_missing, before_ms, limit
@@ -173,19 +173,19 @@ class MediaRemovalStore:
         )
 
     def remove_unreferenced(
-        self, txn: WriteTransaction, files: Sequence[Removable], before_ms: int, now_ms: int
-    ) -> Removed:
+        self, txn: WriteTransaction, files: Sequence[RemovableFile], before_ms: int, now_ms: int
+    ) -> RemovedFiles:
         """Delete those of them that are still unreferenced; none if too many events were not read
         yet."""
-        if not catch_up(txn, MOST_BEHIND):
+        if not catch_up(txn, MAX_UNREAD_EVENTS):
             return NOTHING
-        condition, args = referred_sql(self._own)
+        condition, args = get_referenced_condition(self._own)
         sql = (
             f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause"
             " FROM known_media AS k"
             " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
         )
-        unreferenced: dict[Reason, list[MediaAddress]] = {}
+        unreferenced: dict[RemovalReason, list[ContentURI]] = {}
         for file in files:
             row = txn.query_one(sql, (*args, *file.address, before_ms))
             if row is not None and row[0]:
@@ -193,31 +193,31 @@ class MediaRemovalStore:
                     "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],)
                 )
             elif row is not None:
-                unreferenced.setdefault(Reason(row[2]), []).append(file.address)
+                unreferenced.setdefault(RemovalReason(row[2]), []).append(file.address)
         removed = [
             self.remove(txn, addresses, reason, now_ms)
             for reason, addresses in unreferenced.items()
         ]
         unused = {hash for each in removed for hash in each.unused}
-        return Removed([address for each in removed for address in each.addresses], unused)
+        return RemovedFiles([address for each in removed for address in each.addresses], unused)
 
     def remove(
         self,
         txn: WriteTransaction,
-        files: Sequence[MediaAddress],
-        reason: Reason,
+        files: Sequence[ContentURI],
+        reason: RemovalReason,
         now_ms: int,
         *,
         by: str | None = None,
-        held_too: bool = False,
+        include_quarantined: bool = False,
         unread_since: int | None = None,
-    ) -> Removed:
-        """Delete the rows of these files, and record it. `held_too`: quarantined or protected ones
+    ) -> RemovedFiles:
+        """Delete the rows of these files, and record it. `include_quarantined`: quarantined or protected ones
         too.
 
         `unread_since`: only those that nobody has read since.
         """
-        condition = "" if held_too else " AND quarantined = 0"
+        condition = "" if include_quarantined else " AND quarantined = 0"
         own_condition = condition and condition + " AND protected = 0"
         if unread_since is not None:
             condition, own_condition = (
@@ -225,7 +225,7 @@ class MediaRemovalStore:
                 for each in (condition, own_condition)
             )
         rows = [
-            (MediaAddress(origin, media_id), user_id, bytes(hash), type, size, created_ts)
+            (ContentURI(origin, media_id), user_id, bytes(hash), type, size, created_ts)
             for address in files
             for origin, media_id, user_id, hash, type, size, created_ts in (
                 txn.query(
@@ -256,12 +256,14 @@ class MediaRemovalStore:
         _remove_uris(txn, [row[0] for row in rows])
         hashes = {row[2] for row in rows}
         unused = hashes - select_used_hashes(txn, tuple(hashes))
-        forget_scans(txn, unused)
-        return Removed([row[0] for row in rows], unused)
+        remove_scans(txn, unused)
+        return RemovedFiles([row[0] for row in rows], unused)
 
-    def _select_unreferenced(self, txn: Transaction, before_ms: int, limit: int) -> list[Removable]:
+    def _select_unreferenced(
+        self, txn: Transaction, before_ms: int, limit: int
+    ) -> list[RemovableFile]:
         rows = txn.query(
-            f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            f"{CUSTOM_PLAN}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN media AS m ON m.media_id = k.media_id"
             " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL"
             " AND m.quarantined = 0"
@@ -269,7 +271,7 @@ class MediaRemovalStore:
             (self._own, before_ms, limit),
         )
         rows += txn.query(
-            f"{FOR_ITS_ARGUMENTS}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            f"{CUSTOM_PLAN}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
             " JOIN remote_media AS m ON m.origin = k.origin AND m.media_id = k.media_id"
             " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0"
             " ORDER BY k.unreferenced_ts LIMIT ?",
@@ -279,7 +281,7 @@ class MediaRemovalStore:
 
     def _remove_missing(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
         rows = txn.query(
-            f"{FOR_ITS_ARGUMENTS}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
+            f"{CUSTOM_PLAN}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
             " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r"
             " WHERE r.origin = k.origin"
             " AND r.media_id = k.media_id) AND NOT (k.origin = ?"
@@ -307,9 +309,9 @@ def _remove_uris(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) ->
     )
 
 
-def _removable(rows: Iterable[Row]) -> list[Removable]:
+def _removable(rows: Iterable[Row]) -> list[RemovableFile]:
     return [
-        Removable(MediaAddress(origin, media_id), bytes(hash)) for origin, media_id, hash in rows
+        RemovableFile(ContentURI(origin, media_id), bytes(hash)) for origin, media_id, hash in rows
     ]
 
 

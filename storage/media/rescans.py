@@ -10,13 +10,13 @@ from typing import Final, Literal, TypeGuard
 
 import msgspec
 
-from storage.cluster.job_progress import put_note, select_note
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.scans import ScanState, Wanted
+from storage.media.scans import ScanRequest, ScanState
 
-LONGEST_MS: Final = 30 * 24 * 3600 * 1000
+STUCK_AFTER_MS: Final = 30 * 24 * 3600 * 1000
 """A rescan that has not ended after this time is presumed stuck, and another may start."""
 NEVER_MS: Final = -1
 """Creation time of files that are not to be scanned: before any start of scanning."""
@@ -73,7 +73,7 @@ class MediaRescanStore:
 
         def write(txn: WriteTransaction) -> Rescan | None:
             state = _read_state(txn)
-            if _is_under_way(state.last) and now_ms < state.last.began_ts + LONGEST_MS:
+            if _is_under_way(state.last) and now_ms < state.last.began_ts + STUCK_AFTER_MS:
                 return None
             last = Rescan(reason=reason, began_ts=now_ms, since_ts=max(since_ms, 0))
             _write_state(txn, msgspec.structs.replace(state, is_due=False, last=last))
@@ -81,7 +81,7 @@ class MediaRescanStore:
 
         return await self._database.write("start_media_rescan", write)
 
-    async def note_version(self, version: str) -> bool:
+    async def record_version(self, version: str) -> bool:
         """Record the version of the scanners. Return whether it has changed since the last
         rescan."""
 
@@ -103,7 +103,7 @@ class MediaRescanStore:
         """Count a known content that was found harmful, if it was marked."""
         row = txn.query_one("SELECT wanted FROM media_scans WHERE digest = ?", (hash,))
         state = _read_state(txn)
-        if row is not None and row[0] == Wanted.AGAIN and state.last is not None:
+        if row is not None and row[0] == ScanRequest.AGAIN and state.last is not None:
             _write_state(
                 txn,
                 msgspec.structs.replace(
@@ -141,12 +141,12 @@ class MediaRescanStore:
         new = [hash for hash in selected if hash not in known]
         unscanned = [hash for hash in selected if known.get(hash) is ScanState.UNKNOWN]
         txn.execute_many(
-            f"UPDATE media_scans SET wanted = {Wanted.AGAIN:d}, until_ts = 0 WHERE digest = ?",
+            f"UPDATE media_scans SET wanted = {ScanRequest.AGAIN:d}, until_ts = 0 WHERE digest = ?",
             [(hash,) for hash in clean],
         )
         txn.execute_many(
             "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
-            f" VALUES (?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.AGAIN:d}, 0)",
+            f" VALUES (?, ?, {ScanState.UNKNOWN:d}, '', 0, {ScanRequest.AGAIN:d}, 0)",
             [(hash, hash) for hash in new],
         )
         # A scan that failed may succeed now: it is due without a pause
@@ -198,16 +198,16 @@ def _is_under_way(last: Rescan | None) -> TypeGuard[Rescan]:
 
 
 def _read_state(txn: Transaction) -> _State:
-    text = select_note(txn, _NOTE)
+    text = select_job_progress(txn, _NOTE)
     return _State() if text is None else msgspec.json.decode(text, type=_State)
 
 
 def _write_state(txn: WriteTransaction, state: _State) -> None:
-    put_note(txn, _NOTE, msgspec.json.encode(state).decode())
+    set_job_progress(txn, _NOTE, msgspec.json.encode(state).decode())
 
 
 def _count_left(txn: Transaction) -> int:
     row = txn.query_one(
-        f"SELECT COUNT(*) FROM media_scans WHERE wanted = {Wanted.AGAIN:d} AND wanted > 0"
+        f"SELECT COUNT(*) FROM media_scans WHERE wanted = {ScanRequest.AGAIN:d} AND wanted > 0"
     )
     return 0 if row is None else int(row[0])

@@ -18,7 +18,7 @@ from boto3.s3.transfer import S3Transfer, TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from storage.media.object_store import ObjectStoreFailed, ObjectStream, Progress, S3Config
+from storage.media.object_store import ObjectStoreFailed, ObjectStream, S3Config, UploadProgress
 
 PART_BYTES: Final = 16 << 20
 """Longer files are sent in sequential parts, which the store joins in the end."""
@@ -28,12 +28,12 @@ makes."""
 ATTEMPTS: Final = 2
 """A pooled connection may be closed by now, so the first attempt may fail."""
 CONNECT_SECONDS: Final = 5.0
-ADDRESS_SECONDS: Final = 300
+URL_SECONDS: Final = 300
 """Seconds that a presigned URL is valid."""
 _MISSING_CODES: Final = frozenset({"404", "NoSuchKey", "NotFound", "NoSuchUpload"})
 
 
-class S3:
+class S3ObjectStore:
     """A bucket. Raises ObjectStoreFailed if its configuration is unusable."""
 
     def __init__(self, config: S3Config) -> None:
@@ -49,7 +49,7 @@ class S3:
         self._config = config
         self._session = boto3.Session()
         self._making = threading.Lock()
-        self._client = self._connect(config.patience / ATTEMPTS)
+        self._client = self._connect(config.max_silence / ATTEMPTS)
 
     def _connect(self, read_seconds: float) -> Any:
         """Return a client of the store with this read timeout."""
@@ -62,7 +62,7 @@ class S3:
                 aws_access_key_id=config.access_key_id,
                 aws_secret_access_key=config.secret_access_key,
                 config=Config(
-                    connect_timeout=min(CONNECT_SECONDS, config.patience / ATTEMPTS),
+                    connect_timeout=min(CONNECT_SECONDS, config.max_silence / ATTEMPTS),
                     read_timeout=read_seconds,
                     max_pool_connections=config.connections,
                     retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
@@ -75,7 +75,7 @@ class S3:
                 ),
             )
 
-    def put(self, name: str, path: Path, progress: Progress) -> None:
+    def put(self, name: str, path: Path, progress: UploadProgress) -> None:
         joining = _JoiningClient(
             self._client, lambda further: self._join(path.stat().st_size, progress, further)
         )
@@ -84,13 +84,13 @@ class S3:
                 str(path),
                 self._bucket,
                 name,
-                callback=progress.note,
+                callback=progress.record,
                 extra_args={**self._further, **self._customer},
             )
 
-    def _join(self, size: int, progress: Progress, further: Mapping[str, Any]) -> Any:
+    def _join(self, size: int, progress: UploadProgress, further: Mapping[str, Any]) -> Any:
         """Run the last step of a multipart upload."""
-        seconds = self._config.patience + size / JOINED_PER_SECOND
+        seconds = self._config.max_silence + size / JOINED_PER_SECOND
         progress.expect_silence(seconds)
         client = self._connect(seconds)
         try:
@@ -109,13 +109,13 @@ class S3:
             return None
         return _Stream(answer["Body"])
 
-    def remove(self, name: str, *, is_whole: bool) -> None:
+    def remove(self, name: str, *, is_complete: bool) -> None:
         with _failing():
-            if not is_whole:
+            if not is_complete:
                 self._abort(name)
             self._client.delete_object(Bucket=self._bucket, Key=name)
 
-    def address(self, name: str, type: str, disposition: str) -> str | None:
+    def get_url(self, name: str, type: str, disposition: str) -> str | None:
         if self._customer:
             return None  # the requester would need the key
         headers = {"ResponseContentType": type, "ResponseContentDisposition": disposition}
@@ -124,7 +124,7 @@ class S3:
                 self._client.generate_presigned_url(
                     "get_object",
                     {"Bucket": self._bucket, "Key": name, **headers},
-                    ExpiresIn=ADDRESS_SECONDS,
+                    ExpiresIn=URL_SECONDS,
                 )
             )
 

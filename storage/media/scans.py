@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.content_uris import MediaAddress
+from storage.media.content_uris import ContentURI
 from storage.media.media import select_used_hashes
 from storage.media.quarantine import QuarantineStore
 
@@ -30,11 +30,11 @@ class ScanState(IntEnum):
     UNKNOWN = 0
     CLEAN = 1
     HARMFUL = 2
-    FREED = 3
+    RELEASED = 3
     """Harmful, but released by an administrator."""
 
 
-class Wanted(IntEnum):
+class ScanRequest(IntEnum):
     """Whether a job is to scan the content."""
 
     NOT = 0
@@ -61,13 +61,13 @@ class ScanRow(msgspec.Struct, frozen=True):
 class ScannedFile(msgspec.Struct, frozen=True):
     """A file with a content. `user_id`: the local uploader."""
 
-    address: MediaAddress
+    address: ContentURI
     user_id: str | None
 
 
-MOST_INSIDE: Final = 20
+MAX_INSIDE: Final = 20
 """The maximum of clean verdicts on decrypted contents per content."""
-MOST_DOUBLED: Final = 20
+MAX_DOUBLINGS: Final = 20
 """The maximum of doublings of the pause."""
 _RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
 _COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, until_ts"
@@ -107,23 +107,23 @@ class MediaScanStore:
         have no owner."""
         return await self._database.read("get_files_of_contents", _select_files, own, tuple(hashes))
 
-    async def count_wanted(self) -> Mapping[Wanted, int]:
+    async def count_requested(self) -> Mapping[ScanRequest, int]:
         """Count the contents that wait for a job."""
         sql = "SELECT wanted, COUNT(*) FROM media_scans WHERE wanted > 0 GROUP BY wanted"
         rows = await self._database.read("count_wanted_media_scans", lambda txn: txn.query(sql))
         return {
-            Wanted.AGAIN: 0,
-            Wanted.FIRST: 0,
-            **{Wanted(request): int(count) for request, count in rows},
+            ScanRequest.AGAIN: 0,
+            ScanRequest.FIRST: 0,
+            **{ScanRequest(request): int(count) for request, count in rows},
         }
 
-    async def take_wanted(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
+    async def lease_requested(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
         """Lease at most `limit` waiting contents until `until_ms`, first those without a result."""
         return await self._database.write(
             "take_wanted_media_scans", _lease, now_ms, until_ms, limit
         )
 
-    async def put_off(self, hash: bytes, until_ms: int) -> None:
+    async def postpone(self, hash: bytes, until_ms: int) -> None:
         """Let a job retry the scan then, since no scanner is available. A file from before scanning
         was enabled is added."""
 
@@ -136,14 +136,16 @@ class MediaScanStore:
 
         await self._database.write("postpone_media_scan", write)
 
-    async def note_failure(self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int) -> None:
+    async def record_failure(
+        self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int
+    ) -> None:
         """Record that the scan failed while others succeed. The pause before a retry doubles each
         time.
 
         A content that was clean before counts as clean and is not retried, so that one such file
         does not keep a rescan from ending.
         """
-        first = f"wanted = {Wanted.FIRST:d}, failures = failures + 1, until_ts = ?"
+        first = f"wanted = {ScanRequest.FIRST:d}, failures = failures + 1, until_ts = ?"
 
         def write(txn: WriteTransaction) -> None:
             _add_unscanned(txn, hash, now_ms)
@@ -151,7 +153,7 @@ class MediaScanStore:
             if row is None:
                 return
             if row.state is ScanState.UNKNOWN:
-                pause = min(pause_ms << min(row.failures, MOST_DOUBLED), longest_ms)
+                pause = min(pause_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
                 txn.execute(
                     f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
                 )
@@ -160,22 +162,22 @@ class MediaScanStore:
 
         await self._database.write("record_media_scan_failure", write)
 
-    async def forget_inside(self, before_ms: int, limit: int) -> int:
+    async def remove_inside(self, before_ms: int, limit: int) -> int:
         """Delete at most `limit` clean verdicts on decrypted contents from before then. Return how
         many. The next request scans them again."""
         return await self._database.write(
             "remove_media_scans_inside", _remove_inside, before_ms, limit
         )
 
-    async def forget_unused(self, hash: bytes) -> None:
+    async def remove_unused(self, hash: bytes) -> None:
         """Delete the results of a missing content, unless a file has it."""
 
         def write(txn: WriteTransaction) -> None:
-            forget_scans(txn, {hash} - select_used_hashes(txn, (hash,)))
+            remove_scans(txn, {hash} - select_used_hashes(txn, (hash,)))
 
         await self._database.write("remove_media_scan", write)
 
-    def note(self, txn: WriteTransaction, hash: bytes, until_ms: int) -> ScanState:
+    def record_file(self, txn: WriteTransaction, hash: bytes, until_ms: int) -> ScanState:
         """Record the content of a new file. Return its state. A harmful file is quarantined.
 
         `until_ms`: until then the receiver of the file scans it, and no job.
@@ -184,10 +186,12 @@ class MediaScanStore:
             return ScanState.UNKNOWN
         state = _select(txn, (hash,))[hash].state
         if state is ScanState.HARMFUL:
-            self._quarantine.hold_harmful(txn, hash)
+            self._quarantine.quarantine_harmful(txn, hash)
         return state
 
-    def set_verdict(self, txn: WriteTransaction, verdict: ScanRow, *, hold: bool) -> Sequence[str]:
+    def set_verdict(
+        self, txn: WriteTransaction, verdict: ScanRow, *, quarantine: bool
+    ) -> Sequence[str]:
         """Store a verdict, unless no file has the content any more, or an administrator has
         released it.
 
@@ -199,16 +203,16 @@ class MediaScanStore:
         _put(txn, verdict)
         if verdict.digest != verdict.hash and verdict.state is ScanState.CLEAN:
             _limit_inside(txn, verdict.hash)
-        if verdict.state is not ScanState.HARMFUL or not hold:
+        if verdict.state is not ScanState.HARMFUL or not quarantine:
             return ()
         if verdict.digest != verdict.hash:
             _put(txn, replace(verdict, digest=verdict.hash))
-        if _select(txn, (verdict.hash,))[verdict.hash].state is ScanState.FREED:
+        if _select(txn, (verdict.hash,))[verdict.hash].state is ScanState.RELEASED:
             return ()
-        return self._quarantine.hold_harmful(txn, verdict.hash)
+        return self._quarantine.quarantine_harmful(txn, verdict.hash)
 
 
-def forget_scans(txn: WriteTransaction, hashes: Set[bytes]) -> None:
+def remove_scans(txn: WriteTransaction, hashes: Set[bytes]) -> None:
     """Delete the results of contents that no file has any more."""
     if hashes:
         txn.execute_many(
@@ -235,7 +239,7 @@ def _limit_inside(txn: WriteTransaction, hash: bytes) -> None:
         "DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans"
         f" WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
         " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?)",
-        (hash, MOST_INSIDE, MOST_INSIDE),
+        (hash, MAX_INSIDE, MAX_INSIDE),
     )
 
 
@@ -253,7 +257,7 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
     contents that no file has."""
     sql = (
         "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
-        f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.FIRST:d}, ? WHERE EXISTS"
+        f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {ScanRequest.FIRST:d}, ? WHERE EXISTS"
         " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media"
         " WHERE hash = ?)"
         " ON CONFLICT (digest) DO NOTHING"
@@ -285,7 +289,7 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
 
 def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
     rows: list[Row] = []
-    for request in (Wanted.FIRST, Wanted.AGAIN):
+    for request in (ScanRequest.FIRST, ScanRequest.AGAIN):
         sql = (
             "SELECT digest FROM media_scans"
             f" WHERE wanted = {request:d} AND wanted > 0 AND until_ts <= ?"
@@ -308,10 +312,10 @@ def _select_files(
         "SELECT hash, media_id, user_id FROM media WHERE hash IN {keys}", hashes
     ):
         found.setdefault(bytes(row[0]), []).append(
-            ScannedFile(MediaAddress(own, row[1]), row[2] or None)
+            ScannedFile(ContentURI(own, row[1]), row[2] or None)
         )
     for row in txn.query_in(
         "SELECT hash, origin, media_id FROM remote_media WHERE hash IN {keys}", hashes
     ):
-        found.setdefault(bytes(row[0]), []).append(ScannedFile(MediaAddress(row[1], row[2]), None))
+        found.setdefault(bytes(row[0]), []).append(ScannedFile(ContentURI(row[1], row[2]), None))
     return found

@@ -38,10 +38,10 @@ from twisted.python.failure import Failure
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.media.contents import OpenedContent
-from storage.media.files import KeptThumbnail, MediaFiles, ReadableBytes, Received, StoredFile
-from storage.media.object_calls import Call, ObjectCalls
+from storage.media.files import MediaFiles, PlacedFile, ReadableBytes, ReceivedFile, StoredThumbnail
+from storage.media.object_calls import ObjectCall, ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed, ObjectStream
-from storage.media.objects import LeavingObject, MediaObjectStore, StoredObject
+from storage.media.objects import LeavingObject, MediaObjectJournal, StoredObject
 from storage.media.spool import Spool
 
 T = TypeVar("T")
@@ -51,12 +51,12 @@ Role = Literal["main", "second_copy", "retired"]
 WRITING_SECONDS: Final = 600.0
 """The time that a writer of an object is presumed alive without a renewal."""
 RENEW_SECONDS: Final = 120.0
-WHOLE_BYTES: Final = 8 << 20
+MAX_FETCHED_BYTES: Final = 8 << 20
 """Larger contents are read in the store and are long calls to write; others are fetched to the
 folder on request."""
-MOST_ATTEMPTS: Final = 5
-MOST_LATELY: Final = 1000
-MOST_FAILURES: Final = 3
+MAX_ATTEMPTS: Final = 5
+MAX_RECENT: Final = 1000
+MAX_FAILURES: Final = 3
 """After so many failures in a row the store is presumed unable to delete at the moment."""
 
 
@@ -74,13 +74,13 @@ class SharedContents:
         database: Database,
         files: MediaFiles,
         objects: ObjectStore,
-        reading: ObjectCalls,
-        writing: ObjectCalls,
+        reading: ObjectCallRunner,
+        writing: ObjectCallRunner,
         clock: IReactorTime,
         *,
         role: Role,
         prefix: str,
-        give_addresses: bool,
+        redirect: bool,
     ) -> None:
         """`reading`, `writing`: run the calls of the store. `give_addresses`: clients may be
         redirected to the store."""
@@ -92,8 +92,8 @@ class SharedContents:
         self._clock = clock
         self.role: Role = role
         self._prefix = prefix
-        self._give_addresses = give_addresses
-        self._table = MediaObjectStore(database)
+        self._give_addresses = redirect
+        self._table = MediaObjectJournal(database)
         self._fetching: dict[bytes, list[Deferred[bool]]] = {}
         self._recent: set[bytes] = set()
         self._deleted: set[bytes] = set()
@@ -123,24 +123,24 @@ class SharedContents:
             self._files.abandon(stored)
             raise
         await self._files.settle(stored)
-        if self.role == "second_copy" and len(self._recent) < MOST_LATELY:
+        if self.role == "second_copy" and len(self._recent) < MAX_RECENT:
             self._recent.add(stored.hash)
         return result
 
-    def take_lately(self, limit: int) -> Set[bytes]:
+    def take_recent(self, limit: int) -> Set[bytes]:
         """Return and clear at most `limit` recent contents that wait for their second copy. After a
         restart the walk over all contents finds the others."""
         return {self._recent.pop() for _ in range(min(limit, len(self._recent)))}
 
     async def _write(
         self,
-        stored: StoredFile,
+        stored: PlacedFile,
         name: str | None,
         write: Callable[[WriteTransaction, bytes, int], T],
     ) -> T:
         """Write row and journal; with another object if the one to be used has been deleted
         meanwhile."""
-        for _ in range(MOST_ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             try:
                 return await self._database.write("add_media", self._record, stored, name, write)
             except _ObjectDeleted:
@@ -150,7 +150,7 @@ class SharedContents:
     def _record(
         self,
         txn: WriteTransaction,
-        stored: StoredFile,
+        stored: PlacedFile,
         name: str | None,
         write: Callable[[WriteTransaction, bytes, int], T],
     ) -> T:
@@ -180,7 +180,7 @@ class SharedContents:
         renewing.start(RENEW_SECONDS, now=False)
         try:
             await self._writing.run(
-                lambda call: self._objects.put(name, path, call), is_long=size > WHOLE_BYTES
+                lambda call: self._objects.put(name, path, call), is_long=size > MAX_FETCHED_BYTES
             )
         finally:
             renewing.stop()
@@ -205,31 +205,31 @@ class SharedContents:
         found = (await self._table.get_objects([hash])).get(hash)
         if found is None:
             return None
-        if found.size > WHOLE_BYTES:
+        if found.size > MAX_FETCHED_BYTES:
             return _OpenedObject(self._objects, self._reading, found)
-        return await self._files.open(hash) if await self.bring_back(found) else None
+        return await self._files.open(hash) if await self.fetch_to_folder(found) else None
 
     @asynccontextmanager
     async def lend(self, hash: bytes) -> AsyncIterator[Path | None]:
         if not await self._files.has(hash):
             found = (await self._table.get_objects([hash])).get(hash)
-            if found is None or not await self.bring_back(found):
+            if found is None or not await self.fetch_to_folder(found):
                 yield None
                 return
         with self._files.lend(hash) as path:
             yield path
 
-    async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
+    async def get_url(self, hash: bytes, type: str, disposition: str) -> str | None:
         if not self._give_addresses or self.role == "retired":
             return None
         found = (await self._table.get_objects([hash])).get(hash)
         if found is None:
             return None
         return await self._reading.run(
-            lambda _: self._objects.address(found.name, type, disposition)
+            lambda _: self._objects.get_url(found.name, type, disposition)
         )
 
-    async def bring_back(self, found: StoredObject) -> bool:
+    async def fetch_to_folder(self, found: StoredObject) -> bool:
         """Fetch a content to the folder, once for all callers. Return whether it exists. Raises
         OSError."""
         waiters = self._fetching.get(found.hash)
@@ -248,7 +248,7 @@ class SharedContents:
 
     async def _fetch(self, found: StoredObject) -> bool:
         received = await self._reading.run(
-            partial(self._receive, found.name), late=self._discard_late
+            partial(self._receive, found.name), on_late_result=self._discard_late
         )
         if received is None:
             self.log.error("the object {name} is missing in the store", name=found.name)
@@ -262,7 +262,7 @@ class SharedContents:
         await self._files.settle(stored)
         return True
 
-    def _receive(self, name: str, call: Call) -> Received | None:
+    def _receive(self, name: str, call: ObjectCall) -> ReceivedFile | None:
         """Fetch an object to an unplaced file of the folder; None if there is none. Runs in a
         thread."""
         stream = self._objects.open(name, 0)
@@ -273,11 +273,11 @@ class SharedContents:
         finally:
             stream.close()
 
-    def _discard_late(self, received: Received | None) -> None:
+    def _discard_late(self, received: ReceivedFile | None) -> None:
         if received is not None:
             self._files.discard(received)
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
+    async def get_thumbnail(self, hash: bytes, name: str) -> StoredThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
@@ -322,7 +322,7 @@ class SharedContents:
         finally:
             self._is_deleting = False
 
-    async def do_take_away(self, limit: int) -> int:
+    async def delete_unused_objects(self, limit: int) -> int:
         """Delete unused and unfinished objects, in walks over all of them. Return how many. Run by
         a job. A failed deletion is retried by the next walk. Raises ObjectStoreFailed if the store
         deletes none."""
@@ -339,7 +339,7 @@ class SharedContents:
                 await self._remove(each)
             except ObjectStoreFailed as error:
                 failures += 1
-                if failures == MOST_FAILURES:
+                if failures == MAX_FAILURES:
                     raise
                 self.log.warn(
                     "the object {name} will be deleted later: {error}", name=each.name, error=error
@@ -347,32 +347,32 @@ class SharedContents:
                 continue
             failures = 0
             done += 1
-            await self._table.forget([each.name])
+            await self._table.remove([each.name])
         return done
 
     async def _remove(self, leaving: LeavingObject) -> None:
         await self._writing.run(
-            lambda _: self._objects.remove(leaving.name, is_whole=leaving.is_whole)
+            lambda _: self._objects.remove(leaving.name, is_complete=leaving.is_complete)
         )
 
 
 class _CountingStream:
     """A stream that records the received bytes with its call."""
 
-    def __init__(self, stream: ObjectStream, call: Call) -> None:
+    def __init__(self, stream: ObjectStream, call: ObjectCall) -> None:
         self._stream = stream
         self._call = call
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._stream.read(size)
-        self._call.note(len(data))
+        self._call.record(len(data))
         return data
 
 
 class _OpenedObject:
     """An object as a source: consecutive reads share one response of the store."""
 
-    def __init__(self, objects: ObjectStore, calls: ObjectCalls, found: StoredObject) -> None:
+    def __init__(self, objects: ObjectStore, calls: ObjectCallRunner, found: StoredObject) -> None:
         self.size = found.size
         self._objects = objects
         self._calls = calls
@@ -397,7 +397,7 @@ class _OpenedObject:
             finally:
                 self._reading.release()
 
-    def _read(self, call: Call, offset: int, size: int) -> bytes:
+    def _read(self, call: ObjectCall, offset: int, size: int) -> bytes:
         try:
             with self._reading:
                 return self._read_alone(call, offset, size)
@@ -405,7 +405,7 @@ class _OpenedObject:
             if self._is_closed:
                 self._close_unless_read()
 
-    def _read_alone(self, call: Call, offset: int, size: int) -> bytes:
+    def _read_alone(self, call: ObjectCall, offset: int, size: int) -> bytes:
         if self._stream is None or self._position != offset:
             self._close_stream()
             self._stream = self._objects.open(self._name, offset)

@@ -1,7 +1,7 @@
 """Buffers for incoming bytes: in memory while they are few, else in a file that can become a
 content without a copy.
 
-The file is an entry of the store's `incoming` folder, with a lock: the sweep ignores it, and
+The file is an entry of the store's `incoming_federation` folder, with a lock: the sweep ignores it, and
 deletes it after a crash.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from uuid import uuid4
 
-ROOM_BYTES: Final = 16 << 20
+CHECK_BYTES: Final = 16 << 20
 """The free space is checked again after so many bytes."""
 
 
@@ -40,7 +40,7 @@ class Spool(Protocol):
         """Discard everything."""
 
 
-class TakenFile:
+class DetachedFile:
     """A file with its lock; the owner closes it."""
 
     def __init__(self, path: Path, handle: int) -> None:
@@ -58,7 +58,7 @@ class DiskSpool:
         self._memory_bytes = memory_bytes
         self._check_room = check_room
         self._memory: BytesIO | None = BytesIO()
-        self._file: TakenFile | None = None
+        self._file: DetachedFile | None = None
         self._unchecked = 0
 
     @property
@@ -73,7 +73,7 @@ class DiskSpool:
             self._move_to_disk(self._memory)
         assert self._file is not None
         self._unchecked += len(data)
-        if self._unchecked > ROOM_BYTES:
+        if self._unchecked > CHECK_BYTES:
             self._check_room()
             self._unchecked = 0
         _write(self._file.handle, data)
@@ -101,7 +101,7 @@ class DiskSpool:
         os.ftruncate(self._file.handle, position)
         return position
 
-    def take_file(self) -> TakenFile | None:
+    def detach_file(self) -> DetachedFile | None:
         """Hand the file over to the caller, once. None while everything is in memory."""
         file, self._file = self._file, None
         return file
@@ -117,7 +117,7 @@ class DiskSpool:
         self._check_room()
         path = self._folder / f"{uuid4().hex}.part"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = TakenFile(path, handle)
+        self._file = DetachedFile(path, handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
         _write(handle, memory.getbuffer()[: memory.tell()])
         self._memory = None

@@ -6,10 +6,10 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.media import Content, MediaRow, MediaStore, select_used_hashes
-from storage.media.scans import forget_scans
+from storage.media.media import MediaContent, MediaRow, MediaStore, select_used_hashes
+from storage.media.scans import remove_scans
 
-NOBODY = ""
+NO_USER = ""
 """The owner of the pictures."""
 
 
@@ -43,7 +43,7 @@ class URLPreviewStore:
         txn: WriteTransaction,
         url: str,
         media_id: str,
-        content: Content,
+        content: MediaContent,
         now_ms: int,
         *,
         authenticated: bool,
@@ -57,7 +57,7 @@ class URLPreviewStore:
         if before is not None:
             return str(before[0])
         self._media.add_media(
-            txn, MediaRow(media_id, NOBODY, content, now_ms, None, now_ms, authenticated)
+            txn, MediaRow(media_id, NO_USER, content, now_ms, None, now_ms, authenticated)
         )
         txn.execute(
             "INSERT INTO preview_pictures (media_id, made_ts) VALUES (?, ?)", (media_id, now_ms)
@@ -73,7 +73,7 @@ class URLPreviewStore:
         uses."""
         return await self._database.read("get_old_preview_pictures", _select_old, before_ms, limit)
 
-    def forget_pictures(
+    def remove_pictures(
         self, txn: WriteTransaction, pictures: Sequence[tuple[str, bytes]]
     ) -> Set[bytes]:
         """Delete pictures, unless a preview uses them after all. Return the hashes that no file has
@@ -84,7 +84,7 @@ class URLPreviewStore:
                 txn.execute("DELETE FROM preview_pictures WHERE media_id = ?", (media_id,))
         hashes = {hash for _media_id, hash in pictures}
         unused = hashes - select_used_hashes(txn, tuple(hashes))
-        forget_scans(txn, unused)
+        remove_scans(txn, unused)
         return unused
 
 

@@ -7,10 +7,10 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
-from storage.media.references import Role
+from storage.media.references import ReferenceRole
 
 
-class Amount(msgspec.Struct, frozen=True):
+class MediaAmount(msgspec.Struct, frozen=True):
     """A number of files, and their bytes."""
 
     count: int
@@ -22,30 +22,30 @@ class UserUsage(msgspec.Struct, frozen=True):
 
     user_id: str
     display_name: str | None
-    amount: Amount
+    amount: MediaAmount
 
 
 class ServerUsage(msgspec.Struct, frozen=True):
     """All files. Bytes that several files share are counted for each file, except in `contents`."""
 
-    own: Amount
-    copies: Amount
-    contents: Amount
+    own: MediaAmount
+    copies: MediaAmount
+    contents: MediaAmount
     """The stored contents: equal bytes count once."""
-    objects: Amount
+    objects: MediaAmount
     """The part of the contents that is in the object store."""
     quarantined: int
-    rooms: Sequence[tuple[str, Amount]]
+    rooms: Sequence[tuple[str, MediaAmount]]
     """The rooms whose events refer to most bytes, largest first."""
-    servers: Sequence[tuple[str, Amount]]
+    servers: Sequence[tuple[str, MediaAmount]]
     """The remote servers with the largest copies, largest first."""
 
 
 class RoomUsage(msgspec.Struct, frozen=True):
     """Files in the events of a room, without avatars of its members."""
 
-    own: Amount
-    copies: Amount
+    own: MediaAmount
+    copies: MediaAmount
 
 
 class MediaUsageStore:
@@ -87,7 +87,7 @@ def _select_users(txn: Transaction, from_ms: int, until_ms: int | None) -> Seque
         (from_ms, 2**62 if until_ms is None else until_ms),
     )
     return [
-        UserUsage(user_id, _name(value), Amount(int(count), int(size)))
+        UserUsage(user_id, _name(value), MediaAmount(int(count), int(size)))
         for user_id, value, count, size in rows
     ]
 
@@ -105,7 +105,7 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
     largest_rooms = txn.query(
         "SELECT r.room_id, COUNT(*), SUM(s.size) FROM"
         " (SELECT DISTINCT room_nid, media_nid FROM media_in_events"
-        f" WHERE role <> {int(Role.MEMBER)}) AS e"
+        f" WHERE role <> {int(ReferenceRole.MEMBER)}) AS e"
         f" JOIN ({sizes}) AS s ON s.media_nid = e.media_nid"
         " JOIN rooms AS r ON r.room_nid = e.room_nid"
         " GROUP BY r.room_id ORDER BY 3 DESC, r.room_id LIMIT ?",
@@ -122,9 +122,9 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
         ),
         _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
         int(quarantined[0]) if quarantined is not None else 0,
-        [(room_id, Amount(int(count), int(size))) for room_id, count, size in largest_rooms],
+        [(room_id, MediaAmount(int(count), int(size))) for room_id, count, size in largest_rooms],
         [
-            (origin, Amount(int(count), int(size)))
+            (origin, MediaAmount(int(count), int(size)))
             for origin, count, size in txn.query(
                 "SELECT origin, COUNT(*), SUM(size) FROM remote_media GROUP BY origin"
                 " ORDER BY 3 DESC, origin LIMIT ?",
@@ -142,7 +142,7 @@ def _select_room(txn: Transaction, own: str, room_id: str) -> RoomUsage | None:
         "SELECT COUNT(*), SUM(m.size) FROM known_media AS k"
         " JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
         " (SELECT media_nid FROM media_in_events"
-        f" WHERE room_nid = ? AND role <> {int(Role.MEMBER)})"
+        f" WHERE room_nid = ? AND role <> {int(ReferenceRole.MEMBER)})"
     )
     return RoomUsage(
         _amount(txn, shown.format(table="media", where="k.origin = ?"), (own, room[0])),
@@ -150,9 +150,9 @@ def _select_room(txn: Transaction, own: str, room_id: str) -> RoomUsage | None:
     )
 
 
-def _amount(txn: Transaction, sql: str, args: Sequence[str | int] = ()) -> Amount:
+def _amount(txn: Transaction, sql: str, args: Sequence[str | int] = ()) -> MediaAmount:
     row = txn.query_one(sql, args)
-    return Amount(0, 0) if row is None else Amount(int(row[0]), int(row[1] or 0))
+    return MediaAmount(0, 0) if row is None else MediaAmount(int(row[0]), int(row[1] or 0))
 
 
 def _name(value: bytes | None) -> str | None:

@@ -10,7 +10,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class UnshownRoomStore:
+class ShadowRoomStore:
     """Stores these changes."""
 
     def __init__(self, database: Database) -> None:

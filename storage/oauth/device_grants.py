@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.upstream.sessions import SignIns, sign_in_of
+from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class DeviceGrantRow(msgspec.Struct, frozen=True):
@@ -22,10 +22,10 @@ class DeviceGrantRow(msgspec.Struct, frozen=True):
     scope: str
     expires_ts: int
     interval_ms: int
-    asked_ts: int = 0
+    last_poll_ts: int = 0
     user_id: str | None = None
     allowed: bool | None = None
-    origin: str | None = None
+    upstream_login: str | None = None
     """JSON: the upstream sign-in of the user who decided, if any."""
 
 
@@ -55,11 +55,11 @@ class DeviceGrantStore:
                     grant.scope,
                     grant.expires_ts,
                     grant.interval_ms,
-                    grant.asked_ts,
+                    grant.last_poll_ts,
                     grant.user_id,
                     None if grant.allowed is None else int(grant.allowed),
-                    grant.origin,
-                    sign_in_of(grant.origin),
+                    grant.upstream_login,
+                    upstream_key(grant.upstream_login),
                 ),
             )
         )
@@ -81,7 +81,7 @@ class DeviceGrantStore:
 
         return await self._database.read_quickly("get_device_grant", read)
 
-    def set_asked(
+    def set_last_poll(
         self, txn: WriteTransaction, code_hash: bytes, asked_ts: int, interval_ms: int
     ) -> None:
         """Record the client's last poll and its interval."""
@@ -105,7 +105,7 @@ class DeviceGrantStore:
             txn.execute(
                 "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?, sign_in = ?"
                 " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
-                (user_id, int(allowed), origin, sign_in_of(origin), user_code, now),
+                (user_id, int(allowed), origin, upstream_key(origin), user_code, now),
             )
         )
 
@@ -119,7 +119,7 @@ class DeviceGrantStore:
         """Remove the grants that a user decided."""
         txn.execute("DELETE FROM oauth_device_grants WHERE user_id = ?", (user_id,))
 
-    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+    def remove_provider_sessions(self, txn: WriteTransaction, sign_ins: ProviderSessions) -> None:
         """Remove the grants that were decided in browsers of these upstream sign-ins."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM oauth_device_grants WHERE {condition}", values)

@@ -9,7 +9,7 @@ import msgspec
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.upstream.sessions import SignIns, sign_in_of
+from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class OAuthClientRow(msgspec.Struct, frozen=True):
@@ -22,7 +22,7 @@ class OAuthClientRow(msgspec.Struct, frozen=True):
 
 
 class OAuthCodeRow(msgspec.Struct, frozen=True):
-    """An authorization code. `used_for`: the family hash of the session that it was exchanged for;
+    """An authorization code. `used_for_family`: the family hash of the session that it was exchanged for;
     b"" if the exchange failed; None if it is unused."""
 
     code_hash: bytes
@@ -31,10 +31,10 @@ class OAuthCodeRow(msgspec.Struct, frozen=True):
     device_id: str
     scope: str
     redirect_uri: str
-    challenge: str
+    code_challenge: str
     expires_ts: int
-    used_for: bytes | None = None
-    origin: str | None = None
+    used_for_family: bytes | None = None
+    upstream_login: str | None = None
     """JSON: the upstream sign-in of the user who allowed the client, if any."""
 
 
@@ -139,11 +139,11 @@ class OAuthStore:
                 code.device_id,
                 code.scope,
                 code.redirect_uri,
-                code.challenge,
+                code.code_challenge,
                 code.expires_ts,
-                code.used_for,
-                code.origin,
-                sign_in_of(code.origin),
+                code.used_for_family,
+                code.upstream_login,
+                upstream_key(code.upstream_login),
             ),
         )
 
@@ -170,7 +170,7 @@ class OAuthStore:
         """Remove the codes of a user."""
         txn.execute("DELETE FROM oauth_codes WHERE user_id = ?", (user_id,))
 
-    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+    def remove_provider_sessions(self, txn: WriteTransaction, sign_ins: ProviderSessions) -> None:
         """Remove the codes of upstream sign-ins."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM oauth_codes WHERE {condition}", values)

@@ -24,17 +24,17 @@ from storage.persist.state_effects import StateEffect, apply_effects
 from storage.push.event_push_actions import add_outcomes
 from storage.rooms.memberships import count_members
 from storage.rooms.partial_rooms import (
-    FoundRow,
+    CompletedEventRow,
     PartialRoom,
-    abandon_partial,
-    end_partial,
-    select_gathered,
-    set_found,
-    set_gathered,
+    abandon_partial_join,
+    complete_partial_join,
+    select_fetched_root,
+    set_completed_events,
+    set_fetched_root,
 )
-from storage.rooms.rooms import Head, RoomRow, move_head
+from storage.rooms.rooms import RoomHead, RoomRow, move_head
 from storage.rooms.sticky_events import release_sticky_events
-from storage.search.search import note_placed
+from storage.search.search import queue_placed
 from storage.state.state_tree import StateTreeStore
 
 CHUNK = 500
@@ -46,7 +46,7 @@ _SELECT_SHOWN = (
 """Events of a room that are not in the timeline yet, and will be."""
 
 
-class Found(msgspec.Struct, frozen=True):
+class RecomputedEvent(msgspec.Struct, frozen=True):
     """An event recomputed from the complete state."""
 
     place: int
@@ -61,7 +61,7 @@ class Found(msgspec.Struct, frozen=True):
     """Its auth events, if it was rejected before and so is not in the auth chain index."""
 
 
-class LateNews(msgspec.Struct, frozen=True):
+class LateMessage(msgspec.Struct, frozen=True):
     """A message that was rejected at its arrival, and is shown now."""
 
     event_nid: int
@@ -72,7 +72,7 @@ class LateNews(msgspec.Struct, frozen=True):
     thread_root: str | None
 
 
-class Completed(msgspec.Struct, frozen=True):
+class CompletedRoom(msgspec.Struct, frozen=True):
     """The room with its complete state."""
 
     extremities: tuple[tuple[int, str], ...]
@@ -85,7 +85,7 @@ class Completed(msgspec.Struct, frozen=True):
     """Relations of the events that enter the timeline."""
     redactions: Sequence[tuple[int, Redaction]] = ()
     """Redactions of these events, by number of the redaction."""
-    news: Sequence[LateNews] = ()
+    late_messages: Sequence[LateMessage] = ()
     """The events that no client has received, in order of arrival."""
 
 
@@ -96,14 +96,14 @@ class StateCompletion:
         self._trees = trees
         self._chains = chains
 
-    def gather(
+    def add_fetched_state(
         self,
         txn: WriteTransaction,
         room: RoomRow,
         before: bytes | None,
         entries: Mapping[tuple[str, str], int],
         *,
-        afresh: bool = False,
+        replace_existing: bool = False,
     ) -> bytes | None:
         """Add entries to the fetched part of the state before the join (`afresh`: replace it).
         Return its root.
@@ -112,18 +112,18 @@ class StateCompletion:
         received another state.
         """
         room_nid = room.room_nid
-        if select_gathered(txn, room_nid) != before:
+        if select_fetched_root(txn, room_nid) != before:
             raise HeadMoved(room.room_id)
-        root = None if afresh else before
+        root = None if replace_existing else before
         root = self._trees.apply(txn, room_nid, root, entries)
-        set_gathered(txn, room_nid, root)
+        set_fetched_root(txn, room_nid, root)
         return root
 
-    def keep_found(
-        self, txn: WriteTransaction, room_nid: int, found: Sequence[Found]
+    def store_recomputed(
+        self, txn: WriteTransaction, room_nid: int, found: Sequence[RecomputedEvent]
     ) -> dict[int, bytes | None]:
         """Store recomputed events. Return the root of the state after each."""
-        values: dict[int, FoundRow] = {}
+        values: dict[int, CompletedEventRow] = {}
         roots: dict[int, bytes | None] = {}
         for each in found:
             root = self._trees.apply(txn, room_nid, each.before.root, each.before.entries)
@@ -134,14 +134,14 @@ class StateCompletion:
             current: bytes | None = None
             if each.current is not None:
                 current = self._trees.apply(txn, room_nid, each.current.root, each.current.entries)
-            values[each.place] = FoundRow(
+            values[each.place] = CompletedEventRow(
                 each.flags, root, replaces, None if current == root else current
             )
             roots[each.event_nid] = root
         accepted = [AuthNode(each.event_nid, list(each.auth)) for each in found if each.auth]
         if accepted:
             self._chains.add(txn, accepted)
-        set_found(txn, room_nid, values)
+        set_completed_events(txn, room_nid, values)
         return roots
 
     def finish(
@@ -149,9 +149,9 @@ class StateCompletion:
         txn: WriteTransaction,
         room: RoomRow,
         partial: PartialRoom,
-        head: Head,
-        completed: Completed,
-    ) -> Head:
+        head: RoomHead,
+        completed: CompletedRoom,
+    ) -> RoomHead:
         """Move all recomputed events to their place, and move the head. Raises HeadMoved."""
         position = txn.next_position()
         nid = room.room_nid
@@ -168,36 +168,36 @@ class StateCompletion:
         self._hide(txn, nid, completed.hidden)
         add_relations(txn, completed.children)
         for child in completed.children:
-            txn.announce(Change(position, Topic.RELATED, detail=child.relation.target))
+            txn.announce(Change(position, Topic.RELATION, detail=child.relation.target))
         root = self._trees.apply(txn, nid, completed.state.root, completed.state.entries)
         apply_effects(
             txn, nid, [(event_nid, position, effect) for event_nid, effect in completed.effects]
         )
         joined, invited = count_members(txn, nid)
-        new = Head(head.version + 1, completed.extremities, head.depth, root, joined, invited)
+        new = RoomHead(head.version + 1, completed.extremities, head.depth, root, joined, invited)
         if not move_head(txn, nid, head.version, new):
             raise HeadMoved(room.room_id)
         for redaction_nid, redaction in completed.redactions:
             redact_event(txn, nid, redaction_nid, position, redaction)
-        end_partial(txn, nid, position)
+        complete_partial_join(txn, nid, position)
         for event_nid, _ in events:
-            txn.announce(Change(position, Topic.PLACED, detail=event_nid))
+            txn.announce(Change(position, Topic.OUTLIER_PLACED, detail=event_nid))
         txn.announce(
             Change(
                 position,
-                Topic.COMPLETENESS,
+                Topic.PARTIAL_STATE,
                 room.room_id,
                 detail=replace(partial, completed=position),
             )
         )
-        positions = self._deliver(txn, room, root, completed.news)
-        note_placed(txn, shown)  # the search index has passed them already
+        positions = self._deliver(txn, room, root, completed.late_messages)
+        queue_placed(txn, shown)  # the search index has passed them already
         release_sticky_events(txn, room.room_id, shown, positions)
         return new
 
     def abandon(
-        self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: Head
-    ) -> Head:
+        self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: RoomHead
+    ) -> RoomHead:
         """Leave the room with its partial state; nobody waits for the rest. Raises HeadMoved.
 
         The head still says so: new events are judged by partial state, and checked again when a
@@ -207,11 +207,11 @@ class StateCompletion:
         if not move_head(txn, room.room_nid, head.version, new):
             raise HeadMoved(room.room_id)
         position = txn.next_position()
-        abandon_partial(txn, room.room_nid, position)
+        abandon_partial_join(txn, room.room_nid, position)
         txn.announce(
             Change(
                 position,
-                Topic.COMPLETENESS,
+                Topic.PARTIAL_STATE,
                 room.room_id,
                 detail=replace(partial, completed=position),
             )
@@ -220,7 +220,7 @@ class StateCompletion:
 
     @staticmethod
     def _deliver(
-        txn: WriteTransaction, room: RoomRow, root: bytes | None, messages: Sequence[LateNews]
+        txn: WriteTransaction, room: RoomRow, root: bytes | None, messages: Sequence[LateMessage]
     ) -> dict[int, int]:
         """Deliver messages that were rejected at their arrival. Return their positions by number.
         `root`: the current state, which is not the one after them."""

@@ -17,11 +17,11 @@ from storage.events.events import EventFlag
 from storage.persist.room_writer import HeadMoved
 from storage.persist.state_effects import StateEffect, apply_effects
 from storage.rooms.memberships import count_members
-from storage.rooms.partial_rooms import note_completed
-from storage.rooms.rooms import Head, RoomRow, move_head
+from storage.rooms.partial_rooms import record_completion
+from storage.rooms.rooms import RoomHead, RoomRow, move_head
 from storage.state.state_tree import StateTreeStore
 
-MOST_OF_ROOM: Final = 50_000
+MAX_PER_ROOM: Final = 50_000
 """The maximum of recorded events per room; further ones are left out until they are fetched
 again."""
 
@@ -40,7 +40,7 @@ class PartOf(IntEnum):
     """The state before our join, as the server that answered `send_join` reports it."""
 
 
-class LeftOut(msgspec.Struct, frozen=True):
+class UnverifiedEvent(msgspec.Struct, frozen=True):
     """An event that could not be verified."""
 
     event_id: str
@@ -49,7 +49,7 @@ class LeftOut(msgspec.Struct, frozen=True):
     part_of: PartOf
 
 
-class UnprovedRow(LeftOut, frozen=True):
+class UnverifiedEventRow(UnverifiedEvent, frozen=True):
     """A recorded event."""
 
     event_nid: int | None
@@ -57,7 +57,7 @@ class UnprovedRow(LeftOut, frozen=True):
     attempts: int
 
 
-class UnprovedStore:
+class UnverifiedEventStore:
     """Reads and writes the table `unproved_state`."""
 
     def __init__(self, database: Database) -> None:
@@ -68,7 +68,7 @@ class UnprovedStore:
         been added."""
         return await self._database.read_quickly("get_rooms_with_unverified_events", _select_rooms)
 
-    async def get_of_room(self, room_nid: int) -> list[UnprovedRow]:
+    async def get_of_room(self, room_nid: int) -> list[UnverifiedEventRow]:
         """Return the recorded events of a room, the shallowest first."""
         return await self._database.read_quickly("get_unverified_events", _select, room_nid)
 
@@ -81,13 +81,15 @@ class UnprovedStore:
             "find_unverified_events", _find, room_nid, list(event_ids)
         )
 
-    async def add(self, room_nid: int, events: Sequence[LeftOut], next_attempt: int) -> None:
+    async def add(
+        self, room_nid: int, events: Sequence[UnverifiedEvent], next_attempt: int
+    ) -> None:
         """Record events."""
         await self._database.write(
-            "add_unverified_events", add_unproved, room_nid, events, next_attempt
+            "add_unverified_events", add_unverified_events, room_nid, events, next_attempt
         )
 
-    async def note_attempt(self, room_nid: int, next_attempts: Mapping[str, int]) -> None:
+    async def record_attempt(self, room_nid: int, next_attempts: Mapping[str, int]) -> None:
         """Record failed attempts, and when to retry."""
         await self._database.write(
             "record_unverified_attempt", _record_attempt, room_nid, next_attempts
@@ -98,12 +100,12 @@ class UnprovedStore:
         await self._database.write("remove_unverified_events", _remove, room_nid, list(event_ids))
 
 
-def add_unproved(
-    txn: WriteTransaction, room_nid: int, events: Sequence[LeftOut], next_attempt: int
+def add_unverified_events(
+    txn: WriteTransaction, room_nid: int, events: Sequence[UnverifiedEvent], next_attempt: int
 ) -> None:
     """Record events. Those already recorded stay as they are, unless their set is a larger one."""
     row = txn.query_one("SELECT count(*) FROM unproved_state WHERE room_nid = ?", (room_nid,))
-    room = MOST_OF_ROOM - (0 if row is None else int(row[0]))
+    room = MAX_PER_ROOM - (0 if row is None else int(row[0]))
     txn.execute_many(
         "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt)"
         " VALUES (?, ?, ?, ?, ?, ?)"
@@ -116,7 +118,7 @@ def add_unproved(
     )
 
 
-def end_unproved(txn: WriteTransaction, room_nid: int) -> None:
+def mark_as_earlier_state(txn: WriteTransaction, room_nid: int) -> None:
     """Mark the events of a room as an earlier state: the room is joined again."""
     txn.execute(
         "UPDATE unproved_state SET part_of = ? WHERE room_nid = ? AND part_of > ?",
@@ -124,21 +126,21 @@ def end_unproved(txn: WriteTransaction, room_nid: int) -> None:
     )
 
 
-class UnprovedWriter:
+class UnverifiedEventWriter:
     """Adds verified events to room states, inside a write transaction."""
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
 
-    def put_in(
+    def add_to_state(
         self,
         txn: WriteTransaction,
         room: RoomRow,
-        head: Head,
+        head: RoomHead,
         recorded: Mapping[str, int],
         entries: Mapping[tuple[str, str], int],
         effects: Collection[tuple[int, StateEffect]],
-    ) -> Head:
+    ) -> RoomHead:
         """Add entries, by key, to the current state and to the state after the extremities. Raises
         HeadMoved.
 
@@ -168,19 +170,19 @@ class UnprovedWriter:
             )
             txn.execute(
                 "UPDATE events SET state_root = ?, flags = flags | ? WHERE event_nid = ?",
-                (after, EventFlag.MENDED, event_nid),
+                (after, EventFlag.STATE_ADDED, event_nid),
             )
-            txn.announce(Change(position, Topic.PLACED, detail=event_nid))
+            txn.announce(Change(position, Topic.OUTLIER_PLACED, detail=event_nid))
         apply_effects(txn, nid, [(event_nid, position, effect) for event_nid, effect in effects])
         joined, invited = count_members(txn, nid)
         root = self._trees.apply(txn, nid, head.state_root, entries)
-        new = Head(
+        new = RoomHead(
             head.version + 1, head.extremities, head.depth, root, joined, invited, head.partial_join
         )
         if not move_head(txn, nid, head.version, new):
             raise HeadMoved(room.room_id)
-        completed = note_completed(txn, nid, head.extremities[0][0], position)
-        txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=completed))
+        completed = record_completion(txn, nid, head.extremities[0][0], position)
+        txn.announce(Change(position, Topic.PARTIAL_STATE, room.room_id, detail=completed))
         return new
 
 
@@ -192,7 +194,7 @@ def _select_rooms(txn: Transaction) -> dict[int, int | None]:
     return dict(rows)
 
 
-def _select(txn: Transaction, room_nid: int) -> list[UnprovedRow]:
+def _select(txn: Transaction, room_nid: int) -> list[UnverifiedEventRow]:
     rows = txn.query(
         "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state"
         " WHERE room_nid = ?"
@@ -200,7 +202,7 @@ def _select(txn: Transaction, room_nid: int) -> list[UnprovedRow]:
         (room_nid,),
     )
     return [
-        UnprovedRow(event_id, depth, bytes(pdu), PartOf(part_of), event_nid, attempts)
+        UnverifiedEventRow(event_id, depth, bytes(pdu), PartOf(part_of), event_nid, attempts)
         for event_id, depth, pdu, part_of, event_nid, attempts in rows
     ]
 

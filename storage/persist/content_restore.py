@@ -6,21 +6,21 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.directory.user_changes import note_directory_changes
+from storage.directory.user_changes import queue_directory_updates
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag
 from storage.events.relations import RelationRow, add_relations
-from storage.media.references import note_restored
+from storage.media.references import record_restored
 from storage.persist.state_effects import StateEffect
-from storage.retention.room_retention import set_lifetime
+from storage.retention.room_retention import set_room_retention
 from storage.rooms.memberships import put_memberships, select_memberships
 from storage.rooms.rooms import move_head, select_head
 from storage.rooms.spaces import set_children
 from storage.rooms.summaries import set_summary_fields
-from storage.search.search import note_placed
+from storage.search.search import queue_placed
 
-KEPT_MS: Final = 24 * 3600 * 1000
+RESTORED_RETENTION_MS: Final = 24 * 3600 * 1000
 """How long a restored event stays in `restored_contents`. Nodes read the table each second."""
 
 
@@ -61,7 +61,8 @@ def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_h
         return False
     position = txn.next_position()
     txn.execute(
-        "DELETE FROM restored_contents WHERE restored_ts < ?", (restored.restored_ts - KEPT_MS,)
+        "DELETE FROM restored_contents WHERE restored_ts < ?",
+        (restored.restored_ts - RESTORED_RETENTION_MS,),
     )
     txn.insert_rows(
         "restored_contents",
@@ -69,11 +70,11 @@ def restore_content(txn: WriteTransaction, restored: RestoredContent, expected_h
         [(position, restored.event_id, restored.restored_ts)],
     )
     txn.announce(Change(position, Topic.REDACTED, detail=restored.event_nid))
-    note_placed(txn, [restored.event_nid])  # index its text
-    note_restored(txn, [restored.event_nid])
+    queue_placed(txn, [restored.event_nid])  # index its text
+    record_restored(txn, [restored.event_nid])
     if restored.relation is not None:
         add_relations(txn, [restored.relation])
-        txn.announce(Change(position, Topic.RELATED, detail=restored.relation.relation.target))
+        txn.announce(Change(position, Topic.RELATION, detail=restored.relation.relation.target))
     if restored.effect is not None:
         _apply_effect(txn, restored, restored.effect, position)
     return True
@@ -85,8 +86,8 @@ def _apply_effect(
     """Apply the part of the effect that a redacted event lacks. Memberships do not change."""
     if effect.summary:
         set_summary_fields(txn, restored.room_nid, effect.summary)
-    if effect.lifetime is not None:
-        set_lifetime(txn, restored.room_nid, effect.lifetime.max_lifetime)
+    if effect.retention is not None:
+        set_room_retention(txn, restored.room_nid, effect.retention.max_lifetime)
     if effect.child is not None:
         set_children(txn, restored.room_nid, {restored.event_nid: effect.child})
     member = effect.membership
@@ -97,5 +98,5 @@ def _apply_effect(
         named = replace(old, display_name=member.display_name, avatar_url=member.avatar_url)
         put_memberships(txn, [named])
         if not named.is_local:
-            note_directory_changes(txn, [(named.user_id, position)])
+            queue_directory_updates(txn, [(named.user_id, position)])
         txn.announce(Change(position, Topic.MEMBERSHIP, user_id=named.user_id, detail=named))

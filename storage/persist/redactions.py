@@ -3,16 +3,16 @@
 import msgspec
 from msgspec.structs import replace
 
-from storage.directory.user_changes import note_directory_changes
-from storage.email.outbox import withdraw_letters
+from storage.directory.user_changes import queue_directory_updates
+from storage.email.outbox import withdraw_notification_emails
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.event_threads import select_standing_of
 from storage.events.relations import remove_relation
-from storage.media.references import note_redaction
+from storage.media.references import record_redaction
 from storage.persist.state_effects import StateEffect
-from storage.retention.room_retention import set_lifetime
-from storage.rooms.delayed_events import forget_contents
+from storage.retention.room_retention import set_room_retention
+from storage.rooms.delayed_events import erase_contents
 from storage.rooms.memberships import put_memberships, select_memberships
 from storage.rooms.spaces import remove_child_of_event
 from storage.rooms.sticky_events import remove_sticky_event
@@ -37,7 +37,7 @@ def redact_event(
 ) -> None:
     """Apply a redaction, given its number and, if it is in the timeline, its position. An event
     whose content is already gone stays as it is."""
-    note_redaction(txn, redaction.target_nid)
+    record_redaction(txn, redaction.target_nid)
     thread_root = select_standing_of(txn, room_nid, redaction.target_nid).root
     changed = txn.execute(
         "UPDATE events SET pdu = ?, redacted_by = ?, thread_root = ?"
@@ -51,14 +51,14 @@ def redact_event(
     txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
     remove_relation(txn, redaction.target_nid)
     remove_sticky_event(txn, redaction.target_nid)
-    withdraw_letters(txn, [redaction.target_nid])
-    forget_contents(txn, [redaction.target_nid])
+    withdraw_notification_emails(txn, [redaction.target_nid])
+    erase_contents(txn, [redaction.target_nid])
     if redaction.effect is None:
         return
     if redaction.effect.summary:
         set_summary_fields(txn, room_nid, redaction.effect.summary)
-    if redaction.effect.lifetime is not None:
-        set_lifetime(txn, room_nid, redaction.effect.lifetime.max_lifetime)
+    if redaction.effect.retention is not None:
+        set_room_retention(txn, room_nid, redaction.effect.retention.max_lifetime)
     child = redaction.effect.child
     if child is not None:
         remove_child_of_event(txn, room_nid, redaction.target_nid, child.child_id)
@@ -69,5 +69,5 @@ def redact_event(
             pruned = replace(old, display_name=None, avatar_url=None)
             put_memberships(txn, [pruned])
             if not pruned.is_local:
-                note_directory_changes(txn, [(pruned.user_id, position)])
+                queue_directory_updates(txn, [(pruned.user_id, position)])
             txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=pruned))

@@ -20,19 +20,19 @@ from storage.events.auth_chains import AuthChainStore, AuthNode
 from storage.events.event_threads import links_of, select_standing
 from storage.events.events import EventFlag, EventRow, select_event_nids
 from storage.events.relations import Relation, RelationRow, add_relations
-from storage.media.references import Recheck, note_rechecks
+from storage.media.references import RecheckKind, record_rechecks
 from storage.persist.redactions import Redaction, redact_event
 from storage.persist.state_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.push.event_push_actions import add_outcomes
 from storage.rooms.memberships import count_members
 from storage.rooms.partial_rooms import add_partial_events
-from storage.rooms.rooms import Head, RoomRow, move_head
+from storage.rooms.rooms import RoomHead, RoomRow, move_head
 from storage.rooms.sent_transactions import SentTransaction, add_transaction
-from storage.rooms.sticky_events import LONGEST_MS, StickyRow, add_sticky_events
-from storage.search.search import note_placed
+from storage.rooms.sticky_events import MAX_STICKY_MS, StickyRow, add_sticky_events
+from storage.search.search import queue_placed
 from storage.state.state_tree import StateTreeStore
 
-MAY_STICK = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
+STICKY_FLAGS = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
 
 
 class HeadMoved(Exception):
@@ -58,15 +58,15 @@ class NewEvent(msgspec.Struct, frozen=True):
     effect: StateEffect = NO_EFFECT
     redacts: str | None = None
     redaction: Redaction | None = None
-    sent: SentTransaction | None = None
+    sent_transaction: SentTransaction | None = None
     """The client's transaction that created it."""
-    outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
+    push_actions: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Push actions of the event, for local users for whom they differ from its flags."""
     thread_root: str | None = None
     state_before: "StateChange | None" = None
     """The state before the event. None: the state after the previous event of the batch; for the
     first, the head's state."""
-    placed_nid: int | None = None
+    outlier_nid: int | None = None
     """The number of the event if it is stored as an outlier and now gets its place in the room."""
     redacted_by: int | None = None
     """Number of a redaction that arrived before it. `pdu` then lacks the content."""
@@ -100,13 +100,13 @@ class NewCurrentState(msgspec.Struct, frozen=True):
     recount: bool = False
     """Count all members again: effects of this state were written before the batch."""
     partial_join: int | None = None
-    """As in `Head`."""
+    """As in `RoomHead`."""
 
 
-class Appended(msgspec.Struct, frozen=True):
+class AppendResult(msgspec.Struct, frozen=True):
     """The result of a write."""
 
-    head: Head
+    head: RoomHead
     rows: Sequence[EventRow]
 
 
@@ -121,13 +121,13 @@ class RoomWriter:
         self,
         txn: WriteTransaction,
         room: RoomRow,
-        head: Head,
+        head: RoomHead,
         events: Sequence[NewEvent],
         extremities: Sequence[str],
         *,
         current: NewCurrentState | None = None,
         now_ms: int,
-    ) -> Appended:
+    ) -> AppendResult:
         """Add a batch, in topological order, whose new forward extremities are `extremities`.
 
         Raises HeadMoved, AlreadySent.
@@ -174,7 +174,7 @@ class RoomWriter:
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
             joined, invited = count_members(txn, room.room_nid)
-        new_head = Head(
+        new_head = RoomHead(
             version=head.version + 1,
             extremities=self._find_numbers(txn, extremities, nids, head),
             depth=max([head.depth, *(event.depth for event in events)]),
@@ -191,9 +191,9 @@ class RoomWriter:
         if new_head.partial_join is not None:
             add_partial_events(txn, room.room_nid, _gaps(rows, events))
         self._announce(txn, room, events, rows)
-        return Appended(new_head, rows)
+        return AppendResult(new_head, rows)
 
-    def add_aside(
+    def add_outside_timeline(
         self,
         txn: WriteTransaction,
         room: RoomRow,
@@ -239,7 +239,7 @@ class RoomWriter:
         self._insert(txn, room, new, rows, nids, now_ms)
         return rows
 
-    def begin_state(
+    def get_gathered_state(
         self, txn: WriteTransaction, event_nid: int, *, afresh: bool = False
     ) -> bytes | None:
         """Return the root of the state that has been gathered for an outlier. With `afresh`,
@@ -254,7 +254,7 @@ class RoomWriter:
             raise LookupError(f"no event with number {event_nid}")
         return None if row[0] is None else bytes(row[0])
 
-    def grow_state(
+    def extend_gathered_state(
         self,
         txn: WriteTransaction,
         room: RoomRow,
@@ -263,11 +263,13 @@ class RoomWriter:
     ) -> bytes | None:
         """Add entries to the state that is being gathered for an outlier, as part of an import in
         several writes. Return its root."""
-        root = self._trees.apply(txn, room.room_nid, self.begin_state(txn, event_nid), entries)
+        root = self._trees.apply(
+            txn, room.room_nid, self.get_gathered_state(txn, event_nid), entries
+        )
         txn.execute("UPDATE events SET state_root = ? WHERE event_nid = ?", (root, event_nid))
         return root
 
-    def add_effects(
+    def apply_early_effects(
         self, txn: WriteTransaction, room: RoomRow, effects: Sequence[tuple[int, StateEffect]]
     ) -> None:
         """Apply the effects of state entries before that state becomes the current one, as part of
@@ -276,10 +278,10 @@ class RoomWriter:
         apply_effects(txn, room.room_nid, [(nid, position, effect) for nid, effect in effects])
 
     def _take_numbers(self, txn: WriteTransaction, events: Sequence[NewEvent]) -> dict[str, int]:
-        new = [event for event in events if event.placed_nid is None]
+        new = [event for event in events if event.outlier_nid is None]
         first = txn.allocate("event", len(new))
         nids = {
-            event.event_id: event.placed_nid for event in events if event.placed_nid is not None
+            event.event_id: event.outlier_nid for event in events if event.outlier_nid is not None
         }
         nids.update((event.event_id, first + index) for index, event in enumerate(new))
         return nids
@@ -319,9 +321,9 @@ class RoomWriter:
     ) -> None:
         """Apply redactions, and announce the new events."""
         for row, event in zip(rows, events, strict=True):
-            if event.placed_nid is not None:
+            if event.outlier_nid is not None:
                 position = row.position if row.position is not None else txn.next_position()
-                txn.announce(Change(position, Topic.PLACED, detail=row.event_nid))
+                txn.announce(Change(position, Topic.OUTLIER_PLACED, detail=row.event_nid))
             if event.redaction is not None:
                 redact_event(txn, room.room_nid, row.event_nid, row.position, event.redaction)
             if row.position is not None:
@@ -336,7 +338,7 @@ class RoomWriter:
         nids: Mapping[str, int],
         now_ms: int,
     ) -> None:
-        placed = {event.event_id for event in events if event.placed_nid is not None}
+        placed = {event.event_id for event in events if event.outlier_nid is not None}
         if placed:
             txn.execute_many(
                 "UPDATE events SET position = ?, depth = ?, origin_server_ts = ?, flags = ?,"
@@ -362,7 +364,7 @@ class RoomWriter:
                     if row.event_id in placed
                 ],
             )
-            note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
+            queue_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key,"
             " sender, origin_server_ts, flags, state_root, replaces, redacted_by, pdu,"
@@ -391,8 +393,8 @@ class RoomWriter:
                 if row.event_id not in placed
             ],
         )
-        note_rechecks(
-            txn, Recheck.EVENT, [row.event_nid for row in rows if row.redacted_by is not None]
+        record_rechecks(
+            txn, RecheckKind.EVENT, [row.event_nid for row in rows if row.redacted_by is not None]
         )
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
@@ -407,8 +409,8 @@ class RoomWriter:
             )
         for event in events:
             nid = nids[event.event_id]
-            if event.sent is not None:
-                add_transaction(txn, event.sent, nid, None, now_ms)
+            if event.sent_transaction is not None:
+                add_transaction(txn, event.sent_transaction, nid, None, now_ms)
             if event.redacts is not None:
                 sql = (
                     "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?)"
@@ -430,7 +432,7 @@ class RoomWriter:
                 txn.announce(
                     Change(
                         txn.next_position() if position is None else position,
-                        Topic.RELATED,
+                        Topic.RELATION,
                         detail=child.relation.target,
                     )
                 )
@@ -441,11 +443,11 @@ class RoomWriter:
                 row.sender,
                 row.position or txn.next_position(),
                 expires_ts,
-                waits=not row.flags & EventFlag.TIMELINE,
+                is_held=not row.flags & EventFlag.TIMELINE,
             )
             for row, event in zip(rows, events, strict=True)
-            if event.sticky_ms is not None and row.flags & MAY_STICK and row.redacted_by is None
-            for expires_ts in [row.origin_server_ts + min(event.sticky_ms, LONGEST_MS)]
+            if event.sticky_ms is not None and row.flags & STICKY_FLAGS and row.redacted_by is None
+            for expires_ts in [row.origin_server_ts + min(event.sticky_ms, MAX_STICKY_MS)]
             if expires_ts > now_ms
         ]
         if sticky:
@@ -454,13 +456,17 @@ class RoomWriter:
             (user_id, room.room_nid, row.position, row.event_nid, outcome)
             for row, event in zip(rows, events, strict=True)
             if row.position is not None
-            for user_id, outcome in event.outcomes.items()
+            for user_id, outcome in event.push_actions.items()
         ]
         if outcomes:
             add_outcomes(txn, outcomes)
 
     def _find_numbers(
-        self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
+        self,
+        txn: WriteTransaction,
+        extremities: Sequence[str],
+        nids: Mapping[str, int],
+        head: RoomHead,
     ) -> tuple[tuple[int, str], ...]:
         known = {event_id: nid for nid, event_id in head.extremities} | dict(nids)
         missing = [event_id for event_id in extremities if event_id not in known]

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from storage.directory.user_changes import note_directory_changes
-from storage.encryption.remote_devices import note_newly_shared
+from storage.directory.user_changes import queue_directory_updates
+from storage.encryption.remote_devices import mark_newly_shared
 from storage.engine.interface import SQLValue
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
-from storage.media.references import Recheck, note_rechecks
-from storage.retention.room_retention import set_lifetime
+from storage.media.references import RecheckKind, record_rechecks
+from storage.retention.room_retention import set_room_retention
 from storage.rooms.memberships import (
     MembershipRow,
     NewMembership,
-    has_members_of_ours,
+    has_local_members,
     put_memberships,
     select_memberships,
 )
@@ -27,7 +27,7 @@ from storage.rooms.spaces import NewChild, set_children
 from storage.rooms.summaries import set_summary_fields
 
 
-class NewLifetime(msgspec.Struct, frozen=True):
+class NewRetention(msgspec.Struct, frozen=True):
     """The content of an `m.room.retention` event."""
 
     max_lifetime: int | None
@@ -39,7 +39,7 @@ class StateEffect(msgspec.Struct, frozen=True):
     membership: NewMembership | None = None
     summary: Mapping[str, SQLValue] = msgspec.field(default_factory=dict)
     child: NewChild | None = None
-    lifetime: NewLifetime | None = None
+    retention: NewRetention | None = None
 
 
 NO_EFFECT = StateEffect()
@@ -57,7 +57,7 @@ def apply_effects(
     summary: dict[str, SQLValue] = {}
     members: dict[str, list[tuple[int, int, NewMembership]]] = {}
     children: dict[int, NewChild] = {}
-    lifetime: NewLifetime | None = None
+    lifetime: NewRetention | None = None
     for nid, position, effect in effects:
         summary.update(effect.summary)
         if effect.child is not None:
@@ -66,9 +66,9 @@ def apply_effects(
             members.setdefault(effect.membership.user_id, []).append(
                 (nid, position, effect.membership)
             )
-        lifetime = effect.lifetime or lifetime
+        lifetime = effect.retention or lifetime
     if lifetime is not None:
-        set_lifetime(txn, room_nid, lifetime.max_lifetime)
+        set_room_retention(txn, room_nid, lifetime.max_lifetime)
     if summary:
         set_summary_fields(txn, room_nid, summary)
     if children:
@@ -108,17 +108,17 @@ def apply_effects(
             positions.setdefault(server, position)
         rows.append(_make_row(room_nid, nid, position, new, old, changes))
     is_first_local = (
-        not is_new_room and bool(arrived[True]) and not has_members_of_ours(txn, room_nid)
+        not is_new_room and bool(arrived[True]) and not has_local_members(txn, room_nid)
     )
     put_memberships(txn, rows)
     if arrived[False] or is_first_local:
-        note_newly_shared(txn, room_nid, arrived[False], is_first_local=is_first_local)
+        mark_newly_shared(txn, room_nid, arrived[False], is_first_local=is_first_local)
     _recheck_avatars(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
     for row in rows:
         txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
     remote = [(row.user_id, row.position) for row in rows if not row.is_local]
     if remote:
-        note_directory_changes(txn, remote)
+        queue_directory_updates(txn, remote)
     if servers:
         count_servers(txn, room_nid, servers, positions)
     return change["join"], change["invite"]
@@ -131,7 +131,7 @@ def _recheck_avatars(
     media of reinstated ones are in use."""
     nids = {old.event_nid for old, new in changed if old.avatar_url is not None}
     nids |= {new.event_nid for old, new in changed if new.event_nid < old.event_nid}
-    note_rechecks(txn, Recheck.EVENT, nids)
+    record_rechecks(txn, RecheckKind.EVENT, nids)
 
 
 def _is_as_before(old: MembershipRow, new: NewMembership) -> bool:

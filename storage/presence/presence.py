@@ -42,7 +42,7 @@ class PresenceStore:
 
         return await self._database.read_quickly("get_presence_states", read, tuple(user_ids))
 
-    async def get_present(self) -> list[PresenceRow]:
+    async def get_online(self) -> list[PresenceRow]:
         """Return all users whose stored state is not offline."""
 
         def read(txn: Transaction) -> list[PresenceRow]:
@@ -50,7 +50,7 @@ class PresenceStore:
 
         return await self._database.read("get_present_people", read)
 
-    async def get_gone(self, after: int, limit: int) -> list[PresenceRow]:
+    async def get_offline(self, after: int, limit: int) -> list[PresenceRow]:
         """Return users whose offline state was sent after a position, or is not sent yet, latest
         first."""
 

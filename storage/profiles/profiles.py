@@ -3,7 +3,7 @@ stored as bytes.
 
 A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also adds a row
 to `profile_propagations` in the same write. The memberships are rewritten afterwards, even after a
-crash. Removals are recorded, the latest `REMOVALS_KEPT` of each user.
+crash. Removals are recorded, the latest `MAX_REMOVALS` of each user.
 
 Fields that a shadow-banned user sets are stored separately (`unshown_profile_fields`). Only that
 user sees them, so they take no position.
@@ -11,13 +11,13 @@ user sees them, so they take no position.
 
 from collections.abc import Iterable
 
-from storage.directory.user_changes import note_directory_changes
+from storage.directory.user_changes import queue_directory_updates
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.references import Setting, put_setting, remove_settings
+from storage.media.references import SettingKind, put_setting, remove_settings
 
-REMOVALS_KEPT = 100
+MAX_REMOVALS = 100
 
 
 class ProfileStore:
@@ -58,7 +58,7 @@ class ProfileStore:
                 fields[field] = bytes(value)
         return fields
 
-    def set_unshown(
+    def set_shadow_field(
         self, txn: WriteTransaction, user_id: str, field: str, value: bytes | None
     ) -> None:
         """Set or remove (None) one field that only the owner sees."""
@@ -68,7 +68,7 @@ class ProfileStore:
             (user_id, field, value),
         )
 
-    def remove_unshown(self, txn: WriteTransaction, user_id: str) -> None:
+    def remove_shadow_fields(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete the fields that only the owner sees."""
         txn.execute("DELETE FROM unshown_profile_fields WHERE user_id = ?", (user_id,))
 
@@ -112,7 +112,7 @@ class ProfileStore:
         txn.execute(
             "DELETE FROM profile_removals WHERE user_id = ? AND field = ?", (user_id, field)
         )
-        put_setting(txn, user_id, Setting.PROFILE, field, value)
+        put_setting(txn, user_id, SettingKind.PROFILE, field, value)
         self._announce(txn, user_id, position, propagate)
         return position
 
@@ -124,7 +124,7 @@ class ProfileStore:
             "DELETE FROM profiles WHERE user_id = ? AND field = ?", (user_id, field)
         ):
             return None
-        put_setting(txn, user_id, Setting.PROFILE, field, b"")
+        put_setting(txn, user_id, SettingKind.PROFILE, field, b"")
         position = txn.next_position()
         txn.execute(
             "INSERT INTO profile_removals (user_id, field, position) VALUES (?, ?, ?)",
@@ -134,7 +134,7 @@ class ProfileStore:
             "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position"
             " FROM profile_removals"
             " WHERE user_id = ? ORDER BY position DESC LIMIT 1 OFFSET ?)",
-            (user_id, user_id, REMOVALS_KEPT),
+            (user_id, user_id, MAX_REMOVALS),
         )
         self._announce(txn, user_id, position, propagate)
         return position
@@ -142,8 +142,8 @@ class ProfileStore:
     def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all fields. Rooms are not updated: an erased account leaves them."""
         txn.execute("DELETE FROM profile_removals WHERE user_id = ?", (user_id,))
-        self.remove_unshown(txn, user_id)
-        remove_settings(txn, user_id, Setting.PROFILE)
+        self.remove_shadow_fields(txn, user_id)
+        remove_settings(txn, user_id, SettingKind.PROFILE)
         if txn.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,)):
             self._announce(txn, user_id, txn.next_position(), propagate=False)
 
@@ -172,5 +172,5 @@ class ProfileStore:
                 " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
                 (user_id, position),
             )
-        note_directory_changes(txn, [(user_id, position)])
+        queue_directory_updates(txn, [(user_id, position)])
         txn.announce(Change(position, Topic.PROFILE, user_id=user_id))

@@ -10,10 +10,10 @@ from operator import attrgetter, itemgetter
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import FOR_ITS_ARGUMENTS
+from storage.engine.interface import CUSTOM_PLAN
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import EventFlag
-from storage.push.push_rule_history import Span
+from storage.push.push_rule_history import PushRuleSpan
 
 NOTIFIES = 1
 HIGHLIGHTED = 2
@@ -29,10 +29,10 @@ _FEW_EVENTS = 5000
 _MOST_THREADS = 5000
 """The maximum of threads of a room that are read further than the room and counted separately."""
 
-_COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.OUTCOMES}) <> 0"
-_IS_HIGHLIGHTED = f"(e.flags & {EventFlag.CALLS_ROOM}) <> 0"
+_COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS}) <> 0"
+_IS_HIGHLIGHTED = f"(e.flags & {EventFlag.HIGHLIGHTS}) <> 0"
 _EVENTS = (
-    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.OUTCOMES}) <> 0"
+    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.HAS_PUSH_ACTIONS}) <> 0"
     " AND o.user_id = ?"
     " AND o.room_nid = e.room_nid AND o.position = e.position"
 )
@@ -59,21 +59,21 @@ _ALL = _ActionSource(
     f" ELSE (e.flags & {EventFlag.NOTIFIES}) / 8 END)",
 )
 _HIGHLIGHTING = _ActionSource(_EVENTS, _IS_HIGHLIGHTED, "e", "COALESCE(o.outcome, 3)")
-_OWN = _ActionSource(_ROWS, f"(e.flags & {EventFlag.CALLS_ROOM}) = 0", "o", "o.outcome")
+_OWN = _ActionSource(_ROWS, f"(e.flags & {EventFlag.HIGHLIGHTS}) = 0", "o", "o.outcome")
 _OWN_ONLY = _ActionSource(_ROWS, "1 = 1", "o", "o.outcome")
 _BY_ATTENTION = {0: (_ALL,), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
 _HIGHLIGHTED = {0: (_HIGHLIGHTING, _OWN), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
 """The sources with highlighted events."""
 
 
-def flags_outcome(flags: int, attention: int) -> int:
+def get_default_outcome(flags: int, attention: int) -> int:
     """Return the outcome of an event with these flags for a user without a row of their own."""
-    if flags & EventFlag.CALLS_ROOM and attention < 2:
+    if flags & EventFlag.HIGHLIGHTS and attention < 2:
         return NOTIFIES | HIGHLIGHTED
     return NOTIFIES if flags & EventFlag.NOTIFIES and attention == 0 else 0
 
 
-class ReadUpTo(msgspec.Struct, frozen=True):
+class ReadPositions(msgspec.Struct, frozen=True):
     """The positions up to which a user has read a room: all of it, single threads (MAIN is one)
     further than that, and all threads (MAIN excluded)."""
 
@@ -95,7 +95,7 @@ class ThreadCount(msgspec.Struct, frozen=True):
     highlights: int
 
 
-class Notified(msgspec.Struct, frozen=True):
+class NotifiedEvent(msgspec.Struct, frozen=True):
     """An event that notified a user."""
 
     position: int
@@ -104,7 +104,7 @@ class Notified(msgspec.Struct, frozen=True):
     outcome: int
 
 
-class PushOutcomeStore:
+class EventPushActionStore:
     """Reads the push actions of events."""
 
     def __init__(self, database: Database) -> None:
@@ -113,7 +113,7 @@ class PushOutcomeStore:
     async def get_counts(
         self,
         user_id: str,
-        rooms: Mapping[int, tuple[ReadUpTo, Sequence[Span]]],
+        rooms: Mapping[int, tuple[ReadPositions, Sequence[PushRuleSpan]]],
         ignored: Iterable[str],
     ) -> Mapping[int, list[ThreadCount]]:
         """Return by room the unread counts of each thread, by the rules of each span. No span
@@ -124,7 +124,9 @@ class PushOutcomeStore:
         # each position is at most one event; to count a thousand takes a tenth of a millisecond
         event_count = sum(span.upto - span.after for _, spans in rooms.values() for span in spans)
         read = (
-            self._database.read_quickly if event_count <= _FEW_EVENTS else self._database.read_once
+            self._database.read_quickly
+            if event_count <= _FEW_EVENTS
+            else self._database.read_without_snapshot
         )
         return await read("get_push_counts", _select_counts, user_id, dict(rooms), list(ignored))
 
@@ -142,12 +144,12 @@ class PushOutcomeStore:
     async def get_notified(
         self,
         user_id: str,
-        rooms: Sequence[tuple[int, Sequence[Span]]],
+        rooms: Sequence[tuple[int, Sequence[PushRuleSpan]]],
         ignored: Iterable[str],
         *,
         highlights_only: bool,
         limit: int,
-    ) -> list[Notified]:
+    ) -> list[NotifiedEvent]:
         """Return the newest events of these rooms, in the given spans, that notified the user:
         newest first."""
         return await self._database.read(
@@ -163,12 +165,12 @@ class PushOutcomeStore:
     async def get_unread(
         self,
         user_id: str,
-        rooms: Mapping[int, tuple[ReadUpTo, Sequence[Span]]],
+        rooms: Mapping[int, tuple[ReadPositions, Sequence[PushRuleSpan]]],
         ignored: Iterable[str],
         *,
         after: int,
         limit: int,
-    ) -> Mapping[int, list[Notified]]:
+    ) -> Mapping[int, list[NotifiedEvent]]:
         """Return for each room the newest events that `get_counts` counts and that arrived after a
         position: newest first."""
         return await self._database.read(
@@ -197,7 +199,7 @@ def remove_outcomes(txn: WriteTransaction, room_nid: int, events: Mapping[int, i
         return
     # by the users who may have rows: the table has no index by room
     rows = txn.query_in(
-        f"{FOR_ITS_ARGUMENTS}SELECT o.user_id, o.room_nid, o.position FROM memberships AS m"
+        f"{CUSTOM_PLAN}SELECT o.user_id, o.room_nid, o.position FROM memberships AS m"
         " JOIN push_outcomes AS o ON o.user_id = m.user_id"
         " AND o.room_nid = m.room_nid AND o.position >= ? AND o.position <= ?"
         " WHERE m.room_nid = ? AND m.is_local = 1 AND o.event_nid IN {keys}",
@@ -223,7 +225,7 @@ def _within(source: _ActionSource, ignored: Sequence[str]) -> str:
 def _select_counts(
     txn: Transaction,
     user_id: str,
-    rooms: dict[int, tuple[ReadUpTo, Sequence[Span]]],
+    rooms: dict[int, tuple[ReadPositions, Sequence[PushRuleSpan]]],
     ignored: list[str],
 ) -> dict[int, list[ThreadCount]]:
     excluded = [user_id, *ignored[:_MOST_IGNORED]]
@@ -236,7 +238,7 @@ def _select_counts(
         read, spans = rooms[room_nid]
         bounds = _bounds(read, own_messages)
         for span in spans:
-            for source in _BY_ATTENTION[span.attention]:
+            for source in _BY_ATTENTION[span.level]:
                 args = (*bounds, user_id, room_nid, span.after, span.upto, *excluded)
                 sql = _count_by_thread(source, len(bounds) // 2, excluded)
                 queries.setdefault(sql, []).append((room_nid, args))
@@ -260,22 +262,22 @@ def _select_counts(
 def _select_unread(
     txn: Transaction,
     user_id: str,
-    rooms: dict[int, tuple[ReadUpTo, Sequence[Span]]],
+    rooms: dict[int, tuple[ReadPositions, Sequence[PushRuleSpan]]],
     ignored: list[str],
     after: int,
     limit: int,
-) -> dict[int, list[Notified]]:
+) -> dict[int, list[NotifiedEvent]]:
     excluded = [user_id, *ignored[:_MOST_IGNORED]]
     own = _select_own_messages(
         txn, user_id, {nid: spans for nid, (_, spans) in rooms.items() if spans}
     )
-    unread: dict[int, list[Notified]] = {nid: [] for nid in rooms}
+    unread: dict[int, list[NotifiedEvent]] = {nid: [] for nid in rooms}
     for room_nid, own_messages in own.items():
         read, spans = rooms[room_nid]
         bounds = _bounds(read, own_messages)
-        found: list[Notified] = []
+        found: list[NotifiedEvent] = []
         for span in spans:
-            for source in _BY_ATTENTION[span.attention] if span.upto > after else ():
+            for source in _BY_ATTENTION[span.level] if span.upto > after else ():
                 sql = (
                     f"{_marks(len(bounds) // 2)} SELECT e.position, e.event_nid, e.room_nid,"
                     f" {source.outcome}"
@@ -290,12 +292,12 @@ def _select_unread(
                     *excluded,
                     limit,
                 )
-                found += [Notified(*row) for row in txn.query(sql, args)]
+                found += [NotifiedEvent(*row) for row in txn.query(sql, args)]
         unread[room_nid] = sorted(found, key=attrgetter("position"), reverse=True)[:limit]
     return unread
 
 
-def _bounds(read: ReadUpTo, own_messages: Mapping[str, int]) -> list[str | int]:
+def _bounds(read: ReadPositions, own_messages: Mapping[str, int]) -> list[str | int]:
     """Return threads that are read further than the room, each followed by its position. The first
     has no name: up to its position all threads are read. `spoken`: the user's own last messages by
     thread."""
@@ -342,7 +344,7 @@ def _unread(source: _ActionSource, excluded: Sequence[str]) -> str:
 
 
 def _select_own_messages(
-    txn: Transaction, user_id: str, rooms: Mapping[int, Sequence[Span]]
+    txn: Transaction, user_id: str, rooms: Mapping[int, Sequence[PushRuleSpan]]
 ) -> dict[int, dict[str, int]]:
     """Return for each room the positions of the user's own last messages in the spans, by
     thread."""
@@ -382,24 +384,24 @@ def _select_outcomes(txn: Transaction, user_id: str, rooms: dict[int, int]) -> d
 def _select_notified(
     txn: Transaction,
     user_id: str,
-    rooms: list[tuple[int, Sequence[Span]]],
+    rooms: list[tuple[int, Sequence[PushRuleSpan]]],
     ignored: list[str],
     highlights_only: bool,
     limit: int,
-) -> list[Notified]:
+) -> list[NotifiedEvent]:
     excluded = [user_id, *ignored[:_MOST_IGNORED]]
     minimum, sources = (HIGHLIGHTED, _HIGHLIGHTED) if highlights_only else (NOTIFIES, _BY_ATTENTION)
-    found: list[Notified] = []
+    found: list[NotifiedEvent] = []
     for room_nid, spans in rooms:
         floor = found[limit - 1].position if len(found) >= limit else 0
         for span in spans:
-            for source in sources[span.attention] if span.upto > floor else ():
+            for source in sources[span.level] if span.upto > floor else ():
                 rows = txn.query(
                     f"SELECT e.position, e.event_nid, e.room_nid, {source.outcome}{source.tables}"
                     f"{_within(source, excluded)} AND {source.outcome} >= {minimum}"
                     f" ORDER BY {source.place}.position DESC LIMIT ?",
                     (user_id, room_nid, max(span.after, floor), span.upto, *excluded, limit),
                 )
-                found += [Notified(*row) for row in rows]
+                found += [NotifiedEvent(*row) for row in rows]
         found = sorted(found, key=attrgetter("position"), reverse=True)[:limit]
     return found

@@ -17,17 +17,17 @@ from storage.rooms.receipts import UNTHREADED
 REMOVED_AT_ONCE: Final = 500
 """Rows of one user in one room per step; further ones wait for the next."""
 
-Place = tuple[str, int]
+UserRoom = tuple[str, int]
 """A user and a room number: rows are read in this order."""
-FIRST: Final[Place] = ("", 0)
+FIRST: Final[UserRoom] = ("", 0)
 
 
 class _OldRows(msgspec.Struct, frozen=True):
-    place: Place
+    place: UserRoom
     positions: Sequence[int]
 
 
-class OldOutcomeStore:
+class OldPushActionStore:
     """Reads the floors, and deletes rows below them."""
 
     def __init__(self, database: Database) -> None:
@@ -38,7 +38,9 @@ class OldOutcomeStore:
         are missing."""
         return await self._database.read_quickly("get_push_action_floors", _select_floors, user_id)
 
-    async def remove(self, after: Place, before_ts: int, limit: int) -> tuple[Place | None, int]:
+    async def remove(
+        self, after: UserRoom, before_ts: int, limit: int
+    ) -> tuple[UserRoom | None, int]:
         """Read up to `limit` places after one, and delete their rows of read events that were sent
         before a time (ms since 1970). Return the last place, None at the end, and the number of
         places read."""
@@ -60,7 +62,7 @@ def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
     )
 
 
-def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> list[_OldRows]:
+def _select_old(txn: Transaction, after: UserRoom, before_ts: int, limit: int) -> list[_OldRows]:
     found: list[_OldRows] = []
     place = _next_place(txn, after)
     while place is not None:
@@ -71,7 +73,7 @@ def _select_old(txn: Transaction, after: Place, before_ts: int, limit: int) -> l
     return found
 
 
-def _next_place(txn: Transaction, after: Place) -> Place | None:
+def _next_place(txn: Transaction, after: UserRoom) -> UserRoom | None:
     """Return the next place by one probe of the key, or two, however many rows a place has."""
     user_id, room_nid = after
     found = txn.query_one(
@@ -86,7 +88,7 @@ def _next_place(txn: Transaction, after: Place) -> Place | None:
     return None if found is None else (found[0], found[1])
 
 
-def _select_positions(txn: Transaction, place: Place, before_ts: int) -> list[int]:
+def _select_positions(txn: Transaction, place: UserRoom, before_ts: int) -> list[int]:
     user_id, room_nid = place
     read = txn.query_one(
         "SELECT max(event_position) FROM receipts WHERE room_nid = ? AND user_id = ?"

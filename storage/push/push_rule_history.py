@@ -14,73 +14,73 @@ from storage.account_data.account_data import GLOBAL
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-ELSEWHERE = ""
+OTHER_ROOMS = ""
 """Stands for all rooms without an entry of their own."""
-AS_ELSEWHERE = -1
+AS_OTHER_ROOMS = -1
 """A room's entry that ends the entries before it."""
 ALL = 0
 """The default without any entry."""
-KEPT_CHANGES = 100
+MAX_CHANGES = 100
 """The maximum of stored changes per user and room. With more changes since a user last read a room,
 older events are counted as in other rooms."""
-KEPT_ENDED: Final = 500
-"""The maximum of rooms whose entries ended with `AS_ELSEWHERE` and whose changes stay. In rooms
+MAX_ENDED_ROOMS: Final = 500
+"""The maximum of rooms whose entries ended with `AS_OTHER_ROOMS` and whose changes stay. In rooms
 beyond it, events are counted as in other rooms."""
 
 
-class Span(msgspec.Struct, frozen=True):
+class PushRuleSpan(msgspec.Struct, frozen=True):
     """The attention that applied after one position, up to another."""
 
     after: int
     upto: int
-    attention: int
+    level: int
 
 
-class AttentionHistory(msgspec.Struct, frozen=True):
+class PushRuleHistory(msgspec.Struct, frozen=True):
     """The complete history of a user: by room (id in lower case) the changes in order, as
     (position, attention)."""
 
     changes: Mapping[str, tuple[tuple[int, int], ...]] = msgspec.field(default_factory=dict)
 
-    def now(self, room_id: str) -> int:
+    def get_current_level(self, room_id: str) -> int:
         """Return the current attention of a room."""
         last = self.changes.get(room_id)
-        if room_id != ELSEWHERE and (last is None or last[-1][1] == AS_ELSEWHERE):
-            return self.now(ELSEWHERE)
+        if room_id != OTHER_ROOMS and (last is None or last[-1][1] == AS_OTHER_ROOMS):
+            return self.get_current_level(OTHER_ROOMS)
         return ALL if last is None else last[-1][1]
 
-    def at(self, room_id: str, position: int) -> int:
+    def get_level_at(self, room_id: str, position: int) -> int:
         """Return the attention of a room that applied to an event at that position."""
         if not self.changes:
             return ALL
-        for place in (room_id, ELSEWHERE):
+        for place in (room_id, OTHER_ROOMS):
             past = [
                 attention for since, attention in self.changes.get(place, ()) if since < position
             ]
-            if past and past[-1] != AS_ELSEWHERE:
+            if past and past[-1] != AS_OTHER_ROOMS:
                 return past[-1]
         return ALL
 
-    def spans(self, room_id: str, after: int, upto: int) -> list[Span]:
+    def spans(self, room_id: str, after: int, upto: int) -> list[PushRuleSpan]:
         """Return the attention of a room between two positions, in order; equal neighbours are
         merged."""
         bounds = {
             position
-            for place in (room_id, ELSEWHERE)
+            for place in (room_id, OTHER_ROOMS)
             for position, _ in self.changes.get(place, ())
         }
         starts = [after, *sorted(position for position in bounds if after < position < upto)]
-        spans: list[Span] = []
+        spans: list[PushRuleSpan] = []
         for start, end in zip(starts, [*starts[1:], upto], strict=True):
-            attention = self.at(room_id, start + 1)
-            if spans and spans[-1].attention == attention:
-                spans[-1] = Span(spans[-1].after, end, attention)
+            attention = self.get_level_at(room_id, start + 1)
+            if spans and spans[-1].level == attention:
+                spans[-1] = PushRuleSpan(spans[-1].after, end, attention)
             else:
-                spans.append(Span(start, end, attention))
+                spans.append(PushRuleSpan(start, end, attention))
         return spans
 
 
-class PushAttentionStore:
+class PushRuleHistoryStore:
     """Reads and writes the table `push_attention`."""
 
     def __init__(self, database: Database) -> None:
@@ -88,7 +88,7 @@ class PushAttentionStore:
 
     async def get_rules(
         self, user_ids: Iterable[str]
-    ) -> Mapping[str, tuple[bytes | None, AttentionHistory]]:
+    ) -> Mapping[str, tuple[bytes | None, PushRuleHistory]]:
         """Return the content of users' `m.push_rules` (None if it was never set), with their
         histories. Users who have neither are missing. One query."""
         return await self._database.read_quickly("get_push_rules", _select_rules, list(user_ids))
@@ -105,20 +105,20 @@ class PushAttentionStore:
             "get_changed_rules", _select_changed, room_nid, since
         )
 
-    def set_attention(
+    def set_levels(
         self, txn: WriteTransaction, user_id: str, position: int, by_room: Mapping[str, int]
     ) -> None:
         """Set the attention of rooms from a position on; rooms that are not named are as
-        `ELSEWHERE`."""
-        history = select_histories(txn, [user_id]).get(user_id, AttentionHistory())
+        `OTHER_ROOMS`."""
+        history = select_histories(txn, [user_id]).get(user_id, PushRuleHistory())
         rows = []
-        for room_id in {ELSEWHERE, *by_room, *history.changes}:
+        for room_id in {OTHER_ROOMS, *by_room, *history.changes}:
             changes = history.changes.get(room_id)
-            missing = ALL if room_id == ELSEWHERE else AS_ELSEWHERE
+            missing = ALL if room_id == OTHER_ROOMS else AS_OTHER_ROOMS
             new = by_room.get(room_id, missing)
             if new != (missing if changes is None else changes[-1][1]):
                 rows.append((user_id, room_id, position, new))
-                if changes is not None and len(changes) >= KEPT_CHANGES:
+                if changes is not None and len(changes) >= MAX_CHANGES:
                     txn.execute(
                         "DELETE FROM push_attention"
                         " WHERE user_id = ? AND room_id = ? AND position = ?",
@@ -127,10 +127,12 @@ class PushAttentionStore:
         ended = [
             (changes[-1][0], room_id)
             for room_id, changes in history.changes.items()
-            if changes[-1][1] == AS_ELSEWHERE and room_id != ELSEWHERE and room_id not in by_room
+            if changes[-1][1] == AS_OTHER_ROOMS
+            and room_id != OTHER_ROOMS
+            and room_id not in by_room
         ]
-        if len(ended) > KEPT_ENDED:
-            excess = sorted(ended)[: len(ended) - KEPT_ENDED]
+        if len(ended) > MAX_ENDED_ROOMS:
+            excess = sorted(ended)[: len(ended) - MAX_ENDED_ROOMS]
             txn.execute_many(
                 "DELETE FROM push_attention WHERE user_id = ? AND room_id = ?",
                 [(user_id, room) for _, room in excess],
@@ -143,7 +145,7 @@ class PushAttentionStore:
             )
 
 
-def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, AttentionHistory]:
+def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, PushRuleHistory]:
     """Return the histories of users; users without one are missing. One query."""
     rows: Iterable[tuple[str, str, int, int]] = txn.query_in(
         "SELECT user_id, room_id, position, attention FROM push_attention WHERE user_id IN {keys}",
@@ -154,7 +156,7 @@ def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, Att
 
 def _select_rules(
     txn: Transaction, user_ids: list[str]
-) -> dict[str, tuple[bytes | None, AttentionHistory]]:
+) -> dict[str, tuple[bytes | None, PushRuleHistory]]:
     rows = txn.query_in(
         "SELECT user_id, room_id, position, attention, content FROM"
         " (SELECT user_id, room_id, position, attention, NULL AS content FROM push_attention"
@@ -166,17 +168,17 @@ def _select_rules(
     rules = {row[0]: bytes(row[4]) for row in rows if row[4] is not None}
     histories = _histories(row[:4] for row in rows if row[4] is None)
     return {
-        user_id: (rules.get(user_id), histories.get(user_id, AttentionHistory()))
+        user_id: (rules.get(user_id), histories.get(user_id, PushRuleHistory()))
         for user_id in rules | histories
     }
 
 
-def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, AttentionHistory]:
+def _histories(rows: Iterable[tuple[str, str, int, int]]) -> dict[str, PushRuleHistory]:
     found: dict[str, dict[str, list[tuple[int, int]]]] = {}
     for user_id, room_id, position, attention in rows:
         found.setdefault(user_id, {}).setdefault(room_id, []).append((position, attention))
     return {
-        user_id: AttentionHistory(
+        user_id: PushRuleHistory(
             {room_id: tuple(sorted(changes)) for room_id, changes in rooms.items()}
         )
         for user_id, rooms in found.items()

@@ -10,11 +10,11 @@ from storage.engine.transaction import Transaction
 from storage.events.events import EventFlag
 from storage.rooms.memberships import MembershipRow, select_new_invites
 
-_MAY_NOTIFY = EventFlag.NOTIFIES | EventFlag.OUTCOMES
+_MAY_NOTIFY = EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS
 """Events without these flags notify nobody."""
 
 
-class NewEvent(msgspec.Struct, frozen=True):
+class PushedEvent(msgspec.Struct, frozen=True):
     """An arrived event that may notify a user."""
 
     position: int
@@ -27,7 +27,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     thread_root: str | None
 
 
-class NewReceipt(msgspec.Struct, frozen=True):
+class MovedReceipt(msgspec.Struct, frozen=True):
     """A receipt that moved, of a room or a thread."""
 
     position: int
@@ -37,19 +37,19 @@ class NewReceipt(msgspec.Struct, frozen=True):
     event_position: int | None
 
 
-class Stretch(msgspec.Struct, frozen=True):
+class PushStreamBatch(msgspec.Struct, frozen=True):
     """The changes up to a position."""
 
     upto: int
-    events: Sequence[NewEvent]
-    receipts: Sequence[NewReceipt]
+    events: Sequence[PushedEvent]
+    receipts: Sequence[MovedReceipt]
     invites: Sequence[MembershipRow]
     """Pending invites of local users."""
-    moved: Sequence[str]
+    changed_members: Sequence[str]
     """Local users who joined a room, or are no longer in one."""
-    hiding: Sequence[str]
+    changed_filters: Sequence[str]
     """Users who changed their ignored users or whose invites they accept."""
-    taken_from: Sequence[int]
+    rooms_with_removals: Sequence[int]
     """Rooms in which messages lost their content."""
 
 
@@ -59,7 +59,7 @@ class PushStream:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_stretch(self, after: int, upto: int, limit: int) -> Stretch:
+    async def get_batch(self, after: int, upto: int, limit: int) -> PushStreamBatch:
         """Return the next changes after a position, with at most `limit` rows of each kind."""
         return await self._database.read("get_push_stream", _select, after, upto, limit)
 
@@ -81,7 +81,7 @@ _MEMBERSHIP_CHANGES = [
         "membership IN ('leave', 'ban')",
     )
 ]
-HIDING = (
+FILTER_TYPES = (
     "m.ignored_user_list",
     "m.invite_permission_config",
     "org.matrix.msc4380.invite_permission_config",
@@ -90,7 +90,7 @@ HIDING = (
 """The types of account data that hold a user's ignored users and accepted invites."""
 _FILTER_CHANGES = (
     "SELECT position, user_id FROM account_data WHERE room_id = ''"
-    f" AND type IN ({', '.join(map(repr, HIDING))}) AND position > ? AND position <= ?"
+    f" AND type IN ({', '.join(map(repr, FILTER_TYPES))}) AND position > ? AND position <= ?"
     " ORDER BY position LIMIT ?"
 )
 _REMOVALS = [
@@ -106,7 +106,7 @@ _EVENTS = (
 )
 
 
-def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
+def _select(txn: Transaction, after: int, upto: int, limit: int) -> PushStreamBatch:
     def read_complete(*queries: str) -> list[Row]:
         """Return the rows up to where every answer is complete; the batch ends there."""
         nonlocal upto
@@ -127,10 +127,10 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
         read_complete(_FILTER_CHANGES),
         read_complete(*_REMOVALS),
     )
-    return Stretch(
+    return PushStreamBatch(
         upto,
-        [NewEvent(*row) for row in events if row[0] <= upto],
-        [NewReceipt(*row) for row in receipts if row[0] <= upto],
+        [PushedEvent(*row) for row in events if row[0] <= upto],
+        [MovedReceipt(*row) for row in receipts if row[0] <= upto],
         [invite for invite in invites if invite.position <= upto],
         [user_id for position, user_id in moved if position <= upto],
         [user_id for position, user_id in hiding if position <= upto],

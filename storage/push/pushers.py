@@ -50,7 +50,7 @@ class PusherRow(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class Standing(msgspec.Struct, frozen=True):
+class PusherState(msgspec.Struct, frozen=True):
     """The delivery state of a pusher after its last push. Times are milliseconds since 1970."""
 
     position: int
@@ -230,7 +230,7 @@ class PusherStore:
             "remove_rejected_pusher", self.remove_pusher, user_id, app_id, pushkey
         )
 
-    async def set_standings(self, states: Mapping[int, Standing]) -> None:
+    async def set_states(self, states: Mapping[int, PusherState]) -> None:
         """Store the state of pushers. A position never moves back, and the last accepted push stays
         until another one is accepted."""
         rows = [
@@ -251,7 +251,7 @@ class PusherStore:
         """Set when these e-mail pushers are next checked, unless that is sooner already."""
         await self._database.write("set_pushers_due", _set_due, due)
 
-    def set_looked(
+    def set_checked(
         self,
         txn: WriteTransaction,
         pusher_nid: int,

@@ -17,10 +17,10 @@ from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import IS_SHOWN, EventFlag
 from storage.events.relations import ANNOTATION, REFERENCE, REPLACE, THREAD
-from storage.retention.purging import BEFORE_ALL, Cause, Message
+from storage.retention.purging import BEFORE_FIRST, PurgeableMessage, PurgeCause
 
 
-class PurgeUnderWay(Exception):
+class PurgeRunning(Exception):
     """The room has a running purge."""
 
 
@@ -34,7 +34,7 @@ class HistoryPurge(msgspec.Struct, frozen=True):
     """Messages sent before this are purged; None: whenever sent."""
     before_depth: int | None
     """Messages above this depth are purged; None: at any depth."""
-    with_own: bool
+    include_local: bool
     """Includes messages of local users."""
     kept_nid: int | None
     """The newest message at the start, which stays; None: none does."""
@@ -50,7 +50,7 @@ class HistoryPurge(msgspec.Struct, frozen=True):
     error: str | None = None
 
 
-class Extent(msgspec.Struct, frozen=True):
+class PurgeExtent(msgspec.Struct, frozen=True):
     """The extent of a purge as of one moment."""
 
     upto_nid: int
@@ -60,7 +60,7 @@ class Extent(msgspec.Struct, frozen=True):
     there is none."""
 
 
-class Forgotten(msgspec.Struct, frozen=True):
+class ForgottenBatch(msgspec.Struct, frozen=True):
     """The result of a check of some rooms, in order."""
 
     upto: int
@@ -127,10 +127,10 @@ class HistoryPurgeStore:
             "remove_history_purges", lambda txn: txn.execute(sql, (before_ms, limit))
         )
 
-    async def get_extent(self, room_nid: int, types: Sequence[str]) -> Extent:
+    async def get_extent(self, room_nid: int, types: Sequence[str]) -> PurgeExtent:
         """Return the extent of a purge of a room. The newest message has one of these types."""
 
-        def read(txn: Transaction) -> Extent:
+        def read(txn: Transaction) -> PurgeExtent:
             row = txn.query_one(
                 "SELECT e.event_nid FROM events AS e"
                 f" WHERE e.room_nid = ? AND e.position IS NOT NULL AND {IS_SHOWN}"
@@ -141,7 +141,7 @@ class HistoryPurgeStore:
                 " ORDER BY e.position DESC LIMIT 1",
                 (room_nid, *types, REPLACE, ANNOTATION),
             )
-            return Extent(_select_latest(txn), None if row is None else int(row[0]))
+            return PurgeExtent(_select_latest(txn), None if row is None else int(row[0]))
 
         return await self._database.read("get_extent_of_purge", read)
 
@@ -182,11 +182,11 @@ class HistoryPurgeStore:
 
     async def get_redacted(
         self, room_nid: int, nids: Sequence[int]
-    ) -> Mapping[int, Message | None]:
+    ) -> Mapping[int, PurgeableMessage | None]:
         """Return, by redaction among the messages, the redacted message, if it was not purged
         since; None for a state event."""
 
-        def read(txn: Transaction) -> Mapping[int, Message | None]:
+        def read(txn: Transaction) -> Mapping[int, PurgeableMessage | None]:
             rows = txn.query_in(
                 "SELECT x.event_nid, e.state_key, e.event_nid, e.event_id, e.depth,"
                 " e.origin_server_ts, e.sender"
@@ -198,7 +198,7 @@ class HistoryPurgeStore:
                 after=(room_nid,),
             )
             return {
-                nid: Message(target_nid, event_id, depth, sent, sender, b"")
+                nid: PurgeableMessage(target_nid, event_id, depth, sent, sender, b"")
                 if state_key is None
                 else None
                 for nid, state_key, target_nid, event_id, depth, sent, sender in rows
@@ -206,11 +206,11 @@ class HistoryPurgeStore:
 
         return await self._database.read_quickly("get_redacted_by", read)
 
-    async def note_forgotten(self, after: int, limit: int, now_ms: int) -> Forgotten:
+    async def record_forgotten(self, after: int, limit: int, now_ms: int) -> ForgottenBatch:
         """Check rooms after one: record those that no local user remembers, and delete the record
         of the others."""
 
-        def write(txn: WriteTransaction) -> Forgotten:
+        def write(txn: WriteTransaction) -> ForgottenBatch:
             rooms = txn.query(
                 f"SELECT r.room_nid, CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM rooms AS r"
                 " WHERE r.room_nid > ? ORDER BY r.room_nid LIMIT ?",
@@ -225,11 +225,11 @@ class HistoryPurgeStore:
                 " ON CONFLICT DO NOTHING",
                 [(nid, now_ms) for nid, remembered in rooms if not remembered],
             )
-            return Forgotten(rooms[-1][0] if rooms else after, len(rooms))
+            return ForgottenBatch(rooms[-1][0] if rooms else after, len(rooms))
 
         return await self._database.write("record_forgotten_rooms", write)
 
-    async def begin_forgotten(self, before_ms: int, now_ms: int, make_id: str) -> bool:
+    async def start_forgotten(self, before_ms: int, now_ms: int, make_id: str) -> bool:
         """Start the purge of a room that no local user has remembered since `before_ms`. Return
         whether a room was found."""
 
@@ -249,7 +249,7 @@ class HistoryPurgeStore:
             if remembered:
                 txn.execute("DELETE FROM forgotten_rooms WHERE room_nid = ?", (room_nid,))
                 return True
-            cause = Cause.FORGOTTEN.value
+            cause = PurgeCause.FORGOTTEN.value
             upto_nid = _select_latest(txn)
             add_purge(
                 txn,
@@ -261,7 +261,7 @@ class HistoryPurgeStore:
                     None,
                     True,
                     None,
-                    BEFORE_ALL,
+                    BEFORE_FIRST,
                     0,
                     None,
                     now_ms,
@@ -280,7 +280,7 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
     """The form of `add` for use inside a transaction."""
     sql = "SELECT 1 FROM history_purges WHERE room_nid = ? AND finished_ts IS NULL"
     if txn.query_one(sql, (purge.room_nid,)) is not None:
-        raise PurgeUnderWay
+        raise PurgeRunning
     txn.execute(
         f"INSERT INTO history_purges ({_COLUMNS})"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, NULL)",
@@ -290,7 +290,7 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
             purge.cause,
             purge.before_ts,
             purge.before_depth,
-            int(purge.with_own),
+            int(purge.include_local),
             purge.kept_nid,
             *purge.after,
             purge.messages,
@@ -301,10 +301,10 @@ def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:
     )
 
 
-def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
+def check_running(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
     """Whether the purge may continue. The purge of a forgotten room ends here if a local user
     remembers the room again."""
-    if purge.cause != Cause.FORGOTTEN.value:
+    if purge.cause != PurgeCause.FORGOTTEN.value:
         return True
     row = txn.query_one(
         f"SELECT CASE WHEN {_IS_REMEMBERED} THEN 1 ELSE 0 END FROM rooms AS r WHERE r.room_nid = ?",
@@ -318,7 +318,7 @@ def may_go_on(txn: WriteTransaction, purge: HistoryPurge, now_ms: int) -> bool:
     return False
 
 
-def move_purge(
+def record_progress(
     txn: WriteTransaction, purge: HistoryPurge, after: tuple[int, int], messages: int
 ) -> None:
     """Record the last message that was read, and the number of newly purged ones. Never moves back

@@ -19,15 +19,15 @@ from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import IS_FORGOTTEN, EventFlag
 from storage.events.relations import Relation, RelationRow, add_relations
-from storage.media.references import note_restored
-from storage.retention.purging import Cause, PurgedMessages
-from storage.search.search import note_placed
+from storage.media.references import record_restored
+from storage.retention.purging import PurgeCause, PurgedMessages
+from storage.search.search import queue_placed
 
 _GIVEN_UP: Final = (2**31 - 1) ^ EventFlag.FORGOTTEN
 _RESTORED: Final = (2**31 - 1) ^ (EventFlag.PURGED | EventFlag.FORGOTTEN)
 
 
-class Regained(msgspec.Struct, frozen=True):
+class RefetchedMessage(msgspec.Struct, frozen=True):
     """A message received from another server."""
 
     event_nid: int
@@ -40,13 +40,15 @@ class Regained(msgspec.Struct, frozen=True):
     """Numbers of the redactions of it that were checked."""
 
 
-class RegainingStore:
+class HistoryRefetchStore:
     """Marks messages that are no longer to be fetched from other servers."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def give_up(self, room_nid: int, before_ms: int, before_depth: int, limit: int) -> int:
+    async def stop_fetching(
+        self, room_nid: int, before_ms: int, before_depth: int, limit: int
+    ) -> int:
         """Stop fetching messages of a room that were sent before a time and are above a depth: at
         most `limit`. Return how many."""
 
@@ -62,7 +64,9 @@ class RegainingStore:
         return await self._database.write("stop_fetching_forgotten", write)
 
 
-def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Regained]) -> int:
+def restore_messages(
+    txn: WriteTransaction, room_nid: int, regained: Sequence[RefetchedMessage]
+) -> int:
     """Restore the content of messages of a room, and show them again. Return how many."""
     rows = txn.query_in(
         "SELECT event_nid, redacted_by, event_id, depth, type, sender, origin_server_ts, flags"
@@ -104,8 +108,8 @@ def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Re
         "UPDATE events SET pdu = ?, redacted_by = NULL WHERE event_nid = ?",
         [(each.pdu, each.event_nid) for each in restored],
     )
-    note_restored(txn, [each.event_nid for each in restored])
-    note_placed(txn, [each.event_nid for each in restored])
+    record_restored(txn, [each.event_nid for each in restored])
+    queue_placed(txn, [each.event_nid for each in restored])
     position = txn.next_position()
     children = []
     for each in restored:
@@ -116,16 +120,16 @@ def restore_messages(txn: WriteTransaction, room_nid: int, regained: Sequence[Re
                     each.relation, each.event_nid, event_id, room_nid, depth, type_, sender, sent
                 )
             )
-            txn.announce(Change(position, Topic.RELATED, detail=each.relation.target))
+            txn.announce(Change(position, Topic.RELATION, detail=each.relation.target))
     add_relations(txn, children)
     # so that other nodes read the room's events again
     sql = "UPDATE purged_messages SET position = ? WHERE room_nid = ? AND cause = ?"
-    txn.execute(sql, (position, room_nid, Cause.FORGOTTEN.value))
+    txn.execute(sql, (position, room_nid, PurgeCause.FORGOTTEN.value))
     txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, list(found))))
     return len(found)
 
 
-def give_up_messages(txn: WriteTransaction, nids: Collection[int]) -> None:
+def stop_fetching_messages(txn: WriteTransaction, nids: Collection[int]) -> None:
     """Stop fetching these messages from other servers."""
     sql = f"UPDATE events SET flags = flags & {_GIVEN_UP} WHERE event_nid = ? AND {IS_FORGOTTEN}"
     txn.execute_many(sql, [(nid,) for nid in nids])

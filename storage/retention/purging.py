@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from storage.email.outbox import withdraw_letters
+from storage.email.outbox import withdraw_notification_emails
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.streams import Change, Topic
@@ -27,21 +27,21 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.event_threads import select_roots
 from storage.events.events import IS_UNPURGED_MESSAGE, EventFlag
 from storage.events.relations import remove_relations
-from storage.media.content_uris import find_addresses
-from storage.media.references import bounded, note_purged
+from storage.media.content_uris import find_content_uris
+from storage.media.references import limit_by_uris, record_purge
 from storage.push.event_push_actions import remove_outcomes
-from storage.rooms.delayed_events import forget_contents
+from storage.rooms.delayed_events import erase_contents
 from storage.rooms.sticky_events import remove_sticky_events
 from storage.search.search import SearchStore
 
 DAY_MS: Final = 24 * 3_600_000
-BEFORE_ALL: Final = (-(2**62), 0)
+BEFORE_FIRST: Final = (-(2**62), 0)
 """Time and number before those of every message."""
-_PUSH_FLAGS: Final = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM | EventFlag.OUTCOMES
+_PUSH_FLAGS: Final = EventFlag.NOTIFIES | EventFlag.HIGHLIGHTS | EventFlag.HAS_PUSH_ACTIONS
 _KEPT_FLAGS: Final = (2**31 - 1) ^ _PUSH_FLAGS
 
 
-class Cause(Enum):
+class PurgeCause(Enum):
     """Why messages lose their content."""
 
     RETENTION = "retention"
@@ -61,7 +61,7 @@ class PurgedMessages(msgspec.Struct, frozen=True):
     """Position of the last that may have been counted as unread; 0: none."""
 
 
-class Message(msgspec.Struct, frozen=True):
+class PurgeableMessage(msgspec.Struct, frozen=True):
     """A message that may be purged."""
 
     event_nid: int
@@ -112,11 +112,11 @@ class PurgingStore:
 
     async def get_older(
         self, room_nid: int, before_ms: int, after: tuple[int, int], limit: int
-    ) -> Sequence[Message]:
+    ) -> Sequence[PurgeableMessage]:
         """Return messages of a room sent before a time, after `after` (time and number), the oldest
         first: at most `limit`, and as many as one write may purge for their content URIs."""
 
-        def read(txn: Transaction) -> Sequence[Message]:
+        def read(txn: Transaction) -> Sequence[PurgeableMessage]:
             sql = (
                 f"{_SELECT} AND origin_server_ts < ?"
                 f" AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
@@ -127,11 +127,11 @@ class PurgingStore:
 
     async def get_following(
         self, room_nid: int, after: tuple[int, int], limit: int
-    ) -> Sequence[Message]:
+    ) -> Sequence[PurgeableMessage]:
         """Return messages of a room after `after` (time and number): at most `limit`, and as many
         as one write may purge."""
 
-        def read(txn: Transaction) -> Sequence[Message]:
+        def read(txn: Transaction) -> Sequence[PurgeableMessage]:
             sql = f"{_SELECT} AND (origin_server_ts, event_nid) > (?, ?) {_ORDERED}"
             return _messages(txn.query(sql, (room_nid, *after, limit)))
 
@@ -175,7 +175,7 @@ class PurgingStore:
         txn: WriteTransaction,
         room_nid: int,
         pruned: Mapping[int, bytes],
-        cause: Cause,
+        cause: PurgeCause,
         now_ms: int,
     ) -> int:
         """Purge messages of a room. `pruned`: what stays of each, by number. Return how many had
@@ -195,9 +195,9 @@ class PurgingStore:
         nids = [nid for nid, *_ in rows]
         if not nids:
             return 0
-        note_purged(txn, room_nid, nids, cause.value)
+        record_purge(txn, room_nid, nids, cause.value)
         roots = select_roots(txn, room_nid, nids)
-        purged = EventFlag.PURGED | (EventFlag.FORGOTTEN if cause is Cause.FORGOTTEN else 0)
+        purged = EventFlag.PURGED | (EventFlag.FORGOTTEN if cause is PurgeCause.FORGOTTEN else 0)
         txn.execute_many(
             f"UPDATE events SET pdu = ?, redacted_by = COALESCE(redacted_by, event_nid),"
             f" flags = (flags & {_KEPT_FLAGS}) | {purged}, thread_root = ? WHERE event_nid = ?",
@@ -206,17 +206,17 @@ class PurgingStore:
         self._search.remove_texts(txn, nids)
         remove_relations(txn, nids)
         remove_sticky_events(txn, nids)
-        withdraw_letters(txn, nids)
+        withdraw_notification_emails(txn, nids)
         remove_outcomes(
             txn,
             room_nid,
             {
                 nid: position
                 for nid, _, position, flags in rows
-                if position and flags & EventFlag.OUTCOMES
+                if position and flags & EventFlag.HAS_PUSH_ACTIONS
             },
         )
-        forget_contents(txn, nids)
+        erase_contents(txn, nids)
         _remove_reasons(txn, [event_id for _, event_id, *_ in rows])
         position = txn.next_position()
         counted = max((at for _, _, at, flags in rows if at and flags & _PUSH_FLAGS), default=0)
@@ -242,9 +242,9 @@ def _remove_reasons(txn: WriteTransaction, event_ids: Collection[str]) -> None:
     )
 
 
-def _messages(rows: Sequence[Row]) -> Sequence[Message]:
+def _messages(rows: Sequence[Row]) -> Sequence[PurgeableMessage]:
     messages = [
-        Message(nid, event_id, depth, sent, sender, bytes(pdu))
+        PurgeableMessage(nid, event_id, depth, sent, sender, bytes(pdu))
         for nid, event_id, depth, sent, sender, pdu in rows
     ]
-    return bounded(messages, lambda each: len(find_addresses(each.pdu)))
+    return limit_by_uris(messages, lambda each: len(find_content_uris(each.pdu)))

@@ -10,7 +10,7 @@ from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class RoomLifetime(msgspec.Struct, frozen=True):
+class RoomRetention(msgspec.Struct, frozen=True):
     """The retention period of a room."""
 
     room_nid: int
@@ -20,22 +20,22 @@ class RoomLifetime(msgspec.Struct, frozen=True):
     """The position at which it was set."""
 
 
-class RoomLifetimeStore:
+class RoomRetentionStore:
     """Reads the table `room_lifetimes`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_since(self, position: int) -> tuple[list[RoomLifetime], int]:
+    async def get_since(self, position: int) -> tuple[list[RoomRetention], int]:
         """Return the periods set after a position, and the position of the latest (or the given
         one)."""
 
-        def read(txn: Transaction) -> tuple[list[RoomLifetime], int]:
+        def read(txn: Transaction) -> tuple[list[RoomRetention], int]:
             sql = (
                 "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ?"
                 " ORDER BY position"
             )
-            rows = [RoomLifetime(*row) for row in txn.query(sql, (position,))]
+            rows = [RoomRetention(*row) for row in txn.query(sql, (position,))]
             return rows, rows[-1].position if rows else position
 
         return await self._database.read_quickly("get_room_lifetimes", read)
@@ -53,7 +53,7 @@ class RoomLifetimeStore:
         return await self._database.read_quickly("get_rooms_in_order", read)
 
 
-def set_lifetime(txn: WriteTransaction, room_nid: int, max_lifetime: int | None) -> None:
+def set_room_retention(txn: WriteTransaction, room_nid: int, max_lifetime: int | None) -> None:
     """Set the retention period of a room."""
     position = txn.next_position()
     txn.execute(
@@ -63,5 +63,5 @@ def set_lifetime(txn: WriteTransaction, room_nid: int, max_lifetime: int | None)
         (room_nid, max_lifetime, position),
     )
     txn.announce(
-        Change(position, Topic.LIFETIME, detail=RoomLifetime(room_nid, max_lifetime, position))
+        Change(position, Topic.RETENTION, detail=RoomRetention(room_nid, max_lifetime, position))
     )

@@ -17,7 +17,7 @@ from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_FINALISED: Final = 1000
+MAX_FINALISED: Final = 1000
 """The maximum of finalised events that are stored per user."""
 
 
@@ -166,7 +166,7 @@ class DelayedEventStore:
             )
         )
 
-    def take_due(
+    def lease_due(
         self, txn: WriteTransaction, now: int, until: int, limit: int
     ) -> list[DelayedEventRow]:
         """Lease due events, in the order of their send times."""
@@ -252,13 +252,13 @@ class DelayedEventStore:
         rows = txn.query(
             "SELECT delay_id FROM delayed_events WHERE user_id = ? AND finalised_ts IS NOT NULL"
             " ORDER BY finalised_ts DESC, delay_id LIMIT 100 OFFSET ?",
-            (user_id, MOST_FINALISED),
+            (user_id, MAX_FINALISED),
         )
         if rows:
             txn.execute_many("DELETE FROM delayed_events WHERE delay_id = ?", rows)
 
 
-def forget_contents(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+def erase_contents(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Erase the content of delayed events whose sent event loses its content."""
     sql = (
         "UPDATE delayed_events SET content = ? WHERE event_id = (SELECT event_id FROM events"

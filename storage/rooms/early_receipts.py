@@ -17,11 +17,11 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.event_threads import select_standing_of
 from storage.events.events import EventFlag, EventRow, select_flags
-from storage.rooms.receipts import NewReceipt, set_receipts, stands_in
+from storage.rooms.receipts import NewReceipt, is_valid_thread, set_receipts
 
 PUBLIC = "m.read"
-MOST_OF_SERVER = 200
-MOST = 10_000
+MAX_PER_SERVER = 200
+MAX_RECEIPTS = 10_000
 
 
 class EarlyReceipt(msgspec.Struct, frozen=True):
@@ -40,7 +40,7 @@ class EarlyReceiptStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def keep(self, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
+    async def add_receipts(self, server: str, receipts: Sequence[EarlyReceipt]) -> frozenset[str]:
         """Store receipts until their events arrive. Return the events that have arrived already:
         receipts at these are not stored."""
         return await self._database.write("add_early_receipts", _add, server, receipts)
@@ -57,7 +57,7 @@ def select_awaited(txn: Transaction, event_id: str) -> tuple[int | None, bool]:
     return (None, False) if row is None else (row[0], row[1] > 0)
 
 
-def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[EventRow]) -> None:
+def apply_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[EventRow]) -> None:
     """Apply the stored receipts of these events, which are written in this transaction, where they
     are valid."""
     events = {row.event_id: row for row in rows}
@@ -99,7 +99,7 @@ def take_early_receipts(txn: WriteTransaction, room_id: str, rows: Iterable[Even
             for event_id, room_nid, user_id, thread_id, ts in stored
             if (room_nid, user_id) in joined
             and room_nid == events[event_id].room_nid
-            and stands_in(thread_id, event_id, standings[event_id])
+            and is_valid_thread(thread_id, event_id, standings[event_id])
         ],
     )
 
@@ -133,7 +133,9 @@ def _add(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -
     txn.execute(
         "DELETE FROM early_receipts WHERE server = ?"
         f" AND number <= ({oldest.format('WHERE server = ?')})",
-        (server, server, MOST_OF_SERVER),
+        (server, server, MAX_PER_SERVER),
     )
-    txn.execute(f"DELETE FROM early_receipts WHERE number <= ({oldest.format('')})", (MOST,))
+    txn.execute(
+        f"DELETE FROM early_receipts WHERE number <= ({oldest.format('')})", (MAX_RECEIPTS,)
+    )
     return arrived

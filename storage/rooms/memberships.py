@@ -9,12 +9,12 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.cluster.job_progress import put_note, select_note
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
-from storage.engine.interface import FOR_ITS_ARGUMENTS
+from storage.engine.interface import CUSTOM_PLAN
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.references import Recheck, note_rechecks
+from storage.media.references import RecheckKind, record_rechecks
 
 
 class MembershipRow(msgspec.Struct, frozen=True, gc=False):
@@ -44,7 +44,7 @@ class MembershipRow(msgspec.Struct, frozen=True, gc=False):
         return self.membership == "join" or self.left_position is not None
 
     @property
-    def is_further_join(self) -> bool:
+    def is_join_update(self) -> bool:
         """Whether the user was joined already, as in a profile change."""
         return self.joined_position is not None and self.joined_position < self.position
 
@@ -60,7 +60,7 @@ class NewMembership(msgspec.Struct, frozen=True):
     avatar_url: str | None
 
 
-FORGET_LEFT: Final = "forget_left_rooms"
+FORGET_LEFT_ROOMS: Final = "forget_left_rooms"
 """The key of the job's progress: the position up to which left rooms are forgotten."""
 _COLUMNS = (
     "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name,"
@@ -133,7 +133,9 @@ class MembershipStore:
             "get_users_of_server", _select_of_server, room_nid, server, limit
         )
 
-    async def get_moved_members(self, room_nids: Iterable[int], since: int) -> list[MembershipRow]:
+    async def get_changed_members(
+        self, room_nids: Iterable[int], since: int
+    ) -> list[MembershipRow]:
         """Return the current memberships of users of these rooms whose membership changed after
         `since`, later changes included."""
         return await self._database.read(
@@ -147,26 +149,26 @@ class MembershipStore:
         none are missing."""
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
 
-    async def get_invited_by_ours(self, user_id: str, others: Iterable[str]) -> set[str]:
+    async def get_invited_by_own_server(self, user_id: str, others: Iterable[str]) -> set[str]:
         """Return those of the others whom a user of the same server as `user_id` has invited to a
         room that `user_id` is joined to."""
         return await self._database.read(
             "get_invited_by_own_server", _select_invited, user_id, list(others)
         )
 
-    async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
+    async def get_rooms_with_local_members(self, room_nids: Iterable[int]) -> set[int]:
         """Return those of the rooms that a local user is joined to."""
         return await self._database.read(
             "get_rooms_with_local_members", _select_rooms_with_local_members, list(room_nids)
         )
 
-    async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
+    async def get_users_sharing_rooms(self, user_ids: Iterable[str]) -> set[str]:
         """Return those of the users who share a room with a local user."""
         return await self._database.read_quickly(
-            "get_users_sharing_rooms", select_users_with_ours, list(user_ids)
+            "get_users_sharing_rooms", select_users_sharing_rooms, list(user_ids)
         )
 
-    async def get_rooms_with_server(
+    async def get_memberships_of_server(
         self, room_nids: Iterable[int], server: str
     ) -> Mapping[int, set[str]]:
         """Return the memberships (`join`, `invite`, `knock`) of a server's users by room; rooms
@@ -175,7 +177,7 @@ class MembershipStore:
             "get_rooms_with_server", _select_with_server, list(room_nids), server
         )
 
-    async def get_unwelcome_guests(
+    async def get_disallowed_guests(
         self, limit: int, room_nid: int | None = None, after: str = ""
     ) -> list[tuple[str, str]]:
         """Return (room id, user id) of local guests who are joined to rooms that no longer admit
@@ -188,17 +190,19 @@ class MembershipStore:
             "get_disallowed_guests", _select_disallowed_guests, limit, room_nid, after
         )
 
-    async def forget_left(self, limit: int) -> int:
+    async def forget_left_rooms(self, limit: int) -> int:
         """Mark rooms as forgotten for local users who left since the last call. Return how many
         departures were read, at most `limit`."""
 
         def write(txn: WriteTransaction) -> int:
-            departures = _select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), limit)
+            departures = _select_departures(
+                txn, int(select_job_progress(txn, FORGET_LEFT_ROOMS) or 0), limit
+            )
             for room_nid, user_id, forgotten, _ in departures:
                 if not forgotten:
                     _set_forgotten(txn, room_nid, user_id)
             if departures:
-                put_note(txn, FORGET_LEFT, str(departures[-1][3]))
+                set_job_progress(txn, FORGET_LEFT_ROOMS, str(departures[-1][3]))
             return len(departures)
 
         if not await self._database.read_quickly("has_departures", _has_departures):
@@ -221,7 +225,7 @@ def _select_disallowed_guests(
     of_room = "" if room_nid is None else " AND m.room_nid = ?"
     # CROSS JOIN makes SQLite begin with the guests, who are few
     return txn.query(
-        f"{FOR_ITS_ARGUMENTS}SELECT r.room_id, m.user_id FROM accounts AS a"
+        f"{CUSTOM_PLAN}SELECT r.room_id, m.user_id FROM accounts AS a"
         " CROSS JOIN memberships AS m"
         " JOIN rooms AS r ON r.room_nid = m.room_nid"
         " JOIN room_summaries AS s ON s.room_nid = m.room_nid"
@@ -244,7 +248,7 @@ def _select_departures(txn: Transaction, after: int, limit: int) -> list[tuple[i
 
 
 def _has_departures(txn: Transaction) -> bool:
-    return bool(_select_departures(txn, int(select_note(txn, FORGET_LEFT) or 0), 1))
+    return bool(_select_departures(txn, int(select_job_progress(txn, FORGET_LEFT_ROOMS) or 0), 1))
 
 
 def select_memberships(
@@ -288,7 +292,7 @@ def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> Non
     )
 
 
-def has_members_of_ours(txn: Transaction, room_nid: int) -> bool:
+def has_local_members(txn: Transaction, room_nid: int) -> bool:
     """Whether a local user is joined to the room."""
     sql = (
         "SELECT 1 FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1"
@@ -473,7 +477,9 @@ def _select_rooms_with_local_members(txn: Transaction, room_nids: list[int]) -> 
     return {room_nid for (room_nid,) in rows}
 
 
-def select_users_with_ours(txn: Transaction, user_ids: Iterable[str], besides: int = 0) -> set[str]:
+def select_users_sharing_rooms(
+    txn: Transaction, user_ids: Iterable[str], besides: int = 0
+) -> set[str]:
     """Return those of the users who share a room with a local user, other than the room `besides`.
     One query."""
     rows = txn.query_in(
@@ -525,4 +531,4 @@ def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     txn.announce(change)
     sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND is_local = 1 AND forgotten = 0 LIMIT 1"
     if txn.query_one(sql, (room_nid,)) is None:
-        note_rechecks(txn, Recheck.ROOM, [room_nid])
+        record_rechecks(txn, RecheckKind.ROOM, [room_nid])

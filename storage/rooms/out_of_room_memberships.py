@@ -1,7 +1,7 @@
 """Memberships of local users in rooms that this server is not in: invites, knocks, and leaves that
 end these.
 
-They are rows of `memberships` like all others, with `OUTSIDE` as their `event_nid`. The event
+They are rows of `memberships` like all others, with `OUT_OF_ROOM` as their `event_nid`. The event
 itself is stored here and not among the room's events: its auth events and state are unknown, so
 nothing can be built or decided on it.
 """
@@ -16,22 +16,22 @@ from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.federation.pending_leaves import set_untold_leaves
+from storage.federation.pending_leaves import set_pending_leaves
 from storage.rooms.memberships import (
     MembershipRow,
     NewMembership,
     put_memberships,
     select_memberships,
 )
-from storage.rooms.rooms import RoomRow, note_room
+from storage.rooms.rooms import RoomRow, get_or_add_room
 
-OUTSIDE: Final = 0
+OUT_OF_ROOM: Final = 0
 """`event_nid` of memberships whose event is stored here."""
-MOST_WAITING: Final = 5
+MAX_QUEUED_INVITES: Final = 5
 """Queued invites of one user to one room, beyond the one that clients see."""
 
 
-class OutsideRow(msgspec.Struct, frozen=True):
+class OutOfRoomRow(msgspec.Struct, frozen=True):
     """A membership event that another server sent, with the stripped state of its room."""
 
     room_nid: int
@@ -46,46 +46,50 @@ class OutsideRow(msgspec.Struct, frozen=True):
     """A JSON array."""
 
 
-MayEnd = Callable[[OutsideRow, MembershipRow], bool]
+MayReplace = Callable[[OutOfRoomRow, MembershipRow], bool]
 """Decides whether a new membership may replace the stored one."""
 
 
-class Untouchable(Exception):
+class MayNotReplace(Exception):
     """The new membership may not replace the stored one."""
 
 
 _COLUMNS = "room_nid, user_id, event_id, server, version, pdu, stripped_state"
 
 
-class OutsideMembershipStore:
+class OutOfRoomMembershipStore:
     """Reads and writes the table `outside_memberships`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_outside(self, room_nid: int, user_ids: Iterable[str]) -> Mapping[str, OutsideRow]:
+    async def get_out_of_room(
+        self, room_nid: int, user_ids: Iterable[str]
+    ) -> Mapping[str, OutOfRoomRow]:
         """Return the last out-of-room event of each of these users in a room. It counts while the
-        membership's event is `OUTSIDE`."""
+        membership's event is `OUT_OF_ROOM`."""
         return await self._database.read_quickly(
             "get_out_of_room_memberships", _select, room_nid, list(user_ids)
         )
 
-    async def get_outside_of(
+    async def get_out_of_room_of_user(
         self, user_id: str, room_nids: Iterable[int]
-    ) -> Mapping[int, OutsideRow]:
+    ) -> Mapping[int, OutOfRoomRow]:
         """Return the same for one user, by room. One query."""
         return await self._database.read_quickly(
             "get_out_of_room_of_user", _select_of_user, user_id, list(room_nids)
         )
 
-    async def get_waiting(self, room_nid: int, user_id: str) -> Sequence[OutsideRow]:
+    async def get_queued_invites(self, room_nid: int, user_id: str) -> Sequence[OutOfRoomRow]:
         """Return the user's queued invites to the room, beyond the one that clients see, in order
         of arrival."""
         return await self._database.read_quickly(
             "get_queued_invites", _select_queued, room_nid, user_id
         )
 
-    async def remove_waiting(self, room_nid: int, user_id: str, event_ids: Collection[str]) -> bool:
+    async def remove_queued_invites(
+        self, room_nid: int, user_id: str, event_ids: Collection[str]
+    ) -> bool:
         """Remove queued invites that were rescinded. Return whether there were any."""
         return await self._database.write(
             "remove_queued_invites", _remove_queued, room_nid, user_id, event_ids
@@ -94,13 +98,15 @@ class OutsideMembershipStore:
     async def get_room(self, room_id: str, version: str, now_ms: int) -> RoomRow:
         """Return the room; add it if it is unknown. If we have been in it, its version may differ
         from the one given."""
-        return await self._database.write("get_or_add_room", note_room, room_id, version, now_ms)
+        return await self._database.write(
+            "get_or_add_room", get_or_add_room, room_id, version, now_ms
+        )
 
-    async def set_outside(
+    async def set_out_of_room(
         self,
-        row: OutsideRow,
+        row: OutOfRoomRow,
         new: NewMembership,
-        may_end: MayEnd,
+        may_end: MayReplace,
         pending_servers: Mapping[str, str] | None = None,
         now: int = 0,
     ) -> bool:
@@ -118,7 +124,7 @@ class OutsideMembershipStore:
         )
 
 
-def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutsideRow]:
+def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutOfRoomRow]:
     rows = txn.query_in(
         f"SELECT {_COLUMNS} FROM outside_memberships WHERE room_nid = ? AND user_id IN {{keys}}",
         user_ids,
@@ -127,7 +133,9 @@ def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, O
     return {row[1]: _row(row) for row in rows}
 
 
-def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dict[int, OutsideRow]:
+def _select_of_user(
+    txn: Transaction, user_id: str, room_nids: list[int]
+) -> dict[int, OutOfRoomRow]:
     rows = txn.query_in(
         f"SELECT {_COLUMNS} FROM outside_memberships WHERE user_id = ? AND room_nid IN {{keys}}",
         room_nids,
@@ -136,16 +144,16 @@ def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dic
     return {row[0]: _row(row) for row in rows}
 
 
-def _row(row: Row) -> OutsideRow:
+def _row(row: Row) -> OutOfRoomRow:
     nid, user_id, event_id, server, version, pdu, state = row
-    return OutsideRow(nid, user_id, event_id, server, version, bytes(pdu), bytes(state))
+    return OutOfRoomRow(nid, user_id, event_id, server, version, bytes(pdu), bytes(state))
 
 
 def _set(
     txn: WriteTransaction,
-    row: OutsideRow,
+    row: OutOfRoomRow,
     new: NewMembership,
-    may_end: MayEnd,
+    may_end: MayReplace,
     pending_servers: Mapping[str, str],
     now: int,
 ) -> bool:
@@ -155,7 +163,7 @@ def _set(
     stored = _select(txn, row.room_nid, [row.user_id]).get(row.user_id)
     if (
         present is not None
-        and present.event_nid == OUTSIDE
+        and present.event_nid == OUT_OF_ROOM
         and stored is not None
         and not may_end(stored, present)
     ):
@@ -163,7 +171,7 @@ def _set(
         return True
     is_fresh = (
         present is None
-        or present.event_nid != OUTSIDE
+        or present.event_nid != OUT_OF_ROOM
         or present.membership not in ("invite", "knock")
     )
     queued = _select_queued(txn, row.room_nid, row.user_id)
@@ -171,13 +179,13 @@ def _set(
         _remove_queued(txn, row.room_nid, row.user_id, [each.event_id for each in queued])
         queued = []
     _put(txn, row, new, present)
-    set_untold_leaves(txn, row.room_nid, row.user_id, row.event_id, pending_servers, now)
+    set_pending_leaves(txn, row.room_nid, row.user_id, row.event_id, pending_servers, now)
     if queued and new.membership != "invite":
         _promote_first(txn, queued[0])
     return True
 
 
-def _select_queued(txn: Transaction, room_nid: int, user_id: str) -> list[OutsideRow]:
+def _select_queued(txn: Transaction, room_nid: int, user_id: str) -> list[OutOfRoomRow]:
     rows = txn.query(
         f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ?"
         " ORDER BY number",
@@ -193,13 +201,13 @@ def _remove_queued(
     return sum(txn.execute(sql, (room_nid, user_id, event_id)) for event_id in event_ids) > 0
 
 
-def _queue_invite(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> None:
+def _queue_invite(txn: WriteTransaction, row: OutOfRoomRow, new: NewMembership) -> None:
     queued = _select_queued(txn, row.room_nid, row.user_id)
     if (
         new.membership != "invite"
-        or len([each for each in queued if each.server != row.server]) >= MOST_WAITING
+        or len([each for each in queued if each.server != row.server]) >= MAX_QUEUED_INVITES
     ):
-        raise Untouchable
+        raise MayNotReplace
     _remove_queued(
         txn,
         row.room_nid,
@@ -214,7 +222,7 @@ def _queue_invite(txn: WriteTransaction, row: OutsideRow, new: NewMembership) ->
     )
 
 
-def _promote_first(txn: WriteTransaction, row: OutsideRow) -> None:
+def _promote_first(txn: WriteTransaction, row: OutOfRoomRow) -> None:
     """Replace a shown membership that has ended by the first queued invite."""
     sql = (
         "SELECT membership FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
@@ -227,7 +235,7 @@ def _promote_first(txn: WriteTransaction, row: OutsideRow) -> None:
 
 
 def _put(
-    txn: WriteTransaction, row: OutsideRow, new: NewMembership, present: MembershipRow | None
+    txn: WriteTransaction, row: OutOfRoomRow, new: NewMembership, present: MembershipRow | None
 ) -> None:
     txn.execute(
         f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -248,7 +256,7 @@ def _put(
         row.room_nid,
         row.user_id,
         new.membership,
-        OUTSIDE,
+        OUT_OF_ROOM,
         new.sender,
         txn.next_position(),
         new.is_local,

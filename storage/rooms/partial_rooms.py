@@ -51,9 +51,9 @@ class PartialRoomStore:
         """Return all rooms that were joined with partial state, completed ones included."""
         return await self._database.read_quickly("get_partial_rooms", _select_rooms)
 
-    async def get_gathered(self, room_nid: int) -> bytes | None:
+    async def get_fetched_root(self, room_nid: int) -> bytes | None:
         """Return the root of the part that has been fetched of the state before the join."""
-        return await self._database.read_quickly("get_fetched_state", select_gathered, room_nid)
+        return await self._database.read_quickly("get_fetched_state", select_fetched_root, room_nid)
 
     async def get_servers(self, room_nid: int) -> list[str]:
         """Return the servers in the room at our join, as listed by `send_join`."""
@@ -69,7 +69,7 @@ class PartialRoomStore:
         """Record that this node works on the room until then."""
         await self._database.write("take_partial_room", _set_lease, room_nid, until_ms)
 
-    async def is_free(self, room_nid: int, now_ms: int) -> bool:
+    async def is_unleased(self, room_nid: int, now_ms: int) -> bool:
         """Whether no node holds a lease on the room."""
         return await self._database.read_quickly("is_partial_room_free", _is_free, room_nid, now_ms)
 
@@ -87,7 +87,7 @@ class PartialRoomStore:
         return await self._database.read("count_partial_rooms", _count_incomplete)
 
 
-def begin_partial(
+def add_partial_join(
     txn: WriteTransaction,
     room_nid: int,
     join_nid: int,
@@ -107,7 +107,7 @@ def begin_partial(
     return PartialRoom(room_nid, join_nid, position, resident, None)
 
 
-def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
+def delete_partial_join(txn: WriteTransaction, room_nid: int) -> None:
     """Delete the record of a partial join: the room has been left, or is joined again.
 
     Events stored meanwhile stay recorded as past events: the known state at them is still partial.
@@ -117,7 +117,7 @@ def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
     txn.execute("UPDATE partial_events SET is_past = 1 WHERE room_nid = ?", (room_nid,))
 
 
-def abandon_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
+def abandon_partial_join(txn: WriteTransaction, room_nid: int, position: int) -> None:
     """Record that nobody waits for the state: all local users have left the room, or no server
     sends it. The servers in the room stay known, since they must receive our events."""
     txn.execute(
@@ -126,7 +126,7 @@ def abandon_partial(txn: WriteTransaction, room_nid: int, position: int) -> None
     )
 
 
-def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
+def complete_partial_join(txn: WriteTransaction, room_nid: int, position: int) -> None:
     """Record that the state is complete from a position on."""
     txn.execute(
         "UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?",
@@ -136,7 +136,7 @@ def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
         txn.execute(f"DELETE FROM {table} WHERE room_nid = ?", (room_nid,))
 
 
-def note_completed(
+def record_completion(
     txn: WriteTransaction, room_nid: int, event_nid: int, position: int
 ) -> PartialRoom:
     """Record that more of a room's state is known from a position on. `event_nid` is any event of
@@ -165,7 +165,7 @@ def add_partial_events(
     )
 
 
-class FoundRow(msgspec.Struct, frozen=True):
+class CompletedEventRow(msgspec.Struct, frozen=True):
     """The columns of `events` that depend on the state, recomputed from the complete state."""
 
     flags: int
@@ -174,7 +174,9 @@ class FoundRow(msgspec.Struct, frozen=True):
     current_root: bytes | None
 
 
-def set_found(txn: WriteTransaction, room_nid: int, rows: Mapping[int, FoundRow]) -> None:
+def set_completed_events(
+    txn: WriteTransaction, room_nid: int, rows: Mapping[int, CompletedEventRow]
+) -> None:
     """Store the recomputed columns of events, by place."""
     txn.execute_many(
         "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
@@ -186,13 +188,13 @@ def set_found(txn: WriteTransaction, room_nid: int, rows: Mapping[int, FoundRow]
     )
 
 
-def set_gathered(txn: WriteTransaction, room_nid: int, root: bytes | None) -> None:
+def set_fetched_root(txn: WriteTransaction, room_nid: int, root: bytes | None) -> None:
     """Store the root of the fetched part of the state."""
     txn.execute("UPDATE partial_rooms SET gathered = ? WHERE room_nid = ?", (root, room_nid))
 
 
-def select_gathered(txn: Transaction, room_nid: int) -> bytes | None:
-    """The form of `get_gathered` for use inside a transaction."""
+def select_fetched_root(txn: Transaction, room_nid: int) -> bytes | None:
+    """The form of `get_fetched_root` for use inside a transaction."""
     row = txn.query_one("SELECT gathered FROM partial_rooms WHERE room_nid = ?", (room_nid,))
     return None if row is None or row[0] is None else bytes(row[0])
 

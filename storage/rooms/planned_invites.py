@@ -15,11 +15,11 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-ITS_TURN_HAS_NOT_COME: Final = 2**63 - 1
+NOT_DUE: Final = 2**63 - 1
 """`due_ts` of all but the first pending invite of a room."""
 
 
-class PlannedInvite(msgspec.Struct, frozen=True):
+class PendingInvite(msgspec.Struct, frozen=True):
     """A pending invite. `content` is JSON."""
 
     user_id: str
@@ -27,21 +27,21 @@ class PlannedInvite(msgspec.Struct, frozen=True):
     content: bytes
 
 
-class PlannedInviteStore:
+class PendingInviteStore:
     """Reads and writes the table `planned_invites`. Times are milliseconds since 1970."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def take_due(
+    async def lease_due(
         self, now: int, until: int, limit: int
-    ) -> Mapping[int, Sequence[PlannedInvite]]:
+    ) -> Mapping[int, Sequence[PendingInvite]]:
         """Lease up to `limit` rooms that no node works on, until `until`. Return their pending
         invites in order, by room number."""
         if not await self._database.read_quickly("has_planned_invites", _select_due, now, 1):
             return {}
 
-        def write(txn: WriteTransaction) -> dict[int, list[PlannedInvite]]:
+        def write(txn: WriteTransaction) -> dict[int, list[PendingInvite]]:
             due = _select_due(txn, now, limit)
             txn.execute_many(
                 "UPDATE planned_invites SET due_ts = ? WHERE room_nid = ? AND due_ts <= ?",
@@ -51,11 +51,11 @@ class PlannedInviteStore:
 
         return await self._database.write("take_planned_invites", write)
 
-    async def release(self) -> None:
+    async def end_all_leases(self) -> None:
         """End all leases."""
         await self._database.write("release_planned_invites", _release)
 
-    async def go_on(
+    async def advance(
         self, room_nid: int, done: str, following: str | None, held_until: int, until: int
     ) -> bool:
         """Delete the sent invite `done`, and extend the lease to the following one. Return False if
@@ -75,7 +75,7 @@ class PlannedInviteStore:
 
         return await self._database.write("advance_planned_invites", write)
 
-    async def give_back(self, room_nid: int, held_until: int) -> None:
+    async def end_lease(self, room_nid: int, held_until: int) -> None:
         """End the lease of a room, so that other nodes may continue at once."""
 
         def write(txn: WriteTransaction) -> None:
@@ -87,8 +87,8 @@ class PlannedInviteStore:
         await self._database.write("end_planned_invites_lease", write)
 
 
-def add_planned_invites(
-    txn: WriteTransaction, room_nid: int, invites: Sequence[PlannedInvite], held_until: int
+def add_pending_invites(
+    txn: WriteTransaction, room_nid: int, invites: Sequence[PendingInvite], held_until: int
 ) -> None:
     """Add pending invites in this order, leased to the caller until `held_until`."""
     txn.execute_many(
@@ -101,7 +101,7 @@ def add_planned_invites(
                 turn,
                 each.sender,
                 each.content,
-                ITS_TURN_HAS_NOT_COME if turn else held_until,
+                NOT_DUE if turn else held_until,
             )
             for turn, each in enumerate(invites)
         ],
@@ -109,7 +109,7 @@ def add_planned_invites(
 
 
 def _release(txn: WriteTransaction) -> None:
-    txn.execute("UPDATE planned_invites SET due_ts = 0 WHERE due_ts < ?", (ITS_TURN_HAS_NOT_COME,))
+    txn.execute("UPDATE planned_invites SET due_ts = 0 WHERE due_ts < ?", (NOT_DUE,))
 
 
 def _select_due(txn: Transaction, now: int, limit: int) -> list[int]:
@@ -117,9 +117,9 @@ def _select_due(txn: Transaction, now: int, limit: int) -> list[int]:
     return [nid for (nid,) in txn.query(sql, (now, limit))]
 
 
-def _select_pending(txn: Transaction, room_nid: int) -> list[PlannedInvite]:
+def _select_pending(txn: Transaction, room_nid: int) -> list[PendingInvite]:
     sql = "SELECT user_id, sender, content FROM planned_invites WHERE room_nid = ? ORDER BY turn"
     return [
-        PlannedInvite(user_id, sender, bytes(data))
+        PendingInvite(user_id, sender, bytes(data))
         for user_id, sender, data in txn.query(sql, (room_nid,))
     ]

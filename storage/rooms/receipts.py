@@ -12,7 +12,7 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.events.event_threads import Standing
+from storage.events.event_threads import ThreadStanding
 from storage.events.events import select_progress
 
 UNTHREADED = ""
@@ -23,7 +23,7 @@ FEW_POSITIONS = 2000
 """A range of at most so many positions is read like a read by key."""
 FEW_ROOMS = 3
 """The receipts of at most so many rooms are read like a read by key."""
-MOST_THREADS = 500
+MAX_THREADS = 500
 """The maximum of threads of a room for which a user has receipts of one type. The ones furthest
 back are deleted first; `threads_read_upto` then stands for them."""
 
@@ -69,7 +69,9 @@ class ReceiptStore:
         self, ranges: Mapping[int, tuple[int, int]]
     ) -> Mapping[int, list[ReceiptRow]]:
         """Return for each room the receipts that changed in its range (after, up to)."""
-        return await self._database.read_once("get_receipts", _select_receipts, dict(ranges))
+        return await self._database.read_without_snapshot(
+            "get_receipts", _select_receipts, dict(ranges)
+        )
 
     async def get_receipts_and_own(
         self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
@@ -77,7 +79,7 @@ class ReceiptStore:
         """Return the results of `get_receipts` and `get_receipts_of_user` in one query."""
         # each position is at most one receipt
         few = sum(upto - after for after, upto in ranges.values()) <= FEW_POSITIONS
-        read = self._database.read_quickly if few else self._database.read_once
+        read = self._database.read_quickly if few else self._database.read_without_snapshot
         return await read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
 
     async def get_receipts_of_rooms(
@@ -85,7 +87,9 @@ class ReceiptStore:
     ) -> dict[int, list[ReceiptRow]]:
         """Return up to `limit` receipts of each room, the oldest first."""
         read = (
-            self._database.read_quickly if len(room_nids) <= FEW_ROOMS else self._database.read_once
+            self._database.read_quickly
+            if len(room_nids) <= FEW_ROOMS
+            else self._database.read_without_snapshot
         )
         return await read("get_receipts_of_rooms", _select_of_rooms, room_nids, limit)
 
@@ -102,7 +106,7 @@ class ReceiptStore:
         await self._database.write("set_receipts", set_receipts, receipts)
 
 
-def stands_in(thread_id: str, event_id: str, standing: Standing) -> bool:
+def is_valid_thread(thread_id: str, event_id: str, standing: ThreadStanding) -> bool:
     """Whether a receipt for that thread may stand at an event with that standing.
 
     A thread root is in the main timeline, and so are its other relations. A client that shows it
@@ -124,13 +128,13 @@ def threads_read_upto(receipts: Sequence[ReceiptRow]) -> int:
     of other threads count as read too: a user with so many threads is not notified again of the
     oldest.
     """
-    if len(receipts) < MOST_THREADS:
+    if len(receipts) < MAX_THREADS:
         return 0
     by_type: dict[str, list[int]] = {}
     for row in receipts:
         if row.thread_id not in (UNTHREADED, MAIN_THREAD):
             by_type.setdefault(row.receipt_type, []).append(row.event_position or 0)
-    full = (positions for positions in by_type.values() if len(positions) >= MOST_THREADS)
+    full = (positions for positions in by_type.values() if len(positions) >= MAX_THREADS)
     return max((nsmallest(2, positions)[-1] for positions in full), default=0)
 
 
@@ -265,5 +269,5 @@ def _remove_furthest_back(txn: WriteTransaction, added: tuple[int, str, str, str
     txn.execute_many(
         "DELETE FROM receipts WHERE room_nid = ? AND user_id = ? AND receipt_type = ?"
         " AND thread_id = ?",
-        [(*added[:3], thread_id) for (thread_id,) in rows[MOST_THREADS - 1 :]],
+        [(*added[:3], thread_id) for (thread_id,) in rows[MAX_THREADS - 1 :]],
     )

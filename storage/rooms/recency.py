@@ -6,8 +6,8 @@ from typing import Final
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 
-FIRST_LOOK: Final = 20
-FURTHEST_LOOK: Final = 500
+FIRST_SEARCHED: Final = 20
+MAX_SEARCHED: Final = 500
 """The number of a room's newest events that are searched for some types: first a few, then this
 many."""
 
@@ -51,7 +51,7 @@ def _select_of_types(
     )
     found: dict[int, int] = {}
     for room_nid in room_nids:
-        for limit in (FIRST_LOOK, FURTHEST_LOOK):
+        for limit in (FIRST_SEARCHED, MAX_SEARCHED):
             rows = txn.query(sql, (room_nid, limit))
             position = next((position for position, type in rows if type in types), None)
             if position is not None:

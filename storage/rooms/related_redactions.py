@@ -18,7 +18,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 ANY_TYPE = "*"
 """Stands for all relation types."""
-ALL_TIMES: Final = 2**62
+NEVER: Final = 2**62
 """Later than any due time."""
 
 
@@ -53,7 +53,7 @@ class RelatedRedactionStore:
         """Record that the lease holder has redacted all existing relations."""
         await self._database.write("set_related_redactions_finished", _postpone, request, None, 0)
 
-    async def put_off(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
+    async def postpone(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
         """Schedule the next attempt after `tries` failures."""
         await self._database.write("postpone_related_redactions", _postpone, request, due_ts, tries)
 
@@ -66,7 +66,7 @@ class RelatedRedactionStore:
         """Return the requests for an event."""
         return await self._database.read_quickly("get_related_redactions", _select, target)
 
-    async def take_due(self, now: int, until: int, limit: int) -> list[RelatedRedaction]:
+    async def lease_due(self, now: int, until: int, limit: int) -> list[RelatedRedaction]:
         """Lease up to `limit` due requests until `until`."""
         if not await self._database.read_quickly("has_related_redactions", _select_due, now, 1):
             return []

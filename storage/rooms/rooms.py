@@ -25,7 +25,7 @@ class RoomRow(msgspec.Struct, frozen=True, gc=False):
     creation_ts: int
 
 
-class Head(msgspec.Struct, frozen=True, gc=False):
+class RoomHead(msgspec.Struct, frozen=True, gc=False):
     """The current state of a room."""
 
     version: int
@@ -45,7 +45,7 @@ _ROOM_COLUMNS = "room_nid, room_id, version, creation_ts"
 _HEAD_COLUMNS = (
     "head_version, extremities, depth, state_root, joined_count, invited_count, partial_join"
 )
-_EMPTY_HEAD = Head(
+_EMPTY_HEAD = RoomHead(
     version=0, extremities=(), depth=0, state_root=None, joined_count=0, invited_count=0
 )
 
@@ -96,7 +96,7 @@ class RoomStore:
             found.update((row.room_nid, row) for row in self._cache(rows))
         return found
 
-    async def get_head(self, room_nid: int) -> Head:
+    async def get_head(self, room_nid: int) -> RoomHead:
         """Return the stored head of a room."""
         return await self._database.read_quickly("get_room_head", select_head, room_nid)
 
@@ -125,7 +125,7 @@ class RoomExists(Exception):
 
 def add_room(
     txn: WriteTransaction, room_id: str, version: str, creation_ts: int
-) -> tuple[RoomRow, Head]:
+) -> tuple[RoomRow, RoomHead]:
     """Add a room with an empty head. Raises RoomExists."""
     room_nid = txn.allocate("room")
     added = txn.execute(
@@ -146,7 +146,7 @@ def select_room(txn: Transaction, room_id: str) -> RoomRow | None:
     return rows[0][0] if rows else None
 
 
-def note_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> RoomRow:
+def get_or_add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> RoomRow:
     """Return the room; add it if it is unknown. It takes the given version, unless it has events
     here."""
     known = select_room(txn, room_id)
@@ -160,17 +160,17 @@ def note_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: in
     return known
 
 
-def select_head(txn: Transaction, room_nid: int) -> Head:
+def select_head(txn: Transaction, room_nid: int) -> RoomHead:
     """The form of `RoomStore.get_head` for use inside a transaction. Raises LookupError for an
     unknown room."""
     row = txn.query_one(f"SELECT {_HEAD_COLUMNS} FROM rooms WHERE room_nid = ?", (room_nid,))
     if row is None:
         raise LookupError(f"no room with number {room_nid}")
     extremities = tuple((nid, event_id) for nid, event_id in msgspec.json.decode(row[1]))
-    return Head(row[0], extremities, *row[2:])
+    return RoomHead(row[0], extremities, *row[2:])
 
 
-def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
+def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: RoomHead) -> bool:
     """Replace the head if it still has the expected version. Return whether it had."""
     changed = txn.execute(
         "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?,"
@@ -196,7 +196,7 @@ def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
     txn.execute("UPDATE rooms SET is_public = ? WHERE room_nid = ?", (int(is_public), room_nid))
 
 
-def move_public(txn: WriteTransaction, from_room: int, to_room: int) -> None:
+def move_directory_listing(txn: WriteTransaction, from_room: int, to_room: int) -> None:
     """List one room in the directory in place of another, if that one is listed."""
     if _select_public(txn, [from_room]).get(from_room):
         set_public(txn, from_room, False)

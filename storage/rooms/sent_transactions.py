@@ -27,21 +27,21 @@ class SentTransaction(msgspec.Struct, frozen=True):
     """The request's method and path without the transaction id: ids of different endpoints do not
     collide."""
     txn_id: str
-    device_made_ts: int = 0
+    device_created_ts: int = 0
     """When the device was created again under its old id, after a logout: its transaction ids start
     again. 0 if unknown."""
 
     def compute_key(self) -> bytes:
         """Return a 16-byte hash of the request."""
         names = [self.user_id, self.device_id, self.scope, self.txn_id]
-        if self.device_made_ts:
-            names.append(str(self.device_made_ts))
+        if self.device_created_ts:
+            names.append(str(self.device_created_ts))
         return blake2b(msgspec.json.encode(names), digest_size=16, person=b"mahalla.sent").digest()
 
 
-LOOKED_AT: Final = 20
+READ_PER_DELETED: Final = 20
 """Records read per record that one step may delete."""
-AFTER_ALL: Final = b"\xff" * 17
+MAX_KEY: Final = b"\xff" * 17
 """Greater than all hashes."""
 DELAYED: Final = "delay:"
 """The prefix of the pseudo device id with which the server sends a delayed event; its delay id
@@ -138,9 +138,9 @@ def _select_old(
     the end of the table."""
     ahead = txn.query_one(
         "SELECT request FROM sent_transactions WHERE request > ? ORDER BY request LIMIT 1 OFFSET ?",
-        (after, limit * LOOKED_AT),
+        (after, limit * READ_PER_DELETED),
     )
-    upto: bytes = AFTER_ALL if ahead is None else ahead[0]
+    upto: bytes = MAX_KEY if ahead is None else ahead[0]
     old = txn.query(
         "SELECT request, created_ts FROM sent_transactions"
         " WHERE request > ? AND request <= ? AND created_ts < ?"

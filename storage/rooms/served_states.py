@@ -17,16 +17,16 @@ from storage.events.events import select_event_ids, select_pdus, select_sizes
 from storage.state.keys import StateKey
 from storage.state.state_tree import StateTreeStore
 
-WITH_PDUS: Final = 500
+MAX_PDUS: Final = 500
 """Up to so many events are read with their PDUs."""
-WITH_BYTES: Final = 4 << 20
+MAX_PDU_BYTES: Final = 4 << 20
 """Up to so many bytes of PDUs are read at once."""
 
 Choose = Callable[[Mapping[StateKey, int]], Iterable[int]]
 """Chooses the events of a state to serve, by number. Runs in a database thread."""
 
 
-class ToldState(msgspec.Struct, frozen=True):
+class ServedState(msgspec.Struct, frozen=True):
     """Events of a state and of their auth chain, by number in ascending order."""
 
     state: Sequence[int]
@@ -38,7 +38,7 @@ class ToldState(msgspec.Struct, frozen=True):
     """The size of each PDU in bytes, if they are too many."""
 
 
-class ToldStates:
+class ServedStateReader:
     """Reads states with their auth chains."""
 
     def __init__(self, database: Database, trees: StateTreeStore, chains: AuthChainStore) -> None:
@@ -54,7 +54,7 @@ class ToldStates:
         further: Collection[int] = (),
         *,
         only_beyond: bool = False,
-    ) -> ToldState:
+    ) -> ServedState:
         """Return the chosen events of a state and their auth chains.
 
         `further`: other events whose auth chains are included. `only_beyond`: leave events of the
@@ -91,15 +91,15 @@ class ToldStates:
         choose: Choose,
         further: Collection[int],
         only_beyond: bool,
-    ) -> ToldState:
+    ) -> ServedState:
         state, chain = self._read(txn, room_nid, root, choose, further)
         all_nids = {*state, *chain}
         if only_beyond:
             chain -= set(state)
         sizes = select_sizes(txn, all_nids)
-        if len(all_nids) <= WITH_PDUS and sum(sizes.values()) <= WITH_BYTES:
-            return ToldState(state, sorted(chain), select_pdus(txn, all_nids), {})
-        return ToldState(state, sorted(chain), None, sizes)
+        if len(all_nids) <= MAX_PDUS and sum(sizes.values()) <= MAX_PDU_BYTES:
+            return ServedState(state, sorted(chain), select_pdus(txn, all_nids), {})
+        return ServedState(state, sorted(chain), None, sizes)
 
     def _read_ids(
         self, txn: Transaction, room_nid: int, root: bytes | None, choose: Choose

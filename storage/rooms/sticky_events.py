@@ -16,7 +16,7 @@ from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction
 
-LONGEST_MS: Final = 3_600_000
+MAX_STICKY_MS: Final = 3_600_000
 """The limit of the duration that an event may claim."""
 
 
@@ -29,7 +29,7 @@ class StickyRow(msgspec.Struct, frozen=True):
     position: int
     expires_ts: int
     """Milliseconds since 1970."""
-    waits: bool = False
+    is_held: bool = False
     """It is soft-failed, and held back."""
 
 
@@ -54,7 +54,7 @@ class StickyEventStore:
 
         return await self._database.read("get_sticky_events", read)
 
-    async def get_waiting(self, room_nid: int, sender: str, now_ms: int) -> list[StickyRow]:
+    async def get_held(self, room_nid: int, sender: str, now_ms: int) -> list[StickyRow]:
         """Return a sender's held events in a room that have not expired."""
 
         def read(txn: Transaction) -> list[StickyRow]:
@@ -67,7 +67,7 @@ class StickyEventStore:
 
         return await self._database.read_quickly("get_held_sticky_events", read)
 
-    async def get_who_waits(self, now_ms: int) -> set[tuple[int, str]]:
+    async def get_senders_of_held(self, now_ms: int) -> set[tuple[int, str]]:
         """Return the rooms and senders of all held events."""
 
         def read(txn: Transaction) -> set[tuple[int, str]]:
@@ -108,7 +108,14 @@ def add_sticky_events(txn: WriteTransaction, room_id: str, rows: Sequence[Sticky
     txn.execute_many(
         f"INSERT INTO sticky_events ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         [
-            (row.event_nid, row.room_nid, row.sender, row.position, row.expires_ts, int(row.waits))
+            (
+                row.event_nid,
+                row.room_nid,
+                row.sender,
+                row.position,
+                row.expires_ts,
+                int(row.is_held),
+            )
             for row in rows
         ],
     )
@@ -133,7 +140,7 @@ def release_sticky_events(
 def _release(txn: WriteTransaction, room_id: str, row: StickyRow, position: int) -> None:
     sql = "UPDATE sticky_events SET waits = 0, position = ? WHERE event_nid = ? AND waits = 1"
     if txn.execute(sql, (position, row.event_nid)):
-        released = replace(row, position=position, waits=False)
+        released = replace(row, position=position, is_held=False)
         txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=released))
 
 

@@ -32,7 +32,7 @@ class SummaryRow(msgspec.Struct, frozen=True, gc=False):
     """The rooms whose members a restricted join rule lets in."""
 
 
-class Roster(msgspec.Struct, frozen=True, gc=False):
+class RoomNaming(msgspec.Struct, frozen=True, gc=False):
     """The data that names a room: its name or alias, or else some of its members."""
 
     name: str | None
@@ -61,7 +61,7 @@ SUMMARY_COLUMNS = frozenset(
 )
 """The columns that a state event may set."""
 
-ROOMS_SEARCHED_AT_ONCE = 500
+SEARCH_BATCH = 500
 FEW_ROOMS = 20
 """The first window of a sliding sync client. So few rooms are read without a thread where that is
 cheaper."""
@@ -80,9 +80,9 @@ class RoomSummaryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_rosters(
+    async def get_namings(
         self, user_id: str, room_nids: Iterable[int], heroes: int
-    ) -> Mapping[int, Roster]:
+    ) -> Mapping[int, RoomNaming]:
         """Return for each room the data that names it to the user, with at most `heroes` heroes."""
         nids = list(room_nids)
         read = self._database.read_quickly if len(nids) <= FEW_ROOMS else self._database.read
@@ -196,7 +196,7 @@ def _select_public(
     # no database folds the case of all scripts (SQLite never, PostgreSQL by its locale), so the
     # term is matched in Python
     folded_term = term.casefold() if term else None
-    page_size = limit if folded_term is None else max(limit, ROOMS_SEARCHED_AT_ONCE)
+    page_size = limit if folded_term is None else max(limit, SEARCH_BATCH)
     place, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
     found: list[SummaryRow] = []
     while len(found) < limit:
@@ -245,7 +245,7 @@ def _count_public(txn: Transaction, made_by: str | None) -> int:
 
 def _select_rosters(
     txn: Transaction, user_id: str, room_nids: list[int], limit: int
-) -> dict[int, Roster]:
+) -> dict[int, RoomNaming]:
     rows = txn.query_in(
         "SELECT r.room_nid, s.name, s.canonical_alias, r.joined_count, r.invited_count"
         " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
@@ -257,7 +257,7 @@ def _select_rosters(
     without_members = [room_nid for room_nid in nameless if not heroes[room_nid]]
     heroes |= _select_heroes(txn, user_id, without_members, ("leave", "ban"), limit)
     return {
-        room_nid: Roster(name, alias, joined, invited, heroes.get(room_nid, ()))
+        room_nid: RoomNaming(name, alias, joined, invited, heroes.get(room_nid, ()))
         for room_nid, name, alias, joined, invited in rows
     }
 

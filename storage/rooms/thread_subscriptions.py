@@ -41,7 +41,7 @@ class ThreadSubscriptionStore:
             "get_thread_subscription", _select_one, user_id, room_id, root
         )
 
-    async def get_followers(self, room_id: str, root: str) -> frozenset[str]:
+    async def get_subscribers(self, room_id: str, root: str) -> frozenset[str]:
         """Return the subscribers of a thread."""
 
         def read(txn: Transaction) -> frozenset[str]:
@@ -53,7 +53,7 @@ class ThreadSubscriptionStore:
 
         return await self._database.read_quickly("get_thread_followers", read)
 
-    async def get_followed(self, user_id: str, room_id: str) -> frozenset[str]:
+    async def get_subscribed_roots(self, user_id: str, room_id: str) -> frozenset[str]:
         """Return the roots of the threads of a room that a user subscribes to."""
 
         def read(txn: Transaction) -> frozenset[str]:

@@ -15,18 +15,18 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from storage.events.relations import THREAD
-from storage.events.timelines import Place
+from storage.events.timelines import TimelinePlace
 
-MOST_WALKED = 3000
+MAX_EVENTS = 3000
 """The number of events that a page reads in all rooms; a few more if many rooms are active."""
-FIRST_WALKED = 50
+FIRST_BATCH = 50
 """The first batch of events, or twice the requested threads if that is more. Each later batch is
 four times as large, while there are too few threads."""
-FEWEST_WALKED = 10
+MIN_EVENTS_PER_ROOM = 10
 """The minimum of events per room and batch."""
-MOST_ROOMS = 128
+MAX_ROOMS_PER_BATCH = 128
 """The number of rooms per batch: those whose unread part has the latest events."""
-MOST_LOOKED_AT = 30
+MAX_REPLIES = 30
 """The newest replies of a thread that are read. They tell whether an earlier page had the thread,
 and which event of the range is newest. If all of these are outside the range, a thread may be
 listed again, and its newest event is that of the walk."""
@@ -65,11 +65,11 @@ class ThreadUpdateRow(msgspec.Struct, frozen=True, gc=False):
     root: str
     position: int
     """The position of its latest event."""
-    newest: Place
+    newest: TimelinePlace
     """Its newest event in the order of the room."""
     count: int
     """The number of its events in the range, among those read."""
-    is_whole: bool
+    is_complete: bool
     """Whether all its events were read."""
 
 
@@ -78,7 +78,7 @@ class ThreadUpdatePage(msgspec.Struct, frozen=True):
 
     rows: list[ThreadUpdateRow]
     reached: int | None
-    """The position at which reading stopped: the next page starts there, with this as `last`. None:
+    """The position at which reading stopped: the next page starts there, with this as `by_name`. None:
     the range is done."""
 
 
@@ -86,7 +86,7 @@ class _Thread(msgspec.Struct):
     """The data read of a thread so far."""
 
     position: int
-    newest: Place
+    newest: TimelinePlace
     events: set[int]
     """Numbers of events."""
     is_whole: bool = False
@@ -110,7 +110,7 @@ class ThreadUpdateStore:
     ) -> ThreadUpdatePage:
         """Return at most `limit` threads of these rooms with events after `after`, up to `upto`.
 
-        The latest event of each is not after `last`. Events that `ignored` users sent do not count.
+        The latest event of each is not after `by_name`. Events that `ignored_users` users sent do not count.
         """
         return await self._database.read(
             "get_thread_updates",
@@ -136,16 +136,16 @@ def _select(
     threads: dict[_Key, _Thread] = {}
     listed: set[_Key] = set()
     pending = dict.fromkeys(room_nids, last)
-    if len(pending) > MOST_ROOMS:
+    if len(pending) > MAX_ROOMS_PER_BATCH:
         latest = txn.query_each(_LATEST, [(nid, after, last) for nid in pending])
         pending = {
             nid: position for nid, rows in zip(pending, latest, strict=True) for (position,) in rows
         }
     reached: int | None = last if pending else None
-    remaining, size = MOST_WALKED, max(FIRST_WALKED, 2 * limit)
+    remaining, size = MAX_EVENTS, max(FIRST_BATCH, 2 * limit)
     while pending and remaining > 0:
-        rooms = nlargest(MOST_ROOMS, pending, key=pending.__getitem__)
-        batch = max(FEWEST_WALKED, min(remaining, size) // len(rooms))
+        rooms = nlargest(MAX_ROOMS_PER_BATCH, pending, key=pending.__getitem__)
+        batch = max(MIN_EVENTS_PER_ROOM, min(remaining, size) // len(rooms))
         walked = txn.query_each(
             _SELECT_EVENTS, [(nid, after, pending[nid], batch) for nid in rooms]
         )
@@ -155,7 +155,10 @@ def _select(
                 key = (nid, root)
                 if kind == THREAD and sender not in ignored and key not in listed:
                     _add(
-                        threads if key in threads else found, key, position, Place(depth, event_nid)
+                        threads if key in threads else found,
+                        key,
+                        position,
+                        TimelinePlace(depth, event_nid),
                     )
             if len(rows) < batch:
                 del pending[nid]
@@ -199,21 +202,21 @@ def _read_replies(
     ignored: frozenset[str],
 ) -> set[_Key]:
     """Read the newest replies of these threads and add those in the range. Return threads with an
-    event after `last`."""
+    event after `by_name`."""
     listed: set[_Key] = set()
-    replies = txn.query_each(_SELECT_REPLIES, [(root, MOST_LOOKED_AT, nid) for nid, root in found])
+    replies = txn.query_each(_SELECT_REPLIES, [(root, MAX_REPLIES, nid) for nid, root in found])
     for key, rows in zip(list(found), replies, strict=True):
-        found[key].is_whole = len(rows) < MOST_LOOKED_AT
+        found[key].is_whole = len(rows) < MAX_REPLIES
         for position, event_nid, depth, sender in rows:
             if position is None or not after < position <= upto or sender in ignored:
                 continue
             if position > last:
                 listed.add(key)
-            _add(found, key, position, Place(depth, event_nid))
+            _add(found, key, position, TimelinePlace(depth, event_nid))
     return listed
 
 
-def _add(threads: dict[_Key, _Thread], key: _Key, position: int, place: Place) -> None:
+def _add(threads: dict[_Key, _Thread], key: _Key, position: int, place: TimelinePlace) -> None:
     thread = threads.get(key)
     if thread is None:
         threads[key] = _Thread(position, place, {place.event_nid})

@@ -2440,7 +2440,7 @@ CREATE TABLE known_media (
     media_id TEXT NOT NULL,
     -- Time since which nothing references it. NULL: it is referenced, or never was.
     unreferenced_ts BIGINT,
-    -- Cause of the loss of the last reference: `unreferenced`, `retention`, `purge` or `forgotten`.
+    -- Cause of the loss of the last reference: `unreferenced`, `retention`, `purge` or `purged_message`.
     cause TEXT NOT NULL DEFAULT 'unreferenced',
     -- 1: the uploader referenced it. Otherwise it may be an attachment of the uploader's encrypted
     -- messages.
@@ -2701,7 +2701,7 @@ CREATE TABLE history_purges (
     purge_id TEXT NOT NULL PRIMARY KEY,
     -- The room.
     room_nid BIGINT NOT NULL,
-    -- `purge` or `forgotten`.
+    -- `purge` or `purged_message`.
     cause TEXT NOT NULL,
     -- Messages before this time are purged. NULL: at any time.
     before_ts BIGINT,
@@ -2737,7 +2737,7 @@ CREATE TABLE purged_messages (
     room_nid BIGINT NOT NULL,
     -- Day of the purge: days since 1970, UTC.
     day BIGINT NOT NULL,
-    -- `retention`, `purge` or `forgotten`.
+    -- `retention`, `purge` or `purged_message`.
     cause TEXT NOT NULL,
     -- Number of messages.
     messages BIGINT NOT NULL,

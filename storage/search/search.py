@@ -4,7 +4,7 @@ Laws:
 - A row stands for an event in a timeline that is not redacted and has a text. The text is that of
   its latest edit.
 - An edit has its own row only while the event that it edits is not stored.
-- Only the job that follows the events by number writes rows (`select_batch`, `put_texts`). A row
+- Only the job that follows the events by number writes rows (`select_batch`, `set_texts`). A row
   holds the text as of that number or later. Readers check the current events.
 """
 
@@ -13,17 +13,17 @@ from typing import Final
 
 import msgspec
 
-from storage.cluster.job_progress import put_note, select_note
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.interface import SQLValue
-from storage.engine.text_index import IndexedText, Term, make_text_index
+from storage.engine.text_index import IndexedText, SearchTerm, make_text_index
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.events import EventFlag, EventRow, select_events
 from storage.events.relations import REPLACE
 
 _TIMELINE = int(EventFlag.TIMELINE)
 
-SETTLE: Final = "settle_texts"
+MERGE_JOB: Final = "settle_texts"
 """The name of the job that removes remains of deleted texts from the index."""
 _PENDING, _RUNNING, _DONE = "pending", "running", "done"
 
@@ -46,7 +46,7 @@ class TextRow(msgspec.Struct, frozen=True):
     """The keys of the text, in the format of `storage.engine.text_index`."""
 
 
-class Hit(msgspec.Struct, frozen=True, gc=False):
+class SearchHit(msgspec.Struct, frozen=True, gc=False):
     """A text that was found. Its fields are those of `TextRow`."""
 
     event_nid: int
@@ -63,7 +63,7 @@ class TextQuery(msgspec.Struct, frozen=True):
     """A search."""
 
     user_id: str
-    terms: Sequence[Term]
+    terms: Sequence[SearchTerm]
     rooms: Collection[int] | None
     """The rooms to search. None: all rooms in which the user has a membership, except forgotten
     ones."""
@@ -75,7 +75,7 @@ class TextQuery(msgspec.Struct, frozen=True):
     """The highest event number."""
 
 
-class Batch(msgspec.Struct, frozen=True):
+class SearchBatch(msgspec.Struct, frozen=True):
     """Events to index, in order of their numbers, and other events affected by them."""
 
     upto: int
@@ -88,11 +88,11 @@ class Batch(msgspec.Struct, frozen=True):
     """The number of events in the batch."""
 
 
-class Text(msgspec.Struct, frozen=True):
+class EventText(msgspec.Struct, frozen=True):
     """An event with a searchable text, and the event that contains the text."""
 
-    shown: EventRow
-    said: EventRow
+    event: EventRow
+    source: EventRow
 
 
 class SearchStore:
@@ -104,7 +104,7 @@ class SearchStore:
 
     async def get_hits(
         self, query: TextQuery, limit: int, rank: Callable[[str], int] | None = None
-    ) -> list[Hit]:
+    ) -> list[SearchHit]:
         """Return the newest texts, by event number, that contain all terms. One query.
 
         `rank` is called with the words of each text, on the reading thread. Without it the words
@@ -123,7 +123,7 @@ class SearchStore:
 
     def _select_hits(
         self, txn: Transaction, query: TextQuery, limit: int, rank: Callable[[str], int] | None
-    ) -> list[Hit]:
+    ) -> list[SearchHit]:
         conditions, args = " AND {nid} <= ?", list[SQLValue]([query.upto])
         if query.rooms is None:
             conditions += (
@@ -155,15 +155,15 @@ class SearchStore:
             [*args, limit],
         )
         if rank is None:
-            return [Hit(*row) for row in txn.query(sql, all_args)]
+            return [SearchHit(*row) for row in txn.query(sql, all_args)]
         return [
-            Hit(event_nid, text_nid, room_nid, position, ts, sender, rank(words))
+            SearchHit(event_nid, text_nid, room_nid, position, ts, sender, rank(words))
             for event_nid, text_nid, room_nid, position, ts, sender, words in txn.query(
                 sql, all_args
             )
         ]
 
-    def put_texts(
+    def set_texts(
         self, txn: WriteTransaction, touched: Iterable[int], rows: Sequence[TextRow]
     ) -> bool:
         """Replace the texts of the touched events by these rows. Events without a row lose their
@@ -218,26 +218,26 @@ class SearchStore:
             " WHERE text_nid IN {keys} AND text_nid <> event_nid"
         )
         edits = _column(txn.query_in(edited, event_nids)).difference(event_nids)
-        if self.put_texts(txn, [*event_nids, *edits], ()):
-            put_note(txn, SETTLE, _PENDING)
+        if self.set_texts(txn, [*event_nids, *edits], ()):
+            set_job_progress(txn, MERGE_JOB, _PENDING)
         if edits:
-            note_placed(txn, edits)
+            queue_placed(txn, edits)
 
-    async def settle(self, pages: int) -> bool:
+    async def merge_deleted(self, pages: int) -> bool:
         """Continue to remove the remains of deleted texts from the database file, about this many
         pages. Return whether there is more to do."""
         more = await self._database.write("settle_texts", self._merge_deleted, pages)
         if more is False:
-            await self._database.empty_log()
+            await self._database.truncate_log()
         return bool(more)
 
     def _merge_deleted(self, txn: WriteTransaction, pages: int) -> bool | None:
         """Return whether there is more to do; None if there was nothing to do."""
-        state = select_note(txn, SETTLE)
+        state = select_job_progress(txn, MERGE_JOB)
         if state in (None, _DONE):
             return None
-        more = self._index.settle(txn, pages, restart=state == _PENDING)
-        put_note(txn, SETTLE, _RUNNING if more else _DONE)
+        more = self._index.merge_deleted(txn, pages, restart=state == _PENDING)
+        set_job_progress(txn, MERGE_JOB, _RUNNING if more else _DONE)
         return more
 
     def clear(self, txn: WriteTransaction) -> None:
@@ -245,7 +245,7 @@ class SearchStore:
         self._index.clear(txn)
 
 
-def note_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+def queue_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Queue events that were outliers and now have a place in their rooms. The job has already
     passed their numbers."""
     txn.execute_many(
@@ -254,7 +254,7 @@ def note_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     )
 
 
-def remove_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
+def remove_queued_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Remove events from the queue after they were processed."""
     txn.execute_many(
         "DELETE FROM placed_events WHERE event_nid = ?", [(nid,) for nid in event_nids]
@@ -267,7 +267,7 @@ def select_latest_nid(txn: Transaction) -> int:
     return int(row[0]) if row is not None else 0
 
 
-def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str]) -> Batch:
+def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str]) -> SearchBatch:
     """Return the next events after a number, at most `limit`, and as many queued events. `types`:
     the event types that have a text."""
     rows = txn.query(
@@ -309,10 +309,12 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     touched |= _column(
         txn.query_in(f"SELECT r.event_nid {children} p.event_nid IN {{keys}}", touched)
     )
-    return Batch(upto, placed, frozenset(touched), len(rows))
+    return SearchBatch(upto, placed, frozenset(touched), len(rows))
 
 
-def select_texts(txn: Transaction, event_nids: Iterable[int], types: Collection[str]) -> list[Text]:
+def select_texts(
+    txn: Transaction, event_nids: Iterable[int], types: Collection[str]
+) -> list[EventText]:
     """Return those of the events that have a searchable text, each with the event that contains it.
     Four queries."""
     touched = list(event_nids)
@@ -347,7 +349,7 @@ def select_texts(txn: Transaction, event_nids: Iterable[int], types: Collection[
     missing = [child for _, _, child in latest.values() if child not in rows]
     said = {**rows, **select_events(txn, missing)}
     return [
-        Text(row, said[latest[nid][2]] if nid in latest else row)
+        EventText(row, said[latest[nid][2]] if nid in latest else row)
         for nid, row in rows.items()
         if row.room_nid not in encrypted and nid not in known
     ]

@@ -46,7 +46,7 @@ class Numbering(Protocol):
         ...
 
 
-class RoomKeys:
+class RoomStateKeys:
     """A numbering that grows at its end. Reads need no lock; `extend` needs one."""
 
     __slots__ = ("_by_type", "_numbers", "_pairs")
@@ -105,7 +105,7 @@ class PendingKeys:
     def __init__(self, shared: Numbering, before: int, pairs: Sequence[StateKey]) -> None:
         self._shared = shared
         self._before = before
-        self._tail = RoomKeys()
+        self._tail = RoomStateKeys()
         self._tail.extend(0, pairs)
 
     @property
@@ -153,12 +153,12 @@ class StateKeys:
     each)."""
 
     def __init__(self, max_pairs: int) -> None:
-        self._rooms: ImmutableCache[int, RoomKeys] = ImmutableCache(
+        self._rooms: ImmutableCache[int, RoomStateKeys] = ImmutableCache(
             max_pairs, lambda room: room.count + 1
         )
         self._lock = Lock()
 
-    def get_cached(self, room_nid: int) -> RoomKeys | None:
+    def get_cached(self, room_nid: int) -> RoomStateKeys | None:
         """Return the cached numbering of a room, or None."""
         return self._rooms.get(room_nid)
 
@@ -179,7 +179,7 @@ class StateKeys:
         """Return the numbers of the pairs; assign numbers to new pairs. At most one query per room
         and write, if not all are cached."""
         unique = list(dict.fromkeys(pairs))
-        known: Numbering = self._rooms.get(room_nid) or RoomKeys()
+        known: Numbering = self._rooms.get(room_nid) or RoomStateKeys()
         if any(known.number_of(pair) is None for pair in unique):
             known = pending = self._in_write(txn, room_nid)
             missing = [pair for pair in unique if pending.number_of(pair) is None]
@@ -195,7 +195,7 @@ class StateKeys:
         """Return all numbered pairs of the room. One query at first, then none."""
         pending: PendingKeys | None = txn.known.get((self, room_nid))
         if pending is None:
-            shared = self._rooms.get(room_nid) or RoomKeys()
+            shared = self._rooms.get(room_nid) or RoomStateKeys()
             count = shared.count
             pending = PendingKeys(shared, count, self._read_from(txn, room_nid, count))
             txn.known[self, room_nid] = pending
@@ -205,12 +205,12 @@ class StateKeys:
     def _share_committed(self, room_nid: int, pending: PendingKeys) -> None:
         self._share(room_nid, *pending.tail)
 
-    def _share(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> RoomKeys:
+    def _share(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> RoomStateKeys:
         with self._lock:
             room = self._rooms.get(room_nid)
             if room is None:
-                room = self._rooms.put_if_absent(room_nid, RoomKeys())
-            self._rooms.note_growth(room.extend(start, pairs))
+                room = self._rooms.put_if_absent(room_nid, RoomStateKeys())
+            self._rooms.record_growth(room.extend(start, pairs))
             return room
 
     @staticmethod

@@ -19,15 +19,15 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-MOST_OF_A_DEVICE: Final = 16
+MAX_DEVICE_CONNECTIONS: Final = 16
 """The most connections of a device. The least recently used are deleted first."""
-MOST_OF_A_CONNECTION: Final = 8
+MAX_CONNECTION_STATES: Final = 8
 """The most states of a connection. Usually there are two: the one that the client sent and the one
 that it was given. There are more if it repeats requests with the same one. The oldest are deleted
 first."""
 
 
-class ConnectionKey(msgspec.Struct, frozen=True, gc=False):
+class SlidingConnectionKey(msgspec.Struct, frozen=True, gc=False):
     """Identifies a connection."""
 
     user_id: str
@@ -35,7 +35,7 @@ class ConnectionKey(msgspec.Struct, frozen=True, gc=False):
     conn_id: str
 
 
-class ConnectionRow(msgspec.Struct, frozen=True, gc=False):
+class SlidingConnectionState(msgspec.Struct, frozen=True, gc=False):
     """A stored state."""
 
     used_ts: int
@@ -48,12 +48,14 @@ class SlidingConnectionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_state(self, key: ConnectionKey, state_nid: int) -> ConnectionRow | None:
+    async def get_state(
+        self, key: SlidingConnectionKey, state_nid: int
+    ) -> SlidingConnectionState | None:
         """Return the state of a connection with this number, or None."""
         return await self._database.read_quickly("get_sliding_state", _select, key, state_nid)
 
     async def add_state(
-        self, key: ConnectionKey, former: int | None, state: bytes, now_ms: int
+        self, key: SlidingConnectionKey, former: int | None, state: bytes, now_ms: int
     ) -> int:
         """Store a state that follows the `former` one, which the client sent. Delete older ones.
         Return the number of the new state.
@@ -69,11 +71,11 @@ class SlidingConnectionStore:
             "remove_unused_sliding_states", _delete_unused, unused_since, limit
         )
 
-    async def set_used(self, key: ConnectionKey, now_ms: int) -> None:
+    async def set_used(self, key: SlidingConnectionKey, now_ms: int) -> None:
         """Record that the connection was used."""
         await self._database.write("set_sliding_used", _touch, key, now_ms)
 
-    async def remove_connection(self, key: ConnectionKey) -> None:
+    async def remove_connection(self, key: SlidingConnectionKey) -> None:
         """Delete a connection."""
         await self._database.write("remove_sliding_connection", _delete, key)
 
@@ -87,25 +89,27 @@ class SlidingConnectionStore:
         )
 
 
-def _args(key: ConnectionKey) -> tuple[str, str, str]:
+def _args(key: SlidingConnectionKey) -> tuple[str, str, str]:
     return key.user_id, key.device_id, key.conn_id
 
 
-def _select(txn: Transaction, key: ConnectionKey, state_nid: int) -> ConnectionRow | None:
+def _select(
+    txn: Transaction, key: SlidingConnectionKey, state_nid: int
+) -> SlidingConnectionState | None:
     row = txn.query_one(
         "SELECT used_ts, state FROM sliding_connections"
         " WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid = ?",
         (*_args(key), state_nid),
     )
-    return None if row is None else ConnectionRow(row[0], bytes(row[1]))
+    return None if row is None else SlidingConnectionState(row[0], bytes(row[1]))
 
 
 def _insert(
-    txn: WriteTransaction, key: ConnectionKey, former: int | None, state: bytes, now_ms: int
+    txn: WriteTransaction, key: SlidingConnectionKey, former: int | None, state: bytes, now_ms: int
 ) -> int:
     state_nid = txn.allocate("sliding_state")
     known = 0 if former is None else former
-    others = MOST_OF_A_CONNECTION - 2  # in addition to the former and the new one
+    others = MAX_CONNECTION_STATES - 2  # in addition to the former and the new one
     txn.execute_later(
         "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
         " AND (state_nid < ?"
@@ -127,8 +131,8 @@ def _insert(
             " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
             _args(key),
         )
-        for (conn_id,) in other_ids[MOST_OF_A_DEVICE - 1 :]:
-            _delete(txn, ConnectionKey(key.user_id, key.device_id, conn_id))
+        for (conn_id,) in other_ids[MAX_DEVICE_CONNECTIONS - 1 :]:
+            _delete(txn, SlidingConnectionKey(key.user_id, key.device_id, conn_id))
     return state_nid
 
 
@@ -146,7 +150,7 @@ def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
     return len(unused)
 
 
-def _touch(txn: WriteTransaction, key: ConnectionKey, now_ms: int) -> None:
+def _touch(txn: WriteTransaction, key: SlidingConnectionKey, now_ms: int) -> None:
     txn.execute(
         "UPDATE sliding_connections SET used_ts = ?"
         " WHERE user_id = ? AND device_id = ? AND conn_id = ?",
@@ -154,7 +158,7 @@ def _touch(txn: WriteTransaction, key: ConnectionKey, now_ms: int) -> None:
     )
 
 
-def _delete(txn: WriteTransaction, key: ConnectionKey) -> None:
+def _delete(txn: WriteTransaction, key: SlidingConnectionKey) -> None:
     txn.execute(
         "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?",
         _args(key),

@@ -8,7 +8,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
-class BindingRow(msgspec.Struct, frozen=True):
+class IdentityBindingRow(msgspec.Struct, frozen=True):
     """A binding. `id_server`: the host, with the port if there is one."""
 
     user_id: str
@@ -28,11 +28,11 @@ class IdentityBindingStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_bindings(self, user_id: str) -> list[BindingRow]:
+    async def get_bindings(self, user_id: str) -> list[IdentityBindingRow]:
         """Return the bindings of a user."""
         return await self._database.read("get_identity_bindings", self._get, user_id)
 
-    def add_binding(self, txn: WriteTransaction, row: BindingRow) -> None:
+    def add_binding(self, txn: WriteTransaction, row: IdentityBindingRow) -> None:
         """Add a binding; cancel the unbinding if it exists already.
 
         A binding of an account deactivated in the meantime is due to be unbound at once.
@@ -46,7 +46,7 @@ class IdentityBindingStore:
         )
         txn.execute(sql, (row.user_id, row.medium, row.address, row.id_server, row.user_id))
 
-    def remove_unbound(self, txn: WriteTransaction, row: BindingRow) -> bool:
+    def remove_unbound(self, txn: WriteTransaction, row: IdentityBindingRow) -> bool:
         """Remove an unbound binding; return False if it was bound again in the meantime."""
         return bool(
             txn.execute(
@@ -54,7 +54,7 @@ class IdentityBindingStore:
             )
         )
 
-    async def give_up(self, row: BindingRow) -> None:
+    async def give_up(self, row: IdentityBindingRow) -> None:
         """Stop retrying to unbind.
 
         Removes the binding of a deactivated account; keeps that of an active one, whose owner may
@@ -79,7 +79,7 @@ class IdentityBindingStore:
 
     async def claim(
         self, user_id: str, unbind_ts: int, medium: str | None, address: str, id_server: str | None
-    ) -> list[BindingRow]:
+    ) -> list[IdentityBindingRow]:
         """Do `set_due` in its own write; return the bindings."""
         if not await self.get_bindings(user_id):
             return []
@@ -95,7 +95,7 @@ class IdentityBindingStore:
         medium: str | None = None,
         address: str = "",
         id_server: str | None = None,
-    ) -> list[BindingRow]:
+    ) -> list[IdentityBindingRow]:
         """Mark bindings of a user as due to be unbound from `unbind_ts` (ms since 1970).
 
         `medium`: None for all addresses; `id_server`: None for all servers. Addresses are compared
@@ -112,13 +112,13 @@ class IdentityBindingStore:
         txn.execute_many(sql, [(unbind_ts, *_key(row)) for row in rows])
         return rows
 
-    async def take_due(self, now: int, pause: Callable[[int], int]) -> BindingRow | None:
+    async def take_due(self, now: int, pause: Callable[[int], int]) -> IdentityBindingRow | None:
         """Take the binding that has been due for longest; it is due again in `pause(attempts)` ms.
 
         No other caller gets it until then.
         """
 
-        def write(txn: WriteTransaction) -> BindingRow | None:
+        def write(txn: WriteTransaction) -> IdentityBindingRow | None:
             found = txn.query_one(
                 "SELECT user_id, medium, address, id_server, attempts FROM identity_bindings"
                 " WHERE unbind_ts <= ?"
@@ -127,7 +127,7 @@ class IdentityBindingStore:
             )
             if found is None:
                 return None
-            row = BindingRow(*found)
+            row = IdentityBindingRow(*found)
             sql = (
                 f"UPDATE identity_bindings SET unbind_ts = ?, attempts = attempts + 1 WHERE {_KEY}"
             )
@@ -137,13 +137,13 @@ class IdentityBindingStore:
         return await self._database.write("take_identity_binding", write)
 
     @staticmethod
-    def _get(txn: Transaction, user_id: str) -> list[BindingRow]:
+    def _get(txn: Transaction, user_id: str) -> list[IdentityBindingRow]:
         sql = (
             "SELECT user_id, medium, address, id_server FROM identity_bindings WHERE user_id = ?"
             " ORDER BY medium, address, id_server"
         )
-        return [BindingRow(*row) for row in txn.query(sql, (user_id,))]
+        return [IdentityBindingRow(*row) for row in txn.query(sql, (user_id,))]
 
 
-def _key(row: BindingRow) -> tuple[str, str, str, str]:
+def _key(row: IdentityBindingRow) -> tuple[str, str, str, str]:
     return (row.user_id, row.medium, row.address, row.id_server)

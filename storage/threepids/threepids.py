@@ -27,7 +27,7 @@ class ThreepidRow(msgspec.Struct, frozen=True):
     user_id: str
     validated_ts: int
     added_ts: int
-    vouched_by: frozenset[str] = frozenset()
+    asserted_by: frozenset[str] = frozenset()
     """The identity providers that assert it; empty if the user has validated it."""
 
 
@@ -120,8 +120,8 @@ class ThreepidStore:
         """
         sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
         if txn.execute(sql, (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts)):
-            for provider in row.vouched_by:
-                self.add_voucher(txn, row.medium, row.address, provider)
+            for provider in row.asserted_by:
+                self.add_assertion(txn, row.medium, row.address, provider)
             # an owner without an address now gets the e-mail about the expiry of the account
             # (storage/accounts/validity.py)
             txn.execute(
@@ -131,11 +131,13 @@ class ThreepidStore:
             return True
         if self.get_owner_in(txn, row.medium, row.address) != row.user_id:
             return False
-        if not row.vouched_by:
+        if not row.asserted_by:
             self._remove_vouchers(txn, row.medium, row.address)
         return True
 
-    def add_voucher(self, txn: WriteTransaction, medium: str, address: str, provider: str) -> None:
+    def add_assertion(
+        self, txn: WriteTransaction, medium: str, address: str, provider: str
+    ) -> None:
         """Add an identity provider that asserts an address."""
         sql = (
             "INSERT INTO threepid_vouchers (medium, address, provider) VALUES (?, ?, ?)"
@@ -143,7 +145,7 @@ class ThreepidStore:
         )
         txn.execute(sql, (medium, address, provider))
 
-    def remove_voucher(
+    def remove_assertion(
         self, txn: WriteTransaction, medium: str, address: str, provider: str
     ) -> None:
         """Remove an identity provider that asserted an address."""
@@ -175,7 +177,7 @@ class ThreepidStore:
         )
         txn.execute("DELETE FROM threepids WHERE user_id = ?", (user_id,))
 
-    def get_validation_of_client(
+    def get_client_validation(
         self, txn: Transaction, purpose: str, medium: str, address: str, client_secret_hash: str
     ) -> ValidationRow | None:
         """Return the unused validation that a client has begun."""
@@ -219,7 +221,7 @@ class ThreepidStore:
         )
         txn.execute(sql, values)
 
-    def take_try(
+    def count_attempt(
         self,
         txn: WriteTransaction,
         sid: str,

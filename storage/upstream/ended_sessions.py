@@ -3,34 +3,34 @@ progress on any node checks them in its own write."""
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.upstream.sessions import SignIns, read_origin
+from storage.upstream.sessions import ProviderSessions, parse_origin
 
 
 def is_ended(txn: Transaction, origin: str | None) -> bool:
-    """Return whether a sign-in ended at its provider after it began. `origin`: its JSON. A sign-in
+    """Return whether a sign-in ended at its provider after it began. `upstream_login`: its JSON. A sign-in
     that began later is another one, even with the same session name: SAML reuses session indexes,
     saml-core-2.0-os section 2.7.2."""
-    sign_in = None if origin is None else read_origin(origin)
+    sign_in = None if origin is None else parse_origin(origin)
     if sign_in is None:
         return False
     session = sign_in.session or ""
     of_person, dot, rest = session.partition(".")
     prefixes = (f"{of_person}.", f"{of_person}.{rest[: rest.rfind('.') + 1]}") if dot else ()
-    names = [SignIns(sign_in.provider, name).name for name in {"", session, *prefixes}]
+    names = [ProviderSessions(sign_in.provider, name).key for name in {"", session, *prefixes}]
     placeholders = ", ".join("?" for _ in names)
     is_one = f"sign_in IN ({placeholders}) AND subject IN ('', ?)"
     sql = f"SELECT 1 FROM ended_sign_ins WHERE {is_one} AND ended_ts >= ?"
     return txn.query_one(sql, (*names, sign_in.subject, sign_in.began_ts)) is not None
 
 
-class EndedSignInStore:
+class EndedProviderSessionStore:
     """The table of ended sign-ins."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def add_ended(
-        self, txn: WriteTransaction, sign_ins: SignIns, subject: str | None, now: int
+        self, txn: WriteTransaction, sign_ins: ProviderSessions, subject: str | None, now: int
     ) -> None:
         """Add ended sign-ins: one, or all with a prefix that ends at the first or last dot of their
         names. `subject`: only those of this person; then the prefix may be empty. `now`:
@@ -39,7 +39,7 @@ class EndedSignInStore:
             "INSERT INTO ended_sign_ins (sign_in, subject, ended_ts) VALUES (?, ?, ?)"
             " ON CONFLICT (sign_in, subject) DO UPDATE SET ended_ts = excluded.ended_ts"
         )
-        txn.execute(sql, (sign_ins.name, subject or "", now))
+        txn.execute(sql, (sign_ins.key, subject or "", now))
 
     async def remove_old(self, ended_before: int, limit: int) -> int:
         """Remove up to `limit` rows that ended before; return how many."""

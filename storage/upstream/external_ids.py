@@ -20,11 +20,11 @@ class ExternalIdRow(msgspec.Struct, frozen=True):
     subject: str
     user_id: str
     linked_ts: int
-    left_ts: int | None = None
+    removed_ts: int | None = None
     """When the account was locked because the person was removed from the directory."""
-    said_name: str | None = None
+    synced_name_hash: str | None = None
     """Hash of the name that was last imported from the directory; None: unknown."""
-    said_addresses: str | None = None
+    synced_addresses_hash: str | None = None
     """Hash of the addresses that were last imported; empty if some could not be imported."""
 
 
@@ -82,9 +82,9 @@ class ExternalIdStore:
             row.subject,
             row.user_id,
             row.linked_ts,
-            row.left_ts,
-            row.said_name,
-            row.said_addresses,
+            row.removed_ts,
+            row.synced_name_hash,
+            row.synced_addresses_hash,
         )
         sql = (
             f"INSERT INTO external_ids ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -103,7 +103,7 @@ class ExternalIdStore:
             )
         )
 
-    def set_left(
+    def set_removed(
         self, txn: WriteTransaction, provider: str, subject: str, left_ts: int | None
     ) -> bool:
         """Record since when the person is missing in the directory, or with None that they are
@@ -114,7 +114,9 @@ class ExternalIdStore:
         )
         return bool(txn.execute(sql, (left_ts, provider, subject)))
 
-    async def set_said(self, provider: str, subject: str, name: str, addresses: str) -> None:
+    async def set_synced_hashes(
+        self, provider: str, subject: str, name: str, addresses: str
+    ) -> None:
         """Store the hashes of a person's imported name and addresses."""
 
         def write(txn: WriteTransaction) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.upstream.ended_sessions import is_ended
-from storage.upstream.sessions import SignIns, name_person, read_origin, sign_in_of
+from storage.upstream.sessions import ProviderSessions, parse_origin, upstream_key, user_key
 
 
 class UpstreamFlowRow(msgspec.Struct, frozen=True):
@@ -34,21 +34,21 @@ class UpstreamFlowStore:
         self._database = database
 
     async def add_flow(self, row: UpstreamFlowRow, origin: str | None = None) -> bool:
-        """Add a flow. `origin`: JSON of its sign-in at the provider, once the user is identified.
+        """Add a flow. `upstream_login`: JSON of its sign-in at the provider, once the user is identified.
         Return False if that sign-in has ended."""
 
         def write(txn: WriteTransaction) -> bool:
             if is_ended(txn, origin):
                 return False
-            sign_in = None if origin is None else read_origin(origin)
-            person = None if sign_in is None else name_person(sign_in.provider, sign_in.subject)
+            sign_in = None if origin is None else parse_origin(origin)
+            person = None if sign_in is None else user_key(sign_in.provider, sign_in.subject)
             values = (
                 row.flow_id,
                 row.step,
                 row.browser_hash,
                 row.expires_ts,
                 row.content,
-                sign_in_of(origin),
+                upstream_key(origin),
                 person,
             )
             txn.execute(
@@ -60,16 +60,14 @@ class UpstreamFlowStore:
 
         return await self._database.write("add_upstream_flow", write)
 
-    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+    def remove_provider_sessions(self, txn: WriteTransaction, sign_ins: ProviderSessions) -> None:
         """Remove the flows of these sign-ins."""
         condition, values = sign_ins.where()
         txn.execute(f"DELETE FROM upstream_flows WHERE {condition}", values)
 
     def remove_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
         """Remove the flows of an identified person, with or without an account."""
-        txn.execute(
-            "DELETE FROM upstream_flows WHERE person = ?", (name_person(provider, subject),)
-        )
+        txn.execute("DELETE FROM upstream_flows WHERE person = ?", (user_key(provider, subject),))
 
     async def remove_browser(self, browser_hash: bytes) -> None:
         """Remove all flows of a browser."""
@@ -107,14 +105,14 @@ class UpstreamFlowStore:
 
         return row if await self._database.write("take_upstream_flow", write) else None
 
-    async def add_taken_assertion(self, assertion_id: str, expires_ts: int) -> bool:
+    async def add_used_assertion(self, assertion_id: str, expires_ts: int) -> bool:
         """Record that an assertion is used; False if it was used before."""
         return await self._database.write(
             "add_taken_assertion", self.take_assertion, assertion_id, expires_ts
         )
 
     def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
-        """As `add_taken_assertion`, in a transaction."""
+        """As `add_used_assertion`, in a transaction."""
         sql = (
             "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?)"
             " ON CONFLICT DO NOTHING"

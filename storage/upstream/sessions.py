@@ -9,26 +9,26 @@ from typing import NamedTuple
 import msgspec
 
 from storage.engine.database import Database
-from storage.engine.interface import end_of_beginning
+from storage.engine.interface import get_prefix_end
 from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class UpstreamSessionRow(msgspec.Struct, frozen=True):
-    """A device and its sign-in at a provider. `session`: the provider's name for the session, if it
+    """A device and its sign-in at a provider. `session_id`: the provider's name for the session, if it
     has one."""
 
     user_id: str
     device_id: str
     provider: str
     subject: str
-    session: str | None
+    session_id: str | None
 
 
 _COLUMNS = "user_id, device_id, provider, subject, session"
 
 
-class CameBy(msgspec.Struct, frozen=True):
-    """The fields of a sign-in's JSON (`origin`) that lookups use."""
+class StoredProviderSignIn(msgspec.Struct, frozen=True):
+    """The fields of a sign-in's JSON (`upstream_login`) that lookups use."""
 
     provider: str
     subject: str = ""
@@ -37,42 +37,42 @@ class CameBy(msgspec.Struct, frozen=True):
     """Start of the sign-in, in milliseconds since 1970; 0: unknown."""
 
 
-class SignIns(NamedTuple):
-    """A sign-in by the provider's session name; with `is_beginning`, all with this prefix."""
+class ProviderSessions(NamedTuple):
+    """A sign-in by the provider's session name; with `is_url_prefix`, all with this prefix."""
 
     provider: str
     session: str
-    is_beginning: bool = False
+    is_prefix: bool = False
 
     @property
-    def name(self) -> str:
+    def key(self) -> str:
         """The stored text. Provider ids have no spaces."""
         return f"{self.provider} {self.session}"
 
     def where(self) -> tuple[str, tuple[str, ...]]:
-        """Return the SQL condition on a column `sign_in` (see `sign_in_of`) and its values."""
-        if self.is_beginning:
-            return "sign_in >= ? AND sign_in < ?", (self.name, end_of_beginning(self.name))
-        return "sign_in = ?", (self.name,)
+        """Return the SQL condition on a column `sign_in` (see `upstream_key`) and its values."""
+        if self.is_prefix:
+            return "sign_in >= ? AND sign_in < ?", (self.key, get_prefix_end(self.key))
+        return "sign_in = ?", (self.key,)
 
 
-def read_origin(origin: str) -> CameBy:
+def parse_origin(origin: str) -> StoredProviderSignIn:
     """Parse the JSON of a sign-in."""
-    return msgspec.json.decode(origin, type=CameBy)
+    return msgspec.json.decode(origin, type=StoredProviderSignIn)
 
 
-def name_person(provider: str, subject: str) -> str:
+def user_key(provider: str, subject: str) -> str:
     """Return the stored text for a person of a provider. Provider ids have no spaces."""
     return f"{provider} {subject}"
 
 
-def sign_in_of(origin: str | None) -> str | None:
+def upstream_key(origin: str | None) -> str | None:
     """Return the value of a column `sign_in`, from the JSON of a sign-in; None if the provider has
     no name for the session."""
-    sign_in = None if origin is None else read_origin(origin)
+    sign_in = None if origin is None else parse_origin(origin)
     if sign_in is None or sign_in.session is None:
         return None
-    return SignIns(sign_in.provider, sign_in.session).name
+    return ProviderSessions(sign_in.provider, sign_in.session).key
 
 
 class UpstreamSessionStore:
@@ -84,7 +84,7 @@ class UpstreamSessionStore:
     def set_upstream_session(self, txn: WriteTransaction, row: UpstreamSessionRow) -> None:
         """Store the session of a device, replacing an earlier one."""
         self.remove_devices(txn, row.user_id, [row.device_id])
-        values = (row.user_id, row.device_id, row.provider, row.subject, row.session)
+        values = (row.user_id, row.device_id, row.provider, row.subject, row.session_id)
         txn.execute(f"INSERT INTO upstream_sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", values)
 
     def get_upstream_sessions(
@@ -100,7 +100,7 @@ class UpstreamSessionStore:
         sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE {' AND '.join(conditions)}"
         return [UpstreamSessionRow(*row) for row in txn.query(sql, args)]
 
-    def get_sessions_beginning(
+    def get_sessions_by_prefix(
         self, txn: Transaction, provider: str, beginning: str
     ) -> list[UpstreamSessionRow]:
         """Return the devices of sessions with this prefix (ASCII alphanumerics and dots)."""
@@ -110,7 +110,7 @@ class UpstreamSessionStore:
         )
         return [
             UpstreamSessionRow(*row)
-            for row in txn.query(sql, (provider, beginning, end_of_beginning(beginning)))
+            for row in txn.query(sql, (provider, beginning, get_prefix_end(beginning)))
         ]
 
     def remove_devices(

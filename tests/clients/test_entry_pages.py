@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 from playwright.sync_api import Browser
 
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from homeserver.services.accounts.shared_secret_registration import compute_mac
 from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
@@ -77,7 +77,9 @@ def make_administrator(url: str, name: str) -> None:
     path = f"{url}/_synapse/admin/v1/register"
     with urlopen(path, timeout=SECONDS) as answer:
         nonce = json.load(answer)["nonce"]
-    mac = compute_mac(SECRET, nonce, Wish(username=name, password="wonderland", is_admin=True))
+    mac = compute_mac(
+        SECRET, nonce, RegistrationRequest(username=name, password="wonderland", is_admin=True)
+    )
     body = {"nonce": nonce, "username": name, "password": "wonderland", "admin": True, "mac": mac}
     request = Request(path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=SECONDS) as answer:

@@ -22,7 +22,7 @@ from homeserver.services.scanning.rescans import follow_rescan
 from homeserver.wiring.scanning import rescan_store_of
 from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.engine.database import SQLiteConfig
-from storage.engine.sole_server import SoleServer
+from storage.engine.sole_server import ServerLock
 from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
 from tests.helpers.programs import run_program
@@ -344,11 +344,11 @@ def test_after_restore_requires_a_stopped_server(data: Path) -> None:
     done = run_command(*words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].endswith("start the server now.")
-    server = SoleServer.claim(SQLiteConfig(str(data / "homeserver.db")))
+    server = ServerLock.acquire(SQLiteConfig(str(data / "homeserver.db")))
     try:
         refused = run_command(*words)
     finally:
-        server.give_up()
+        server.release()
     assert refused.returncode == 1
     assert "another server uses the SQLite file" in refused.stderr
 

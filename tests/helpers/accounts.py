@@ -24,7 +24,7 @@ from homeserver.client import (
     registration,
     tags,
 )
-from homeserver.config.upstream import JWT
+from homeserver.config.upstream import JWTOptions
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.account_data.account_data import AccountData
 from homeserver.services.accounts.accounts import Accounts
@@ -33,7 +33,7 @@ from homeserver.services.accounts.registration import NoReservedNames, Registrat
 from homeserver.services.accounts.registration_rules import RegistrationRules
 from homeserver.services.accounts.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.application_services.application_services import (
-    ActingServices,
+    ApplicationServiceRequests,
     ApplicationServices,
 )
 from homeserver.services.devices.devices import Devices
@@ -48,14 +48,14 @@ from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import PasswordPolicy, Passwords
-from homeserver.services.login.sessions import DependentStores, Lifetimes, Sessions
+from homeserver.services.login.sessions import DependentStores, Sessions, TokenLifetimes
 from homeserver.services.login.uia import UIA, Stage
 from homeserver.services.login.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
 from homeserver.services.profiles.access import ProfileAccess
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.push.push_rules import push_rules_content
 from homeserver.services.push.stored_rules import PUSH_RULES
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from homeserver.services.upstream.identity import OfferedProviders
 from homeserver.services.upstream.jwt import JWTSignIn
 from storage.account_data.account_data import AccountDataStore
@@ -88,21 +88,21 @@ class NoProfiles:
         raise NotFound
 
 
-class RememberingRooms:
+class RecordingRooms:
     """Records the users who left all rooms. If `failure` is set, raises it instead."""
 
     def __init__(self) -> None:
         self.left: list[UserID] = []
         self.failure: Exception | None = None
 
-    async def leave_all(self, user_id: UserID) -> bool:
+    async def leave_all_rooms(self, user_id: UserID) -> bool:
         if self.failure is not None:
             raise self.failure
         self.left.append(user_id)
         return True
 
 
-class RememberingPropagation:
+class RecordingPropagation:
     """Records the users for whom profile propagation was woken."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class AccountsServer:
         database: Database,
         *,
         rules: RegistrationRules = OPEN,
-        lifetimes: Lifetimes | None = None,
+        lifetimes: TokenLifetimes | None = None,
         policy: PasswordPolicy | None = None,
         rates: Mapping[Limit, Rate] | None = None,
         reserved: ReservedNames | None = None,
@@ -134,10 +134,10 @@ class AccountsServer:
         self.clock = clock = Clock()
         clock.advance(START)
         self.database = database
-        self.secret_text = SecretText(Random(1).randbytes)
+        self.secret_text = SecretGenerator(Random(1).randbytes)
         self.threads = InlineThreads()
-        self.rooms = RememberingRooms()
-        self.propagation = RememberingPropagation()
+        self.rooms = RecordingRooms()
+        self.propagation = RecordingPropagation()
         self.limiter = RateLimiter(clock, rates or {})
 
         self.account_store = AccountStore(database)
@@ -149,7 +149,9 @@ class AccountsServer:
         self.account_data_store = AccountDataStore(database)
         self.uia_store = UIAStore(database)
 
-        self.last_seen = LastSeen(clock, self.device_store, addresses_ms=28 * 24 * 3600 * 1000)
+        self.last_seen = LastSeen(
+            clock, self.device_store, address_retention_ms=28 * 24 * 3600 * 1000
+        )
         self.access_tokens = AccessTokens(
             clock, database, self.token_store, self.account_store, database.streams, self.last_seen
         )
@@ -242,7 +244,7 @@ class AccountsServer:
             self.propagation,
             NoProfiles(),
             server_name=SERVER_NAME,
-            fixed=fixed_profile_fields,
+            fixed_fields=fixed_profile_fields,
         )
         shared = SharedSecretRegistration(
             clock,
@@ -264,13 +266,13 @@ class AccountsServer:
             self.sessions,
             self.limiter,
             application_passwords,
-            from_sessions=login_tokens,
-            confirmed=login_tokens_confirmed,
+            issued_to_sessions=login_tokens,
+            requires_confirmation=login_tokens_confirmed,
             lifetime_ms=120_000,
         )
         services: list[object] = [
             self.accounts,
-            ActingServices(
+            ApplicationServiceRequests(
                 ApplicationServices((), SERVER_NAME),
                 self.account_store,
                 self.device_store,
@@ -283,8 +285,8 @@ class AccountsServer:
             AccountData(
                 database,
                 self.account_data_store,
-                most_entries=1000,
-                largest=1 << 24,
+                max_entries=1000,
+                max_bytes=1 << 24,
                 info_uri="https://example.org/",
                 computed={PUSH_RULES: push_rules_content},
             ),
@@ -311,7 +313,7 @@ class AccountsServer:
                 self.sign_in,
                 self.sessions,
                 self.limiter,
-                JWT(),
+                JWTOptions(),
                 server_name=SERVER_NAME,
             ),
         ]
@@ -409,7 +411,9 @@ class User:
     def delete(self, path: str, json: Any = None) -> Answer:
         return self.request("DELETE", path, json)
 
-    def proof(self, session: str | None = None, password: str | None = None) -> dict[str, object]:
+    def password_auth(
+        self, session: str | None = None, password: str | None = None
+    ) -> dict[str, object]:
         """Return the `auth` of the password stage."""
         auth: dict[str, object] = {
             "type": "m.login.password",

@@ -23,7 +23,7 @@ from psycopg2.extensions import connection, make_dsn
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.executors import Executor, InlineExecutor
 from storage.engine.migrate import SCHEMA, migrate
-from storage.engine.observer import Observer, SilentObserver
+from storage.engine.observer import NullObserver, Observer
 from storage.engine.postgres import PostgresEngine
 from storage.engine.streams import Streams
 from tests.helpers import postgres
@@ -75,7 +75,7 @@ def open_inline(
         Streams(int(row[0]) if row else 0),
         readers or InlineExecutor(),
         writer or InlineExecutor(),
-        observer or SilentObserver(),
+        observer or NullObserver(),
         clock,
         open_readers=[connection],
     )

@@ -29,7 +29,7 @@ def settle(server: TestServer) -> None:
 
 async def index(server: TestServer) -> None:
     """Let the index process all events without advancing the clock."""
-    await server.app.finding.indexing.do_step(10_000)
+    await server.app.search.indexing.do_step(10_000)
 
 
 def ask(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from federation.peers.event_lists import PIECE
+from federation.peers.event_lists import BYTES_PER_TURN
 from federation.protocol.event_auth import auth_keys
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, StateKey, compute_reference_hash
@@ -115,7 +115,7 @@ class Side:
         path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}
         pushing = Deferred.fromCoroutine(self.edge.requests.put(ServerName(to), path, body))
-        if len(repr(body)) > PIECE:  # the body is read in pieces
+        if len(repr(body)) > BYTES_PER_TURN:  # the body is read in pieces
             self.server.clock.advance(0)
         return await pushing
 
@@ -209,7 +209,7 @@ async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID
             for name in stored.event.auth_events
             if name not in chain
         ]
-    await newcomer.federation.adoptions.adopt(
+    await newcomer.federation.adoptions.import_join(
         version,
         room_id,
         [event.pdu for event in state.values()],

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from federation.peers.wire import WireAnswer
+from federation.peers.wire import WireResponse
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH
 from tests.helpers.server import User
@@ -42,7 +42,7 @@ def stored_files(tmp_path: Path, server: str = SOUTH) -> list[Path]:
     ]
 
 
-def forge_media(network: Network, answer: Callable[[str], WireAnswer | None]) -> None:
+def forge_media(network: Network, answer: Callable[[str], WireResponse | None]) -> None:
     """Answer media requests to any server with this function of the path. None: let the server
     answer."""
     network.interceptors.append(
@@ -52,9 +52,9 @@ def forge_media(network: Network, answer: Callable[[str], WireAnswer | None]) ->
 
 def multipart(
     *parts: bytes, end: bytes = b"\r\n--x--\r\n", type: str = "multipart/mixed; boundary=x"
-) -> WireAnswer:
+) -> WireResponse:
     body = b"".join(b"\r\n--x\r\n" + part for part in parts) + end
-    return WireAnswer(200, {"content-type": type}, body)
+    return WireResponse(200, {"content-type": type}, body)
 
 
 METADATA = b"Content-Type: application/json\r\n\r\n{}"

@@ -27,12 +27,12 @@ from federation.api.request import RequestContext
 from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.http.body_budget import HeldBodies
+from homeserver.http.body_budget import BodyBudget
 from homeserver.http.channel import MatrixChannel
 from homeserver.http.guard import (
     AppserviceChecker,
     Guard,
-    PeerTurns,
+    PeerAdmission,
     SignatureChecker,
     TokenChecker,
 )
@@ -66,7 +66,7 @@ class FakeTokens:
     def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
         self.known = dict(known)
 
-    def recall(
+    def get_cached(
         self, token: str, _client_ip: str, _headers: Mapping[bytes, bytes]
     ) -> Requester | None:
         found = self.known.get(token)
@@ -248,10 +248,10 @@ def client_for(
     tokens: TokenChecker | None = None,
     appservices: AppserviceChecker | None = None,
     signatures: SignatureChecker | None = None,
-    turns: PeerTurns | None = None,
+    turns: PeerAdmission | None = None,
     rates: Mapping[Limit, Rate] | None = None,
     options: SiteOptions | None = None,
-    bodies: HeldBodies | None = None,
+    bodies: BodyBudget | None = None,
     token_in_query: bool = True,
     clock: Clock | None = None,
     registry: CollectorRegistry | None = None,
@@ -263,7 +263,7 @@ def client_for(
         tokens=tokens or FakeTokens({}),
         appservices=appservices,
         signatures=signatures,
-        turns=turns,
+        admission=turns,
         token_in_query=token_in_query,
     )
     access_log = RememberingAccessLog()
@@ -274,7 +274,7 @@ def client_for(
         metrics=HttpMetrics(registry or CollectorRegistry()),
         access_log=access_log,
         next_request_id=lambda: f"r{next(numbers)}",
-        bodies=bodies,
+        body_budget=bodies,
         options=options,
     )
     return Client(site, clock=clock, access_log=access_log)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, NewKeys
-from storage.encryption.one_time_keys import KeyOf
+from storage.encryption.one_time_keys import KeyRequest
 from storage.engine.database import (
     Database,
     DatabaseUnavailable,
@@ -131,7 +131,7 @@ class Node:
         def put(txn: WriteTransaction) -> KeyCounts:
             DeviceStore(self.database).add_device(txn, DeviceRow(ALICE, device_id, None, 0))
             keys = {(algorithm, name): content(name) for name in names}
-            counts = self.store.put_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
+            counts = self.store.upload_keys(txn, ALICE, device_id, NewKeys(identity, keys, {}), 0)
             if fail:
                 raise ZeroDivisionError
             return counts
@@ -152,7 +152,7 @@ class Node:
         )
 
     def claim(self, *device_ids: str, algorithm: str = ALGORITHM) -> list[str | None]:
-        (given,) = self.run(self.store.do_claim(requests_for(device_ids, algorithm), 1000))
+        (given,) = self.run(self.store.claim_in_chunks(requests_for(device_ids, algorithm), 1000))
         return names_of(given)
 
     def count(self, device_id: str, algorithm: str = ALGORITHM) -> int:
@@ -160,18 +160,18 @@ class Node:
         ((counts, _),) = self.run(self.store.get_counts(ALICE, device_id))
         return counts.one_time.get(algorithm, 0)
 
-    def claim_together(self, requests: Sequence[KeyOf]) -> list[list[str | None]]:
+    def claim_together(self, requests: Sequence[KeyRequest]) -> list[list[str | None]]:
         """Claim twice, with a failing write in between, all in one batch."""
-        claims = [self.store.do_claim(requests, 1000) for _ in range(2)]
+        claims = [self.store.claim_in_chunks(requests, 1000) for _ in range(2)]
         return list(
             map(names_of, self.run(claims[0], self.expect_failure(requests), claims[1])[::2])
         )
 
-    def fail_to_claim(self, requests: Sequence[KeyOf]) -> None:
+    def fail_to_claim(self, requests: Sequence[KeyRequest]) -> None:
         """Fail a claim, so that its write is rolled back."""
         self.run(self.expect_failure(requests))
 
-    async def expect_failure(self, requests: Sequence[KeyOf]) -> list[bytes | None]:
+    async def expect_failure(self, requests: Sequence[KeyRequest]) -> list[bytes | None]:
         def fail(txn: WriteTransaction) -> None:
             self.store.claim_keys(txn, requests, 1000)
             raise ZeroDivisionError
@@ -180,12 +180,12 @@ class Node:
             await self.database.write("fail", fail)
         return []
 
-    def claim_and_lose(self, requests: Sequence[KeyOf]) -> None:
+    def claim_and_lose(self, requests: Sequence[KeyRequest]) -> None:
         """Claim with a commit that succeeds while the connection is lost."""
         self.run(self.database.write("connect", lambda _: None))
         self.connections[-1].loses = True
         with pytest.raises(DatabaseUnavailable):
-            self.run(self.store.do_claim(requests, 1000))
+            self.run(self.store.claim_in_chunks(requests, 1000))
 
     def run_failing(
         self, fails_at: int, failure: Exception, *coroutines: Coroutine[Any, Any, Any]
@@ -211,7 +211,7 @@ async def as_coroutine(deferred: Deferred[Any]) -> None:
     await deferred
 
 
-def requests_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyOf]:
+def requests_for(device_ids: Iterable[str], algorithm: str = ALGORITHM) -> list[KeyRequest]:
     return [(ALICE, device_id, algorithm) for device_id in device_ids]
 
 

@@ -7,14 +7,14 @@ from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
-from federation.rooms.joins.send_join_response import FEW_MEMBERS
+from federation.rooms.joins.send_join_response import MAX_SMALL_MEMBERS
 from tests.helpers.federated import Side
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, membership, ok, room_path
 from tests.helpers.server import TestServer, User
 
-MEMBERS = FEW_MEMBERS + 20
+MEMBERS = MAX_SMALL_MEMBERS + 20
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
 
 
@@ -87,7 +87,7 @@ def enter_after_a_ban(
     for user in (wanda, *others):
         ok(join_via(user, room_id, NORTH))
     complete(network)
-    bob.server.app.incoming.completions.stop()
+    bob.server.app.incoming_federation.completions.stop()
     network.cut(NORTH, WEST)
     ok(membership(alice, room_id, "ban", wanda))
     ok(join_via(bob, room_id, NORTH))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred
 
 from federation.http_client.body import TakeBody
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 
 PIECE_BYTES = 8192
@@ -45,7 +45,7 @@ class LinkedPages:
         redirects: int = 0,
         only_https: bool = False,
         take: TakeBody | None = None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         assert (method, redirects, body) == ("GET", 0, b"")
         self.asked.append((url, dict(headers)))
         if self.slow is not None:
@@ -59,4 +59,4 @@ class LinkedPages:
             for start in range(0, len(content), PIECE_BYTES):
                 give(content[start : start + PIECE_BYTES])
             content = b""
-        return WebAnswer(url, status, dict(page_headers), content)
+        return WebResponse(url, status, dict(page_headers), content)

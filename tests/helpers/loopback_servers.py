@@ -31,7 +31,7 @@ from federation.http_client.agent import ConnectionPool, WebAgent
 from federation.http_client.client import HttpClient
 from federation.http_client.connector import Connector
 from federation.http_client.proxy import Proxy
-from federation.http_client.resolver import NameNotFound, Services
+from federation.http_client.resolver import NameNotFound, SrvRecords
 from federation.http_client.tls import TlsName, TlsTrust
 from federation.peers.agent import FederationAgent, HttpWire
 from federation.peers.routes import Routes
@@ -67,9 +67,9 @@ class FakeNames:
             raise NameNotFound(f"{host} has no address")
         return self.addresses[host]
 
-    async def lookup_services(self, name: str) -> Services:
+    async def lookup_services(self, name: str) -> SrvRecords:
         self.asked.append(name)
-        return Services(tuple(self.services.get(name, ())), 300)
+        return SrvRecords(tuple(self.services.get(name, ())), 300)
 
 
 class MovedConnector(Connector):

@@ -26,12 +26,12 @@ from storage.engine.database import Database, SQLiteConfig
 from storage.engine.executors import InlineExecutor
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.media.files import MediaFiles
-from storage.media.levelling import Levelling
-from storage.media.media import Content, MediaRow, MediaStore
-from storage.media.object_calls import ObjectCalls
+from storage.media.levelling import MediaRebalancer
+from storage.media.media import MediaContent, MediaRow, MediaStore
+from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import S3Config
-from storage.media.objects import MediaObjectStore
-from storage.media.s3 import S3
+from storage.media.objects import MediaObjectJournal
+from storage.media.s3 import S3ObjectStore
 from storage.media.shared_contents import WRITING_SECONDS, Role, SharedContents
 from tests.helpers.databases import open_inline
 
@@ -47,25 +47,25 @@ class Opened:
         self.clock.advance(time.time())
         self.files = MediaFiles(folder / "media_store", InlineExecutor(), Clock())
         self.files.open_folder()
-        self.store = S3(store)
+        self.store = S3ObjectStore(store)
         self.contents = SharedContents(
             self.database,
             self.files,
             self.store,
-            ObjectCalls(InlineExecutor(), self.clock, 20.0),
-            ObjectCalls(InlineExecutor(), self.clock, 20.0),
+            ObjectCallRunner(InlineExecutor(), self.clock, 20.0),
+            ObjectCallRunner(InlineExecutor(), self.clock, 20.0),
             self.clock,
             role=role,
             prefix="",
-            give_addresses=False,
+            redirect=False,
         )
         self.rows = MediaStore(self.database)
-        self.table = MediaObjectStore(self.database)
-        self.levelling = Levelling(self.database, self.contents, self.clock)
+        self.table = MediaObjectJournal(self.database)
+        self.levelling = MediaRebalancer(self.database, self.contents, self.clock)
 
     async def upload(self, data: bytes) -> None:
         def write(txn: WriteTransaction, digest: bytes, size: int) -> None:
-            content = Content(digest, size, "text/plain", None)
+            content = MediaContent(digest, size, "text/plain", None)
             self.rows.add_media(txn, MediaRow(digest.hex(), "@a:b", content, 0, None, 0, True))
 
         await self.contents.add(io.BytesIO(data), write)
@@ -84,7 +84,7 @@ class Opened:
         still used."""
         assert await self.files.sweep(self.rows.get_used_hashes) is not None
         self.clock.advance(WRITING_SECONDS + 3600)
-        while await self.contents.do_take_away(100):
+        while await self.contents.delete_unused_objects(100):
             pass
         return await self.database.read("used", _used)
 
@@ -136,7 +136,7 @@ def _remove(opened: Opened) -> Coroutine[Any, Any, object]:
 
 
 def _level(opened: Opened) -> Coroutine[Any, Any, object]:
-    return opened.levelling.do_level(10)
+    return opened.levelling.rebalance(10)
 
 
 WORKS: Final[dict[str, Callable[[Opened], Coroutine[Any, Any, object]]]] = {

@@ -14,9 +14,9 @@ from storage.engine.database import Database
 from storage.engine.executors import Executor, InlineExecutor
 from storage.engine.transaction import WriteTransaction
 from storage.media.files import MediaFiles
-from storage.media.levelling import Levelling
-from storage.media.media import Content, MediaRow, MediaStore
-from storage.media.object_calls import ObjectCalls
+from storage.media.levelling import MediaRebalancer
+from storage.media.media import MediaContent, MediaRow, MediaStore
+from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed
 from storage.media.shared_contents import Role, SharedContents
 from tests.helpers.object_store import Bucket
@@ -59,20 +59,20 @@ class Node:
             database,
             self.files,
             store,
-            ObjectCalls(executor or InlineExecutor(), self.clock, patience),
-            ObjectCalls(executor or InlineExecutor(), self.clock, patience),
+            ObjectCallRunner(executor or InlineExecutor(), self.clock, patience),
+            ObjectCallRunner(executor or InlineExecutor(), self.clock, patience),
             self.clock,
             role=role,
             prefix="mahalla/",
             **{"give_addresses": False, **further},
         )
-        self.levelling = Levelling(database, self.contents, self.clock)
+        self.levelling = MediaRebalancer(database, self.contents, self.clock)
 
     async def upload(self, data: bytes, media_id: str = "a") -> bytes:
         """Store data; return its hash."""
 
         def write(txn: WriteTransaction, digest: bytes, size: int) -> bytes:
-            content = Content(digest, size, "text/plain", None)
+            content = MediaContent(digest, size, "text/plain", None)
             self.rows.add_media(txn, MediaRow(media_id, "@a:b", content, 0, None, 0, True))
             return digest
 

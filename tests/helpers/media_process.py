@@ -20,11 +20,11 @@ from homeserver.services.media.removal import MediaRemoval
 from storage.engine.database import Database, SQLiteConfig, open_database
 from storage.engine.executors import ThreadExecutor
 from storage.engine.transaction import WriteTransaction
-from storage.media.content_uris import MediaAddress
+from storage.media.content_uris import ContentURI
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
-from storage.media.media import Content, MediaRow, MediaStore
-from storage.media.removal import MediaRemovalStore, Reason
+from storage.media.media import MediaContent, MediaRow, MediaStore
+from storage.media.removal import MediaRemovalStore, RemovalReason
 
 OWN = "example.org"
 CALLERS = 8
@@ -43,14 +43,16 @@ async def work_for_ever(
         media_id = f"{name}-{number}"
 
         def write(txn: WriteTransaction, hash: bytes, size: int, media_id: str = media_id) -> bytes:
-            content = Content(hash, size, "text/plain", None)
+            content = MediaContent(hash, size, "text/plain", None)
             store.add_media(txn, MediaRow(media_id, f"@a:{OWN}", content, 0, None, 0, True))
             return hash
 
         hash = await contents.add(BytesIO(str(random.randrange(CONTENTS)).encode()), write)
         await contents.set_thumbnail(hash, "small", b"small", 5)
         if random.random() < 0.8:
-            await removal.do_delete([MediaAddress(OWN, media_id)], Reason.UPLOADER, f"@a:{OWN}")
+            await removal.do_delete(
+                [ContentURI(OWN, media_id)], RemovalReason.UPLOADER, f"@a:{OWN}"
+            )
             os.write(1, b"deleted\n")
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
 from federation.peers.member_lists import Fetch
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
@@ -42,7 +42,7 @@ class Network:
         self.servers: dict[str, TestServer] = {}
         self.log: list[tuple[str, str, str, str]] = []
         """(origin, destination, method, URI) of all requests, in order."""
-        self.interceptors: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
+        self.interceptors: list[Callable[[ServerName, WireRequest], WireResponse | None]] = []
         """Functions that can answer a request instead of its destination."""
         self.weather: Callable[[Transfer], Fate] = lambda _: Fate.ARRIVES
         self._folder = folder
@@ -52,7 +52,7 @@ class Network:
         self._built = 0
         self._cuts: set[frozenset[str]] = set()
         self._forgers: dict[str, Forger] = {}
-        self._held: list[tuple[Transfer, Deferred[WireAnswer]]] | None = None
+        self._held: list[tuple[Transfer, Deferred[WireResponse]]] | None = None
 
     def add(
         self,
@@ -61,7 +61,7 @@ class Network:
         *,
         fetch: Fetch = fetch_nothing,
         follow: Follow = follow_nowhere,
-        web: Web | None = None,
+        web: WebClient | None = None,
     ) -> TestServer:
         """Add a server. `fetch` gets documents at URLs, `follow` gets files at URLs, `web` reaches
         push gateways."""
@@ -81,8 +81,8 @@ class Network:
         """Build a server again on its database, as after a crash; unsent transactions in memory are
         lost. `key` replaces its signing key; `database` replaces its database, for example by an
         older copy."""
-        Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
-        self.servers[name].app.incoming.completions.stop()
+        Deferred.fromCoroutine(self.servers[name].app.outgoing_federation.sender.stop())
+        self.servers[name].app.incoming_federation.completions.stop()
         self.servers[name].app.federation.unproved.stop()
         self.servers[name].app.federated_rooms.leaving.stop()
         self.servers[name].app.federated_rooms.planned_invites.stop()
@@ -97,7 +97,7 @@ class Network:
         database: Database,
         further_config: str,
         fetch: Fetch,
-        web: Web | None = None,
+        web: WebClient | None = None,
         follow: Follow = follow_nowhere,
         key: SigningKey | None = None,
     ) -> TestServer:
@@ -117,10 +117,10 @@ class Network:
         )
         self.servers[name] = server
         if self._sends:
-            server.app.federation_out.sender.start()
+            server.app.outgoing_federation.sender.start()
             server.app.federation.unproved.start()
         if self._completes:
-            server.app.incoming.completions.start()
+            server.app.incoming_federation.completions.start()
         return server
 
     def start_sending(self) -> None:
@@ -128,7 +128,7 @@ class Network:
         `settle`."""
         self._sends = True
         for server in self.servers.values():
-            server.app.federation_out.sender.start()
+            server.app.outgoing_federation.sender.start()
             server.app.federation.unproved.start()
 
     def stop_sending(self) -> None:
@@ -139,7 +139,7 @@ class Network:
         """Let all servers resync partial state, as in production; see `settle`."""
         self._completes = True
         for server in self.servers.values():
-            server.app.incoming.completions.start()
+            server.app.incoming_federation.completions.start()
 
     def settle(self) -> None:
         """Run everything that is due now, on all servers."""
@@ -184,7 +184,7 @@ class Network:
 
     async def exchange(
         self, origin: str, destination: ServerName, request: WireRequest
-    ) -> WireAnswer:
+    ) -> WireResponse:
         """Exchange a request and its response, as a server's wire does."""
         answer = await self._exchange(origin, destination, request)
         if request.take is None and len(answer.body) > request.max_bytes:
@@ -193,13 +193,13 @@ class Network:
 
     async def _exchange(
         self, origin: str, destination: ServerName, request: WireRequest
-    ) -> WireAnswer:
+    ) -> WireResponse:
         self.log.append((origin, destination, request.method, request.uri))
         for lie in self.interceptors:
             answer = lie(destination, request)
             if answer is not None:
                 return answer
-        answered: Deferred[WireAnswer] = Deferred()
+        answered: Deferred[WireResponse] = Deferred()
         transfer = Transfer(origin, destination, request)
         if self._held is not None:
             self._held.append((transfer, answered))
@@ -210,12 +210,12 @@ class Network:
         )
         return await answered
 
-    def _send(self, transfer: "Transfer", answered: "Deferred[WireAnswer]") -> None:
+    def _send(self, transfer: "Transfer", answered: "Deferred[WireResponse]") -> None:
         fate = self.weather(transfer)
         if fate is Fate.IS_NOT_ANSWERED:
             return
         if fate is not Fate.IS_LOST:
-            nobody: Deferred[WireAnswer] = Deferred()
+            nobody: Deferred[WireResponse] = Deferred()
             nobody.addErrback(lambda failure: failure.trap(RemoteError))
             self._carry(transfer, nobody if fate is Fate.ANSWER_IS_LOST else answered)
             if fate is Fate.ARRIVES_TWICE:
@@ -225,7 +225,7 @@ class Network:
                 RemoteError(transfer.destination, "the connection was lost", retryable=True)
             )
 
-    def _carry(self, transfer: "Transfer", answered: "Deferred[WireAnswer]") -> None:
+    def _carry(self, transfer: "Transfer", answered: "Deferred[WireResponse]") -> None:
         server = self.servers.get(transfer.destination)
         if server is None or frozenset((transfer.origin, transfer.destination)) in self._cuts:
             answered.errback(
@@ -240,7 +240,7 @@ class Network:
         def look() -> None:
             answers = pending.connection.answers() if _is_whole(pending) else []
             if answers and not answered.called:
-                answer = WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body)
+                answer = WireResponse(answers[0].status, dict(answers[0].headers), answers[0].body)
                 forger = self._forgers.get(transfer.destination)
                 try:
                     answered.callback(answer if forger is None else forger(request, answer))
@@ -251,7 +251,7 @@ class Network:
         look()
 
 
-Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
+Forger = Callable[[WireRequest, WireResponse], WireResponse]
 """Returns another response, or raises RemoteError."""
 
 
@@ -281,7 +281,7 @@ class NetworkWire:
         self._network = network
         self._origin = origin
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         return await self._network.exchange(self._origin, destination, request)
 
 
@@ -289,7 +289,9 @@ PIECE = 1000
 """The size in bytes of the pieces of a long response."""
 
 
-def stream_body(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
+def stream_body(
+    destination: ServerName, request: WireRequest, answer: WireResponse
+) -> WireResponse:
     """Stream the body to the request's consumer, as a real wire does. Raises RemoteError."""
     assert request.take is not None
     try:
@@ -302,10 +304,10 @@ def stream_body(destination: ServerName, request: WireRequest, answer: WireAnswe
             give(answer.body[start : start + PIECE])
     except OutboundError as error:
         raise RemoteError(destination, str(error), retryable=error.retryable) from error
-    return WireAnswer(answer.status, answer.headers, b"")
+    return WireResponse(answer.status, answer.headers, b"")
 
 
-def _late(destination: str) -> WireAnswer:
+def _late(destination: str) -> WireResponse:
     raise RemoteError(destination, "the request timed out", retryable=True)
 
 

@@ -4,7 +4,7 @@ once."""
 from collections.abc import Sequence
 from pathlib import Path
 
-from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.notify import NodeMessages
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
@@ -41,9 +41,9 @@ class NodePair:
             self.wires[number],
         )
         server = TestServer(folder, database, CONFIG, seed=number + 1, wire=wire)
-        assert server.app.other_nodes is not None
-        server.app.other_nodes.start()
-        server.app.federation_out.sender.start()
+        assert server.app.peer_nodes is not None
+        server.app.peer_nodes.start()
+        server.app.outgoing_federation.sender.start()
         for part in (server.app.profiles, server.app.presence, server.app.room_engine):
             part.start()
         return server
@@ -55,23 +55,23 @@ class NodePair:
     def start_second_anew(self) -> None:
         """Replace the second node, which crashed, by a new process."""
         former = self.servers[1]
-        assert former.app.other_nodes is not None
-        former.app.other_nodes.stop()
+        assert former.app.peer_nodes is not None
+        former.app.peer_nodes.stop()
         self._notes(1).connect(None)
         self.servers[1] = self._start(1)
         self.servers[1].clock.advance(former.clock.seconds() - self.servers[1].clock.seconds())
         self._connect_both()
 
-    def _notes(self, number: int) -> NodeNotes:
+    def _notes(self, number: int) -> NodeMessages:
         notes = self.servers[number].app.accounts.node_notes
         assert notes is not None
         return notes
 
-    def _connect(self, node: int, notes: NodeNotes, other: NodeNotes) -> None:
+    def _connect(self, node: int, notes: NodeMessages, other: NodeMessages) -> None:
         async def send(bodies: Sequence[str]) -> None:
             self.calls += len(bodies)
             for body in bodies:
-                other.hear(node, body)
+                other.receive(node, body)
 
         notes.connect(send)
 
@@ -109,6 +109,6 @@ class NodePair:
     def close(self) -> None:
         """Stop both nodes."""
         for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.stop()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
             run_coroutine(database.close(), None)

@@ -20,7 +20,7 @@ import boto3
 from botocore.loaders import JSONFileLoader
 
 from storage.media.object_store import S3Config
-from storage.media.s3 import S3
+from storage.media.s3 import S3ObjectStore
 
 SECONDS_TO_START: Final = 180.0
 KEY: Final = "testing"
@@ -77,9 +77,9 @@ class Bucket:
             **further,
         }
 
-    def open(self, **further: Any) -> S3:
+    def open(self, **further: Any) -> S3ObjectStore:
         """Open the bucket with the server's own client."""
-        return S3(self.config(**further))
+        return S3ObjectStore(self.config(**further))
 
     def names(self) -> list[str]:
         """Return the names of all objects."""

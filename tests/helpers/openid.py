@@ -18,7 +18,7 @@ import msgspec
 from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from tests.helpers.server import START
 
@@ -73,7 +73,7 @@ class OpenIDProvider:
         self.change: Callable[[dict[str, Any]], None] = lambda _: None
         self.make_token: Callable[[dict[str, Any]], str] = self.sign
         self.userinfo: dict[str, Any] = {}
-        self.pictures: dict[str, WebAnswer] = {}
+        self.pictures: dict[str, WebResponse] = {}
         self.is_down = False
         self._tokens = 0
         self._codes: dict[str, tuple[dict[str, Any], dict[str, str]]] = {}
@@ -118,7 +118,7 @@ class OpenIDProvider:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         if self.is_down:
             raise OutboundError("the provider is down")
         path = urlsplit(url).path
@@ -152,7 +152,7 @@ def _fits(verifier: str | None, challenge: str | None) -> bool:
     return urlsafe_b64encode(digest).rstrip(b"=").decode() == challenge
 
 
-def _answer(url: str, document: object, status: int = 200) -> WebAnswer:
-    return WebAnswer(
+def _answer(url: str, document: object, status: int = 200) -> WebResponse:
+    return WebResponse(
         url, status, {"content-type": "application/json"}, msgspec.json.encode(document)
     )

@@ -147,7 +147,7 @@ async def join(resident: Peer, newcomer: Peer, version: RoomVersion, room_id: Ro
         newcomer.user,
     )
     chain = await resident.auth_chain(event)
-    await newcomer.adoptions.adopt(
+    await newcomer.adoptions.import_join(
         version, room_id, [other.pdu for other in state.values()], chain, event.pdu
     )
     await resident.take(room_id, event)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import encode_reference, parse_event
 from federation.protocol.ids import ServerName
@@ -35,7 +35,7 @@ class PolicyServer:
         self.refusals = 0
         self.asked: list[dict[str, Any]] = []
 
-    def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def answer(self, destination: ServerName, request: WireRequest) -> WireResponse | None:
         """Answer a request instead of the server (see `Network.liars`)."""
         if request.uri != self.path:
             return None
@@ -48,7 +48,7 @@ class PolicyServer:
                 "error": "Not so fast",
                 "retry_after_ms": self.wait_ms,
             }
-            return WireAnswer(429, {}, msgspec.json.encode(refusal))
+            return WireResponse(429, {}, msgspec.json.encode(refusal))
         self.asked.append(pdu)
         if self.is_away:
             raise RemoteError(destination, "away", retryable=True)
@@ -56,10 +56,10 @@ class PolicyServer:
             self.left -= 1
         if "spam" in str(pdu["content"]):
             refusal = {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"}
-            return WireAnswer(400, {}, msgspec.json.encode(refusal))
-        return WireAnswer(200, {}, msgspec.json.encode({self.name: {KEY_ID: self.sign(pdu)}}))
+            return WireResponse(400, {}, msgspec.json.encode(refusal))
+        return WireResponse(200, {}, msgspec.json.encode({self.name: {KEY_ID: self.sign(pdu)}}))
 
-    def answer_late(self, request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def answer_late(self, request: WireRequest, answer: WireResponse) -> WireResponse:
         """Replace the server's own response (see `Network.forge`)."""
         return self.answer(ServerName(self.name), request) or answer
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
@@ -61,7 +61,7 @@ class PushGateway:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         assert (method, dict(headers)["Content-Type"], redirects) == ("POST", "application/json", 0)
         notified = PushRequest(url, msgspec.json.decode(body)["notification"])
         self.asked.append(notified)
@@ -74,15 +74,15 @@ class PushGateway:
         if isinstance(self.failure, OutboundError):
             raise self.failure
         if isinstance(self.failure, int):
-            return WebAnswer(
+            return WebResponse(
                 url, self.failure, {} if self.wait is None else {"retry-after": self.wait}, b""
             )
         if self.most_bytes is not None and len(body) > self.most_bytes:
-            return WebAnswer(url, self.refusal, {}, b"")
+            return WebResponse(url, self.refusal, {}, b"")
         self.taken.append(notified)
         given = self.answer(notified)
         rejected = [key for key in (notified.pushkey,) if key in self.rejected]
-        return WebAnswer(url, 200, {}, given or msgspec.json.encode({"rejected": rejected}))
+        return WebResponse(url, 200, {}, given or msgspec.json.encode({"rejected": rejected}))
 
     def release(self) -> None:
         """Answer the held requests, and hold no more."""

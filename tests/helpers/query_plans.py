@@ -12,7 +12,7 @@ import pytest
 
 from storage.engine.database import Database
 from storage.engine.interface import Row
-from storage.engine.prepared import Prepared
+from storage.engine.prepared import PreparedStatements
 from storage.engine.transaction import Transaction
 
 
@@ -23,7 +23,7 @@ def record_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[st
     query, query_in = Transaction.query, Transaction.query_in
 
     def explain(txn: Transaction, sql: str, args: Any = ()) -> list[Row]:
-        prepare, _ = Prepared().find(sql, args)
+        prepare, _ = PreparedStatements().lookup(sql, args)
         if database.engine.name == "sqlite":
             plans.extend(str(row) for row in query(txn, f"EXPLAIN QUERY PLAN {sql}", args))
         elif prepare:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from storage.engine.transaction import WriteTransaction
@@ -33,19 +33,19 @@ class RecordingWire:
         self.busy: dict[str, int] = {}
         """The servers that answer with a rate limit, and its `retry_after` in seconds."""
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         self.requests.append((destination, request))
         if destination in self.down:
             raise RemoteError(destination, "the server is down", retryable=True)
         if destination in self.busy:
-            return WireAnswer(429, {"retry-after": f"{self.busy[destination]}"}, b"{}")
+            return WireResponse(429, {"retry-after": f"{self.busy[destination]}"}, b"{}")
         for path, answer in self.answers.items():
             if request.uri.startswith(path):
                 body = msgspec.json.decode(request.body) if request.body else None
-                return WireAnswer(200, {}, msgspec.json.encode(answer(destination, body)))
+                return WireResponse(200, {}, msgspec.json.encode(answer(destination, body)))
         if request.uri.startswith(SEND):
-            return WireAnswer(200, {}, b'{"pdus":{}}')
-        return WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"not here"}')
+            return WireResponse(200, {}, b'{"pdus":{}}')
+        return WireResponse(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"not here"}')
 
     def transactions(self, destination: str) -> list[tuple[str, dict[str, Any]]]:
         """Return (ID, body) of all transactions sent to a server, including failed ones."""
@@ -83,6 +83,6 @@ async def pretend_member(
     member = NewMembership(user_id, membership, user_id, False, None, None)
 
     def write(txn: WriteTransaction) -> None:
-        server.app.rooms.writer.add_effects(txn, room, [(1, StateEffect(member))])
+        server.app.rooms.writer.apply_early_effects(txn, room, [(1, StateEffect(member))])
 
     await server.app.database.write("test", write)

@@ -38,12 +38,12 @@ def damage(server: TestServer, event_id: str) -> None:
 
 
 def settle(server: TestServer) -> None:
-    while server.run(server.app.retention.record.do_settle(100)):
+    while server.run(server.app.retention.record.do_clean_index(100)):
         pass
 
 
 def index(server: TestServer) -> None:
-    while server.run(server.app.finding.indexing.do_step(1000)):
+    while server.run(server.app.search.indexing.do_step(1000)):
         pass
 
 

@@ -12,34 +12,34 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
 from federation.protocol.signing import SigningKey
-from federation.rooms.build import Circumstances, Classification
+from federation.rooms.build import Classification, RoomBeforeEvent
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.history.membership_periods import Stays
-from federation.rooms.joins.join_import import Adoptions
+from federation.rooms.history.membership_periods import MembershipPeriods
+from federation.rooms.joins.join_import import JoinImporter
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.receive.check_sources import Questions
-from federation.rooms.receive.content_restore import LateContents
+from federation.rooms.receive.check_sources import CheckServices
+from federation.rooms.receive.content_restore import ContentRestorer
 from federation.rooms.receive.outliers import Outliers
-from federation.rooms.receive.persist import Placements
+from federation.rooms.receive.persist import EventPersister
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.receive.state_imports import StateImports
-from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.timelines import Timelines
-from federation.rooms.unacknowledged_leaves import Unheard
+from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from federation.rooms.visibility import Visibility
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.events.auth_chains import AuthChainStore
 from storage.events.events import EventFlag, EventStore
 from storage.events.timelines import TimelineStore
-from storage.partial_state.unverified_events import UnprovedStore, UnprovedWriter
+from storage.partial_state.unverified_events import UnverifiedEventStore, UnverifiedEventWriter
 from storage.persist.room_writer import RoomWriter
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.partial_rooms import PartialRoomStore
@@ -52,7 +52,7 @@ ALICE = UserID("@alice:a.test")
 BOB = UserID("@bob:a.test")
 
 
-async def classify(event: Event, _around: Circumstances) -> Classification:
+async def classify(event: Event, _around: RoomBeforeEvent) -> Classification:
     """Count every message as unread."""
     return Classification(flags=EventFlag.NOTIFIES if event.type == "m.room.message" else 0)
 
@@ -87,7 +87,7 @@ class RoomParts:
             RoomServerStore(database), self.memberships, streams, capacity=1000
         )
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
-        self.stays = Stays(self.timelines, self.events, TimelineStore(database))
+        self.stays = MembershipPeriods(self.timelines, self.events, TimelineStore(database))
         self.visibility = Visibility(self.trees, self.events, self.stays)
         self.chains = chains = AuthChainStore(database)
         writer = self.writer_class(self.trees, chains)
@@ -106,7 +106,7 @@ class RoomParts:
         )
         store = EventStore(database)
         self.resolver = StateResolver(database, self.trees, chains, self.events)
-        self.placements = Placements(
+        self.placements = EventPersister(
             database,
             self.engine,
             self.events,
@@ -116,7 +116,7 @@ class RoomParts:
             classify,
             self.tick,
         )
-        questions = Questions(
+        questions = CheckServices(
             self.events,
             self.resolver,
             self.get_signers,
@@ -126,16 +126,16 @@ class RoomParts:
             self.lacks_keys,
             self.find_true,
         )
-        late = LateContents(database, self.engine, self.events, self.identity, self.tick)
+        late = ContentRestorer(database, self.engine, self.events, self.identity, self.tick)
         outliers = Outliers(
             database, self.events, store, self.placements, writer, questions, late, self.tick
         )
         access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
         self.clock = Clock()
-        self.unproved = UnprovedStates(
+        self.unproved = UnverifiedStateEvents(
             database,
-            UnprovedStore(database),
-            UnprovedWriter(self.trees),
+            UnverifiedEventStore(database),
+            UnverifiedEventWriter(self.trees),
             self.engine,
             self.rooms,
             self.events,
@@ -156,7 +156,7 @@ class RoomParts:
             self.unproved,
             late,
         )
-        self.adoptions = Adoptions(
+        self.adoptions = JoinImporter(
             database,
             self.engine,
             self.rooms,
@@ -166,13 +166,13 @@ class RoomParts:
             StateImports(outliers, store, self.clock),
             StoredEffects(store, self.identity),
             self.resolver,
-            Unheard(self.events, self.resolver, self.identity),
+            UnacknowledgedLeaves(self.events, self.resolver, self.identity),
             PartialRoomStore(database),
             writer,
             self.identity,
             questions,
             self.tick,
-            self.unproved.first_attempt,
+            self.unproved.schedule_first_attempt,
         )
 
     async def auth_chain(self, event: Event) -> list[Mapping[str, Any]]:

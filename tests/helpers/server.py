@@ -24,10 +24,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.http_client.body import TakeBody
-from federation.http_client.client import Web, WebAnswer
+from federation.http_client.client import WebClient, WebResponse
 from federation.http_client.errors import OutboundError
 from federation.peers.member_lists import Fetch
-from federation.peers.wire import Wire, WireAnswer, WireRequest
+from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
@@ -35,8 +35,8 @@ from federation.remote.media import Follow
 from homeserver.app import Server, build
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.email.smtp import CannotDeliver
-from homeserver.services.previews.fetching import PreviewWeb
+from homeserver.services.email.smtp import DeliveryFailed
+from homeserver.services.previews.fetching import PreviewClient
 from homeserver.wiring.media import MediaThreads
 from storage.engine.database import Database
 from storage.engine.executors import Executor, InlineExecutor
@@ -81,7 +81,7 @@ class MemoryRelay:
 
     def __init__(self) -> None:
         self.emails: list[tuple[str, EmailMessage]] = []
-        self.failure: CannotDeliver | None = None
+        self.failure: DeliveryFailed | None = None
 
     def deliver(self, _sender: str, recipient: str, message: bytes) -> None:
         if self.failure is not None:
@@ -106,14 +106,14 @@ class CutWeb:
         redirects: int = 0,
         only_https: bool = False,
         take: TakeBody | None = None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         raise OutboundError("the host is unreachable")
 
 
 class CutWire:
     """A wire whose requests fail."""
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         raise RemoteError(destination, "the server is unreachable", retryable=True)
 
 
@@ -167,8 +167,8 @@ class TestServer:
         wire: Wire | None = None,
         fetch: Fetch = fetch_nothing,
         follow: Follow = follow_nowhere,
-        preview_web: PreviewWeb | None = None,
-        web: Web | None = None,
+        preview_web: PreviewClient | None = None,
+        web: WebClient | None = None,
         images: Executor | None = None,
         photos: Executor | None = None,
         key: SigningKey | None = None,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import msgspec
 
 from federation.http_client.body import TakeBody
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 
 
@@ -30,14 +30,14 @@ class SMSGateway:
         redirects: int = 0,
         only_https: bool = False,
         take: TakeBody | None = None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         assert (method, redirects, only_https) == ("POST", 0, True)
         assert seconds <= 10
         assert max_bytes <= 1 << 16
         if self.is_away:
             raise OutboundError("the host is unreachable")
         self.requests.append((url, dict(headers), body))
-        return WebAnswer(url, self.status, {}, b"")
+        return WebResponse(url, self.status, {}, b"")
 
     @property
     def last(self) -> dict[str, str]:

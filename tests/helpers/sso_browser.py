@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode, urljoin
 from urllib.request import HTTPCookieProcessor, HTTPRedirectHandler, Request, build_opener
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from tests.helpers.browser import Browser, Page
 from tests.helpers.server import TestServer
@@ -122,13 +122,13 @@ class OutsideWeb:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         request = Request(url, body or None, dict(headers), method=method)
         try:
             with build_opener(_Stay()).open(request, timeout=min(seconds, SECONDS)) as answer:
                 found = {name.lower(): value for name, value in answer.headers.items()}
-                return WebAnswer(url, answer.status, found, answer.read(max_bytes))
+                return WebResponse(url, answer.status, found, answer.read(max_bytes))
         except HTTPError as error:
-            return WebAnswer(url, error.code, {}, error.read(max_bytes))
+            return WebResponse(url, error.code, {}, error.read(max_bytes))
         except OSError as error:
             raise OutboundError(str(error)) from error

@@ -11,16 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from homeserver.services.sliding_sync.connections import Connection, ConnectionState
+from homeserver.services.sliding_sync.connections import ConnectionState, SlidingConnection
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.sliding_sync import SlidingResponse, SlidingSync
-from homeserver.services.sync.lazy_members import LazyMembers, Member
+from homeserver.services.sync.lazy_members import LazyMembers, RoomMember
 from homeserver.services.sync.plain_messages import PlainMessages, PlainTimeline
 from homeserver.services.sync.request import SyncRequest
-from homeserver.services.sync.response import Response
+from homeserver.services.sync.response import SyncResponse
 from homeserver.services.sync.sync import Sync
 
-Compared = list[Response | SlidingResponse]
+Compared = list[SyncResponse | SlidingResponse]
 """The responses of the fast path that were compared."""
 
 
@@ -60,7 +60,7 @@ def both_ways() -> Iterator[Compared]:
         if is_short:  # the complete path must not record it for the fast path
             add_sent(self, *args)
 
-    async def sync_both_ways(self: Sync, request: SyncRequest) -> Response:
+    async def sync_both_ways(self: Sync, request: SyncRequest) -> SyncResponse:
         nonlocal is_short
         rooms.clear()
         short = await compute_sync(self, request)
@@ -75,7 +75,10 @@ def both_ways() -> Iterator[Compared]:
         return short
 
     async def slide_both_ways(
-        self: SlidingSync, request: SlidingRequest, connection: Connection, members: set[Member]
+        self: SlidingSync,
+        request: SlidingRequest,
+        connection: SlidingConnection,
+        members: set[RoomMember],
     ) -> SlidingResponse:
         nonlocal is_short
         rooms.clear()
@@ -104,7 +107,7 @@ def both_ways() -> Iterator[Compared]:
         yield compared
 
 
-def _as_json(response: Response) -> Any:
+def _as_json(response: SyncResponse) -> Any:
     return response.has_changes, msgspec.json.decode(msgspec.json.encode(response.body))
 
 

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from twisted.internet.defer import Deferred
 
-from storage.encryption.to_device import LOGGED_MS, ToDeviceStore
+from storage.encryption.to_device import LOG_RETENTION_MS, ToDeviceStore
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.databases import open_inline
 
@@ -41,7 +41,7 @@ def move(config: SQLiteConfig | PostgresConfig, steps: int, end_at: int, then: f
     store = ToDeviceStore(open_inline(config))
     sys.setprofile(count)
     for _ in range(steps):
-        Deferred.fromCoroutine(store.sweep(1, LOGGED_MS))
+        Deferred.fromCoroutine(store.sweep(1, LOG_RETENTION_MS))
     sys.setprofile(None)
     if calls < end_at:  # fewer calls than expected: it ends after all the work
         signal.setitimer(signal.ITIMER_REAL, then)

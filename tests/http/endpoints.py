@@ -6,7 +6,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 import msgspec
 from twisted.internet.defer import Deferred
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from federation.api.request import RequestContext
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from federation.protocol.ids import RoomID, UserID
@@ -109,7 +109,7 @@ async def get_search(
     server: list[str] = [],  # noqa: B006 - never changed
     at: RoomID | None = None,
     from_: str | None = None,
-    after: Annotated[bool, Names("use_after", "org.example.use_after")] = False,
+    after: Annotated[bool, QueryNames("use_after", "org.example.use_after")] = False,
 ) -> Any:
     return {
         "needed": needed,

@@ -14,7 +14,7 @@ from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError
 from homeserver.services.login import access_tokens
 from homeserver.services.login.access_tokens import AccessTokens
-from homeserver.services.login.sessions import Lifetimes
+from homeserver.services.login.sessions import TokenLifetimes
 from homeserver.services.tokens.secret_tokens import hash_token, is_damaged
 from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.login.access_tokens import AccessTokenRow, TokenStore
@@ -109,7 +109,7 @@ def test_the_cache_is_bounded(server: AccountsServer, counter: QueryCounter) -> 
         server.account_store,
         server.database.streams,
         server.last_seen,
-        most_remembered=2,
+        max_cached=2,
     )
     counter.clear()
 
@@ -134,7 +134,7 @@ def run_synchronously(coroutine: Coroutine[None, None, None]) -> None:
 def test_more_tokens_than_the_raw_token_cache_holds_stay_cached(
     server: AccountsServer, counter: QueryCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(access_tokens, "MOST_AT_HAND", 2)
+    monkeypatch.setattr(access_tokens, "MAX_RAW_TOKENS", 2)
     users = [server.register(name) for name in ("alice", "bob", "carol")]
     assert all(user.is_signed_in() for user in users)
     counter.clear()
@@ -169,14 +169,14 @@ def test_the_cache_always_agrees_with_the_database(
 ) -> None:
     """With any cache size, trusted or not."""
     random = Random(seed)
-    monkeypatch.setattr(access_tokens, "MOST_AT_HAND", random.choice([1, 2, 3, 100]))
+    monkeypatch.setattr(access_tokens, "MAX_RAW_TOKENS", random.choice([1, 2, 3, 100]))
     server = AccountsServer(
-        open_inline(sqlite), lifetimes=Lifetimes(refreshable_access_token=60_000)
+        open_inline(sqlite), lifetimes=TokenLifetimes(refreshable_access_token=60_000)
     )
 
     def make(most_remembered: int) -> AccessTokens:
         stores = server.token_store, server.account_store, server.database.streams, server.last_seen
-        return AccessTokens(server.clock, server.database, *stores, most_remembered=most_remembered)
+        return AccessTokens(server.clock, server.database, *stores, max_cached=most_remembered)
 
     def find_requester(tokens: AccessTokens, token: str) -> object:
         found: list[object] = []
@@ -214,7 +214,7 @@ def test_the_cache_always_agrees_with_the_database(
             case 5:
                 random.choice(caches).trust_until(random.choice([0.0, inf]))
         tokens, token = random.choice(caches), random.choice(known)
-        cached = tokens.recall(token, CONTEXT.client_ip, CONTEXT.headers)
+        cached = tokens.get_cached(token, CONTEXT.client_ip, CONTEXT.headers)
         requester = find_requester(tokens, token)
         assert requester == find_requester(make(100), token)
         assert cached in (None, requester)
@@ -293,7 +293,8 @@ async def test_a_refreshed_session_is_cached_from_its_second_request_on(
     database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter
 ) -> None:
     server = AccountsServer(
-        open_inline(database_config, counter), lifetimes=Lifetimes(refreshable_access_token=60_000)
+        open_inline(database_config, counter),
+        lifetimes=TokenLifetimes(refreshable_access_token=60_000),
     )
     server.register()
     first = server.login(refresh_token=True).json

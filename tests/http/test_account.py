@@ -26,7 +26,8 @@ def test_a_confirmed_request_changes_the_password(server: AccountsServer) -> Non
     session = challenge.json["session"]
 
     wrong = alice.post(
-        "account/password", {"new_password": "looking glass", "auth": alice.proof(session, "guess")}
+        "account/password",
+        {"new_password": "looking glass", "auth": alice.password_auth(session, "guess")},
     )
     assert (wrong.status, wrong.errcode) == (401, "M_FORBIDDEN")
     assert wrong.json["session"] == session
@@ -40,7 +41,7 @@ def test_a_confirmed_request_changes_the_password(server: AccountsServer) -> Non
     )
 
     done = alice.post(
-        "account/password", {"new_password": "looking glass", "auth": alice.proof(session)}
+        "account/password", {"new_password": "looking glass", "auth": alice.password_auth(session)}
     )
     assert (done.status, done.json) == (200, {})
     assert alice.is_signed_in()
@@ -58,7 +59,7 @@ def test_a_confirmed_request_changes_the_password(server: AccountsServer) -> Non
 def test_other_devices_can_stay_signed_in(server: AccountsServer) -> None:
     alice = server.register()
     other = User(server, server.login().json, "")
-    body = {"new_password": "looking glass", "logout_devices": False, "auth": alice.proof()}
+    body = {"new_password": "looking glass", "logout_devices": False, "auth": alice.password_auth()}
     assert alice.post("account/password", body).status == 200
     assert other.is_signed_in()
 
@@ -68,7 +69,9 @@ def test_a_confirmation_is_valid_for_its_operation_and_user_only(server: Account
     session = alice.post("account/password", {"new_password": "x"}).json["session"]
     # Neither another user's password nor one's own password in another user's session counts.
     assert (
-        alice.post("account/password", {"new_password": "x", "auth": bob.proof(session)}).status
+        alice.post(
+            "account/password", {"new_password": "x", "auth": bob.password_auth(session)}
+        ).status
         == 401
     )
     assert (
@@ -107,7 +110,8 @@ def test_wrong_passwords_in_confirmations_are_rate_limited(sqlite_database: Data
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 2)})
     alice = server.register()
     answers = [
-        alice.post("account/deactivate", {"auth": alice.proof(password="guess")}) for _ in range(3)
+        alice.post("account/deactivate", {"auth": alice.password_auth(password="guess")})
+        for _ in range(3)
     ]
     assert [answer.errcode for answer in answers] == [
         "M_FORBIDDEN",
@@ -125,9 +129,9 @@ def test_concurrent_guesses_are_limited_like_sequential_ones(sqlite_database: Da
     path = "/_matrix/client/v3/account/deactivate"
     before = server.threads.runs
     server.threads.hold()
-    wrong = {"auth": alice.proof(password="guess")}
+    wrong = {"auth": alice.password_auth(password="guess")}
     requests = [server.http.start("POST", path, json=wrong, token=alice.token) for _ in range(20)]
-    other = server.http.start("POST", path, json={"auth": bob.proof()}, token=bob.token)
+    other = server.http.start("POST", path, json={"auth": bob.password_auth()}, token=bob.token)
     server.threads.let_go()
     assert sorted(pending.answer.status for pending in requests) == [401] * 3 + [429] * 17
     assert server.threads.runs == before + 4  # the others were not tried
@@ -141,8 +145,11 @@ def test_failed_confirmations_count_against_the_ip_address(sqlite_database: Data
     server = AccountsServer(sqlite_database, rates={Limit.LOGIN: Rate(0.1, 3)})
     alice = server.register()
     for _ in range(5):
-        assert alice.post("delete_devices", {"devices": ["A"], "auth": alice.proof()}).status == 200
-    wrong = {"devices": ["A"], "auth": alice.proof(password="guess")}
+        assert (
+            alice.post("delete_devices", {"devices": ["A"], "auth": alice.password_auth()}).status
+            == 200
+        )
+    wrong = {"devices": ["A"], "auth": alice.password_auth(password="guess")}
     assert [alice.post("delete_devices", wrong).status for _ in range(4)] == [401, 401, 401, 429]
 
 
@@ -153,7 +160,7 @@ def test_only_the_callers_own_password_is_checked(sqlite_database: Database) -> 
     texts = set()
     for password in (bob.password, "guess"):
         auth = {
-            **alice.proof(password=password),
+            **alice.password_auth(password=password),
             "identifier": {"type": "m.id.user", "user": bob.id},
         }
         answer = alice.post("account/deactivate", {"auth": auth})
@@ -162,7 +169,7 @@ def test_only_the_callers_own_password_is_checked(sqlite_database: Database) -> 
     assert len(texts) == 1
     assert server.threads.runs == before
     for name in ("ALICE", "@alice:example.org"):
-        auth = {**alice.proof(), "identifier": {"type": "m.id.user", "user": name}}
+        auth = {**alice.password_auth(), "identifier": {"type": "m.id.user", "user": name}}
         assert alice.post("delete_devices", {"devices": ["A"], "auth": auth}).status == 200
 
 
@@ -170,7 +177,7 @@ def test_a_deactivated_account_leaves_its_rooms_and_keeps_its_name(server: Accou
     alice = server.register()
     alice.put("profile/{me}/displayname", {"displayname": "Alice"})
     assert alice.post("account/deactivate", {}).status == 401
-    done = alice.post("account/deactivate", {"auth": alice.proof(), "erase": False})
+    done = alice.post("account/deactivate", {"auth": alice.password_auth(), "erase": False})
     assert done.json == {"id_server_unbind_result": "success"}
     assert server.rooms.left == [alice.id]
     assert not alice.is_signed_in()
@@ -185,9 +192,9 @@ async def test_an_erased_account_has_no_profile_or_account_data(server: Accounts
     alice = server.register()
     alice.put("profile/{me}/displayname", {"displayname": "Alice"})
     alice.put("user/{me}/account_data/m.direct", {"a": 1})
-    alice.post("account/deactivate", {"auth": alice.proof(), "erase": True})
+    alice.post("account/deactivate", {"auth": alice.password_auth(), "erase": True})
     assert server.request("GET", "profile/@alice:example.org").errcode == "M_NOT_FOUND"
-    assert (await server.account_data_store.get_account_data(alice.id)).everywhere == {}
+    assert (await server.account_data_store.get_account_data(alice.id)).global_data == {}
     assert (await server.accounts.get_account(alice.id)).erased
 
 
@@ -218,14 +225,14 @@ async def test_a_failure_of_one_account_does_not_keep_others_in_their_rooms(
         with pytest.raises(RuntimeError):
             await server.deactivation.do_deactivate(each.id, erase=False)
     server.rooms.failure = None
-    leave_all = server.rooms.leave_all
+    leave_all_rooms = server.rooms.leave_all_rooms
 
     async def leave(user_id: UserID) -> bool:
         if user_id == closed[0].id:
             raise RuntimeError("this one goes wrong")
-        return await leave_all(user_id)
+        return await leave_all_rooms(user_id)
 
-    monkeypatch.setattr(server.rooms, "leave_all", leave)
+    monkeypatch.setattr(server.rooms, "leave_all_rooms", leave)
     await server.deactivation.do_resume_departures(1)
     assert sorted(server.rooms.left) == [each.id for each in closed[1:]]
 
@@ -256,11 +263,14 @@ def test_a_confirmed_request_removes_devices(server: AccountsServer) -> None:
     alice = server.register(device_id="PHONE")
     others = [User(server, server.login(device_id=name).json, "") for name in ("A", "B", "C")]
     session = alice.delete("devices/A").json["session"]
-    assert alice.delete("devices/A", {"auth": alice.proof(session)}).json == {}
+    assert alice.delete("devices/A", {"auth": alice.password_auth(session)}).json == {}
     assert [user.is_signed_in() for user in others] == [False, True, True]
     # Removing an unknown device is no error.
     assert (
-        alice.post("delete_devices", {"devices": ["A", "B", "C"], "auth": alice.proof()}).json == {}
+        alice.post(
+            "delete_devices", {"devices": ["A", "B", "C"], "auth": alice.password_auth()}
+        ).json
+        == {}
     )
     assert [user.is_signed_in() for user in others] == [False, False, False]
     assert [device["device_id"] for device in alice.get("devices").json["devices"]] == ["PHONE"]

@@ -43,7 +43,7 @@ def register_expiring(server: TestServer, name: str = "alice", *, address: bool 
         server.run(
             server.app.database.write("address", server.app.mail.threepids.add_threepid, row)
         )
-    assert server.run(server.app.accounts.renewals.do_give_ends(10)) == 1
+    assert server.run(server.app.accounts.renewals.do_set_missing_expiries(10)) == 1
     return user
 
 
@@ -59,7 +59,7 @@ def login(server: TestServer, **further: Any) -> Answer:
 
 
 def send_emails(server: TestServer) -> int:
-    return server.run(server.app.accounts.renewals.do_write_letters(10))
+    return server.run(server.app.accounts.renewals.do_send_emails(10))
 
 
 def last_link(server: TestServer) -> str:
@@ -109,7 +109,7 @@ def test_an_expired_account_cannot_sign_in_by_any_way(server: TestServer) -> Non
     granted.take(granted.exchange(granted.code(browser)))
     assert browser.open("/_mahalla/account").status == 200
     password = server.run(
-        server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0)
+        server.app.accounts.application_passwords.do_create(alice.user_id, "Bot", None, epoch=0)
     )
     server.clock.advance(60)
     assert login(server).errcode == EXPIRED
@@ -228,7 +228,7 @@ def test_invented_links_are_refused(server: TestServer, query: str) -> None:
 
 def test_administrators_set_expiry_times(server: TestServer) -> None:
     alice, root = register_expiring(server), register_expiring(server, "root")
-    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
     now = 1_700_000_000_000
     body: dict[str, Any] = {
         "user_id": alice.user_id,
@@ -265,7 +265,7 @@ def test_existing_accounts_expire_on_different_days(
         tmp_path, sqlite_database, MAIL + VALIDITY, seed=2, now=1_700_000_000 + 30 * DAY
     )
     renewals = later.app.accounts.renewals
-    assert [later.run(renewals.do_give_ends(3)) for _ in range(3)] == [3, 2, 0]
+    assert [later.run(renewals.do_set_missing_expiries(3)) for _ in range(3)] == [3, 2, 0]
     accounts = later.run(later.app.accounts.stores.accounts.get_accounts(users))
     ends = [
         ((row.expires_ts or 0) / 1000 - later.clock.seconds()) / DAY for row in accounts.values()
@@ -282,7 +282,7 @@ def test_a_server_with_disabled_validity_ignores_stored_expiry_times(
     disabled = TestServer(tmp_path, sqlite_database, MAIL, seed=2, now=1_700_000_000 + 200 * DAY)
     assert disabled.get(WHOAMI, token=alice.token).status == 200
     assert login(disabled).status == 200
-    assert disabled.run(disabled.app.accounts.renewals.do_give_ends(10)) == 0
+    assert disabled.run(disabled.app.accounts.renewals.do_set_missing_expiries(10)) == 0
     assert send_emails(disabled) == 0
     assert disabled.post(SEND_MAIL, {}, token=alice.token).errcode == "M_FORBIDDEN"
 

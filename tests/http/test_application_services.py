@@ -9,7 +9,7 @@ import pytest
 
 from federation.protocol.errors import Exclusive
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
@@ -150,7 +150,7 @@ def test_it_logs_its_users_in(server: TestServer) -> None:
     assert (
         server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
     )
-    server.run(server.app.people.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
+    server.run(server.app.users.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert login("_irc_bob").errcode == "M_USER_LOCKED"
 
 
@@ -197,7 +197,7 @@ async def test_administrators_cannot_create_its_names_either(server: TestServer)
     for name in ("_irc_eve", "_irc_bot"):
         with pytest.raises(Exclusive):
             await server.app.login.registration.do_register_privileged(
-                Wish(username=name, password="wonderland")
+                RegistrationRequest(username=name, password="wonderland")
             )
 
 
@@ -251,9 +251,9 @@ def test_it_creates_and_removes_devices(server: TestServer) -> None:
 def test_locked_and_deactivated_accounts(server: TestServer) -> None:
     register(server, inhibit_login=True)
     path = f"/account/whoami?user_id={GHOST}"
-    server.run(server.app.people.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
+    server.run(server.app.users.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert ask(server, "GET", path).errcode == "M_USER_LOCKED"
-    server.run(server.app.people.deactivation.do_deactivate(GHOST, erase=False))  # type: ignore[arg-type]
+    server.run(server.app.users.deactivation.do_deactivate(GHOST, erase=False))  # type: ignore[arg-type]
     assert ask(server, "GET", path).errcode == "M_FORBIDDEN"
 
 

@@ -8,7 +8,7 @@ from joserfc.jwk import OctKey
 
 from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.audit_records import audit_records
@@ -39,7 +39,9 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def register_approved(server: TestServer, name: str, *, is_admin: bool = False) -> None:
-    wish = Wish(username=name, password="wonderland", inhibit_login=True, is_admin=is_admin)
+    wish = RegistrationRequest(
+        username=name, password="wonderland", inhibit_login=True, is_admin=is_admin
+    )
     server.run(server.app.login.registration.do_register_privileged(wish))
 
 
@@ -113,7 +115,7 @@ def test_an_account_awaiting_approval_is_not_in_the_user_directory(
     bob = sign_in(server, "bob")
 
     async def update_directory() -> None:
-        for job in server.app.finding.jobs:
+        for job in server.app.search.jobs:
             await job.step(100)
 
     server.run(update_directory())
@@ -170,7 +172,7 @@ def test_the_page_is_for_administrators_only(server: TestServer) -> None:
     token = browser.page.forms[0].fields["form_token"]
     browser.post(APPROVALS, {"form_token": token, "user_id": alice, "decision": "approve"})
     assert browser.status == 403
-    assert server.run(server.app.login.approvals.get_waiting(10))
+    assert server.run(server.app.login.approvals.get_awaiting(10))
 
 
 def confirm(server: TestServer, browser: Browser, address: str) -> None:
@@ -262,14 +264,14 @@ def test_auto_join_rooms_are_joined_after_approval(
 def test_an_approval_is_revoked(server: TestServer) -> None:
     register_approved(server, "alice")
     alice = sign_in(server, "alice")
-    server.run(server.app.login.approvals.do_withdraw(alice.user_id, by=ROOT))
+    server.run(server.app.login.approvals.do_revoke(alice.user_id, by=ROOT))
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "alice"},
         "password": "wonderland",
     }
     assert server.post(LOGIN, login).errcode == ERRCODE
-    assert [each.user_id for each in server.run(server.app.login.approvals.get_waiting(10))] == [
+    assert [each.user_id for each in server.run(server.app.login.approvals.get_awaiting(10))] == [
         alice.user_id
     ]
 

@@ -26,7 +26,7 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
-from federation.api.endpoint import Names
+from federation.api.endpoint import QueryNames
 from homeserver.api.endpoint import Auth, Endpoint, find_declaration
 from homeserver.wiring.endpoints import SOURCES
 from storage.engine.database import PostgresConfig, SQLiteConfig
@@ -363,7 +363,7 @@ class RequestMaker:
     @staticmethod
     def wire_name(name: str, hint: Any) -> str:
         extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-        given = [each.names[0] for each in extras if isinstance(each, Names)]
+        given = [each.names[0] for each in extras if isinstance(each, QueryNames)]
         return given[0] if given else name.rstrip("_")
 
     def payload(self) -> bytes | None:

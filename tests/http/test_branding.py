@@ -11,9 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.commands.setup import find_problems
-from homeserver.config.colours import DARK, ENOUGH, LIGHT, contrast, for_dark, least_contrast
+from homeserver.config.colours import (
+    DARK,
+    LIGHT,
+    MIN_CONTRAST,
+    contrast,
+    find_lowest_contrast,
+    lighten_for_dark,
+)
 from homeserver.config.load import ConfigError, load_config
-from homeserver.config.pages import LARGEST_LOGO
+from homeserver.config.pages import MAX_LOGO_BYTES
 from homeserver.services.pages.branding import COLOUR
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
@@ -142,7 +149,7 @@ def test_invalid_branding_is_refused(tmp_path: Path, branding: str, complaint: s
 
 def test_invalid_logo_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text("<html><svg></svg>")
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(LARGEST_LOGO))
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(MAX_LOGO_BYTES))
     for name, complaint in (
         ("page.html", "is not a picture that browsers show"),
         ("huge.png", "is larger than 256K"),
@@ -166,9 +173,9 @@ def test_contrast_ratios() -> None:
     assert f"--accent: {COLOUR}" in light
     assert f"--paper: {DARK.paper}" in dark
     assert f"--field: {DARK.field}" in dark
-    assert least_contrast(COLOUR, LIGHT)[0] >= ENOUGH
+    assert find_lowest_contrast(COLOUR, LIGHT)[0] >= MIN_CONTRAST
 
 
 @given(COLOURS)
 def test_derived_dark_colours_are_readable(colour: str) -> None:
-    assert least_contrast(for_dark(colour), DARK)[0] >= ENOUGH
+    assert find_lowest_contrast(lighten_for_dark(colour), DARK)[0] >= MIN_CONTRAST

@@ -11,8 +11,8 @@ from federation.protocol.ids import UserID
 from federation.protocol.signing import SigningKey
 from homeserver.services.login.browser_sessions import BrowserSession
 from homeserver.services.login.cookies import Cookies
-from homeserver.services.login.provider_buttons import ProviderButton, SignInChoices
-from homeserver.services.pages.local_paths import own_path
+from homeserver.services.login.provider_buttons import ProviderButton, ProviderButtons
+from homeserver.services.pages.local_paths import local_path_or
 from homeserver.web.forms import TOKEN_FIELD
 from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH, SignInPage, sign_in_link
 from storage.engine.database import Database
@@ -67,7 +67,10 @@ def test_a_user_signs_in_and_out(server: TestServer) -> None:
     assert (browser.status, browser.path) == (200, "/?from=page")
     found = signed_in(browser)
     assert found is not None
-    assert (found.user_id, found.proved_ts) == (alice.user_id, int(server.clock.seconds() * 1000))
+    assert (found.user_id, found.authenticated_ts) == (
+        alice.user_id,
+        int(server.clock.seconds() * 1000),
+    )
     assert "mahalla_session" not in before
     browser.open(SIGN_IN_PATH)
     assert browser.path == "/_mahalla/account"  # redirected at once
@@ -179,7 +182,7 @@ def test_these_events_end_a_session(server: TestServer, way: str) -> None:
     _end(server, alice, way)
     assert signed_in(browser) is None
     if way == "locked":
-        server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=False))
+        server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=False))
         assert signed_in(browser) is None
     if way in ("password", "a day"):
         server.clock.advance(1)
@@ -199,7 +202,7 @@ def _end(server: TestServer, alice: User, way: str) -> None:
         case "everywhere":
             assert alice.post("/_matrix/client/v3/logout/all").status == 200
         case "locked":
-            server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
+            server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
         case "deactivated":
             assert (
                 alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
@@ -210,12 +213,12 @@ def _end(server: TestServer, alice: User, way: str) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/_mahalla/account?action=a&b=%2f", "/a//b", "/a?next=//b"])
 def test_paths_of_this_server_are_accepted(path: str) -> None:
-    assert own_path(path, "/home") == path
+    assert local_path_or(path, "/home") == path
 
 
 @pytest.mark.parametrize("path", FOREIGN_PATHS)
 def test_paths_of_other_sites_are_replaced(path: str) -> None:
-    assert own_path(path, "/home") == "/home"
+    assert local_path_or(path, "/home") == "/home"
 
 
 def test_a_sign_in_does_not_redirect_to_other_sites(server: TestServer) -> None:
@@ -230,7 +233,7 @@ def test_a_sign_in_does_not_redirect_to_other_sites(server: TestServer) -> None:
 class Ministry:
     """A provider with one sign-in button."""
 
-    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
+    def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
         return [
             ProviderButton(
                 "Ministry <of> Tea", f"/_mahalla/tea?next={next_path}", "/_mahalla/tea.png"
@@ -245,7 +248,7 @@ def test_providers_have_buttons(server: TestServer) -> None:
         pages.forms,
         server.app.login.sign_in,
         server.app.login.registration,
-        SignInChoices([Ministry()]),
+        ProviderButtons([Ministry()]),
     )
     browser = Browser(server)
     response = page.make(context_of(browser), "/x")

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from homeserver.config.memory import CacheOptions, Memory
+from homeserver.config.memory import CacheOptions, MemoryOptions
 from homeserver.config.option import Size
 from homeserver.wiring.cache_sizes import CacheSizes
 from storage.engine.database import Database
@@ -18,15 +18,15 @@ listeners: [{port: 8008, type: http, resources: [{names: [client, metrics]}]}]
 
 def test_the_global_factor_scales_all_caches() -> None:
     default, twice = (
-        CacheSizes(Memory()),
-        CacheSizes(Memory(caches=CacheOptions(global_factor=1.0))),
+        CacheSizes(MemoryOptions()),
+        CacheSizes(MemoryOptions(caches=CacheOptions(global_factor=1.0))),
     )
     assert (default.events, default.rooms) == (51_200, 20_000)
     assert {name: getattr(twice, name) for name in vars(default)} == {
         name: size * 2 for name, size in vars(default).items()
     }
-    assert CacheSizes(Memory(event_cache_size=Size(10 << 10))).events == 5120
-    assert CacheSizes(Memory(caches=CacheOptions(global_factor=0.01))).rooms == 400
+    assert CacheSizes(MemoryOptions(event_cache_size=Size(10 << 10))).events == 5120
+    assert CacheSizes(MemoryOptions(caches=CacheOptions(global_factor=0.01))).rooms == 400
 
 
 def test_event_cache_size_bounds_the_cached_events(

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
@@ -49,7 +49,7 @@ class CaptchaService:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         assert (method, url, only_https, redirects) == (
             "POST",
             "https://www.recaptcha.net/recaptcha/api/siteverify",
@@ -61,14 +61,14 @@ class CaptchaService:
         if isinstance(self.answer, OutboundError):
             raise self.answer
         if isinstance(self.answer, int):
-            return WebAnswer(url, self.answer, {}, b"")
+            return WebResponse(url, self.answer, {}, b"")
         if self.answer is not None:
-            return WebAnswer(url, 200, {}, self.answer)
+            return WebResponse(url, 200, {}, self.answer)
         [solution] = form["response"]
         if solution in self.right:
             self.right.remove(solution)
-            return WebAnswer(url, 200, {}, b'{"success": true, "hostname": "example.org"}')
-        return WebAnswer(
+            return WebResponse(url, 200, {}, b'{"success": true, "hostname": "example.org"}')
+        return WebResponse(
             url, 200, {}, b'{"success": false, "error-codes": ["invalid-input-response"]}'
         )
 
@@ -222,7 +222,7 @@ def test_a_failed_registration_keeps_the_use_of_its_token(
     server = TestServer(tmp_path, sqlite_database, CONFIG + CAPTCHA + rules, web=service)
     service.right |= {"solved too"}
     other, token = (
-        server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
+        server.run(server.app.login.registration.do_create_token(uses_allowed=1, seconds=None))
         for _ in range(2)
     )
     register_on_page(Browser(server), other, "carol", "solved too")

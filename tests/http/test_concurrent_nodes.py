@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from federation.rooms.engine import MAX_REBUILDS
-from storage.persist.room_writer import Appended, HeadMoved, RoomWriter
+from storage.persist.room_writer import AppendResult, HeadMoved, RoomWriter
 from tests.helpers.room_actions import all_texts, create, put_event
 from tests.helpers.server import TestServer
 
@@ -17,7 +17,7 @@ def outrun(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     left = iter(range(times))
     append = RoomWriter.append
 
-    def append_late(self: RoomWriter, *args: Any, **more: Any) -> Appended:
+    def append_late(self: RoomWriter, *args: Any, **more: Any) -> AppendResult:
         if next(left, None) is not None:
             raise HeadMoved("!room:example.org")
         return append(self, *args, **more)

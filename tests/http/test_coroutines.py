@@ -43,7 +43,7 @@ def test_a_waiting_coroutine_resumes_with_results_and_failures_in_its_own_contex
     assert seen == ["no", 2]
     third.callback(3)
     assert seen == ["no", 2, 3, "r1"]
-    assert task.has_ended
+    assert task.is_done
     assert CURRENT_REQUEST.get() is None
 
 
@@ -56,7 +56,7 @@ def test_a_chained_deferred_is_awaited() -> None:
     assert seen == []
     inner.callback(1)
     assert seen == [1, "r1"]
-    assert task.has_ended
+    assert task.is_done
 
 
 def test_cancel_cancels_the_awaited_deferred() -> None:
@@ -74,7 +74,7 @@ def test_cancel_cancels_the_awaited_deferred() -> None:
     task.cancel()
     assert len(cancelled) == 1
     assert seen == [CancelledError]
-    assert task.has_ended
+    assert task.is_done
     task.cancel()
 
 

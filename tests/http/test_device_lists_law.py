@@ -207,7 +207,7 @@ class Town:
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(actions, st.sampled_from([recent_changes.KEPT, 20]))
+@given(actions, st.sampled_from([recent_changes.MAX_CHANGES, 20]))
 @example(
     [("join", 0, 0), *[("messages", 0, 0)] * 2, ("leave", 0, 0), ("encrypt", 0, 0)], 20_000
 )  # neither did they here, though the first response ends before the user left
@@ -266,12 +266,12 @@ def test_changes_while_messages_are_pending(
         tmp_path,
         sqlite_template,
         steps,
-        20 if forgetting == "little memory" else recent_changes.KEPT,
+        20 if forgetting == "little memory" else recent_changes.MAX_CHANGES,
     )
 
 
 @pytest.mark.parametrize("leaver", [ALICE, BOB])
-@pytest.mark.parametrize("kept", [recent_changes.KEPT, 20])
+@pytest.mark.parametrize("kept", [recent_changes.MAX_CHANGES, 20])
 @pytest.mark.parametrize("change", ["device", "encrypt"])
 def test_a_changed_user_who_was_away_between_two_responses_is_in_changed(
     tmp_path: Path, sqlite_template: Path, leaver: int, kept: int, change: str
@@ -279,7 +279,7 @@ def test_a_changed_user_who_was_away_between_two_responses_is_in_changed(
     """When the response that ends after the change is made, the room is not shared; for the next
     one it was always shared."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent_changes, "KEPT", kept)
+        patch.setattr(recent_changes, "MAX_CHANGES", kept)
         town = Town(tmp_path, sqlite_template)
         for step in [
             ("join", ALICE, 0),
@@ -304,9 +304,9 @@ def test_a_changed_user_who_was_away_between_two_responses_is_in_changed(
 
 
 def live_through(folder: Path, template: Path, steps: list[Action], kept: int) -> None:
-    """`kept`: the minimum number of changes that the server keeps in memory."""
+    """`provider_state`: the minimum number of changes that the server keeps in memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent_changes, "KEPT", kept)
+        patch.setattr(recent_changes, "MAX_CHANGES", kept)
         town = Town(folder, template)
         try:
             for step in steps:

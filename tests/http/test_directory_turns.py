@@ -14,13 +14,17 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.ids import UserID
-from homeserver.commands.setup import MOST_WAITING_OF_ONE, WAITING_THREADS, waiting_threads
-from homeserver.config.ldap import LDAPProvider
+from homeserver.commands.setup import (
+    DIRECTORY_THREADS,
+    MAX_DIRECTORY_THREADS_PER_CLIENT,
+    start_directory_threads,
+)
+from homeserver.config.ldap import LDAPProviderOptions
 from homeserver.services.login.passwords import HashingThreads
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.identity import ProviderInfo
-from homeserver.services.upstream.ldap.login import Directory, DirectoryPasswords, Leavers
-from homeserver.services.upstream.ldap.types import AskedDirectory, Verdict
+from homeserver.services.upstream.ldap.login import Directory, DirectoryPasswords, RemovedUserCheck
+from homeserver.services.upstream.ldap.types import DirectoryClient, DirectoryPasswordCheck
 from storage.upstream.external_ids import ExternalIdStore
 
 SECONDS = 20
@@ -36,12 +40,12 @@ class SlowDirectory:
         self.begun = Semaphore(0)
         """Has an entry for each check."""
 
-    def check_password(self, name: str, password: str) -> Verdict:
+    def check_password(self, name: str, password: str) -> DirectoryPasswordCheck:
         self.asked.append(name)
         self.begun.release()
         if name != "quick":
             assert self.goes_on.wait(SECONDS)
-        return Verdict(None)
+        return DirectoryPasswordCheck(None)
 
 
 class PoolKeeper:
@@ -60,7 +64,7 @@ class PoolKeeper:
 @contextmanager
 def threads_of_the_server() -> Iterator[HashingThreads]:
     keeper = PoolKeeper()
-    threads = waiting_threads(cast(ReactorBase, keeper))
+    threads = start_directory_threads(cast(ReactorBase, keeper))
     try:
         yield threads
     finally:
@@ -74,9 +78,9 @@ async def test_one_address_does_not_occupy_all_threads() -> None:
         slow = SlowDirectory()
         directory = Directory(
             ProviderInfo("ldap", "ldap"),
-            LDAPProvider(uri=("ldaps://example.org",), base="dc=example"),
-            cast(AskedDirectory, slow),
-            cast(Leavers, None),
+            LDAPProviderOptions(uri=("ldaps://example.org",), base="dc=example"),
+            cast(DirectoryClient, slow),
+            cast(RemovedUserCheck, None),
         )
         passwords = DirectoryPasswords(
             threads, [directory], cast(ExternalIdStore, None), cast(UpstreamAccounts, None)
@@ -89,12 +93,15 @@ async def test_one_address_does_not_occupy_all_threads() -> None:
             # of one IPv6 subscriber
             flood = [
                 ask(f"name{number}", f"2001:db8::{number:x}")
-                for number in range(1, 5 * WAITING_THREADS)
+                for number in range(1, 5 * DIRECTORY_THREADS)
             ]
             assert await ask("quick", "10.0.0.2") is None
             # a thread of the flood may start after the response
-            assert all(slow.begun.acquire(timeout=SECONDS) for _ in range(MOST_WAITING_OF_ONE + 1))
-            assert len(slow.asked) == MOST_WAITING_OF_ONE + 1
+            assert all(
+                slow.begun.acquire(timeout=SECONDS)
+                for _ in range(MAX_DIRECTORY_THREADS_PER_CLIENT + 1)
+            )
+            assert len(slow.asked) == MAX_DIRECTORY_THREADS_PER_CLIENT + 1
         finally:
             slow.goes_on.set()
         await gatherResults(flood)

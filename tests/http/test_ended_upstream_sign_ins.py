@@ -10,13 +10,13 @@ import pytest
 from joserfc.jwk import RSAKey
 
 from federation.protocol.ids import UserID
-from homeserver.services.upstream.ended_sessions import REMEMBERED_MS
+from homeserver.services.upstream.ended_sessions import STORED_MS
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH
 from storage.engine.database import Database
 from storage.login.browser_sessions import BrowserSessionStore
 from storage.login.login_tokens import LoginTokenStore
-from storage.upstream.ended_sessions import EndedSignInStore
+from storage.upstream.ended_sessions import EndedProviderSessionStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
@@ -44,7 +44,7 @@ def server(tmp_path: Path, database: Database, provider: OpenIDProvider) -> Test
 
 
 def change(server: TestServer) -> None:
-    server.run(server.app.people.accounts.do_set_password(USER, "a new password", log_out_all=True))
+    server.run(server.app.users.accounts.do_set_password(USER, "a new password", log_out_all=True))
 
 
 def log_out_everywhere(server: TestServer) -> None:
@@ -52,8 +52,8 @@ def log_out_everywhere(server: TestServer) -> None:
 
 
 def lock(server: TestServer) -> None:
-    server.run(server.app.people.accounts.do_set_flags(USER, locked=True))
-    server.run(server.app.people.accounts.do_set_flags(USER, locked=False))
+    server.run(server.app.users.accounts.do_set_flags(USER, locked=True))
+    server.run(server.app.users.accounts.do_set_flags(USER, locked=False))
 
 
 EVENTS = [change, log_out_everywhere, lock]
@@ -240,10 +240,10 @@ def test_a_callback_that_is_being_handled_is_refused(
     late.open(provider.sign_in(open_provider(late), **ALICE, sid="p"))
     assert late.status == 400
     provider.change = lambda _: None
-    server.clock.advance(REMEMBERED_MS / 1000 + 1)
-    provider.now += REMEMBERED_MS // 1000 + 1
-    ended, now = EndedSignInStore(server.app.database), int(server.clock.seconds()) * 1000
-    assert server.run(ended.remove_old(now - REMEMBERED_MS, 10)) == 1
+    server.clock.advance(STORED_MS / 1000 + 1)
+    provider.now += STORED_MS // 1000 + 1
+    ended, now = EndedProviderSessionStore(server.app.database), int(server.clock.seconds()) * 1000
+    assert server.run(ended.remove_old(now - STORED_MS, 10)) == 1
     assert is_in(on_own_pages(server, provider))
 
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from federation.api.request import RequestContext
 from federation.protocol.errors import UserLocked
 from federation.protocol.ids import UserID
-from homeserver.services.login.credential_epoch import ProofEnded
+from homeserver.services.login.credential_epoch import AuthenticationInvalidated
 from homeserver.web.sign_in import SIGN_IN_PATH, sign_in_link
 from storage.engine.database import Database
 from storage.login.browser_sessions import BrowserSessionRow, BrowserSessionStore
@@ -97,14 +97,14 @@ async def test_a_confirmation_with_the_old_password_is_refused(
 ) -> None:
     thief = server.register()
     server.threads.meanwhile = lambda: change(server)
-    answer = thief.post(path, {**body, "auth": thief.proof()})
+    answer = thief.post(path, {**body, "auth": thief.password_auth()})
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert server.login(password=NEW).status == 200
 
 
 def test_a_password_change_is_refused_if_another_was_faster(server: AccountsServer) -> None:
     thief = server.register()
-    proof = thief.proof()
+    proof = thief.password_auth()
 
     def hashing() -> None:  # called when the old password is checked, before the new one is hashed
         server.threads.meanwhile = lambda: change(server)
@@ -116,12 +116,12 @@ def test_a_password_change_is_refused_if_another_was_faster(server: AccountsServ
 
 
 def run_change(server: TestServer) -> None:
-    server.run(server.app.people.accounts.do_set_password(ALICE, NEW, log_out_all=True))
+    server.run(server.app.users.accounts.do_set_password(ALICE, NEW, log_out_all=True))
 
 
 def run_lock(server: TestServer) -> None:
-    server.run(server.app.people.accounts.do_set_flags(ALICE, locked=True))
-    server.run(server.app.people.accounts.do_set_flags(ALICE, locked=False))
+    server.run(server.app.users.accounts.do_set_flags(ALICE, locked=True))
+    server.run(server.app.users.accounts.do_set_flags(ALICE, locked=False))
 
 
 @pytest.mark.parametrize("event", [run_change, run_lock])
@@ -198,15 +198,15 @@ async def test_operations_of_an_old_epoch_are_refused(
     server.register("alice")
     context = RequestContext("1", "GET", b"/", "127.0.0.1", {})
     programs, sessions = server.app.accounts.application_passwords, server.app.pages.sessions
-    await server.app.people.accounts.do_set_flags(ALICE, locked=True)
+    await server.app.users.accounts.do_set_flags(ALICE, locked=True)
     with pytest.raises(UserLocked):
-        await programs.do_make(ALICE, "Bot", None, era=0)
-    await server.app.people.accounts.do_set_flags(ALICE, locked=False)
-    with pytest.raises(ProofEnded):
-        await programs.do_make(ALICE, "Bot", None, era=0)
-    with pytest.raises(ProofEnded):
+        await programs.do_create(ALICE, "Bot", None, epoch=0)
+    await server.app.users.accounts.do_set_flags(ALICE, locked=False)
+    with pytest.raises(AuthenticationInvalidated):
+        await programs.do_create(ALICE, "Bot", None, epoch=0)
+    with pytest.raises(AuthenticationInvalidated):
         await sessions.do_begin(ALICE, context, 0)
-    with pytest.raises(ProofEnded):
+    with pytest.raises(AuthenticationInvalidated):
         await server.app.login.resets.do_allow(ALICE, "127.0.0.1", 0)
     assert not await server.app.login.resets.is_allowed(ALICE)
     assert await sessions.do_begin(ALICE, context, 1)

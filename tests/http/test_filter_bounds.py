@@ -21,8 +21,8 @@ def test_filters_in_use_stay_and_others_are_deleted(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that uploaded many filters is not refused for ever."""
-    monkeypatch.setattr(filters, "MOST_FILTERS", 2)
-    monkeypatch.setattr(filters, "MOST_FRESH", 1)
+    monkeypatch.setattr(filters, "MAX_FILTERS", 2)
+    monkeypatch.setattr(filters, "PROTECTED_UNUSED", 1)
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     wanted = [{"room": {"timeline": {"limit": number}}} for number in range(1, 4)]
@@ -51,7 +51,7 @@ def test_a_filter_in_use_stays_whatever_is_uploaded(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All within one day, and also for a server without a cache."""
-    monkeypatch.setattr(filters, "MOST_FILTERS", 10)
+    monkeypatch.setattr(filters, "MAX_FILTERS", 10)
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     filter_id = ok(post(alice, {"room": {"timeline": {"limit": 7}}}))["filter_id"]
@@ -96,4 +96,4 @@ def test_the_filter_cache_is_bounded(tmp_path: Path, sqlite_database: Database) 
     ]
     for filter_id in ids * 2:
         ok(alice.get(sync_path(filter=filter_id)))
-        assert 200_000 < server.app.people.filters.weight < 400_000
+        assert 200_000 < server.app.users.filters.weight < 400_000

@@ -55,7 +55,7 @@ async def make_pending_join(server: TestServer) -> tuple[User, str]:
     due_ts = int(server.clock.seconds() * 1000) + LEASE_MS
     database = server.app.database
     await database.write(
-        "stopped", AccountStore(database).add_arriving_account, carol.user_id, due_ts
+        "stopped", AccountStore(database).add_pending_auto_join, carol.user_id, due_ts
     )
     return carol, everyone
 
@@ -101,14 +101,14 @@ async def test_a_node_stops_when_its_lease_expires(
 ) -> None:
     carol, everyone = await make_pending_join(server)
     database, accounts = server.app.database, AccountStore(server.app.database)
-    await database.write("stopped", accounts.add_arriving_account, "@a:example.org", 0)
-    remove = AccountStore.remove_arriving_account
+    await database.write("stopped", accounts.add_pending_auto_join, "@a:example.org", 0)
+    remove = AccountStore.remove_pending_auto_join
 
     def remove_slowly(self: AccountStore, txn: WriteTransaction, user_id: str) -> None:
         server.clock.advance(LEASE_MS / 1000)
         remove(self, txn, user_id)
 
-    monkeypatch.setattr(AccountStore, "remove_arriving_account", remove_slowly)
+    monkeypatch.setattr(AccountStore, "remove_pending_auto_join", remove_slowly)
     assert await server.app.room_services.first_rooms.do_resume(50, at_start=True) == 1
     assert rooms_of(carol) == set()
     assert await server.app.room_services.first_rooms.do_resume(50) == 1

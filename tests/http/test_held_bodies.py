@@ -10,7 +10,7 @@ from federation.api.request import Peer
 from federation.protocol.errors import Unauthorized
 from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.http.body_budget import FREE_BYTES, MAX_SECONDS, HeldBodies
+from homeserver.http.body_budget import FREE_BYTES, MAX_SECONDS, BodyBudget
 from tests.helpers.http import Answer, Client, Connection, FakeTokens, client_for
 
 PIECE = 1 << 15
@@ -50,7 +50,7 @@ class World:
 
     def __init__(self, *, most_of_one: int = 100 * LONG, most: int = 100 * LONG) -> None:
         self.clock = Clock()
-        self.bodies = HeldBodies(self.clock, most_of_one=most_of_one, most=most)
+        self.bodies = BodyBudget(self.clock, max_per_address=most_of_one, max_total=most)
         self.signatures = Signatures()
         self.client: Client = client_for(
             [put_send, put_write],

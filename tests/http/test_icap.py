@@ -11,13 +11,18 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from homeserver.config.scanning import NotAnAddress, split_clamd
+from homeserver.config.scanning import InvalidClamdAddress, split_clamd
 from homeserver.services.plugins.hooks import FileToCheck
 from homeserver.services.scanning import connection as connections
-from homeserver.services.scanning.clamd import Clamd
-from homeserver.services.scanning.connection import Place
-from homeserver.services.scanning.icap import ICAP, Method, place_of
-from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
+from homeserver.services.scanning.clamd import ClamdScanner
+from homeserver.services.scanning.connection import ScannerAddress
+from homeserver.services.scanning.icap import ICAPScanner, Method, parse_icap_url
+from homeserver.services.scanning.scanner import (
+    CannotScan,
+    ScanFinding,
+    Scanner,
+    ScannerUnavailable,
+)
 from storage.engine.executors import InlineExecutor
 from tests.helpers.ports import free_port
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
@@ -45,7 +50,7 @@ def result(work: Coroutine[Any, Any, T]) -> T:
     return found
 
 
-async def _scan(scanner: Scanner, data: bytes) -> Finding | None:
+async def _scan(scanner: Scanner, data: bytes) -> ScanFinding | None:
     return await scanner.scan(file_of(data))
 
 
@@ -53,7 +58,7 @@ async def _version(scanner: Scanner) -> str:
     return await scanner.get_version()
 
 
-def scan(scanner: Scanner, data: bytes) -> Finding | None:
+def scan(scanner: Scanner, data: bytes) -> ScanFinding | None:
     """Return the scanner's finding for a file."""
     return result(_scan(scanner, data))
 
@@ -72,9 +77,9 @@ def scanners() -> Iterator[RunningScanners]:
 
 @pytest.mark.parametrize("method", ["RESPMOD", "REQMOD"])
 def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
-    antivirus = ICAP(scanners.icap, method, InlineExecutor(), 20)
+    antivirus = ICAPScanner(scanners.icap, method, InlineExecutor(), 20)
     assert version(antivirus).startswith("C-ICAP/")
-    found = Finding("icap", "Eicar-Test-Signature.UNOFFICIAL")
+    found = ScanFinding("icap", "Eicar-Test-Signature.UNOFFICIAL")
     for data, wanted in (
         (b"hello", None),
         (b"", None),
@@ -83,11 +88,11 @@ def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
         (EICAR + bytes(3 << 20), found),
     ):
         assert scan(antivirus, data) == wanted
-    echo = ICAP(scanners.icap_echo, method, InlineExecutor(), 20)
+    echo = ICAPScanner(scanners.icap_echo, method, InlineExecutor(), 20)
     assert [scan(echo, data) for data in (b"hello", EICAR, bytes(3 << 20))] == [None] * 3
-    missing = ICAP(scanners.icap + "-none", method, InlineExecutor(), 20)
+    missing = ICAPScanner(scanners.icap + "-none", method, InlineExecutor(), 20)
     for ask in (lambda: version(missing), lambda: scan(missing, b"hello")):
-        with pytest.raises(ScannerAway, match="404"):
+        with pytest.raises(ScannerUnavailable, match="404"):
             ask()
 
 
@@ -129,7 +134,9 @@ Script = Callable[[Talk], None]
 
 
 @contextmanager
-def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 60) -> Iterator[ICAP]:
+def scripted(
+    script: Script, method: Method = "RESPMOD", seconds: float = 60
+) -> Iterator[ICAPScanner]:
     """A server that does this with each connection."""
     listening = socket.create_server(("127.0.0.1", 0))
     faults: list[BaseException] = []
@@ -151,7 +158,7 @@ def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 60) ->
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield ICAP(
+        yield ICAPScanner(
             f"icap://127.0.0.1:{listening.getsockname()[1]}/scan", method, InlineExecutor(), seconds
         )
     finally:
@@ -210,7 +217,7 @@ FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n\r\n"
 )
 def test_answers(answer: bytes, found: str | None) -> None:
     with scripted(says(answer)) as scanner:
-        assert scan(scanner, b"hello") == (None if found is None else Finding("icap", found))
+        assert scan(scanner, b"hello") == (None if found is None else ScanFinding("icap", found))
 
 
 def test_an_answer_to_a_request() -> None:
@@ -219,7 +226,7 @@ def test_an_answer_to_a_request() -> None:
     ) as scanner:
         assert scan(scanner, b"hello") is None
     with scripted(says(modified(FORBIDDEN, b"hello")), "REQMOD") as scanner:
-        assert scan(scanner, b"hello") == Finding("icap", "refused")
+        assert scan(scanner, b"hello") == ScanFinding("icap", "refused")
 
 
 def test_an_empty_file_that_comes_back() -> None:
@@ -232,19 +239,19 @@ def test_an_empty_file_that_comes_back() -> None:
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
-        (b"", ScannerAway),
-        (b"HTTP/1.1 200 OK\r\n\r\n", ScannerAway),
-        (b"ICAP/1.0 many\r\n\r\n", ScannerAway),
-        (b"ICAP/1.0 503 Overloaded\r\n\r\n", ScannerAway),
+        (b"", ScannerUnavailable),
+        (b"HTTP/1.1 200 OK\r\n\r\n", ScannerUnavailable),
+        (b"ICAP/1.0 many\r\n\r\n", ScannerUnavailable),
+        (b"ICAP/1.0 503 Overloaded\r\n\r\n", ScannerUnavailable),
         (b"ICAP/1.0 413 Too large\r\n\r\n", CannotScan),
-        (b"ICAP/1.0 200 OK\r\n" + b"X: y\r\n" * 200, ScannerAway),
-        (b"ICAP/1.0 200 OK\r\n" + b"X" * 200_000, ScannerAway),
-        (modified(OK, b"hello")[:-20], ScannerAway),
+        (b"ICAP/1.0 200 OK\r\n" + b"X: y\r\n" * 200, ScannerUnavailable),
+        (b"ICAP/1.0 200 OK\r\n" + b"X" * 200_000, ScannerUnavailable),
+        (modified(OK, b"hello")[:-20], ScannerUnavailable),
         (
             b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n"
             + OK
             + b"zz\r\nhello\r\n",
-            ScannerAway,
+            ScannerUnavailable,
         ),
     ],
 )
@@ -267,9 +274,9 @@ def test_a_server_that_is_silent() -> None:
 
 
 def test_an_unreachable_scanner_is_reported_as_away() -> None:
-    scanner = ICAP(f"icap://127.0.0.1:{free_port()}/scan", "RESPMOD", InlineExecutor(), 5)
+    scanner = ICAPScanner(f"icap://127.0.0.1:{free_port()}/scan", "RESPMOD", InlineExecutor(), 5)
     for ask in (lambda: version(scanner), lambda: scan(scanner, b"hello")):
-        with pytest.raises(ScannerAway):
+        with pytest.raises(ScannerUnavailable):
             ask()
 
 
@@ -302,13 +309,13 @@ def test_a_server_that_answers_without_reading_on() -> None:
         # what is sent after its end may undo its answer on the way, which then counts for nothing
         try:
             found = scan(scanner, bytes(8 << 20))
-        except ScannerAway:
+        except ScannerUnavailable:
             return
-        assert found == Finding("icap", "Worm")
+        assert found == ScanFinding("icap", "Worm")
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MOST_EARLY", 1 << 20)
+    monkeypatch.setattr(connections, "MAX_EARLY_BYTES", 1 << 20)
     ended = threading.Event()
 
     def script(talk: Talk) -> None:
@@ -334,7 +341,7 @@ def test_the_version_is_what_the_server_says() -> None:
         assert [version(scanner), version(scanner)] == ['Test "one"', 'Test "two"']
     with (
         scripted(lambda talk: talk.say(OPTIONS % b"x"), "REQMOD") as scanner,
-        pytest.raises(ScannerAway, match="REQMOD"),
+        pytest.raises(ScannerUnavailable, match="REQMOD"),
     ):
         version(scanner)
 
@@ -344,7 +351,7 @@ def test_the_version_is_what_the_server_says() -> None:
 )
 def test_addresses_of_no_icap_server(url: str) -> None:
     with pytest.raises(ValueError, match=r"icap|Port"):
-        place_of(url)
+        parse_icap_url(url)
 
 
 def test_what_is_not_clamd() -> None:
@@ -353,10 +360,12 @@ def test_what_is_not_clamd() -> None:
         talk.say(b"SSH-2.0-OpenSSH\0")
 
     with scripted(script) as other:
-        clamd = Clamd(Place(host="127.0.0.1", port=other._place.port), InlineExecutor(), 5)
-        with pytest.raises(ScannerAway, match="is not clamd"):
+        clamd = ClamdScanner(
+            ScannerAddress(host="127.0.0.1", port=other._place.port), InlineExecutor(), 5
+        )
+        with pytest.raises(ScannerUnavailable, match="is not clamd"):
             version(clamd)
-        with pytest.raises(ScannerAway, match="SSH"):
+        with pytest.raises(ScannerUnavailable, match="SSH"):
             scan(clamd, b"hello")
 
 
@@ -364,5 +373,5 @@ def test_what_is_not_clamd() -> None:
     "address", ["unix:relative", "unix:", "tcp:host", "tcp::1", "host:1", "tcp:host:x"]
 )
 def test_addresses_of_no_clamd(address: str) -> None:
-    with pytest.raises(NotAnAddress):
+    with pytest.raises(InvalidClamdAddress):
         split_clamd(address)

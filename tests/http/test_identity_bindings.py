@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from federation.protocol.request_signing import encode_request, parse_authorization
 from federation.protocol.signing import SigningKey
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
-from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids.identity_bindings import IdentityBindingRow, IdentityBindingStore
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
@@ -47,21 +47,21 @@ class IdentityServer:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         content = json.loads(body)
         self.requests.append((url, dict(headers)["Authorization"], content))
         if isinstance(self.answer, OutboundError):
             raise self.answer
         if self.answer is not None:
-            return WebAnswer(url, self.answer[0], {}, self.answer[1])
+            return WebResponse(url, self.answer[0], {}, self.answer[1])
         if url == f"{URL}/_matrix/identity/v2/3pid/bind":
             self.bound.append(content)
-            return WebAnswer(
+            return WebResponse(
                 url, 200, {}, json.dumps({**ADDRESS, "mxid": content["mxid"], "ts": 1}).encode()
             )
         assert url == f"{URL}/_matrix/identity/v2/3pid/unbind"
         self.bound = [each for each in self.bound if each["mxid"] != content["mxid"]]
-        return WebAnswer(url, 200, {}, b"{}")
+        return WebResponse(url, 200, {}, b"{}")
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def deactivate(user: User) -> Any:
 def unbind_due(server: TestServer, minutes: int) -> int:
     """Advance the clock, then run the job."""
     server.clock.advance(60 * minutes)
-    return server.run(server.app.people.bindings.do_unbind_due(10))
+    return server.run(server.app.users.bindings.do_unbind_due(10))
 
 
 def test_a_deactivated_account_is_unbound(
@@ -298,7 +298,7 @@ def test_a_removed_address_is_unbound_once_the_identity_server_is_back(
             browser.post(form.action, form.fields)
         case "administrator":
             root = server.register("root")
-            server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+            server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
             assert (
                 root.put(f"/_synapse/admin/v2/users/{alice.user_id}", {"threepids": []}).status
                 == 200
@@ -349,7 +349,7 @@ async def test_a_binding_added_after_the_deactivation_is_due_at_once(database: D
     await database.write(
         "t", lambda txn: accounts.set_deactivated(txn, "@a:example.org", 2, erase=False)
     )
-    row = BindingRow("@a:example.org", "email", "a@example.com", HOST)
+    row = IdentityBindingRow("@a:example.org", "email", "a@example.com", HOST)
     await database.write("bind", store.add_binding, row)
     assert await store.take_due(3, lambda _: 1) == row
 

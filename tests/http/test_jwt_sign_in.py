@@ -104,9 +104,9 @@ def test_invalid_names_and_unusable_accounts_are_refused(server: TestServer) -> 
     assert login(server, token(sub="not a name")).errcode == "M_INVALID_USERNAME"
     assert login(server, token(sub="_bridge")).errcode == "M_INVALID_USERNAME"
     alice = server.register("alice")
-    server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
+    server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
     assert login(server, token()).errcode == "M_USER_LOCKED"
-    server.run(server.app.people.deactivation.do_deactivate(alice.user_id, erase=False))
+    server.run(server.app.users.deactivation.do_deactivate(alice.user_id, erase=False))
     assert login(server, token()).errcode == "M_USER_DEACTIVATED"
 
 
@@ -150,8 +150,8 @@ def test_an_expired_account_is_refused(tmp_path: Path, sqlite_database: Database
     )
     user_id = UserID(login(server, token()).json["user_id"])
     server.run(
-        server.app.accounts.renewals.do_set_end(
-            user_id, 1, letter=False, by=UserID("@root:example.org")
+        server.app.accounts.renewals.do_set_expiry(
+            user_id, 1, sends_email=False, by=UserID("@root:example.org")
         )
     )
     assert login(server, token()).errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.encryption.key_backups import KEYS_AT_ONCE, LARGEST_KEY
-from storage.encryption.key_backups import MOST_BACKUPS, KeyBackupStore
+from homeserver.services.encryption.key_backups import KEYS_PER_BATCH, MAX_SESSION_DATA_BYTES
+from storage.encryption.key_backups import MAX_BACKUPS, KeyBackupStore
 from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 
@@ -61,12 +61,12 @@ def test_versions(alice: User, version: str) -> None:
 
 
 def test_a_user_has_a_bounded_number_of_backups(alice: User, version: str) -> None:
-    for _ in range(MOST_BACKUPS - 1):
+    for _ in range(MAX_BACKUPS - 1):
         assert alice.post(f"{KEYS}/version", DEFINITION).status == 200
     refused = alice.post(f"{KEYS}/version", DEFINITION)
     assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
     assert alice.delete(f"{KEYS}/version/{version}").status == 200
-    assert alice.post(f"{KEYS}/version", DEFINITION).json["version"] == str(MOST_BACKUPS + 1)
+    assert alice.post(f"{KEYS}/version", DEFINITION).json["version"] == str(MAX_BACKUPS + 1)
 
 
 def test_no_backup_at_all(alice: User) -> None:
@@ -101,7 +101,7 @@ def test_keys_in_all_forms(alice: User, version: str) -> None:
     assert alice.delete(f"{KEYS}/keys?version={version}").json == {"etag": "6", "count": 0}
 
 
-@pytest.mark.parametrize("number", [1, KEYS_AT_ONCE, KEYS_AT_ONCE + 1, 2 * KEYS_AT_ONCE + 50])
+@pytest.mark.parametrize("number", [1, KEYS_PER_BATCH, KEYS_PER_BATCH + 1, 2 * KEYS_PER_BATCH + 50])
 def test_a_long_backup_is_streamed_in_pieces_and_complete(
     alice: User, version: str, number: int
 ) -> None:
@@ -112,7 +112,7 @@ def test_a_long_backup_is_streamed_in_pieces_and_complete(
     assert alice.put(f"{KEYS}/keys?version={version}", {"rooms": rooms}).status == 200
     answer = alice.get(f"{KEYS}/keys?version={version}")
     assert answer.json == {"rooms": rooms}
-    assert ("transfer-encoding" in answer.headers) == (number > KEYS_AT_ONCE)
+    assert ("transfer-encoding" in answer.headers) == (number > KEYS_PER_BATCH)
     for room_id, room in rooms.items():
         assert alice.get(f"{KEYS}/keys/{room_id}?version={version}").json == room
     assert alice.get(f"{KEYS}/keys/{OTHER}?version={version}").json == {"sessions": {}}
@@ -125,7 +125,7 @@ def test_an_empty_backup(alice: User, version: str) -> None:
 
 
 def test_the_data_of_a_session_is_bounded(alice: User, version: str) -> None:
-    rooms = {ROOM: {"sessions": {"s1": key(), "s2": key(data="x" * LARGEST_KEY)}}}
+    rooms = {ROOM: {"sessions": {"s1": key(), "s2": key(data="x" * MAX_SESSION_DATA_BYTES)}}}
     answer = alice.put(f"{KEYS}/keys?version={version}", {"rooms": rooms})
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert alice.get(f"{KEYS}/keys?version={version}").json == {"rooms": {}}
@@ -188,9 +188,9 @@ def test_the_stored_part_of_a_refused_request_counts(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of very many keys, some are written before the backup turns out to be full."""
-    monkeypatch.setattr("storage.encryption.key_backups.PUT_AT_ONCE", 2)
-    monkeypatch.setattr("homeserver.services.encryption.key_backups.PUT_AT_ONCE", 2)
-    monkeypatch.setattr(KeyBackupStore.__init__, "__kwdefaults__", {"most_keys": 2})
+    monkeypatch.setattr("storage.encryption.key_backups.PUT_CHUNK", 2)
+    monkeypatch.setattr("homeserver.services.encryption.key_backups.PUT_CHUNK", 2)
+    monkeypatch.setattr(KeyBackupStore.__init__, "__kwdefaults__", {"max_keys": 2})
     server = TestServer(
         tmp_path, sqlite_database, "rc_key_backup_bytes: {per_second: 1000, burst_count: 20000}\n"
     )

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
-from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
-from storage.encryption.one_time_keys import KeyOf
+from homeserver.services.encryption.one_time_key_counts import OneTimeKeyCounts
+from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeyCountsChanged, KeysClaimed
+from storage.encryption.one_time_keys import KeyRequest
 from storage.engine.database import SQLiteConfig
 from storage.engine.streams import Change, Stage, Streams, Topic
 from tests.helpers.databases import open_inline
@@ -37,7 +37,7 @@ class Disk:
     def __init__(self) -> None:
         self.streams = Streams()
         self.head = 0
-        self.left: dict[KeyOf, list[int]] = {owner: [2] for owner in OWNERS}
+        self.left: dict[KeyRequest, list[int]] = {owner: [2] for owner in OWNERS}
         """The count at each position."""
         self.unheard: list[tuple[int, Change | None]] = []
         """Commits by position; None if another process made it."""
@@ -54,24 +54,28 @@ class Disk:
         return await answer
 
     def commit(
-        self, changed: Mapping[KeyOf, int], topic: Topic, detail: object, users: tuple[str, ...]
+        self,
+        changed: Mapping[KeyRequest, int],
+        topic: Topic,
+        detail: object,
+        users: tuple[str, ...],
     ) -> None:
         self.head += 1
         for owner, left in self.left.items():
             left.append(changed.get(owner, left[-1]))
-        user_id = users[0] if isinstance(detail, KeysLeft) or detail is None else None
+        user_id = users[0] if isinstance(detail, KeyCountsChanged) or detail is None else None
         self.unheard.append(
             (self.head, Change(self.head, topic, user_id=user_id, detail=detail, user_ids=users))
         )
 
-    def claim(self, owners: list[KeyOf], *, elsewhere: bool) -> None:
+    def claim(self, owners: list[KeyRequest], *, elsewhere: bool) -> None:
         taken = [owner for owner in owners if self.left[owner][-1]]
         after = {owner: self.left[owner][-1] - 1 for owner in taken}
         self.commit(after, Topic.KEY_COUNT, KeysClaimed(taken), tuple(user for user, _, _ in taken))
         if elsewhere:
             self.unheard[-1] = (self.head, None)
 
-    def upload(self, owner: KeyOf) -> None:
+    def upload(self, owner: KeyRequest) -> None:
         after = {owner: self.left[owner][-1] + 2}
         user_id, device_id, _ = owner
         counts = {
@@ -79,7 +83,9 @@ class Disk:
             for each, left in self.left.items()
             if each[:2] == owner[:2] and after.get(each, left[-1])
         }
-        self.commit(after, Topic.KEY_COUNT, KeysLeft(device_id, KeyCounts(counts, ())), (user_id,))
+        self.commit(
+            after, Topic.KEY_COUNT, KeyCountsChanged(device_id, KeyCounts(counts, ())), (user_id,)
+        )
 
     def hear(self) -> None:
         """Deliver the next commit of this process, and those of other processes before it; or a
@@ -97,7 +103,7 @@ class Disk:
 class Asking:
     """A device that requests its counts."""
 
-    def __init__(self, disk: Disk, counts: KeyCountsInMemory, device: tuple[str, str]) -> None:
+    def __init__(self, disk: Disk, counts: OneTimeKeyCounts, device: tuple[str, str]) -> None:
         self._disk = disk
         self._device = device
         self._from = disk.streams.current()
@@ -127,7 +133,7 @@ steps = st.lists(
         ),
         st.tuples(
             st.sampled_from(["hear", "hear all", "answer first", "answer last"]),
-            st.just(list[KeyOf]()),
+            st.just(list[KeyRequest]()),
         ),
     ),
     min_size=20,
@@ -138,10 +144,10 @@ steps = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(steps)
 def test_a_count_is_no_older_than_the_last_change_seen_before_the_request(
-    steps: list[tuple[str, list[KeyOf]]],
+    steps: list[tuple[str, list[KeyRequest]]],
 ) -> None:
     disk = Disk()
-    counts = KeyCountsInMemory(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
+    counts = OneTimeKeyCounts(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
     asking: list[Asking] = []
     for step, of in [*steps, ("hear all", [])]:
         match step:
@@ -181,7 +187,7 @@ def test_a_count_is_no_older_than_the_last_change_seen_before_the_request(
 
 def test_counts_that_nobody_reads_are_evicted() -> None:
     streams = Streams()
-    counts = KeyCountsInMemory(streams, cast("DeviceKeyStore", None), capacity=2)
+    counts = OneTimeKeyCounts(streams, cast("DeviceKeyStore", None), capacity=2)
     tracemalloc.start()
     try:
         for number in range(1, 20_000):
@@ -190,7 +196,7 @@ def test_counts_that_nobody_reads_are_evicted() -> None:
         assert tracemalloc.get_traced_memory()[0] < 1 << 20
     finally:
         tracemalloc.stop()
-    assert counts.find("@u1-1:example.org", "DEVICE") is None
+    assert counts.get_cached("@u1-1:example.org", "DEVICE") is None
 
 
 def test_a_claim_that_was_read_before_its_notification_is_counted_once(
@@ -205,10 +211,10 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     told: list[Change] = []
     meanwhile.streams.subscribe(told.extend, stage=Stage.NOTIFY)
     wish = (bob.user_id, bob.device_id, "signed_curve25519")
-    readers: list[KeyCountsInMemory] = []
+    readers: list[OneTimeKeyCounts] = []
     for left in (2, 1, 0):
-        server.run(DeviceKeyStore(meanwhile).do_claim([wish], 0))
-        readers.append(KeyCountsInMemory(database.streams, store, capacity=10))
+        server.run(DeviceKeyStore(meanwhile).claim_in_chunks([wish], 0))
+        readers.append(OneTimeKeyCounts(database.streams, store, capacity=10))
         counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
         assert counts.one_time == {wish[2]: left}, "it was read but not announced yet"
         database.streams.publish(told, told[-1].position)

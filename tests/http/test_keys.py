@@ -14,7 +14,7 @@ from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.api.requester import Requester
 from homeserver.services.encryption.device_keys import KeyUpload
-from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from homeserver.services.encryption.one_time_key_counts import OneTimeKeyCounts
 from storage.encryption.device_keys import DeviceKeyStore, KeyCounts
 from storage.engine.database import Database, SQLiteConfig
 from storage.engine.streams import Change, Stage
@@ -558,7 +558,7 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     wish = (bob.user_id, bob.device_id, "signed_curve25519")
 
     def claim() -> None:
-        server.run(DeviceKeyStore(other).do_claim([wish], 0))
+        server.run(DeviceKeyStore(other).claim_in_chunks([wish], 0))
         if elsewhere:
             database.streams.advance_to(told[-1].position)
         else:
@@ -566,7 +566,7 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
         told.clear()
 
     store = ClaimedMeanwhile(database, claim)
-    counts = KeyCountsInMemory(database.streams, store, capacity=10)
+    counts = OneTimeKeyCounts(database.streams, store, capacity=10)
     for left in (4, 3, 2):
         assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
     assert store.reads == 3

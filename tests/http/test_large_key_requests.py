@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.devices.local_devices import SHOWN_AT_ONCE
+from federation.devices.local_devices import USERS_PER_TURN
 from homeserver.services.encryption.device_keys import present_keys
-from homeserver.services.encryption.key_queries import MOST_KEYS, MOST_USERS
+from homeserver.services.encryption.key_queries import MAX_KEYS, MAX_USERS
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.published_keys import PublishedKeys
 from storage.engine.database import Database
-from storage.engine.postgres_statements import NOT_TEXT
+from storage.engine.postgres_statements import NUL_SUBSTITUTE
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, upload
 from tests.helpers.server import TestServer, User
 
@@ -60,7 +60,7 @@ def test_ids_that_the_database_cannot_distinguish_do_not_get_the_same_key(
         "type": "m.login.password",
         "identifier": who,
         "password": "wonderland",
-        "device_id": f"D{NOT_TEXT}",
+        "device_id": f"D{NUL_SUBSTITUTE}",
     }
     phone = User(server, server.post(f"{V3}/login", login).json)
     upload(phone, one_time_keys=one_time_keys("a", "b"))
@@ -116,7 +116,7 @@ def test_a_query_that_names_very_many_devices_delays_nobody() -> None:
 async def test_nor_does_such_a_query_of_another_server(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = server.app.federation_out.own_devices
+    own = server.app.outgoing_federation.own_devices
     published = PublishedKeys({"@bob:example.org": MANY_DEVICES})
 
     async def get_published(*_: object, **__: object) -> PublishedKeys:
@@ -131,10 +131,10 @@ async def test_nor_does_such_a_query_of_another_server(
 
 def test_queries_and_claims_are_bounded(server: TestServer) -> None:
     alice = server.register("alice")
-    many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(MOST_USERS + 1)}
+    many: dict[str, list[str]] = {f"@p{n}:example.org": [] for n in range(MAX_USERS + 1)}
     question = alice.post(f"{V3}/keys/query", {"device_keys": many})
     assert (question.status, question.json["errcode"]) == (400, "M_INVALID_PARAM")
-    claims = {alice.user_id: {f"D{n}": "x" for n in range(MOST_KEYS + 1)}}
+    claims = {alice.user_id: {f"D{n}": "x" for n in range(MAX_KEYS + 1)}}
     refused = alice.post(f"{V3}/keys/claim", {"one_time_keys": claims})
     assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")
 
@@ -180,11 +180,11 @@ def test_other_requests_are_served_while_another_server_queries_very_many(
     alice = server.register("alice")
     upload(alice, device_keys=identity_keys(alice)[1])
     wanted: dict[str, list[str]] = {
-        f"@u{number}:example.org": [] for number in range(2 * SHOWN_AT_ONCE)
+        f"@u{number}:example.org": [] for number in range(2 * USERS_PER_TURN)
     }
     wanted[alice.user_id] = []
     found: list[Any] = []
-    Deferred.fromCoroutine(server.app.federation_out.own_devices.get_keys(wanted)).addCallback(
+    Deferred.fromCoroutine(server.app.outgoing_federation.own_devices.get_keys(wanted)).addCallback(
         found.append
     )
     assert found == []

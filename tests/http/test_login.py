@@ -8,7 +8,7 @@ import pytest
 from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
 from homeserver.config.limits import LoginLimits
-from homeserver.services.login.sessions import Lifetimes
+from homeserver.services.login.sessions import TokenLifetimes
 from storage.accounts.accounts import AccountRow
 from storage.accounts.audit import AuditStore
 from storage.engine.database import Database
@@ -16,7 +16,7 @@ from tests.helpers.accounts import AccountsServer, User
 from tests.helpers.http import Answer, Pending
 
 HOUR = 3_600_000
-BRIEF = Lifetimes(
+BRIEF = TokenLifetimes(
     refreshable_access_token=60_000,
     refresh_token=HOUR,
     nonrefreshable_access_token=600_000,

@@ -19,7 +19,7 @@ def server(database: Database) -> AccountsServer:
 
 
 def request_token(user: User) -> str:
-    answer = user.post(GET_TOKEN, {"auth": user.proof()})
+    answer = user.post(GET_TOKEN, {"auth": user.password_auth()})
     assert answer.status == 200, answer.body
     assert answer.json["expires_in_ms"] == 120_000
     return str(answer.json["login_token"])
@@ -75,11 +75,13 @@ def test_the_end_of_all_sessions_revokes_tokens(server: AccountsServer, ending: 
         assert alice.post("logout/all", {}).status == 200
     elif ending == "password":
         assert (
-            alice.post("account/password", {"new_password": "glass", "auth": alice.proof()}).status
+            alice.post(
+                "account/password", {"new_password": "glass", "auth": alice.password_auth()}
+            ).status
             == 200
         )
     else:
-        assert alice.post("account/deactivate", {"auth": alice.proof()}).status == 200
+        assert alice.post("account/deactivate", {"auth": alice.password_auth()}).status == 200
     assert login(server, token).status == 403
 
 
@@ -91,7 +93,7 @@ def test_a_new_password_revokes_earlier_tokens(
     server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=confirmed)
     alice = server.register()
     token = request_token(alice)
-    change = {"new_password": "glass", "logout_devices": log_out, "auth": alice.proof()}
+    change = {"new_password": "glass", "logout_devices": log_out, "auth": alice.password_auth()}
     assert alice.post("account/password", change).status == 200
     answer = login(server, token)
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
@@ -105,7 +107,7 @@ def test_no_token_is_issued_while_the_session_ends(
 ) -> None:
     server = AccountsServer(database, login_tokens=True, login_tokens_confirmed=False)
     alice = server.register()
-    is_program = type(server.application_passwords).is_program
+    is_program = type(server.application_passwords).is_application_session
 
     async def end_session_first(self: ApplicationPasswords, caller: Requester) -> bool:
         monkeypatch.undo()
@@ -119,7 +121,7 @@ def test_no_token_is_issued_while_the_session_ends(
             await server.deactivation.do_deactivate(alice.id, erase=False)
         return await is_program(self, caller)
 
-    monkeypatch.setattr(ApplicationPasswords, "is_program", end_session_first)
+    monkeypatch.setattr(ApplicationPasswords, "is_application_session", end_session_first)
     answer = alice.post(GET_TOKEN, {})
     assert (answer.status, "login_token" in answer.json) == (401, False)
 
@@ -156,6 +158,6 @@ def test_malformed_tokens_are_refused(server: AccountsServer) -> None:
 def test_tokens_can_be_disabled(database: Database) -> None:
     server = AccountsServer(database)
     alice = server.register()
-    assert alice.post(GET_TOKEN, {"auth": alice.proof()}).errcode == "M_FORBIDDEN"
+    assert alice.post(GET_TOKEN, {"auth": alice.password_auth()}).errcode == "M_FORBIDDEN"
     assert alice.get("capabilities").json["capabilities"]["m.get_login_token"] == {"enabled": False}
     assert server.request("GET", "login").json["flows"] == [{"type": "m.login.password"}]

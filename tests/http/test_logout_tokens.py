@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from homeserver.services.upstream.oidc.tokens import LEEWAY, LOGOUT_EVENT, OLDEST_LOGOUT
+from homeserver.services.upstream.oidc.tokens import LEEWAY, LOGOUT_EVENT, MAX_LOGOUT_TOKEN_AGE
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CONFIG, LOGOUT, TEMPLATES, OpenIDProvider
@@ -93,7 +93,7 @@ def test_used_logout_tokens_are_stored_until_they_expire(
         )
     assert count() == 3
     for seconds, left in (
-        (OLDEST_LOGOUT + 1, 4),
+        (MAX_LOGOUT_TOKEN_AGE + 1, 4),
         (LEEWAY, 2),
     ):  # the clock of another node may be behind
         linked.clock.advance(seconds)

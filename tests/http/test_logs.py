@@ -13,7 +13,7 @@ from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site
-from homeserver.observe.access import AccessLines, mask_secrets
+from homeserver.observe.access import FormattedAccessLog, mask_secrets
 from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
 from homeserver.observe.logs import MAX_BUFFERED_LINES, JsonObserver, LogFile, TextObserver
 from homeserver.observe.metrics import HttpMetrics
@@ -35,7 +35,7 @@ def _logged(
         Router([endpoints], {Bell: bell}, guard=Guard(RateLimiter(clock, {}), tokens=TOKENS)),
         clock,
         metrics=HttpMetrics(CollectorRegistry()),
-        access_log=AccessLines(
+        access_log=FormattedAccessLog(
             lines.append,
             lambda make: lines.append(make()),
             as_json=as_json,
@@ -69,15 +69,15 @@ def test_an_access_line_is_structured_and_contains_no_token(bell: Bell) -> None:
 def test_buffered_lines_are_written_in_order_and_their_number_is_bounded() -> None:
     output = StringIO()
     file = LogFile(output)
-    file.write_soon(lambda: "one\n")
-    file.write_soon(lambda: "two\n")
+    file.write_later(lambda: "one\n")
+    file.write_later(lambda: "two\n")
     assert output.getvalue() == ""
     file.write("loud\n")
-    file.write_soon(lambda: "three\n")
+    file.write_later(lambda: "three\n")
     file.flush()
     assert output.getvalue() == "one\ntwo\nloud\nthree\n"
     for _ in range(MAX_BUFFERED_LINES + 1):
-        file.write_soon(lambda: "more\n")
+        file.write_later(lambda: "more\n")
     assert output.getvalue().count("more") == MAX_BUFFERED_LINES + 1
 
 

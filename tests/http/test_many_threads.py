@@ -65,13 +65,13 @@ class Reader:
 
 @pytest.fixture
 def reader(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    monkeypatch.setattr(receipts, "MOST_THREADS", KEPT)
-    monkeypatch.setattr(receipt_cache, "FEW", KEPT - 1)  # always less than that
+    monkeypatch.setattr(receipts, "MAX_THREADS", KEPT)
+    monkeypatch.setattr(receipt_cache, "MAX_CACHED_PER_ROOM", KEPT - 1)  # always less than that
     return Reader(TestServer(tmp_path, database), 8)
 
 
 def test_a_room_whose_receipts_are_kept_in_memory_has_fewer_than_go() -> None:
-    assert receipt_cache.FEW < receipts.MOST_THREADS
+    assert receipt_cache.MAX_CACHED_PER_ROOM < receipts.MAX_THREADS
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])

@@ -78,7 +78,7 @@ def _redact(user: User, room_id: str, event_id: str) -> None:
 
 def _follow(server: TestServer) -> None:
     server.clock.advance(61)  # what was fetched from the past is looked for only now and then
-    while server.run(server.app.media.upkeep.references.do_follow(1000)):
+    while server.run(server.app.media.upkeep.references.do_track(1000)):
         pass
 
 

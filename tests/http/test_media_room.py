@@ -148,7 +148,7 @@ def test_clients_are_sent_to_where_the_file_is(
         asked.append((type, disposition))
         return "https://store.example/tea"
 
-    monkeypatch.setattr(alice.server.app.media.contents, "get_address", elsewhere)
+    monkeypatch.setattr(alice.server.app.media.contents, "get_url", elsewhere)
     answer = alice.get(f"{DOWNLOAD}{address}/my%20tea.txt")
     assert (answer.status, answer.headers["location"]) == (307, "https://store.example/tea")
     assert answer.headers["cache-control"] == "no-store"
@@ -169,7 +169,7 @@ def test_old_clients_are_sent_there_when_they_allow_it(
     async def elsewhere(_hash: bytes, _type: str, _disposition: str) -> str:
         return "https://store.example/tea"
 
-    monkeypatch.setattr(server.app.media.contents, "get_address", elsewhere)
+    monkeypatch.setattr(server.app.media.contents, "get_url", elsewhere)
     path = f"/_matrix/media/v3/download/{address}"
     assert server.get(path).status == 200
     assert server.get(f"{path}?allow_redirect=true").status == 307

@@ -14,24 +14,24 @@ from twisted.internet.task import Clock
 from federation.protocol.errors import CannotThumbnail, LimitExceeded
 from homeserver.services.media import image_worker, image_workers
 from homeserver.services.media.image_worker import MAX_FRAMES
-from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
+from homeserver.services.media.image_workers import JOB_SECONDS, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import (
+    ASPECT_STEPS,
     LADDER,
-    MOST_KEPT,
-    PROPORTIONS,
-    REMEMBERED_SECONDS,
+    MAX_STORED,
+    NO_IMAGE_SECONDS,
     Method,
     Thumbnails,
     ThumbnailSize,
     choose,
     round_up,
 )
-from homeserver.services.subprocesses.worker_processes import MOST_WAITING
+from homeserver.services.subprocesses.worker_processes import MAX_WAITING
 from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
-from storage.media.media import Content
+from storage.media.media import MediaContent
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
@@ -123,7 +123,7 @@ def test_sizes_are_few_and_no_smaller_than_what_is_asked_for() -> None:
         size[0] >= wanted[0] and size[1] >= wanted[1]
         for size, wanted in zip(sizes, asked, strict=True)
     )
-    assert len(set(sizes)) <= len(LADDER) * (2 * PROPORTIONS - 1)
+    assert len(set(sizes)) <= len(LADDER) * (2 * ASPECT_STEPS - 1)
 
 
 @pytest.mark.parametrize("method", ["crop", "scale"])
@@ -226,9 +226,11 @@ def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
 def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(64, 64))
     sizes = [
-        (step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)
+        (step, step * part // ASPECT_STEPS)
+        for step in LADDER
+        for part in range(1, ASPECT_STEPS + 1)
     ]
-    for size in sizes[: MOST_KEPT + 5]:
+    for size in sizes[: MAX_STORED + 5]:
         assert _thumbnail(alice, file, *size, "&method=crop").status == 200
     assert (
         len(
@@ -238,7 +240,7 @@ def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
                 if path.is_file()
             ]
         )
-        == MOST_KEPT
+        == MAX_STORED
     )
 
 
@@ -323,10 +325,10 @@ def test_a_film_is_no_moving_picture(alice: User) -> None:
 # Processes, and who waits for them.
 
 
-async def _content(files: MediaFiles, data: bytes) -> Content:
+async def _content(files: MediaFiles, data: bytes) -> MediaContent:
     stored = await files.add(io.BytesIO(data))
     await files.settle(stored)
-    return Content(stored.hash, stored.size, "image/png", None)
+    return MediaContent(stored.hash, stored.size, "image/png", None)
 
 
 def test_thumbnails_that_take_long_keep_no_upload_waiting(
@@ -348,8 +350,8 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
-    seconds = count(0, SECONDS_A_JOB)
-    workers = ImageWorkers(InlineExecutor(), spent=lambda _: next(seconds))
+    seconds = count(0, JOB_SECONDS)
+    workers = ImageWorkers(InlineExecutor(), cpu_time=lambda _: next(seconds))
     job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
     assert (await workers.run(job)).kind == "unknown"
     workers.close()
@@ -361,8 +363,8 @@ async def test_of_what_ended_its_process_nothing_is_remembered(
     files = MediaFiles(tmp_path, InlineExecutor(), Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
-    times = iter([0.0, SECONDS_A_JOB])  # the first takes too long
-    workers = ImageWorkers(InlineExecutor(), spent=lambda _: next(times, 0.0))
+    times = iter([0.0, JOB_SECONDS])  # the first takes too long
+    workers = ImageWorkers(InlineExecutor(), cpu_time=lambda _: next(times, 0.0))
     thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
     with pytest.raises(CannotThumbnail):
         await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)
@@ -380,7 +382,7 @@ def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path
     ]
     kept.write_bytes(b"no image\n\n")
     assert _thumbnail(alice, file, 96, 96).status == 400
-    day_ago = time.time() - REMEMBERED_SECONDS - 1
+    day_ago = time.time() - NO_IMAGE_SECONDS - 1
     os.utime(kept, (day_ago, day_ago))
     assert _thumbnail(alice, file, 96, 96).status == 200
     assert kept.read_bytes().startswith(b"made")
@@ -390,7 +392,7 @@ async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
     executor = ManualExecutor()
     workers = ImageWorkers(executor)
     job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
-    waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MOST_WAITING)]
+    waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MAX_WAITING)]
     with pytest.raises(LimitExceeded):
         await workers.run(job)
     executor.run_queued()

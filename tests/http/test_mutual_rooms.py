@@ -4,7 +4,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from homeserver.services.rooms.mutual_rooms import PAGE
+from homeserver.services.rooms.mutual_rooms import PAGE_SIZE
 from tests.helpers.http import Answer
 from tests.helpers.room_actions import create, invite, join, leave, ok, refused
 from tests.helpers.server import TestServer, User
@@ -46,15 +46,15 @@ def test_an_unknown_user(alice: User) -> None:
 
 
 def test_pages(alice: User, bob: User) -> None:
-    rooms = [create(alice, preset="public_chat") for _ in range(PAGE + 3)]
+    rooms = [create(alice, preset="public_chat") for _ in range(PAGE_SIZE + 3)]
     for room in rooms:
         join(bob, room)
     first = ok(ask(alice, user_id=bob.user_id))
-    assert (first["joined"], first["count"]) == (rooms[:PAGE], len(rooms))
+    assert (first["joined"], first["count"]) == (rooms[:PAGE_SIZE], len(rooms))
     last = ok(
         alice.get(f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': first['next_batch']})}")
     )
-    assert last == {"joined": rooms[PAGE:], "count": len(rooms)}
+    assert last == {"joined": rooms[PAGE_SIZE:], "count": len(rooms)}
     # the request of matrix-js-sdk
     assert (
         ok(ask(alice, UNSTABLE, user_id=bob.user_id, batch_token=first["next_batch_token"])) == last

@@ -6,7 +6,7 @@ import pytest
 
 from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
@@ -33,7 +33,7 @@ def test_reserved_names(tmp_path: Path, sqlite_database: Database, name: str) ->
     )
     assert browser.status == 400
     assert "This name is taken." in browser.words
-    wish = Wish(username=name, password="wonderland", inhibit_login=True)
+    wish = RegistrationRequest(username=name, password="wonderland", inhibit_login=True)
     made = server.run(server.app.login.registration.do_register_privileged(wish))
     assert made.user_id == UserID(f"@{name.lower()}:example.org")
 
@@ -74,7 +74,7 @@ def test_display_name_rules(tmp_path: Path, sqlite_database: Database) -> None:
     assert alice.get(NAME).json == {"displayname": "Alisa"}
     browser.post(form.action, {**form.fields, "name": "Alice"})
     assert alice.get(NAME).json == {"displayname": "Alice"}
-    server.run(server.app.people.accounts.do_set_flags(alice.user_id, is_admin=True))
+    server.run(server.app.users.accounts.do_set_flags(alice.user_id, is_admin=True))
     assert alice.put(NAME, {"displayname": "The admin"}).status == 200
 
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from storage.engine.database import Database
-from storage.media.files import BEGINNING_BYTES
+from storage.media.files import FIRST_READ_BYTES
 from tests.helpers.images import claimed_png, moving_picture, opened, picture
 from tests.helpers.server import TestServer, User
 
@@ -206,7 +206,7 @@ def test_a_picture_that_would_be_large_without_loss_is_a_jpeg(alice: User) -> No
     first, again = alice.get(path), alice.get(path)
     assert (first.status, first.headers["content-type"]) == (200, "image/jpeg")
     assert opened(first.body).size == (1024, 559)
-    assert len(first.body) > BEGINNING_BYTES
+    assert len(first.body) > FIRST_READ_BYTES
     assert again.body == first.body, "also when it is read from the disk, piece by piece"
 
 

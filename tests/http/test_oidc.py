@@ -12,7 +12,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.engine.database import Database
@@ -194,7 +194,9 @@ def test_malformed_discovery_documents_are_refused(
     server: TestServer, provider: OpenIDProvider, body: bytes
 ) -> None:
     address = f"{ISSUER}/.well-known/openid-configuration"
-    provider.pictures[address] = WebAnswer(address, 200, {"content-type": "application/json"}, body)
+    provider.pictures[address] = WebResponse(
+        address, 200, {"content-type": "application/json"}, body
+    )
     browser = Browser(server)
     browser.open(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
     assert (browser.status, FAILED in browser.words) == (403, True)
@@ -312,13 +314,13 @@ def test_an_unverified_email_is_not_imported(server: TestServer, provider: OpenI
 
 def test_an_avatar_is_imported_once(server: TestServer, provider: OpenIDProvider) -> None:
     url = "https://pictures.example/alice.png"
-    provider.pictures[url] = WebAnswer(url, 200, {"content-type": "image/png"}, picture(8, 8))
+    provider.pictures[url] = WebResponse(url, 200, {"content-type": "image/png"}, picture(8, 8))
     alice = sign_in(server, provider, Browser(server), picture=url)
     profile = server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json
     media = profile["avatar_url"].removeprefix("mxc://")
     assert alice.get(f"/_matrix/client/v1/media/download/{media}").body == picture(8, 8)
     script = "https://pictures.example/script"
-    provider.pictures[script] = WebAnswer(script, 200, {"content-type": "text/html"}, b"<script>")
+    provider.pictures[script] = WebResponse(script, 200, {"content-type": "text/html"}, b"<script>")
     bob = sign_in(
         server, provider, Browser(server), sub="2", preferred_username="bob", picture=script
     )
@@ -378,7 +380,7 @@ def test_a_session_of_a_later_password_login_stays(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     alice = sign_in(linked, provider, Browser(linked), sid="p")
-    linked.run(linked.app.people.accounts.do_set_password(alice.user_id, "wonderland"))
+    linked.run(linked.app.users.accounts.do_set_password(alice.user_id, "wonderland"))
     identifier = {"type": "m.id.user", "user": alice.user_id}
     body = {
         "type": "m.login.password",
@@ -561,8 +563,8 @@ def test_an_expired_account_is_refused(
     alice = sign_in(server, provider, Browser(server))
     assert (
         server.run(
-            server.app.accounts.renewals.do_set_end(
-                alice.user_id, 1, letter=False, by=UserID("@root:example.org")
+            server.app.accounts.renewals.do_set_expiry(
+                alice.user_id, 1, sends_email=False, by=UserID("@root:example.org")
             )
         )
         == 1

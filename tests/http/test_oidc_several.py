@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import msgspec
 import pytest
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, TEMPLATES, OpenIDProvider
@@ -42,7 +42,7 @@ class HostileAndHonest(OpenIDProvider):
         headers: Sequence[tuple[str, str]] = (),
         body: bytes = b"",
         **limits: Any,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         if not url.startswith(EVIL):
             return await super().request(method, url, headers, body, **limits)
         if url.endswith("/.well-known/openid-configuration"):
@@ -53,8 +53,8 @@ class HostileAndHonest(OpenIDProvider):
         return _answer(url, b"{}", 400)
 
 
-def _answer(url: str, body: bytes, status: int = 200) -> WebAnswer:
-    return WebAnswer(url, status, {"content-type": "application/json"}, body)
+def _answer(url: str, body: bytes, status: int = 200) -> WebResponse:
+    return WebResponse(url, status, {"content-type": "application/json"}, body)
 
 
 def leave(browser: Browser, idp_id: str) -> dict[str, str]:

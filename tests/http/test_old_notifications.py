@@ -39,7 +39,7 @@ def kept(server: TestServer, user: User) -> int:
 
 def forget(server: TestServer, limit: int = 10) -> None:
     """Run the job until it has visited everything."""
-    while server.run(server.app.pushers.old_outcomes.do_forget(limit)) == limit:
+    while server.run(server.app.pushers.old_outcomes.do_delete(limit)) == limit:
         pass
 
 

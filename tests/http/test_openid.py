@@ -56,7 +56,7 @@ def test_a_token_proves_the_identity_for_an_hour(
     server.clock.advance(1)
     assert refused(user_info(server, token)) == UNKNOWN
     late = request_token(alice)
-    Deferred.fromCoroutine(server.app.calls.openid.do_forget(50))
+    Deferred.fromCoroutine(server.app.calls.openid.do_delete_expired(50))
     ok(user_info(server, late))
 
 

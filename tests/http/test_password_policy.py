@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.helpers.browser import Browser
@@ -68,7 +68,7 @@ def test_the_admin_api_refuses_a_short_password(server: TestServer) -> None:
 
 
 def test_an_existing_short_password_still_signs_in(server: TestServer) -> None:
-    wish = Wish(username="alice", password="tea", inhibit_login=True)
+    wish = RegistrationRequest(username="alice", password="tea", inhibit_login=True)
     registered = server.run(server.app.login.registration.do_register_privileged(wish))
     assert registered.user_id == UserID("@alice:example.org")
     login = {

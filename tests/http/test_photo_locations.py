@@ -18,14 +18,18 @@ from twisted.internet.task import Clock
 from federation.peers.fair_semaphore import SLOW_FOR_SECONDS
 from federation.protocol.errors import InvalidParam, LimitExceeded
 from homeserver.services.media.location_removal import (
-    LONGEST_WAIT_SECONDS,
-    MOST_WAITING_OF_ONE,
-    SECONDS_A_FILE,
+    FILE_SECONDS,
+    MAX_WAIT_SECONDS,
+    MAX_WAITING_PER_USER,
     SLOW_SECONDS,
-    PhotoLocations,
+    LocationRemover,
 )
-from homeserver.services.media.location_worker import MAX_NOTE_BYTES, Unreadable, find_patches
-from homeserver.services.subprocesses.worker_processes import PATIENCE
+from homeserver.services.media.location_worker import (
+    MAX_METADATA_BYTES,
+    UnreadableMetadata,
+    find_patches,
+)
+from homeserver.services.subprocesses.worker_processes import ELAPSED_TIME_FACTOR
 from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from tests.helpers.executors import ManualExecutor
@@ -241,13 +245,13 @@ def test_what_is_no_photograph_is_left() -> None:
 
 @pytest.mark.parametrize("part", [b"\xff\xd8\xff\xda", b"\xff\xd8"])
 def test_pictures_and_segments_without_end_are_not_counted(part: bytes) -> None:
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableMetadata):
         find_patches(io.BytesIO(b"\xff\xd8\xff" + part * 100_000))
 
 
 def test_notes_without_end_are_not_read() -> None:
-    endless = b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_NOTE_BYTES + 1)
-    with pytest.raises(Unreadable):
+    endless = b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_METADATA_BYTES + 1)
+    with pytest.raises(UnreadableMetadata):
         find_patches(io.BytesIO(endless))
 
 
@@ -266,7 +270,7 @@ def test_whatever_comes_stays_as_long_as_it_is(
     data = data[:length] if length % 2 else data
     try:
         assert len(without_place(bytes(data))) == len(data)
-    except (Unreadable, IndexError):
+    except (UnreadableMetadata, IndexError):
         return
 
 
@@ -305,7 +309,7 @@ def test_an_upload_where_it_is_wanted(tmp_path: Path, sqlite_database: Database,
         encrypted = bytes(range(255, 0, -1)) + PHOTOS["jpeg"]
         assert fetched(alice, upload(alice, encrypted).json["content_uri"]) == encrypted
         assert again.status == 200
-        refused = upload(alice, b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_NOTE_BYTES + 1))
+        refused = upload(alice, b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_METADATA_BYTES + 1))
         assert (refused.status, refused.errcode) == (400, "M_INVALID_PARAM")
     finally:
         server.app.media.close_workers()
@@ -436,7 +440,7 @@ def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
     server, executor = slow
     alice = server.register("alice")
     first, second = begin(alice), begin(alice)
-    server.clock.advance(LONGEST_WAIT_SECONDS + 1)
+    server.clock.advance(MAX_WAIT_SECONDS + 1)
     assert (second.answer.status, second.answer.errcode) == (429, "M_LIMIT_EXCEEDED")
     assert second.answer.json["retry_after_ms"] > 0
     assert not first.done
@@ -449,12 +453,12 @@ def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
 def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, ManualExecutor]) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
-    hers = [begin(alice) for _ in range(MOST_WAITING_OF_ONE + 2)]
+    hers = [begin(alice) for _ in range(MAX_WAITING_PER_USER + 2)]
     assert [each.answer.errcode for each in hers if each.done] == ["M_LIMIT_EXCEEDED"]
     his = begin(bob)
     executor.run()
     assert his.answer.status == 200
-    assert [each.answer.status for each in hers[:-1]] == [200] * (MOST_WAITING_OF_ONE + 1)
+    assert [each.answer.status for each in hers[:-1]] == [200] * (MAX_WAITING_PER_USER + 1)
 
 
 def upload_later(user: User, executor: ManualExecutor) -> int:
@@ -465,17 +469,17 @@ def upload_later(user: User, executor: ManualExecutor) -> int:
 
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
-    seconds = count(0, int(SECONDS_A_FILE))
-    locations = PhotoLocations(InlineExecutor(), Clock(), 2, spent=lambda _: next(seconds))
+    seconds = count(0, int(FILE_SECONDS))
+    locations = LocationRemover(InlineExecutor(), Clock(), 2, cpu_time=lambda _: next(seconds))
     with pytest.raises(InvalidParam):
         await locations.remove(io.BytesIO(PHOTOS["jpeg"]), "@alice:example.org")
     locations.close()
 
 
 async def test_an_upload_to_a_busy_machine_is_rate_limited() -> None:
-    times = count(0, int(SECONDS_A_FILE * PATIENCE))
-    locations = PhotoLocations(
-        InlineExecutor(), Clock(), 2, now=lambda: next(times), spent=lambda _: 0.0
+    times = count(0, int(FILE_SECONDS * ELAPSED_TIME_FACTOR))
+    locations = LocationRemover(
+        InlineExecutor(), Clock(), 2, now=lambda: next(times), cpu_time=lambda _: 0.0
     )
     body = io.BytesIO(PHOTOS["jpeg"])
     with pytest.raises(LimitExceeded):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.streams.recent_changes import LAST_FEW
+from homeserver.services.streams.recent_changes import NEWEST_CHECKED
 from homeserver.services.sync import device_sections
 from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
@@ -87,7 +87,7 @@ def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: 
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     tokens, said = [since], [(rooms[0], "first")]
     say(bob, *said[0])
-    for number in range(2 * LAST_FEW):
+    for number in range(2 * NEWEST_CHECKED):
         tokens.append(sync(alice, tokens[-1])["next_batch"])
         said.append((rooms[1 + number % 2], f"more-{number}"))
         say(bob, *said[-1])

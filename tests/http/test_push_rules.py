@@ -14,10 +14,10 @@ from homeserver.services.push.rule_changes import (
     MOST_WIDE,
     RuleChanges,
 )
-from homeserver.services.push.stored_rules import KeptRules
+from homeserver.services.push.stored_rules import StoredRules
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
-from storage.push.push_rule_history import PushAttentionStore
+from storage.push.push_rule_history import PushRuleHistoryStore
 from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer, User
 
@@ -277,10 +277,10 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
 
 
 def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Database) -> None:
-    changes = RuleChanges(AccountDataStore(sqlite_database), PushAttentionStore(sqlite_database))
+    changes = RuleChanges(AccountDataStore(sqlite_database), PushRuleHistoryStore(sqlite_database))
 
     async def add(first: int, number: int) -> None:
-        def change(kept: KeptRules) -> None:
+        def change(kept: StoredRules) -> None:
             rules = kept.own.setdefault("room", [])
             rules += [PushRule(f"!{room}:example.org", []) for room in range(first, first + number)]
 
@@ -295,7 +295,7 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
     sqlite_database: Database,
 ) -> None:
     """Each change looks at all rooms that there are rules about, while all other writes wait."""
-    changes = RuleChanges(AccountDataStore(sqlite_database), PushAttentionStore(sqlite_database))
+    changes = RuleChanges(AccountDataStore(sqlite_database), PushRuleHistoryStore(sqlite_database))
 
     def of_type(number: int) -> PushRule:
         return PushRule(
@@ -305,7 +305,7 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
         )
 
     def add(user: str, wide: int, rooms: int) -> None:
-        def change(kept: KeptRules) -> None:
+        def change(kept: StoredRules) -> None:
             kept.own.setdefault("override", []).extend(of_type(number) for number in range(wide))
             kept.own.setdefault("room", []).extend(
                 PushRule(f"!{room}:example.org", []) for room in range(rooms)

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Counted, RateLimiter, address_key
+from homeserver.http.rate_limits import CountedAction, RateLimiter, address_key
 from storage.engine.database import Database
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
@@ -96,27 +96,27 @@ def test_exempt_users_are_not_limited() -> None:
 
 def test_a_large_action_is_allowed_and_delays_the_next() -> None:
     clock = Clock()
-    limiter = RateLimiter(clock, {Limit.CLAIMED_BY_USER: Rate(2, 10)})
-    limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 3)
-    limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 27)
+    limiter = RateLimiter(clock, {Limit.KEY_CLAIM_OF_USER: Rate(2, 10)})
+    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 3)
+    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 27)
     for seconds in (0, 10.4):
         clock.advance(seconds)
         with pytest.raises(LimitExceeded):
-            limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 0)
+            limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 0)
     clock.advance(0.2)
-    limiter.check_then_count(Limit.CLAIMED_BY_USER, "a", 0)
-    limiter.check_then_count(Limit.CLAIMED_BY_USER, "b", 1)
+    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 0)
+    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "b", 1)
 
 
 def test_check_only_counts_nothing_and_forget_fills_the_bucket() -> None:
     limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 1)})
     for _ in range(5):
-        limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
+        limiter.check_without_counting(Limit.LOGIN_FAILED, "@a:b")
     limiter.check(Limit.LOGIN_FAILED, "@a:b")
     with pytest.raises(LimitExceeded):
-        limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
-    limiter.forget(Limit.LOGIN_FAILED, "@a:b")
-    limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
+        limiter.check_without_counting(Limit.LOGIN_FAILED, "@a:b")
+    limiter.reset(Limit.LOGIN_FAILED, "@a:b")
+    limiter.check_without_counting(Limit.LOGIN_FAILED, "@a:b")
 
 
 @pytest.mark.parametrize(
@@ -127,46 +127,51 @@ def test_check_only_counts_nothing_and_forget_fills_the_bucket() -> None:
 def test_failed_actions_are_refunded(failure: Exception) -> None:
     limiter = RateLimiter(Clock(), {Limit.JOIN_ROOM: Rate(0.1, 2)})
     for _ in range(5):
-        with pytest.raises(type(failure)), limiter.counting(Limit.JOIN_ROOM, "!r"):
+        with pytest.raises(type(failure)), limiter.count_unless_failed(Limit.JOIN_ROOM, "!r"):
             raise failure
     for _ in range(2):
-        with limiter.counting(Limit.JOIN_ROOM, "!r"):
+        with limiter.count_unless_failed(Limit.JOIN_ROOM, "!r"):
             pass
     with pytest.raises(LimitExceeded):
         limiter.check(Limit.JOIN_ROOM, "!r")
 
 
 def test_concurrent_attempts_count_where_failures_count() -> None:
-    limiter = RateLimiter(Clock(), {Limit.FALSE_PROMISE: Rate(0.1, 2)})
+    limiter = RateLimiter(Clock(), {Limit.FALSE_INVITE_CLAIM: Rate(0.1, 2)})
     for _ in range(5):
-        with limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
+        with limiter.count_unless_succeeded(Limit.FALSE_INVITE_CLAIM, "a"):
             pass
-    with limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
-        with pytest.raises(Forbidden), limiter.counting_failures(Limit.FALSE_PROMISE, "a"):
+    with limiter.count_unless_succeeded(Limit.FALSE_INVITE_CLAIM, "a"):
+        with (
+            pytest.raises(Forbidden),
+            limiter.count_unless_succeeded(Limit.FALSE_INVITE_CLAIM, "a"),
+        ):
             raise Forbidden
         with pytest.raises(LimitExceeded):
-            limiter.check_only(Limit.FALSE_PROMISE, "a")
-    limiter.check(Limit.FALSE_PROMISE, "a")
+            limiter.check_without_counting(Limit.FALSE_INVITE_CLAIM, "a")
+    limiter.check(Limit.FALSE_INVITE_CLAIM, "a")
     with pytest.raises(LimitExceeded):
-        limiter.check(Limit.FALSE_PROMISE, "a")
+        limiter.check(Limit.FALSE_INVITE_CLAIM, "a")
 
 
 def test_an_attempt_counts_until_it_ends_without_failure() -> None:
     limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 2), Limit.LOGIN: Rate(0.1, 10)})
-    both = [Counted(Limit.LOGIN_FAILED, "a", 2.0), Counted(Limit.LOGIN, "b", 10.0)]
+    both = [CountedAction(Limit.LOGIN_FAILED, "a", 2.0), CountedAction(Limit.LOGIN, "b", 10.0)]
     for _ in range(5):
-        with limiter.attempting(both), pytest.raises(LimitExceeded):
-            limiter.check_only(Limit.LOGIN_FAILED, "a")
-    with pytest.raises(ValueError, match="broken"), limiter.attempting(both):
+        with limiter.attempt(both), pytest.raises(LimitExceeded):
+            limiter.check_without_counting(Limit.LOGIN_FAILED, "a")
+    with pytest.raises(ValueError, match="broken"), limiter.attempt(both):
         raise ValueError("broken")
     limiter.check(Limit.LOGIN, "b", cost=1.0)
-    with pytest.raises(LimitExceeded), limiter.attempting(both):
+    with pytest.raises(LimitExceeded), limiter.attempt(both):
         pass
-    limiter.check_only(Limit.LOGIN_FAILED, "a")  # nothing was counted if one bucket refused
-    with limiter.attempting(both[:1]) as attempt:
+    limiter.check_without_counting(
+        Limit.LOGIN_FAILED, "a"
+    )  # nothing was counted if one bucket refused
+    with limiter.attempt(both[:1]) as attempt:
         attempt.fail()
     with pytest.raises(LimitExceeded):
-        limiter.check_only(Limit.LOGIN_FAILED, "a")
+        limiter.check_without_counting(Limit.LOGIN_FAILED, "a")
 
 
 def test_a_given_rate_replaces_the_configured_one() -> None:

@@ -10,18 +10,18 @@ import pytest
 
 from federation.peers.token_buckets import Rate
 from homeserver.api.limits import Limit
-from homeserver.services.login.sessions import Lifetimes
+from homeserver.services.login.sessions import TokenLifetimes
 from homeserver.services.tokens.secret_tokens import hash_token
 from storage.accounts.audit import AuditStore
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.login.access_tokens import GRACE_MS, MOST_BRANCHES, MOST_EXCHANGES, SAME_MOMENT_MS
+from storage.login.access_tokens import GRACE_MS, MAX_UNUSED_PAIRS, MAX_USED_PAIRS, RACE_MS
 from tests.helpers.accounts import AccountsServer
 from tests.helpers.databases import open_inline
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
 
-BRIEF = Lifetimes(refreshable_access_token=600_000, refresh_token=3600 * 1000)
+BRIEF = TokenLifetimes(refreshable_access_token=600_000, refresh_token=3600 * 1000)
 
 
 @pytest.fixture
@@ -151,7 +151,7 @@ async def test_an_unused_competing_pair_is_not_a_theft(server: AccountsServer) -
 def test_a_retired_pair_is_refused(server: AccountsServer) -> None:
     first = begin(server)
     retired = refresh(server, first).json
-    server.clock.advance(SAME_MOMENT_MS / 1000 + 1)
+    server.clock.advance(RACE_MS / 1000 + 1)
     second = refresh(server, first).json
     assert works(server, second)
     assert is_refused_with_soft_logout(use(server, retired))
@@ -198,19 +198,19 @@ async def test_a_thief_cannot_hide_by_refreshing_twice(server: AccountsServer) -
 
 async def test_only_the_newest_unused_pairs_stay_valid(server: AccountsServer) -> None:
     first = begin(server)
-    tabs = [refresh(server, first).json for _ in range(MOST_EXCHANGES + 3)]
+    tabs = [refresh(server, first).json for _ in range(MAX_UNUSED_PAIRS + 3)]
     assert all(is_refused_with_soft_logout(use(server, tokens)) for tokens in tabs[:3])
     assert all(works(server, tokens) for tokens in tabs[3:])
     server.clock.advance(GRACE_MS / 1000 + 1)
     assert all(is_refused_with_soft_logout(refresh(server, tokens)) for tokens in tabs[:3])
-    assert all(refresh(server, tokens).status == 200 for tokens in tabs[-MOST_BRANCHES:])
+    assert all(refresh(server, tokens).status == 200 for tokens in tabs[-MAX_USED_PAIRS:])
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
 
 async def test_the_number_of_parallel_pairs_is_bounded(server: AccountsServer) -> None:
     tokens = begin(server)
     abandoned = []
-    for _ in range(2 * MOST_BRANCHES):
+    for _ in range(2 * MAX_USED_PAIRS):
         one, two = refresh(server, tokens).json, refresh(server, tokens).json
         assert works(server, two)
         assert works(server, one)
@@ -218,7 +218,7 @@ async def test_the_number_of_parallel_pairs_is_bounded(server: AccountsServer) -
         tokens = one
         server.clock.advance(301)
     refreshed = [refresh(server, each).status == 200 for each in abandoned]
-    assert refreshed == [False] * (MOST_BRANCHES + 1) + [True] * (MOST_BRANCHES - 1)
+    assert refreshed == [False] * (MAX_USED_PAIRS + 1) + [True] * (MAX_USED_PAIRS - 1)
     assert refresh(server, tokens).status == 200
     assert "token_reused" not in [event for event, _, _ in await events(server)]
 
@@ -267,7 +267,7 @@ async def test_an_imported_refresh_token_without_family_can_be_refreshed(
 async def test_stored_tokens_of_a_session_are_bounded(server: AccountsServer) -> None:
     tokens = begin(server)
     for _ in range(8):
-        pairs = [refresh(server, tokens).json for _ in range(2 * MOST_EXCHANGES)]
+        pairs = [refresh(server, tokens).json for _ in range(2 * MAX_UNUSED_PAIRS)]
         assert all(refresh(server, tokens).status == 200 for _ in range(3))
         tokens = refresh(server, tokens).json
         assert pairs

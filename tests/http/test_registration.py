@@ -7,7 +7,7 @@ import pytest
 from federation.peers.token_buckets import Rate
 from federation.protocol.ids import UserID
 from homeserver.api.limits import Limit
-from homeserver.services.accounts.registration import Wish
+from homeserver.services.accounts.registration import RegistrationRequest
 from homeserver.services.accounts.registration_rules import RegistrationRules
 from homeserver.services.accounts.shared_secret_registration import compute_mac
 from homeserver.services.login.passwords import PasswordPolicy
@@ -15,8 +15,8 @@ from homeserver.services.login.uia import (
     AuthData,
     AuthenticationRequired,
     Confirmation,
-    Operation,
-    SessionUsed,
+    UIAOperation,
+    UIASessionUsed,
 )
 from homeserver.services.login.uia_stages import RegistrationTokenStage
 from storage.accounts.accounts import AccountRow, AccountStore
@@ -242,7 +242,7 @@ async def test_a_guest_suspended_during_the_upgrade_stays_a_guest(database: Data
         "t", store.add_account, AccountRow("@1:example.org", None, 1, is_guest=True, suspended=True)
     )
     assert (
-        await database.write("t", store.set_upgraded, AccountRow("@1:example.org", "hash", 2))
+        await database.write("t", store.upgrade_guest, AccountRow("@1:example.org", "hash", 2))
         is False
     )
 
@@ -316,7 +316,7 @@ def test_weak_passwords_are_refused(sqlite_database: Database) -> None:
 def test_taken_names_can_be_hidden(sqlite_database: Database) -> None:
     server = AccountsServer(
         sqlite_database,
-        rules=RegistrationRules(enabled=True, without_verification=True, names_can_be_asked=False),
+        rules=RegistrationRules(enabled=True, without_verification=True, reveals_taken_names=False),
     )
     server.register("alice")
     assert server.request("GET", "register/available?username=alice").json == {"available": True}
@@ -415,7 +415,7 @@ async def test_a_use_reserved_in_a_concurrent_flow_is_released(
     await database.write(
         "t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1)
     )
-    operation = Operation("POST register", None, "10.0.0.1")
+    operation = UIAOperation("POST register", None, "10.0.0.1")
     flows = [["m.login.dummy"], [TOKEN_STAGE]]
     with pytest.raises(AuthenticationRequired) as challenge:
         await uia.check(operation, flows, None)
@@ -424,21 +424,25 @@ async def test_a_use_reserved_in_a_concurrent_flow_is_released(
     check = RegistrationTokenStage.check
 
     async def check_with_concurrent_request(
-        self: RegistrationTokenStage, auth: AuthData, operation: Operation
+        self: RegistrationTokenStage, auth: AuthData, operation: UIAOperation
     ) -> str:
         monkeypatch.undo()
         confirmed.append(
-            await uia.check(operation, flows, {"type": "m.login.dummy", **session}, keep=True)
+            await uia.check(
+                operation, flows, {"type": "m.login.dummy", **session}, keep_session=True
+            )
         )
         if claimed_first:
             await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
         return await check(self, auth, operation)
 
     monkeypatch.setattr(RegistrationTokenStage, "check", check_with_concurrent_request)
-    await uia.check(operation, flows, {"type": TOKEN_STAGE, "token": "once", **session}, keep=True)
+    await uia.check(
+        operation, flows, {"type": TOKEN_STAGE, "token": "once", **session}, keep_session=True
+    )
     if not claimed_first:
         await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
-    with pytest.raises(SessionUsed):
+    with pytest.raises(UIASessionUsed):
         await database.write("claim", uia.claim, confirmed[0], "@bob:example.org")
     server.clock.advance(15 * 60 + 1)
     assert await uia.do_sweep(100) == 1
@@ -459,7 +463,9 @@ VECTORS = [
 def test_the_mac_of_shared_secret_registration_matches_known_values(
     username: str, password: str, admin: bool, user_type: str | None, mac: str
 ) -> None:
-    wish = Wish(username=username, password=password, is_admin=admin, user_type=user_type)
+    wish = RegistrationRequest(
+        username=username, password=password, is_admin=admin, user_type=user_type
+    )
     assert compute_mac("example-shared-secret", "5c1e0f", wish) == mac
 
 
@@ -469,7 +475,7 @@ ADMIN_PATH = "/_synapse/admin/v1/register"
 def _shared(
     server: AccountsServer, nonce: str, *, mac: str | None = None, **body: object
 ) -> Answer:
-    wish = Wish(
+    wish = RegistrationRequest(
         username=str(body.get("username")),
         password=str(body.get("password")),
         is_admin=bool(body.get("admin")),
@@ -521,7 +527,7 @@ def test_shared_secret_registration_needs_a_secret(sqlite_database: Database) ->
 
 async def test_a_created_token_expires(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, rules=WITH_TOKEN)
-    token = await server.registration.do_make_token(uses_allowed=None, seconds=60)
+    token = await server.registration.do_create_token(uses_allowed=None, seconds=60)
     path = f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token={token}"
     assert server.request("GET", path).json == {"valid": True}
     server.clock.advance(61)
@@ -572,7 +578,9 @@ async def test_a_taken_name_leaves_the_uia_session_valid(server: AccountsServer)
     server.threads.hold()
     pending = server.http.start("POST", "/_matrix/client/v3/register", json=body)
     assert len(server.threads.held) == 1
-    await server.registration.do_register_vouched(Wish(username="alice"), lambda *_: None)
+    await server.registration.do_register_for_provider(
+        RegistrationRequest(username="alice"), lambda *_: None
+    )
     server.threads.let_go()
     assert pending.answer.errcode == "M_USER_IN_USE"
     assert server.request("POST", "register", {**body, "username": "bob"}).status == 200

@@ -11,7 +11,12 @@ from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError, St
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
 from federation.rooms.events import StoredEvent
-from homeserver.services.rooms.related_redactions import AT_ONCE, LEASE_MS, MOST_TRIES, RETRIES
+from homeserver.services.rooms.related_redactions import (
+    EVENTS_PER_WRITE,
+    LEASE_MS,
+    MAX_TRIES,
+    RETRIES,
+)
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.rooms.related_redactions import RelatedRedaction, add_redactions
@@ -128,7 +133,7 @@ def test_replacements_that_are_not_valid_are_none(alice: User, bob: User, room: 
 
 def test_many(alice: User, room: str) -> None:
     message = say(alice, room, "root")
-    children = [relate(alice, room, message, "m.thread") for _ in range(2 * AT_ONCE + 3)]
+    children = [relate(alice, room, message, "m.thread") for _ in range(2 * EVENTS_PER_WRITE + 3)]
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     assert all(is_redacted(alice, room, child) for child in children)
 
@@ -191,7 +196,7 @@ async def test_a_crash_leaves_nothing_undone(
         alice = before.register(f"alice{steps}")
         room = create(alice)
         message = say(alice, room, "root")
-        children = [relate(alice, room, message, "m.thread") for _ in range(AT_ONCE + 1)]
+        children = [relate(alice, room, message, "m.thread") for _ in range(EVENTS_PER_WRITE + 1)]
         await set_flags(alice, suspended=is_suspended)
         writer.is_held = True
         pending = alice.start(
@@ -318,7 +323,7 @@ async def test_what_is_never_possible_is_not_tried_for_ever(
     while await server.app.room_services.related_redactions.do_resume(50, at_start=True):
         hours += 1
         server.clock.advance(RETRIES.longest_ms / 1000)
-    assert tries == 3 * MOST_TRIES
+    assert tries == 3 * MAX_TRIES
     assert hours < 25
 
 

@@ -167,7 +167,7 @@ def test_very_many_descendants_are_returned_to_a_smaller_depth(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
     """And the answer says so; each page is one of what it tells."""
-    monkeypatch.setattr(relations, "MOST_DESCENDANTS", most)
+    monkeypatch.setattr(relations, "MAX_DESCENDANTS", most)
     parent = say(alice, room, "parent")
     replies = [relate(alice, room, parent, "m.thread") for _ in range(2)]
     edits = [relate(alice, room, each, "org.example") for each in replies]

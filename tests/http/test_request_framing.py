@@ -86,7 +86,7 @@ class Recorder:
     def begin(self, head: RequestHead, length: int | None) -> None:
         self.head, self.length = head, length
 
-    def take(self, data: bytes) -> None:
+    def add_body(self, data: bytes) -> None:
         self.body += data
 
     def run(self) -> None:
@@ -97,9 +97,9 @@ class Recorder:
                 head.method,
                 head.uri,
                 head.keep_alive,
-                head.takes_chunks,
-                head.lines,
-                head.last,
+                head.accepts_chunks,
+                head.headers,
+                head.by_name,
                 self.body,
             )
         )
@@ -113,7 +113,7 @@ class Recorder:
         self.channel.send(b"answer\n")
         self.channel.done()
 
-    def lost(self) -> None:
+    def on_disconnect(self) -> None:
         """Keep what was recorded."""
 
 

@@ -380,7 +380,7 @@ def upload(user: User, text: str) -> str:
 
 def follow(server: TestServer) -> None:
     server.clock.advance(61)
-    while server.run(server.app.media.upkeep.references.do_follow(1000)):
+    while server.run(server.app.media.upkeep.references.do_track(1000)):
         pass
 
 

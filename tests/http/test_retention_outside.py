@@ -4,7 +4,7 @@ away. Proposal: MSC1763"""
 from pathlib import Path
 
 from federation.http_client.errors import OutboundError
-from federation.peers.requests import path_of
+from federation.peers.requests import make_path
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time
@@ -43,7 +43,7 @@ async def test_a_server_that_was_away_gets_expired_events_without_content(
 ) -> None:
     peer, wire = "peer.example", RecordingWire()
     server = TestServer(tmp_path, sqlite_database, RULES, wire=wire)
-    server.app.federation_out.sender.start()
+    server.app.outgoing_federation.sender.start()
     alice = server.register("alice")
     room_id = create_room(alice)
     set_state(alice, room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})
@@ -70,7 +70,7 @@ async def test_another_server_finds_the_next_visible_event(network: Network) -> 
         say(room.alice, room.room_id, f"old {number}")
     network.clock.advance(2 * HOUR)
     newer = say(room.alice, room.room_id, "new")
-    path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room.room_id)
+    path = make_path("/_matrix/federation/v1/timestamp_to_event/{}", room.room_id)
     query = [("ts", str(start)), ("dir", "f")]
     found = await room.south.edge.requests.get(ServerName(NORTH), path, query)
     assert found["event_id"] == newer

@@ -79,8 +79,8 @@ def test_pages_in_both_directions_have_each_event_once(tmp_path: Path, database:
 def test_pages_of_large_events_are_short(
     alice: User, monkeypatch: pytest.MonkeyPatch, direction: str
 ) -> None:
-    monkeypatch.setattr(reading, "EVENTS_AT_ONCE", 2)
-    monkeypatch.setattr(reading, "LARGEST_PAGE", 5000)
+    monkeypatch.setattr(reading, "EVENTS_PER_READ", 2)
+    monkeypatch.setattr(reading, "MAX_PAGE_BYTES", 5000)
     room_id = create(alice)
     texts = [f"{number} {'x' * 1000}" for number in range(13)]
     ids = [say(alice, room_id, text) for text in texts]

@@ -9,7 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.http_client.body import TakeBody
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from storage.engine.database import Database
 from tests.helpers.http import Answer
@@ -62,13 +62,13 @@ class University:
         redirects: int = 0,
         only_https: bool = False,
         take: TakeBody | None = None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         self.asked.append(f"{method} {url}")
         if self.gate is not None:
             await self.gate
         if self.document is None:
             raise OutboundError("nobody is there")
-        return WebAnswer(url, 200, {}, self.document)
+        return WebResponse(url, 200, {}, self.document)
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ that decrypted it."""
 import pytest
 from twisted.internet.task import Clock
 
-from homeserver.services.scanning.clamd import Clamd
-from homeserver.services.scanning.connection import Place
-from homeserver.services.scanning.icap import ICAP
+from homeserver.services.scanning.clamd import ClamdScanner
+from homeserver.services.scanning.connection import ScannerAddress
+from homeserver.services.scanning.icap import ICAPScanner
 from homeserver.services.scanning.rules import ForbiddenTypes
-from homeserver.services.scanning.scanner import Finding, Scanner
+from homeserver.services.scanning.scanner import ScanFinding, Scanner
 from homeserver.services.scanning.scanners import Scanners
 from storage.engine.executors import InlineExecutor
 
@@ -24,10 +24,10 @@ from storage.engine.executors import InlineExecutor
     ],
 )
 def test_only_what_is_known_by_its_content_is_sure(scanner: str, what: str, sure: bool) -> None:
-    place = Place(path="/nowhere")
+    place = ScannerAddress(path="/nowhere")
     asked: list[Scanner] = [
-        Clamd(place, InlineExecutor(), 1.0),
-        ICAP("icap://127.0.0.1:1344/x", "RESPMOD", InlineExecutor(), 1.0),
+        ClamdScanner(place, InlineExecutor(), 1.0),
+        ICAPScanner("icap://127.0.0.1:1344/x", "RESPMOD", InlineExecutor(), 1.0),
         ForbiddenTypes(["application/zip"]),
     ]
-    assert Scanners(Clock(), asked).is_certain(Finding(scanner, what)) is sure
+    assert Scanners(Clock(), asked).is_certain(ScanFinding(scanner, what)) is sure

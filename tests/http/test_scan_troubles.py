@@ -7,7 +7,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 
 from homeserver.cluster.jobs import Job
-from homeserver.services.scanning.scanning import MOST_WAITING_OF_ONE
+from homeserver.services.scanning.scanning import MAX_WAITING_PER_OWNER
 from storage.media.scans import ScanRow
 from tests.helpers.federated_media import DOWNLOAD, THUMBNAIL, upload
 from tests.helpers.media_scanning import (
@@ -180,8 +180,8 @@ def test_who_sends_much_has_no_more_waiting_than_their_part(place: ScanningServe
     limit = "rc_media_create: {per_second: 1000, burst_count: 1000}\n"
     server = place.server(f"{PLUGIN}{limit}media_scanning: {{concurrency: 2}}\n")
     alice, bob = server.register("alice"), server.register("bob")
-    pending = [begin_upload(alice, b"%d" % number) for number in range(MOST_WAITING_OF_ONE + 10)]
-    assert [each.done for each in pending] == [False] * (1 + MOST_WAITING_OF_ONE) + [
+    pending = [begin_upload(alice, b"%d" % number) for number in range(MAX_WAITING_PER_OWNER + 10)]
+    assert [each.done for each in pending] == [False] * (1 + MAX_WAITING_PER_OWNER) + [
         True
     ] * 9  # the rest is left to the job
     uploading = begin_upload(bob, TEA)
@@ -189,7 +189,7 @@ def test_who_sends_much_has_no_more_waiting_than_their_part(place: ScanningServe
     while HeldVerdicts.waiting:
         HeldVerdicts.waiting.pop().callback(None)
     assert {each.answer.status for each in (*pending, uploading)} == {200}
-    assert len(HeldVerdicts.seen) == 1 + MOST_WAITING_OF_ONE + 1
+    assert len(HeldVerdicts.seen) == 1 + MAX_WAITING_PER_OWNER + 1
 
 
 def test_the_job_leaves_turns_to_people(held: User) -> None:

@@ -132,7 +132,7 @@ def test_results_are_ordered_by_time_or_rank(server: TestServer, alice: User) ->
 def test_pages_have_all_results_once(
     server: TestServer, alice: User, order: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_module, "WINDOW", 5)
+    monkeypatch.setattr(search_module, "MAX_HITS", 5)
     monkeypatch.setattr(search_module, "CHUNK", 2)
     room = create(alice)
     said = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from homeserver.services.search import indexing
 from homeserver.services.text.terms import format_words, matches, parse_terms
-from homeserver.services.text.words import Folding
+from homeserver.services.text.words import TextFolding
 from storage.engine.database import (
     Database,
     DatabaseUnavailable,
@@ -40,21 +40,21 @@ def test_existing_messages_are_indexed(server: TestServer) -> None:
 def test_indexing_continues_where_it_stopped(
     tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "AT_ONCE", 3)
+    monkeypatch.setattr(indexing, "BATCH", 3)
     server = TestServer(tmp_path, sqlite_database)
     alice = server.register("alice")
     room = create(alice)
     for _ in range(20):
         say(alice, room, "gap")
-    step = server.app.finding.indexing.do_step
+    step = server.app.search.indexing.do_step
     run_coroutine(_some(step, 9), None)
     first = len(found(alice, "gap", filter={"limit": 100}))
     assert 0 < first < 20
     again = TestServer(tmp_path, sqlite_database, seed=2)
-    run_coroutine(_some(again.app.finding.indexing.do_step, 9), None)
+    run_coroutine(_some(again.app.search.indexing.do_step, 9), None)
     second = len(found(alice, "gap", filter={"limit": 100}))
     assert first < second <= first + 9
-    run_coroutine(_some(again.app.finding.indexing.do_step, 1000), None)
+    run_coroutine(_some(again.app.search.indexing.do_step, 1000), None)
     run_coroutine(_some(step, 1000), None)
     assert len(found(alice, "gap", filter={"limit": 100})) == 20
 
@@ -67,14 +67,14 @@ def test_a_failed_write_is_retried(server: TestServer, monkeypatch: pytest.Monke
     begin_jobs(server)
     alice = server.register("alice")
     said = say(alice, create(alice), "gap")
-    put_texts = server.app.finding.store.put_texts
+    set_texts = server.app.search.store.set_texts
 
     def fail(txn: WriteTransaction, *rest: object) -> None:
-        put_texts(txn, *rest)  # type: ignore[arg-type]
+        set_texts(txn, *rest)  # type: ignore[arg-type]
         raise DatabaseUnavailable("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.app.finding.store, "put_texts", fail)
+        patch.setattr(server.app.search.store, "set_texts", fail)
         settle(server)
     assert found(alice, "gap") == []
     settle(server)
@@ -165,7 +165,7 @@ async def test_outliers_that_get_a_position_later_are_indexed(database: Database
         return (
             found.upto,
             found.touched,
-            [text.shown.event_nid for text in select_texts(txn, found.touched, types)],
+            [text.event.event_nid for text in select_texts(txn, found.touched, types)],
         )
 
     upto, touched, shown = await database.read("batch", batch, 0)
@@ -276,7 +276,7 @@ def test_search_results_match_a_scan_of_all_messages(
         elif action == "settle":
             settle(server)
     settle(server)
-    folding = Folding(("uz", "kaa", "ru", "en"))
+    folding = TextFolding(("uz", "kaa", "ru", "en"))
     for user in people:
         stay = -1 if user is alice else last_stay.get(user.user_id, 0)
         reachable = said if stay == -1 else said[:stay]

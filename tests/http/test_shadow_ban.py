@@ -3,7 +3,7 @@
 import pytest
 
 from storage.engine.database import Database
-from storage.moderation.shadow_ban import UnshownRoomStore
+from storage.moderation.shadow_ban import ShadowRoomStore
 from tests.helpers.browser import Browser
 from tests.helpers.room_actions import (
     V3,
@@ -30,7 +30,7 @@ def path_of(user: User) -> str:
 @pytest.fixture
 def root(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 
@@ -358,9 +358,9 @@ def test_deactivation_deletes_all_hidden_changes(
 ) -> None:
     room_id = ok(mallory.post(f"{V3}/createRoom", {"visibility": "public"}))["room_id"]
     nid = server.run(server.app.rooms.store.get_rooms([room_id]))[room_id].room_nid
-    store = UnshownRoomStore(sqlite_database)
+    store = ShadowRoomStore(sqlite_database)
     assert server.run(store.get_listings(mallory.user_id, [nid])) == {nid: True}
-    server.run(server.app.people.deactivation.do_deactivate(mallory.user_id, erase=False))
+    server.run(server.app.users.deactivation.do_deactivate(mallory.user_id, erase=False))
     assert server.run(store.get_listings(mallory.user_id, [nid])) == {}
 
 

@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 
 from homeserver.services.streams import recent_changes
 from storage.engine.database import PostgresConfig, SQLiteConfig
-from storage.maintenance.after_restore import settle_restored
+from storage.maintenance.after_restore import repair_after_restore
 from tests.conftest import run_coroutine
 from tests.helpers.http import Pending
 from tests.helpers.interleaving import Interleaving
@@ -225,7 +225,7 @@ def test_a_new_device_learns_at_once_that_it_is_signed(
     seed: int,
 ) -> None:
     if seed % 3 == 2:
-        monkeypatch.setattr(recent_changes, "KEPT", 4)
+        monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
     turns = Interleaving()
     database = turns.open(database_config)
     server = TestServer(tmp_path, database)
@@ -240,7 +240,7 @@ def test_a_new_device_learns_at_once_that_it_is_signed(
     if seed % 2:
         run_coroutine(database.close(), None)
         database = turns.open(database_config)
-        Deferred.fromCoroutine(database.write("after_restore", settle_restored))
+        Deferred.fromCoroutine(database.write("after_restore", repair_after_restore))
         server = TestServer(tmp_path, database, seed=2, now=server.clock.seconds() + 1)
         alice.server = bob.server = server
     query(alice, alice)

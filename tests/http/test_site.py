@@ -543,5 +543,5 @@ def test_the_date_header_follows_the_clock(steps: list[int]) -> None:
     for step in steps:
         now += step
         line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
-        assert line in lines.usual_at(now + 0.4)
-        assert lines.date_at(now + 0.5) == line
+        assert line in lines.json_head_at(now + 0.4)
+        assert lines.date_line_at(now + 0.5) == line

@@ -73,12 +73,12 @@ class SlidingTown(Town):
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(actions, st.sampled_from([recent_changes.KEPT, 20]))
+@given(actions, st.sampled_from([recent_changes.MAX_CHANGES, 20]))
 def test_clients_of_sliding_sync_know_which_devices_to_query(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, steps: list[Action], kept: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recent_changes, "KEPT", kept)
+        patch.setattr(recent_changes, "MAX_CHANGES", kept)
         town = SlidingTown(tmp_path_factory.mktemp("town"), sqlite_template)
         try:
             for step in steps:

@@ -149,9 +149,9 @@ class Talk(RuleBasedStateMachine):
     @initialize(seed=SEED, short=st.booleans())
     def begin(self, seed: int, short: bool) -> None:
         if short:  # answers end early, and go on in the next ones
-            self.patch.setattr(batches, "LARGEST_RESPONSE", 2500)
+            self.patch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
             self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 5)
-            self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
+            self.patch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
         alice, *others = self.people
         for at, version in enumerate(Random(seed).choices(VERSIONS, k=ROOMS)):
             # the last two are not Alice's from the beginning
@@ -408,7 +408,7 @@ def test_it_goes_by_bytes_not_by_what_is_asked(
             say(alice, room_id, "hello")
         assert client.sync()["rooms"].keys() == set(room_ids)
         assert len(compared) == 1
-        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 100)
+        monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 100)
         for room_id in room_ids:
             say(alice, room_id, "again")
         answers = [client.sync() for _ in room_ids]

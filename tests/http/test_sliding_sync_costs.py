@@ -392,7 +392,7 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
     )
     assert state.settled(config) == {1}
     changes = StateChanges(state)
-    changes.end_room(1, 9)
+    changes.mark_not_live(1, 9)
     changes.set_room(2, SentRoom(LIVE, 5, required))
     changes.set_room(3, SentRoom(LIVE, 8, required))
     changes.set_room(4, SentRoom(LIVE, 4, required))

@@ -7,32 +7,37 @@ import pytest
 
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.sliding_sync.connection_cache import ConnectionCache
-from homeserver.services.sliding_sync.sent_typing import ENTRY, ROOM, SentTyping, TypingView
+from homeserver.services.sliding_sync.sent_typing import (
+    ENTRY_BYTES,
+    ROOM_BYTES,
+    SentTyping,
+    TypingView,
+)
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import LazyMembers
 from storage.engine.database import Database
 from storage.engine.streams import Streams
-from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
+from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import UNSTABLE, SlidingClient, a_list, act
 from tests.http.test_sliding_sync_extensions import ended
 
 
-def key_of(device: str, conn_id: str = "") -> ConnectionKey:
-    return ConnectionKey("@alice:example.org", device, conn_id)
+def key_of(device: str, conn_id: str = "") -> SlidingConnectionKey:
+    return SlidingConnectionKey("@alice:example.org", device, conn_id)
 
 
 def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
     cache = ConnectionCache[str](Streams(), capacity=1 << 30)
-    for number in range(MOST_OF_A_DEVICE + 1):
+    for number in range(MAX_DEVICE_CONNECTIONS + 1):
         cache.put(key_of("PHONE", str(number)), "phone", 10)
     cache.put(key_of("TABLET"), "tablet", 10)
     assert cache.get(key_of("PHONE", "0")) is None
     assert cache.get(key_of("PHONE", "1")) == ("phone", 10)
     assert cache.get(key_of("TABLET")) == ("tablet", 10)
     cache.put(key_of("TABLET"), "again", 10)
-    assert cache.weight == (MOST_OF_A_DEVICE + 1) * 10
+    assert cache.weight == (MAX_DEVICE_CONNECTIONS + 1) * 10
 
 
 def test_a_cache_of_connections_is_bounded_by_bytes() -> None:
@@ -56,7 +61,7 @@ def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> N
         client.sync()
         server.clock.advance(1)
     answers = [alice.post(client.path(), client.body) for client in clients]
-    assert [answer.status for answer in answers] == [400] * 2 + [200] * MOST_OF_A_DEVICE
+    assert [answer.status for answer in answers] == [400] * 2 + [200] * MAX_DEVICE_CONNECTIONS
     assert answers[0].errcode == "M_UNKNOWN_POS"
 
 
@@ -131,23 +136,25 @@ def typists(answer: dict[str, Any]) -> dict[str, list[str]]:
 def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None:
     views = SentTyping(server.app.presence.typing, server.app.database.streams, capacity=50_000)
 
-    def key(device: str, conn_id: str = "") -> ConnectionKey:
-        return ConnectionKey("@alice:example.org", device, conn_id)
+    def key(device: str, conn_id: str = "") -> SlidingConnectionKey:
+        return SlidingConnectionKey("@alice:example.org", device, conn_id)
 
-    def look(at: ConnectionKey, pos: str | None, before: SyncToken | None, rooms: range) -> None:
-        views.keep(at, pos, f"{pos}+", views.move(at, pos, before, set(rooms)).view)
+    def look(
+        at: SlidingConnectionKey, pos: str | None, before: SyncToken | None, rooms: range
+    ) -> None:
+        views.record(at, pos, f"{pos}+", views.move(at, pos, before, set(rooms)).view)
 
-    for number in range(MOST_OF_A_DEVICE + 5):
+    for number in range(MAX_DEVICE_CONNECTIONS + 5):
         look(key("PHONE", str(number)), None, None, range(0))
-    assert views.weight == MOST_OF_A_DEVICE * ENTRY
+    assert views.weight == MAX_DEVICE_CONNECTIONS * ENTRY_BYTES
     pos = "0"
     look(key("LAPTOP"), None, None, range(0))
-    views.keep(key("LAPTOP"), None, pos, TypingView(frozenset(), {}))
+    views.record(key("LAPTOP"), None, pos, TypingView(frozenset(), {}))
     for number in range(1, 10):  # rooms that have left its view weigh too
         look(key("LAPTOP"), pos, SyncToken(5, number - 1), range(10 * number, 10 * number + 10))
         pos += "+"
     # the answer, and the one before it
-    assert views.weight == (MOST_OF_A_DEVICE + 1) * ENTRY + (90 + 80) * ROOM
+    assert views.weight == (MAX_DEVICE_CONNECTIONS + 1) * ENTRY_BYTES + (90 + 80) * ROOM_BYTES
     for number in range(20):
         look(key(f"D{number}"), None, None, range(100))
         assert 10_000 < views.weight <= 50_000
@@ -192,9 +199,9 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     assert alice.device_id is not None
     room_id = create(alice)
     parts = server.app.syncing.sliding
-    key = ConnectionKey(alice.user_id, alice.device_id, "")
+    key = SlidingConnectionKey(alice.user_id, alice.device_id, "")
     views = SentTyping(server.app.presence.typing, server.app.database.streams, capacity=50_000)
-    views.keep(key, None, "1", TypingView(frozenset({1}), {}))
+    views.record(key, None, "1", TypingView(frozenset({1}), {}))
     client = SlidingClient(
         alice,
         lists={"all": a_list([0, 9])},

@@ -301,7 +301,7 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     for room_id in rooms:
         say(alice, room_id, "long")
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
-    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 400)
+    monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 400)
     client.body["extensions"] = {NAME: {"enabled": True}}
     answers = [client.sync() for _ in range(3)]
     assert [list(answer["rooms"]) for answer in answers] == [

@@ -72,7 +72,7 @@ def test_all_profiles_in_view_are_known(
     monkeypatch.setattr(profiles, "MAX_PARTS", chance.choice([1, 2, 16]))
     if chance.random() < 0.5:
         monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
-        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 1000)
+        monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 1000)
     server = TestServer(tmp_path, sqlite_database)
     alice, *others = people = [
         server.register(name) for name in ("alice", "bob", "carol", "dave", "erin", "frank")

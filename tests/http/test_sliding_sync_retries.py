@@ -3,7 +3,7 @@ takes nothing from who goes on."""
 
 import pytest
 
-from storage.sync.sliding_connections import MOST_OF_A_CONNECTION
+from storage.sync.sliding_connections import MAX_CONNECTION_STATES
 from tests.helpers.http import Pending
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
@@ -87,10 +87,10 @@ def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
 def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = one_that_is_stored(bob, rooms)
-    attempts = [client.wait() for _ in range(MOST_OF_A_CONNECTION + 3)]
+    attempts = [client.wait() for _ in range(MAX_CONNECTION_STATES + 3)]
     say(alice, rooms[0], "hello")
     ends = woken(server, *attempts)
-    for pos in sorted(ends, key=lambda pos: int(pos.split("_")[-1]))[-MOST_OF_A_CONNECTION + 1 :]:
+    for pos in sorted(ends, key=lambda pos: int(pos.split("_")[-1]))[-MAX_CONNECTION_STATES + 1 :]:
         answer = bob.post(f"{client.path().partition('?')[0]}?pos={pos}", client.body)
         assert answer.status == 200, answer.body
     (known,) = [
@@ -98,7 +98,7 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
         for key, each in server.app.syncing.sliding.connections._known.items()
         if key.user_id == bob.user_id
     ]
-    assert len(known.states) <= MOST_OF_A_CONNECTION
+    assert len(known.states) <= MAX_CONNECTION_STATES
 
 
 def test_a_client_that_returns_to_an_old_pos_gets_members_again(

@@ -35,7 +35,7 @@ def test_the_operator_bounds_the_events_of_a_room(
 
 
 def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 5000)
+    monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 5000)
     alice = server.register("alice")
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=20)})
@@ -59,7 +59,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 2)
-    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 5000)
+    monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 5000)
     alice = server.register("alice")
     old, older, *oldest = ids = [create(alice) for _ in range(5)]
     for room_id in ids:
@@ -105,7 +105,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
 
 def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
-    monkeypatch.setattr(batches, "LARGEST_RESPONSE", 100)
+    monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 100)
     alice = server.register("alice")
     opened, old, new = (create(alice) for _ in range(3))
     subscription = {"timeline_limit": 1, "required_state": []}

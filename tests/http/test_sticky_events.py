@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database
-from storage.rooms.sticky_events import LONGEST_MS, StickyEventStore
+from storage.rooms.sticky_events import MAX_STICKY_MS, StickyEventStore
 from tests.helpers.room_actions import ok, refused
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, ids, poll, sync
@@ -74,7 +74,7 @@ def test_the_event_says_that_it_is_sticky(server: TestServer, alice: User, rooms
     )
 
 
-@pytest.mark.parametrize("duration", [-1, LONGEST_MS + 1])
+@pytest.mark.parametrize("duration", [-1, MAX_STICKY_MS + 1])
 def test_durations_are_bounded(alice: User, rooms: Rooms, duration: int) -> None:
     room_id = rooms.create(alice)
     for name in ("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms"):
@@ -194,7 +194,7 @@ def test_what_is_over_is_forgotten(
     for number in range(3):
         stick(alice, room_id, str(number), (number + 1) * MINUTE)
     server.clock.advance(121)
-    forget = server.app.rooms.sticky_events.do_forget
+    forget = server.app.rooms.sticky_events.do_remove_expired
     assert server.run(forget(1)) == server.run(forget(5)) == 1
     assert server.run(forget(5)) == 0
     assert len(server.run(StickyEventStore(sqlite_database).get_unexpired(0))) == 1

@@ -10,7 +10,7 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 from federation.protocol.errors import NotFound
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
-from homeserver.http.responses import File, MemorySource, Pieces, Response
+from homeserver.http.responses import FileBody, MemorySource, Response, StreamedBody
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
 from storage.engine.interface import DatabaseUnavailable
 from tests.helpers.http import Client, Connection, client_for
@@ -44,7 +44,7 @@ class FileSource:
 
 @endpoint("GET", "/file", auth=Auth.NONE)
 async def get_file(source: FileSource) -> Response:
-    return Response(headers=HEADERS, body=File(source, len(DATA), "v1"))
+    return Response(headers=HEADERS, body=FileBody(source, len(DATA), "v1"))
 
 
 @endpoint("GET", "/pieces/{number}", auth=Auth.NONE)
@@ -54,7 +54,7 @@ async def get_pieces(source: FileSource, *, number: int) -> Response:
             yield await source.read(start * 10, 10)
             yield b""
 
-    return Response(body=Pieces(make()))
+    return Response(body=StreamedBody(make()))
 
 
 @endpoint("PUT", "/pieces/{number}", auth=Auth.NONE)
@@ -64,7 +64,7 @@ async def put_pieces(source: FileSource, *, number: int) -> Response:
 
 @endpoint("GET", "/short", auth=Auth.NONE)
 async def get_short() -> Response:
-    return Response(headers=HEADERS, body=File(MemorySource(b"0123456789"), 10, "v2"))
+    return Response(headers=HEADERS, body=FileBody(MemorySource(b"0123456789"), 10, "v2"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
-from homeserver.services.sync.response import Response
+from homeserver.services.sync.response import SyncResponse
 from tests.helpers.server import User
 from tests.helpers.state_machines import PHASES_WITHOUT_SHRINKING, run_machine
 from tests.http.test_sliding_sync_both_ways import SEED, V3, Talk
@@ -118,7 +118,7 @@ class TalkInRooms(Talk):
                 asked["since"] = answer.json["next_batch"]
 
     def teardown(self) -> None:
-        TalkInRooms.answers += sum(isinstance(response, Response) for response in self.compared)
+        TalkInRooms.answers += sum(isinstance(response, SyncResponse) for response in self.compared)
         super().teardown()
 
 

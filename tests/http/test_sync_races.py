@@ -20,7 +20,7 @@ import pytest
 
 from homeserver.services.sliding_sync import batches, room_entry
 from homeserver.services.sliding_sync.connection_cache import ConnectionCache
-from homeserver.services.sliding_sync.connections import Connection, Connections
+from homeserver.services.sliding_sync.connections import SlidingConnection, SlidingConnections
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.room_order import RoomOrders
 from homeserver.services.streams import recent_changes
@@ -113,7 +113,7 @@ class Slider(SlidingFollower):
     """A client of sliding sync that asks for something else each time."""
 
     def __init__(self, sessions: Sequence[User], *, lazily: bool = False, **options: Any) -> None:
-        """`lazily`: it always asks for members as they are needed."""
+        """`lazy_rooms`: it always asks for members as they are needed."""
         super().__init__(sessions[0], **options)
         self.lazily = lazily
         self.attempts = Attempts(sessions, self._next, self.take)
@@ -399,22 +399,24 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every other time answers end early, and go on in the next ones; and of some times little is
     remembered."""
     if seed % 2:
-        monkeypatch.setattr(batches, "LARGEST_RESPONSE", 2500)
+        monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
         monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
-        monkeypatch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
+        monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
-        monkeypatch.setattr(recent_changes, "KEPT", 4)
+        monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
         monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._clear)
     if seed % 3 == 2:  # what was sent to connections
         monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
-        find = Connections.find
+        find = SlidingConnections.find
 
-        async def find_and_forget(self: Connections, request: SlidingRequest) -> Connection:
+        async def find_and_forget(
+            self: SlidingConnections, request: SlidingRequest
+        ) -> SlidingConnection:
             found = await find(self, request)
             self._drop(found.key)
             return found
 
-        monkeypatch.setattr(Connections, "find", find_and_forget)
+        monkeypatch.setattr(SlidingConnections, "find", find_and_forget)
 
 
 @pytest.fixture(params=range(RUNS))
@@ -443,7 +445,9 @@ def call_one_another(servers: list[TestServer], random: Random) -> None:
         assert notes is not None
         assert other is not None
 
-        async def tell(bodies: Sequence[str], hear: Any = other.hear, at: int = 1 - number) -> None:
+        async def tell(
+            bodies: Sequence[str], hear: Any = other.receive, at: int = 1 - number
+        ) -> None:
             for body in bodies:
                 if random.random() < 0.8:
                     servers[at].clock.callLater(
@@ -465,14 +469,14 @@ def nodes(
         for at, database in enumerate(databases, 1)
     ]
     for server in servers:
-        assert server.app.other_nodes is not None
-        server.app.other_nodes.start()
+        assert server.app.peer_nodes is not None
+        server.app.peer_nodes.start()
     if seed % 2:
         call_one_another(servers, Random(seed))
     yield servers, turns
     for server, database in zip(servers, databases, strict=True):
-        assert server.app.other_nodes is not None
-        server.app.other_nodes.stop()
+        assert server.app.peer_nodes is not None
+        server.app.peer_nodes.stop()
         run_coroutine(database.close(), None)
 
 

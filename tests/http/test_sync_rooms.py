@@ -54,8 +54,8 @@ def test_an_initial_sync_has_state_up_to_the_timeline_and_the_timeline(server: T
 def test_timelines_that_are_too_large_together_are_short(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, begins: bool
 ) -> None:
-    monkeypatch.setattr(joined_rooms, "EVENTS_AT_ONCE", 10)
-    monkeypatch.setattr(joined_rooms, "LARGEST_TIMELINES", 5000)
+    monkeypatch.setattr(joined_rooms, "EVENTS_PER_READ", 10)
+    monkeypatch.setattr(joined_rooms, "MAX_TIMELINES_BYTES", 5000)
     alice, bob = server.register("alice"), server.register("bob")
     all_rooms = [rooms.create(alice, bob, topic="old") for _ in range(5)]
     since = None if begins else token(alice)

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from msgspec.structs import replace
 
-from homeserver.services.email.smtp import CannotDeliver
+from homeserver.services.email.smtp import DeliveryFailed
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidStore
 from tests.helpers.audit_records import audit_records
@@ -194,7 +194,7 @@ def test_a_validated_address_resets_the_password(server: TestServer) -> None:
 def test_a_suspended_user_can_add_but_not_remove_addresses(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)
-    server.run(server.app.people.accounts.do_set_flags(alice.user_id, suspended=True))
+    server.run(server.app.users.accounts.do_set_flags(alice.user_id, suspended=True))
     add(server, alice, "second@example.com")
     known = [row["address"] for row in alice.get(f"{V3}/account/3pid").json["threepids"]]
     assert known == ["alice@example.com", "second@example.com"]
@@ -358,7 +358,7 @@ def test_malformed_requests_are_refused(server: TestServer, further: dict[str, s
 
 
 def test_an_email_is_retried_while_the_mail_server_is_away(server: TestServer) -> None:
-    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    server.relay.failure = DeliveryFailed("no connection", permanent=False)
     assert request_token(server, "register").status == 200
     server.clock.advance(100)
     assert not server.relay.emails
@@ -368,7 +368,7 @@ def test_an_email_is_retried_while_the_mail_server_is_away(server: TestServer) -
 
 
 def test_an_email_to_a_refused_recipient_is_not_retried(server: TestServer) -> None:
-    server.relay.failure = CannotDeliver("550 no such user", for_good=True)
+    server.relay.failure = DeliveryFailed("550 no such user", permanent=True)
     request_token(server, "register")
     server.relay.failure = None
     server.clock.advance(5 * 3600)
@@ -377,7 +377,7 @@ def test_an_email_to_a_refused_recipient_is_not_retried(server: TestServer) -> N
 
 def test_queued_emails_survive_a_restart(tmp_path: Path, database: Database) -> None:
     first = TestServer(tmp_path, database, MAIL)
-    first.relay.failure = CannotDeliver("no connection", for_good=False)
+    first.relay.failure = DeliveryFailed("no connection", permanent=False)
     request_token(first, "register")
     second = TestServer(tmp_path, database, MAIL, seed=2, now=first.clock.seconds() + 3600)
     second.app.mail.start()

@@ -37,7 +37,7 @@ def test_a_program_that_has_to_wait_says_nothing_of_the_file(
 ) -> None:
     """That it is no image would be remembered for a day."""
     monkeypatch.setattr(image_worker, "PROGRAM_SECONDS", 1)
-    monkeypatch.setattr(image_worker, "LONGEST_PROGRAM_SECONDS", 0.5)
+    monkeypatch.setattr(image_worker, "MAX_PROGRAM_SECONDS", 0.5)
     let_it(monkeypatch, "import time; time.sleep(100)")
     assert image_worker.process(film) == ({"kind": "unknown"}, b"")
 

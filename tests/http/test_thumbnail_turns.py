@@ -11,9 +11,9 @@ from twisted.internet.task import Clock
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_workers import ImageWorkers
 from homeserver.services.media.thumbnails import (
+    ASPECT_STEPS,
     LADDER,
-    MOST_WAITING_OF_ONE,
-    PROPORTIONS,
+    MAX_WAITING_PER_REQUESTER,
     Thumbnail,
     Thumbnails,
 )
@@ -21,17 +21,17 @@ from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from storage.media.contents import LocalContents
 from storage.media.files import MediaFiles
-from storage.media.media import Content
+from storage.media.media import MediaContent
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.images import picture
 
 ALICE, BOB, MALLORY = "@alice:example.org", "@bob:example.org", "@mallory:example.org"
 
 
-async def _content(files: MediaFiles, data: bytes) -> Content:
+async def _content(files: MediaFiles, data: bytes) -> MediaContent:
     stored = await files.add(io.BytesIO(data))
     await files.settle(stored)
-    return Content(stored.hash, stored.size, "image/png", None)
+    return MediaContent(stored.hash, stored.size, "image/png", None)
 
 
 async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
@@ -72,7 +72,7 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
         await _content(files, picture(300, 200)),
     )
 
-    def ask(content: Content, size: int, whose: str, asker: str) -> Deferred[Thumbnail]:
+    def ask(content: MediaContent, size: int, whose: str, asker: str) -> Deferred[Thumbnail]:
         return Deferred.fromCoroutine(
             thumbnails.get(content, size, 8, "crop", whose, asker, animated=False)
         )
@@ -110,12 +110,14 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
         )
 
     sizes = [
-        (step, step * part // PROPORTIONS) for step in LADDER for part in range(1, PROPORTIONS + 1)
+        (step, step * part // ASPECT_STEPS)
+        for step in LADDER
+        for part in range(1, ASPECT_STEPS + 1)
     ]
     asked = [
-        ask(size, MALLORY) for size in sizes[: MOST_WAITING_OF_ONE + 1]
+        ask(size, MALLORY) for size in sizes[: MAX_WAITING_PER_REQUESTER + 1]
     ]  # of which one is being made
-    last = sizes[MOST_WAITING_OF_ONE + 1]
+    last = sizes[MAX_WAITING_PER_REQUESTER + 1]
     bobs, refused = ask(last, BOB), ask(last, MALLORY)
     with pytest.raises(LimitExceeded):
         await refused

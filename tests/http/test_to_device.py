@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from homeserver.services.encryption.to_device import MOST_MESSAGES
+from homeserver.services.encryption.to_device import MAX_MESSAGES
 from homeserver.services.sync.to_device_cache import MAX_BYTES, ToDeviceCache
 from storage.devices.devices import DeviceRow, DeviceStore
-from storage.encryption.to_device import FEWEST_LOGGED, LOGGED_MS, REMOVED_AT_ONCE, NewMessages
+from storage.encryption.to_device import DELETE_CHUNK, LOG_RETENTION_MS, MIN_LOGGED, ToDeviceAdded
 from storage.engine.database import Database, SQLiteConfig, WriteTransaction
 from storage.engine.streams import Change, Streams, Topic
 from tests.helpers.databases import QueryCounter, open_inline
@@ -179,10 +179,10 @@ def test_one_request_reaches_a_bounded_number_of_devices(
         for number in numbers:
             devices.add_device(txn, DeviceRow(bob.user_id, f"D{number}", None, 0))
 
-    server.run(server.app.database.write("add", add, range(1, MOST_MESSAGES)))
+    server.run(server.app.database.write("add", add, range(1, MAX_MESSAGES)))
     body: dict[str, Any] = {"messages": {bob.user_id: {"*": {"n": 0}}}}
     assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
-    server.run(server.app.database.write("add", add, range(MOST_MESSAGES, MOST_MESSAGES + 1)))
+    server.run(server.app.database.write("add", add, range(MAX_MESSAGES, MAX_MESSAGES + 1)))
     assert alice.put(f"{V3}/sendToDevice/m.test/2", body).errcode == "M_INVALID_PARAM"
     assert len(sync(bob)["to_device"]["events"]) == 1, "no message of the refused request"
 
@@ -338,7 +338,7 @@ def test_equal_contents_count_once_in_memory() -> None:
 
     def send(first: int, *contents: bytes) -> None:
         bobs = [("@bob:example.org", f"D{n}", n) for n in range(len(contents))]
-        new = NewMessages(first, b"", bobs, contents)
+        new = ToDeviceAdded(first, b"", bobs, contents)
         streams.publish(
             [Change(new.last, Topic.TO_DEVICE, user_ids=("@bob:example.org",), detail=new)],
             new.last,
@@ -388,7 +388,7 @@ def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_rem
         )
         return int(rows[0][0])
 
-    waiting = REMOVED_AT_ONCE + 50
+    waiting = DELETE_CHUNK + 50
     to_device = server.app.accounts.stores.to_device
 
     def send(txn: WriteTransaction) -> None:
@@ -396,7 +396,7 @@ def test_an_acknowledged_backlog_is_left_to_the_job_while_later_messages_are_rem
         to_device.add_messages(txn, b'{"content":', [device] * waiting, [b'{"n":0}'] * waiting, 0)
 
     server.run(database.write("send", send))
-    while server.run(to_device.sweep(200, LOGGED_MS + 1)):
+    while server.run(to_device.sweep(200, LOG_RETENTION_MS + 1)):
         pass
     since = sync(bob, sync(alice)["next_batch"])["next_batch"]
     assert stored() == waiting, "a floor is set"
@@ -439,7 +439,7 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
 ) -> None:
     """With messages to one device before and after, over a restart, and with the cleanup job."""
-    others = [log_in(server, bob) for _ in range(FEWEST_LOGGED)]
+    others = [log_in(server, bob) for _ in range(MIN_LOGGED)]
     since = sync(bob)["next_batch"]
     send_numbers(alice, bob, range(1))
     everybody = {"*": {"n": 1}, bob.device_id: {"n": 2}, "NOSUCHDEVICE": {"n": -1}}
@@ -469,7 +469,7 @@ def test_messages_to_many_devices_arrive_once_in_order_and_until_acknowledged(
     assert numbers_of(sync(bob)) == [], "it has arrived"
     others[0].server = anew
     token = sync(others[0])["next_batch"]
-    later = int(anew.clock.seconds() * 1000) + LOGGED_MS + 1
+    later = int(anew.clock.seconds() * 1000) + LOG_RETENTION_MS + 1
     while anew.run(anew.app.accounts.stores.to_device.sweep(50, later)):
         pass
     assert logged_rows(anew) == 0
@@ -525,7 +525,7 @@ def test_messages_arrive_in_order_and_once_from_either_node(
     """Either node serves a request. A used token works again, as after a lost response."""
     alice, bob = nodes[0].register(f"alice{uuid4().hex}"), nodes[0].register(f"bob{uuid4().hex}")
     sent, arrived, here = 0, 0, 0
-    others = [log_in(nodes[0], bob).device_id for _ in range(FEWEST_LOGGED)]
+    others = [log_in(nodes[0], bob).device_id for _ in range(MIN_LOGGED)]
     nodes[1].run(nodes[1].app.database.catch_up())
     since = sync(bob)["next_batch"]
     heard: list[int] = []

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from storage.encryption import to_device_log
-from storage.encryption.to_device import FEWEST_LOGGED, LOGGED_MS
+from storage.encryption.to_device import LOG_RETENTION_MS, MIN_LOGGED
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, WriteTransaction
 from tests.helpers.databases import open_inline
 from tests.helpers.executors import ManualExecutor
@@ -61,9 +61,9 @@ def world(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> Ite
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: bool) -> None:
-    """`is_known`: whether Bob's devices are cached."""
+    """`is_trusted_client`: whether Bob's devices are cached."""
     alice, bob = world.person("alice"), world.person("bob")
-    others = [world.another(bob) for _ in range(FEWEST_LOGGED)]
+    others = [world.another(bob) for _ in range(MIN_LOGGED)]
     everybody = {bob.user_id: {"*": {"n": 1}}}
     if is_known:
         for txn_id in ("first", "second"):
@@ -96,7 +96,7 @@ def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: boo
         assert world.numbers(user) == [*before, 1, 2]
     assert world.numbers(again) == []
     at = int(world.server.clock.seconds() * 1000)
-    for later in (LOGGED_MS, LOGGED_MS, LOGGED_MS):
+    for later in (LOG_RETENTION_MS, LOG_RETENTION_MS, LOG_RETENTION_MS):
         Deferred.fromCoroutine(store.sweep(5000, at + later))
         world.writer.run()
     left: list[int] = []

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from homeserver.config.limits import Limits
+from homeserver.config.limits import LimitOptions
 from homeserver.services.encryption import to_device
 from storage.engine.database import Database
 from tests.helpers.http import Answer
@@ -90,7 +90,7 @@ def test_each_device_of_a_wildcard_counts(
     assert (refused.status, refused.errcode) == LIMITED
     assert refused.json["retry_after_ms"] > 20_000
     server.clock.advance(60)
-    monkeypatch.setattr(to_device, "MOST_BYTES", 30_000)
+    monkeypatch.setattr(to_device, "MAX_COPIED_BYTES", 30_000)
     since = sync(bob)["next_batch"]
     assert (send(alice, 3, to(bob, 3_000, "*")).errcode) == "M_TOO_LARGE"
     assert sync(bob, since).get("to_device", {}).get("events", []) == []
@@ -98,8 +98,10 @@ def test_each_device_of_a_wildcard_counts(
 
 def test_room_keys_of_large_rooms_stay_far_below_the_default_limit() -> None:
     """A room of 1,000 devices with a new key each minute, and a hundred such rooms at once."""
-    usual = Limits().rc_to_device_bytes
-    keys_of_a_room = 1_000 * (1_100 + to_device.MESSAGE_BYTES) + to_device.REQUEST_BYTES
+    usual = LimitOptions().rc_to_device_bytes
+    keys_of_a_room = (
+        1_000 * (1_100 + to_device.MESSAGE_OVERHEAD_BYTES) + to_device.REQUEST_OVERHEAD_BYTES
+    )
     assert usual.per_second >= 2 * keys_of_a_room / 60
     assert usual.burst_count >= 100 * keys_of_a_room
     assert usual.per_second * 3600 + usual.burst_count < 400e6, (

@@ -5,8 +5,13 @@ import tracemalloc
 import pytest
 
 from homeserver.services.sync import to_device_cache
-from homeserver.services.sync.to_device_cache import MAX_BYTES, MAX_UNSORTED, ToDeviceCache, read
-from storage.encryption.to_device import NewMessages
+from homeserver.services.sync.to_device_cache import (
+    MAX_BYTES,
+    MAX_UNSORTED,
+    ToDeviceCache,
+    make_messages,
+)
+from storage.encryption.to_device import ToDeviceAdded
 from storage.engine.streams import Change, Streams, Topic
 
 
@@ -17,7 +22,7 @@ def test_contents_are_stored_once_and_bounded() -> None:
     tracemalloc.start()
     try:
         for position, content in enumerate(contents, 1):
-            news = NewMessages(position, b'{"content":', [("@a:example.org", "D", 1)], [content])
+            news = ToDeviceAdded(position, b'{"content":', [("@a:example.org", "D", 1)], [content])
             streams.publish(
                 [Change(position, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
                 position,
@@ -29,7 +34,7 @@ def test_contents_are_stored_once_and_bounded() -> None:
     assert recent.since(("@a:example.org", "D"), 0) is None
     found = recent.since(("@a:example.org", "D"), len(contents) - 100)
     assert found is not None
-    assert [message.content for message in read(found)] == [
+    assert [message.content for message in make_messages(found)] == [
         b'{"content":%b}' % content for content in contents[-100:]
     ]
     last = [
@@ -37,7 +42,7 @@ def test_contents_are_stored_once_and_bounded() -> None:
         for at in range(len(contents))
         if (found := recent.since(("@a:example.org", "D"), at)) is not None
     ]
-    assert sum(len(message.content) for message in read(last[0][1])) <= MAX_BYTES + 100_000
+    assert sum(len(message.content) for message in make_messages(last[0][1])) <= MAX_BYTES + 100_000
 
 
 def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,7 +54,7 @@ def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     devices = [("@a:example.org", f"D{number}") for number in range(30)]
     for round_ in range(3):
         recipients = [(user_id, device_id, 1) for user_id, device_id in devices]
-        news = NewMessages(1 + 30 * round_, b"", recipients, [b"1"] * 30)
+        news = ToDeviceAdded(1 + 30 * round_, b"", recipients, [b"1"] * 30)
         streams.publish(
             [Change(news.last, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)],
             news.last,
@@ -57,10 +62,10 @@ def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
         for number, device in enumerate(devices):
             mine = recent.since(device, 0)
             assert mine is None or mine[-1][0] == news.first + number
-            recent.forget(device, 1 << 40)
+            recent.drop(device, 1 << 40)
             assert not recent.since(device, 0)
     assert recent.since(devices[0], streams.current()) == []
-    news = NewMessages(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
+    news = ToDeviceAdded(91, b"", [("@a:example.org", "D0", 1)], [b"2"])
     streams.publish([Change(91, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 91)
     assert [position for position, _, _ in recent.since(devices[0], 90) or ()] == [91], (
         "no token of a later time hides it"
@@ -74,10 +79,10 @@ def test_a_message_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatc
     streams = Streams()
     recent = ToDeviceCache(streams)
     streams.publish([], 10)
-    news = NewMessages(11, b"", [("@a:example.org", "D", 1)], [b"1"])
+    news = ToDeviceAdded(11, b"", [("@a:example.org", "D", 1)], [b"1"])
     streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
     for number in range(20):
-        recent.forget(("@b:example.org", f"D{number}"), 10)
+        recent.drop(("@b:example.org", f"D{number}"), 10)
         found = recent.since(("@a:example.org", "D"), 10)
         assert found is None or [position for position, _, _ in found] == [11]
 
@@ -91,7 +96,7 @@ def test_unsorted_messages_are_found_and_evicted_in_order() -> None:
     position = 1
     for number in range(5 * MAX_UNSORTED):
         to = [(*device, 1) for device in devices[: 1 + number % 3]]
-        news = NewMessages(position, b"", to, [b"%d" % number * 10] * len(to))
+        news = ToDeviceAdded(position, b"", to, [b"%d" % number * 10] * len(to))
         position += len(to)
         for each in (streams, others):
             each.publish(

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from federation.protocol.ids import ServerName
 from homeserver.services.sync import device_sections, to_device_cache
 from storage.encryption import to_device
-from storage.encryption.to_device import LOGGED_MS, NewMessages
+from storage.encryption.to_device import LOG_RETENTION_MS, ToDeviceAdded
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import open_inline, silence
@@ -93,7 +93,7 @@ class World:
 
     def _hear(self, changes: Any) -> None:
         for change in changes:
-            if isinstance(change, Change) and isinstance(change.detail, NewMessages):
+            if isinstance(change, Change) and isinstance(change.detail, ToDeviceAdded):
                 for index, (_, device_id, _) in enumerate(change.detail.recipients):
                     number = int(
                         change.detail.contents[index].partition(b'"n":')[2].partition(b"}")[0]
@@ -170,7 +170,7 @@ class World:
             "messages": {self.bob.user_id: messages},
         }
         for at in (self.here, 1 - self.here, self.here):
-            edus = self.nodes[at].app.federation_out.edus
+            edus = self.nodes[at].app.outgoing_federation.edus
             self.nodes[at].run(edus.receive(ServerName("elsewhere.example"), only(edu)))
         for name, number in expected:
             self._expect(name, number)
@@ -245,7 +245,7 @@ class World:
 
     def sweep(self, limit: int, later: bool) -> None:
         if later:
-            self.now += LOGGED_MS / 1000 + 1
+            self.now += LOG_RETENTION_MS / 1000 + 1
             for node in self.nodes:
                 node.clock.advance(max(0.0, self.now - node.clock.seconds()))
         node = self.nodes[self.here]
@@ -302,7 +302,7 @@ STEPS = st.one_of(
 def test_every_device_gets_each_message_once_in_order(
     world: World, monkeypatch: pytest.MonkeyPatch, kept: int, steps: list[tuple[Any, ...]]
 ) -> None:
-    """`kept`: messages in a node's memory."""
+    """`provider_state`: messages in a node's memory."""
     for module, name, value in (*BOUNDS, (to_device_cache, "MAX_MESSAGES", kept)):
         monkeypatch.setattr(module, name, value)
     world.begin()

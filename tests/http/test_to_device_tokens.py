@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from storage.encryption.to_device import FEWEST_LOGGED
+from storage.encryption.to_device import MIN_LOGGED
 from tests.helpers.keys import V3, sync
 from tests.helpers.server import TestServer
 from tests.http.test_to_device import log_in, numbers_of
@@ -11,7 +11,7 @@ from tests.http.test_to_device import log_in, numbers_of
 def test_a_token_from_the_future_hides_no_later_messages(server: TestServer) -> None:
     """A client can invent a token; later messages must not be skipped because of its position."""
     alice, bob = server.register("alice"), server.register("bob")
-    others = [log_in(server, bob).device_id for _ in range(FEWEST_LOGGED)]
+    others = [log_in(server, bob).device_id for _ in range(MIN_LOGGED)]
     since = sync(bob)["next_batch"]
 
     def send(number: int) -> None:

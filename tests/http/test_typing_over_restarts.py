@@ -9,7 +9,7 @@ import pytest
 
 from federation.protocol.ids import RoomID
 from homeserver.services.streams.sync_tokens import (
-    MOST_TYPED,
+    MAX_TYPING_ROOMS,
     SyncToken,
     parse_sync_token,
     split_pos,
@@ -185,13 +185,13 @@ def test_sliding_sync(town: Town) -> None:
 
 
 def test_a_token_stays_short(town: Town) -> None:
-    rooms = [town.room() for _ in range(MOST_TYPED + 3)]
+    rooms = [town.room() for _ in range(MAX_TYPING_ROOMS + 3)]
     for room_id in rooms:
         town.type(room_id)
     since = sync(town.alice)["next_batch"]
-    assert len(parse_sync_token(since).typed) == MOST_TYPED
+    assert len(parse_sync_token(since).typing_rooms) == MAX_TYPING_ROOMS
     town.begin_anew()
-    assert len(typing(sync(town.alice, since))) == MOST_TYPED
+    assert len(typing(sync(town.alice, since))) == MAX_TYPING_ROOMS
 
 
 def test_a_made_up_token_reveals_nothing(town: Town) -> None:
@@ -203,11 +203,11 @@ def test_a_made_up_token_reveals_nothing(town: Town) -> None:
     assert "-" not in answer["next_batch"]
     town.type(room_id)
     assert "rooms" not in sync(town.alice, answer["next_batch"])
-    for wrong in ("-", "-1.", "-x", "-1..2", "-" + ".".join(["1"] * (MOST_TYPED + 1))):
+    for wrong in ("-", "-1.", "-x", "-1..2", "-" + ".".join(["1"] * (MAX_TYPING_ROOMS + 1))):
         assert town.alice.get(f"/_matrix/client/v3/sync?since={since}{wrong}").status == 400
 
 
-MANY_ROOMS = "-" + ".".join(map(str, range(1, MOST_TYPED + 1)))
+MANY_ROOMS = "-" + ".".join(map(str, range(1, MAX_TYPING_ROOMS + 1)))
 """The end of a token that a client made up without knowing which rooms exist."""
 
 
@@ -226,7 +226,7 @@ def test_a_token_does_not_reveal_typing_in_other_rooms(town: Town, was_in_it: bo
     now = sync(town.alice, now)["next_batch"]
     answers.append(sync(town.alice, now + MANY_ROOMS))
     assert typing(answers[0]) == typing(answers[1]) == {own: []}
-    assert [parse_sync_token(answer["next_batch"]).typed for answer in answers] == [(), ()]
+    assert [parse_sync_token(answer["next_batch"]).typing_rooms for answer in answers] == [(), ()]
 
 
 def test_a_pos_does_not_reveal_typing_in_other_rooms(town: Town) -> None:
@@ -247,7 +247,7 @@ def test_a_pos_does_not_reveal_typing_in_other_rooms(town: Town) -> None:
         client.sync()
         split = split_pos(client.pos or "")
         assert split is not None
-        named.append(split[0].typed)
+        named.append(split[0].typing_rooms)
     assert named == [(), ()]
 
 
@@ -279,7 +279,7 @@ def test_tokens_as_text() -> None:
     for token in (
         SyncToken(1, 2),
         SyncToken(1, 2, 3),
-        SyncToken(1, 2, typed=(4,)),
+        SyncToken(1, 2, typing_rooms=(4,)),
         SyncToken(1, 2, 3, (4, 5)),
     ):
         assert parse_sync_token(str(token)) == token

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.accounts.provider_emails import compute_plans
+from homeserver.services.accounts.provider_emails import compute_email_changes
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.server import TestServer, User
@@ -26,8 +26,8 @@ def alice(server: TestServer) -> User:
 
 def assert_addresses(user: User, provider: str, *addresses: str) -> list[str]:
     """Let a provider assert addresses, as at a sign-in; return the user's addresses afterwards."""
-    threepids = user.server.app.people.threepids
-    user.server.run(threepids.do_set_vouched({UserID(user.user_id): addresses}, provider))
+    threepids = user.server.app.users.threepids
+    user.server.run(threepids.do_set_provider_emails({UserID(user.user_id): addresses}, provider))
     return sorted(
         each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]
     )
@@ -68,7 +68,7 @@ def test_assertions_end_with_the_ownership_of_the_address(
             == 200
         )
     else:
-        server.run(server.app.people.deactivation.do_deactivate(UserID(alice.user_id), erase=False))
+        server.run(server.app.users.deactivation.do_deactivate(UserID(alice.user_id), erase=False))
     bob = server.register("bob")
     assert assert_addresses(bob, CLUB, WORK) == [WORK]
     assert assert_addresses(bob, CLUB, HOME) == [HOME]
@@ -91,7 +91,7 @@ def test_a_sign_in_that_changes_nothing_writes_nothing(
 
 def test_addresses_can_be_swapped_and_rotated(server: TestServer, alice: User) -> None:
     """A provider asserts addresses of several users together; nobody loses their only address."""
-    threepids = server.app.people.threepids
+    threepids = server.app.users.threepids
     people = [
         alice,
         *(server.register(name) for name in ("bob", "carol", "dora", "ernest", "outsider")),
@@ -102,7 +102,7 @@ def test_addresses_can_be_swapped_and_rotated(server: TestServer, alice: User) -
             UserID(user.user_id): (f"{each}@x.example",)
             for user, each in zip(people, addresses, strict=False)
         }
-        refused = server.run(threepids.do_set_vouched(asserted, OFFICE))
+        refused = server.run(threepids.do_set_provider_emails(asserted, OFFICE))
         return sorted(user_id[1] for user_id in refused)
 
     def get_initials() -> list[str]:
@@ -130,7 +130,7 @@ def test_addresses_can_be_swapped_and_rotated(server: TestServer, alice: User) -
         for user, each in zip(people[:2], (("b@x.example",), ("z@x.example",)), strict=True)
     }
     wanting_more = {UserID(people[5].user_id): ("f@x.example", "z@x.example")}
-    assert server.run(threepids.do_set_vouched({**wanting_more, **moving}, OFFICE)) == {
+    assert server.run(threepids.do_set_provider_emails({**wanting_more, **moving}, OFFICE)) == {
         people[5].user_id
     }
     assert get_initials() == [*"bzadef"]
@@ -147,10 +147,10 @@ def test_long_chains_and_rings_are_planned_fast() -> None:
         f"{many}@x": "@outsider:example.org"
     }
     chain = {user: [f"{number + 1}@x"] for number, user in enumerate(users)}
-    plans = compute_plans(rows, owners, chain, OFFICE, 20)
+    plans = compute_email_changes(rows, owners, chain, OFFICE, 20)
     assert not any(plan.has_changes for plan in plans.values())
     ring = {user: [f"{(number + 1) % many}@x"] for number, user in enumerate(users)}
-    plans = compute_plans(rows, owners, ring, OFFICE, 20)
-    assert {user: (plan.new, plan.gone) for user, plan in plans.items()} == {
+    plans = compute_email_changes(rows, owners, ring, OFFICE, 20)
+    assert {user: (plan.new, plan.removed) for user, plan in plans.items()} == {
         user: (ring[user], [f"{number}@x"]) for number, user in enumerate(users)
     }

@@ -32,7 +32,7 @@ def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
 @pytest.fixture
 def root(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import pytest
 
 from homeserver.services.previews.fetching import MAX_PAGE_BYTES
-from homeserver.services.previews.page_worker import TEXT_CHARS, decode, read_page
-from homeserver.services.previews.url_previews import FAILED_MS, MOST_OF_ONE
+from homeserver.services.previews.page_worker import TEXT_CHARS, decode, parse_page
+from homeserver.services.previews.url_previews import CONCURRENT_PER_USER, FAILED_MS
 from storage.engine.database import Database
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.federated_media import upload
@@ -111,7 +111,7 @@ def test_a_quarantined_image_does_not_come_back_with_a_preview(
     alice: User, pages: LinkedPages
 ) -> None:
     root = alice.server.register("root")
-    alice.server.run(alice.server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    alice.server.run(alice.server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
     pages.put(
         PAGE, '<meta property="og:title" content="A"><meta property="og:image" content="/a.png">'
     )
@@ -407,7 +407,7 @@ def test_a_user_with_many_slow_previews_does_not_delay_others(
     for url in (*urls, PAGE):
         pages.put(url, "<title>slow</title>")
     asked = [alice.start("GET", f"{NEW}?url={quote(url, safe='')}") for url in urls]
-    assert len(pages.slow) == MOST_OF_ONE
+    assert len(pages.slow) == CONCURRENT_PER_USER
     late = bob.start("GET", f"{NEW}?url={quote(PAGE, safe='')}")
     pages.slow[-1].callback(None)
     assert late.answer.json == {"og:title": "slow"}
@@ -495,7 +495,7 @@ def test_charsets(page: bytes, claimed: str, text: str) -> None:
     ],
 )
 def test_hostile_pages(page: bytes) -> None:
-    found: dict[str, Any] = read_page(page, "https://site.example/", "")
+    found: dict[str, Any] = parse_page(page, "https://site.example/", "")
     assert len(json.dumps(found)) < 100_000
     assert "root:" not in json.dumps(found)
 

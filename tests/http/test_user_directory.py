@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from federation.protocol.ids import RoomID
-from homeserver.services.text.words import Folding
-from storage.directory.user_changes import note_directory_changes
+from homeserver.services.text.words import TextFolding
+from storage.directory.user_changes import queue_directory_updates
 from storage.engine.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
 from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
@@ -99,7 +99,7 @@ def come_from_afar(
                     )
                 ],
             )
-            note_directory_changes(txn, [(user_id, position)])
+            queue_directory_updates(txn, [(user_id, position)])
 
         await server.app.database.write("come_from_afar", put)
 
@@ -396,14 +396,14 @@ def test_a_search_makes_a_fixed_number_of_queries(tmp_path: Path, sqlite: SQLite
 def test_a_failed_write_is_retried(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = start()
     alice, _ = people(server, "alice", "bob")
-    put_users = server.app.finding.people.put_users
+    put_users = server.app.search.people.put_users
 
     def fail(txn: WriteTransaction, *rest: Any) -> None:
         put_users(txn, *rest)
         raise DatabaseUnavailable("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(server.app.finding.people, "put_users", fail)
+        patch.setattr(server.app.search.people, "put_users", fail)
         settle(server)
     assert finds(alice, "bob") == []
     for _ in range(20):
@@ -482,7 +482,7 @@ def test_results_match_a_scan_of_all_users(
                 else members[room] - {user.user_id}
             )
     settle(server)
-    folding = Folding(("uz", "kaa", "ru", "en"))
+    folding = TextFolding(("uz", "kaa", "ru", "en"))
     for asking in people:
         for term in TERMS:
             expected = {
@@ -506,7 +506,7 @@ def test_results_match_a_scan_of_all_users(
     run_coroutine(database.close(), None)
 
 
-def _begins(folding: Folding, term: str, name: str, user_id: str) -> bool:
+def _begins(folding: TextFolding, term: str, name: str, user_id: str) -> bool:
     """Whether each word of the term is the prefix of a word of the name or ID, in any spelling."""
     if term.startswith("@"):
         return user_id.startswith(term)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from federation.rooms.joins.send_join_response import FEW_SERVERS
+from federation.rooms.joins.send_join_response import MAX_SMALL_SERVERS
 from tests.helpers.interop import until
 from tests.interop.conftest import Pair
 
-ELSEWHERE = FEW_SERVERS + 5
+ELSEWHERE = MAX_SMALL_SERVERS + 5
 """The number of servers of banned users: more than our `send_join` response lists
 (`federation/rooms/joins/send_join_response.py`)."""
 

@@ -11,9 +11,9 @@ import msgspec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from federation.devices.published_keys import KeysOfPeople
+from federation.devices.published_keys import PublishedKeyCache
 from federation.protocol.ids import UserID
-from homeserver.services.encryption.device_keys import present_keys, show_keys
+from homeserver.services.encryption.device_keys import build_public_keys, present_keys
 from storage.encryption.published_keys import PublishedKeyStore
 from storage.engine.streams import Streams
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
@@ -60,8 +60,8 @@ class Story:
     def ask(self) -> None:
         """One user queries some of them, and gets the same as from a node that has just started."""
         reader = self._somebody()
-        published = KeysOfPeople(
-            PublishedKeyStore(reader.server.app.database), Streams(), show_keys, capacity=99
+        published = PublishedKeyCache(
+            PublishedKeyStore(reader.server.app.database), Streams(), build_public_keys, capacity=99
         )
         ids = [
             person.user.user_id

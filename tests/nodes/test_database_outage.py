@@ -11,16 +11,16 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
-from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.peers import GREETING, OtherNodes
+from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.peers import GREETING, PeerNodes
 from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable
-from storage.engine.postgres_notify import Note
+from storage.engine.postgres_notify import EphemeralMessage
 from storage.engine.streams import Streams
 
 
 class Away:
-    """A database that answers polls only while `is_there`."""
+    """A database that answers polls only while `exists`."""
 
     is_there = True
     questions = 0
@@ -37,7 +37,7 @@ class Nothing:
 
     def trust_until(self, seconds: float) -> None: ...
 
-    async def settle(self) -> None: ...
+    async def wait_for_invalidation(self) -> None: ...
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def lines() -> Iterator[list[str]]:
 
     @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
-        if event.get("log_namespace") == "homeserver.cluster.peers.OtherNodes":
+        if event.get("log_namespace") == "homeserver.cluster.peers.PeerNodes":
             found.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
@@ -58,7 +58,9 @@ def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(
     lines: list[str],
 ) -> None:
     clock, database = Clock(), Away()
-    nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
+    nodes = PeerNodes(
+        clock, cast(Database, database), Nothing(), NodeMessages(clock), clock.seconds
+    )
     nodes.start()
     clock.pump([1.0] * 3)
     assert lines == []
@@ -130,19 +132,19 @@ class Shared(Away):
 
 def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
-    notes = NodeNotes(clock)
-    nodes = OtherNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
+    notes = NodeMessages(clock)
+    nodes = PeerNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
     nodes.start(cast(IReactorFDSet, readers))
     clock.pump([0.0, 1.0])
     assert database.told == [GREETING]
-    notes.put("tea", None, 1)
+    notes.queue("tea", None, 1)
     clock.pump([0.0, 1.0])
     assert database.told == [GREETING]
 
     database.nodes.add(2)
-    database.calls.came.append(Note(2, GREETING))
+    database.calls.came.append(EphemeralMessage(2, GREETING))
     readers.added[0].doRead()
-    notes.put("tea", None, 2)
+    notes.queue("tea", None, 2)
     clock.pump([0.0, 1.0])
     assert database.told == [GREETING, '[["tea",2]]']
     clock.pump([1.0] * 40)
@@ -156,11 +158,11 @@ def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
 
 def test_a_node_that_starts_during_the_count_of_nodes_receives_notes() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
-    notes = NodeNotes(clock)
-    nodes = OtherNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
+    notes = NodeMessages(clock)
+    nodes = PeerNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
     database.counting = Deferred()
     nodes.start(cast(IReactorFDSet, readers))
-    database.calls.came.append(Note(2, GREETING))
+    database.calls.came.append(EphemeralMessage(2, GREETING))
     readers.added[0].doRead()
     database.counting.callback(None)  # the count from before the second node
     assert notes.is_connected
@@ -171,7 +173,9 @@ def test_a_starting_node_greets_until_the_greeting_is_sent() -> None:
     """Otherwise a node that believes to be alone would continue to."""
     clock, database, readers = Clock(), Shared(), Readers()
     database.fails = 2
-    nodes = OtherNodes(clock, cast(Database, database), Nothing(), NodeNotes(clock), clock.seconds)
+    nodes = PeerNodes(
+        clock, cast(Database, database), Nothing(), NodeMessages(clock), clock.seconds
+    )
     nodes.start(cast(IReactorFDSet, readers))
     clock.pump([1.0] * 5)
     assert database.told == [GREETING]
@@ -184,22 +188,22 @@ def test_pending_notes_are_dropped_when_the_last_other_node_leaves() -> None:
     async def tell(bodies: Sequence[str]) -> None:
         told.extend(bodies)
 
-    notes = NodeNotes(clock)
+    notes = NodeMessages(clock)
     notes.connect(tell)
     for number in range(3):
-        notes.put("tea", number, number)
+        notes.queue("tea", number, number)
     notes.connect(None)
     notes.connect(tell)
-    notes.put("tea", 9, 9)
+    notes.queue("tea", 9, 9)
     clock.pump([0.1] * 3)
     assert told == ['[["tea",9]]']
 
 
 def test_an_invalid_note_does_not_affect_other_notes() -> None:
-    notes, heard = NodeNotes(Clock()), list[int]()
-    notes.register("tea", int, lambda _node, note: heard.append(note))
-    notes.register("milk", int, lambda _node, note: heard.append(note))
-    notes.hear(2, '[["tea",{"of":"tomorrow"}],["sugar",1],["milk",2],["tea",3]]')
+    notes, heard = NodeMessages(Clock()), list[int]()
+    notes.subscribe("tea", int, lambda _node, note: heard.append(note))
+    notes.subscribe("milk", int, lambda _node, note: heard.append(note))
+    notes.receive(2, '[["tea",{"of":"tomorrow"}],["sugar",1],["milk",2],["tea",3]]')
     for body in ("", "[", "[[]]", '{"tea":1}', '["tea",1]', "\ud800"):
-        notes.hear(2, body)
+        notes.receive(2, body)
     assert heard == [2, 3]

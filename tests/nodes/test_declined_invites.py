@@ -42,8 +42,8 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
         wire=NetworkWire(network, SOUTH),
         key=bob.server.app.federation.identity.key,
     )
-    assert other.app.other_nodes is not None
-    other.app.other_nodes.start()
+    assert other.app.peer_nodes is not None
+    other.app.peer_nodes.start()
     there = User(
         other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
     )
@@ -55,7 +55,7 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
     network.clock.advance(600)
 
     network.hold()
-    bob.server.run(bob.server.app.federated_rooms.leaving.do_tell(16))
+    bob.server.run(bob.server.app.federated_rooms.leaving.do_send_pending(16))
     assert ["/make_leave/" in letter.request.uri for letter in network.held()] == [True]
     joining = there.start("POST", f"{V3}/join/{room_id}?via={NORTH}")
     while not joining.connection.answers():
@@ -63,9 +63,9 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
     network.deliver()
     for _ in range(20):
         network.clock.advance(60)
-        bob.server.run(bob.server.app.federated_rooms.leaving.do_tell(16))
+        bob.server.run(bob.server.app.federated_rooms.leaving.do_send_pending(16))
 
     assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "join"
-    other.app.other_nodes.stop()
+    other.app.peer_nodes.stop()
     for database in databases:
         run_coroutine(database.close(), None)

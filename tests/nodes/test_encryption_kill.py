@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Final
 
-from storage.encryption.to_device import FEWEST_LOGGED
+from storage.encryption.to_device import MIN_LOGGED
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.retrying_clients import CurrentServer, RetryingClient
 from tests.helpers.running import RunningServer, ServerFiles
@@ -117,7 +117,7 @@ def test_no_key_is_claimed_twice_and_no_message_is_lost(
         }
         others = [
             server.request("POST", f"{V3}/login", login).json["device_id"]
-            for _ in range(FEWEST_LOGGED)
+            for _ in range(MIN_LOGGED)
         ]
         people = {
             f"@person{number}": Person(

@@ -14,7 +14,7 @@ import pytest
 from aiosmtpd.smtp import AuthResult, Envelope
 from msgspec.structs import replace
 
-from homeserver.services.email.smtp import CannotDeliver, SMTPRelay
+from homeserver.services.email.smtp import DeliveryFailed, SMTPRelay
 from tests.helpers.certificates import Authority
 from tests.helpers.mail_servers import mail_server
 
@@ -102,33 +102,33 @@ def test_starttls_is_used_if_it_is_offered(
     port = start(tls_context=context, require_starttls=True)
     deliver(SMTPRelay("127.0.0.1", port, tls_required=True, tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
-    with pytest.raises(CannotDeliver) as refused:
-        deliver(SMTPRelay("127.0.0.1", port, tls_offered=False))
-    assert not refused.value.for_good
+    with pytest.raises(DeliveryFailed) as refused:
+        deliver(SMTPRelay("127.0.0.1", port, starttls_enabled=False))
+    assert not refused.value.permanent
 
 
 def test_a_certificate_for_another_name_is_not_trusted(
     start: Start, mailbox: Mailbox, context: ssl.SSLContext
 ) -> None:
     port = start(tls_context=context)
-    with pytest.raises(CannotDeliver) as refused:
+    with pytest.raises(DeliveryFailed) as refused:
         deliver(SMTPRelay("127.0.0.1", port, tls_name="mail.example.org"))
-    assert not refused.value.for_good
+    assert not refused.value.permanent
     assert not mailbox.envelopes
 
 
 def test_nothing_is_sent_in_plain_text_if_tls_is_required(start: Start, mailbox: Mailbox) -> None:
-    with pytest.raises(CannotDeliver, match="require_transport_security"):
+    with pytest.raises(DeliveryFailed, match="require_transport_security"):
         deliver(SMTPRelay("127.0.0.1", start(), tls_required=True))
     assert not mailbox.envelopes
 
 
 def test_implicit_tls(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
     port = start(ssl_context=context)
-    deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="localhost"))
+    deliver(SMTPRelay("127.0.0.1", port, implicit_tls=True, tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
-    with pytest.raises(CannotDeliver):
-        deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="mail.example.org"))
+    with pytest.raises(DeliveryFailed):
+        deliver(SMTPRelay("127.0.0.1", port, implicit_tls=True, tls_name="mail.example.org"))
 
 
 def test_authentication_at_the_mail_server(
@@ -138,11 +138,11 @@ def test_authentication_at_the_mail_server(
     deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password="secret", tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
     for wrong in ("wrong", "xato soʻz", ""):
-        with pytest.raises(CannotDeliver) as refused:
+        with pytest.raises(DeliveryFailed) as refused:
             deliver(
                 SMTPRelay("127.0.0.1", port, user="mahalla", password=wrong, tls_name="localhost")
             )
-        assert not refused.value.for_good
+        assert not refused.value.permanent
 
 
 class Challenging(Mailbox):
@@ -174,12 +174,12 @@ def test_a_user_name_and_a_password_that_are_not_ascii(
     else:
         port = start(mailbox, tls_context=context, **offered)
     relay = SMTPRelay(
-        "127.0.0.1", port, USER, PASSWORD, tls_at_once=tls_at_once, tls_name="localhost"
+        "127.0.0.1", port, USER, PASSWORD, implicit_tls=tls_at_once, tls_name="localhost"
     )
     deliver(relay)
     assert len(mailbox.envelopes) == 1
     assert asked == ([] if mechanism == "CRAM-MD5" else [mechanism])
-    with pytest.raises(CannotDeliver, match="535"):
+    with pytest.raises(DeliveryFailed, match="535"):
         deliver(replace(relay, password=PASSWORD + "ʼ"))
 
 
@@ -187,12 +187,12 @@ def test_a_user_name_and_a_password_that_are_not_ascii(
     ("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)]
 )
 def test_a_rejected_recipient(start: Start, recipient: str, for_good: bool) -> None:
-    with pytest.raises(CannotDeliver) as refused:
+    with pytest.raises(DeliveryFailed) as refused:
         deliver(SMTPRelay("127.0.0.1", start()), recipient)
-    assert refused.value.for_good is for_good
+    assert refused.value.permanent is for_good
 
 
 def test_an_unreachable_mail_server() -> None:
-    with pytest.raises(CannotDeliver) as refused:
+    with pytest.raises(DeliveryFailed) as refused:
         deliver(SMTPRelay("127.0.0.1", 1))
-    assert not refused.value.for_good
+    assert not refused.value.permanent

@@ -85,7 +85,7 @@ async def test_a_kill_at_each_moment_of_an_operation(
     assert hashlib.sha256(b"other").digest() in used
     if work == "level":
         assert len(used) == 2
-        while await again.levelling.do_level(10):
+        while await again.levelling.rebalance(10):
             pass
         assert len(bucket.names()) == (0 if role == "retired" else 2)
     for digest in used:

@@ -11,9 +11,9 @@ from twisted.internet.defer import succeed
 from twisted.internet.task import Clock
 
 from federation.protocol.ids import UserID
-from homeserver.cluster.incoming_changes import NewsOfOthers
-from homeserver.cluster.notify import NodeNotes
-from homeserver.cluster.outgoing_changes import Writing, without
+from homeserver.cluster.incoming_changes import IncomingChanges
+from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.outgoing_changes import OutgoingChanges, subtract_ranges
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.database import PostgresConfig
 from storage.engine.streams import Change, Streams, Topic
@@ -121,7 +121,7 @@ def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
 def test_subtracting_announced_ranges(
     stretches: list[tuple[int, int]], told: list[tuple[int, int]], left: list[tuple[int, int]]
 ) -> None:
-    assert without(stretches, told) == left
+    assert subtract_ranges(stretches, told) == left
 
 
 class Pair:
@@ -134,9 +134,9 @@ class Pair:
         self.is_sure = is_sure
         self.clock = Clock()
         self.here, self.there = Streams(), Streams()
-        notes, heard = NodeNotes(self.clock), NodeNotes(self.clock)
-        Writing(self.here, notes)
-        self.others = NewsOfOthers(self.there, self.clock, heard)
+        notes, heard = NodeMessages(self.clock), NodeMessages(self.clock)
+        OutgoingChanges(self.here, notes)
+        self.others = IncomingChanges(self.there, self.clock, heard)
         self.recent = RecentChanges(self.there, self.others)
         self.truth = RecentChanges(Streams())
         self.longest = 0
@@ -147,7 +147,7 @@ class Pair:
                 self.longest = max(self.longest, len(body.encode()))
                 if is_sure or random.random() < 0.9:
                     delay = 0.0 if is_sure else random.choice((0.0, 0.05, 0.3, 2.0))
-                    self.clock.callLater(delay, heard.hear, 1, body)
+                    self.clock.callLater(delay, heard.receive, 1, body)
 
         notes.connect(tell)
 
@@ -232,13 +232,13 @@ def test_a_note_about_positions_that_never_came_says_nothing_about_later_changes
     """This happens if the database lost its latest commits and reuses their positions, or if the
     note was forged."""
     clock, streams = Clock(), Streams(10)
-    notes = NodeNotes(clock)
-    others = NewsOfOthers(streams, clock, notes)
+    notes = NodeMessages(clock)
+    others = IncomingChanges(streams, clock, notes)
     recent = RecentChanges(streams, others)
-    notes.hear(2, '[["written",[[[10,1000]],[]]]]')
-    assert streams.told(10, 11) == []
+    notes.receive(2, '[["written",[[[10,1000]],[]]]]')
+    assert streams.get_remote_changes(10, 11) == []
     clock.advance(31.0)
-    assert streams.told(10, 12) is None
+    assert streams.get_remote_changes(10, 12) is None
     streams.advance_to(12)
     clock.advance(1.0)
     assert recent.rooms_since(UserID("@alice:example.org"), 11) is None

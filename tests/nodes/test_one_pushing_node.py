@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from storage.engine.database import DatabaseUnavailable, PostgresConfig
-from storage.engine.interface import NodeCalls
+from storage.engine.interface import NodeChannel
 from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherRow
-from storage.retention.purging import Cause, PurgingStore
+from storage.retention.purging import PurgeCause, PurgingStore
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
@@ -38,8 +38,8 @@ class PushingNodes:
             server = TestServer(
                 of_node, self.databases[number], text, seed=number + 1, web=self.gateways[number]
             )
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.start()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
             server.app.pushers.start()
             self.servers.append(server)
         self.alice, self.bob = self.servers[0].register("alice"), self.servers[0].register("bob")
@@ -76,8 +76,8 @@ class PushingNodes:
 
     def close(self) -> None:
         for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.stop()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
             run_coroutine(database.close(), None)
 
 
@@ -91,7 +91,7 @@ def purge(server: TestServer, event_id: str) -> None:
         )
         assert row is not None
         bare = {**json.loads(row[2]), "content": {}}
-        return store.purge(txn, row[1], {row[0]: json.dumps(bare).encode()}, Cause.PURGE, 0)
+        return store.purge(txn, row[1], {row[0]: json.dumps(bare).encode()}, PurgeCause.PURGE, 0)
 
     assert server.run(server.app.database.write("purge", write)) == 1
 
@@ -156,17 +156,17 @@ async def test_a_node_that_vanishes_is_replaced_when_its_lease_ends(nodes: Pushi
     assert nodes.texts() == [[], ["one"]]
 
 
-def register(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeCalls:
+def register(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeChannel:
     """Register a node as one that is connected to the others. It counts as alive until the returned
     connection is closed."""
-    calls = nodes.databases[number].engine.connect_node()
+    calls = nodes.databases[number].engine.open_node_channel()
     assert calls is not None
     nodes.servers[number].app.pushers.reading._lease._lease._get_node = lambda: calls.node
     nodes.wait(seconds, nodes=(number,))
     return calls
 
 
-def kill(nodes: PushingNodes, number: int, calls: NodeCalls) -> None:
+def kill(nodes: PushingNodes, number: int, calls: NodeChannel) -> None:
     """Kill a node: it does nothing any more."""
     pushers = nodes.servers[number].app.pushers
     pushers.reading._lease._round.stop()

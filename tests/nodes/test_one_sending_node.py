@@ -9,7 +9,7 @@ import pytest
 
 from federation.protocol.ids import ServerName
 from storage.engine.database import PostgresConfig
-from storage.engine.interface import NodeCalls
+from storage.engine.interface import NodeChannel
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
@@ -35,9 +35,9 @@ class SendingNodes:
             server = TestServer(
                 of_node, self.databases[number], text, seed=number + 1, wire=self.wires[number]
             )
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.start()
-            server.app.federation_out.sender.start()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
+            server.app.outgoing_federation.sender.start()
             self.servers.append(server)
         self.alice = self.servers[0].register("alice")
         self.room_id = str(
@@ -62,8 +62,8 @@ class SendingNodes:
 
     def close(self) -> None:
         for server, database in zip(self.servers, self.databases, strict=True):
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.stop()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
             run_coroutine(database.close(), None)
 
 
@@ -84,7 +84,7 @@ async def test_the_first_node_sends_for_both_and_the_second_takes_over(
     nodes.wait()
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one", "two"], []]
 
-    await nodes.servers[0].app.federation_out.sender.stop()
+    await nodes.servers[0].app.outgoing_federation.sender.stop()
     nodes.say(0, "three")
     nodes.wait(12)
     nodes.say(0, "four")
@@ -96,8 +96,8 @@ async def test_a_node_that_vanishes_is_replaced_when_its_lease_ends(nodes: Sendi
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait(12)
     vanished = nodes.servers.pop(0)
-    assert vanished.app.other_nodes is not None
-    vanished.app.other_nodes.stop()
+    assert vanished.app.peer_nodes is not None
+    vanished.app.peer_nodes.stop()
     run_coroutine(nodes.databases.pop(0).close(), None)
     del nodes.wires[0]
 
@@ -118,7 +118,7 @@ async def test_an_operator_can_end_the_backoff_at_either_node(nodes: SendingNode
     nodes.say(0, "one")
     nodes.wait(2)
     nodes.wires[0].busy.clear()
-    nodes.servers[1].app.federation_out.sender.heard_from(ServerName(PEER))
+    nodes.servers[1].app.outgoing_federation.sender.record_activity(ServerName(PEER))
     nodes.wait(24)
     assert nodes.wires[0].texts(PEER) == ["one"]
     assert root.post(f"{DESTINATIONS}/{PEER}/reset_connection", {}).status == 200
@@ -126,19 +126,21 @@ async def test_an_operator_can_end_the_backoff_at_either_node(nodes: SendingNode
     assert nodes.wires[0].texts(PEER) == ["one", "one"]
 
 
-def register(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeCalls:
+def register(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeChannel:
     """Register a node as one that is connected to the others. It counts as alive until the returned
     connection is closed."""
-    calls = nodes.databases[number].engine.connect_node()
+    calls = nodes.databases[number].engine.open_node_channel()
     assert calls is not None
-    nodes.servers[number].app.federation_out.sender._lease._lease._get_node = lambda: calls.node
+    nodes.servers[number].app.outgoing_federation.sender._lease._lease._get_node = lambda: (
+        calls.node
+    )
     nodes.wait(seconds)
     return calls
 
 
-def kill(nodes: SendingNodes, number: int, calls: NodeCalls) -> None:
+def kill(nodes: SendingNodes, number: int, calls: NodeChannel) -> None:
     """Kill a node: it sends nothing any more."""
-    sender = nodes.servers[number].app.federation_out.sender
+    sender = nodes.servers[number].app.outgoing_federation.sender
     sender._lease._round.stop()
     sender._lease.is_held = False
     sender._deliveries.stop()
@@ -154,7 +156,7 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
     calls = register(nodes, 0)
-    await nodes.servers[1].app.federation_out.sender.stop()
+    await nodes.servers[1].app.outgoing_federation.sender.stop()
     kill(nodes, 0, calls)
     nodes.say(0, "one")
     text = "database: {name: psycopg2, args: {}}\n"
@@ -162,7 +164,7 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     again = TestServer(
         tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0]
     )
-    again.app.federation_out.sender.start()
+    again.app.outgoing_federation.sender.start()
     settle(again)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
 

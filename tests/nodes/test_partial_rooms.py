@@ -46,8 +46,8 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     there = User(
         other, {"user_id": bob.user_id, "access_token": bob.token, "device_id": bob.device_id}
     )
-    assert other.app.other_nodes is not None
-    other.app.other_nodes.start()
+    assert other.app.peer_nodes is not None
+    other.app.peer_nodes.start()
     network.clock.advance(1)
     since = lazily(there)["next_batch"]
     assert there.get(room_path(room_id, "event", said.event_id)).status == 404
@@ -56,7 +56,7 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     (let_pass,) = (event["event_id"] for event in bans if event["sender"] == f"@wanda:{WEST}")
     assert there.get(room_path(room_id, "event", let_pass)).status == 200
 
-    bob.server.app.incoming.completions.start()
+    bob.server.app.incoming_federation.completions.start()
     network.settle()
     assert is_whole(bob, room_id)
     network.clock.advance(1)
@@ -65,6 +65,6 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     news = lazily(there, since)["rooms"]["join"][room_id]
     assert [event["event_id"] for event in news["timeline"]["events"]] == [said.event_id]
     assert there.get(room_path(room_id, "event", let_pass)).status == 404
-    other.app.other_nodes.stop()
+    other.app.peer_nodes.stop()
     for database in databases:
         run_coroutine(database.close(), None)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.push.user_rules import OwnRules, UserRules
+from homeserver.services.push.user_rules import UserRuleCache, UserRules
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
@@ -31,8 +31,8 @@ class Nodes:
             for seed, database in enumerate(self.databases, 1)
         )
         for server in (self.first, self.second):
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.start()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.start()
 
     def here_and_there(self, name: str) -> tuple[User, User]:
         """Register a user and return the session at both nodes."""
@@ -49,8 +49,8 @@ class Nodes:
 
     def close(self) -> None:
         for server, database in zip((self.first, self.second), self.databases, strict=True):
-            assert server.app.other_nodes is not None
-            server.app.other_nodes.stop()
+            assert server.app.peer_nodes is not None
+            server.app.peer_nodes.stop()
             run_coroutine(database.close(), None)
 
 
@@ -250,9 +250,9 @@ def test_events_written_by_the_other_node_during_a_recount_are_counted(
     room_id = create(here, preset="public_chat")
     assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
     nodes.wait()
-    of_user, said = OwnRules.of_user, list[str]()
+    of_user, said = UserRuleCache.of_user, list[str]()
 
-    async def say_meanwhile(self: OwnRules, user_id: UserID) -> UserRules:
+    async def say_meanwhile(self: UserRuleCache, user_id: UserID) -> UserRules:
         found = await of_user(self, user_id)
         if not said and user_id == bob.user_id:
             said.append("one")
@@ -260,7 +260,7 @@ def test_events_written_by_the_other_node_during_a_recount_are_counted(
             nodes.wait()
         return found
 
-    monkeypatch.setattr(OwnRules, "of_user", say_meanwhile)
+    monkeypatch.setattr(UserRuleCache, "of_user", say_meanwhile)
     sync(bob_there)
     counts = sync(bob_there)["rooms"]["join"][room_id]["unread_notifications"]
     assert (said, counts["notification_count"]) == (["one"], 1)

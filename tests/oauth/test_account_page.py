@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from storage.engine.database import Database
-from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids.identity_bindings import IdentityBindingRow, IdentityBindingStore
 from storage.threepids.threepids import ThreepidRow
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 from tests.helpers.audit_records import audit_records
@@ -307,7 +307,7 @@ def test_the_downloaded_file_has_all_stored_data(server: TestServer, browser: Br
     )
     link = ExternalIdRow("oidc-town", "17", alice.user_id, now)
     server.run(database.write("link", ExternalIdStore(database).add_link, link))
-    bound = BindingRow(alice.user_id, "email", "alice@example.com", "identity.example.org")
+    bound = IdentityBindingRow(alice.user_id, "email", "alice@example.com", "identity.example.org")
     server.run(database.write("bind", IdentityBindingStore(database).add_binding, bound))
     sent = server.client.request(
         "POST",
@@ -412,7 +412,7 @@ def test_registration_with_an_address_and_a_token(
         sqlite_database,
         MAIL + "registration_requires_token: true\nregistrations_require_3pid: [email]\n",
     )
-    token = server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
+    token = server.run(server.app.login.registration.do_create_token(uses_allowed=1, seconds=None))
     program, browser = Program(server), Browser(server)
     browser.open(program.request(prompt="create"))
     browser.send(address="bob@example.org")

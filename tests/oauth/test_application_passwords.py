@@ -147,7 +147,7 @@ def test_a_session_of_an_application_password_signs_in_no_other_client(
     server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
     alice = server.register("alice")
     password = server.run(
-        server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None, era=0)
+        server.app.accounts.application_passwords.do_create(alice.user_id, "Bot", None, epoch=0)
     )
     bot = User(server, login(server, password).json)
     path = "/_matrix/client/v1/login/get_token"
@@ -254,7 +254,7 @@ def test_application_passwords_work_without_local_passwords(
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     server.register("alice")
     passwords = server.app.accounts.application_passwords
-    password = server.run(passwords.do_make(UserID("@alice:example.org"), "Bot", None, era=0))
+    password = server.run(passwords.do_create(UserID("@alice:example.org"), "Bot", None, epoch=0))
 
     closed = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS, seed=2)
     assert closed.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
@@ -280,7 +280,7 @@ def test_failed_logins_are_rate_limited(tmp_path: Path, sqlite_database: Databas
     server = TestServer(tmp_path, sqlite_database, CONFIG + limits)
     server.register("alice")
     passwords = server.app.accounts.application_passwords
-    right = server.run(passwords.do_make(UserID("@alice:example.org"), "Bot", None, era=0))
+    right = server.run(passwords.do_create(UserID("@alice:example.org"), "Bot", None, epoch=0))
     wrong = server.app.accounts.secret_text.application_password()
     assert [login(server, wrong).status for _ in range(3)] == [403, 403, 429]
     assert login(server, right).status == 429
@@ -291,7 +291,7 @@ def test_logging_out_everywhere_revokes_them_and_a_lock_does_not(
     server: TestServer, browser: Browser
 ) -> None:
     password = make(browser)
-    accounts = server.app.people.accounts
+    accounts = server.app.users.accounts
     server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=True))
     assert login(server, password).errcode == "M_USER_LOCKED"
     server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=False))
@@ -316,7 +316,7 @@ def test_administrators_list_and_revoke_them(server: TestServer, browser: Browse
     password = make(browser)
     bot = User(server, login(server, password).json)
     root = server.register("root")
-    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
     [found] = root.get(ADMIN).json["application_passwords"]
     assert found == {
         "id": password[4:16],

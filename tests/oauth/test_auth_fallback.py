@@ -90,7 +90,7 @@ def test_unknown_sessions_and_stages_are_refused(
 
 def test_the_registration_token_stage_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "registration_requires_token: true\n")
-    token = server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
+    token = server.run(server.app.login.registration.do_create_token(uses_allowed=1, seconds=None))
     body = {"username": "bob", "password": "builder"}
     asked = server.post(REGISTER, body).json
     assert asked["flows"] == [{"stages": ["m.login.registration_token"]}]
@@ -114,7 +114,7 @@ def test_a_registration_token_confirms_only_a_registration(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     alice = server.register("alice")
-    token = server.run(server.app.login.registration.do_make_token(uses_allowed=1, seconds=None))
+    token = server.run(server.app.login.registration.do_create_token(uses_allowed=1, seconds=None))
     browser = Browser(server)
     browser.open(
         fallback("m.login.registration_token", end(alice, another(server)).json["session"])
@@ -192,16 +192,14 @@ def test_a_password_change_ends_a_confirmation_from_a_page(
     browser.open(fallback("m.login.password", session))
     browser.send(password="wonderland")
     assert "Thank you, the operation is confirmed" in browser.words
-    server.run(
-        server.app.people.accounts.do_set_password(UserID(alice.user_id), "another password")
-    )
+    server.run(server.app.users.accounts.do_set_password(UserID(alice.user_id), "another password"))
     assert end(alice, other, {"session": session}).status == 401
 
 
 def test_a_password_change_ends_a_confirmation(lenient: TestServer) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
     assert end(alice, first, proof()).status == 200
-    accounts = lenient.app.people.accounts
+    accounts = lenient.app.users.accounts
     lenient.run(
         accounts.do_set_password(UserID(alice.user_id), "another password")
     )  # all sessions continue
@@ -213,7 +211,7 @@ def test_a_confirmation_during_a_password_change_is_refused(
 ) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
     set_confirmed = ConfirmationStore.set_confirmed
-    accounts = lenient.app.people.accounts
+    accounts = lenient.app.users.accounts
 
     async def too_late(self: ConfirmationStore, *args: Any) -> None:
         monkeypatch.undo()

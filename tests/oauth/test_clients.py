@@ -8,9 +8,9 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from homeserver.services.audit.audit import NOBODY
-from homeserver.services.oauth.addresses import is_registered, may_lead_to, origin_of
-from homeserver.services.oauth.clients import NEVER_USED_MS, UNUSED_MS, Client, Clients
+from homeserver.services.audit.audit import NO_ACCOUNT
+from homeserver.services.oauth.addresses import csp_source, is_allowed_redirect_uri, is_registered
+from homeserver.services.oauth.clients import NEVER_USED_MS, UNUSED_MS, OAuthClient, OAuthClients
 from storage.accounts.audit import AuditStore
 from storage.engine.database import Database
 from storage.oauth.oauth import OAuthStore
@@ -72,23 +72,27 @@ NEVER = [
 
 
 def test_allowed_redirect_uris() -> None:
-    assert [uri for uri in WEB if not may_lead_to(uri, "example.com", "web")] == []
-    assert [uri for uri in NATIVE if not may_lead_to(uri, "example.com", "native")] == []
+    assert [uri for uri in WEB if not is_allowed_redirect_uri(uri, "example.com", "web")] == []
     assert [
-        uri for uri in NATIVE if uri not in WEB and may_lead_to(uri, "example.com", "web")
+        uri for uri in NATIVE if not is_allowed_redirect_uri(uri, "example.com", "native")
+    ] == []
+    assert [
+        uri
+        for uri in NATIVE
+        if uri not in WEB and is_allowed_redirect_uri(uri, "example.com", "web")
     ] == []
 
 
 @pytest.mark.parametrize("uri", NEVER)
 def test_refused_redirect_uris(uri: str) -> None:
-    assert not may_lead_to(uri, "example.com", "native")
-    assert not may_lead_to(uri, "example.com", "web")
+    assert not is_allowed_redirect_uri(uri, "example.com", "native")
+    assert not is_allowed_redirect_uri(uri, "example.com", "web")
 
 
 def test_a_top_level_domain_has_no_subdomains() -> None:
-    assert not may_lead_to("https://evil.com/", "com", "web")
-    assert not may_lead_to("com:/x", "com", "native")
-    assert may_lead_to("https://matrix/", "matrix", "web")
+    assert not is_allowed_redirect_uri("https://evil.com/", "com", "web")
+    assert not is_allowed_redirect_uri("com:/x", "com", "native")
+    assert is_allowed_redirect_uri("https://matrix/", "matrix", "web")
 
 
 def test_any_port_of_a_loopback_redirect_uri_matches() -> None:
@@ -107,8 +111,8 @@ def test_any_port_of_a_loopback_redirect_uri_matches() -> None:
 
 
 def test_the_csp_source_of_a_redirect_uri() -> None:
-    assert origin_of("https://example.com:5173/a?b") == "https://example.com:5173"
-    assert origin_of("io.element.android:/") == "io.element.android:"
+    assert csp_source("https://example.com:5173/a?b") == "https://example.com:5173"
+    assert csp_source("io.element.android:/") == "io.element.android:"
 
 
 def test_the_registered_metadata_are_returned(server: TestServer) -> None:
@@ -216,19 +220,19 @@ def test_clients_that_nobody_allowed_are_removed_sooner(program: Program, browse
 
 def test_the_number_of_clients_that_nobody_allowed_is_bounded(database: Database) -> None:
     clock = Clock()
-    clients = Clients(clock, database, OAuthStore(database), most_never_used=3)
+    clients = OAuthClients(clock, database, OAuthStore(database), max_never_used=3)
 
     def run(work: Coroutine[Any, Any, T]) -> T:
         done: list[T] = []
         Deferred.fromCoroutine(work).addCallback(done.append)
         return done[0]
 
-    known: list[Client] = []
+    known: list[OAuthClient] = []
     for number in range(6):
         clock.advance(60)
         known.append(run(clients.do_register({**METADATA, "client_name": f"Program {number}"})))
         if number == 0:
-            run(database.write("allow", clients.note_allowed, known[0], "127.0.0.1"))
+            run(database.write("allow", clients.record_allowed, known[0], "127.0.0.1"))
         if number == 3:  # registered again, so the most recently used
             clock.advance(1)
             run(clients.do_register({**METADATA, "client_name": "Program 1"}))
@@ -238,7 +242,7 @@ def test_the_number_of_clients_that_nobody_allowed_is_bounded(database: Database
         if run(clients.find(client.client_id)) is not None
     ]
     assert left == [0, 1, 4, 5]
-    assert len(run(AuditStore(database).get_records(NOBODY, 100))) == 1
+    assert len(run(AuditStore(database).get_records(NO_ACCOUNT, 100))) == 1
 
 
 def test_unused_clients_are_removed(program: Program, browser: Browser) -> None:

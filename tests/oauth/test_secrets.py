@@ -13,7 +13,7 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
-from homeserver.observe.access import AccessLines
+from homeserver.observe.access import FormattedAccessLog
 from homeserver.observe.logs import JsonObserver, TextObserver
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
@@ -108,7 +108,9 @@ class Recorder:
             for event in self.events:
                 observer(event)
         for as_json in (True, False):
-            access = AccessLines(lines.append, lambda make: lines.append(make()), as_json=as_json)
+            access = FormattedAccessLog(
+                lines.append, lambda make: lines.append(make()), as_json=as_json
+            )
             for record in self._server.client.access_log.records:
                 access.write(record)
         return "".join(lines)

@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from federation.protocol.ids import UserID
-from homeserver.services.tokens.secret_tokens import SecretText, oauth_family_of
+from homeserver.services.tokens.secret_tokens import SecretGenerator, parse_oauth_family
 from storage.accounts.accounts import AccountStore
 from storage.accounts.validity import AccountValidityStore
 from storage.engine.database import Database
-from storage.login.access_tokens import SAME_MOMENT_MS
+from storage.login.access_tokens import RACE_MS
 from tests.helpers.audit_records import audit_records
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
@@ -71,7 +71,7 @@ def test_a_reused_refresh_token_ends_the_session(program: Program, alice: User) 
     stolen = str(program.tokens["refresh_token"])
     for _ in range(5):
         alice = program.take(program.refresh())
-    program.server.clock.advance(SAME_MOMENT_MS / 1000)
+    program.server.clock.advance(RACE_MS / 1000)
     refused(program.refresh(stolen))
     assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
     refused(program.refresh())
@@ -84,7 +84,7 @@ def test_a_late_refresh_of_another_process_is_only_refused(
     program.sign_in(browser)
     first = str(program.tokens["refresh_token"])
     alice = program.take(program.refresh())  # the client uses the new token
-    program.server.clock.advance(SAME_MOMENT_MS / 1000 - 1)
+    program.server.clock.advance(RACE_MS / 1000 - 1)
     refused(program.refresh(first))
     assert alice.get(WHOAMI).status == 200
     assert "token_reused" not in [event for event, _ in audit_records(program.server)]
@@ -99,14 +99,14 @@ def test_a_refresh_by_a_thief_does_not_hide_the_reuse(program: Program, browser:
     owners = str(program.tokens["refresh_token"])
     thief = program.take(program.refresh())
     program.refresh()  # at once, and the new tokens are not used
-    program.server.clock.advance(SAME_MOMENT_MS / 1000)
+    program.server.clock.advance(RACE_MS / 1000)
     refused(program.refresh(owners))
     assert thief.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
 
 
 def test_an_invented_token_ends_no_session(program: Program, alice: User) -> None:
     real = str(program.tokens["refresh_token"])
-    family = oauth_family_of(real)
+    family = parse_oauth_family(real)
     assert family is not None
     for token in (
         "",
@@ -119,7 +119,7 @@ def test_an_invented_token_ends_no_session(program: Program, alice: User) -> Non
         "\x00",
     ):
         assert program.refresh(token).status == 400
-    assert oauth_family_of(real[:-7] + "!" + real[-6:]) is None
+    assert parse_oauth_family(real[:-7] + "!" + real[-6:]) is None
     assert alice.get(WHOAMI).status == 200
 
 
@@ -127,7 +127,7 @@ def test_invented_codes_and_tokens_cost_no_write(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody can send such requests at any rate."""
-    text = SecretText(Random(99).randbytes)
+    text = SecretGenerator(Random(99).randbytes)
     legacy, ours, access = (
         text.refresh_token(text.family()),
         text.oauth_refresh_token(text.family()),
@@ -180,7 +180,7 @@ def test_sessions_expire(tmp_path: Path, sqlite_database: Database) -> None:
 
 
 def test_a_locked_account_keeps_its_sessions(program: Program, alice: User) -> None:
-    accounts = program.server.app.people.accounts
+    accounts = program.server.app.users.accounts
     program.server.run(accounts.do_set_flags(alice.user_id, locked=True))
     program.server.clock.advance(301)
     answer = program.refresh()
@@ -248,14 +248,14 @@ def test_an_account_that_expires_before_the_exchange_is_refused(
     code = program.code(Browser(server))
     store = AccountValidityStore(sqlite_database, AccountStore(sqlite_database))
     over = int(server.clock.seconds() * 1000) - 1
-    server.run(sqlite_database.write("end", store.set_end, alice.user_id, over))
+    server.run(sqlite_database.write("end", store.set_expiry, alice.user_id, over))
     refused(program.exchange(code))
     assert audit_records(server)[-1] == ("sign_in_refused", "expired")
 
 
 def test_a_password_change_ends_codes(program: Program, browser: Browser) -> None:
     code = program.code(browser)
-    people = program.server.app.people
+    people = program.server.app.users
     program.server.run(
         people.accounts.do_set_password(UserID("@alice:example.org"), "a new password")
     )
@@ -335,7 +335,7 @@ def test_a_superseded_token_pair_is_inactive(trusting: Program) -> None:
     trusting.sign_in(Browser(trusting.server))
     first = str(trusting.tokens["refresh_token"])
     put_by = trusting.refresh(first).json
-    trusting.server.clock.advance(SAME_MOMENT_MS / 1000 + 1)
+    trusting.server.clock.advance(RACE_MS / 1000 + 1)
     trusting.take(trusting.refresh(first))
 
     def is_active(token: object) -> bool:

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from federation.http_client.tls import TlsTrust
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.discovery import Service
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName
@@ -32,7 +32,7 @@ def host_of(request: bytes) -> str:
 
 async def ask(
     far: LoopbackServers, name: str, request: WireRequest = GET, allowed: Sequence[str] = LOOPBACK
-) -> WireAnswer:
+) -> WireResponse:
     return await far.wire(allowed).exchange(ServerName(name), request)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from federation.protocol.errors import CaptchaInvalid
-from homeserver.services.login.captcha import Captcha, CaptchaUnavailable
+from homeserver.services.login.captcha import CaptchaUnavailable, CaptchaVerifier
 from homeserver.services.plugins.hooks import Plugins
 from tests.helpers.loopback_servers import LoopbackServers, ok
 
@@ -21,9 +21,9 @@ def _verify(request: bytes) -> bytes:
     )
 
 
-def _captcha(far: LoopbackServers, url: str) -> Captcha:
+def _captcha(far: LoopbackServers, url: str) -> CaptchaVerifier:
     far.names.addresses[NAME] = ["127.0.0.1"]
-    return Captcha(
+    return CaptchaVerifier(
         far.client(), Plugins(), verify_url=url, site_key="site-key", secret="our secret"
     )
 
@@ -31,9 +31,9 @@ def _captcha(far: LoopbackServers, url: str) -> Captcha:
 async def test_a_solution_is_checked(far: LoopbackServers) -> None:
     port = far.listen(_verify, NAME)
     captcha = _captcha(far, f"https://{NAME}:{port}/siteverify")
-    await captcha.check("03solved", "192.0.2.1")
+    await captcha.check_solution("03solved", "192.0.2.1")
     with pytest.raises(CaptchaInvalid):
-        await captcha.check("03guessed", "192.0.2.1")
+        await captcha.check_solution("03guessed", "192.0.2.1")
     head = far.requests[0].partition(b"\r\n\r\n")[0]
     assert head.startswith(b"POST /siteverify HTTP/1.1")
     assert b"content-type: application/x-www-form-urlencoded" in head.lower()
@@ -45,11 +45,15 @@ async def test_the_secret_is_told_to_nobody_else(
 ) -> None:
     port = far.listen(_verify, *names)
     with pytest.raises(CaptchaUnavailable):
-        await _captcha(far, f"{scheme}://{NAME}:{port}/siteverify").check("03solved", "192.0.2.1")
+        await _captcha(far, f"{scheme}://{NAME}:{port}/siteverify").check_solution(
+            "03solved", "192.0.2.1"
+        )
     assert far.requests == []
 
 
 async def test_an_answer_without_end_is_cut_off(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b" " * 70_000 + b'{"success": true}'), NAME)
     with pytest.raises(CaptchaUnavailable):
-        await _captcha(far, f"https://{NAME}:{port}/siteverify").check("03solved", "192.0.2.1")
+        await _captcha(far, f"https://{NAME}:{port}/siteverify").check_solution(
+            "03solved", "192.0.2.1"
+        )

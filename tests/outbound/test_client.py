@@ -13,7 +13,7 @@ from twisted.web.iweb import IAgent, IBodyProducer, IResponse
 from zope.interface import implementer
 
 from federation.http_client.client import HttpClient
-from federation.http_client.errors import OutboundError, TooLong
+from federation.http_client.errors import OutboundError, ResponseTooLong
 from federation.http_client.tls import TlsTrust
 from tests.helpers.loopback_servers import CLOCK, LoopbackServers, ok
 from tests.protocol.strategies import texts
@@ -118,7 +118,7 @@ async def test_of_an_answer_that_is_too_long_the_status_is_known(
         else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
     )
     port = far.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
-    with pytest.raises(TooLong, match="longer than 10000") as caught:
+    with pytest.raises(ResponseTooLong, match="longer than 10000") as caught:
         await far.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
     assert caught.value.status == status
 

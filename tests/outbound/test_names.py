@@ -11,7 +11,7 @@ from twisted.internet.interfaces import IReactorUDP
 from twisted.names import dns, error
 from twisted.names.server import DNSServerFactory
 
-from federation.http_client.resolver import NameNotFound, Services, SystemNames
+from federation.http_client.resolver import NameNotFound, SrvRecords, SystemNameResolver
 from federation.protocol.discovery import Service
 from storage.engine.executors import InlineExecutor
 
@@ -41,14 +41,14 @@ class Zone:
         return fail(error.DomainError())
 
 
-async def asking(name: str) -> Services:
+async def asking(name: str) -> SrvRecords:
     reactor = cast(ReactorBase, installed_reactor)
     factory = DNSServerFactory(clients=[Zone()])
     factory.noisy = False
     port = cast(IReactorUDP, reactor).listenUDP(
         0, dns.DNSDatagramProtocol(factory), interface="127.0.0.1", maxPacketSize=8192
     )
-    names = SystemNames(
+    names = SystemNameResolver(
         reactor, InlineExecutor(), [("127.0.0.1", cast(IPv4Address, port.getHost()).port)]
     )
     try:
@@ -76,7 +76,9 @@ async def test_a_name_server_that_fails() -> None:
 
 
 async def test_addresses_come_from_the_system() -> None:
-    names = SystemNames(cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)])
+    names = SystemNameResolver(
+        cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)]
+    )
     assert {"127.0.0.1", "::1"} & set(await names.lookup_addresses("localhost"))
     with pytest.raises(NameNotFound):
         await names.lookup_addresses("nowhere.invalid")
@@ -86,7 +88,9 @@ async def test_addresses_come_from_the_system() -> None:
     "host", ["a" * 64 + ".example", "a..example", ".example", "", ".".join(["abcdefg"] * 40)]
 )
 async def test_what_can_be_no_name(host: str) -> None:
-    names = SystemNames(cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)])
+    names = SystemNameResolver(
+        cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)]
+    )
     for ask in (names.lookup_addresses, names.lookup_services):
         with pytest.raises(NameNotFound):
             await ask(host)

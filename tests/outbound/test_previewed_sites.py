@@ -16,9 +16,9 @@ from federation.http_client.agent import WebAgent
 from federation.http_client.client import HttpClient
 from federation.http_client.connector import Connector
 from federation.http_client.errors import OutboundError
-from federation.http_client.resolver import Names, SystemNames
+from federation.http_client.resolver import NameResolver, SystemNameResolver
 from homeserver.config.outgoing import PRIVATE_NETWORKS
-from homeserver.services.previews.fetching import MAX_DOCUMENT_BYTES, MAX_PAGE_BYTES, SiteReader
+from homeserver.services.previews.fetching import MAX_DOCUMENT_BYTES, MAX_PAGE_BYTES, PreviewFetcher
 from homeserver.services.previews.rules import PreviewRules
 from storage.engine.executors import InlineExecutor
 from storage.media.spool import DiskSpool
@@ -30,19 +30,19 @@ MAX_PICTURE = 100_000
 
 def _reader(
     far: LoopbackServers,
-    names: Names | None = None,
+    names: NameResolver | None = None,
     allowed: Sequence[str] = (),
     seconds: float = 30.0,
-) -> SiteReader:
+) -> PreviewFetcher:
     connector = Connector(
         cast(IReactorTCP, installed_reactor),
         CLOCK,
-        names or SystemNames(cast(ReactorBase, installed_reactor), InlineExecutor()),
+        names or SystemNameResolver(cast(ReactorBase, installed_reactor), InlineExecutor()),
         AddressPolicy(PRIVATE_NETWORKS, allowed),
         None,
     )
     web = HttpClient(CLOCK, WebAgent(far.pool, connector, far.trust()))
-    return SiteReader(web, CLOCK, PreviewRules((), None), (), MAX_PICTURE, seconds)
+    return PreviewFetcher(web, CLOCK, PreviewRules((), None), (), MAX_PICTURE, seconds)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ async def test_no_url_leads_to_internal_addresses(
 ) -> None:
     port = far.listen(lambda _: ok(b"secret"))
     with pytest.raises(OutboundError):
-        await _reader(far).read(f"http://{host}:{port}/", spool)
+        await _reader(far).fetch(f"http://{host}:{port}/", spool)
     assert far.requests == []
 
 
@@ -99,7 +99,7 @@ async def test_no_redirect_leads_to_internal_addresses(
         address="127.0.0.2",
     )
     with pytest.raises(OutboundError, match="does not contact"):
-        await _reader(far, allowed=["127.0.0.2"]).read(f"http://127.0.0.2:{outside}/", spool)
+        await _reader(far, allowed=["127.0.0.2"]).fetch(f"http://127.0.0.2:{outside}/", spool)
     assert len(far.requests) == 1
 
 
@@ -122,7 +122,7 @@ async def test_dns_rebinding_gains_nothing(far: LoopbackServers, spool: DiskSpoo
     )
     port = far.listen(lambda _: redirect, address="127.0.0.2")
     with pytest.raises(OutboundError, match="does not contact"):
-        await _reader(far, names, ["127.0.0.2"]).read(f"http://moves.example:{port}/", spool)
+        await _reader(far, names, ["127.0.0.2"]).fetch(f"http://moves.example:{port}/", spool)
     assert names.asked == ["moves.example", "moves.example"]
     assert len(far.requests) == 1
 
@@ -133,7 +133,7 @@ async def test_of_two_addresses_only_the_external_one_is_contacted(
     names = FakeNames()
     names.addresses["both.example"] = ["127.0.0.1", "127.0.0.2"]
     port = far.listen(lambda _: ok(b"<title>x", "Content-Type: text/html"), address="127.0.0.2")
-    found = await _reader(far, names, ["127.0.0.2"]).read(f"http://both.example:{port}/", spool)
+    found = await _reader(far, names, ["127.0.0.2"]).fetch(f"http://both.example:{port}/", spool)
     assert found.page == b"<title>x"
 
 
@@ -142,7 +142,7 @@ async def _read(
 ) -> bytes | None:
     port = far.listen(lambda _: answer)
     return (
-        await _reader(far, allowed=["127.0.0.1"], seconds=seconds).read(
+        await _reader(far, allowed=["127.0.0.1"], seconds=seconds).fetch(
             f"http://127.0.0.1:{port}/", spool
         )
     ).page
@@ -181,7 +181,7 @@ async def test_a_compression_bomb_is_unpacked_up_to_a_limit(
         lambda _: ok(bomb, "Content-Type: application/json", "Content-Encoding: gzip")
     )
     with pytest.raises(OutboundError):
-        await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
+        await _reader(far, allowed=["127.0.0.1"]).fetch_document(f"http://127.0.0.1:{port}/")
 
 
 async def test_a_long_document_is_rejected(far: LoopbackServers) -> None:
@@ -189,7 +189,7 @@ async def test_a_long_document_is_rejected(far: LoopbackServers) -> None:
         lambda _: ok(b" " * (MAX_DOCUMENT_BYTES + 1), "Content-Type: application/json")
     )
     with pytest.raises(OutboundError):
-        await _reader(far, allowed=["127.0.0.1"]).read_document(f"http://127.0.0.1:{port}/")
+        await _reader(far, allowed=["127.0.0.1"]).fetch_document(f"http://127.0.0.1:{port}/")
 
 
 async def test_a_large_image_is_rejected(far: LoopbackServers, spool: DiskSpool) -> None:
@@ -209,8 +209,8 @@ async def test_of_other_content_types_only_the_head_is_read(
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 99999999999\r\n\r\n"
     port = far.listen(lambda _: head + b"y")
-    found = await _reader(far, allowed=["127.0.0.1"]).read(f"http://127.0.0.1:{port}/", spool)
-    assert (found.type, found.page, found.is_picture) == ("video/mp4", None, False)
+    found = await _reader(far, allowed=["127.0.0.1"]).fetch(f"http://127.0.0.1:{port}/", spool)
+    assert (found.type, found.page, found.is_image) == ("video/mp4", None, False)
 
 
 async def test_two_sites_that_redirect_to_each_other(

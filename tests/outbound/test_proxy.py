@@ -176,9 +176,9 @@ async def test_exceptions_are_asked_directly(far: LoopbackServers, office: Offic
 )
 def test_which_hosts_are_exceptions(exceptions: list[str], direct: list[str]) -> None:
     proxy = Proxy("proxy", 1, exceptions=tuple(exceptions))
-    assert not [host for host in direct if proxy.serves(host)]
+    assert not [host for host in direct if proxy.is_used_for(host)]
     assert all(
-        proxy.serves(host)
+        proxy.is_used_for(host)
         for host in ("c.example", "xexample.net", "11.0.0.1", "::2")
         if "*" not in exceptions
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from federation.http_client.retry_after import MOST_SECONDS, read_retry_after
+from federation.http_client.retry_after import MAX_SECONDS, read_retry_after
 
 NOW = 784_111_777.0
 """Sun, 06 Nov 1994 08:49:37 GMT"""
@@ -13,7 +13,7 @@ NOW = 784_111_777.0
     [
         ({}, 0),
         ({"retry-after": "120"}, 120),
-        ({"retry-after": "9" * 9}, MOST_SECONDS),
+        ({"retry-after": "9" * 9}, MAX_SECONDS),
         ({"retry-after": "9" * 10}, 0),
         ({"retry-after": "1.5"}, 0),
         ({"retry-after": "-60"}, 0),
@@ -22,7 +22,7 @@ NOW = 784_111_777.0
         ({"retry-after": "Sunday, 06-Nov-94 08:51:37 GMT"}, 120),
         ({"retry-after": "Sun Nov  6 08:51:37 1994"}, 120),
         ({"retry-after": "Sun, 06 Nov 1994 08:49:36 GMT"}, 0),
-        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MOST_SECONDS),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 GMT"}, MAX_SECONDS),
         ({"retry-after": "Fri, 31 Dec 10000 23:59:59 GMT"}, 0),
         ({"retry-after": "Fri, 31 Dec 99999999999 23:59:59 GMT"}, 0),
         ({"retry-after": "Fri, 31 Dec 1994 23:59:59 GMT" + " " * 10_000}, 0),

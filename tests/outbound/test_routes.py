@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from twisted.internet.task import Clock
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from federation.peers.routes import GRACE_SECONDS, RETRIES, Routes
 from federation.protocol.discovery import Hop, Service
@@ -22,12 +22,12 @@ class Web:
         self.delegates("matrix.example:443")
 
     def delegates(self, name: str, *headers: tuple[str, str]) -> None:
-        self.answer: WebAnswer | None = WebAnswer(
+        self.answer: WebResponse | None = WebResponse(
             "", 200, dict(headers), f'{{"m.server": "{name}"}}'.encode()
         )
 
     def answers(self, status: int) -> None:
-        self.answer = WebAnswer("", status, {}, b"")
+        self.answer = WebResponse("", status, {}, b"")
 
     def is_down(self) -> None:
         self.answer = None
@@ -42,7 +42,7 @@ class Web:
         max_bytes: int,
         redirects: int,
         only_https: bool,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         assert only_https
         self.count += 1
         if self.answer is None:
@@ -107,7 +107,7 @@ async def test_after_a_failure_to_connect_all_is_asked_again_before_long() -> No
     await hop(routes)
     names.services["_matrix-fed._tcp.matrix.example"] = [Service(1, 1, "new.example", 1)]
     assert await hop(routes) == Hop("old.example", 1)
-    routes.doubt(SOUTH)
+    routes.invalidate(SOUTH)
     assert await hop(routes) == Hop("new.example", 1)
     assert web.count == 1
     clock.advance(RETRIES.first_ms / 1000 + 1)

@@ -10,7 +10,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.push.unread_counts import RoomUnread, Unread, UnreadCounts
-from homeserver.services.pushers.badges import Badges
+from homeserver.services.pushers.badges import BadgeCounts
 from storage.rooms.memberships import MembershipRow
 
 ALICE = UserID("@alice:example.org")
@@ -53,13 +53,13 @@ class NobodyIgnored:
         return frozenset()
 
 
-def badges_of(counting: Counting) -> Badges:
+def badges_of(counting: Counting) -> BadgeCounts:
     memberships, unread = cast(Memberships, counting), cast(UnreadCounts, counting)
     ignored, permissions = cast(IgnoredUsers, NobodyIgnored()), cast(InvitePermissions, None)
-    return Badges(memberships, unread, ignored, permissions, by_room=False)
+    return BadgeCounts(memberships, unread, ignored, permissions, by_room=False)
 
 
-def ask(badges: Badges) -> list[int]:
+def ask(badges: BadgeCounts) -> list[int]:
     """Return a list that gets the badge once it is counted."""
     told: list[int] = []
     Deferred.fromCoroutine(badges.get(ALICE)).addCallback(told.append)
@@ -80,7 +80,7 @@ def test_a_change_during_a_count_is_in_the_next_count() -> None:
     badges = badges_of(counting)
     first = ask(badges)
     counting.unread[1] = 4
-    badges.touch(ALICE, 1)
+    badges.invalidate_room_of_user(ALICE, 1)
     second = ask(badges)
     while counting.asked:
         counting.finish()
@@ -92,8 +92,8 @@ def test_a_redaction_during_the_first_count_is_in_the_next_count() -> None:
     badges = badges_of(counting)
     first = ask(badges)
     counting.unread[1] = 0
-    assert badges.touch_room(1) == [ALICE]
-    assert badges.touch_room(2) == []
+    assert badges.invalidate_room(1) == [ALICE]
+    assert badges.invalidate_room(2) == []
     while counting.asked:
         counting.finish()
     assert first == [1]
@@ -101,7 +101,7 @@ def test_a_redaction_during_the_first_count_is_in_the_next_count() -> None:
     while counting.asked:
         counting.finish()
     assert second == [0]
-    assert badges.touch_room(1) == []
+    assert badges.invalidate_room(1) == []
 
 
 def test_a_failed_count_is_retried_by_the_next_caller() -> None:

@@ -12,7 +12,7 @@ from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
-from storage.push.pushers import PusherStore, Standing
+from storage.push.pushers import PusherState, PusherStore
 from tests.helpers.clocks import settle
 from tests.helpers.federated import create_room
 from tests.helpers.many_pushers import CROWD, room_with_pushers, shrink_batches
@@ -63,13 +63,13 @@ class SlowNotes:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate: Deferred[None] = Deferred()
-        set_standings = PusherStore.set_standings
+        set_standings = PusherStore.set_states
 
-        async def take_long(store: PusherStore, standings: Mapping[int, Standing]) -> None:
+        async def take_long(store: PusherStore, standings: Mapping[int, PusherState]) -> None:
             await set_standings(store, standings)
             await self.gate
 
-        monkeypatch.setattr(PusherStore, "set_standings", take_long)
+        monkeypatch.setattr(PusherStore, "set_states", take_long)
 
 
 def end(server: TestServer) -> Deferred[None]:
@@ -291,7 +291,7 @@ def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease
     late = LateDecisions(monkeypatch)
     second = say(bob, room_id, "hello again")
     settle(server)
-    monkeypatch.setattr(server.app.pushers.reading._lease._lease, "is_alone", False)
+    monkeypatch.setattr(server.app.pushers.reading._lease._lease, "is_single_node", False)
     hand_lease(server, "another", 1 << 60)
     server.clock.advance(10)
     hand_lease(server, "another", 0)  # which has ended before it pushed anything

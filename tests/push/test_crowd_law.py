@@ -22,7 +22,7 @@ from homeserver.services.push import user_rules as own_rules_module
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers import queues as lines_module
 from homeserver.services.pushers import stream_reader as reading_module
-from homeserver.services.pushers.badges import Badges
+from homeserver.services.pushers.badges import BadgeCounts
 from storage.engine.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig
 from storage.engine.transaction import WriteTransaction
 from storage.push.push_stream import PushStream
@@ -64,7 +64,7 @@ class Disk:
         for owner, name in (
             (PushDecisions, "get_actions"),
             (PushStream, "get_stretch"),
-            (Badges, "get"),
+            (BadgeCounts, "get"),
         ):
             self._patch(monkeypatch, owner, name)
 
@@ -281,7 +281,7 @@ class Town:
 
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_module, "TOLD_AT_ONCE", 2)
+    monkeypatch.setattr(reading_module, "NOTIFIED_AT_ONCE", 2)
     monkeypatch.setattr(lines_module, "WOKEN_AT_ONCE", 2)
     monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", 2)
 

@@ -13,8 +13,8 @@ from homeserver.services.push import room_rules as room_rules_module
 from homeserver.services.push import user_rules as own_rules_module
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.conditions import NOBODY
-from homeserver.services.push.event_properties import Occasion
-from homeserver.services.push.room_rules import RoomRules, RuleClass
+from homeserver.services.push.event_properties import EvaluatedEvent
+from homeserver.services.push.room_rules import RoomRuleClasses, RuleClass
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from homeserver.services.push.user_rules import UserRules
 from storage.engine.database import Database
@@ -105,25 +105,27 @@ def test_rules_of_a_large_room_are_compiled_and_evaluated_in_batches(
     monkeypatch.setattr(room_rules_module, "CLASSIFIED_AT_ONCE", AT_ONCE)
     monkeypatch.setattr(outcomes_module, "JUDGED_AT_ONCE", AT_ONCE)
     compiled, classified, asked = list[bytes | None](), list[UserRules](), set[RuleSet]()
-    compile, classify, find = RuleCompiler.compile, RoomRules.classify, RuleSet.find
+    compile, classify, find = RuleCompiler.compile, RoomRuleClasses.classify, RuleSet.find
 
     def note_compiled(compiler: RuleCompiler, kept: bytes | None) -> RuleSet:
         compiled.append(kept)
         return compile(compiler, kept)
 
-    def note_classified(rules: RoomRules, own: UserRules, room_id: RoomID) -> RuleClass | None:
+    def note_classified(
+        rules: RoomRuleClasses, own: UserRules, room_id: RoomID
+    ) -> RuleClass | None:
         classified.append(own)
         return classify(rules, own, room_id)
 
     def note_asked(
-        rules: RuleSet, occasion: Occasion, user_id: str = NOBODY, name: str | None = None
+        rules: RuleSet, occasion: EvaluatedEvent, user_id: str = NOBODY, name: str | None = None
     ) -> Actions:
         asked.add(rules)
         return find(rules, occasion, user_id, name)
 
     monkeypatch.setattr(RuleSet, "find", note_asked)
     monkeypatch.setattr(RuleCompiler, "compile", note_compiled)
-    monkeypatch.setattr(RoomRules, "classify", note_classified)
+    monkeypatch.setattr(RoomRuleClasses, "classify", note_classified)
     server = TestServer(tmp_path, database, seed=2, now=before.clock.seconds())
     compiled.clear()
     writer = User(

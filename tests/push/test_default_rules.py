@@ -13,7 +13,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import V11
 from federation.protocol.signing import SigningKey
-from homeserver.services.push.event_properties import Occasion
+from homeserver.services.push.event_properties import EvaluatedEvent
 from homeserver.services.push.push_rules import ruleset
 from homeserver.services.push.rule_sets import RuleCompiler
 from tests.push.literal_rules import Surroundings, evaluate
@@ -158,7 +158,7 @@ def test_each_default_rule_gives_its_actions(
     create = event("m.room.create", {"room_version": "11"}, "", UserID("@founder:a.test"))
     happened = event(type, content, state_key, sender)
     rules = RuleCompiler().default
-    occasion = Occasion.of_event(happened, members, PowerLevels.of(V11, power, create))
+    occasion = EvaluatedEvent.of_event(happened, members, PowerLevels.of(V11, power, create))
     found = rules.find(occasion, BOB)
     assert list(found.raw) == actions
     assert found.notify == ("notify" in actions)
@@ -173,7 +173,7 @@ def test_each_default_rule_gives_its_actions(
 
 def test_the_msc4028_rule_wakes_clients_for_every_encrypted_event() -> None:
     kept = b'{"changed": {".org.matrix.msc4028.encrypted_event": {"enabled": true}}}'
-    occasion = Occasion.of_event(event(ENC, EDIT, None, ALICE), 3, None)
+    occasion = EvaluatedEvent.of_event(event(ENC, EDIT, None, ALICE), 3, None)
     compiler = RuleCompiler()
     assert not compiler.default.find(occasion, BOB).notify
     found = compiler.compile(kept).find(occasion, BOB)
@@ -195,5 +195,10 @@ def test_the_msc4028_rule_wakes_clients_in_rooms_with_mentions_only_but_not_in_m
         "changed": {".org.matrix.msc4028.encrypted_event": {"enabled": True}},
     }
     rules = RuleCompiler().compile(json.dumps(kept).encode())
-    assert rules.find(Occasion.of_event(event(ENC, {}, None, ALICE), 3, None), BOB).notify is wakes
-    assert not rules.find(Occasion.of_event(event(MSG, TEXT, None, ALICE), 3, None), BOB).notify
+    assert (
+        rules.find(EvaluatedEvent.of_event(event(ENC, {}, None, ALICE), 3, None), BOB).notify
+        is wakes
+    )
+    assert not rules.find(
+        EvaluatedEvent.of_event(event(MSG, TEXT, None, ALICE), 3, None), BOB
+    ).notify

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from homeserver.observe.push import PushMetrics
 from homeserver.services.pushers.gateways import (
@@ -18,7 +18,7 @@ from homeserver.services.pushers.gateways import (
     AT_ONCE_TO_SLOW,
     QUICK_SECONDS,
     RETRIES,
-    SECONDS,
+    TIMEOUT_SECONDS,
     Gateways,
     PushFailed,
 )
@@ -43,7 +43,7 @@ class HangingWeb:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         if self.hanging(url):
             over: Deferred[None] = Deferred()
             self.under_way[url] += 1
@@ -51,7 +51,7 @@ class HangingWeb:
             await over
             self.under_way[url] -= 1
             raise OutboundError("it did not answer in time", retryable=True)
-        return WebAnswer(url, 200, {}, b"")
+        return WebResponse(url, 200, {}, b"")
 
 
 @dataclass
@@ -92,7 +92,7 @@ def test_a_gateway_that_answers_gets_a_slot_however_many_others_hang() -> None:
     assert pushing.web.under_way.total() == AT_ONCE_TO_SLOW
     fresh = pushing.push("good.example")
     assert fresh == [], "nobody knows it yet"
-    pushing.clock.pump([1.0] * int(SECONDS * 40))
+    pushing.clock.pump([1.0] * int(TIMEOUT_SECONDS * 40))
     assert fresh == ["taken"], "it has its turn among those that hang"
     for number in range(100, 200):
         for _ in range(2 * AT_ONCE):
@@ -133,7 +133,7 @@ def test_hanging_gateways_are_detected_again_after_a_stop() -> None:
     for _ in range(2):
         pushing.gateways.stop()
         hangs = False
-        pushing.clock.pump([1.0] * int(SECONDS))
+        pushing.clock.pump([1.0] * int(TIMEOUT_SECONDS))
         assert all(pushing.push(host) == ["taken"] for host in ["good.example", *hosts])
         hangs = True
         for host in hosts:
@@ -160,6 +160,6 @@ def test_a_gateway_that_hung_is_retried_with_one_request() -> None:
     for _ in range(3 * AT_ONCE):
         pushing.push("hangs.example")
     assert pushing.web.under_way.total() == AT_ONCE
-    pushing.clock.pump([1.0] * int(SECONDS + RETRIES.first_ms / 1000))
+    pushing.clock.pump([1.0] * int(TIMEOUT_SECONDS + RETRIES.first_ms / 1000))
     assert pushing.web.under_way.total() == 1
     pushing.gateways.stop()

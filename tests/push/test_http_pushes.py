@@ -373,7 +373,7 @@ def test_a_locked_user_gets_no_pushes(server: TestServer, gateway: PushGateway) 
     alice, bob, room_id = two(server)
 
     def lock(locked: bool) -> None:
-        server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=locked))
+        server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=locked))
         settle(server)
 
     gateway.failure = OutboundError("it is down")
@@ -403,14 +403,16 @@ def test_an_expired_account_gets_no_pushes(
     def set_end(user: User, days: int) -> None:
         end = int((server.clock.seconds() + days * day) * 1000)
         server.run(
-            renewals.do_set_end(user.user_id, end, letter=False, by=UserID("@root:example.org"))
+            renewals.do_set_expiry(
+                user.user_id, end, sends_email=False, by=UserID("@root:example.org")
+            )
         )
 
     set_end(alice, 10)
     set_end(bob, 1000)
     server.clock.advance(10 * day)
-    assert server.run(renewals.do_note_over(10)) == 1
-    assert server.run(renewals.do_note_over(10)) == 0
+    assert server.run(renewals.do_mark_expired(10)) == 1
+    assert server.run(renewals.do_mark_expired(10)) == 0
     settle(server)
     say(bob, room_id, "secret")
     settle(server)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.email.smtp import CannotDeliver
+from homeserver.services.email.smtp import DeliveryFailed
 from storage.engine.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import pass_time, settle
@@ -152,17 +152,21 @@ def test_an_expired_account_gets_no_email(tmp_path: Path, sqlite_database: Datab
     room_id = room_of(alice, bob)
     renewals, now = server.app.accounts.renewals, int(server.clock.seconds() * 1000)
     server.run(
-        renewals.do_set_end(alice.user_id, now, letter=False, by=UserID("@root:example.org"))
+        renewals.do_set_expiry(
+            alice.user_id, now, sends_email=False, by=UserID("@root:example.org")
+        )
     )
     say(bob, room_id, "waits already")
     settle(server)
-    assert server.run(renewals.do_note_over(10)) == 1
+    assert server.run(renewals.do_mark_expired(10)) == 1
     settle(server)
     say(bob, room_id, "hello")
     pass_time(server, 30 * MINUTE, MINUTE)
     assert server.relay.emails == []
     server.run(
-        renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org"))
+        renewals.do_set_expiry(
+            alice.user_id, None, sends_email=False, by=UserID("@root:example.org")
+        )
     )
     settle(server)
     say(bob, room_id, "hello again")
@@ -453,7 +457,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
         ).status
         == 200
     )
-    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    server.relay.failure = DeliveryFailed("no connection", permanent=False)
     gone = say(bob, room_id, "zanjabil")
     say(bob, room_id, "the newest, which a purge spares")
     say(bob, other, "cinnamon")
@@ -466,7 +470,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
         (stored,) = server.run(server.app.rooms.events.get_anywhere([gone])).values()
         until = stored.event.origin_server_ts + 1
         assert server.run(
-            server.app.retention.purges.do_begin(
+            server.app.retention.purges.do_start(
                 room_id, None, until, with_own=True, by=bob.user_id
             )
         )

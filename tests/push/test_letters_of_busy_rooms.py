@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.email.smtp import CannotDeliver
+from homeserver.services.email.smtp import DeliveryFailed
 from homeserver.services.pushers.missed_messages import MOST_ROOMS
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time, settle
@@ -147,7 +147,7 @@ def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServ
     first = say(bob, room_id, "first")
     receipt = f"{V3}/rooms/{room_id}/receipt/m.read.private"
     assert alice.post(f"{receipt}/{first}", {}).status == 200
-    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    server.relay.failure = DeliveryFailed("no connection", permanent=False)
     calling = edit(bob, room_id, first, "alice", **{"m.mentions": {"user_ids": [alice.user_id]}})
     pass_time(server, 12 * MINUTE, MINUTE)
     [pusher] = server.run(server.app.accounts.stores.pushers.get_pushers([alice.user_id]))[
@@ -163,7 +163,7 @@ def test_an_edit_with_a_mention_is_in_no_email_once_it_was_read(server: TestServ
 def test_a_redacted_edit_is_in_no_email(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
-    server.relay.failure = CannotDeliver("no connection", for_good=False)
+    server.relay.failure = DeliveryFailed("no connection", permanent=False)
     event_id = say(bob, room_id, "first")
     taken_back = edit(bob, room_id, event_id, "zanjabil")
     pass_time(server, 12 * MINUTE, MINUTE)

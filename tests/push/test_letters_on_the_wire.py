@@ -4,7 +4,7 @@ import re
 from email import message_from_bytes
 from email.policy import default
 
-from homeserver.services.email.emails import Digest, DigestMessage, DigestRoom, Letters
+from homeserver.services.email.emails import Digest, DigestMessage, DigestRoom, EmailRenderer
 from homeserver.services.pages.languages import Languages
 
 NAME = "Совещание руководителей отделов министерства по вопросам бюджета будущего года"
@@ -21,8 +21,8 @@ def written() -> bytes:
     message = DigestMessage("Ольга Михайловна", "2026-11-29 18:32 UTC", TEXT, LINK)
     room = DigestRoom(NAME, False, LINK, "Открыть комнату", [message], "")
     digest = Digest(f"[{NAME}] {NAME}", "", [room], "", "", LINK, "Больше не писать")
-    letters = Letters("example.org", f"{NAME} <noreply@example.org>", NAME)
-    return letters.write_digest(Languages().get("ru"), digest, "alice@example.com", 0)
+    letters = EmailRenderer("example.org", f"{NAME} <noreply@example.org>", NAME)
+    return letters.render_digest(Languages().get("ru"), digest, "alice@example.com", 0)
 
 
 def test_the_unsubscribe_header_is_neither_encoded_nor_folded() -> None:

@@ -10,9 +10,9 @@ from twisted.internet.defer import Deferred
 from federation.http_client.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
-from homeserver.services.account_data.invite_permissions import CONFIG
+from homeserver.services.account_data.invite_permissions import CONFIG_TYPES
 from storage.engine.database import Database, DatabaseUnavailable
-from storage.push.push_stream import HIDING
+from storage.push.push_stream import FILTER_TYPES
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import create_room
@@ -326,4 +326,4 @@ def test_a_pusher_deleted_while_its_push_is_built_gets_nothing(
 
 
 def test_the_account_data_that_hides_users_is_that_of_the_services() -> None:
-    assert set(HIDING) == {IGNORED_USERS, *CONFIG}
+    assert set(FILTER_TYPES) == {IGNORED_USERS, *CONFIG_TYPES}

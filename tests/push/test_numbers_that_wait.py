@@ -12,10 +12,10 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers import stream_reader as reading_module
-from homeserver.services.pushers.deliveries import MOST_WAITING
-from homeserver.services.pushers.pusher_users import Roster
+from homeserver.services.pushers.deliveries import MAX_WAITING
+from homeserver.services.pushers.pusher_users import PusherUsers
 from storage.engine.database import Database, DatabaseUnavailable
-from storage.push.push_stream import PushStream, Stretch
+from storage.push.push_stream import PushStream, PushStreamBatch
 from storage.push.pushers import PusherRow
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
@@ -52,13 +52,13 @@ def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_ne
     read(bob, other, events[1])
     settle(server)
     deliveries = server.app.pushers.deliveries
-    monkeypatch.setattr(deliveries_module, "MOST_COUNTED", 1)
-    waiting = [line for line in deliveries._lines.values() if not line.is_noted]
+    monkeypatch.setattr(deliveries_module, "MAX_COUNTED", 1)
+    waiting = [line for line in deliveries._lines.values() if not line.is_stored]
     assert len(waiting) > 3
     noted = []
     for _ in waiting:
-        server.run(deliveries.note(all_standings=False))
-        noted.append(sum(line.is_noted for line in deliveries._lines.values()))
+        server.run(deliveries.store_states(all_standings=False))
+        noted.append(sum(line.is_stored for line in deliveries._lines.values()))
     assert noted[0] < noted[-1] == len(deliveries._lines)
 
 
@@ -100,16 +100,18 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
     pass_time(server, 31, 1)
     gateway.failure = None
 
-    get, asked = PushStream.get_stretch, []
+    get, asked = PushStream.get_batch, []
 
-    async def take_long(stream: PushStream, after: int, upto: int, limit: int) -> Stretch:
+    async def take_long(stream: PushStream, after: int, upto: int, limit: int) -> PushStreamBatch:
         asked.append(after)
         return await (
-            get(stream, after, upto, limit) if len(asked) <= stretches else Deferred[Stretch]()
+            get(stream, after, upto, limit)
+            if len(asked) <= stretches
+            else Deferred[PushStreamBatch]()
         )
 
     with monkeypatch.context() as patched:
-        patched.setattr(PushStream, "get_stretch", take_long)
+        patched.setattr(PushStream, "get_batch", take_long)
         patched.setattr(reading_module, "AT_ONCE", 1)
         long = crash(server, tmp_path, gateway)
         pass_time(long, 60, 1)
@@ -190,7 +192,7 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     pass_time(server, 3, 1)
     monkeypatch.setattr(badges, "get", count_slowly)
     noted: list[None] = []
-    Deferred.fromCoroutine(deliveries.note(all_standings=False)).addCallback(noted.append)
+    Deferred.fromCoroutine(deliveries.store_states(all_standings=False)).addCallback(noted.append)
     assert noted == []
     monkeypatch.setattr(badges, "get", count)
     if later:
@@ -278,12 +280,12 @@ def test_a_pusher_with_a_full_queue_gets_the_newest_events_and_the_complete_badg
     rooms = [shared(alice, bob) for _ in range(4)]
     gateway.failure = failure
     events = [
-        say(bob, room_id, str(number)) for room_id in rooms for number in range(MOST_WAITING // 2)
+        say(bob, room_id, str(number)) for room_id in rooms for number in range(MAX_WAITING // 2)
     ]
     pass_time(server, 60, 1)
     gateway.failure = None
     pass_time(server, 3600, 1)
-    assert len(gateway.events) == MOST_WAITING
+    assert len(gateway.events) == MAX_WAITING
     assert gateway.events[-1] == events[-1]
     assert {push.notification["counts"]["unread"] for push in gateway.taken} == {len(rooms)}
 
@@ -319,7 +321,7 @@ def test_a_pusher_that_failed_for_a_day_gets_the_badge(
 def test_a_dropped_event_counts_in_the_badge_although_no_queued_event_is_pushed(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries_module, "MOST_WAITING", 1)
+    monkeypatch.setattr(deliveries_module, "MAX_WAITING", 1)
     alice, bob = two(server)
     rooms = [shared(alice, bob) for _ in range(2)]
     pass_time(server, 5, 1)
@@ -342,14 +344,16 @@ def test_a_bug_in_sending_a_badge_does_not_stop_later_pushes(
     room_id, carol = shared(alice, bob), server.register("carol")
     assert set_pusher(carol, "carol").status == 200
     pass_time(server, 5, 1)
-    get = Roster.get
+    get = PusherUsers.get
 
-    async def fail(roster: Roster, user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
+    async def fail(
+        roster: PusherUsers, user_ids: Iterable[str]
+    ) -> Mapping[str, Sequence[PusherRow]]:
         if carol.user_id in (users := list(user_ids)):
             raise ValueError("a fault")
         return await get(roster, users)
 
-    monkeypatch.setattr(Roster, "get", fail)
+    monkeypatch.setattr(PusherUsers, "get", fail)
     decline(carol, bob, invited(carol, bob))
     settle(server)
     event_id = say(bob, room_id, "hello")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from federation.http_client.errors import OutboundError
-from homeserver.services.pushers.active_readers import LATELY_SECONDS, WAIT_SECONDS
+from homeserver.services.pushers.active_readers import RECENT_SECONDS, WAIT_SECONDS
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.databases import silence
@@ -167,7 +167,7 @@ def test_a_later_message_does_not_overtake_one_that_waits(
 ) -> None:
     """Both are pushed once the user is not reading any more."""
     story.read(story.last)
-    story.pass_time(LATELY_SECONDS - 1)
+    story.pass_time(RECENT_SECONDS - 1)
     story.sit_down()
     first = story.say("1")
     story.pass_time(1.5)
@@ -185,7 +185,7 @@ def test_a_user_who_does_not_read_the_room_gets_the_push_at_once(
     unread = story.say("nobody has read this room")
     assert gateway.events == [unread]
     story.read(unread)
-    story.pass_time(LATELY_SECONDS + 1)
+    story.pass_time(RECENT_SECONDS + 1)
     story.sit_down()
     late = story.say("they read long ago")
     assert gateway.events == [unread, late]
@@ -348,7 +348,7 @@ def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
     story.sit_down()
     held = story.say("x")
     elsewhere = story.say("y", other)
-    story.server.run(story.server.app.pushers.deliveries.note(all_standings=True))
+    story.server.run(story.server.app.pushers.deliveries.store_states(all_standings=True))
     story.server.run(story.server.app.pushers.reading._lease._renew())
     assert gateway.events == [elsewhere]
     story.restart()

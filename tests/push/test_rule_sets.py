@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeserver.services.push.actions import Actions
-from homeserver.services.push.event_properties import Occasion
+from homeserver.services.push.event_properties import EvaluatedEvent
 from homeserver.services.push.push_rules import ruleset
 from homeserver.services.push.rule_changes import MOST_WIDE
 from homeserver.services.push.rule_sets import Attention, RuleCompiler, RuleSet
@@ -183,8 +183,8 @@ surroundings = st.builds(
 )
 
 
-def occasion_of(event: Any, around: Surroundings) -> Occasion:
-    return Occasion(
+def occasion_of(event: Any, around: Surroundings) -> EvaluatedEvent:
+    return EvaluatedEvent(
         event,
         room_id=event["room_id"],
         sender=event["sender"],
@@ -343,7 +343,7 @@ def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any)
             "room_id": room,
             "sender": "@somebody:elsewhere.invalid",
         }
-        occasion = Occasion(
+        occasion = EvaluatedEvent(
             event,
             room_id=room,
             sender=str(event["sender"]),

@@ -17,7 +17,7 @@ import pytest
 from twisted.internet.defer import ensureDeferred
 
 from federation.protocol.events import Event
-from federation.rooms.build import Circumstances, Classification
+from federation.rooms.build import Classification, RoomBeforeEvent
 from homeserver.services.push import event_push_actions as outcomes_module
 from homeserver.services.push import room_rules as room_rules_module
 from homeserver.services.push import user_rules as own_rules_module
@@ -180,7 +180,7 @@ class Town:
         judgement = Judgement(words, [], self.possible())
         self.judging.append(judgement)
         work = self.server.app.push_rules.outcomes.classify(
-            event, Circumstances(self.room_nid, PEOPLE + 1, None)
+            event, RoomBeforeEvent(self.room_nid, PEOPLE + 1, None)
         )
         ensureDeferred(work).addCallback(judgement.found.append)
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from federation.http_client.errors import OutboundError, TooLong
+from federation.http_client.errors import OutboundError, ResponseTooLong
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import deliveries as deliveries_module
-from homeserver.services.pushers.deliveries import MOST_WAITING
-from homeserver.services.pushers.display_names import Told
-from homeserver.services.pushers.notification import Names
+from homeserver.services.pushers.deliveries import MAX_WAITING
+from homeserver.services.pushers.display_names import EventToPush
+from homeserver.services.pushers.notification import NotificationNames
 from storage.engine.database import Database, DatabaseUnavailable
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.federated import create_room
@@ -198,7 +198,7 @@ def test_a_short_database_outage_loses_no_push(
     _, bob, room_id = two(server)
     names = server.app.pushers.deliveries._names
 
-    async def fail(_told: Told) -> Names:
+    async def fail(_told: EventToPush) -> NotificationNames:
         raise DatabaseUnavailable("it is restarted")
 
     with monkeypatch.context() as patch:
@@ -251,7 +251,10 @@ def test_an_unreadable_success_counts_and_rejects_no_pusher(
 
 @pytest.mark.parametrize(
     "failure",
-    [TooLong("its answer is too long", 200), OutboundError("the connection broke", status=200)],
+    [
+        ResponseTooLong("its answer is too long", 200),
+        OutboundError("the connection broke", status=200),
+    ],
 )
 def test_a_truncated_success_counts_as_one(
     server: TestServer, gateway: PushGateway, failure: OutboundError
@@ -266,8 +269,8 @@ def test_a_truncated_success_counts_as_one(
 @pytest.mark.parametrize(
     "failure",
     [
-        TooLong("its answer is too long", 404),
-        TooLong("its answer is too long", 502),
+        ResponseTooLong("its answer is too long", 404),
+        ResponseTooLong("its answer is too long", 502),
         OutboundError("the connection broke", status=502),
     ],
 )
@@ -465,11 +468,11 @@ def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
     called = bob.put(f"{V3}/rooms/{calling}/send/m.room.message/call", content).json["event_id"]
     say(bob, calling, "and further")
     said = [say(bob, quiet, str(number)) for number in range(2)]
-    further = [say(bob, busy, str(number)) for number in range(MOST_WAITING + 10)]
+    further = [say(bob, busy, str(number)) for number in range(MAX_WAITING + 10)]
     gateway.failure = None
     pass_time(server, 700, 10)
     told = gateway.events
-    assert len(told) == MOST_WAITING
+    assert len(told) == MAX_WAITING
     assert told[0] == called
     assert said[1] in told
     assert said[0] not in told
@@ -479,7 +482,7 @@ def test_a_full_queue_keeps_mentions_and_the_last_message_of_each_room(
 def test_a_full_queue_keeps_a_mention_rather_than_the_last_message_of_its_room(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deliveries_module, "MOST_WAITING", 3)
+    monkeypatch.setattr(deliveries_module, "MAX_WAITING", 3)
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create_room(bob) for _ in range(3)]
     for room_id in rooms:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.email.smtp import CannotDeliver
-from homeserver.services.pushers.missed_messages import Missed, MissedEvents
-from storage.email.outbox import OutgoingMailRow
+from homeserver.services.email.smtp import DeliveryFailed
+from homeserver.services.pushers.missed_messages import MissedEvents, MissedMessages
+from storage.email.outbox import QueuedEmail
 from storage.engine.database import Database, DatabaseUnavailable
-from storage.maintenance.after_restore import settle_restored
+from storage.maintenance.after_restore import repair_after_restore
 from storage.push.pushers import PusherStore
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import copy_sqlite, open_inline
@@ -31,7 +31,7 @@ from tests.push.test_letters import (
 )
 
 V3 = "/_matrix/client/v3"
-AWAY = CannotDeliver("no connection", for_good=False)
+AWAY = DeliveryFailed("no connection", permanent=False)
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_an_email_is_dropped_after_two_days(server: TestServer) -> None:
 @pytest.mark.parametrize("for_good", [False, True])
 def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_good: bool) -> None:
     root = server.register("root")
-    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
 
@@ -147,7 +147,7 @@ def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_goo
         return (gateway["failing"], gateway["success_ts"]), (pusher["error"], pusher["success_ts"])
 
     assert look() == ((0, None), (None, None))
-    server.relay.failure = CannotDeliver("550 no such user", for_good=for_good)
+    server.relay.failure = DeliveryFailed("550 no such user", permanent=for_good)
     say(bob, room_id, "zanjabil")
     pass_time(server, 12 * MINUTE, MINUTE)
     assert look() == ((1, None), ("550 no such user", None))
@@ -167,11 +167,11 @@ def test_a_short_database_outage_in_the_outbox_loses_no_email(
     outbox = server.app.mail.outbox
     assert outbox is not None
 
-    async def fail(_now: int, _until: int, _limit: int) -> list[OutgoingMailRow]:
+    async def fail(_now: int, _until: int, _limit: int) -> list[QueuedEmail]:
         raise DatabaseUnavailable("it is restarted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(outbox._store, "take_due", fail)
+        patch.setattr(outbox._store, "claim_due", fail)
         say(bob, room_of(alice, bob), "zanjabil")
         pass_time(server, 12 * MINUTE, MINUTE)
         assert server.relay.emails == []
@@ -231,7 +231,7 @@ def test_an_unsubscribe_link_from_before_a_restore_removes_no_later_pusher(
     restored = open_inline(copy_sqlite(sqlite_template, folder))
     later = start(tmp_path, restored)
     if settles:
-        later.run(restored.write("after_restore", settle_restored))
+        later.run(restored.write("after_restore", repair_after_restore))
     carol = later.register("carol")
     add(later, carol)
     assert email_pusher(carol).status == 200
@@ -269,7 +269,7 @@ def test_a_database_outage_while_an_email_is_written_delays_it(
     say(bob, room_of(alice, bob), "zanjabil")
     settle(server)
 
-    async def be_away(_missed: MissedEvents, _user_id: UserID, _after: int) -> Missed:
+    async def be_away(_missed: MissedEvents, _user_id: UserID, _after: int) -> MissedMessages:
         raise DatabaseUnavailable("it is restarted")
 
     with monkeypatch.context() as patched:
@@ -289,7 +289,7 @@ def test_a_database_outage_after_an_email_was_written_does_not_lose_the_next(
     settle(server)
     get, set_due, noted = MissedEvents.get, PusherStore.set_due, list[Mapping[int, int]]()
 
-    async def take_long(missed: MissedEvents, user_id: UserID, after: int) -> Missed:
+    async def take_long(missed: MissedEvents, user_id: UserID, after: int) -> MissedMessages:
         found = await get(missed, user_id, after)
         if not noted:
             say(bob, second, "zarchava")

@@ -3,15 +3,15 @@
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from homeserver.services.pushers.queues import WOKEN_AT_ONCE, Line, TouchedLines
+from homeserver.services.pushers.queues import WOKEN_AT_ONCE, ChangedQueues, PusherQueue
 from storage.push.pushers import PusherRow
 
 
-def line(nid: int) -> Line:
+def line(nid: int) -> PusherQueue:
     row = PusherRow(
         nid, "@a:b", "app", f"{nid}", "http", "", "", None, "en", b"{}", "", None, True, False, 0, 0
     )
-    return Line(row, "https://push.example.com/")
+    return PusherQueue(row, "https://push.example.com/")
 
 
 def test_an_error_in_one_line_does_not_stop_the_others() -> None:
@@ -20,12 +20,12 @@ def test_an_error_in_one_line_does_not_stop_the_others() -> None:
     woken: list[int] = []
     broken = {0, WOKEN_AT_ONCE + 1}
 
-    def wake(each: Line) -> None:
+    def wake(each: PusherQueue) -> None:
         woken.append(each.row.pusher_nid)
         if each.row.pusher_nid in broken:
             raise RuntimeError("a bug")
 
-    lines = TouchedLines(clock, wake)
+    lines = ChangedQueues(clock, wake)
     every = list(range(WOKEN_AT_ONCE * 5 // 2))
     for nid in every:
         lines.add(line(nid))

@@ -9,11 +9,11 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from homeserver.services.account_data import room_account_data_cache
-from homeserver.services.account_data.room_account_data_cache import KeptAccountData
+from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.rooms import receipt_cache
-from homeserver.services.rooms.receipt_cache import KeptReceipts
+from homeserver.services.rooms.receipt_cache import ReceiptCache
 from storage.account_data.account_data import AccountDataStore
-from storage.encryption.to_device import DevicesGone
+from storage.encryption.to_device import DevicesDeleted
 from storage.engine.database import Database
 from storage.engine.streams import Change, Streams, Topic
 from storage.engine.transaction import WriteTransaction
@@ -51,9 +51,9 @@ def a_receipt(position: int, user_id: str = ALICE) -> ReceiptRow:
 async def test_cached_receipts_equal_the_stored_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(receipt_cache, "FEW", 12)
+    monkeypatch.setattr(receipt_cache, "MAX_CACHED_PER_ROOM", 12)
     chance, store = Random(seed), ReceiptStore(database)
-    kept = KeptReceipts(store, database.streams, capacity=chance.choice([20, 1000]))
+    kept = ReceiptCache(store, database.streams, capacity=chance.choice([20, 1000]))
     position = 0
     for number in range(150):
         room_nid, user_id = (
@@ -83,7 +83,7 @@ async def test_cached_receipts_equal_the_stored_ones(
         else:
             several = chance.sample(range(1, 6), chance.randrange(1, 5))
             stored = await store.get_receipts_of_rooms(several, 100)
-            for nid, found in (await kept.of_rooms(several)).items():
+            for nid, found in (await kept.get_room_receipts(several)).items():
                 rows = stored.pop(nid)
                 assert (None if found is None else list(found)) == (
                     rows if len(rows) <= 12 else None
@@ -94,23 +94,23 @@ async def test_cached_receipts_equal_the_stored_ones(
 
 def test_a_receipt_that_arrives_during_a_read_is_not_lost() -> None:
     streams, store = Streams(10), SlowReceipts()
-    kept = KeptReceipts(store, streams, capacity=100)
+    kept = ReceiptCache(store, streams, capacity=100)
     reading: list[Deferred[Any]] = [
-        Deferred.fromCoroutine(kept.of_rooms([1])),
+        Deferred.fromCoroutine(kept.get_room_receipts([1])),
         Deferred.fromCoroutine(kept.get_receipts({1: (0, 10)})),
     ]
     streams.publish([Change(11, Topic.RECEIPT, "!r:a.test", ALICE, a_receipt(11))], 11)
     for asked in store.asked[:2]:
         asked.callback([a_receipt(5)])
     assert [each.called for each in reading] == [False, True]
-    again = Deferred.fromCoroutine(kept.of_rooms([1]))
+    again = Deferred.fromCoroutine(kept.get_room_receipts([1]))
     store.asked[2].callback([a_receipt(11)])
     assert reading[0].called
     streams.publish(
         [Change(12, Topic.RECEIPT, "!r:a.test", "@bob:a.test", a_receipt(12, "@bob:a.test"))], 12
     )
     found: list[dict[int, Collection[ReceiptRow] | None]] = []
-    Deferred.fromCoroutine(kept.of_rooms([1])).addCallback(found.append)
+    Deferred.fromCoroutine(kept.get_room_receipts([1])).addCallback(found.append)
     assert again.called
     assert list(found[0][1] or ()) == [a_receipt(11), a_receipt(12, "@bob:a.test")]
     assert len(store.asked) == 3
@@ -120,9 +120,9 @@ async def test_receipts_added_to_cached_rooms_are_bounded_too(
     sqlite_database: Database,
 ) -> None:
     store = ReceiptStore(sqlite_database)
-    kept = KeptReceipts(store, sqlite_database.streams, capacity=100)
+    kept = ReceiptCache(store, sqlite_database.streams, capacity=100)
     for room_nid in range(1, 50):
-        assert await kept.of_rooms([room_nid]) == {room_nid: []}
+        assert await kept.get_room_receipts([room_nid]) == {room_nid: []}
     for room_nid in range(1, 50):
         people = [f"@{number}:a.test" for number in range(30)]
         await store.set_receipts(
@@ -133,7 +133,7 @@ async def test_receipts_added_to_cached_rooms_are_bounded_too(
         )
         assert len(kept) <= 100
     assert (
-        list((await kept.of_rooms([1]))[1] or ())
+        list((await kept.get_room_receipts([1]))[1] or ())
         == (await store.get_receipts_of_rooms([1], 100))[1]
     )
 
@@ -142,9 +142,9 @@ async def test_receipts_added_to_cached_rooms_are_bounded_too(
 async def test_cached_account_data_equal_the_stored_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(room_account_data_cache, "MOST_CHANGED", 4)
+    monkeypatch.setattr(room_account_data_cache, "MAX_CHANGED_ROOMS", 4)
     chance, store, streams = Random(seed), AccountDataStore(database), database.streams
-    kept = KeptAccountData(store, streams, capacity=chance.choice([40_000, 1_000_000]))
+    kept = AccountDataCache(store, streams, capacity=chance.choice([40_000, 1_000_000]))
     users, rooms = [ALICE, "@bob:a.test"], [f"!{number}:a.test" for number in range(7)]
 
     async def write(user_id: str, room_id: str | None, content: bytes, *, gone: bool) -> None:
@@ -172,10 +172,10 @@ async def test_cached_account_data_equal_the_stored_ones(
                     txn.announce(
                         Change(
                             txn.next_position(),
-                            Topic.DEVICES_GONE,
+                            Topic.DEVICES_DELETED,
                             None,
                             user_id,
-                            DevicesGone(("D",)),
+                            DevicesDeleted(("D",)),
                         )
                     )
 
@@ -200,7 +200,7 @@ async def test_account_data_added_to_cached_users_are_bounded_too(
 ) -> None:
     """Entries may be large, and may be set after all of them were read."""
     store, capacity = AccountDataStore(sqlite_database), 1_000_000
-    kept = KeptAccountData(store, sqlite_database.streams, capacity=capacity)
+    kept = AccountDataCache(store, sqlite_database.streams, capacity=capacity)
     users = [f"@{number}:a.test" for number in range(30)]
     for user_id in users:
         await kept.of_user(user_id)
@@ -230,7 +230,7 @@ async def test_account_data_added_to_cached_users_are_bounded_too(
 async def test_changed_rooms_count_in_the_size_and_once(sqlite_database: Database) -> None:
     """Clients set the fully-read marker in every room."""
     store = AccountDataStore(sqlite_database)
-    kept = KeptAccountData(store, sqlite_database.streams, capacity=1_000_000)
+    kept = AccountDataCache(store, sqlite_database.streams, capacity=1_000_000)
     rooms = [f"!{number}:a.test" for number in range(20)]
 
     async def write() -> None:
@@ -245,7 +245,7 @@ async def test_changed_rooms_count_in_the_size_and_once(sqlite_database: Databas
     await kept.of_user(ALICE)
     whole = kept.weight
     await write()
-    assert kept.weight >= 20 * room_account_data_cache.ENTRY
+    assert kept.weight >= 20 * room_account_data_cache.ENTRY_BYTES
     slow: list[Deferred[None]] = []
     read = store.get_rooms_account_data
 

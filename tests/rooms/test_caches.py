@@ -18,7 +18,7 @@ from federation.rooms.room_servers import RoomServers
 from federation.rooms.timelines import TAIL_LENGTH, Timelines
 from homeserver.services.push.rule_sets import RuleCompiler
 from homeserver.services.push.unread_counts import Unread, UnreadCounts
-from homeserver.services.push.user_rules import OwnRules
+from homeserver.services.push.user_rules import UserRuleCache
 from homeserver.services.sliding_sync.filter_data import RoomTraitCache
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.accounts.erasures import ErasureStore, add_erasure
@@ -27,10 +27,10 @@ from storage.engine.streams import Change, Streams, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag, EventRow
 from storage.events.timelines import Arrival, TimelineStore
-from storage.push.event_push_actions import PushOutcomeStore, ThreadCount
-from storage.push.push_rule_history import PushAttentionStore
+from storage.push.event_push_actions import EventPushActionStore, ThreadCount
+from storage.push.push_rule_history import PushRuleHistoryStore
 from storage.rooms.memberships import MembershipRow, MembershipStore, put_memberships
-from storage.rooms.partial_rooms import PartialRoom, begin_partial
+from storage.rooms.partial_rooms import PartialRoom, add_partial_join
 from storage.rooms.receipts import ReceiptRow, ReceiptStore
 from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers
 from storage.rooms.rooms import add_room
@@ -44,7 +44,7 @@ ALICE = UserID("@alice:a.test")
 def tell(streams: Streams, changes: Sequence[Change], upto: int, *, is_elsewhere: bool) -> None:
     """Tell of what was written, here or by another node that says what it was."""
     if is_elsewhere:
-        streams.ask(lambda _after, _upto: changes)
+        streams.set_remote_change_source(lambda _after, _upto: changes)
         streams.advance_to(upto)
     else:
         streams.publish(changes, upto)
@@ -74,7 +74,7 @@ class SlowTimelines(TimelineStore):
         return await deferred
 
 
-class SlowCounts(PushOutcomeStore):
+class SlowCounts(EventPushActionStore):
     """Counts when the test calls `answer`; has no receipts."""
 
     def __init__(self) -> None:
@@ -225,8 +225,8 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
-    attention = PushAttentionStore(sqlite_database)
-    rules = OwnRules(Clock(), attention, RuleCompiler(), streams, capacity=10)
+    attention = PushRuleHistoryStore(sqlite_database)
+    rules = UserRuleCache(Clock(), attention, RuleCompiler(), streams, capacity=10)
     counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
 
     def count() -> "Deferred[Unread]":
@@ -257,13 +257,13 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
-    attention = PushAttentionStore(sqlite_database)
-    rules = OwnRules(Clock(), attention, RuleCompiler(), streams, capacity=10)
+    attention = PushRuleHistoryStore(sqlite_database)
+    rules = UserRuleCache(Clock(), attention, RuleCompiler(), streams, capacity=10)
     counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
     first = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
     assert done(first)[1].total == Unread(3, 0)
-    whole = [Change(11, Topic.COMPLETENESS, detail=PartialRoom(1, 1, 5, "b.test", 11))]
+    whole = [Change(11, Topic.PARTIAL_STATE, detail=PartialRoom(1, 1, 5, "b.test", 11))]
     tell(streams, whole, 11, is_elsewhere=is_elsewhere)
     second = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[1].callback({1: [ThreadCount("main", 1, 0)]})
@@ -284,7 +284,7 @@ async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
         room.room_nid,
         {"name": "Yozgi", "encryption": "m.megolm.v1.aes-sha2"},
     )
-    whole = [Change(11, Topic.COMPLETENESS, detail=PartialRoom(room.room_nid, 1, 5, "b.test", 11))]
+    whole = [Change(11, Topic.PARTIAL_STATE, detail=PartialRoom(room.room_nid, 1, 5, "b.test", 11))]
     tell(streams, whole, 11, is_elsewhere=is_elsewhere)
     found = (await traits.of_rooms([room.room_nid]))[room.room_nid]
     assert (found.name, found.encryption) == ("Yozgi", "m.megolm.v1.aes-sha2")
@@ -337,7 +337,7 @@ async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(
 
     def come(txn: WriteTransaction) -> None:
         if how == "partly":
-            begin_partial(txn, 1, 5, 12, "b.test", ["b.test"])
+            add_partial_join(txn, 1, 5, 12, "b.test", ["b.test"])
         else:
             count_servers(txn, 1, {"b.test": 1}, {"b.test": 12})
         put_memberships(txn, [replace(membership(11), user_id=ALICE)])
@@ -349,7 +349,7 @@ async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(
     elif how == "elsewhere":
         streams.advance_to(12)
     else:
-        streams.publish([Change(12, Topic.COMPLETENESS, "!r:a.test")], 12)
+        streams.publish([Change(12, Topic.PARTIAL_STATE, "!r:a.test")], 12)
     assert servers.peek(1) is None
     assert await servers.in_room(1) == {"b.test": 12}
     assert await servers.of_user(ALICE) == {"b.test"}

@@ -36,7 +36,7 @@ class Receipts:
     ) -> bool:
         event_id = event if isinstance(event, str) else event.event_id
         told = EarlyReceipt(self.room_nid, user or self.reader, thread_id, event_id, 7)
-        return not await self.early.keep(self.server, [told])
+        return not await self.early.add_receipts(self.server, [told])
 
     async def read(self) -> dict[str, tuple[str, int | None]]:
         rows = await self.store.get_receipts_of_user(self.reader, [self.room_nid])

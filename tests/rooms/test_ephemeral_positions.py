@@ -3,7 +3,7 @@ positions."""
 
 from twisted.internet.task import Clock
 
-from homeserver.services.streams.ephemeral_counter import AHEAD, EphemeralCounter
+from homeserver.services.streams.ephemeral_counter import MAX_CLOCK_SKEW_US, EphemeralCounter
 
 
 def test_other_nodes_follow_where_a_client_advances_one() -> None:
@@ -11,11 +11,11 @@ def test_other_nodes_follow_where_a_client_advances_one() -> None:
     clock.advance(1000.5)
     behind.advance(1000.0)
     here, there = EphemeralCounter(clock), EphemeralCounter(behind)
-    made_up = here.position + AHEAD
-    here.meet(made_up)
+    made_up = here.position + MAX_CLOCK_SKEW_US
+    here.advance_to(made_up)
     change = here.next()
     assert change == made_up + 1
-    assert there.take(change) == change
+    assert there.adopt_position(change) == change
     assert here.position == there.position
 
 
@@ -24,6 +24,6 @@ def test_a_client_advances_a_node_at_most_by_the_permitted_clock_skew() -> None:
     clock.advance(1000.0)
     counter = EphemeralCounter(clock)
     before = counter.position
-    counter.meet(before + AHEAD + 1)
+    counter.advance_to(before + MAX_CLOCK_SKEW_US + 1)
     assert counter.position == before
-    assert counter.take(before + 3 * AHEAD) == before + 1
+    assert counter.adopt_position(before + 3 * MAX_CLOCK_SKEW_US) == before + 1

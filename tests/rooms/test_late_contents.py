@@ -11,7 +11,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
 from storage.engine.database import Database
 from storage.events.events import EventStore
-from storage.persist.content_restore import KEPT_MS
+from storage.persist.content_restore import RESTORED_RETENTION_MS
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.summaries import RoomSummaryStore
 from tests.conftest import run_coroutine
@@ -104,7 +104,7 @@ async def test_what_was_read_anew_everywhere_is_noted_no_longer(both: list[Peer]
             await a.verdict(room_id, copy(V11, event.pdu, content={"body": "never said"}))
             is Verdict.REDACT
         )
-        a.now[0] += KEPT_MS + 1000
+        a.now[0] += RESTORED_RETENTION_MS + 1000
         await a.receiver.receive(room_id, [event.pdu])
 
     assert (await EventStore(a.database).get_lost_since(0, 0)).redacted == [event.event_id]

@@ -1,7 +1,10 @@
 """The cache of parsed account data: correct and bounded."""
 
 from federation.protocol.ids import UserID
-from homeserver.services.account_data.parsed_account_data import BYTES_OF_A_USER, ParsedAccountData
+from homeserver.services.account_data.parsed_account_data import (
+    BYTES_PER_USER,
+    ParsedAccountDataCache,
+)
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 
@@ -15,7 +18,7 @@ async def test_fewer_users_with_much_data_are_cached(sqlite_database: Database) 
         parsed.append(user_id)
         return len(str(contents))
 
-    data = ParsedAccountData(store, sqlite_database.streams, ["x"], parse, capacity=3)
+    data = ParsedAccountDataCache(store, sqlite_database.streams, ["x"], parse, capacity=3)
 
     async def read(*user_ids: UserID) -> list[str]:
         parsed.clear()
@@ -28,9 +31,9 @@ async def test_fewer_users_with_much_data_are_cached(sqlite_database: Database) 
         await sqlite_database.write("t", store.set_entry, user_id, None, "x", content)
 
     assert await read(ALICE, BOB, CAROL, ALICE, BOB, CAROL) == [ALICE, BOB, CAROL]
-    await put(ALICE, 2 * BYTES_OF_A_USER)
+    await put(ALICE, 2 * BYTES_PER_USER)
     assert await read(ALICE, BOB, ALICE) == [ALICE]
-    await put(BOB, 2 * BYTES_OF_A_USER)
+    await put(BOB, 2 * BYTES_PER_USER)
     assert await read(BOB, CAROL, ALICE, CAROL, BOB) == [BOB, CAROL, ALICE, BOB]
     await put(BOB, 10)
     assert await read(BOB, CAROL, ALICE, BOB, CAROL, ALICE) == [BOB, ALICE]
@@ -40,16 +43,16 @@ async def test_added_data_is_cached_unless_it_changed_meanwhile(
     sqlite_database: Database,
 ) -> None:
     store = AccountDataStore(sqlite_database)
-    data = ParsedAccountData(
+    data = ParsedAccountDataCache(
         store, sqlite_database.streams, ["x"], lambda contents, _: contents.get("x"), capacity=3
     )
     await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b"{}")
-    heard = data.heard
-    read = (await store.get_account_data(ALICE)).everywhere
+    heard = data.version
+    read = (await store.get_account_data(ALICE)).global_data
     await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
-    assert data.learn(ALICE, read, heard) == b"{}"
-    assert data.known_of(ALICE) is None
+    assert data.add(ALICE, read, heard) == b"{}"
+    assert data.get_cached(ALICE) is None
     assert await data.of_user(ALICE) == b'{"a":1}'
-    heard = data.heard
-    assert data.learn(BOB, {"y": b"{}"}, heard) is None
-    assert data.learn(CAROL, {"x": b'{"c":1}'}, heard) == data.known_of(CAROL) == b'{"c":1}'
+    heard = data.version
+    assert data.add(BOB, {"y": b"{}"}, heard) is None
+    assert data.add(CAROL, {"x": b'{"c":1}'}, heard) == data.get_cached(CAROL) == b'{"c":1}'

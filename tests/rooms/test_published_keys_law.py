@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
-from federation.devices.published_keys import KeysOfPeople, ShownKeys
+from federation.devices.published_keys import EncodedKeys, PublishedKeyCache
 from storage.encryption.cross_signing import KeySignature
 from storage.encryption.device_keys import DeviceKeysRow
 from storage.encryption.published_keys import PublishedKeys, PublishedKeyStore
@@ -108,7 +108,7 @@ class Node:
         self.tables = tables
         self.untold: deque[tuple[int, list[Change], int, Callable[[], None]]] = deque()
         store = cast(PublishedKeyStore, Store(tables, waiting, is_alone=is_alone))
-        self.keys = KeysOfPeople(store, self.streams, _show, capacity=4)
+        self.keys = PublishedKeyCache(store, self.streams, _show, capacity=4)
 
     def write(self, topic: Topic, user: str, target: str) -> None:
         tables = self.tables
@@ -143,10 +143,10 @@ class Node:
             acknowledge()
 
     async def ask(self, reader: str) -> tuple[dict[str, int], dict[str, int]]:
-        """Query all users' keys as `EveryonesKeys` does, with the reader's signatures."""
-        shown: dict[str, ShownKeys] = {}
+        """Query all users' keys as `KeyQueries` does, with the reader's signatures."""
+        shown: dict[str, EncodedKeys] = {}
         for user in USERS if await self.keys.is_current(USERS) else ():
-            shown |= await self.keys.get_shown([user], reader)
+            shown |= await self.keys.get_encoded([user], reader)
         rest = [user for user in USERS if user not in shown]
         published = await self.keys.get_published(rest, (), reader) if rest else PublishedKeys()
         devices = {user: int(bytes(keys.devices)) for user, keys in shown.items()}
@@ -157,8 +157,8 @@ class Node:
         return devices, signed
 
 
-def _show(user_id: str, published: PublishedKeys) -> ShownKeys:
-    return ShownKeys(msgspec.Raw(published.devices[user_id][0].keys), {}, 1)
+def _show(user_id: str, published: PublishedKeys) -> EncodedKeys:
+    return EncodedKeys(msgspec.Raw(published.devices[user_id][0].keys), {}, 1)
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["one node", "two nodes"])

@@ -15,7 +15,7 @@ from federation.rooms.receive import extremity_limit
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.events.events import EventFlag
 from storage.events.timelines import TimelineStore
-from storage.persist.room_writer import Appended, RoomWriter
+from storage.persist.room_writer import AppendResult, RoomWriter
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.summaries import RoomSummaryStore
 from tests.conftest import run_coroutine
@@ -378,7 +378,7 @@ async def test_members_and_summary_follow_a_resolution(both: list[Peer]) -> None
 class InterruptedWriter(RoomWriter):
     """Stops before the last write of an adoption."""
 
-    def append(self, *_args: object, **_more: object) -> Appended:
+    def append(self, *_args: object, **_more: object) -> AppendResult:
         raise OSError("the lights went out")
 
 
@@ -402,14 +402,14 @@ async def test_an_import_continues_after_a_restart(both: list[Peer]) -> None:
     chain = await a.auth_chain(joining)
     pdus = [event.pdu for event in state]
     with pytest.raises(OSError, match="lights"):
-        await Peer(b.database, b.now, b.server, b.keys, InterruptedWriter).adoptions.adopt(
+        await Peer(b.database, b.now, b.server, b.keys, InterruptedWriter).adoptions.import_join(
             V11, room_id, pdus, chain, joining.pdu
         )
     assert await b.extremities(room_id) == set()
     with pytest.raises(NotFound):
         await b.take(room_id, joining)
     restarted = Peer(b.database, b.now, b.server, b.keys)
-    await restarted.adoptions.adopt(V11, room_id, pdus, chain, joining.pdu)
+    await restarted.adoptions.import_join(V11, room_id, pdus, chain, joining.pdu)
     await a.take(room_id, joining)
     assert await restarted.state(room_id) == await a.state(room_id)
     assert await restarted.shown(room_id) == [joining.event_id]
@@ -426,7 +426,7 @@ async def test_a_join_that_the_state_does_not_allow_is_refused(pair: list[Peer])
         V11, room_id, [], state, from_outside, "m.room.member", {"membership": "join"}, from_outside
     )
     with pytest.raises(Exception, match="join rule"):
-        await b.adoptions.adopt(
+        await b.adoptions.import_join(
             V11,
             room_id,
             [other.pdu for other in state.values()],

@@ -14,16 +14,16 @@ from storage.events.relations import (
     THREAD,
     Children,
     Parent,
+    RelationFilter,
     RelationStore,
-    Wanted,
 )
-from storage.events.timelines import START, Direction, Place
+from storage.events.timelines import START, Direction, TimelinePlace
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.peers import join, servers
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
-END = Place(2**53, 2**53)
+END = TimelinePlace(2**53, 2**53)
 
 
 def child(rel_type: str, parent: StoredEvent, **content: object) -> dict[str, object]:
@@ -80,25 +80,30 @@ async def test_children_threads_and_annotations(database: Database) -> None:
     assert set(without_bob) == {parent.nid}
 
     async def page(
-        wanted: Wanted, direction: Direction, start: Place, end: Place | None = None
+        wanted: RelationFilter,
+        direction: Direction,
+        start: TimelinePlace,
+        end: TimelinePlace | None = None,
     ) -> list[int]:
         event_id = parent.event.event_id
         rows = await store.get_page(parent.room_nid, event_id, wanted, start, end, direction, 10)
         return [nid for _, nid in rows]
 
-    assert await page(Wanted(THREAD), Direction.FORWARDS, START) == [reply.nid for reply in replies]
-    assert await page(Wanted(THREAD, "m.room.message"), Direction.BACKWARDS, END) == [
+    assert await page(RelationFilter(THREAD), Direction.FORWARDS, START) == [
+        reply.nid for reply in replies
+    ]
+    assert await page(RelationFilter(THREAD, "m.room.message"), Direction.BACKWARDS, END) == [
         replies[1].nid,
         replies[0].nid,
     ]
-    assert await page(Wanted(THREAD, "m.sticker"), Direction.BACKWARDS, END) == []
-    first = Place(replies[0].depth, replies[0].nid)
-    assert await page(Wanted(THREAD), Direction.BACKWARDS, END, first) == [replies[1].nid]
-    assert await page(Wanted(THREAD), Direction.FORWARDS, START, first) == [replies[0].nid]
-    assert (await page(Wanted(levels=3), Direction.BACKWARDS, END))[0] == reference.nid
+    assert await page(RelationFilter(THREAD, "m.sticker"), Direction.BACKWARDS, END) == []
+    first = TimelinePlace(replies[0].depth, replies[0].nid)
+    assert await page(RelationFilter(THREAD), Direction.BACKWARDS, END, first) == [replies[1].nid]
+    assert await page(RelationFilter(THREAD), Direction.FORWARDS, START, first) == [replies[0].nid]
+    assert (await page(RelationFilter(levels=3), Direction.BACKWARDS, END))[0] == reference.nid
 
     async def threads(
-        start: Place = END, ignored: list[str] | None = None, participated: bool = False
+        start: TimelinePlace = END, ignored: list[str] | None = None, participated: bool = False
     ) -> list[int]:
         rows = await store.get_threads(
             parent.room_nid, start, 10, BOB, ignored or [], participated=participated
@@ -107,10 +112,10 @@ async def test_children_threads_and_annotations(database: Database) -> None:
 
     assert await threads() == [other.nid, parent.nid]
     assert await threads(first) == []
-    assert await threads(Place(replies[1].depth, replies[1].nid)) == [parent.nid]
+    assert await threads(TimelinePlace(replies[1].depth, replies[1].nid)) == [parent.nid]
     assert await threads(ignored=[BOB]) == [parent.nid]
     assert await threads(participated=True) == [other.nid, parent.nid]
-    second = Place(replies[1].depth, replies[1].nid)
+    second = TimelinePlace(replies[1].depth, replies[1].nid)
     for end, there, with_bob in ((first, [parent.nid], []), (second, [parent.nid], [parent.nid])):
         for participated, expected in ((False, there), (True, with_bob)):
             rows = await store.get_threads(

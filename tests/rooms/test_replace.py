@@ -9,7 +9,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from federation.rooms.drafts import Draft
-from federation.rooms.replace import Replacements
+from federation.rooms.replace import RoomReplacement
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -19,9 +19,9 @@ from tests.helpers.rooms import ALICE, BOB, RoomParts
 TOMBSTONE = StateKey("m.room.tombstone", "")
 
 
-def replacements(parts: RoomParts) -> Replacements:
+def replacements(parts: RoomParts) -> RoomReplacement:
     writer = parts.writer_class(parts.trees, parts.chains)
-    return Replacements(parts.engine, parts.events, writer, parts.tick)
+    return RoomReplacement(parts.engine, parts.events, writer, parts.tick)
 
 
 async def beginning(old: RoomSnapshot) -> Sequence[Draft]:

@@ -4,7 +4,13 @@ it is read from."""
 from random import Random
 
 from federation.protocol.events import StateKey
-from homeserver.services.sliding_sync.request import ANY, MEMBER, Clause, Pattern, RequiredState
+from homeserver.services.sliding_sync.request import (
+    ANY,
+    MEMBER,
+    RequiredState,
+    StateClause,
+    StatePattern,
+)
 from homeserver.services.sliding_sync.required_state import (
     AVATAR,
     NAME,
@@ -19,7 +25,7 @@ TYPES = ["m.room.name", "m.room.avatar", MEMBER, "org.example.thing"]
 KEYS = ["", "@a:x", "@b:x", "@c:x"]
 
 
-def patterns(chance: Random, most: int) -> frozenset[Pattern]:
+def patterns(chance: Random, most: int) -> frozenset[StatePattern]:
     return frozenset(
         (chance.choice([*TYPES, *TYPES, *TYPES, ANY]), chance.choice([*KEYS, ANY]))
         for _ in range(chance.randrange(most + 1))
@@ -45,7 +51,7 @@ async def test_required_state_returns_the_matching_entries(database: Database) -
     queries = 0
     for _ in range(400):
         clauses = frozenset(
-            Clause(patterns(chance, 4), patterns(chance, 2 * chance.randrange(2)))
+            StateClause(patterns(chance, 4), patterns(chance, 2 * chance.randrange(2)))
             for _ in range(chance.choice([1, 1, 2]))
         )
         wanted = RequiredState(clauses, lazy_members=True)
@@ -55,7 +61,7 @@ async def test_required_state_returns_the_matching_entries(database: Database) -
         ]
         queries += reader.query_for(wanted) is not None
         for reading in (reader, RequiredStates(StateTreeStore(database))):
-            for state, found in zip(states, await reading.get_wholes(asked), strict=True):
+            for state, found in zip(states, await reading.get_complete(asked), strict=True):
                 named = {StateKey(MEMBER, user_id) for user_id in members}
                 assert found.entries == {
                     key: nid for key, nid in state.items() if wanted.matches(*key) or key in named

@@ -10,7 +10,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import effect_of_absence
 from federation.rooms.serving.spaces import Spaces
-from federation.rooms.serving.summaries import Previews
+from federation.rooms.serving.summaries import SummaryVisibility
 from storage.engine.database import Database
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.spaces import SpaceStore
@@ -23,7 +23,7 @@ CAROL = UserID("@carol:b.test")
 
 def spaces_of(parts: RoomParts) -> Spaces:
     members = MembershipStore(parts.database)
-    previews = Previews(parts.memberships, members, parts.rooms)
+    previews = SummaryVisibility(parts.memberships, members, parts.rooms)
     summaries, store = RoomSummaryStore(parts.database), SpaceStore(parts.database)
     return Spaces(summaries, store, members, parts.events, previews)
 
@@ -150,7 +150,7 @@ async def test_a_link_that_the_state_loses_is_none(database: Database) -> None:
     await link(parts, space, "!b:a.test")
     writer = parts.writer_class(parts.trees, parts.chains)
     gone = effect_of_absence(event.event, parts.identity)
-    await database.write("lose", writer.add_effects, room, [(event.nid, gone)])
+    await database.write("lose", writer.apply_early_effects, room, [(event.nid, gone)])
     children = (await SpaceStore(database).get_children([room.room_nid]))[room.room_nid]
     assert [child.child_id for child in children] == ["!b:a.test"]
 
@@ -166,6 +166,6 @@ async def test_join_rules_that_the_state_loses_let_nobody_in(database: Database)
     assert rules is not None
     writer = parts.writer_class(parts.trees, parts.chains)
     gone = effect_of_absence(rules.event, parts.identity)
-    await database.write("lose", writer.add_effects, snapshot.room, [(rules.nid, gone)])
+    await database.write("lose", writer.apply_early_effects, snapshot.room, [(rules.nid, gone)])
     row = (await store.get_summaries_by_id([room_id]))[room_id]
     assert (row.join_rule, row.allowed_rooms) == (None, ())

@@ -7,7 +7,11 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import ROOM_VERSIONS
-from homeserver.services.rooms.upgrade_events import power_levels, quiet_levels, split_aliases
+from homeserver.services.rooms.upgrade_events import (
+    muted_power_levels,
+    new_power_levels,
+    split_aliases,
+)
 from tests.helpers.room_factory import ALICE, BOB, CHARLIE, Room
 
 LEVELS: dict[str, Any] = {
@@ -31,19 +35,19 @@ def levels_of_old_room() -> PowerLevels:
 def test_levels_become_numbers() -> None:
     old = levels_of_old_room()
     events = {"m.room.name": 40, "m.room.topic": 40}
-    assert power_levels(old, ROOM_VERSIONS["11"], UserID(ALICE), []) == {
+    assert new_power_levels(old, ROOM_VERSIONS["11"], UserID(ALICE), []) == {
         "users": {ALICE: 100, BOB: 50},
         "events": events,
         "events_default": 10,
         "notifications": {"room": 60},
     }
-    newest = power_levels(old, ROOM_VERSIONS["12"], UserID(ALICE), [UserID(BOB)])
+    newest = new_power_levels(old, ROOM_VERSIONS["12"], UserID(ALICE), [UserID(BOB)])
     assert newest["users"] == {}
     assert newest["events"] == events | {"m.room.tombstone": 150}
 
 
 def test_the_old_room_s_levels_become_numbers_too() -> None:
-    quiet = quiet_levels(levels_of_old_room())
+    quiet = muted_power_levels(levels_of_old_room())
     assert (quiet["events_default"], quiet["invite"]) == (50, 50)
     assert quiet["users"] == {ALICE: 100, BOB: 50}
     assert quiet["org.example"] == "kept in the old room"

@@ -12,15 +12,15 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.peers.requests import Requests
+from federation.peers.requests import FederationClient
 from federation.protocol.errors import MatrixError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.remote.events import MAX_STATE_EVENTS, RemoteEvents
-from federation.rooms.check import Candidate, Verdict
+from federation.remote.events import MAX_STATE_EVENTS, EventClient
+from federation.rooms.check import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import (
     Outcome,
     parse_events,
@@ -161,7 +161,7 @@ class Kept:
     def __init__(self) -> None:
         self.depths: list[int] = []
 
-    async def add(self, _room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
+    async def add(self, _room: RoomRow, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         for each in candidates:
             try:
@@ -182,7 +182,7 @@ def test_a_state_is_put_in_order_in_pieces() -> None:
     random.Random(1).shuffle(depths)
     room = RoomRow(1, ROOM, "11", 0)
     told = [msgspec.Raw(msgspec.json.encode({**one, "depth": depth})) for depth in depths]
-    outcomes = finish(clock, imports.keep(room, told))
+    outcomes = finish(clock, imports.store(room, told))
     assert kept.depths == sorted(depths)
     assert [outcome.event_id for outcome in outcomes] == [f"${depth}" for depth in depths]
     assert clock.taken >= 2 + sum(len(memoryview(each)) for each in told) // (4 << 20)
@@ -198,7 +198,7 @@ def test_what_claims_any_depth_is_no_event_and_no_error(depth: object, is_read: 
     told = (
         [bad, one] if is_read else [msgspec.Raw(json.dumps(each).encode()) for each in (bad, one)]
     )
-    outcomes = finish(clock, imports.keep(RoomRow(1, ROOM, "11", 0), told))
+    outcomes = finish(clock, imports.store(RoomRow(1, ROOM, "11", 0), told))
     assert [outcome.event_id for outcome in outcomes] == [None, "$1"]
 
 
@@ -210,7 +210,7 @@ def test_a_long_list_of_ids_is_checked_in_pieces() -> None:
             return form([*ids, "no id"][1:], ids[:10])
 
     clock = Turns()
-    remote = RemoteEvents(cast(Requests, Answers()), clock)
+    remote = EventClient(cast(FederationClient, Answers()), clock)
     told = finish(
         clock,
         remote.get_state_ids(

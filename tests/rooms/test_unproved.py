@@ -11,7 +11,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
 from storage.engine.database import Database
-from storage.partial_state.unverified_events import LeftOut, PartOf, UnprovedStore
+from storage.partial_state.unverified_events import PartOf, UnverifiedEvent, UnverifiedEventStore
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.partial_rooms import PartialRoomStore
 from tests.conftest import run_coroutine
@@ -51,7 +51,7 @@ async def enter(residents: list[Peer], database: Database, room_id: RoomID) -> P
         V11, room_id, tips, state, user, "m.room.member", {"membership": "join"}, user
     )
     chain = await resident.auth_chain(join)
-    await newcomer.adoptions.adopt(
+    await newcomer.adoptions.import_join(
         V11, room_id, [event.pdu for event in state.values()], chain, join.pdu
     )
     for each in residents:
@@ -86,7 +86,7 @@ async def test_an_unverified_event_is_retried_and_added(
     (told,) = await PartialRoomStore(database).get_rooms()  # clients get the complete room again
     assert told.completed is not None
     assert not (await newcomer.engine.get_snapshot(room_id)).head.partial_join
-    assert (await UnprovedStore(database).get_rooms())[snapshot.room.room_nid] is None
+    assert (await UnverifiedEventStore(database).get_rooms())[snapshot.room.room_nid] is None
     # and stays there with what follows
     said = await newcomer.send(room_id, newcomer.user, "salom")
     assert await a.verdict(room_id, said.event) is Verdict.ACCEPT
@@ -151,9 +151,9 @@ async def test_events_of_some_state_are_resolved_with_the_current_state(
     assert await newcomer.verdict(room_id, rules.event) is Verdict.ACCEPT
     nid = (await newcomer.engine.get_snapshot(room_id)).room.room_nid
     learn(newcomer, b)
-    from_afar = LeftOut(once.event_id, once.depth, encode_pdu(once), PartOf.SOME_STATE)
+    from_afar = UnverifiedEvent(once.event_id, once.depth, encode_pdu(once), PartOf.SOME_STATE)
 
-    await newcomer.unproved.note(nid, [from_afar])
+    await newcomer.unproved.store(nid, [from_afar])
     newcomer.clock.advance(DAY)
 
     assert StateKey("m.room.member", mallory) not in await newcomer.state(room_id)
@@ -163,10 +163,10 @@ async def test_an_invalid_event_is_deleted(residents: list[Peer], database: Data
     room_id, joined = await shared_room(residents)
     newcomer = await enter(residents, database, room_id)
     nid = (await newcomer.engine.get_snapshot(room_id)).room.room_nid
-    await newcomer.unproved.note(
-        nid, [LeftOut("$nothing", 1, b'{"type":"m.room.topic"}', PartOf.SOME_STATE)]
+    await newcomer.unproved.store(
+        nid, [UnverifiedEvent("$nothing", 1, b'{"type":"m.room.topic"}', PartOf.SOME_STATE)]
     )
-    store = UnprovedStore(database)
+    store = UnverifiedEventStore(database)
     assert len(await store.get_of_room(nid)) == 2
 
     newcomer.clock.advance(60)

@@ -7,17 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from homeserver.services.text.terms import (
-    SCALE,
-    find_marked,
+    MAX_RANK,
+    find_highlights,
     format_words,
     matches,
     parse_terms,
     rank,
 )
-from homeserver.services.text.words import MAX_KEY, MAX_WORDS, Folding
+from homeserver.services.text.words import MAX_KEY, MAX_WORDS, TextFolding
 
-DEFAULT = Folding(("uz", "kaa", "ru", "en"))
-PLAIN = Folding(("en",))
+DEFAULT = TextFolding(("uz", "kaa", "ru", "en"))
+PLAIN = TextFolding(("en",))
 
 UZBEK = {  # official pairs of the two scripts
     "ўзбек": "oʻzbek",
@@ -54,7 +54,7 @@ KARAKALPAK = {
 APOSTROPHES = "ʻʼ‘’'`´′ʹʽʿˈ＇"
 
 
-def finds(query: str, text: str, folding: Folding = DEFAULT) -> bool:
+def finds(query: str, text: str, folding: TextFolding = DEFAULT) -> bool:
     return matches(parse_terms(folding, query), format_words(folding.lines(text)))
 
 
@@ -116,8 +116,8 @@ def test_texts_that_do_not_match(query: str, text: str) -> None:
 def test_only_configured_languages_match() -> None:
     assert PLAIN.lines("Ўзбек ёлка") == [["узбек", "елка"]]
     assert not finds("kitob", "китоб", PLAIN)
-    assert Folding(("ru",)).lines("Ёлка") == [["elka"]]
-    assert Folding(("uz",)).lines("Ёлка") == [["yolka"]]
+    assert TextFolding(("ru",)).lines("Ёлка") == [["elka"]]
+    assert TextFolding(("uz",)).lines("Ёлка") == [["yolka"]]
     assert PLAIN.name != DEFAULT.name
 
 
@@ -150,18 +150,18 @@ def test_better_matches_rank_higher() -> None:
     assert ranked("kitob", "kitob") > ranked("kitob", "kitoblar") > ranked("daftar", "kitob") == 0
     assert ranked("kitob", "kitob kitob") > ranked("kitob", "kitob daftar")
     assert ranked("kitob", "kitob") > ranked("kitob", "kitob " + "va " * 200)
-    assert ranked("kitob", "kitob " * 1000) < SCALE
+    assert ranked("kitob", "kitob " * 1000) < MAX_RANK
 
 
 def test_highlights_are_words_of_the_text() -> None:
     terms = parse_terms(DEFAULT, 'kitob "oʻzbek tili"')
-    assert find_marked(DEFAULT, terms, "Китоблар: «Ўзбек» тили, daftar") == {
+    assert find_highlights(DEFAULT, terms, "Китоблар: «Ўзбек» тили, daftar") == {
         "китоблар",
         "ўзбек",
         "тили",
     }
-    assert find_marked(DEFAULT, parse_terms(DEFAULT, "東京"), "私は東京都") == {"東京"}
-    assert find_marked(DEFAULT, parse_terms(DEFAULT, "都"), "東京都") == {"都"}
+    assert find_highlights(DEFAULT, parse_terms(DEFAULT, "東京"), "私は東京都") == {"東京"}
+    assert find_highlights(DEFAULT, parse_terms(DEFAULT, "都"), "東京都") == {"都"}
 
 
 anything = st.text(max_size=80)
@@ -205,7 +205,7 @@ def test_folding_is_idempotent(text: str) -> None:
 @settings(max_examples=200, deadline=None)
 def test_a_match_has_a_rank_and_a_highlight(query: str, text: str) -> None:
     terms, found = parse_terms(DEFAULT, query), format_words(DEFAULT.lines(text))
-    assert 0 <= rank(terms, found) <= SCALE
+    assert 0 <= rank(terms, found) <= MAX_RANK
     if terms and matches(terms, found):
         assert rank(terms, found) > 0
-        assert find_marked(DEFAULT, terms, text)
+        assert find_highlights(DEFAULT, terms, text)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
@@ -64,10 +64,10 @@ async def test_of_many_altered_copies_in_a_gap_none_counts(network: Network) -> 
     await room.south.push(EAST, said[50:])
     network.mend(NORTH, SOUTH)
 
-    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != EAST or "get_missing_events" not in request.uri:
             return None
-        return WireAnswer(
+        return WireResponse(
             200, {}, msgspec.json.encode({"events": [{**pdu, "content": LIE} for pdu in said]})
         )
 
@@ -99,9 +99,9 @@ async def test_a_server_that_answers_429_is_asked_later(network: Network) -> Non
     room = await shared(network)
     east = Side(network.add(EAST))
 
-    def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
+    def be_busy(to: ServerName, request: WireRequest) -> WireResponse | None:
         is_asked = to == NORTH and "/federation/v1/event/" in request.uri
-        return WireAnswer(429, {"retry-after": "300"}, b"{}") if is_asked else None
+        return WireResponse(429, {"retry-after": "300"}, b"{}") if is_asked else None
 
     network.interceptors.append(be_busy)
     pdus = [

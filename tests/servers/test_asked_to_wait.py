@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.sender import deliveries
 from homeserver.services.federation.destinations import DEAD_DAYS
@@ -40,7 +40,7 @@ class Busy:
         self._begun = network.clock.seconds()
         network.interceptors.append(self._refuse)
 
-    def _refuse(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def _refuse(self, destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != SOUTH or not request.uri.startswith(SEND):
             return None
         self.tries.append(self._network.clock.seconds() - self._begun)
@@ -184,7 +184,7 @@ async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Netwo
     has much to do now."""
     room = await sending(network)
     _, since = bodies(room.bob)
-    destinations = room.north.server.app.federation_out.destinations
+    destinations = room.north.server.app.outgoing_federation.destinations
     network.cut(NORTH, SOUTH)
     send(room.alice, 0, {room.bob.user_id: {room.bob.device_id: {"n": 0}}})
     network.settle()
@@ -196,7 +196,7 @@ async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Netwo
         busy.pass_time(1)
         network.clock.advance(3600)
     assert len(busy.tries) > 20
-    assert room.north.server.run(destinations.do_expire(10)) == 0
+    assert room.north.server.run(destinations.do_remove_expired(10)) == 0
     busy.is_busy = False
     network.clock.advance(3600)
     network.settle()
@@ -263,15 +263,15 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
     network.mend(NORTH, SOUTH)
     room_left, is_broken = 20, False
 
-    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def answer(destination: ServerName, request: WireRequest) -> WireResponse | None:
         nonlocal room_left
         if destination != SOUTH or not request.uri.startswith(SEND):
             return None
         edus = len(msgspec.json.decode(request.body)["edus"])
         if is_broken:
-            return WireAnswer(500, {}, b"{}") if edus else None
+            return WireResponse(500, {}, b"{}") if edus else None
         if edus > room_left:
-            return WireAnswer(429, {"retry-after": "60"}, b"{}")
+            return WireResponse(429, {"retry-after": "60"}, b"{}")
         room_left -= edus
         return None
 
@@ -293,7 +293,7 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transaction is built again from the unsent data, and nothing is lost."""
-    monkeypatch.setattr(deliveries, "MOST_KEPT", 1)
+    monkeypatch.setattr(deliveries, "MAX_RETAINED_TRANSACTIONS", 1)
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -314,11 +314,11 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
     network.mend(NORTH, EAST)
     seen: dict[str, list[int]] = {SOUTH: [], EAST: []}
 
-    def refuse(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def refuse(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination not in seen or not request.uri.startswith(SEND):
             return None
         seen[destination].append(len(msgspec.json.decode(request.body)["edus"]))
-        return WireAnswer(429, {"retry-after": "60"}, b"{}")
+        return WireResponse(429, {"retry-after": "60"}, b"{}")
 
     network.interceptors.append(refuse)
     for _ in range(6 * 120):
@@ -338,7 +338,7 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
     busy = Busy(network, {"retry-after": "600"}, {})
 
     def look() -> tuple[dict[str, Any], int, int]:
-        figures = room.north.server.app.federation_out.deliveries.get_figures()
+        figures = room.north.server.app.outgoing_federation.deliveries.get_metrics()
         return (
             root.get(f"{DESTINATIONS}/{SOUTH}").json,
             figures["failing"],
@@ -408,8 +408,8 @@ async def test_two_of_our_servers_respect_each_others_rate_limits(network: Netwo
     assert len(sent(network)) - transactions <= 40, "two a message"
 
 
-def _busy(headers: Mapping[str, str], body: Mapping[str, Any]) -> WireAnswer:
-    return WireAnswer(
+def _busy(headers: Mapping[str, str], body: Mapping[str, Any]) -> WireResponse:
+    return WireResponse(
         429, dict(headers), msgspec.json.encode({"errcode": "M_LIMIT_EXCEEDED", **body})
     )
 

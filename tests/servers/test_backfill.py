@@ -4,9 +4,9 @@ anybody can be asked."""
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import EventID, RoomID
-from federation.rooms.history.backfill import LONGEST_WAIT, REST_MS
+from federation.rooms.history.backfill import BACKOFF_MS, MAX_WAIT
 from storage.events.timelines import TimelineStore
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.network import Network
@@ -82,7 +82,7 @@ async def test_without_servers_the_page_ends_with_a_token_to_continue(network: N
     assert len(network.log) == asked
 
     network.mend(NORTH, SOUTH)
-    network.clock.advance(REST_MS / 1000)
+    network.clock.advance(BACKOFF_MS / 1000)
     more = bob.get(f"{path}&from={page['end']}").json
     assert "long ago" in [event["content"].get("body") for event in more["chunk"]]
 
@@ -98,7 +98,7 @@ async def test_a_silent_server_delays_the_reader_little(network: Network) -> Non
 
     one, two = bob.start("GET", path), bob.start("GET", path)
     assert not one.done
-    network.clock.advance(LONGEST_WAIT)
+    network.clock.advance(MAX_WAIT)
 
     assert (one.answer.status, two.answer.status) == (200, 200)
     assert requests_to(network, NORTH, "/backfill/") == 1
@@ -125,7 +125,7 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
     network.mend(NORTH, SOUTH)
     network.interceptors.append(
         lambda to, request: (
-            WireAnswer(200, {}, b'{"events": []}')
+            WireResponse(200, {}, b'{"events": []}')
             if to == NORTH and "missing" in request.uri
             else None
         )
@@ -163,9 +163,9 @@ async def test_an_invented_past_is_refused(network: Network) -> None:
     pdu = {**await room.north.pdu(room.room_id, EventID(end)), "content": {"body": "changed"}}
     body = {"origin": NORTH, "origin_server_ts": 1, "pdus": [forged.pdu, pdu, 7, {}]}
 
-    def lie(to: str, request: WireRequest) -> WireAnswer | None:
+    def lie(to: str, request: WireRequest) -> WireResponse | None:
         return (
-            WireAnswer(200, {}, msgspec.json.encode(body))
+            WireResponse(200, {}, msgspec.json.encode(body))
             if to == NORTH and "backfill" in request.uri
             else None
         )

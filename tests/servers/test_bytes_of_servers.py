@@ -4,7 +4,7 @@ limit, and sends them again later."""
 import pytest
 from twisted.logger import capturedLogs
 
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.ids import ServerName
 from homeserver.services.encryption import to_device
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt
@@ -71,7 +71,7 @@ async def test_a_transaction_that_is_refused_for_bytes_is_accepted_completely_la
     with pytest.raises(RefusedByRemote) as refused:
         await requests.put(ServerName(NORTH), path, body)
     assert (refused.value.status, refused.value.errcode) == (429, "M_LIMIT_EXCEEDED")
-    assert asked_wait_ms(refused.value)
+    assert get_retry_after_ms(refused.value)
     network.clock.advance(60)
     await requests.put(ServerName(NORTH), path, body)
     assert bodies(room.alice, since)[0] == [*range(5)]
@@ -109,7 +109,7 @@ async def test_a_user_who_sends_too_much_does_not_block_others_of_their_server(
 async def test_copies_of_one_message_are_bounded_as_for_local_users(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_device, "MOST_BYTES", 20_000)
+    monkeypatch.setattr(to_device, "MAX_COPIED_BYTES", 20_000)
     room = await sending(network)
     others = [another_device(room.alice) for _ in range(2)]
     _, since = bodies(room.alice)

@@ -3,7 +3,7 @@ key the device cannot read the message. So the claim is retried while the client
 that has been away for longer is not retried."""
 
 from federation.protocol.ids import ServerName
-from federation.sender.destination import LONGEST_SILENCE_MS
+from federation.sender.destination import NO_ANSWER_BACKOFF_MS
 from tests.helpers.federated import NORTH, SOUTH, Shared
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3
@@ -63,8 +63,8 @@ async def test_claims_from_a_server_that_is_away_for_longer_fail_at_once(network
 async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
     """The pauses between retries grow: in a long one it is contacted, but once."""
     room = await away(network, 90)
-    sender = room.north.server.app.federation_out.sender
-    for _ in range(LONGEST_SILENCE_MS // 1000):
+    sender = room.north.server.app.outgoing_federation.sender
+    for _ in range(NO_ANSWER_BACKOFF_MS // 1000):
         network.clock.advance(1)
     assert not sender.is_failing(ServerName(SOUTH))
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}

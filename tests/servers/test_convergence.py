@@ -25,7 +25,7 @@ from twisted.logger import capturedLogs, formatEvent
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from storage.engine.database import Database
-from storage.events.timelines import Direction, Place, TimelineStore
+from storage.events.timelines import Direction, TimelinePlace, TimelineStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, texts
@@ -285,9 +285,9 @@ class Towns(RuleBasedStateMachine):
         """Each server's stored states are what the past gives."""
         with capturedLogs() as logged:
             for side in self.sides:
-                while await side.server.app.incoming.audit.do_step(100):
+                while await side.server.app.incoming_federation.audit.do_step(100):
                     pass
-                await side.server.app.incoming.audit.do_step(10_000)
+                await side.server.app.incoming_federation.audit.do_step(10_000)
         differences = [
             formatEvent(entry) for entry in logged if "the state of" in str(entry.get("log_format"))
         ]
@@ -378,7 +378,7 @@ class Towns(RuleBasedStateMachine):
     async def _timeline(self, side: Side) -> list[EventID]:
         room_nid = (await side.room(self.room_id)).room.room_nid
         page = await TimelineStore(side.server.app.database).get_page(
-            room_nid, Place(2**53, 0), None, Direction.BACKWARDS, 10_000
+            room_nid, TimelinePlace(2**53, 0), None, Direction.BACKWARDS, 10_000
         )
         events = await side.rooms.events.get_events(nid for _, nid in page)
         return [stored.event.event_id for stored in events.values()]

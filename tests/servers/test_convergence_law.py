@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from federation.remote.transactions import Transactions
-from federation.rooms.unacknowledged_leaves import Unheard
+from federation.remote.transactions import TransactionClient
+from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from tests.servers.test_convergence import Towns
 
 
@@ -30,7 +30,7 @@ def lose_what_the_south_says_last(
 
     lost: list[str] = []
     with monkeypatch.context() as patch:
-        patch.setattr(Transactions, "send", lose)
+        patch.setattr(TransactionClient, "send", lose)
         south = towns.sides[1]
         for act in (towns.say, towns.leave):
             act(1)
@@ -47,7 +47,7 @@ def test_a_message_that_is_lost_is_noticed(
     async def find_nothing(*_: Any) -> dict[Any, Any]:
         return {}
 
-    monkeypatch.setattr(Unheard, "find_replaced", find_nothing)
+    monkeypatch.setattr(UnacknowledgedLeaves, "find_replaced", find_nothing)
     towns, lost = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
     with pytest.raises(
         AssertionError, match="|".join(re.escape(f"'{event_id}'") for event_id in lost)

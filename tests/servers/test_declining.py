@@ -6,14 +6,14 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
 from storage.federation.pending_leaves import (
-    MOST_FOR_A_SERVER,
-    UntoldLeave,
-    UntoldLeaveStore,
-    set_untold_leaves,
+    MAX_PER_SERVER,
+    PendingLeave,
+    PendingLeaveStore,
+    set_pending_leaves,
 )
 from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
@@ -40,7 +40,7 @@ def invited_twice(network: Network) -> tuple[User, User, list[str]]:
 
 def tell(server: TestServer) -> None:
     """Run the job that sends pending leaves."""
-    server.run(server.app.federated_rooms.leaving.do_tell(16))
+    server.run(server.app.federated_rooms.leaving.do_send_pending(16))
 
 
 def wait(network: Network, server: TestServer, hours: float) -> None:
@@ -63,10 +63,10 @@ class Busy:
 
     def __init__(self, network: Network, seconds: int) -> None:
         self.rooms: list[str] | None = None
-        self._answer = WireAnswer(429, {"retry-after": str(seconds)}, b"{}")
+        self._answer = WireResponse(429, {"retry-after": str(seconds)}, b"{}")
         network.interceptors.append(self._refuse)
 
-    def _refuse(self, to: ServerName, request: WireRequest) -> WireAnswer | None:
+    def _refuse(self, to: ServerName, request: WireRequest) -> WireResponse | None:
         is_concerned = self.rooms is None or any(
             quote(room_id, safe="") in request.uri for room_id in self.rooms
         )
@@ -105,10 +105,10 @@ def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -
     alice, bob, rooms = invited_twice(network)
     wait_for: list[int] = []
 
-    def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
+    def be_busy(to: ServerName, request: WireRequest) -> WireResponse | None:
         if to != NORTH or "/make_leave/" not in request.uri or not wait_for:
             return None
-        return WireAnswer(429, {"retry-after": str(wait_for.pop(0))}, b"{}")
+        return WireResponse(429, {"retry-after": str(wait_for.pop(0))}, b"{}")
 
     network.interceptors.append(be_busy)
     wait_for += [1800, 3600]
@@ -267,8 +267,8 @@ def test_a_leave_that_a_server_refuses_is_not_retried(network: Network) -> None:
     ok(membership(alice, room_id, "kick", bob))
     refusal = msgspec.json.encode({"errcode": "M_FORBIDDEN", "error": "no"})
 
-    def refuse(_: ServerName, request: WireRequest) -> WireAnswer | None:
-        return WireAnswer(403, {}, refusal) if "/make_leave/" in request.uri else None
+    def refuse(_: ServerName, request: WireRequest) -> WireResponse | None:
+        return WireResponse(403, {}, refusal) if "/make_leave/" in request.uri else None
 
     network.interceptors.append(refuse)
     before = len(asked(network))
@@ -291,40 +291,40 @@ def test_a_server_that_is_down_delays_no_other(network: Network) -> None:
 
 
 async def test_pending_leaves_of_a_server_are_bounded(database: Database) -> None:
-    store = UntoldLeaveStore(database)
-    for room_nid in range(MOST_FOR_A_SERVER + 10):
+    store = PendingLeaveStore(database)
+    for room_nid in range(MAX_PER_SERVER + 10):
         await database.write(
             "add",
-            set_untold_leaves,
+            set_pending_leaves,
             room_nid,
             "@a:b",
             f"$e{room_nid}",
             {"full.example": "$i", "b": "$i"},
             1,
         )
-    taken: list[UntoldLeave] = []
-    while (leave := await store.take_due("full.example", 1, lambda _: 1000)) is not None:
+    taken: list[PendingLeave] = []
+    while (leave := await store.lease_due("full.example", 1, lambda _: 1000)) is not None:
         taken.append(leave)
-    assert [leave.room_nid for leave in taken] == list(range(MOST_FOR_A_SERVER))
+    assert [leave.room_nid for leave in taken] == list(range(MAX_PER_SERVER))
     assert await store.get_due_servers(1, 10) == ["b"]
 
 
 async def test_pending_leaves_of_a_server_share_its_backoff(database: Database) -> None:
-    store = UntoldLeaveStore(database)
+    store = PendingLeaveStore(database)
     for room_nid in (1, 2, 3):
-        await database.write("add", set_untold_leaves, room_nid, "@a:b", "$e", {"x": "$i"}, 10)
-    first = await store.take_due("x", 10, lambda attempts: 100 * 2**attempts)
+        await database.write("add", set_pending_leaves, room_nid, "@a:b", "$e", {"x": "$i"}, 10)
+    first = await store.lease_due("x", 10, lambda attempts: 100 * 2**attempts)
     assert first is not None
-    await store.put_off(first)
+    await store.postpone(first)
     assert await store.get_due_servers(108, 10) == []
-    second = await store.take_due("x", 110, lambda attempts: 100 * 2**attempts)
+    second = await store.lease_due("x", 110, lambda attempts: 100 * 2**attempts)
     assert second is not None
     assert (second.room_nid, second.due_ts, second.attempts) == (2, 310, 2)
     await store.remove(first)
-    third = await store.take_due("x", 110, lambda _: 100)
+    third = await store.lease_due("x", 110, lambda _: 100)
     assert third is not None
     assert third.room_nid == 3
-    await database.write("add", set_untold_leaves, 3, "@a:b", "$other", {}, 10)
+    await database.write("add", set_pending_leaves, 3, "@a:b", "$other", {}, 10)
     assert await store.get_due_servers(10_000, 10) == ["x"]
     await store.remove(second)
     assert await store.get_due_servers(10_000, 10) == []

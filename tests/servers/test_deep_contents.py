@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.canonical_json import MAX_SENT_DEPTH
 from federation.protocol.device_keys import MAX_KEY_DEPTH
 from tests.helpers.federated import SOUTH, shared
@@ -134,13 +134,13 @@ async def test_a_key_that_nests_too_deeply_takes_no_others_along(
     for user, seed in ((room.bob, 2), (dave, 3)):
         upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys("a"))
 
-    def deepen(_: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def deepen(_: WireRequest, answer: WireResponse) -> WireResponse:
         at = answer.body.find(dave.device_id.encode() + b'":{')
         if at < 0:
             return answer
         at = answer.body.index(b"{", at) + 1
         body = answer.body[:at] + b'"x":' + deep(levels) + b"," + answer.body[at:]
-        return WireAnswer(answer.status, answer.headers, body)
+        return WireResponse(answer.status, answer.headers, body)
 
     network.forge(SOUTH, deepen)
     found = query(room.alice, dave, room.bob)

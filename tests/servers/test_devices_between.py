@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared
@@ -274,7 +274,7 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
     with pytest.raises(RefusedByRemote) as refused:
         await ask(south)
     assert (refused.value.status, refused.value.errcode) == (429, "M_LIMIT_EXCEEDED")
-    assert asked_wait_ms(refused.value) == 1000
+    assert get_retry_after_ms(refused.value) == 1000
     assert await ask(east) == 1
     network.clock.advance(1.0)
     assert await ask(south) == 1

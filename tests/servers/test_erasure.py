@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import path_of
+from federation.peers.requests import make_path
 from federation.protocol.ids import RoomID, ServerName
 from tests.helpers.federated import EAST, NORTH, Side, adopt, shared, texts
 from tests.helpers.network import Network
@@ -20,13 +20,13 @@ API = "/_matrix/federation/v1/"
 async def ask(side: Side, template: str, *values: str, **query: Any) -> list[Any]:
     pairs = [(name, str(value)) for name, value in query.items()]
     answer = await side.edge.requests.get(
-        ServerName(NORTH), path_of(API + template, *values), pairs
+        ServerName(NORTH), make_path(API + template, *values), pairs
     )
     return list(answer["pdus"])
 
 
 async def missing(side: Side, room_id: RoomID, latest: str) -> list[Any]:
-    path = path_of(API + "get_missing_events/{}", room_id)
+    path = make_path(API + "get_missing_events/{}", room_id)
     body = {"earliest_events": [], "latest_events": [latest], "limit": 3}
     return list((await side.edge.requests.post(ServerName(NORTH), path, body))["events"])
 
@@ -38,7 +38,7 @@ async def test_servers_that_come_later_get_no_content(network: Network, version:
     erin.post(f"/_matrix/client/v3/join/{room.room_id}", {})
     said = [say(erin, room.room_id, f"secret {number}") for number in range(3)]
     last = say(room.alice, room.room_id, "open")
-    await room.north.server.app.people.deactivation.do_deactivate(erin.user_id, erase=True)
+    await room.north.server.app.users.deactivation.do_deactivate(erin.user_id, erase=True)
 
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -68,7 +68,7 @@ async def test_the_state_is_the_rooms(network: Network) -> None:
     stays.post(f"/_matrix/client/v3/join/{room.room_id}", {})
     topic = set_state(room.alice, room.room_id, "m.room.topic", {"topic": "tea"})
     newer = say(room.alice, room.room_id, "open")
-    await room.north.server.app.people.deactivation.do_deactivate(room.alice.user_id, erase=True)
+    await room.north.server.app.users.deactivation.do_deactivate(room.alice.user_id, erase=True)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)

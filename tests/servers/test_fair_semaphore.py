@@ -8,7 +8,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from federation.peers.fair_semaphore import MAX_SLOW_KEYS, SLOW_FOR_SECONDS, FairSemaphore, Waits
+from federation.peers.fair_semaphore import (
+    MAX_SLOW_KEYS,
+    SLOW_FOR_SECONDS,
+    FairSemaphore,
+    WaitLimits,
+)
 from federation.protocol.errors import LimitExceeded
 from tests.helpers.state_machines import run_machine
 
@@ -136,7 +141,7 @@ async def test_a_full_queue_refuses_and_says_for_whom() -> None:
     norths[0].addErrback(lambda failure: failure.trap(CancelledError))
     norths[0].cancel()
     assert not acquire(semaphore, NORTH).called, "it waits, and is not refused"
-    assert (semaphore.waiting(NORTH), semaphore.waiting_in_all) == (2, 3)
+    assert (semaphore.waiting(NORTH), semaphore.total_waiting) == (2, 3)
 
 
 def test_a_permit_is_held_at_once_or_refused() -> None:
@@ -152,7 +157,7 @@ def test_a_permit_is_held_at_once_or_refused() -> None:
 
 async def test_a_waiter_is_refused_after_the_longest_wait() -> None:
     clock = Clock()
-    semaphore: FairSemaphore[str] = FairSemaphore(1, 1, waits=Waits(clock, longest=20))
+    semaphore: FairSemaphore[str] = FairSemaphore(1, 1, waits=WaitLimits(clock, longest=20))
     done = Deferred[None]()
     hold_until(semaphore, done, NORTH)
     late, patient = acquire(semaphore, SOUTH), Deferred[None]()
@@ -165,7 +170,7 @@ async def test_a_waiter_is_refused_after_the_longest_wait() -> None:
     patient.callback(None)
     await next_one
     assert semaphore.seconds_waited == 25
-    assert (semaphore.free, semaphore.waiting_in_all, clock.getDelayedCalls()) == (1, 0, [])
+    assert (semaphore.free, semaphore.total_waiting, clock.getDelayedCalls()) == (1, 0, [])
 
 
 async def test_waiters_of_a_key_can_be_refused() -> None:
@@ -177,14 +182,14 @@ async def test_waiters_of_a_key_can_be_refused() -> None:
     for each in norths:
         with pytest.raises(LimitExceeded):
             await each
-    assert semaphore.waiting_in_all == 1
+    assert semaphore.total_waiting == 1
     semaphore.release(WEST)
     assert south.called
 
 
 def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
     clock = Clock()
-    semaphore: FairSemaphore[str] = FairSemaphore(3, 2, waits=Waits(clock, slow_after=5))
+    semaphore: FairSemaphore[str] = FairSemaphore(3, 2, waits=WaitLimits(clock, slow_after=5))
     for key in (NORTH, SOUTH, WEST):
         done = Deferred[None]()
         hold_until(semaphore, done, key)
@@ -209,7 +214,7 @@ def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
 def test_the_number_of_slow_keys_that_are_remembered_is_bounded() -> None:
     clock = Clock()
     semaphore: FairSemaphore[int] = FairSemaphore(
-        MAX_SLOW_KEYS + 2, 1, waits=Waits(clock, slow_after=5)
+        MAX_SLOW_KEYS + 2, 1, waits=WaitLimits(clock, slow_after=5)
     )
 
     async def work(key: int, done: Deferred[None]) -> None:
@@ -249,7 +254,7 @@ class Semaphores(RuleBasedStateMachine):
             lambda failure: failures.append(failure.trap(LimitExceeded, CancelledError))
         )
         if failures:
-            assert self.semaphore.waiting_in_all == 6 or 4 in map(
+            assert self.semaphore.total_waiting == 6 or 4 in map(
                 self.semaphore.waiting, (server, user)
             )
         else:

@@ -6,7 +6,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
 from federation.api.request import Peer
-from federation.peers.peer_queue import MAX_REMEMBERED, PeerLimits, PeerQueue
+from federation.peers.peer_queue import MAX_COUNTED, PeerLimits, PeerQueue
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
 from homeserver.api.endpoint import Auth, endpoint
@@ -18,7 +18,7 @@ class Waiting(list[Deferred[None]]):
 
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
-LIMITS = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=4, at_once=2)
+LIMITS = PeerLimits(window=1.0, requests_per_window=100, delay=0.5, max_waiting=4, max_concurrent=2)
 
 
 def enter(turns: PeerQueue, server: ServerName = NORTH) -> Deferred[None]:
@@ -56,7 +56,8 @@ async def test_a_server_with_too_many_waiting_requests_is_refused() -> None:
 def test_a_server_above_the_rate_has_each_further_request_delayed() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=9)
+        clock,
+        PeerLimits(window=1.0, requests_per_window=3, delay=0.5, max_waiting=9, max_concurrent=9),
     )
     asked = [enter(turns) for _ in range(5)]
     assert [each.called for each in asked] == [True, True, True, False, False]
@@ -69,7 +70,8 @@ def test_a_server_above_the_rate_has_each_further_request_delayed() -> None:
 def test_a_server_above_the_rate_is_delayed_until_it_has_paused_for_a_window() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock, PeerLimits(window=1.0, asks_in_window=5, delay=0.1, most_waiting=9, at_once=99)
+        clock,
+        PeerLimits(window=1.0, requests_per_window=5, delay=0.1, max_waiting=9, max_concurrent=99),
     )
     for _ in range(5):
         assert enter(turns).called
@@ -85,7 +87,8 @@ def test_a_server_above_the_rate_is_delayed_until_it_has_paused_for_a_window() -
 def test_a_limit_of_no_requests_delays_each() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock, PeerLimits(window=1.0, asks_in_window=0, delay=0.5, most_waiting=9, at_once=9)
+        clock,
+        PeerLimits(window=1.0, requests_per_window=0, delay=0.5, max_waiting=9, max_concurrent=9),
     )
     for _ in range(3):
         asked = enter(turns)
@@ -97,7 +100,8 @@ def test_a_limit_of_no_requests_delays_each() -> None:
 def test_a_cancelled_request_frees_its_slot() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=1)
+        clock,
+        PeerLimits(window=1.0, requests_per_window=3, delay=0.5, max_waiting=9, max_concurrent=1),
     )
     enter(turns)
     gone, stays, delayed = enter(turns), enter(turns), enter(turns)
@@ -119,12 +123,12 @@ def test_memory_is_bounded() -> None:
     turns = PeerQueue(clock, LIMITS)
     busy = ServerName("busy.example")
     enter(turns, busy)
-    for number in range(3 * MAX_REMEMBERED):
+    for number in range(3 * MAX_COUNTED):
         server = ServerName(f"s{number}.example")
         enter(turns, server)
         turns.leave(server)
         clock.advance(0.01)
-    assert turns.count_remembered() <= MAX_REMEMBERED
+    assert turns.count_servers() <= MAX_COUNTED
     turns.leave(busy)
 
 
@@ -151,7 +155,9 @@ async def get_wait(waiting: Waiting, peer: Peer) -> dict[str, str]:
 def test_a_server_above_the_rate_gets_429_and_loses_no_request() -> None:
     waiting = Waiting()
     clock = Clock()
-    limits = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=2, at_once=1)
+    limits = PeerLimits(
+        window=1.0, requests_per_window=100, delay=0.5, max_waiting=2, max_concurrent=1
+    )
     client = client_for(
         [get_wait],
         {Waiting: waiting},

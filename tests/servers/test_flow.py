@@ -312,7 +312,7 @@ async def test_receipts_that_come_before_their_events(
     assert (await bring(reply))[reply.event_id] == {"m.read": {bob: {"ts": 7, "thread_id": known}}}
     assert other_reply.event_id not in await bring(other_reply)
 
-    monkeypatch.setattr(early_receipts, "MOST_OF_SERVER", 1)
+    monkeypatch.setattr(early_receipts, "MAX_PER_SERVER", 1)
     await told(room, later.event_id)
     await told(room, "$never", thread_id="main")  # takes the place of what waits
     assert later.event_id not in await bring(later)

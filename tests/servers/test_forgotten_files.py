@@ -44,7 +44,7 @@ async def test_files_of_forgotten_rooms_stay_for_those_who_are_still_there(
         north.run(forgotten.do_step(100))
         while north.run(north.app.retention.purges.do_step(100)):
             pass
-        while north.run(upkeep.references.do_follow(1000)):
+        while north.run(upkeep.references.do_track(1000)):
             pass
         north.run(upkeep.removal.do_remove_unreferenced(1000))
     deleted = [each.reason for each in north.run(upkeep.removal.get_deletions(None, 10))]

@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
 from federation.peers.requests import RefusedByRemote
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import RoomID
 from storage.engine.database import Database
@@ -180,11 +180,11 @@ async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
             set_state(room.alice, room.room_id, "m.room.topic", {"topic": f"{number}"})
         network.mend(NORTH, SOUTH)
 
-        def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        def forge(request: WireRequest, answer: WireResponse) -> WireResponse:
             if "/key/" in request.uri or answer.status != 200 or random.random() < 0.3:
                 return answer
             try:
-                return WireAnswer(
+                return WireResponse(
                     200, answer.headers, json.dumps(spoil(random, json.loads(answer.body))).encode()
                 )
             except RecursionError as error:

@@ -78,15 +78,15 @@ async def test_who_cannot_leave_keeps_no_other_guest() -> None:
     guests, clock = [f"@{number}:a.test" for number in range(300)], Clock()
     stuck = guests[:120]
     rooms = Rooms(clock, guests, stuck)
-    await begin(clock, rooms).do_remove_from(1)
+    await begin(clock, rooms).do_remove_from_room(1)
     assert sorted(rooms.guests) == sorted(stuck)
     rooms = Rooms(clock, guests, stuck)
     access = begin(clock, rooms)
     for _ in range(5):
-        await access.do_remove(70)
+        await access.do_remove_guests(70)
     assert sorted(rooms.guests) == sorted(stuck)
     looks = rooms.looks
-    assert await access.do_remove(70) == 70, "they are tried again"
+    assert await access.do_remove_guests(70) == 70, "they are tried again"
     assert rooms.looks == looks + 1
 
 
@@ -95,6 +95,6 @@ async def test_looking_for_guests_takes_a_hundredth_of_the_time() -> None:
     rooms = Rooms(clock, [], (), seconds=2)
     access = begin(clock, rooms)
     for _ in range(100):
-        assert await access.do_remove(50) == 0
+        assert await access.do_remove_guests(50) == 0
         clock.advance(10)
     assert rooms.looks == 5

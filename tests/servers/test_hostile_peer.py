@@ -14,14 +14,14 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.peers.requests import RefusedByRemote
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
 from federation.receiver.transactions import MAX_EDUS
 from federation.remote.events import MAX_STATE_BYTES
-from federation.remote.keys import RemoteKeys
+from federation.remote.keys import DeviceKeyClient
 from federation.rooms.receive import inbox
 from federation.rooms.receive.extremity_limit import MAX_PER_SERVER
 from federation.rooms.receive.missing_events import MAX_ROUNDS, MAX_SECONDS
@@ -297,7 +297,7 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
     event = b'{"a":[' + b"{}," * 50_000 + b"{}]}"
     body = b'{"events":[' + b",".join([event] * 10) + b"]}"
     network.interceptors.append(
-        lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None
+        lambda _, request: WireResponse(200, {}, body) if "get_missing" in request.uri else None
     )
     remote = room.north.federation.remote_events
     tracemalloc.start()
@@ -320,12 +320,12 @@ async def test_an_error_that_cannot_be_read_is_of_its_status(network: Network, b
     room = await shared(network)
     network.interceptors.append(
         lambda _, request: (
-            WireAnswer(429, {"retry-after": "60"}, body) if SEND in request.uri else None
+            WireResponse(429, {"retry-after": "60"}, body) if SEND in request.uri else None
         )
     )
     with pytest.raises(RefusedByRemote) as refused:
         await room.south.push(NORTH, [])
-    assert (refused.value.status, refused.value.errcode, refused.value.told_wait_ms) == (
+    assert (refused.value.status, refused.value.errcode, refused.value.retry_after_ms) == (
         429,
         "M_UNKNOWN",
         60_000,
@@ -336,7 +336,7 @@ async def test_long_errors_are_not_read(network: Network) -> None:
     room = await shared(network)
     body = b'{"errcode":"M_FORBIDDEN","a":[' + b"{}," * 500_000 + b"{}]}"
     network.interceptors.append(
-        lambda _, request: WireAnswer(403, {}, body) if "/state/" in request.uri else None
+        lambda _, request: WireResponse(403, {}, body) if "/state/" in request.uri else None
     )
     remote, event_id = room.north.federation.remote_events, EventID("$x")
     tracemalloc.start()
@@ -357,9 +357,9 @@ async def test_answers_of_more_values_than_anybody_has_are_refused(network: Netw
     device = b'{"user_id":"@bob:south.example","stream_id":1,"devices":[%b]}'
     body = device % (b"{}," * 1_000_000 + b"{}")
     network.interceptors.append(
-        lambda _, request: WireAnswer(200, {}, body) if "/user/devices/" in request.uri else None
+        lambda _, request: WireResponse(200, {}, body) if "/user/devices/" in request.uri else None
     )
-    keys = RemoteKeys(room.north.edge.requests)
+    keys = DeviceKeyClient(room.north.edge.requests)
 
     with pytest.raises(RemoteError, match="too many values"):
         await keys.get_list(room.bob.user_id, 10)
@@ -558,7 +558,7 @@ async def test_an_answer_of_another_kind_is_none(network: Network) -> None:
     say(room.bob, room.room_id, "missed")
     said = say(room.bob, room.room_id, "after it")
     network.mend(NORTH, SOUTH)
-    page = WireAnswer(200, {"content-type": "text/html"}, b"<html>It works!</html>")
+    page = WireResponse(200, {"content-type": "text/html"}, b"<html>It works!</html>")
     network.interceptors.append(
         lambda to, request: page if to == SOUTH and "/send/" not in request.uri else None
     )

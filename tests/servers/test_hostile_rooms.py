@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import RoomID, ServerName, UserID
@@ -35,13 +35,15 @@ def pair(network: Network) -> tuple[User, User, str]:
     return alice, bob, create(alice, preset="public_chat", room_version="11", name="tea")
 
 
-def forging(what: str, change: Change) -> Callable[[WireRequest, WireAnswer], WireAnswer]:
+def forging(what: str, change: Change) -> Callable[[WireRequest, WireResponse], WireResponse]:
     """Changes the answers to some requests."""
 
-    def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def forge(request: WireRequest, answer: WireResponse) -> WireResponse:
         if what not in request.uri:
             return answer
-        return WireAnswer(200, answer.headers, json.dumps(change(json.loads(answer.body))).encode())
+        return WireResponse(
+            200, answer.headers, json.dumps(change(json.loads(answer.body))).encode()
+        )
 
     return forge
 
@@ -128,11 +130,11 @@ async def test_no_local_user_authorises_a_join_without_being_asked(network: Netw
     event = {
         name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")
     }
-    lie = WireAnswer(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
+    lie = WireResponse(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
     network.interceptors.append(lambda _, request: lie if "/make_join/" in request.uri else None)
 
     with pytest.raises(MatrixError):
-        await bob.server.app.federated_rooms.remote_memberships.join_vouched_for(
+        await bob.server.app.federated_rooms.remote_memberships.join_through(
             RoomID(room_id), carol_id, {"membership": "join"}, [NORTH]
         )
 
@@ -305,7 +307,7 @@ def test_malformed_responses_are_refused(network: Network, body: bytes) -> None:
     _, bob, room_id = pair(network)
     network.forge(
         NORTH,
-        lambda request, answer: WireAnswer(200, {}, body) if "_join/" in request.uri else answer,
+        lambda request, answer: WireResponse(200, {}, body) if "_join/" in request.uri else answer,
     )
 
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
@@ -314,7 +316,7 @@ def test_malformed_responses_are_refused(network: Network, body: bytes) -> None:
 def test_a_server_that_dies_in_the_middle(network: Network) -> None:
     _, bob, room_id = pair(network)
 
-    def die(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def die(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/send_join/" in request.uri:
             network.cut(NORTH, SOUTH)
             raise RemoteError(NORTH, "the connection was lost", retryable=True)

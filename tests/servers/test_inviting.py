@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
-from federation.rooms.joins.invites import LOOK_EVERY, PATIENCE
+from federation.rooms.joins.invites import MAX_WAIT, POLL_SECONDS
 from tests.helpers.network import Fate, Network
 from tests.helpers.remote_membership import (
     NORTH,
@@ -266,16 +266,16 @@ def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, st
     join(bob, shared)
     asked: list[str] = []
 
-    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def answer(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != SOUTH:
             return None
         asked.append(request.method)
-        return WireAnswer(status, {}, b"")
+        return WireResponse(status, {}, b"")
 
     network.interceptors.append(answer)
     say(alice, shared, "is anybody there?")
     while (
-        network.servers[NORTH].app.federation_out.sender.is_failing(ServerName(SOUTH))
+        network.servers[NORTH].app.outgoing_federation.sender.is_failing(ServerName(SOUTH))
         or len(asked) < 5
     ):
         network.clock.advance(10)
@@ -463,8 +463,8 @@ def test_an_invite_whose_auth_events_never_come_is_answered(network: Network) ->
     asked = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
     network.settle()
     assert not asked.done
-    for _ in range(int(PATIENCE / LOOK_EVERY) + 1):
-        network.clock.advance(LOOK_EVERY)
+    for _ in range(int(MAX_WAIT / POLL_SECONDS) + 1):
+        network.clock.advance(POLL_SECONDS)
     network.settle()
     ok(asked.answer)
     assert members(bob, room_id)[bob.user_id] == "join"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.wire import WireAnswer
+from federation.peers.wire import WireResponse
 from tests.helpers.network import Network, Transfer
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.room_actions import (
@@ -379,7 +379,7 @@ def test_a_room_is_joined_through_a_server_with_version_1_of_the_endpoints(
 ) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
-    unknown = WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
+    unknown = WireResponse(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
     network.interceptors.append(
         lambda _, request: unknown if "/v2/send_join/" in request.uri else None
     )

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer
+from federation.peers.wire import WireResponse
 from federation.protocol.ids import ServerName, UserID
-from federation.remote.keys import MAX_LIST_BYTES, RemoteKeys
+from federation.remote.keys import MAX_LIST_BYTES, DeviceKeyClient
 from federation.rooms.memberships import Memberships
-from homeserver.services.encryption.remote_devices import RESYNC_PAUSE, RemoteDevices
-from storage.encryption.remote_devices import RemoteDeviceStore, TrackedList
+from homeserver.services.encryption.remote_devices import RESYNC_INTERVAL, RemoteDevices
+from storage.encryption.remote_devices import CachedDeviceList, RemoteDeviceStore
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipStore
@@ -38,14 +38,14 @@ def another_node(network: Network, name: str) -> RemoteDevices:
     app = network.servers[name].app
     rows = MembershipStore(app.database)
     memberships = Memberships(rows, Streams(), capacity=100)
-    remote = RemoteKeys(app.edge.requests)
-    store, sender = RemoteDeviceStore(app.database), app.federation_out.sender
+    remote = DeviceKeyClient(app.edge.requests)
+    store, sender = RemoteDeviceStore(app.database), app.outgoing_federation.sender
     return RemoteDevices(
         network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local
     )
 
 
-async def tracked(server: TestServer, user: User) -> TrackedList | None:
+async def tracked(server: TestServer, user: User) -> CachedDeviceList | None:
     return (await RemoteDeviceStore(server.app.database).get_lists([user.user_id])).get(
         user.user_id
     )
@@ -137,7 +137,7 @@ async def test_a_user_who_left_and_came_back_between_two_syncs_is_changed(
     # not every server sends device updates of users who join
     network.interceptors.append(
         lambda _, request: (
-            WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
+            WireResponse(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
         )
     )
     join = mover.start(
@@ -168,7 +168,7 @@ async def test_a_user_with_too_many_keys_does_not_block_the_keys_of_others(
             {"user_id": room.bob.user_id, "stream_id": 7, "devices": devices}
         )
         network.interceptors.append(
-            lambda _, request: WireAnswer(200, {}, answer) if LIST in request.uri else None
+            lambda _, request: WireResponse(200, {}, answer) if LIST in request.uri else None
         )
     assert known_devices(room.alice, room.bob) >= {room.bob.device_id}
     if how == "told":
@@ -224,11 +224,11 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
     network: Network,
 ) -> None:
     room = await sending(network)
-    south = room.south.server.app.federation_out.own_devices
+    south = room.south.server.app.outgoing_federation.own_devices
     other = another_node(network, NORTH)
     network.interceptors.append(
         lambda _, request: (
-            WireAnswer(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
+            WireResponse(200, {}, b'{"pdus":{}}') if "/v1/send/" in request.uri else None
         )
     )
     network.hold()
@@ -239,11 +239,13 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
     for edu in await south.get_updates(
         room.bob.user_id, msgspec.json.decode(answer)["stream_id"] + 1
     ):
-        await other.receive_update(ServerName(SOUTH), msgspec.json.decode(edu)["content"])
+        await other.receive_device_list_update(
+            ServerName(SOUTH), msgspec.json.decode(edu)["content"]
+        )
     is_late = [True]
 
-    def answer_late(request: Any, real: WireAnswer) -> WireAnswer:
-        return WireAnswer(200, real.headers, answer) if LIST in request.uri and is_late else real
+    def answer_late(request: Any, real: WireResponse) -> WireResponse:
+        return WireResponse(200, real.headers, answer) if LIST in request.uri and is_late else real
 
     network.forge(SOUTH, answer_late)
     network.deliver()
@@ -271,7 +273,7 @@ async def test_a_node_that_has_not_seen_a_join_deletes_no_list(network: Network)
         "stream_id": number + 1,
         "prev_id": [number],
     }
-    await other.receive_update(ServerName(SOUTH), {**change, "keys": keys})
+    await other.receive_device_list_update(ServerName(SOUTH), {**change, "keys": keys})
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
     assert known_devices(room.alice, room.bob) == {room.bob.device_id, "SECOND"}
 
@@ -314,7 +316,7 @@ async def test_old_updates_trigger_at_most_one_resync_a_minute(
     kept = await tracked(room.north.server, room.bob)
     assert kept is not None
     assert kept.is_stale
-    network.clock.advance(RESYNC_PAUSE)
+    network.clock.advance(RESYNC_INTERVAL)
     await tell(room, Ghost(room.bob, "OLD"), number, number - 1)
     network.settle()
     assert asked(network, SOUTH, LIST) == 3
@@ -360,7 +362,7 @@ async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network
     network.settle()
     query(room.alice, room.bob)
     north = room.north.server.app
-    (sweep,) = (job for job in north.federation_out.jobs() if job.name == "sweep_device_lists")
+    (sweep,) = (job for job in north.outgoing_federation.jobs() if job.name == "sweep_device_lists")
     tables = (
         "remote_device_lists",
         "remote_devices",

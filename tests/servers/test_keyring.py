@@ -9,11 +9,18 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.peers.identity import ServerIdentity
-from federation.peers.keyring import AT_DOOR, MOST_AT_DOOR, REST_MS, RETRIES, Keyring, Notary
-from federation.peers.policy import Policy, make_rules
-from federation.peers.requests import Requests
-from federation.peers.server_keys import RemoteServerKeys
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.keyring import (
+    MAX_CONCURRENT_UNAUTHENTICATED,
+    MAX_WAITING_UNAUTHENTICATED,
+    REFETCH_PAUSE_MS,
+    RETRIES,
+    Keyring,
+    Notary,
+)
+from federation.peers.policy import FederationPolicy, make_rules
+from federation.peers.requests import FederationClient
+from federation.peers.server_keys import ServerKeyClient
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import LimitExceeded, RemoteError
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, parse_event
@@ -22,7 +29,7 @@ from federation.protocol.key_documents import LONGEST_VALID_MS, VerifyKey
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from storage.engine.database import Database
-from storage.federation.server_keys import MOST_KEYS, ServerKeyStore
+from storage.federation.server_keys import MAX_STORED_KEYS, ServerKeyStore
 
 DAY = 24 * 3600 * 1000
 START = 1_700_000_000_000
@@ -71,19 +78,19 @@ class World:
         self.log: list[tuple[str, str]] = []
         self.held: list[Deferred[None]] | None = None
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         self.log.append((destination, request.uri))
         if self.held is not None:
             self.held.append(Deferred())
             await self.held[-1]
         if destination in self.busy:
-            return WireAnswer(429, {"retry-after": str(self.busy[destination])}, b"{}")
+            return WireResponse(429, {"retry-after": str(self.busy[destination])}, b"{}")
         if request.uri == "/_matrix/key/v2/query":
             self.question = msgspec.json.decode(request.body)["server_keys"]
-            return WireAnswer(200, {}, msgspec.json.encode({"server_keys": self.notary_says}))
+            return WireResponse(200, {}, msgspec.json.encode({"server_keys": self.notary_says}))
         if destination not in self.says:
             raise RemoteError(destination, "nobody is there", retryable=True)
-        return WireAnswer(200, {}, msgspec.json.encode(self.says[destination]))
+        return WireResponse(200, {}, msgspec.json.encode(self.says[destination]))
 
     def count(self, server: str) -> int:
         return sum(destination == server for destination, _ in self.log)
@@ -93,15 +100,15 @@ def make(
     world: World, database: Database, *notaries: Notary, allowed: list[str] | None = None
 ) -> Keyring:
     identity = ServerIdentity(HERE, key("here"))
-    requests = Requests(
+    requests = FederationClient(
         world,
         identity,
-        Policy(HERE, make_rules(allowed), lambda: world.now / 1000),
+        FederationPolicy(HERE, make_rules(allowed), lambda: world.now / 1000),
         lambda: world.now,
     )
     old = {B.key_id: VerifyKey(B.public_key, START - DAY)}
     return Keyring(
-        RemoteServerKeys(requests),
+        ServerKeyClient(requests),
         ServerKeyStore(database),
         identity,
         lambda: world.now,
@@ -236,13 +243,18 @@ async def test_a_new_key_in_each_request_causes_few_fetches_and_stored_keys(
             f"{each}_old": entry | {"expired_ts": world.now} for each, entry in others.items()
         }
         world.says[NORTH] = sign_json({**said, "signatures": {}}, NORTH, asked)
-        proved += bool(await keyring.get_keys_of_caller(NORTH, [asked.key_id], world.now, "a"))
+        proved += bool(
+            await keyring.get_keys_of_unauthenticated(NORTH, [asked.key_id], world.now, "a")
+        )
         world.now += 100
-    assert 1 <= proved <= len(world.log) <= 60_000 // REST_MS
+    assert 1 <= proved <= len(world.log) <= 60_000 // REFETCH_PAUSE_MS
     assert (await keyring.get_keys(NORTH, [asked.key_id], world.now)) == {
         asked.key_id: asked.public_key
     }
-    assert len((await ServerKeyStore(sqlite_database).get_keys([NORTH]))[NORTH].keys) == MOST_KEYS
+    assert (
+        len((await ServerKeyStore(sqlite_database).get_keys([NORTH]))[NORTH].keys)
+        == MAX_STORED_KEYS
+    )
 
 
 async def test_a_key_of_short_validity_is_not_fetched_for_each_request(
@@ -252,9 +264,9 @@ async def test_a_key_of_short_validity_is_not_fetched_for_each_request(
     keyring = make(world, sqlite_database)
     for _ in range(600):
         world.says[NORTH] = document(NORTH, A, until=world.now + 1)
-        await keyring.get_keys_of_caller(NORTH, [A.key_id], world.now, "a")
+        await keyring.get_keys_of_unauthenticated(NORTH, [A.key_id], world.now, "a")
         world.now += 100
-    assert len(world.log) <= 60_000 // REST_MS
+    assert len(world.log) <= 60_000 // REFETCH_PAUSE_MS
 
 
 async def test_invented_servers_do_not_delay_the_requests_of_others(
@@ -265,36 +277,40 @@ async def test_invented_servers_do_not_delay_the_requests_of_others(
     world = World()
     world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B, until=START + 1)}
     keyring = make(world, sqlite_database)
-    assert await keyring.get_keys_of_caller(SOUTH, [B.key_id], START, "a")
-    world.now += REST_MS
+    assert await keyring.get_keys_of_unauthenticated(SOUTH, [B.key_id], START, "a")
+    world.now += REFETCH_PAUSE_MS
     world.says[SOUTH] = document(SOUTH, B)
     world.held = []
     crowd = [
         Deferred.fromCoroutine(
-            keyring.get_keys_of_caller(
+            keyring.get_keys_of_unauthenticated(
                 ServerName(f"x{number}.example"), [A.key_id], world.now, f"a{number}"
             )
         )
-        for number in range(MOST_AT_DOOR)
+        for number in range(MAX_WAITING_UNAUTHENTICATED)
     ]
 
     with pytest.raises(LimitExceeded):
-        await keyring.get_keys_of_caller(ServerName("y.example"), [A.key_id], world.now, "b")
-    assert len(world.held) == AT_DOOR
+        await keyring.get_keys_of_unauthenticated(
+            ServerName("y.example"), [A.key_id], world.now, "b"
+        )
+    assert len(world.held) == MAX_CONCURRENT_UNAUTHENTICATED
     assert not await keyring.renew(ServerName("y.example"), at_door=True)
 
-    proved = Deferred.fromCoroutine(keyring.get_keys_of_caller(SOUTH, [B.key_id], world.now, "a"))
+    proved = Deferred.fromCoroutine(
+        keyring.get_keys_of_unauthenticated(SOUTH, [B.key_id], world.now, "a")
+    )
     of_event = Deferred.fromCoroutine(keyring.get_signers(event(A)))
-    for answered in world.held[AT_DOOR:]:
+    for answered in world.held[MAX_CONCURRENT_UNAUTHENTICATED:]:
         answered.callback(None)
     assert await proved == {B.key_id: B.public_key}
     assert await of_event == [NORTH]
-    held, world.held = world.held[:AT_DOOR], None
+    held, world.held = world.held[:MAX_CONCURRENT_UNAUTHENTICATED], None
     for answered in held:
         answered.callback(None)
     for each in crowd:
         assert await each == {}
-    world.now += REST_MS
+    world.now += REFETCH_PAUSE_MS
     assert await keyring.renew(NORTH, at_door=True)
 
 
@@ -313,13 +329,17 @@ async def test_requests_in_many_names_do_not_block_other_unknown_servers(
             if is_one_address
             else (f"x{number}.evil.example", f"a{number}")
         )
-        asking = keyring.get_keys_of_caller(ServerName(name), [A.key_id], START, address)
+        asking = keyring.get_keys_of_unauthenticated(ServerName(name), [A.key_id], START, address)
         Deferred.fromCoroutine(asking).addErrback(refused.append)
-    assert len(refused) == 200 - MOST_AT_DOOR // 2
+    assert len(refused) == 200 - MAX_WAITING_UNAUTHENTICATED // 2
 
     world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B)}
-    north = Deferred.fromCoroutine(keyring.get_keys_of_caller(NORTH, [A.key_id], START, "n"))
-    south = Deferred.fromCoroutine(keyring.get_keys_of_caller(SOUTH, [B.key_id], START, "s"))
+    north = Deferred.fromCoroutine(
+        keyring.get_keys_of_unauthenticated(NORTH, [A.key_id], START, "n")
+    )
+    south = Deferred.fromCoroutine(
+        keyring.get_keys_of_unauthenticated(SOUTH, [B.key_id], START, "s")
+    )
     rounds = 0
     while not (north.called and south.called):
         rounds += 1
@@ -451,7 +471,7 @@ async def test_the_keys_of_many_events_are_fetched_by_one_request_per_server(
         world.says[server] = document(server, A)
     keyring = make(world, sqlite_database)
     events = [event(A, server=server) for server in servers for _ in range(3)]
-    await keyring.prepare(events)
+    await keyring.prefetch(events)
     assert sorted(destination for destination, _ in world.log) == sorted(servers)
     for each in events:
         assert await keyring.get_signers(each) == [each.sender.partition(":")[2]]
@@ -519,7 +539,7 @@ async def test_for_many_servers_notaries_are_asked_first(sqlite_database: Databa
     world.notary_says = [by_notary(document(server, A)) for server in servers[:19]]
     world.says[servers[19]] = document(servers[19], A)
     keyring = make(world, sqlite_database, PINNED)
-    await keyring.prepare([event(A, server=server) for server in servers])
+    await keyring.prefetch([event(A, server=server) for server in servers])
     assert [destination for destination, _ in world.log] == [NOTARY, servers[19]]
 
 

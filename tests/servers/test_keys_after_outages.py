@@ -4,7 +4,7 @@ of its queue is much later."""
 
 import pytest
 
-from federation.peers.wire import WireAnswer
+from federation.peers.wire import WireResponse
 from tests.helpers.clocks import pass_time
 from tests.helpers.federated import NORTH, SOUTH, Shared
 from tests.helpers.keys import claim, identity_keys, query, upload
@@ -21,7 +21,7 @@ def go_away(network: Network, how: str) -> None:
     if how == "cut":
         network.cut(NORTH, SOUTH)
     else:
-        away = WireAnswer(502, {}, b"Bad Gateway")
+        away = WireResponse(502, {}, b"Bad Gateway")
         network.interceptors.append(lambda destination, _: away if destination == SOUTH else None)
 
 

@@ -20,7 +20,7 @@ async def test_retry_after_is_respected(
         world.busy[NORTH] = wait
         asked = len(world.log)
         for _ in range(most):
-            await keyring.get_keys_of_caller(NORTH, [A.key_id], world.now, "a")
+            await keyring.get_keys_of_unauthenticated(NORTH, [A.key_id], world.now, "a")
             await keyring.get_keys(NORTH, [A.key_id], world.now)
             await keyring.renew(NORTH)
             world.now += 1000
@@ -44,7 +44,7 @@ async def test_a_notary_is_asked_while_the_server_wants_no_requests(
     del world.busy[NOTARY]
     world.notary_says = [by_notary(document(NORTH, A))]
     for _ in range(400):
-        await keyring.get_keys_of_caller(NORTH, [A.key_id], world.now, "a")
+        await keyring.get_keys_of_unauthenticated(NORTH, [A.key_id], world.now, "a")
         world.now += 1000
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
     assert (world.count(NORTH), world.count(NOTARY)) == (1, 2)

@@ -9,13 +9,13 @@ import json
 import pytest
 
 from homeserver.services.encryption import key_queries
-from homeserver.services.encryption.key_queries import ASKED_AT_ONCE
+from homeserver.services.encryption.key_queries import REMOTE_BATCH
 from tests.helpers.federated import EAST, SOUTH, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
 from tests.helpers.network import Network
 from tests.helpers.server import User
 
-MANY = 2 * ASKED_AT_ONCE + 1
+MANY = 2 * REMOTE_BATCH + 1
 """More than fit into two requests."""
 
 
@@ -59,7 +59,7 @@ async def test_a_server_that_answers_too_slowly_gets_no_further_requests(network
     network.settle()
     asked = [letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]
     assert len(asked) == 1
-    assert len(json.loads(asked[0].request.body or b"")["one_time_keys"]) == ASKED_AT_ONCE
+    assert len(json.loads(asked[0].request.body or b"")["one_time_keys"]) == REMOTE_BATCH
     network.clock.advance(5.1)
     network.settle()
     assert pending.answer.json["failures"].keys() == {SOUTH}
@@ -71,8 +71,8 @@ async def test_a_server_that_answers_too_slowly_gets_no_further_requests(network
 async def test_a_server_whose_users_have_too_many_keys_is_a_failure_and_others_are_returned(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_queries, "LARGEST_OF_SERVER", 1000)
-    monkeypatch.setattr(key_queries, "LARGEST_OF_USER", 500)
+    monkeypatch.setattr(key_queries, "MAX_BYTES_PER_SERVER", 1000)
+    monkeypatch.setattr(key_queries, "MAX_BYTES_PER_USER", 500)
     room = await shared(network)
     carol = network.add(EAST).register("carol")
     for user, padding in ((room.alice, 9000), (room.bob, 2000), (carol, 10)):

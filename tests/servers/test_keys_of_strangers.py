@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer
-from federation.remote.keys import CLAIM_BYTES, LIST_BYTES, QUERY_BYTES
+from federation.peers.wire import WireResponse
+from federation.remote.keys import CLAIM_BASE_BYTES, MAX_LIST_RESPONSE_BYTES, QUERY_BASE_BYTES
 from homeserver.services.encryption import key_queries
 from tests.helpers.federated import EAST, NORTH, SOUTH
 from tests.helpers.http import Pending
@@ -56,7 +56,7 @@ def tries(network: Network, servers: list[str]) -> list[str]:
 async def test_only_a_few_of_them_are_contacted_for_one_request(
     network: Network, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    monkeypatch.setattr(key_queries, "MOST_STRANGERS", 3)
+    monkeypatch.setattr(key_queries, "MAX_UNRELATED_SERVERS", 3)
     room = await sending(network)
     told = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
     assert set(tries(network, MADE_UP)) == set(MADE_UP[:3])
@@ -87,14 +87,16 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
             }
         },
     }
-    most = {"list": LIST_BYTES, "query": QUERY_BYTES, "claim": CLAIM_BYTES}[what] + 100_000
+    most = {"list": MAX_LIST_RESPONSE_BYTES, "query": QUERY_BASE_BYTES, "claim": CLAIM_BASE_BYTES}[
+        what
+    ] + 100_000
     body = msgspec.json.encode(
         {**answers[what], "padding": "x" * (most if is_too_long else most // 2)}
     )
     words = ("/user/devices/", "/user/keys/")
     network.interceptors.append(
         lambda _, request: (
-            WireAnswer(200, {}, body) if any(word in request.uri for word in words) else None
+            WireResponse(200, {}, body) if any(word in request.uri for word in words) else None
         )
     )
     told = answer(network, ask(room.alice, "claim" if what == "claim" else "query", [other], []))

@@ -26,7 +26,7 @@ rc_to_device_strangers: {{per_second: 0.001, burst_count: {MOST}}}
 def few_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lower the limit of unrelated servers."""
     for service in (key_queries, to_device):
-        monkeypatch.setattr(service, "MOST_STRANGERS", MOST)
+        monkeypatch.setattr(service, "MAX_UNRELATED_SERVERS", MOST)
 
 
 def people(network: Network, count: int) -> list[User]:

@@ -10,12 +10,19 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from federation.peers import event_lists
-from federation.peers.event_lists import FURTHER, MAX_EVENT, MAX_REST, PIECE, Lists, split_lists
+from federation.peers.event_lists import (
+    BYTES_PER_TURN,
+    MAX_EVENT_BYTES,
+    MAX_OTHER_VALUES,
+    MAX_REST_BYTES,
+    SplitResponse,
+    split_lists,
+)
 
 FIELDS = ("pdus", "auth_chain")
 
 
-class Turns(Clock):
+class Yielder(Clock):
     """Counts how often others had their turn."""
 
     taken = 0
@@ -27,7 +34,7 @@ class Turns(Clock):
 
 def split(body: bytes, most: int = 1000) -> tuple[dict[str, list[Any]] | Exception, int]:
     """Return the parsed result, or the error, and the number of turns that other work had."""
-    clock = Turns()
+    clock = Yielder()
     task = Deferred.fromCoroutine(split_lists(body, FIELDS, most, clock))
     while not task.called:
         clock.advance(0)
@@ -37,13 +44,13 @@ def split(body: bytes, most: int = 1000) -> tuple[dict[str, list[Any]] | Excepti
         return error, clock.taken
     return {
         field: [msgspec.json.decode(each) for each in events]
-        for field, events in found.found.items()
+        for field, events in found.lists.items()
     }, clock.taken
 
 
-def succeeded(task: Deferred[Lists]) -> Lists:
+def succeeded(task: Deferred[SplitResponse]) -> SplitResponse:
     """The result of what is done. Raises what it raised."""
-    found: list[Lists] = []
+    found: list[SplitResponse] = []
     failed: list[Failure] = []
     task.addCallbacks(found.append, failed.append)
     for failure in failed:
@@ -105,7 +112,7 @@ def test_what_is_no_event_is_passed_over(body: bytes, pdus: list[Any]) -> None:
         b'{"pdus":["' + b'\\"' * 100,
         b'{"pdus":' + b"[" * 1000,
         b'{"pdus":' + b'[{"a":' * 1000,
-        b'{"pdus":[{"a":"' + b"x" * MAX_EVENT + b'"}]}',
+        b'{"pdus":[{"a":"' + b"x" * MAX_EVENT_BYTES + b'"}]}',
     ],
 )
 def test_what_is_no_such_answer_is_refused(body: bytes) -> None:
@@ -114,15 +121,17 @@ def test_what_is_no_such_answer_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("each", [b"{},", b'"",', b"[],"])
 def test_no_more_than_so_many_are_taken(each: bytes) -> None:
-    assert isinstance(split(b'{"pdus":[' + each * (10 + FURTHER) + b"{}]}", most=10)[0], ValueError)
+    assert isinstance(
+        split(b'{"pdus":[' + each * (10 + MAX_OTHER_VALUES) + b"{}]}", most=10)[0], ValueError
+    )
     assert not isinstance(split(b'{"pdus":[' + each * 9 + b"{}]}", most=10)[0], ValueError)
 
 
 def test_others_have_their_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     event = b'{"body":"' + b"x" * 60_000 + b'"},'
 
-    assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] >= len(event) * 200 // PIECE - 1
-    monkeypatch.setattr(event_lists, "PIECE", 1 << 30)
+    assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] >= len(event) * 200 // BYTES_PER_TURN - 1
+    monkeypatch.setattr(event_lists, "BYTES_PER_TURN", 1 << 30)
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] == 0
 
 
@@ -139,6 +148,6 @@ def test_what_is_beside_the_lists_is_given_too_and_is_bounded() -> None:
         "d": {"e": []},
     }
     assert isinstance(
-        split(b'{"pdus":[{}],"a":' + b'"x", "a":' * (MAX_REST // 9) + b"1}")[0], ValueError
+        split(b'{"pdus":[{}],"a":' + b'"x", "a":' * (MAX_REST_BYTES // 9) + b"1}")[0], ValueError
     )
-    assert isinstance(split(b'{"pdus":[{}]' + b" " * MAX_REST + b"}")[0], ValueError)
+    assert isinstance(split(b'{"pdus":[{}]' + b" " * MAX_REST_BYTES + b"}")[0], ValueError)

@@ -10,7 +10,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import ServerName
-from homeserver.services.media.download_slots import QUICK_OF_ONE
+from homeserver.services.media.download_slots import MAX_FAST_PER_SERVER
 from tests.helpers.federated_media import (
     DAY,
     DOWNLOAD,
@@ -101,13 +101,13 @@ def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
 
 def test_a_server_is_asked_for_few_files_at_once(network: Network) -> None:
     alice, bob = pair(network)
-    addresses = [upload(alice, f"{number}".encode()) for number in range(QUICK_OF_ONE + 3)]
+    addresses = [upload(alice, f"{number}".encode()) for number in range(MAX_FAST_PER_SERVER + 3)]
     network.hold()
     waiting = [bob.start("GET", f"{DOWNLOAD}/{address}") for address in addresses]
-    assert len(media_requests(network)) == QUICK_OF_ONE
+    assert len(media_requests(network)) == MAX_FAST_PER_SERVER
     network.deliver()
     assert [each.answer.body for each in waiting] == [
-        f"{number}".encode() for number in range(QUICK_OF_ONE + 3)
+        f"{number}".encode() for number in range(MAX_FAST_PER_SERVER + 3)
     ]
 
 
@@ -329,7 +329,7 @@ def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Pat
     network.clock.advance(20 * DAY)
     bob.get(f"{DOWNLOAD}/{read}")
     network.clock.advance(15 * DAY)
-    assert south.run(south.app.media.upkeep.removal.do_remove_unread_copies(50)) == 2
+    assert south.run(south.app.media.upkeep.removal.do_remove_unused_copies(50)) == 2
 
     assert len(stored_files(tmp_path)) == 2
     network.cut(NORTH, SOUTH)
@@ -345,7 +345,7 @@ def test_without_a_lifetime_all_stay(network: Network) -> None:
     alice, bob = pair(network)
     bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
     network.clock.advance(3650 * DAY)
-    assert bob.server.run(bob.server.app.media.upkeep.removal.do_remove_unread_copies(50)) == 0
+    assert bob.server.run(bob.server.app.media.upkeep.removal.do_remove_unused_copies(50)) == 0
 
 
 def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path:
     with (tmp_path / "other").open("w+b") as other:
         stored = bob.server.run(media.files.add(other))
     removed: list[int] = []
-    Deferred.fromCoroutine(media.upkeep.removal.do_remove_unread_copies(50)).addCallback(
+    Deferred.fromCoroutine(media.upkeep.removal.do_remove_unused_copies(50)).addCallback(
         removed.append
     )
     network.clock.advance(1)

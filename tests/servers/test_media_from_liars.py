@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.http_client.body import TakeBody
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
@@ -45,7 +45,7 @@ def test_a_server_from_before_is_asked_as_before(
     alice, bob = pair(network, north=OPEN)
     address = upload(alice, b"hello", "text/html", "?filename=a.html")
     forge_media(
-        network, lambda uri: WireAnswer(status, {}, body) if uri.startswith(SIGNED) else None
+        network, lambda uri: WireResponse(status, {}, body) if uri.startswith(SIGNED) else None
     )
     answer = bob.get(f"{DOWNLOAD}/{address}")
     assert (answer.status, answer.body) == (200, b"hello")
@@ -99,9 +99,9 @@ def test_a_file_that_is_elsewhere_and_is_not(network: Network, tmp_path: Path) -
     assert stored_files(tmp_path) == []
 
 
-BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
-    "no multipart": lambda: WireAnswer(200, {"content-type": "text/plain"}, b"hello"),
-    "no type": lambda: WireAnswer(200, {}, multipart(METADATA, PLAIN).body),
+BAD_ANSWERS: dict[str, Callable[[], WireResponse]] = {
+    "no multipart": lambda: WireResponse(200, {"content-type": "text/plain"}, b"hello"),
+    "no type": lambda: WireResponse(200, {}, multipart(METADATA, PLAIN).body),
     "no boundary": lambda: multipart(METADATA, PLAIN, type="multipart/mixed"),
     "another boundary": lambda: multipart(METADATA, PLAIN, type="multipart/mixed; boundary=y"),
     "a boundary that is too long": lambda: multipart(
@@ -121,7 +121,7 @@ BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
         METADATA, b"Content-Type: a/b\nX: y\r\n\r\nhello"
     ),
     "metadata without end": lambda: multipart(METADATA + b" " * 100_000, PLAIN),
-    "a preamble without end": lambda: WireAnswer(
+    "a preamble without end": lambda: WireResponse(
         200,
         {"content-type": "multipart/mixed; boundary=x"},
         b"a" * 100_000 + multipart(METADATA, PLAIN).body,
@@ -129,8 +129,8 @@ BAD_ANSWERS: dict[str, Callable[[], WireAnswer]] = {
     "a file, and another place": lambda: multipart(
         METADATA, b"Location: https://cdn/x\r\n\r\nhello"
     ),
-    "too little JSON": lambda: WireAnswer(500, {}, b"{"),
-    "a redirect": lambda: WireAnswer(307, {"location": "https://cdn/x"}, b""),
+    "too little JSON": lambda: WireResponse(500, {}, b"{"),
+    "a redirect": lambda: WireResponse(307, {"location": "https://cdn/x"}, b""),
 }
 
 
@@ -153,7 +153,7 @@ def test_what_is_too_long_is_not_kept(network: Network, tmp_path: Path, kind: st
     answers = {
         "signed": lambda _: multipart(METADATA, b"\r\n" + long),
         "old": lambda uri: (
-            WireAnswer(404, {}, b"") if uri.startswith(SIGNED) else WireAnswer(200, {}, long)
+            WireResponse(404, {}, b"") if uri.startswith(SIGNED) else WireResponse(200, {}, long)
         ),
         "elsewhere": lambda _: multipart(METADATA, b"Location: https://cdn/x\r\n\r\n"),
     }
@@ -187,7 +187,7 @@ class DrippingWire:
         self.ended: Deferred[None] = Deferred()
         self.is_given_up = False
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         if request.take is None or not request.uri.startswith(SIGNED):
             raise RemoteError(destination, "there is no such server", retryable=True)
         headers = {"content-type": "multipart/mixed; boundary=x"}
@@ -197,7 +197,7 @@ class DrippingWire:
         except BaseException:
             self.is_given_up = True
             raise
-        return WireAnswer(200, headers, b"")
+        return WireResponse(200, headers, b"")
 
 
 def test_a_file_that_drips_is_given_up(database: Database, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import LogEvent, capturedLogs
 
 from federation.http_client.errors import OutboundError
-from federation.peers.signed_list import ListTrust, read_signed_list
+from federation.peers.signed_list import MemberListTrust, read_signed_list
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import KeyID, RoomID, ServerName
 from federation.protocol.member_list import BadMemberList, Right, parse_member_list, right_of
@@ -30,7 +30,7 @@ NORTH, SOUTH, EAST = (
 )
 KEY = ListKey()
 HOUR = 3600
-PINNED = ListTrust((KEY.public,))
+PINNED = MemberListTrust((KEY.public,))
 
 
 # ---- what a list is
@@ -101,7 +101,7 @@ def test_a_list_that_nobody_trusted_has_signed_is_none(document: bytes) -> None:
 
 def test_a_certificate_must_lead_to_the_authority_be_for_the_signer_and_valid_now() -> None:
     authority, other = ListAuthority(), ListAuthority("authority.example")
-    trust = ListTrust(authorities=(authority.certificate,), signer="list.example")
+    trust = MemberListTrust(authorities=(authority.certificate,), signer="list.example")
     key, certificate = authority.issue("list.example")
     good = sign_with_certificate(a_list(NORTH), key, [certificate])
     assert "north.example" in read_signed_list(good, trust, START).members
@@ -405,7 +405,7 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
     path = "/_mahalla/admin/v1/federation_policy"
     alice = closed.north.register("alice")
     assert alice.get(path).json["errcode"] == "M_FORBIDDEN"
-    closed.north.run(closed.north.app.people.accounts.do_set_flags(alice.user_id, is_admin=True))
+    closed.north.run(closed.north.app.users.accounts.do_set_flags(alice.user_id, is_admin=True))
 
     said = alice.get(f"{path}?server={SOUTH}").json
     assert said["member_list"]["serial"] == 3
@@ -499,7 +499,7 @@ def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(
 def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
     closed.say(SOUTH, serial=3)
     alice = closed.north.register("alice")
-    closed.north.run(closed.north.app.people.accounts.do_set_flags(alice.user_id, is_admin=True))
+    closed.north.run(closed.north.app.users.accounts.do_set_flags(alice.user_id, is_admin=True))
     closed.north.clock.advance(DAY)
     shown = alice.get("/_mahalla/admin/v1/federation_policy").json["member_list"]
     assert (shown["in_force"], shown["name"], shown["serial"]) == (False, "test", 3)

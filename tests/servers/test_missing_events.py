@@ -9,15 +9,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 from twisted.logger import capturedLogs
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
-from federation.receiver.transactions import Transactions
-from federation.rooms.receive.inbox import LOOK_EVERY, MAX_AGE_MS, RETRIES, Inbox
+from federation.receiver.transactions import TransactionReceiver
+from federation.rooms.receive.inbox import MAX_AGE_MS, POLL_SECONDS, RETRIES, Inbox
 from federation.rooms.receive.missing_events import MAX_ROUNDS
 from homeserver.observe.federation import FederationMetrics
 from storage.engine.interface import DatabaseUnavailable
-from storage.federation.inbox import InboxStore, Places
+from storage.federation.inbox import InboxLimits, InboxStore
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say, set_state
@@ -95,11 +95,11 @@ def lie(network: Network, server: str, word: str, answer: Callable[[Any], Any]) 
     what was asked."""
     asked: list[Any] = []
 
-    def answer_for(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def answer_for(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != server or f"/{word}/" not in request.uri:
             return None
         asked.append(msgspec.json.decode(request.body) if request.body else request.uri)
-        return WireAnswer(200, {}, msgspec.json.encode(answer(asked[-1])))
+        return WireResponse(200, {}, msgspec.json.encode(answer(asked[-1])))
 
     network.interceptors.append(answer_for)
     return asked
@@ -200,7 +200,7 @@ async def test_an_unreachable_server_is_retried_later(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two")
     pdu = await room.pdu(said[-1])
-    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
 
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
     assert await waiting(room.south) == 1
@@ -240,17 +240,17 @@ async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two")
     pdu = await room.pdu(said[-1])
-    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
     network.interceptors.clear()
 
-    room.south.server.app.incoming.inbox.stop()
+    room.south.server.app.incoming_federation.inbox.stop()
     again = Side(network.rebuild(SOUTH))
-    again.server.app.incoming.inbox.start()
+    again.server.app.incoming_federation.inbox.start()
 
     assert await again.extremities(room.room_id) == {said[-1]}
     assert await waiting(again) == 0
-    again.server.app.incoming.inbox.stop()
+    again.server.app.incoming_federation.inbox.stop()
 
 
 @pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
@@ -260,10 +260,10 @@ async def test_events_wait_while_the_database_is_unavailable(
     """And nothing is written to the log as if it were a fault of ours."""
     room = await shared(network)
     said = await missed(room, "one", "two")
-    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
-    room.south.server.app.incoming.inbox.stop()
+    room.south.server.app.incoming_federation.inbox.stop()
     again = Side(network.rebuild(SOUTH))
 
     async def be_away(*_: object) -> None:
@@ -271,7 +271,7 @@ async def test_events_wait_while_the_database_is_unavailable(
 
     with capturedLogs() as logged, monkeypatch.context() as away:
         away.setattr(InboxStore, asked, be_away)
-        again.server.app.incoming.inbox.start()
+        again.server.app.incoming_federation.inbox.start()
     assert [
         entry.get("error") and str(entry["error"])
         for entry in logged
@@ -279,9 +279,9 @@ async def test_events_wait_while_the_database_is_unavailable(
     ] == ["it restarts"]
     assert not [entry for entry in logged if "log_failure" in entry]
     assert await waiting(again) == 1
-    network.clock.advance(LOOK_EVERY)
+    network.clock.advance(POLL_SECONDS)
     assert await again.extremities(room.room_id) == {said[-1]}
-    again.server.app.incoming.inbox.stop()
+    again.server.app.incoming_federation.inbox.stop()
 
 
 async def test_another_server_in_the_room_helps_out(network: Network) -> None:
@@ -295,7 +295,7 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     await room.north.push(EAST, pdus)
     network.interceptors.append(
         lambda to, request: (
-            WireAnswer(500, {}, b"") if to == NORTH and "missing" in request.uri else None
+            WireResponse(500, {}, b"") if to == NORTH and "missing" in request.uri else None
         )
     )
 
@@ -311,7 +311,7 @@ async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: N
     said = await missed(room, "one", "two", "three", "four")
     before = requests_to(network, NORTH, "")
     network.interceptors.append(
-        lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
+        lambda to, _: WireResponse(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
     )
     for name in (said[1], said[3]):
         await room.north.push(SOUTH, [await room.pdu(name)])
@@ -339,7 +339,7 @@ async def test_another_server_is_asked_while_one_rate_limits_us(network: Network
     pdus = [await room.pdu(name) for name in said]
     await room.north.push(EAST, pdus)
     network.interceptors.append(
-        lambda to, _: WireAnswer(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
+        lambda to, _: WireResponse(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
     )
 
     for pdu in (pdus[1], pdus[3]):
@@ -352,7 +352,7 @@ async def test_another_server_is_asked_while_one_rate_limits_us(network: Network
 async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
-    network.interceptors.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
     await room.north.push(SOUTH, [await room.pdu(said[1])])
     network.interceptors.clear()
     network.clock.advance(3)
@@ -365,26 +365,26 @@ async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
 async def test_a_server_that_invents_events_delays_only_its_own(network: Network) -> None:
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
-    store = InboxStore(app.database, Places(all=3))
-    insiders = app.incoming.insiders
+    store = InboxStore(app.database, InboxLimits(per_server=3))
+    insiders = app.incoming_federation.insiders
     inbox = Inbox(
         store,
         app.rooms.store,
         app.room_engine.engine,
-        app.incoming.missing,
+        app.incoming_federation.missing,
         insiders,
         network.clock,
         metrics,
     )
     parts = app.federation
-    transactions = Transactions(
+    transactions = TransactionReceiver(
         app.room_engine.engine,
         app.rooms.memberships,
         parts.receiver,
         inbox,
         insiders,
-        app.federation_out.edus,
-        app.incoming.outside,
+        app.outgoing_federation.edus,
+        app.incoming_federation.outside,
         app.edge.policy,
         metrics,
         network.clock,

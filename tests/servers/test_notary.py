@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.notary import ANSWER_BYTES, FETCHES_A_QUESTION, FETCHES_AT_ONCE
-from federation.peers.server_keys import DOCUMENT_BYTES
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.notary import FETCH_BURST, MAX_FETCHES_PER_REQUEST, MAX_RESPONSE_BYTES
+from federation.peers.server_keys import MAX_DOCUMENT_BYTES
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey, encode_base64, is_signed_by, sign_json
 from tests.helpers.network import Network
@@ -91,8 +91,8 @@ def test_fetches_for_anonymous_callers_are_bounded(pair: Network) -> None:
     for number in range(100):
         names: dict[str, Any] = {f"s{number}-{each}.example": {} for each in range(100)}
         assert pair.servers[NORTH].post(QUERY, {"server_keys": names}).status == 200
-        assert fetches(pair) <= (number + 1) * FETCHES_A_QUESTION
-    assert fetches(pair) == FETCHES_AT_ONCE
+        assert fetches(pair) <= (number + 1) * MAX_FETCHES_PER_REQUEST
+    assert fetches(pair) == FETCH_BURST
 
 
 @pytest.mark.parametrize(
@@ -134,16 +134,16 @@ def test_a_response_of_long_documents_is_bounded(pair: Network) -> None:
     names = [f"{SOUTH}:{number}" for number in range(1, 41)]
     key = SigningKey("long", b"k" * 32)
 
-    def lie(to: ServerName, request: WireRequest) -> WireAnswer | None:
+    def lie(to: ServerName, request: WireRequest) -> WireResponse | None:
         if to not in names or request.uri != "/_matrix/key/v2/server":
             return None
         document = {
             "server_name": to,
             "verify_keys": {key.key_id: {"key": encode_base64(key.public_key)}},
             "valid_until_ts": int(pair.clock.seconds() + DAY) * 1000,
-            "padding": "x" * (DOCUMENT_BYTES - 1000),
+            "padding": "x" * (MAX_DOCUMENT_BYTES - 1000),
         }
-        return WireAnswer(200, {}, msgspec.json.encode(sign_json(document, to, key)))
+        return WireResponse(200, {}, msgspec.json.encode(sign_json(document, to, key)))
 
     pair.interceptors.append(lie)
     for name in names:
@@ -152,4 +152,4 @@ def test_a_response_of_long_documents_is_bounded(pair: Network) -> None:
     answer = pair.servers[NORTH].post(QUERY, {"server_keys": {name: {} for name in names}})
 
     assert 0 < len(answer.json["server_keys"]) < len(names)
-    assert len(answer.body) < ANSWER_BYTES + DOCUMENT_BYTES
+    assert len(answer.body) < MAX_RESPONSE_BYTES + MAX_DOCUMENT_BYTES

@@ -5,7 +5,7 @@ spec: appendices#user-identifiers, client-server-api#post_matrixclientv3keysquer
 
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from tests.helpers.federated import NORTH, SOUTH, shared
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
@@ -80,11 +80,13 @@ async def test_a_user_whom_their_server_does_not_have_is_no_failure_and_not_aske
     network.settle()
     asked: list[str] = []
 
-    def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def forge(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/user/devices/%40carol" not in request.uri:
             return answer
         asked.append(request.uri)
-        return WireAnswer(404, answer.headers, b'{"errcode":"M_NOT_FOUND","error":"no such user"}')
+        return WireResponse(
+            404, answer.headers, b'{"errcode":"M_NOT_FOUND","error":"no such user"}'
+        )
 
     network.forge(SOUTH, forge)
     for _ in range(2):

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import AnswerTooLong
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
-from federation.remote.events import SHORT_LIST_BYTES, SHORT_STATE_BYTES, STATES_AT_ONCE
+from federation.remote.events import MAX_SHORT_LIST_BYTES, MAX_SHORT_STATE_BYTES, STATE_SLOTS
 from federation.rooms.receive.inbox import ROOMS_AT_ONCE
-from storage.federation.inbox import InboxStore, Places
+from storage.federation.inbox import InboxLimits, InboxStore
 from tests.helpers.federated import (
     EAST,
     NORTH,
@@ -38,9 +38,9 @@ def outsiders(network: Network, count: int) -> list[Side]:
 def be_silent(network: Network, names: Sequence[str]) -> None:
     """Let these servers know nothing between two events, and never answer what the state is."""
 
-    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination in names and "get_missing_events" in request.uri:
-            return WireAnswer(200, {}, b'{"events":[]}')
+            return WireResponse(200, {}, b'{"events":[]}')
         return None
 
     def weather(letter: Transfer) -> Fate:
@@ -242,16 +242,16 @@ async def test_few_events_of_outsiders_are_stored(network: Network) -> None:
         answer = await hostile.push(NORTH, [event.pdu for event in events])
         kept += sum(result == {} for result in answer["pdus"].values())
 
-    assert kept == Places().outside
+    assert kept == InboxLimits().per_outside_server
     assert await InboxStore(room.north.server.app.database).count() == kept
 
 
 def without_the_gap(network: Network, name: str) -> None:
     """A server that has nothing between two events, so that it is asked for the state."""
 
-    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination == name and "get_missing_events" in request.uri:
-            return WireAnswer(200, {}, b'{"events":[]}')
+            return WireResponse(200, {}, b'{"events":[]}')
         return None
 
     network.interceptors.append(lie)
@@ -310,14 +310,14 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
         {"pdu_ids": ["$" + str(at).zfill(43) for at in range(1000)], "auth_chain_ids": []}
     )
     answers = {"get_missing_events": b'{"events":[]}'}
-    longer_than = {"state": SHORT_STATE_BYTES, "state_ids": SHORT_LIST_BYTES}
+    longer_than = {"state": MAX_SHORT_STATE_BYTES, "state_ids": MAX_SHORT_LIST_BYTES}
 
-    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
         word = request.uri.split("/")[4]
         if destination not in names:
             return None
         if word in answers:
-            return WireAnswer(200, {}, answers[word])
+            return WireResponse(200, {}, answers[word])
         if request.max_bytes <= longer_than.get(word, 0):
             raise AnswerTooLong(destination, "its answer is too long")
         return None
@@ -331,12 +331,12 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
 
     network.interceptors.append(lie)
     network.weather = weather
-    (_, middling), (_, longest) = STATES_AT_ONCE
+    (_, middling), (_, longest) = STATE_SLOTS
     assert middling < longest
     for number_of_try, (answered, longer, most) in enumerate(
         (
-            ((), SHORT_STATE_BYTES, Counter(state_ids=2)),
-            (("state_ids",), SHORT_STATE_BYTES, Counter(state=3)),
+            ((), MAX_SHORT_STATE_BYTES, Counter(state_ids=2)),
+            (("state_ids",), MAX_SHORT_STATE_BYTES, Counter(state=3)),
             (("state_ids",), middling, Counter(state=1)),
         )
     ):
@@ -367,19 +367,19 @@ async def test_a_large_room_is_joined_while_another_state_is_fetched(
         create_room(side.server.register("host"), preset="public_chat")
         for side in (room.south, east)
     ]
-    (_, middling), _ = STATES_AT_ONCE
+    (_, middling), _ = STATE_SLOTS
     network.weather = lambda letter: (
         Fate.IS_NOT_ANSWERED
         if letter.destination == SOUTH and letter.request.max_bytes == middling
         else Fate.ARRIVES
     )
-    padding = [{"x": "x" * 500_000}] * (SHORT_STATE_BYTES // 500_000 + 1)
+    padding = [{"x": "x" * 500_000}] * (MAX_SHORT_STATE_BYTES // 500_000 + 1)
 
-    def pad(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def pad(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/v2/send_join/" not in request.uri:
             return answer
         told = msgspec.json.decode(answer.body)
-        return WireAnswer(
+        return WireResponse(
             200, {}, msgspec.json.encode({**told, "auth_chain": [*told["auth_chain"], *padding]})
         )
 

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
-from federation.rooms.joins.send_join_response import FEW_SERVERS
+from federation.rooms.joins.send_join_response import MAX_SMALL_SERVERS
 from storage.federation.inbox import InboxStore
 from tests.conftest import run_coroutine
 from tests.helpers.federated import NORTH, create_room
@@ -37,7 +37,7 @@ class LargeTowns(Towns):
         self.in_part = 0
         people = [UserID(f"@extra{number}:{NORTH}") for number in range(EXTRAS)]
         joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in people]
-        elsewhere = [UserID(f"@eve:server{number}.example") for number in range(FEW_SERVERS)]
+        elsewhere = [UserID(f"@eve:server{number}.example") for number in range(MAX_SMALL_SERVERS)]
         bans = [
             Draft("m.room.member", self.users[0].user_id, {"membership": "ban"}, user)
             for user in elsewhere
@@ -73,12 +73,12 @@ class LargeTowns(Towns):
     @rule(at=st.integers(1, 2))
     def complete(self, at: int) -> None:
         """From now on a server fetches the rest."""
-        self.sides[at].server.app.incoming.completions.start()
+        self.sides[at].server.app.incoming_federation.completions.start()
         self.settle()
 
     def _heal(self) -> None:
         for at in range(len(NAMES)):
-            self.sides[at].server.app.incoming.completions.start()
+            self.sides[at].server.app.incoming_federation.completions.start()
         super()._heal()
 
     async def _compare(self) -> None:

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import pytest
 
 from federation.peers.requests import RefusedByRemote
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft
-from federation.rooms.partial_rooms import LONGEST_WAIT
+from federation.rooms.partial_rooms import MAX_WAIT
 from tests.helpers.large_rooms import (
     LAZY,
     MEMBERS,
@@ -174,7 +174,7 @@ async def test_waiting_requests_time_out(network: Network) -> None:
     ok(join_via(bob, room_id, NORTH))
     waiting = bob.start("GET", room_path(room_id, "members"))
 
-    network.clock.advance(LONGEST_WAIT)
+    network.clock.advance(MAX_WAIT)
 
     assert refused(waiting.answer) == (504, "M_UNKNOWN")
 
@@ -260,7 +260,7 @@ async def test_our_events_reach_all_servers_in_the_room(network: Network) -> Non
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    network.servers[SOUTH].app.incoming.completions.stop()
+    network.servers[SOUTH].app.incoming_federation.completions.stop()
     ok(join_via(bob, room_id, NORTH))
 
     say(bob, room_id, "salom")
@@ -321,12 +321,12 @@ async def test_completion_is_retried_with_other_servers(network: Network) -> Non
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    network.servers[SOUTH].app.incoming.completions.stop()
+    network.servers[SOUTH].app.incoming_federation.completions.stop()
     ok(join_via(bob, room_id, NORTH))
     network.settle()
     network.cut(NORTH, SOUTH)
     network.cut(WEST, SOUTH)
-    network.servers[SOUTH].app.incoming.completions.start()
+    network.servers[SOUTH].app.incoming_federation.completions.start()
     network.settle()
     assert not is_whole(bob, room_id)
     network.mend(WEST, SOUTH)
@@ -346,11 +346,11 @@ async def test_completion_respects_retry_after(
     asked: list[float] = []
     begun = network.clock.seconds()
 
-    def be_busy(to: ServerName, request: WireRequest) -> WireAnswer | None:
+    def be_busy(to: ServerName, request: WireRequest) -> WireResponse | None:
         if to != NORTH or "/state" not in request.uri:
             return None
         asked.append(network.clock.seconds() - begun)
-        return WireAnswer(429, {"retry-after": "600"}, b"{}")
+        return WireResponse(429, {"retry-after": "600"}, b"{}")
 
     network.interceptors.append(be_busy)
     ok(join_via(bob, room_id, NORTH))

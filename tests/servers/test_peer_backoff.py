@@ -96,7 +96,7 @@ def test_a_server_fails_since_the_first_request_within_its_pauses(time: Time) ->
 
 
 def test_only_the_latest_servers_are_remembered(time: Time) -> None:
-    backoff: PeerBackoff[int] = PeerBackoff(time, BackoffSchedule(100, 100), max_remembered=3)
+    backoff: PeerBackoff[int] = PeerBackoff(time, BackoffSchedule(100, 100), max_records=3)
     for server in (0, 1, 2, 0, 3):
         backoff.record_failure(server)
     assert [backoff.left_ms(server) > 0 for server in range(4)] == [True, False, True, True]

@@ -13,7 +13,7 @@ from federation.rooms.joins.planned_invites import LEASE_MS
 from storage.accounts.accounts import AccountStore
 from storage.accounts.validity import AccountValidityStore
 from storage.engine.transaction import WriteTransaction
-from storage.rooms.planned_invites import PlannedInviteStore
+from storage.rooms.planned_invites import PendingInviteStore
 from tests.helpers.http import Pending
 from tests.helpers.network import Fate, Network
 from tests.helpers.remote_membership import (
@@ -97,7 +97,7 @@ def test_planned_invites_survive_a_restart(
     leave(bob, room_id)
 
     if end == "crash":
-        monkeypatch.setattr(PlannedInviteStore, "give_back", nothing)
+        monkeypatch.setattr(PendingInviteStore, "end_lease", nothing)
     alice.server = network.rebuild(NORTH)
     if end == "crash":
         assert resume(alice) == 0, "whoever was at it may be there still"
@@ -123,7 +123,7 @@ def test_a_single_node_resumes_planned_invites_at_its_start(
     alice, bob, carol, _ = make_slowly(network)
     network.clock.advance(25)
     (room_id,) = rooms_in_sync(bob, "invite")
-    monkeypatch.setattr(PlannedInviteStore, "give_back", nothing)
+    monkeypatch.setattr(PendingInviteStore, "end_lease", nothing)
     alice.server = network.rebuild(NORTH)
     alice.server.app.federated_rooms.planned_invites.start()
     assert not is_known(carol, room_id), "each has its turn"
@@ -250,7 +250,9 @@ def set_standing(user: User, standing: str) -> None:
         elif standing == "awaiting":
             accounts.set_awaiting(txn, user.user_id, 1)
         elif standing == "expired":
-            AccountValidityStore(user.server.app.database, accounts).set_end(txn, user.user_id, 1)
+            AccountValidityStore(user.server.app.database, accounts).set_expiry(
+                txn, user.user_id, 1
+            )
         else:
             accounts.set_flags(txn, user.user_id, **{standing: True})
 

@@ -6,7 +6,7 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
-from federation.peers.policy import BadPattern, Policy, ServerPatterns, make_rules
+from federation.peers.policy import FederationPolicy, InvalidPattern, ServerPatterns, make_rules
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from homeserver.config.load import ConfigError
@@ -23,7 +23,7 @@ HERE, NORTH, SOUTH = (
 def allows(
     name: str, allowed: list[str] | None, denied: tuple[str, ...] = (), *, enabled: bool = True
 ) -> bool:
-    return Policy(HERE, make_rules(allowed, denied, enabled=enabled), lambda: 0.0).allows(
+    return FederationPolicy(HERE, make_rules(allowed, denied, enabled=enabled), lambda: 0.0).allows(
         ServerName(name)
     )
 
@@ -83,13 +83,13 @@ def test_our_own_name_is_always_allowed() -> None:
 
 @pytest.mark.parametrize("pattern", ["/(/", "/[/"])
 def test_an_expression_that_is_none(pattern: str) -> None:
-    with pytest.raises(BadPattern):
+    with pytest.raises(InvalidPattern):
         ServerPatterns([pattern])
 
 
 def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> None:
     clock = Clock()
-    policy = Policy(HERE, make_rules([NORTH], is_simulation=True), clock.seconds)
+    policy = FederationPolicy(HERE, make_rules([NORTH], is_simulation=True), clock.seconds)
     named: list[str] = []
 
     @provider(ILogObserver)

@@ -10,7 +10,7 @@ import pytest
 from federation.protocol.ids import RoomID, UserID
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.signing import SigningKey
-from storage.federation.inbox import Places
+from storage.federation.inbox import InboxLimits
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Network
@@ -226,9 +226,10 @@ async def test_a_policy_server_that_always_rate_limits_does_not_block_other_room
     await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
     set_state(room.alice, room.room_id, "m.room.policy", named())
     network.cut(NORTH, SOUTH)
-    places = Places()
+    places = InboxLimits()
     said = [
-        say(room.bob, room.room_id, f"{number}") for number in range(places.unjudged_of_room + 50)
+        say(room.bob, room.room_id, f"{number}")
+        for number in range(places.awaiting_verdict_per_room + 50)
     ]
     another = set_state(room.bob, room.room_id, "m.room.policy", named(via=EAST))
     before, after = say(room.bob, other, "before"), say(room.bob, other, "after")
@@ -243,7 +244,7 @@ async def test_a_policy_server_that_always_rate_limits_does_not_block_other_room
         ]
         answers |= (await room.south.push(NORTH, pdus))["pdus"]
     assert [event_id for event_id in said if "error" in answers[event_id]] == said[
-        places.unjudged_of_room :
+        places.awaiting_verdict_per_room :
     ]
     naming = await room.south.pdu(room.room_id, another)
     assert await room.south.push(NORTH, [naming]) == {"pdus": {another: {}}}, (

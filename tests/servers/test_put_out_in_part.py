@@ -6,8 +6,8 @@ spec: server-server-api#server-access-control-lists-acls; MSC3902
 
 import pytest
 
-from federation.rooms.partial_state.completion import REST_IN_VAIN
-from federation.rooms.partial_state.state_sources import LONGEST_MS
+from federation.rooms.partial_state.completion import ABANDONED_PAUSE
+from federation.rooms.partial_state.state_sources import MAX_WAIT_MS
 from tests.helpers.clocks import pass_time
 from tests.helpers.large_rooms import (
     MEMBERS,
@@ -85,7 +85,7 @@ async def test_a_server_that_is_allowed_again_completes_the_room(
     alice, bob, room_id = await denied(network)
     pass_time(network, A_WHILE, A_WHILE / 10)
     asked = len(network.log)
-    pass_time(network, REST_IN_VAIN / 2, REST_IN_VAIN / 2 / 10)
+    pass_time(network, ABANDONED_PAUSE / 2, ABANDONED_PAUSE / 2 / 10)
     assert not [uri for _, _, _, uri in network.log[asked:] if "/state_ids/" in uri]
     since = lazily(bob)["next_batch"]
     set_state(alice, room_id, "m.room.server_acl", {"allow": ["*"], "deny": []})
@@ -94,7 +94,7 @@ async def test_a_server_that_is_allowed_again_completes_the_room(
         bob.server = network.rebuild(SOUTH)
         network.settle()
 
-    pass_time(network, REST_IN_VAIN, REST_IN_VAIN / 10)
+    pass_time(network, ABANDONED_PAUSE, ABANDONED_PAUSE / 10)
 
     assert is_whole(bob, room_id)
     assert len(members(bob, room_id)) == MEMBERS + 2
@@ -114,7 +114,7 @@ async def test_a_banned_users_server_answers_with_partial_state(network: Network
     network.cut(NORTH, SOUTH)
     ok(membership(alice, room_id, "ban", bob))
     network.settle()
-    await alice.server.app.federation_out.sender.stop()
+    await alice.server.app.outgoing_federation.sender.stop()
     network.mend(NORTH, SOUTH)
     complete(network)
     waiting = bob.start("GET", room_path(room_id, "members"))
@@ -160,9 +160,9 @@ async def test_requests_stop_waiting_when_all_servers_are_gone(network: Network)
     pass_time(network, 60, 60 / 10)
     assert refused(late.answer) == (504, "M_UNKNOWN")
 
-    pass_time(network, LONGEST_MS / 1000, LONGEST_MS / 1000 / 10)
+    pass_time(network, MAX_WAIT_MS / 1000, MAX_WAIT_MS / 1000 / 10)
 
     assert member(33) not in members(bob, room_id)
     network.mend(NORTH, SOUTH)
-    pass_time(network, REST_IN_VAIN, REST_IN_VAIN / 10)
+    pass_time(network, ABANDONED_PAUSE, ABANDONED_PAUSE / 10)
     assert member(33) in members(bob, room_id)

@@ -7,8 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from federation.peers.policy import make_rules
-from federation.peers.requests import MOST_OPENINGS, RefusedByRemote
-from federation.peers.wire import WireAnswer
+from federation.peers.requests import MAX_OPENINGS, RefusedByRemote
+from federation.peers.wire import WireResponse
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName
 from homeserver.services.directory import remote_directory
@@ -53,7 +53,7 @@ def test_custom_fields_are_read_and_too_deep_ones_are_left_out(
     assert ok(bob.get(path)) == {"org.example.deep": deep}
 
     deeper = b'{"org.example.deep":%b%b}' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH)
-    network.forge(NORTH, lambda _request, _answer: WireAnswer(200, {}, deeper))
+    network.forge(NORTH, lambda _request, _answer: WireResponse(200, {}, deeper))
     network.clock.advance(31)  # the result is cached for that long
     left = b'{"org.example.deep":%bnull%b}' % (b"[" * (MAX_DEPTH - 1), b"]" * (MAX_DEPTH - 1))
     assert ok(bob.get(path)) == json.loads(left)
@@ -62,9 +62,9 @@ def test_custom_fields_are_read_and_too_deep_ones_are_left_out(
     many = b'{"org.example.deep":%b%b,"a":[%b[]]}' % (
         b"[" * MAX_DEPTH,
         b"]" * MAX_DEPTH,
-        b"[]," * MOST_OPENINGS,
+        b"[]," * MAX_OPENINGS,
     )
-    network.forge(NORTH, lambda _request, _answer: WireAnswer(200, {}, many))
+    network.forge(NORTH, lambda _request, _answer: WireResponse(200, {}, many))
     network.clock.advance(31)
     assert refused(bob.get(path))[0] == 502
 
@@ -112,7 +112,7 @@ def test_results_are_cached_briefly(network: Network) -> None:
 
 
 def test_fewer_large_results_are_cached(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_directory, "BYTES_REMEMBERED", 5000)
+    monkeypatch.setattr(remote_directory, "CACHE_BYTES", 5000)
     alice, bob = pair(network)
     ok(
         alice.put(

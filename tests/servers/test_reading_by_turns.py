@@ -7,9 +7,9 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.peers.event_lists import READ_AT_ONCE
-from federation.peers.wire import WireAnswer
-from federation.rooms.check import Candidate, Verdict
+from federation.peers.event_lists import PARSED_BYTES_PER_TURN
+from federation.peers.wire import WireResponse
+from federation.rooms.check import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
 from tests.helpers.federated import shared
 from tests.helpers.network import Network
@@ -22,7 +22,7 @@ async def test_of_a_state_little_is_read_at_once(
     room = await shared(network)
     read: list[int] = []
 
-    async def add(_room: object, candidates: Sequence[Candidate]) -> list[Outcome]:
+    async def add(_room: object, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
         read.append(sum(len(msgspec.json.encode(candidate._pdu)) for candidate in candidates))
         return [Outcome(None, Verdict.DROP) for _ in candidates]
 
@@ -33,7 +33,7 @@ async def test_of_a_state_little_is_read_at_once(
         for number in range(count)
     ]
     keeping = Deferred.fromCoroutine(
-        federation.imports.keep((await room.north.room(room.room_id)).room, pdus)
+        federation.imports.store((await room.north.room(room.room_id)).room, pdus)
     )
     network.settle()
     outcomes = await keeping
@@ -47,7 +47,7 @@ async def test_others_have_turns_while_a_page_is_read(network: Network) -> None:
     room = await shared(network)
     body = msgspec.json.encode({"events": [{"a": ["x"] * 10_000}] * 100})
     network.interceptors.append(
-        lambda _, request: WireAnswer(200, {}, body) if "get_missing" in request.uri else None
+        lambda _, request: WireResponse(200, {}, body) if "get_missing" in request.uri else None
     )
     remote = room.north.federation.remote_events
     turns: list[int] = []
@@ -64,4 +64,4 @@ async def test_others_have_turns_while_a_page_is_read(network: Network) -> None:
     network.settle()
 
     assert len(await asking) == 100
-    assert len(turns) > len(body) / READ_AT_ONCE
+    assert len(turns) > len(body) / PARSED_BYTES_PER_TURN

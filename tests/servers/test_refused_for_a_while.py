@@ -5,7 +5,7 @@ import pytest
 
 from federation.peers.policy import PolicyRules, make_rules
 from federation.protocol.ids import ServerName
-from federation.sender.policy_unblocked import AT_ONCE, MAX_NAMES, PAUSE
+from federation.sender.policy_unblocked import MAX_CONCURRENT, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from storage.rooms.room_servers import count_servers
@@ -96,9 +96,13 @@ async def test_a_refused_server_costs_a_row_a_room_and_no_requests(network: Netw
 
     assert requests_to(network, SOUTH) == before
     assert await missed_rooms(network.servers[NORTH]) == 1
-    destination = network.servers[NORTH].app.federation_out.deliveries.peek(ServerName(SOUTH))
+    destination = network.servers[NORTH].app.outgoing_federation.deliveries.peek(ServerName(SOUTH))
     assert destination is not None
-    assert (destination.retry, len(destination.queue), destination.lowest()) == (None, 0, None)
+    assert (
+        destination.retry,
+        len(destination.queue),
+        destination.get_lowest_unstored_position(),
+    ) == (None, 0, None)
 
     change(network, OPEN)
     assert texts(room.bob, room.room_id)[:20] == [f"m{number}" for number in reversed(range(20))]
@@ -258,7 +262,7 @@ async def test_names_that_somebody_made_up_push_out_nobody_and_are_never_written
 
 async def test_of_many_that_are_let_in_few_are_told_at_a_time(network: Network) -> None:
     room = await shared(network)
-    names = [f"n{number}.example" for number in range(3 * AT_ONCE)]
+    names = [f"n{number}.example" for number in range(3 * MAX_CONCURRENT)]
     room_nid = (await room.north.room(room.room_id)).room.room_nid
     await room.north.server.app.database.write(
         "come_in", count_servers, room_nid, dict.fromkeys(names, 1), dict.fromkeys(names, 1)
@@ -272,7 +276,7 @@ async def test_of_many_that_are_let_in_few_are_told_at_a_time(network: Network) 
 
     change(network, OPEN)
     for turn in range(1, 4):
-        assert told() == turn * AT_ONCE
+        assert told() == turn * MAX_CONCURRENT
         network.clock.advance(PAUSE)
         network.settle()
     network.clock.advance(100)

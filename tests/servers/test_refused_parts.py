@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from twisted.logger import capturedLogs, formatEvent
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from tests.helpers.clocks import pass_time
@@ -34,12 +34,12 @@ class Reader:
         self.seen: list[bytes] = []
         network.interceptors.append(self._answer)
 
-    def _answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def _answer(self, destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != SOUTH or not request.uri.startswith(SEND):
             return None
         self.seen.append(request.body)
         return (
-            WireAnswer(self.status, {}, b'{"errcode":"M_BAD_JSON"}')
+            WireResponse(self.status, {}, b'{"errcode":"M_BAD_JSON"}')
             if self.refuses(request.body)
             else None
         )
@@ -90,7 +90,7 @@ def said(count: int) -> list[str]:
 
 
 def figures(network: Network) -> Any:
-    return network.servers[NORTH].app.federation_out.deliveries.get_figures()
+    return network.servers[NORTH].app.outgoing_federation.deliveries.get_metrics()
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -216,9 +216,9 @@ async def test_parts_that_had_been_taken_in_change_nothing(network: Network) -> 
     """The server has read what it refuses, and answers so to whatever holds more than one thing."""
     room, since = await much(network)
 
-    def refuse(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def refuse(request: WireRequest, answer: WireResponse) -> WireResponse:
         is_refused = request.uri.startswith(SEND) and size(request.body) > 1
-        return WireAnswer(400, {}, b"{}") if is_refused else answer
+        return WireResponse(400, {}, b"{}") if is_refused else answer
 
     network.forge(SOUTH, refuse)
     network.clock.advance(5)
@@ -271,7 +271,7 @@ async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
     lost = figures(network)["given_up"]
     assert lost <= 3 + 6, "one a try, and these are ever rarer"
     assert len(reader.seen) <= 6 * 8
-    network.servers[NORTH].app.federation_out.sender.heard_from(ServerName(SOUTH))
+    network.servers[NORTH].app.outgoing_federation.sender.record_activity(ServerName(SOUTH))
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(lost, 30)), said(20))
@@ -281,7 +281,7 @@ async def test_who_speaks_and_takes_nothing_loses_little(network: Network) -> No
     await much(network)
     Reader(network, lambda body: not is_empty(body))
     for _ in range(600):
-        network.servers[NORTH].app.federation_out.sender.heard_from(ServerName(SOUTH))
+        network.servers[NORTH].app.outgoing_federation.sender.record_activity(ServerName(SOUTH))
         network.clock.advance(1)
     assert figures(network)["given_up"] <= 3 + 3 + 10, "one a minute"
 

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.ids import EventID, RoomID, ServerName
 from tests.helpers import room_actions
@@ -89,10 +89,10 @@ async def test_what_was_redacted_stays_without_content(network: Network) -> None
 
 
 @pytest.mark.parametrize(
-    "refusal", [WireAnswer(200, {}, b'{"pdus":[]}'), WireAnswer(404, {}, b"{}")]
+    "refusal", [WireResponse(200, {}, b'{"pdus":[]}'), WireResponse(404, {}, b"{}")]
 )
 async def test_a_past_that_no_server_has_does_not_block_restoring(
-    network: Network, refusal: WireAnswer
+    network: Network, refusal: WireResponse
 ) -> None:
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()
@@ -100,12 +100,12 @@ async def test_a_past_that_no_server_has_does_not_block_restoring(
     pass_on(network)
     lost = await room.by_bob("lost")
 
-    def lie(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def lie(destination: ServerName, request: WireRequest) -> WireResponse | None:
         """It never comes, and nobody tells it."""
         if destination == NORTH and b'"lost"' in request.body:
-            return WireAnswer(200, {}, b'{"pdus":{}}')
+            return WireResponse(200, {}, b'{"pdus":{}}')
         if destination == SOUTH and "get_missing_events" in request.uri:
-            return WireAnswer(200, {}, b'{"events":[]}')
+            return WireResponse(200, {}, b'{"events":[]}')
         return (
             refusal if "/backfill/" in request.uri and quote(lost.event_id) in request.uri else None
         )
@@ -130,7 +130,7 @@ async def rewrite(side: Side, room_id: RoomID, event_id: EventID, **changed: Any
     await side.server.app.database.write(
         "lie", lambda txn: txn.execute(sql, (encode_canonical(pdu), event_id))
     )
-    side.rooms.events.forget([event_id])
+    side.rooms.events.evict([event_id])
 
 
 @pytest.mark.parametrize("lie", [{}, {"msgtype": "m.text", "body": "lie"}])
@@ -158,7 +158,7 @@ async def test_what_an_administrator_purged_since_stays_away(network: Network) -
     await forget(network, room)
     north = room.north.server
     root = north.register("root")
-    await north.app.people.accounts.do_set_flags(root.user_id, is_admin=True)
+    await north.app.users.accounts.do_set_flags(root.user_id, is_admin=True)
     body = {"purge_up_to_ts": 2**50, "delete_local_events": True}
     ok(root.post(f"/_synapse/admin/v1/purge_history/{room.room_id}", body))
     while await north.app.retention.purges.do_step(100):

@@ -4,7 +4,7 @@ can break."""
 import tracemalloc
 
 from federation.protocol.ids import ServerName
-from federation.receiver.response_cache import MOST_OF_ONE, RememberedAnswers
+from federation.receiver.response_cache import MAX_PER_SERVER, TransactionResponseCache
 from tests.helpers.federated import NORTH, SOUTH, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say
@@ -28,17 +28,17 @@ async def test_only_the_latest_answers_of_a_server_are_remembered(network: Netwo
 
 
 def test_the_latest_answers_of_each_server_are_remembered() -> None:
-    answers = RememberedAnswers()
+    answers = TransactionResponseCache()
     for number in range(5):
         answers.add(NORTHERN, f"{number}", b"n%d" % number)
         answers.add(SOUTHERN, f"{number}", b"s%d" % number)
     kept = [number for number in range(5) if answers.find(NORTHERN, f"{number}") is not None]
-    assert kept == list(range(5 - MOST_OF_ONE, 5))
+    assert kept == list(range(5 - MAX_PER_SERVER, 5))
     assert (answers.find(NORTHERN, "4"), answers.find(SOUTHERN, "4")) == (b"n4", b"s4")
 
 
 def test_a_crowd_takes_no_more_than_the_bound_and_the_idle_are_forgotten_first() -> None:
-    answers = RememberedAnswers(1 << 20)
+    answers = TransactionResponseCache(1 << 20)
     answers.add(SOUTHERN, "idle", b"s")
     tracemalloc.start()
     try:

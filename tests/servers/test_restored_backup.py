@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 
 from storage.engine.database import Database
 from storage.engine.sqlite import SQLiteEngine
-from storage.maintenance.after_restore import settle_restored
+from storage.maintenance.after_restore import repair_after_restore
 from tests.helpers.databases import open_inline, sqlite_config
 from tests.helpers.federated import NORTH, Shared
 from tests.helpers.keys import claim, identity_keys, one_time_keys, query, sync, upload
@@ -42,7 +42,7 @@ class Backup:
         self._network.clock.advance(60)
         self._opened.append(open_inline(sqlite_config(self._path)))
         if settles:
-            Deferred.fromCoroutine(self._opened[-1].write("after_restore", settle_restored))
+            Deferred.fromCoroutine(self._opened[-1].write("after_restore", repair_after_restore))
         return self._network.rebuild(self._name, database=self._opened[-1])
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import path_of
+from federation.peers.requests import make_path
 from federation.protocol.ids import EventID, ServerName
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -22,7 +22,7 @@ RULES = "retention: {enabled: true}\n"
 async def ask(side: Side, to: str, template: str, *values: str, **query: str) -> list[Any]:
     pairs = list(query.items())
     return list(
-        (await side.edge.requests.get(ServerName(to), path_of(API + template, *values), pairs))[
+        (await side.edge.requests.get(ServerName(to), make_path(API + template, *values), pairs))[
             "pdus"
         ]
     )
@@ -160,7 +160,7 @@ async def test_a_redaction_by_a_remote_moderator_stays(network: Network) -> None
         say(room.bob, room.room_id, text)
     network.settle()
     root = north.register("root")
-    await north.app.people.accounts.do_set_flags(root.user_id, is_admin=True)
+    await north.app.users.accounts.do_set_flags(root.user_id, is_admin=True)
     begun = root.post(f"/_synapse/admin/v1/purge_history/{room.room_id}", {"purge_up_to_ts": 2**50})
     assert begun.status == 200
     while await north.app.retention.purges.do_step(10):
@@ -180,7 +180,7 @@ async def test_events_with_a_future_timestamp_expire_too(network: Network, is_ca
     )
     await room.south.push(NORTH, [event.pdu])
     if not is_cached:
-        room.north.server.app.rooms.events.forget([event.event_id])
+        room.north.server.app.rooms.events.evict([event.event_id])
     # while it is visible it is not purged, and the other way round
     for seconds, shown in ((0, ["for longer"]), (DAY, ["for longer"]), (1, [])):
         network.clock.advance(seconds)

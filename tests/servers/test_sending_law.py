@@ -11,7 +11,7 @@ from random import Random
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from tests.helpers.federated import SOUTH
 from tests.helpers.network import Fate, Network, Transfer
@@ -55,7 +55,7 @@ class South:
             self._chance.choice([1, 2, 5]),
         )
 
-    def _answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def _answer(self, destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination != SOUTH or not request.uri.startswith(SEND):
             return None
         assert self._contents.setdefault(request.uri, request.body) == request.body
@@ -67,10 +67,10 @@ class South:
             "no room for keys": b"m.direct_to_device" in request.body,
         }
         if is_too_much.get(self._mood):
-            return WireAnswer(429, {"retry-after": f"{self._seconds}"}, b"{}")
+            return WireResponse(429, {"retry-after": f"{self._seconds}"}, b"{}")
         statuses = {"busy, it knows not how long": 429, "broken": 500 if size else 200, "gone": 502}
         status = statuses.get(self._mood, 200)
-        return None if status == 200 else WireAnswer(status, {}, b"{}")
+        return None if status == 200 else WireResponse(status, {}, b"{}")
 
     def _fate(self, letter: Transfer) -> Fate:
         is_lost = (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import RefusedByRemote, path_of
+from federation.peers.requests import RefusedByRemote, make_path
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
@@ -23,11 +23,11 @@ async def ask(side: Side, to: str, template: str, *values: str, **query: Any) ->
         for name, value in query.items()
         for each in (value if isinstance(value, list) else [value])
     ]
-    return await side.edge.requests.get(ServerName(to), path_of(API + template, *values), pairs)
+    return await side.edge.requests.get(ServerName(to), make_path(API + template, *values), pairs)
 
 
 async def missing(side: Side, to: str, room_id: str, **body: Any) -> Any:
-    path = path_of(API + "get_missing_events/{}", room_id)
+    path = make_path(API + "get_missing_events/{}", room_id)
     return (await side.edge.requests.post(ServerName(to), path, body))["events"]
 
 
@@ -176,8 +176,8 @@ async def everything(
     """Return the response of each endpoint that refuses."""
     refusals = []
     for template, query in ALL:
-        path = API + template.replace("{room}", path_of("{}", room_id)).replace(
-            "{event}", path_of("{}", event_id)
+        path = API + template.replace("{room}", make_path("{}", room_id)).replace(
+            "{event}", make_path("{}", event_id)
         )
         pairs = [(name, value.replace("{event}", event_id)) for name, value in query.items()]
         try:
@@ -337,7 +337,7 @@ async def test_the_number_of_queries_does_not_grow_with_the_page(
     said = [say(room.alice, room.room_id, f"{number}") for number in range(90)]
     counted: list[int] = []
     for number in (5, 80):
-        room.north.rooms.events.forget(said)
+        room.north.rooms.events.evict(said)
         counter.clear()
         page = await ask(room.south, NORTH, "backfill/{}", room.room_id, v=[said[-1]], limit=number)
         assert len(page["pdus"]) == number

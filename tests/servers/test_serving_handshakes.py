@@ -6,13 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.requests import RefusedByRemote, path_of
+from federation.peers.requests import RefusedByRemote, make_path
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
-from federation.rooms.joins.send_join_response import FEW_MEMBERS, FEW_SERVERS
+from federation.rooms.joins.send_join_response import MAX_SMALL_MEMBERS, MAX_SMALL_SERVERS
 from federation.rooms.membership_templates import fill_template
 from federation.rooms.serving import spliced
 from storage.events.events import EventStore
@@ -45,14 +45,14 @@ def world(network: Network, **wish: Any) -> tuple[User, TestServer, str]:
 
 
 def get(server: TestServer, path: str, *values: str, **query: str) -> Any:
-    return server.app.edge.requests.get(TO, path_of(path, *values), list(query.items()))
+    return server.app.edge.requests.get(TO, make_path(path, *values), list(query.items()))
 
 
 def put(
     server: TestServer, path: str, *values: str, body: Mapping[str, Any], query: str = ""
 ) -> Any:
     return server.app.edge.requests.put(
-        TO, path_of(path, *values), body, [("omit_members", query)] * bool(query)
+        TO, make_path(path, *values), body, [("omit_members", query)] * bool(query)
     )
 
 
@@ -155,7 +155,7 @@ async def test_send_join_returns_the_state_before_the_join(network: Network) -> 
 
 async def test_members_are_left_out_where_that_is_asked_for(network: Network) -> None:
     alice, south, room_id = world(network)
-    for number in range(FEW_MEMBERS):
+    for number in range(MAX_SMALL_MEMBERS):
         ok(join_via(network.servers[NORTH].register(f"user{number}"), room_id))
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
@@ -173,7 +173,7 @@ async def test_members_are_left_out_where_that_is_asked_for(network: Network) ->
 
 async def test_a_room_without_a_name_comes_with_those_who_name_it(network: Network) -> None:
     _, south, room_id = world(network, name=None)
-    for number in range(FEW_MEMBERS):
+    for number in range(MAX_SMALL_MEMBERS):
         ok(join_via(network.servers[NORTH].register(f"user{number}"), room_id))
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
@@ -196,7 +196,7 @@ async def test_few_members_of_many_servers_are_omitted(
     network: Network,
 ) -> None:
     alice, south, room_id = world(network)
-    for number in range(FEW_SERVERS):
+    for number in range(MAX_SMALL_SERVERS):
         ok(alice.post(room_path(room_id, "ban"), {"user_id": f"@eve:server{number}.example"}))
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
@@ -220,7 +220,7 @@ async def test_long_events_come_in_pieces_though_they_are_few(
     alice, south, room_id = world(network)
     for number in range(10):
         set_state(alice, room_id, "org.example.note", {"text": "x" * 3_000}, f"{number}")
-    monkeypatch.setattr(served_states, "WITH_BYTES", 10_000)
+    monkeypatch.setattr(served_states, "MAX_PDU_BYTES", 10_000)
     monkeypatch.setattr(spliced, "BYTES_AT_ONCE", 10_000)
     read_at_once: list[int] = []
     get_pdus = EventStore.get_pdus

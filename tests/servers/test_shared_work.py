@@ -27,10 +27,10 @@ async def test_callers_share_the_work_of_their_key() -> None:
     shared, work = SharedWork[str, int](), Work()
     first, second, other = ask(shared, work), ask(shared, work), ask(shared, work, "b")
     assert len(work.begun) == 2
-    assert shared.is_under_way("a")
+    assert shared.is_running("a")
     work.begun[0].callback(7)
     assert (await first, await second) == (7, 7)
-    assert not shared.is_under_way("a")
+    assert not shared.is_running("a")
     assert not other.called
     third = ask(shared, work)
     assert len(work.begun) == 3, "nothing is remembered"
@@ -65,7 +65,7 @@ def test_a_caller_that_is_cancelled_takes_nothing_from_the_others(
         callers[number].cancel()
     assert len(work.begun) == 1
     assert not work.begun[0].called
-    assert shared.is_under_way("a")
+    assert shared.is_running("a")
     if fails:
         work.begun[0].errback(ValueError())
     else:

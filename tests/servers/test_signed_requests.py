@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from federation.peers import signed_requests
-from federation.peers.signed_requests import MOST_VALUES, SHORT_BODY
+from federation.peers.signed_requests import MAX_SHORT_BODY_BYTES, MAX_VALUES
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.errors import BadJson, Forbidden, NotJson, RemoteError, Unauthorized
 from federation.protocol.ids import ServerName
@@ -186,7 +186,7 @@ async def test_long_bodies_that_nobody_has_signed_cost_little(
         return encode_canonical(value)
 
     monkeypatch.setattr(signed_requests, "encode_canonical", encode)
-    long = b'{"a": "%b"}' % (b"x" * SHORT_BODY)
+    long = b'{"a": "%b"}' % (b"x" * MAX_SHORT_BODY_BYTES)
     canonical = encode_canonical(msgspec.json.decode(long))
 
     async def send(body: bytes, signed_as: bytes, address: str) -> bool:
@@ -197,7 +197,7 @@ async def test_long_bodies_that_nobody_has_signed_cost_little(
         return True
 
     assert await send(long, canonical, "192.0.2.1")
-    assert not await send(b'{"a":[' + b"{}," * MOST_VALUES + b"{}]}", b"{}", "192.0.2.1")
+    assert not await send(b'{"a":[' + b"{}," * MAX_VALUES + b"{}]}", b"{}", "192.0.2.1")
     assert len(made) == 1, "it has more values than anybody sends"
     assert [await send(long, b"{}", "192.0.2.2") for _ in range(3)] == [False] * 3
     assert len(made) == 2
@@ -222,7 +222,7 @@ async def test_a_long_body_without_a_canonical_form_costs_little_too(
         return decode_json(body)
 
     monkeypatch.setattr(signed_requests, "decode_json", decode)
-    body = b'{"a": "%b","b":%b}' % (b"x" * SHORT_BODY, end)
+    body = b'{"a": "%b","b":%b}' % (b"x" * MAX_SHORT_BODY_BYTES, end)
     with pytest.raises((BadJson, NotJson)):
         await checker.get_peer([signed_body(network, b"{}")], "PUT", SEND, body, "192.0.2.1")
     for _ in range(2):

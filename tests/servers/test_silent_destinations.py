@@ -6,10 +6,10 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
-from federation.sender.send_slots import HELD_SECONDS, MANY_UNDER_WAY
+from federation.sender.send_slots import MANY_RUNNING, MAX_SLOT_SECONDS
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member
@@ -29,7 +29,7 @@ class SilentWire(RecordingWire):
         self.clock = Clock()
         self.open = self.most_open = 0
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         if destination not in self.silent:
             return await super().exchange(destination, request)
         self.requests.append((destination, request))
@@ -49,7 +49,7 @@ class Home:
         self.wire = SilentWire()
         self.server = TestServer(folder, open_inline(sqlite), "", wire=self.wire)  # type: ignore[arg-type]
         self.wire.clock = self.server.clock
-        self.server.app.federation_out.sender.start()
+        self.server.app.outgoing_federation.sender.start()
         settle(self.server)
         self.alice = self.server.register("alice")
 
@@ -74,7 +74,7 @@ class Home:
         settle(self.server)
 
     def hears_from(self, server: ServerName) -> None:
-        self.server.app.federation_out.sender.heard_from(server)
+        self.server.app.outgoing_federation.sender.record_activity(server)
 
     def seconds_until_told(self, text: str) -> int:
         """How long it takes until the honest server has a message."""
@@ -162,7 +162,7 @@ async def test_the_number_of_requests_without_a_slot_is_bounded(home: Home) -> N
     home.say(await home.room_with(servers), "to_nobody")
     for _ in range(60):
         home.pass_time(1)
-    assert home.wire.most_open <= MANY_UNDER_WAY + 64 * 60 / HELD_SECONDS
+    assert home.wire.most_open <= MANY_RUNNING + 64 * 60 / MAX_SLOT_SECONDS
 
 
 async def test_a_server_that_becomes_active_gets_the_next_slot(home: Home) -> None:

@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from homeserver.services.media.download_slots import (
-    LOOK_SECONDS,
-    QUICK_AT_ONCE,
-    QUICK_BYTES,
-    QUICK_FOR_ONE,
-    QUICK_OF_ONE,
-    SLOW_AT_ONCE,
-    SLOW_OF_ONE,
-    WAITING_FOR_ONE,
+    CHECK_SECONDS,
+    MAX_FAST,
+    MAX_FAST_PER_SERVER,
+    MAX_FAST_PER_USER,
+    MAX_SLOW,
+    MAX_SLOW_PER_SERVER,
+    MAX_WAITING_PER_USER,
+    MIN_FAST_BYTES,
 )
 from storage.engine.database import Database
 from tests.helpers.federated_media import DOWNLOAD, METADATA, SIGNED
@@ -39,7 +39,7 @@ class SlowServers:
         self.asked: list[str] = []
         self.ends: dict[tuple[str, str], Deferred[None]] = {}
 
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         if request.take is None or not request.uri.startswith(SIGNED):
             raise RemoteError(destination, "there is no such server", retryable=True)
         self.asked.append(destination)
@@ -47,7 +47,7 @@ class SlowServers:
             give = request.take(200, HEADERS)
             assert give is not None
             give(BEGINNING + b"good\r\n--x--")
-            return WireAnswer(200, HEADERS, b"")
+            return WireResponse(200, HEADERS, b"")
         key = (destination, request.uri.rpartition("/")[2].partition("?")[0])
         self.ends[key] = Deferred()
         if self.begins:
@@ -60,7 +60,7 @@ class SlowServers:
         finally:
             self.sending.pop(key, None)
             del self.ends[key]
-        return WireAnswer(200, HEADERS, b"")
+        return WireResponse(200, HEADERS, b"")
 
     def under_way(self) -> list[str]:
         """The servers that are sending, or being waited for."""
@@ -90,20 +90,20 @@ def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(
     wire.begins = begins
     others = [bob.server.register(f"user{number}") for number in range(MANY)]
     for server, user in enumerate(others):
-        for number in range(QUICK_OF_ONE + 3):
+        for number in range(MAX_FAST_PER_SERVER + 3):
             ask(user, f"slow{server}.example", f"f{number}")
-    assert len(wire.under_way()) == QUICK_AT_ONCE
+    assert len(wire.under_way()) == MAX_FAST
     good = ask(bob, "good.example", "a")
-    bob.server.clock.advance(LOOK_SECONDS)
+    bob.server.clock.advance(CHECK_SECONDS)
     assert (good.answer.status, good.answer.body) == (200, b"good")
     # from now on there is room at once, however much the others are asked
     for _ in range(4):
         for server, user in enumerate(others):
             ask(user, f"slow{server}.example", f"g{len(wire.asked)}")
         assert ask(bob, "good.example", f"a{len(wire.asked)}").answer.body == b"good"
-        bob.server.clock.advance(LOOK_SECONDS)
+        bob.server.clock.advance(CHECK_SECONDS)
     of_each = [wire.under_way().count(f"slow{server}.example") for server in range(MANY)]
-    assert max(of_each) == SLOW_OF_ONE
+    assert max(of_each) == MAX_SLOW_PER_SERVER
 
 
 def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(
@@ -112,13 +112,13 @@ def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(
     mallory = bob.server.register("mallory")
     asked = [
         ask(mallory, f"slow{number}.example", "f")
-        for number in range(QUICK_FOR_ONE + WAITING_FOR_ONE + 1)
+        for number in range(MAX_FAST_PER_USER + MAX_WAITING_PER_USER + 1)
     ]
-    assert len(wire.under_way()) == QUICK_FOR_ONE
+    assert len(wire.under_way()) == MAX_FAST_PER_USER
     assert [each.answer.errcode for each in asked if each.done] == ["M_LIMIT_EXCEEDED"]
     assert ask(bob, "good.example", "a").answer.body == b"good"
-    bob.server.clock.advance(LOOK_SECONDS)
-    assert len(wire.under_way()) == 2 * QUICK_FOR_ONE  # half of them slow
+    bob.server.clock.advance(CHECK_SECONDS)
+    assert len(wire.under_way()) == 2 * MAX_FAST_PER_USER  # half of them slow
     assert ask(bob, "good.example", "b").answer.body == b"good"
 
 
@@ -136,15 +136,17 @@ def test_a_slow_server_is_given_the_time_that_its_files_need(bob: User, wire: Sl
             if received[number] == 2_000_000:
                 give(b"\r\n--x--")
                 wire.ends[server, media_id].callback(None)
-        assert len(wire.under_way()) <= SLOW_OF_ONE
-        bob.server.clock.advance(LOOK_SECONDS)
+        assert len(wire.under_way()) <= MAX_SLOW_PER_SERVER
+        bob.server.clock.advance(CHECK_SECONDS)
     assert [len(each.answer.body) for each in asked] == [2_000_000] * MANY
 
 
 def test_one_slow_server_holds_up_its_own_files_alone(bob: User, wire: SlowServers) -> None:
-    first = [ask(bob, "slow.example", f"f{number}", 60_000) for number in range(SLOW_OF_ONE)]
-    assert len(wire.under_way()) == QUICK_OF_ONE
-    bob.server.clock.advance(LOOK_SECONDS)
+    first = [
+        ask(bob, "slow.example", f"f{number}", 60_000) for number in range(MAX_SLOW_PER_SERVER)
+    ]
+    assert len(wire.under_way()) == MAX_FAST_PER_SERVER
+    bob.server.clock.advance(CHECK_SECONDS)
     ask(bob, "slow.example", "late", 60_000)
     assert ("slow.example", "late") not in wire.sending
     wire.sending["slow.example", "f1"](b"x" * 5000 + b"\r\n--x--")
@@ -155,16 +157,19 @@ def test_one_slow_server_holds_up_its_own_files_alone(bob: User, wire: SlowServe
 
 def fill_the_slow_places(bob: User, wire: SlowServers) -> list[Pending]:
     """By many servers, for many users; how the requests of the first server stand."""
-    servers, began = SLOW_AT_ONCE // SLOW_OF_ONE, bob.server.clock.seconds()
+    servers, began = MAX_SLOW // MAX_SLOW_PER_SERVER, bob.server.clock.seconds()
     users = [bob.server.register(f"user{number}") for number in range(servers)]
     asked = [
-        [ask(user, f"slow{number}.example", f"f{each}", 60_000) for each in range(SLOW_OF_ONE)]
+        [
+            ask(user, f"slow{number}.example", f"f{each}", 60_000)
+            for each in range(MAX_SLOW_PER_SERVER)
+        ]
         for number, user in enumerate(users)
     ]
-    while len(wire.asked) < SLOW_AT_ONCE and bob.server.clock.seconds() < began + 60:
-        bob.server.clock.advance(LOOK_SECONDS)
-    bob.server.clock.advance(LOOK_SECONDS)
-    assert len(wire.under_way()) == SLOW_AT_ONCE
+    while len(wire.asked) < MAX_SLOW and bob.server.clock.seconds() < began + 60:
+        bob.server.clock.advance(CHECK_SECONDS)
+    bob.server.clock.advance(CHECK_SECONDS)
+    assert len(wire.under_way()) == MAX_SLOW
     return asked[0]
 
 
@@ -172,15 +177,15 @@ def test_what_is_slow_beyond_the_places_for_it_stays_while_nobody_waits(
     bob: User, wire: SlowServers
 ) -> None:
     fill_the_slow_places(bob, wire)
-    for number in range(QUICK_FOR_ONE):
+    for number in range(MAX_FAST_PER_USER):
         ask(bob, f"slow{number}.more.example", "f", 60_000)
-    bob.server.clock.advance(LOOK_SECONDS)
-    assert len(wire.under_way()) == SLOW_AT_ONCE + QUICK_FOR_ONE
+    bob.server.clock.advance(CHECK_SECONDS)
+    assert len(wire.under_way()) == MAX_SLOW + MAX_FAST_PER_USER
     good = ask(bob, "good.example", "a")  # has no place: he has all that he may
     assert not good.done
-    bob.server.clock.advance(LOOK_SECONDS)
+    bob.server.clock.advance(CHECK_SECONDS)
     assert good.answer.body == b"good"
-    assert len(wire.under_way()) == SLOW_AT_ONCE + QUICK_FOR_ONE - 1
+    assert len(wire.under_way()) == MAX_SLOW + MAX_FAST_PER_USER - 1
     alice = bob.server.register("alice")
     assert ask(alice, "good.example", "b").answer.body == b"good"
 
@@ -191,30 +196,32 @@ def test_what_is_given_up_for_others_may_be_asked_for_again(
 ) -> None:
     wire.begins = begins
     asked = fill_the_slow_places(bob, wire)
-    for number in range(QUICK_FOR_ONE):
+    for number in range(MAX_FAST_PER_USER):
         ask(bob, f"slow{number}.more.example", "f", 60_000)
     for key, give in wire.sending.items():
         if key != ("slow0.example", "f0"):
             give(b"x" * 1000)
     ask(bob, "good.example", "a")
-    bob.server.clock.advance(LOOK_SECONDS)
+    bob.server.clock.advance(CHECK_SECONDS)
     assert [number for number, each in enumerate(asked) if each.done] == [0]
     assert (asked[0].answer.status, asked[0].answer.errcode) == (504, "M_NOT_YET_UPLOADED")
     assert ("slow0.example", "f0") not in wire.ends
     ask(bob, "slow0.example", "f0")
-    bob.server.clock.advance(LOOK_SECONDS)
+    bob.server.clock.advance(CHECK_SECONDS)
     assert ("slow0.example", "f0") in wire.ends
 
 
 def test_many_slow_servers_keep_nobody_waiting(bob: User, wire: SlowServers) -> None:
-    servers, began = SLOW_AT_ONCE // QUICK_OF_ONE + 10, bob.server.clock.seconds()
+    servers, began = MAX_SLOW // MAX_FAST_PER_SERVER + 10, bob.server.clock.seconds()
     for server in range(servers):
-        for number in range(QUICK_OF_ONE):
+        for number in range(MAX_FAST_PER_SERVER):
             ask(bob, f"slow{server}.example", f"f{number}")
-    while len(wire.asked) < servers * QUICK_OF_ONE and bob.server.clock.seconds() < began + 60:
-        bob.server.clock.advance(LOOK_SECONDS)
-    assert len(wire.asked) == servers * QUICK_OF_ONE, "all were asked"
-    assert len(wire.under_way()) <= SLOW_AT_ONCE + QUICK_FOR_ONE
+    while (
+        len(wire.asked) < servers * MAX_FAST_PER_SERVER and bob.server.clock.seconds() < began + 60
+    ):
+        bob.server.clock.advance(CHECK_SECONDS)
+    assert len(wire.asked) == servers * MAX_FAST_PER_SERVER, "all were asked"
+    assert len(wire.under_way()) <= MAX_SLOW + MAX_FAST_PER_USER
     alice = bob.server.register("alice")
     assert ask(alice, "good.example", "a").answer.body == b"good"
 
@@ -222,13 +229,13 @@ def test_many_slow_servers_keep_nobody_waiting(bob: User, wire: SlowServers) -> 
 def test_a_quick_transfer_keeps_its_place(bob: User, wire: SlowServers) -> None:
     long = ask(bob, "slow.example", "long")
     for _ in range(10):
-        for _ in range(QUICK_BYTES >> 20):
+        for _ in range(MIN_FAST_BYTES >> 20):
             wire.sending["slow.example", "long"](b"x" * (1 << 20) + b"y")
-        bob.server.clock.advance(LOOK_SECONDS)
-    for number in range(QUICK_OF_ONE - 1):
+        bob.server.clock.advance(CHECK_SECONDS)
+    for number in range(MAX_FAST_PER_SERVER - 1):
         ask(bob, "slow.example", f"f{number}")
     ask(bob, "slow.example", "waiting")
-    assert len(wire.under_way()) == QUICK_OF_ONE  # it is one of these
+    assert len(wire.under_way()) == MAX_FAST_PER_SERVER  # it is one of these
     wire.sending["slow.example", "long"](b"\r\n--x--")
     wire.ends["slow.example", "long"].callback(None)
-    assert len(long.answer.body) > 10 * QUICK_BYTES
+    assert len(long.answer.body) > 10 * MIN_FAST_BYTES

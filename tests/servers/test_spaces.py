@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, join_via
@@ -109,8 +109,8 @@ def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: 
         b"nonsense",
     ]
 
-    def lie(_: ServerName, request: WireRequest) -> WireAnswer | None:
-        return WireAnswer(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
+    def lie(_: ServerName, request: WireRequest) -> WireResponse | None:
+        return WireResponse(200, {}, answers[-1]) if "/hierarchy/" in request.uri else None
 
     network.interceptors.append(lie)
     while answers:

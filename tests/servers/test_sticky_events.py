@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from federation.protocol.ids import EventID
-from federation.rooms.sticky_checks import WhoWaits
+from federation.rooms.sticky_checks import WaitingSenders
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.federated import NORTH, Shared, create_room, shared
@@ -50,7 +50,7 @@ def keys(wire: RecordingWire) -> list[str]:
 async def test_a_server_that_comes_in_is_told(tmp_path: Path, sqlite_database: Database) -> None:
     wire = RecordingWire()
     server = TestServer(tmp_path, sqlite_database, wire=wire)
-    server.app.federation_out.sender.start()
+    server.app.outgoing_federation.sender.start()
     alice = server.register("alice")
     room_id = create_room(alice)
     for key in ("laptop", "phone"):
@@ -69,7 +69,7 @@ async def test_an_outage_with_much_talk_loses_none(
 ) -> None:
     wire = RecordingWire()
     server = TestServer(tmp_path, sqlite_database, wire=wire)
-    server.app.federation_out.sender.start()
+    server.app.outgoing_federation.sender.start()
     alice = server.register("alice")
     room_id = create_room(alice)
     await pretend_member(server, room_id, f"@bob:{PEER}")
@@ -128,7 +128,7 @@ async def test_so_is_what_another_process_has_soft_failed(network: Network) -> N
     room = await shared(network)
     event_id = await soft_fail(room)
     checks = room.north.room_engine.sticky_checks
-    checks._waiting = WhoWaits()  # as in a process that has only heard that another one wrote
+    checks._waiting = WaitingSenders()  # as in a process that has only heard that another one wrote
     checks._on_remote_write(0, 0)
     await adopt_again(room)
     assert sticky_in(room.alice, room.room_id) == [event_id]
@@ -153,7 +153,7 @@ async def adopt_again(room: Shared) -> None:
 
 
 def test_a_server_with_many_who_wait_takes_no_room_from_others() -> None:
-    who_waits = WhoWaits(most=10)
+    who_waits = WaitingSenders(most=10)
     who_waits.add(1, f"@alice:{NORTH}")
     for number in range(50):
         who_waits.add(number, f"@mallory{number}:{PEER}")

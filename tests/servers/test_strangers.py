@@ -4,8 +4,8 @@ spec: client-server-api#send-to-device-messaging
 """
 
 from federation.protocol.ids import ServerName
-from homeserver.services.encryption.to_device import MOST_MESSAGES, MOST_STRANGERS
-from homeserver.services.federation.destinations import DEAD_DAYS, STRANGERS_DAYS
+from homeserver.services.encryption.to_device import MAX_MESSAGES, MAX_UNRELATED_SERVERS
+from homeserver.services.federation.destinations import DEAD_DAYS, UNKNOWN_SERVER_DAYS
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from tests.helpers.federated import NORTH, SOUTH, Shared, shared
@@ -37,13 +37,13 @@ async def known(room: Shared) -> set[str]:
 
 async def live(room: Shared, days: int) -> None:
     """Let days pass with their jobs."""
-    destinations = room.north.server.app.federation_out.destinations
+    destinations = room.north.server.app.outgoing_federation.destinations
     for _ in range(days):
         room.network.clock.advance(DAY)
         room.network.settle()
-        while await destinations.do_expire(7) == 7:
+        while await destinations.do_remove_expired(7) == 7:
             continue
-        while await destinations.do_forget(7) == 7:
+        while await destinations.do_remove_forgotten(7) == 7:
             continue
 
 
@@ -51,15 +51,15 @@ async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices
     network: Network,
 ) -> None:
     room = await shared(network, config=_FREE)
-    refused = send(room.alice, 1, made_up(0, MOST_STRANGERS + 1))
+    refused = send(room.alice, 1, made_up(0, MAX_UNRELATED_SERVERS + 1))
     assert (refused.status, refused.json["errcode"]) == (400, "M_INVALID_PARAM")
-    many = send(room.alice, 2, {room.bob.user_id: {f"D{n}": {} for n in range(MOST_MESSAGES + 1)}})
+    many = send(room.alice, 2, {room.bob.user_id: {f"D{n}": {} for n in range(MAX_MESSAGES + 1)}})
     assert (many.status, many.json["errcode"]) == (400, "M_INVALID_PARAM")
     assert await waiting(room) == {}
 
-    mixed = {**made_up(0, MOST_STRANGERS), room.bob.user_id: {"D": {}}}
+    mixed = {**made_up(0, MAX_UNRELATED_SERVERS), room.bob.user_id: {"D": {}}}
     assert send(room.alice, 3, mixed).status == 200, "a server that shares a room does not count"
-    assert len(await waiting(room)) == MOST_STRANGERS + 1
+    assert len(await waiting(room)) == MAX_UNRELATED_SERVERS + 1
 
 
 async def test_messages_to_unknown_servers_are_rate_limited(network: Network) -> None:
@@ -99,14 +99,14 @@ async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(
     network.settle()
     assert send(room.alice, 1, made_up(0, 30)).status == 200
     network.settle()
-    await live(room, STRANGERS_DAYS - 2)
+    await live(room, UNKNOWN_SERVER_DAYS - 2)
     assert len(await waiting(room)) == 30, "they may be temporarily unreachable"
     await live(room, 6)
     assert await waiting(room) == {}
     assert await known(room) == set()
-    deliveries = room.north.server.app.federation_out.deliveries
+    deliveries = room.north.server.app.outgoing_federation.deliveries
     assert [each.server for each in deliveries] == []
-    assert deliveries.get_figures()["failing"] == 0
+    assert deliveries.get_metrics()["failing"] == 0
 
 
 async def test_messages_are_kept_longer_for_a_server_that_shares_a_room(network: Network) -> None:
@@ -121,4 +121,4 @@ async def test_messages_are_kept_longer_for_a_server_that_shares_a_room(network:
     await live(room, 4)
     assert await waiting(room) == {}
     assert await known(room) == {SOUTH}, "it shares a room"
-    assert room.north.server.app.federation_out.deliveries.peek(ServerName(SOUTH)) is not None
+    assert room.north.server.app.outgoing_federation.deliveries.peek(ServerName(SOUTH)) is not None

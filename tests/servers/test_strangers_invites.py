@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from federation.peers.requests import RefusedByRemote
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
-from storage.rooms.out_of_room_memberships import MOST_WAITING
+from storage.rooms.out_of_room_memberships import MAX_QUEUED_INVITES
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
 from tests.helpers.network import Network
 from tests.helpers.room_actions import V3, invite, membership, ok
@@ -234,10 +234,10 @@ async def test_a_declined_invite_is_declined_for_all_who_invited(network: Networ
         "event": {**draft, "sender": alice.user_id, "content": {"membership": "leave"}},
     }
 
-    def agree(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def agree(destination: ServerName, request: WireRequest) -> WireResponse | None:
         """It is no more in the room than the user is."""
         if destination == EAST and "_leave/" in request.uri:
-            return WireAnswer(
+            return WireResponse(
                 200, {}, msgspec.json.encode(template if "/make_" in request.uri else {})
             )
         return None
@@ -264,7 +264,8 @@ async def test_a_user_who_joins_after_declining_stays(network: Network, then: st
     left = {**draft, "sender": alice.user_id, "content": {"membership": "leave"}}
     template = msgspec.json.encode({"room_version": "10", "event": left})
     network.forge(
-        EAST, lambda request, _: WireAnswer(200, {}, template if "/make_" in request.uri else b"{}")
+        EAST,
+        lambda request, _: WireResponse(200, {}, template if "/make_" in request.uri else b"{}"),
     )
 
     def do(user: User, action: str, **body: str) -> None:
@@ -290,7 +291,9 @@ async def test_few_invites_wait(network: Network) -> None:
     north, south = (Side(network.add(name)) for name in (NORTH, SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "10", preset="private_chat")
-    strangers = [Side(network.add(f"s{number}.example")) for number in range(MOST_WAITING + 2)]
+    strangers = [
+        Side(network.add(f"s{number}.example")) for number in range(MAX_QUEUED_INVITES + 2)
+    ]
     for side in strangers[:-1]:
         for _ in range(2):  # of one server, one
             await send_invite(side, made_up(side, "10", room_id, alice.user_id, "invite"))

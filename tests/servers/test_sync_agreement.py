@@ -99,9 +99,9 @@ class Towns(RuleBasedStateMachine):
         ):  # what sliding sync keeps in memory of connections is gone whenever it is looked for
             self.patch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         if short:  # answers of sliding sync end early, and go on in the next ones
-            self.patch.setattr(batches, "LARGEST_RESPONSE", 2500)
+            self.patch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
             self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)
-            self.patch.setattr(room_entry, "LARGEST_TIMELINE", 1500)
+            self.patch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
         for at, preset in ((0, "public_chat"), (1, "public_chat"), (0, "private_chat")):
             self.create(at, preset)
         for who in range(4):

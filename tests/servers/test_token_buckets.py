@@ -18,12 +18,12 @@ def test_a_bucket_gives_a_burst_and_then_a_steady_rate() -> None:
     time = Time()
     buckets = TokenBuckets(time, Rate(0.5, 3))
     for left in (3, 2, 1):
-        assert (buckets.room("a"), buckets.wait("a")) == (left, 0)
+        assert (buckets.count_tokens("a"), buckets.wait("a")) == (left, 0)
         buckets.take("a")
-    assert (buckets.room("a"), buckets.wait("a"), buckets.wait("a", 2)) == (0, 2, 4)
+    assert (buckets.count_tokens("a"), buckets.wait("a"), buckets.wait("a", 2)) == (0, 2, 4)
     assert buckets.wait("b") == 0
     time.now += 2
-    assert (buckets.room("a"), buckets.wait("a")) == (1, 0)
+    assert (buckets.count_tokens("a"), buckets.wait("a")) == (1, 0)
 
 
 def test_tokens_that_are_given_back_can_be_taken_again() -> None:
@@ -31,12 +31,12 @@ def test_tokens_that_are_given_back_can_be_taken_again() -> None:
     buckets.take("a", 5)
     assert buckets.wait("a") == 4
     buckets.give_back("a", 4)
-    assert buckets.room("a") == 1
+    assert buckets.count_tokens("a") == 1
     buckets.take("a")
     buckets.fill("a")
-    assert (buckets.room("a"), len(buckets)) == (2, 0)
+    assert (buckets.count_tokens("a"), len(buckets)) == (2, 0)
     buckets.give_back("a")
-    assert buckets.room("a") == 2, "a bucket holds no more than a burst"
+    assert buckets.count_tokens("a") == 2, "a bucket holds no more than a burst"
 
 
 def test_another_rate_replaces_the_usual_one() -> None:
@@ -74,7 +74,7 @@ def test_no_more_is_let_through_than_a_burst_and_the_rate(
     began, taken = time.now, 0
     for pause in pauses:
         time.now += pause
-        wait, room = buckets.wait("a"), buckets.room("a")
+        wait, room = buckets.wait("a"), buckets.count_tokens("a")
         assert (room > 0) is (wait == 0)
         if not wait:
             buckets.take("a")

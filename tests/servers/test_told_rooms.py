@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -101,14 +101,14 @@ async def test_the_stripped_state_of_a_knock_is_verified(
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "12", preset="private_chat", name="tea", initial_state=[KNOCK])
 
-    def lie(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def lie(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/send_knock/" not in request.uri:
             return answer
         told: Mapping[str, Any] = msgspec.json.decode(answer.body)
         body = msgspec.json.encode(
             {"knock_room_state": altered(list(told["knock_room_state"]), way)}
         )
-        return WireAnswer(answer.status, answer.headers, body)
+        return WireResponse(answer.status, answer.headers, body)
 
     network.forge(SOUTH, lie)
     ok(knock_via(alice, room_id, SOUTH))
@@ -123,9 +123,9 @@ async def test_an_old_server_is_asked_in_the_old_way_where_that_says_enough(
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, version)
 
-    def old(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+    def old(destination: ServerName, request: WireRequest) -> WireResponse | None:
         if destination == NORTH and "/v2/invite/" in request.uri:
-            return WireAnswer(
+            return WireResponse(
                 404,
                 {"content-type": "application/json"},
                 b'{"errcode":"M_NOT_FOUND","error":"What?"}',

@@ -12,14 +12,14 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.peers import event_lists
-from federation.peers.event_lists import READ_AT_ONCE, read_event, read_piece
+from federation.peers.event_lists import PARSED_BYTES_PER_TURN, parse_event_piece, parse_piece
 from federation.peers.requests import RefusedByRemote
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import RoomVersion
 from federation.receiver import transactions as receiver
-from federation.receiver.transactions import FEW_VALUES, MAX_WAITING
+from federation.receiver.transactions import MAX_COMMAS_AT_ONCE, MAX_WAITING
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, shared, texts
 from tests.helpers.network import Network
@@ -275,7 +275,7 @@ async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network)
     said = say(room.bob, room.room_id, "in time")
     theirs = await room.south.pdu(room.room_id, said)
     network.hold()
-    transactions = room.north.server.app.incoming.transactions
+    transactions = room.north.server.app.incoming_federation.transactions
     slow = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "slow", [event.pdu], []))
     assert not slow.called
 
@@ -326,7 +326,7 @@ async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Netwo
         version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"}
     )
     network.hold()
-    transactions = room.north.server.app.incoming.transactions
+    transactions = room.north.server.app.incoming_federation.transactions
     sent = [
         Deferred.fromCoroutine(transactions.receive(ServerName(EAST), f"{number}", [event.pdu], []))
         for number in range(MAX_WAITING)
@@ -353,7 +353,7 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
         version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"}
     )
     network.hold()
-    transactions = room.north.server.app.incoming.transactions
+    transactions = room.north.server.app.incoming_federation.transactions
     first = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "first", [event.pdu], []))
     dense = (
         b'{"edus":[{"content":{"a":['
@@ -388,7 +388,7 @@ async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
     async def receive(_origin: ServerName, content: Mapping[str, Any]) -> None:
         taken.append(len(content["a"]))
 
-    edus_here = room.south.server.app.federation_out.edus
+    edus_here = room.south.server.app.outgoing_federation.edus
     monkeypatch.setattr(edus_here, "handlers", {**edus_here.handlers, "org.example.long": receive})
     values: list[Any] = ["x" * 2_000_000, [{}] * 1_000_000, [{}] * 100_000]
     edus = [{"edu_type": "org.example.long", "content": {"a": value}} for value in values]
@@ -400,7 +400,7 @@ async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
     assert taken == [2_000_000, 100_000]
 
 
-@pytest.mark.parametrize("values", [0, FEW_VALUES])
+@pytest.mark.parametrize("values", [0, MAX_COMMAS_AT_ONCE])
 async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that_is_not_read(
     network: Network, values: int
 ) -> None:
@@ -446,26 +446,26 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
 
     def read(piece: msgspec.Raw) -> Mapping[str, Any]:
         work.append(len(memoryview(piece)))
-        return read_event(piece)
+        return parse_event_piece(piece)
 
     def read_any(piece: msgspec.Raw) -> Mapping[str, Any]:
         work.append(len(memoryview(piece)))
-        return read_piece(piece)
+        return parse_piece(piece)
 
     def parse(version: RoomVersion, pdu: Mapping[str, Any]) -> Event:
         work.append(len(msgspec.json.encode(pdu)))
         return parse_event(version, pdu)
 
     monkeypatch.setattr(event_lists, "_pause", pause)
-    monkeypatch.setattr(receiver, "read_event", read)
-    monkeypatch.setattr(receiver, "read_piece", read_any)
+    monkeypatch.setattr(receiver, "parse_event_piece", read)
+    monkeypatch.setattr(receiver, "parse_piece", read_any)
     monkeypatch.setattr(receiver, "parse_event", parse)
     dense: list[Any] = [{}] * 20_000
     pdus = [{"room_id": room_ids[number % rooms], "content": {"a": dense}} for number in range(40)]
     body = msgspec.json.encode(
         {"pdus": pdus, "edus": [{"edu_type": "x", "content": {"a": dense}}] * 40}
     )
-    transactions = room.south.server.app.incoming.transactions
+    transactions = room.south.server.app.incoming_federation.transactions
 
     assert await transactions.receive_body(ServerName(NORTH), "x", body) == msgspec.Raw(
         b'{"pdus":{}}'
@@ -475,14 +475,14 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
     turns = [
         sum(turn) for is_pause, turn in groupby(work, key=lambda size: not size) if not is_pause
     ]
-    assert max(turns) < 2 * READ_AT_ONCE
+    assert max(turns) < 2 * PARSED_BYTES_PER_TURN
 
 
 async def test_an_event_of_more_values_than_any_is_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(event_lists, "read_piece", None)
-    assert read_event(msgspec.Raw(msgspec.json.encode({"a": [0] * 70_000}))) == {}
+    monkeypatch.setattr(event_lists, "parse_piece", None)
+    assert parse_event_piece(msgspec.Raw(msgspec.json.encode({"a": [0] * 70_000}))) == {}
 
 
 async def test_an_ordinary_transaction_is_not_taken_apart(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.wire import WireAnswer, WireRequest
+from federation.peers.wire import WireRequest, WireResponse
 from tests.helpers.federated import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, query, upload
 from tests.helpers.network import Network
@@ -78,14 +78,14 @@ async def test_a_key_that_is_temporarily_missing_is_verified_when_it_is_back(
 ) -> None:
     room = await verified(network)
 
-    def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    def forge(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/user/devices/" not in request.uri:
             return answer
         body = json.loads(answer.body)
         del body["master_key"], body["self_signing_key"]
         if other_key:
             body["master_key"] = cross_signing_key(room.bob, "master", 99)[1]
-        return WireAnswer(200, answer.headers, json.dumps(body).encode())
+        return WireResponse(200, answer.headers, json.dumps(body).encode())
 
     network.forge(SOUTH, forge)
     await missed(room, 10**6)

@@ -47,4 +47,4 @@ def engine(request: pytest.FixtureRequest) -> Engine:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit blocks of one-time keys to five keys."""
-    monkeypatch.setattr(one_time_keys, "KEYS_A_BLOCK", 5)
+    monkeypatch.setattr(one_time_keys, "BLOCK_KEYS", 5)

@@ -3,7 +3,7 @@
 import pytest
 
 from storage.account_data import account_data
-from storage.account_data.account_data import AccountDataStore, AccountDataSums
+from storage.account_data.account_data import AccountDataStore, AccountDataUsage
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.engine.streams import Change, Stage, Topic
 from tests.helpers.databases import QueryCounter, open_inline
@@ -27,20 +27,20 @@ async def test_incremental_readers_see_each_change_once(database: Database) -> N
     ]
 
     both = await store.get_account_data_since(ALICE, start, second)
-    assert (both.everywhere, both.rooms) == (
+    assert (both.global_data, both.rooms) == (
         {"m.direct": b'{"a":1}'},
         {ROOM: {"m.tag": b'{"tags":{}}'}},
     )
     later = await store.get_account_data_since(ALICE, first, second)
-    assert (later.everywhere, later.rooms) == ({}, {ROOM: {"m.tag": b'{"tags":{}}'}})
+    assert (later.global_data, later.rooms) == ({}, {ROOM: {"m.tag": b'{"tags":{}}'}})
     assert (
         await store.get_account_data_since(ALICE, second, database.streams.current())
     ).rooms == {}
 
     # A second change is returned at the later position only.
     third = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":2}')
-    assert (await store.get_account_data_since(ALICE, start, second)).everywhere == {}
-    assert (await store.get_account_data_since(ALICE, second, third)).everywhere == {
+    assert (await store.get_account_data_since(ALICE, start, second)).global_data == {}
+    assert (await store.get_account_data_since(ALICE, second, third)).global_data == {
         "m.direct": b'{"a":2}'
     }
 
@@ -77,7 +77,7 @@ async def test_the_usage_of_a_user_is_counted(database: Database) -> None:
     store = AccountDataStore(database)
 
     async def sums(user_id: str = ALICE) -> tuple[int, int]:
-        found = await database.read("t", store.get_sums, user_id)
+        found = await database.read("t", store.get_usage, user_id)
         return found.entries, found.size
 
     assert await sums() == (0, 0)
@@ -86,18 +86,18 @@ async def test_the_usage_of_a_user_is_counted(database: Database) -> None:
     await database.write("t", store.set_entry, "@bob:example.org", ROOM, "x", b"{}")
     assert await sums() == (2, 15)
     growth = [
-        await database.read("t", store.find_growth, ALICE, ROOM, type_, content)
+        await database.read("t", store.get_larger_usage, ALICE, ROOM, type_, content)
         for type_, content in (("x", b'{"a":123}'), ("x", b'{"a":45}'), ("x", b"{}"), ("y", b"{}"))
     ]
-    assert growth == [AccountDataSums(2, 16), None, None, AccountDataSums(3, 17)]
+    assert growth == [AccountDataUsage(2, 16), None, None, AccountDataUsage(3, 17)]
     await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":123}')
     await database.write("t", store.remove_entry, ALICE, None, "x")
     assert await sums() == (1, 9)
-    assert await database.read("t", store.find_growth, ALICE, None, "x", b"{}") == AccountDataSums(
-        2, 11
-    )
+    assert await database.read(
+        "t", store.get_larger_usage, ALICE, None, "x", b"{}"
+    ) == AccountDataUsage(2, 11)
     await database.write("t", store.set_entry, ALICE, None, "x", b'{"a":1}')
-    assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(2, 16)
+    assert await database.read("t", store.get_usage, ALICE) == AccountDataUsage(2, 16)
     await database.write("t", store.remove_account_data, ALICE)
     assert (await sums(), await sums("@bob:example.org")) == ((0, 0), (1, 2))
 
@@ -105,22 +105,22 @@ async def test_the_usage_of_a_user_is_counted(database: Database) -> None:
 async def test_deleted_entries_are_stored_up_to_a_limit(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(account_data, "MOST_DELETED", 2)
+    monkeypatch.setattr(account_data, "MAX_DELETED", 2)
     store = AccountDataStore(database)
     start = database.streams.current()
 
     async def told() -> dict[str, bytes]:
         return (
             await store.get_account_data_since(ALICE, start, database.streams.current())
-        ).everywhere
+        ).global_data
 
     for type_ in "abcd":
         await database.write("t", store.set_entry, ALICE, None, type_, b'{"a":1}')
     for type_ in "bac":
         await database.write("t", store.remove_entry, ALICE, None, type_)
     assert await told() == {"d": b'{"a":1}', "a": b"{}", "c": b"{}"}
-    assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(1, 7, 2)
+    assert await database.read("t", store.get_usage, ALICE) == AccountDataUsage(1, 7, 2)
     await database.write("t", store.set_entry, ALICE, None, "a", b"{}", deleted=True)
     assert list(await told()) == ["d", "c", "a"]
     await database.write("t", store.set_entry, ALICE, None, "c", b'{"a":1}')
-    assert await database.read("t", store.get_sums, ALICE) == AccountDataSums(2, 14, 1)
+    assert await database.read("t", store.get_usage, ALICE) == AccountDataUsage(2, 14, 1)

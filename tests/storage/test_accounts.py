@@ -2,7 +2,7 @@
 
 from msgspec.structs import replace
 
-from storage.accounts.accounts import AccountRow, AccountStore, Standing, select_standing
+from storage.accounts.accounts import AccountRow, AccountState, AccountStore, select_account_state
 from storage.engine.database import Database
 
 ALICE = AccountRow("@alice:example.org", "hash", 1)
@@ -31,21 +31,21 @@ async def test_a_new_password_increments_the_epoch_and_a_new_hash_of_the_same_do
     store = AccountStore(database)
     await database.write("t", store.add_account, ALICE)
     await database.write("t", store.set_password_hash, ALICE.user_id, "anew", "hash")
-    assert await database.read("t", select_standing, ALICE.user_id) == Standing(
+    assert await database.read("t", select_account_state, ALICE.user_id) == AccountState(
         0, locked=False, deactivated=False
     )
     await database.write("t", store.set_password_hash, ALICE.user_id, "other")
-    await database.write("t", store.begin_era, ALICE.user_id)
+    await database.write("t", store.advance_epoch, ALICE.user_id)
     await database.write("t", lambda txn: store.set_flags(txn, ALICE.user_id, locked=True))
-    assert await database.read("t", select_standing, ALICE.user_id) == Standing(
+    assert await database.read("t", select_account_state, ALICE.user_id) == AccountState(
         2, locked=True, deactivated=False
     )
-    assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].era == 2
+    assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].epoch == 2
     await database.write("t", lambda txn: store.set_deactivated(txn, ALICE.user_id, 1, erase=False))
-    state = await database.read("t", select_standing, ALICE.user_id)
+    state = await database.read("t", select_account_state, ALICE.user_id)
     assert state is not None
     assert state.deactivated
-    assert await database.read("t", select_standing, "@nobody:example.org") is None
+    assert await database.read("t", select_account_state, "@nobody:example.org") is None
 
 
 async def test_flags_are_set_one_by_one_and_move_the_position(database: Database) -> None:

@@ -22,7 +22,7 @@ from storage.engine.database import (
     make_engine,
 )
 from storage.filters.filters import FilterStore
-from storage.maintenance.after_restore import LEAP, NUMBERS, settle_restored
+from storage.maintenance.after_restore import ID_LEAP, POSITION_LEAP, repair_after_restore
 from tests.storage.test_copy import write_config
 
 ALICE, BOB, CAROL = "@alice:example.org", "@bob:example.org", "@carol:elsewhere.example"
@@ -41,22 +41,22 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
             devices.add_device(txn, DeviceRow(user_id, device_id, None, 1))
         for device_id in ("PHONE", "LAPTOP"):
             one_time = {(CURVE, f"{device_id}{n}"): b"{}" for n in range(250)}
-            keys.put_keys(
+            keys.upload_keys(
                 txn, ALICE, device_id, NewKeys(b'{"keys":{}}', one_time, {(CURVE, "F"): b'"f"'}), 0
             )
 
     await database.write("test", fill)
     wish = (ALICE, "PHONE", CURVE)
     for number in range(150):
-        assert await keys.do_claim([wish], 1) == [b'"PHONE%d":{}' % number]
+        assert await keys.claim_in_chunks([wish], 1) == [b'"PHONE%d":{}' % number]
     await remote.set_list(CAROL, 7, (), (), 0)
     head = await database.get_head()
-    settled = await database.write("test", settle_restored)
-    assert (settled.devices, settled.lists, settled.users) == (2, 1, 2)
+    settled = await database.write("test", repair_after_restore)
+    assert (settled.devices, settled.stale_lists, settled.users) == (2, 1, 2)
     changed = await database.get_head()
-    assert changed > head + LEAP
+    assert changed > head + POSITION_LEAP
     anew = DeviceKeyStore(database)
-    assert await anew.do_claim([wish], 1) == [b'"F":"f"']
+    assert await anew.claim_in_chunks([wish], 1) == [b'"F":"f"']
     assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
         "some clients treat zero as unchanged"
     )
@@ -69,19 +69,19 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
 
     def upload(txn: WriteTransaction) -> KeyCounts:
         new = {(CURVE, "PHONE1"): b"{}", (CURVE, "NEW"): b"{}"}
-        return anew.put_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
+        return anew.upload_keys(txn, ALICE, "PHONE", NewKeys(None, new, {}), 0)
 
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
     assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({CURVE: 2}, [], 1)
-    claimed = [await anew.do_claim([wish], 1) for _ in range(3)]
+    claimed = [await anew.claim_in_chunks([wish], 1) for _ in range(3)]
     assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
     assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({}, [], 1)
     # again, with one device that has published keys since, and one that has not
     for _ in range(2):
-        assert (await database.write("test", settle_restored)).devices == 2
+        assert (await database.write("test", repair_after_restore)).devices == 2
         for device_id in ("PHONE", "LAPTOP"):
             assert (await anew.get_counts(ALICE, device_id))[0] == KeyCounts({CURVE: 1}, [], 1)
-            assert await anew.do_claim([(ALICE, device_id, CURVE)], 1) == [b'"F":"f"']
+            assert await anew.claim_in_chunks([(ALICE, device_id, CURVE)], 1) == [b'"F":"f"']
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
 
 
@@ -96,13 +96,13 @@ async def test_no_key_backup_reuses_a_lost_version(database: Database) -> None:
     await database.write("test", fill)
     for _ in range(2):
         await backups.add_backup(ALICE, "a", b"{}")
-    await database.write("test", settle_restored)
+    await database.write("test", repair_after_restore)
     current = await backups.get_backup(ALICE, None)
     assert current is not None
     assert current.version == 2
     assert await backups.get_backup(BOB, None) is None
-    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + NUMBERS
-    assert await backups.add_backup(BOB, "a", b"{}") == 1 + NUMBERS
+    assert await backups.add_backup(ALICE, "a", b"{}") == 3 + ID_LEAP
+    assert await backups.add_backup(BOB, "a", b"{}") == 1 + ID_LEAP
 
 
 async def test_no_filter_reuses_a_lost_id(database: Database) -> None:
@@ -116,22 +116,22 @@ async def test_no_filter_reuses_a_lost_id(database: Database) -> None:
     await database.write("test", fill)
     assert [await filters.add_filter(ALICE, text, 1) for text in ("{}", '{"a":1}')] == [0, 1]
     for number in (1, 2):
-        await database.write("test", settle_restored)
+        await database.write("test", repair_after_restore)
         assert await filters.add_filter(ALICE, "{}", 1) == 0
-        assert await filters.add_filter(ALICE, f'{{"b":{number}}}', 1) == 1 + number * (NUMBERS + 1)
-        assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (NUMBERS + 1)
+        assert await filters.add_filter(ALICE, f'{{"b":{number}}}', 1) == 1 + number * (ID_LEAP + 1)
+        assert await filters.add_filter(BOB, f'{{"b":{number}}}', 1) == number * (ID_LEAP + 1)
 
 
 async def test_a_new_database_needs_no_repair(database: Database) -> None:
-    settled = await database.write("test", settle_restored)
-    assert (settled.devices, settled.lists, settled.users) == (0, 0, 0)
+    settled = await database.write("test", repair_after_restore)
+    assert (settled.devices, settled.stale_lists, settled.users) == (0, 0, 0)
 
 
 def test_the_command_requires_that_no_server_runs(
     postgresql: PostgresConfig, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, "homeserver.yaml", postgresql)
-    node = make_engine(postgresql).connect_node()
+    node = make_engine(postgresql).open_node_channel()
     assert node is not None
     words = [sys.executable, "-m", "homeserver", "after-restore", "-c", str(config)]
     refused = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)

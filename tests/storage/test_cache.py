@@ -135,7 +135,7 @@ def test_readers_share_a_load_of_the_same_key() -> None:
 def test_a_load_that_a_change_overtakes_is_repeated_for_the_changed_key(*, is_remote: bool) -> None:
     table, streams = Table(), Streams(10)
     cache = cache_of(table, streams)
-    streams.ask(lambda _after, _upto: [change(11, "a")])
+    streams.set_remote_change_source(lambda _after, _upto: [change(11, "a")])
     reading = start(cache, "a", "b")
     if is_remote:
         streams.advance_to(11)
@@ -157,10 +157,12 @@ def test_an_undescribed_write_of_another_node_drops_everything() -> None:
     cache = cache_of(table, streams)
     start(cache, "a", "b")
     table.answer()
-    streams.ask(lambda _after, _upto: [change(11, "a"), change(11, "b", Topic.PROFILE)])
+    streams.set_remote_change_source(
+        lambda _after, _upto: [change(11, "a"), change(11, "b", Topic.PROFILE)]
+    )
     streams.advance_to(11)
     assert (cache.find("a"), cache.find("b")) == (None, 0)
-    streams.ask(lambda _after, _upto: None)
+    streams.set_remote_change_source(lambda _after, _upto: None)
     reading = start(cache, "a")
     streams.advance_to(12)
     assert len(cache) == 0
@@ -208,7 +210,9 @@ def test_a_change_that_carries_the_value_updates_it_in_place() -> None:
     streams.publish([Change(13, Topic.RECEIPT, user_id="a")], 13)
     assert cache.find("a") is None
     assert result(Deferred.fromCoroutine(cache.get("a"))) == []
-    streams.ask(lambda _after, _upto: [Change(14, Topic.RECEIPT, user_id="a", detail=7)])
+    streams.set_remote_change_source(
+        lambda _after, _upto: [Change(14, Topic.RECEIPT, user_id="a", detail=7)]
+    )
     streams.advance_to(14)
     assert cache.find("a") is None, "a change of another node only invalidates"
     assert result(Deferred.fromCoroutine(cache.get("a"))) == []
@@ -306,7 +310,7 @@ class CacheMachine(RuleBasedStateMachine):
     def begin(self, max_entries: int, max_weight: int | None, updates: bool) -> None:
         self.streams = Streams()
         self.described: dict[tuple[int, int], list[Change] | None] = {}
-        self.streams.ask(lambda after, upto: self.described[after, upto])
+        self.streams.set_remote_change_source(lambda after, upto: self.described[after, upto])
         self.committed: list[tuple[int, str]] = []
         """The content of the database: the position of each change, and its key."""
         self.unannounced: list[tuple[list[tuple[int, str]], bool, bool]] = []

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.encryption.device_keys import CLAIMED_AT_ONCE, NewKeys
+from storage.encryption.device_keys import CLAIM_CHUNK, NewKeys
 from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
@@ -130,7 +130,7 @@ def test_any_node_gives_out_each_key_once_and_in_order(
             claimed, owner, failure = what
             device_id, algorithm = OWNERS[owner]
             wishes = [(ALICE, *OWNERS[each]) for each in claimed]
-            claims = [node.store.do_claim(wishes, 1000) for _ in range(2)]
+            claims = [node.store.claim_in_chunks(wishes, 1000) for _ in range(2)]
             upload = node.do_upload(device_id, [*given[owner], *names], algorithm)
             first, told, second = node.run_failing(times, failure, claims[0], upload, claims[1])
             if first is not None:
@@ -152,7 +152,7 @@ def test_any_node_gives_out_each_key_once_and_in_order(
                 if step == "together":
                     assert node.claim_together(wishes) == [wanted, take(what)]
                     continue
-                (answer,) = node.run(node.store.do_claim(wishes, 1000))
+                (answer,) = node.run(node.store.claim_in_chunks(wishes, 1000))
                 assert names_of(answer) == wanted
         for owner, names_left in zip(OWNERS, left, strict=True):
             for each in nodes:
@@ -179,7 +179,7 @@ def test_a_rolled_back_claim_takes_no_key(nodes: list[Node]) -> None:
 def test_a_claim_of_very_many_keys_takes_several_writes(nodes: list[Node]) -> None:
     """More keys than one statement takes."""
     node, other = nodes
-    devices = [f"D{number}" for number in range(2 * CLAIMED_AT_ONCE)]
+    devices = [f"D{number}" for number in range(2 * CLAIM_CHUNK)]
     for device_id in devices:
         node.upload(device_id, ["a", "b"])
     assert node.claim(*devices) == ["a"] * len(devices)
@@ -211,11 +211,13 @@ def test_the_digest_of_a_key_is_stored_for_some_time_after_its_claim(nodes: list
 
     def put(txn: WriteTransaction) -> int:
         keys = {(ALGORITHM, name): content(name) for name in (*names, "more")}
-        return node.store.put_keys(txn, ALICE, "A", NewKeys(None, keys, {}), 5).one_time[ALGORITHM]
+        return node.store.upload_keys(txn, ALICE, "A", NewKeys(None, keys, {}), 5).one_time[
+            ALGORITHM
+        ]
 
     node.upload("A", names)
     for ts in range(1, 6):
-        node.run(node.store.do_claim([(ALICE, "A", ALGORITHM)], ts))
+        node.run(node.store.claim_in_chunks([(ALICE, "A", ALGORITHM)], ts))
     for _ in range(2):
         assert node.run(node.database.write("upload", put)) == [1], (
             "the last key of the block was claimed later"
@@ -254,7 +256,7 @@ def test_keys_of_a_partly_failed_claim_are_returned(
     nodes: list[Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node, other = nodes
-    devices = [f"D{number:04}" for number in range(CLAIMED_AT_ONCE + 3)]
+    devices = [f"D{number:04}" for number in range(CLAIM_CHUNK + 3)]
     for device_id in devices:
         other.upload(device_id, [device_id])
     write = node.database.write
@@ -267,8 +269,8 @@ def test_keys_of_a_partly_failed_claim_are_returned(
         return await write(name, fn, *args)
 
     monkeypatch.setattr(node.database, "write", fail_later)
-    assert node.claim(*devices) == [*devices[:CLAIMED_AT_ONCE], None, None, None]
+    assert node.claim(*devices) == [*devices[:CLAIM_CHUNK], None, None, None]
     with pytest.raises(DatabaseUnavailable):
         node.claim(*devices)
     monkeypatch.setattr(node.database, "write", write)
-    assert node.claim(*devices) == [*[None] * CLAIMED_AT_ONCE, *devices[CLAIMED_AT_ONCE:]]
+    assert node.claim(*devices) == [*[None] * CLAIM_CHUNK, *devices[CLAIM_CHUNK:]]

@@ -27,7 +27,7 @@ async def test_a_confirmation_belongs_to_one_credential_epoch(database: Database
     await database.write("t", accounts.add_account, AccountRow(ALICE, None, 1))
     await database.write("t", DeviceStore(database).add_device, DeviceRow(ALICE, "A", None, 1))
     await store.set_confirmed(ALICE, "A", 5, 0)
-    await database.write("t", accounts.begin_era, ALICE)
+    await database.write("t", accounts.advance_epoch, ALICE)
     await database.write("t", store.remove_user, ALICE)
     await store.set_confirmed(ALICE, "A", 6, 0)
     assert await store.get_confirmed(ALICE, "A") is None

@@ -16,7 +16,7 @@ from storage.engine.database import (
     WriteTransaction,
     make_engine,
 )
-from storage.maintenance.copy import CannotCopy, Step, copy_database
+from storage.maintenance.copy import CannotCopy, CopyProgress, copy_database
 from storage.maintenance.copy_progress import ProgressLines
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates, open_inline
@@ -42,7 +42,7 @@ def new_postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresCo
 
 
 def copy(
-    source: Config, target: Config, tell: Callable[[Step], None] = lambda _: None
+    source: Config, target: Config, tell: Callable[[CopyProgress], None] = lambda _: None
 ) -> dict[str, int]:
     return dict(copy_database(make_engine(source), make_engine(target), tell).tables)
 
@@ -232,16 +232,16 @@ def test_many_rows_are_copied_in_batches_with_progress(
     lines: list[str] = []
     seconds = iter(range(10_000))
     progress = ProgressLines(lines.append, lambda: float(next(seconds)))
-    steps: list[Step] = []
+    steps: list[CopyProgress] = []
 
-    def tell(step: Step) -> None:
+    def tell(step: CopyProgress) -> None:
         steps.append(step)
-        progress.tell(step)
+        progress.report(step)
 
     assert copy(sqlite, new_postgresql, tell)["accounts"] == 1234
-    copying = [step.rows for step in steps if step.table == "accounts" and step.doing == "copying"]
+    copying = [step.rows for step in steps if step.table == "accounts" and step.phase == "copying"]
     assert copying == [0, 500, 1000, 1234]
-    assert steps[-1].all_rows == steps[-1].all_rows_to_do == 2 * 1234
+    assert steps[-1].rows_done == steps[-1].rows_total == 2 * 1234
     assert any(line.startswith("copying accounts: 1,000 of 1,234 rows; ") for line in lines)
     assert lines[-1].endswith("about 0 s left\n")
 
@@ -254,8 +254,8 @@ def test_an_interrupted_copy_leaves_nothing_and_can_be_restarted(
     count_accounts(database, 1234)
     close(database)
 
-    def interrupt(step: Step) -> None:
-        if step.doing == "comparing":
+    def interrupt(step: CopyProgress) -> None:
+        if step.phase == "comparing":
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

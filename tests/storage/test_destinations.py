@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import pytest
 
 from storage.cluster.leases import LeaseStore
-from storage.devices.device_list_log import MOST_KEPT, DeviceListLog
+from storage.devices.device_list_log import MAX_LOGGED, DeviceListLog
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.cross_signing import CrossSigningKey, CrossSigningStore
 from storage.encryption.device_keys import DeviceKeysRow, DeviceKeyStore
-from storage.encryption.outgoing_to_device import LOOK_EVERY, OutgoingToDeviceStore
+from storage.encryption.outgoing_to_device import TRIM_INTERVAL, OutgoingToDeviceStore
 from storage.encryption.published_keys import PublishedKeyStore
-from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
+from storage.encryption.remote_devices import DeviceListUpdate, RemoteDeviceStore
 from storage.engine.database import Database
 from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import WriteTransaction
@@ -20,14 +20,20 @@ from storage.federation.destination_lists import (
     DestinationRoom,
     DestinationSummary,
 )
-from storage.federation.destinations import LEASE, Backlog, DestinationRow, DestinationStore, Word
-from storage.federation.forgotten_destinations import Ages, ForgottenDestinationStore
+from storage.federation.destinations import (
+    LEASE,
+    ActivitySource,
+    Backlog,
+    DestinationRow,
+    DestinationStore,
+)
+from storage.federation.forgotten_destinations import CleanupAges, DestinationCleanupStore
 from storage.persist.state_effects import StateEffect, apply_effects
 from storage.rooms.memberships import NewMembership
-from storage.rooms.partial_rooms import begin_partial
+from storage.rooms.partial_rooms import add_partial_join
 from storage.rooms.receipts import NewReceipt, ReceiptStore
 from storage.rooms.room_servers import RoomServer, RoomServerStore, count_servers
-from storage.rooms.rooms import note_room
+from storage.rooms.rooms import get_or_add_room
 from tests.helpers.query_plans import record_plans
 
 PEER, OTHER = "peer.example", "other.example"
@@ -38,10 +44,10 @@ ROOM_NID = 7
 
 def changed(
     device_id: str, stream_id: int, prev_ids: Sequence[int] | None, keys: bytes = b"{}"
-) -> DeviceChange:
+) -> DeviceListUpdate:
     """A device list update for a device of Bob."""
     device = DeviceKeysRow(BOB, device_id, keys, None)
-    return DeviceChange(BOB, device_id, stream_id, prev_ids, device, is_clear=True)
+    return DeviceListUpdate(BOB, device_id, stream_id, prev_ids, device, is_understood=True)
 
 
 async def test_a_backlog_is_stored_until_it_is_delivered(database: Database) -> None:
@@ -54,7 +60,7 @@ async def test_a_backlog_is_stored_until_it_is_delivered(database: Database) -> 
     assert (await store.get_backlogs())[PEER] == Backlog({1: 100, 2: 200, 3: 300}, {ALICE: 150})
 
     def tell(txn: WriteTransaction) -> None:
-        store.set_told(txn, PEER, {1: None, 2: 400}, {ALICE: None})
+        store.set_delivered(txn, PEER, {1: None, 2: 400}, {ALICE: None})
         store.set_reached(txn, PEER, 30)
 
     await database.write("test", tell)
@@ -70,7 +76,7 @@ async def test_the_states_of_servers_are_listed_page_by_page(database: Database)
         DestinationListStore(database),
         OutgoingToDeviceStore(database),
     )
-    room = (await database.write("test", note_room, "!room:example.org", "11", 1)).room_nid
+    room = (await database.write("test", get_or_add_room, "!room:example.org", "11", 1)).room_nid
     away, third = "away.example", "third.example"
     await database.write("test", count_servers, room, {PEER: 1, OTHER: 1}, {PEER: 10, OTHER: 20})
     await store.add_failure(
@@ -84,19 +90,19 @@ async def test_the_states_of_servers_are_listed_page_by_page(database: Database)
     await lease.renew("me", 1, 300)
 
     first = DestinationSummary(
-        away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1, told_upto=99
+        away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1, delivered_upto=99
     )
     every = [
         first,
-        DestinationSummary(OTHER, told_upto=300),
-        DestinationSummary(PEER, told_upto=300),
-        DestinationSummary(third, messages_to_devices=1, told_upto=300),
+        DestinationSummary(OTHER, delivered_upto=300),
+        DestinationSummary(PEER, delivered_upto=300),
+        DestinationSummary(third, messages_to_devices=1, delivered_upto=300),
     ]
     assert await lists.get_page("", "destination", False, 0, 10) == (every, 4)
     assert await lists.get_page("", "destination", True, 1, 2) == ([every[2], every[1]], 4)
     for order in ("retry_last_ts", "retry_interval", "failure_ts"):
         assert await lists.get_page("", order, True, 0, 1) == ([first], 4)
-    assert await lists.get_page("", "told_upto", False, 0, 1) == ([first], 4)
+    assert await lists.get_page("", "delivered_upto", False, 0, 1) == ([first], 4)
     assert await lists.get_page("e", "failure_ts", True, 9, 1) == ([], 4)
     assert await lists.get_page("way", "destination", False, 0, 10) == ([first], 1)
     assert await lists.get_one(away) == first
@@ -115,8 +121,8 @@ async def test_the_states_of_servers_are_listed_page_by_page(database: Database)
 
 async def test_servers_of_a_room_with_partial_state_are_listed_too(database: Database) -> None:
     lists = DestinationListStore(database)
-    room = (await database.write("test", note_room, "!room:example.org", "11", 1)).room_nid
-    await database.write("test", begin_partial, room, 5, 30, PEER, [PEER, OTHER])
+    room = (await database.write("test", get_or_add_room, "!room:example.org", "11", 1)).room_nid
+    await database.write("test", add_partial_join, room, 5, 30, PEER, [PEER, OTHER])
 
     assert await lists.get_page("", "destination", False, 0, 10) == (
         [DestinationSummary(OTHER), DestinationSummary(PEER)],
@@ -134,15 +140,15 @@ async def test_activity_of_an_unreachable_server_is_reported_once(
 ) -> None:
     store = DestinationStore(database)
     await store.add_failure(DestinationRow(PEER, 10, 20, 5000, "down"), Backlog())
-    await store.note_heard([PEER, OTHER])
-    assert await store.take_heard() == {PEER: Word.ITS_OWN}
-    assert await store.take_heard() == {}
-    await store.note_heard([PEER], Word.OF_AN_OPERATOR)
-    await store.note_heard([PEER])
-    assert await store.take_heard() == {PEER: Word.OF_AN_OPERATOR}
+    await store.record_activity([PEER, OTHER])
+    assert await store.take_activity() == {PEER: ActivitySource.SERVER}
+    assert await store.take_activity() == {}
+    await store.record_activity([PEER], ActivitySource.OPERATOR)
+    await store.record_activity([PEER])
+    assert await store.take_activity() == {PEER: ActivitySource.OPERATOR}
     await database.write("test", store.set_reached, PEER, 30)
-    await store.note_heard([PEER])
-    assert await store.take_heard() == {}
+    await store.record_activity([PEER])
+    assert await store.take_activity() == {}
 
 
 async def test_a_server_that_asked_us_to_wait_is_not_failing(database: Database) -> None:
@@ -182,7 +188,7 @@ async def test_messages_wait_for_their_server_in_order(database: Database) -> No
     for number in range(3):
         await database.write("test", store.add_messages, {PEER: b"%d" % number, OTHER: b"x"})
 
-    assert [change.topic for change in heard] == [Topic.OUTGOING] * 3
+    assert [change.topic for change in heard] == [Topic.OUTGOING_TO_DEVICE] * 3
     assert await store.get_servers(before, database.streams.current()) == {PEER, OTHER}
     assert await store.count_messages() == {PEER: 3, OTHER: 3}
     first, second, third = await store.get_messages(PEER, 10)
@@ -194,7 +200,7 @@ async def test_messages_wait_for_their_server_in_order(database: Database) -> No
 async def test_the_newest_messages_for_an_unreachable_server_stay(
     database: Database,
 ) -> None:
-    store = OutgoingToDeviceStore(database, most_waiting=10)
+    store = OutgoingToDeviceStore(database, max_queued=10)
     for number in range(600):
         await database.write("test", store.add_messages, {PEER: b"%d" % number})
 
@@ -209,9 +215,9 @@ async def test_expired_messages_and_unneeded_destinations_are_deleted(
     store, waiting, forgotten = (
         DestinationStore(database),
         OutgoingToDeviceStore(database),
-        ForgottenDestinationStore(database),
+        DestinationCleanupStore(database),
     )
-    ages = Ages(dead_since=100, strangers_since=200, tried_before=300)
+    ages = CleanupAges(dead_since=100, strangers_since=200, tried_before=300)
     await database.write("test", count_servers, ROOM_NID, {PEER: 1, OTHER: 1}, {PEER: 1, OTHER: 1})
     behind = Backlog({ROOM_NID: 5}, {ALICE: 5})
     for server, since, backlog in (
@@ -226,11 +232,13 @@ async def test_expired_messages_and_unneeded_destinations_are_deleted(
         for _ in range(2):
             await database.write("test", waiting.add_messages, {server: b"x"})
 
-    assert await forgotten.forget(ages, 10) == [], "something is pending for each"
+    assert await forgotten.remove_unneeded(ages, 10) == [], "something is pending for each"
     assert [await forgotten.remove_expired(ages, 3) for _ in range(4)] == [3, 3, 2, 0]
     assert await waiting.count_messages() == {OTHER: 2, "away.example": 2}
-    assert await forgotten.forget(Ages(100, 200, tried_before=260), 10) == [], "tried too recently"
-    assert set(await forgotten.forget(ages, 10)) == {"dead.example", "gone.example"}
+    assert await forgotten.remove_unneeded(CleanupAges(100, 200, tried_before=260), 10) == [], (
+        "tried too recently"
+    )
+    assert set(await forgotten.remove_unneeded(ages, 10)) == {"dead.example", "gone.example"}
     assert set(await store.get_destinations()) == {PEER, OTHER, "behind.example", "away.example"}
     assert set(await store.get_backlogs()) == {PEER, OTHER, "behind.example"}
 
@@ -240,12 +248,12 @@ async def test_a_received_message_id_is_new_once(database: Database) -> None:
     assert await database.write("test", store.add_received, PEER, BOB, "m1", 1000)
     assert not await database.write("test", store.add_received, PEER, BOB, "m1", 2000)
     assert await database.write("test", store.add_received, PEER, BOB, "m2", 2000)
-    assert await store.forget_received(2000, 10) == 1
+    assert await store.delete_received(2000, 10) == 1
     assert await database.write("test", store.add_received, PEER, BOB, "m1", 3000)
 
 
 async def test_recorded_message_ids_per_server_are_bounded(database: Database) -> None:
-    store = OutgoingToDeviceStore(database, most_noted=300)
+    store = OutgoingToDeviceStore(database, max_received=300)
 
     def note(txn: WriteTransaction) -> None:
         store.add_received(txn, "quiet.example", "@carol:quiet.example", "m", 0)
@@ -261,7 +269,7 @@ async def test_recorded_message_ids_per_server_are_bounded(database: Database) -
     )
     counts = {origin: (count, latest) for origin, count, latest in rows}
     assert counts["quiet.example"] == (1, 0)
-    assert 300 <= counts[PEER][0] <= 300 + LOOK_EVERY
+    assert 300 <= counts[PEER][0] <= 300 + TRIM_INTERVAL
     assert counts[PEER][1] == 2999
 
 
@@ -297,11 +305,11 @@ async def test_device_changes_name_the_previous_one(database: Database) -> None:
 
 async def test_the_latest_device_changes_stay(database: Database) -> None:
     keys, log = DeviceKeyStore(database), DeviceListLog(database)
-    for number in range(MOST_KEPT + 20):
+    for number in range(MAX_LOGGED + 20):
         await database.write("test", keys.set_device_keys, ALICE, "A", b"%d" % number)
 
     changes = await log.get_changes(ALICE, 0)
-    assert len(changes) == MOST_KEPT
+    assert len(changes) == MAX_LOGGED
     assert changes[0].prev_id > 0, "a server that lacks that change sees the gap"
 
 
@@ -317,13 +325,15 @@ async def test_remote_device_lists_are_stored_and_their_changes_announced(
     published = PublishedKeyStore(database)
     assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
-    assert not await store.take_change(changed("B2", 6, [5]), 10, LIST_BYTES)
-    assert not await store.take_change(DeviceChange(BOB, "B1", 7, [6], None, True), 10, LIST_BYTES)
+    assert not await store.apply_update(changed("B2", 6, [5]), 10, LIST_BYTES)
+    assert not await store.apply_update(
+        DeviceListUpdate(BOB, "B1", 7, [6], None, True), 10, LIST_BYTES
+    )
     assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == [
         "B2"
     ]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
-    assert await store.take_change(changed("B3", 9, [8]), 10, LIST_BYTES)
+    assert await store.apply_update(changed("B3", 9, [8]), 10, LIST_BYTES)
     assert await store.get_stale("", 10) == [BOB]
     assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
     assert await log.get_changes(BOB, 0) == [], "no update is sent for remote users"
@@ -341,23 +351,23 @@ async def test_remote_device_lists_are_stored_and_their_changes_announced(
         (changed("B1", 7, [6], b'{"n":1}'), True, True),
         (changed("B1", 6, [], b'{"n":1}'), True, True),
         (changed("B1", 6, None, b'{"n":1}'), True, True),
-        (DeviceChange(BOB, "B1", 6, [5], None, is_clear=False), True, True),
+        (DeviceListUpdate(BOB, "B1", 6, [5], None, is_understood=False), True, True),
         (changed("B1", 5, [4]), False, False),
-        (DeviceChange(BOB, "GONE", 4, [3], None, is_clear=True), False, False),
-        (DeviceChange(BOB, "B1", 4, [3], None, is_clear=False), False, False),
+        (DeviceListUpdate(BOB, "GONE", 4, [3], None, is_understood=True), False, False),
+        (DeviceListUpdate(BOB, "B1", 4, [3], None, is_understood=False), False, False),
         (changed("B1", 4, [3], b'{"n":1}'), True, True),
-        (DeviceChange(BOB, "B1", 4, [3], None, is_clear=True), True, True),
+        (DeviceListUpdate(BOB, "B1", 4, [3], None, is_understood=True), True, True),
     ],
 )
 async def test_a_device_change_applies_is_known_or_makes_the_list_stale(
-    database: Database, change: DeviceChange, is_stale: bool, is_told: bool
+    database: Database, change: DeviceListUpdate, is_stale: bool, is_told: bool
 ) -> None:
     store = RemoteDeviceStore(database)
     await store.set_list(BOB, 5, [DeviceKeysRow(BOB, "B1", b"{}", None)], [], 0)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
 
-    assert await store.take_change(change, 10, LIST_BYTES) == is_stale
+    assert await store.apply_update(change, 10, LIST_BYTES) == is_stale
 
     assert (await store.get_lists([BOB]))[BOB].is_stale == is_stale
     assert [each.user_id for each in heard] == [BOB] * is_told
@@ -416,7 +426,7 @@ async def test_the_list_of_a_user_who_starts_to_share_a_room_is_stale(database: 
 async def test_a_fetched_list_that_a_change_overtook_is_stale(database: Database) -> None:
     store = RemoteDeviceStore(database)
     asked_at = await store.get_position(BOB)
-    assert not await store.take_change(changed("B1", 6, [5]), 10, LIST_BYTES)
+    assert not await store.apply_update(changed("B1", 6, [5]), 10, LIST_BYTES)
 
     await store.set_list(BOB, 5, [], [], asked_at)
     assert (await store.get_lists([BOB]))[BOB].is_stale
@@ -429,10 +439,10 @@ async def test_a_device_list_is_bounded(database: Database) -> None:
     await store.set_list(BOB, 5, [], [], 0)
 
     for number in range(5):
-        assert not await store.take_change(
+        assert not await store.apply_update(
             changed(f"B{number}", 6 + number, [5 + number]), 3, LIST_BYTES
         )
-    assert not await store.take_change(changed("B1", 20, [10], b'{"n":1}'), 3, LIST_BYTES)
+    assert not await store.apply_update(changed("B1", 20, [10], b'{"n":1}'), 3, LIST_BYTES)
 
     rows = (await published.get_published([], [BOB])).devices[BOB]
     assert [(row.device_id, row.keys) for row in rows] == [
@@ -442,7 +452,7 @@ async def test_a_device_list_is_bounded(database: Database) -> None:
     ]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 20
 
-    assert not await store.take_change(changed("B1", 21, [20], b'{"n":1000}'), 3, 10)
+    assert not await store.apply_update(changed("B1", 21, [20], b'{"n":1000}'), 3, 10)
     rows = (await published.get_published([], [BOB])).devices[BOB]
     assert [row.device_id for row in rows] == ["B0", "B2"], (
         "what does not fit is not what it was before"
@@ -467,7 +477,7 @@ async def test_own_membership_changes_are_found_without_scanning_events(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans = record_plans(database, monkeypatch)
-    assert list(await DestinationStore(database).get_own_moves(10, 20, 100)) == []
+    assert list(await DestinationStore(database).get_own_membership_changes(10, 20, 100)) == []
     assert [plan for plan in plans if "events_own_moves" in plan], plans
 
 

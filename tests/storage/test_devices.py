@@ -61,9 +61,9 @@ async def test_addresses_of_unused_devices_are_deleted(database: Database) -> No
             DeviceSighting(ALICE, "B", 7, "::2", "other agent"),
         ]
     )
-    assert await store.forget_addresses(5, 10) == 0
-    assert await store.forget_addresses(6, 10) == 1
-    assert await store.forget_addresses(6, 10) == 0, "processed devices are not found again"
+    assert await store.delete_addresses(5, 10) == 0
+    assert await store.delete_addresses(6, 10) == 1
+    assert await store.delete_addresses(6, 10) == 0, "processed devices are not found again"
     assert (await store.get_devices([ALICE]))[ALICE] == [
         DeviceRow(ALICE, "A", "Phone", 1, 5, None, None),
         DeviceRow(ALICE, "B", "Phone", 1, 7, "::2", "other agent"),
@@ -75,9 +75,9 @@ async def test_addresses_of_unused_devices_are_deleted(database: Database) -> No
             DeviceSighting(ALICE, "A", 6, "::3", "agent"),
         ]
     )
-    assert await store.forget_addresses(8, 1) == 1
-    assert await store.forget_addresses(8, 1) == 1
-    assert await store.forget_addresses(8, 1) == 0
+    assert await store.delete_addresses(8, 1) == 1
+    assert await store.delete_addresses(8, 1) == 1
+    assert await store.delete_addresses(8, 1) == 0
 
 
 async def test_addresses_are_deleted_to_the_millisecond_and_oldest_first(
@@ -103,14 +103,14 @@ async def test_addresses_are_deleted_to_the_millisecond_and_oldest_first(
             row.device_id for row in (await store.get_devices([ALICE]))[ALICE] if row.last_seen_ip
         )
 
-    assert await store.forget_addresses(HOUR_MS - 1, 10) == 0
-    assert await store.forget_addresses(HOUR_MS + 1, 1) == 1
+    assert await store.delete_addresses(HOUR_MS - 1, 10) == 0
+    assert await store.delete_addresses(HOUR_MS + 1, 1) == 1
     assert await left() == "BCD"
-    assert await store.forget_addresses(HOUR_MS + 1, 10) == 1
+    assert await store.delete_addresses(HOUR_MS + 1, 10) == 1
     assert await left() == "CD"
     await store.set_sightings([DeviceSighting(ALICE, "C", 3 * HOUR_MS, "::1", "agent")])
-    assert await store.forget_addresses(3 * HOUR_MS, 10) == 0
-    assert await store.forget_addresses(4 * HOUR_MS, 10) == 2
+    assert await store.delete_addresses(3 * HOUR_MS, 10) == 0
+    assert await store.delete_addresses(4 * HOUR_MS, 10) == 2
     assert await left() == ""
 
 
@@ -129,5 +129,5 @@ async def test_the_cost_of_finding_old_addresses_depends_on_their_number(
 
     await database.write("fill", fill)
     plans = record_plans(database, monkeypatch)
-    await DeviceStore(database).forget_addresses(1, 5000)
+    await DeviceStore(database).delete_addresses(1, 5000)
     assert any("devices_by_hour" in plan for plan in plans)

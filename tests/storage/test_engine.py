@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.engine.database import Database, SQLValue, Transaction, WriteTransaction
-from storage.engine.interface import LARGEST_CHUNK
+from storage.engine.interface import MAX_CHUNK
 
 
 async def make_table(
@@ -99,7 +99,7 @@ async def test_a_bulk_insert_of_an_existing_row_undoes_the_whole_write(
     await database.write("add", add, [(1, "the connection still works", None)])
 
 
-@pytest.mark.parametrize("number", [1, 3, LARGEST_CHUNK + 1])
+@pytest.mark.parametrize("number", [1, 3, MAX_CHUNK + 1])
 async def test_a_query_can_join_a_table_of_argument_rows(database: Database, number: int) -> None:
     await make_table(database)
     await database.write("add", add, [(nid, f"t{nid}", None) for nid in range(number)])
@@ -157,9 +157,7 @@ async def test_percent_signs_in_sql_and_arguments_are_literal(database: Database
     assert await database.read("find", find) == ([(1,)], [(1,)], [(2,)])
 
 
-@pytest.mark.parametrize(
-    "count", [0, 1, 2, 3, 5, LARGEST_CHUNK, LARGEST_CHUNK + 1, 3 * LARGEST_CHUNK]
-)
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, MAX_CHUNK, MAX_CHUNK + 1, 3 * MAX_CHUNK])
 async def test_many_keys_are_looked_up_in_chunks(database: Database, count: int) -> None:
     await make_table(database)
     await database.write(
@@ -175,7 +173,7 @@ async def test_many_keys_are_looked_up_in_chunks(database: Database, count: int)
 
     found, queries = await database.read("find", find)
     assert found == list(range(count))
-    assert queries == -(-count // LARGEST_CHUNK)
+    assert queries == -(-count // MAX_CHUNK)
 
 
 async def test_keys_may_be_text_or_bytes(database: Database) -> None:
@@ -294,7 +292,7 @@ async def test_query_each_changing_returns_rows_as_before_the_change(
 
     def take(txn: WriteTransaction, *people: str) -> list[list[tuple[Any, ...]]]:
         before = txn.queries
-        found = txn.query_each_changing(least, [(each,) for each in people], change, (b"taken",))
+        found = txn.query_each_and_change(least, [(each,) for each in people], change, (b"taken",))
         assert txn.queries == before + bool(people)
         return found
 
@@ -319,7 +317,7 @@ async def test_query_each_changing_is_undone_with_its_write(database: Database) 
     await database.write("add", add, [(1, "a", b"as it was")])
 
     def take(txn: WriteTransaction) -> None:
-        txn.query_each_changing(
+        txn.query_each_and_change(
             "SELECT id AS found_key FROM things WHERE text = ?",
             [("a",)],
             "UPDATE things SET raw = ? WHERE id IN {keys}",
@@ -336,7 +334,7 @@ async def test_query_each_changing_is_undone_with_its_write(database: Database) 
 
 async def test_query_each_runs_in_bounded_chunks(database: Database) -> None:
     await make_table(database)
-    count = 2 * LARGEST_CHUNK + 3
+    count = 2 * MAX_CHUNK + 3
     await database.write("add", add, [(at, "x", b"") for at in range(count)])
 
     def find(txn: Transaction) -> list[list[tuple[Any, ...]]]:

@@ -38,7 +38,7 @@ def make_write(
         if kind.startswith("claims"):
             (key,) = store.claim_keys(txn, [(ALICE, device_id, "curve")], 0)
         elif kind.startswith("uploads"):
-            store.put_keys(
+            store.upload_keys(
                 txn,
                 ALICE,
                 device_id,

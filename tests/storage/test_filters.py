@@ -30,16 +30,16 @@ async def test_the_same_filter_gets_the_same_id_whatever_its_size(database: Data
 async def test_the_least_recently_used_filters_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filters, "MOST_FILTERS", 3)
-    monkeypatch.setattr(filters, "LARGEST_FILTERS", 100)
+    monkeypatch.setattr(filters, "MAX_FILTERS", 3)
+    monkeypatch.setattr(filters, "MAX_CHARACTERS", 100)
     store = FilterStore(database)
 
     for ts, definition in enumerate(("a", "b", "c", "a")):
         await store.add_filter(ALICE, definition, ts)
         assert (await store.get_filter(ALICE, ts % 3)) == (definition, 0)
     for number, ts in enumerate((3, 9, 4)):
-        await store.note_used(ALICE, number, ts)
-    await store.note_used(ALICE, 1, 2)  # by a node whose write was late
+        await store.record_use(ALICE, number, ts)
+    await store.record_use(ALICE, 1, 2)  # by a node whose write was late
     assert (await store.get_filter(ALICE, 1), await kept(store)) == (("b", 9), [0, 1, 2])
     assert await store.add_filter(ALICE, "d", 9) == 3
     assert await kept(store) == [1, 2, 3]
@@ -52,18 +52,18 @@ async def test_the_least_recently_used_filters_are_deleted(
 async def test_unused_filters_are_deleted_before_used_ones(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filters, "MOST_FILTERS", 6)
-    monkeypatch.setattr(filters, "MOST_FRESH", 2)
+    monkeypatch.setattr(filters, "MAX_FILTERS", 6)
+    monkeypatch.setattr(filters, "PROTECTED_UNUSED", 2)
     store = FilterStore(database)
     for number in range(2):
         await store.add_filter(ALICE, f"used{number}", 1)
-        await store.note_used(ALICE, number, 1)
+        await store.record_use(ALICE, number, 1)
     for number in range(2, 30):
         assert await store.add_filter(ALICE, f"{number}", number) == number
     assert await kept(store) == [0, 1, 26, 27, 28, 29]
     await store.add_filter(ALICE, "26", 50)  # which is about to be used
     for number in range(26, 30):
-        await store.note_used(ALICE, number, 100 + number)
+        await store.record_use(ALICE, number, 100 + number)
     assert await store.add_filter(ALICE, "30", 200) == 30
     assert await store.add_filter(ALICE, "31", 200) == 31
     assert await kept(store) == [

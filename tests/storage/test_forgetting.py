@@ -45,17 +45,17 @@ async def test_left_rooms_and_only_these_are_forgotten_in_steps(
         (3, "@a:example.org", "invite", 5, 1),
         (4, "@a:example.org", "leave", 6, 1),
     )
-    assert await store.forget_left(2) == 2
+    assert await store.forget_left_rooms(2) == 2
     assert await forgotten(database) == {(1, "@a:example.org"), (2, "@a:example.org")}
-    assert await store.forget_left(2) == 1
-    assert await store.forget_left(2) == 0
+    assert await store.forget_left_rooms(2) == 1
+    assert await store.forget_left_rooms(2) == 0
     assert await forgotten(database) == {
         (1, "@a:example.org"),
         (2, "@a:example.org"),
         (4, "@a:example.org"),
     }
     await add(database, (5, "@b:example.org", "leave", 9, 1))
-    assert await store.forget_left(2) == 1
+    assert await store.forget_left_rooms(2) == 1
     assert (5, "@b:example.org") in await forgotten(database)
 
 
@@ -68,11 +68,11 @@ async def test_finished_departures_are_not_read_again(
     ]
     await add(database, *rows)
     store = MembershipStore(database)
-    while await store.forget_left(5000):
+    while await store.forget_left_rooms(5000):
         pass
     await database.write("analyze", lambda txn: txn.execute("ANALYZE memberships"))
     plans = record_plans(database, monkeypatch)
-    assert await store.forget_left(5000) == 0
+    assert await store.forget_left_rooms(5000) == 0
     assert any("memberships_departed" in plan for plan in plans)
     assert not any(
         "SCAN memberships" in plan or "Seq Scan on memberships" in plan for plan in plans

@@ -14,10 +14,10 @@ from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
 from storage.engine.database import Database
-from storage.media.object_calls import LEAST_BYTES, Call, ObjectCalls
+from storage.media.object_calls import MIN_BYTES, ObjectCall, ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed
 from storage.media.s3 import JOINED_PER_SECOND, PART_BYTES
-from storage.media.shared_contents import MOST_FAILURES, WHOLE_BYTES, WRITING_SECONDS
+from storage.media.shared_contents import MAX_FAILURES, MAX_FETCHED_BYTES, WRITING_SECONDS
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.media_nodes import HangingThreads, Node, UnreliableStore, hanging_node
 from tests.helpers.object_store import Bucket, hanging_object_store, slowly_joining_object_store
@@ -44,7 +44,7 @@ async def test_a_caller_of_a_hanging_store_gets_an_error(
     threads.go_on()  # nobody waits for its result
     assert [name for name in bucket.names() if other.hex() not in name] == []
     node.clock.advance(WRITING_SECONDS + 1)
-    assert await node.contents.do_take_away(10) == 1
+    assert await node.contents.delete_unused_objects(10) == 1
     assert await node.upload(TEA) != other
 
 
@@ -81,11 +81,11 @@ class WakingLate:
 
 async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCalls(later, clock, 20.0)
+    calls = ObjectCallRunner(later, clock, 20.0)
 
-    def work(call: Call) -> str:
+    def work(call: ObjectCall) -> str:
         for _ in range(100):
-            call.note(LEAST_BYTES)
+            call.record(MIN_BYTES)
             clock.advance(19)
         return "done"
 
@@ -94,10 +94,10 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
     later.run()
     assert await waiting == "done"
 
-    def drip(call: Call) -> str:
+    def drip(call: ObjectCall) -> str:
         for _ in range(100):
-            call.note(10)
-            call.note(-10)  # sent again
+            call.record(10)
+            call.record(-10)  # sent again
             clock.advance(1)
         return "done"
 
@@ -110,11 +110,11 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
 
 async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCalls(later, clock, 20.0)
+    calls = ObjectCallRunner(later, clock, 20.0)
 
-    def join(seconds: int) -> Callable[[Call], str]:
-        def work(call: Call) -> str:
-            call.note(LEAST_BYTES)
+    def join(seconds: int) -> Callable[[ObjectCall], str]:
+        def work(call: ObjectCall) -> str:
+            call.record(MIN_BYTES)
             call.expect_silence(100)
             for _ in range(seconds):
                 clock.advance(1)
@@ -135,7 +135,7 @@ async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
 
 def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(PART_BYTES + 1))
-    call = Call(Clock())
+    call = ObjectCall(Clock())
     with slowly_joining_object_store(seconds=3.6) as (endpoint_url, asked):
         store = bucket.open(
             endpoint_url=endpoint_url, patience=6.0
@@ -147,7 +147,7 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
 
 async def test_a_call_waits_for_a_thread_while_others_move() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCalls(later, clock, 20.0)
+    calls = ObjectCallRunner(later, clock, 20.0)
     first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
     clock.advance(15)
     later.jobs.pop(0)()
@@ -155,7 +155,7 @@ async def test_a_call_waits_for_a_thread_while_others_move() -> None:
     later.jobs.pop(0)()
     assert (await first, await second) == ("done", "done")
 
-    def fail(_: Call) -> str:
+    def fail(_: ObjectCall) -> str:
         raise ObjectStoreFailed("no")
 
     first, second = (Deferred.fromCoroutine(calls.run(work)) for work in (fail, lambda _: "done"))
@@ -170,7 +170,7 @@ async def test_a_call_waits_for_a_thread_while_others_move() -> None:
 
 async def test_short_calls_do_not_wait_for_long_ones() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCalls(later, clock, 20.0, long_at_once=2)
+    calls = ObjectCallRunner(later, clock, 20.0, max_long=2)
     made: list[str] = []
     long = [
         Deferred.fromCoroutine(calls.run(lambda _, name=name: made.append(name), is_long=True))  # type: ignore[misc]
@@ -214,9 +214,9 @@ async def test_a_file_is_removed_though_the_store_hangs(
         assert await node.remove(name, digests[name]) == {digests[name]}
     node.clock.advance(21)
     assert [digests["hung"].hex() in name for name in bucket.names()] == [True]
-    assert await node.contents.do_take_away(10) == 1
+    assert await node.contents.delete_unused_objects(10) == 1
     assert bucket.names() == []
-    assert await node.contents.do_take_away(10) == 0
+    assert await node.contents.delete_unused_objects(10) == 0
     threads.go_on()  # it is deleted already
 
 
@@ -243,10 +243,13 @@ async def test_an_object_that_cannot_be_deleted_does_not_block_the_others(
 
     refusing = Refusing(set(digests[:2]))
     node = Node(database, tmp_path, cast(ObjectStore, refusing))
-    assert [await node.contents.do_take_away(2) for _ in range(4)] == [0, 2, 2, 0]
+    assert [await node.contents.delete_unused_objects(2) for _ in range(4)] == [0, 2, 2, 0]
     assert len(bucket.names()) == 2
     refusing.hashes = set()
-    assert await node.contents.do_take_away(2) + await node.contents.do_take_away(2) == 2
+    assert (
+        await node.contents.delete_unused_objects(2) + await node.contents.delete_unused_objects(2)
+        == 2
+    )
     assert bucket.names() == []
 
 
@@ -261,10 +264,10 @@ async def test_a_store_that_deletes_nothing_is_retried_later(
     for number in range(5):
         await node.remove(str(number), hashlib.sha256(b"%d" % number).digest())
     with capturedLogs() as told, pytest.raises(ObjectStoreFailed):
-        await node.contents.do_take_away(10)
-    assert len(told) == MOST_FAILURES - 1
+        await node.contents.delete_unused_objects(10)
+    assert len(told) == MAX_FAILURES - 1
     store.is_cut = False
-    assert await node.contents.do_take_away(10) == 5
+    assert await node.contents.delete_unused_objects(10) == 5
 
 
 def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_path: Path) -> None:
@@ -272,9 +275,9 @@ def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_p
     with hanging_object_store() as endpoint_url:
         store = bucket.open(endpoint_url=endpoint_url, patience=0.2)
         for call in (
-            lambda: store.put("a", tmp_path / "file", Call(Clock())),
+            lambda: store.put("a", tmp_path / "file", ObjectCall(Clock())),
             lambda: store.open("a", 0),
-            lambda: store.remove("a", is_whole=True),
+            lambda: store.remove("a", is_complete=True),
         ):
             began = time.monotonic()
             with pytest.raises(ObjectStoreFailed):
@@ -285,10 +288,10 @@ def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_p
 def test_an_abandoned_upload_is_aborted(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(PART_BYTES * 2))
 
-    class GivenUp(Call):
-        def note(self, count: int) -> None:
+    class GivenUp(ObjectCall):
+        def record(self, count: int) -> None:
             self.is_given_up = self.bytes > PART_BYTES
-            super().note(count)
+            super().record(count)
 
     with pytest.raises(ObjectStoreFailed):
         bucket.open().put("a", tmp_path / "file", GivenUp(Clock()))
@@ -318,12 +321,14 @@ async def test_closing_a_read_of_a_hanging_store_does_not_block(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     """As when a client aborts a download: the reactor must not block."""
-    await Node(sqlite_database, tmp_path / "before", bucket.open()).upload(bytes(WHOLE_BYTES + 1))
+    await Node(sqlite_database, tmp_path / "before", bucket.open()).upload(
+        bytes(MAX_FETCHED_BYTES + 1)
+    )
     threads = HangingThreads()
     stream = HangingStream(threads)
     store = SimpleNamespace(open=lambda _name, _offset: stream)
     node = Node(sqlite_database, tmp_path / "after", cast(ObjectStore, store), executor=threads)
-    opened = await node.contents.open(hashlib.sha256(bytes(WHOLE_BYTES + 1)).digest())
+    opened = await node.contents.open(hashlib.sha256(bytes(MAX_FETCHED_BYTES + 1)).digest())
     assert opened is not None
     reading = Deferred.fromCoroutine(as_coroutine(opened.read(0, 10)))
     opened.close()

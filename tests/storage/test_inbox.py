@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from storage.engine.database import Database
-from storage.federation.inbox import InboxFull, InboxStore, NewInboxRow, Places
+from storage.federation.inbox import InboxFull, InboxLimits, InboxStore, NewInboxRow
 
 PEER, OTHER = "peer.example", "other.example"
 JUDGE, SLOW = "judge.example", "slow.example"
@@ -16,9 +16,9 @@ def rows(*names: str) -> Sequence[NewInboxRow]:
 
 async def test_events_with_the_fewest_attempts_come_first(database: Database) -> None:
     store = InboxStore(database)
-    await store.add(ROOM, PEER, rows("$a", "$b"), 10, judge=None)
-    await store.add(ROOM, OTHER, rows("$b", "$c"), 20, judge=JUDGE)  # $b is stored already
-    await store.add(SECOND, PEER, rows("$d"), 30, judge=None)
+    await store.add(ROOM, PEER, rows("$a", "$b"), 10, policy_server=None)
+    await store.add(ROOM, OTHER, rows("$b", "$c"), 20, policy_server=JUDGE)  # $b is stored already
+    await store.add(SECOND, PEER, rows("$d"), 30, policy_server=None)
 
     first, third, second = await store.get_of_room(ROOM, 10)
     assert [(row.event_id, row.origin, row.received_ts) for row in (first, third, second)] == [
@@ -26,7 +26,7 @@ async def test_events_with_the_fewest_attempts_come_first(database: Database) ->
         ("$c", OTHER, 20),
         ("$b", PEER, 10),
     ], "one of each server before a second"
-    await store.note_attempt([first.inbox_nid])
+    await store.record_attempt([first.inbox_nid])
     assert [row.event_id for row in await store.get_of_room(ROOM, 2)] == ["$b", "$c"]
     await store.remove([second.inbox_nid, third.inbox_nid])
     assert [(row.event_id, row.attempts) for row in await store.get_of_room(ROOM, 10)] == [
@@ -39,7 +39,15 @@ async def test_events_with_the_fewest_attempts_come_first(database: Database) ->
 async def test_each_server_has_a_quota_and_a_smaller_one_without_verdicts(
     database: Database,
 ) -> None:
-    store = InboxStore(database, Places(all=8, unjudged=5, unjudged_by_one=3, unjudged_of_room=2))
+    store = InboxStore(
+        database,
+        InboxLimits(
+            per_server=8,
+            awaiting_verdict=5,
+            awaiting_one_policy_server=3,
+            awaiting_verdict_per_room=2,
+        ),
+    )
 
     async def is_full(
         room_nid: int,
@@ -50,7 +58,7 @@ async def test_each_server_has_a_quota_and_a_smaller_one_without_verdicts(
     ) -> bool:
         new = [NewInboxRow(name, b"{}", is_naming) for name in names]
         try:
-            await store.add(room_nid, origin, new, 10, judge=judge)
+            await store.add(room_nid, origin, new, 10, policy_server=judge)
         except InboxFull:
             return True
         return False
@@ -79,22 +87,22 @@ async def test_servers_share_a_total_quota_and_outside_servers_a_small_part(
 ) -> None:
     store = InboxStore(
         database,
-        Places(
-            all=6,
-            bytes_of_one=60,
-            together=9,
-            bytes_together=100,
-            when_scarce=2,
-            outside=2,
-            outside_together=3,
-            outside_bytes=25,
+        InboxLimits(
+            per_server=6,
+            bytes_per_server=60,
+            total=9,
+            total_bytes=100,
+            per_server_when_half_full=2,
+            per_outside_server=2,
+            outside_total=3,
+            outside_total_bytes=25,
         ),
     )
 
     async def is_full(*names: str, origin: str, is_outside: bool = False, size: int = 1) -> bool:
         new = [NewInboxRow(name, b"x" * size) for name in names]
         try:
-            await store.add(ROOM, origin, new, 10, judge=None, is_outside=is_outside)
+            await store.add(ROOM, origin, new, 10, policy_server=None, is_outside=is_outside)
         except InboxFull:
             return True
         return False
@@ -124,23 +132,34 @@ async def test_a_copy_from_a_server_in_the_room_replaces_one_from_outside(
     database: Database,
 ) -> None:
     store = InboxStore(database)
-    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, judge=None, is_outside=True)
-    await store.add(ROOM, PEER, [NewInboxRow("$a", b"true")], 10, judge=None)
-    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, judge=None, is_outside=True)
+    await store.add(
+        ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_outside=True
+    )
+    await store.add(ROOM, PEER, [NewInboxRow("$a", b"true")], 10, policy_server=None)
+    await store.add(
+        ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_outside=True
+    )
 
     assert [(row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)] == [(PEER, b"true")]
 
 
 async def test_servers_of_one_domain_share_a_quota(database: Database) -> None:
     store = InboxStore(
-        database, Places(of_domain=3, outside_of_domain=2, together=8, of_domain_when_scarce=1)
+        database,
+        InboxLimits(per_domain=3, per_outside_domain=2, total=8, per_domain_when_half_full=1),
     )
 
     async def is_full(origin: str, name: str, is_outside: bool = False) -> bool:
         domain = ".".join(origin.split(".")[-2:])
         try:
             await store.add(
-                ROOM, origin, rows(name), 10, judge=None, is_outside=is_outside, domain=domain
+                ROOM,
+                origin,
+                rows(name),
+                10,
+                policy_server=None,
+                is_outside=is_outside,
+                domain=domain,
             )
         except InboxFull:
             return True
@@ -162,12 +181,19 @@ async def test_a_copy_from_the_senders_own_server_replaces_others(
 ) -> None:
     store = InboxStore(database)
     await store.add(
-        ROOM, OTHER, [NewInboxRow("$a", b"{}"), NewInboxRow("$b", b"{}")], 10, judge=None
+        ROOM, OTHER, [NewInboxRow("$a", b"{}"), NewInboxRow("$b", b"{}")], 10, policy_server=None
     )
-    await store.add(ROOM, PEER, [NewInboxRow("$a", b'{"true":1}', is_own=True)], 20, judge=None)
-    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"{}")], 30, judge=None)
     await store.add(
-        ROOM, PEER, [NewInboxRow("$b", b'{"true":1}', is_own=True)], 40, judge=None, is_outside=True
+        ROOM, PEER, [NewInboxRow("$a", b'{"true":1}', is_own=True)], 20, policy_server=None
+    )
+    await store.add(ROOM, OTHER, [NewInboxRow("$a", b"{}")], 30, policy_server=None)
+    await store.add(
+        ROOM,
+        PEER,
+        [NewInboxRow("$b", b'{"true":1}', is_own=True)],
+        40,
+        policy_server=None,
+        is_outside=True,
     )
 
     found = {row.event_id: (row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)}

@@ -33,7 +33,7 @@ async def test_invites_by_local_users_are_found(database: Database) -> None:
         )
 
     await database.write("put", write)
-    assert await MembershipStore(database).get_invited_by_ours(ALICE, GUESTS) == {*GUESTS[:2]}
+    assert await MembershipStore(database).get_invited_by_own_server(ALICE, GUESTS) == {*GUESTS[:2]}
 
 
 async def test_invites_are_searched_by_the_invited_users(
@@ -42,6 +42,6 @@ async def test_invites_are_searched_by_the_invited_users(
     """The query does not search each room of the user for each of the others, however many rooms
     there are."""
     plans = record_plans(sqlite_database, monkeypatch)
-    assert await MembershipStore(sqlite_database).get_invited_by_ours(ALICE, GUESTS) == set()
+    assert await MembershipStore(sqlite_database).get_invited_by_own_server(ALICE, GUESTS) == set()
     assert plans
     assert all("memberships_by_user (user_id=? AND membership=?)" in step for step in plans), plans

@@ -4,8 +4,8 @@ steps."""
 import pytest
 
 from storage.encryption.key_backups import (
-    PUT_AT_ONCE,
-    REMOVED_AT_ONCE,
+    DELETE_CHUNK,
+    PUT_CHUNK,
     BackedUpKey,
     BackupFull,
     KeyBackupStore,
@@ -31,7 +31,7 @@ async def left(database: Database) -> int:
     return await database.read("count_keys", read)
 
 
-@pytest.mark.parametrize("number", [3, REMOVED_AT_ONCE, 2 * REMOVED_AT_ONCE + 250])
+@pytest.mark.parametrize("number", [3, DELETE_CHUNK, 2 * DELETE_CHUNK + 250])
 async def test_a_deleted_backup_is_invisible_at_once_and_its_keys_go_in_steps(
     database: Database, number: int
 ) -> None:
@@ -42,7 +42,7 @@ async def test_a_deleted_backup_is_invisible_at_once_and_its_keys_go_in_steps(
     kept = await store.put_keys(USER, second, keys(4))
     await store.remove_backup(USER, first)
     assert await store.get_backup(USER, first) is None
-    assert await left(database) == 4 + max(0, number - REMOVED_AT_ONCE)
+    assert await left(database) == 4 + max(0, number - DELETE_CHUNK)
     with pytest.raises(NoSuchBackup):
         await store.put_keys(USER, first, keys(1))
     await store.remove_backup(USER, first)
@@ -63,7 +63,7 @@ async def test_each_write_of_very_many_keys_is_short(
     database = open_inline(database_config, counter)
     store = KeyBackupStore(database)
     version = await store.add_backup(USER, "a", b"{}")
-    number = 3 * PUT_AT_ONCE + 1
+    number = 3 * PUT_CHUNK + 1
     of_many_rooms = [
         BackedUpKey(f"!{at}:example.org", "s", 0, 0, False, b"{}") for at in range(number)
     ]
@@ -80,14 +80,14 @@ async def test_each_write_of_very_many_keys_is_short(
     assert removed.key_count == await left(database) == number
     counter.clear()
     removed = await store.remove_keys(USER, version, None, None)
-    assert counter.writes["remove_backed_up_keys"] == 1 + number // REMOVED_AT_ONCE
+    assert counter.writes["remove_backed_up_keys"] == 1 + number // DELETE_CHUNK
     assert removed.key_count == await left(database) == 0
     assert removed.etag > kept.etag
     await database.close()
 
 
 async def test_a_backup_has_a_limit_on_keys(database: Database) -> None:
-    store = KeyBackupStore(database, most_keys=3)
+    store = KeyBackupStore(database, max_keys=3)
     version = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, version, keys(3))
     with pytest.raises(BackupFull):

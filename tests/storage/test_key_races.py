@@ -31,19 +31,21 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
             (ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index
             for index in range(first, first + number)
         }
-        keys.put_keys(txn, ALICE, DEVICE, NewKeys(None, new, {}), 0)
+        keys.upload_keys(txn, ALICE, DEVICE, NewKeys(None, new, {}), 0)
 
     device = DeviceRow(ALICE, DEVICE, None, 0)
     await threaded_database.write("add_device", DeviceStore(threaded_database).add_device, device)
     await threaded_database.write(
         "add",
-        lambda txn: keys.put_keys(
+        lambda txn: keys.upload_keys(
             txn, ALICE, DEVICE, NewKeys(None, {}, {(ALGORITHM, "f"): b"{}"}), 0
         ),
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
     wish = (ALICE, DEVICE, ALGORITHM)
-    claims: list[Coroutine[Any, Any, Any]] = [keys.do_claim([wish], 0) for _ in range(CLAIMERS)]
+    claims: list[Coroutine[Any, Any, Any]] = [
+        keys.claim_in_chunks([wish], 0) for _ in range(CLAIMERS)
+    ]
     claims.insert(10, threaded_database.write("add", add, KEYS // 2, KEYS - KEYS // 2))
     claimed: list[bytes] = [answer[0] for answer in await at_once(claims) if answer is not None]
     given = [key for key in claimed if key != b'"f":{}']

@@ -2,7 +2,7 @@
 
 from twisted.internet.task import Clock
 
-from storage.cluster.lease_loop import LEASE_MS, ROUND_SECONDS, LeaseLoop
+from storage.cluster.lease_loop import LEASE_DURATION_MS, ROUND_SECONDS, LeaseLoop
 from storage.cluster.leases import Lease, LeaseStore
 from storage.cluster.node_lease import FIRST_RENEWAL_SECONDS, NodeLease
 from storage.engine.database import Database
@@ -31,7 +31,7 @@ class Work:
         self.position = lease.position
         self.log.append("begin")
 
-    async def note(self) -> int:
+    async def store_progress(self) -> int:
         self.log.append("note")
         return self.position
 
@@ -59,7 +59,7 @@ async def test_work_begins_with_the_lease_and_its_position_is_stored(database: D
     assert (work.loop.is_held, work.log) == (True, ["begin"])
     work.position += 7
     clock.advance(FIRST_RENEWAL_SECONDS)
-    assert work.loop.noted == work.position
+    assert work.loop.stored_position == work.position
     clock.advance(ROUND_SECONDS)
     assert (work.log, work.rounds) == (["begin", "note", "note"], 3)
     work.position += 1
@@ -94,7 +94,7 @@ async def test_a_node_that_lost_the_lease_ends_its_work_and_takes_it_again_when_
     clock = Clock()
     work, store = Work(postgres_database, clock, "a"), LeaseStore(postgres_database, "push")
     work.loop.start()
-    assert await store.take("b", 0, 3 * LEASE_MS, force=True) is not None
+    assert await store.take("b", 0, 3 * LEASE_DURATION_MS, force=True) is not None
     clock.advance(ROUND_SECONDS)
     assert (work.loop.is_held, work.log[-1]) == (False, "lose")
     work.is_done = False
@@ -124,9 +124,9 @@ async def test_a_loop_that_never_held_the_lease_stops_and_stores_nothing(
 ) -> None:
     clock = Clock()
     store = LeaseStore(postgres_database, "push")
-    taken = await store.take("b", 0, LEASE_MS, force=True)
+    taken = await store.take("b", 0, LEASE_DURATION_MS, force=True)
     work = Work(postgres_database, clock, "a")
     work.loop.start()
     await work.loop.stop()
     assert work.log == []
-    assert await store.renew("b", LEASE_MS, taken.position if taken else 0)
+    assert await store.renew("b", LEASE_DURATION_MS, taken.position if taken else 0)

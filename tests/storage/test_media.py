@@ -8,13 +8,13 @@ from msgspec.structs import replace
 from storage.engine.database import Database
 from storage.engine.interface import Row
 from storage.engine.transaction import Transaction
-from storage.media.content_uris import MediaAddress
-from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.content_uris import ContentURI
+from storage.media.media import MediaContent, MediaRow, MediaStore
 from storage.media.quarantine import QuarantineStore
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
 
 NOW = 1_700_000_000_000
-CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
+CONTENT = MediaContent(b"\x01" * 32, 7, "image/png", "a.png")
 ROW = MediaRow("abc", "@alice:example.org", CONTENT, NOW, None, NOW, True)
 RESERVED = MediaRow("later", "@alice:example.org", None, NOW, NOW + 1000, NOW, False)
 
@@ -97,21 +97,21 @@ async def test_protected_files_are_not_quarantined(database: Database) -> None:
     copy = RemoteMediaRow("north.example", "copy", CONTENT, NOW, NOW, True)
     await database.write("add", copies.add_copy, copy)
     assert (
-        await quarantine.set_held(
-            [MediaAddress("example.org", each) for each in ("safe", "unknown")], "@root:x"
+        await quarantine.quarantine(
+            [ContentURI("example.org", each) for each in ("safe", "unknown")], "@root:x"
         )
         == 0
     )
-    assert await quarantine.set_held([MediaAddress("example.org", "abc")], "@root:x") == 2
+    assert await quarantine.quarantine([ContentURI("example.org", "abc")], "@root:x") == 2
     rows = await store.get_media(["abc", "safe"])
     assert [rows[each].quarantined_by for each in ("abc", "safe")] == ["@root:x", None]
     assert await copies.get_copy("north.example", "copy") == replace(
         copy, quarantined=True, quarantined_by="@root:x"
     )
     await _add(database, store, replace(ROW, media_id="later"))
-    await database.write("hold", quarantine.hold_known, CONTENT.hash)
+    await database.write("hold", quarantine.quarantine_known, CONTENT.hash)
     assert (await store.get_media(["later"]))["later"].quarantined_by == "system"
-    assert await quarantine.set_free(MediaAddress("north.example", "copy")) == 3
+    assert await quarantine.release(ContentURI("north.example", "copy")) == 3
     changes, latest = await quarantine.get_changes(2, 10)
     assert (changes[0].address.media_id, changes[0].quarantined) == ("later", True)
     assert (latest, {each.quarantined for each in changes[1:]}) == (6, {False})

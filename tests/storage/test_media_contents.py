@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from storage.cluster.job_progress import put_note, select_note
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.executors import InlineExecutor
 from storage.engine.transaction import WriteTransaction
@@ -32,12 +32,12 @@ def contents(database: Database, files: MediaFiles) -> LocalContents:
 
 
 def _write(txn: WriteTransaction, hash: bytes, size: int) -> bytes:
-    put_note(txn, "row", f"{hash.hex()} {size}")
+    set_job_progress(txn, "row", f"{hash.hex()} {size}")
     return hash
 
 
 async def _progress(database: Database) -> str | None:
-    return await database.read("note", select_note, "row")
+    return await database.read("note", select_job_progress, "row")
 
 
 async def test_bytes_are_added_with_their_row(database: Database, contents: LocalContents) -> None:
@@ -83,7 +83,7 @@ async def test_bytes_are_deleted_with_their_last_row(
     await contents.set_thumbnail(hash, "small", b"t", 5)
 
     def forget(txn: WriteTransaction) -> Set[bytes]:
-        put_note(txn, "row", "forgotten")
+        set_job_progress(txn, "row", "forgotten")
         return {hash}
 
     assert await contents.remove_unused({hash, other}, forget) == {hash}

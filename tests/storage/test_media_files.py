@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from storage.engine.executors import InlineExecutor
-from storage.media.files import BEGINNING_BYTES, MediaFiles
+from storage.media.files import FIRST_READ_BYTES, MediaFiles
 
 DATA = bytes(range(256)) * 3000
 HASH = hashlib.sha256(DATA).digest()
@@ -184,13 +184,13 @@ async def test_the_number_of_thumbnails_is_limited(files: MediaFiles) -> None:
 
 
 async def test_only_the_beginning_of_a_large_thumbnail_is_in_memory(files: MediaFiles) -> None:
-    data = bytes(range(256)) * (BEGINNING_BYTES // 256) + b"more"
+    data = bytes(range(256)) * (FIRST_READ_BYTES // 256) + b"more"
     await files.set_thumbnail(HASH, "a", data, 2)
     kept = await files.get_thumbnail(HASH, "a")
     assert kept is not None
     assert kept.beginning == data[:-4]
     assert kept.file is not None
-    assert (kept.file.size, await kept.file.read(BEGINNING_BYTES - 1, 10)) == (
+    assert (kept.file.size, await kept.file.read(FIRST_READ_BYTES - 1, 10)) == (
         len(data),
         b"\xffmore",
     )

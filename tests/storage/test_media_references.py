@@ -6,22 +6,22 @@ import pytest
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.media.content_uris import MOST, MediaAddress, find_addresses
-from storage.media.lists import ORDERS, MediaListStore, Order, Wished
-from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.content_uris import MAX_URIS, ContentURI, find_content_uris
+from storage.media.lists import ORDERS, MediaFilter, MediaListStore, MediaOrder
+from storage.media.media import MediaContent, MediaRow, MediaStore
 from storage.media.reference_follower import catch_up
 from storage.media.references import (
-    Setting,
+    SettingKind,
     do_rechecks,
-    note_redaction,
     put_setting,
+    record_redaction,
     remove_settings,
     select_batch,
 )
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.media.removal import MOST_BEHIND, MediaRemovalStore, Reason
+from storage.media.removal import MAX_UNREAD_EVENTS, MediaRemovalStore, RemovalReason
 from storage.persist.state_effects import StateEffect, apply_effects
-from storage.retention.purging import BEFORE_ALL, PurgingStore
+from storage.retention.purging import BEFORE_FIRST, PurgingStore
 from storage.rooms.memberships import NewMembership
 
 OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
@@ -37,12 +37,13 @@ OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
     ],
 )
 def test_content_uris_are_found_anywhere_in_json(text: bytes, found: set[tuple[str, str]]) -> None:
-    assert find_addresses(text) == found
+    assert find_content_uris(text) == found
 
 
 def test_the_content_uris_of_a_text_are_limited() -> None:
     assert (
-        len(find_addresses(b"".join(b"mxc://a/%d " % number for number in range(2 * MOST)))) == MOST
+        len(find_content_uris(b"".join(b"mxc://a/%d " % number for number in range(2 * MAX_URIS))))
+        == MAX_URIS
     )
 
 
@@ -62,7 +63,7 @@ def _add_event(
 
 
 def _redact(txn: WriteTransaction, nid: int) -> None:
-    note_redaction(txn, nid)
+    record_redaction(txn, nid)
     txn.execute("UPDATE events SET pdu = ?, redacted_by = 99 WHERE event_nid = ?", (b"{}", nid))
 
 
@@ -81,7 +82,7 @@ def _begin(txn: WriteTransaction) -> None:
 
 
 async def _files(database: Database) -> None:
-    content = Content(b"\x01" * 32, 7, "image/png", None)
+    content = MediaContent(b"\x01" * 32, 7, "image/png", None)
     await database.write(
         "add", MediaStore(database).add_media, MediaRow("own", ALICE, content, NOW, None, NOW, True)
     )
@@ -110,13 +111,13 @@ async def test_a_file_is_due_without_its_last_reference(database: Database) -> N
     due = await removal.get_unreferenced(NOW, 10)
     await database.write("send", _add_event, 3, ALICE, "mxc://north.example/copy")
     removed = await database.write("remove", removal.remove_unreferenced, due, NOW, NOW + 1)
-    assert removed.addresses == [MediaAddress(OWN, "own")]
+    assert removed.addresses == [ContentURI(OWN, "own")]
     assert removed.unused == set()  # the copy has the same bytes
     removed = await database.write(
         "remove",
         removal.remove,
-        [MediaAddress("north.example", "copy")],
-        Reason.ADMINISTRATOR,
+        [ContentURI("north.example", "copy")],
+        RemovalReason.ADMINISTRATOR,
         NOW + 2,
         by=ALICE,
     )
@@ -166,16 +167,16 @@ async def test_nothing_is_removed_while_events_are_unread(database: Database) ->
     await database.write("begin", _begin)
     await _files(database)
     await database.write(
-        "set", put_setting, ALICE, Setting.PROFILE, "avatar_url", b"mxc://example.org/own"
+        "set", put_setting, ALICE, SettingKind.PROFILE, "avatar_url", b"mxc://example.org/own"
     )
-    await database.write("unset", remove_settings, ALICE, Setting.PROFILE)
+    await database.write("unset", remove_settings, ALICE, SettingKind.PROFILE)
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
     removal = MediaRemovalStore(database, OWN)
     due = await removal.get_unreferenced(NOW, 10)
     assert [each.address.media_id for each in due] == ["own"]
 
     def send_many(txn: WriteTransaction) -> None:
-        for nid in range(1, MOST_BEHIND + 1):
+        for nid in range(1, MAX_UNREAD_EVENTS + 1):
             _add_event(txn, nid, ALICE, "no file")
 
     await database.write("send", send_many)
@@ -194,11 +195,11 @@ async def test_the_uploads_of_an_erased_account_are_rechecked(database: Database
 
 async def test_rows_of_missing_files_are_deleted(database: Database) -> None:
     addresses = b"mxc://north.example/never mxc://example.org/never"
-    await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", addresses)
-    await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", b"{}")
+    await database.write("set", put_setting, ALICE, SettingKind.ACCOUNT_DATA, " x", addresses)
+    await database.write("set", put_setting, ALICE, SettingKind.ACCOUNT_DATA, " x", b"{}")
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
     removal = MediaRemovalStore(database, OWN)
-    assert [await removal.forget_unkept(NOW, 10) for _ in range(2)] == [2, 0]
+    assert [await removal.remove_missing(NOW, 10) for _ in range(2)] == [2, 0]
     assert (
         await database.read("count", lambda txn: txn.query("SELECT origin FROM known_media")) == []
     )
@@ -213,19 +214,19 @@ async def test_one_write_handles_as_many_content_uris_as_one_event_may_have(
 ) -> None:
     """Otherwise a user who sends a hundred such events would block all writes."""
     await database.write("begin", _begin)
-    half = MOST // 2 + 1
+    half = MAX_URIS // 2 + 1
     for nid in range(1, 5):
         text = " ".join(f"mxc://north.example/{nid}-{number}" for number in range(half))
         await database.write("send", _add_event, nid, ALICE, text)
     batch = await database.read("select", select_batch, 0, 100)
-    assert (batch.upto, batch.count, batch.is_cut, len(batch.mentions)) == (1, 1, True, 1)
+    assert (batch.upto, batch.count, batch.is_cut, len(batch.references)) == (1, 1, True, 1)
 
     looked = [await database.write("look", catch_up, 100) for _ in range(4)]
     assert looked == [False, False, False, True]
     assert await database.read("count", _count, "media_in_events") == 4 * half
 
     purging = PurgingStore(database)
-    assert [each.event_nid for each in await purging.get_older(1, NOW, BEFORE_ALL, 100)] == [1]
+    assert [each.event_nid for each in await purging.get_older(1, NOW, BEFORE_FIRST, 100)] == [1]
     assert [each.event_nid for each in await purging.get_following(1, (1, 1), 100)] == [2]
 
     for nid in range(1, 5):
@@ -262,7 +263,7 @@ async def test_edits_of_a_redacted_message_are_rechecked_later(database: Databas
 async def test_uploads_are_listed_in_any_order(database: Database) -> None:
     store = MediaStore(database)
     for number in range(3):
-        content = Content(
+        content = MediaContent(
             bytes([number]) * 32, number, f"a/{number}", None if number == 1 else f"{number}"
         )
         row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW + number, True)
@@ -270,13 +271,13 @@ async def test_uploads_are_listed_in_any_order(database: Database) -> None:
     lists = MediaListStore(database, OWN)
     for order in ORDERS:
         pages = [
-            await lists.get_uploads(ALICE, Order(order, descending=False), start, 2)
+            await lists.get_uploads(ALICE, MediaOrder(order, descending=False), start, 2)
             for start in (0, 2)
         ]
         ids = [row.media_id for page in pages for row in page.rows]
         assert set(ids) == {"m0", "m1", "m2"}
         assert (pages[0].count, pages[0].size) == (3, 3)
-        turned = await lists.get_uploads(ALICE, Order(order, descending=True), 0, 3)
+        turned = await lists.get_uploads(ALICE, MediaOrder(order, descending=True), 0, 3)
         assert [row.media_id for row in turned.rows] == ids[::-1]
     assert ids
 
@@ -288,7 +289,7 @@ async def test_files_are_found_by_time_and_size(database: Database) -> None:
         MediaListStore(database, OWN),
     )
     for number in range(4):
-        content = Content(bytes([number]) * 32, number, "a/b", None)
+        content = MediaContent(bytes([number]) * 32, number, "a/b", None)
         row = MediaRow(
             f"m{number}", ALICE, content, NOW + number, None, NOW, True, quarantined=number == 2
         )
@@ -303,25 +304,29 @@ async def test_files_are_found_by_time_and_size(database: Database) -> None:
     await database.write(
         "add", store.add_media, MediaRow("preview", "", content, NOW, None, NOW, True)
     )
-    nothing = MediaAddress("", "")
+    nothing = ContentURI("", "")
 
-    async def uploads(wished: Wished, after: str = "", limit: int = 9) -> list[str]:
+    async def uploads(wished: MediaFilter, after: str = "", limit: int = 9) -> list[str]:
         return [
-            row.media_id for row in await lists.find_uploads(wished, MediaAddress("", after), limit)
+            row.media_id for row in await lists.find_uploads(wished, ContentURI("", after), limit)
         ]
 
-    every = Wished()
+    every = MediaFilter()
     assert await uploads(every) == ["m0", "m1", "m2", "m3"]
     assert await uploads(every, "m1", 1) == ["m2"]
-    assert await uploads(Wished(from_ms=NOW + 1, until_ms=NOW + 3, larger_than=1)) == ["m2"]
-    assert await uploads(Wished(held=True)) == ["m2"]
-    assert await uploads(Wished(held=False, protected=False)) == ["m0", "m1", "m3"]
-    assert await uploads(Wished(protected=True)) == await uploads(Wished(user_id="@b:c")) == []
-    assert await uploads(Wished(user_id=ALICE, from_ms=NOW + 2)) == ["m2", "m3"]
-    found = await lists.find_copies(Wished(origin="1.example"), nothing, 9)
+    assert await uploads(MediaFilter(from_ms=NOW + 1, until_ms=NOW + 3, larger_than=1)) == ["m2"]
+    assert await uploads(MediaFilter(quarantined=True)) == ["m2"]
+    assert await uploads(MediaFilter(quarantined=False, protected=False)) == ["m0", "m1", "m3"]
+    assert (
+        await uploads(MediaFilter(protected=True))
+        == await uploads(MediaFilter(user_id="@b:c"))
+        == []
+    )
+    assert await uploads(MediaFilter(user_id=ALICE, from_ms=NOW + 2)) == ["m2", "m3"]
+    found = await lists.find_copies(MediaFilter(origin="1.example"), nothing, 9)
     assert [row.media_id for row in found] == ["c1", "c3"]
     found = await lists.find_copies(every, nothing, 9)
     assert [row.media_id for row in found] == ["c0", "c2", "c1", "c3"]
     assert found[0] == await copies.get_copy("0.example", "c0")
-    rest = await lists.find_copies(every, MediaAddress("0.example", "c2"), 1)
+    rest = await lists.find_copies(every, ContentURI("0.example", "c2"), 1)
     assert [row.media_id for row in rest] == ["c1"]

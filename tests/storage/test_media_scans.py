@@ -7,13 +7,20 @@ from msgspec.structs import replace
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.media.content_uris import MediaAddress
-from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.content_uris import ContentURI
+from storage.media.media import MediaContent, MediaRow, MediaStore
 from storage.media.quarantine import SCANNER, QuarantineStore
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.media.removal import MediaRemovalStore, Reason
-from storage.media.rescans import LONGEST_MS, FileKind, MediaRescanStore
-from storage.media.scans import MOST_INSIDE, MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
+from storage.media.removal import MediaRemovalStore, RemovalReason
+from storage.media.rescans import STUCK_AFTER_MS, FileKind, MediaRescanStore
+from storage.media.scans import (
+    MAX_INSIDE,
+    MediaScanStore,
+    ScannedFile,
+    ScanRequest,
+    ScanRow,
+    ScanState,
+)
 
 OWN = "example.org"
 NOW = 1_700_000_000_000
@@ -26,8 +33,8 @@ def _hash(number: int) -> bytes:
     return bytes([number]) * 32
 
 
-def _content(number: int, size: int = 5) -> Content:
-    return Content(_hash(number), size, "text/plain", None)
+def _content(number: int, size: int = 5) -> MediaContent:
+    return MediaContent(_hash(number), size, "text/plain", None)
 
 
 def _verdict(
@@ -62,12 +69,12 @@ class Files:
             self.media.add_media(
                 txn, MediaRow(media_id, user, _content(number), created_ts, None, NOW, True)
             )
-            return self.scans.note(txn, _hash(number), until_ms)
+            return self.scans.record_file(txn, _hash(number), until_ms)
 
         return await self.database.write("add", write)
 
     async def add_unscanned(
-        self, media_id: str, content: Content, user: str = ALICE, created_ts: int = NOW
+        self, media_id: str, content: MediaContent, user: str = ALICE, created_ts: int = NOW
     ) -> None:
         """Add a file as from before scanning was enabled."""
         row = MediaRow(media_id, user, content, created_ts, None, NOW, True)
@@ -81,7 +88,7 @@ class Files:
         """Store a verdict of the scanners."""
 
         def write(txn: WriteTransaction) -> Sequence[str]:
-            return self.scans.set_verdict(txn, verdict, hold=hold)
+            return self.scans.set_verdict(txn, verdict, quarantine=hold)
 
         return await self.database.write("say", write)
 
@@ -91,7 +98,7 @@ class Files:
         return [rows[media_id].quarantined_by for media_id in media_ids]
 
     async def take(self, now_ms: int = NOW, limit: int = 10) -> list[int]:
-        return [hash[0] for hash in await self.scans.take_wanted(now_ms, now_ms + 1000, limit)]
+        return [hash[0] for hash in await self.scans.lease_requested(now_ms, now_ms + 1000, limit)]
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ async def test_a_new_file_waits_for_a_scan_until_there_is_a_verdict(files: Files
     assert await files.scans.get_scan(_hash(1)) == ScanRow(
         _hash(1), _hash(1), ScanState.UNKNOWN, "", 0
     )
-    assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
+    assert await files.scans.count_requested() == {ScanRequest.FIRST: 1, ScanRequest.AGAIN: 0}
     assert await files.take() == [1]
     assert await files.take(NOW + 999) == []  # it is leased
     assert await files.take(NOW + 1000) == [1]  # the lease has expired
@@ -122,7 +129,7 @@ async def test_the_receiver_of_a_file_scans_it_before_the_job(files: Files) -> N
     await files.add("a", 1, until_ms=NOW + 5)
     assert await files.take(NOW + 4) == []
     assert await files.take(NOW + 5) == [1]
-    await files.scans.put_off(_hash(1), NOW + 50_000)
+    await files.scans.postpone(_hash(1), NOW + 50_000)
     assert await files.take(NOW + 49_999) == []
 
 
@@ -148,9 +155,9 @@ async def test_all_files_with_harmful_bytes_are_quarantined(files: Files) -> Non
     (found,) = await files.scans.get_findings(0, 10)
     assert found == _verdict(1, ScanState.HARMFUL)
     having = (await files.scans.get_files(OWN, [_hash(1)]))[_hash(1)]
-    assert ScannedFile(MediaAddress(OWN, "a"), ALICE) in having
-    assert ScannedFile(MediaAddress(OWN, "picture"), None) in having
-    assert ScannedFile(MediaAddress("north.example", "theirs"), None) in having
+    assert ScannedFile(ContentURI(OWN, "a"), ALICE) in having
+    assert ScannedFile(ContentURI(OWN, "picture"), None) in having
+    assert ScannedFile(ContentURI("north.example", "theirs"), None) in having
     assert len(having) == 6
 
 
@@ -161,14 +168,14 @@ async def test_a_harmful_file_stays_harmful_until_an_administrator_releases_it(
     await files.set_verdict(_verdict(1, ScanState.HARMFUL))
     assert await files.set_verdict(replace(_verdict(1, ScanState.CLEAN), version="v2")) == ()
     assert await files.quarantined_by("a") == [SCANNER]
-    assert await files.quarantine.set_free(MediaAddress(OWN, "a")) == 1
+    assert await files.quarantine.release(ContentURI(OWN, "a")) == 1
     row = await files.scans.get_scan(_hash(1))
     assert row is not None
-    assert (row.state, row.found) == (ScanState.FREED, "clamd: Virus")
+    assert (row.state, row.found) == (ScanState.RELEASED, "clamd: Virus")
     assert await files.set_verdict(_verdict(1, ScanState.HARMFUL)) == ()
-    assert await files.add("b", 1) is ScanState.FREED
+    assert await files.add("b", 1) is ScanState.RELEASED
     assert await files.quarantined_by("a", "b") == [None, None]
-    assert [each.state for each in await files.scans.get_findings(0, 10)] == [ScanState.FREED]
+    assert [each.state for each in await files.scans.get_findings(0, 10)] == [ScanState.RELEASED]
 
 
 async def test_verdicts_on_the_decrypted_content_of_a_file(files: Files) -> None:
@@ -185,10 +192,10 @@ async def test_verdicts_on_the_decrypted_content_of_a_file(files: Files) -> None
     assert await files.set_verdict(_verdict(1, ScanState.HARMFUL, other, BOB), hold=True) == [ALICE]
     assert await files.quarantined_by("a") == [SCANNER]
     assert await files.add("b", 1) is ScanState.HARMFUL
-    await files.quarantine.set_free(MediaAddress(OWN, "a"))
+    await files.quarantine.release(ContentURI(OWN, "a"))
     assert {
         (await files.scans.get_scans([each]))[each].state for each in (inside, other, _hash(1))
-    } == {ScanState.FREED}
+    } == {ScanState.RELEASED}
 
 
 async def test_results_of_contents_without_a_file_are_deleted(files: Files) -> None:
@@ -202,12 +209,18 @@ async def test_results_of_contents_without_a_file_are_deleted(files: Files) -> N
     for media_id, left in (("a", 2), ("b", 0)):
 
         def remove(txn: WriteTransaction, media_id: str = media_id) -> None:
-            removal.remove(txn, [MediaAddress(OWN, media_id)], Reason.UPLOADER, NOW, held_too=True)
+            removal.remove(
+                txn,
+                [ContentURI(OWN, media_id)],
+                RemovalReason.UPLOADER,
+                NOW,
+                include_quarantined=True,
+            )
 
         await files.database.write("remove", remove)
         assert len(await files.scans.get_scans([_hash(1), b"\x99" * 32])) == left
     await files.add("c", 2)
-    await files.scans.forget_unused(_hash(2))
+    await files.scans.remove_unused(_hash(2))
     assert await files.scans.get_scan(_hash(2)) is not None
 
 
@@ -220,12 +233,12 @@ async def test_a_clean_file_that_fails_a_rescan_is_not_retried(files: Files) -> 
     await _mark_all(store, 10)
     assert (await store.get())[1] == 2
     for number in (1, 2):
-        await files.scans.put_off(_hash(number), NOW + 10)
+        await files.scans.postpone(_hash(number), NOW + 10)
     assert (await store.get())[1] == 2
     for number in (1, 2):
-        await files.scans.note_failure(_hash(number), NOW, 10, 100)
+        await files.scans.record_failure(_hash(number), NOW, 10, 100)
     assert (await store.get())[1] == 0
-    assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
+    assert await files.scans.count_requested() == {ScanRequest.FIRST: 1, ScanRequest.AGAIN: 0}
     assert await files.take(NOW + 10) == [2]
 
 
@@ -233,7 +246,7 @@ async def test_pauses_grow_until_the_scan_succeeds(files: Files) -> None:
     await files.add("a", 1)
     now = NOW
     for failures, pause in enumerate((10, 20, 40, 80, 100, 100), 1):
-        await files.scans.note_failure(_hash(1), now, 10, 100)
+        await files.scans.record_failure(_hash(1), now, 10, 100)
         row = await files.scans.get_scan(_hash(1))
         assert row is not None
         assert (row.failures, row.until_ts) == (failures, now + pause)
@@ -247,7 +260,7 @@ async def test_pauses_grow_until_the_scan_succeeds(files: Files) -> None:
 async def test_a_rescan_retries_failed_scans_without_a_pause(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     await files.add("a", 1)
-    await files.scans.note_failure(_hash(1), NOW, 10, 100)
+    await files.scans.record_failure(_hash(1), NOW, 10, 100)
     assert await store.start("administrator", NOW, 0) is not None
     await _mark_all(store, 10)
     assert await files.take(NOW) == [1]
@@ -260,8 +273,8 @@ async def test_old_files_are_scanned_once_they_are_requested(files: Files) -> No
     await files.add_unscanned("a", _content(1))
     await files.add_copy("theirs", 2)
     for number in (1, 2, 3):  # no file has the third
-        await files.scans.put_off(_hash(number), NOW + 10)
-        await files.scans.note_failure(_hash(number), NOW, 20, 100)
+        await files.scans.postpone(_hash(number), NOW + 10)
+        await files.scans.record_failure(_hash(number), NOW, 20, 100)
     assert await files.take(NOW + 19) == []
     assert sorted(await files.take(NOW + 20)) == [1, 2]
 
@@ -269,8 +282,8 @@ async def test_old_files_are_scanned_once_they_are_requested(files: Files) -> No
 async def test_a_stuck_rescan_is_replaced(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
     assert await store.start("administrator", NOW, 0) is not None
-    assert await store.start("signatures", NOW + LONGEST_MS - 1, 0) is None
-    assert await store.start("signatures", NOW + LONGEST_MS, 0) is not None
+    assert await store.start("signatures", NOW + STUCK_AFTER_MS - 1, 0) is None
+    assert await store.start("signatures", NOW + STUCK_AFTER_MS, 0) is not None
 
 
 async def _mark_all(store: MediaRescanStore, limit: int) -> None:
@@ -320,7 +333,7 @@ async def test_the_progress_and_findings_of_a_rescan(files: Files) -> None:
 
     def conclude(txn: WriteTransaction) -> None:
         store.count_found(txn, _hash(1))
-        files.scans.set_verdict(txn, _verdict(1, ScanState.HARMFUL), hold=True)
+        files.scans.set_verdict(txn, _verdict(1, ScanState.HARMFUL), quarantine=True)
 
     await files.database.write("conclude", conclude)
     await store.mark(10, NOW + 8)
@@ -375,7 +388,7 @@ async def test_files_of_other_kinds_count_for_the_limit_of_a_step(files: Files) 
 
 async def test_a_version_change_is_due_until_a_rescan_starts(files: Files) -> None:
     store = MediaRescanStore(files.database, LOCAL, 100)
-    assert [await store.note_version(each) for each in ("1", "1", "2", "2", "1")] == [
+    assert [await store.record_version(each) for each in ("1", "1", "2", "2", "1")] == [
         False,
         False,
         True,
@@ -383,14 +396,14 @@ async def test_a_version_change_is_due_until_a_rescan_starts(files: Files) -> No
         True,
     ]
     assert await store.start("signatures", NOW, 0) is not None
-    assert [await store.note_version(each) for each in ("1", "3")] == [False, True]
+    assert [await store.record_version(each) for each in ("1", "3")] == [False, True]
 
 
 async def test_verdicts_on_decrypted_contents_are_limited_and_expire(files: Files) -> None:
     """A requester can invent keys."""
     await files.add("a", 1)
     await files.set_verdict(_verdict(1, ScanState.CLEAN))
-    keys = [bytes([number + 100]) * 32 for number in range(MOST_INSIDE + 3)]
+    keys = [bytes([number + 100]) * 32 for number in range(MAX_INSIDE + 3)]
     for number, key in enumerate(keys):
         state = ScanState.HARMFUL if number == 0 else ScanState.CLEAN
         await files.set_verdict(
@@ -399,5 +412,5 @@ async def test_verdicts_on_decrypted_contents_are_limited_and_expire(files: File
     kept = [keys[0], *keys[3:]]
     assert set(await files.scans.get_scans([_hash(1), *keys])) == {_hash(1), *kept}
     old = NOW + 5
-    assert [await files.scans.forget_inside(old, 1) for _ in range(3)] == [1, 1, 0]
+    assert [await files.scans.remove_inside(old, 1) for _ in range(3)] == [1, 1, 0]
     assert set(await files.scans.get_scans([_hash(1), *keys])) == {_hash(1), keys[0], *keys[5:]}

@@ -4,8 +4,8 @@ import pytest
 
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption import one_time_keys
-from storage.encryption.device_keys import CLAIMED_AT_ONCE, DeviceKeyStore, KeyCounts, NewKeys
-from storage.encryption.one_time_keys import BYTES_A_BLOCK, DIGEST_BYTES, KEYS_A_BLOCK, KeyExists
+from storage.encryption.device_keys import CLAIM_CHUNK, DeviceKeyStore, KeyCounts, NewKeys
+from storage.encryption.one_time_keys import BLOCK_BYTES, BLOCK_KEYS, DIGEST_BYTES, KeyExists
 from storage.engine.database import Database, WriteTransaction
 from storage.engine.streams import Stage, Topic
 from tests.helpers.key_nodes import ALGORITHM, ALICE, content, parse_named
@@ -31,7 +31,7 @@ class Device:
         def put(txn: WriteTransaction) -> KeyCounts:
             named = {(algorithm, key_id): key for key_id, key in keys.items()}
             self._devices.add_device(txn, DeviceRow(ALICE, self._device_id, None, 0))
-            return self._store.put_keys(
+            return self._store.upload_keys(
                 txn, ALICE, self._device_id, NewKeys(None, named, {}), remembered_from
             )
 
@@ -41,7 +41,7 @@ class Device:
 
     async def claim(self, algorithm: str = ALGORITHM) -> tuple[str, bytes] | None:
         wish = (ALICE, self._device_id, algorithm)
-        (claimed,) = await self._store.do_claim([wish], self.now)
+        (claimed,) = await self._store.claim_in_chunks([wish], self.now)
         return None if claimed is None else parse_named(claimed)
 
     async def claim_all(self) -> list[str]:
@@ -118,7 +118,7 @@ async def test_digests_of_claimed_keys_are_deleted_after_a_time(
 @pytest.fixture
 def few_digests(monkeypatch: pytest.MonkeyPatch) -> int:
     """Store this number of digests, instead of thousands."""
-    monkeypatch.setattr(one_time_keys, "MOST_REMEMBERED", 20)
+    monkeypatch.setattr(one_time_keys, "MAX_USED_DIGESTS", 20)
     return 20
 
 
@@ -153,7 +153,7 @@ async def test_digests_are_bounded_and_the_oldest_are_deleted_first(
 async def test_digests_are_small_whatever_the_length_of_the_ids(
     device: Device, database: Database, few_digests: int
 ) -> None:
-    first = {f"{number}{'x' * 200}": content("y" * 1000) for number in range(KEYS_A_BLOCK)}
+    first = {f"{number}{'x' * 200}": content("y" * 1000) for number in range(BLOCK_KEYS)}
     await device.upload(first)
     assert await device.claim_all() == list(first)
     assert await device.upload(first) == 0
@@ -163,20 +163,20 @@ async def test_digests_are_small_whatever_the_length_of_the_ids(
 
 async def test_blocks_are_small_whatever_is_uploaded(device: Device, database: Database) -> None:
     """A claim may rewrite the whole block. One long key does not enlarge many short ones."""
-    uploaded = keys(*(f"short{number}" for number in range(KEYS_A_BLOCK + 30)))
+    uploaded = keys(*(f"short{number}" for number in range(BLOCK_KEYS + 30)))
     uploaded |= {f"long{number}": content("x" * 4000) for number in range(9)} | keys("a", "b", "c")
     assert await device.upload(uploaded) == len(uploaded)
     sql = "SELECT number, length(keys) FROM one_time_key_blocks"
     blocks = await database.read("sizes", lambda txn: txn.query(sql))
     assert sum(number for number, _ in blocks) == len(uploaded)
-    assert max(number for number, _ in blocks) <= KEYS_A_BLOCK
-    assert max(size for _, size in blocks) <= BYTES_A_BLOCK
+    assert max(number for number, _ in blocks) <= BLOCK_KEYS
+    assert max(size for _, size in blocks) <= BLOCK_BYTES
     assert len(blocks) <= 5
     assert [await device.claim() for _ in uploaded] == list(uploaded.items())
 
 
 async def test_a_key_longer_than_a_block_gets_its_own_block(device: Device) -> None:
-    uploaded = {"a": content("a"), "b": content("x" * BYTES_A_BLOCK), "c": content("c")}
+    uploaded = {"a": content("a"), "b": content("x" * BLOCK_BYTES), "c": content("c")}
     await device.upload(uploaded)
     assert [await device.claim() for _ in uploaded] == list(uploaded.items())
 
@@ -214,7 +214,7 @@ async def test_a_claim_for_many_devices_returns_a_key_of_each(database: Database
     for name in ("A", "B", "C"):
         await Device(database, name).upload(keys(f"{name}1", f"{name}2") if name != "B" else {})
     wishes = [(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
-    first, second, third = [await store.do_claim(wishes, 0) for _ in range(3)]
+    first, second, third = [await store.claim_in_chunks(wishes, 0) for _ in range(3)]
     assert [key and parse_named(key)[0] for key in first] == ["A1", None, "C1"]
     assert [key and parse_named(key)[0] for key in second] == ["A2", None, "C2"]
     assert third == [None] * 3
@@ -222,12 +222,12 @@ async def test_a_claim_for_many_devices_returns_a_key_of_each(database: Database
 
 async def test_other_writes_run_between_the_writes_of_a_large_claim(database: Database) -> None:
     store = DeviceKeyStore(database)
-    devices = [f"D{number:03}" for number in range(CLAIMED_AT_ONCE + 20)]
+    devices = [f"D{number:03}" for number in range(CLAIM_CHUNK + 20)]
 
     def put(txn: WriteTransaction) -> None:
         for name in devices:
             DeviceStore(database).add_device(txn, DeviceRow(ALICE, name, None, 0))
-            store.put_keys(
+            store.upload_keys(
                 txn, ALICE, name, NewKeys(None, {(ALGORITHM, name): content(name)}, {}), 0
             )
 
@@ -236,6 +236,6 @@ async def test_other_writes_run_between_the_writes_of_a_large_claim(database: Da
     database.streams.subscribe(
         lambda changes: commits.append(len(changes)), Topic.KEY_COUNT, stage=Stage.NOTIFY
     )
-    claimed = await store.do_claim([(ALICE, name, ALGORITHM) for name in devices], 0)
+    claimed = await store.claim_in_chunks([(ALICE, name, ALGORITHM) for name in devices], 0)
     assert [key and parse_named(key)[0] for key in claimed] == devices
     assert len(commits) == 2

@@ -85,7 +85,7 @@ async def test_disallowed_guests_are_searched_among_guests(
     database: Database, monkeypatch: pytest.MonkeyPatch, room_nid: int | None
 ) -> None:
     plans = record_plans(database, monkeypatch)
-    assert await MembershipStore(database).get_unwelcome_guests(10, room_nid) == []
+    assert await MembershipStore(database).get_disallowed_guests(10, room_nid) == []
     if database.engine.name == "sqlite":  # PostgreSQL decides by its statistics
         assert [plan for plan in plans if "accounts_guests" in plan], plans
         assert not [plan for plan in plans if "SEARCH" not in plan], (

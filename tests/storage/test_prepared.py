@@ -14,23 +14,23 @@ from storage.engine.database import (
     WriteTransaction,
     make_engine,
 )
-from storage.engine.interface import FOR_ITS_ARGUMENTS, Connection
-from storage.engine.prepared import Argument, Prepared
+from storage.engine.interface import CUSTOM_PLAN, Connection
+from storage.engine.prepared import Argument, PreparedStatements
 from tests.storage.test_engine import make_table
 
 PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE ?"
 
 
-def run(prepared: Prepared, sql: str, args: list[Argument]) -> tuple[str, str]:
+def run(prepared: PreparedStatements, sql: str, args: list[Argument]) -> tuple[str, str]:
     """Return the texts to run for a statement, and record that the preparation succeeded."""
-    before, text = prepared.find(sql, args)
+    before, text = prepared.lookup(sql, args)
     if before:
-        prepared.keep(sql, args, text)
+        prepared.record(sql, args, text)
     return before, text
 
 
 def test_a_statement_is_prepared_at_its_first_use() -> None:
-    prepared = Prepared()
+    prepared = PreparedStatements()
     sql = "SELECT a FROM t WHERE b = ? AND c = ?"
     args: list[Argument] = [1, "x"]
     assert run(prepared, sql, args) == (
@@ -41,7 +41,7 @@ def test_a_statement_is_prepared_at_its_first_use() -> None:
 
 
 def test_arguments_of_other_types_need_another_prepared_statement() -> None:
-    prepared = Prepared()
+    prepared = PreparedStatements()
     shapes: list[list[Argument]] = [
         [1],
         ["x"],
@@ -73,12 +73,12 @@ def test_arguments_of_other_types_need_another_prepared_statement() -> None:
 
 
 def test_the_least_recently_used_statement_is_deallocated() -> None:
-    prepared = Prepared(most=2)
+    prepared = PreparedStatements(max_statements=2)
     for sql in ("SELECT 1", "SELECT 2", "SELECT 1"):
         run(prepared, sql, [])
     before, _ = run(prepared, "SELECT 3", [])
     assert before == "PREPARE s3 AS SELECT 3"
-    before, _ = prepared.find("SELECT 4", [])
+    before, _ = prepared.lookup("SELECT 4", [])
     assert before == "PREPARE s4 AS SELECT 4; DEALLOCATE s2"
     before, _ = run(prepared, "SELECT 4", [])
     assert before == "PREPARE s5 AS SELECT 4; DEALLOCATE s2", "a failed PREPARE deallocates nothing"
@@ -87,14 +87,14 @@ def test_the_least_recently_used_statement_is_deallocated() -> None:
 
 
 def test_statements_that_cannot_be_prepared_run_unchanged() -> None:
-    prepared = Prepared()
+    prepared = PreparedStatements()
     for _ in range(3):
         assert run(prepared, "CREATE TABLE t (a TEXT)", []) == ("", "CREATE TABLE t (a TEXT)")
 
 
 def test_statements_that_need_a_custom_plan_are_not_prepared() -> None:
-    prepared = Prepared()
-    custom = f"{FOR_ITS_ARGUMENTS}SELECT a FROM t WHERE b = ?"
+    prepared = PreparedStatements()
+    custom = f"{CUSTOM_PLAN}SELECT a FROM t WHERE b = ?"
     few = "DELETE FROM t WHERE a IN\n (SELECT a FROM t WHERE b < ? ORDER BY b LIMIT ?) RETURNING a"
     for _ in range(2):
         assert run(prepared, custom, [1]) == ("", custom.replace("?", " %s"))
@@ -106,7 +106,7 @@ def test_subclasses_of_str_and_int_have_the_type_of_their_base() -> None:
     class Address(str):
         __slots__ = ()
 
-    prepared = Prepared()
+    prepared = PreparedStatements()
     before, _ = run(prepared, "SELECT ?, ?, ?", [Address("x"), HTTPStatus.OK, [Address("x")]])
     assert before == "PREPARE s1 (text, bigint, text[]) AS SELECT $1, $2, $3"
     assert run(prepared, "SELECT ?, ?, ?", ["y", 2, ["y"]]) == ("", "EXECUTE s1 (%s, %s, %s)")
@@ -216,9 +216,9 @@ async def test_discarded_prepared_statements_are_prepared_again(
 
     for number in (1, 2):
         assert await postgres_database.write("add", write, number) == 1
-        assert await postgres_database.read_once("find", lambda txn: txn.query(find, (1,))) == [
-            (1,)
-        ]
+        assert await postgres_database.read_without_snapshot(
+            "find", lambda txn: txn.query(find, (1,))
+        ) == [(1,)]
         discard(cast(Connection, postgres_database._writer._connection))
         for reader in postgres_database._idle:
             discard(reader)
@@ -286,7 +286,7 @@ async def test_lists_with_special_characters_are_passed_unchanged(
         assert each == [[row] for row in rows]
 
 
-@pytest.mark.parametrize("manner", ["", FOR_ITS_ARGUMENTS])
+@pytest.mark.parametrize("manner", ["", CUSTOM_PLAN])
 async def test_negative_numbers_behind_a_deferred_statement_are_passed_unchanged(
     database: Database, manner: str
 ) -> None:

@@ -2,7 +2,7 @@
 
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.profiles.profiles import REMOVALS_KEPT, ProfileStore
+from storage.profiles.profiles import MAX_REMOVALS, ProfileStore
 
 ALICE = "@alice:example.org"
 
@@ -24,12 +24,12 @@ async def test_changes_are_returned_by_position(database: Database) -> None:
 
 async def test_removals_are_bounded(database: Database) -> None:
     store = ProfileStore(database)
-    for number in range(REMOVALS_KEPT + 5):
+    for number in range(MAX_REMOVALS + 5):
         await database.write("t", store.set_field, ALICE, f"m.f{number}", b"1", propagate=False)
         await database.write("t", store.remove_field, ALICE, f"m.f{number}", propagate=False)
-    changes = await store.get_changes(0, database.streams.current(), 2 * REMOVALS_KEPT)
+    changes = await store.get_changes(0, database.streams.current(), 2 * MAX_REMOVALS)
     assert changes is not None
-    assert set(changes[ALICE]) == {f"m.f{number}" for number in range(5, REMOVALS_KEPT + 5)}
+    assert set(changes[ALICE]) == {f"m.f{number}" for number in range(5, MAX_REMOVALS + 5)}
 
 
 async def test_only_the_owner_sees_shadow_fields(database: Database) -> None:
@@ -42,16 +42,16 @@ async def test_only_the_owner_sees_shadow_fields(database: Database) -> None:
     await database.write("t", shown)
     before = database.streams.current()
     for value in (b'"spam"', b'"more"'):
-        await database.write("t", store.set_unshown, ALICE, "displayname", value)
-    await database.write("t", store.set_unshown, ALICE, "m.tz", None)
-    await database.write("t", store.set_unshown, ALICE, "org.example", b"1")
+        await database.write("t", store.set_shadow_field, ALICE, "displayname", value)
+    await database.write("t", store.set_shadow_field, ALICE, "m.tz", None)
+    await database.write("t", store.set_shadow_field, ALICE, "org.example", b"1")
     assert await store.get_as_owner(ALICE) == {"displayname": b'"more"', "org.example": b"1"}
     assert await store.get_profiles([ALICE]) == {
         ALICE: {"displayname": b'"Alice"', "m.tz": b'"UTC"'}
     }
     assert database.streams.current() == before
-    await database.write("t", store.remove_unshown, ALICE)
+    await database.write("t", store.remove_shadow_fields, ALICE)
     assert await store.get_as_owner(ALICE) == {"displayname": b'"Alice"', "m.tz": b'"UTC"'}
-    await database.write("t", store.set_unshown, ALICE, "displayname", b'"spam"')
+    await database.write("t", store.set_shadow_field, ALICE, "displayname", b'"spam"')
     await database.write("t", store.remove_profile, ALICE)
     assert await store.get_as_owner(ALICE) == {}

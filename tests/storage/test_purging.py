@@ -11,18 +11,24 @@ from storage.engine.sqlite import SQLiteEngine
 from storage.engine.streams import Change, Stage, Topic
 from storage.events.events import EventFlag, EventStore
 from storage.events.relations import Relation, RelationRow, add_relations
-from storage.events.timelines import START, Direction, Place, TimelineStore
+from storage.events.timelines import START, Direction, TimelinePlace, TimelineStore
 from storage.media.references import do_rechecks
 from storage.push.event_push_actions import add_outcomes
 from storage.retention.history_purges import (
-    Extent,
     HistoryPurge,
     HistoryPurgeStore,
-    PurgeUnderWay,
-    move_purge,
+    PurgeExtent,
+    PurgeRunning,
+    record_progress,
 )
-from storage.retention.purging import BEFORE_ALL, Cause, Message, PurgedMessages, PurgingStore
-from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore, set_lifetime
+from storage.retention.purging import (
+    BEFORE_FIRST,
+    PurgeableMessage,
+    PurgeCause,
+    PurgedMessages,
+    PurgingStore,
+)
+from storage.retention.room_retention import RoomRetention, RoomRetentionStore, set_room_retention
 
 OWN, ALICE, BOB = "example.org", "@alice:example.org", "@bob:example.org"
 DAY = 86_400_000
@@ -99,7 +105,7 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
     store = PurgingStore(database)
     await database.write("fill", fill)
     assert await store.find_rooms({1: 4, 2: 4}) == [1]
-    older = await store.get_older(1, 6, BEFORE_ALL, 10)
+    older = await store.get_older(1, 6, BEFORE_FIRST, 10)
     assert [(each.event_nid, each.sender, each.depth) for each in older] == [
         (1, ALICE, 1),
         (3, ALICE, 3),
@@ -109,8 +115,8 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
 
     # state, events of another room, and missing ones are left alone
     asked = pruned(1, 2, 3, 11, 99)
-    assert await database.write("purge", store.purge, 1, asked, Cause.RETENTION, NOW) == 2
-    assert await database.write("purge", store.purge, 1, asked, Cause.RETENTION, NOW) == 0
+    assert await database.write("purge", store.purge, 1, asked, PurgeCause.RETENTION, NOW) == 2
+    assert await database.write("purge", store.purge, 1, asked, PurgeCause.RETENTION, NOW) == 0
 
     events = await EventStore(database).get_events(range(1, 12))
     assert {nid for nid, row in events.items() if row.pdu == b'{"content":{}}'} == {1, 3}
@@ -123,7 +129,7 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
     outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
     assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
-    assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_ALL, 10)] == [5]
+    assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_FIRST, 10)] == [5]
     assert await store.find_rooms({1: 4, 2: 4}) == []
     (change,) = heard
     assert change.detail == PurgedMessages(1, [1, 3], counted_upto=3)
@@ -167,7 +173,7 @@ async def test_the_thread_of_a_purged_event_stays_known(database: Database) -> N
     await database.write("fill", fill_thread)
     for nids in ((1, 2, 3), (4, 5, 6, 8)):
         await database.write(
-            "purge", PurgingStore(database).purge, 1, pruned(*nids), Cause.PURGE, NOW
+            "purge", PurgingStore(database).purge, 1, pruned(*nids), PurgeCause.PURGE, NOW
         )
     events = await EventStore(database).get_events(range(1, 9))
     assert {
@@ -186,11 +192,11 @@ async def test_the_thread_of_a_purged_event_stays_known(database: Database) -> N
 async def test_pages_and_timestamps_skip_purged_events(database: Database) -> None:
     store, timelines = PurgingStore(database), TimelineStore(database)
     await database.write("fill", fill)
-    await database.write("purge", store.purge, 1, pruned(1, 5, 7), Cause.PURGE, NOW)
+    await database.write("purge", store.purge, 1, pruned(1, 5, 7), PurgeCause.PURGE, NOW)
     left = [2, 3, 4, 6, 8, 9, 10]
     page = await timelines.get_page(1, START, None, Direction.FORWARDS, 20)
-    assert page == [(Place(nid, nid), nid) for nid in left]
-    back = await timelines.get_page(1, Place(7, 7), None, Direction.BACKWARDS, 3)
+    assert page == [(TimelinePlace(nid, nid), nid) for nid in left]
+    back = await timelines.get_page(1, TimelinePlace(7, 7), None, Direction.BACKWARDS, 3)
     assert [nid for _, nid in back] == [6, 4, 3]
     assert await timelines.get_by_time(1, 5, Direction.FORWARDS, None, 3) == [
         (6, 6),
@@ -213,7 +219,7 @@ async def test_files_lose_their_references_with_the_cause(database: Database) ->
     )
     files = [(f"x{nid}", ALICE, bytes(32)) for nid in (1, 3)]
     await database.write("files", lambda txn: txn.execute_many(sql, files))
-    for nid, cause in ((1, Cause.RETENTION), (3, Cause.PURGE)):
+    for nid, cause in ((1, PurgeCause.RETENTION), (3, PurgeCause.PURGE)):
         await database.write("purge", store.purge, 1, pruned(nid), cause, NOW)
     await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
     known = "SELECT media_id, cause FROM known_media WHERE unreferenced_ts IS NOT NULL ORDER BY media_id"
@@ -233,21 +239,21 @@ async def test_other_nodes_are_notified_of_the_rooms(database: Database) -> None
     store, events = PurgingStore(database), EventStore(database)
     await database.write("fill", fill)
     before = database.streams.current()
-    await database.write("purge", store.purge, 1, pruned(1), Cause.PURGE, NOW)
+    await database.write("purge", store.purge, 1, pruned(1), PurgeCause.PURGE, NOW)
     assert (await events.get_lost_since(0, before)).changed_rooms == {1}
     assert (await events.get_lost_since(0, database.streams.current())).changed_rooms == frozenset()
 
 
 async def test_retention_periods_are_announced_in_order(database: Database) -> None:
-    store = RoomLifetimeStore(database)
+    store = RoomRetentionStore(database)
     await database.write("fill", fill)
-    await database.write("set", set_lifetime, 1, 5)
+    await database.write("set", set_room_retention, 1, 5)
     rows, upto = await store.get_since(0)
-    assert rows == [RoomLifetime(1, 5, upto)]
-    await database.write("set", set_lifetime, 2, 7)
-    await database.write("set", set_lifetime, 1, None)
+    assert rows == [RoomRetention(1, 5, upto)]
+    await database.write("set", set_room_retention, 2, 7)
+    await database.write("set", set_room_retention, 1, None)
     rows, upto = await store.get_since(upto)
-    assert rows == [RoomLifetime(2, 7, upto - 1), RoomLifetime(1, None, upto)]
+    assert rows == [RoomRetention(2, 7, upto - 1), RoomRetention(1, None, upto)]
     assert await store.get_since(upto) == ([], upto)
     assert await store.get_rooms(0, 1) == [1]
     assert await store.get_rooms(1, 5) == [2]
@@ -255,7 +261,7 @@ async def test_retention_periods_are_announced_in_order(database: Database) -> N
 
 def _purge(purge_id: str, room_nid: int) -> HistoryPurge:
     return HistoryPurge(
-        purge_id, room_nid, Cause.PURGE.value, 9, 8, True, 7, BEFORE_ALL, 0, ALICE, NOW, 11
+        purge_id, room_nid, PurgeCause.PURGE.value, 9, 8, True, 7, BEFORE_FIRST, 0, ALICE, NOW, 11
     )
 
 
@@ -264,12 +270,12 @@ async def test_a_room_has_one_purge_at_a_time(database: Database) -> None:
     first = _purge("first", 1)
     await store.add(first)
     assert await store.get("first") == first
-    with pytest.raises(PurgeUnderWay):
+    with pytest.raises(PurgeRunning):
         await store.add(_purge("second", 1))
     await store.add(_purge("third", 2))
     assert await store.get_active() == first
-    await database.write("move", move_purge, first, (5, 6), 2)
-    await database.write("move", move_purge, first, (5, 4), 1)  # from a node that is behind
+    await database.write("move", record_progress, first, (5, 6), 2)
+    await database.write("move", record_progress, first, (5, 4), 1)  # from a node that is behind
     moved = await store.get("first")
     assert moved is not None
     assert (moved.after, moved.messages, moved.finished_ts) == ((5, 6), 3, None)
@@ -287,18 +293,18 @@ async def test_the_newest_message_is_no_edit_no_reaction_and_has_its_content(
 ) -> None:
     store, types = HistoryPurgeStore(database), ["m.room.message"]
     await database.write("fill", fill)
-    assert await store.get_extent(1, types) == Extent(11, 9)
-    assert await store.get_extent(1, ["m.sticker"]) == Extent(11, None)
+    assert await store.get_extent(1, types) == PurgeExtent(11, 9)
+    assert await store.get_extent(1, ["m.sticker"]) == PurgeExtent(11, None)
     children = [
         RelationRow(Relation(rel_type, "$5"), nid, f"${nid}", 1, nid, "m.room.message", ALICE, nid)
         for rel_type, nid in (("m.replace", 9), ("m.annotation", 7))
     ]
     await database.write("relate", add_relations, children)
-    assert await store.get_extent(1, types) == Extent(11, 5)
+    assert await store.get_extent(1, types) == PurgeExtent(11, 5)
     redact = "UPDATE events SET redacted_by = 9 WHERE event_nid = 5"
     await database.write("redact", lambda txn: txn.execute(redact))
-    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
-    assert await store.get_extent(1, types) == Extent(11, 1)
+    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), PurgeCause.PURGE, NOW)
+    assert await store.get_extent(1, types) == PurgeExtent(11, 1)
 
 
 async def test_events_that_belong_to_the_kept_message_stay(database: Database) -> None:
@@ -348,11 +354,11 @@ async def test_redacted_messages_are_found_by_their_redactions(database: Databas
 
     await database.write("fill", fill_redactions)
     assert await store.get_redacted(1, range(1, 10)) == {
-        7: Message(3, "$3", 3, 3, ALICE, b""),
+        7: PurgeableMessage(3, "$3", 3, 3, ALICE, b""),
         5: None,
     }
     assert await store.get_redacted(1, [9]) == {}
-    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), Cause.PURGE, NOW)
+    await database.write("purge", PurgingStore(database).purge, 1, pruned(3), PurgeCause.PURGE, NOW)
     assert await store.get_redacted(1, range(1, 10)) == {5: None}
 
 
@@ -361,24 +367,24 @@ async def test_rooms_that_nobody_remembers_are_purged(database: Database) -> Non
     await database.write("fill", fill)
     forget = "UPDATE memberships SET forgotten = ?, membership = 'leave' WHERE room_nid = 1"
     await database.write("forget", lambda txn: txn.execute(forget, (1,)))
-    assert (await store.note_forgotten(0, 1, NOW)).count == 1
-    assert (await store.note_forgotten(1, 10, NOW)).count == 1
-    assert not await store.begin_forgotten(NOW - 1, NOW, "early")
+    assert (await store.record_forgotten(0, 1, NOW)).count == 1
+    assert (await store.record_forgotten(1, 10, NOW)).count == 1
+    assert not await store.start_forgotten(NOW - 1, NOW, "early")
     await database.write("remember", lambda txn: txn.execute(forget, (0,)))
-    assert await store.begin_forgotten(NOW, NOW, "none")  # the room was checked
+    assert await store.start_forgotten(NOW, NOW, "none")  # the room was checked
     assert await store.get_active() is None
     await database.write("forget", lambda txn: txn.execute(forget, (1,)))
-    await store.note_forgotten(0, 10, NOW)
-    assert await store.begin_forgotten(NOW, NOW, "purge")
+    await store.record_forgotten(0, 10, NOW)
+    assert await store.start_forgotten(NOW, NOW, "purge")
     active = await store.get_active()
     assert active is not None
-    assert (active.room_nid, active.cause, active.with_own, active.upto_nid) == (
+    assert (active.room_nid, active.cause, active.include_local, active.upto_nid) == (
         1,
         "forgotten",
         True,
         11,
     )
-    assert not await store.begin_forgotten(NOW, NOW, "again")
+    assert not await store.start_forgotten(NOW, NOW, "again")
 
 
 async def test_the_write_ahead_log_is_truncated_unless_it_is_read(
@@ -393,10 +399,10 @@ async def test_the_write_ahead_log_is_truncated_unless_it_is_read(
     reader.begin_snapshot()
     reader.query("SELECT 1 FROM rooms", ())
     await sqlite_database.write("more", add_room, 3)
-    assert not await sqlite_database.empty_log()
+    assert not await sqlite_database.truncate_log()
     reader.end()
     reader.close()
-    assert await sqlite_database.empty_log()
+    assert await sqlite_database.truncate_log()
     assert log.stat().st_size == 0
 
 
@@ -406,7 +412,7 @@ async def test_hidden_messages_are_purged_too(database: Database, flags: int) ->
     await database.write("room", add_room)
     await database.write("event", add_event, 1, flags=flags)
     assert await store.find_rooms({1: 2}) == [1]
-    assert await database.write("purge", store.purge, 1, pruned(1), Cause.RETENTION, NOW) == 1
+    assert await database.write("purge", store.purge, 1, pruned(1), PurgeCause.RETENTION, NOW) == 1
     assert await store.find_rooms({1: 2}) == []
     (row,) = (await EventStore(database).get_events([1])).values()
     assert (row.pdu, row.flags) == (b'{"content":{}}', flags | EventFlag.PURGED)
@@ -433,7 +439,9 @@ async def test_messages_to_purge_are_read_by_number_in_rooms_of_any_size(
             txn.execute("SET LOCAL enable_seqscan = off")
         explained = cast(WriteTransaction, Explained(txn))
         assert (
-            PurgingStore(database).purge(explained, 1, pruned(*range(100)), Cause.RETENTION, NOW)
+            PurgingStore(database).purge(
+                explained, 1, pruned(*range(100)), PurgeCause.RETENTION, NOW
+            )
             == 0
         )
 

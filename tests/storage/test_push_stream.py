@@ -4,16 +4,16 @@ they are complete."""
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.push.push_stream import HIDING, PushStream, Stretch
+from storage.push.push_stream import FILTER_TYPES, PushStream, PushStreamBatch
 
 LIMIT = 3
 MANY = 10
 
 
-async def read_batches(database: Database) -> list[Stretch]:
-    stream, found, done = PushStream(database), list[Stretch](), 0
+async def read_batches(database: Database) -> list[PushStreamBatch]:
+    stream, found, done = PushStream(database), list[PushStreamBatch](), 0
     while done < database.streams.current():
-        found.append(await stream.get_stretch(done, database.streams.current(), LIMIT))
+        found.append(await stream.get_batch(done, database.streams.current(), LIMIT))
         assert found[-1].upto > done
         done = found[-1].upto
     return found
@@ -25,12 +25,12 @@ async def test_changed_filters_come_a_few_at_a_time(database: Database) -> None:
 
     def write(txn: WriteTransaction) -> None:
         for number, user_id in enumerate(users):
-            data.set_entry(txn, user_id, None, HIDING[number % len(HIDING)], b"{}")
+            data.set_entry(txn, user_id, None, FILTER_TYPES[number % len(FILTER_TYPES)], b"{}")
 
     await database.write("put", write)
     found = await read_batches(database)
-    assert max(len(each.hiding) for each in found) == LIMIT
-    assert [user_id for each in found for user_id in each.hiding] == users
+    assert max(len(each.changed_filters) for each in found) == LIMIT
+    assert [user_id for each in found for user_id in each.changed_filters] == users
 
 
 async def test_rooms_with_removals_come_a_few_at_a_time(database: Database) -> None:
@@ -48,7 +48,7 @@ async def test_rooms_with_removals_come_a_few_at_a_time(database: Database) -> N
 
     await database.write("put", write)
     found = await read_batches(database)
-    assert max(len(each.taken_from) for each in found) <= 2 * LIMIT
-    assert sorted(room_nid for each in found for room_nid in each.taken_from) == list(
+    assert max(len(each.rooms_with_removals) for each in found) <= 2 * LIMIT
+    assert sorted(room_nid for each in found for room_nid in each.rooms_with_removals) == list(
         range(1, 2 * MANY + 1)
     )

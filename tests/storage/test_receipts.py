@@ -75,7 +75,7 @@ async def test_receipts_of_backfilled_events_move_forwards_too(database: Databas
 async def test_the_number_of_thread_receipts_is_limited(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(receipts, "MOST_THREADS", 3)
+    monkeypatch.setattr(receipts, "MAX_THREADS", 3)
     store = ReceiptStore(database)
 
     async def read(thread_id: str, position: int | None, user_id: str = ALICE) -> None:
@@ -104,7 +104,7 @@ async def test_threads_stay_read_after_their_receipts_are_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """For any order of reading; and the position never moves back."""
-    monkeypatch.setattr(receipts, "MOST_THREADS", 4)
+    monkeypatch.setattr(receipts, "MAX_THREADS", 4)
     store, random = ReceiptStore(database), Random(seed)
     said: dict[str, int] = {}
     before = 0

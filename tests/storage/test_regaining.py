@@ -16,23 +16,23 @@ from storage.events.timelines import (
 )
 from storage.media.references import do_rechecks
 from storage.retention.history_refetch import (
-    Regained,
-    RegainingStore,
-    give_up_messages,
+    HistoryRefetchStore,
+    RefetchedMessage,
     restore_messages,
+    stop_fetching_messages,
 )
-from storage.retention.purging import Cause, PurgedMessages, PurgingStore
+from storage.retention.purging import PurgeCause, PurgedMessages, PurgingStore
 from tests.storage.test_purging import ALICE, NOW, OWN, SHOWN, fill, pruned, rows_of
 
 GONE = SHOWN | EventFlag.PURGED
 WHOLE = b'{"content":{"url":"mxc://example.org/x3"}}'
 
 
-async def forget(database: Database, *nids: int, cause: Cause = Cause.FORGOTTEN) -> None:
+async def forget(database: Database, *nids: int, cause: PurgeCause = PurgeCause.FORGOTTEN) -> None:
     await database.write("purge", PurgingStore(database).purge, 1, pruned(*nids), cause, NOW)
 
 
-async def restore(database: Database, *regained: Regained) -> int:
+async def restore(database: Database, *regained: RefetchedMessage) -> int:
     return await database.write("restore", restore_messages, 1, regained)
 
 
@@ -55,11 +55,11 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     unreferenced = "SELECT unreferenced_ts FROM known_media WHERE media_id = 'x3'"
     assert await database.read("read", rows_of, unreferenced) == [(NOW,)]
     assert await states(database, 3) == [(GONE | EventFlag.FORGOTTEN, 3, False)]
-    database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATED, stage=Stage.NOTIFY)
+    database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATION, stage=Stage.NOTIFY)
     before = database.streams.current()
 
     related = Relation("m.thread", "$1")
-    assert await restore(database, Regained(3, WHOLE, None, related)) == 1
+    assert await restore(database, RefetchedMessage(3, WHOLE, None, related)) == 1
     assert await states(database, 1, 3) == [
         (GONE | EventFlag.FORGOTTEN, 1, False),
         (SHOWN, None, True),
@@ -75,20 +75,24 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     assert (await EventStore(database).get_lost_since(0, before)).changed_rooms == {1}, (
         "other nodes hear of it"
     )
-    assert await restore(database, Regained(3, WHOLE, None, related)) == 0, "it is restored already"
+    assert await restore(database, RefetchedMessage(3, WHOLE, None, related)) == 0, (
+        "it is restored already"
+    )
 
 
 async def test_only_messages_of_forgotten_rooms_are_restored(database: Database) -> None:
     await database.write("fill", fill)
-    await forget(database, 1, cause=Cause.RETENTION)
-    await forget(database, 3, cause=Cause.PURGE)
+    await forget(database, 1, cause=PurgeCause.RETENTION)
+    await forget(database, 3, cause=PurgeCause.PURGE)
     await forget(database, 1, 3, 5)
     assert (
-        await restore(database, *(Regained(nid, WHOLE, None, None) for nid in (1, 2, 3, 7, 11, 99)))
+        await restore(
+            database, *(RefetchedMessage(nid, WHOLE, None, None) for nid in (1, 2, 3, 7, 11, 99))
+        )
         == 0
     )
     assert await states(database, 1, 3) == [(GONE, 1, False), (GONE, 3, False)]
-    assert await restore(database, Regained(5, WHOLE, None, None)) == 1
+    assert await restore(database, RefetchedMessage(5, WHOLE, None, None)) == 1
 
 
 async def test_redacted_messages_stay_without_content(database: Database) -> None:
@@ -104,9 +108,9 @@ async def test_redacted_messages_stay_without_content(database: Database) -> Non
     # checked
     known = frozenset({9})
     given = (
-        Regained(1, None, None, None),
-        Regained(3, None, 9, None, known),
-        Regained(5, WHOLE, None, None),
+        RefetchedMessage(1, None, None, None),
+        RefetchedMessage(3, None, 9, None, known),
+        RefetchedMessage(5, WHOLE, None, None),
     )
     assert await restore(database, *given) == 2
     assert await states(database, 1, 3, 5) == [
@@ -114,16 +118,16 @@ async def test_redacted_messages_stay_without_content(database: Database) -> Non
         (SHOWN, 9, False),
         (GONE | EventFlag.FORGOTTEN, 5, False),
     ]
-    assert await restore(database, Regained(5, WHOLE, None, None, frozenset({7}))) == 1, (
+    assert await restore(database, RefetchedMessage(5, WHOLE, None, None, frozenset({7}))) == 1, (
         "that one had no effect"
     )
 
 
 async def test_gaps_name_purged_messages_until_fetching_stops(database: Database) -> None:
-    timelines, store = TimelineStore(database), RegainingStore(database)
+    timelines, store = TimelineStore(database), HistoryRefetchStore(database)
     await database.write("fill", fill)
     await forget(database, 1, 3, 5)
-    await forget(database, 7, cause=Cause.PURGE)
+    await forget(database, 7, cause=PurgeCause.PURGE)
     assert await timelines.get_gaps(1, 0, 100) == Gaps([], "$5")
     assert await timelines.get_gaps(1, 0, 4) == Gaps([], "$3")
     assert (
@@ -133,14 +137,14 @@ async def test_gaps_name_purged_messages_until_fetching_stops(database: Database
         await database.write("end", move_backward_extremities, 1, [], [name], depth)
     assert await timelines.get_gaps(1, 0, 100) == Gaps(["$near", "$far"], "$5")
     assert await timelines.get_gaps(1, 3, 4) == Gaps(["$near"], "$3")
-    assert await store.give_up(1, 4, 2, 10) == 1
-    assert await store.give_up(1, 4, 100, 1) == 1
-    assert await store.give_up(1, 4, 100, 1) == 0
-    assert await store.give_up(2, 100, 100, 1) == 0
-    assert (await timelines.get_gaps(1, 0, 100)).forgotten == "$5"
-    assert await restore(database, Regained(3, WHOLE, None, None)) == 0
-    await database.write("give up", give_up_messages, [2, 5, 7])
-    assert (await timelines.get_gaps(1, 0, 100)).forgotten is None
+    assert await store.stop_fetching(1, 4, 2, 10) == 1
+    assert await store.stop_fetching(1, 4, 100, 1) == 1
+    assert await store.stop_fetching(1, 4, 100, 1) == 0
+    assert await store.stop_fetching(2, 100, 100, 1) == 0
+    assert (await timelines.get_gaps(1, 0, 100)).purged_message == "$5"
+    assert await restore(database, RefetchedMessage(3, WHOLE, None, None)) == 0
+    await database.write("give up", stop_fetching_messages, [2, 5, 7])
+    assert (await timelines.get_gaps(1, 0, 100)).purged_message is None
     assert await states(database, 2, 5, 7) == [
         (SHOWN, None, True),
         (GONE, 5, False),

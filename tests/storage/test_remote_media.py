@@ -3,15 +3,15 @@
 from msgspec.structs import replace
 
 from storage.engine.database import Database
-from storage.media.content_uris import MediaAddress
-from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.content_uris import ContentURI
+from storage.media.media import MediaContent, MediaRow, MediaStore
 from storage.media.quarantine import QuarantineStore
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.media.removal import MediaRemovalStore, Reason
-from storage.media.usage import Amount, MediaUsageStore
+from storage.media.removal import MediaRemovalStore, RemovalReason
+from storage.media.usage import MediaAmount, MediaUsageStore
 
 NOW = 1_700_000_000_000
-CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
+CONTENT = MediaContent(b"\x01" * 32, 7, "image/png", "a.png")
 ROW = RemoteMediaRow("north.example", "abc", CONTENT, NOW, NOW, True)
 
 
@@ -19,7 +19,7 @@ async def test_a_copy_is_read_back_and_never_replaced(database: Database) -> Non
     store = RemoteMediaStore(database)
     assert await database.write("add", store.add_copy, ROW)
     assert not await database.write(
-        "add", store.add_copy, replace(ROW, content=Content(b"\x02" * 32, 1, "a/b", None))
+        "add", store.add_copy, replace(ROW, content=MediaContent(b"\x02" * 32, 1, "a/b", None))
     )
     assert await store.get_copy("north.example", "abc") == ROW
     assert await store.get_copy("south.example", "abc") is None
@@ -39,7 +39,7 @@ async def test_servers_with_the_largest_copies_come_first(database: Database) ->
         row = replace(ROW, origin=origin, media_id=media_id, content=replace(CONTENT, size=size))
         await database.write("add", store.add_copy, row)
     found = (await usage.get_of_server(10, 10)).servers
-    assert found == [("east.example", Amount(1, 8)), ("north.example", Amount(2, 7))]
+    assert found == [("east.example", MediaAmount(1, 8)), ("north.example", MediaAmount(2, 7))]
     assert (await usage.get_of_server(10, 1)).servers == found[:1]
     assert await usage.get_of_room("!x:example.org") is None
 
@@ -53,8 +53,8 @@ async def test_files_that_were_read_meanwhile_stay(database: Database) -> None:
     for row in rows:
         await database.write("add", store.add_copy, row)
     assert (
-        await QuarantineStore(database, "example.org").set_held(
-            [MediaAddress("north.example", "d")], "@root:x"
+        await QuarantineStore(database, "example.org").quarantine(
+            [ContentURI("north.example", "d")], "@root:x"
         )
         == 1
     )
@@ -66,7 +66,7 @@ async def test_files_that_were_read_meanwhile_stay(database: Database) -> None:
     await store.set_accessed("north.example", "c", NOW + 5)
     files = [each.address for each in found]
     removed = await database.write(
-        "forget", removal.remove, files, Reason.UNREAD, NOW + 9, unread_since=NOW + 1
+        "forget", removal.remove, files, RemovalReason.UNREAD, NOW + 9, unread_since=NOW + 1
     )
     assert removed.unused == {b"a" * 32}
     noted = await removal.get_deletions(None, 10)
@@ -93,7 +93,7 @@ async def test_old_files_are_found_even_if_they_are_read(database: Database) -> 
             True,
         )
         await database.write("add", media.add_media, mine)
-    held = [MediaAddress("north.example", "a"), MediaAddress("example.org", "a")]
+    held = [ContentURI("north.example", "a"), ContentURI("example.org", "a")]
     quarantine = QuarantineStore(database, "example.org")
     removal = MediaRemovalStore(database, "example.org")
     for own in (False, True):
@@ -111,7 +111,7 @@ async def test_old_files_are_found_even_if_they_are_read(database: Database) -> 
         "c",
     ]
     assert [each.address.media_id for each in await removal.get_old(NOW + 3, 1, own=False)] == ["a"]
-    assert await quarantine.set_held(held, "@root:x") > 0
+    assert await quarantine.quarantine(held, "@root:x") > 0
     assert [each.address.media_id for each in await removal.get_old(NOW + 9, 10, own=False)] == []
     assert await removal.get_old(NOW + 9, 10, own=True) == [], (
         "what is held back has the same content"
@@ -120,15 +120,15 @@ async def test_old_files_are_found_even_if_they_are_read(database: Database) -> 
 
 async def test_a_file_can_be_quarantined_before_its_copy_arrives(database: Database) -> None:
     store, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
-    address, unknown = MediaAddress("north.example", "abc"), MediaAddress("north.example", "xyz")
-    assert await quarantine.set_held([address], "@root:x") == 0
-    assert await quarantine.set_held([address], "@other:x") == 0
-    assert await quarantine.set_free(unknown) is None
-    assert not await database.read("held", quarantine.is_held, CONTENT.hash)
+    address, unknown = ContentURI("north.example", "abc"), ContentURI("north.example", "xyz")
+    assert await quarantine.quarantine([address], "@root:x") == 0
+    assert await quarantine.quarantine([address], "@other:x") == 0
+    assert await quarantine.release(unknown) is None
+    assert not await database.read("held", quarantine.is_quarantined, CONTENT.hash)
     await database.write("add", store.add_copy, ROW)
-    await database.write("hold", quarantine.hold_known_copy, address, CONTENT.hash)
+    await database.write("hold", quarantine.quarantine_known_copy, address, CONTENT.hash)
     row = await store.get_copy(*address)
     assert row is not None
     assert row.quarantined_by == "@root:x"
-    assert await quarantine.set_free(address) == 1
-    assert not await database.read("held", quarantine.is_held, CONTENT.hash)
+    assert await quarantine.release(address) == 1
+    assert not await database.read("held", quarantine.is_quarantined, CONTENT.hash)

@@ -7,25 +7,25 @@ from prometheus_client import CollectorRegistry
 
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.search import indexing
-from homeserver.services.search.indexing import Indexing
+from homeserver.services.search.indexing import MessageIndexer
 from homeserver.services.text.terms import format_words
-from homeserver.services.text.words import Folding
-from storage.cluster.job_progress import put_note, select_note
+from homeserver.services.text.words import TextFolding
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database, Transaction, WriteTransaction
-from storage.engine.text_index import MOST_ROOM_KEYS, Term
+from storage.engine.text_index import MAX_ROOM_KEYS, SearchTerm
 from storage.search.search import SearchStore, TextQuery, TextRow
 from tests.helpers.rooms import ALICE, RoomParts
 
 ME = "@me:a.test"
 
 
-def term(*keys: str, prefix: bool = False) -> Term:
+def term(*keys: str, prefix: bool = False) -> SearchTerm:
     """A term whose alternatives are single keys."""
-    return Term(tuple((key,) for key in keys), is_prefix=prefix)
+    return SearchTerm(tuple((key,) for key in keys), is_prefix=prefix)
 
 
-def sequence(*keys: str) -> Term:
-    return Term((keys,))
+def sequence(*keys: str) -> SearchTerm:
+    return SearchTerm((keys,))
 
 
 def text(
@@ -43,10 +43,10 @@ class TextDatabase:
 
     async def put(self, *rows: TextRow, replacing: tuple[int, ...] = ()) -> None:
         await self.database.write(
-            "put", self.store.put_texts, {*replacing, *(row.event_nid for row in rows)}, rows
+            "put", self.store.set_texts, {*replacing, *(row.event_nid for row in rows)}, rows
         )
 
-    async def find(self, *terms: Term, limit: int = 100, **more: object) -> list[int]:
+    async def find(self, *terms: SearchTerm, limit: int = 100, **more: object) -> list[int]:
         """Return the numbers of the texts that match."""
         rooms = more.pop("rooms", range(1, 10))
         query = TextQuery(ME, terms, rooms, **more)  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ async def test_terms_match_alternatives_sequences_and_prefixes(
     assert await texts_database.find(term("kitob"), term("yangi")) == [4, 1]
     assert await texts_database.find(sequence("yangi", "kitob")) == [1]
     assert await texts_database.find(term("daftar", "eski")) == [3, 2]
-    assert await texts_database.find(Term((("yangi", "kitob"), ("daftar",)))) == [3, 1]
+    assert await texts_database.find(SearchTerm((("yangi", "kitob"), ("daftar",)))) == [3, 1]
     assert await texts_database.find(term("itob", prefix=True)) == []
     assert await texts_database.find(term("kitob", prefix=True), limit=2) == [4, 2]
 
@@ -111,7 +111,7 @@ async def test_a_query_filters_by_room_kind_and_sender(texts_database: TextDatab
     kitob = term("kitob")
     assert await texts_database.find(kitob) == [3, 2, 1]
     assert await texts_database.find(kitob, rooms={1, 12}) == [4, 1]
-    assert await texts_database.find(kitob, rooms=set(range(2, 3 + MOST_ROOM_KEYS))) == [4, 3, 2]
+    assert await texts_database.find(kitob, rooms=set(range(2, 3 + MAX_ROOM_KEYS))) == [4, 3, 2]
     assert await texts_database.find(kitob, rooms=set()) == []
     assert await texts_database.find(kitob, not_rooms=(2,)) == [3, 1]
     assert await texts_database.find(kitob, kinds={1}) == [2]
@@ -168,7 +168,7 @@ async def test_only_unencrypted_rooms_of_the_user_are_searched(
 async def test_the_longest_texts_can_be_indexed(database: Database) -> None:
     """The worst case of folding a message: three spellings, in characters of four bytes."""
     texts_database = TextDatabase(database)
-    folding = Folding(("uz", "kaa", "ru"))
+    folding = TextFolding(("uz", "kaa", "ru"))
     for nid, said in enumerate(("ёў𐐨𐐩𐐪𐐫" + " ", "ё" + "𐐨" * 63 + " ", "ﷺё ", "𠀀𠀁ё"), 1):
         numbered = "".join(said + str(number) for number in range(20_000))
         await texts_database.put(
@@ -180,16 +180,16 @@ async def test_the_longest_texts_can_be_indexed(database: Database) -> None:
 async def test_batches_report_the_progress_of_the_index(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "AT_ONCE", 2)
+    monkeypatch.setattr(indexing, "BATCH", 2)
     home = RoomParts(database)
     room_id = await home.create()
     for _ in range(5):
         await home.send(room_id, ALICE, "gap")
     registry = CollectorRegistry()
-    steps = Indexing(
+    steps = MessageIndexer(
         database,
         SearchStore(database),
-        Folding(("uz",)),
+        TextFolding(("uz",)),
         SearchMetrics(registry),
         home.tick,
         enabled=True,
@@ -203,11 +203,11 @@ async def test_batches_report_the_progress_of_the_index(
 
 async def test_job_progress_is_stored(database: Database) -> None:
     def read(txn: Transaction) -> str | None:
-        return select_note(txn, "job")
+        return select_job_progress(txn, "job")
 
     assert await database.read("read", read) is None
     for note in ("one", "two"):
-        await database.write("put", put_note, "job", note)
+        await database.write("put", set_job_progress, "job", note)
         assert await database.read("read", read) == note
 
 
@@ -215,10 +215,10 @@ keys = st.sampled_from(["a", "ab", "abc", "b", "bc", "東京", "京", "é"])
 lines = st.lists(keys, min_size=1, max_size=5).map(" ".join)
 texts = st.lists(lines, min_size=1, max_size=2).map("  ".join)
 terms = st.builds(
-    lambda alternatives: Term(tuple(alternatives)),
+    lambda alternatives: SearchTerm(tuple(alternatives)),
     st.lists(st.lists(keys, min_size=1, max_size=3).map(tuple), min_size=1, max_size=2),
 ) | st.builds(
-    lambda alternatives: Term(tuple((key,) for key in alternatives), is_prefix=True),
+    lambda alternatives: SearchTerm(tuple((key,) for key in alternatives), is_prefix=True),
     st.lists(keys, min_size=1, max_size=2),
 )
 
@@ -230,13 +230,13 @@ terms = st.builds(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 async def test_the_index_finds_the_same_as_a_scan_of_all_texts(
-    database: Database, written: list[str], asked: list[Term]
+    database: Database, written: list[str], asked: list[SearchTerm]
 ) -> None:
     texts_database = TextDatabase(database)
     await database.write("clear", texts_database.store.clear)
     await texts_database.put(*(text(nid, words) for nid, words in enumerate(written, 1)))
 
-    def has(words: str, wanted: Term) -> bool:
+    def has(words: str, wanted: SearchTerm) -> bool:
         end = "" if wanted.is_prefix else " "
         return any(
             f" {' '.join(sequence)}{end}" in f" {words} " for sequence in wanted.alternatives

@@ -26,7 +26,7 @@ async def stored(store: SentTransactionStore) -> list[int]:
 async def test_old_records_are_deleted_in_steps_and_the_next_walk_starts_again(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sent_transactions, "LOOKED_AT", 3)
+    monkeypatch.setattr(sent_transactions, "READ_PER_DELETED", 3)
     store = SentTransactionStore(database)
 
     async def go_through(created_ts: int, limit: int) -> int:

@@ -2,11 +2,11 @@
 
 from storage.engine.database import Database
 from storage.federation.server_keys import (
-    MOST_KEYS,
+    MAX_STORED_KEYS,
     ServerKeyStore,
     StoredDocument,
     StoredKey,
-    StoredServer,
+    StoredServerKeys,
 )
 
 
@@ -17,8 +17,8 @@ async def test_withdrawn_keys_stay(database: Database) -> None:
     await store.set_keys("a.example", {"ed25519:n": new}, StoredDocument(b'{"a":1}', 900, 2))
     await store.add_keys("b.example", {"ed25519:o": old})
     assert await store.get_keys(["a.example", "b.example", "c.example"]) == {
-        "a.example": StoredServer({"ed25519:o": old, "ed25519:n": new}, 900, 2),
-        "b.example": StoredServer({"ed25519:o": old}, 0, 0),
+        "a.example": StoredServerKeys({"ed25519:o": old, "ed25519:n": new}, 900, 2),
+        "b.example": StoredServerKeys({"ed25519:o": old}, 0, 0),
     }
     assert await store.get_documents(["a.example", "b.example"]) == {
         "a.example": StoredDocument(b'{"a":1}', 900, 2)
@@ -46,7 +46,7 @@ async def test_the_number_of_keys_is_bounded_and_current_ones_stay(
     await store.set_keys("a.example", {"ed25519:now": StoredKey(b"n" * 32, 0)}, said)
     await store.set_keys("b.example", {"ed25519:now": StoredKey(b"n" * 32, 0)}, said)
     kept = (await store.get_keys(["a.example", "b.example"]))["a.example"].keys
-    assert len(kept) == await _count(database) - 1 == MOST_KEYS
+    assert len(kept) == await _count(database) - 1 == MAX_STORED_KEYS
     assert "ed25519:now" in kept
     assert {f"ed25519:{number}_{each}" for number in (3, 4) for each in range(100)} < kept.keys()
 

@@ -12,17 +12,17 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from storage.engine.database import Database
-from storage.media.levelling import FOLDERS, Trimming
-from storage.media.object_store import ObjectStore, ObjectStoreFailed, Progress
-from storage.media.objects import MediaObjectStore
+from storage.media.levelling import FOLDERS, FolderTrimmer
+from storage.media.object_store import ObjectStore, ObjectStoreFailed, UploadProgress
+from storage.media.objects import MediaObjectJournal
 from storage.media.s3 import PART_BYTES
-from storage.media.shared_contents import WHOLE_BYTES, WRITING_SECONDS
+from storage.media.shared_contents import MAX_FETCHED_BYTES, WRITING_SECONDS
 from tests.helpers.executors import ManualExecutor
 from tests.helpers.media_nodes import Node, UnreliableStore
 from tests.helpers.object_store import Bucket
 
 TEA = b"green tea"
-LONG = bytes(range(256)) * (WHOLE_BYTES // 256 + 100)
+LONG = bytes(range(256)) * (MAX_FETCHED_BYTES // 256 + 100)
 
 
 async def test_another_node_serves_and_removes_an_uploaded_file(
@@ -46,7 +46,7 @@ async def test_another_node_serves_and_removes_an_uploaded_file(
     assert await south.remove("a", digest) == {digest}
     assert [name for name in bucket.names() if digest.hex() in name] == []
     # the other node deletes its copy when it walks its folder
-    assert await Trimming(database, north.files, None).do_trim(FOLDERS + 1) == FOLDERS
+    assert await FolderTrimmer(database, north.files, None).trim(FOLDERS + 1) == FOLDERS
     assert await north.read(digest) is None
     assert await south.read(digest) is None
     assert north.incoming() == south.incoming() == []
@@ -63,7 +63,7 @@ async def test_equal_contents_are_written_once(
     assert len(bucket.names()) == 1
     assert await node.remove("b", digest) == {digest}
     assert bucket.names() == []
-    assert (await MediaObjectStore(database).count())[1].contents == 0
+    assert (await MediaObjectJournal(database).count())[1].contents == 0
 
 
 @pytest.mark.parametrize(
@@ -98,14 +98,14 @@ async def test_clients_may_be_redirected_to_the_store(
 ) -> None:
     digest = await Node(sqlite_database, tmp_path, bucket.open()).upload(TEA)
     node = Node(sqlite_database, tmp_path, bucket.open(), give_addresses=True)
-    address = await node.contents.get_address(digest, "text/plain", "attachment; filename=tea.txt")
+    address = await node.contents.get_url(digest, "text/plain", "attachment; filename=tea.txt")
     assert address is not None
     with urllib.request.urlopen(address) as answer:  # noqa: ASYNC210 - the store is another process
         assert answer.read() == TEA
         assert answer.headers["Content-Disposition"] == "attachment; filename=tea.txt"
-    assert await node.contents.get_address(b"x" * 32, "text/plain", "") is None
+    assert await node.contents.get_url(b"x" * 32, "text/plain", "") is None
     assert (
-        await Node(sqlite_database, tmp_path, bucket.open()).contents.get_address(
+        await Node(sqlite_database, tmp_path, bucket.open()).contents.get_url(
             digest, "text/plain", ""
         )
         is None
@@ -124,8 +124,8 @@ async def test_an_upload_is_acknowledged_after_the_main_store_has_it(
     assert node.kept() == node.incoming() == []
     store.is_cut = False
     node.clock.advance(WRITING_SECONDS + 1)
-    assert await node.contents.do_take_away(10) == 1  # the unfinished object
-    assert await node.contents.do_take_away(10) == 0
+    assert await node.contents.delete_unused_objects(10) == 1  # the unfinished object
+    assert await node.contents.delete_unused_objects(10) == 0
 
 
 async def test_a_second_copy_is_written_later(
@@ -137,11 +137,11 @@ async def test_a_second_copy_is_written_later(
     digest = await node.upload(TEA)
     assert bucket.names() == []
     with pytest.raises(ObjectStoreFailed):
-        await node.levelling.do_level(10)
+        await node.levelling.rebalance(10)
     store.is_cut = False
-    assert await node.levelling.do_level(10) == 1
+    assert await node.levelling.rebalance(10) == 1
     assert len(bucket.names()) == 1
-    assert await node.levelling.do_level(10) == 0
+    assert await node.levelling.rebalance(10) == 0
     node.lose_folder()
     assert await node.read(digest) == TEA
 
@@ -153,11 +153,11 @@ async def test_an_upload_does_not_wait_for_the_second_copy(
     node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", ManualExecutor())
     uploading = Deferred.fromCoroutine(node.upload(TEA))
     assert uploading.called
-    levelling = Deferred.fromCoroutine(node.levelling.do_level(10))
+    levelling = Deferred.fromCoroutine(node.levelling.rebalance(10))
     assert not levelling.called  # the job waits
     assert Deferred.fromCoroutine(node.upload(b"black tea", "b")).called
     again = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
-    assert await again.levelling.do_level(10) == 2
+    assert await again.levelling.rebalance(10) == 2
     assert len(bucket.names()) == 2
 
 
@@ -171,9 +171,9 @@ async def test_recent_uploads_get_their_second_copy_first(
     digest, gone = await node.upload(TEA), await node.upload(b"black tea", "b")
     await node.remove("b", gone)
     with capturedLogs() as told:
-        assert await node.levelling.do_level(2) == 2
+        assert await node.levelling.rebalance(2) == 2
         assert [name for name in bucket.names() if digest.hex() in name]
-        assert [await node.levelling.do_level(2) for _ in range(3)] == [2, 1, 0]
+        assert [await node.levelling.rebalance(2) for _ in range(3)] == [2, 1, 0]
     assert len(bucket.names()) == 5
     assert not [event for event in told if event["log_level"].name == "error"]
 
@@ -185,19 +185,19 @@ async def test_all_contents_move_to_the_store_and_back(
     digests = [await before.upload(b"%d" % number, str(number)) for number in range(7)]
     assert bucket.names() == []
     node = Node(database, tmp_path, bucket.open())
-    assert await node.levelling.do_level(3) == 3
+    assert await node.levelling.rebalance(3) == 3
     again = Node(database, tmp_path, bucket.open())  # after an interruption
-    assert [await again.levelling.do_level(3) for _ in range(3)] == [3, 1, 0]
+    assert [await again.levelling.rebalance(3) for _ in range(3)] == [3, 1, 0]
     assert len(bucket.names()) == 7
     again.lose_folder()
     await again.remove("3", digests[3])
     after = Node(database, tmp_path, bucket.open(), "retired")
-    assert await after.levelling.do_level(4) == 4
+    assert await after.levelling.rebalance(4) == 4
     assert len(bucket.names()) == 2
     after = Node(database, tmp_path, bucket.open(), "retired")
-    assert await after.levelling.do_level(4) == 2
+    assert await after.levelling.rebalance(4) == 2
     assert bucket.names() == []
-    assert (await MediaObjectStore(database).count())[1].contents == 0
+    assert (await MediaObjectJournal(database).count())[1].contents == 0
     assert [await after.read(each) for each in digests] == [
         b"0",
         b"1",
@@ -221,7 +221,7 @@ async def test_a_failed_move_does_not_block_the_others(
         def __init__(self, store: ObjectStore) -> None:
             self.store = store
 
-        def put(self, name: str, path: Path, progress: Progress) -> None:
+        def put(self, name: str, path: Path, progress: UploadProgress) -> None:
             if digests[1].hex() in name:
                 raise ObjectStoreFailed("not this one")
             self.store.put(name, path, progress)
@@ -232,13 +232,13 @@ async def test_a_failed_move_does_not_block_the_others(
     node = Node(sqlite_database, tmp_path, cast(ObjectStore, Particular(bucket.open())))
     for _ in range(2):
         with pytest.raises(ObjectStoreFailed):
-            await node.levelling.do_level(10)
-    assert await node.levelling.do_level(10) == 2
-    assert set(await MediaObjectStore(sqlite_database).get_objects(digests)) == set(digests) - {
+            await node.levelling.rebalance(10)
+    assert await node.levelling.rebalance(10) == 2
+    assert set(await MediaObjectJournal(sqlite_database).get_objects(digests)) == set(digests) - {
         digests[1]
     }
     with pytest.raises(ObjectStoreFailed):
-        await node.levelling.do_level(10)  # the next walk
+        await node.levelling.rebalance(10)  # the next walk
 
 
 async def test_the_progress_is_logged_now_and_then(
@@ -249,13 +249,13 @@ async def test_the_progress_is_logged_now_and_then(
         await before.upload(b"%d" % number, str(number))
     node = Node(sqlite_database, tmp_path, bucket.open())
     with capturedLogs() as told:
-        await node.levelling.do_level(1)
-        await node.levelling.do_level(1)
+        await node.levelling.rebalance(1)
+        await node.levelling.rebalance(1)
         node.clock.advance(60)
-        await node.levelling.do_level(1)
+        await node.levelling.rebalance(1)
         node.clock.advance(60)
         for _ in range(4):
-            await node.levelling.do_level(10)
+            await node.levelling.rebalance(10)
     assert [formatEvent(event) for event in told] == [
         "1 of 5 files are in the object store, 1 of 5 bytes",
         "3 of 5 files are in the object store, 3 of 5 bytes",
@@ -273,9 +273,9 @@ async def test_the_folder_keeps_the_most_recently_read_contents(
         when = 1_700_000_000 + number * 7200
         os.utime(node.files.content_path(digest), (when, when))
     assert await node.read(digests[0]) == bytes(1000)  # read last
-    trimming = Trimming(sqlite_database, node.files, 2500)
+    trimming = FolderTrimmer(sqlite_database, node.files, 2500)
     for _ in range(2):
-        assert await trimming.do_trim(FOLDERS + 1) == FOLDERS
+        assert await trimming.trim(FOLDERS + 1) == FOLDERS
     assert {path.name for path in node.kept()} == {digests[0].hex(), digests[5].hex()}
     assert [await node.read(each) for each in digests] == [
         bytes([number]) * 1000 for number in range(6)
@@ -327,7 +327,7 @@ async def test_a_slow_writer_renews_its_lease(
     for _ in range(20):
         for clock in (node.clock, other.clock):
             clock.advance(WRITING_SECONDS / 4)
-        assert await other.contents.do_take_away(10) == 0
+        assert await other.contents.delete_unused_objects(10) == 0
     later.run()
     assert await upload == hashlib.sha256(TEA).digest()
     assert len(bucket.names()) == 1
@@ -336,7 +336,7 @@ async def test_a_slow_writer_renews_its_lease(
 async def test_unfinished_uploads_are_deleted_with_their_parts(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
-    table = MediaObjectStore(sqlite_database)
+    table = MediaObjectJournal(sqlite_database)
     await table.add_coming("mahalla/part", b"h" * 32, PART_BYTES * 2, 1)
     begun = bucket.client.create_multipart_upload(Bucket=bucket.name, Key="mahalla/part")
     bucket.client.upload_part(
@@ -344,7 +344,7 @@ async def test_unfinished_uploads_are_deleted_with_their_parts(
     )
     assert bucket.unfinished() == ["mahalla/part"]
     node = Node(sqlite_database, tmp_path, bucket.open())
-    assert await node.contents.do_take_away(10) == 1
+    assert await node.contents.delete_unused_objects(10) == 1
     assert bucket.unfinished() == bucket.names() == []
 
 

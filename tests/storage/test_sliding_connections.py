@@ -4,13 +4,13 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.rooms.recency import RoomRecencyStore
 from storage.sync.sliding_connections import (
-    MOST_OF_A_CONNECTION,
-    MOST_OF_A_DEVICE,
-    ConnectionKey,
+    MAX_CONNECTION_STATES,
+    MAX_DEVICE_CONNECTIONS,
+    SlidingConnectionKey,
     SlidingConnectionStore,
 )
 
-KEY = ConnectionKey("@alice:example.org", "D", "rooms")
+KEY = SlidingConnectionKey("@alice:example.org", "D", "rooms")
 
 
 async def test_states_before_the_one_of_the_client_are_deleted(database: Database) -> None:
@@ -24,7 +24,10 @@ async def test_states_before_the_one_of_the_client_are_deleted(database: Databas
     assert await store.get_state(KEY, first) is None
     assert await store.get_state(KEY, second) is not None
     assert await store.get_state(KEY, third) is not None
-    assert await store.get_state(ConnectionKey(KEY.user_id, "other", KEY.conn_id), third) is None
+    assert (
+        await store.get_state(SlidingConnectionKey(KEY.user_id, "other", KEY.conn_id), third)
+        is None
+    )
     fresh = await store.add_state(KEY, None, b"4", 4000)
     assert fresh > third
     assert (
@@ -52,31 +55,35 @@ async def test_a_late_response_does_not_delete_newer_states(database: Database) 
 async def test_the_states_of_a_connection_are_bounded(database: Database) -> None:
     store = SlidingConnectionStore(database)
     first = await store.add_state(KEY, None, b"1", 1000)
-    later = [await store.add_state(KEY, first, b"2", 2000) for _ in range(MOST_OF_A_CONNECTION + 5)]
+    later = [
+        await store.add_state(KEY, first, b"2", 2000) for _ in range(MAX_CONNECTION_STATES + 5)
+    ]
     kept = [nid for nid in later if await store.get_state(KEY, nid) is not None]
     assert await store.get_state(KEY, first) is not None
-    assert kept == later[1 - MOST_OF_A_CONNECTION :]
-    began = [await store.add_state(KEY, None, b"3", 3000) for _ in range(MOST_OF_A_CONNECTION + 5)]
+    assert kept == later[1 - MAX_CONNECTION_STATES :]
+    began = [await store.add_state(KEY, None, b"3", 3000) for _ in range(MAX_CONNECTION_STATES + 5)]
     kept = [nid for nid in [first, *later, *began] if await store.get_state(KEY, nid) is not None]
-    assert len(kept) <= MOST_OF_A_CONNECTION
+    assert len(kept) <= MAX_CONNECTION_STATES
     assert began[-1] in kept
 
 
 async def test_unused_and_excess_connections_are_deleted(database: Database) -> None:
     store = SlidingConnectionStore(database)
     old = await store.add_state(KEY, None, b"1", 1000)
-    used = ConnectionKey("@bob:example.org", "D", "")
+    used = SlidingConnectionKey("@bob:example.org", "D", "")
     kept = await store.add_state(used, None, b"2", 1000)
     await store.set_used(used, 5000)
     numbers = []
-    for number in range(MOST_OF_A_DEVICE + 1):
-        key = ConnectionKey("@carol:example.org", "D", str(number))
+    for number in range(MAX_DEVICE_CONNECTIONS + 1):
+        key = SlidingConnectionKey("@carol:example.org", "D", str(number))
         numbers.append((key, await store.add_state(key, None, b"", 6000 + number)))
-    other = await store.add_state(ConnectionKey("@dora:example.org", "D", ""), None, b"3", 1000)
+    other = await store.add_state(
+        SlidingConnectionKey("@dora:example.org", "D", ""), None, b"3", 1000
+    )
     assert await store.remove_unused(2000, 1) == 1
     assert await store.remove_unused(2000, 5) == 1
     assert await store.remove_unused(2000, 5) == 0
-    assert await store.get_state(ConnectionKey("@dora:example.org", "D", ""), other) is None
+    assert await store.get_state(SlidingConnectionKey("@dora:example.org", "D", ""), other) is None
     assert await store.get_state(KEY, old) is None
     assert await store.get_state(used, kept) is not None
     (dropped_key, dropped), *rest = numbers
@@ -87,7 +94,7 @@ async def test_unused_and_excess_connections_are_deleted(database: Database) -> 
 async def test_connections_are_deleted_with_their_devices(database: Database) -> None:
     store = SlidingConnectionStore(database)
     gone = await store.add_state(KEY, None, b"1", 1000)
-    other = ConnectionKey(KEY.user_id, "E", KEY.conn_id)
+    other = SlidingConnectionKey(KEY.user_id, "E", KEY.conn_id)
     stays = await store.add_state(other, None, b"1", 1000)
 
     def write(txn: WriteTransaction) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from storage.engine.sole_server import DatabaseInUse, SoleServer
+from storage.engine.sole_server import DatabaseInUse, ServerLock
 from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.programs import ROOT
 
@@ -32,25 +32,25 @@ def claim_in_another_process(path: Path) -> str:
 
 def test_a_second_server_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.db"
-    first = SoleServer.claim(SQLiteConfig(str(path)))
+    first = ServerLock.acquire(SQLiteConfig(str(path)))
     assert f"another server uses the SQLite file {path} already" in claim_in_another_process(path)
     assert claim_in_another_process(tmp_path / "other.db") == "claimed\n"
-    first.give_up()
+    first.release()
     assert claim_in_another_process(path) == "claimed\n"
-    SoleServer.claim(
+    ServerLock.acquire(
         SQLiteConfig(str(path))
-    ).give_up()  # a process that ended without releasing the lock does not hold it
+    ).release()  # a process that ended without releasing the lock does not hold it
 
 
 def test_the_lock_file_is_accessible_to_its_owner_only(tmp_path: Path) -> None:
-    first = SoleServer.claim(SQLiteConfig(str(tmp_path / "homeserver.db")))
+    first = ServerLock.acquire(SQLiteConfig(str(tmp_path / "homeserver.db")))
     assert (tmp_path / "homeserver.db-lock").stat().st_mode & 0o777 == 0o600
-    first.give_up()
+    first.release()
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        SoleServer.claim(SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")))
+        ServerLock.acquire(SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")))
     assert not issubclass(DatabaseInUse, OSError)
 
 
@@ -63,10 +63,10 @@ def test_a_lock_file_created_by_root_belongs_to_the_database_owner(
     given: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(os, "fchown", lambda _, user, group: given.append((user, group)))
-    SoleServer.claim(SQLiteConfig(str(path))).give_up()
+    ServerLock.acquire(SQLiteConfig(str(path))).release()
     assert given == [(path.stat().st_uid, path.stat().st_gid)]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    SoleServer.claim(SQLiteConfig(str(path))).give_up()
+    ServerLock.acquire(SQLiteConfig(str(path))).release()
     assert len(given) == 1
 
 
@@ -77,4 +77,4 @@ def test_a_symbolic_link_as_lock_file_is_refused(tmp_path: Path) -> None:
     other.touch()
     (tmp_path / "homeserver.db-lock").symlink_to(other)
     with pytest.raises(OSError, match="symbolic links"):
-        SoleServer.claim(SQLiteConfig(str(tmp_path / "homeserver.db")))
+        ServerLock.acquire(SQLiteConfig(str(tmp_path / "homeserver.db")))

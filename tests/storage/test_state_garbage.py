@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.engine.database import Database, Transaction, WriteTransaction
-from storage.maintenance.state_garbage_collection import StateCollector
+from storage.maintenance.state_garbage_collection import StateGarbageCollector
 from storage.state.keys import StateKey
 from storage.state.radix_tree import get_child_ids
 from storage.state.state_tree import StateTreeStore
@@ -31,7 +31,7 @@ class RoomModel:
     only the columns they need."""
 
     def __init__(
-        self, database: Database, states: StateTreeStore, collector: StateCollector
+        self, database: Database, states: StateTreeStore, collector: StateGarbageCollector
     ) -> None:
         self.database = database
         self.states = states
@@ -116,7 +116,7 @@ class RoomModel:
 
         def write(txn: WriteTransaction) -> None:
             txn.execute("DELETE FROM events WHERE event_nid = ?", (event_nid,))
-            self.collector.note_garbage(txn, self.room_nid)
+            self.collector.schedule(txn, self.room_nid)
 
         await self.database.write("remove", write)
         del self.events[event_nid]
@@ -166,7 +166,7 @@ ACTIONS = st.one_of(
 async def test_a_collection_during_writes_keeps_exactly_the_needed_nodes(
     database: Database, actions: list[tuple[object, ...]], nodes: int
 ) -> None:
-    collector = StateCollector(nodes=nodes)
+    collector = StateGarbageCollector(nodes_per_step=nodes)
     room = RoomModel(database, StateTreeStore(database), collector)
     await room.create()
     for name, *arguments in actions:
@@ -183,21 +183,21 @@ async def test_a_collection_during_writes_keeps_exactly_the_needed_nodes(
                 for _ in range(steps):
                     await database.write("step", collector.step)
                 await room.check()
-    await database.write("note", collector.note_garbage, room.room_nid)
+    await database.write("note", collector.schedule, room.room_nid)
     while await database.write("step", collector.step):
         await room.check()
     await room.check_nothing_else_is_stored()
 
 
 async def test_without_a_removal_nothing_is_collected(database: Database) -> None:
-    collector = StateCollector()
+    collector = StateGarbageCollector()
     room = RoomModel(database, StateTreeStore(database), collector)
     await room.create()
     assert await database.write("step", collector.step) is False
 
 
 async def test_nodes_made_again_at_any_moment_of_a_collection_stay(database: Database) -> None:
-    collector = StateCollector(nodes=1)
+    collector = StateGarbageCollector(nodes_per_step=1)
     states = StateTreeStore(database)
     steps_in_all = 30
     for steps in range(steps_in_all):
@@ -217,7 +217,7 @@ async def test_nodes_made_again_at_any_moment_of_a_collection_stay(database: Dat
 
 
 async def test_a_head_based_on_a_state_without_an_event_stays(database: Database) -> None:
-    collector = StateCollector()
+    collector = StateGarbageCollector()
     room = RoomModel(database, StateTreeStore(database), collector)
     await room.create()
     await room.remove_event(0)

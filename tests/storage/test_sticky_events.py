@@ -21,27 +21,25 @@ async def test_a_held_event_is_announced_when_it_is_released(database: Database)
     database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     told = StickyRow(1, 7, BOB, 10, 5000)
     waiting = [
-        StickyRow(2, 7, BOB, 11, 5000, waits=True),
-        StickyRow(3, 7, BOB, 12, 900, waits=True),
+        StickyRow(2, 7, BOB, 11, 5000, is_held=True),
+        StickyRow(3, 7, BOB, 12, 900, is_held=True),
     ]
     await database.write("t", add_sticky_events, ROOM, [told, *waiting])
     assert await store.get_unexpired(1000) == [told]
     assert await store.get_unexpired(5000) == []
-    assert await store.get_waiting(7, BOB, 1000) == waiting[:1]
+    assert await store.get_held(7, BOB, 1000) == waiting[:1]
     assert (
-        await store.get_waiting(8, BOB, 1000)
-        == await store.get_waiting(7, "@x:example.org", 1000)
-        == []
+        await store.get_held(8, BOB, 1000) == await store.get_held(7, "@x:example.org", 1000) == []
     )
-    assert await store.get_who_waits(1000) == {(7, BOB)}
-    assert await store.get_who_waits(5000) == set()
+    assert await store.get_senders_of_held(1000) == {(7, BOB)}
+    assert await store.get_senders_of_held(5000) == set()
     for _ in range(2):
         await store.release(ROOM, waiting[:1])
-    assert await store.get_who_waits(1000) == set()
+    assert await store.get_senders_of_held(1000) == set()
     sticky = [change for change in heard if change.topic is Topic.STICKY]
     assert [change.detail for change in sticky[:3]] == [told, *waiting]
     (release,) = sticky[3:]
-    released = replace(waiting[0], waits=False, position=release.position)
+    released = replace(waiting[0], is_held=False, position=release.position)
     assert release.detail == released
     assert set(await store.get_unexpired(1000)) == {told, released}
 

@@ -17,10 +17,10 @@ from storage.events.relations import (
     remove_relation,
     remove_relations,
 )
-from storage.events.timelines import Place
+from storage.events.timelines import TimelinePlace
 
 SENDERS = ("@a:example.org", "@b:example.org")
-END = Place(2**53, 2**53)
+END = TimelinePlace(2**53, 2**53)
 
 _KEPT = "SELECT target, room_nid, sender, count, depth, event_nid FROM thread_senders ORDER BY target, room_nid, sender"
 _FOLLOWS = (

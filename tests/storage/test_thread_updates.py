@@ -10,14 +10,14 @@ from storage.engine import transaction
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.events.relations import REFERENCE, THREAD, Relation, RelationRow, add_relations
-from storage.events.timelines import Place
+from storage.events.timelines import TimelinePlace
 from storage.rooms import thread_updates
 from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 
 PEOPLE = ("@alice:a.test", "@bob:a.test")
 
 
-Summary = tuple[int, str, int, Place, int]
+Summary = tuple[int, str, int, TimelinePlace, int]
 
 
 def summarize(row: ThreadUpdateRow) -> Summary:
@@ -68,10 +68,10 @@ async def test_threads_of_a_range_are_listed_once(
     def compute(
         rooms: set[int], after: int, upto: int, last: int, ignored: list[str]
     ) -> list[Summary]:
-        found: dict[tuple[int, str], list[tuple[int, Place]]] = {}
+        found: dict[tuple[int, str], list[tuple[int, TimelinePlace]]] = {}
         for room, at, depth, sender, root, kind in said:
             if room in rooms and after < at <= upto and sender not in ignored and kind == THREAD:
-                found.setdefault((room, root), []).append((at, Place(depth, at)))
+                found.setdefault((room, root), []).append((at, TimelinePlace(depth, at)))
         rows = [
             (
                 room,
@@ -85,7 +85,7 @@ async def test_threads_of_a_range_are_listed_once(
         return sorted((row for row in rows if row[2] <= last), key=lambda row: -row[2])
 
     for chunk in (1000, 2):  # rooms are read in several queries
-        monkeypatch.setattr(transaction, "LARGEST_CHUNK", chunk)
+        monkeypatch.setattr(transaction, "MAX_CHUNK", chunk)
         for _ in range(30):
             rooms = set(random.sample(range(1, 8), random.randrange(1, 6)))
             after, upto = sorted(random.sample(range(301), 2))
@@ -101,10 +101,10 @@ async def test_threads_of_a_range_are_listed_once(
             assert page.reached == (rows[3][2] if len(rows) > 3 else None)
             if chunk == 2:
                 continue
-            with (
-                monkeypatch.context() as small
-            ):  # pages of what was walked over, all of which tell each thread once
-                for name in ("MOST_WALKED", "FIRST_WALKED", "FEWEST_WALKED", "MOST_ROOMS"):
+            # pages of what was walked over, all of which give each thread once
+            limits = "MAX_EVENTS", "FIRST_BATCH", "MIN_EVENTS_PER_ROOM", "MAX_ROOMS_PER_BATCH"
+            with monkeypatch.context() as small:
+                for name in limits:
                     small.setattr(thread_updates, name, random.randrange(1, 9))
                 paged: list[Summary] = []
                 end: int | None = last
@@ -121,7 +121,7 @@ async def test_the_cost_of_a_page_is_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread has more events than a page reads: the pages still reach the other one."""
-    monkeypatch.setattr(thread_updates, "MOST_WALKED", 100)
+    monkeypatch.setattr(thread_updates, "MAX_EVENTS", 100)
     replies = 400
 
     def write(txn: WriteTransaction) -> None:
@@ -152,8 +152,12 @@ async def test_the_cost_of_a_page_is_bounded(
     store = ThreadUpdateStore(database)
     page = await store.get_updates({1, 2}, 0, replies, replies, 5, [])
     (busy,) = page.rows
-    assert (busy.root, busy.position, busy.newest) == ("$busy", replies, Place(replies, replies))
-    assert not busy.is_whole
+    assert (busy.root, busy.position, busy.newest) == (
+        "$busy",
+        replies,
+        TimelinePlace(replies, replies),
+    )
+    assert not busy.is_complete
     assert page.reached is not None
     assert 0 < page.reached < replies - 50
     roots: list[str] = []
@@ -171,8 +175,8 @@ async def test_many_rooms_are_read_from_the_latest_event_on(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A page is full though each room has more events than are read for it."""
-    monkeypatch.setattr(thread_updates, "MOST_WALKED", 400)
-    monkeypatch.setattr(thread_updates, "MOST_ROOMS", 10)
+    monkeypatch.setattr(thread_updates, "MAX_EVENTS", 400)
+    monkeypatch.setattr(thread_updates, "MAX_ROOMS_PER_BATCH", 10)
     rooms = 60
 
     def write(txn: WriteTransaction) -> None:

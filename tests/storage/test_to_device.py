@@ -6,9 +6,9 @@ from msgspec import json
 
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.to_device import (
-    LOGGED_MS,
-    LOOK_EVERY,
-    REMOVED_AT_ONCE,
+    DELETE_CHUNK,
+    LOG_RETENTION_MS,
+    TRIM_INTERVAL,
     DeviceMessage,
     ToDeviceStore,
 )
@@ -17,7 +17,7 @@ from storage.engine.transaction import WriteTransaction
 
 AWAY, OTHER = ("@bob:example.org", "AWAY"), ("@bob:example.org", "OTHER")
 KEPT = 40
-LATER = LOGGED_MS + 1
+LATER = LOG_RETENTION_MS + 1
 """A time at which messages sent at time 0 are no longer in the log, once the job has run."""
 OPENING = b'{"n":'
 
@@ -51,17 +51,17 @@ def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
 async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
     database: Database,
 ) -> None:
-    store = ToDeviceStore(database, most_waiting=KEPT)
+    store = ToDeviceStore(database, max_queued=KEPT)
     await put_devices(database)
 
     await database.write("send", send, store, OTHER, range(1))
-    sent = 4 * LOOK_EVERY
+    sent = 4 * TRIM_INTERVAL
     for first in range(0, sent, 16):
         await database.write("send", send, store, AWAY, range(first, first + 16))
     while await store.sweep(1000, LATER):
         pass
     waiting = numbers_of(await store.get_messages(*AWAY, 0, 10**9, 10**6))
-    assert KEPT <= len(waiting) <= KEPT + LOOK_EVERY
+    assert KEPT <= len(waiting) <= KEPT + TRIM_INTERVAL
     assert waiting == list(range(sent - len(waiting), sent)), "the newest messages stay, in order"
     assert len(await store.get_messages(*OTHER, 0, 10**9, 10**6)) == 1, (
         "other devices keep their messages"
@@ -71,9 +71,9 @@ async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
 async def test_many_messages_are_invisible_at_once_and_deleted_in_small_steps(
     database: Database,
 ) -> None:
-    store = ToDeviceStore(database, most_logged=0)
+    store = ToDeviceStore(database, max_logged=0)
     await put_devices(database)
-    number = REMOVED_AT_ONCE + 200
+    number = DELETE_CHUNK + 200
 
     async def stored() -> int:
         return int(

@@ -4,7 +4,7 @@ nothing."""
 import pytest
 from twisted.internet.defer import Deferred
 
-from storage.encryption.to_device import LOGGED_MS, ToDeviceStore
+from storage.encryption.to_device import LOG_RETENTION_MS, ToDeviceStore
 from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.maintenance.copy import copy_database
 from tests.helpers.databases import open_inline
@@ -41,7 +41,7 @@ def test_a_copy_has_the_messages_of_the_log(
     for device, messages in expected.items():
         assert run(store.get_messages(user, device, 0, EVER, 1000)) == messages
     send(database, store, user, ["D0", "D1"] * 10, range(200, 220))
-    while run(store.sweep(50, LOGGED_MS)):
+    while run(store.sweep(50, LOG_RETENTION_MS)):
         pass
     assert count_rows(database) == {
         "to_device_messages": 91,

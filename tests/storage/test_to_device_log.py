@@ -21,16 +21,21 @@ from twisted.python.failure import Failure
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption import to_device_log
 from storage.encryption.to_device import (
-    FEWEST_LOGGED,
-    LOGGED_MS,
-    MOVED_AT_ONCE,
+    LOG_RETENTION_MS,
+    MIN_LOGGED,
+    MOVE_CHUNK_BYTES,
     DeviceMessage,
-    KnownDevices,
+    DeviceSnapshot,
     Recipients,
     ToDeviceStore,
     _sweep,
 )
-from storage.encryption.to_device_log import ROW_BYTES, ROW_MESSAGES, LogIndex, Seen
+from storage.encryption.to_device_log import (
+    ROW_BYTES,
+    ROW_MESSAGES,
+    ToDeviceLogIndex,
+    ToDeviceLogSnapshot,
+)
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, open_database
 from storage.engine.sqlite import SQLiteConnection, SQLiteEngine
 from storage.engine.transaction import Transaction, WriteTransaction
@@ -101,13 +106,13 @@ def count_rows(database: Database) -> dict[str, int]:
 
 STEPS = st.one_of(
     st.tuples(
-        st.just("many"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)
+        st.just("many"), st.lists(st.sampled_from(range(3)), min_size=MIN_LOGGED, max_size=20)
     ),
     st.tuples(
-        st.just("few"), st.lists(st.sampled_from(range(3)), min_size=1, max_size=FEWEST_LOGGED - 1)
+        st.just("few"), st.lists(st.sampled_from(range(3)), min_size=1, max_size=MIN_LOGGED - 1)
     ),
     st.tuples(
-        st.just("equal"), st.lists(st.sampled_from(range(3)), min_size=FEWEST_LOGGED, max_size=20)
+        st.just("equal"), st.lists(st.sampled_from(range(3)), min_size=MIN_LOGGED, max_size=20)
     ),
     st.tuples(st.just("read"), st.sampled_from(range(3)), st.integers(1, 12)),
     st.tuples(st.just("acknowledge"), st.sampled_from(range(3)), st.integers(1, 12), st.booleans()),
@@ -174,7 +179,7 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
                     run(stores[here].remove_messages(user, device, found[-1].position))
                 elif found:
                     run(
-                        stores[here].remove_few_messages(
+                        stores[here].remove_message_range(
                             user, device, found[0].position, found[-1].position
                         )
                     )
@@ -192,7 +197,7 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
                 put_device(database, user, device)
                 waiting[device].clear()
             case "sweep":
-                now += LOGGED_MS if args[1] else LOGGED_MS // 3
+                now += LOG_RETENTION_MS if args[1] else LOG_RETENTION_MS // 3
                 run(stores[here].sweep(args[0], now))
             case _:
                 here = 1 - here
@@ -203,7 +208,7 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
     assert run(stores[0].count_messages()) == sum(map(len, waiting.values()))
     for device in DEVICES:
         run(stores[0].remove_messages(user, device, EVER))
-    while run(stores[1].sweep(50, now + LOGGED_MS + 1)):
+    while run(stores[1].sweep(50, now + LOG_RETENTION_MS + 1)):
         for device in DEVICES:
             assert run(stores[0].get_messages(user, device, 0, EVER, 1)) == []
     assert count_rows(database) == {
@@ -241,13 +246,13 @@ async def test_many_messages_share_few_rows_and_are_read_separately(database: Da
 
 
 async def test_messages_that_exceed_the_log_are_stored_by_device(database: Database) -> None:
-    user, store = "@bob:example.org", ToDeviceStore(database, most_logged=30)
+    user, store = "@bob:example.org", ToDeviceStore(database, max_logged=30)
     put_device(database, user, "D0")
     for first in range(0, 40, 10):
         send(database, store, user, ["D0"] * 10, range(first, first + 10))
     assert count_rows(database)["to_device_messages"] == 10
     assert numbers_of(await store.get_messages(user, "D0", 0, EVER, 100)) == list(range(40))
-    while await store.sweep(10, LOGGED_MS):
+    while await store.sweep(10, LOG_RETENTION_MS):
         pass
     assert count_rows(database) == {
         "to_device_messages": 40,
@@ -271,10 +276,12 @@ async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
     select_events = to_device_log.select_events
     moved: list[int] = []
 
-    def move_first(txn: Transaction, places: Sequence[to_device_log.Place]) -> dict[int, bytes]:
+    def move_first(
+        txn: Transaction, places: Sequence[to_device_log.ToDeviceLogEntry]
+    ) -> dict[int, bytes]:
         # the reader has to read again
         monkeypatch.setattr(to_device_log, "select_events", select_events)
-        moved.append(run(other.sweep(8, LOGGED_MS)))
+        moved.append(run(other.sweep(8, LOG_RETENTION_MS)))
         return select_events(txn, places)
 
     monkeypatch.setattr(to_device_log, "select_events", move_first)
@@ -291,45 +298,45 @@ async def test_a_device_snapshot_is_valid_until_a_device_is_added_or_deleted(
     users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
 
     def find(
-        known: KnownDevices | None, user_ids: Sequence[str] = (user,)
+        known: DeviceSnapshot | None, user_ids: Sequence[str] = (user,)
     ) -> Mapping[str, Recipients] | None:
         return run(database.write("find", lambda txn: store.get_recipients(txn, user_ids, known)))
 
-    known = KnownDevices(users, database.streams.current())
+    known = DeviceSnapshot(users, database.streams.current())
     assert find(known) is None
     assert find(None) == users
     put_device(database, user, "D0")
     assert find(known) is None, "it was in the log"
     put_device(database, user, "D1")
     assert (find(known) or {})[user].keys() == {"D0", "D1"}
-    later = KnownDevices(users, database.streams.current())
+    later = DeviceSnapshot(users, database.streams.current())
     run(database.write("remove", lambda txn: devices.remove_devices(txn, user, ["D0"])))
     assert (find(later) or {})[user].keys() == {"D1"}
-    assert find(KnownDevices({}, 0), ()) == {}
+    assert find(DeviceSnapshot({}, 0), ()) == {}
 
 
 def test_a_reader_with_a_stale_log_snapshot_reads_again() -> None:
     """Threads arrive with snapshots in any order. None may miss messages that another thread knows
     to have left the log."""
-    index = LogIndex()
+    index = ToDeviceLogIndex()
     rows = [
         (first, (7).to_bytes(8, "little") + bytes(4) + (1).to_bytes(4, "little"))
         for first in (10, 20, 30)
     ]
-    assert index.extend(Seen(25, 10, rows[:2]))
+    assert index.extend(ToDeviceLogSnapshot(25, 10, rows[:2]))
     assert [place.row for place in index.find(7, 0, 25, 10)] == [10, 20]
-    assert index.extend(Seen(40, 20, rows[2:])), "the first has left the log"
+    assert index.extend(ToDeviceLogSnapshot(40, 20, rows[2:])), "the first has left the log"
     assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
-    assert not index.extend(Seen(26, 10, [])), (
+    assert not index.extend(ToDeviceLogSnapshot(26, 10, [])), (
         "the first is no longer in the log, and was not in the table yet"
     )
-    assert index.has_lost(10)
-    assert not index.has_lost(20)
-    assert index.extend(Seen(35, 20, rows[2:])), "a known row is indexed once"
+    assert index.is_stale(10)
+    assert not index.is_stale(20)
+    assert index.extend(ToDeviceLogSnapshot(35, 20, rows[2:])), "a known row is indexed once"
     assert [place.row for place in index.find(7, 0, 40, 10)] == [20, 30]
-    assert index.extend(Seen(50, None, []))
+    assert index.extend(ToDeviceLogSnapshot(50, None, []))
     assert index.find(7, 0, 50, 10) == []
-    assert index.extend(Seen(45, None, [])), "an empty log cannot be stale"
+    assert index.extend(ToDeviceLogSnapshot(45, None, [])), "an empty log cannot be stale"
 
 
 @pytest.mark.reactor(120)
@@ -365,7 +372,7 @@ async def test_readers_on_two_nodes_miss_nothing_while_messages_are_sent_and_mov
 
     async def move(node: int) -> None:
         while sent < SENT_AT_A_RACE * 10:
-            await nodes[node][1].sweep(8, LOGGED_MS)
+            await nodes[node][1].sweep(8, LOG_RETENTION_MS)
 
     async def read(node: int, device: str) -> None:
         nonlocal answers
@@ -453,9 +460,9 @@ async def test_a_step_of_the_job_moves_a_bounded_number_of_bytes(database: Datab
 
     await database.write("send", write)
     before = 0
-    while await store.sweep(5000, LOGGED_MS):
+    while await store.sweep(5000, LOG_RETENTION_MS):
         kept = count_rows(database)["to_device_messages"]
-        assert kept * 30_000 <= before * 30_000 + MOVED_AT_ONCE
+        assert kept * 30_000 <= before * 30_000 + MOVE_CHUNK_BYTES
         before = kept
     assert count_rows(database) == {
         "to_device_messages": number,
@@ -506,7 +513,7 @@ async def test_a_step_of_the_job_looks_at_a_bounded_number_of_floors(database: D
     }
     # floors that were checked before the log was empty are deleted the next time
     for _ in range(2):
-        while await store.sweep(2000, LOGGED_MS):
+        while await store.sweep(2000, LOG_RETENTION_MS):
             pass
     assert count_rows(database) == {
         "to_device_messages": 14,

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from storage.encryption.to_device import LOGGED_MS, MOST_LOGGED, ToDeviceStore
+from storage.encryption.to_device import LOG_RETENTION_MS, MAX_LOGGED, ToDeviceStore
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.transaction import Transaction
 from tests.helpers.databases import open_inline
@@ -95,13 +95,13 @@ class Reader(threading.Thread):
 
 
 @pytest.mark.usefixtures("often")
-@pytest.mark.parametrize("most_logged", [MOST_LOGGED, 60])
+@pytest.mark.parametrize("most_logged", [MAX_LOGGED, 60])
 def test_every_thread_sees_each_message_once(
     database_config: SQLiteConfig | PostgresConfig, most_logged: int
 ) -> None:
     database: Database = open_inline(database_config)
     user, random, law = f"@{uuid4().hex}:example.org", Random(3), Expectation()
-    stores = [ToDeviceStore(database, most_logged=most_logged) for _ in range(2)]
+    stores = [ToDeviceStore(database, max_logged=most_logged) for _ in range(2)]
     for device in DEVICES:
         put_device(database, user, device)
     readers = [
@@ -133,10 +133,10 @@ def test_every_thread_sees_each_message_once(
                     if random.random() < 0.5:
                         run(store.remove_messages(user, device, upto))
                     else:
-                        run(store.remove_few_messages(user, device, waiting[0][0], upto))
+                        run(store.remove_message_range(user, device, waiting[0][0], upto))
                     law.acknowledged[device] = upto
             case _:
-                now += LOGGED_MS // 8
+                now += LOG_RETENTION_MS // 8
                 run(store.sweep(random.choice([1, 8, 50]), now))
     for reader in readers:
         reader.over = True

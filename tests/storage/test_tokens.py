@@ -13,9 +13,9 @@ async def test_a_login_token_keeps_the_epoch_in_which_it_was_issued(database: Da
 
     def write(txn: WriteTransaction) -> None:
         accounts.add_account(txn, AccountRow(ALICE, None, 1))
-        accounts.begin_era(txn, ALICE)
+        accounts.advance_epoch(txn, ALICE)
         tokens.add_login_token(txn, b"t", ALICE, 100)
-        accounts.begin_era(txn, ALICE)
+        accounts.advance_epoch(txn, ALICE)
 
     await database.write("add", write)
     assert await tokens.take_login_token(b"t", 50) == LoginTokenRow(ALICE, None, 1)

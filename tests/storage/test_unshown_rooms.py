@@ -3,7 +3,7 @@
 from storage.directory.aliases import AliasRow, AliasStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.moderation.shadow_ban import UnshownRoomStore
+from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.rooms.rooms import add_room, set_public
 from storage.rooms.summaries import RoomSummaryStore
 
@@ -23,7 +23,7 @@ async def make_rooms(database: Database) -> list[int]:
 
 
 async def test_directory_changes_are_visible_to_their_user_only(database: Database) -> None:
-    store, summaries = UnshownRoomStore(database), RoomSummaryStore(database)
+    store, summaries = ShadowRoomStore(database), RoomSummaryStore(database)
     first, second, third = await make_rooms(database)
 
     async def listed(made_by: str | None, limit: int = 10) -> list[int]:
@@ -55,7 +55,7 @@ async def test_directory_changes_are_visible_to_their_user_only(database: Databa
 
 
 async def test_alias_and_upgrade_changes_are_visible_to_their_user_only(database: Database) -> None:
-    store, aliases = UnshownRoomStore(database), AliasStore(database)
+    store, aliases = ShadowRoomStore(database), AliasStore(database)
     first, second, _ = await make_rooms(database)
     for number, alias in enumerate(("#b:example.org", "#a:example.org", "#c:example.org")):
         await aliases.add_alias(AliasRow(alias, first, EVE, number))

@@ -36,11 +36,11 @@ async def test_removal_from_the_directory_is_stored(database: Database) -> None:
     for user_id in (ALICE, BOB):
         await database.write("add", accounts.add_account, AccountRow(user_id, None, 1))
         await database.write("add", store.add_link, ExternalIdRow("ldap", user_id, user_id, 5))
-    assert await database.write("left", store.set_left, "ldap", ALICE, 7)
-    assert not await database.write("left", store.set_left, "ldap", ALICE, 8)
-    assert [link.left_ts for link in await store.get_links_of_provider("ldap")] == [7, None]
-    assert await database.write("left", store.set_left, "ldap", ALICE, None)
-    assert not await database.write("left", store.set_left, "ldap", ALICE, None)
+    assert await database.write("left", store.set_removed, "ldap", ALICE, 7)
+    assert not await database.write("left", store.set_removed, "ldap", ALICE, 8)
+    assert [link.removed_ts for link in await store.get_links_of_provider("ldap")] == [7, None]
+    assert await database.write("left", store.set_removed, "ldap", ALICE, None)
+    assert not await database.write("left", store.set_removed, "ldap", ALICE, None)
     await database.write("end", lambda txn: accounts.set_deactivated(txn, BOB, 9, erase=False))
     assert [link.user_id for link in await store.get_links_of_provider("ldap")] == [ALICE]
 
@@ -63,12 +63,12 @@ async def test_expired_rows_are_removed(database: Database) -> None:
     store = UpstreamFlowStore(database)
     for number in range(3):
         await store.add_flow(UpstreamFlowRow(f"f{number}", "away", b"b", 100 + number, "{}"))
-        assert await store.add_taken_assertion(f"a{number}", 100 + number)
-        assert not await store.add_taken_assertion(f"a{number}", 100 + number)
+        assert await store.add_used_assertion(f"a{number}", 100 + number)
+        assert not await store.add_used_assertion(f"a{number}", 100 + number)
     assert await store.remove_old(101, 10) == 4
     assert await store.remove_old(101, 10) == 0
     assert await store.take_flow("f2", "away", b"b", 1) is not None
-    assert await store.add_taken_assertion("a0", 100)
+    assert await store.add_used_assertion("a0", 100)
 
 
 async def test_devices_of_a_session(database: Database) -> None:

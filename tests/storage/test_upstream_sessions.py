@@ -26,7 +26,7 @@ async def test_devices_are_found_by_prefix(database: Database) -> None:
         await database.write("t", store.set_upstream_session, row)
 
     async def find(beginning: str) -> list[str]:
-        found = await database.read("t", store.get_sessions_beginning, "saml", beginning)
+        found = await database.read("t", store.get_sessions_by_prefix, "saml", beginning)
         return sorted(row.device_id for row in found)
 
     assert await find("aa.") == ["A", "B"]
@@ -53,7 +53,7 @@ async def test_browsers_are_found_by_prefix(database: Database) -> None:
         ("cc.", []),
         ("a.", []),
     ):
-        got = await database.read("t", store.get_browsers_by_session, beginning)
+        got = await database.read("t", store.get_browsers_by_session_prefix, beginning)
         assert [(user_id, origin) for _, user_id, origin in got] == found
 
 
@@ -84,9 +84,9 @@ async def test_lookups_use_an_index(sqlite_database: Database) -> None:
                 return []
 
         transaction = cast(Transaction, Asked())
-        BrowserSessionStore(sqlite_database).get_browsers_by_session(transaction, "aa.")
+        BrowserSessionStore(sqlite_database).get_browsers_by_session_prefix(transaction, "aa.")
         BrowserSessionStore(sqlite_database).get_browsers_of_session(transaction, "aa")
-        UpstreamSessionStore(sqlite_database).get_sessions_beginning(transaction, "saml", "aa.")
+        UpstreamSessionStore(sqlite_database).get_sessions_by_prefix(transaction, "saml", "aa.")
         return "\n".join(asked)
 
     plan = await sqlite_database.read("t", plans)

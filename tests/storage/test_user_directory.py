@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from storage.accounts.accounts import AccountRow, AccountStore
-from storage.directory.user_changes import note_directory_changes
+from storage.directory.user_changes import queue_directory_updates
 from storage.directory.user_directory import (
     DirectoryQuery,
-    DirectoryRow,
-    RemoteName,
+    DirectoryUser,
+    RemoteProfile,
     UserDirectoryStore,
 )
 from storage.engine.database import Database, Transaction, WriteTransaction
@@ -19,7 +19,7 @@ from storage.rooms.memberships import MembershipRow, put_memberships
 
 ME, ALI, VALI, FAR = "@me:a.test", "@ali:a.test", "@vali:a.test", "@ali:far.test"
 QUERY = DirectoryQuery(
-    ME, [("ali",)], None, locals_only=False, everyone_local=True, with_locked=False
+    ME, [("ali",)], None, locals_only=False, include_all_local=True, include_locked=False
 )
 
 
@@ -29,7 +29,7 @@ def store(database: Database) -> UserDirectoryStore:
 
 
 async def put(database: Database, store: UserDirectoryStore, user_id: str, *keys: str) -> None:
-    row = DirectoryRow(user_id, user_id.endswith(":a.test"), None, None, "")
+    row = DirectoryUser(user_id, user_id.endswith(":a.test"), None, None, "")
     await database.write("put", store.put_users, {user_id: 0}, [(row, [*keys, user_id])])
 
 
@@ -70,18 +70,18 @@ async def test_users_are_found_by_words_and_visibility(
         await put(database, store, user, *keys)
     everyone = [(ALI, False), (VALI, False)]
     assert await ids(store, QUERY) == everyone
-    assert await ids(store, replace(QUERY, everyone_local=False)) == []
+    assert await ids(store, replace(QUERY, include_all_local=False)) == []
     await join(database, 1, ME, FAR)
     await join(database, 2, ALI, rule="public")
     assert await ids(store, QUERY) == [(ALI, False), (FAR, True), (VALI, False)]
-    assert await ids(store, replace(QUERY, everyone_local=False)) == [(ALI, False), (FAR, True)]
+    assert await ids(store, replace(QUERY, include_all_local=False)) == [(ALI, False), (FAR, True)]
     assert await ids(store, replace(QUERY, locals_only=True)) == everyone
     assert await ids(store, replace(QUERY, words=[("aliyev",), ("vali",)])) == [(VALI, False)]
     assert await ids(store, replace(QUERY, words=[("vali", "alib")])) == [
         (FAR, True),
         (VALI, False),
     ]
-    assert await ids(store, replace(QUERY, words=[("x",)], id_beginning="@ali:")) == [
+    assert await ids(store, replace(QUERY, words=[("x",)], id_prefix="@ali:")) == [
         (ALI, False),
         (FAR, True),
     ]
@@ -90,7 +90,7 @@ async def test_users_are_found_by_words_and_visibility(
         "lock", lambda txn: AccountStore(database).set_flags(txn, ALI, locked=True)
     )
     assert await ids(store, QUERY) == [(FAR, True), (VALI, False)]
-    assert (ALI, False) in await ids(store, replace(QUERY, with_locked=True))
+    assert (ALI, False) in await ids(store, replace(QUERY, include_locked=True))
     await database.write(
         "end", lambda txn: AccountStore(database).set_deactivated(txn, VALI, 1, erase=False)
     )
@@ -118,8 +118,8 @@ async def test_changed_users_are_queued_and_processed(
     await database.write("put", store.put_users, await notes(), [])
     assert await notes() == {}
     await put(database, store, VALI, "vali")
-    await database.write("note", note_directory_changes, [(FAR, 7), (FAR, 8)])
-    await database.write("everyone", store.note_everyone)
+    await database.write("note", queue_directory_updates, [(FAR, 7), (FAR, 8)])
+    await database.write("everyone", store.queue_everyone)
     assert await notes() == {VALI: 0, FAR: 8}
 
 
@@ -129,8 +129,8 @@ async def test_names_of_remote_users_come_from_rooms(
     await join(database, 1, FAR, rule="public")
     await join(database, 2, FAR)
 
-    def read(txn: Transaction) -> Sequence[RemoteName]:
+    def read(txn: Transaction) -> Sequence[RemoteProfile]:
         return store.select_remote_names(txn, [FAR, "@nobody:far.test"])[FAR]
 
     names = sorted(await database.read("names", read), key=lambda each: each.position)
-    assert names == [RemoteName("Ali", None, 1, True), RemoteName("Ali", None, 2, False)]
+    assert names == [RemoteProfile("Ali", None, 1, True), RemoteProfile("Ali", None, 2, False)]

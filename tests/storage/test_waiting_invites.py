@@ -5,28 +5,28 @@ import pytest
 from storage.engine.database import Database
 from storage.rooms.memberships import MembershipStore, NewMembership
 from storage.rooms.out_of_room_memberships import (
-    MOST_WAITING,
-    OutsideMembershipStore,
-    OutsideRow,
-    Untouchable,
+    MAX_QUEUED_INVITES,
+    MayNotReplace,
+    OutOfRoomMembershipStore,
+    OutOfRoomRow,
 )
 
 USER = "@alice:example.org"
 
 
 async def test_the_first_invite_is_shown_and_the_others_are_queued(database: Database) -> None:
-    store, memberships = OutsideMembershipStore(database), MembershipStore(database)
+    store, memberships = OutOfRoomMembershipStore(database), MembershipStore(database)
     room_nid = (await store.get_room("!r:a", "10", 1)).room_nid
 
     async def put(
         server: str, membership: str = "invite", sender: str | None = None, *, may_end: bool = False
     ) -> bool:
         sender = sender or f"@x:{server}"
-        row = OutsideRow(room_nid, USER, f"${membership}:{server}", server, "10", b"{}", b"[]")
+        row = OutOfRoomRow(room_nid, USER, f"${membership}:{server}", server, "10", b"{}", b"[]")
         new = NewMembership(
             USER, membership, sender, is_local=True, display_name=server, avatar_url=None
         )
-        return await store.set_outside(
+        return await store.set_out_of_room(
             row, new, lambda _kept, present: may_end or present.membership == "leave"
         )
 
@@ -35,22 +35,22 @@ async def test_the_first_invite_is_shown_and_the_others_are_queued(database: Dat
         return row.membership, row.sender
 
     async def queued() -> list[str]:
-        return [row.server for row in await store.get_waiting(room_nid, USER)]
+        return [row.server for row in await store.get_queued_invites(room_nid, USER)]
 
     for server in ("a", "b", "c", "b"):
         assert await put(server)
     assert await shown() == ("invite", "@x:a")
     assert await queued() == ["c", "b"]
-    with pytest.raises(Untouchable):
+    with pytest.raises(MayNotReplace):
         await put("b", "leave")
     assert await put("a", "leave", may_end=True)
     assert await shown() == ("invite", "@x:c")
-    assert [row.server for row in (await store.get_outside(room_nid, [USER])).values()] == ["c"]
-    assert await store.remove_waiting(room_nid, USER, ["$invite:a", "$invite:b"])
-    assert not await store.remove_waiting(room_nid, USER, ["$invite:b"])
-    for number in range(MOST_WAITING):
+    assert [row.server for row in (await store.get_out_of_room(room_nid, [USER])).values()] == ["c"]
+    assert await store.remove_queued_invites(room_nid, USER, ["$invite:a", "$invite:b"])
+    assert not await store.remove_queued_invites(room_nid, USER, ["$invite:b"])
+    for number in range(MAX_QUEUED_INVITES):
         assert await put(f"s{number}")
-    with pytest.raises(Untouchable):
+    with pytest.raises(MayNotReplace):
         await put("s")
     assert await put("s0"), "it replaces the queued invite of the same server"
     assert await put("c", "leave", USER, may_end=True)

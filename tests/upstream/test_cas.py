@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homeserver.services.upstream.cas import read_validation
-from homeserver.services.upstream.identity import Refused
+from homeserver.services.upstream.cas import parse_validation_response
+from homeserver.services.upstream.identity import SignInRefused
 from storage.engine.database import Database
 from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, OutsideServer, start_cas
 from tests.helpers.ports import free_port
@@ -130,7 +130,7 @@ def test_both_forms_of_attributes_are_read() -> None:
         "<cas:attributes><cas:mail>a@example.com</cas:mail><cas:mail>b@example.com</cas:mail>"
         '<cas:attribute name="cn" value="Alice"/></cas:attributes>'
     )
-    name, attributes = read_validation(SUCCESS.format(user=" alice ", rest=rest).encode())
+    name, attributes = parse_validation_response(SUCCESS.format(user=" alice ", rest=rest).encode())
     assert (name, attributes) == (
         "alice",
         {"mail": ["a@example.com", "b@example.com"], "cn": ["Alice"]},
@@ -154,11 +154,11 @@ def test_both_forms_of_attributes_are_read() -> None:
     ],
 )
 def test_invalid_validation_responses_are_refused(answer: str) -> None:
-    with pytest.raises(Refused):
-        read_validation(answer.encode())
+    with pytest.raises(SignInRefused):
+        parse_validation_response(answer.encode())
 
 
 @given(st.binary(max_size=200))
 def test_no_validation_response_causes_a_500(answer: bytes) -> None:
-    with pytest.raises(Refused):
-        read_validation(answer)
+    with pytest.raises(SignInRefused):
+        parse_validation_response(answer)

@@ -179,7 +179,7 @@ def test_names_are_imported_when_they_change(
     assert {"set_said", "set_profile_field", "set_vouched_threepids"}.isdisjoint(written)
     # users keep the names they chose while the directory is unchanged
     assert shown(uma) == ("G.", ["uma@example.org"])
-    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", 1)
+    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MAX_CHANGED", 1)
     for uid in ("uma", "una"):
         slapd.set(uid, cn=f"{uid} Blas", mail=f"blas.{uid}@example.org")
     server.clock.advance(20)
@@ -236,7 +236,7 @@ def test_an_address_of_another_account_is_retried(
     slapd.set("abe", mail="office@example.org")
     server.clock.advance(20)
     assert addresses(abe) == ["abe@example.org"]  # Ada has the other address
-    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", 1)
+    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MAX_CHANGED", 1)
     slapd.set("ada", mail="ada@example.org")
     server.clock.advance(20)  # his retries do not delay others
     assert addresses(ada) == ["ada@example.org"]
@@ -256,7 +256,7 @@ def test_users_swap_their_addresses(
             for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]
         ]
 
-    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MOST_CHANGED", at_once)
+    monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MAX_CHANGED", at_once)
     names = [f"sw{letter}{at_once}" for letter in "abcde"]
     for uid in names:
         slapd.add_person(uid, mail=f"{uid}@example.org")
@@ -351,7 +351,7 @@ def test_a_returned_user_is_unlocked(
     for uid in ("kate", "karl"):
         slapd.add_person(uid)
     kate, karl = signed_in(server, "kate"), signed_in(server, "karl")
-    server.run(server.app.people.accounts.do_set_flags(karl.user_id, locked=True))
+    server.run(server.app.users.accounts.do_set_flags(karl.user_id, locked=True))
     for uid in ("kate", "karl"):
         slapd.dismiss(uid)
         look(server)

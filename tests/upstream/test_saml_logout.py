@@ -257,7 +257,7 @@ def test_a_failed_request_can_be_repeated(
         raise DatabaseUnavailable("it is down")
 
     with monkeypatch.context() as patch:
-        patch.setattr(BrowserSessionStore, "get_browsers_by_session", fail)
+        patch.setattr(BrowserSessionStore, "get_browsers_by_session_prefix", fail)
         traveller.home.open(request)
         assert (traveller.home.status, alice.get(WHOAMI).status) == (503, 200)
     traveller.home.open(request)

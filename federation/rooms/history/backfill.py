@@ -20,13 +20,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import RemoteEvents
-from federation.rooms.history.history_refetch import Regaining, Taken
+from federation.remote.events import EventClient
+from federation.rooms.history.history_refetch import HistoryRefetch, RefetchResult
 from federation.rooms.receive.batch import parse_events
 from federation.rooms.receive.missing_events import MissingEvents
 from federation.rooms.room_servers import RoomServers
@@ -37,9 +37,9 @@ PAGE: Final = 100
 """Events per request."""
 MAX_EXTREMITIES: Final = 5
 """Backward extremities per request."""
-LONGEST_WAIT: Final = 20.0
+MAX_WAIT: Final = 20.0
 """Seconds that a reader waits."""
-REST_MS: Final = 60_000
+BACKOFF_MS: Final = 60_000
 """Pause in milliseconds before we ask again after no server could help."""
 
 
@@ -62,15 +62,15 @@ class Backfill:
         timelines: TimelineStore,
         servers: RoomServers,
         missing: MissingEvents,
-        remote: RemoteEvents,
-        regaining: Regaining,
+        remote: EventClient,
+        refetch: HistoryRefetch,
         clock: IReactorTime,
     ) -> None:
         self._timelines = timelines
         self._servers = servers
         self._missing = missing
         self._remote = remote
-        self._regaining = regaining
+        self._regaining = refetch
         self._clock = clock
         self._work: SharedWork[int, Gap] = SharedWork()
         self._backoff: PeerBackoff[int] = PeerBackoff(lambda: int(clock.seconds() * 1000))
@@ -86,13 +86,13 @@ class Backfill:
         if not await self._servers.in_room(room_nid):
             return Gap.NONE
         gaps = await self._timelines.get_gaps(room_nid, lowest, highest)
-        if not gaps.ends and gaps.forgotten is None:
+        if not gaps.ends and gaps.purged_message is None:
             return Gap.NONE
         if self._backoff.left_ms(room_nid):
             return Gap.OPEN
         wait = Deferred.fromCoroutine(self._work.run(room_nid, lambda: self._try(snapshot, gaps)))
         try:
-            return await wait.addTimeout(LONGEST_WAIT, self._clock)
+            return await wait.addTimeout(MAX_WAIT, self._clock)
         except TimedOut:
             return Gap.OPEN
 
@@ -104,7 +104,7 @@ class Backfill:
             is_filled = False
         if is_filled:
             return Gap.FILLED
-        self._backoff.pause(snapshot.room.room_nid, REST_MS)
+        self._backoff.pause(snapshot.room.room_nid, BACKOFF_MS)
         return Gap.OPEN
 
     async def _fetch(self, snapshot: RoomSnapshot, gaps: Gaps) -> bool:
@@ -118,7 +118,7 @@ class Backfill:
                 self._log.info(
                     "{server} does not send the past: {error}", server=server, error=str(error)
                 )
-                self._missing.heed(server, error)
+                self._missing.record_failure(server, error)
             except MatrixError:
                 return False  # this server is no longer in the room
         if useless:
@@ -134,22 +134,22 @@ class Backfill:
             ):
                 return True
         except RefusedByRemote as error:
-            if gaps.forgotten is None or asked_wait_ms(error):
+            if gaps.purged_message is None or get_retry_after_ms(error):
                 raise
-        if gaps.forgotten is None:
+        if gaps.purged_message is None:
             return False
         # a past that no server has must not block what can be restored
-        _, restored = await self._request(server, snapshot, [EventID(gaps.forgotten)])
+        _, restored = await self._request(server, snapshot, [EventID(gaps.purged_message)])
         useless |= restored.useless
         return restored.count > 0
 
     async def _request(
         self, server: ServerName, snapshot: RoomSnapshot, asked: Sequence[EventID]
-    ) -> tuple[Mapping[EventID, Event], Taken]:
+    ) -> tuple[Mapping[EventID, Event], RefetchResult]:
         """Request events; return them, and the result of restoring purged messages."""
         pdus = await self._remote.get_backfill(server, snapshot.room_id, asked, PAGE)
         found = await parse_events(snapshot.version, snapshot.room_id, pdus, self._clock)
-        return found, await self._regaining.take(snapshot, found)
+        return found, await self._regaining.restore(snapshot, found)
 
     async def _fetch_ends(
         self, server: ServerName, snapshot: RoomSnapshot, ends: Sequence[EventID]
@@ -158,7 +158,7 @@ class Backfill:
         received = [found[name] for name in ends if name in found]
         if not received:
             return restored.count > 0
-        outcomes = await self._missing.take_in(
+        outcomes = await self._missing.receive(
             snapshot.room_id, received, server, past=True, walk=False, fetched=found
         )
         return restored.count > 0 or any(

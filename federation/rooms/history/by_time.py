@@ -10,7 +10,7 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.events.timelines import Direction
 
 
-class RemoteTimes(Protocol):
+class RemoteTimestamps(Protocol):
     """Asks other servers in a room for events by time."""
 
     async def find_nearest(

@@ -17,17 +17,21 @@ from federation.protocol.event_signing import is_content_hash_valid
 from federation.protocol.events import Event, compute_reference_hash, encode_event_json
 from federation.protocol.ids import EventID
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.receive.persist import Placements
+from federation.rooms.receive.persist import EventPersister
 from federation.rooms.relations import read_relation
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.database import Database
 from storage.events.events import EventFlag, EventStore
-from storage.media.content_uris import find_addresses
-from storage.media.references import bounded
-from storage.retention.history_refetch import Regained, give_up_messages, restore_messages
+from storage.media.content_uris import find_content_uris
+from storage.media.references import limit_by_uris
+from storage.retention.history_refetch import (
+    RefetchedMessage,
+    restore_messages,
+    stop_fetching_messages,
+)
 
 
-class Taken(msgspec.Struct, frozen=True):
+class RefetchResult(msgspec.Struct, frozen=True):
     """The result of restoring messages from the events of a server."""
 
     count: int
@@ -36,7 +40,7 @@ class Taken(msgspec.Struct, frozen=True):
     """Numbers of messages that came without valid content."""
 
 
-class Regaining:
+class HistoryRefetch:
     """Restores purged messages from events of other servers."""
 
     def __init__(
@@ -44,14 +48,16 @@ class Regaining:
         database: Database,
         event_store: EventStore,
         events: RoomEvents,
-        placements: Placements,
+        persister: EventPersister,
     ) -> None:
         self._database = database
         self._event_store = event_store
         self._events = events
-        self._placements = placements
+        self._placements = persister
 
-    async def take(self, snapshot: RoomSnapshot, given: Mapping[EventID, Event]) -> Taken:
+    async def restore(
+        self, snapshot: RoomSnapshot, given: Mapping[EventID, Event]
+    ) -> RefetchResult:
         """Restore the purged messages among these events."""
         room_nid = snapshot.room.room_nid
         stored = await self._events.get_by_id(room_nid, given)
@@ -59,9 +65,9 @@ class Regaining:
             name: each for name, each in stored.items() if each.flags & EventFlag.FORGOTTEN
         }
         if not forgotten:
-            return Taken(0, frozenset())
-        waiting = await self._event_store.get_waiting(room_nid, forgotten)
-        regained: list[Regained] = []
+            return RefetchResult(0, frozenset())
+        waiting = await self._event_store.get_earlier_references(room_nid, forgotten)
+        regained: list[RefetchedMessage] = []
         for name, each in forgotten.items():
             early = await self._events.get_events(waiting.redactions.get(name, ()))
             found = await self._check(snapshot, each, given[name], list(early.values()))
@@ -70,16 +76,16 @@ class Regaining:
         useless = {each.nid for each in forgotten.values()} - {each.event_nid for each in regained}
         count = 0
         while regained:
-            chunk = bounded(regained, lambda each: len(find_addresses(each.pdu or b"")))
+            chunk = limit_by_uris(regained, lambda each: len(find_content_uris(each.pdu or b"")))
             count += await self._database.write(
                 "restore_messages", restore_messages, room_nid, chunk
             )
             regained = regained[len(chunk) :]
-        return Taken(count, frozenset(useless))
+        return RefetchResult(count, frozenset(useless))
 
     async def give_up(self, nids: Collection[int]) -> None:
         """Do not request these messages again."""
-        await self._database.write("give_up_messages", give_up_messages, nids)
+        await self._database.write("stop_fetching_messages", stop_fetching_messages, nids)
 
     async def _check(
         self,
@@ -87,7 +93,7 @@ class Regaining:
         stored: StoredEvent,
         given: Event,
         redactions: Sequence[StoredEvent],
-    ) -> Regained | None:
+    ) -> RefetchedMessage | None:
         """Return what to restore; None if it is another event or lacks its content."""
         version = snapshot.version
         if compute_reference_hash(version, given.pdu) != compute_reference_hash(
@@ -96,14 +102,14 @@ class Regaining:
             return None
         redaction_nids = frozenset(redaction.nid for redaction in redactions)
         if stored.redacted_by != stored.nid:
-            return Regained(stored.nid, None, None, None, redaction_nids)
+            return RefetchedMessage(stored.nid, None, None, None, redaction_nids)
         effective = await self._placements.find_redactions(snapshot.room, stored.event, redactions)
         if effective:
-            return Regained(stored.nid, None, effective[0].nid, None, redaction_nids)
+            return RefetchedMessage(stored.nid, None, effective[0].nid, None, redaction_nids)
         if not is_content_hash_valid(given):
             return None
         # these signatures were verified when the event came
         pdu = encode_event_json(
             version, {**given.pdu, "signatures": stored.event.pdu.get("signatures", {})}
         )
-        return Regained(stored.nid, pdu, None, read_relation(given), redaction_nids)
+        return RefetchedMessage(stored.nid, pdu, None, read_relation(given), redaction_nids)

@@ -10,7 +10,7 @@ import msgspec
 from federation.rooms.current_states import MEMBER
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
-from storage.events.timelines import Place, TimelineStore
+from storage.events.timelines import TimelinePlace, TimelineStore
 from storage.rooms.memberships import MembershipRow
 
 
@@ -18,13 +18,13 @@ class Departure(msgspec.Struct, frozen=True, gc=False):
     """The end of a user's last membership period in a room."""
 
     position: int
-    place: Place
+    place: TimelinePlace
     """The place right after the last event that they could see."""
     state_root: bytes | None
     """The root of the room's state as they know it."""
 
 
-class Stays:
+class MembershipPeriods:
     """Finds the departures of users. For the reactor thread."""
 
     def __init__(self, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
@@ -46,7 +46,7 @@ class Stays:
             and last.position == left_position
             and await self._ends_stay(last, own.user_id)
         ):
-            return Departure(left_position, Place(last.depth, last.nid), root)
+            return Departure(left_position, TimelinePlace(last.depth, last.nid), root)
         # a resolution removed them; its cause may be far behind the events that they have seen
         return Departure(
             left_position, await self._store.get_deepest_at(room_nid, left_position), root

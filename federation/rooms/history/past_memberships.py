@@ -46,7 +46,7 @@ class PastMemberships:
             nid = event.replaces
         return None
 
-    async def joined_since(self, row: MembershipRow) -> int:
+    async def get_joined_since(self, row: MembershipRow) -> int:
         """Return the position since which a present member has been in the room.
 
         A change of their profile is not a new join.
@@ -62,7 +62,7 @@ class PastMemberships:
             event = await self._get_event(event.replaces)
         return since
 
-    async def has_come_since(self, row: MembershipRow, position: int) -> bool:
+    async def has_joined_since(self, row: MembershipRow, position: int) -> bool:
         """Return whether a present member last joined after a position.
 
         True for a member who left and came back, and if there are too many changes to know.

@@ -16,16 +16,16 @@ from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.retention.purging import Cause, Message, PurgingStore
+from storage.retention.purging import PurgeableMessage, PurgeCause, PurgingStore
 from storage.rooms.rooms import RoomStore
 
 AlsoWrite = Callable[[WriteTransaction, int], None]
 """Writes more in the transaction of a purge; gets the number of purged messages."""
-Asked = Callable[[WriteTransaction], bool]
+StillWanted = Callable[[WriteTransaction], bool]
 """Called in the transaction; returns whether the messages are still to be purged."""
 
 
-class Purging:
+class MessagePurging:
     """Removes the content of messages."""
 
     _log = Logger()
@@ -47,12 +47,12 @@ class Purging:
     async def purge(
         self,
         room_nid: int,
-        messages: Sequence[Message],
-        cause: Cause,
+        messages: Sequence[PurgeableMessage],
+        cause: PurgeCause,
         also: AlsoWrite | None = None,
-        asked: Asked | None = None,
+        asked: StillWanted | None = None,
     ) -> int:
-        """Purge messages of a room in one write, unless `asked` returns False in it.
+        """Purge messages of a room in one write, unless `client` returns False in it.
 
         Return the number of messages that had not been purged meanwhile.
         """
@@ -75,7 +75,9 @@ class Purging:
 
         return await self._database.write("purge_messages", write)
 
-    def _prune(self, version: RoomVersion, room_id: RoomID, message: Message) -> bytes | None:
+    def _prune(
+        self, version: RoomVersion, room_id: RoomID, message: PurgeableMessage
+    ) -> bytes | None:
         """Return the redacted message; None if it cannot be read."""
         try:
             event = load_event(version, EventID(message.event_id), room_id, message.pdu)
@@ -87,7 +89,7 @@ class Purging:
             self._count_unreadable()
             return None
 
-    async def end(self) -> None:
+    async def truncate_log(self) -> None:
         """End a run of purges: remove the purged content from the database's log as well, unless
         another connection prevents that."""
-        await self._database.empty_log()
+        await self._database.truncate_log()

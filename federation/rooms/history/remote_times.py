@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import parse_event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import RemoteEvents
+from federation.remote.events import EventClient
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.receive.missing_events import MissingEvents
 from federation.rooms.snapshot import RoomSnapshot
@@ -24,14 +24,14 @@ MAX_SECONDS: Final = 20.0
 """After this time no other server is asked."""
 
 
-class AskedTimes:
-    """Implements `by_time.RemoteTimes` with the servers in the room. For the reactor thread."""
+class RemoteTimestampLookup:
+    """Implements `by_time.RemoteTimestamps` with the servers in the room. For the reactor thread."""
 
     def __init__(
         self,
         events: RoomEvents,
         missing: MissingEvents,
-        remote: RemoteEvents,
+        remote: EventClient,
         seconds: Callable[[], float],
     ) -> None:
         """`seconds`: returns the time."""
@@ -54,7 +54,7 @@ class AskedTimes:
                 self._log.info(
                     "{server} finds no event by its time: {error}", server=server, error=str(error)
                 )
-                self._missing.heed(server, error)
+                self._missing.record_failure(server, error)
             if self._seconds() > until:
                 break
         return None
@@ -91,7 +91,7 @@ class AskedTimes:
                 ) from error
             if event.event_id != event_id or event.room_id != room.room_id:
                 raise RemoteError(server, "the answer is another event", retryable=False)
-            await self._missing.take_in(
+            await self._missing.receive(
                 room.room_id, [event], server, past=True, walk=False, seconds=MAX_SECONDS
             )
             stored = await self._events.get_event(room.room.room_nid, event_id)

@@ -14,15 +14,15 @@ from federation.protocol.retention import RetentionRules
 from federation.rooms.events import StoredEvent
 from storage.cache import StreamValue
 from storage.engine.streams import Change, Streams, Topic
-from storage.retention.room_retention import RoomLifetime, RoomLifetimeStore
+from storage.retention.room_retention import RoomRetention, RoomRetentionStore
 
 
-class Lifetimes:
+class RoomRetentionCache:
     """Knows how long messages are kept and shown. For the reactor thread."""
 
     def __init__(
         self,
-        store: RoomLifetimeStore,
+        store: RoomRetentionStore,
         streams: Streams,
         rules: RetentionRules,
         now_ms: Callable[[], int],
@@ -31,7 +31,7 @@ class Lifetimes:
         self._store = store
         self._now_ms = now_ms
         self._rooms: StreamValue[dict[int, int]] = StreamValue(
-            streams, Topic.LIFETIME, load=self._load, update=_update
+            streams, Topic.RETENTION, load=self._load, update=_update
         )
         """The policies of the rooms that have one, in milliseconds."""
 
@@ -41,7 +41,7 @@ class Lifetimes:
         rooms = await self._rooms.get()
         return {nid: self.rules.effective(rooms.get(nid)) for nid in room_nids}
 
-    async def oldest_shown(self, room_nid: int) -> int:
+    async def get_oldest_shown(self, room_nid: int) -> int:
         """Return the time in milliseconds since 1970 before which the room's messages are not shown
         any more."""
         rooms = self._rooms.find()
@@ -49,7 +49,7 @@ class Lifetimes:
             rooms = await self._rooms.get()
         return self._now_ms() - self.rules.effective(rooms.get(room_nid))
 
-    def keeps(self, room_nid: int, events: Iterable[StoredEvent]) -> bool:
+    def shows_all(self, room_nid: int, events: Iterable[StoredEvent]) -> bool:
         """Return whether all of these events, of one room, are still shown.
 
         False also if the policies are not cached.
@@ -62,7 +62,7 @@ class Lifetimes:
 
     async def shows(self, stored: StoredEvent) -> bool:
         """Return whether the event is young enough to be shown."""
-        return not stored.is_expired(await self.oldest_shown(stored.room_nid))
+        return not stored.is_expired(await self.get_oldest_shown(stored.room_nid))
 
     async def _load(self) -> dict[int, int]:
         rows, _ = await self._store.get_since(0)
@@ -71,7 +71,7 @@ class Lifetimes:
 
 def _update(rooms: dict[int, int], change: Change) -> bool:
     row = change.detail
-    if not isinstance(row, RoomLifetime):
+    if not isinstance(row, RoomRetention):
         return False
     if row.max_lifetime is None:
         rooms.pop(row.room_nid, None)

@@ -16,7 +16,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
-from federation.peers.requests import RefusedByRemote, is_away
+from federation.peers.requests import RefusedByRemote, is_no_answer
 from federation.protocol.errors import (
     Forbidden,
     IncompatibleRoomVersion,
@@ -45,20 +45,20 @@ from federation.protocol.stripped_state import (
     strip_event,
     stripped_state_keys,
 )
-from federation.remote.membership import MembershipRequests
+from federation.remote.membership import MembershipClient
 from federation.rooms.build import Chain, Classify
 from federation.rooms.check import SHOWN
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.joins.make_send import check_membership_event, check_origin_signed
-from federation.rooms.joins.out_of_room import OutsideMemberships
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships
 from federation.rooms.joins.stripped_rooms import read_invite_state
 from federation.rooms.membership_templates import MEMBER
-from federation.rooms.receive.check_sources import Questions
+from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.receive.receiver import Receiver
-from federation.rooms.server_fallback import explain
-from federation.rooms.server_in_room import Residence
+from federation.rooms.server_fallback import merge_errors
+from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.snapshot import RoomSnapshot
 
 GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
@@ -67,9 +67,9 @@ MAX_PROMISES: Final = 20
 """Invites promised to one address; the others are ignored."""
 MAX_SERVERS: Final = 3
 """Servers that are asked about promises to one address, since anybody may claim a promise."""
-PATIENCE: Final = 5.0
+MAX_WAIT: Final = 5.0
 """Seconds that an invite waits for its auth events if the invited user is still joined here."""
-LOOK_EVERY: Final = 0.25
+POLL_SECONDS: Final = 0.25
 
 
 class PromisedInvite(msgspec.Struct, frozen=True):
@@ -106,24 +106,24 @@ class InviteGate(Protocol):
         """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
         ...
 
-    def claiming(self, ip: str) -> AbstractContextManager[None]:
+    def count_claim(self, ip: str) -> AbstractContextManager[None]:
         """Count a claimed promise against an IP address while it is checked; keep the count if it
         is false. Entering raises LimitExceeded."""
         ...
 
 
-class Reach(Protocol):
+class ServerReachability(Protocol):
     """Knows which servers can be reached; implemented by the federation sender."""
 
-    def would_wait_in_vain(self, server: ServerName) -> bool:
+    def is_unresponsive(self, server: ServerName) -> bool:
         """Return whether the server was unreachable, or did not answer, a moment ago."""
         ...
 
-    def heard_from(self, server: ServerName) -> None:
+    def record_activity(self, server: ServerName) -> None:
         """Record that the server answered."""
         ...
 
-    def note_silence(self, server: ServerName, asked_at: float) -> None:
+    def record_no_answer(self, server: ServerName, asked_at: float) -> None:
         """Record that a request, sent at that second of the clock, got no answer."""
         ...
 
@@ -136,15 +136,15 @@ class Invitations:
     # More than ten: an invite is built, signed by two servers, checked and stored.
     def __init__(
         self,
-        remote: MembershipRequests,
+        remote: MembershipClient,
         engine: RoomEngine,
         events: RoomEvents,
-        residence: Residence,
+        server_in_room: ServerInRoom,
         receiver: Receiver,
-        outside: OutsideMemberships,
+        out_of_room: OutOfRoomMemberships,
         gate: InviteGate,
-        reach: Reach,
-        questions: Questions,
+        reachability: ServerReachability,
+        services: CheckServices,
         get_keys: GetKeys,
         classify: Classify,
         identity: ServerIdentity,
@@ -155,12 +155,12 @@ class Invitations:
         self._remote = remote
         self._engine = engine
         self._events = events
-        self._residence = residence
+        self._residence = server_in_room
         self._receiver = receiver
-        self._outside = outside
+        self._outside = out_of_room
         self._gate = gate
-        self._reach = reach
-        self._questions = questions
+        self._reach = reachability
+        self._questions = services
         self._get_keys = get_keys
         self._classify = classify
         self._identity = identity
@@ -173,7 +173,7 @@ class Invitations:
         target: UserID,
         content: Mapping[str, Any],
         *,
-        tries_failing: bool = False,
+        ask_unreachable: bool = False,
     ) -> EventID:
         """Invite a remote user into a room that we are in. Return the invite, new or existing.
 
@@ -181,7 +181,7 @@ class Invitations:
         client waits, and nobody would retry. Raises NotFound, Forbidden, InviteBlocked,
         UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
-        snapshot = await self._engine.get_whole(room_id)
+        snapshot = await self._engine.get_complete(room_id)
         create = await snapshot.create_event()
         if _excludes(target, create.sender, create.content):
             raise Forbidden("This room is only for users of this server")
@@ -190,11 +190,11 @@ class Invitations:
         (built,) = await chain.add([draft], self._now_ms())
         if isinstance(built, StoredEvent):
             return built.event.event_id
-        built = await self._engine.vouch(snapshot, built)
+        built = await self._engine.add_policy_signature(snapshot, built)
         keys = stripped_state_keys(sender)
         state = await snapshot.state.load(keys)
         server = domain_of(target)
-        if not tries_failing and self._reach.would_wait_in_vain(server):
+        if not ask_unreachable and self._reach.is_unresponsive(server):
             raise OtherServerFailed(
                 f"{target} was not invited, because {server} could not be reached a moment ago: "
                 "try again later"
@@ -203,7 +203,7 @@ class Invitations:
             server, target, built, federation_form(state[key].event for key in keys if key in state)
         )
         event = await self._countersigned(built, server, answer)
-        (outcome,) = await self._receiver.receive(room_id, [event.pdu], send_on=True)
+        (outcome,) = await self._receiver.receive(room_id, [event.pdu], broadcast=True)
         if not outcome.was_known and outcome.verdict not in SHOWN:
             raise outcome.error or Forbidden("The room does not allow this invite any more")
         return event.event_id
@@ -216,18 +216,18 @@ class Invitations:
         try:
             answer = await self._remote.invite(server, built, room_state)
         except RemoteError as error:
-            if is_away(error):
-                self._reach.note_silence(server, asked_at)
+            if is_no_answer(error):
+                self._reach.record_no_answer(server, asked_at)
                 raise OtherServerFailed(
                     f"{target} was not invited, because {server} did not answer: try again later "
                     f"({error.reason})"
                 ) from error
             if isinstance(error, RefusedByRemote):
-                self._reach.heard_from(server)
+                self._reach.record_activity(server)
                 if error.errcode == "M_NOT_FOUND":
                     raise NotFound(f"{server} does not have a user {target}") from error
-            raise explain([error]) from error
-        self._reach.heard_from(server)
+            raise merge_errors([error]) from error
+        self._reach.record_activity(server)
         return answer
 
     async def do_exchange(
@@ -235,7 +235,7 @@ class Invitations:
     ) -> None:
         """Turn an invite promised to an address into an invite of a remote user.
 
-        The user has proved that they own the address. `wanted`: the partial event. Raises NotFound,
+        The user has proved that they own the address. `require_parameter`: the partial event. Raises NotFound,
         Forbidden, InvalidParam, OtherServerFailed.
 
         spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
@@ -260,7 +260,7 @@ class Invitations:
             raise Forbidden("The sender of the invite is not the one who promised it")
         await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
 
-    async def do_bind(self, target: UserID, address: BoundAddress, ip: str) -> None:
+    async def do_accept_promises(self, target: UserID, address: BoundAddress, ip: str) -> None:
         """Turn the invites promised to an address into invites of the local user that owns it.
 
         Failures are logged, because the identity server that calls this can do nothing about them.
@@ -282,7 +282,7 @@ class Invitations:
                 continue
             asked.add(server)
             try:
-                with self._gate.claiming(ip):
+                with self._gate.count_claim(ip):
                     await self._claim(target, invite)
             except _InvalidPromise as error:
                 self._log.info("an invite promised to an address is dropped: {error}", error=error)
@@ -309,7 +309,7 @@ class Invitations:
                 "state_key": target,
                 "content": content,
             }
-            await self._remote.exchange(domain_of(invite.sender), room_id, event)
+            await self._remote.exchange_third_party_invite(domain_of(invite.sender), room_id, event)
             return
         promise = await self._find_promise(await self._engine.get_snapshot(room_id), content)
         # checked last: it counts as an invite of the user, and anybody may claim a promise
@@ -381,7 +381,7 @@ class Invitations:
         event = parse_event(version, signed, event_id=event.event_id)
         if snapshot is not None and await self._receive_in_room(event, origin):
             return event.pdu
-        if not await self._outside.keep(event, origin, stripped):
+        if not await self._outside.store(event, origin, stripped):
             raise Forbidden(f"{target} is in the room already")
         return event.pdu
 
@@ -391,7 +391,7 @@ class Invitations:
         Earlier events may be on their way. If they remove the invited user, we may no longer be in
         the room afterwards, and nobody would send us the invite again. So we wait for them.
         """
-        until = self._clock.seconds() + PATIENCE
+        until = self._clock.seconds() + MAX_WAIT
         while True:
             (outcome,) = await self._receiver.receive(event.room_id, [event.pdu])
             if outcome.verdict is not None and outcome.verdict not in SHOWN:
@@ -402,7 +402,7 @@ class Invitations:
                 or not await self._is_joined(event)
             ):
                 return True
-            await deferLater(self._clock, LOOK_EVERY)
+            await deferLater(self._clock, POLL_SECONDS)
             if await self._residence.find_for(origin, event.room_id) is None:
                 return False
 

@@ -25,29 +25,40 @@ from federation.protocol.errors import BadState, Forbidden, MatrixError, TooLarg
 from federation.protocol.event_signing import is_content_hash_valid, required_signers
 from federation.protocol.ids import EventID, RoomID, ServerName, domain_of
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt, check_signed
+from federation.rooms.check import SHOWN, ReceivedPdu, Verdict, check_on_receipt, check_signed
 from federation.rooms.effects import StoredEffects, effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_templates import MEMBER
-from federation.rooms.receive.check_sources import Questions, StoredSources
+from federation.rooms.receive.check_sources import CheckServices, StoredSources
 from federation.rooms.receive.persist import new_event
-from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping, kept_ids
+from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping, get_stored_ids
 from federation.rooms.receive.unverified_events import find_left_out
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import CREATE, RoomSnapshot
-from federation.rooms.unacknowledged_leaves import LeftBefore, Unheard
+from federation.rooms.unacknowledged_leaves import HasLeftRoom, UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag
 from storage.events.timelines import move_backward_extremities
-from storage.partial_state.unverified_events import LeftOut, PartOf, add_unproved, end_unproved
-from storage.persist.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
+from storage.partial_state.unverified_events import (
+    PartOf,
+    UnverifiedEvent,
+    add_unverified_events,
+    mark_as_earlier_state,
+)
+from storage.persist.room_writer import (
+    AppendResult,
+    NewCurrentState,
+    NewEvent,
+    RoomWriter,
+    StateChange,
+)
 from storage.persist.state_effects import NO_EFFECT, StateEffect
 from storage.rooms.memberships import MembershipStore
-from storage.rooms.partial_rooms import PartialRoomStore, begin_partial, forget_partial
-from storage.rooms.rooms import RoomRow, RoomStore, note_room
+from storage.rooms.partial_rooms import PartialRoomStore, add_partial_join, delete_partial_join
+from storage.rooms.rooms import RoomRow, RoomStore, get_or_add_room
 from storage.state.state_tree import StateTreeStore
 
 MAX_EVENTS = 500_000
@@ -61,7 +72,7 @@ MAX_CREATE_EVENTS: Final = 10
 Entries = Mapping[tuple[str, str], int]
 
 
-class Part(msgspec.Struct, frozen=True):
+class RemoteRoomInfo(msgspec.Struct, frozen=True):
     """Facts about a room, besides its state, from the response of another server."""
 
     resident: ServerName
@@ -71,7 +82,7 @@ class Part(msgspec.Struct, frozen=True):
     """The state lacks most memberships."""
 
 
-class Adoptions:
+class JoinImporter:
     """Imports rooms. For the reactor thread."""
 
     # More than ten: an import writes to every table of a room.
@@ -86,15 +97,15 @@ class Adoptions:
         imports: StateImports,
         effects: StoredEffects,
         resolver: StateResolver,
-        unheard: Unheard,
+        unacknowledged_leaves: UnacknowledgedLeaves,
         partial: PartialRoomStore,
         writer: RoomWriter,
         identity: ServerIdentity,
-        questions: Questions,
+        services: CheckServices,
         now_ms: Callable[[], int],
         first_attempt: Callable[[], int],
     ) -> None:
-        """`first_attempt`: returns when unverified events are retried, in milliseconds."""
+        """`schedule_first_attempt`: returns when unverified events are retried, in milliseconds."""
         self._database = database
         self._engine = engine
         self._rooms = rooms
@@ -104,22 +115,22 @@ class Adoptions:
         self._imports = imports
         self._effects = effects
         self._resolver = resolver
-        self._unheard = unheard
+        self._unheard = unacknowledged_leaves
         self._partial = partial
         self._writer = writer
         self._identity = identity
-        self._questions = questions
+        self._questions = services
         self._now_ms = now_ms
         self._first_attempt = first_attempt
 
-    async def adopt(
+    async def import_join(
         self,
         version: RoomVersion,
         room_id: RoomID,
         state: Sequence[Pdu],
         auth_chain: Sequence[Pdu],
         join: Mapping[str, Any],
-        part: Part | None = None,
+        part: RemoteRoomInfo | None = None,
     ) -> StoredEvent:
         """Import a room that no local user is in, from PDUs. Return the stored join.
 
@@ -133,16 +144,16 @@ class Adoptions:
         room = await self._find_room(version, room_id)
         if await self._memberships.get_local_members(room.room_nid):
             raise BadState("This server is in the room already")
-        own = Candidate(version, join).read()
+        own = ReceivedPdu(version, join).read()
         pdus = [*auth_chain, *state]
-        outcomes = await self._imports.keep(room, pdus)
-        (outcome,) = await self._imports.keep(room, [join])
+        outcomes = await self._imports.store(room, pdus)
+        (outcome,) = await self._imports.store(room, [join])
         if outcome.is_waiting:
             raise BadState("The auth chain of the join is not complete")
         if outcome.verdict in (Verdict.DROP, Verdict.REJECT):
             raise outcome.error or Forbidden("The join is not allowed")
-        stored_ids = kept_ids(outcomes[len(auth_chain) :])
-        entries = await self._imports.gather(
+        stored_ids = get_stored_ids(outcomes[len(auth_chain) :])
+        entries = await self._imports.get_entries(
             room, [event_id for event_id in stored_ids if event_id != own.event_id]
         )
         await self._check_version(version, entries)
@@ -185,7 +196,7 @@ class Adoptions:
             if checked_count == MAX_CREATE_EVENTS:
                 break
             try:
-                event = Candidate(version, as_mapping(pdu)).read()
+                event = ReceivedPdu(version, as_mapping(pdu)).read()
                 if event.state_key is None or event.key != CREATE or event.room_id != room_id:
                     continue
                 if event.content.get(
@@ -207,7 +218,7 @@ class Adoptions:
         room = await self._rooms.get_room(room_id)
         if room is None or room.version != version.identifier:
             room = await self._database.write(
-                "add_room", note_room, room_id, version.identifier, self._now_ms()
+                "add_room", get_or_add_room, room_id, version.identifier, self._now_ms()
             )
         if room.version != version.identifier:
             raise BadState(f"The room is known to have version {room.version}")
@@ -219,8 +230,8 @@ class Adoptions:
         version: RoomVersion,
         join_id: EventID,
         entries: Entries,
-        part: Part | None,
-        left_out: Sequence[LeftOut],
+        part: RemoteRoomInfo | None,
+        left_out: Sequence[UnverifiedEvent],
     ) -> StoredEvent:
         join = (await self._events.get_by_id(room.room_nid, [join_id]))[join_id]
         if not join.is_outlier:
@@ -237,7 +248,7 @@ class Adoptions:
         signers = required_signers(join.event)  # they were checked when it was stored
         sources = StoredSources(self._questions, room, list(auth.values()), before, None, signers)
         checked = await check_on_receipt(
-            Candidate(version, {}, join.event), RoomID(room.room_id), sources
+            ReceivedPdu(version, {}, join.event), RoomID(room.room_id), sources
         )
         if checked.verdict not in SHOWN:
             raise checked.error or Forbidden("The join is not allowed by the state of the room")
@@ -272,12 +283,12 @@ class Adoptions:
         missing = [
             name for name in join.event.prev_events if name not in known or known[name].is_outlier
         ]
-        flags = EventFlag.TIMELINE | (EventFlag.AFTER_HOLE if missing else 0)
+        flags = EventFlag.TIMELINE | (EventFlag.AFTER_GAP if missing else 0)
         new = replace(
             new_event(join.event, flags, [], ()),
             effect=state_effect(join.event, self._identity),
             state_before=StateChange(root),
-            placed_nid=join.nid,
+            outlier_nid=join.nid,
             has_gap=True,
         )
         current = NewCurrentState(
@@ -327,7 +338,7 @@ class Adoptions:
         resolved = dict(entries)
         for key, (_, now) in (await self._resolver.diff(room.room_nid, after, state)).items():
             if key == join.event.key:
-                raise LeftBefore(
+                raise HasLeftRoom(
                     "You left this room or were removed from it, and need to be let in again"
                 )
             if now is None:
@@ -340,21 +351,23 @@ class Adoptions:
         self, room: RoomRow, join: StoredEvent, entries: Entries
     ) -> bytes | None:
         """Write the state tree under the join in chunks; return its root."""
-        root = await self._database.write("begin_state", self._writer.begin_state, join.nid)
+        root = await self._database.write(
+            "get_gathered_state", self._writer.get_gathered_state, join.nid
+        )
         there = await self._trees.get_all(room.room_nid, root)
         if any(entries.get(key) != nid for key, nid in there.items()):
             # an earlier attempt got another state
             root, there = (
                 await self._database.write(
-                    "begin_state", self._writer.begin_state, join.nid, afresh=True
+                    "get_gathered_state", self._writer.get_gathered_state, join.nid, afresh=True
                 ),
                 {},
             )
         remaining = [(key, nid) for key, nid in entries.items() if key not in there]
         for start in range(0, len(remaining), CHUNK):
             root = await self._database.write(
-                "grow_state",
-                self._writer.grow_state,
+                "extend_gathered_state",
+                self._writer.extend_gathered_state,
                 room,
                 join.nid,
                 dict(remaining[start : start + CHUNK]),
@@ -376,11 +389,13 @@ class Adoptions:
                 elif effect != NO_EFFECT:
                     remaining.append((nid, effect))
             if now:
-                await self._database.write("add_members", self._writer.add_effects, room, now)
+                await self._database.write(
+                    "add_members", self._writer.apply_early_effects, room, now
+                )
         return remaining
 
     async def _effects_of_absence(
-        self, snapshot: RoomSnapshot, entries: Entries, part: Part | None
+        self, snapshot: RoomSnapshot, entries: Entries, part: RemoteRoomInfo | None
     ) -> list[tuple[int | str, StateEffect]]:
         """Return the effects of entries that are gone since we last left the room."""
         old = await snapshot.state.load_nids()
@@ -403,16 +418,16 @@ class Adoptions:
         extremities: Sequence[EventID],
         current: NewCurrentState,
         missing: Sequence[EventID],
-        part: Part | None,
-        left_out: Sequence[LeftOut],
-    ) -> Appended:
+        part: RemoteRoomInfo | None,
+        left_out: Sequence[UnverifiedEvent],
+    ) -> AppendResult:
         room_nid = snapshot.room.room_nid
         # an invite may have named another version since it was checked
-        note_room(txn, room.room_id, room.version, self._now_ms())
-        forget_partial(txn, room_nid)
-        end_unproved(txn, room_nid)
+        get_or_add_room(txn, room.room_id, room.version, self._now_ms())
+        delete_partial_join(txn, room_nid)
+        mark_as_earlier_state(txn, room_nid)
         if left_out:
-            add_unproved(txn, room_nid, left_out, self._first_attempt())
+            add_unverified_events(txn, room_nid, left_out, self._first_attempt())
         move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)
         appended = self._writer.append(
             txn,
@@ -426,10 +441,10 @@ class Adoptions:
         (row,) = appended.rows
         partial = None
         if part is not None and row.position is not None:
-            partial = begin_partial(
+            partial = add_partial_join(
                 txn, room_nid, row.event_nid, row.position, part.resident, part.servers
             )
         txn.announce(
-            Change(row.position or 0, Topic.COMPLETENESS, snapshot.room.room_id, detail=partial)
+            Change(row.position or 0, Topic.PARTIAL_STATE, snapshot.room.room_id, detail=partial)
         )
         return appended

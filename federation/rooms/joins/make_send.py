@@ -25,31 +25,31 @@ from federation.protocol.stripped_state import federation_form, stripped_state_k
 from federation.rooms.check import SHOWN
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.joins.restricted_joins import RestrictedJoins
-from federation.rooms.joins.send_join_response import JoinAnswers
+from federation.rooms.joins.send_join_response import JoinResponses
 from federation.rooms.membership_templates import AUTHORISER, MEMBER, make_template
 from federation.rooms.receive.check_sources import GetSigners
 from federation.rooms.receive.receiver import Receiver
-from federation.rooms.server_in_room import Residence
+from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.snapshot import RoomSnapshot
 
 CheckJoin = Callable[[RoomID], None]
 """Checks the rate limit of joins into a room. Raises LimitExceeded."""
 CountJoin = Callable[[RoomID], None]
 """Counts a join into a room."""
-INSIDE: Final = frozenset({"join", "invite"})
+JOINED_OR_INVITED: Final = frozenset({"join", "invite"})
 """Memberships with which a user joins a restricted room without an authorising user."""
 
 
-class Handshakes:
+class MembershipHandshakes:
     """Serves make_join, send_join and the like. For the reactor thread."""
 
     def __init__(
         self,
         events: RoomEvents,
-        residence: Residence,
+        server_in_room: ServerInRoom,
         receiver: Receiver,
         restricted: RestrictedJoins,
-        answers: JoinAnswers,
+        join_responses: JoinResponses,
         get_signers: GetSigners,
         check_join: CheckJoin,
         count_join: CountJoin,
@@ -57,10 +57,10 @@ class Handshakes:
         now_ms: Callable[[], int],
     ) -> None:
         self._events = events
-        self._residence = residence
+        self._residence = server_in_room
         self._receiver = receiver
         self._restricted = restricted
-        self._answers = answers
+        self._answers = join_responses
         self._get_signers = get_signers
         self._check_join = check_join
         self._count_join = count_join
@@ -77,7 +77,7 @@ class Handshakes:
         """
         snapshot = await self._find_room(origin, room_id, user_id, versions)
         content = {"membership": "join"}
-        if await self._get_membership(snapshot, user_id) not in INSIDE:
+        if await self._get_membership(snapshot, user_id) not in JOINED_OR_INVITED:
             authoriser = await self._restricted.get_authoriser(snapshot, user_id)
             if authoriser is not None:
                 content[AUTHORISER] = authoriser
@@ -105,7 +105,7 @@ class Handshakes:
         pdu: Mapping[str, Any],
         *,
         omit_members: bool,
-        in_pair: bool,
+        is_v1: bool,
     ) -> Response:
         """Receive a join; return the state of the room before it.
 
@@ -123,7 +123,7 @@ class Handshakes:
             and isinstance(authoriser, str)
             and domain_of(authoriser) == self._identity.server_name
         ):
-            if membership not in INSIDE and not await self._restricted.lets_in(
+            if membership not in JOINED_OR_INVITED and not await self._restricted.allows_join(
                 snapshot, event.sender
             ):
                 raise Forbidden(
@@ -136,9 +136,7 @@ class Handshakes:
         join, is_new = await self._receive(snapshot, event)
         if is_new and membership != "join":
             self._count_join(room_id)
-        return await self._answers.answer(
-            snapshot, join, omit_members=omit_members, in_pair=in_pair
-        )
+        return await self._answers.build(snapshot, join, omit_members=omit_members, is_v1=is_v1)
 
     async def do_leave(
         self, origin: ServerName, room_id: RoomID, event_id: EventID, pdu: Mapping[str, Any]
@@ -208,7 +206,7 @@ class Handshakes:
 
         Raises Forbidden, InvalidParam.
         """
-        (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu], send_on=True)
+        (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu], broadcast=True)
         if outcome.is_waiting:
             raise InvalidParam("The event refers to events that this server does not have")
         stored = await self._events.get_event(snapshot.room.room_nid, event.event_id)

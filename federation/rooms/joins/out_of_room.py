@@ -27,37 +27,37 @@ from federation.rooms.events import StoredEvent
 from storage.events.events import EventFlag, EventRow
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.out_of_room_memberships import (
-    OUTSIDE,
-    OutsideMembershipStore,
-    OutsideRow,
-    Untouchable,
+    OUT_OF_ROOM,
+    MayNotReplace,
+    OutOfRoomMembershipStore,
+    OutOfRoomRow,
 )
 from storage.rooms.rooms import RoomRow
 
-OPEN: Final = frozenset({"invite", "knock"})
+PENDING_MEMBERSHIPS: Final = frozenset({"invite", "knock"})
 """Memberships that another event is expected to end."""
 MAX_STATE_BYTES: Final = 1 << 18
 """The limit of the stripped state that we store."""
 
 
-class Told(msgspec.Struct, frozen=True):
+class OutOfRoomInfo(msgspec.Struct, frozen=True):
     """The stripped state of a room that came with an invite or a knock, and its server."""
 
     server: ServerName
     state: tuple[StrippedEvent, ...]
 
 
-class OutsideMemberships:
+class OutOfRoomMemberships:
     """Stores memberships in rooms that this server is not in. For the reactor thread."""
 
     def __init__(
-        self, store: OutsideMembershipStore, identity: ServerIdentity, now_ms: Callable[[], int]
+        self, store: OutOfRoomMembershipStore, identity: ServerIdentity, now_ms: Callable[[], int]
     ) -> None:
         self._store = store
         self._identity = identity
         self._now_ms = now_ms
 
-    async def keep(
+    async def store(
         self,
         event: Event,
         server: ServerName,
@@ -75,7 +75,7 @@ class OutsideMemberships:
         room = await self._store.get_room(event.room_id, event.version.identifier, self._now_ms())
         if room.version != event.version.identifier:
             raise BadState(f"The room is known to have version {room.version}")
-        row = OutsideRow(
+        row = OutOfRoomRow(
             room.room_nid,
             member.user_id,
             event.event_id,
@@ -85,12 +85,12 @@ class OutsideMemberships:
             _encode_bounded(state),
         )
 
-        def may_end(stored: OutsideRow, present: MembershipRow) -> bool:
+        def may_end(stored: OutOfRoomRow, present: MembershipRow) -> bool:
             return _may_end(event, stored, present)
 
         try:
-            return await self._store.set_outside(row, member, may_end, untold, self._now_ms())
-        except Untouchable as error:
+            return await self._store.set_out_of_room(row, member, may_end, untold, self._now_ms())
+        except MayNotReplace as error:
             raise Forbidden(
                 f"{member.user_id} has other invites to this room already, or has knocked"
             ) from error
@@ -104,7 +104,7 @@ class OutsideMemberships:
         """
         stored = None
         if event.membership == "invite" and event.state_key is not None:
-            stored = (await self._store.get_outside(room.room_nid, [event.state_key])).get(
+            stored = (await self._store.get_out_of_room(room.room_nid, [event.state_key])).get(
                 event.state_key
             )
         if stored is None or stored.event_id in event.auth_events:
@@ -114,17 +114,17 @@ class OutsideMemberships:
         )
         return ServerName(stored.server) if known.membership == "knock" else server
 
-    async def find(self, room_nid: int, user_id: UserID) -> Told | None:
+    async def find(self, room_nid: int, user_id: UserID) -> OutOfRoomInfo | None:
         """Return the stripped state of the room that this user last got."""
-        row = (await self._store.get_outside(room_nid, [user_id])).get(user_id)
+        row = (await self._store.get_out_of_room(room_nid, [user_id])).get(user_id)
         if row is None:
             return None
         state = msgspec.json.decode(row.stripped_state, type=tuple[StrippedEvent, ...])
-        return Told(ServerName(row.server), state)
+        return OutOfRoomInfo(ServerName(row.server), state)
 
     async def find_last(self, room: RoomRow, user_id: UserID, event_id: EventID) -> Event | None:
         """Return the user's membership event with that id if it is the latest; else None."""
-        row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)
+        row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None or row.event_id != event_id:
             return None
         return load_event(ROOM_VERSIONS[row.version], event_id, RoomID(room.room_id), row.pdu)
@@ -136,41 +136,43 @@ class OutsideMemberships:
 
         If `cited` names another waiting invite, its server counts.
         """
-        row = (await self._store.get_outside(room.room_nid, [user_id])).get(user_id)
+        row = (await self._store.get_out_of_room(room.room_nid, [user_id])).get(user_id)
         if row is None:
             return ROOM_VERSIONS[room.version]
         if cited and row.event_id not in cited:
-            waiting = await self._store.get_waiting(room.room_nid, user_id)
+            waiting = await self._store.get_queued_invites(room.room_nid, user_id)
             row = next((each for each in waiting if each.event_id in cited), row)
         return ROOM_VERSIONS[row.version]
 
     async def find_servers(self, room_nid: int, user_id: UserID) -> Mapping[ServerName, EventID]:
         """Return the servers that sent this user an event of the room, with the event's id."""
-        first = (await self._store.get_outside(room_nid, [user_id])).values()
-        rows = (*first, *await self._store.get_waiting(room_nid, user_id))
+        first = (await self._store.get_out_of_room(room_nid, [user_id])).values()
+        rows = (*first, *await self._store.get_queued_invites(room_nid, user_id))
         return {ServerName(row.server): EventID(row.event_id) for row in rows}
 
-    async def is_upon_waiting(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+    async def cites_waiting_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
         """Return whether an event cites an invite that waits."""
         return any(
             row.event_id in event.auth_events
-            for row in await self._store.get_waiting(room.room_nid, user_id)
+            for row in await self._store.get_queued_invites(room.room_nid, user_id)
         )
 
-    async def take_back(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
+    async def remove_waiting_invite(self, room: RoomRow, user_id: UserID, event: Event) -> bool:
         """Remove the waiting invite that an event cites; return False if there is none."""
-        return await self._store.remove_waiting(room.room_nid, user_id, event.auth_events)
+        return await self._store.remove_queued_invites(room.room_nid, user_id, event.auth_events)
 
     async def find_event(self, room: RoomRow, row: MembershipRow) -> StoredEvent | None:
         """Return the event of a stored membership, as clients get it."""
-        stored_row = (await self._store.get_outside(row.room_nid, [row.user_id])).get(row.user_id)
+        stored_row = (await self._store.get_out_of_room(row.room_nid, [row.user_id])).get(
+            row.user_id
+        )
         return None if stored_row is None else _to_event(room, row, stored_row)
 
     async def find_events(
         self, user_id: UserID, rooms: Mapping[int, RoomRow], rows: Iterable[MembershipRow]
     ) -> Mapping[int, StoredEvent]:
         """Return the same for memberships of one user, by room, in one query."""
-        stored_rows = await self._store.get_outside_of(user_id, rooms)
+        stored_rows = await self._store.get_out_of_room_of_user(user_id, rooms)
         return {
             row.room_nid: _to_event(rooms[row.room_nid], row, stored_rows[row.room_nid])
             for row in rows
@@ -178,7 +180,7 @@ class OutsideMemberships:
         }
 
 
-def _to_event(room: RoomRow, row: MembershipRow, stored_row: OutsideRow) -> StoredEvent:
+def _to_event(room: RoomRow, row: MembershipRow, stored_row: OutOfRoomRow) -> StoredEvent:
     event = load_event(
         ROOM_VERSIONS[stored_row.version],
         EventID(stored_row.event_id),
@@ -188,7 +190,7 @@ def _to_event(room: RoomRow, row: MembershipRow, stored_row: OutsideRow) -> Stor
     return StoredEvent(
         event,
         EventRow(
-            OUTSIDE,
+            OUT_OF_ROOM,
             stored_row.event_id,
             row.room_nid,
             row.position,
@@ -207,10 +209,10 @@ def _to_event(room: RoomRow, row: MembershipRow, stored_row: OutsideRow) -> Stor
     )
 
 
-def _may_end(event: Event, stored: OutsideRow, present: MembershipRow) -> bool:
+def _may_end(event: Event, stored: OutOfRoomRow, present: MembershipRow) -> bool:
     """Return whether an event may replace a stored membership."""
     if (
-        present.membership not in OPEN
+        present.membership not in PENDING_MEMBERSHIPS
         or event.sender == present.user_id
         or stored.event_id in event.auth_events
     ):
@@ -220,9 +222,9 @@ def _may_end(event: Event, stored: OutsideRow, present: MembershipRow) -> bool:
     return domain_of(event.sender) in (stored.server, domain_of(UserID(present.sender)))
 
 
-def is_outside(row: MembershipRow) -> bool:
+def is_out_of_room(row: MembershipRow) -> bool:
     """Return whether a membership is of a room that this server is not in."""
-    return row.event_nid == OUTSIDE
+    return row.event_nid == OUT_OF_ROOM
 
 
 def _encode_bounded(state: Iterable[Mapping[str, Any]]) -> bytes:

@@ -16,7 +16,11 @@ from federation.protocol.events import Event
 from federation.protocol.ids import ServerName, UserID, is_user_id
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.check import check_signed
-from federation.rooms.joins.out_of_room import OPEN, OutsideMemberships, is_outside
+from federation.rooms.joins.out_of_room import (
+    PENDING_MEMBERSHIPS,
+    OutOfRoomMemberships,
+    is_out_of_room,
+)
 from federation.rooms.memberships import Memberships
 from federation.rooms.receive.check_sources import GetSigners
 from federation.rooms.snapshot import RoomSnapshot
@@ -24,17 +28,17 @@ from federation.rooms.snapshot import RoomSnapshot
 ENDING_MEMBERSHIPS: Final = frozenset({"leave", "ban"})
 
 
-class OutsideNews:
+class OutOfRoomUpdates:
     """Receives events that end invites and knocks of our users. For the reactor thread."""
 
     def __init__(
         self,
-        outside: OutsideMemberships,
+        out_of_room: OutOfRoomMemberships,
         memberships: Memberships,
         get_signers: GetSigners,
         identity: ServerIdentity,
     ) -> None:
-        self._outside = outside
+        self._outside = out_of_room
         self._memberships = memberships
         self._get_signers = get_signers
         self._identity = identity
@@ -42,7 +46,7 @@ class OutsideNews:
     async def find_version(self, snapshot: RoomSnapshot, pdu: Mapping[str, Any]) -> RoomVersion:
         """Return the room version of a PDU that may concern one of our users.
 
-        See `OutsideMemberships.find_version`.
+        See `OutOfRoomMemberships.find_version`.
         """
         user_id = pdu.get("state_key")
         if (
@@ -61,7 +65,7 @@ class OutsideNews:
             snapshot.room, UserID(user_id), [name for name in names if isinstance(name, str)]
         )
 
-    async def take_in(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> bool:
+    async def receive(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> bool:
         """Return whether the event ended an invite or a knock of one of our users.
 
         Raises Forbidden, BadEvent (signatures).
@@ -74,25 +78,27 @@ class OutsideNews:
         ):
             return False
         own = (await self._memberships.of_user(UserID(user_id))).get(snapshot.room.room_nid)
-        if own is None or own.membership not in OPEN or not is_outside(own):
+        if own is None or own.membership not in PENDING_MEMBERSHIPS or not is_out_of_room(own):
             return False
         first = await self._outside.find_event(snapshot.room, own)
         if first is None:
             return False
         is_first = first.event.event_id in event.auth_events
-        if not is_first and not await self._outside.is_upon_waiting(
+        if not is_first and not await self._outside.cites_waiting_invite(
             snapshot.room, UserID(user_id), event
         ):
             return False
         check_signed(event, await self._get_signers(event))
         if not is_first:
-            return await self._outside.take_back(snapshot.room, UserID(user_id), event)
-        return await self._outside.keep(event, origin, ())
+            return await self._outside.remove_waiting_invite(snapshot.room, UserID(user_id), event)
+        return await self._outside.store(event, origin, ())
 
-    async def refusal(self, snapshot: RoomSnapshot, origin: ServerName, event: Event) -> str | None:
+    async def receive_or_explain(
+        self, snapshot: RoomSnapshot, origin: ServerName, event: Event
+    ) -> str | None:
         """Receive the event. Return why it was refused, or None."""
         try:
-            if await self.take_in(snapshot, origin, event):
+            if await self.receive(snapshot, origin, event):
                 return None
         except MatrixError as error:
             return error.text

@@ -28,7 +28,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.invites import Invitations
 from federation.rooms.membership_templates import MEMBER
 from storage.engine.interface import DatabaseUnavailable
-from storage.rooms.planned_invites import PlannedInvite, PlannedInviteStore
+from storage.rooms.planned_invites import PendingInvite, PendingInviteStore
 from storage.rooms.rooms import RoomRow, RoomStore
 
 INVITING_SECONDS: Final = 20
@@ -40,11 +40,11 @@ MAX_RESUMED_ROOMS: Final = 16
 """Rooms of stopped nodes that one node works on at a time. New rooms do not count."""
 
 
-class Plan(msgspec.Struct, frozen=True):
+class PlannedInviteBatch(msgspec.Struct, frozen=True):
     """Invites to send into a room, and the end of the lease for them (ms since 1970)."""
 
-    invites: Sequence[PlannedInvite]
-    held_until: int
+    invites: Sequence[PendingInvite]
+    lease_ends: int
 
 
 class InviterGate(Protocol):
@@ -58,14 +58,14 @@ class InviterGate(Protocol):
         ...
 
 
-class PlannedInvites:
+class PlannedInviteSender:
     """Sends planned invites. For the reactor thread."""
 
     _log = Logger()
 
     def __init__(
         self,
-        store: PlannedInviteStore,
+        store: PendingInviteStore,
         rooms: RoomStore,
         engine: RoomEngine,
         invitations: Invitations,
@@ -85,12 +85,16 @@ class PlannedInvites:
         """Tasks that continue with the invites of stopped nodes."""
         self._is_stopped = False
 
-    def plan(self, sender: UserID, targets: Sequence[UserID], content: Mapping[str, Any]) -> Plan:
+    def plan(
+        self, sender: UserID, targets: Sequence[UserID], content: Mapping[str, Any]
+    ) -> PlannedInviteBatch:
         """Return the invites to write with the room."""
         data = msgspec.json.encode(content)
-        return Plan([PlannedInvite(target, sender, data) for target in targets], self._lease_end())
+        return PlannedInviteBatch(
+            [PendingInvite(target, sender, data) for target in targets], self._lease_end()
+        )
 
-    async def do_send(self, room: RoomRow, plan: Plan) -> None:
+    async def do_send(self, room: RoomRow, plan: PlannedInviteBatch) -> None:
         """Send the invites of a new room, and wait for that with a time limit.
 
         A client that waits too long would think that the room does not exist, and create another.
@@ -111,7 +115,7 @@ class PlannedInvites:
         Deferred.fromCoroutine(self._resume_all()).addErrback(self._log_failure)
 
     async def _resume_all(self) -> None:
-        await self._store.release()
+        await self._store.end_all_leases()
         await self.do_resume(MAX_RESUMED_ROOMS)
 
     async def do_resume(self, limit: int) -> int:
@@ -120,9 +124,9 @@ class PlannedInvites:
         if free <= 0:
             return 0
         held_until = self._lease_end()
-        left = await self._store.take_due(self._now_ms(), held_until, free)
+        left = await self._store.lease_due(self._now_ms(), held_until, free)
         for room_nid, room in (await self._rooms.get_rooms_by_nid(left)).items():
-            self._start(room, Plan(left[room_nid], held_until), self._resumed_tasks)
+            self._start(room, PlannedInviteBatch(left[room_nid], held_until), self._resumed_tasks)
         return len(left)
 
     def stop(self) -> None:
@@ -134,7 +138,9 @@ class PlannedInvites:
     def _lease_end(self) -> int:
         return self._now_ms() + LEASE_MS
 
-    def _start(self, room: RoomRow, plan: Plan, tasks: "set[Deferred[None]]") -> "Deferred[None]":
+    def _start(
+        self, room: RoomRow, plan: PlannedInviteBatch, tasks: "set[Deferred[None]]"
+    ) -> "Deferred[None]":
         task = Deferred.fromCoroutine(self._send_all(room, plan))
         tasks.add(task)
         return task.addErrback(self._log_failure).addBoth(lambda _: tasks.discard(task))
@@ -143,8 +149,8 @@ class PlannedInvites:
         if failure.check(CancelledError) is None:
             self._log.failure("invites to a new room are delayed and sent later", failure)
 
-    async def _send_all(self, room: RoomRow, plan: Plan) -> None:
-        held_until = plan.held_until
+    async def _send_all(self, room: RoomRow, plan: PlannedInviteBatch) -> None:
+        held_until = plan.lease_ends
         next_users = [*(each.user_id for each in plan.invites[1:]), None]
         try:
             for invite, after in zip(plan.invites, next_users, strict=True):
@@ -153,16 +159,16 @@ class PlannedInvites:
                 if self._is_stopped:  # whether or not the invite was sent
                     raise CancelledError
                 old_lease, held_until = held_until, self._lease_end()
-                if not await self._store.go_on(
+                if not await self._store.advance(
                     room.room_nid, invite.user_id, after, old_lease, held_until
                 ):
                     return
         except CancelledError:
             with suppress(DatabaseUnavailable):
-                await self._store.give_back(room.room_nid, held_until)
+                await self._store.end_lease(room.room_nid, held_until)
             raise
 
-    async def _send(self, room_id: RoomID, invite: PlannedInvite) -> None:
+    async def _send(self, room_id: RoomID, invite: PendingInvite) -> None:
         """Send one invite; log a failure. Raises DatabaseUnavailable."""
         try:
             member = await (await self._engine.get_snapshot(room_id)).state.get(
@@ -176,7 +182,7 @@ class PlannedInvites:
                     UserID(invite.sender),
                     UserID(invite.user_id),
                     content,
-                    tries_failing=True,
+                    ask_unreachable=True,
                 )
         except (MatrixError, RemoteError) as error:
             self._log.info(

@@ -32,26 +32,26 @@ from federation.protocol.ids import (
     is_user_id,
 )
 from federation.protocol.stripped_state import strip_event
-from federation.remote.membership import JoinedState, MembershipRequests
+from federation.remote.membership import JoinedState, MembershipClient
 from federation.rooms.check import SHOWN
-from federation.rooms.joins.join_import import Adoptions, Part
-from federation.rooms.joins.out_of_room import OutsideMemberships
+from federation.rooms.joins.join_import import JoinImporter, RemoteRoomInfo
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships
 from federation.rooms.joins.stripped_rooms import read_knock_state
-from federation.rooms.membership_templates import AUTHORISER, Handshake, with_signature_of
-from federation.rooms.receive.check_sources import Questions
+from federation.rooms.membership_templates import AUTHORISER, TemplateRequests, with_signature_of
+from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.receive.receiver import Receiver
-from federation.rooms.receive.state_imports import StateImports, kept_ids
-from federation.rooms.server_fallback import Candidates
-from federation.rooms.server_in_room import Residence
-from storage.federation.pending_leaves import UntoldLeaveStore
+from federation.rooms.receive.state_imports import StateImports, get_stored_ids
+from federation.rooms.server_fallback import ServerFallback
+from federation.rooms.server_in_room import ServerInRoom
+from storage.federation.pending_leaves import PendingLeaveStore
 from storage.rooms.rooms import RoomStore
 
-LONGEST_ENTRY_MS: Final = 3_600_000
+MAX_JOIN_MS: Final = 3_600_000
 MAX_SERVERS: Final = 2_000
 """Servers in a room that we accept from a response."""
 
 
-class RemoteMemberships:
+class RemoteJoins:
     """Joins and knocks through other servers. For the reactor thread."""
 
     _log = Logger()
@@ -59,37 +59,37 @@ class RemoteMemberships:
     # More than ten: a join goes through request, checks, import and storage.
     def __init__(
         self,
-        remote: MembershipRequests,
-        handshake: Handshake,
-        candidates: Candidates,
-        residence: Residence,
+        remote: MembershipClient,
+        handshake: TemplateRequests,
+        candidates: ServerFallback,
+        server_in_room: ServerInRoom,
         rooms: RoomStore,
-        adoptions: Adoptions,
+        importer: JoinImporter,
         receiver: Receiver,
         imports: StateImports,
-        outside: OutsideMemberships,
-        questions: Questions,
-        untold: UntoldLeaveStore,
+        out_of_room: OutOfRoomMemberships,
+        services: CheckServices,
+        pending_leaves: PendingLeaveStore,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
-        in_part: bool,
+        use_partial_state: bool,
     ) -> None:
         """`in_part`: join large rooms with partial state, and fetch the rest afterwards."""
         self._remote = remote
         self._handshake = handshake
         self._candidates = candidates
-        self._residence = residence
+        self._residence = server_in_room
         self._rooms = rooms
-        self._importer = adoptions
+        self._importer = importer
         self._receiver = receiver
         self._imports = imports
-        self._outside = outside
-        self._questions = questions
-        self._pending_leaves = untold
+        self._outside = out_of_room
+        self._questions = services
+        self._pending_leaves = pending_leaves
         self._identity = identity
         self._now_ms = now_ms
-        self._omits_members = in_part
+        self._omits_members = use_partial_state
         self._joining: FairSemaphore[RoomID] = FairSemaphore(sys.maxsize, 1)
 
     async def join(
@@ -109,10 +109,10 @@ class RemoteMemberships:
             if not is_first and await self._residence.find(room_id) is not None:
                 return False
             async with self._entering(room_id, user_id):
-                await self._candidates.ask(servers, enter)
+                await self._candidates.run(servers, enter)
         return True
 
-    async def join_vouched_for(
+    async def join_through(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
     ) -> None:
         """Join a room that we are in through another server.
@@ -128,7 +128,7 @@ class RemoteMemberships:
             ) as (event, answer):
                 await self._receive(server, event, answer)
 
-        await self._candidates.ask(servers, ask)
+        await self._candidates.run(servers, ask)
 
     async def knock(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
@@ -143,10 +143,10 @@ class RemoteMemberships:
                 state = await read_knock_state(self._questions, event.version, room_id, response)
             except InvalidParam:
                 state = []  # the knock was accepted nevertheless
-            await self._outside.keep(event, server, [strip_event(event), *state])
+            await self._outside.store(event, server, [strip_event(event), *state])
 
         async with self._entering(room_id, user_id):
-            await self._candidates.ask(servers, ask)
+            await self._candidates.run(servers, ask)
 
     @asynccontextmanager
     async def _entering(self, room_id: RoomID, user_id: UserID) -> AsyncIterator[None]:
@@ -154,13 +154,13 @@ class RemoteMemberships:
 
         Leaves of other local users are sent when it is known whether we are in the room.
         """
-        await self._pending_leaves.set_due(room_id, self._now_ms() + LONGEST_ENTRY_MS)
+        await self._pending_leaves.set_due(room_id, self._now_ms() + MAX_JOIN_MS)
         try:
             yield
         except (RemoteError, MatrixError):
             await self._pending_leaves.set_due(room_id, self._now_ms())
             raise
-        await self._pending_leaves.forget(room_id, user_id, self._now_ms())
+        await self._pending_leaves.remove_of_user(room_id, user_id, self._now_ms())
 
     @asynccontextmanager
     async def _join_through(
@@ -197,8 +197,8 @@ class RemoteMemberships:
     ) -> None:
         try:
             servers = _servers(server, answer, self._identity.server_name)
-            room_part = Part(server, servers, answer.members_omitted)
-            await self._importer.adopt(
+            room_part = RemoteRoomInfo(server, servers, answer.members_omitted)
+            await self._importer.import_join(
                 event.version, room_id, answer.state, answer.auth_chain, event.pdu, room_part
             )
         except MatrixError:
@@ -222,8 +222,8 @@ class RemoteMemberships:
                     "The room has complete state by now, and the response has only a part of it"
                 )
             room = (await self._rooms.get_rooms([room_id]))[room_id]
-            outcomes = await self._imports.keep(room, [*answer.auth_chain, *answer.state])
-            state = kept_ids(outcomes[len(answer.auth_chain) :])
+            outcomes = await self._imports.store(room, [*answer.auth_chain, *answer.state])
+            state = get_stored_ids(outcomes[len(answer.auth_chain) :])
             (outcome,) = await self._receiver.receive(
                 room_id, [event.pdu], states={event.event_id: state}
             )

@@ -25,14 +25,14 @@ from federation.peers.requests import RefusedByRemote
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name
-from federation.remote.membership import MembershipRequests
+from federation.remote.membership import MembershipClient
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
-from federation.rooms.joins.out_of_room import OutsideMemberships
-from federation.rooms.membership_templates import Handshake, lonely_leave
-from federation.rooms.server_fallback import Candidates
-from federation.rooms.server_in_room import Residence
-from storage.federation.pending_leaves import UntoldLeave, UntoldLeaveStore
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships
+from federation.rooms.membership_templates import TemplateRequests, make_local_leave
+from federation.rooms.server_fallback import ServerFallback
+from federation.rooms.server_in_room import ServerInRoom
+from storage.federation.pending_leaves import PendingLeave, PendingLeaveStore
 from storage.rooms.rooms import RoomStore
 
 MEMBER: Final = "m.room.member"
@@ -46,20 +46,20 @@ MAX_RETRY_MS: Final = 7 * 24 * 3_600_000
 _FINAL: Final = frozenset({"M_FORBIDDEN", "M_NOT_FOUND"})
 
 
-class Leaving:
+class RemoteLeaves:
     """Lets our users leave rooms that this server is not in. For the reactor thread."""
 
     _log = Logger()
 
     def __init__(
         self,
-        remote: MembershipRequests,
-        handshake: Handshake,
-        candidates: Candidates,
-        residence: Residence,
+        remote: MembershipClient,
+        handshake: TemplateRequests,
+        candidates: ServerFallback,
+        server_in_room: ServerInRoom,
         rooms: RoomStore,
-        outside: OutsideMemberships,
-        store: UntoldLeaveStore,
+        out_of_room: OutOfRoomMemberships,
+        store: PendingLeaveStore,
         engine: RoomEngine,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -67,9 +67,9 @@ class Leaving:
         self._remote = remote
         self._handshake = handshake
         self._candidates = candidates
-        self._residence = residence
+        self._residence = server_in_room
         self._rooms = rooms
-        self._outside = outside
+        self._outside = out_of_room
         self._store = store
         self._engine = engine
         self._identity = identity
@@ -106,10 +106,10 @@ class Leaving:
                 self._backoff.record_failure(server, refusal)
                 raise
             pending.pop(server, None)
-            await self._outside.keep(event, server, (), pending if sources else None)
+            await self._outside.store(event, server, (), pending if sources else None)
 
         try:
-            await self._candidates.ask(askable, ask, most=MAX_ASKED)
+            await self._candidates.run(askable, ask, most=MAX_ASKED)
         except MatrixError as error:
             self._log.info(
                 "no server accepts for now that {user} left {room}: {error}",
@@ -118,15 +118,19 @@ class Leaving:
                 error=error,
             )
             version = await self._outside.find_version(room, user_id)
-            left = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
-            await self._outside.keep(left, self._identity.server_name, (), pending)
+            left = make_local_leave(
+                version, self._identity, room_id, user_id, content, self._now_ms()
+            )
+            await self._outside.store(left, self._identity.server_name, (), pending)
         for name in pending:
             if left_ms := self._backoff.left_ms(ServerName(name)):
-                await self._store.let_wait(name, self._now_ms() + left_ms)
+                await self._store.postpone_server(name, self._now_ms() + left_ms)
         if pending:
-            Deferred.fromCoroutine(self.do_tell(CONCURRENT_SERVERS)).addErrback(self._report)
+            Deferred.fromCoroutine(self.do_send_pending(CONCURRENT_SERVERS)).addErrback(
+                self._report
+            )
 
-    async def do_tell(self, _limit: int) -> int:
+    async def do_send_pending(self, _limit: int) -> int:
         """Start sending pending leaves, and do not wait for them."""
         for name in await self._store.get_due_servers(self._now_ms(), 2 * CONCURRENT_SERVERS):
             server = ServerName(name)
@@ -151,7 +155,7 @@ class Leaving:
 
     async def _send_to_server(self, server: ServerName) -> None:
         """Send a server its pending leaves one by one, until it cannot be reached."""
-        while (leave := await self._store.take_due(server, self._now_ms(), _pause_ms)) is not None:
+        while (leave := await self._store.lease_due(server, self._now_ms(), _pause_ms)) is not None:
             is_last = self._now_ms() - leave.since_ts >= MAX_RETRY_MS
             try:
                 is_done = await self._send_leave(server, leave)
@@ -165,14 +169,16 @@ class Leaving:
                 )
                 self._backoff.record_failure(server, error)
                 if not _is_final(error):
-                    await self._store.put_off(leave, self._now_ms() + self._backoff.left_ms(server))
+                    await self._store.postpone(
+                        leave, self._now_ms() + self._backoff.left_ms(server)
+                    )
                     if not is_last:
                         return
                 is_done = True
             if is_done or is_last:
                 await self._store.remove(leave)
 
-    async def _send_leave(self, server: ServerName, leave: UntoldLeave) -> bool:
+    async def _send_leave(self, server: ServerName, leave: PendingLeave) -> bool:
         """Send one leave, unless the user has a newer membership by now.
 
         Return False if it has to be retried though the server could be reached. Raises RemoteError,
@@ -190,7 +196,7 @@ class Leaving:
             if await self._residence.find(room_id) is None:
                 await self._remote.send_leave(server, event)
                 return True
-        return await self._leave_in_room(room_id, user_id, left.content, leave.ended)
+        return await self._leave_in_room(room_id, user_id, left.content, leave.ended_event_id)
 
     async def _leave_in_room(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], ended: str

@@ -32,7 +32,7 @@ class RestrictedJoins:
             return None
         return await self._find_inviter(snapshot)
 
-    async def lets_in(self, snapshot: RoomSnapshot, user_id: UserID) -> bool:
+    async def allows_join(self, snapshot: RoomSnapshot, user_id: UserID) -> bool:
         """Return whether the join rule allows the user, whether or not we can authorise it."""
         allowed = await self._get_allowed_rooms(snapshot)
         return bool(allowed) and await self._is_in_any(allowed, user_id)

@@ -14,29 +14,29 @@ from federation.protocol.events import StateKey
 from federation.rooms.events import StoredEvent, entries_before
 from federation.rooms.membership_templates import MEMBER
 from federation.rooms.room_servers import RoomServers
-from federation.rooms.serving.spliced import Part, part_of, spliced
+from federation.rooms.serving.spliced import Part, make_part, splice
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.events import EventStore
-from storage.rooms.served_states import ToldStates
+from storage.rooms.served_states import ServedStateReader
 from storage.rooms.summaries import RoomSummaryStore
 
 HEROES: Final = 5
-FEW_MEMBERS: Final = 100
+MAX_SMALL_MEMBERS: Final = 100
 """Up to this number, memberships are never omitted: fetching them later would cost more."""
-FEW_SERVERS: Final = 10
+MAX_SMALL_SERVERS: Final = 10
 """The same holds only up to this number of servers. The joining server needs their keys first, and
 each one that is down delays the join by ten seconds."""
 NAMES: Final = (StateKey("m.room.name", ""), StateKey("m.room.canonical_alias", ""))
 _encode = msgspec.json.encode
 
 
-class JoinAnswers:
+class JoinResponses:
     """Builds send_join responses."""
 
     def __init__(
         self,
         store: EventStore,
-        states: ToldStates,
+        states: ServedStateReader,
         servers: RoomServers,
         summaries: RoomSummaryStore,
         identity: ServerIdentity,
@@ -47,8 +47,8 @@ class JoinAnswers:
         self._summaries = summaries
         self._identity = identity
 
-    async def answer(
-        self, snapshot: RoomSnapshot, join: StoredEvent, *, omit_members: bool, in_pair: bool
+    async def build(
+        self, snapshot: RoomSnapshot, join: StoredEvent, *, omit_members: bool, is_v1: bool
     ) -> Response:
         """Return the state before the join with its auth chain.
 
@@ -73,26 +73,26 @@ class JoinAnswers:
         servers = [own, *(server for server, since in others.items() if since != join.position)]
         head = _encode({"origin": own, "members_omitted": omit_members})[:-1]
         parts: list[Part] = [
-            (b"[200," if in_pair else b"") + head + b',"event":' + join.pdu + b',"state":[',
-            part_of(state, state.state),
+            (b"[200," if is_v1 else b"") + head + b',"event":' + join.pdu + b',"state":[',
+            make_part(state, state.state),
             b'],"auth_chain":[',
-            part_of(state, state.chain),
-            b'],"servers_in_room":' + _encode(servers) + (b"}]" if in_pair else b"}"),
+            make_part(state, state.chain),
+            b'],"servers_in_room":' + _encode(servers) + (b"}]" if is_v1 else b"}"),
         ]
-        return spliced(self._store, parts, str(join.nid))
+        return splice(self._store, parts, str(join.nid))
 
     async def _get_hero_events(self, snapshot: RoomSnapshot, join: StoredEvent) -> frozenset[int]:
         """Return the membership events of the heroes of a room without a name."""
         if await snapshot.state.load(NAMES):
             return frozenset()
         nids = [snapshot.room.room_nid]
-        rosters = await self._summaries.get_rosters(join.event.sender, nids, HEROES)
+        rosters = await self._summaries.get_namings(join.event.sender, nids, HEROES)
         return frozenset(hero.event_nid for roster in rosters.values() for hero in roster.heroes)
 
 
 def _is_small(entries: Mapping[tuple[str, str], int]) -> bool:
     members = [state_key for type, state_key in entries if type == MEMBER]
     return (
-        len(members) <= FEW_MEMBERS
-        and len({user.partition(":")[2] for user in members}) <= FEW_SERVERS
+        len(members) <= MAX_SMALL_MEMBERS
+        and len({user.partition(":")[2] for user in members}) <= MAX_SMALL_SERVERS
     )

@@ -24,11 +24,11 @@ from federation.protocol.stripped_state import (
     strip_event,
 )
 from federation.rooms.check import as_hashed
-from federation.rooms.receive.check_sources import Questions
+from federation.rooms.receive.check_sources import CheckServices
 
 
 async def read_invite_state(
-    questions: Questions, version: RoomVersion, room_id: RoomID, state: object
+    questions: CheckServices, version: RoomVersion, room_id: RoomID, state: object
 ) -> list[dict[str, Any]]:
     """Return the stripped state of an invite in the form for clients.
 
@@ -48,7 +48,7 @@ async def read_invite_state(
 
 
 async def read_knock_state(
-    questions: Questions, version: RoomVersion, room_id: RoomID, state: object
+    questions: CheckServices, version: RoomVersion, room_id: RoomID, state: object
 ) -> list[dict[str, Any]]:
     """Return the stripped state of a knock in the form for clients, without invalid events.
 
@@ -60,14 +60,14 @@ async def read_knock_state(
     return [strip_event(as_hashed(event)) for event in signed]
 
 
-async def _find_signed(questions: Questions, events: Collection[Event]) -> list[Event]:
+async def _find_signed(questions: CheckServices, events: Collection[Event]) -> list[Event]:
     """Return the events with valid signatures, and the create event, which the room id proves."""
     others = [event for event in events if event.key != CREATE]
-    await questions.prepare(others)
+    await questions.prefetch_keys(others)
     return [event for event in events if event.key == CREATE or await _is_signed(questions, event)]
 
 
-async def _is_signed(questions: Questions, event: Event) -> bool:
+async def _is_signed(questions: CheckServices, event: Event) -> bool:
     try:
         signers: Collection[ServerName] = await questions.get_signers(event)
         return required_signers(event) <= set(signers)

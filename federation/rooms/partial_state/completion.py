@@ -26,29 +26,29 @@ from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.rooms.build import prune
+from federation.rooms.build import make_redaction
 from federation.rooms.effects import StoredEffects, effect_of_absence
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_templates import MEMBER
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.partial_state.recheck import Recheck, Walk
+from federation.rooms.partial_state.recheck import Recheck, RecheckProgress
 from federation.rooms.partial_state.room_tables import RoomTables
-from federation.rooms.partial_state.state_sources import StateTellers
+from federation.rooms.partial_state.state_sources import StateSources
 from federation.rooms.receive.inbox import Inbox
 from federation.rooms.receive.remote_states import RemoteStates
 from federation.rooms.receive.state_imports import StateImports
-from federation.rooms.receive.unverified_events import UnprovedStates, is_of_type
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents, is_of_type
 from federation.rooms.relations import read_relation
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.relations import RelationRow
-from storage.partial_state.completion import Completed, LateNews
+from storage.partial_state.completion import CompletedRoom, LateMessage
 from storage.partial_state.unverified_events import PartOf
 from storage.persist.redactions import Redaction
-from storage.persist.room_writer import Appended, HeadMoved, StateChange
+from storage.persist.room_writer import AppendResult, HeadMoved, StateChange
 from storage.persist.state_effects import NO_EFFECT, StateEffect
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
@@ -58,28 +58,28 @@ ROOMS_AT_ONCE: Final = 2
 """Rooms that are completed at the same time: the state of a large room takes much memory."""
 MAX_NEW: Final = 500_000
 """New events that one room may bring."""
-WITNESSES: Final = 2
+MAX_OTHER_SERVERS: Final = 2
 """Servers that are asked for the members when the server we joined through does not answer."""
 CHUNK: Final = 500
 """Entries per write."""
 MAX_TRIES: Final = 20
 RETRIES: Final = BackoffSchedule(5_000, 600_000)
-REST_IN_VAIN: Final = 3600.0
+ABANDONED_PAUSE: Final = 3600.0
 """Seconds between attempts when no request waits for the room any longer."""
-LOOK_EVERY: Final = 60.0
+POLL_SECONDS: Final = 60.0
 """Seconds between two searches for rooms that another node has joined."""
 LEASE_MS: Final = 15 * 60_000
 """For this time no other node works on a room that one works on."""
 
 
-class PartialObserver(Protocol):
+class PartialRoomObserver(Protocol):
     """Receives the number of rooms with partial state. May not raise or block."""
 
     def partial_rooms_changed(self, count: int) -> None:
         """The number changed."""
 
 
-class Completions:
+class RoomCompletion:
     """Completes rooms with partial state. For the reactor thread."""
 
     _log = Logger()
@@ -91,11 +91,11 @@ class Completions:
         engine: RoomEngine,
         events: RoomEvents,
         memberships: Memberships,
-        tellers: StateTellers,
+        sources: StateSources,
         partial: PartialRooms,
         states: RemoteStates,
         imports: StateImports,
-        unproved: UnprovedStates,
+        unverified: UnverifiedStateEvents,
         recheck: Recheck,
         resolver: StateResolver,
         effects: StoredEffects,
@@ -103,18 +103,18 @@ class Completions:
         identity: ServerIdentity,
         streams: Streams,
         clock: IReactorTime,
-        observer: PartialObserver,
+        observer: PartialRoomObserver,
     ) -> None:
         self._tables = tables
         self._engine = engine
         self._events = events
         self._memberships = memberships
-        self._sources = tellers
+        self._sources = sources
         self._partial = partial
         self._states = states
         self._imports = imports
         self._recheck = recheck
-        self._unverified = unproved
+        self._unverified = unverified
         self._resolver = resolver
         self._effects = effects
         self._inbox = inbox
@@ -128,7 +128,7 @@ class Completions:
         self._next_poll: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._on_changes, Topic.COMPLETENESS, Topic.MEMBERSHIP, stage=Stage.SEND)
+        streams.subscribe(self._on_changes, Topic.PARTIAL_STATE, Topic.MEMBERSHIP, stage=Stage.SEND)
 
     def start(self) -> None:
         """Continue what was running when the server stopped, and then poll at intervals."""
@@ -147,7 +147,7 @@ class Completions:
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.COMPLETENESS and self._started:
+            if change.topic is Topic.PARTIAL_STATE and self._started:
                 room = change.detail
                 if isinstance(room, PartialRoom) and room.completed is None:
                     # later in the reactor: the join has to finish first
@@ -172,13 +172,13 @@ class Completions:
             for nid in await self._tables.partial.get_incomplete():
                 if nid in self._working or nid in self._paused:
                     continue
-                if take_over or await self._tables.partial.is_free(nid, now):
+                if take_over or await self._tables.partial.is_unleased(nid, now):
                     self._start_work(nid)
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
         finally:
             if self._started:
                 self._next_poll = self._clock.callLater(
-                    LOOK_EVERY, lambda: self._run(self._resume())
+                    POLL_SECONDS, lambda: self._run(self._resume())
                 )
 
     def _start_work(self, room_nid: int) -> None:
@@ -209,12 +209,12 @@ class Completions:
             self._working.discard(room_nid)
             if done:
                 self._attempts.pop(room_nid, None)
-                self._sources.forget(room_nid)
+                self._sources.delete(room_nid)
             elif self._started:
                 attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
                 is_waited_for = await self._partial.find(room_nid) is not None
                 self._pause(
-                    room_nid, RETRIES.nth(attempts) / 1000 if is_waited_for else REST_IN_VAIN
+                    room_nid, RETRIES.nth(attempts) / 1000 if is_waited_for else ABANDONED_PAUSE
                 )
         if self._started:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
@@ -241,10 +241,10 @@ class Completions:
             before = await self._fetch_state_before_join(join, partial, servers, snapshot)
         except (RemoteError, MatrixError):
             age_ms = int(self._clock.seconds() * 1000) - join.event.origin_server_ts
-            if self._sources.is_in_vain(room_nid, askable, attempts + 1, age_ms):
+            if self._sources.should_stop_waiting(room_nid, askable, attempts + 1, age_ms):
                 await self._abandon(snapshot)
             raise
-        walk = Walk(
+        walk = RecheckProgress(
             StateChange(await self._store_state(room, before)),
             lambda event_id: self._fetch_gap_state(servers, snapshot, event_id, walk),
         )
@@ -252,18 +252,18 @@ class Completions:
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         if snapshot.head.partial_join != partial.join_nid:
             return False  # the room was left and joined again
-        await self._recheck.go_on(snapshot, walk)
-        known = await self._recheck.current(snapshot, walk)
+        await self._recheck.recheck_all(snapshot, walk)
+        known = await self._recheck.compute_current_state(snapshot, walk)
         differing = await self._write_members(room, snapshot, known)
 
         async def work() -> None:
             await self._finish(
                 room, partial, walk, StateChange(snapshot.head.state_root), known, differing
             )
-            await self._unverified.settle(RoomID(room.room_id))
+            await self._unverified.add_verified(RoomID(room.room_id))
 
         await self._engine.in_turn(RoomID(room.room_id), work)
-        self._partial.tell(room_nid)
+        self._partial.notify(room_nid)
         self._inbox.wake(room_nid)
         self._log.info("the state of {room_id} is complete", room_id=room.room_id)
         return True
@@ -311,7 +311,7 @@ class Completions:
                     None, {key: nid for key, nid in entries.items() if key[0] == MEMBER} | rules
                 )
             )
-            if len(told) == WITNESSES:
+            if len(told) == MAX_OTHER_SERVERS:
                 break
         if not told:
             raise failure
@@ -331,7 +331,7 @@ class Completions:
     ) -> dict[tuple[str, str], int]:
         """Fetch the state before an event from the first server that sends it.
 
-        Events that cannot be verified are stored: as `part_of`, and only those of type `only`.
+        Events that cannot be verified are stored: as `make_part`, and only those of type `only`.
         Raises RemoteError, MatrixError.
         """
         failure: RemoteError | MatrixError = RemoteError(
@@ -340,8 +340,8 @@ class Completions:
         for server in servers:
             try:
                 told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)
-                entries = await self._imports.gather(snapshot.room, told.event_ids)
-                await self._unverified.note(
+                entries = await self._imports.get_entries(snapshot.room, told.event_ids)
+                await self._unverified.store(
                     snapshot.room.room_nid,
                     [each for each in told.left_out if only is None or is_of_type(each, only)],
                 )
@@ -350,12 +350,16 @@ class Completions:
                 self._log.info(
                     "{server} does not send the state: {error}", server=server, error=str(error)
                 )
-                self._sources.note(snapshot.room.room_nid, server, error)
+                self._sources.record_failure(snapshot.room.room_nid, server, error)
                 failure = error
         raise failure
 
     async def _fetch_gap_state(
-        self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID, walk: Walk
+        self,
+        servers: Sequence[ServerName],
+        snapshot: RoomSnapshot,
+        event_id: EventID,
+        walk: RecheckProgress,
     ) -> StateChange | None:
         """Fetch the state before an event at a gap, as a difference to the state before our join.
 
@@ -378,7 +382,7 @@ class Completions:
     ) -> bytes | None:
         """Store the state before the join; return its root."""
         tables, nid = self._tables, room.room_nid
-        root = await tables.partial.get_gathered(nid)
+        root = await tables.partial.get_fetched_root(nid)
         present = await tables.trees.get_all(nid, root)
         replace_existing = any(entries.get(key) != event_nid for key, event_nid in present.items())
         left = [
@@ -390,11 +394,11 @@ class Completions:
             chunk = dict(left[start : start + CHUNK])
             root = await tables.database.write(
                 "gather_state",
-                tables.completion.gather,
+                tables.completion.add_fetched_state,
                 room,
                 root,
                 chunk,
-                afresh=replace_existing and not start,
+                replace_existing=replace_existing and not start,
             )
         return root
 
@@ -451,14 +455,14 @@ class Completions:
         ]
         if remote:
             await self._tables.database.write(
-                "add_members", self._tables.writer.add_effects, room, remote
+                "add_members", self._tables.writer.apply_early_effects, room, remote
             )
 
     async def _finish(
         self,
         room: RoomRow,
         partial: PartialRoom,
-        walk: Walk,
+        walk: RecheckProgress,
         part: StateChange,
         known: StateChange,
         differing: dict[tuple[str, str], int | None],
@@ -472,8 +476,8 @@ class Completions:
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             if snapshot.head.partial_join != partial.join_nid:
                 return  # another node has completed the room
-            await self._recheck.go_on(snapshot, walk)
-            state = await self._recheck.current(snapshot, walk)
+            await self._recheck.recheck_all(snapshot, walk)
+            state = await self._recheck.compute_current_state(snapshot, walk)
             changes = dict(differing)
             gone: dict[tuple[str, str], int] = {}
             for key, (was, now) in (await self._resolver.diff(room.room_nid, known, state)).items():
@@ -486,7 +490,7 @@ class Completions:
             )
             complete = await self._resolver.load(room.room_nid, state, moved)
             changes |= {key: complete[key].nid if key in complete else None for key in moved}
-            completed = Completed(
+            completed = CompletedRoom(
                 tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
                 state,
                 await self._find_effects(room, snapshot, changes, gone),
@@ -508,15 +512,15 @@ class Completions:
             fresh = RoomSnapshot(
                 room, snapshot.version, snapshot.head, self._engine.view(room.room_nid, None)
             )
-            self._engine.advance(fresh, Appended(head, []))
+            self._engine.advance(fresh, AppendResult(head, []))
             return
         raise RuntimeError(
             f"the head of {room.room_id} moved {MAX_TRIES} times while it was completed"
         )
 
     async def _find_late_events(
-        self, snapshot: RoomSnapshot, walk: Walk
-    ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]], Sequence[LateNews]]:
+        self, snapshot: RoomSnapshot, walk: RecheckProgress
+    ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]], Sequence[LateMessage]]:
         """Return relations and redactions of events that are shown now, and which are news."""
         children: list[RelationRow] = []
         redactions: list[tuple[int, Redaction]] = []
@@ -535,7 +539,9 @@ class Completions:
                 else await self._events.get_event(stored.room_nid, target_id)
             )
             if target is not None and target.redacted_by is None:
-                redactions.append((stored.nid, await prune(snapshot, target, self._identity)))
+                redactions.append(
+                    (stored.nid, await make_redaction(snapshot, target, self._identity))
+                )
         return children, redactions, await self._recheck.find_news(snapshot, walk)
 
     async def _find_effects(
@@ -570,10 +576,10 @@ class Completions:
             head = await self._tables.database.write(
                 "abandon_room", self._tables.completion.abandon, now.room, partial, now.head
             )
-            self._engine.advance(now, Appended(head, []), {})
+            self._engine.advance(now, AppendResult(head, []), {})
 
         await self._engine.in_turn(snapshot.room_id, work)
-        self._partial.tell(room_nid)
+        self._partial.notify(room_nid)
 
     def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         task = Deferred.fromCoroutine(work)

@@ -18,11 +18,11 @@ from federation.protocol.ids import UserID
 from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, read_visibility
 from federation.rooms.events import StoredEvent
 from federation.rooms.memberships import Memberships
-from federation.rooms.receive.persist import Placements
+from federation.rooms.receive.persist import EventPersister
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.events import EventFlag
-from storage.partial_state.completion import LateNews
+from storage.partial_state.completion import LateMessage
 from storage.persist.room_writer import StateChange
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
@@ -30,38 +30,38 @@ NO_ACTIONS: Final = 0
 """Push actions of a message for a user: none. See `storage/push/event_push_actions.py`."""
 
 
-class HeardLate(msgspec.Struct, frozen=True):
+class LateCandidate(msgspec.Struct, frozen=True):
     """A late message with the state before it."""
 
     stored: StoredEvent
     before: StateChange
-    news: LateNews
+    news: LateMessage
 
 
-class LateHearing:
+class LateNotifications:
     """Decides which late messages notify which users. For the reactor thread."""
 
     def __init__(
         self,
-        placements: Placements,
+        persister: EventPersister,
         resolver: StateResolver,
         memberships: Memberships,
         store: MembershipStore,
     ) -> None:
-        self._placements = placements
+        self._placements = persister
         self._resolver = resolver
         self._memberships = memberships
         self._store = store
 
-    async def note(
+    async def classify(
         self, snapshot: RoomSnapshot, stored: StoredEvent, before: StateChange
-    ) -> HeardLate:
+    ) -> LateCandidate:
         """Classify the message for the users who were in the room."""
         classification = await self._placements.classify(snapshot, stored.event, before)
-        return HeardLate(
+        return LateCandidate(
             stored,
             before,
-            LateNews(
+            LateMessage(
                 stored.nid,
                 classification.flags,
                 classification.outcomes,
@@ -69,7 +69,7 @@ class LateHearing:
             ),
         )
 
-    async def choose(self, room_nid: int, heard: Sequence[HeardLate]) -> list[LateNews]:
+    async def find_news(self, room_nid: int, heard: Sequence[LateCandidate]) -> list[LateMessage]:
         """Return the messages that are news, in order, classified for the present members."""
         if not heard:
             return []
@@ -81,13 +81,13 @@ class LateHearing:
             later = {user: row for user, row in members.items() if row.event_nid > each.stored.nid}
             found = await self._adjust_for_newcomers(room_nid, each, later) if later else each.news
             if found is not None:
-                flags = found.flags | (EventFlag.OUTCOMES if found.outcomes else 0)
+                flags = found.flags | (EventFlag.HAS_PUSH_ACTIONS if found.outcomes else 0)
                 news.append(replace(found, flags=flags))
         return news
 
     async def _adjust_for_newcomers(
-        self, room_nid: int, heard: HeardLate, members: Mapping[str, MembershipRow]
-    ) -> LateNews | None:
+        self, room_nid: int, heard: LateCandidate, members: Mapping[str, MembershipRow]
+    ) -> LateMessage | None:
         """Remove the notifications of users who joined, or changed their names, after the message.
 
         Return None if one of them may not see it.

@@ -13,19 +13,19 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
-from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.check import SHOWN, ReceivedPdu, Verdict, check_on_receipt
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.partial_state.late_notifications import HeardLate, LateHearing
-from federation.rooms.receive.check_sources import Judged, Questions, StoredSources
-from federation.rooms.receive.persist import Placements
-from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.partial_state.late_notifications import LateCandidate, LateNotifications
+from federation.rooms.receive.check_sources import CheckServices, PolicyVerdicts, StoredSources
+from federation.rooms.receive.persist import EventPersister
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
 from federation.rooms.timelines import Timelines
-from federation.rooms.unacknowledged_leaves import Unheard
+from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.events.events import EventFlag
-from storage.partial_state.completion import Found, LateNews, StateCompletion
+from storage.partial_state.completion import LateMessage, RecomputedEvent, StateCompletion
 from storage.partial_state.unverified_events import PartOf
 from storage.persist.room_writer import StateChange
 from storage.rooms.partial_rooms import PartialEvent, PartialRoomStore
@@ -40,7 +40,7 @@ FetchState = Callable[[EventID], Awaitable[StateChange | None]]
 """Fetches the state before an event from other servers; returns None if no server sends it."""
 
 
-class Walk(msgspec.Struct):
+class RecheckProgress(msgspec.Struct):
     """The progress of a recheck, and the resulting room."""
 
     before_join: StateChange
@@ -49,26 +49,26 @@ class Walk(msgspec.Struct):
     after: dict[int, StateChange] = msgspec.field(default_factory=dict)
     """The states after the events, by event number."""
     extremities: dict[EventID, int] = msgspec.field(default_factory=dict)
-    unseen: dict[EventID, Sequence[EventID]] = msgspec.field(default_factory=dict)
+    refused: dict[EventID, Sequence[EventID]] = msgspec.field(default_factory=dict)
     """Refused events, each with its prev_events."""
     hidden: set[int] = msgspec.field(default_factory=set)
     """Events that were shown and are not any more."""
     shown: list[StoredEvent] = msgspec.field(default_factory=list)
     """Events that were refused and are shown now."""
-    heard: list[HeardLate] = msgspec.field(default_factory=list)
+    late_messages: list[LateCandidate] = msgspec.field(default_factory=list)
     """The messages among these that came as news."""
     assumed: set[int] = msgspec.field(default_factory=set)
     """Events whose state before them no server sends, and their descendants. What this state does
     not allow is not refused for good."""
     fetched: int = 0
 
-    def pass_by(self, event: Event) -> None:
+    def remove_extremities(self, event: Event) -> None:
         """Remove the prev_events of an event, and what they hide, from the extremities."""
         names = list(event.prev_events)
         while names:
             name = names.pop()
             self.extremities.pop(name, None)
-            names += self.unseen.pop(name, ())
+            names += self.refused.pop(name, ())
 
 
 class Recheck:
@@ -82,26 +82,26 @@ class Recheck:
         events: RoomEvents,
         resolver: StateResolver,
         writer: StateCompletion,
-        questions: Questions,
-        placements: Placements,
-        unproved: UnprovedStates,
-        hearing: LateHearing,
+        services: CheckServices,
+        persister: EventPersister,
+        unverified: UnverifiedStateEvents,
+        late_notifications: LateNotifications,
         timelines: Timelines,
-        unheard: Unheard,
+        unacknowledged_leaves: UnacknowledgedLeaves,
     ) -> None:
-        self._late_notifications = hearing
+        self._late_notifications = late_notifications
         self._timelines = timelines
-        self._unacknowledged_leaves = unheard
-        self._unverified = unproved
-        self._placements = placements
+        self._unacknowledged_leaves = unacknowledged_leaves
+        self._unverified = unverified
+        self._placements = persister
         self._database = database
         self._store = store
         self._events = events
         self._resolver = resolver
         self._writer = writer
-        self._questions = questions
+        self._questions = services
 
-    async def go_on(self, snapshot: RoomSnapshot, walk: Walk) -> None:
+    async def recheck_all(self, snapshot: RoomSnapshot, walk: RecheckProgress) -> None:
         """Recheck all events that are left."""
         room_nid = snapshot.room.room_nid
         while True:
@@ -109,28 +109,32 @@ class Recheck:
             if not rows:
                 return
             stored = await self._events.get_events(row.event_nid for row in rows)
-            found: list[Found] = []
+            found: list[RecomputedEvent] = []
             for row in rows:
                 found.append(await self._recheck_event(snapshot, walk, row, stored[row.event_nid]))
                 walk.place = row.place
                 if found[-1].auth:  # the next resolution may depend on it
                     break
             roots = await self._database.write(
-                "recheck_events", self._writer.keep_found, room_nid, found
+                "recheck_events", self._writer.store_recomputed, room_nid, found
             )
             walk.after.update((nid, StateChange(root)) for nid, root in roots.items())
 
-    async def current(self, snapshot: RoomSnapshot, walk: Walk) -> StateChange:
+    async def compute_current_state(
+        self, snapshot: RoomSnapshot, walk: RecheckProgress
+    ) -> StateChange:
         """Return the current state according to the events that are rechecked."""
         return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
 
-    async def find_news(self, snapshot: RoomSnapshot, walk: Walk) -> Sequence[LateNews]:
+    async def find_news(
+        self, snapshot: RoomSnapshot, walk: RecheckProgress
+    ) -> Sequence[LateMessage]:
         """Return the messages that are news, among the events that are rechecked."""
-        return await self._late_notifications.choose(snapshot.room.room_nid, walk.heard)
+        return await self._late_notifications.find_news(snapshot.room.room_nid, walk.late_messages)
 
     async def _recheck_event(
-        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent
-    ) -> Found:
+        self, snapshot: RoomSnapshot, walk: RecheckProgress, row: PartialEvent, stored: StoredEvent
+    ) -> RecomputedEvent:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
         if is_join:
@@ -149,9 +153,11 @@ class Recheck:
             else:
                 walk.shown.append(stored)
                 if event.state_key is None and stored.redacted_by is None and not row.is_past:
-                    walk.heard.append(await self._late_notifications.note(snapshot, stored, before))
+                    walk.late_messages.append(
+                        await self._late_notifications.classify(snapshot, stored, before)
+                    )
         if before is not base:
-            flags |= EventFlag.MENDED
+            flags |= EventFlag.STATE_ADDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
         after = before
         if is_change:
@@ -159,12 +165,12 @@ class Recheck:
         walk.after[stored.nid] = after
         current: StateChange | None = None
         if verdict not in SHOWN:
-            walk.unseen[event.event_id] = event.prev_events
+            walk.refused[event.event_id] = event.prev_events
         elif not row.is_past:
-            walk.pass_by(event)
+            walk.remove_extremities(event)
             walk.extremities[event.event_id] = stored.nid
             if len(walk.extremities) > 1:
-                current = await self.current(snapshot, walk)
+                current = await self.compute_current_state(snapshot, walk)
         if stored.in_timeline and not flags & EventFlag.TIMELINE:
             walk.hidden.add(stored.nid)
         auth: Collection[int] = ()
@@ -175,11 +181,11 @@ class Recheck:
                 for other in cited.values()
                 if other.event.state_key is not None and not other.rejected
             ]
-        return Found(
+        return RecomputedEvent(
             row.place, stored.nid, event.key if is_change else None, flags, before, current, auth
         )
 
-    async def _add_last_state(self, walk: Walk, join: StoredEvent) -> None:
+    async def _add_last_state(self, walk: RecheckProgress, join: StoredEvent) -> None:
         """If we were in the room before, add the state in which we left, if it counts.
 
         It counts if the server that we joined through did not know our last events.
@@ -205,7 +211,7 @@ class Recheck:
         """Add cited events that were verified late to a state, where it has no event for their
         key."""
         room_nid = snapshot.room.room_nid
-        noted = await self._unverified.find_noted(room_nid, event.auth_events)
+        noted = await self._unverified.find_stored(room_nid, event.auth_events)
         names = [
             name
             for name in event.auth_events
@@ -238,7 +244,7 @@ class Recheck:
         )
 
     async def _state_before(
-        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent
+        self, snapshot: RoomSnapshot, walk: RecheckProgress, row: PartialEvent, stored: StoredEvent
     ) -> StateChange:
         event = stored.event
         if not event.prev_events:
@@ -261,7 +267,7 @@ class Recheck:
         return await self._resolve(snapshot, states)
 
     async def _state_before_gap(
-        self, snapshot: RoomSnapshot, walk: Walk, event: Event
+        self, snapshot: RoomSnapshot, walk: RecheckProgress, event: Event
     ) -> StateChange | None:
         """Return the state before an event at a gap; None if no server sends it."""
         assert snapshot.head.partial_join is not None, "the room has partial state"
@@ -278,7 +284,7 @@ class Recheck:
     async def _check(
         self,
         snapshot: RoomSnapshot,
-        walk: Walk,
+        walk: RecheckProgress,
         row: PartialEvent,
         stored: StoredEvent,
         before: StateChange,
@@ -287,7 +293,11 @@ class Recheck:
         auth = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
         if len(auth) < len(set(event.auth_events)):
             return Verdict.REJECT  # an event is stored after its auth events
-        current = await self.current(snapshot, walk) if walk.extremities else walk.before_join
+        current = (
+            await self.compute_current_state(snapshot, walk)
+            if walk.extremities
+            else walk.before_join
+        )
         create = await snapshot.create_event()
         named = find_naming(await self._resolver.load(snapshot.room.room_nid, current, NAMING))
         sources = _Sources(
@@ -298,11 +308,11 @@ class Recheck:
             None if row.is_past else current,
             required_signers(event),
             create,
-            Judged(None if named is None else named.event),
+            PolicyVerdicts(None if named is None else named.event),
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
-            Candidate(event.version, event.pdu, event),
+            ReceivedPdu(event.version, event.pdu, event),
             RoomID(snapshot.room.room_id),
             sources,
             in_part=stored.nid in walk.assumed,
@@ -318,14 +328,14 @@ class Recheck:
 class _Sources(StoredSources):
     def __init__(
         self,
-        questions: Questions,
+        questions: CheckServices,
         room: RoomRow,
         auth: Sequence[StoredEvent],
         before: StateChange | None,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
         create: Event | None,
-        judged: Judged,
+        judged: PolicyVerdicts,
         *,
         was_approved: bool,
     ) -> None:
@@ -344,4 +354,4 @@ def _flags(stored: StoredEvent, verdict: Verdict) -> int:
     if verdict not in SHOWN:
         return EventFlag.REJECTED
     refused = stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED)
-    return EventFlag.TIMELINE | (stored.flags & EventFlag.AFTER_HOLE) if refused else stored.flags
+    return EventFlag.TIMELINE | (stored.flags & EventFlag.AFTER_GAP) if refused else stored.flags

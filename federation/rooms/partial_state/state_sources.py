@@ -15,23 +15,25 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.peers.requests import RefusedByRemote
 from federation.protocol.ids import ServerName
 from federation.rooms.room_servers import RoomServers
 from storage.rooms.partial_rooms import PartialRoom
 
 MAX_SERVERS_PER_ATTEMPT: Final = 4
-FEWEST_ATTEMPTS: Final = 3
+MIN_ATTEMPTS: Final = 3
 """A server may refuse temporarily, by mistake."""
-LONGEST_MS: Final = 2 * 24 * 3600 * 1000
+MAX_WAIT_MS: Final = 2 * 24 * 3600 * 1000
 """After this time no request waits any longer, whatever the reason."""
 
 
-class StateTellers:
+class StateSources:
     """Knows the servers of rooms with partial state, and their last answers."""
 
-    def __init__(self, servers: RoomServers, policy: Policy, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, servers: RoomServers, policy: FederationPolicy, now_ms: Callable[[], int]
+    ) -> None:
         self._servers = servers
         self._policy = policy
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
@@ -57,7 +59,7 @@ class StateTellers:
         ]
         return [server for server in chosen if not self._backoff.left_ms(server)]
 
-    def note(self, room_nid: int, server: ServerName, error: Exception) -> None:
+    def record_failure(self, room_nid: int, server: ServerName, error: Exception) -> None:
         """Record that the server did not send the state."""
         self._backoff.record_failure(server, error)
         if isinstance(error, RefusedByRemote) and error.status == 403:
@@ -65,14 +67,14 @@ class StateTellers:
         else:
             self._refusing.get(room_nid, set()).discard(server)
 
-    def forget(self, room_nid: int) -> None:
+    def delete(self, room_nid: int) -> None:
         """Delete what is recorded of a room whose state is complete or not needed any more."""
         self._refusing.pop(room_nid, None)
 
-    def is_in_vain(
+    def should_stop_waiting(
         self, room_nid: int, known: Sequence[ServerName], attempts: int, age_ms: int
     ) -> bool:
         """Return whether to stop waiting, after these attempts and this time since we joined."""
-        if attempts < FEWEST_ATTEMPTS:
+        if attempts < MIN_ATTEMPTS:
             return False
-        return age_ms > LONGEST_MS or self._refusing.get(room_nid, set()).issuperset(known)
+        return age_ms > MAX_WAIT_MS or self._refusing.get(room_nid, set()).issuperset(known)

@@ -12,12 +12,12 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import Turns
+from federation.peers.event_lists import Yielder
 from federation.protocol.errors import BadEvent, MatrixError
 from federation.protocol.events import MAX_PDU_BYTES, Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.check import Candidate, Verdict
+from federation.rooms.check import ReceivedPdu, Verdict
 
 CREATE = "m.room.create"
 SORTED_AT_ONCE: Final = 1000
@@ -36,26 +36,29 @@ class Outcome(msgspec.Struct, frozen=True):
     missing_prev: Sequence[EventID] = ()
     """The event cannot be placed without these, or the state before it."""
     missing_auth: Sequence[EventID] = ()
-    is_of_the_past: bool = False
+    is_past: bool = False
     """It waits, and events that we have follow it. It may be backfilled when a client reads that
     far."""
-    is_unproved: bool = False
+    is_unverified: bool = False
     """It is dropped because a signing key cannot be fetched. It may prove valid later."""
-    is_crowded_out: bool = False
+    exceeds_extremity_limit: bool = False
     """Nothing is missing, but the room has too many forward extremities already; see
     `extremity_limit.py`."""
-    is_unjudged: bool = False
+    awaits_policy_server: bool = False
     """Nothing is missing, but the room's policy server is unavailable."""
 
     @property
     def is_waiting(self) -> bool:
         """Return whether it has to be received again once it can be placed."""
         return bool(
-            self.missing_prev or self.missing_auth or self.is_crowded_out or self.is_unjudged
+            self.missing_prev
+            or self.missing_auth
+            or self.exceeds_extremity_limit
+            or self.awaits_policy_server
         )
 
 
-def dropped(event: Event, text: str) -> Outcome:
+def make_dropped(event: Event, text: str) -> Outcome:
     """Return the outcome of an event that has no place in the room."""
     return Outcome(event.event_id, Verdict.DROP, BadEvent(text))
 
@@ -63,9 +66,9 @@ def dropped(event: Event, text: str) -> Outcome:
 class Batch:
     """The PDUs of one request."""
 
-    def __init__(self, candidates: Sequence[Candidate], room_id: RoomID) -> None:
+    def __init__(self, candidates: Sequence[ReceivedPdu], room_id: RoomID) -> None:
         self._given = candidates
-        self.candidates: dict[EventID, Candidate] = {}
+        self.candidates: dict[EventID, ReceivedPdu] = {}
         """The first valid event of this room for each id."""
         self.outcomes: dict[EventID, Outcome] = {}
         for candidate in candidates:
@@ -77,7 +80,7 @@ class Batch:
                 continue
             if event.room_id != room_id:
                 self.outcomes.setdefault(
-                    event.event_id, dropped(event, "The event is of another room")
+                    event.event_id, make_dropped(event, "The event is of another room")
                 )
                 continue
             self.candidates[event.event_id] = candidate
@@ -86,11 +89,11 @@ class Batch:
         )
         """The events, each after its prev_events and auth_events."""
         for event in circular:
-            self.outcomes[event.event_id] = dropped(
+            self.outcomes[event.event_id] = make_dropped(
                 event, "The event is part of a cycle of references"
             )
 
-    def answer(self) -> list[Outcome]:
+    def get_outcomes(self) -> list[Outcome]:
         """Return an outcome for each PDU, in the order given. A repeated id counts as known."""
         answered: set[EventID] = set()
         outcomes: list[Outcome] = []
@@ -116,7 +119,7 @@ async def parse_events(
 
     Yields to other work in between: an event of only empty objects takes milliseconds.
     """
-    turns = Turns(clock)
+    turns = Yielder(clock)
     found: dict[EventID, Event] = {}
     for pdu in pdus:
         try:
@@ -145,7 +148,7 @@ async def sort_many_by_reference(
     events: Mapping[EventID, Event], clock: IReactorTime
 ) -> tuple[list[Event], list[Event]]:
     """Like `sort_by_reference`, but yields to other work in between."""
-    sorting, turns = _sort(events), Turns(clock, 1)
+    sorting, turns = _sort(events), Yielder(clock, 1)
     while True:
         try:
             next(sorting)

@@ -1,4 +1,4 @@
-"""Answers the queries of the checks on receipt (`check.Sources`) from stored events."""
+"""Answers the queries of the checks on receipt (`check.CheckSources`) from stored events."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
@@ -16,35 +16,35 @@ from storage.rooms.rooms import RoomRow
 
 GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
 """Returns the required signers of an event whose valid signatures it has."""
-Prepare = Callable[[Iterable[Event]], Awaitable[None]]
+PrefetchKeys = Callable[[Iterable[Event]], Awaitable[None]]
 """Prefetches the keys that the signatures of these events need."""
 LacksKeys = Callable[[Event], bool]
 """Returns whether a signature of the event could not be checked because its key is unavailable."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Returns whether the policy server of a room (its number) allows an event. The policy server is
 named by the last argument, a state event; None: the room has none, and every event passes."""
-Judge = Callable[
+ApproveMany = Callable[
     [int, Collection[Event], Event | None, Collection[EventID]],
     Awaitable[Mapping[EventID, bool | None]],
 ]
 """Returns the same for many events, before their turn in the room; None: the policy server is
 unavailable. The last argument: events that the room allows to users of servers outside it."""
-FindTrue = Callable[[int, Sequence[Event], ServerName | None], Awaitable[Sequence[Event]]]
+FindUnaltered = Callable[[int, Sequence[Event], ServerName | None], Awaitable[Sequence[Event]]]
 """Returns replacements of events of a room (its number) that another server sent with an altered
-content: see `TrueCopies.find`."""
+content: see `UnalteredCopies.find`."""
 
 
-class Questions(msgspec.Struct, frozen=True):
+class CheckServices(msgspec.Struct, frozen=True):
     """The services that the checks on receipt use, for all rooms."""
 
     events: RoomEvents
     resolver: StateResolver
     get_signers: GetSigners
     approve: Approve
-    judge: Judge
-    prepare: Prepare
+    approve_many: ApproveMany
+    prefetch_keys: PrefetchKeys
     lacks_keys: LacksKeys
-    find_true: FindTrue
+    find_unaltered: FindUnaltered
 
     async def find_create(
         self, room: RoomRow, event: Event
@@ -62,48 +62,48 @@ class Questions(msgspec.Struct, frozen=True):
         return stored.event, (create_id,) if stored.rejected else ()
 
 
-class Judged(msgspec.Struct, frozen=True):
+class PolicyVerdicts(msgspec.Struct, frozen=True):
     """The verdicts of a room's policy server about events."""
 
-    named: Event | None = None
+    policy_event: Event | None = None
     """The state event that names the policy server."""
     allowed: Mapping[EventID, bool] = msgspec.field(default_factory=dict)
     """The verdicts that came before the events got their turn."""
-    open: Collection[EventID] = ()
+    waiting: Collection[EventID] = ()
     """Events that wait for the policy server."""
 
 
-NO_JUDGE: Final = Judged()
+NO_POLICY_VERDICTS: Final = PolicyVerdicts()
 
 
 class StoredSources:
-    """Implements `check.Sources` for one event whose prev_events and auth_events are loaded."""
+    """Implements `check.CheckSources` for one event whose prev_events and auth_events are loaded."""
 
     def __init__(
         self,
-        questions: Questions,
+        services: CheckServices,
         room: RoomRow,
         auth: Sequence[StoredEvent],
         before: StateChange | None,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
         create: Event | None = None,
-        judged: Judged = NO_JUDGE,
-        at_hand: StateView | None = None,
+        verdicts: PolicyVerdicts = NO_POLICY_VERDICTS,
+        loaded: StateView | None = None,
     ) -> None:
         """`before` is None if it is not known well enough; `current` is None if the event is not
         checked against the current state. `signers`: its verified signers, if known. `create`: the
         room's create event, if known. `judged`: names no policy server where none applies.
         `at_hand`: see `StateResolver.load`."""
-        self._questions = questions
+        self._questions = services
         self._room = room
         self._auth = auth
         self._before = before
         self._current = current
         self._signers = signers
         self._create = create
-        self._judged = judged
-        self._loaded = at_hand
+        self._judged = verdicts
+        self._loaded = loaded
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         return await self._questions.get_signers(event) if self._signers is None else self._signers
@@ -139,7 +139,7 @@ class StoredSources:
         allowed = self._judged.allowed.get(event.event_id)
         if allowed is not None:
             return allowed
-        return await self._questions.approve(self._room.room_nid, event, self._judged.named)
+        return await self._questions.approve(self._room.room_nid, event, self._judged.policy_event)
 
     async def _load(
         self, state: StateChange, keys: Collection[StateKey]

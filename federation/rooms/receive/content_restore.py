@@ -14,7 +14,7 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.event_signing import is_content_hash_valid
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import RoomID
-from federation.rooms.check import Candidate
+from federation.rooms.check import ReceivedPdu
 from federation.rooms.effects import state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
@@ -27,7 +27,7 @@ from storage.persist.content_restore import RestoredContent, restore_content
 MAX_TRIES = 3
 
 
-class LateContents:
+class ContentRestorer:
     """Adds contents to stored events. For the reactor thread."""
 
     def __init__(
@@ -44,9 +44,9 @@ class LateContents:
         self._events = events
         self._identity = identity
 
-    async def take(self, room_id: RoomID, own: StoredEvent, candidate: Candidate) -> None:
+    async def restore(self, room_id: RoomID, own: StoredEvent, candidate: ReceivedPdu) -> None:
         """Add the content to a stored event if it lacks it and the new copy is unaltered."""
-        event = find_whole(own, candidate)
+        event = find_complete(own, candidate)
         if event is None:
             return
         for _ in range(MAX_TRIES):
@@ -67,15 +67,15 @@ class LateContents:
             done = await self._database.write(
                 "restore_content", restore_content, restored, snapshot.head.version
             )
-            self._events.forget([event.event_id])
+            self._events.evict([event.event_id])
             if done and is_current:
-                snapshot.state.forget()
+                snapshot.state.clear_cache()
             await self._engine.refresh(snapshot)
             if done:
                 return
 
 
-def find_whole(own: StoredEvent, candidate: Candidate) -> Event | None:
+def find_complete(own: StoredEvent, candidate: ReceivedPdu) -> Event | None:
     """Return the event with the content that the stored one lacks, if the copy has it."""
     event = candidate.read()
     if own.redacted_by is not None or own.is_purged or own.event.content == event.content:

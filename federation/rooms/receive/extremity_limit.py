@@ -24,7 +24,7 @@ MAX_PER_SERVER: Final = 10
 MAX_EXTREMITIES: Final = 100
 
 
-async def is_one_too_many(snapshot: RoomSnapshot, event: Event, events: RoomEvents) -> bool:
+async def exceeds_extremity_limit(snapshot: RoomSnapshot, event: Event, events: RoomEvents) -> bool:
     """Return whether the event would exceed the extremities of its server or of the room."""
     extremities = snapshot.head.extremities
     if len(extremities) < MAX_PER_SERVER or not {

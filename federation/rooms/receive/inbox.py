@@ -37,7 +37,7 @@ from federation.protocol.room_versions import EventFormat
 from federation.rooms.engine import RoomEngine
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.missing_events import MAX_SECONDS, MissingEvents
-from federation.rooms.receive.participants import Insiders
+from federation.rooms.receive.participants import RoomParticipants
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.interface import DatabaseUnavailable
 from storage.federation.inbox import InboxRow, InboxStore, NewInboxRow
@@ -54,14 +54,14 @@ OUTSIDE: Final = ""
 FIRST_SECONDS: Final = 30.0
 """Time limit of the first try for the events of one server. It doubles with each try."""
 RETRIES: Final = BackoffSchedule(10_000, 3_600_000)
-SHORTEST_REST: Final = 2.0
+MIN_PAUSE: Final = 2.0
 """A room pauses at least this long, even if there is news of it."""
 MAX_AGE_MS: Final = 2 * 24 * 3600 * 1000
-LOOK_EVERY: Final = 60.0
+POLL_SECONDS: Final = 60.0
 """Seconds between two searches for events that a stopped node has left."""
 
 
-class ReceiptObserver(Protocol):
+class PduObserver(Protocol):
     """Receives the outcomes of events from other servers. May not raise or block."""
 
     def pdu_received(self, verdict: str) -> None:
@@ -80,15 +80,15 @@ class Inbox:
         rooms: RoomStore,
         engine: RoomEngine,
         missing: MissingEvents,
-        insiders: Insiders,
+        participants: RoomParticipants,
         clock: IReactorTime,
-        observer: ReceiptObserver,
+        observer: PduObserver,
     ) -> None:
         self._store = store
         self._rooms = rooms
         self._engine = engine
         self._missing = missing
-        self._insiders = insiders
+        self._insiders = participants
         self._clock = clock
         self._observer = observer
         self._semaphore: FairSemaphore[str] = FairSemaphore(ROOMS_AT_ONCE, ROOMS_OF_ONE)
@@ -107,13 +107,13 @@ class Inbox:
         origin: ServerName,
         events: Sequence[Event],
         *,
-        judge: ServerName | None = None,
+        policy_server: ServerName | None = None,
         is_outside: bool = False,
         is_news: bool = True,
     ) -> None:
         """Store events until they can be placed. Raises InboxFull: then none of them is stored.
 
-        `judge`: the policy server whose answer they wait for. `is_outside`: the origin is not in
+        `judge`: the policy server whose answer they wait for. `is_out_of_room`: the origin is not in
         the room. `is_news`: they end the pause of the room.
         """
         rows = [
@@ -125,14 +125,14 @@ class Inbox:
             origin,
             rows,
             self._now_ms(),
-            judge=judge,
+            policy_server=policy_server,
             is_outside=is_outside,
             domain=registered_domain_of(origin),
         )
         if is_news or room.room_nid not in self._paused:
             self.wake(room.room_nid)
 
-    def newcomer(self, room_nid: int) -> None:
+    def on_join(self, room_nid: int) -> None:
         """Retry the room's events: somebody has joined, and their events may be waiting."""
         if room_nid in self._working or room_nid in self._paused:
             self.wake(room_nid)
@@ -160,9 +160,7 @@ class Inbox:
         call = self._paused.pop(room_nid, None)
         if call is not None:
             call.cancel()
-        wait = (
-            self._last_tried.get(room_nid, -SHORTEST_REST) + SHORTEST_REST - self._clock.seconds()
-        )
+        wait = self._last_tried.get(room_nid, -MIN_PAUSE) + MIN_PAUSE - self._clock.seconds()
         if call is not None and wait > 0:
             self._pause(room_nid, wait)
         else:
@@ -184,7 +182,7 @@ class Inbox:
             self._observer.inbox_changed(await self._store.count())
         finally:
             if not self._stopped:
-                self._next_poll = self._clock.callLater(LOOK_EVERY, self.start)
+                self._next_poll = self._clock.callLater(POLL_SECONDS, self.start)
 
     async def _work(self, room_nid: int) -> None:
         """Retry the events of a room until nothing changes any more."""
@@ -207,7 +205,7 @@ class Inbox:
                     break
                 settled, attempts = left
                 if attempts is None:  # let other rooms have their turn
-                    rest = SHORTEST_REST
+                    rest = MIN_PAUSE
                     break
                 if not settled and not self._working[room_nid]:
                     rest = RETRIES.nth(attempts + 1) / 1000
@@ -280,7 +278,7 @@ class Inbox:
             row for row in rows if row.inbox_nid not in settled and row.origin not in turns
         ]
         if unsettled:
-            await self._store.note_attempt(row.inbox_nid for row in unsettled)
+            await self._store.record_attempt(row.inbox_nid for row in unsettled)
         if turns:
             return len(settled), None
         relevant = [row for row in unsettled if row.inbox_nid in tried] or unsettled
@@ -297,7 +295,7 @@ class Inbox:
             events[event_id] = parse_event(
                 snapshot.version, msgspec.json.decode(row.pdu), event_id=event_id
             )
-        inside = await self._insiders.find(snapshot, origin, list(events.values()))
+        inside = await self._insiders.find_relevant(snapshot, origin, list(events.values()))
         rows = [row for row in rows if row.event_id in inside]
         tried = {row.inbox_nid for row in rows}
         if not rows:
@@ -305,7 +303,7 @@ class Inbox:
         seconds = min(FIRST_SECONDS * 2 ** min(row.attempts for row in rows), MAX_SECONDS)
         batch = [events[EventID(row.event_id)] for row in rows]
         try:
-            outcomes = await self._missing.take_in(snapshot.room_id, batch, origin, seconds=seconds)
+            outcomes = await self._missing.receive(snapshot.room_id, batch, origin, seconds=seconds)
         except MatrixError as error:  # this server is no longer in the room
             self._log.info(
                 "waiting events of {room_id} are dropped: {why}",
@@ -323,7 +321,7 @@ class Inbox:
             return tried, set()
         for outcome in outcomes.values():
             if not must_wait(outcome):
-                self._observer.pdu_received(verdict_of(outcome))
+                self._observer.pdu_received(outcome_label(outcome))
         return tried, {
             row.inbox_nid for row in rows if not must_wait(outcomes[EventID(row.event_id)])
         }
@@ -357,10 +355,10 @@ def _is_own(event: Event, origin: ServerName) -> bool:
 
 def must_wait(outcome: Outcome) -> bool:
     """Return whether the event may be placed later: it lacks events or a signing key."""
-    return outcome.is_waiting or outcome.is_unproved
+    return outcome.is_waiting or outcome.is_unverified
 
 
-def verdict_of(outcome: Outcome) -> str:
+def outcome_label(outcome: Outcome) -> str:
     """Return the label of an outcome in metrics."""
     if must_wait(outcome):
         return "waiting"

@@ -27,18 +27,18 @@ from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
-from federation.remote.events import RemoteEvents
+from federation.remote.events import EventClient
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
-from federation.rooms.receive.batch import Outcome, dropped, parse_events, sort_by_reference
+from federation.rooms.receive.batch import Outcome, make_dropped, parse_events, sort_by_reference
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.receive.remote_states import RemoteStates
-from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.timelines import TimelineStore
@@ -57,7 +57,7 @@ MAX_AUTH_CHAINS: Final = 10
 MAX_SERVERS: Final = 4
 MAX_SECONDS: Final = 120.0
 """After this time no other server is tried."""
-PUT_OUT: Final = frozenset({"leave", "ban"})
+REMOVALS: Final = frozenset({"leave", "ban"})
 CHUNK: Final = 100
 """Events that are received at a time. Our own users have their turn between two chunks."""
 
@@ -67,7 +67,7 @@ FindRefused = Callable[[int, Iterable[Event], Event | None], Awaitable[Collectio
 refuses. Raises RemoteError while it is unavailable."""
 
 
-class Pool:
+class GapEvents:
     """Events of one room that are received together: the given ones, and those fetched for them."""
 
     def __init__(self, given: Iterable[Event], until: float) -> None:
@@ -122,7 +122,7 @@ class Pool:
                 stack += found[event_id].prev_events
         return len(self._events) - before
 
-    def forget_fetched(self) -> None:
+    def discard_fetched(self) -> None:
         """Remove all but the given events."""
         self._events = dict(self._given)
 
@@ -137,10 +137,10 @@ class MissingEvents:
         events: RoomEvents,
         receiver: Receiver,
         states: RemoteStates,
-        unproved: UnprovedStates,
-        remote: RemoteEvents,
+        unverified: UnverifiedStateEvents,
+        remote: EventClient,
         servers: RoomServers,
-        policy: Policy,
+        policy: FederationPolicy,
         find_refused: FindRefused,
         identity: ServerIdentity,
         timelines: TimelineStore,
@@ -152,7 +152,7 @@ class MissingEvents:
         self._events = events
         self._receiver = receiver
         self._states = states
-        self._unproved = unproved
+        self._unproved = unverified
         self._remote = remote
         self._servers = servers
         self._policy = policy
@@ -161,7 +161,7 @@ class MissingEvents:
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
         self._log = Logger()
 
-    async def take_in(
+    async def receive(
         self,
         room_id: RoomID,
         events: Sequence[Event],
@@ -174,18 +174,18 @@ class MissingEvents:
     ) -> Mapping[EventID, Outcome]:
         """Receive events of a room and fetch what they refer to; return an outcome for each.
 
-        Events that still wait could not be placed with what the servers sent. `origin` is asked
-        first. `past`: they are not news. `walk`: request the events between them and known ones;
+        Events that still wait could not be placed with what the servers sent. `upstream_login` is asked
+        first. `past_memberships`: they are not news. `walk`: request the events between them and known ones;
         else only the state at the gap. `fetched`: events of the gap that were fetched before.
         `seconds`: the time limit of all requests. Raises NotFound when this server is not in the
         room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
-        pool = Pool(events, self._clock.seconds() + seconds)
+        pool = GapEvents(events, self._clock.seconds() + seconds)
         if fetched is not None:
             pool.add(await self._remove_placed(snapshot, fetched), pool.references())
         if past and not await self._ask_policy_server(snapshot, pool):
-            return {name: Outcome(name, None, is_unjudged=True) for name in pool.given}
+            return {name: Outcome(name, None, awaits_policy_server=True) for name in pool.given}
         await self._receive_pool(pool, room_id, past)
         if not pool.is_done():
             present = await self._servers.in_room(snapshot.room.room_nid)
@@ -204,14 +204,14 @@ class MissingEvents:
                         room_id=room_id,
                         error=str(error),
                     )
-                    self.heed(server, error)
+                    self.record_failure(server, error)
                 if pool.is_done() or self._clock.seconds() > end:
                     break
-                pool.forget_fetched()  # that server may have invented all of it
+                pool.discard_fetched()  # that server may have invented all of it
         await self._place_removals(pool, room_id)
         return {name: pool.outcomes[name] for name in pool.given}
 
-    async def _ask_policy_server(self, snapshot: RoomSnapshot, pool: Pool) -> bool:
+    async def _ask_policy_server(self, snapshot: RoomSnapshot, pool: GapEvents) -> bool:
         """Ask the room's policy server about past events. Return whether it answered."""
         named = find_naming(await snapshot.state.load(NAMING))
         if named is None:
@@ -227,7 +227,7 @@ class MissingEvents:
             return False
         return True
 
-    async def _place_removals(self, pool: Pool, room_id: RoomID) -> None:
+    async def _place_removals(self, pool: GapEvents, room_id: RoomID) -> None:
         """In a room with partial state, place removals of our users whose past cannot be fetched.
 
         A server without users in the room gets no events of it any more. So neither the past of
@@ -237,12 +237,12 @@ class MissingEvents:
             event
             for name, event in pool.open.items()
             if name in pool.given
-            and event.membership in PUT_OUT
+            and event.membership in REMOVALS
             and event.state_key is not None
             and self._identity.is_local(event.state_key)
         ]
         if removals and (await self._engine.get_snapshot(room_id)).head.partial_join is not None:
-            outcomes = await self._receiver.receive(room_id, removals, upon_gap=True)
+            outcomes = await self._receiver.receive(room_id, removals, allow_gap=True)
             pool.outcomes.update(zip((event.event_id for event in removals), outcomes, strict=True))
 
     async def choose_servers(
@@ -250,7 +250,7 @@ class MissingEvents:
     ) -> list[ServerName]:
         """Return servers to ask: `first` if it is in the room, then those that joined earliest.
 
-        If `first` is not in the room it comes last. Report failures with `heed`.
+        If `first` is not in the room it comes last. Report failures with `record_failure`.
         """
         since = await self._servers.in_room(snapshot.room.room_nid)
         others = sorted(since, key=lambda server: (since[server], server))
@@ -264,7 +264,7 @@ class MissingEvents:
             if self._policy.allows(server) and not self._backoff.left_ms(server)
         ][:MAX_SERVERS]
 
-    def heed(self, server: ServerName, failure: Exception) -> None:
+    def record_failure(self, server: ServerName, failure: Exception) -> None:
         """Record that a request for events failed, and respect the server's Retry-After."""
         self._backoff.record_failure(server, failure)
 
@@ -272,7 +272,7 @@ class MissingEvents:
         self,
         server: ServerName,
         snapshot: RoomSnapshot,
-        pool: Pool,
+        pool: GapEvents,
         past: bool,
         walk: bool,
         *,
@@ -302,19 +302,19 @@ class MissingEvents:
         ):
             edges = await self._find_edges(snapshot, pool)
             if len(edges) > MAX_STATES:
-                pool.forget_fetched()
+                pool.discard_fetched()
                 edges = await self._find_edges(snapshot, pool)
             for name in edges[:MAX_STATES]:
                 if not self._is_timed_out(pool):
                     remote_state = await self._states.fetch_state(
                         server, snapshot, name, left=lambda: self._seconds_left(pool)
                     )
-                    await self._unproved.note(snapshot.room.room_nid, remote_state.left_out)
+                    await self._unproved.store(snapshot.room.room_nid, remote_state.left_out)
                     states[name] = remote_state.event_ids
         if lacking_auth or states:
             await self._receive_pool(pool, snapshot.room_id, past, states)
 
-    async def _walk(self, server: ServerName, snapshot: RoomSnapshot, pool: Pool) -> None:
+    async def _walk(self, server: ServerName, snapshot: RoomSnapshot, pool: GapEvents) -> None:
         """Request the events between the pool and known events."""
         head = (await self._engine.get_snapshot(snapshot.room_id)).head
         earliest = [EventID(event_id) for _, event_id in head.extremities]
@@ -357,19 +357,19 @@ class MissingEvents:
         placed = {name for name, stored in known.items() if not stored.is_outlier}
         return {name: event for name, event in found.items() if name not in placed}
 
-    def _is_timed_out(self, pool: Pool) -> bool:
+    def _is_timed_out(self, pool: GapEvents) -> bool:
         return self._seconds_left(pool) <= 0
 
-    def _seconds_left(self, pool: Pool) -> float:
+    def _seconds_left(self, pool: GapEvents) -> float:
         return pool.until - self._clock.seconds()
 
-    async def _find_missing(self, snapshot: RoomSnapshot, pool: Pool) -> set[EventID]:
+    async def _find_missing(self, snapshot: RoomSnapshot, pool: GapEvents) -> set[EventID]:
         """Return the ids of events that open events follow and that are not placed here."""
         names = pool.references()
         known = await self._events.get_by_id(snapshot.room.room_nid, names)
         return {name for name in names if name not in known or known[name].is_outlier}
 
-    async def _find_edges(self, snapshot: RoomSnapshot, pool: Pool) -> list[EventID]:
+    async def _find_edges(self, snapshot: RoomSnapshot, pool: GapEvents) -> list[EventID]:
         """Return the open events that follow an event that is not placed here."""
         missing = await self._find_missing(snapshot, pool)
         return [
@@ -378,14 +378,14 @@ class MissingEvents:
 
     async def _receive_pool(
         self,
-        pool: Pool,
+        pool: GapEvents,
         room_id: RoomID,
         past: bool,
         states: Mapping[EventID, Collection[EventID]] | None = None,
     ) -> None:
         ordered, circular = sort_by_reference(pool.open)
         for event in circular:
-            pool.outcomes[event.event_id] = dropped(
+            pool.outcomes[event.event_id] = make_dropped(
                 event, "The event is part of a cycle of references"
             )
         for start in range(0, len(ordered), CHUNK):

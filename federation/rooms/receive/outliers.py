@@ -12,14 +12,14 @@ from msgspec.structs import replace
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.rooms.check import AuthEvents, Candidate, Verdict, check_on_receipt
-from federation.rooms.concurrent import map_at_once
+from federation.rooms.check import AuthEvents, ReceivedPdu, Verdict, check_on_receipt
+from federation.rooms.concurrent import map_concurrently
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.receive.batch import Batch, Outcome
-from federation.rooms.receive.check_sources import Questions
-from federation.rooms.receive.content_restore import LateContents
-from federation.rooms.receive.persist import Placements, new_event
-from federation.rooms.receive.unaltered_copies import take_true
+from federation.rooms.receive.check_sources import CheckServices
+from federation.rooms.receive.content_restore import ContentRestorer
+from federation.rooms.receive.persist import EventPersister, new_event
+from federation.rooms.receive.unaltered_copies import replace_altered
 from storage.engine.database import Database
 from storage.events.events import EventFlag, EventStore
 from storage.persist.room_writer import NewEvent, RoomWriter
@@ -37,47 +37,49 @@ class Outliers:
         database: Database,
         events: RoomEvents,
         store: EventStore,
-        placements: Placements,
+        persister: EventPersister,
         writer: RoomWriter,
-        questions: Questions,
-        late: LateContents,
+        services: CheckServices,
+        content_restorer: ContentRestorer,
         now_ms: Callable[[], int],
     ) -> None:
-        self._content_restorer = late
+        self._content_restorer = content_restorer
         self._database = database
         self._events = events
         self._store = store
-        self._placements = placements
+        self._placements = persister
         self._writer = writer
-        self._questions = questions
+        self._questions = services
         self._now_ms = now_ms
 
-    async def add(self, room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
+    async def add(self, room: RoomRow, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
         """Check and store events of a room, in any order; return their outcomes in the order
         given."""
         batch = Batch(candidates, RoomID(room.room_id))
-        await self._questions.prepare(batch.ordered)
+        await self._questions.prefetch_keys(batch.ordered)
         for start in range(0, len(batch.ordered), CHUNK):
             await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
-        return batch.answer()
+        return batch.get_outcomes()
 
     async def _add_chunk(self, room: RoomRow, batch: Batch, chunk: Sequence[Event]) -> None:
         create_id = {name for event in chunk for name in (event.event_id, *event.auth_events)}
         known = dict(await self._events.get_anywhere(create_id))
-        waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
+        waiting = await self._store.get_earlier_references(
+            room.room_nid, [event.event_id for event in chunk]
+        )
         signers = await self._find_signers(
             [event for event in chunk if event.event_id not in known]
         )
-        copies = await take_true(
+        copies = await replace_altered(
             self._questions, room.room_nid, [batch.candidates[name] for name in signers], signers
         )
-        batch.candidates.update(copies.true)
+        batch.candidates.update(copies.unaltered)
         new: dict[EventID, tuple[Event, NewEvent]] = {}
         for each in chunk:
             name = each.event_id
             event = batch.candidates[name].read()
             if name in known:
-                await self._content_restorer.take(
+                await self._content_restorer.restore(
                     RoomID(room.room_id), known[name], batch.candidates[name]
                 )
                 batch.outcomes[name] = Outcome(name, None, was_known=True)
@@ -94,7 +96,7 @@ class Outliers:
             checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
             is_unproved = checked.event is None and self._questions.lacks_keys(event)
             batch.outcomes[name] = Outcome(
-                name, checked.verdict, checked.error, is_unproved=is_unproved
+                name, checked.verdict, checked.error, is_unverified=is_unproved
             )
             if checked.event is None:
                 continue
@@ -124,7 +126,7 @@ class Outliers:
     ) -> Mapping[EventID, Collection[ServerName]]:
         """Find the signatures of all events at once, so that a server that does not answer delays
         us only once."""
-        signers = await map_at_once(self._get_signers, events, len(events))
+        signers = await map_concurrently(self._get_signers, events, len(events))
         return {event.event_id: found for event, found in zip(events, signers, strict=True)}
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:
@@ -135,11 +137,11 @@ class Outliers:
 
 
 class _OutlierSources:
-    """Implements `check.Sources` for an outlier whose auth events are stored or in its chunk."""
+    """Implements `check.CheckSources` for an outlier whose auth events are stored or in its chunk."""
 
     def __init__(
         self,
-        questions: Questions,
+        questions: CheckServices,
         room: RoomRow,
         known: Mapping[EventID, StoredEvent],
         new: Mapping[EventID, tuple[Event, NewEvent]],
@@ -169,7 +171,7 @@ class _OutlierSources:
         return AuthEvents(events, rejected, create)
 
     async def _find_create(self, event: Event) -> tuple[Event | None, set[EventID]]:
-        """Like `Questions.find_create`, but looks in the chunk first."""
+        """Like `CheckServices.find_create`, but looks in the chunk first."""
         create_id = EventID("$" + self._room.room_id[1:])
         if event.version.room_id_is_create_hash and create_id in self._new:
             create, new = self._new[create_id]

@@ -23,16 +23,16 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName, domain_of
 from federation.rooms.events import RoomEvents
-from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.snapshot import CREATE, RoomSnapshot
 from storage.rooms.memberships import MembershipStore
 
-OWN_DOING: Final = frozenset({"join", "knock", "leave"})
+SELF_MEMBERSHIPS: Final = frozenset({"join", "knock", "leave"})
 """Memberships that users set themselves. Their servers need not be in the room."""
 
 
-class Insiders:
+class RoomParticipants:
     """Finds the events that concern a room. For the reactor thread."""
 
     def __init__(
@@ -40,20 +40,20 @@ class Insiders:
         servers: RoomServers,
         memberships: MembershipStore,
         events: RoomEvents,
-        unproved: UnprovedStates,
+        unverified: UnverifiedStateEvents,
         own_name: ServerName,
     ) -> None:
         self._servers = servers
         self._memberships = memberships
         self._events = events
-        self._unproved = unproved
+        self._unproved = unverified
         self._own_name = own_name
 
     async def in_room(self, snapshot: RoomSnapshot) -> Mapping[ServerName, int]:
         """Return the known servers in the room with the position of their join; 0 for this one."""
         return {**await self._servers.in_room(snapshot.room.room_nid), self._own_name: 0}
 
-    async def find(
+    async def find_relevant(
         self, snapshot: RoomSnapshot, origin: ServerName, events: Sequence[Event]
     ) -> Collection[EventID]:
         """Return the events from a server that justify requests to other servers.
@@ -77,7 +77,7 @@ class Insiders:
         if undecided:
             names = {name for event in undecided for name in event.auth_events}
             cited = await self._events.get_by_id(room_nid, names)
-            unverified = await self._unproved.find_noted(room_nid, names)
+            unverified = await self._unproved.find_stored(room_nid, names)
             by_id = {name: stored.event for name, stored in cited.items() if not stored.rejected}
             for event in undecided:
                 own = [by_id[name] for name in event.auth_events if name in by_id]
@@ -87,15 +87,15 @@ class Insiders:
                     )
                     or not unverified.keys().isdisjoint(event.auth_events)
                     or (
-                        event.membership in OWN_DOING
-                        and await lets_in(snapshot, event, _signers(event))
+                        event.membership in SELF_MEMBERSHIPS
+                        and await allows_membership(snapshot, event, _signers(event))
                     )
                 ):
                     found.add(event.event_id)
         return found
 
 
-def can_be_proved_by(event: Event, server: ServerName) -> bool:
+def can_be_verified_by(event: Event, server: ServerName) -> bool:
     """Return whether the key of that server is enough to verify the event."""
     return _signers(event) == {server}
 
@@ -107,7 +107,9 @@ def _signers(event: Event) -> Collection[ServerName]:
         return frozenset()
 
 
-async def lets_in(snapshot: RoomSnapshot, event: Event, signers: Collection[ServerName]) -> bool:
+async def allows_membership(
+    snapshot: RoomSnapshot, event: Event, signers: Collection[ServerName]
+) -> bool:
     """Return whether the current state of the room allows a user's own join, knock or leave."""
     if event.state_key != event.sender:
         return False

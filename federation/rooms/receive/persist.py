@@ -21,8 +21,15 @@ from federation.protocol.events import Event, StateKey, encode_event_json, encod
 from federation.protocol.ids import EventID, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.redaction import may_redact, redact
-from federation.rooms.build import MAX_DEPTH, Circumstances, Classification, Classify, joins, prune
-from federation.rooms.check import SHOWN, Checked, Verdict
+from federation.rooms.build import (
+    MAX_DEPTH,
+    Classification,
+    Classify,
+    RoomBeforeEvent,
+    count_joins,
+    make_redaction,
+)
+from federation.rooms.check import SHOWN, CheckResult, Verdict
 from federation.rooms.effects import effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
@@ -36,7 +43,7 @@ from storage.events.events import EventFlag, EventRow
 from storage.events.timelines import move_backward_extremities
 from storage.persist.redactions import Redaction
 from storage.persist.room_writer import (
-    Appended,
+    AppendResult,
     HeadMoved,
     NewCurrentState,
     NewEvent,
@@ -44,17 +51,17 @@ from storage.persist.room_writer import (
     StateChange,
 )
 from storage.persist.state_effects import NO_EFFECT, StateEffect
-from storage.rooms.early_receipts import select_awaited, take_early_receipts
+from storage.rooms.early_receipts import apply_early_receipts, select_awaited
 from storage.rooms.rooms import RoomRow, select_head
 
 MAX_UNSEEN_ANCESTORS = 100
 """Rejected and soft-failed ancestors that we pass through to find the visible ones."""
 
 
-class Arrival(msgspec.Struct, frozen=True):
+class CheckedArrival(msgspec.Struct, frozen=True):
     """A checked event, with everything that its place in the room depends on."""
 
-    checked: Checked
+    checked: CheckResult
     event: Event
     before: StateChange
     prev: Sequence[StoredEvent]
@@ -77,7 +84,7 @@ class Arrival(msgspec.Struct, frozen=True):
     """It is news, and events between our last one and it are missing."""
 
 
-class Placements:
+class EventPersister:
     """Persists events from other servers. For the reactor thread."""
 
     def __init__(
@@ -100,7 +107,7 @@ class Placements:
         self._classify = classify
         self._now_ms = now_ms
 
-    async def place(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent:
+    async def persist(self, snapshot: RoomSnapshot, arrival: CheckedArrival) -> StoredEvent:
         """Write the event at its place in the room. Raises HeadMoved when the room, or what is
         stored of the event, has changed."""
         new = await self._new_event(snapshot, arrival)
@@ -108,15 +115,15 @@ class Placements:
             row = await self._database.write(
                 "place_aside", self._add_off_timeline, snapshot, arrival, new
             )
-            return self._events.keep(snapshot.room, row)
+            return self._events.get_or_parse(snapshot.room, row)
         remaining = await self._remaining_extremities(snapshot, arrival)
-        if remaining and new.state_key is not None and new.placed_nid is None:
-            outlier = replace(new, flags=int(EventFlag.OUTLIER), redaction=None, outcomes={})
+        if remaining and new.state_key is not None and new.outlier_nid is None:
+            outlier = replace(new, flags=int(EventFlag.OUTLIER), redaction=None, push_actions={})
             await self._database.write(
                 "add_outliers", self._writer.add_outliers, snapshot.room, [outlier], self._now_ms()
             )
             nids = await self._events.get_by_id(snapshot.room.room_nid, [arrival.event.event_id])
-            new = replace(new, placed_nid=nids[arrival.event.event_id].nid)
+            new = replace(new, outlier_nid=nids[arrival.event.event_id].nid)
         current, changes = await self._compute_current_state(snapshot, arrival, new, remaining)
         if current is None:
             new = replace(new, state_before=None)  # it builds on the current state
@@ -128,8 +135,8 @@ class Placements:
                 "place_event", self._append, snapshot, arrival, new, extremities, current
             )
         finally:
-            self._events.forget_expected([arrival.event])
-        own = self._events.keep(snapshot.room, appended.rows[0])
+            self._events.unexpect([arrival.event])
+        own = self._events.get_or_parse(snapshot.room, appended.rows[0])
         if changes is not None and own.event.state_key is not None and own.event.key in changes:
             changes[own.event.key] = own
         self._engine.advance(snapshot, appended, changes)
@@ -164,9 +171,9 @@ class Placements:
         member_count = snapshot.head.joined_count
         if event.membership is not None and event.state_key is not None:
             before = (await self._resolver.load(room_nid, state_before, [event.key])).get(event.key)
-            member_count += joins(event, None if before is None else before.event)
+            member_count += count_joins(event, None if before is None else before.event)
         levels = await self._load_power_levels(snapshot.room, state_before, snapshot.state)
-        return await self._classify(event, Circumstances(room_nid, member_count, levels))
+        return await self._classify(event, RoomBeforeEvent(room_nid, member_count, levels))
 
     async def may_redact(
         self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange
@@ -181,7 +188,7 @@ class Placements:
             redact_level=levels.redact,
         )
 
-    async def _new_event(self, snapshot: RoomSnapshot, arrival: Arrival) -> NewEvent:
+    async def _new_event(self, snapshot: RoomSnapshot, arrival: CheckedArrival) -> NewEvent:
         event, verdict = arrival.event, arrival.checked.verdict
         flags, classification = 0, Classification()
         redaction: Redaction | None = None
@@ -195,25 +202,25 @@ class Placements:
             if not arrival.is_past and not arrival.redactions:
                 classification = await self.classify(snapshot, event, arrival.before)
                 flags |= classification.flags | (
-                    EventFlag.OUTCOMES if classification.outcomes else 0
+                    EventFlag.HAS_PUSH_ACTIONS if classification.outcomes else 0
                 )
         if arrival.is_after_hole:
-            flags |= EventFlag.AFTER_HOLE
+            flags |= EventFlag.AFTER_GAP
         if arrival.is_mended:
-            flags |= EventFlag.MENDED
+            flags |= EventFlag.STATE_ADDED
         return replace(
             new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
             depth=_depth(arrival),
             effect=state_effect(event, self._identity) if flags & EventFlag.TIMELINE else NO_EFFECT,
             redaction=redaction,
-            outcomes=classification.outcomes,
+            push_actions=classification.outcomes,
             thread_root=classification.thread_root,
             state_before=arrival.before,
-            placed_nid=arrival.outlier.nid if arrival.outlier is not None else None,
+            outlier_nid=arrival.outlier.nid if arrival.outlier is not None else None,
             has_gap=arrival.has_gap,
         )
 
-    async def _is_effective(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
+    async def _is_effective(self, snapshot: RoomSnapshot, arrival: CheckedArrival) -> bool:
         """Return whether it is anything but a redaction that its sender may not make.
 
         spec: rooms/v3#handling-redactions
@@ -223,14 +230,16 @@ class Placements:
             snapshot.room, arrival.event, target.event.sender, arrival.before
         )
 
-    async def _redaction(self, snapshot: RoomSnapshot, arrival: Arrival) -> Redaction | None:
+    async def _redaction(self, snapshot: RoomSnapshot, arrival: CheckedArrival) -> Redaction | None:
         """Return the redaction to apply; None if the target is unknown or redacted already."""
         target = await self._find_target(snapshot, arrival)
         if target is None or target.redacted_by is not None:
             return None
-        return await prune(snapshot, target, self._identity)
+        return await make_redaction(snapshot, target, self._identity)
 
-    async def _find_target(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent | None:
+    async def _find_target(
+        self, snapshot: RoomSnapshot, arrival: CheckedArrival
+    ) -> StoredEvent | None:
         target_id = arrival.event.redacts
         return (
             None
@@ -239,7 +248,7 @@ class Placements:
         )
 
     async def _remaining_extremities(
-        self, snapshot: RoomSnapshot, arrival: Arrival
+        self, snapshot: RoomSnapshot, arrival: CheckedArrival
     ) -> list[StoredEvent]:
         """Return the forward extremities that the event does not replace."""
         passed = {stored.event.event_id for stored in arrival.prev} | set(arrival.missing)
@@ -258,7 +267,7 @@ class Placements:
     async def _compute_current_state(
         self,
         snapshot: RoomSnapshot,
-        arrival: Arrival,
+        arrival: CheckedArrival,
         new: NewEvent,
         remaining: Sequence[StoredEvent],
     ) -> tuple[NewCurrentState | None, dict[StateKey, StoredEvent | None] | None]:
@@ -273,8 +282,8 @@ class Placements:
             state = arrival.before
         else:
             after = arrival.before
-            if new.placed_nid is not None and new.state_key is not None:
-                entries = {**after.entries, (new.type, new.state_key): new.placed_nid}
+            if new.outlier_nid is not None and new.state_key is not None:
+                entries = {**after.entries, (new.type, new.state_key): new.outlier_nid}
                 after = StateChange(after.root, entries)
             state = await self._resolver.resolve(
                 room_nid,
@@ -309,11 +318,11 @@ class Placements:
         self,
         txn: WriteTransaction,
         snapshot: RoomSnapshot,
-        arrival: Arrival,
+        arrival: CheckedArrival,
         new: NewEvent,
         extremities: Sequence[str],
         current: NewCurrentState | None,
-    ) -> Appended:
+    ) -> AppendResult:
         is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
         appended = self._writer.append(
             txn,
@@ -325,11 +334,11 @@ class Placements:
             now_ms=self._now_ms(),
         )
         if is_awaited:
-            take_early_receipts(txn, snapshot.room.room_id, appended.rows)
+            apply_early_receipts(txn, snapshot.room.room_id, appended.rows)
         return appended
 
     def _add_off_timeline(
-        self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent
+        self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: CheckedArrival, new: NewEvent
     ) -> EventRow:
         is_awaited = self._check_unchanged(txn, snapshot, arrival, new)
         is_partial = snapshot.head.partial_join is not None
@@ -341,15 +350,15 @@ class Placements:
                 raise HeadMoved(
                     snapshot.room.room_id
                 )  # it was checked against a state that is outdated
-        rows = self._writer.add_aside(
+        rows = self._writer.add_outside_timeline(
             txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
         )
         if is_awaited:
-            take_early_receipts(txn, snapshot.room.room_id, rows)
+            apply_early_receipts(txn, snapshot.room.room_id, rows)
         return rows[0]
 
     def _check_unchanged(
-        self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent
+        self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: CheckedArrival, new: NewEvent
     ) -> bool:
         """Check that no other node stored the event meanwhile, and update the backward extremities.
 
@@ -357,7 +366,7 @@ class Placements:
         """
         flags, is_awaited = select_awaited(txn, new.event_id)
         was_outlier = bool((flags or 0) & EventFlag.OUTLIER)
-        if was_outlier != (new.placed_nid is not None) or (flags is not None and not was_outlier):
+        if was_outlier != (new.outlier_nid is not None) or (flags is not None and not was_outlier):
             raise HeadMoved(snapshot.room.room_id)
         move_backward_extremities(
             txn, snapshot.room.room_nid, [new.event_id], arrival.missing, new.depth
@@ -365,7 +374,7 @@ class Placements:
         return is_awaited
 
 
-def _depth(arrival: Arrival) -> int:
+def _depth(arrival: CheckedArrival) -> int:
     """Return the depth of an event: one more than that of its prev_events.
 
     The depth that the event claims counts only where these are missing.

@@ -28,7 +28,7 @@ from federation.protocol.policy_server import NAMING, find_naming
 from federation.rooms.check import (
     REFUSED_BY_POLICY,
     SHOWN,
-    Candidate,
+    ReceivedPdu,
     Verdict,
     as_hashed,
     check_on_receipt,
@@ -37,19 +37,24 @@ from federation.rooms.check import (
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_templates import MEMBER
-from federation.rooms.receive.batch import Batch, Outcome, dropped
-from federation.rooms.receive.check_sources import NO_JUDGE, Judged, Questions, StoredSources
-from federation.rooms.receive.content_restore import LateContents, find_whole
-from federation.rooms.receive.extremity_limit import is_one_too_many
+from federation.rooms.receive.batch import Batch, Outcome, make_dropped
+from federation.rooms.receive.check_sources import (
+    NO_POLICY_VERDICTS,
+    CheckServices,
+    PolicyVerdicts,
+    StoredSources,
+)
+from federation.rooms.receive.content_restore import ContentRestorer, find_complete
+from federation.rooms.receive.extremity_limit import exceeds_extremity_limit
 from federation.rooms.receive.outliers import Outliers
-from federation.rooms.receive.participants import OWN_DOING, lets_in
-from federation.rooms.receive.persist import Arrival, Placements
-from federation.rooms.receive.unaltered_copies import take_true
-from federation.rooms.receive.unverified_events import UnprovedStates
+from federation.rooms.receive.participants import SELF_MEMBERSHIPS, allows_membership
+from federation.rooms.receive.persist import CheckedArrival, EventPersister
+from federation.rooms.receive.unaltered_copies import replace_altered
+from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.server_access import SERVER_ACL, ServerAccess
 from federation.rooms.snapshot import RoomSnapshot
-from storage.events.events import EventFlag, EventStore, Waiting
+from storage.events.events import EarlierReferences, EventFlag, EventStore
 from storage.partial_state.unverified_events import PartOf
 from storage.persist.room_writer import HeadMoved, StateChange
 
@@ -62,7 +67,7 @@ class _Known(msgspec.Struct, frozen=True):
     """The stored events that a batch contains or names. Grows as the batch is received."""
 
     events: dict[EventID, StoredEvent]
-    waiting: Waiting
+    waiting: EarlierReferences
     states: Mapping[EventID, Collection[EventID]]
     signers: Mapping[EventID, Collection[ServerName]]
     """The servers whose signatures each event has. Only events that were checked before."""
@@ -77,7 +82,7 @@ class _ReceiveOptions(msgspec.Struct, frozen=True):
     send_on: bool
     upon_gap: bool
     refused: Collection[EventID]
-    judged: Judged
+    judged: PolicyVerdicts
 
 
 class Receiver:
@@ -89,23 +94,23 @@ class Receiver:
         events: RoomEvents,
         store: EventStore,
         resolver: StateResolver,
-        placements: Placements,
+        persister: EventPersister,
         outliers: Outliers,
-        questions: Questions,
+        services: CheckServices,
         access: ServerAccess,
-        unproved: UnprovedStates,
-        late: LateContents,
+        unverified: UnverifiedStateEvents,
+        content_restorer: ContentRestorer,
     ) -> None:
-        self._content_restorer = late
+        self._content_restorer = content_restorer
         self._access = access
-        self._unverified = unproved
+        self._unverified = unverified
         self._engine = engine
         self._events = events
         self._store = store
         self._resolver = resolver
-        self._placements = placements
+        self._placements = persister
         self._outliers = outliers
-        self._questions = questions
+        self._questions = services
 
     async def receive(
         self,
@@ -115,15 +120,15 @@ class Receiver:
         origin: ServerName | None = None,
         past: bool = False,
         states: Mapping[EventID, Collection[EventID]] | None = None,
-        send_on: bool = False,
-        upon_gap: bool = False,
+        broadcast: bool = False,
+        allow_gap: bool = False,
         refused: Collection[EventID] = (),
         may_wait: bool = False,
     ) -> list[Outcome]:
         """Receive raw or parsed events of a known room, and return their outcomes in order.
 
-        `origin`: the server whose transaction brought them; the room's server ACL must allow it.
-        `past`: they were fetched from the room's history, so they are not news and are not checked
+        `upstream_login`: the server whose transaction brought them; the room's server ACL must allow it.
+        `past_memberships`: they were fetched from the room's history, so they are not news and are not checked
         against the current state. `states`: for events with missing prev_events, the state before
         them according to another server, as ids of stored events. It is resolved with the states
         after the prev_events that we have. `send_on`: we send them to the other servers in the
@@ -140,25 +145,25 @@ class Receiver:
 
         signers = await self._find_signers(candidates)
         room_nid = snapshot.room.room_nid
-        copies = await take_true(
+        copies = await replace_altered(
             self._questions, room_nid, candidates, signers, origin=origin, is_news=not past
         )
         candidates = copies.candidates
         judged = (
-            NO_JUDGE
+            NO_POLICY_VERDICTS
             if past
             else await self._ask_policy_server(snapshot, candidates, signers, may_wait=may_wait)
         )
-        options = _ReceiveOptions(past, send_on, upon_gap, refused, judged)
+        options = _ReceiveOptions(past, broadcast, allow_gap, refused, judged)
 
         async def work() -> list[Outcome]:
-            noted = await self._unverified.settle_cited(room_id, _collect_cited(candidates))
+            noted = await self._unverified.add_verified_cited(room_id, _collect_cited(candidates))
             return await self._receive(room_id, candidates, options, states or {}, signers, noted)
 
-        return copies.answer(await self._engine.in_turn(room_id, work))
+        return copies.get_outcomes(await self._engine.in_turn(room_id, work))
 
     async def _is_allowed(
-        self, snapshot: RoomSnapshot, origin: ServerName, candidates: Sequence[Candidate]
+        self, snapshot: RoomSnapshot, origin: ServerName, candidates: Sequence[ReceivedPdu]
     ) -> bool:
         """Return whether the room's ACL allows a server to send events.
 
@@ -169,7 +174,7 @@ class Receiver:
         acl = await snapshot.state.get(SERVER_ACL)
         for candidate in candidates:
             if acl is not None and _id_of(candidate) == acl.event.event_id:
-                await self._content_restorer.take(snapshot.room_id, acl, candidate)
+                await self._content_restorer.restore(snapshot.room_id, acl, candidate)
                 return await self._access.is_allowed(
                     await self._engine.get_snapshot(snapshot.room_id), origin
                 )
@@ -185,17 +190,19 @@ class Receiver:
 
     async def _candidates(
         self, room_id: RoomID, pdus: Sequence[Mapping[str, Any] | Event]
-    ) -> list[Candidate]:
+    ) -> list[ReceivedPdu]:
         if len(pdus) > MAX_PDUS:
             raise TooLarge(f"At most {MAX_PDUS} events are taken at once")
         version = (await self._engine.get_snapshot(room_id)).version
         return [
-            Candidate(version, pdu.pdu, pdu) if isinstance(pdu, Event) else Candidate(version, pdu)
+            ReceivedPdu(version, pdu.pdu, pdu)
+            if isinstance(pdu, Event)
+            else ReceivedPdu(version, pdu)
             for pdu in pdus
         ]
 
     async def _find_signers(
-        self, candidates: Sequence[Candidate]
+        self, candidates: Sequence[ReceivedPdu]
     ) -> Mapping[EventID, Collection[ServerName]]:
         """Find the signatures of all events at once, before their turn in the queue.
 
@@ -210,18 +217,18 @@ class Receiver:
             if not self._events.is_cached(event.event_id):
                 events[event.event_id] = event
         if len(events) > 1:
-            await self._questions.prepare(events.values())
+            await self._questions.prefetch_keys(events.values())
         signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
 
     async def _ask_policy_server(
         self,
         snapshot: RoomSnapshot,
-        candidates: Sequence[Candidate],
+        candidates: Sequence[ReceivedPdu],
         signers: Mapping[EventID, Collection[ServerName]],
         *,
         may_wait: bool,
-    ) -> Judged:
+    ) -> PolicyVerdicts:
         """Ask the room's policy server about new events that have their required signatures.
 
         This happens before their turn in the queue, so that a slow policy server delays no other
@@ -229,21 +236,23 @@ class Receiver:
         """
         named = await _find_policy_event(snapshot)
         if named is None:
-            return NO_JUDGE
+            return NO_POLICY_VERDICTS
         new: list[Event] = []
         let_in: set[EventID] = set()
         for event, signed_by in await self._find_new(snapshot, candidates, signers):
             new.append(event)
-            if event.membership in OWN_DOING and await lets_in(snapshot, event, signed_by):
+            if event.membership in SELF_MEMBERSHIPS and await allows_membership(
+                snapshot, event, signed_by
+            ):
                 let_in.add(event.event_id)
-        judged = await self._questions.judge(snapshot.room.room_nid, new, named, let_in)
+        judged = await self._questions.approve_many(snapshot.room.room_nid, new, named, let_in)
         allowed = {event_id: allows for event_id, allows in judged.items() if allows is not None}
-        return Judged(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
+        return PolicyVerdicts(named, allowed, judged.keys() - allowed.keys() if may_wait else ())
 
     async def _find_new(
         self,
         snapshot: RoomSnapshot,
-        candidates: Sequence[Candidate],
+        candidates: Sequence[ReceivedPdu],
         signers: Mapping[EventID, Collection[ServerName]],
     ) -> list[tuple[Event, Collection[ServerName]]]:
         """Return the events that are not placed yet and have their required signatures.
@@ -280,7 +289,7 @@ class Receiver:
     async def _receive(
         self,
         room_id: RoomID,
-        candidates: Sequence[Candidate],
+        candidates: Sequence[ReceivedPdu],
         options: _ReceiveOptions,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
@@ -295,7 +304,7 @@ class Receiver:
             batch.outcomes[event.event_id] = await self._receive_event(
                 room_id, batch.candidates[event.event_id], known, options
             )
-        return batch.answer()
+        return batch.get_outcomes()
 
     async def _load_known(
         self,
@@ -314,14 +323,14 @@ class Receiver:
         }
         found = dict(await self._events.get_anywhere(named))
         waiting = (
-            await self._store.get_waiting(snapshot.room.room_nid, own)
+            await self._store.get_earlier_references(snapshot.room.room_nid, own)
             if own
-            else Waiting({}, frozenset())
+            else EarlierReferences({}, frozenset())
         )
         return _Known(found, waiting, states, signers, noted)
 
     async def _receive_event(
-        self, room_id: RoomID, candidate: Candidate, known: _Known, options: _ReceiveOptions
+        self, room_id: RoomID, candidate: ReceivedPdu, known: _Known, options: _ReceiveOptions
     ) -> Outcome:
         event_id = candidate.read().event_id
         for _ in range(MAX_TRIES):
@@ -330,35 +339,39 @@ class Receiver:
                 return await self._place(snapshot, candidate, known, options)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
-                self._events.forget([event_id])
+                self._events.evict([event_id])
                 known.events.update(await self._events.get_anywhere([event_id]))
         raise RuntimeError(
             f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received"
         )
 
     async def _place(
-        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, options: _ReceiveOptions
+        self,
+        snapshot: RoomSnapshot,
+        candidate: ReceivedPdu,
+        known: _Known,
+        options: _ReceiveOptions,
     ) -> Outcome:
         event = candidate.read()
         own = known.events.get(event.event_id)
         if own is not None and not own.is_outlier:
-            await self._content_restorer.take(RoomID(snapshot.room.room_id), own, candidate)
+            await self._content_restorer.restore(RoomID(snapshot.room.room_id), own, candidate)
             return Outcome(event.event_id, None, was_known=True)
         if own is not None:
             # the stored one was checked, and may have been redacted since or lack its content
-            event = find_whole(own, candidate) or own.event
-            candidate = Candidate(event.version, event.pdu, event)
+            event = find_complete(own, candidate) or own.event
+            candidate = ReceivedPdu(event.version, event.pdu, event)
         signers = None if own is not None else known.signers.get(event.event_id)
         try:
             if signers is not None:  # before we ask or store anything because of it
                 check_signed(event, signers)
         except MatrixError as error:
             is_unproved = self._questions.lacks_keys(event)
-            return Outcome(event.event_id, Verdict.DROP, error, is_unproved=is_unproved)
+            return Outcome(event.event_id, Verdict.DROP, error, is_unverified=is_unproved)
         join = await self._partial_join(snapshot)
         prev, missing = _split(event.prev_events, known.events, placed=True)
         if any(other.room_nid != snapshot.room.room_nid for other in prev):
-            return dropped(event, "The event follows one of another room")
+            return make_dropped(event, "The event follows one of another room")
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
         # with partial state, nothing before our join is known
@@ -373,13 +386,13 @@ class Receiver:
                 None,
                 missing_prev=lacking,
                 missing_auth=missing_auth,
-                is_of_the_past=is_past,
+                is_past=is_past,
             )
         verdicts = await self._get_policy_verdicts(snapshot, options)
-        if event.event_id in verdicts.open:
-            return Outcome(event.event_id, None, is_unjudged=True)
-        if not is_past and await is_one_too_many(snapshot, event, self._events):
-            return Outcome(event.event_id, None, is_crowded_out=True)
+        if event.event_id in verdicts.waiting:
+            return Outcome(event.event_id, None, awaits_policy_server=True)
+        if not is_past and await exceeds_extremity_limit(snapshot, event, self._events):
+            return Outcome(event.event_id, None, exceeds_extremity_limit=True)
         try:
             before = await self._state_before(
                 snapshot, event, prev, known.states, join if has_gap else None
@@ -424,7 +437,7 @@ class Receiver:
             checked = replace(checked, verdict=Verdict.SOFT_FAIL, error=REFUSED_BY_POLICY)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
-        arrival = Arrival(
+        arrival = CheckedArrival(
             checked,
             checked.event if own is None else event,
             before,
@@ -443,21 +456,21 @@ class Receiver:
             and not is_before_join
             and (bool(missing) or any(map(_hides_gap, prev))),
         )
-        known.events[event.event_id] = await self._placements.place(snapshot, arrival)
+        known.events[event.event_id] = await self._placements.persist(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
 
     async def _get_policy_verdicts(
         self, snapshot: RoomSnapshot, options: _ReceiveOptions
-    ) -> Judged:
+    ) -> PolicyVerdicts:
         """Return the verdicts of the room's current policy server.
 
         Past events have their verdicts already.
         """
         if options.past:
-            return NO_JUDGE
-        named, asked = await _find_policy_event(snapshot), options.judged.named
+            return NO_POLICY_VERDICTS
+        named, asked = await _find_policy_event(snapshot), options.judged.policy_event
         if named is None or asked is None or named.event_id != asked.event_id:
-            return Judged(named)
+            return PolicyVerdicts(named)
         return options.judged
 
     async def _redactions(
@@ -533,7 +546,7 @@ async def _find_policy_event(snapshot: RoomSnapshot) -> Event | None:
     return None if stored is None else stored.event
 
 
-def _collect_cited(candidates: Sequence[Candidate]) -> set[EventID]:
+def _collect_cited(candidates: Sequence[ReceivedPdu]) -> set[EventID]:
     """Return the auth events of the PDUs that are valid events."""
     cited: set[EventID] = set()
     for candidate in candidates:
@@ -555,7 +568,7 @@ def _is_trusted(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: boo
 
 def _hides_gap(stored: StoredEvent) -> bool:
     """Return whether there is a gap before an event that clients do not see."""
-    return stored.is_after_hole and not stored.in_timeline
+    return stored.is_after_gap and not stored.in_timeline
 
 
 def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
@@ -578,7 +591,7 @@ def _split(
     return usable, [name for name in dict.fromkeys(names) if name not in have]
 
 
-def _id_of(candidate: Candidate) -> EventID | None:
+def _id_of(candidate: ReceivedPdu) -> EventID | None:
     try:
         return candidate.read().event_id
     except MatrixError:

@@ -17,16 +17,16 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import RemoteEvents, StateIDs, StatePDUs
-from federation.remote.large_responses import LongAnswers, TimeLeft, as_long_as_it_takes
-from federation.rooms.concurrent import map_at_once
+from federation.remote.events import EventClient, StateIDs, StatePDUs
+from federation.remote.large_responses import LargeResponseSlots, TimeLeft, get_longest_time
+from federation.rooms.concurrent import map_concurrently
 from federation.rooms.receive.batch import Outcome, parse_events, sort_many_by_reference
 from federation.rooms.receive.receiver import MAX_PDUS, Receiver
 from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping
 from federation.rooms.receive.unverified_events import find_left_out
 from federation.rooms.snapshot import CREATE, RoomSnapshot
 from storage.events.events import EventFlag, EventStore, StateEntry
-from storage.partial_state.unverified_events import LeftOut, PartOf
+from storage.partial_state.unverified_events import PartOf, UnverifiedEvent
 
 MAX_SINGLE_REQUESTS: Final = 30
 """Up to this number, missing events are fetched one by one."""
@@ -36,11 +36,11 @@ MAX_NEW: Final = 50_000
 """New events that one state may bring."""
 
 
-class ToldState(msgspec.Struct, frozen=True):
+class RemoteState(msgspec.Struct, frozen=True):
     """A state according to another server, as ids of stored events."""
 
     event_ids: Sequence[EventID]
-    left_out: Sequence[LeftOut]
+    left_out: Sequence[UnverifiedEvent]
     """Events that are left out only because a signing key, of them or of their auth events, cannot
     be fetched now."""
 
@@ -53,12 +53,12 @@ class RemoteStates:
         receiver: Receiver,
         imports: StateImports,
         store: EventStore,
-        remote: RemoteEvents,
-        lists: LongAnswers,
-        states: LongAnswers,
+        remote: EventClient,
+        lists: LargeResponseSlots,
+        states: LargeResponseSlots,
         clock: IReactorTime,
     ) -> None:
-        """`lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
+        """`stale_lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
         with complete states."""
         self._receiver = receiver
         self._imports = imports
@@ -73,14 +73,14 @@ class RemoteStates:
         server: ServerName,
         snapshot: RoomSnapshot,
         event_id: EventID,
-        most_new: int = MAX_NEW,
+        max_new: int = MAX_NEW,
         part_of: PartOf = PartOf.SOME_STATE,
         *,
-        left: TimeLeft = as_long_as_it_takes,
-    ) -> ToldState:
+        left: TimeLeft = get_longest_time,
+    ) -> RemoteState:
         """Fetch the state before an event from a server, and store its events.
 
-        Invalid events are left out. `most_new`: the limit of new events. `part_of`: how far the
+        Invalid events are left out. `most_new`: the limit of new events. `make_part`: how far the
         state is trusted. `left`: returns the time that is left. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
@@ -99,7 +99,7 @@ class RemoteStates:
             pass
         wanted = {*ids.state, *ids.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
-        if len(missing) > most_new:
+        if len(missing) > max_new:
             raise RemoteError(
                 server, f"{len(missing)} events would be new in the state", retryable=False
             )
@@ -112,12 +112,12 @@ class RemoteStates:
             async with self._states.read(server, ask_state, left) as state:
                 pdus: list[Pdu] = [*state.auth_chain, *state.state]
                 del state
-                outcomes = await self._imports.keep(snapshot.room, pdus)
+                outcomes = await self._imports.store(snapshot.room, pdus)
                 left_out = find_left_out(zip(pdus, outcomes, strict=True), ids.state, part_of)
                 del pdus
         entries = await self._store.get_entries(room_nid, ids.state)
         _check_is_state(server, entries.values())
-        return ToldState([EventID(name) for name in entries], left_out)
+        return RemoteState([EventID(name) for name in entries], left_out)
 
     async def fetch_auth_chain(
         self,
@@ -126,7 +126,7 @@ class RemoteStates:
         event: Event,
         missing: Collection[EventID],
         *,
-        left: TimeLeft = as_long_as_it_takes,
+        left: TimeLeft = get_longest_time,
     ) -> None:
         """Fetch and store the auth chain of an event, as far as the server has it.
 
@@ -151,7 +151,7 @@ class RemoteStates:
         async def fetch(event_id: EventID) -> Pdu:
             return await self._remote.get_event(server, event_id, seconds=left())
 
-        return await map_at_once(fetch, sorted(event_ids), CONCURRENT_REQUESTS)
+        return await map_concurrently(fetch, sorted(event_ids), CONCURRENT_REQUESTS)
 
     async def _store_outliers(
         self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None

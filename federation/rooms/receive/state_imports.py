@@ -14,11 +14,11 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import Turns, read_event
+from federation.peers.event_lists import Yielder, parse_event_piece
 from federation.protocol.errors import BadState
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import Candidate, Verdict
+from federation.rooms.check import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.outliers import Outliers
 from federation.rooms.snapshot import CREATE
@@ -57,7 +57,7 @@ class StateImports:
         self._store = store
         self._clock = clock
 
-    async def keep(self, room: RoomRow, pdus: Sequence[Pdu]) -> list[Outcome]:
+    async def store(self, room: RoomRow, pdus: Sequence[Pdu]) -> list[Outcome]:
         """Store events as outliers; return an outcome for each, in the order given."""
         outcomes: dict[int, Outcome] = {}
         waiting, count = await self._by_depth(pdus), len(pdus)
@@ -65,7 +65,7 @@ class StateImports:
             later: list[int] = []
             for chunk in _chunks(pdus, waiting):
                 version = ROOM_VERSIONS[room.version]
-                candidates = [Candidate(version, as_mapping(pdus[at])) for at in chunk]
+                candidates = [ReceivedPdu(version, as_mapping(pdus[at])) for at in chunk]
                 for at, outcome in zip(
                     chunk, await self._outliers.add(room, candidates), strict=True
                 ):
@@ -80,11 +80,11 @@ class StateImports:
     async def _by_depth(self, pdus: Sequence[Pdu]) -> Iterable[int]:
         """Return the indexes of the events ordered by claimed depth: sorted in chunks, which are
         merged while they are read."""
-        turns, depths = Turns(self._clock, DEPTH_CHUNK_BYTES), array("d")
+        turns, depths = Yielder(self._clock, DEPTH_CHUNK_BYTES), array("d")
         for pdu in pdus:
             depths.append(_depth(pdu))
             await turns.after(_length(pdu))
-        turns, pieces = Turns(self._clock, 1), []
+        turns, pieces = Yielder(self._clock, 1), []
         for start in range(0, len(pdus), SORT_CHUNK):
             end = min(start + SORT_CHUNK, len(pdus))
             pieces.append(sorted(range(start, end), key=depths.__getitem__))
@@ -92,7 +92,7 @@ class StateImports:
                 await turns.after(1)
         return merge(*pieces, key=depths.__getitem__)
 
-    async def gather(self, room: RoomRow, event_ids: Collection[EventID]) -> Entries:
+    async def get_entries(self, room: RoomRow, event_ids: Collection[EventID]) -> Entries:
         """Return the entries of a state that is given as events, as far as these are stored.
 
         Raises BadState.
@@ -112,7 +112,7 @@ class StateImports:
         return entries
 
 
-def kept_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
+def get_stored_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
     """Return the ids of the stored events, whether accepted or rejected."""
     return [
         outcome.event_id
@@ -157,4 +157,4 @@ def _depth(pdu: Pdu) -> float:
 
 def as_mapping(pdu: Pdu) -> Mapping[str, Any]:
     """Return the event as a mapping. A value that is no object fails when it is parsed."""
-    return read_event(pdu) if isinstance(pdu, msgspec.Raw) else pdu
+    return parse_event_piece(pdu) if isinstance(pdu, msgspec.Raw) else pdu

@@ -14,7 +14,7 @@ Laws:
   it names.
 - The sender's own server is trusted: if it sends the event without the content, the event has none.
   Most such copies are of redacted events. So past events and states are requested only where the
-  room may depend on the content (`is_to_ask`).
+  room may depend on the content (`needs_unaltered_copy`).
 
 spec: server-server-api#checks-performed-on-receipt-of-a-pdu,
 server-server-api#get_matrixfederationv1eventeventid
@@ -28,21 +28,21 @@ import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import Policy
-from federation.peers.requests import RefusedByRemote, asked_wait_ms
+from federation.peers.policy import FederationPolicy
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import BadEvent, MatrixError, RemoteError
 from federation.protocol.event_signing import is_content_hash_valid
 from federation.protocol.events import Event, compute_reference_hash, parse_event
 from federation.protocol.ids import EventID, ServerName, domain_of
 from federation.protocol.redaction import redact
-from federation.remote.events import RemoteEvents
-from federation.rooms.check import Candidate, Verdict, check_signed
-from federation.rooms.concurrent import map_at_once
+from federation.remote.events import EventClient
+from federation.rooms.check import ReceivedPdu, Verdict, check_signed
+from federation.rooms.concurrent import map_concurrently
 from federation.rooms.membership_templates import MEMBER
 from federation.rooms.receive.batch import Outcome
-from federation.rooms.receive.check_sources import Questions
-from federation.rooms.room_servers import RoomServers, longest_in
+from federation.rooms.receive.check_sources import CheckServices
+from federation.rooms.room_servers import RoomServers, sort_by_join
 
 AT_ONCE: Final = 20
 """Events of one batch that are requested at the same time."""
@@ -60,27 +60,27 @@ ALTERED: Final = BadEvent(
 )
 
 
-class TrueCopies:
+class UnalteredCopies:
     """Fetches unaltered copies of events. For the reactor thread."""
 
     def __init__(
         self,
-        remote: RemoteEvents,
+        remote: EventClient,
         servers: RoomServers,
-        policy: Policy,
-        own: ServerName,
+        policy: FederationPolicy,
+        own_name: ServerName,
         seconds: Callable[[], float],
     ) -> None:
         """`own`: this server; `seconds`: returns the time."""
         self._remote = remote
         self._servers = servers
         self._policy = policy
-        self._own = own
+        self._own = own_name
         self._seconds = seconds
         self._backoff: PeerBackoff[str] = PeerBackoff(
             lambda: int(seconds() * 1000),
             BackoffSchedule(BACKOFF_MS, BACKOFF_MS),
-            max_remembered=MAX_BACKOFFS,
+            max_records=MAX_BACKOFFS,
         )
         """Keyed by event id and by server name."""
         self._lookups: SharedWork[str, Event | None] = SharedWork()
@@ -94,10 +94,12 @@ class TrueCopies:
         async def find(event: Event) -> Event | None:
             return None if self._seconds() > until else await self.find(room_nid, event, origin)
 
-        return [event for event in await map_at_once(find, events, AT_ONCE) if event is not None]
+        return [
+            event for event in await map_concurrently(find, events, AT_ONCE) if event is not None
+        ]
 
     async def find(self, room_nid: int, event: Event, origin: ServerName | None) -> Event | None:
-        """Return the event to use for an altered copy from `origin`, or None if no server has it.
+        """Return the event to use for an altered copy from `upstream_login`, or None if no server has it.
 
         This is the unaltered copy, or the altered one if the sender's server has no other.
         """
@@ -117,7 +119,7 @@ class TrueCopies:
         home = domain_of(event.sender)
         others = [
             server
-            for server in longest_in(await self._servers.in_room(room_nid))
+            for server in sort_by_join(await self._servers.in_room(room_nid))
             if server not in (home, origin)
         ]
         for server in [home, *others[:MAX_OTHER_SERVERS]]:
@@ -132,7 +134,7 @@ class TrueCopies:
                 # the verified signatures are those of the altered copy; they cover the same fields
                 copy = parse_event(event.version, {**pdu, "signatures": event.pdu["signatures"]})
             except RefusedByRemote as error:
-                if asked_wait_ms(error):
+                if get_retry_after_ms(error):
                     self._backoff.record_failure(server, error)
                 continue
             except RemoteError:
@@ -147,27 +149,27 @@ class TrueCopies:
         return None
 
 
-class Taken(msgspec.Struct, frozen=True):
+class UnalteredBatch(msgspec.Struct, frozen=True):
     """The events of a batch to receive, after altered copies were replaced."""
 
-    given: Sequence[Candidate]
-    true: Mapping[EventID, Candidate]
+    given: Sequence[ReceivedPdu]
+    unaltered: Mapping[EventID, ReceivedPdu]
     """Unaltered copies by event id, or altered ones that are received as they are."""
     refused: Collection[EventID]
     """Altered copies that did not come from the sender's server, and whose original no server has.
     Storing them would make the original a duplicate."""
 
     @property
-    def candidates(self) -> list[Candidate]:
+    def candidates(self) -> list[ReceivedPdu]:
         """The given events with replacements, without the refused ones."""
         named = [(_id_of(each), each) for each in self.given]
         return [
-            each if name is None else self.true.get(name, each)
+            each if name is None else self.unaltered.get(name, each)
             for name, each in named
             if name not in self.refused
         ]
 
-    def answer(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+    def get_outcomes(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Return an outcome for each given event, from the outcomes of `candidates`."""
         found = iter(outcomes)
         return [
@@ -176,18 +178,18 @@ class Taken(msgspec.Struct, frozen=True):
         ]
 
 
-async def take_true(
-    questions: Questions,
+async def replace_altered(
+    questions: CheckServices,
     room_nid: int,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[ReceivedPdu],
     signers: Mapping[EventID, Collection[ServerName]],
     *,
     origin: ServerName | None = None,
     is_news: bool = False,
-) -> Taken:
+) -> UnalteredBatch:
     """Fetch unaltered copies of altered events.
 
-    Only events in `signers` are checked. `origin`: the server whose transaction brought them.
+    Only events in `signers` are checked. `upstream_login`: the server whose transaction brought them.
     """
     altered: dict[EventID, Event] = {}
     for candidate in candidates:
@@ -195,22 +197,22 @@ async def take_true(
         if (
             name is not None
             and name in signers
-            and is_to_ask(candidate, signers[name], origin, is_news=is_news)
+            and needs_unaltered_copy(candidate, signers[name], origin, is_news=is_news)
         ):
             altered.setdefault(name, candidate.read())
     if not altered:
-        return Taken(candidates, {}, ())
+        return UnalteredBatch(candidates, {}, ())
     known = await questions.events.get_anywhere(altered)  # stored events stay unchanged
     lookups = [event for name, event in altered.items() if name not in known]
-    found = await questions.find_true(room_nid, lookups, origin) if lookups else []
-    true = {event.event_id: Candidate(event.version, event.pdu, event) for event in found}
-    return Taken(
+    found = await questions.find_unaltered(room_nid, lookups, origin) if lookups else []
+    true = {event.event_id: ReceivedPdu(event.version, event.pdu, event) for event in found}
+    return UnalteredBatch(
         candidates, true, () if origin is None else altered.keys() - true.keys() - known.keys()
     )
 
 
-def is_to_ask(
-    candidate: Candidate,
+def needs_unaltered_copy(
+    candidate: ReceivedPdu,
     signers: Collection[ServerName],
     origin: ServerName | None,
     *,
@@ -244,7 +246,7 @@ def is_same(one: Event, other: Event) -> bool:
     )
 
 
-def _id_of(candidate: Candidate) -> EventID | None:
+def _id_of(candidate: ReceivedPdu) -> EventID | None:
     try:
         return candidate.read().event_id
     except MatrixError:

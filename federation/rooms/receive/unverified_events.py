@@ -28,7 +28,7 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import Candidate, Verdict
+from federation.rooms.check import ReceivedPdu, Verdict
 from federation.rooms.effects import state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
@@ -41,13 +41,13 @@ from storage.cache import StreamValue
 from storage.engine.database import Database
 from storage.engine.streams import Stage, Topic
 from storage.partial_state.unverified_events import (
-    LeftOut,
     PartOf,
-    UnprovedRow,
-    UnprovedStore,
-    UnprovedWriter,
+    UnverifiedEvent,
+    UnverifiedEventRow,
+    UnverifiedEventStore,
+    UnverifiedEventWriter,
 )
-from storage.persist.room_writer import Appended, HeadMoved, StateChange
+from storage.persist.room_writer import AppendResult, HeadMoved, StateChange
 from storage.rooms.rooms import RoomRow, RoomStore
 
 RETRIES: Final = BackoffSchedule(5_000, 6 * 3_600_000)
@@ -60,34 +60,34 @@ MAX_TRIES: Final = 20
 
 def find_left_out(
     events: Iterable[tuple[Pdu, Outcome]], state: Collection[str], part_of: PartOf
-) -> list[LeftOut]:
+) -> list[UnverifiedEvent]:
     """Return the events of a remote state that cannot be verified now, with those that cite them.
 
     `state`: the ids of events that are in the state itself, not only in its auth chain.
     """
     events = list(events)
-    if not any(outcome.is_unproved for _, outcome in events):
+    if not any(outcome.is_unverified for _, outcome in events):
         return []
-    left: dict[str, LeftOut] = {}
+    left: dict[str, UnverifiedEvent] = {}
     for pdu, outcome in events:
-        if outcome.event_id is not None and (outcome.is_unproved or outcome.missing_auth):
+        if outcome.event_id is not None and (outcome.is_unverified or outcome.missing_auth):
             depth = as_mapping(pdu).get("depth")
             raw = bytes(pdu) if isinstance(pdu, msgspec.Raw) else msgspec.json.encode(pdu)
             part = part_of if outcome.event_id in state else PartOf.AUTH_CHAIN
-            left[outcome.event_id] = LeftOut(
+            left[outcome.event_id] = UnverifiedEvent(
                 outcome.event_id, depth if type(depth) is int else 0, raw, part
             )
     return list(left.values())
 
 
-def is_of_type(event: LeftOut, type: str) -> bool:
+def is_of_type(event: UnverifiedEvent, type: str) -> bool:
     """Return whether the event has that type, or is only part of the auth chain."""
     return (
         event.part_of is PartOf.AUTH_CHAIN or as_mapping(msgspec.Raw(event.pdu)).get("type") == type
     )
 
 
-class UnprovedStates:
+class UnverifiedStateEvents:
     """Stores unverified state events and adds them to the state. For the reactor thread."""
 
     _log = Logger()
@@ -95,8 +95,8 @@ class UnprovedStates:
     def __init__(
         self,
         database: Database,
-        store: UnprovedStore,
-        writer: UnprovedWriter,
+        store: UnverifiedEventStore,
+        writer: UnverifiedEventWriter,
         engine: RoomEngine,
         rooms: RoomStore,
         events: RoomEvents,
@@ -116,7 +116,7 @@ class UnprovedStates:
         self._identity = identity
         self._clock = clock
         self._cached_rooms: StreamValue[Mapping[int, int | None]] = StreamValue(
-            database.streams, Topic.COMPLETENESS, load=store.get_rooms
+            database.streams, Topic.PARTIAL_STATE, load=store.get_rooms
         )
         """The rooms that have unverified events, with the time of their next retry."""
         self._delayed_call: IDelayedCall | None = None
@@ -140,18 +140,18 @@ class UnprovedStates:
         if self._task is not None:
             self._task.cancel()
 
-    def first_attempt(self) -> int:
+    def schedule_first_attempt(self) -> int:
         """Schedule the first retry of events stored now; return its time in milliseconds."""
         self._schedule(RETRIES.first_ms / 1000)
         return self._now_ms() + RETRIES.first_ms
 
-    async def note(self, room_nid: int, left_out: Sequence[LeftOut]) -> None:
+    async def store(self, room_nid: int, left_out: Sequence[UnverifiedEvent]) -> None:
         """Store events that were left out of a state."""
         if left_out:
-            await self._store.add(room_nid, left_out, self.first_attempt())
+            await self._store.add(room_nid, left_out, self.schedule_first_attempt())
             self._cached_rooms.invalidate()
 
-    async def find_noted(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
+    async def find_stored(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
         """Return the cited events that are stored as unverified, even if verified by now.
 
         Makes no query in rooms without such events.
@@ -163,7 +163,7 @@ class UnprovedStates:
             for name, (part_of, _) in (await self._store.find(room_nid, cited)).items()
         }
 
-    async def settle_cited(
+    async def add_verified_cited(
         self, room_id: RoomID, cited: Collection[EventID]
     ) -> Mapping[str, PartOf]:
         """Add cited events to the state that were stored as unverified and verified since.
@@ -175,13 +175,13 @@ class UnprovedStates:
             return {}
         noted = await self._store.find(room_nid, cited)
         if any(event_nid is None for _, event_nid in noted.values()):
-            await self.settle(room_id)
+            await self.add_verified(room_id)
         return {name: part_of for name, (part_of, _) in noted.items()}
 
     # ----------------------------------------------------------------------------------------
     # adding to the state
 
-    async def settle(self, room_id: RoomID) -> None:
+    async def add_verified(self, room_id: RoomID) -> None:
         """Add all events that are verified by now. Call it in the turn of the room."""
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
@@ -216,7 +216,7 @@ class UnprovedStates:
     async def _add_to_state(
         self,
         snapshot: RoomSnapshot,
-        rows: Sequence[UnprovedRow],
+        rows: Sequence[UnverifiedEventRow],
         proved: Mapping[EventID, StoredEvent],
     ) -> None:
         """Raises HeadMoved."""
@@ -249,7 +249,7 @@ class UnprovedStates:
         entries = {(key.type, key.state_key): stored.nid for key, stored in resolved.items()}
         head = await self._database.write(
             "put_in_unproved",
-            self._writer.put_in,
+            self._writer.add_to_state,
             snapshot.room,
             snapshot.head,
             {name: stored.nid for name, stored in proved.items()},
@@ -263,7 +263,7 @@ class UnprovedStates:
             view = self._engine.view(snapshot.room.room_nid, None)
             self._engine.advance(
                 RoomSnapshot(snapshot.room, snapshot.version, snapshot.head, view),
-                Appended(head, []),
+                AppendResult(head, []),
             )
 
     # ----------------------------------------------------------------------------------------
@@ -317,28 +317,28 @@ class UnprovedStates:
         if refused:
             await self._store.remove(room_nid, refused)
         now = self._now_ms()
-        await self._store.note_attempt(
+        await self._store.record_attempt(
             room_nid, {row.event_id: now + _retry_delay_ms(row.attempts + 1) for row in rows}
         )
         room_id = RoomID(room.room_id)
         if any(
             outcome.verdict is not Verdict.DROP and not outcome.is_waiting for outcome in outcomes
         ):
-            await self._engine.in_turn(room_id, lambda: self.settle(room_id))
+            await self._engine.in_turn(room_id, lambda: self.add_verified(room_id))
         self._cached_rooms.invalidate()
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
 
-def _candidate(room: RoomRow, row: UnprovedRow) -> Candidate:
-    return Candidate(ROOM_VERSIONS[room.version], as_mapping(msgspec.Raw(row.pdu)))
+def _candidate(room: RoomRow, row: UnverifiedEventRow) -> ReceivedPdu:
+    return ReceivedPdu(ROOM_VERSIONS[room.version], as_mapping(msgspec.Raw(row.pdu)))
 
 
 def _is_refused(outcome: Outcome) -> bool:
     """Return whether the event turned out to be invalid."""
     return outcome.verdict is Verdict.REJECT or (
-        outcome.verdict is Verdict.DROP and not outcome.is_unproved
+        outcome.verdict is Verdict.DROP and not outcome.is_unverified
     )
 
 

@@ -16,9 +16,9 @@ import msgspec
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.space_hierarchy import RemoteHierarchy
-from federation.remote.directory import DirectoryRequests
-from federation.rooms.concurrent import map_at_once
-from federation.rooms.server_fallback import Candidates
+from federation.remote.directory import RemoteDirectoryClient
+from federation.rooms.concurrent import map_concurrently
+from federation.rooms.server_fallback import ServerFallback
 from storage.cache import LRU
 
 CONCURRENT_ROOMS: Final = 8
@@ -40,7 +40,7 @@ class RemoteHierarchies:
     """Implements `RemoteSpaces` with requests to other servers. For the reactor thread."""
 
     def __init__(
-        self, requests: DirectoryRequests, candidates: Candidates, now_ms: Callable[[], int]
+        self, requests: RemoteDirectoryClient, candidates: ServerFallback, now_ms: Callable[[], int]
     ) -> None:
         self._requests = requests
         self._candidates = candidates
@@ -69,7 +69,7 @@ class RemoteHierarchies:
 
         missing = [room_id for room_id in rooms if room_id not in found]
         if missing:
-            await map_at_once(ask, missing, CONCURRENT_ROOMS)
+            await map_concurrently(ask, missing, CONCURRENT_ROOMS)
         return {room_id: answer for room_id, answer in found.items() if answer is not None}
 
     async def _request(
@@ -81,6 +81,6 @@ class RemoteHierarchies:
             )
 
         try:
-            return await self._candidates.ask(servers, request, most=MAX_SERVERS)
+            return await self._candidates.run(servers, request, most=MAX_SERVERS)
         except MatrixError:
             return None  # the client sees as much of the hierarchy as could be fetched

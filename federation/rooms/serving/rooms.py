@@ -28,12 +28,12 @@ from federation.protocol.redaction import redact
 from federation.rooms.events import RoomEvents, StoredEvent, entries_before
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.serving.server_visibility import ServerVisibility
-from federation.rooms.serving.spliced import Part, part_of, spliced
+from federation.rooms.serving.spliced import Part, make_part, splice
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.auth_chains import AuthChainStore
 from storage.events.events import EventStore
-from storage.events.timelines import Direction, Place, TimelineStore
-from storage.rooms.served_states import ToldStates
+from storage.events.timelines import Direction, TimelinePlace, TimelineStore
+from storage.rooms.served_states import ServedStateReader
 
 MAX_PAGE: Final = 100
 """Events in one response."""
@@ -76,7 +76,7 @@ class ServedRooms:
         self,
         events: RoomEvents,
         store: EventStore,
-        states: ToldStates,
+        states: ServedStateReader,
         chains: AuthChainStore,
         timelines: TimelineStore,
         access: ServerAccess,
@@ -109,12 +109,12 @@ class ServedRooms:
         )
         parts: list[Part] = [
             b'{"pdus":[',
-            part_of(state, state.state),
+            make_part(state, state.state),
             b'],"auth_chain":[',
-            part_of(state, state.chain),
+            make_part(state, state.chain),
             b"]}",
         ]
-        return spliced(self._store, parts, "state")
+        return splice(self._store, parts, "state")
 
     async def get_state_ids(
         self, server: ServerName, room_id: RoomID, event_id: EventID
@@ -172,7 +172,7 @@ class ServedRooms:
         events = await self._walk(snapshot, first, skipped, min(max(limit, 1), MAX_PAGE), min_depth)
         return await self._encode_visible(server, snapshot, events[::-1])
 
-    async def find_next_to(
+    async def find_closest(
         self, server: ServerName, room_id: RoomID, ts: int, direction: Direction
     ) -> tuple[EventID, int]:
         """Return the event closest to a time in milliseconds, and its own time.
@@ -187,7 +187,7 @@ class ServedRooms:
             )
             loaded = await self._events.get_events(nid for _, nid in page)
             events = [loaded[nid] for _, nid in page]
-            seen = await self._visibility.see(server, snapshot.room.room_nid, events)
+            seen = await self._visibility.find_visible(server, snapshot.room.room_nid, events)
             for stored, visible in zip(events, seen, strict=True):
                 if visible:
                     return stored.event.event_id, stored.event.origin_server_ts
@@ -243,7 +243,11 @@ class ServedRooms:
         if heap:
             # one query loads nearly all that the walk will meet
             page = await self._timelines.get_page(
-                room_nid, Place(heap[0][2].depth + 1, 0), None, Direction.BACKWARDS, 2 * limit
+                room_nid,
+                TimelinePlace(heap[0][2].depth + 1, 0),
+                None,
+                Direction.BACKWARDS,
+                2 * limit,
             )
             await self._events.get_events(nid for _, nid in page)
         found: list[StoredEvent] = []
@@ -263,7 +267,7 @@ class ServedRooms:
     async def _encode_visible(
         self, server: ServerName, snapshot: RoomSnapshot, events: Sequence[StoredEvent]
     ) -> Pdus:
-        seen = await self._visibility.see(server, snapshot.room.room_nid, events)
+        seen = await self._visibility.find_visible(server, snapshot.room.room_nid, events)
         return _raw(
             stored.pdu
             if visible

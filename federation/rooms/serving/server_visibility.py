@@ -22,7 +22,7 @@ from federation.protocol.visibility import (
 )
 from federation.rooms.erased_senders import ErasedSenders
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.retention import RoomRetentionCache
 from federation.rooms.room_servers import RoomServers
 from storage.rooms.memberships import MembershipStore
 from storage.state.state_tree import StateTreeStore
@@ -40,17 +40,17 @@ class ServerVisibility:
         events: RoomEvents,
         membership_store: MembershipStore,
         servers: RoomServers,
-        lifetimes: Lifetimes | None = None,
+        retention: RoomRetentionCache | None = None,
         erased: ErasedSenders | None = None,
     ) -> None:
         self._erased = erased
-        self._lifetimes = lifetimes
+        self._lifetimes = retention
         self._trees = trees
         self._events = events
         self._membership_store = membership_store
         self._servers = servers
 
-    async def see(
+    async def find_visible(
         self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]
     ) -> list[bool]:
         """Return for each of the events, of one room, whether a server in the room may see it in
@@ -64,7 +64,7 @@ class ServerVisibility:
             ]
         if self._lifetimes is None:
             return seen
-        oldest = await self._lifetimes.oldest_shown(room_nid)
+        oldest = await self._lifetimes.get_oldest_shown(room_nid)
         return [
             visible and not stored.is_expired(oldest)
             for stored, visible in zip(events, seen, strict=True)

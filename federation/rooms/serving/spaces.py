@@ -13,22 +13,22 @@ from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.space_hierarchy import SPACE, RemoteHierarchy
 from federation.protocol.stripped_state import strip_event
 from federation.rooms.events import RoomEvents
-from federation.rooms.serving.summaries import Previews, summarise_room
+from federation.rooms.serving.summaries import SummaryVisibility, summarise_room
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.spaces import ChildRow, SpaceStore
 from storage.rooms.summaries import RoomSummaryStore, SummaryRow
 
-MAX_CHILDREN_FOR_SERVERS: Final = 100
+MAX_SERVED_CHILDREN: Final = 100
 """Children of a space in one response to a server, which can request the children's hierarchies."""
 
 
-class KnownRoom(msgspec.Struct, frozen=True):
+class StoredSpaceRoom(msgspec.Struct, frozen=True):
     """A room that this server has stored."""
 
     row: SummaryRow
     children: Sequence[ChildRow]
     """In order; empty if the room is no space."""
-    is_ours: bool
+    has_local_members: bool
     """A local user is in it, so the stored state is up to date."""
 
 
@@ -55,7 +55,7 @@ class Spaces:
         spaces: SpaceStore,
         membership_store: MembershipStore,
         events: RoomEvents,
-        previews: Previews,
+        previews: SummaryVisibility,
     ) -> None:
         self._summaries = summaries
         self._spaces = spaces
@@ -63,21 +63,25 @@ class Spaces:
         self._events = events
         self._previews = previews
 
-    async def load(self, room_ids: Collection[RoomID]) -> Mapping[RoomID, KnownRoom]:
+    async def load(self, room_ids: Collection[RoomID]) -> Mapping[RoomID, StoredSpaceRoom]:
         """Return the rooms that this server has stored; makes three queries."""
         rows = await self._summaries.get_summaries_by_id(room_ids)
         if not rows:
             return {}
         spaces = [row.room_nid for row in rows.values() if row.room_type == SPACE]
         children = await self._spaces.get_children(spaces) if spaces else {}
-        ours = await self._membership_store.get_rooms_of_ours(row.room_nid for row in rows.values())
+        ours = await self._membership_store.get_rooms_with_local_members(
+            row.room_nid for row in rows.values()
+        )
         return {
-            RoomID(room_id): KnownRoom(row, children.get(row.room_nid, ()), row.room_nid in ours)
+            RoomID(room_id): StoredSpaceRoom(
+                row, children.get(row.room_nid, ()), row.room_nid in ours
+            )
             for room_id, row in rows.items()
         }
 
     async def load_children_state(
-        self, rooms: Collection[KnownRoom], *, suggested_only: bool
+        self, rooms: Collection[StoredSpaceRoom], *, suggested_only: bool
     ) -> Mapping[int, list[dict[str, Any]]]:
         """Return the stripped m.space.child events of each room, in the order of the children.
 
@@ -121,14 +125,14 @@ class Spaces:
         root = known.get(room_id)
         if (
             root is None
-            or not root.is_ours
-            or not await self._previews.visible_to_server(server, [root.row])
+            or not root.has_local_members
+            or not await self._previews.find_visible_to_server(server, [root.row])
         ):
             raise NotFound("This server does not have the room, or you may not see it")
-        wanted = wanted_children(root.children, suggested_only)[:MAX_CHILDREN_FOR_SERVERS]
+        wanted = wanted_children(root.children, suggested_only)[:MAX_SERVED_CHILDREN]
         found = await self.load([RoomID(link.child_id) for link in wanted])
-        ours = {child_id: child for child_id, child in found.items() if child.is_ours}
-        visible = await self._previews.visible_to_server(
+        ours = {child_id: child for child_id, child in found.items() if child.has_local_members}
+        visible = await self._previews.find_visible_to_server(
             server, [child.row for child in ours.values()]
         )
         shown = [ours[child] for link in wanted if (child := RoomID(link.child_id)) in ours]

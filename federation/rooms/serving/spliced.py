@@ -8,37 +8,37 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from federation.api.responses import File, Response
+from federation.api.responses import FileBody, Response
 from storage.events.events import EventStore
-from storage.rooms.served_states import ToldState
+from storage.rooms.served_states import ServedState
 
 EVENTS_AT_ONCE: Final = 500
 BYTES_AT_ONCE: Final = 4 << 20
-"""Bytes of PDUs in memory for one response; see `storage.rooms.served_states.WITH_BYTES`."""
+"""Bytes of PDUs in memory for one response; see `storage.rooms.served_states.MAX_PDU_BYTES`."""
 
 Part = bytes | Sequence[tuple[int, int]]
 """Bytes, or stored events as their numbers and the sizes of their PDUs."""
 
 
-def part_of(told: ToldState, event_nids: Sequence[int]) -> Part:
+def make_part(told: ServedState, event_nids: Sequence[int]) -> Part:
     """Return a part of the response with some of the state's events."""
     if told.pdus is None:
         return [(nid, told.sizes[nid]) for nid in event_nids]
     return b",".join([told.pdus[nid] for nid in event_nids])
 
 
-def spliced(store: EventStore, parts: Sequence[Part], name: str) -> Response:
+def splice(store: EventStore, parts: Sequence[Part], name: str) -> Response:
     """Return a JSON response of these parts; `name` distinguishes it from others."""
     headers = {"Content-Type": "application/json"}
     complete = [part for part in parts if isinstance(part, bytes)]
     if len(complete) == len(parts):
         return Response(headers=headers, body=b"".join(complete))
     pieces = _Pieces(store, parts)
-    return Response(headers=headers, body=File(pieces, pieces.size, f"{name}-{pieces.size}"))
+    return Response(headers=headers, body=FileBody(pieces, pieces.size, f"{name}-{pieces.size}"))
 
 
 class _Pieces:
-    """A `Source` of fixed bytes and lists of stored events, read once from front to back.
+    """A `FileSource` of fixed bytes and lists of stored events, read once from front to back.
 
     If an event is redacted after its size was read, spaces fill the difference.
     """

@@ -23,7 +23,7 @@ PRESENT: Final = frozenset({"join", "invite", "knock"})
 _OPTIONAL: Final = ("name", "topic", "canonical_alias", "avatar_url", "room_type", "encryption")
 
 
-class Previews:
+class SummaryVisibility:
     """Decides who may see summaries of rooms."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Previews:
         self._membership_store = membership_store
         self._rooms = rooms
 
-    async def visible_to_user(
+    async def find_visible_to_user(
         self, user_id: UserID | None, rows: Collection[SummaryRow]
     ) -> set[int]:
         """Return the numbers of the rooms that a local user, or a guest without an account, may
@@ -64,7 +64,9 @@ class Previews:
         )
         return visible
 
-    async def visible_to_server(self, server: ServerName, rows: Collection[SummaryRow]) -> set[int]:
+    async def find_visible_to_server(
+        self, server: ServerName, rows: Collection[SummaryRow]
+    ) -> set[int]:
         """Return the numbers of the rooms that users of another server could peek into or join."""
         open_rooms = {
             row.room_nid
@@ -78,7 +80,7 @@ class Previews:
             {name for row in others for name in allowed_rooms(row)}
         )
         nids = {row.room_nid for row in others} | {room.room_nid for room in allowed.values()}
-        present = await self._membership_store.get_rooms_with_server(nids, server)
+        present = await self._membership_store.get_memberships_of_server(nids, server)
         joined = {
             room_id for room_id, room in allowed.items() if "join" in present.get(room.room_nid, ())
         }
@@ -88,7 +90,9 @@ class Previews:
             if row.room_nid in present or not joined.isdisjoint(allowed_rooms(row))
         }
 
-    async def is_told_of(self, user_id: UserID | None, summary: Mapping[str, Any]) -> bool:
+    async def is_remote_room_visible(
+        self, user_id: UserID | None, summary: Mapping[str, Any]
+    ) -> bool:
         """Return whether a local user may see a room's summary from another server.
 
         This server is not in the room.

@@ -24,7 +24,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 TAGS: Final = "m.tag"
-LARGEST_CONTENT: Final = 1024 * 1024
+MAX_CONTENT_BYTES: Final = 1024 * 1024
 """Bytes of one entry."""
 
 _MAX_TYPE_BYTES: Final = 255
@@ -47,8 +47,8 @@ class AccountData:
         database: Database,
         store: AccountDataStore,
         *,
-        most_entries: int | None,
-        largest: int | None,
+        max_entries: int | None,
+        max_bytes: int | None,
         info_uri: str,
         computed: Mapping[str, Callable[[UserID, bytes | None], Mapping[str, object]]],
     ) -> None:
@@ -60,8 +60,8 @@ class AccountData:
         """
         self._database = database
         self._store = store
-        self._most_entries = most_entries
-        self._largest = largest
+        self._most_entries = max_entries
+        self._largest = max_bytes
         self._info_uri = info_uri
         self._computed = computed
         self._managed = frozenset({_FULLY_READ, *computed})
@@ -172,7 +172,9 @@ class AccountData:
     ) -> None:
         """Set an entry, unless the user's data would exceed the limits. A change that reduces the
         size is always accepted, and so is a deletion. Raises `UserLimitExceeded`."""
-        sums = None if deleted else self._store.find_growth(txn, user_id, room_id, type_, content)
+        sums = (
+            None if deleted else self._store.get_larger_usage(txn, user_id, room_id, type_, content)
+        )
         if sums is not None:
             if self._most_entries is not None and sums.entries > self._most_entries:
                 raise self._refusal(f"{self._most_entries} entries")

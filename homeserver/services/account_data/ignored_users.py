@@ -6,14 +6,14 @@ from typing import Final
 import msgspec
 
 from federation.protocol.ids import UserID
-from federation.rooms.visibility import Seen
-from homeserver.services.account_data.parsed_account_data import ParsedAccountData
+from federation.rooms.visibility import VisibleEvent
+from homeserver.services.account_data.parsed_account_data import ParsedAccountDataCache
 from storage.account_data.account_data import AccountDataStore
 from storage.cache import StreamCache
 from storage.engine.streams import Streams
 
 IGNORED_USERS: Final = "m.ignored_user_list"
-NOBODY: Final[frozenset[str]] = frozenset()
+NO_USERS: Final[frozenset[str]] = frozenset()
 MAX_IGNORED: Final = 500
 """Entries of a user's list that count; further ones are not ignored."""
 
@@ -23,7 +23,7 @@ class IgnoredUsers:
 
     def __init__(self, account_data: AccountDataStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: users whose lists are cached."""
-        self._lists = ParsedAccountData(
+        self._lists = ParsedAccountDataCache(
             account_data, streams, [IGNORED_USERS], _parse, capacity=capacity
         )
 
@@ -36,27 +36,27 @@ class IgnoredUsers:
         """Return the users whom a user ignores."""
         return await self._lists.of_user(user_id)
 
-    def known_of(self, user_id: UserID) -> Set[str] | None:
+    def get_cached(self, user_id: UserID) -> Set[str] | None:
         """Return the users whom a user ignores if that is cached."""
-        return self._lists.known_of(user_id)
+        return self._lists.get_cached(user_id)
 
     @property
-    def heard(self) -> int:
+    def version(self) -> int:
         """Changes whenever a list may have changed. Read it before reading a user's account data,
         and pass it to `learn`."""
-        return self._lists.heard
+        return self._lists.version
 
-    def learn(self, user_id: UserID, account_data: Mapping[str, bytes], heard: int) -> Set[str]:
+    def add(self, user_id: UserID, account_data: Mapping[str, bytes], heard: int) -> Set[str]:
         """Return the users whom a user ignores, and cache them. `account_data`: all global account
         data of the user, read when `heard` had this value."""
-        return self._lists.learn(user_id, account_data, heard)
+        return self._lists.add(user_id, account_data, heard)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
         """Return the users whom each of these users ignores, with at most one query."""
         return await self._lists.of_users(user_ids)
 
 
-def without_ignored(seen: Iterable[Seen], ignored: Set[str]) -> list[Seen]:
+def without_ignored(seen: Iterable[VisibleEvent], ignored: Set[str]) -> list[VisibleEvent]:
     """Return the events without those that ignored users sent. State events stay."""
     if not ignored:
         return list(seen)
@@ -71,5 +71,5 @@ def _parse(contents: Mapping[str, bytes], user_id: UserID) -> frozenset[str]:
     content = contents.get(IGNORED_USERS)
     named = None if content is None else msgspec.json.decode(content).get("ignored_users")
     if not isinstance(named, dict):
-        return NOBODY
+        return NO_USERS
     return frozenset(list(named)[:MAX_IGNORED]) - {user_id}

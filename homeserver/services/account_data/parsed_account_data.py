@@ -10,12 +10,12 @@ from storage.engine.streams import Change, Streams, Topic
 
 T = TypeVar("T")
 
-BYTES_OF_A_USER: Final = 1024
+BYTES_PER_USER: Final = 1024
 """Average bytes of JSON per cached user. If users have more, fewer are cached; one user may have a
 thousand times as much."""
 
 
-class ParsedAccountData(Generic[T]):
+class ParsedAccountDataCache(Generic[T]):
     """Caches some types of global account data by user."""
 
     def __init__(
@@ -37,7 +37,7 @@ class ParsedAccountData(Generic[T]):
             load=self._load,
             keys_of=self._users_of,
             max_entries=capacity,
-            max_weight=capacity * BYTES_OF_A_USER,
+            max_weight=capacity * BYTES_PER_USER,
             weigh=lambda _, parsed: parsed[1],
         )
 
@@ -50,18 +50,18 @@ class ParsedAccountData(Generic[T]):
         """Return a user's data, from the database if it is not cached."""
         return (await self._cache.get(user_id))[0]
 
-    def known_of(self, user_id: UserID) -> T | None:
+    def get_cached(self, user_id: UserID) -> T | None:
         """Return a user's data if it is cached."""
         found = self._cache.find(user_id)
         return None if found is None else found[0]
 
     @property
-    def heard(self) -> int:
+    def version(self) -> int:
         """The number of invalidations. Read it before reading a user's account data, and pass it to
         `learn`."""
         return self._cache.changes
 
-    def learn(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
+    def add(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
         """Parse and return a user's data, and cache it if nothing has changed. `contents`: all
         global account data of the user, read when `self.heard` was `heard`."""
         parsed = self._parse_all(user_id, contents)

@@ -16,11 +16,11 @@ from storage.account_data.account_data import AccountData, AccountDataStore
 from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 
-ENTRY: Final = 200
+ENTRY_BYTES: Final = 200
 """Approximate overhead in bytes of an entry, of a room and of a user."""
-MOST_CHANGED: Final = 200
+MAX_CHANGED_ROOMS: Final = 200
 """Changed rooms of a user; a user with more is evicted."""
-LARGEST_SHARE: Final = 16
+MAX_SHARE: Final = 16
 """A user whose data would take more than this fraction (1/16) of the capacity is not cached."""
 
 
@@ -41,7 +41,7 @@ class _CachedUser(msgspec.Struct, gc=False):
             return False
         if room_id is None:
             if self.everywhere is not None:
-                self.size += ENTRY - _weigh(self.everywhere)
+                self.size += ENTRY_BYTES - _weigh(self.everywhere)
                 self.everywhere = None
             return True
         former = self.rooms.pop(room_id, None)
@@ -49,21 +49,21 @@ class _CachedUser(msgspec.Struct, gc=False):
             self.size -= _weigh(former)
         if room_id not in self.changed:
             self.changed.add(room_id)
-            self.size += ENTRY
-        return len(self.changed) <= MOST_CHANGED
+            self.size += ENTRY_BYTES
+        return len(self.changed) <= MAX_CHANGED_ROOMS
 
     def put_rooms(self, room_ids: Collection[str], read: Mapping[str, dict[str, bytes]]) -> None:
         """Add the data that was read of changed rooms. Rooms that another call has read meanwhile
         are skipped."""
         for room_id in self.changed.intersection(room_ids):
             self.changed.remove(room_id)
-            self.size -= ENTRY
+            self.size -= ENTRY_BYTES
             if room_id in read:
                 self.rooms[room_id] = read[room_id]
                 self.size += _weigh(read[room_id])
 
 
-class KeptAccountData:
+class AccountDataCache:
     """Reads account data, through a cache."""
 
     def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
@@ -72,13 +72,13 @@ class KeptAccountData:
         self._users: StreamCache[str, _CachedUser] = StreamCache(
             streams,
             Topic.ACCOUNT_DATA,
-            Topic.DEVICES_GONE,
+            Topic.DEVICES_DELETED,
             load=self._load,
             keys_of=lambda change: None if change.user_id is None else (change.user_id,),
             update=_CachedUser.update,
             max_weight=capacity,
             weigh=lambda _, of_user: of_user.size,
-            largest_share=LARGEST_SHARE,
+            largest_share=MAX_SHARE,
         )
         self._rooms_read = 0
 
@@ -139,10 +139,10 @@ class KeptAccountData:
         found: dict[str, _CachedUser] = {}
         for user_id in user_ids:
             data = await self._store.get_account_data(user_id)
-            size = _weigh(data.everywhere) + sum(map(_weigh, data.rooms.values()))
-            found[user_id] = _CachedUser(dict(data.everywhere), dict(data.rooms), size)
+            size = _weigh(data.global_data) + sum(map(_weigh, data.rooms.values()))
+            found[user_id] = _CachedUser(dict(data.global_data), dict(data.rooms), size)
         return found
 
 
 def _weigh(entries: Mapping[str, bytes]) -> int:
-    return ENTRY + sum(ENTRY + len(content) for content in entries.values())
+    return ENTRY_BYTES + sum(ENTRY_BYTES + len(content) for content in entries.values())

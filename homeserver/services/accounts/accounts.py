@@ -11,13 +11,13 @@ from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
 from homeserver.services.accounts.deactivation import Deactivation
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.login.confirmation import AccountConfirmation
-from homeserver.services.login.credential_epoch import Era, check_era
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import Passwords
 from homeserver.services.login.sessions import Sessions
-from homeserver.services.login.uia import UIA, AuthData, Operation
+from homeserver.services.login.uia import UIA, AuthData, UIAOperation
 from homeserver.services.login.uia_stages import (
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
@@ -88,7 +88,7 @@ class Accounts:
             new_password,
             log_out_but=caller if log_out_others else None,
             ip=address,
-            era=epoch,
+            epoch=epoch,
         )
 
     async def do_reset_password(
@@ -104,7 +104,7 @@ class Accounts:
         self._passwords.check_policy(new_password)
         flows = [[stage] for stage in self._reset_stages]
         confirmation = await self._uia.check(
-            Operation("POST account/password", None, ip), flows, auth
+            UIAOperation("POST account/password", None, ip), flows, auth
         )
         proved = next(
             confirmation.completed[stage]
@@ -117,7 +117,7 @@ class Accounts:
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("No account has this address")
         await self.do_set_password(
-            UserID(account.user_id), new_password, log_out_all=log_out, ip=ip, era=account.era
+            UserID(account.user_id), new_password, log_out_all=log_out, ip=ip, epoch=account.epoch
         )
 
     def check_password_policy(self, password: str) -> None:
@@ -133,27 +133,27 @@ class Accounts:
         log_out_but: Requester | None = None,
         by: UserID | None = None,
         ip: str | None = None,
-        era: Era | None = None,
+        epoch: CredentialEpoch | None = None,
         also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
         """Set a password, and end all sessions (`log_out_all`) or all but one (`log_out_but`).
 
         `by`: the administrator who sets it. `ip`, `era`: the IP address and credential epoch of
         the owner who sets it. `also`: runs in the same write. Raises `WeakPassword`,
-        `InvalidParam`, and what `check_era` raises.
+        `InvalidParam`, and what `check_epoch` raises.
         """
         self._passwords.check_policy(new_password)
         password_hash = await self._passwords.hash(new_password, ip)
 
         def write(txn: WriteTransaction) -> None:
-            if era is not None:
-                check_era(txn, user_id, era)
+            if epoch is not None:
+                check_epoch(txn, user_id, epoch)
             self._accounts.set_password_hash(txn, user_id, password_hash)
-            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
+            record_event(txn, user_id, AuditEvent.PASSWORD_CHANGED, self._now(), ip=ip, by=by)
             if log_out_all or log_out_but is not None:
                 self._sessions.remove_sessions(txn, user_id, log_out_but, ip)
             else:
-                self._sessions.remove_given(txn, user_id)
+                self._sessions.revoke_unused_credentials(txn, user_id)
             if also is not None:
                 also(txn)
 
@@ -171,7 +171,7 @@ class Accounts:
             caller, "POST account/deactivate", auth, address
         )
         return await self._deactivation.do_deactivate(
-            caller.user_id, erase=erase, ip=address, era=epoch
+            caller.user_id, erase=erase, ip=address, epoch=epoch
         )
 
     async def get_account(self, user_id: UserID) -> AccountRow:
@@ -208,29 +208,29 @@ class Accounts:
                 shadow_banned=shadow_banned,
             )
             if is_admin is not None and is_admin != account.is_admin:
-                note(
+                record_event(
                     txn,
                     user_id,
-                    Happened.ADMIN_GRANTED if is_admin else Happened.ADMIN_REVOKED,
+                    AuditEvent.ADMIN_GRANTED if is_admin else AuditEvent.ADMIN_REVOKED,
                     self._now(),
                     by=by,
                 )
             if locked is not None and locked != account.locked:
-                note(
+                record_event(
                     txn,
                     user_id,
-                    Happened.LOCKED if locked else Happened.UNLOCKED,
+                    AuditEvent.LOCKED if locked else AuditEvent.UNLOCKED,
                     self._now(),
                     by=by,
                 )
             if suspended is not None and suspended != account.suspended:
-                what = Happened.SUSPENDED if suspended else Happened.UNSUSPENDED
-                note(txn, user_id, what, self._now(), by=by)
+                what = AuditEvent.SUSPENDED if suspended else AuditEvent.UNSUSPENDED
+                record_event(txn, user_id, what, self._now(), by=by)
             if shadow_banned is not None and shadow_banned != account.shadow_banned:
-                what = Happened.SHADOW_BANNED if shadow_banned else Happened.SHADOW_BAN_LIFTED
-                note(txn, user_id, what, self._now(), by=by)
+                what = AuditEvent.SHADOW_BANNED if shadow_banned else AuditEvent.SHADOW_BAN_LIFTED
+                record_event(txn, user_id, what, self._now(), by=by)
             if locked:
-                self._sessions.remove_ways_in(txn, user_id)
+                self._sessions.revoke_credentials(txn, user_id)
             if also is not None:
                 also(txn)
 
@@ -246,7 +246,9 @@ class Accounts:
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_user_type(txn, user_id, user_type)
             if user_type != account.user_type:
-                note(txn, user_id, Happened.USER_TYPE_CHANGED, self._now(), by=by, detail=user_type)
+                record_event(
+                    txn, user_id, AuditEvent.USER_TYPE_CHANGED, self._now(), by=by, detail=user_type
+                )
 
         await self._database.write("set_user_type", write)
 

@@ -3,7 +3,7 @@
 The write that stores the account also stores a row for the pending joins; it is removed after the
 attempt. If the server stops in between, the joins are retried: after the restart if there is one
 node, otherwise by any node once the lease has expired. A refused join is logged for the operator
-and does not fail the registration. Unresponsive servers delay it by `WELCOMING_SECONDS` at most.
+and does not fail the registration. Unresponsive servers delay it by `JOIN_WAIT_SECONDS` at most.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 
-WELCOMING_SECONDS: Final = 10
+JOIN_WAIT_SECONDS: Final = 10
 """How long a registration waits for the joins."""
-MOST_AT_START: Final = 10_000
+MAX_AT_START: Final = 10_000
 LEASE_MS: Final = 10 * 60_000
 """After this time another node may retry the joins; joins by way of other servers can be slow."""
 
 
-class FirstRooms:
-    """Joins new accounts to rooms. Implements `Newcomers`."""
+class AutoJoinRooms:
+    """Joins new accounts to rooms. Implements `NewAccountTasks`."""
 
     def __init__(
         self,
@@ -49,15 +49,15 @@ class FirstRooms:
         self._clock = clock
         self._log = Logger()
 
-    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def schedule(self, txn: WriteTransaction, user_id: UserID) -> None:
         """Store the pending joins, in the write that stores the account."""
-        self._accounts.add_arriving_account(txn, user_id, self._now_ms() + LEASE_MS)
+        self._accounts.add_pending_auto_join(txn, user_id, self._now_ms() + LEASE_MS)
 
-    async def welcome(self, user_id: UserID) -> None:
+    async def run(self, user_id: UserID) -> None:
         """Join the rooms; slow joins continue in the background."""
         await wait_at_most(
             self._join_all(user_id),
-            WELCOMING_SECONDS,
+            JOIN_WAIT_SECONDS,
             self._clock,
             lambda failure: self._log.failure(
                 "{user_id} could not join the auto-join rooms", failure, user_id=user_id
@@ -78,12 +78,12 @@ class FirstRooms:
                     error=str(error),
                 )
         await self._database.write(
-            "remove_arriving_account", self._accounts.remove_arriving_account, user_id
+            "remove_pending_auto_join", self._accounts.remove_pending_auto_join, user_id
         )
 
     def start(self) -> None:
         """Retry the joins that were pending when the server stopped. Only for a single node."""
-        Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
+        Deferred.fromCoroutine(self.do_resume(MAX_AT_START, at_start=True)).addErrback(
             lambda failure: self._log.failure("auto-joins are retried later", failure)
         )
 
@@ -95,7 +95,7 @@ class FirstRooms:
         now = self._now_ms()
         due_by = ALL_TIMES if at_start else now
         until = now + LEASE_MS
-        taken = await self._accounts.take_arriving_accounts(due_by, until, limit)
+        taken = await self._accounts.lease_pending_auto_joins(due_by, until, limit)
         for number, user_id in enumerate(taken):
             if self._now_ms() >= until:  # other nodes may have taken the rest
                 return number

@@ -18,8 +18,8 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.login.credential_epoch import Era, check_era
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
 from homeserver.services.login.sessions import Sessions
 from homeserver.services.threepids.identity_bindings import SUCCESS, IdentityBindings
 from storage.account_data.account_data import AccountDataStore
@@ -29,15 +29,15 @@ from storage.engine.transaction import WriteTransaction
 from storage.profiles.profiles import ProfileStore
 from storage.threepids.threepids import ThreepidStore
 
-LATE_JOINS_MS: Final = 3 * 3600_000
+LATE_JOIN_MS: Final = 3 * 3600_000
 """How long a late join of a deactivated account is possible: a join asks twenty servers, for five
 minutes each."""
 
 
-class RoomsOfUser(Protocol):
+class UserRooms(Protocol):
     """The rooms of a user."""
 
-    async def leave_all(self, user_id: UserID) -> bool:
+    async def leave_all_rooms(self, user_id: UserID) -> bool:
         """Leave all rooms, reject invites, retract knocks, and forget them all.
 
         Return False if some rooms could not be left yet. May be called again for the same user
@@ -46,7 +46,7 @@ class RoomsOfUser(Protocol):
         ...
 
 
-class Forgets(Protocol):
+class PerUserStore(Protocol):
     """A store with data that is deleted with the account."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
@@ -68,8 +68,8 @@ class Deactivation:
         profiles: ProfileStore,
         sessions: Sessions,
         threepids: ThreepidStore,
-        rooms: RoomsOfUser,
-        kept_by_user: Sequence[Forgets] = (),
+        rooms: UserRooms,
+        user_stores: Sequence[PerUserStore] = (),
         bindings: IdentityBindings | None = None,
     ) -> None:
         """`kept_by_user`: stores with data to delete with the account. `bindings`: of its addresses
@@ -82,7 +82,7 @@ class Deactivation:
         self._sessions = sessions
         self._threepids = threepids
         self._rooms = rooms
-        self._kept_by_user = tuple(kept_by_user)
+        self._kept_by_user = tuple(user_stores)
         self._bindings = bindings
 
     async def do_deactivate(
@@ -92,48 +92,48 @@ class Deactivation:
         erase: bool,
         by: UserID | None = None,
         ip: str | None = None,
-        era: Era | None = None,
+        epoch: CredentialEpoch | None = None,
     ) -> str:
         """Deactivate an account permanently, then leave its rooms and unbind its addresses.
 
         `erase`: also delete its profile and account data, and hide the content of its events from
         users who join later. `by`: the administrator who deactivates it. `ip`, `era`: the IP
         address and credential epoch of the owner who does. Return the result of
-        `IdentityBindings.try_unbind`. Raises `NotFound`, and what `check_era` raises.
+        `IdentityBindings.do_unbind_now`. Raises `NotFound`, and what `check_epoch` raises.
         """
         if not await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user on this server")
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> None:
-            if era is not None:
-                check_era(txn, user_id, era)
+            if epoch is not None:
+                check_epoch(txn, user_id, epoch)
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
-            note(txn, user_id, Happened.DEACTIVATED, now, ip=ip, by=by)
+            record_event(txn, user_id, AuditEvent.DEACTIVATED, now, ip=ip, by=by)
             self._sessions.remove_sessions(txn, user_id, None, ip)
             self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:
                 store.remove_user(txn, user_id)
             if self._bindings is not None:
-                self._bindings.note_closed(txn, user_id)
+                self._bindings.schedule_unbind_all(txn, user_id)
             if erase:
                 self._account_data.remove_account_data(txn, user_id)
                 self._profiles.remove_profile(txn, user_id)
 
         await self._database.write("deactivate", write)
-        await self._rooms.leave_all(user_id)
-        return SUCCESS if self._bindings is None else await self._bindings.try_unbind(user_id)
+        await self._rooms.leave_all_rooms(user_id)
+        return SUCCESS if self._bindings is None else await self._bindings.do_unbind_now(user_id)
 
     async def do_resume_departures(self, _limit: int) -> int:
         """Retry to leave the remaining rooms of deactivated accounts.
 
         Return 0: the job has no backlog to continue with at once.
         """
-        departing = await self._accounts.get_departing_accounts()
-        closed_before = int(self._clock.seconds() * 1000) - LATE_JOINS_MS
+        departing = await self._accounts.get_leaving_accounts()
+        closed_before = int(self._clock.seconds() * 1000) - LATE_JOIN_MS
         for user_id, account in (await self._accounts.get_accounts(departing)).items():
             try:
-                has_left = await self._rooms.leave_all(UserID(user_id))
+                has_left = await self._rooms.leave_all_rooms(UserID(user_id))
             except Exception:
                 self._log.failure(
                     "the deactivated account {user_id} leaves its rooms later", user_id=user_id
@@ -141,6 +141,6 @@ class Deactivation:
                 continue  # a failure of one account must not stop the others
             if has_left and (account.deactivated_ts or 0) <= closed_before:
                 await self._database.write(
-                    "remove_departing_account", self._accounts.remove_departing_account, user_id
+                    "remove_leaving_account", self._accounts.remove_leaving_account, user_id
                 )
         return 0

@@ -8,8 +8,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.services.accounts.accounts import Accounts
-from homeserver.services.accounts.self_service import OwnAccount
-from homeserver.services.audit.audit import FOLDED_MS, Audit, Happened, note
+from homeserver.services.accounts.self_service import AccountSelfService
+from homeserver.services.audit.audit import DEDUPLICATION_MS, Audit, AuditEvent, record_event
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.membership import RoomMemberships
@@ -17,11 +17,11 @@ from storage.account_data.account_data import AccountDataStore
 from storage.accounts.policy_consents import PolicyConsentStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.media.lists import MediaListStore, Order
+from storage.media.lists import MediaListStore, MediaOrder
 from storage.threepids.identity_bindings import IdentityBindingStore
 from storage.upstream.external_ids import ExternalIdStore
 
-MOST: Final = 10_000
+MAX_ROWS: Final = 10_000
 """Maximum number of audit records, and of files, in one export: the newest."""
 
 
@@ -34,12 +34,12 @@ class AccountExport:
         clock: IReactorTime,
         database: Database,
         server_name: ServerName,
-        own_account: OwnAccount,
+        own_account: AccountSelfService,
         accounts: Accounts,
         profiles: Profiles,
         account_data: AccountDataStore,
         rooms: RoomMemberships,
-        programs: ApplicationPasswords,
+        application_passwords: ApplicationPasswords,
         consents: PolicyConsentStore,
         links: ExternalIdStore,
         bindings: IdentityBindingStore,
@@ -54,14 +54,14 @@ class AccountExport:
         self._profiles = profiles
         self._account_data = account_data
         self._rooms = rooms
-        self._programs = programs
+        self._programs = application_passwords
         self._consents = consents
         self._links = links
         self._bindings = bindings
         self._audit = audit
         self._files = files
 
-    async def do_make(self, user_id: UserID, ip: str) -> Mapping[str, Any]:
+    async def do_export(self, user_id: UserID, ip: str) -> Mapping[str, Any]:
         """Return the export as a JSON object; times are milliseconds since 1970.
 
         Files are listed with their total number and size; the owner downloads them one by one.
@@ -69,13 +69,13 @@ class AccountExport:
         """
         await self._database.write("note_export", self._record, user_id, ip)
         account = await self._accounts.get_account(user_id)
-        overview = await self._own_account.look(user_id)
+        overview = await self._own_account.get_overview(user_id)
         data = await self._account_data.get_account_data(user_id)
         rooms: Sequence[RoomID] = await self._rooms.get_joined_rooms(user_id)
         return {
             "user_id": user_id,
             "created_ts": account.created_ts,
-            "expires_ts": overview.ends_ts,
+            "expires_ts": overview.expires_ts,
             "profile": await self._profiles.get_profile(user_id, user_id),
             "addresses": overview.addresses,
             "telephone_numbers": overview.numbers,
@@ -120,12 +120,12 @@ class AccountExport:
                     "device_id": row.device_id,
                     "detail": row.detail,
                 }
-                for row in await self._audit.get_records_for_owner(user_id, MOST)
+                for row in await self._audit.get_records_for_owner(user_id, MAX_ROWS)
             ],
             "files": await self._list_files(user_id),
             "joined_rooms": rooms,
             "account_data": {
-                type_: msgspec.Raw(content) for type_, content in data.everywhere.items()
+                type_: msgspec.Raw(content) for type_, content in data.global_data.items()
             },
             "room_account_data": {
                 room_id: {type_: msgspec.Raw(content) for type_, content in entries.items()}
@@ -135,10 +135,14 @@ class AccountExport:
 
     def _record(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:
         now = int(self._clock.seconds() * 1000)
-        note(txn, user_id, Happened.DATA_EXPORTED, now, ip=ip, unless_since=now - FOLDED_MS)
+        record_event(
+            txn, user_id, AuditEvent.DATA_EXPORTED, now, ip=ip, unless_since=now - DEDUPLICATION_MS
+        )
 
     async def _list_files(self, user_id: UserID) -> Mapping[str, Any]:
-        page = await self._files.get_uploads(user_id, Order("created_ts", descending=True), 0, MOST)
+        page = await self._files.get_uploads(
+            user_id, MediaOrder("created_ts", descending=True), 0, MAX_ROWS
+        )
         return {
             "count": page.count,
             "size": page.size,

@@ -18,7 +18,7 @@ from homeserver.services.threepids.validation import EMAIL
 from storage.threepids.threepids import ThreepidRow
 
 
-class Plan(msgspec.Struct, frozen=True):
+class EmailChanges(msgspec.Struct, frozen=True):
     """The changes to the addresses of an account."""
 
     new: Sequence[str]
@@ -26,7 +26,7 @@ class Plan(msgspec.Struct, frozen=True):
     """Addresses that another provider asserts already."""
     disowned: Sequence[str]
     """Addresses that only other providers still assert."""
-    gone: Sequence[str]
+    removed: Sequence[str]
     """Addresses to remove."""
     refused: Sequence[str]
     """Addresses of other accounts."""
@@ -34,16 +34,16 @@ class Plan(msgspec.Struct, frozen=True):
     @property
     def has_changes(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self.new or self.confirmed or self.disowned or self.gone)
+        return bool(self.new or self.confirmed or self.disowned or self.removed)
 
 
-def compute_plans(
+def compute_email_changes(
     rows: Mapping[str, Sequence[ThreepidRow]],
     owners: Mapping[str, str],
     asserted: Mapping[UserID, Sequence[str]],
     provider: str,
     most: int,
-) -> Mapping[UserID, Plan]:
+) -> Mapping[UserID, EmailChanges]:
     """Return the changes of each account for which `provider` asserts addresses.
 
     `rows`: the addresses of these accounts. `owners`: the current owners of the asserted
@@ -59,7 +59,7 @@ def compute_plans(
     }
     freed = {address for gone in losses.values() for address in gone}
     claims: dict[str, UserID] = {}
-    plans: dict[UserID, Plan] = {}
+    plans: dict[UserID, EmailChanges] = {}
     # plan accounts that free an address first, so that no account outside a ring breaks it
     unplanned = sorted(asserted, key=lambda user_id: not losses[user_id], reverse=True)
     while unplanned:
@@ -75,7 +75,9 @@ def compute_plans(
         )
         claims.update(dict.fromkeys(plan.new, user_id))
         kept = [
-            address for address in losses[user_id] if address not in plan.gone and address in freed
+            address
+            for address in losses[user_id]
+            if address not in plan.removed and address in freed
         ]
         freed.difference_update(kept)
         for address in kept:
@@ -91,7 +93,9 @@ def _find_losses(
 ) -> list[str]:
     """Return the addresses that no provider asserts any more."""
     return [
-        row.address for row in rows if row.vouched_by == {provider} and row.address not in addresses
+        row.address
+        for row in rows
+        if row.asserted_by == {provider} and row.address not in addresses
     ]
 
 
@@ -101,8 +105,8 @@ def _plan(
     addresses: Sequence[str],
     provider: str,
     most: int,
-) -> Plan:
-    """Plan one account. `rows`: its addresses; `taken`: those of `addresses` it cannot have."""
+) -> EmailChanges:
+    """Plan one account. `rows`: its addresses; `taken`: those of `uris` it cannot have."""
     gone = _find_losses(rows, addresses, provider)
     known = {row.address for row in rows if row.medium == EMAIL}
     unknown = [address for address in dict.fromkeys(addresses) if address not in known]
@@ -110,20 +114,20 @@ def _plan(
     if not new and known == set(gone):
         gone = []  # keep the old address rather than none
     free = max(0, most - len(rows) + len(gone))
-    return Plan(
+    return EmailChanges(
         new=new[:free],
         confirmed=[
             row.address
             for row in rows
-            if row.vouched_by and row.address in addresses and provider not in row.vouched_by
+            if row.asserted_by and row.address in addresses and provider not in row.asserted_by
         ],
         disowned=[
             row.address
             for row in rows
-            if provider in row.vouched_by
-            and len(row.vouched_by) > 1
+            if provider in row.asserted_by
+            and len(row.asserted_by) > 1
             and row.address not in addresses
         ],
-        gone=gone,
+        removed=gone,
         refused=[address for address in unknown if address in taken],
     )

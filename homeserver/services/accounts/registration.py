@@ -33,25 +33,25 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.accounts.registration_rules import RegistrationRules, flows_of
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.login.approvals import Approvals, Newcomers
+from homeserver.services.accounts.registration_rules import RegistrationRules, compute_flows
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.login.approvals import Approvals, NewAccountTasks
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import Passwords
 from homeserver.services.login.sessions import NewSession, Sessions
-from homeserver.services.login.uia import UIA, AuthData, Confirmation, Operation, SessionUsed
+from homeserver.services.login.uia import UIA, AuthData, Confirmation, UIAOperation, UIASessionUsed
 from homeserver.services.login.uia_stages import (
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
     REGISTRATION_TOKEN,
     TERMS,
+    parse_policy_versions,
     parse_proof,
-    parse_versions,
 )
 from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.profiles.profiles import DISPLAY_NAME
-from homeserver.services.threepids.validation import EMAIL, Proof
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.threepids.validation import EMAIL, ValidatedThreepid
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.accounts.policy_consents import PolicyConsentStore
 from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
@@ -80,10 +80,10 @@ class NoReservedNames:
         return False
 
 
-class Addresses(Protocol):
+class NewAccountEmails(Protocol):
     """Handles the e-mail addresses of new accounts."""
 
-    def note_address(
+    def add_email_pusher(
         self, txn: WriteTransaction, user_id: UserID, address: str, languages: str
     ) -> None:
         """Handle an address, in the write that stores the account.
@@ -93,17 +93,17 @@ class Addresses(Protocol):
         ...
 
 
-class NoNewcomers:
+class NoNewAccountTasks:
     """The tasks of a server that has none for new accounts."""
 
-    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def schedule(self, txn: WriteTransaction, user_id: UserID) -> None:
         """Schedule nothing."""
 
-    async def welcome(self, user_id: UserID) -> None:
+    async def run(self, user_id: UserID) -> None:
         """Run nothing."""
 
 
-class Wish(msgspec.Struct, frozen=True):
+class RegistrationRequest(msgspec.Struct, frozen=True):
     """The parameters of a registration."""
 
     username: str | None = None
@@ -119,7 +119,7 @@ class Wish(msgspec.Struct, frozen=True):
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     """Addresses validated by a third party; those of other accounts are skipped."""
-    vouched_by: str | None = None
+    asserted_by: str | None = None
     """The identity provider that validated them."""
     by: UserID | None = None
     """The administrator who creates the account."""
@@ -129,16 +129,16 @@ class Wish(msgspec.Struct, frozen=True):
     """The access token of the guest `username`, who is upgraded to a full account."""
 
 
-class Registered(msgspec.Struct, frozen=True):
+class NewAccount(msgspec.Struct, frozen=True):
     """A new account, with its first session if one was requested."""
 
     user_id: UserID
     session: NewSession | None
-    era: int = 0
+    epoch: int = 0
     """The credential epoch (`homeserver/services/login/credential_epoch.py`)."""
 
 
-Also = Callable[[WriteTransaction, UserID], None]
+ExtraWrite = Callable[[WriteTransaction, UserID], None]
 """A further part of the write that stores an account. May raise, which rolls the write back."""
 
 
@@ -149,7 +149,7 @@ class Registration:
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         database: Database,
         accounts: AccountStore,
         profiles: ProfileStore,
@@ -167,10 +167,10 @@ class Registration:
         plugins: Plugins | None = None,
         consents: PolicyConsentStore | None = None,
         approvals: Approvals | None = None,
-        newcomers: Newcomers | None = None,
-        addresses: Addresses | None = None,
+        newcomers: NewAccountTasks | None = None,
+        addresses: NewAccountEmails | None = None,
     ) -> None:
-        """`newcomers`: the tasks for new accounts; they do not run for guests. `addresses` handles
+        """`newcomers`: the tasks for new accounts; they do not run for guests. `uris` handles
         the e-mail addresses of new accounts."""
         self._approvals = approvals
         self._consents = consents
@@ -189,10 +189,10 @@ class Registration:
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
-        self._new_account_tasks = newcomers or NoNewcomers()
+        self._new_account_tasks = newcomers or NoNewAccountTasks()
         self._addresses = addresses
         self.server_name = server_name
-        self._flows = flows_of(rules)
+        self._flows = compute_flows(rules)
 
     @property
     def is_open(self) -> bool:
@@ -225,7 +225,7 @@ class Registration:
         Raises what `check_username` raises, and `Forbidden`.
         """
         self.check_open()
-        if self._rules.names_can_be_asked:
+        if self._rules.reveals_taken_names:
             await self.check_username(username)
         else:
             self._user_id(username)
@@ -241,7 +241,7 @@ class Registration:
             return False
         return row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
 
-    async def do_make_token(self, *, uses_allowed: int | None, seconds: int | None) -> str:
+    async def do_create_token(self, *, uses_allowed: int | None, seconds: int | None) -> str:
         """Create a registration token. `uses_allowed`, `seconds`: its limits; None: unlimited."""
         expires_ts = None if seconds is None else self._now() + seconds * 1000
         for _ in range(_ATTEMPTS):
@@ -256,7 +256,9 @@ class Registration:
                 return row.token
         raise RuntimeError("the random source repeats its output")
 
-    async def do_register(self, request: Wish, auth: AuthData | None, address: str) -> Registered:
+    async def do_register(
+        self, request: RegistrationRequest, auth: AuthData | None, address: str
+    ) -> NewAccount:
         """Create an account, once the UIA stages are complete.
 
         Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`, `WeakPassword`,
@@ -275,13 +277,15 @@ class Registration:
             except UserInUse as error:
                 # Raise at once, unless this may be a repeated request whose session has created
                 # this account.
-                if (auth is None or auth.get("session") is None) and self._rules.names_can_be_asked:
+                if (
+                    auth is None or auth.get("session") is None
+                ) and self._rules.reveals_taken_names:
                     raise
                 taken = error
         if request.password is not None:
             self._passwords.check_policy(request.password)
-        operation = Operation("POST register", None, address)
-        confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
+        operation = UIAOperation("POST register", None, address)
+        confirmation = await self._uia.check(operation, self._flows, auth, keep_session=True)
         if confirmation.result is not None:
             return await self._repeat(request, UserID(confirmation.result), address)
         if taken is not None:
@@ -290,12 +294,12 @@ class Registration:
         emails = [] if proved is None else [parse_proof(proved).address]
         await self._check_allowed(request.username, emails, address)
         try:
-            with self._limiter.counting(Limit.REGISTRATION, address_key(address)):
+            with self._limiter.count_unless_failed(Limit.REGISTRATION, address_key(address)):
                 registered = await self._make(request, confirmation)
-        except SessionUsed:  # by a concurrent request: return the account it has created
+        except UIASessionUsed:  # by a concurrent request: return the account it has created
             return await self.do_register(request, auth, address)
         if self._rules.needs_approval and self._approvals is not None:
-            raise await self._approvals.refusal(registered.user_id)
+            raise await self._approvals.get_refusal(registered.user_id)
         return registered
 
     async def _check_guest(self, token: str, username: str | None) -> None:
@@ -313,7 +317,7 @@ class Registration:
         if account.suspended:
             raise UserSuspended
 
-    async def do_register_privileged(self, request: Wish) -> Registered:
+    async def do_register_privileged(self, request: RegistrationRequest) -> NewAccount:
         """Create an account for an administrator, regardless of the rules.
 
         Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
@@ -326,7 +330,9 @@ class Registration:
         """Return the user id for a name, reserved or not. Raises `InvalidUsername`."""
         return self._user_id(username, privileged=True, for_service=True)
 
-    async def do_register_for_service(self, request: Wish, service_id: str) -> Registered:
+    async def do_register_for_service(
+        self, request: RegistrationRequest, service_id: str
+    ) -> NewAccount:
         """Create an account without password in the namespace of an application service.
 
         Raises `InvalidUsername`, `UserInUse`.
@@ -334,7 +340,9 @@ class Registration:
         own = replace(request, password=None, is_admin=False, guest_token=None)
         return await self._make(own, None, service_id=service_id)
 
-    async def do_register_vouched(self, request: Wish, also: Also) -> UserID:
+    async def do_register_for_provider(
+        self, request: RegistrationRequest, also: ExtraWrite
+    ) -> UserID:
         """Create an account for a user authenticated by an identity provider; begin no session.
 
         Works also where registration is closed. `also`: runs in the write. Raises `Forbidden`,
@@ -352,7 +360,7 @@ class Registration:
         )
         await self._database.write("register", self._write, account, None, None, request, also)
         if account.awaiting_ts is None:
-            await self._new_account_tasks.welcome(UserID(account.user_id))
+            await self._new_account_tasks.run(UserID(account.user_id))
         return UserID(account.user_id)
 
     async def _check_allowed(
@@ -364,25 +372,25 @@ class Registration:
 
     async def do_register_guest(
         self, device_name: str | None, refreshable: bool, address: str
-    ) -> Registered:
+    ) -> NewAccount:
         """Create a guest account. Raises `Forbidden`, `LimitExceeded`."""
         if not self._rules.guests:
             raise Forbidden("Guest access is disabled on this server")
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(
-            Wish(device_name=device_name, refreshable=refreshable, address=address),
+            RegistrationRequest(device_name=device_name, refreshable=refreshable, address=address),
             None,
             is_guest=True,
         )
 
     async def _make(
         self,
-        request: Wish,
+        request: RegistrationRequest,
         confirmation: Confirmation | None,
         *,
         is_guest: bool = False,
         service_id: str | None = None,
-    ) -> Registered:
+    ) -> NewAccount:
         password_hash = (
             None
             if request.password is None
@@ -416,8 +424,8 @@ class Registration:
             except UserInUse:
                 continue
             if not is_guest and service_id is None and not needs_approval:
-                await self._new_account_tasks.welcome(user_id)
-            return Registered(user_id, session)
+                await self._new_account_tasks.run(user_id)
+            return NewAccount(user_id, session)
         raise UserInUse("User ID already taken")
 
     def _write(
@@ -426,35 +434,35 @@ class Registration:
         account: AccountRow,
         session: NewSession | None,
         confirmation: Confirmation | None,
-        request: Wish,
-        also: Also | None = None,
+        request: RegistrationRequest,
+        also: ExtraWrite | None = None,
     ) -> None:
         """Store the account and all that belongs to it, in one write.
 
-        Raises `SessionUsed`, `UserInUse`, `ThreepidInUse`, and what `also` raises.
+        Raises `UIASessionUsed`, `UserInUse`, `ThreepidInUse`, and what `also` raises.
         """
         if confirmation is not None:
             self._uia.claim(txn, confirmation, account.user_id)
         was_guest = request.guest_token is not None
         if not (
-            self._accounts.set_upgraded(txn, account)
+            self._accounts.upgrade_guest(txn, account)
             if was_guest
             else self._accounts.add_account(txn, account)
         ):
             raise UserInUse("User ID already taken")
-        note(
+        record_event(
             txn,
             UserID(account.user_id),
-            Happened.REGISTERED,
+            AuditEvent.REGISTERED,
             account.created_ts,
             ip=request.address,
             by=request.by,
         )
         if account.is_admin:
-            note(
+            record_event(
                 txn,
                 UserID(account.user_id),
-                Happened.ADMIN_GRANTED,
+                AuditEvent.ADMIN_GRANTED,
                 account.created_ts,
                 ip=request.address,
                 by=request.by,
@@ -466,9 +474,9 @@ class Registration:
             name = msgspec.json.encode(request.display_name or localpart_of(account.user_id))
             self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.awaiting_ts is not None and self._approvals is not None:
-            self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
+            self._approvals.notify_administrators(txn, UserID(account.user_id), account.awaiting_ts)
         elif not account.is_guest and account.appservice_id is None:
-            self._new_account_tasks.note(txn, UserID(account.user_id))
+            self._new_account_tasks.schedule(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:
@@ -478,12 +486,12 @@ class Registration:
             agreed = confirmation.completed.get(TERMS)
             if agreed is not None and self._consents is not None:
                 self._consents.add_consents(
-                    txn, account.user_id, parse_versions(agreed), account.created_ts
+                    txn, account.user_id, parse_policy_versions(agreed), account.created_ts
                 )
-                note(
+                record_event(
                     txn,
                     UserID(account.user_id),
-                    Happened.TERMS_ACCEPTED,
+                    AuditEvent.TERMS_ACCEPTED,
                     account.created_ts,
                     ip=request.address,
                 )
@@ -492,7 +500,7 @@ class Registration:
                 if proved is not None:
                     self._add_validated(txn, account, parse_proof(proved), request)
         for address in request.emails:
-            vouched_by = frozenset(() if request.vouched_by is None else (request.vouched_by,))
+            vouched_by = frozenset(() if request.asserted_by is None else (request.asserted_by,))
             row = ThreepidRow(
                 EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by
             )
@@ -502,7 +510,11 @@ class Registration:
             also(txn, UserID(account.user_id))
 
     def _add_validated(
-        self, txn: WriteTransaction, account: AccountRow, proof: Proof, request: Wish
+        self,
+        txn: WriteTransaction,
+        account: AccountRow,
+        proof: ValidatedThreepid,
+        request: RegistrationRequest,
     ) -> None:
         row = ThreepidRow(
             proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts
@@ -512,10 +524,15 @@ class Registration:
         self._record_address(txn, account, proof.medium, proof.address, request)
 
     def _record_address(
-        self, txn: WriteTransaction, account: AccountRow, medium: str, address: str, request: Wish
+        self,
+        txn: WriteTransaction,
+        account: AccountRow,
+        medium: str,
+        address: str,
+        request: RegistrationRequest,
     ) -> None:
-        what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
-        note(
+        what = AuditEvent.ADDRESS_ADDED if medium == EMAIL else AuditEvent.NUMBER_ADDED
+        record_event(
             txn,
             UserID(account.user_id),
             what,
@@ -525,9 +542,13 @@ class Registration:
             detail=address,
         )
         if self._addresses is not None and medium == EMAIL:
-            self._addresses.note_address(txn, UserID(account.user_id), address, request.languages)
+            self._addresses.add_email_pusher(
+                txn, UserID(account.user_id), address, request.languages
+            )
 
-    async def _repeat(self, request: Wish, user_id: UserID, address: str) -> Registered:
+    async def _repeat(
+        self, request: RegistrationRequest, user_id: UserID, address: str
+    ) -> NewAccount:
         """Return the account that an earlier request in the same UIA session created.
 
         Checks its password, and that the account is usable.
@@ -545,18 +566,20 @@ class Registration:
         ):
             raise Forbidden("This session has already registered another account")
         if account.awaiting_ts is not None and self._approvals is not None:
-            raise await self._approvals.refusal(user_id)
+            raise await self._approvals.get_refusal(user_id)
         await self._sign_in.check_usable(account, "password", address)
-        session = None if request.inhibit_login else self._session(request, user_id, account.era)
+        session = None if request.inhibit_login else self._session(request, user_id, account.epoch)
         if session is not None:
             await self._sessions.do_begin(session)
-        return Registered(user_id, session, account.era)
+        return NewAccount(user_id, session, account.epoch)
 
-    def _session(self, request: Wish, user_id: UserID, era: int | None = None) -> NewSession:
+    def _session(
+        self, request: RegistrationRequest, user_id: UserID, era: int | None = None
+    ) -> NewSession:
         return self._sessions.prepare(
             user_id,
             address=request.address,
-            era=era,
+            epoch=era,
             device_id=request.device_id,
             device_name=request.device_name,
             refreshable=request.refreshable,

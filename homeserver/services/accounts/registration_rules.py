@@ -36,7 +36,7 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     """Whether new accounts need approval by an administrator; those that administrators create do
     not."""
     guests: bool = False
-    names_can_be_asked: bool = True
+    reveals_taken_names: bool = True
     """False: `GET /register/available` reports every valid name as free."""
     reserved_names: ServerPatterns | None = None
     """Localparts that only administrators can register."""
@@ -44,7 +44,7 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     """Whether a name may start with an underscore, as those of bridges do."""
 
 
-def flows_of(rules: RegistrationRules) -> list[list[str]]:
+def compute_flows(rules: RegistrationRules) -> list[list[str]]:
     """Return the UIA flows of registration; none where the rules admit nobody."""
     first = [
         *([REGISTRATION_TOKEN] if rules.requires_token else []),

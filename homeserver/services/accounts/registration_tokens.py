@@ -13,14 +13,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
-LONGEST_TOKEN: Final = 64
-MOST: Final = 10_000
+MAX_TOKEN_LENGTH: Final = 64
+MAX_LISTED: Final = 10_000
 """Maximum number of tokens in a list."""
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~-]{1,64}")
 _MAX_INTEGER: Final = 2**53
@@ -33,7 +33,7 @@ class RegistrationTokens:
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         database: Database,
         store: RegistrationTokenStore,
     ) -> None:
@@ -44,7 +44,7 @@ class RegistrationTokens:
 
     async def get_all(self, *, valid: bool | None = None) -> Sequence[RegistrationTokenRow]:
         """Return the tokens in their own order. `valid`: only those that are (not) valid now."""
-        rows = await self._store.get_registration_tokens(MOST)
+        rows = await self._store.get_registration_tokens(MAX_LISTED)
         return [row for row in rows if valid is None or self._is_valid(row) is valid]
 
     async def get(self, token: str) -> RegistrationTokenRow:
@@ -54,7 +54,7 @@ class RegistrationTokens:
             raise NotFound("There is no such registration token")
         return row
 
-    async def do_make(
+    async def do_create(
         self,
         token: str | None,
         length: int,
@@ -69,10 +69,10 @@ class RegistrationTokens:
         """
         if token is not None and not _TOKEN.fullmatch(token):
             raise InvalidParam(
-                f"A token has 1 to {LONGEST_TOKEN} of the characters A-Z a-z 0-9 . _ ~ -"
+                f"A token has 1 to {MAX_TOKEN_LENGTH} of the characters A-Z a-z 0-9 . _ ~ -"
             )
-        if not 1 <= length <= LONGEST_TOKEN:
-            raise InvalidParam(f"length must be between 1 and {LONGEST_TOKEN}")
+        if not 1 <= length <= MAX_TOKEN_LENGTH:
+            raise InvalidParam(f"length must be between 1 and {MAX_TOKEN_LENGTH}")
         self._check(uses_allowed, expires_ts)
         for _ in range(1 if token is not None else _ATTEMPTS):
             text = token or self._secret_text.registration_token(length)
@@ -104,7 +104,7 @@ class RegistrationTokens:
                 uses = row.uses_allowed if uses_allowed is UNSET else uses_allowed
                 until = row.expires_ts if expires_ts is UNSET else expires_ts
                 self._store.set_limits(txn, token, uses, until)
-                note(txn, by, Happened.REGISTRATION_TOKEN_CHANGED, self._now(), by=by)
+                record_event(txn, by, AuditEvent.REGISTRATION_TOKEN_CHANGED, self._now(), by=by)
             return self._store.get_registration_token_in(txn, token)
 
         changed = await self._database.write("set_registration_token", write)
@@ -116,14 +116,14 @@ class RegistrationTokens:
 
         def write(txn: WriteTransaction) -> None:
             if self._store.remove_registration_token(txn, token):
-                note(txn, by, Happened.REGISTRATION_TOKEN_ENDED, self._now(), by=by)
+                record_event(txn, by, AuditEvent.REGISTRATION_TOKEN_ENDED, self._now(), by=by)
 
         await self._database.write("remove_registration_token", write)
 
     def _add(self, txn: WriteTransaction, row: RegistrationTokenRow, by: UserID) -> bool:
         is_new = self._store.add_registration_token(txn, row)
         if is_new:
-            note(txn, by, Happened.REGISTRATION_TOKEN_MADE, self._now(), by=by)
+            record_event(txn, by, AuditEvent.REGISTRATION_TOKEN_MADE, self._now(), by=by)
         return is_new
 
     def _check(self, uses_allowed: int | None, expires_ts: int | None) -> None:

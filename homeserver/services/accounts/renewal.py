@@ -19,17 +19,17 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, InvalidParam, ThreepidNotFound
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.email.outbox import Outbox
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.pages.languages import Language, Languages
 from homeserver.services.threepids.validation import EMAIL
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.accounts.validity import (
+    EMAIL_SENT,
     NO_ADDRESS,
-    WRITTEN,
     AccountValidityStore,
-    EndingRow,
+    ExpiringAccountRow,
     RenewalLinkRow,
 )
 from storage.engine.database import Database
@@ -37,7 +37,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.threepids.threepids import ThreepidStore
 
 RENEW_PATH: Final = "/_matrix/client/unstable/account_validity/renew"
-LAST_TS: Final = 2**53 - 1
+MAX_TS: Final = 2**53 - 1
 _DAY_MS: Final = 24 * 3600 * 1000
 _SPREAD: Final = 0.1
 """Fraction of the period by which accounts older than the feature may expire earlier, so that not
@@ -54,7 +54,7 @@ class Renewals:
         database: Database,
         store: AccountValidityStore,
         threepids: ThreepidStore,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         validity: AccountValidity,
         languages: Languages,
         outbox: Outbox | None,
@@ -81,49 +81,49 @@ class Renewals:
         self._base_url = base_url.rstrip("/")
 
     @property
-    def by_letter(self) -> bool:
+    def by_email(self) -> bool:
         """Whether users renew their accounts by a link in an e-mail."""
         return self._validity.enabled and self._renew_at_ms is not None and self._outbox is not None
 
-    async def do_give_ends(self, limit: int) -> int:
+    async def do_set_missing_expiries(self, limit: int) -> int:
         """Set the expiry time of up to `limit` accounts that have none; return the number."""
         if not self._validity.enabled:
             return 0
 
         def write(txn: WriteTransaction) -> int:
             now = self._now()
-            without_expiry = self._store.get_endless(txn, limit)
+            without_expiry = self._store.get_without_expiry(txn, limit)
             for user_id, created_ts in without_expiry:
                 early = 0 if created_ts > now - _DAY_MS else self._spread(user_id)
-                self._store.set_end(txn, user_id, now + self._period_ms - early)
+                self._store.set_expiry(txn, user_id, now + self._period_ms - early)
             return len(without_expiry)
 
         return await self._database.write("give_accounts_ends", write)
 
-    async def do_note_over(self, limit: int) -> int:
+    async def do_mark_expired(self, limit: int) -> int:
         """Mark up to `limit` expired accounts, so that nothing is pushed to them.
 
         Return the number. Where accounts do not expire, remove the marks instead.
         """
         if not self._validity.enabled:
             return await self._database.write(
-                "forget_accounts_over", self._store.forget_over, limit
+                "forget_accounts_over", self._store.unmark_expired, limit
             )
         return await self._database.write(
-            "note_accounts_over", self._store.note_over, self._now(), limit
+            "note_accounts_over", self._store.mark_expired, self._now(), limit
         )
 
     def _spread(self, user_id: str) -> int:
         return int(self._period_ms * _SPREAD * (zlib.crc32(user_id.encode()) / 2**32))
 
-    async def do_write_letters(self, limit: int) -> int:
+    async def do_send_emails(self, limit: int) -> int:
         """E-mail the owners of up to `limit` accounts that expire soon.
 
         Return the number of accounts handled, including those without an e-mail address.
         """
-        if not self.by_letter or self._renew_at_ms is None:
+        if not self.by_email or self._renew_at_ms is None:
             return 0
-        rows = await self._store.get_unwritten(self._now() + self._renew_at_ms, limit)
+        rows = await self._store.get_accounts_to_email(self._now() + self._renew_at_ms, limit)
         user_ids = [row.user_id for row in rows]
         addresses = await self._threepids.get_threepids(user_ids) if rows else {}
         languages = await self._store.get_languages(user_ids) if rows else {}
@@ -134,7 +134,10 @@ class Renewals:
                 known = [
                     each.address for each in addresses.get(row.user_id, ()) if each.medium == EMAIL
                 ]
-                if self._store.set_letter(txn, row, WRITTEN if known else NO_ADDRESS) and known:
+                if (
+                    self._store.set_email_state(txn, row, EMAIL_SENT if known else NO_ADDRESS)
+                    and known
+                ):
                     language = self._languages.choose(languages.get(row.user_id, ""))
                     self._queue(txn, row, token, known, language)
 
@@ -142,12 +145,12 @@ class Renewals:
             await self._database.write("write_renewal_letters", write)
         return len(rows)
 
-    async def do_send_letter(self, user_id: UserID, language: Language) -> None:
+    async def do_send_email(self, user_id: UserID, language: Language) -> None:
         """E-mail the owner of an account at their request.
 
         Raises `Forbidden`, `ThreepidNotFound`.
         """
-        if not self.by_letter:
+        if not self.by_email:
             raise Forbidden("This server sends no e-mails to renew accounts")
         rows = (await self._threepids.get_threepids([user_id])).get(user_id, [])
         known = [row.address for row in rows if row.medium == EMAIL]
@@ -158,11 +161,11 @@ class Renewals:
         token = self._secret_text.session_id()
 
         def write(txn: WriteTransaction) -> None:
-            expires_ts = self._store.get_end(txn, user_id)
-            row = EndingRow(
+            expires_ts = self._store.get_expiry(txn, user_id)
+            row = ExpiringAccountRow(
                 user_id, self._now() + self._period_ms if expires_ts is None else expires_ts
             )
-            self._store.set_letter(txn, row, WRITTEN)
+            self._store.set_email_state(txn, row, EMAIL_SENT)
             self._queue(txn, row, token, known, language)
 
         await self._database.write("send_renewal_letter", write)
@@ -170,19 +173,19 @@ class Renewals:
     def _queue(
         self,
         txn: WriteTransaction,
-        row: EndingRow,
+        row: ExpiringAccountRow,
         token: str,
         addresses: list[str],
         language: Language,
     ) -> None:
-        assert self._outbox is not None  # `by_letter`
+        assert self._outbox is not None  # `by_email`
         self._store.set_link(txn, row.user_id, hash_token(token))
         link = f"{self._base_url}{RENEW_PATH}?{urlencode({'token': token})}"
-        email = self._outbox.letters.renew_account(
-            language, link, row.user_id, day_of(row.expires_ts), self._subject
+        email = self._outbox.renderer.renew_account(
+            language, link, row.user_id, format_day(row.expires_ts), self._subject
         )
         for address in addresses:
-            self._outbox.offer(txn, language, email, address)
+            self._outbox.add_if_valid(txn, language, email, address)
 
     async def get_link(self, token: str) -> RenewalLinkRow | None:
         """Return the link with this token.
@@ -203,14 +206,14 @@ class Renewals:
         def write(txn: WriteTransaction) -> RenewalLinkRow | None:
             now = self._now()
             if self._store.set_link_used(txn, token_hash, now):
-                self._store.set_end(txn, row.user_id, now + self._period_ms)
-                note(txn, UserID(row.user_id), Happened.RENEWED, now)
+                self._store.set_expiry(txn, row.user_id, now + self._period_ms)
+                record_event(txn, UserID(row.user_id), AuditEvent.RENEWED, now)
             return self._store.get_link_in(txn, token_hash)
 
         return await self._database.write("renew_account", write)
 
-    async def do_set_end(
-        self, user_id: UserID, expires_ts: int | None, *, letter: bool, by: UserID
+    async def do_set_expiry(
+        self, user_id: UserID, expires_ts: int | None, *, sends_email: bool, by: UserID
     ) -> int:
         """Set the expiry time of an existing account, for the administrator `by`; return it.
 
@@ -219,16 +222,16 @@ class Renewals:
         """
         if not self._validity.enabled:
             raise Forbidden("Accounts on this server do not expire (account_validity.enabled)")
-        if expires_ts is not None and not 0 <= expires_ts <= LAST_TS:
+        if expires_ts is not None and not 0 <= expires_ts <= MAX_TS:
             raise InvalidParam("expiration_ts must be in milliseconds since 1970")
         now = self._now()
         end = now + self._period_ms if expires_ts is None else expires_ts
 
         def write(txn: WriteTransaction) -> None:
-            self._store.set_end(txn, user_id, end, letter=letter)
+            self._store.set_expiry(txn, user_id, end, sends_email=sends_email)
             # an earlier link would undo the administrator's decision
             self._store.remove_user(txn, user_id)
-            note(txn, user_id, Happened.RENEWED, now, by=by)
+            record_event(txn, user_id, AuditEvent.RENEWED, now, by=by)
 
         await self._database.write("set_end_of_account", write)
         return end
@@ -237,6 +240,6 @@ class Renewals:
         return int(self._clock.seconds() * 1000)
 
 
-def day_of(ts: int) -> str:
+def format_day(ts: int) -> str:
     """Return the day of a time in ISO 8601."""
     return datetime.fromtimestamp(min(ts, 253_402_300_799_000) / 1000, UTC).strftime("%Y-%m-%d")

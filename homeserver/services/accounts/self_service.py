@@ -24,7 +24,7 @@ from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.browser_sessions import BrowserSession
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.sessions import Sessions
-from homeserver.services.oauth.clients import Client, Clients
+from homeserver.services.oauth.clients import OAuthClient, OAuthClients
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.threepids.validation import EMAIL, MSISDN
 from storage.devices.devices import DeviceRow, DeviceStore
@@ -32,15 +32,15 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.oauth.oauth import OAuthStore
 
-FRESH_MS: Final = 15 * 60 * 1000
+RECENT_SIGN_IN_MS: Final = 15 * 60 * 1000
 """Maximum age of a sign-in that authenticates the user of an account without password."""
 
 
-class WrongProof(Forbidden):
+class WrongPassword(Forbidden):
     """The password is wrong."""
 
 
-class ProveAgain(MatrixError):
+class ReauthenticationRequired(MatrixError):
     """The user of an account without password has to sign in again."""
 
 
@@ -48,7 +48,7 @@ class OwnDevice(msgspec.Struct, frozen=True):
     """A device, and the OAuth 2.0 client that signed in on it, if any."""
 
     row: DeviceRow
-    client: Client | None
+    client: OAuthClient | None
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class OwnDevice(msgspec.Struct, frozen=True):
         return self.row.display_name or ("" if self.client is None else self.client.name)
 
 
-class Overview(msgspec.Struct, frozen=True):
+class AccountOverview(msgspec.Struct, frozen=True):
     """The content of the account page."""
 
     display_name: str
@@ -65,11 +65,11 @@ class Overview(msgspec.Struct, frozen=True):
     numbers: Sequence[str]
     """Telephone numbers: the digits of E.164."""
     has_password: bool
-    ends_ts: int | None
+    expires_ts: int | None
     """The expiry time of the account; None where accounts do not expire."""
 
 
-class OwnAccount:
+class AccountSelfService:
     """Shows and changes a user's own account."""
 
     # More than ten: it gathers what every topic knows of an account, for one page.
@@ -82,11 +82,11 @@ class OwnAccount:
         sessions: Sessions,
         devices: DeviceStore,
         oauth: OAuthStore,
-        clients: Clients,
+        clients: OAuthClients,
         profiles: Profiles,
         threepids: Threepids,
         deactivation: Deactivation,
-        programs: ApplicationPasswords,
+        application_passwords: ApplicationPasswords,
         validity: AccountValidity,
     ) -> None:
         self._clock = clock
@@ -100,26 +100,26 @@ class OwnAccount:
         self._profiles = profiles
         self._threepids = threepids
         self._deactivation = deactivation
-        self._programs = programs
+        self._programs = application_passwords
         self._validity = validity
 
     @property
-    def has_programs(self) -> bool:
+    def has_application_passwords(self) -> bool:
         """Whether application passwords are enabled."""
         return self._programs.enabled
 
-    async def look(self, user_id: UserID) -> Overview:
+    async def get_overview(self, user_id: UserID) -> AccountOverview:
         """Return the content of the page, with the most recently seen devices first."""
         account = await self._accounts.get_account(user_id)
         rows = (await self._devices.get_devices([user_id])).get(user_id, [])
         threepids = await self._threepids.get_threepids(user_id)
-        return Overview(
+        return AccountOverview(
             display_name=await self._profiles.get_own_name(user_id) or "",
             devices=await self._with_clients(user_id, rows),
             addresses=[row.address for row in threepids if row.medium == EMAIL],
             numbers=[row.address for row in threepids if row.medium == MSISDN],
             has_password=account.password_hash is not None,
-            ends_ts=self._validity.end_of(account.expires_ts),
+            expires_ts=self._validity.effective_expiry(account.expires_ts),
         )
 
     async def _with_clients(
@@ -149,20 +149,22 @@ class OwnAccount:
         [device] = await self._with_clients(user_id, [row])
         return device
 
-    async def check_proof(self, session: BrowserSession, password: str, address: str) -> None:
+    async def check_authentication(
+        self, session: BrowserSession, password: str, address: str
+    ) -> None:
         """Check the password, or that the sign-in is recent for an account without password.
 
-        Raises `WrongProof`, `ProveAgain`, `LimitExceeded`.
+        Raises `WrongPassword`, `ReauthenticationRequired`, `LimitExceeded`.
         """
         account = await self._accounts.get_account(session.user_id)
         if account.password_hash is None or not self._sign_in.password_confirmation:
-            if session.proved_ts < self._clock.seconds() * 1000 - FRESH_MS:
-                raise ProveAgain
+            if session.authenticated_ts < self._clock.seconds() * 1000 - RECENT_SIGN_IN_MS:
+                raise ReauthenticationRequired
             return
         try:
             await self._sign_in.check_password(session.user_id, password, address)
         except Forbidden:
-            raise WrongProof from None
+            raise WrongPassword from None
 
     async def do_set_name(self, user_id: UserID, name: str) -> None:
         """Set the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
@@ -189,12 +191,14 @@ class OwnAccount:
         """Change the password.
 
         `end_others`: ends all sessions but that of the browser, in the same write. Raises
-        `WeakPassword`, `InvalidParam`, and what `check_era` raises.
+        `WeakPassword`, `InvalidParam`, and what `check_epoch` raises.
         """
         await self._accounts.do_set_password(
-            session.user_id, new_password, ip=ip, era=session.era, also=end_others
+            session.user_id, new_password, ip=ip, epoch=session.epoch, also=end_others
         )
 
     async def do_deactivate(self, session: BrowserSession, ip: str, *, erase: bool) -> None:
-        """Deactivate the account permanently. Raises what `check_era` raises."""
-        await self._deactivation.do_deactivate(session.user_id, erase=erase, ip=ip, era=session.era)
+        """Deactivate the account permanently. Raises what `check_epoch` raises."""
+        await self._deactivation.do_deactivate(
+            session.user_id, erase=erase, ip=ip, epoch=session.epoch
+        )

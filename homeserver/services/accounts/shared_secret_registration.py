@@ -13,8 +13,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingParam
-from homeserver.services.accounts.registration import Registered, Registration, Wish
-from homeserver.services.tokens.secret_tokens import SecretText, hash_secret
+from homeserver.services.accounts.registration import NewAccount, Registration, RegistrationRequest
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_secret
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.uia import UIASessionRow, UIAStore
@@ -25,16 +25,16 @@ _MAX_LENGTH: Final = 512
 _USER_TYPES: Final = frozenset({"bot", "support"})
 
 
-class NotEnabled(MatrixError):
+class SharedSecretDisabled(MatrixError):
     default_text = "Shared secret registration is not enabled"
 
 
-class SignedWish(msgspec.Struct, frozen=True):
-    """A registration with the MAC of the shared secret. `wish.username` is as it was sent."""
+class SignedRegistrationRequest(msgspec.Struct, frozen=True):
+    """A registration with the MAC of the shared secret. `request.username` is as it was sent."""
 
     nonce: str | None
     mac: str | None
-    wish: Wish
+    request: RegistrationRequest
 
 
 class SharedSecretRegistration:
@@ -43,7 +43,7 @@ class SharedSecretRegistration:
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         database: Database,
         nonces: UIAStore,
         registration: Registration,
@@ -57,10 +57,10 @@ class SharedSecretRegistration:
         self._registration = registration
         self._secret = secret
 
-    async def do_make_nonce(self) -> str:
-        """Create a nonce for one request. Raises `NotEnabled`."""
+    async def do_create_nonce(self) -> str:
+        """Create a nonce for one request. Raises `SharedSecretDisabled`."""
         if self._secret is None:
-            raise NotEnabled
+            raise SharedSecretDisabled
         nonce = self._secret_text.nonce()
         row = UIASessionRow(
             hash_secret(nonce), int(self._clock.seconds() * 1000), _OPERATION, None, "{}"
@@ -68,19 +68,19 @@ class SharedSecretRegistration:
         await self._database.write("add_nonce", self._nonces.add_session, row)
         return nonce
 
-    async def do_register(self, signed: SignedWish) -> Registered:
+    async def do_register(self, signed: SignedRegistrationRequest) -> NewAccount:
         """Create the account.
 
-        Raises `NotEnabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and what
+        Raises `SharedSecretDisabled`, `MissingParam`, `InvalidParam`, `Forbidden`, and what
         `Registration.do_register_privileged` raises.
         """
         if self._secret is None:
-            raise NotEnabled
+            raise SharedSecretDisabled
         if signed.nonce is None:
             raise MissingParam("nonce must be specified")
         if not await self._database.write("use_nonce", self._use_nonce, signed.nonce):
             raise InvalidParam("unrecognised nonce")
-        request = signed.wish
+        request = signed.request
         _check_text("username", request.username)
         _check_text("password", request.password)
         if request.user_type is not None and request.user_type not in _USER_TYPES:
@@ -104,7 +104,7 @@ class SharedSecretRegistration:
         )
 
 
-def compute_mac(secret: str, nonce: str, request: Wish) -> str:
+def compute_mac(secret: str, nonce: str, request: RegistrationRequest) -> str:
     """Return the HMAC-SHA1 over nonce, name, password, `admin` or `notadmin`, and the user type if
     there is one, separated by NUL."""
     parts = [

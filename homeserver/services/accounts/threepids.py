@@ -11,21 +11,26 @@ from typing import Final, Protocol
 from federation.protocol.errors import Forbidden, ThreepidInUse
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
-from homeserver.services.accounts.provider_emails import Plan, compute_plans
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.accounts.provider_emails import EmailChanges, compute_email_changes
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.login.confirmation import AccountConfirmation
-from homeserver.services.login.credential_epoch import Era, check_era
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
 from homeserver.services.login.uia import AuthData
-from homeserver.services.threepids.validation import ADD, EMAIL, Proof, ThreepidValidation
+from homeserver.services.threepids.validation import (
+    ADD,
+    EMAIL,
+    ThreepidValidation,
+    ValidatedThreepid,
+)
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
 
-MOST_ADDRESSES: Final = 20
+MAX_ADDRESSES: Final = 20
 """Maximum number of addresses of an account."""
 
 
-class KeepsByAddress(Protocol):
+class PerAddressStore(Protocol):
     """A store with data per address of an account."""
 
     def remove_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
@@ -33,10 +38,10 @@ class KeepsByAddress(Protocol):
         ...
 
 
-class Bindings(Protocol):
+class BindingRemoval(Protocol):
     """The bindings of addresses at identity servers."""
 
-    def note_removed(
+    def schedule_unbind(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str
     ) -> None:
         """Schedule the unbinding of an address, in the write that removes it from the account."""
@@ -53,21 +58,21 @@ class Threepids:
         store: ThreepidStore,
         confirmation: AccountConfirmation,
         validations: ThreepidValidation,
-        kept_by_address: Sequence[KeepsByAddress] = (),
-        bindings: Bindings | None = None,
+        address_stores: Sequence[PerAddressStore] = (),
+        bindings: BindingRemoval | None = None,
         *,
-        changes: bool,
+        users_may_change: bool,
     ) -> None:
         """`kept_by_address`: stores with data to delete with an address. `bindings`: at identity
-        servers. `changes`: whether users may change their addresses."""
+        servers. `version`: whether users may change their addresses."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
         self._confirmation = confirmation
         self._validations = validations
-        self._kept_by_address = tuple(kept_by_address)
+        self._kept_by_address = tuple(address_stores)
         self._bindings = bindings
-        self._changes = changes
+        self._changes = users_may_change
 
     async def get_threepids(self, user_id: UserID) -> Sequence[ThreepidRow]:
         """Return the addresses of an account."""
@@ -91,32 +96,37 @@ class Threepids:
         )
         await self._database.write("add_threepid", self._add, caller.user_id, proof, ip, epoch)
 
-    async def do_take(
-        self, user_id: UserID, sid: str, client_secret: str, ip: str, epoch: Era
+    async def do_add_confirmed(
+        self, user_id: UserID, sid: str, client_secret: str, ip: str, epoch: CredentialEpoch
     ) -> None:
         """Do `do_add` for a user who has confirmed it in another way, in this credential epoch."""
         proof = await self._check(user_id, sid, client_secret)
         await self._database.write("add_threepid", self._add, user_id, proof, ip, epoch)
 
-    async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
+    async def _check(self, user_id: UserID, sid: str, client_secret: str) -> ValidatedThreepid:
         self.check_changes()
-        proof = await self._validations.check_confirmed(
+        proof = await self._validations.check_validated(
             ADD, {"sid": sid, "client_secret": client_secret}
         )
-        if len(await self.get_threepids(user_id)) >= MOST_ADDRESSES:
-            raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
+        if len(await self.get_threepids(user_id)) >= MAX_ADDRESSES:
+            raise Forbidden(f"An account has at most {MAX_ADDRESSES} addresses")
         return proof
 
     def _add(
-        self, txn: WriteTransaction, user_id: UserID, proof: Proof, ip: str, epoch: Era
+        self,
+        txn: WriteTransaction,
+        user_id: UserID,
+        proof: ValidatedThreepid,
+        ip: str,
+        epoch: CredentialEpoch,
     ) -> None:
-        check_era(txn, user_id, epoch)
+        check_epoch(txn, user_id, epoch)
         self._validations.use(txn, proof)
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
-        what = Happened.ADDRESS_ADDED if proof.medium == EMAIL else Happened.NUMBER_ADDED
-        note(txn, user_id, what, self._now_ms(), ip=ip, detail=proof.address)
+        what = AuditEvent.ADDRESS_ADDED if proof.medium == EMAIL else AuditEvent.NUMBER_ADDED
+        record_event(txn, user_id, what, self._now_ms(), ip=ip, detail=proof.address)
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Remove an address from an account, if it has it. Raises `Forbidden`."""
@@ -136,14 +146,14 @@ class Threepids:
         by: UserID | None = None,
     ) -> None:
         if self._bindings is not None:
-            self._bindings.note_removed(txn, user_id, medium, address)
+            self._bindings.schedule_unbind(txn, user_id, medium, address)
         if self._store.remove_threepid(txn, user_id, medium, address):
-            what = Happened.ADDRESS_REMOVED if medium == EMAIL else Happened.NUMBER_REMOVED
-            note(txn, user_id, what, self._now_ms(), by=by, detail=address)
+            what = AuditEvent.ADDRESS_REMOVED if medium == EMAIL else AuditEvent.NUMBER_REMOVED
+            record_event(txn, user_id, what, self._now_ms(), by=by, detail=address)
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
-    async def do_set_vouched(
+    async def do_set_provider_emails(
         self, asserted: Mapping[UserID, Sequence[str]], provider: str
     ) -> Set[UserID]:
         """Set the e-mail addresses of accounts to those that an identity provider asserts now.
@@ -155,21 +165,21 @@ class Threepids:
         address because another account has it.
         """
 
-        def write(txn: WriteTransaction) -> Mapping[UserID, Plan]:
+        def write(txn: WriteTransaction) -> Mapping[UserID, EmailChanges]:
             now = self._now_ms()
             plans = self._plan(txn, asserted, provider)
             for user_id, plan in plans.items():
                 for address in plan.disowned:
-                    self._store.remove_voucher(txn, EMAIL, address, provider)
-                for address in plan.gone:
+                    self._store.remove_assertion(txn, EMAIL, address, provider)
+                for address in plan.removed:
                     self._remove(txn, user_id, EMAIL, address)
             for user_id, plan in plans.items():
                 for address in plan.confirmed:
-                    self._store.add_voucher(txn, EMAIL, address, provider)
+                    self._store.add_assertion(txn, EMAIL, address, provider)
                 for address in plan.new:
                     row = ThreepidRow(EMAIL, address, user_id, now, now, frozenset((provider,)))
                     self._store.add_threepid(txn, row)
-                    note(txn, user_id, Happened.ADDRESS_ADDED, now, detail=address)
+                    record_event(txn, user_id, AuditEvent.ADDRESS_ADDED, now, detail=address)
             return plans
 
         asserted = {user_id: addresses for user_id, addresses in asserted.items() if addresses}
@@ -182,11 +192,11 @@ class Threepids:
 
     def _plan(
         self, txn: Transaction, asserted: Mapping[UserID, Sequence[str]], provider: str
-    ) -> Mapping[UserID, Plan]:
+    ) -> Mapping[UserID, EmailChanges]:
         rows = self._store.get_threepids_in(txn, asserted)
         wanted = {address for addresses in asserted.values() for address in addresses}
-        return compute_plans(
-            rows, self._store.get_owners_in(txn, EMAIL, wanted), asserted, provider, MOST_ADDRESSES
+        return compute_email_changes(
+            rows, self._store.get_owners_in(txn, EMAIL, wanted), asserted, provider, MAX_ADDRESSES
         )
 
     async def do_replace(
@@ -194,7 +204,7 @@ class Threepids:
     ) -> None:
         """Replace all addresses of an account, for the administrator `by`.
 
-        `addresses`: pairs of medium and address, which need no validation. Raises
+        `uris`: pairs of medium and address, which need no validation. Raises
         `ThreepidInUse`.
         """
 
@@ -213,8 +223,8 @@ class Threepids:
                     txn, ThreepidRow(medium, address, user_id, now, now)
                 ):
                     raise ThreepidInUse
-                what = Happened.ADDRESS_ADDED if medium == EMAIL else Happened.NUMBER_ADDED
-                note(txn, user_id, what, now, by=by, detail=address)
+                what = AuditEvent.ADDRESS_ADDED if medium == EMAIL else AuditEvent.NUMBER_ADDED
+                record_event(txn, user_id, what, now, by=by, detail=address)
 
         await self._database.write("replace_threepids", write)
 

@@ -17,7 +17,7 @@ from storage.devices.devices import DeviceRow, DeviceStore
 
 
 class AccountModeration:
-    """Moderates accounts. The guard admits only administrators, except for `get_sightings`."""
+    """Moderates accounts. The guard admits only administrators, except for `get_last_seen_devices`."""
 
     def __init__(
         self,
@@ -63,7 +63,9 @@ class AccountModeration:
             user_id, locked=locked, suspended=suspended, by=caller.user_id
         )
 
-    async def get_sightings(self, caller: Requester, user_id: UserID) -> Sequence[DeviceRow]:
+    async def get_last_seen_devices(
+        self, caller: Requester, user_id: UserID
+    ) -> Sequence[DeviceRow]:
         """Return the devices of a user, with the time and address of the last sighting.
 
         Raises `Forbidden` unless the caller is the user or an administrator, `InvalidParam`,

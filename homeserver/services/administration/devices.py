@@ -17,30 +17,30 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import InvalidParam, MatrixError, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.accounts.accounts import Accounts
-from homeserver.services.devices.devices import LONGEST_DEVICE_NAME, Devices
+from homeserver.services.devices.devices import MAX_DEVICE_NAME, Devices
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.sessions import Sessions
-from storage.accounts.accounts import select_standing
+from storage.accounts.accounts import select_account_state
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.dehydrated_devices import DehydratedDeviceStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
-MOST_AT_ONCE: Final = 100
+MAX_PER_WRITE: Final = 100
 """Devices removed in one write, so that other writes do not wait long."""
 
 
-class NameTooLong(MatrixError):
+class DeviceNameTooLong(MatrixError):
     """A device name has too many characters."""
 
     errcode, status, default_text = (
         "M_TOO_LARGE",
         400,
-        f"A device name has at most {LONGEST_DEVICE_NAME} characters",
+        f"A device name has at most {MAX_DEVICE_NAME} characters",
     )
 
 
-class DevicesOfAccount(msgspec.Struct, frozen=True):
+class AccountDevices(msgspec.Struct, frozen=True):
     """All devices of an account, and the id of the dehydrated one, if there is one."""
 
     devices: Sequence[DeviceRow]
@@ -74,11 +74,11 @@ class DeviceAdministration:
         self._sessions = sessions
         self._last_seen = last_seen
 
-    async def get_devices(self, user_id: UserID) -> DevicesOfAccount:
+    async def get_devices(self, user_id: UserID) -> AccountDevices:
         """Return all devices, with the time and address of the last sighting."""
         await self._check_user(user_id)
         dehydrated = await self._dehydrated.get_device(user_id)
-        return DevicesOfAccount(
+        return AccountDevices(
             await self._devices.get_devices(user_id),
             None if dehydrated is None else dehydrated.device_id,
         )
@@ -89,7 +89,7 @@ class DeviceAdministration:
         await self._last_seen.flush()
         return await self._get_device(user_id, device_id)
 
-    async def do_make(self, user_id: UserID, device_id: DeviceID) -> None:
+    async def do_create(self, user_id: UserID, device_id: DeviceID) -> None:
         """Create a device without a session; leave an existing one unchanged.
 
         Raises `InvalidParam` also for a deactivated account, and what `Sessions.add_device` raises.
@@ -101,13 +101,13 @@ class DeviceAdministration:
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
         """Rename a device; None leaves the name.
 
-        Raises what `get_device` raises, `NameTooLong`, and `InvalidParam` for a name that cannot be
+        Raises what `get_device` raises, `DeviceNameTooLong`, and `InvalidParam` for a name that cannot be
         stored.
         """
         await self._check_user(user_id)
         await self._get_device(user_id, device_id)
-        if name is not None and len(name) > LONGEST_DEVICE_NAME:
-            raise NameTooLong
+        if name is not None and len(name) > MAX_DEVICE_NAME:
+            raise DeviceNameTooLong
         await self._devices.do_rename(user_id, device_id, name)
 
     async def do_remove(
@@ -119,8 +119,8 @@ class DeviceAdministration:
         """
         await self._check_user(user_id)
         wanted = list(dict.fromkeys(device_ids))
-        for start in range(0, len(wanted), MOST_AT_ONCE):
-            some = wanted[start : start + MOST_AT_ONCE]
+        for start in range(0, len(wanted), MAX_PER_WRITE):
+            some = wanted[start : start + MAX_PER_WRITE]
             await self._database.write(
                 "remove_devices_of_account", self._remove, user_id, some, by, ip
             )
@@ -137,7 +137,7 @@ class DeviceAdministration:
         return device
 
     def _make(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:
-        standing = select_standing(txn, user_id)
+        standing = select_account_state(txn, user_id)
         if standing is None or standing.deactivated:
             raise InvalidParam("The account is deactivated and cannot have devices")
         self._sessions.add_device(txn, user_id, device_id, None)

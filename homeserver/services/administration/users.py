@@ -25,17 +25,17 @@ from federation.protocol.errors import (
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.deactivation import Deactivation
-from homeserver.services.accounts.registration import Registration, Wish
-from homeserver.services.accounts.threepids import MOST_ADDRESSES, Threepids
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.accounts.registration import Registration, RegistrationRequest
+from homeserver.services.accounts.threepids import MAX_ADDRESSES, Threepids
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.login.approvals import Approvals
 from homeserver.services.login.last_seen import LastSeen
-from homeserver.services.login.passwords import LONGEST_PASSWORD
+from homeserver.services.login.passwords import MAX_PASSWORD_LENGTH
 from homeserver.services.profiles.profiles import AVATAR_URL, DISPLAY_NAME, Profiles
 from homeserver.services.threepids.email_validation import parse_email_address
-from homeserver.services.threepids.phone_validation import digits_of, parse_phone_number
+from homeserver.services.threepids.phone_validation import parse_phone_number, to_msisdn
 from homeserver.services.threepids.validation import EMAIL, MSISDN
-from homeserver.services.upstream.links import UpstreamLinks
+from homeserver.services.upstream.links import ExternalIds
 from storage.accounts.accounts import AccountRow
 from storage.accounts.policy_consents import ConsentRow, PolicyConsentStore
 from storage.accounts.user_lists import UserFilter, UserListStore, UserOrder, UserPage
@@ -45,11 +45,11 @@ from storage.threepids.threepids import ThreepidRow
 from storage.upstream.external_ids import ExternalIdRow
 
 USER_TYPES: Final = ("bot", "support")
-MOST: Final = 10_000
+MAX_PAGE_SIZE: Final = 10_000
 """Maximum number of entries of a page."""
 
 
-class Changes(msgspec.Struct, frozen=True, kw_only=True):
+class AccountChanges(msgspec.Struct, frozen=True, kw_only=True):
     """The requested state of an account; UNSET leaves a field unchanged."""
 
     password: str | UnsetType = UNSET
@@ -69,7 +69,7 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
     approved: bool | UnsetType = UNSET
 
 
-class Details(msgspec.Struct, frozen=True):
+class AccountDetails(msgspec.Struct, frozen=True):
     """An account with its profile, addresses, links, consents and last sighting."""
 
     account: AccountRow
@@ -94,12 +94,12 @@ class UserAdministration:
         registration: Registration,
         profiles: Profiles,
         threepids: Threepids,
-        links: UpstreamLinks,
+        links: ExternalIds,
         approvals: Approvals,
         deactivation: Deactivation,
         last_seen: LastSeen,
         consents: PolicyConsentStore,
-        unshown: UnshownRooms,
+        unshown: HiddenRoomChanges,
     ) -> None:
         self._identity = identity
         self._store = store
@@ -116,7 +116,7 @@ class UserAdministration:
         self._unshown = unshown
 
     @property
-    def approves(self) -> bool:
+    def needs_approval(self) -> bool:
         """Whether new accounts need approval."""
         return self._registration.rules.needs_approval
 
@@ -128,10 +128,10 @@ class UserAdministration:
             raise InvalidParam("from and limit may not be negative")
         await self._last_seen.flush()
         return await self._store.get_page(
-            wanted, order, backwards=backwards, first=first, limit=min(limit, MOST)
+            wanted, order, backwards=backwards, first=first, limit=min(limit, MAX_PAGE_SIZE)
         )
 
-    async def get_details(self, user_id: UserID) -> Details:
+    async def get_details(self, user_id: UserID) -> AccountDetails:
         """Return the details of an account.
 
         Raises `InvalidParam` for a user of another server, `NotFound`.
@@ -141,7 +141,7 @@ class UserAdministration:
         await self._last_seen.flush()
         name, avatar = (await self._profiles.get_names([user_id]))[user_id]
         devices = (await self._devices.get_devices([user_id])).get(user_id, [])
-        return Details(
+        return AccountDetails(
             account,
             name,
             avatar,
@@ -154,10 +154,10 @@ class UserAdministration:
             ),
         )
 
-    async def do_put(self, user_id: UserID, changes: Changes, by: UserID) -> bool:
+    async def do_put(self, user_id: UserID, changes: AccountChanges, by: UserID) -> bool:
         """Create or change an account; return True if it was created.
 
-        Raises `InvalidParam`, `BadJson`, `Forbidden`, `WeakPassword`, `ThreepidInUse`, `LinkTaken`,
+        Raises `InvalidParam`, `BadJson`, `Forbidden`, `WeakPassword`, `ThreepidInUse`, `ExternalIdInUse`,
         and for a new account `InvalidUsername` and `Exclusive`.
         """
         self._check_local(user_id)
@@ -190,13 +190,13 @@ class UserAdministration:
         self._check_local(user_id)
         return (await self._accounts.get_account(user_id)).is_admin
 
-    async def do_change(self, user_id: UserID, changes: Changes, by: UserID) -> None:
+    async def do_change(self, user_id: UserID, changes: AccountChanges, by: UserID) -> None:
         """Change an existing account. Raises `NotFound`, and what `do_put` raises."""
         self._check_local(user_id)
         await self._accounts.get_account(user_id)
         await self.do_put(user_id, changes, by)
 
-    async def do_close(self, user_id: UserID, by: UserID, *, erase: bool) -> str:
+    async def do_deactivate(self, user_id: UserID, by: UserID, *, erase: bool) -> str:
         """Deactivate an account permanently; return as `Deactivation.do_deactivate`.
 
         Raises `InvalidParam` for the administrator's own account, and what `get_details` raises.
@@ -208,7 +208,7 @@ class UserAdministration:
             )
         return await self._deactivation.do_deactivate(user_id, erase=erase, by=by)
 
-    async def check_free(self, username: str) -> None:
+    async def check_available(self, username: str) -> None:
         """Check that a user name is free.
 
         Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
@@ -227,15 +227,15 @@ class UserAdministration:
 
         def discard_hidden_changes(txn: WriteTransaction) -> None:
             if not banned:
-                self._profiles.forget_unshown(txn, user_id)
-                self._unshown.forget(txn, user_id)
+                self._profiles.remove_hidden_changes(txn, user_id)
+                self._unshown.remove_user(txn, user_id)
 
         await self._accounts.do_set_flags(
             user_id, shadow_banned=banned, by=by, also=discard_hidden_changes
         )
 
     async def _check(
-        self, user_id: UserID, account: AccountRow | None, changes: Changes, by: UserID
+        self, user_id: UserID, account: AccountRow | None, changes: AccountChanges, by: UserID
     ) -> None:
         if changes.deactivated is True and changes.locked is True:
             raise InvalidParam("An account cannot be both deactivated and locked")
@@ -258,34 +258,34 @@ class UserAdministration:
         if changes.user_type is not UNSET and changes.user_type not in (None, *USER_TYPES):
             raise InvalidParam(f"user_type must be null or one of {', '.join(USER_TYPES)}")
         if changes.password is not UNSET:
-            if account is None and len(changes.password) > LONGEST_PASSWORD:
-                raise InvalidParam(f"A password has at most {LONGEST_PASSWORD} characters")
+            if account is None and len(changes.password) > MAX_PASSWORD_LENGTH:
+                raise InvalidParam(f"A password has at most {MAX_PASSWORD_LENGTH} characters")
             self._accounts.check_password_policy(changes.password)
         for field, value in (
             (DISPLAY_NAME, changes.display_name),
             (AVATAR_URL, changes.avatar_url),
         ):
             if value:
-                self._profiles.check_shown(field, value)
+                self._profiles.check_value(field, value)
         await self._check_addresses(user_id, changes)
         if changes.external_ids is not UNSET:
             await self._links.check(user_id, changes.external_ids)
 
-    async def _check_addresses(self, user_id: UserID, changes: Changes) -> None:
+    async def _check_addresses(self, user_id: UserID, changes: AccountChanges) -> None:
         addresses = [] if changes.addresses is UNSET else changes.addresses
-        if len(addresses) > MOST_ADDRESSES:
-            raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
+        if len(addresses) > MAX_ADDRESSES:
+            raise Forbidden(f"An account has at most {MAX_ADDRESSES} addresses")
         for medium, address in _parse_addresses(addresses):
             if await self._threepids.get_owner(medium, address) not in (None, user_id):
                 raise ThreepidInUse
 
-    async def _change(self, user_id: UserID, changes: Changes, by: UserID) -> None:
+    async def _change(self, user_id: UserID, changes: AccountChanges, by: UserID) -> None:
         for field, value in (
             (DISPLAY_NAME, changes.display_name),
             (AVATAR_URL, changes.avatar_url),
         ):
             if value is not UNSET:
-                await self._profiles.do_set_shown(user_id, field, value)
+                await self._profiles.do_set_by_admin(user_id, field, value)
         if changes.addresses is not UNSET:
             await self._threepids.do_replace(user_id, _parse_addresses(changes.addresses), by=by)
         if changes.external_ids is not UNSET:
@@ -299,11 +299,11 @@ class UserAdministration:
             )
         if changes.user_type is not UNSET:
             await self._accounts.do_set_user_type(user_id, changes.user_type, by=by)
-        if changes.approved is not UNSET and self.approves:
+        if changes.approved is not UNSET and self.needs_approval:
             if changes.approved:
                 await self._approvals.do_approve(user_id, by=by)
             else:
-                await self._approvals.do_withdraw(user_id, by=by)
+                await self._approvals.do_revoke(user_id, by=by)
         if changes.deactivated is True:
             await self._deactivation.do_deactivate(user_id, erase=False, by=by)
 
@@ -312,7 +312,7 @@ class UserAdministration:
             raise InvalidParam("The user does not belong to this server")
 
 
-def _matches(details: Details, changes: Changes) -> bool:
+def _matches(details: AccountDetails, changes: AccountChanges) -> bool:
     """Return whether an account is in the requested state already."""
     account = details.account
     addresses = (
@@ -335,8 +335,10 @@ def _matches(details: Details, changes: Changes) -> bool:
     return all(wanted in (UNSET, current) for wanted, current in fields)
 
 
-def _registration_request(user_id: UserID, changes: Changes, by: UserID) -> Wish:
-    return Wish(
+def _registration_request(
+    user_id: UserID, changes: AccountChanges, by: UserID
+) -> RegistrationRequest:
+    return RegistrationRequest(
         username=localpart_of(user_id),
         password=None if changes.password is UNSET else changes.password,
         inhibit_login=True,
@@ -364,13 +366,13 @@ def _parse_addresses(entries: Sequence[tuple[str, str]]) -> Sequence[tuple[str, 
                 parsed.append((EMAIL, parse_email_address(address)))
             case "msisdn":
                 number = parse_phone_number("", f"+{address.strip().removeprefix('+')}")
-                parsed.append((MSISDN, digits_of(number)))
+                parsed.append((MSISDN, to_msisdn(number)))
             case _:
                 raise InvalidParam("medium must be email or msisdn")
     return list(dict.fromkeys(parsed))
 
 
-def links_of(entries: Sequence[tuple[str, str]]) -> Mapping[str, str]:
+def parse_external_ids(entries: Sequence[tuple[str, str]]) -> Mapping[str, str]:
     """Return the subjects by provider. Raises `BadJson` if a provider occurs twice."""
     found = dict(entries)
     if len(found) != len(entries):

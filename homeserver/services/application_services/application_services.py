@@ -40,7 +40,7 @@ from federation.protocol.ids import (
 )
 from homeserver.api.requester import Requester
 from homeserver.config.registration_files import RegistrationFile
-from homeserver.services.accounts.registration import Registered, Registration, Wish
+from homeserver.services.accounts.registration import NewAccount, Registration, RegistrationRequest
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.sessions import NewSession, Sessions
@@ -57,7 +57,7 @@ class UnknownDevice(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_DEVICE", 400, "The user has no such device"
 
 
-class Names(msgspec.Struct, frozen=True):
+class NamePattern(msgspec.Struct, frozen=True):
     """A namespace of user IDs or aliases."""
 
     pattern: re.Pattern[str]
@@ -69,8 +69,8 @@ class ApplicationService(msgspec.Struct, frozen=True):
 
     service_id: str
     sender: UserID
-    users: tuple[Names, ...]
-    aliases: tuple[Names, ...]
+    users: tuple[NamePattern, ...]
+    aliases: tuple[NamePattern, ...]
     rate_limited: bool
 
     def acts_for(self, user_id: str) -> bool:
@@ -134,7 +134,7 @@ class ApplicationServices:
         return True
 
 
-class ActingServices:
+class ApplicationServiceRequests:
     """Requests of application services: identity assertion, registration and login."""
 
     def __init__(
@@ -160,7 +160,7 @@ class ActingServices:
         self._validity = validity
 
     @property
-    def are_there(self) -> bool:
+    def has_services(self) -> bool:
         """Whether any application service is registered."""
         return bool(self._services)
 
@@ -195,12 +195,12 @@ class ActingServices:
             is_locked=account.locked,
             is_suspended=account.suspended,
             is_shadow_banned=account.shadow_banned,
-            is_expired=self._validity.is_over(account.expires_ts),
+            is_expired=self._validity.is_expired(account.expires_ts),
             rate_limited=service.rate_limited and wanted != service.sender,
         )
 
     async def _register_sender(self, service: ApplicationService) -> AccountRow | None:
-        request = Wish(username=localpart_of(service.sender), inhibit_login=True)
+        request = RegistrationRequest(username=localpart_of(service.sender), inhibit_login=True)
         with suppress(UserInUse):  # another request has just created it
             await self._registration.do_register_for_service(request, service.service_id)
         return (await self._accounts.get_accounts([service.sender])).get(service.sender)
@@ -214,7 +214,7 @@ class ActingServices:
             return token.strip() or None if scheme.lower() == "bearer" else None
         return in_query or None if self._token_in_query else None
 
-    async def do_register(self, token: str | None, wish: Wish) -> Registered:
+    async def do_register(self, token: str | None, wish: RegistrationRequest) -> NewAccount:
         """Create an account without a password for an application service. Raises `MissingToken`,
         `UnknownToken`, `MissingParam`, `Exclusive`, `UserInUse`, `InvalidUsername`."""
         service = self._service_of(token)
@@ -244,7 +244,7 @@ class ActingServices:
             service = self._service_of(token)
         except UnknownToken:
             raise Forbidden("The access token does not belong to an application service") from None
-        user_id = self._sign_in.as_user_id(name)
+        user_id = self._sign_in.parse_user_id(name)
         if user_id is None:
             raise Exclusive("The user is not in the namespaces of the application service")
         self._services.check_user(service, user_id)
@@ -255,7 +255,7 @@ class ActingServices:
         session = self._sessions.prepare(
             user_id,
             address=address,
-            era=account.era,
+            epoch=account.epoch,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,
@@ -272,13 +272,13 @@ class ActingServices:
         return service
 
 
-def _is_exclusive(namespaces: Sequence[Names], name: str) -> bool:
+def _is_exclusive(namespaces: Sequence[NamePattern], name: str) -> bool:
     return any(namespace.exclusive and namespace.pattern.match(name) for namespace in namespaces)
 
 
 def _service_of(file: RegistrationFile, server_name: ServerName) -> ApplicationService:
     users, aliases = (
-        tuple(Names(re.compile(each.regex), each.exclusive) for each in namespaces)
+        tuple(NamePattern(re.compile(each.regex), each.exclusive) for each in namespaces)
         for namespaces in (file.namespaces.users, file.namespaces.aliases)
     )
     sender = UserID(f"@{file.sender_localpart}:{server_name}")

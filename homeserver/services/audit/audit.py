@@ -13,11 +13,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
-from storage.accounts.audit import AuditRecord, AuditStore, has_record, note_events
+from storage.accounts.audit import AuditRecord, AuditStore, add_audit_records, has_record
 from storage.engine.transaction import WriteTransaction
 
 
-class Happened(Enum):
+class AuditEvent(Enum):
     """The kind of event."""
 
     REGISTERED = "registered"
@@ -26,7 +26,7 @@ class Happened(Enum):
     BROWSER_SIGNED_IN = "browser_signed_in"
     BROWSER_SIGNED_OUT = "browser_signed_out"
     """By its owner, by an identity provider, with all sessions of the account, or by expiry
-    (`TIME_OVER`)."""
+    (`SESSION_EXPIRED`)."""
     SIGN_IN_FAILED = "sign_in_failed"
     SIGN_IN_REFUSED = "sign_in_refused"
     """The user authenticated, but the account is not usable; the detail is the reason."""
@@ -48,7 +48,7 @@ class Happened(Enum):
     """The export of the account's data was downloaded."""
     CLIENT_REGISTERED = "client_registered"
     """A user allowed an OAuth 2.0 client with dynamic registration for the first time; a record of
-    no account (`NOBODY`)."""
+    no account (`NO_USER`)."""
     LOGIN_TOKEN_GIVEN = "login_token_given"
     """Issued to a client, to sign in another client."""
     PASSWORD_CHANGED = "password_changed"
@@ -96,23 +96,23 @@ class Happened(Enum):
     """A scanner reported a file that the account had uploaded; it is quarantined."""
 
 
-NOBODY: Final = UserID("")
+NO_ACCOUNT: Final = UserID("")
 """The user id of records that concern no account."""
-LONGEST_DETAIL: Final = 400
-TIME_OVER: Final = "time_over"
-FOLDED_MS: Final = 600_000
+MAX_DETAIL_LENGTH: Final = 400
+SESSION_EXPIRED: Final = "time_over"
+DEDUPLICATION_MS: Final = 600_000
 """For this time, refusals of one account from one address for one reason are one record, since apps
 retry by themselves; so are exports from one address."""
-FOR_ADMINISTRATORS: Final = frozenset(
-    {Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value}
+ADMIN_ONLY_EVENTS: Final = frozenset(
+    {AuditEvent.SHADOW_BANNED.value, AuditEvent.SHADOW_BAN_LIFTED.value}
 )
 """Events that owners of accounts do not see."""
 
 
-def note(
+def record_event(
     txn: WriteTransaction,
     user_id: UserID,
-    what: Happened,
+    what: AuditEvent,
     now: int,
     *,
     ip: str | None = None,
@@ -127,13 +127,13 @@ def note(
     did it. `detail`: further information, nothing secret.
     """
     address = address_key(ip) if ip else None
-    truncated = None if detail is None else detail[:LONGEST_DETAIL]
+    truncated = None if detail is None else detail[:MAX_DETAIL_LENGTH]
     record = AuditRecord(user_id, now, what.value, address, device_id, by, truncated)
     if unless_since is None or not has_record(txn, record, unless_since):
-        note_events(txn, [record])
+        add_audit_records(txn, [record])
 
 
-def note_refusal(
+def record_refusal(
     txn: WriteTransaction,
     user_id: UserID,
     now: int,
@@ -143,11 +143,11 @@ def note_refusal(
     device_id: DeviceID | None = None,
 ) -> None:
     """Record that the user authenticated, but the sign-in was refused."""
-    since = now - FOLDED_MS
-    note(
+    since = now - DEDUPLICATION_MS
+    record_event(
         txn,
         user_id,
-        Happened.SIGN_IN_REFUSED,
+        AuditEvent.SIGN_IN_REFUSED,
         now,
         ip=ip,
         device_id=device_id,
@@ -156,7 +156,7 @@ def note_refusal(
     )
 
 
-class RemovesByUser(Protocol):
+class CountedCredentialStore(Protocol):
     """A store of credentials or sessions per user."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
@@ -164,27 +164,29 @@ class RemovesByUser(Protocol):
         ...
 
 
-class Recorded:
+class AuditedStore:
     """Wraps such a store; records the end of each credential or session in the audit log."""
 
-    def __init__(self, clock: IReactorTime, store: RemovesByUser, what: Happened) -> None:
+    def __init__(
+        self, clock: IReactorTime, store: CountedCredentialStore, what: AuditEvent
+    ) -> None:
         self._clock = clock
         self._store = store
         self._what = what
 
     def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
-        """Delete the user's rows and record each; see `RecordedWithSessions.remove_user`."""
+        """Delete the user's rows and record each; see `AuditedCredentialStore.remove_user`."""
         for _ in range(self._store.remove_user(txn, user_id)):
-            note(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000), ip=ip)
+            record_event(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000), ip=ip)
 
 
 class Audit:
     """Reads and expires audit records."""
 
-    def __init__(self, clock: IReactorTime, store: AuditStore, *, keep_ms: int) -> None:
+    def __init__(self, clock: IReactorTime, store: AuditStore, *, retention_ms: int) -> None:
         self._clock = clock
         self._store = store
-        self._keep_ms = keep_ms
+        self._keep_ms = retention_ms
 
     async def get_records(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
         """Return up to `limit` records of a user, newest first."""
@@ -198,7 +200,7 @@ class Audit:
         return [
             row if row.by_user in (None, user_id) else msgspec.structs.replace(row, address=None)
             for row in await self.get_records(user_id, limit)
-            if row.event not in FOR_ADMINISTRATORS
+            if row.event not in ADMIN_ONLY_EVENTS
         ]
 
     async def do_sweep(self, limit: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Set
 from typing import Final
 
 from storage.cache import StreamCache
-from storage.encryption.to_device import KnownDevices, Recipients
+from storage.encryption.to_device import DeviceSnapshot, Recipients
 from storage.engine.streams import Streams, Topic
 
 CAPACITY: Final = 50_000
@@ -16,7 +16,7 @@ CAPACITY: Final = 50_000
 clients can make up long IDs."""
 
 
-class DevicesOfUsers:
+class DeviceCache:
     """Caches the devices of local users, as writes have found them."""
 
     def __init__(self, streams: Streams, *, capacity: int = CAPACITY) -> None:
@@ -35,18 +35,20 @@ class DevicesOfUsers:
         return self._users
 
     @property
-    def changes(self) -> int:
+    def version(self) -> int:
         """The number of invalidations. Read it before a write, and pass it to `keep`."""
         return self._users.changes
 
-    def find(self, user_ids: Set[str]) -> KnownDevices | None:
+    def find(self, user_ids: Set[str]) -> DeviceSnapshot | None:
         """Return the devices of these users; None unless all of them are cached."""
         found = self._users.find_many(user_ids)
-        return KnownDevices(found, self._streams.current()) if len(found) == len(user_ids) else None
+        return (
+            DeviceSnapshot(found, self._streams.current()) if len(found) == len(user_ids) else None
+        )
 
-    def keep(self, found: Mapping[str, Recipients], changes: int) -> None:
-        """Cache the devices of these users, unless a change came after `self.changes` was
-        `changes`."""
+    def add(self, found: Mapping[str, Recipients], changes: int) -> None:
+        """Cache the devices of these users, unless a change came after `self.version` was
+        `version`."""
         for user_id, devices in found.items():
             self._users.put(user_id, devices, since=changes)
 

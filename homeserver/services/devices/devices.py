@@ -6,7 +6,7 @@ from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.api.requester import Requester
 from homeserver.services.login.confirmation import AccountConfirmation
-from homeserver.services.login.credential_epoch import check_era
+from homeserver.services.login.credential_epoch import check_epoch
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.sessions import Sessions
 from homeserver.services.login.uia import AuthData
@@ -14,15 +14,15 @@ from storage.devices.devices import DeviceRow, DeviceStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
-LONGEST_DEVICE_NAME = 100
+MAX_DEVICE_NAME = 100
 """Characters."""
 
 
 def check_device_name(name: str | None) -> str | None:
-    """Check a name and cut it to `LONGEST_DEVICE_NAME`. Raises `InvalidParam`."""
+    """Check a name and cut it to `MAX_DEVICE_NAME`. Raises `InvalidParam`."""
     if name is not None and "\0" in name:
         raise InvalidParam("A device name may not contain NUL")
-    return None if name is None else name[:LONGEST_DEVICE_NAME]
+    return None if name is None else name[:MAX_DEVICE_NAME]
 
 
 class Devices:
@@ -53,7 +53,7 @@ class Devices:
         await self._last_seen.flush()
         return await self._get_device(user_id, device_id)
 
-    async def do_make(self, caller: Requester, device_id: DeviceID, name: str | None) -> bool:
+    async def do_create(self, caller: Requester, device_id: DeviceID, name: str | None) -> bool:
         """Create a device without a session for a user of an application service. Return False if
         the caller is not an application service, or the device exists. Raises `InvalidParam`,
         `Forbidden`. spec: application-service-api#creating-devices"""
@@ -91,7 +91,7 @@ class Devices:
 
         def write(txn: WriteTransaction) -> None:
             if era is not None:
-                check_era(txn, caller.user_id, era)
+                check_epoch(txn, caller.user_id, era)
             there = self._devices.get_ids_in(txn, caller.user_id, device_ids)
             gone = [device_id for device_id in dict.fromkeys(device_ids) if device_id in there]
             self._sessions.remove_devices(txn, caller.user_id, gone, address)

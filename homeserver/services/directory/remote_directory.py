@@ -16,7 +16,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.fair_semaphore import FairSemaphore
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.peers.requests import RefusedByRemote
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
@@ -28,14 +28,14 @@ from federation.protocol.errors import (
     RemoteError,
 )
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
-from federation.remote.directory import DirectoryQuery, DirectoryRequests
+from federation.remote.directory import DirectoryQuery, RemoteDirectoryClient
 from storage.cache import LRU
 
-SECONDS_REMEMBERED: Final = 30
-ANSWERS_REMEMBERED: Final = 2000
-BYTES_REMEMBERED: Final = 8 << 20
+CACHE_SECONDS: Final = 30
+CACHE_ENTRIES: Final = 2000
+CACHE_BYTES: Final = 8 << 20
 """Bytes of all cached results as JSON: their sizes differ much."""
-QUESTIONS_AT_ONCE: Final = 20
+CONCURRENT_QUERIES: Final = 20
 """Concurrent queries to one server."""
 PROFILE, ALIAS, DIRECTORY = "profile", "alias", "directory"
 _PATHS: Final = {
@@ -61,19 +61,21 @@ class _CachedResult(msgspec.Struct, frozen=True):
 class RemoteDirectory:
     """Queries other servers on behalf of local users."""
 
-    def __init__(self, requests: DirectoryRequests, policy: Policy, clock: IReactorTime) -> None:
+    def __init__(
+        self, requests: RemoteDirectoryClient, policy: FederationPolicy, clock: IReactorTime
+    ) -> None:
         self._requests = requests
         self._policy = policy
         self._clock = clock
         self._cache: LRU[Hashable, _CachedResult] = LRU(
-            max_entries=ANSWERS_REMEMBERED,
-            max_weight=BYTES_REMEMBERED,
+            max_entries=CACHE_ENTRIES,
+            max_weight=CACHE_BYTES,
             weigh=lambda _, cached: cached.size,
         )
         self._queries: SharedWork[Hashable, _CachedResult] = SharedWork()
         self._slots: FairSemaphore[ServerName] = FairSemaphore(
             sys.maxsize,
-            QUESTIONS_AT_ONCE,
+            CONCURRENT_QUERIES,
             refusal=lambda server: LimitExceeded(
                 f"Too many queries to {server} are in progress", retry_after_ms=1000
             ),
@@ -141,7 +143,7 @@ class RemoteDirectory:
             except RemoteError as error:
                 value = _explain(error, what)
         size = 0 if isinstance(value, MatrixError) else len(msgspec.json.encode(value))
-        cached = _CachedResult(self._clock.seconds() + SECONDS_REMEMBERED, value, size)
+        cached = _CachedResult(self._clock.seconds() + CACHE_SECONDS, value, size)
         self._cache.put(key, cached)
         return cached
 

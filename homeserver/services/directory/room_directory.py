@@ -15,12 +15,12 @@ from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, could
 from federation.protocol.power_levels import PowerLevels
 from federation.remote.directory import DirectoryQuery
 from federation.rooms.engine import RoomEngine
-from federation.rooms.room_servers import RoomServers, longest_in
+from federation.rooms.room_servers import RoomServers, sort_by_join
 from federation.rooms.serving.summaries import describe_room
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
 from homeserver.api.requester import Requester
 from homeserver.services.directory.remote_directory import RemoteDirectory
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from storage.directory.aliases import AliasRow, AliasStore, AliasTaken
 from storage.rooms.rooms import RoomStore
 from storage.rooms.summaries import RoomSummaryStore
@@ -49,14 +49,14 @@ class AliasNamespaces(Protocol):
         ...
 
 
-class ReadsRooms(Protocol):
+class RoomAccessChecks(Protocol):
     """The part of the room reading service that the directory uses."""
 
     async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
         """Return the user's membership of the room."""
         ...
 
-    async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+    async def check_may_read(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """Return the room if the user may see its present state; raises Forbidden, NotFound."""
         ...
 
@@ -75,29 +75,29 @@ class RoomDirectory:
         rooms: RoomStore,
         aliases: AliasStore,
         summaries: RoomSummaryStore,
-        reading: ReadsRooms,
+        reading: RoomAccessChecks,
         servers: RoomServers,
         remote: RemoteDirectory,
-        unshown: UnshownRooms,
+        hidden_changes: HiddenRoomChanges,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
         readable_without_account: bool,
-        readable_elsewhere: bool,
-        shown: bool,
+        readable_by_servers: bool,
+        enabled: bool,
         only_members_add_aliases: bool,
         namespaces: AliasNamespaces,
     ) -> None:
         """`shown`: False returns an empty directory. `readable_elsewhere`: whether other servers
         may read it."""
         self._namespaces = namespaces
-        self._readable_elsewhere = readable_elsewhere
+        self._readable_elsewhere = readable_by_servers
         self._servers = servers
         self._remote = remote
-        self._unshown = unshown
+        self._unshown = hidden_changes
         self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
-        self._shown = shown
+        self._shown = enabled
         self._engine = engine
         self._rooms = rooms
         self._aliases = aliases
@@ -115,7 +115,7 @@ class RoomDirectory:
             return await self._remote.get_alias(alias)
         return await self._find(caller, alias)
 
-    async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+    async def get_local_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """Return the room of a local alias, and the servers that are in it for the longest time,
         this one first. Raises NotFound."""
         return await self._find(None, alias)
@@ -130,7 +130,7 @@ class RoomDirectory:
         others = await self._servers.in_room(room.room_nid)
         return RoomID(room.room_id), [
             self._identity.server_name,
-            *longest_in(others)[: MAX_SERVERS - 1],
+            *sort_by_join(others)[: MAX_SERVERS - 1],
         ]
 
     async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
@@ -150,7 +150,7 @@ class RoomDirectory:
             await self._aliases.add_alias(row)
         except AliasTaken:
             raise AliasExists(f"The alias {alias} already exists") from None
-        await self._unshown.do_forget_alias(caller, alias)
+        await self._unshown.do_remove_alias(caller, alias)
 
     async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
         """Remove an alias: allowed for its creator, administrators, and users who may change the
@@ -171,12 +171,12 @@ class RoomDirectory:
             await self._unshown.do_move_alias(caller.user_id, alias, None)
             return
         await self._aliases.remove_alias(alias)
-        await self._unshown.do_forget_alias(caller, alias)
+        await self._unshown.do_remove_alias(caller, alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
         """Return the local aliases of a room that the caller may read. Raises NotFound,
         Forbidden."""
-        snapshot = await self._reading.check_may_look(caller.user_id, room_id)
+        snapshot = await self._reading.check_may_read(caller.user_id, room_id)
         return await self._unshown.get_aliases_of_room(caller, snapshot.room.room_nid)
 
     async def get_visibility(self, caller: Requester | None, room_id: RoomID) -> str:
@@ -232,7 +232,7 @@ class RoomDirectory:
             )
         return await self._page(limit, since, term, room_types, caller, only_federating=False)
 
-    async def get_public_rooms_for_others(self, query: DirectoryQuery) -> dict[str, Any]:
+    async def get_public_rooms_for_server(self, query: DirectoryQuery) -> dict[str, Any]:
         """Return a page of the directory for another server. Raises Forbidden, InvalidParam."""
         if not self._readable_elsewhere:
             raise Forbidden("Other servers may not read the directory of this server")

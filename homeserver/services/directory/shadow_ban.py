@@ -13,15 +13,15 @@ from homeserver.api.requester import Requester
 from storage.directory.aliases import AliasRow, AliasStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.moderation.shadow_ban import UnshownRoomStore
+from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.rooms.rooms import RoomStore
 
 
-class UnshownRooms:
+class HiddenRoomChanges:
     """Reads the state as a user sees it, and writes changes that only that user sees."""
 
     def __init__(
-        self, database: Database, store: UnshownRoomStore, aliases: AliasStore, rooms: RoomStore
+        self, database: Database, store: ShadowRoomStore, aliases: AliasStore, rooms: RoomStore
     ) -> None:
         self._database = database
         self._store = store
@@ -85,7 +85,7 @@ class UnshownRooms:
         """As `do_move_alias`, in the caller's write."""
         self._store.set_alias(txn, user_id, alias, room_nid)
 
-    async def do_forget_alias(self, caller: Requester, alias: str) -> None:
+    async def do_remove_alias(self, caller: Requester, alias: str) -> None:
         """Delete the caller's hidden change of an alias, after they added or removed it for all."""
         if caller.is_shadow_banned:
             await self._store.remove_alias(caller.user_id, alias)
@@ -113,6 +113,6 @@ class UnshownRooms:
             self._store.set_listing(txn, user_id, room_nid, False)
             self._store.set_listing(txn, user_id, successor_nid, True)
 
-    def forget(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def remove_user(self, txn: WriteTransaction, user_id: UserID) -> None:
         """Delete all hidden changes of a user whose shadow ban ends, in the caller's write."""
         self._store.remove_user(txn, user_id)

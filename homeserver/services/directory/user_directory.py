@@ -21,22 +21,22 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import InvalidParam
 from homeserver.api.requester import Requester
 from homeserver.services.text.terms import format_words
-from homeserver.services.text.words import Folding
-from storage.cluster.job_progress import put_note, select_note
+from homeserver.services.text.words import TextFolding
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.directory.user_directory import (
     DirectoryQuery,
-    DirectoryRow,
+    DirectoryUser,
     FoundUser,
-    RemoteName,
+    RemoteProfile,
     UserDirectoryStore,
 )
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.profiles.profiles import ProfileStore
 
-NAME: Final = "index_people"
+JOB_NAME: Final = "index_people"
 """Of the job, and of its stored progress."""
-AT_ONCE: Final = 200
+BATCH: Final = 200
 """Users who are written together."""
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 50
@@ -54,7 +54,7 @@ class UserDirectory:
     def __init__(
         self,
         store: UserDirectoryStore,
-        folding: Folding,
+        folding: TextFolding,
         *,
         enabled: bool,
         everyone: bool,
@@ -125,7 +125,7 @@ class UserDirectory:
         )
 
 
-class DirectoryUpdates:
+class UserDirectoryUpdates:
     """Updates the directory: a job that processes queued changes. The write that applies a change
     also removes it from the queue."""
 
@@ -134,7 +134,7 @@ class DirectoryUpdates:
         database: Database,
         store: UserDirectoryStore,
         profiles: ProfileStore,
-        folding: Folding,
+        folding: TextFolding,
         identity: ServerIdentity,
     ) -> None:
         self._database = database
@@ -154,7 +154,7 @@ class DirectoryUpdates:
         done = 0
         while done < limit:
             folding, changes, users = await self._database.read(
-                "read_people", self._read, min(AT_ONCE, limit - done)
+                "read_people", self._read, min(BATCH, limit - done)
             )
             if folding != self._folding.name:
                 await self._database.write("begin_directory", self._begin)
@@ -168,10 +168,10 @@ class DirectoryUpdates:
 
     def _read(
         self, txn: Transaction, limit: int
-    ) -> tuple[str | None, dict[str, int], list[tuple[DirectoryRow, list[str]]]]:
+    ) -> tuple[str | None, dict[str, int], list[tuple[DirectoryUser, list[str]]]]:
         changes = self._store.select_changes(txn, limit)
         ours = [user_id for user_id in changes if self._identity.is_local(user_id)]
-        own = self._store.select_own(txn, ours)
+        own = self._store.select_local(txn, ours)
         profiles = self._profiles.get_profiles_in(txn, own)
         users = [
             self._make(user_id, *_names_of(profiles.get(user_id, {})), is_local=True)
@@ -182,24 +182,24 @@ class DirectoryUpdates:
             self._make(user_id, *choose_names(names), is_local=False)
             for user_id, names in remote.items()
         ]
-        return select_note(txn, NAME), changes, users
+        return select_job_progress(txn, JOB_NAME), changes, users
 
     def _make(
         self, user_id: str, display_name: str | None, avatar_url: str | None, *, is_local: bool
-    ) -> tuple[DirectoryRow, list[str]]:
+    ) -> tuple[DirectoryUser, list[str]]:
         lines = self._folding.lines(display_name) if display_name else []
-        row = DirectoryRow(user_id, is_local, display_name, avatar_url, format_words(lines))
+        row = DirectoryUser(user_id, is_local, display_name, avatar_url, format_words(lines))
         keys = [key for line in lines for key in line]
         localpart = user_id[1:].partition(":")[0]
         return row, list(dict.fromkeys((*keys, *self._folding.keys(localpart), user_id.casefold())))
 
     def _begin(self, txn: WriteTransaction) -> None:
         """Queue all users: the folding of keys has changed."""
-        self._store.note_everyone(txn)
-        put_note(txn, NAME, self._folding.name)
+        self._store.queue_everyone(txn)
+        set_job_progress(txn, JOB_NAME, self._folding.name)
 
 
-def parse_words(folding: Folding, text: str) -> list[tuple[str, ...]]:
+def parse_words(folding: TextFolding, text: str) -> list[tuple[str, ...]]:
     """Split a search term into words, each with its spellings: prefixes of keys."""
     lines = folding.lines(text)
     if not lines:
@@ -210,7 +210,7 @@ def parse_words(folding: Folding, text: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(words))[:MAX_WORDS]
 
 
-def choose_names(rooms: Iterable[RemoteName]) -> tuple[str | None, str | None]:
+def choose_names(rooms: Iterable[RemoteProfile]) -> tuple[str | None, str | None]:
     """Choose the name and the avatar of a remote user that reveal nothing about private rooms."""
     known = sorted(rooms, key=lambda each: each.position)
     public = [each for each in known if each.is_public]
@@ -239,6 +239,6 @@ def _id_prefix(text: str) -> str | None:
     return prefix if prefix.startswith("@") else f"@{prefix}"
 
 
-def _present(row: DirectoryRow) -> dict[str, str]:
+def _present(row: DirectoryUser) -> dict[str, str]:
     shown = {"user_id": row.user_id, "display_name": row.display_name, "avatar_url": row.avatar_url}
     return {name: value for name, value in shown.items() if value is not None}

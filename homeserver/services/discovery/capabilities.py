@@ -7,7 +7,7 @@ import msgspec
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.api.requester import Requester
 from homeserver.services.profiles.profiles import AVATAR_URL, DISPLAY_NAME
-from homeserver.services.rooms.delayed_events import MOST_SCHEDULED
+from homeserver.services.rooms.delayed_events import MAX_SCHEDULED
 
 
 class Capabilities:
@@ -51,7 +51,7 @@ class Capabilities:
             "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
         }
         if longest_delay_ms is not None:
-            limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MOST_SCHEDULED}
+            limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MAX_SCHEDULED}
             of_all["org.matrix.msc4140.delayed_events"] = limits
         moderation = {"suspend": True, "lock": True}
         of_admins = {"m.account_moderation": moderation, "uk.timedout.msc4323": moderation}

@@ -7,7 +7,7 @@
 from federation.protocol.ids import ServerName, host_of, is_user_id
 
 
-class Discovery:
+class ServerDiscovery:
     """The documents. None: this server does not serve that document."""
 
     def __init__(

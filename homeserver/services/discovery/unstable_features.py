@@ -14,7 +14,7 @@ RETENTION: Final = "org.matrix.msc1763"
 """Messages expire, and clients may read the retention policy."""
 
 
-class OfferedFeatures:
+class UnstableFeatures:
     """The enabled features by name, for `unstable_features` of /versions."""
 
     def __init__(

@@ -47,7 +47,7 @@ EMAIL_POLICY: Final = _HeaderFolding(linesep="\r\n", max_line_length=75, cte_typ
 RFC 2047 section 2, RFC 2045 section 6.7"""
 
 
-class Letter(msgspec.Struct, frozen=True):
+class EmailContent(msgspec.Struct, frozen=True):
     """The content of an e-mail: a subject, paragraphs, a link with its text, and a final remark."""
 
     subject: str
@@ -74,7 +74,7 @@ class DigestRoom(msgspec.Struct, frozen=True):
     link: str
     link_text: str
     messages: Sequence[DigestMessage]
-    further: str
+    more_messages: str
     """A text with the number of further messages."""
 
 
@@ -84,14 +84,14 @@ class Digest(msgspec.Struct, frozen=True):
     subject: str
     greeting: str
     rooms: Sequence[DigestRoom]
-    further: str
+    more_rooms: str
     """A text with the number of further rooms."""
     remark: str
     unsubscribe_link: str
     unsubscribe_text: str
 
 
-class Letters:
+class EmailRenderer:
     """Composes e-mails and renders them as MIME messages."""
 
     def __init__(
@@ -112,12 +112,12 @@ class Letters:
             lstrip_blocks=True,
         )
 
-    def confirm_address(self, language: Language, link: str, purpose: str) -> Letter:
+    def confirm_address(self, language: Language, link: str, purpose: str) -> EmailContent:
         """Compose an e-mail that asks to confirm an address. `purpose`: register, add, password."""
         _ = language.gettext
         name = {"server": self._server_name}
         if purpose == "password":
-            return Letter(
+            return EmailContent(
                 _("Set a new password on %(server)s") % name,
                 (
                     _(
@@ -134,7 +134,7 @@ class Letters:
                 _("It was me"),
                 _("If you did not ask for this, do nothing: your password stays as it is."),
             )
-        return Letter(
+        return EmailContent(
             _("Confirm your e-mail address for %(server)s") % name,
             (
                 _("This address was given for an account on %(server)s.") % name,
@@ -148,12 +148,12 @@ class Letters:
             _("If you did not ask for this, do nothing: the address will not be used."),
         )
 
-    def already_registered(self, language: Language) -> Letter:
+    def already_registered(self, language: Language) -> EmailContent:
         """Compose an e-mail for an address that was given for a new account and already belongs to
         one."""
         _ = language.gettext
         name = {"server": self._server_name}
-        return Letter(
+        return EmailContent(
             _("You already have an account on %(server)s") % name,
             (
                 _(
@@ -169,11 +169,11 @@ class Letters:
             remark=_("If it was not you, you do not need to do anything."),
         )
 
-    def account_waits(self, language: Language, user_id: str, link: str) -> Letter:
+    def account_pending(self, language: Language, user_id: str, link: str) -> EmailContent:
         """Compose an e-mail that asks an administrator to approve a new account."""
         _ = language.gettext
         name = {"server": self._server_name, "user": user_id}
-        return Letter(
+        return EmailContent(
             _("A new account on %(server)s is waiting for approval") % name,
             (
                 _(
@@ -190,11 +190,11 @@ class Letters:
             _("Show the waiting accounts"),
         )
 
-    def account_approved(self, language: Language, user_id: str, link: str) -> Letter:
+    def account_approved(self, language: Language, user_id: str, link: str) -> EmailContent:
         """Compose an e-mail to a user whose account was approved."""
         _ = language.gettext
         name = {"server": self._server_name, "user": user_id}
-        return Letter(
+        return EmailContent(
             _("Your account on %(server)s is approved") % name,
             (_("You can now sign in as %(user)s in an app of your choice.") % name,),
             link,
@@ -203,12 +203,12 @@ class Letters:
 
     def renew_account(
         self, language: Language, link: str, user_id: str, day: str, subject: str | None
-    ) -> Letter:
+    ) -> EmailContent:
         """Compose an e-mail to a user whose account expires on a day. `subject`: the configured
         subject, in which `%(app)s` is replaced."""
         _ = language.gettext
         about = {"user": user_id, "server": self._server_name, "day": day}
-        return Letter(
+        return EmailContent(
             _("Renew your account on %(server)s") % about
             if subject is None
             else subject.replace("%(app)s", self._app_name),
@@ -221,14 +221,18 @@ class Letters:
             _("After that day it cannot be used until it is renewed. Nothing of it is deleted."),
         )
 
-    def write(self, language: Language, content: Letter, recipient: str, now: float) -> bytes:
+    def render(
+        self, language: Language, content: EmailContent, recipient: str, now: float
+    ) -> bytes:
         """Render an e-mail as a MIME message. Raises ValueError if the recipient is not a valid
         address."""
         message = self._build_headers(content.subject, recipient, now)
         self._set_body(message, language, "notice", {"notice": content})
         return message.as_bytes()
 
-    def write_digest(self, language: Language, digest: Digest, recipient: str, now: float) -> bytes:
+    def render_digest(
+        self, language: Language, digest: Digest, recipient: str, now: float
+    ) -> bytes:
         """Render a digest as `write` does, with headers that let mail clients offer to unsubscribe
         (RFC 2369, RFC 8058)."""
         message = self._build_headers(digest.subject, recipient, now)

@@ -19,10 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from homeserver.observe.metrics import MailMetrics
-from homeserver.services.email.emails import Letter, Letters, address_of
-from homeserver.services.email.smtp import CannotDeliver, Relay
+from homeserver.services.email.emails import EmailContent, EmailRenderer, address_of
+from homeserver.services.email.smtp import DeliveryFailed, Relay
 from homeserver.services.pages.languages import Language
-from storage.email.outbox import LetterOf, OutgoingMailRow, OutgoingMailStore
+from storage.email.outbox import EmailOutbox, NotificationEmail, QueuedEmail
 from storage.engine.database import DatabaseUnavailable
 from storage.engine.executors import Executor, run_in
 from storage.engine.transaction import WriteTransaction
@@ -36,11 +36,11 @@ RETRIED_MS: Final = 48 * 3600_000
 """Age at which an e-mail is given up."""
 RETRY_SECONDS: Final = 60.0
 MAX_ERROR_CHARS: Final = 300
-LONGEST_SLEEP: Final = 3600.0
+MAX_SLEEP: Final = 3600.0
 """Maximum seconds between two looks at the queue: another node may have left e-mails in it."""
 
 
-IsMissed = Callable[[int, Sequence[int]], Awaitable[bool]]
+IsUnread = Callable[[int, Sequence[int]], Awaitable[bool]]
 """Whether the pusher with this number still has to be notified of all events with these numbers."""
 
 
@@ -52,16 +52,16 @@ class Outbox:
     def __init__(
         self,
         clock: IReactorTime,
-        store: OutgoingMailStore,
-        letters: Letters,
+        store: EmailOutbox,
+        renderer: EmailRenderer,
         relay: Relay,
         executor: Executor,
         metrics: MailMetrics,
     ) -> None:
         self._clock = clock
         self._store = store
-        self.letters = letters
-        self._sender = address_of(letters.sender)
+        self.renderer = renderer
+        self._sender = address_of(renderer.sender)
         self._relay = relay
         self._executor = executor
         self._metrics = metrics
@@ -69,23 +69,23 @@ class Outbox:
         self._working: Deferred[None] | None = None
         self._again = False
         self._stopped = False
-        self._is_missed: IsMissed | None = None
+        self._is_missed: IsUnread | None = None
 
-    def ask_of_missed(self, is_missed: IsMissed) -> None:
+    def use_unread_check(self, is_missed: IsUnread) -> None:
         """Set the check that runs before a digest is sent: a digest about events that are no longer
         unread is withdrawn."""
         self._is_missed = is_missed
 
     def add(
-        self, txn: WriteTransaction, language: Language, content: Letter, recipient: str
+        self, txn: WriteTransaction, language: Language, content: EmailContent, recipient: str
     ) -> None:
         """Queue an e-mail in the caller's write. Raises ValueError if the recipient is not a valid
         address."""
-        message = self.letters.write(language, content, recipient, self._clock.seconds())
-        self.add_written(txn, message, recipient, None)
+        message = self.renderer.render(language, content, recipient, self._clock.seconds())
+        self.add_rendered(txn, message, recipient, None)
 
-    def offer(
-        self, txn: WriteTransaction, language: Language, content: Letter, recipient: str
+    def add_if_valid(
+        self, txn: WriteTransaction, language: Language, content: EmailContent, recipient: str
     ) -> bool:
         """Queue an e-mail as `add` does, but return False if the recipient, for example an address
         from an identity provider, is not a valid address."""
@@ -95,12 +95,12 @@ class Outbox:
             return False
         return True
 
-    def add_written(
-        self, txn: WriteTransaction, message: bytes, recipient: str, tells: LetterOf | None
+    def add_rendered(
+        self, txn: WriteTransaction, message: bytes, recipient: str, tells: NotificationEmail | None
     ) -> None:
         """Queue a rendered e-mail in the caller's write. `tells`: the pusher and the events of a
         digest."""
-        self._store.add_mail(txn, recipient, message, self._now(), tells)
+        self._store.add_email(txn, recipient, message, self._now(), tells)
         txn.after_commit(self.wake)
 
     def wake(self) -> None:
@@ -127,13 +127,13 @@ class Outbox:
             await waiting
 
     async def _work(self) -> None:
-        rows: Sequence[OutgoingMailRow] = ()
+        rows: Sequence[QueuedEmail] = ()
         while not rows or len(rows) == BATCH:
             now = self._now()
-            rows = await self._store.take_due(now, now + LEASE_MS, BATCH)
+            rows = await self._store.claim_due(now, now + LEASE_MS, BATCH)
             for row in rows:
                 if self._is_stopped():
-                    await self._store.set_due(row.mail_nid, self._now())
+                    await self._store.set_due(row.email_nid, self._now())
                 else:
                     await self._send(row)
             if not rows:
@@ -141,18 +141,16 @@ class Outbox:
         next_ts = await self._store.get_next_time()
         if not self._is_stopped():
             seconds = (
-                LONGEST_SLEEP
-                if next_ts is None
-                else max(1.0, next_ts / 1000 - self._clock.seconds())
+                MAX_SLEEP if next_ts is None else max(1.0, next_ts / 1000 - self._clock.seconds())
             )
-            self._timer = self._clock.callLater(min(seconds, LONGEST_SLEEP), self.wake)
+            self._timer = self._clock.callLater(min(seconds, MAX_SLEEP), self.wake)
 
     def _is_stopped(self) -> bool:
         """Return whether `stop` was called. A method, so that the type checker expects the value to
         change while we wait."""
         return self._stopped
 
-    async def _send(self, row: OutgoingMailRow) -> None:
+    async def _send(self, row: QueuedEmail) -> None:
         try:
             if not await self._is_still_due(row):
                 return
@@ -160,8 +158,8 @@ class Outbox:
                 self._executor,
                 lambda: self._relay.deliver(self._sender, row.recipient, row.message),
             )
-        except CannotDeliver as error:
-            await self._put_off(row, str(error), for_good=error.for_good)
+        except DeliveryFailed as error:
+            await self._put_off(row, str(error), for_good=error.permanent)
         except DatabaseUnavailable:
             raise
         except Exception as error:  # a bug of ours: it must not stop other e-mails
@@ -169,11 +167,11 @@ class Outbox:
             await self._put_off(row, type(error).__name__, for_good=False)
         else:
             self._metrics.count("sent")
-            await self._store.note_sent(row.mail_nid, self._now())
+            await self._store.record_sent(row.email_nid, self._now())
 
-    async def _is_still_due(self, row: OutgoingMailRow) -> bool:
+    async def _is_still_due(self, row: QueuedEmail) -> bool:
         """Return whether an e-mail still has to be sent. Withdraw a digest that is out of date."""
-        about = await self._store.get_told(row.mail_nid)
+        about = await self._store.get_notified_events(row.email_nid)
         if about is None:
             return False  # it was withdrawn since it was taken from the queue
         pusher_nid, event_nids = about
@@ -183,15 +181,15 @@ class Outbox:
             or await self._is_missed(pusher_nid, event_nids)
         ):
             return True
-        await self._store.withdraw_mail(row.mail_nid)
+        await self._store.withdraw_email(row.email_nid)
         return False
 
-    async def _put_off(self, row: OutgoingMailRow, error: str, *, for_good: bool) -> None:
+    async def _put_off(self, row: QueuedEmail, error: str, *, for_good: bool) -> None:
         """Schedule a retry of a failed e-mail, or give it up."""
         if for_good or self._now() - row.created_ts > RETRIED_MS:
             self._metrics.count("given_up")
             self._log.error("an e-mail was given up: {error}", error=error)
-            await self._store.give_up(row.mail_nid, self._now(), error[:MAX_ERROR_CHARS])
+            await self._store.give_up(row.email_nid, self._now(), error[:MAX_ERROR_CHARS])
             return
         delay = min(FIRST_DELAY_MS << min(row.attempts, 10), MAX_DELAY_MS)
         self._metrics.count("failed")
@@ -199,7 +197,7 @@ class Outbox:
             "an e-mail is retried in {seconds} s: {error}", seconds=delay // 1000, error=error
         )
         now = self._now()
-        await self._store.put_off(row.mail_nid, now + delay, now, error[:MAX_ERROR_CHARS])
+        await self._store.postpone(row.email_nid, now + delay, now, error[:MAX_ERROR_CHARS])
 
     def _fail(self, failure: Failure) -> None:
         """Log a failure (the database is unavailable, or a bug of ours) and retry soon."""

@@ -12,19 +12,19 @@ SECONDS: Final = 30
 """Timeout of each step of the SMTP session."""
 
 
-class CannotDeliver(Exception):
-    """The server did not accept an e-mail. `for_good`: the rejection is permanent."""
+class DeliveryFailed(Exception):
+    """The server did not accept an e-mail. `permanent`: the rejection is permanent."""
 
-    def __init__(self, text: str, *, for_good: bool) -> None:
+    def __init__(self, text: str, *, permanent: bool) -> None:
         super().__init__(text)
-        self.for_good = for_good
+        self.permanent = permanent
 
 
 class Relay(Protocol):
     """Accepts e-mails for delivery."""
 
     def deliver(self, sender: str, recipient: str, message: bytes) -> None:
-        """Deliver an e-mail. Blocks. Raises `CannotDeliver`."""
+        """Deliver an e-mail. Blocks. Raises `DeliveryFailed`."""
         ...
 
 
@@ -35,10 +35,10 @@ class SMTPRelay(msgspec.Struct, frozen=True):
     port: int
     user: str | None = None
     password: str | None = None
-    tls_at_once: bool = False
+    implicit_tls: bool = False
     """Implicit TLS, as on port 465; otherwise STARTTLS if the server offers it."""
     tls_required: bool = False
-    tls_offered: bool = True
+    starttls_enabled: bool = True
     """Whether STARTTLS is used at all."""
     tls_name: str | None = None
     """The name in the server's certificate, if it is not `host`."""
@@ -52,20 +52,20 @@ class SMTPRelay(msgspec.Struct, frozen=True):
                 connection.sendmail(sender, [recipient], message)
         except smtplib.SMTPRecipientsRefused as error:
             code, text = error.recipients[recipient]
-            raise CannotDeliver(f"{code} {text!a}", for_good=500 <= code < 600) from error
+            raise DeliveryFailed(f"{code} {text!a}", permanent=500 <= code < 600) from error
         except smtplib.SMTPDataError as error:
-            raise CannotDeliver(str(error), for_good=500 <= error.smtp_code < 600) from error
+            raise DeliveryFailed(str(error), permanent=500 <= error.smtp_code < 600) from error
         except (OSError, smtplib.SMTPException, UnicodeError) as error:
             # a fault of the relay or of our account there: keep the e-mail until that is fixed
-            raise CannotDeliver(f"{type(error).__name__}: {error}", for_good=False) from error
+            raise DeliveryFailed(f"{type(error).__name__}: {error}", permanent=False) from error
 
     def _connect(self) -> "_Connection":
-        if self.tls_at_once:
+        if self.implicit_tls:
             return _TLSConnection(self)
         connection = _PlainConnection(self.host, self.port, timeout=SECONDS)
         try:
             connection.ehlo()
-            if connection.has_extn("starttls") and self.tls_offered:
+            if connection.has_extn("starttls") and self.starttls_enabled:
                 connection.tls_name = self.tls_name
                 connection.starttls(context=ssl.create_default_context())
                 connection.ehlo()

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.devices.published_keys import KeysOfPeople
+from federation.devices.published_keys import PublishedKeyCache
 from federation.protocol.device_keys import decode_ed25519, parse_cross_signing_key
 from federation.protocol.errors import (
     Forbidden,
@@ -25,11 +25,11 @@ from homeserver.api.requester import Requester
 from homeserver.services.encryption.cross_signing_resets import CrossSigningResets
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.confirmation import AccountConfirmation
-from homeserver.services.login.credential_epoch import check_era
+from homeserver.services.login.credential_epoch import check_epoch
 from homeserver.services.login.uia import AuthData
 from storage.devices.devices import DeviceStore
 from storage.encryption.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
-from storage.encryption.published_keys import is_current
+from storage.encryption.published_keys import are_keys_current
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
@@ -54,7 +54,7 @@ class CrossSigning:
         self,
         database: Database,
         store: CrossSigningStore,
-        published: KeysOfPeople,
+        published: PublishedKeyCache,
         devices: DeviceStore,
         confirmation: AccountConfirmation,
         resets: CrossSigningResets,
@@ -107,7 +107,7 @@ class CrossSigning:
         changed = [
             key for usage, key in given.items() if usage not in present or present[usage] != key
         ]
-        if changed and await self._programs.is_program(caller):
+        if changed and await self._programs.is_application_session(caller):
             raise Forbidden(
                 "A session with an application password cannot set cross-signing keys, "
                 "which would outlive it"
@@ -152,7 +152,7 @@ class CrossSigning:
         era = None
         allowed = await self._resets.is_allowed(caller.user_id)
         if not allowed and caller.oauth_client is not None:
-            await self._resets.ask(caller, operation, auth, address)
+            await self._resets.require(caller, operation, auth, address)
         elif not allowed:
             era = await self._confirmation.check_confirmed(
                 caller, operation, auth, address, accepts_earlier=True
@@ -160,10 +160,10 @@ class CrossSigning:
 
         def write(txn: WriteTransaction) -> bool:
             if era is not None:
-                check_era(txn, caller.user_id, era)
+                check_epoch(txn, caller.user_id, era)
             is_done = self._set_keys(txn, caller.user_id, present, changed)
             if is_done:
-                self._resets.end(txn, caller, address)
+                self._resets.complete(txn, caller, address)
             return is_done
 
         return await self._database.write("set_cross_signing_keys", write)
@@ -208,7 +208,7 @@ class CrossSigning:
             return failures
 
         def write(txn: WriteTransaction) -> bool:
-            if not is_current(
+            if not are_keys_current(
                 txn, published, caller.user_id, {each.target_user_id for each in signatures}
             ):
                 return False

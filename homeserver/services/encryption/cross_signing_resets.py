@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.login.credential_epoch import Era, check_era
-from homeserver.services.login.uia import UIA, AuthData, Operation
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
+from homeserver.services.login.uia import UIA, AuthData, UIAOperation
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.oauth.oauth import CrossSigningResetStore
@@ -38,14 +38,14 @@ class OAuthStage:
         """Return the URL of the page where users allow the replacement."""
         return {"url": self._url}
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         """Always raises `Forbidden`: the user has not allowed the replacement yet."""
         raise Forbidden("Allow this on the account page first")
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Do nothing: this stage reserves nothing."""
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Do nothing: this stage reserves nothing."""
 
 
@@ -60,14 +60,14 @@ class CrossSigningResets:
         self._store = store
         self._uia = uia
 
-    async def do_allow(self, user_id: UserID, ip: str, era: Era) -> None:
+    async def do_allow(self, user_id: UserID, ip: str, era: CredentialEpoch) -> None:
         """Allow the replacement to every session of this account. `ip`: address of the browser;
-        `era`: credential epoch of its sign-in. Raises as `check_era`."""
+        `era`: credential epoch of its sign-in. Raises as `check_epoch`."""
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
+            check_epoch(txn, user_id, era)
             self._store.set_until(txn, user_id, self._now() + ALLOWED_MS)
-            note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now(), ip=ip)
+            record_event(txn, user_id, AuditEvent.KEYS_RESET_ALLOWED, self._now(), ip=ip)
 
         await self._database.write("allow_reset", write)
 
@@ -75,21 +75,21 @@ class CrossSigningResets:
         """Return whether the user has a valid permission."""
         return await self._store.get_until(user_id) > self._now()
 
-    async def ask(
+    async def require(
         self, caller: Requester, operation: str, auth: AuthData | None, address: str
     ) -> None:
         """Raise `AuthenticationRequired` with the URL of the account page."""
         flows = [[stage] for stage in STAGES]
-        await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
+        await self._uia.check(UIAOperation(operation, caller.user_id, address), flows, auth)
 
-    def end(self, txn: WriteTransaction, caller: Requester, ip: str) -> None:
+    def complete(self, txn: WriteTransaction, caller: Requester, ip: str) -> None:
         """Use up the permission and audit the replacement, in the write that replaces the keys.
         Also called when the user confirmed in another way."""
         self._store.remove_user(txn, caller.user_id)
-        note(
+        record_event(
             txn,
             caller.user_id,
-            Happened.KEYS_REPLACED,
+            AuditEvent.KEYS_REPLACED,
             self._now(),
             ip=ip,
             device_id=caller.device_id,

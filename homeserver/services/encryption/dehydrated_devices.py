@@ -50,7 +50,7 @@ class NewDehydratedDevice(KeyUpload, frozen=True, kw_only=True):
     initial_device_display_name: str | None = None
 
 
-class Page(msgspec.Struct, frozen=True):
+class DehydratedMessagePage(msgspec.Struct, frozen=True):
     """A page of to-device messages."""
 
     messages: Sequence[DeviceMessage]
@@ -137,7 +137,9 @@ class DehydratedDevices:
             raise NotFound("You have no dehydrated device")
         return removed
 
-    async def get_messages(self, user_id: UserID, device_id: str, after: str | None) -> Page:
+    async def get_messages(
+        self, user_id: UserID, device_id: str, after: str | None
+    ) -> DehydratedMessagePage:
         """Return a page of its messages. `after`: the end of the previous page. Raises Forbidden,
         InvalidParam."""
         device = await self._store.get_device(user_id)
@@ -153,7 +155,9 @@ class DehydratedDevices:
             user_id, device_id, start, upto, PAGE_SIZE + 1
         )
         page = messages[:PAGE_SIZE]
-        return Page(page, page[-1].position if page else start, len(page) == len(messages))
+        return DehydratedMessagePage(
+            page, page[-1].position if page else start, len(page) == len(messages)
+        )
 
 
 def _has_identity(

@@ -15,8 +15,8 @@ from typing import Any, Final
 import msgspec
 from canonicaljson import encode_canonical_json
 
-from federation.devices.local_devices import present_key, signatures_by_target, with_signatures
-from federation.devices.published_keys import ShownKeys
+from federation.devices.local_devices import add_signatures, encode_key, group_signatures_by_target
+from federation.devices.published_keys import EncodedKeys
 from federation.protocol.canonical_json import check_readable, encode_checked
 from federation.protocol.device_keys import MAX_KEY_DEPTH, MAX_KEY_NAME, parse_identity_keys
 from federation.protocol.errors import BadJson, InvalidParam, UnknownToken
@@ -25,10 +25,10 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.parameters import json_decoder
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory, with_zero
+from homeserver.services.encryption.one_time_key_counts import OneTimeKeyCounts, with_zero
 from storage.encryption.cross_signing import KeySignature
 from storage.encryption.device_keys import (
-    MOST_IDENTITY_BYTES,
+    MAX_IDENTITY_BYTES,
     DeviceKeysRow,
     DeviceKeyStore,
     KeyCounts,
@@ -106,7 +106,7 @@ class DeviceKeys:
         self,
         database: Database,
         keys: DeviceKeyStore,
-        counts: KeyCountsInMemory,
+        counts: OneTimeKeyCounts,
         limiter: RateLimiter,
         now_ms: Callable[[], int],
     ) -> None:
@@ -140,14 +140,14 @@ class DeviceKeys:
         """Write the result of `parse_upload` and return the new counts of the device. Raises
         InvalidParam, UnknownToken."""
         try:
-            counts = self._keys.put_keys(
+            counts = self._keys.upload_keys(
                 txn, user_id, device_id, keys, self._now_ms() - CLAIMS_REMEMBERED_MS
             )
         except NoSuchDevice:
             raise UnknownToken("The session has ended") from None
         except TooManyIdentityKeys:
             raise InvalidParam(
-                f"The keys of all your devices may have at most {MOST_IDENTITY_BYTES} bytes: sign "
+                f"The keys of all your devices may have at most {MAX_IDENTITY_BYTES} bytes: sign "
                 "out of devices that you no longer use"
             ) from None
         except KeyExists as error:
@@ -173,11 +173,11 @@ def present_keys(
     published: PublishedKeys, reader: UserID | None, wanted: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """Return users' keys as `reader` (None: anybody) sees them: device keys, and cross-signing keys
-    by usage. `wanted`: devices by user; an empty list means all devices."""
+    by usage. `require_parameter`: devices by user; an empty list means all devices."""
     answer: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
         made = published.signatures.get(user_id)
-        signatures = signatures_by_target(made) if made else {}
+        signatures = group_signatures_by_target(made) if made else {}
         shown = answer["device_keys"][user_id] = {}
         named = frozenset(devices)  # a set: both lists may be very long
         for row in published.devices.get(user_id, ()):
@@ -185,13 +185,13 @@ def present_keys(
                 shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:
-                answer.setdefault(f"{usage}_keys", {})[user_id] = present_key(
+                answer.setdefault(f"{usage}_keys", {})[user_id] = encode_key(
                     key, signatures.get(key.public_key, ())
                 )
     return answer
 
 
-def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
+def build_public_keys(user_id: str, published: PublishedKeys) -> EncodedKeys:
     """Return the keys of one of our users as anybody sees them."""
     seen = present_keys(published, None, {user_id: ()})
     devices = msgspec.json.encode(seen["device_keys"][user_id])
@@ -199,7 +199,7 @@ def show_keys(user_id: str, published: PublishedKeys) -> ShownKeys:
         usage: seen[f"{usage}_keys"][user_id] for usage in PUBLIC_USAGES if f"{usage}_keys" in seen
     }
     size = len(devices) + sum(len(bytes(key)) for key in cross_signing.values())
-    return ShownKeys(msgspec.Raw(devices), cross_signing, size)
+    return EncodedKeys(msgspec.Raw(devices), cross_signing, size)
 
 
 def _parse_keys(field: str, raw: msgspec.Raw) -> dict[tuple[str, str], bytes]:
@@ -233,7 +233,7 @@ def _parse_keys(field: str, raw: msgspec.Raw) -> dict[tuple[str, str], bytes]:
 
 
 def _present_device(row: DeviceKeysRow, signatures: Sequence[KeySignature]) -> msgspec.Raw:
-    keys = bytes(with_signatures(row.keys, signatures)) if signatures else row.keys
+    keys = bytes(add_signatures(row.keys, signatures)) if signatures else row.keys
     if row.display_name is None:
         return msgspec.Raw(keys[:-1] + b',"unsigned":{}}')
     name = msgspec.json.encode(row.display_name)

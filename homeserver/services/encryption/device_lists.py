@@ -31,7 +31,7 @@ from federation.rooms.events import RoomEvents
 from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
-from homeserver.services.encryption.encrypted_rooms import EncryptedRooms
+from homeserver.services.encryption.encrypted_rooms import EncryptedRoomCache
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.devices.devices import DeviceStore
 from storage.encryption.cross_signing import CrossSigningStore
@@ -59,7 +59,7 @@ class DeviceLists:
         rooms: RoomStore,
         memberships: Memberships,
         membership_store: MembershipStore,
-        encrypted: EncryptedRooms,
+        encrypted: EncryptedRoomCache,
         states: CurrentStates,
         past: PastMemberships,
         recent: RecentChanges,
@@ -130,8 +130,8 @@ class DeviceLists:
         rows = self._recent.memberships_since(since)
         if rows is not None:
             return [row for row in rows if row.room_nid in own and row.position <= upto]
-        return await self._membership_store.get_moved_members(
-            await self._encrypted.among(own), since
+        return await self._membership_store.get_changed_members(
+            await self._encrypted.filter_encrypted(own), since
         )
 
     async def _sharing_at(
@@ -143,8 +143,8 @@ class DeviceLists:
             return set()
         later = self._recent.memberships_since(upto)
         if later is None:
-            later = await self._membership_store.get_moved_members(
-                await self._encrypted.among(own), upto
+            later = await self._membership_store.get_changed_members(
+                await self._encrypted.filter_encrypted(own), upto
             )
         concerned = {
             row.room_nid
@@ -152,7 +152,7 @@ class DeviceLists:
             if row.room_nid in own and row.user_id in {*others, user_id}
         }
         rows: list[MembershipRow] = []
-        for nid in await self._encrypted.among(concerned):
+        for nid in await self._encrypted.filter_encrypted(concerned):
             rows += (await self._membership_store.get_memberships(nid, {*others, user_id})).values()
         joined = await self._states.joined_at(rows, upto)
         return {other for nid, other in joined if (nid, user_id) in joined} - {user_id}
@@ -170,7 +170,7 @@ class DeviceLists:
         gone: set[str] = set()
         if not moves:
             return newly, gone
-        encrypted = await self._encrypted.among({row.room_nid for row in moves})
+        encrypted = await self._encrypted.filter_encrypted({row.room_nid for row in moves})
         latest = {(nid, own[nid].user_id): own[nid] for nid in encrypted}
         latest.update(
             ((row.room_nid, row.user_id), row) for row in moves if row.room_nid in encrypted
@@ -205,19 +205,19 @@ class DeviceLists:
     ) -> set[str]:
         """Return remote users who left a room and came back; all remote members if the client's own
         user did. `stayed`: members before and after, with a membership change in between."""
-        if await self._past.has_come_since(own, since):
+        if await self._past.has_joined_since(own, since):
             here = f":{domain_of(own.user_id)}"
             return {
                 user_id
                 for user_id in await self._members_at(own.room_nid, upto)
                 if not user_id.endswith(here)
             }
-        return {row.user_id for row in stayed if await self._past.has_come_since(row, since)}
+        return {row.user_id for row in stayed if await self._past.has_joined_since(row, since)}
 
     async def _members_at(self, room_nid: int, position: int) -> set[str]:
         """Return the members of a room at a position."""
         rows = await self._membership_store.get_members(room_nid, "join")
-        later = await self._membership_store.get_moved_members([room_nid], position)
+        later = await self._membership_store.get_changed_members([room_nid], position)
         joined = await self._states.joined_at(
             {row.user_id: row for row in (*rows, *later)}.values(), position
         )
@@ -243,7 +243,9 @@ class DeviceLists:
         received or by a state that it fetched."""
         newly: set[int] = set()
         by_state: set[int] = set()
-        encrypted = await self._encrypted.among(await self._joined_at(own, turned_on, upto))
+        encrypted = await self._encrypted.filter_encrypted(
+            await self._joined_at(own, turned_on, upto)
+        )
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             event = await snapshot.state.get(ENCRYPTION)
@@ -272,10 +274,10 @@ class DeviceLists:
         mistaken: set[str] = set()
         is_in = await self._joined_at(own, completed, upto)
         was_in = await self._joined_at(own, completed, since)
-        for nid in await self._encrypted.among(is_in | was_in):
+        for nid in await self._encrypted.filter_encrypted(is_in | was_in):
             if nid in is_in:
                 members |= await self._members_at(nid, upto)
-            moved = await self._membership_store.get_moved_members([nid], completed[nid] - 1)
+            moved = await self._membership_store.get_changed_members([nid], completed[nid] - 1)
             mistaken.update(row.user_id for row in moved if row.left_position == completed[nid])
         return members, mistaken
 
@@ -292,7 +294,9 @@ class DeviceLists:
         """Return those of `others` with whom the user shares an encrypted room now."""
         if len(others) > MAX_SINGLE_LOOKUPS:
             common = await self._membership_store.get_shared_rooms(user_id, others)
-            rooms = await self._encrypted.among({nid for nids in common.values() for nid in nids})
+            rooms = await self._encrypted.filter_encrypted(
+                {nid for nids in common.values() for nid in nids}
+            )
             return {
                 other
                 for other, nids in common.items()
@@ -305,6 +309,6 @@ class DeviceLists:
             in_common = {
                 nid for nid, row in theirs.items() if row.membership == "join" and nid in joined
             }
-            if other != user_id and in_common and await self._encrypted.among(in_common):
+            if other != user_id and in_common and await self._encrypted.filter_encrypted(in_common):
                 sharing.add(other)
         return sharing

@@ -4,14 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
-from storage.events.events import EventFlag, EventNews, EventRow
+from storage.events.events import EventFlag, EventRow, EventSummary
 from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.summaries import RoomSummaryStore
 
 ENCRYPTION = "m.room.encryption"
 
 
-class EncryptedRooms:
+class EncryptedRoomCache:
     """Caches whether rooms are encrypted."""
 
     def __init__(self, summaries: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
@@ -20,7 +20,7 @@ class EncryptedRooms:
         self._cache: StreamCache[int, bool] = StreamCache(
             streams,
             Topic.EVENT,
-            Topic.COMPLETENESS,
+            Topic.PARTIAL_STATE,
             load=self._load,
             keys_of=_rooms_of,
             update=lambda is_encrypted, _: is_encrypted,
@@ -32,7 +32,7 @@ class EncryptedRooms:
         """The rooms, for metrics."""
         return self._cache
 
-    async def among(self, room_nids: Iterable[int]) -> set[int]:
+    async def filter_encrypted(self, room_nids: Iterable[int]) -> set[int]:
         """Return those of the rooms that are encrypted."""
         found = await self._cache.get_many(set(room_nids))
         return {nid for nid, is_encrypted in found.items() if is_encrypted}
@@ -46,7 +46,7 @@ def _rooms_of(change: Change) -> Sequence[int] | None:
     """Return the room whose encryption may have changed, by an event or by fetched state; None for
     all rooms."""
     row = change.detail
-    if isinstance(row, EventRow | EventNews):
+    if isinstance(row, EventRow | EventSummary):
         is_concerned = row.type == ENCRYPTION or row.flags & EventFlag.RESOLVED
         return (row.room_nid,) if is_concerned else ()
     return (row.room_nid,) if isinstance(row, PartialRoom) else None

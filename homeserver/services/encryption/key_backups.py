@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.api.responses import Pieces, Response
+from federation.api.responses import Response, StreamedBody
 from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
@@ -22,7 +22,7 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from storage.encryption.key_backups import (
-    PUT_AT_ONCE,
+    PUT_CHUNK,
     BackedUpKey,
     BackupFull,
     BackupRow,
@@ -34,11 +34,11 @@ from storage.encryption.key_backups import (
 
 MAX_VERSION_DIGITS: Final = 18
 MAX_SESSION_ID: Final = 255
-LARGEST_KEY: Final = 64 << 10
+MAX_SESSION_DATA_BYTES: Final = 64 << 10
 """Bytes of the data of one session: as much as an event may have."""
-KEY_BYTES: Final = 200
+KEY_OVERHEAD_BYTES: Final = 200
 """Storage that the key of one session takes in addition to its data."""
-KEYS_AT_ONCE: Final = 200
+KEYS_PER_BATCH: Final = 200
 """Keys that are read together and sent as one piece of a long response."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -62,7 +62,7 @@ class RoomKeys(msgspec.Struct, frozen=True):
     sessions: dict[str, SessionKey]
 
 
-class AllKeys(msgspec.Struct, frozen=True):
+class AllRoomKeys(msgspec.Struct, frozen=True):
     """Keys by room and session."""
 
     rooms: dict[str, RoomKeys]
@@ -137,13 +137,13 @@ class KeyBackups:
     async def get_room_keys(self, user_id: UserID, version: str, room_id: str) -> Response:
         """Return the keys of a room by session. Raises NotFound."""
         backup = await self._find(user_id, version)
-        return Response(body=Pieces(self._sessions(user_id, backup.version, room_id)))
+        return Response(body=StreamedBody(self._sessions(user_id, backup.version, room_id)))
 
     async def get_all_keys(self, user_id: UserID, version: str) -> Response:
         """Return all keys by room and session. There may be hundreds of thousands, so they are read
         while the response is sent. Raises NotFound."""
         backup = await self._find(user_id, version)
-        return Response(body=Pieces(self._rooms(user_id, backup.version)))
+        return Response(body=StreamedBody(self._rooms(user_id, backup.version)))
 
     async def _sessions(self, user_id: UserID, version: int, room_id: str) -> AsyncIterator[bytes]:
         piece, comma = b'{"sessions":{', b""
@@ -181,11 +181,11 @@ class KeyBackups:
         after = ("", "")
         while True:
             with _translated():
-                keys = await self._store.get_keys(user_id, version, room_id, after, KEYS_AT_ONCE)
+                keys = await self._store.get_keys(user_id, version, room_id, after, KEYS_PER_BATCH)
             if keys:
                 yield keys
                 after = (keys[-1].room_id, keys[-1].session_id)
-            if len(keys) < KEYS_AT_ONCE:
+            if len(keys) < KEYS_PER_BATCH:
                 return
 
     async def do_put_keys(
@@ -195,15 +195,15 @@ class KeyBackups:
         a large request makes the next one wait longer. Raises NotFound, WrongRoomKeysVersion,
         InvalidParam, TooLarge, LimitExceeded."""
         keys = list(_stored(rooms))
-        size = sum([len(key.session_data) + KEY_BYTES for key in keys])
+        size = sum([len(key.session_data) + KEY_OVERHEAD_BYTES for key in keys])
         if caller.rate_limited:
-            self._limiter.check_then_count(Limit.BACKUP_BYTES, caller.user_id, size)
+            self._limiter.check_one_count_many(Limit.BACKUP_BYTES, caller.user_id, size)
         try:
             with _translated():
                 backup = await self._store.put_keys(caller.user_id, _number(version), keys)
         except Exception:
-            if caller.rate_limited and len(keys) <= PUT_AT_ONCE:  # of more, some may be stored
-                self._limiter.give_back(Limit.BACKUP_BYTES, caller.user_id, size)
+            if caller.rate_limited and len(keys) <= PUT_CHUNK:  # of more, some may be stored
+                self._limiter.refund(Limit.BACKUP_BYTES, caller.user_id, size)
             raise
         return _state(backup)
 
@@ -259,8 +259,10 @@ def _stored(rooms: Mapping[str, Mapping[str, SessionKey]]) -> Iterable[BackedUpK
             if len(session_id) > MAX_SESSION_ID or "\0" in session_id:
                 raise InvalidParam("A session ID is too long or contains NUL")
             data = msgspec.json.encode(key.session_data)
-            if len(data) > LARGEST_KEY:
-                raise TooLarge(f"The data of a session may have at most {LARGEST_KEY} bytes")
+            if len(data) > MAX_SESSION_DATA_BYTES:
+                raise TooLarge(
+                    f"The data of a session may have at most {MAX_SESSION_DATA_BYTES} bytes"
+                )
             yield BackedUpKey(
                 room_id,
                 session_id,

@@ -23,8 +23,8 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
-from federation.devices.local_devices import OwnDevices
-from federation.devices.published_keys import KeysOfPeople, ShownKeys
+from federation.devices.local_devices import LocalDevices
+from federation.devices.published_keys import EncodedKeys, PublishedKeyCache
 from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import (
     InvalidParam,
@@ -47,28 +47,28 @@ from storage.encryption.published_keys import PublishedKeys
 
 MAX_TIMEOUT_MS: Final = 30_000
 MIN_TIMEOUT_MS: Final = 1_000
-MOST_USERS: Final = 50_000
+MAX_USERS: Final = 50_000
 """In one query."""
-MOST_KEYS: Final = 100_000
+MAX_KEYS: Final = 100_000
 """In one claim."""
-USERS_OF_A_REQUEST: Final = 1000
+USERS_PER_REQUEST: Final = 1000
 """A query for more users counts as several requests."""
-PRESENTED_AT_ONCE: Final = 200
+PRESENT_BATCH: Final = 200
 """Users whose keys are added to a response before the reactor serves other requests."""
-SORTED_AT_ONCE: Final = 2000
+GROUP_BATCH: Final = 2000
 """Users who are grouped by server before the reactor serves other requests."""
-ASKED_AT_ONCE: Final = 1000
+REMOTE_BATCH: Final = 1000
 """Users or devices in one request to another server. The devices of one user are never split, so a
 request may have more."""
-LARGEST_ANSWER: Final = 128 << 20
+MAX_RESPONSE_BYTES: Final = 128 << 20
 """Bytes of keys in one response."""
-LARGEST_OF_SERVER: Final = 8 << 20
-"""Bytes of keys of one server's users in one response, plus `LARGEST_OF_USER` for each user."""
-LARGEST_OF_USER: Final = 64 << 10
+MAX_BYTES_PER_SERVER: Final = 8 << 20
+"""Bytes of keys of one server's users in one response, plus `MAX_BYTES_PER_USER` for each user."""
+MAX_BYTES_PER_USER: Final = 64 << 10
 """Several times the keys of a user with many devices."""
-MOST_STRANGERS: Final = 100
+MAX_UNRELATED_SERVERS: Final = 100
 """Servers with which the caller shares no room, in one query or claim."""
-CLAIMED_BY_USER: Final = Limit.CLAIMED_BY_USER
+CLAIMED_BY_USER: Final = Limit.KEY_CLAIM_OF_USER
 """A constant, because member access on an enum class is a function call in Python 3.11."""
 
 _partition = methodcaller("partition", ":")
@@ -76,14 +76,14 @@ T = TypeVar("T")
 V = TypeVar("V")
 
 
-class EveryonesKeys:
+class KeyQueries:
     """Queries and claims keys for local clients. For the reactor thread."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        own_devices: OwnDevices,
-        published: KeysOfPeople,
+        own_devices: LocalDevices,
+        published: PublishedKeyCache,
         remote: RemoteDevices,
         identity: ServerIdentity,
         servers: RoomServers,
@@ -97,40 +97,40 @@ class EveryonesKeys:
         self._identity = identity
         self._limiter = limiter
 
-    def check_asked(self, caller: Requester, users: int) -> None:
+    def check_query_limits(self, caller: Requester, users: int) -> None:
         """Check the number of users in a query, and count a large query as several requests.
         Raises InvalidParam."""
-        if users > MOST_USERS:
-            raise InvalidParam(f"A query has at most {MOST_USERS} users")
-        if caller.rate_limited and users > USERS_OF_A_REQUEST:
+        if users > MAX_USERS:
+            raise InvalidParam(f"A query has at most {MAX_USERS} users")
+        if caller.rate_limited and users > USERS_PER_REQUEST:
             self._limiter.count(
-                Limit.KEY_REQUEST, caller.user_id, cost=-(-users // USERS_OF_A_REQUEST) - 1
+                Limit.KEY_REQUEST, caller.user_id, cost=-(-users // USERS_PER_REQUEST) - 1
             )
 
-    def check_claimed(self, caller: Requester, keys: int) -> None:
+    def check_claim_limits(self, caller: Requester, keys: int) -> None:
         """Count the keys of a claim. The rate limit accepts a claim of any size while budget is
         left; a large one makes the next one wait longer. Raises InvalidParam, LimitExceeded."""
-        if keys > MOST_KEYS:
-            raise InvalidParam(f"At most {MOST_KEYS} keys can be claimed at once")
+        if keys > MAX_KEYS:
+            raise InvalidParam(f"At most {MAX_KEYS} keys can be claimed at once")
         if caller.rate_limited:
-            self._limiter.check_then_count(CLAIMED_BY_USER, caller.user_id, keys)
+            self._limiter.check_one_count_many(CLAIMED_BY_USER, caller.user_id, keys)
 
-    async def get_keys(
+    async def query(
         self, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int
     ) -> dict[str, Any]:
-        """Return device keys and cross-signing keys. `wanted`: devices by user; an empty list means
+        """Return device keys and cross-signing keys. `require_parameter`: devices by user; an empty list means
         all devices. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
         all_devices = [user_id for user_id, devices in wanted.items() if not devices]
         for users in (
-            _pieces(all_devices, PRESENTED_AT_ONCE)
+            _pieces(all_devices, PRESENT_BATCH)
             if await self._published.is_current(all_devices)
             else ()
         ):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
-            size += _show(answer, await self._published.get_shown(users, caller.user_id))
+            size += _show(answer, await self._published.get_encoded(users, caller.user_id))
             _check_size(size)
         failures: Mapping[str, Any] = {}
         if len(answer["device_keys"]) < len(wanted):
@@ -158,10 +158,10 @@ class EveryonesKeys:
         )
         remote = [user_id for users in by_server.values() for user_id in users]
         room_left = {
-            server: LARGEST_OF_SERVER + LARGEST_OF_USER * len(users)
+            server: MAX_BYTES_PER_SERVER + MAX_BYTES_PER_USER * len(users)
             for server, users in by_server.items()
         }
-        for users in _pieces([*local, *remote], PRESENTED_AT_ONCE):
+        for users in _pieces([*local, *remote], PRESENT_BATCH):
             if answer["device_keys"]:
                 await deferLater(self._clock, 0)
             published = await self._read(
@@ -176,7 +176,7 @@ class EveryonesKeys:
                     shown[user_id] = wanted[user_id]
                     continue
                 server = domain_of(user_id)
-                if of_user > min(room_left[server], LARGEST_ANSWER - size):
+                if of_user > min(room_left[server], MAX_RESPONSE_BYTES - size):
                     failures.setdefault(
                         server, {"error": "Its users have too many keys for one response"}
                     )
@@ -187,12 +187,12 @@ class EveryonesKeys:
                 answer.setdefault(kind, {}).update(keys)
         return failures
 
-    async def do_claim(
+    async def claim(
         self, caller: Requester, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int
     ) -> dict[str, Any]:
-        """Claim one-time keys (or fallback keys) to start Olm sessions with devices. `wanted`:
+        """Claim one-time keys (or fallback keys) to start Olm sessions with devices. `require_parameter`:
         algorithm by user and device."""
-        if max(len(wanted), sum(map(len, wanted.values()))) <= ASKED_AT_ONCE and self._are_local(
+        if max(len(wanted), sum(map(len, wanted.values()))) <= REMOTE_BATCH and self._are_local(
             wanted
         ):
             return {"one_time_keys": await self._own_devices.do_claim(wanted), "failures": {}}
@@ -226,18 +226,20 @@ class EveryonesKeys:
         if not caller.rate_limited or not by_server:
             return set()
         users = (user_id for of_server in by_server.values() for user_id in of_server)
-        unknown = await self._servers.find_strangers(caller.user_id, by_server.keys(), users)
+        unknown = await self._servers.find_unrelated(caller.user_id, by_server.keys(), users)
         strangers = [server for server in by_server if server in unknown]
         if not strangers:
             return set()
         try:
-            self._limiter.check_only(Limit.KEY_STRANGERS, caller.user_id)
+            self._limiter.check_without_counting(Limit.KEY_REQUEST_NEW_SERVERS, caller.user_id)
         except LimitExceeded:
             return set(strangers)
         self._limiter.count(
-            Limit.KEY_STRANGERS, caller.user_id, cost=min(len(strangers), MOST_STRANGERS)
+            Limit.KEY_REQUEST_NEW_SERVERS,
+            caller.user_id,
+            cost=min(len(strangers), MAX_UNRELATED_SERVERS),
         )
-        return set(strangers[MOST_STRANGERS:])
+        return set(strangers[MAX_UNRELATED_SERVERS:])
 
     async def _request_all(
         self,
@@ -282,7 +284,7 @@ class EveryonesKeys:
         users: Sequence[str],
         asked: Mapping[str, UserKeys],
     ) -> PublishedKeys:
-        """Return the published keys: of the users in `asked` the fresh ones, of others the stored
+        """Return the published keys: of the users in `client` the fresh ones, of others the stored
         ones."""
         fresh = {user_id: asked[user_id] for user_id in users if user_id in asked}
         others = {*users} - {*local} - fresh.keys()
@@ -306,7 +308,7 @@ class EveryonesKeys:
         local: dict[str, T] = {}
         by_server: dict[ServerName, dict[str, T]] = {}
         for number, (user_id, what) in enumerate(wanted.items(), 1):
-            if number % SORTED_AT_ONCE == 0:
+            if number % GROUP_BATCH == 0:
                 await deferLater(self._clock, 0)
             if not is_user_id(user_id):
                 continue
@@ -325,15 +327,15 @@ def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
 def _split_by_weight(
     users: Mapping[str, T], weigh: Callable[[T], int]
 ) -> Iterator[Mapping[str, T]]:
-    """Split the users into pieces that weigh at most `ASKED_AT_ONCE`, unless a single user weighs
+    """Split the users into pieces that weigh at most `REMOTE_BATCH`, unless a single user weighs
     more."""
-    if users and sum(map(weigh, users.values())) <= ASKED_AT_ONCE:
+    if users and sum(map(weigh, users.values())) <= REMOTE_BATCH:
         yield users
         return
     piece: dict[str, T] = {}
     weight = 0
     for user_id, what in users.items():
-        if piece and weight + weigh(what) > ASKED_AT_ONCE:
+        if piece and weight + weigh(what) > REMOTE_BATCH:
             yield piece
             piece, weight = {}, 0
         piece[user_id] = what
@@ -342,7 +344,7 @@ def _split_by_weight(
         yield piece
 
 
-def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
+def _show(answer: dict[str, Any], known: Mapping[str, EncodedKeys]) -> int:
     """Add the public keys of these users to the response and return their size in bytes."""
     answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
@@ -354,7 +356,7 @@ def _show(answer: dict[str, Any], known: Mapping[str, ShownKeys]) -> int:
 
 def _check_size(size: int) -> None:
     """Raises TooLarge."""
-    if size > LARGEST_ANSWER:
+    if size > MAX_RESPONSE_BYTES:
         raise TooLarge("These users have too many keys for one response: query fewer users at once")
 
 

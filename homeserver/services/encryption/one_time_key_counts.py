@@ -19,8 +19,8 @@ import msgspec
 from msgspec.structs import replace
 
 from storage.cache import LRU
-from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeysClaimed, KeysLeft
-from storage.encryption.one_time_keys import KeyOf
+from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeyCountsChanged, KeysClaimed
+from storage.encryption.one_time_keys import KeyRequest
 from storage.engine.streams import Change, Stage, Streams, Topic
 
 USUAL_ALGORITHM: Final = "signed_curve25519"
@@ -42,7 +42,7 @@ class _Entry(msgspec.Struct):
     """The position as of which the counts are true. Later claims are counted down as they come."""
 
 
-class KeyCountsInMemory:
+class OneTimeKeyCounts:
     """Caches the counts of unused one-time keys. For the reactor thread."""
 
     def __init__(self, streams: Streams, keys: DeviceKeyStore, *, capacity: int) -> None:
@@ -62,7 +62,7 @@ class KeyCountsInMemory:
 
     async def get(self, user_id: str, device_id: str) -> KeyCounts:
         """Return the counts of a device, from the database if they are not cached."""
-        known = self.find(user_id, device_id)
+        known = self.get_cached(user_id, device_id)
         if known is not None:
             return known
         counts, position = await self._keys.get_counts(user_id, device_id)
@@ -71,7 +71,7 @@ class KeyCountsInMemory:
             return with_zero(counts)
         return self._put(user_id, device_id, counts, position)
 
-    def find(self, user_id: str, device_id: str) -> KeyCounts | None:
+    def get_cached(self, user_id: str, device_id: str) -> KeyCounts | None:
         """Return the counts of a device if they are cached."""
         entry = (self._counts.get(user_id) or {}).get(device_id)
         return None if entry is None else entry.counts
@@ -82,8 +82,8 @@ class KeyCountsInMemory:
                 self._latest_change = max(self._latest_change, change.position)
                 detail = change.detail
                 if isinstance(detail, KeysClaimed):
-                    self._count_down(change.position, detail.taken)
-                elif isinstance(detail, KeysLeft) and change.user_id is not None:
+                    self._count_down(change.position, detail.claimed)
+                elif isinstance(detail, KeyCountsChanged) and change.user_id is not None:
                     self._put(change.user_id, detail.device_id, detail.counts, change.position)
                 else:
                     for user_id in change.user_ids if change.user_id is None else (change.user_id,):
@@ -96,7 +96,7 @@ class KeyCountsInMemory:
         self._counts.put(user_id, of_user)
         return known
 
-    def _count_down(self, position: int, taken: Sequence[KeyOf]) -> None:
+    def _count_down(self, position: int, taken: Sequence[KeyRequest]) -> None:
         for user_id, device_id, algorithm in taken:
             entry = (self._counts.peek(user_id) or {}).get(device_id)
             if entry is not None and entry.since < position:

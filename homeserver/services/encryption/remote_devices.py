@@ -25,26 +25,26 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.requests import RefusedByRemote, asked_wait_ms, is_away
+from federation.peers.requests import RefusedByRemote, get_retry_after_ms, is_no_answer
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
     MAX_DEVICES,
     MAX_LIST_BYTES,
-    RemoteKeys,
+    DeviceKeyClient,
     UserKeys,
+    add_cross_signing_key,
+    add_device,
     is_device_id,
     is_stream_id,
-    put_cross_signing_key,
-    put_device,
 )
 from federation.rooms.memberships import Memberships
-from federation.sender.sender import Sender
+from federation.sender.sender import FederationSender
 from storage.cache import LRU
 from storage.encryption.cross_signing import CrossSigningKey
 from storage.encryption.device_keys import DeviceKeysRow
-from storage.encryption.remote_devices import DeviceChange, RemoteDeviceStore
+from storage.encryption.remote_devices import DeviceListUpdate, RemoteDeviceStore
 from storage.engine.database import DatabaseUnavailable
 from storage.rooms.memberships import MembershipStore
 
@@ -53,7 +53,7 @@ MAX_FETCHES_PER_QUERY: Final = 20
 queried."""
 CONCURRENT_RESYNCS: Final = 5
 RESYNC_SECONDS: Final = 30.0
-RESYNC_PAUSE: Final = 60.0
+RESYNC_INTERVAL: Final = 60.0
 """Minimum seconds between two immediate resyncs of a list. A job fetches it otherwise."""
 MAX_RESYNC_SERVERS: Final = 100
 """Servers from which stale lists are fetched at the same time."""
@@ -73,10 +73,10 @@ class RemoteDevices:
         self,
         clock: IReactorTime,
         store: RemoteDeviceStore,
-        remote: RemoteKeys,
+        remote: DeviceKeyClient,
         memberships: Memberships,
         membership_store: MembershipStore,
-        sender: Sender,
+        sender: FederationSender,
         is_local: Callable[[str], bool],
     ) -> None:
         self._clock = clock
@@ -105,7 +105,7 @@ class RemoteDevices:
         """Bring the stored lists of one server's users up to date. Return the keys of users without
         a stored list, and a failure: then stored lists may be stale."""
         lists = await self._store.get_lists(wanted)
-        shared = await self._membership_store.get_users_with_ours(wanted)
+        shared = await self._membership_store.get_users_sharing_rooms(wanted)
         unshared = [user_id for user_id in lists if user_id not in shared]
         if unshared:
             await self._store.remove_unshared(unshared)
@@ -116,7 +116,7 @@ class RemoteDevices:
         ]
         if not missing:
             return {}, None
-        if self._sender.would_wait_in_vain(server):
+        if self._sender.is_unresponsive(server):
             return {}, _unreachable(server)
         to_fetch = [user_id for user_id in missing if user_id in shared][:MAX_FETCHES_PER_QUERY]
         to_query = {user_id: wanted[user_id] for user_id in missing if user_id not in to_fetch}
@@ -143,7 +143,7 @@ class RemoteDevices:
         """Claim one-time keys of one server's users. Retry within the timeout if the server may be
         restarting: without a key, the recipient cannot read the message. Raises RemoteError,
         Forbidden."""
-        if self._sender.would_wait_in_vain(server) and await self._sender.is_away(server):
+        if self._sender.is_unresponsive(server) and await self._sender.is_down(server):
             raise _unreachable(server)
         until = self._clock.seconds() + seconds
         failure: Exception | None = None
@@ -156,7 +156,9 @@ class RemoteDevices:
                 except RemoteError as error:
                     has_time = until - self._clock.seconds() > CLAIM_RETRY_SECONDS
                     if not (
-                        has_time and is_away(error) and await self._may_be_starting(server, wanted)
+                        has_time
+                        and is_no_answer(error)
+                        and await self._may_be_starting(server, wanted)
                     ):
                         raise
                 await deferLater(self._clock, CLAIM_RETRY_SECONDS)
@@ -169,8 +171,8 @@ class RemoteDevices:
     async def _may_be_starting(self, server: ServerName, user_ids: Iterable[str]) -> bool:
         """Return whether a server that does not answer may do so soon. A server whose users share
         no room with local ones may not exist: it is not retried."""
-        return not await self._sender.is_away(server) and bool(
-            await self._membership_store.get_users_with_ours(user_ids)
+        return not await self._sender.is_down(server) and bool(
+            await self._membership_store.get_users_sharing_rooms(user_ids)
         )
 
     async def shares_room(self, user_id: str) -> bool:
@@ -180,9 +182,11 @@ class RemoteDevices:
             if await self._memberships.local_members(room_nid):
                 return True
         # another process may have accepted a join that this one has not seen yet
-        return user_id in await self._membership_store.get_users_with_ours([user_id])
+        return user_id in await self._membership_store.get_users_sharing_rooms([user_id])
 
-    async def receive_update(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+    async def receive_device_list_update(
+        self, origin: ServerName, content: Mapping[str, Any]
+    ) -> None:
         """Receive m.device_list_update. Raises InvalidParam."""
         user_id = _check_user(origin, content)
         device_id, stream_id, prev_ids = (
@@ -201,24 +205,28 @@ class RemoteDevices:
                 await self._store.remove_unshared([user_id])
             return
         keys = UserKeys()
-        put_device(
+        add_device(
             keys, user_id, device_id, content.get("keys"), content.get("device_display_name")
         )
         is_gone = content.get("deleted") is True or content.get("keys") is None
         device = None if is_gone or device_id not in keys.devices else _rows(user_id, keys)[0]
         is_clear = is_gone or device is not None
-        change = DeviceChange(user_id, device_id, stream_id, _prev_ids(prev_ids), device, is_clear)
-        if await self._store.take_change(change, MAX_DEVICES, MAX_LIST_BYTES):
+        change = DeviceListUpdate(
+            user_id, device_id, stream_id, _prev_ids(prev_ids), device, is_clear
+        )
+        if await self._store.apply_update(change, MAX_DEVICES, MAX_LIST_BYTES):
             self._resync(user_id)
 
-    async def receive_signing_key(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+    async def receive_signing_key_update(
+        self, origin: ServerName, content: Mapping[str, Any]
+    ) -> None:
         """Receive m.signing_key_update. Raises InvalidParam."""
         user_id = _check_user(origin, content)
         if not await self.shares_room(user_id):
             return
         keys = UserKeys()
         for usage in ("master", "self_signing"):
-            put_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
+            add_cross_signing_key(keys, user_id, usage, content.get(f"{usage}_key"))
         found = _cross_signing(user_id, keys)
         digest = sha256(b"".join([key.content for key in found])).digest()
         is_repeated = self._signing_key_digests.peek(user_id) == digest
@@ -259,7 +267,7 @@ class RemoteDevices:
     async def do_sweep(self, limit: int) -> int:
         """Delete the lists of users who share no room any more, among the next `limit` users.
         Return the number of examined users, or 0 at the end."""
-        users = await self._store.get_known(self._swept_upto, limit)
+        users = await self._store.get_users(self._swept_upto, limit)
         self._swept_upto = users[-1] if len(users) == limit else ""
         await self._store.remove_unshared(
             [user_id for user_id in users if not self._is_local(user_id)]
@@ -281,9 +289,9 @@ class RemoteDevices:
     def _record(self, server: ServerName, asked_at: float, failure: Exception | None) -> None:
         """Tell the sender whether the server answered a request."""
         if failure is None:
-            self._sender.heard_from(server)
+            self._sender.record_activity(server)
         elif isinstance(failure, RemoteError) and not isinstance(failure, RefusedByRemote):
-            self._sender.note_silence(server, asked_at)
+            self._sender.record_no_answer(server, asked_at)
 
     def _may_resync(self, server: ServerName) -> bool:
         """Return whether background requests to a server are allowed: it is not failing and did not
@@ -294,11 +302,12 @@ class RemoteDevices:
         """Fetch a list in the background when a slot is free, unless that was done recently."""
         now = self._clock.seconds()
         while (
-            self._resyncs and (oldest := next(iter(self._resyncs.items())))[1] <= now - RESYNC_PAUSE
+            self._resyncs
+            and (oldest := next(iter(self._resyncs.items())))[1] <= now - RESYNC_INTERVAL
         ):
             del self._resyncs[oldest[0]]
         if (
-            self._fetching.is_under_way(user_id)
+            self._fetching.is_running(user_id)
             or user_id in self._resyncs
             or not self._may_resync(domain_of(user_id))
         ):
@@ -318,7 +327,7 @@ class RemoteDevices:
             )
             self._record(domain_of(user_id), asked_at, error)
             self._backoff.record_failure(domain_of(user_id), error)
-            return isinstance(error, RefusedByRemote) and not asked_wait_ms(error)
+            return isinstance(error, RefusedByRemote) and not get_retry_after_ms(error)
         except Exception:  # a bug of ours; no caller handles it
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
         return True

@@ -15,7 +15,7 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.peers.identity import ServerIdentity
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.ids import (
@@ -31,7 +31,7 @@ from federation.rooms.room_servers import RoomServers
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.devices.device_cache import DevicesOfUsers
+from homeserver.services.devices.device_cache import DeviceCache
 from homeserver.services.encryption.to_device_content import check_contents, is_unreadable
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.encryption.to_device import Recipient, Recipients, ToDeviceStore
@@ -44,14 +44,14 @@ from storage.rooms.sent_transactions import (
     select_response,
 )
 
-MOST_MESSAGES: Final = 10_000
+MAX_MESSAGES: Final = 10_000
 """In one request, with every device of a wildcard counted; for local and for remote users each."""
-MOST_STRANGERS: Final = 100
+MAX_UNRELATED_SERVERS: Final = 100
 """Servers with which the sender shares no room, in one request."""
 MAX_TYPE: Final = 255
 """Characters of a type, transaction ID or message ID."""
 RESPONSE: Final = b"{}"
-TOO_MANY: Final = f"One request may send to at most {MOST_MESSAGES} devices"
+TOO_MANY: Final = f"One request may send to at most {MAX_MESSAGES} devices"
 TOO_LARGE: Final = "A to-device message may have at most 64 KiB"
 MAX_MESSAGE_BYTES: Final = 64 << 10
 """Of one message: the limit of an event."""
@@ -60,11 +60,11 @@ MAX_RECEIVED_BYTES: Final = 256 << 10
 key is worse."""
 MAX_EDU_BYTES: Final = 256 << 10
 """Bytes of contents, user IDs and device IDs after which the next EDU begins."""
-MESSAGE_BYTES: Final = 200
+MESSAGE_OVERHEAD_BYTES: Final = 200
 """Storage of one message in addition to its content."""
-REQUEST_BYTES: Final = 1_000
+REQUEST_OVERHEAD_BYTES: Final = 1_000
 """Storage of the record of one request."""
-MOST_BYTES: Final = 64 << 20
+MAX_COPIED_BYTES: Final = 64 << 20
 """Of all copies of messages to all devices of users, in one request or EDU."""
 TOO_MUCH: Final = "The messages, copied to all devices, are too large for one request"
 DUPLICATES_KNOWN_MS: Final = 30 * 24 * 3600 * 1000
@@ -77,7 +77,7 @@ Messages = Mapping[str, Mapping[str, msgspec.Raw]]
 """Undecoded contents by user and device."""
 
 
-class DirectToDevice(msgspec.Struct, frozen=True):
+class DirectToDeviceEDU(msgspec.Struct, frozen=True):
     """The content of an m.direct_to_device EDU."""
 
     sender: str
@@ -97,9 +97,9 @@ class ToDevice:
         store: ToDeviceStore,
         outgoing: OutgoingToDeviceStore,
         identity: ServerIdentity,
-        policy: Policy,
+        policy: FederationPolicy,
         servers: RoomServers,
-        devices: DevicesOfUsers,
+        devices: DeviceCache,
         limiter: RateLimiter,
         now_ms: Callable[[], int],
     ) -> None:
@@ -145,10 +145,10 @@ class ToDevice:
         contents = check_contents(
             [content for devices in messages.values() for content in devices.values()]
         )
-        size = _size_of(contents) + REQUEST_BYTES
+        size = _size_of(contents) + REQUEST_OVERHEAD_BYTES
         if caller.rate_limited:
             try:
-                self._limiter.check_then_count(Limit.TO_DEVICE_BYTES, caller.user_id, size)
+                self._limiter.check_one_count_many(Limit.TO_DEVICE_BYTES, caller.user_id, size)
             except LimitExceeded:
                 if await self._was_sent(sent):
                     return
@@ -157,7 +157,7 @@ class ToDevice:
             copied = await self._send(caller, type, sent, messages, contents, now)
         except (AlreadySent, MatrixError) as error:
             if caller.rate_limited:  # nothing was stored now; an earlier request was counted then
-                self._limiter.give_back(Limit.TO_DEVICE_BYTES, caller.user_id, size)
+                self._limiter.refund(Limit.TO_DEVICE_BYTES, caller.user_id, size)
             if isinstance(error, AlreadySent):
                 return
             raise
@@ -177,7 +177,7 @@ class ToDevice:
         MatrixError."""
         local: Mapping[str, Iterable[str]] = messages
         others: Mapping[str, Mapping[str, bytes]] = {}
-        known, changes = self._devices.find(messages.keys()), self._devices.changes
+        known, changes = self._devices.find(messages.keys()), self._devices.version
         if known is None:
             checked = _by_user(messages, contents)
             ours = {
@@ -209,7 +209,7 @@ class ToDevice:
             assert addressed is not None, "the cached devices are current, so they were prepared"
             # another list means that a wildcard may have added copies
             copied = 0 if addressed[1] is contents else _size_of(addressed[1])
-            if copied > MOST_BYTES:
+            if copied > MAX_COPIED_BYTES:
                 raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, *addressed, now)
             for edus in outgoing:
@@ -218,7 +218,7 @@ class ToDevice:
 
         there, copied = await self._database.write("send_to_device", write)
         if there is not None:
-            self._devices.keep(there, changes)
+            self._devices.add(there, changes)
         return copied
 
     async def _was_sent(self, sent: SentTransaction) -> bool:
@@ -238,7 +238,7 @@ class ToDevice:
         spec: server-server-api#send-to-device-messaging
         """
         try:
-            message = msgspec.convert(content, DirectToDevice)
+            message = msgspec.convert(content, DirectToDeviceEDU)
         except msgspec.ValidationError as error:
             raise InvalidParam(f"m.direct_to_device: {error}") from None
         if not is_user_id(message.sender) or domain_of(message.sender) != origin:
@@ -269,7 +269,9 @@ class ToDevice:
         largest = MAX_RECEIVED_BYTES - len(opening) - 1
         now = self._now_ms()
         try:
-            self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender)
+            self._limiter.check_without_counting(
+                Limit.TO_DEVICE_BYTES_OF_REMOTE_USER, message.sender
+            )
         except LimitExceeded:
             if now >= self._warned_ms + WARNING_INTERVAL_MS:
                 self._warned_ms = now
@@ -279,7 +281,7 @@ class ToDevice:
                     sender=message.sender,
                 )
             raise TooLarge("The sender has sent too much recently") from None
-        self._limiter.check_only(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
+        self._limiter.check_without_counting(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
         def write(txn: WriteTransaction) -> int:
             there = self._store.get_devices(txn, local)
@@ -290,7 +292,7 @@ class ToDevice:
             ):
                 return 0
             size = _size_of(contents)
-            if size > MOST_BYTES:
+            if size > MAX_COPIED_BYTES:
                 raise TooLarge(TOO_MUCH)
             self._store.add_messages(txn, opening, recipients, contents, now)
             return size
@@ -304,19 +306,19 @@ class ToDevice:
         number."""
         return await self._store.sweep(limit, self._now_ms())
 
-    async def forget_received(self, limit: int) -> int:
+    async def remove_old_received(self, limit: int) -> int:
         """Remove up to `limit` old IDs of received messages, and return their number."""
-        return await self._outgoing.forget_received(self._now_ms() - DUPLICATES_KNOWN_MS, limit)
+        return await self._outgoing.delete_received(self._now_ms() - DUPLICATES_KNOWN_MS, limit)
 
     async def _strangers(
         self, sender: UserID, servers: Iterable[str], users: Iterable[str]
     ) -> Collection[ServerName]:
         """Return the servers with which the sender shares no room and of which none of these users
         was invited to one. Raises InvalidParam."""
-        strangers = await self._servers.find_strangers(sender, {*map(ServerName, servers)}, users)
-        if len(strangers) > MOST_STRANGERS:
+        strangers = await self._servers.find_unrelated(sender, {*map(ServerName, servers)}, users)
+        if len(strangers) > MAX_UNRELATED_SERVERS:
             raise InvalidParam(
-                f"One request may send to at most {MOST_STRANGERS} servers with which you share "
+                f"One request may send to at most {MAX_UNRELATED_SERVERS} servers with which you share "
                 "no room"
             )
         return strangers
@@ -324,8 +326,8 @@ class ToDevice:
     def _count_strangers(self, caller: Requester, strangers: int) -> None:
         """Raises LimitExceeded."""
         if caller.rate_limited:
-            self._limiter.check_only(Limit.TO_DEVICE_STRANGERS, caller.user_id)
-            self._limiter.count(Limit.TO_DEVICE_STRANGERS, caller.user_id, cost=strangers)
+            self._limiter.check_without_counting(Limit.TO_DEVICE_NEW_SERVERS, caller.user_id)
+            self._limiter.count(Limit.TO_DEVICE_NEW_SERVERS, caller.user_id, cost=strangers)
 
     def _build_edus(
         self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]
@@ -334,7 +336,7 @@ class ToDevice:
         rounds. Messages to a server that the policy refuses for now are queued, as for an
         unreachable one; those to a server that it blocks are dropped. Raises InvalidParam,
         TooLarge."""
-        if sum(map(len, others.values())) > MOST_MESSAGES:
+        if sum(map(len, others.values())) > MAX_MESSAGES:
             raise InvalidParam(TOO_MANY)
         by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
         sizes: dict[ServerName, int] = {}
@@ -390,7 +392,7 @@ def _address(
         for user_id, devices in devices_of.items()
         for device_id in devices
     ]
-    if not has_too_large and all(found) and len(found) <= MOST_MESSAGES:
+    if not has_too_large and all(found) and len(found) <= MAX_MESSAGES:
         return found, contents
     recipients: list[Recipient] = []
     sent: list[bytes] = []
@@ -407,14 +409,14 @@ def _address(
             elif device_id == ALL_DEVICES:
                 recipients += of_user.values()
                 sent += [content] * len(of_user)
-    if len(recipients) > MOST_MESSAGES:
+    if len(recipients) > MAX_MESSAGES:
         raise InvalidParam(TOO_MANY)
     return recipients, sent
 
 
 def _size_of(contents: Sequence[bytes]) -> int:
     """Return the approximate storage of these messages in bytes."""
-    return sum(map(len, contents)) + MESSAGE_BYTES * len(contents)
+    return sum(map(len, contents)) + MESSAGE_OVERHEAD_BYTES * len(contents)
 
 
 def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[str, bytes]]:

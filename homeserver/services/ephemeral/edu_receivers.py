@@ -13,7 +13,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_event_id, is_user_id
-from federation.rooms.event_threads import find_standings
+from federation.rooms.event_threads import find_threads
 from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
 from homeserver.services.ephemeral.typing import Typing
@@ -22,7 +22,13 @@ from homeserver.services.presence.remote_users import PresenceUpdate
 from homeserver.services.presence.states import State
 from storage.rooms.early_receipts import PUBLIC, EarlyReceipt, EarlyReceiptStore
 from storage.rooms.memberships import MembershipStore
-from storage.rooms.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, ReceiptStore, stands_in
+from storage.rooms.receipts import (
+    MAIN_THREAD,
+    UNTHREADED,
+    NewReceipt,
+    ReceiptStore,
+    is_valid_thread,
+)
 from storage.rooms.rooms import RoomStore
 
 MAX_RECEIPTS: Final = 1000
@@ -39,7 +45,7 @@ class ReceiptData(msgspec.Struct):
     thread_id: str | None = None
 
 
-class Receipt(msgspec.Struct):
+class ReceiptEntry(msgspec.Struct):
     """A user's read receipt."""
 
     event_ids: list[str]
@@ -56,7 +62,7 @@ class PresenceEntry(msgspec.Struct):
     status_msg: str | None = None
 
 
-class ReceivedNotices:
+class EDUReceivers:
     """Validates and applies these EDUs. For the reactor thread."""
 
     def __init__(
@@ -109,7 +115,7 @@ class ReceivedNotices:
         await self._apply_receipts(origin, list(_parse_receipts(origin, content)))
 
     async def _apply_receipts(
-        self, origin: ServerName, found: Sequence[tuple[str, UserID, Receipt]]
+        self, origin: ServerName, found: Sequence[tuple[str, UserID, ReceiptEntry]]
     ) -> None:
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
         events = await self._events.get_anywhere(
@@ -123,7 +129,7 @@ class ReceivedNotices:
             for _, _, receipt in found
             if receipt.data.thread_id is not None
         }
-        standings = await find_standings(
+        standings = await find_threads(
             self._events, [event for id, event in events.items() if id in threaded]
         )
         new: list[NewReceipt] = []
@@ -144,7 +150,9 @@ class ReceivedNotices:
                 ts = self._now_ms()
             if event is None or event.is_outlier:
                 early.append(EarlyReceipt(room.room_nid, user_id, thread_id, event_id, ts))
-            elif thread_id == UNTHREADED or stands_in(thread_id, event_id, standings[event_id]):
+            elif thread_id == UNTHREADED or is_valid_thread(
+                thread_id, event_id, standings[event_id]
+            ):
                 new.append(
                     NewReceipt(
                         room.room_nid,
@@ -160,9 +168,9 @@ class ReceivedNotices:
         if new:
             await self._receipts.set_receipts(new)
         if early:
-            arrived = await self._early_receipts.keep(origin, early)
+            arrived = await self._early_receipts.add_receipts(origin, early)
             if arrived:
-                self._events.forget(map(EventID, arrived))
+                self._events.evict(map(EventID, arrived))
                 retried = [each for each in found if each[2].event_ids[0] in arrived]
                 await self._apply_receipts(origin, retried)
 
@@ -194,9 +202,9 @@ class ReceivedNotices:
         new = {
             update.user_id
             for update in updates
-            if self._presence.roster.find(update.user_id) is None
+            if self._presence.table.find(update.user_id) is None
         }
-        strangers = new - await self._membership_store.get_users_with_ours(new) if new else new
+        strangers = new - await self._membership_store.get_users_sharing_rooms(new) if new else new
         self._presence.receive(
             origin, [update for update in updates if update.user_id not in strangers]
         )
@@ -208,7 +216,7 @@ def _bounded(ago_ms: int | None) -> int | None:
 
 def _parse_receipts(
     origin: ServerName, content: Mapping[str, Any]
-) -> Iterator[tuple[str, UserID, Receipt]]:
+) -> Iterator[tuple[str, UserID, ReceiptEntry]]:
     """Yield (room, user, receipt) of the well-formed receipts, at most `MAX_RECEIPTS`."""
     count = 0
     for room_id, by_type in content.items():
@@ -218,7 +226,7 @@ def _parse_receipts(
             if count > MAX_RECEIPTS:
                 return
             try:
-                read = msgspec.convert(receipt, Receipt)
+                read = msgspec.convert(receipt, ReceiptEntry)
             except msgspec.ValidationError:
                 continue
             thread = read.data.thread_id

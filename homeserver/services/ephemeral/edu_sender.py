@@ -11,32 +11,32 @@ from twisted.logger import Logger
 
 from federation.devices.local_devices import encode_edu
 from federation.protocol.ids import UserID
-from federation.sender.sender import Sender
+from federation.sender.sender import FederationSender
 from homeserver.services.presence.remote_users import PresenceUpdate
 from storage.rooms.rooms import RoomStore
 
 
-class ToldNotices:
+class EDUSender:
     """Passes typing and presence changes to the federation sender. For the reactor thread."""
 
     log = Logger()
 
-    def __init__(self, sender: Sender, rooms: RoomStore) -> None:
+    def __init__(self, sender: FederationSender, rooms: RoomStore) -> None:
         self._sender = sender
         self._rooms = rooms
 
-    def hear_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
+    def send_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
         """Send that a user starts or stops typing."""
         self._start(self._send_typing(room_nid, user_id, is_typing))
 
-    def hear_presence(self, updates: Sequence[PresenceUpdate]) -> None:
+    def send_presence(self, updates: Sequence[PresenceUpdate]) -> None:
         """Send presence changes."""
         self._start(self._send_presence(updates))
 
     async def _send_typing(self, room_nid: int, user_id: UserID, is_typing: bool) -> None:
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         content = {"room_id": room.room_id, "user_id": user_id, "typing": is_typing}
-        await self._sender.send_notice(
+        await self._sender.send_ephemeral_edu(
             room_nid, (room.room_id, user_id), encode_edu("m.typing", content)
         )
 

@@ -18,10 +18,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Notifier
-from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.notify import NodeMessages
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
 from homeserver.services.streams.latest_changes import LatestChanges
-from homeserver.services.streams.sync_tokens import MOST_TYPED, SyncToken
+from homeserver.services.streams.sync_tokens import MAX_TYPING_ROOMS, SyncToken
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
@@ -53,7 +53,7 @@ class TypingNote(msgspec.Struct, frozen=True, array_like=True):
     """Whether the change came from a client of this server."""
 
 
-class CrossedNote(msgspec.Struct, frozen=True, array_like=True):
+class MissedStopNote(msgspec.Struct, frozen=True, array_like=True):
     """A note to other nodes: a user stopped typing in a room, but the sending node answered clients
     up to `position` without knowing it. A client with such a position would miss the stop."""
 
@@ -61,7 +61,7 @@ class CrossedNote(msgspec.Struct, frozen=True, array_like=True):
     room_nid: int
 
 
-class Question(msgspec.Struct, frozen=True, array_like=True):
+class TypingQuery(msgspec.Struct, frozen=True, array_like=True):
     """A note of a starting node: each node sends it the typing users that it received itself."""
 
 
@@ -75,7 +75,7 @@ class Typing:
         counter: EphemeralCounter,
         memberships: Memberships,
         streams: Streams,
-        notes: NodeNotes | None,
+        notes: NodeMessages | None,
     ) -> None:
         """`notes`: sends notes to other nodes; None on a single node."""
         self._notifier = notifier
@@ -94,26 +94,26 @@ class Typing:
         """The latest change of each room."""
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
         if notes is not None:
-            notes.register(KIND, TypingNote, self._on_note)
-            notes.register(CROSSED, CrossedNote, self._on_crossed)
-            notes.register(ASKED, Question, self._on_question)
-            notes.ask(ASKED, Question())
+            notes.subscribe(KIND, TypingNote, self._on_note)
+            notes.subscribe(CROSSED, MissedStopNote, self._on_crossed)
+            notes.subscribe(ASKED, TypingQuery, self._on_question)
+            notes.send_on_connect(ASKED, TypingQuery())
 
     @property
     def position(self) -> int:
         """The head of the ephemeral counter."""
         return self._counter.position
 
-    def meet(self, position: int) -> None:
+    def advance_to(self, position: int) -> None:
         """Advance to a client's ephemeral position, which another node may have assigned."""
         if self._notes is not None:
-            self._counter.meet(position)
+            self._counter.advance_to(position)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call the subscriber whenever a local user starts, continues or stops typing."""
         self._subscribers += (subscriber,)
 
-    def put(self, room_nid: int, user_id: UserID, timeout_ms: int | None) -> None:
+    def set_typing(self, room_nid: int, user_id: UserID, timeout_ms: int | None) -> None:
         """Set that a local user, who is in the room, types for that long; None: stops typing."""
         if timeout_ms is None:
             self.stop(room_nid, user_id)
@@ -197,16 +197,16 @@ class Typing:
                 found[room_nid] = list(self._timers.get(room_nid, ()))
         return found
 
-    def get_known(self, room_nids: Iterable[int]) -> Mapping[int, list[UserID]]:
+    def get_typing_users(self, room_nids: Iterable[int]) -> Mapping[int, list[UserID]]:
         """Return the typing users of those rooms that have any, or had a recent change."""
         ends, changed = self._timers, self._changed
         return {nid: list(ends.get(nid, ())) for nid in room_nids if nid in ends or nid in changed}
 
-    def find_over(self, room_nids: Iterable[int]) -> set[int]:
+    def find_stopped(self, room_nids: Iterable[int]) -> set[int]:
         """Return those of the rooms in which nobody types."""
         return {room_nid for room_nid in room_nids if room_nid not in self._timers}
 
-    def is_quiet_since(self, since: int | None) -> bool:
+    def is_unchanged_since(self, since: int | None) -> bool:
         """Return whether nobody types, and nobody stopped after `since`."""
         return not self._timers and (since is None or since == self._counter.position)
 
@@ -220,25 +220,27 @@ class Typing:
             return set(self._timers)
         return set(self._changed.since(since))
 
-    async def only_own(self, user_id: UserID, token: SyncToken) -> SyncToken:
+    async def is_only_user(self, user_id: UserID, token: SyncToken) -> SyncToken:
         """Return the token without rooms that the user is not joined to. A client can make up a
         token, and the response must not reveal whether somebody types in other rooms."""
-        if not token.typed:
+        if not token.typing_rooms:
             return token
         rows = await self._memberships.of_user(user_id)
         own = tuple(
             nid
-            for nid in dict.fromkeys(token.typed)
+            for nid in dict.fromkeys(token.typing_rooms)
             if nid in rows and rows[nid].membership == "join"
         )
-        return token if own == token.typed else replace(token, typed=own)
+        return token if own == token.typing_rooms else replace(token, typing_rooms=own)
 
     @staticmethod
-    def name_typed(before: Iterable[int], sent: Mapping[int, Sequence[UserID]]) -> tuple[int, ...]:
-        """Return the rooms for the next token: those `before` without a change in `sent`, and those
-        with typing users in `sent`."""
+    def update_token(
+        before: Iterable[int], sent: Mapping[int, Sequence[UserID]]
+    ) -> tuple[int, ...]:
+        """Return the rooms for the next token: those `before` without a change in `sent_transaction`, and those
+        with typing users in `sent_transaction`."""
         known = [nid for nid in dict.fromkeys(before) if nid not in sent]
-        return tuple([*known, *(nid for nid, users in sent.items() if users)][-MOST_TYPED:])
+        return tuple([*known, *(nid for nid, users in sent.items() if users)][-MAX_TYPING_ROOMS:])
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._timers:
@@ -261,7 +263,7 @@ class Typing:
         if self._notes is not None:
             duration = 0 if timeout_ms is None else min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
             note = TypingNote(self._counter.position, room_nid, user_id, duration, is_own)
-            self._notes.put(KIND, (room_nid, user_id), note)
+            self._notes.queue(KIND, (room_nid, user_id), note)
 
     def _on_note(self, _node: int, note: TypingNote) -> None:
         """Apply another node's note. Subscribers hear of local users too: the node with the
@@ -275,22 +277,22 @@ class Typing:
             elif self._clock.seconds() < self._unknown_until:
                 self._record_change(note.room_nid, note.position)
             if has_crossed and self._notes is not None:
-                self._notes.put(
-                    CROSSED, note.room_nid, CrossedNote(self._counter.position, note.room_nid)
+                self._notes.queue(
+                    CROSSED, note.room_nid, MissedStopNote(self._counter.position, note.room_nid)
                 )
         if note.is_own:
             for subscriber in self._subscribers:
                 subscriber(note.room_nid, note.user_id, note.timeout_ms > 0)
 
-    def _on_crossed(self, _node: int, note: CrossedNote) -> None:
+    def _on_crossed(self, _node: int, note: MissedStopNote) -> None:
         self._record_change(note.room_nid, note.position)
 
-    def _on_question(self, _node: int, _note: Question) -> None:
+    def _on_question(self, _node: int, _note: TypingQuery) -> None:
         for room_nid, user_id in self._from_this_node:
             left = self._timers[room_nid][user_id].getTime() - self._clock.seconds()
             self._send_note(room_nid, user_id, int(left * 1000), is_own=False)
 
     def _record_change(self, room_nid: int, position: int | None) -> None:
-        taken = self._counter.next() if position is None else self._counter.take(position)
+        taken = self._counter.next() if position is None else self._counter.adopt_position(position)
         self._changed.record(room_nid, taken)
         self._notifier.wake_room(room_nid)

@@ -1,25 +1,25 @@
 """Federation destinations, for administrators: their state, retries, and their removal.
 
 Law: EDUs and events wait for an unreachable server only for a bounded time. An invented server name
-is tried for `STRANGERS_DAYS`, and then leaves nothing behind.
+is tried for `UNKNOWN_SERVER_DAYS`, and then leaves nothing behind.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
-from federation.sender.sender import Sender
+from federation.sender.sender import FederationSender
 from storage.federation.destination_lists import (
     DestinationListStore,
     DestinationRoom,
     DestinationSummary,
     Order,
 )
-from storage.federation.forgotten_destinations import Ages, ForgottenDestinationStore
+from storage.federation.forgotten_destinations import CleanupAges, DestinationCleanupStore
 
-STRANGERS_DAYS: Final = 7
+UNKNOWN_SERVER_DAYS: Final = 7
 """How long to-device messages wait for an unreachable server that shares no room with us."""
 DEAD_DAYS: Final = 90
 """How long to-device messages wait for any unreachable server, and other data for one that shares
@@ -30,19 +30,19 @@ it."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
-class Destinations:
+class DestinationAdministration:
     """Reads, retries and removes destinations."""
 
     def __init__(
         self,
         store: DestinationListStore,
-        forgotten: ForgottenDestinationStore,
-        sender: Sender,
-        policy: Policy,
+        cleanup: DestinationCleanupStore,
+        sender: FederationSender,
+        policy: FederationPolicy,
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
-        self._forgotten = forgotten
+        self._forgotten = cleanup
         self._now_ms = now_ms
         self._sender = sender
         self._policy = policy
@@ -78,24 +78,24 @@ class Destinations:
     async def do_try_now(self, server: ServerName) -> None:
         """Reset the back-off of a server and retry now. Raises NotFound."""
         await self.get(server)
-        await self._sender.try_now(server)
+        await self._sender.retry_now(server)
 
-    async def do_expire(self, limit: int) -> int:
+    async def do_remove_expired(self, limit: int) -> int:
         """Remove some of the expired to-device messages; return their number."""
         return await self._forgotten.remove_expired(self._ages(), limit)
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_remove_forgotten(self, limit: int) -> int:
         """Remove some of the servers that share no room with us and have nothing pending; return
         their number. Only on the node that sends."""
         if not self._sender.is_sending:
             return 0
-        gone = await self._forgotten.forget(self._ages(), limit)
+        gone = await self._forgotten.remove_unneeded(self._ages(), limit)
         for server in gone:
-            self._sender.forget(ServerName(server))
+            self._sender.remove(ServerName(server))
         return len(gone)
 
-    def _ages(self) -> Ages:
+    def _ages(self) -> CleanupAges:
         now = self._now_ms()
-        return Ages(
-            now - DEAD_DAYS * DAY_MS, now - STRANGERS_DAYS * DAY_MS, now - QUIET_DAYS * DAY_MS
+        return CleanupAges(
+            now - DEAD_DAYS * DAY_MS, now - UNKNOWN_SERVER_DAYS * DAY_MS, now - QUIET_DAYS * DAY_MS
         )

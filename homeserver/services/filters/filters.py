@@ -102,7 +102,7 @@ class Filters:
         now_ms = self._now_ms()
         if cached.used_ms <= now_ms - USE_INTERVAL_MS:
             cached.used_ms = now_ms
-            await self._store.note_used(user_id, int(text), now_ms)
+            await self._store.record_use(user_id, int(text), now_ms)
         return cached.filter
 
     async def _find(self, user_id: UserID, filter_id: str) -> tuple[str, int]:

@@ -43,13 +43,13 @@ from storage.engine.transaction import WriteTransaction
 from storage.login.access_tokens import AccessTokenRow, PairUse, TokenStore
 
 _ALL_USERS: Final = ""
-MOST_AT_HAND: Final = 2048
+MAX_RAW_TOKENS: Final = 2048
 """Maximum number of recent tokens that are looked up by their text, without hashing."""
-LONGEST_USUAL: Final = 256
+MAX_RAW_TOKEN_LENGTH: Final = 256
 """Longer tokens are hashed each time."""
 
 
-class OwedConsents(Protocol):
+class PendingConsents(Protocol):
     """The consents that users still have to give."""
 
     @property
@@ -57,7 +57,7 @@ class OwedConsents(Protocol):
         """The policies with their current versions."""
         ...
 
-    def find_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
+    def find_consent_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
         """Return the error text and the URL of the consent page for a user who must consent first.
 
         None for other users. `row`: read with `versions`.
@@ -94,8 +94,8 @@ class AccessTokens:
         *,
         validity: AccountValidity | None = None,
         monotonic: Callable[[], float] = time.monotonic,
-        most_remembered: int = 100_000,
-        consents: OwedConsents | None = None,
+        max_cached: int = 100_000,
+        consents: PendingConsents | None = None,
     ) -> None:
         """`validity`: the expiry of accounts. `monotonic`: a monotonic clock in seconds.
         `consents`: the source of missing consents, which are added to each `Requester`."""
@@ -106,11 +106,9 @@ class AccessTokens:
         self._tokens = tokens
         self._accounts = accounts
         self._last_seen = last_seen
-        self._cache: LRU[bytes, _Entry] = LRU(
-            max_entries=most_remembered, on_remove=self._on_removed
-        )
+        self._cache: LRU[bytes, _Entry] = LRU(max_entries=max_cached, on_remove=self._on_removed)
         """By hash of the token."""
-        self._by_text: LRU[str, _Entry] = LRU(max_entries=MOST_AT_HAND)
+        self._by_text: LRU[str, _Entry] = LRU(max_entries=MAX_RAW_TOKENS)
         """By the text of recent tokens: hashing would cost more than the rest of the look-up."""
         self._by_user: dict[str, dict[int, bytes]] = {}
         """Hashes of the cached tokens, by user and number of the token."""
@@ -133,16 +131,16 @@ class AccessTokens:
         Raises `UnknownToken` with `soft_logout` for an expired token that can be refreshed. Locked
         and suspended accounts are returned: the guard decides.
         """
-        owner = self.recall(token, context.client_ip, context.headers)
+        owner = self.get_cached(token, context.client_ip, context.headers)
         if owner is None and not is_damaged(token):
             owner = await self._read(hash_token(token))
             if owner is not None and owner.device_id is not None:
-                self._last_seen.note(
+                self._last_seen.record(
                     owner.user_id, owner.device_id, context.client_ip, context.headers
                 )
         return owner
 
-    def recall(
+    def get_cached(
         self, token: str, client_ip: str, headers: Mapping[bytes, bytes]
     ) -> Requester | None:
         """Return the owner of a cached token; None if it is not cached or not trusted."""
@@ -157,16 +155,16 @@ class AccessTokens:
         ):
             return None
         if owner is not None and owner.device_id is not None:
-            self._last_seen.note(owner.user_id, owner.device_id, client_ip, headers)
+            self._last_seen.record(owner.user_id, owner.device_id, client_ip, headers)
         return owner
 
     def _find_by_hash(self, token: str) -> _Entry | None:
         entry = self._cache.get(hash_token(token))
-        if entry is not None and len(token) <= LONGEST_USUAL:
+        if entry is not None and len(token) <= MAX_RAW_TOKEN_LENGTH:
             self._by_text.put(token, entry)
         return entry
 
-    def check_again(self, caller: Requester) -> Awaitable[None] | None:
+    def recheck(self, caller: Requester) -> Awaitable[None] | None:
         """Check again the caller of a request that has waited.
 
         Return None if the cache shows that the token is still valid. Otherwise return an awaitable
@@ -183,22 +181,22 @@ class AccessTokens:
         return self._check_again(caller)
 
     async def _check_again(self, caller: Requester) -> None:
-        await self.settle()
+        await self.wait_for_invalidation()
         now = int(self._clock.seconds() * 1000)
-        standing = await self._tokens.get_standing(
+        standing = await self._tokens.get_token_state(
             caller.token_nid, caller.user_id, caller.device_id, now
         )
         if standing is None or standing.deactivated:
             raise UnknownToken
         if standing.locked:
             raise UserLocked(soft_logout=True)
-        if not standing.is_there:
+        if not standing.exists:
             # The client has refreshed the session twice in the meantime: it must keep its keys.
-            raise UnknownToken(soft_logout=True) if standing.is_renewed else UnknownToken
+            raise UnknownToken(soft_logout=True) if standing.is_refreshed else UnknownToken
         if (
             standing.expires_ts is not None
             and standing.expires_ts <= now
-            and not standing.is_renewed
+            and not standing.is_refreshed
         ):
             raise UnknownToken("The access token has expired", soft_logout=True)
 
@@ -210,7 +208,7 @@ class AccessTokens:
         """Trust the cache until this time of the monotonic clock; then read the database."""
         self._trusted_until = seconds
 
-    async def settle(self) -> None:
+    async def wait_for_invalidation(self) -> None:
         """Wait until the announced changes have been invalidated."""
         if self._pending_invalidations:
             waiter: Deferred[None] = Deferred()
@@ -242,10 +240,10 @@ class AccessTokens:
             is_locked=row.locked,
             is_suspended=row.suspended,
             is_shadow_banned=row.shadow_banned,
-            consent=None if self._consents is None else self._consents.find_block(row),
-            is_expired=self._validity.is_over(row.account_expires_ts),
+            consent=None if self._consents is None else self._consents.find_consent_block(row),
+            is_expired=self._validity.is_expired(row.account_expires_ts),
             oauth_client=row.oauth_client,
-            device_made_ts=row.device_made_ts,
+            device_made_ts=row.device_created_ts,
         )
         if row.user_id not in invalidated_users and _ALL_USERS not in invalidated_users:
             self._cache_owner(token_hash, owner, self._holds_until(row, owner))
@@ -253,7 +251,9 @@ class AccessTokens:
 
     def _holds_until(self, row: AccessTokenRow, owner: Requester) -> float:
         """Return when to read the token again, in seconds since 1970."""
-        account_ends = None if owner.is_expired else self._validity.end_of(row.account_expires_ts)
+        account_ends = (
+            None if owner.is_expired else self._validity.effective_expiry(row.account_expires_ts)
+        )
         ends = [ts for ts in (row.expires_ts, account_ends) if ts is not None]
         return min(ends) / 1000 if ends else float("inf")
 

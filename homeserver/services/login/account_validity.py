@@ -17,11 +17,11 @@ class AccountValidity:
         self._clock = clock
         self.enabled = enabled
 
-    def end_of(self, expires_ts: int | None) -> int | None:
+    def effective_expiry(self, expires_ts: int | None) -> int | None:
         """Return the expiry time in milliseconds since 1970; None where accounts do not expire."""
         return expires_ts if self.enabled else None
 
-    def is_over(self, expires_ts: int | None) -> bool:
+    def is_expired(self, expires_ts: int | None) -> bool:
         """Return whether an account with this expiry time has expired."""
         return (
             self.enabled and expires_ts is not None and expires_ts <= self._clock.seconds() * 1000
@@ -29,5 +29,5 @@ class AccountValidity:
 
     def check(self, account: AccountRow) -> None:
         """Raise `ExpiredAccount` if the account has expired."""
-        if self.is_over(account.expires_ts):
+        if self.is_expired(account.expires_ts):
             raise ExpiredAccount

@@ -20,24 +20,24 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.api.requester import Requester
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.login.credential_epoch import Era, check_era
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
 from homeserver.services.login.passwords import Passwords
 from homeserver.services.login.sessions import NewSession, Sessions
-from homeserver.services.tokens.secret_tokens import SecretText, application_password_id
+from homeserver.services.tokens.secret_tokens import SecretGenerator, parse_application_password_id
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.application_passwords import ApplicationPasswordRow, ApplicationPasswordStore
 
-LONGEST_NAME: Final = 100
+MAX_NAME_LENGTH: Final = 100
 """In characters."""
 
 
-class NameTaken(InvalidParam):
+class ApplicationPasswordNameInUse(InvalidParam):
     """The account has an application password of this name."""
 
 
-class TooMany(Forbidden):
+class TooManyApplicationPasswords(Forbidden):
     """The account has the maximum number of application passwords."""
 
 
@@ -50,15 +50,15 @@ class ApplicationPasswords:
         database: Database,
         store: ApplicationPasswordStore,
         passwords: Passwords,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         sessions: Sessions,
         *,
         enabled: bool = True,
         in_login_flows: bool = False,
-        most: int = 20,
-        longest_ms: int | None = None,
+        max_per_account: int = 20,
+        max_lifetime_ms: int | None = None,
     ) -> None:
-        """`most`: the maximum per account. `longest_ms`: the maximum lifetime."""
+        """`most`: the maximum per account. `max_lifetime_ms`: the maximum lifetime."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -67,8 +67,8 @@ class ApplicationPasswords:
         self._sessions = sessions
         self.enabled = enabled
         self.in_login_flows = enabled and in_login_flows
-        self._most = most
-        self.longest_ms = longest_ms
+        self._most = max_per_account
+        self.max_lifetime_ms = max_lifetime_ms
 
     async def get_passwords(self, user_id: UserID) -> Sequence[ApplicationPasswordRow]:
         """Return the passwords of a user, oldest first."""
@@ -79,7 +79,7 @@ class ApplicationPasswords:
 
         The hash is not checked.
         """
-        password_id = application_password_id(password) if self.enabled else None
+        password_id = parse_application_password_id(password) if self.enabled else None
         row = None if password_id is None else await self._store.get_password(password_id)
         return (
             None
@@ -87,35 +87,35 @@ class ApplicationPasswords:
             else row
         )
 
-    async def do_make(
+    async def do_create(
         self,
         user_id: UserID,
         name: str,
         lifetime_ms: int | None,
         *,
-        era: Era,
+        epoch: CredentialEpoch,
         address: str | None = None,
     ) -> str:
         """Create a password and return it, to be shown once.
 
         `lifetime_ms`: None for the maximum. `address`: the client's IP address. Raises
-        `Forbidden` where they are disabled, `InvalidParam`, `NameTaken`, `TooMany`,
-        `LimitExceeded`, and what `check_era` raises.
+        `Forbidden` where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`, `TooMany`,
+        `LimitExceeded`, and what `check_epoch` raises.
         """
         if not self.enabled:
             raise Forbidden("Application passwords are disabled on this server")
-        if not 1 <= len(name) <= LONGEST_NAME or not name.isprintable() or not name.strip():
-            raise InvalidParam(f"A name has 1 to {LONGEST_NAME} characters")
+        if not 1 <= len(name) <= MAX_NAME_LENGTH or not name.isprintable() or not name.strip():
+            raise InvalidParam(f"A name has 1 to {MAX_NAME_LENGTH} characters")
         if lifetime_ms is not None and lifetime_ms <= 0:
             raise InvalidParam("The password must expire in the future")
         lifetime = min(
-            (each for each in (lifetime_ms, self.longest_ms) if each is not None), default=None
+            (each for each in (lifetime_ms, self.max_lifetime_ms) if each is not None), default=None
         )
         password = self._secret_text.application_password()
         password_hash = await self._passwords.hash(password, address)
         now = self._now()
         row = ApplicationPasswordRow(
-            password_id=application_password_id(password) or "",
+            password_id=parse_application_password_id(password) or "",
             user_id=user_id,
             name=name,
             password_hash=password_hash,
@@ -124,19 +124,23 @@ class ApplicationPasswords:
         )
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
+            check_epoch(txn, user_id, epoch)
             if self._store.count_passwords(txn, user_id) >= self._most:
-                raise TooMany(f"An account has at most {self._most} application passwords")
+                raise TooManyApplicationPasswords(
+                    f"An account has at most {self._most} application passwords"
+                )
             if not self._store.add_password(txn, row):
-                raise NameTaken("You already have an application password with this name")
-            note(txn, user_id, Happened.APPLICATION_PASSWORD_MADE, now, detail=name)
+                raise ApplicationPasswordNameInUse(
+                    "You already have an application password with this name"
+                )
+            record_event(txn, user_id, AuditEvent.APPLICATION_PASSWORD_MADE, now, detail=name)
 
         await self._database.write("add_application_password", write)
         return password
 
-    async def is_program(self, caller: Requester) -> bool:
+    async def is_application_session(self, caller: Requester) -> bool:
         """Return whether the caller's session was begun with an application password."""
-        return caller.device_id is not None and await self._store.is_program(
+        return caller.device_id is not None and await self._store.is_application_session(
             caller.user_id, caller.device_id
         )
 
@@ -144,12 +148,12 @@ class ApplicationPasswords:
         self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow
     ) -> None:
         """Raise `Forbidden` if the device belongs to a session that was begun in another way."""
-        if self._store.is_other_device(txn, session.user_id, session.device_id, row.password_id):
+        if self._store.is_foreign_device(txn, session.user_id, session.device_id, row.password_id):
             raise Forbidden(
                 "The device belongs to another session; omit device_id to get a new device"
             )
 
-    def note_use(
+    def record_use(
         self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow
     ) -> None:
         """Record the use of a password, in the write that begins the session.
@@ -157,11 +161,13 @@ class ApplicationPasswords:
         Raises `Forbidden` if the password was revoked in the meantime.
         """
         if not self._store.set_used(
-            txn, session.user_id, session.device_id, row.password_id, session.now
+            txn, session.user_id, session.device_id, row.password_id, session.created_ts
         ):
             raise Forbidden("This application password has just been revoked")
 
-    async def do_end(self, user_id: UserID, password_id: str, *, by: UserID | None = None) -> None:
+    async def do_revoke(
+        self, user_id: UserID, password_id: str, *, by: UserID | None = None
+    ) -> None:
         """Revoke a password of a user and end its sessions.
 
         `by`: the administrator who revokes it. Raises `NotFound`.
@@ -192,7 +198,9 @@ class ApplicationPasswords:
         self._sessions.remove_devices(
             txn, user_id, [DeviceID(device_id) for device_id in device_ids]
         )
-        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now(), by=by, detail=name)
+        record_event(
+            txn, user_id, AuditEvent.APPLICATION_PASSWORD_ENDED, self._now(), by=by, detail=name
+        )
         return True
 
     def _now(self) -> int:

@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound, UserAwaitingApproval
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.email.outbox import Outbox
 from homeserver.services.pages.languages import ENGLISH, Languages
 from homeserver.services.threepids.validation import EMAIL
@@ -28,24 +28,24 @@ from storage.engine.transaction import WriteTransaction
 from storage.threepids.threepids import ThreepidStore
 
 APPROVALS_PATH: Final = "/_mahalla/approvals"
-QUIET_MS: Final = 3600 * 1000
-BY_EMAIL: Final = "m.email"
-BY_NOTHING: Final = "m.none"
+EMAIL_INTERVAL_MS: Final = 3600 * 1000
+NOTICE_BY_EMAIL: Final = "m.email"
+NO_NOTICE: Final = "m.none"
 
 
-class Newcomers(Protocol):
+class NewAccountTasks(Protocol):
     """Tasks for accounts that have just become usable."""
 
-    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def schedule(self, txn: WriteTransaction, user_id: UserID) -> None:
         """Schedule the tasks, in the write that makes the account usable."""
         ...
 
-    async def welcome(self, user_id: UserID) -> None:
+    async def run(self, user_id: UserID) -> None:
         """Run the tasks after that write. Raises nothing that would fail the registration."""
         ...
 
 
-class Waiting(msgspec.Struct, frozen=True):
+class AwaitingAccount(msgspec.Struct, frozen=True):
     """An account that awaits approval since `since_ts` (milliseconds since 1970), with its e-mail
     addresses."""
 
@@ -66,9 +66,9 @@ class Approvals:
         outbox: Outbox | None,
         languages: Languages,
         *,
-        letters_to: Mapping[str, str],
+        administrator_emails: Mapping[str, str],
         base_url: str,
-        newcomers: Newcomers,
+        newcomers: NewAccountTasks,
     ) -> None:
         """`letters_to`: e-mail addresses of administrators to notify of waiting accounts, with
         their languages. `newcomers`: the tasks for accounts that are approved."""
@@ -78,7 +78,7 @@ class Approvals:
         self._threepids = threepids
         self._outbox = outbox
         self._languages = languages
-        self._letters_to = dict(letters_to)
+        self._letters_to = dict(administrator_emails)
         self._base_url = base_url.rstrip("/")
         self._new_account_tasks = newcomers
 
@@ -86,30 +86,33 @@ class Approvals:
         """Raise `UserAwaitingApproval` if the account awaits approval."""
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is not None and account.awaiting_ts is not None:
-            raise await self.refusal(user_id)
+            raise await self.get_refusal(user_id)
 
-    async def refusal(self, user_id: UserID) -> UserAwaitingApproval:
+    async def get_refusal(self, user_id: UserID) -> UserAwaitingApproval:
         """Return the error for an account that awaits approval."""
         known = self._outbox is not None and bool(await self._addresses([user_id]))
-        return UserAwaitingApproval(approval_notice_medium=BY_EMAIL if known else BY_NOTHING)
+        return UserAwaitingApproval(approval_notice_medium=NOTICE_BY_EMAIL if known else NO_NOTICE)
 
-    def note_waiting(self, txn: WriteTransaction, user_id: UserID, since_ts: int) -> None:
+    def notify_administrators(self, txn: WriteTransaction, user_id: UserID, since_ts: int) -> None:
         """Queue the e-mail to the administrators, in the write that stores the account."""
-        if self._outbox is None or self._accounts.has_awaiting(txn, since_ts - QUIET_MS, user_id):
+        if self._outbox is None or self._accounts.has_awaiting(
+            txn, since_ts - EMAIL_INTERVAL_MS, user_id
+        ):
             return
         for address, code in self._letters_to.items():
             language = self._languages.choose(code)
-            email = self._outbox.letters.account_waits(
+            email = self._outbox.renderer.account_pending(
                 language, user_id, f"{self._base_url}{APPROVALS_PATH}"
             )
             self._outbox.add(txn, language, email, address)
 
-    async def get_waiting(self, limit: int) -> Sequence[Waiting]:
+    async def get_awaiting(self, limit: int) -> Sequence[AwaitingAccount]:
         """Return up to `limit` accounts that await approval, oldest first."""
         rows = await self._accounts.get_awaiting(limit)
         addresses = await self._addresses([user_id for user_id, _ in rows])
         return [
-            Waiting(UserID(user_id), since, addresses.get(user_id, ())) for user_id, since in rows
+            AwaitingAccount(UserID(user_id), since, addresses.get(user_id, ()))
+            for user_id, since in rows
         ]
 
     async def do_approve(self, user_id: UserID, *, by: UserID) -> bool:
@@ -126,22 +129,22 @@ class Approvals:
         def write(txn: WriteTransaction) -> bool:
             if not self._accounts.set_awaiting(txn, user_id, None):
                 return False
-            note(txn, user_id, Happened.APPROVED, self._now(), by=by)
-            self._new_account_tasks.note(txn, user_id)
+            record_event(txn, user_id, AuditEvent.APPROVED, self._now(), by=by)
+            self._new_account_tasks.schedule(txn, user_id)
             if self._outbox is not None:
                 for address in addresses:
-                    email = self._outbox.letters.account_approved(
+                    email = self._outbox.renderer.account_approved(
                         language, user_id, f"{self._base_url}/"
                     )
-                    self._outbox.offer(txn, language, email, address)
+                    self._outbox.add_if_valid(txn, language, email, address)
             return True
 
         approved = await self._database.write("approve_account", write)
         if approved:
-            await self._new_account_tasks.welcome(user_id)
+            await self._new_account_tasks.run(user_id)
         return approved
 
-    async def do_withdraw(self, user_id: UserID, *, by: UserID) -> None:
+    async def do_revoke(self, user_id: UserID, *, by: UserID) -> None:
         """Make an account await approval again. Its sessions stay; no new one can begin.
 
         Raises `NotFound`.
@@ -151,7 +154,7 @@ class Approvals:
 
         def write(txn: WriteTransaction) -> None:
             if self._accounts.set_awaiting(txn, user_id, self._now()):
-                note(txn, user_id, Happened.APPROVAL_WITHDRAWN, self._now(), by=by)
+                record_event(txn, user_id, AuditEvent.APPROVAL_WITHDRAWN, self._now(), by=by)
 
         await self._database.write("withdraw_approval", write)
 

@@ -21,16 +21,21 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.api.request import RequestContext
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import TIME_OVER, Happened, note
+from homeserver.services.audit.audit import SESSION_EXPIRED, AuditEvent, record_event
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.cookies import Cookies
-from homeserver.services.login.credential_epoch import Era, InBrowser, check_era, check_sign_in
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.login.credential_epoch import (
+    BrowserEpoch,
+    CredentialEpoch,
+    check_epoch,
+    check_provider_session,
+)
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.browser_sessions import BrowserSessionStore
 
-COOKIE: Final = "mahalla_session"
+COOKIE_NAME: Final = "mahalla_session"
 LIFETIME_MS: Final = 24 * 3600 * 1000
 
 
@@ -38,13 +43,13 @@ class BrowserSession(msgspec.Struct, frozen=True):
     """The signed-in user of a page."""
 
     user_id: UserID
-    proved_ts: int
+    authenticated_ts: int
     """The last authentication, in milliseconds since 1970."""
     is_admin: bool = False
     is_suspended: bool = False
     origin: str | None = None
     """The sign-in at an identity provider that began the session, as JSON; None: another way."""
-    era: Era = 0
+    epoch: CredentialEpoch = 0
     """The epoch to compare in writes (`homeserver/services/login/credential_epoch.py`)."""
 
 
@@ -56,7 +61,7 @@ class BrowserSessions:
         clock: IReactorTime,
         database: Database,
         store: BrowserSessionStore,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         cookies: Cookies,
         *,
         lifetime_ms: int = LIFETIME_MS,
@@ -76,59 +81,64 @@ class BrowserSessions:
         context: RequestContext,
         epoch: int,
         origin: str | None = None,
-        proved_ts: int | None = None,
+        authenticated_ts: int | None = None,
     ) -> str:
         """Begin a session for an authenticated user of a usable account.
 
         Ends the previous session of this browser. `epoch`: the credential epoch at authentication.
-        `origin`: the sign-in at an identity provider, as JSON. `proved_ts`: when the provider
+        `upstream_login`: the sign-in at an identity provider, as JSON. `authenticated_ts`: when the provider
         authenticated the user; None: now, by this server. Return the cookie for the response
-        (`Response.cookies`). Raises what `check_era` raises.
+        (`Response.cookies`). Raises what `check_epoch` raises.
         """
         token = self._secret_text.browser_token()
-        old = self._cookies.find(context, COOKIE)
+        old = self._cookies.find(context, COOKIE_NAME)
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, epoch)
-            check_sign_in(txn, origin)
+            check_epoch(txn, user_id, epoch)
+            check_provider_session(txn, origin)
             if old is not None:
                 self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
-            proved = now if proved_ts is None else proved_ts
+            proved = now if authenticated_ts is None else authenticated_ts
             self._store.add_browser_session(
                 txn, hash_token(token), user_id, proved, now + self._lifetime_ms, origin
             )
-            note(txn, user_id, Happened.BROWSER_SIGNED_IN, now, ip=context.client_ip)
+            record_event(txn, user_id, AuditEvent.BROWSER_SIGNED_IN, now, ip=context.client_ip)
 
         await self._database.write("begin_browser_session", write)
-        return self._cookies.make(context, COOKIE, token, seconds=self._lifetime_ms // 1000)
+        return self._cookies.make(context, COOKIE_NAME, token, seconds=self._lifetime_ms // 1000)
 
     async def get(self, context: RequestContext) -> BrowserSession | None:
         """Return the session of the requesting browser."""
-        token = self._cookies.find(context, COOKIE)
+        token = self._cookies.find(context, COOKIE_NAME)
         if token is None:
             return None
         token_hash = hash_token(token)
         row = await self._store.get_browser_session(token_hash, self._now())
-        if row is None or self._validity.is_over(row.account_expires_ts):
+        if row is None or self._validity.is_expired(row.account_expires_ts):
             return None
-        epoch = InBrowser(row.era, token_hash)
+        epoch = BrowserEpoch(row.epoch, token_hash)
         return BrowserSession(
-            UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin, epoch
+            UserID(row.user_id),
+            row.authenticated_ts,
+            row.is_admin,
+            row.suspended,
+            row.origin,
+            epoch,
         )
 
-    async def do_end_others(
+    async def do_end_other_sessions(
         self,
         context: RequestContext,
         user_id: UserID,
         remove_sessions: Callable[[WriteTransaction, UserID, str], None],
     ) -> None:
-        """Run `ending_others` in its own write."""
+        """Run `end_other_sessions_write` in its own write."""
         await self._database.write(
-            "end_other_sessions", self.ending_others(context, user_id, remove_sessions)
+            "end_other_sessions", self.end_other_sessions_write(context, user_id, remove_sessions)
         )
 
-    def ending_others(
+    def end_other_sessions_write(
         self,
         context: RequestContext,
         user_id: UserID,
@@ -139,7 +149,7 @@ class BrowserSessions:
         It ends the sessions of apps and browsers, and keeps the session of the requesting browser
         unchanged. `remove_sessions`: ends all sessions.
         """
-        token = self._cookies.find(context, COOKIE) or ""
+        token = self._cookies.find(context, COOKIE_NAME) or ""
         now = self._now()
 
         def write(txn: WriteTransaction) -> None:
@@ -148,21 +158,26 @@ class BrowserSessions:
             remove_sessions(txn, user_id, context.client_ip)
             if row is not None:  # it may have ended in the meantime
                 self._store.add_browser_session(
-                    txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
+                    txn,
+                    hash_token(token),
+                    row.user_id,
+                    row.authenticated_ts,
+                    row.expires_ts,
+                    row.origin,
                 )
 
         return write
 
     async def do_end(self, context: RequestContext) -> str:
         """End the session of the requesting browser; return the header that deletes the cookie."""
-        token = self._cookies.find(context, COOKIE)
+        token = self._cookies.find(context, COOKIE_NAME)
 
         def write(txn: WriteTransaction, token_hash: bytes) -> None:
             self._end(txn, token_hash, context.client_ip)
 
         if token is not None:
             await self._database.write("end_browser_session", write, hash_token(token))
-        return self._cookies.remove(context, COOKIE)
+        return self._cookies.remove(context, COOKIE_NAME)
 
     def _end(
         self, txn: WriteTransaction, token_hash: bytes, ip: str, *, unless_of: UserID | None = None
@@ -178,11 +193,13 @@ class BrowserSessions:
         if expires_ts <= self._now():
             self._record_expiry(txn, UserID(user_id), expires_ts)
         elif user_id != unless_of:
-            note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, self._now(), ip=ip)
+            record_event(txn, UserID(user_id), AuditEvent.BROWSER_SIGNED_OUT, self._now(), ip=ip)
 
     @staticmethod
     def _record_expiry(txn: WriteTransaction, user_id: UserID, expires_ts: int) -> None:
-        note(txn, user_id, Happened.BROWSER_SIGNED_OUT, expires_ts, detail=TIME_OVER)
+        record_event(
+            txn, user_id, AuditEvent.BROWSER_SIGNED_OUT, expires_ts, detail=SESSION_EXPIRED
+        )
 
     async def do_sweep(self, limit: int) -> int:
         """Remove up to `limit` expired sessions; return the number."""

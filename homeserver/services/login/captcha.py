@@ -15,14 +15,14 @@ from urllib.parse import urlencode
 import msgspec
 from twisted.logger import Logger
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
 from federation.protocol.errors import CaptchaInvalid, CaptchaNeeded, MatrixError
 from homeserver.services.plugins.hooks import Plugins
 
-LONGEST_SOLUTION: Final = 12_000
+MAX_SOLUTION_LENGTH: Final = 12_000
 """In characters; solutions of hCaptcha have some thousands."""
-SECONDS: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 _HEADERS: Final = (
     ("Content-Type", "application/x-www-form-urlencoded"),
@@ -42,13 +42,19 @@ class _VerifyResponse(msgspec.Struct, rename={"error_codes": "error-codes"}):
     error_codes: Sequence[str] = ()
 
 
-class Captcha:
+class CaptchaVerifier:
     """Verifies captcha solutions."""
 
     log = Logger()
 
     def __init__(
-        self, web: Web, plugins: Plugins, *, verify_url: str, site_key: str, secret: str | None
+        self,
+        web: WebClient,
+        plugins: Plugins,
+        *,
+        verify_url: str,
+        site_key: str,
+        secret: str | None,
     ) -> None:
         """`site_key`: the public key with which clients request a captcha.
 
@@ -63,14 +69,14 @@ class Captcha:
         self._secret = secret
         self.site_key = site_key
 
-    async def check(self, solution: object, address: str) -> None:
+    async def check_solution(self, solution: object, address: str) -> None:
         """Verify a solution. `address`: the client's IP address, for plug-ins.
 
         Raises `CaptchaNeeded`, `CaptchaInvalid`, `CaptchaUnavailable`.
         """
         if not isinstance(solution, str) or not solution:
             raise CaptchaNeeded
-        if len(solution) > LONGEST_SOLUTION or not solution.isascii():
+        if len(solution) > MAX_SOLUTION_LENGTH or not solution.isascii():
             raise CaptchaInvalid
         is_solved = (
             await self._plugins.check_captcha(solution, address)
@@ -92,7 +98,7 @@ class Captcha:
                 self._verify_url,
                 _HEADERS,
                 form,
-                seconds=SECONDS,
+                seconds=TIMEOUT_SECONDS,
                 max_bytes=MAX_BYTES,
                 only_https=True,
             )

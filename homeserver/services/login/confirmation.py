@@ -13,7 +13,7 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
 from homeserver.services.login.password_login import SignIn
-from homeserver.services.login.uia import UIA, AuthData, Operation
+from homeserver.services.login.uia import UIA, AuthData, UIAOperation
 from homeserver.services.login.uia_stages import PASSWORD
 from storage.accounts.accounts import AccountStore
 from storage.login.uia import ConfirmationStore
@@ -22,7 +22,7 @@ from storage.login.uia import ConfirmationStore
 class OtherProofs(Protocol):
     """Ways to authenticate besides a password that this server stores."""
 
-    async def stages_of(self, user_id: UserID) -> Sequence[str]:
+    async def get_stages(self, user_id: UserID) -> Sequence[str]:
         """Return the stages with which this user can confirm an operation."""
         ...
 
@@ -67,7 +67,7 @@ class AccountConfirmation:
     ) -> int:
         """Return the account's credential epoch once the caller has confirmed the operation.
 
-        Compare the epoch (`check_era`) in the write that carries the operation out.
+        Compare the epoch (`check_epoch`) in the write that carries the operation out.
         `accepts_earlier`: a recent confirmation on the same device is enough, where the operator
         allows it; never for what lets somebody in or takes the account away.
         Raises `AuthenticationRequired`; `Forbidden` where the caller has nothing to confirm it
@@ -78,20 +78,20 @@ class AccountConfirmation:
             raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
         account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
         if accepts_earlier and await self._has_confirmed(caller):
-            return account.era
+            return account.epoch
         has_password = account.password_hash is not None
         stages = [PASSWORD] if self._sign_in.password_confirmation and has_password else []
         if self._other_proofs is not None:
-            stages += await self._other_proofs.stages_of(caller.user_id)
+            stages += await self._other_proofs.get_stages(caller.user_id)
         if not stages:
             raise Forbidden("This account has no password to confirm this with")
         flows = [[stage] for stage in dict.fromkeys(stages)]
-        await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
+        await self._uia.check(UIAOperation(operation, caller.user_id, address), flows, auth)
         if self._confirmations is not None and caller.device_id is not None:
             await self._confirmations.set_confirmed(
-                caller.user_id, caller.device_id, self._now(), account.era
+                caller.user_id, caller.device_id, self._now(), account.epoch
             )
-        return account.era
+        return account.epoch
 
     async def _has_confirmed(self, caller: Requester) -> bool:
         if self._confirmations is None or caller.device_id is None:

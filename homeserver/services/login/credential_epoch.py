@@ -3,12 +3,12 @@
 Authentication takes place before the write: a password is hashed, a browser session is read, an
 identity provider responds. In the meantime the password may change, all sessions may end, or the
 account may be locked or closed. Each of these increments the credential epoch of the account
-(`AccountStore.begin_era`). So each write that signs a user in, or changes their credentials,
+(`AccountStore.advance_epoch`). So each write that signs a user in, or changes their credentials,
 receives the epoch of the authentication and compares it with the current one.
 
 A browser session can end alone, and so can a sign-in at an identity provider when the provider
 logs the user out. Neither increments the epoch, as the user's other sessions stay. So an operation
-in a browser session names the session too (`InBrowser`), and one that depends on a sign-in at a
+in a browser session names the session too (`BrowserEpoch`), and one that depends on a sign-in at a
 provider checks that it has not ended (`check_sign_in`).
 """
 
@@ -16,48 +16,50 @@ import msgspec
 
 from federation.protocol.errors import Forbidden, UnknownToken, UserDeactivated, UserLocked
 from homeserver.api.requester import Requester
-from storage.accounts.accounts import select_standing
+from storage.accounts.accounts import select_account_state
 from storage.engine.transaction import Transaction
 from storage.login.access_tokens import has_access_token
 from storage.login.browser_sessions import has_browser_session
 from storage.upstream.ended_sessions import is_ended
 
 
-class InBrowser(msgspec.Struct, frozen=True):
+class BrowserEpoch(msgspec.Struct, frozen=True):
     """The epoch of an authentication by browser session. `era`: the credential epoch of the
-    account; `browser`: the hash of the cookie."""
+    account; `cookie_hash`: the hash of the cookie."""
 
-    era: int
-    browser: bytes
+    epoch: int
+    cookie_hash: bytes
 
 
-Era = int | InBrowser
+CredentialEpoch = int | BrowserEpoch
 """The credential epoch of an authentication, with the browser session if there is one."""
 
 
-class ProofEnded(Forbidden):
+class AuthenticationInvalidated(Forbidden):
     """The authentication was invalidated."""
 
     def __init__(self) -> None:
         super().__init__("The account has changed in the meantime; sign in again")
 
 
-def check_era(txn: Transaction, user_id: str, era: Era) -> None:
+def check_epoch(txn: Transaction, user_id: str, epoch: CredentialEpoch) -> None:
     """Check that the account is still in this epoch, and that the browser session has not ended.
 
-    Raises `UserDeactivated`, `UserLocked` or `ProofEnded`.
+    Raises `UserDeactivated`, `UserLocked` or `AuthenticationInvalidated`.
     """
-    standing = select_standing(txn, user_id)
-    number = era.era if isinstance(era, InBrowser) else era
-    if standing is not None and standing.era == number:
-        if isinstance(era, InBrowser) and not has_browser_session(txn, era.browser, user_id):
-            raise ProofEnded
+    standing = select_account_state(txn, user_id)
+    number = epoch.epoch if isinstance(epoch, BrowserEpoch) else epoch
+    if standing is not None and standing.epoch == number:
+        if isinstance(epoch, BrowserEpoch) and not has_browser_session(
+            txn, epoch.cookie_hash, user_id
+        ):
+            raise AuthenticationInvalidated
         return
     if standing is None or standing.deactivated:
         raise UserDeactivated
     if standing.locked:
         raise UserLocked(soft_logout=True)
-    raise ProofEnded
+    raise AuthenticationInvalidated
 
 
 def check_session(txn: Transaction, caller: Requester) -> None:
@@ -68,17 +70,17 @@ def check_session(txn: Transaction, caller: Requester) -> None:
     """
     if caller.appservice_id is None and not has_access_token(txn, caller.token_nid):
         raise UnknownToken("The session has ended")
-    standing = select_standing(txn, caller.user_id)
+    standing = select_account_state(txn, caller.user_id)
     if standing is None or standing.deactivated:
         raise UserDeactivated
     if standing.locked:
         raise UserLocked(soft_logout=True)
 
 
-def check_sign_in(txn: Transaction, origin: str | None) -> None:
-    """Raise `ProofEnded` if the identity provider has ended this sign-in.
+def check_provider_session(txn: Transaction, origin: str | None) -> None:
+    """Raise `AuthenticationInvalidated` if the identity provider has ended this sign-in.
 
-    `origin`: the sign-in as JSON; None for a sign-in without provider.
+    `upstream_login`: the sign-in as JSON; None for a sign-in without provider.
     """
     if is_ended(txn, origin):
-        raise ProofEnded
+        raise AuthenticationInvalidated

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from federation.api.request import find_user_agent
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import address_key
-from homeserver.services.audit.audit import Happened
+from homeserver.services.audit.audit import AuditEvent
 from storage.cache import LRU
 from storage.devices.devices import DeviceSighting, DeviceStore
 from storage.engine.database import DatabaseUnavailable
@@ -28,7 +28,11 @@ _MAX_ADDRESSES: Final = 8
 """Pending addresses of one device: a client with very many addresses must not fill memory or the
 audit log."""
 _SIGN_IN_EVENTS: Final = frozenset(
-    {Happened.REGISTERED.value, Happened.SESSION_BEGAN.value, Happened.BROWSER_SIGNED_IN.value}
+    {
+        AuditEvent.REGISTERED.value,
+        AuditEvent.SESSION_BEGAN.value,
+        AuditEvent.BROWSER_SIGNED_IN.value,
+    }
 )
 """Events that already record that the account is used from an address."""
 
@@ -43,13 +47,13 @@ class LastSeen:
         clock: IReactorTime,
         devices: DeviceStore,
         *,
-        addresses_ms: int | None,
+        address_retention_ms: int | None,
         granularity: float = 120.0,
         interval: float = 30.0,
     ) -> None:
         """`addresses_ms`: how long to store the last address of a device; None: as long as the
         device exists."""
-        self._addresses_ms = addresses_ms
+        self._addresses_ms = address_retention_ms
         self._clock = clock
         self._devices = devices
         self._granularity = granularity
@@ -70,7 +74,7 @@ class LastSeen:
             self._loop.stop()
         await self.flush()
 
-    def note(
+    def record(
         self, user_id: UserID, device_id: DeviceID, ip: str, headers: Mapping[bytes, bytes]
     ) -> None:
         """Record a request of the device. `headers`: its headers, with lower-case names."""
@@ -85,17 +89,17 @@ class LastSeen:
         self._recent.put(key, now)
         agent = find_user_agent(headers).replace("\0", "")
         pending[address] = DeviceSighting(
-            user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address
+            user_id, device_id, int(now * 1000), ip, agent, AuditEvent.NEW_ADDRESS.value, address
         )
 
-    async def do_forget_addresses(self, limit: int) -> int:
+    async def do_delete_old_addresses(self, limit: int) -> int:
         """Delete up to `limit` addresses of devices not used for `addresses_ms`; return the number.
 
         A job calls it.
         """
         if self._addresses_ms is None:
             return 0
-        return await self._devices.forget_addresses(
+        return await self._devices.delete_addresses(
             int(self._clock.seconds() * 1000) - self._addresses_ms, limit
         )
 

@@ -22,25 +22,30 @@ from federation.protocol.ids import DeviceID, UserID
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.confirmation import AccountConfirmation
-from homeserver.services.login.credential_epoch import Era, check_era, check_session, check_sign_in
+from homeserver.services.login.credential_epoch import (
+    CredentialEpoch,
+    check_epoch,
+    check_provider_session,
+    check_session,
+)
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.sessions import NewSession, Sessions
 from homeserver.services.login.uia import AuthData
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.login_tokens import LoginTokenStore
 from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
-UPSTREAM_LIFETIME_MS: Final = 60_000
+BROWSER_TOKEN_LIFETIME_MS: Final = 60_000
 """Lifetime of a token that a browser passes to the client."""
 
 
-class Origin(msgspec.Struct, frozen=True):
+class ProviderSignIn(msgspec.Struct, frozen=True):
     """A sign-in at an identity provider."""
 
     provider: str
@@ -57,7 +62,7 @@ class LoginTokens:
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         database: Database,
         store: LoginTokenStore,
         upstream_sessions: UpstreamSessionStore,
@@ -68,12 +73,12 @@ class LoginTokens:
         limiter: RateLimiter,
         application_passwords: ApplicationPasswords,
         *,
-        from_sessions: bool,
-        confirmed: bool,
+        issued_to_sessions: bool,
+        requires_confirmation: bool,
         lifetime_ms: int,
-        from_browsers: bool = False,
+        issued_to_browsers: bool = False,
     ) -> None:
-        """`from_sessions`: signed-in clients may request tokens. `confirmed`: that needs
+        """`issued_to_sessions`: signed-in clients may request tokens. `confirmed`: that needs
         user-interactive authentication. `from_browsers`: a sign-in in a browser issues one."""
         self._clock = clock
         self._secret_text = secret_text
@@ -86,13 +91,13 @@ class LoginTokens:
         self._sessions = sessions
         self._limiter = limiter
         self._application_passwords = application_passwords
-        self.from_sessions = from_sessions
-        self.accepted = from_sessions or from_browsers
+        self.issued_to_sessions = issued_to_sessions
+        self.is_enabled = issued_to_sessions or issued_to_browsers
         """Whether a sign-in with a token is enabled."""
-        self._confirmed = confirmed
+        self._confirmed = requires_confirmation
         self._lifetime_ms = lifetime_ms
 
-    async def do_give(
+    async def do_issue(
         self, caller: Requester, auth: AuthData | None, address: str
     ) -> tuple[str, int]:
         """Issue a token for another client of the caller; return it and its lifetime in ms.
@@ -100,11 +105,11 @@ class LoginTokens:
         Raises `Forbidden` where the server issues none, `LimitExceeded`, `AuthenticationRequired`,
         and what `check_session` raises.
         """
-        if not self.from_sessions:
+        if not self.issued_to_sessions:
             raise Forbidden("This server issues no login tokens")
-        if await self._application_passwords.is_program(caller):
+        if await self._application_passwords.is_application_session(caller):
             raise Forbidden("A session of an application password cannot sign in other clients")
-        self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
+        self._limiter.check_without_counting(Limit.LOGIN_ACCOUNT, caller.user_id)
         epoch = None
         if self._confirmed:
             epoch = await self._confirmation.check_confirmed(
@@ -116,15 +121,15 @@ class LoginTokens:
 
         def write(txn: WriteTransaction) -> None:
             if epoch is not None:
-                check_era(txn, caller.user_id, epoch)
+                check_epoch(txn, caller.user_id, epoch)
             check_session(txn, caller)
             self._store.add_login_token(
                 txn, hash_token(token), caller.user_id, now + self._lifetime_ms
             )
-            note(
+            record_event(
                 txn,
                 caller.user_id,
-                Happened.LOGIN_TOKEN_GIVEN,
+                AuditEvent.LOGIN_TOKEN_GIVEN,
                 now,
                 ip=address,
                 device_id=caller.device_id,
@@ -133,18 +138,20 @@ class LoginTokens:
         await self._database.write("add_login_token", write)
         return token, self._lifetime_ms
 
-    async def do_give_to(self, user_id: UserID, origin: Origin | None, epoch: Era) -> str:
+    async def do_issue_for_browser(
+        self, user_id: UserID, origin: ProviderSignIn | None, epoch: CredentialEpoch
+    ) -> str:
         """Issue a token for the client of a user who has signed in in a browser.
 
-        `origin`: the sign-in at an identity provider, if any. Raises what `check_era` raises.
+        `upstream_login`: the sign-in at an identity provider, if any. Raises what `check_epoch` raises.
         """
         token = self._secret_text.login_token()
-        expires_ts = self._now() + UPSTREAM_LIFETIME_MS
+        expires_ts = self._now() + BROWSER_TOKEN_LIFETIME_MS
         encoded_origin = None if origin is None else msgspec.json.encode(origin).decode()
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, epoch)
-            check_sign_in(txn, encoded_origin)
+            check_epoch(txn, user_id, epoch)
+            check_provider_session(txn, encoded_origin)
             self._store.add_login_token(txn, hash_token(token), user_id, expires_ts, encoded_origin)
 
         await self._database.write("add_login_token", write)
@@ -166,7 +173,7 @@ class LoginTokens:
         """
         # Count only failures: tokens cannot be guessed, and a whole class may come back from its
         # provider at the same time, from one address.
-        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
+        self._limiter.check_without_counting(Limit.LOGIN_FAILED, address_key(address))
         taken = await self._store.take_login_token(hash_token(token), self._now())
         found = {} if taken is None else await self._account_store.get_accounts([taken.user_id])
         account = None if taken is None else found[taken.user_id]
@@ -177,15 +184,17 @@ class LoginTokens:
         session = self._sessions.prepare(
             UserID(account.user_id),
             address=address,
-            era=taken.era,
+            epoch=taken.epoch,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,
         )
-        origin = None if taken.origin is None else msgspec.json.decode(taken.origin, type=Origin)
+        origin = (
+            None if taken.origin is None else msgspec.json.decode(taken.origin, type=ProviderSignIn)
+        )
 
         def write(txn: WriteTransaction) -> None:
-            check_sign_in(txn, taken.origin)
+            check_provider_session(txn, taken.origin)
             self._sessions.add(txn, session)
             if origin is not None:
                 self._upstream_sessions.set_upstream_session(

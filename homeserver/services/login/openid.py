@@ -11,13 +11,13 @@ from federation.protocol.errors import Forbidden, UnknownToken
 from federation.protocol.ids import ServerName, UserID
 from homeserver.api.requester import Requester
 from homeserver.services.login.account_validity import AccountValidity
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.openid_tokens import OpenIDTokenStore
 
-LIFETIME: Final = 3600
+LIFETIME_SECONDS: Final = 3600
 """Seconds."""
 
 
@@ -30,7 +30,7 @@ class OpenID:
         database: Database,
         store: OpenIDTokenStore,
         accounts: AccountStore,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         *,
         server_name: ServerName,
         validity: AccountValidity,
@@ -48,7 +48,7 @@ class OpenID:
         if caller.user_id != user_id:
             raise Forbidden("You can only request an OpenID token for yourself")
         token = self._secret_text.openid_token()
-        expires_ts = self._now_ms() + LIFETIME * 1000
+        expires_ts = self._now_ms() + LIFETIME_SECONDS * 1000
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_token(txn, hash_token(token), user_id, expires_ts)
@@ -58,7 +58,7 @@ class OpenID:
             "access_token": token,
             "token_type": "Bearer",
             "matrix_server_name": self._server_name,
-            "expires_in": LIFETIME,
+            "expires_in": LIFETIME_SECONDS,
         }
 
     async def get_user(self, token: str) -> UserID:
@@ -73,12 +73,12 @@ class OpenID:
             account is None
             or account.deactivated_ts is not None
             or account.locked
-            or self._validity.is_over(account.expires_ts)
+            or self._validity.is_expired(account.expires_ts)
         ):
             raise UnknownToken("The token is unknown or has expired")
         return UserID(account.user_id)
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_delete_expired(self, limit: int) -> int:
         """Delete up to `limit` expired tokens; return the number."""
         return await self._store.remove_expired(self._now_ms(), limit)
 

@@ -16,14 +16,14 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.fair_semaphore import FairSemaphore, Waits
+from federation.peers.fair_semaphore import FairSemaphore, WaitLimits
 from federation.protocol.errors import LimitExceeded
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Attempt, Counted, RateLimiter
+from homeserver.http.rate_limits import Attempt, CountedAction, RateLimiter
 
-MOST_WAITING: Final = 20
+MAX_WAITING: Final = 20
 """Maximum number of waiting attempts of one account."""
-LONGEST_WAIT: Final = 20.0
+MAX_WAIT_SECONDS: Final = 20.0
 """Maximum wait of an attempt, in seconds."""
 _RETRY_AFTER_MS: Final = 2000
 
@@ -36,13 +36,13 @@ class PasswordAttempts:
         self._attempts: FairSemaphore[str] = FairSemaphore(
             sys.maxsize,
             lambda account: limiter.room(Limit.LOGIN_FAILED, account),
-            max_waiting_per_key=MOST_WAITING,
+            max_waiting_per_key=MAX_WAITING,
             refusal=lambda _account: LimitExceeded(retry_after_ms=_RETRY_AFTER_MS),
-            waits=Waits(clock, longest=LONGEST_WAIT),
+            waits=WaitLimits(clock, longest=MAX_WAIT_SECONDS),
         )
 
     @asynccontextmanager
-    async def attempt(self, key: str, also: Sequence[Counted] = ()) -> AsyncIterator[Attempt]:
+    async def attempt(self, key: str, also: Sequence[CountedAction] = ()) -> AsyncIterator[Attempt]:
         """Wait until the attempt may begin; it lasts as long as the context.
 
         It counts only if it is marked as failed. If it is not and nothing is raised, the password
@@ -50,14 +50,14 @@ class PasswordAttempts:
         `LimitExceeded`.
         """
         if not self._attempts.held(key):
-            self._limiter.check_only(Limit.LOGIN_FAILED, key)
+            self._limiter.check_without_counting(Limit.LOGIN_FAILED, key)
         await self._attempts.acquire(key)
         attempt = Attempt()
         try:
-            with self._limiter.attempting(also) as attempt:
+            with self._limiter.attempt(also) as attempt:
                 yield attempt
             if not attempt.has_failed:
-                self._limiter.forget(Limit.LOGIN_FAILED, key)
+                self._limiter.reset(Limit.LOGIN_FAILED, key)
         finally:
             if attempt.has_failed:
                 self._limiter.count(Limit.LOGIN_FAILED, key)
@@ -67,7 +67,7 @@ class PasswordAttempts:
 
     def _refusal(self, key: str) -> LimitExceeded:
         try:
-            self._limiter.check_only(Limit.LOGIN_FAILED, key)
+            self._limiter.check_without_counting(Limit.LOGIN_FAILED, key)
         except LimitExceeded as error:
             return error
         return LimitExceeded(retry_after_ms=_RETRY_AFTER_MS)

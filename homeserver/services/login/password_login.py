@@ -36,23 +36,23 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Counted, RateLimiter, address_key
-from homeserver.services.audit.audit import Happened, note, note_refusal
+from homeserver.http.rate_limits import CountedAction, RateLimiter, address_key
+from homeserver.services.audit.audit import AuditEvent, record_event, record_refusal
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.application_passwords import ApplicationPasswords
 from homeserver.services.login.approvals import Approvals
-from homeserver.services.login.credential_epoch import ProofEnded
+from homeserver.services.login.credential_epoch import AuthenticationInvalidated
 from homeserver.services.login.password_attempts import PasswordAttempts
 from homeserver.services.login.passwords import Passwords
 from homeserver.services.login.sessions import NewSession, Sessions
 from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.threepids.phone_validation import (
     InvalidNumber,
-    digits_of,
     parse_phone_number,
+    to_msisdn,
 )
 from homeserver.services.threepids.validation import EMAIL, MSISDN
-from homeserver.services.tokens.secret_tokens import application_password_id
+from homeserver.services.tokens.secret_tokens import parse_application_password_id
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -93,7 +93,7 @@ class PhoneNumber(str):
     medium: Final = MSISDN
 
 
-class RefusedElsewhere(Exception):
+class ExternalAccountRefused(Exception):
     """An external password was right, but the account is not usable.
 
     `user_id`: the owner, if the account exists here.
@@ -105,7 +105,7 @@ class RefusedElsewhere(Exception):
         self.error = error
 
 
-class OtherPasswords(Protocol):
+class ExternalPasswords(Protocol):
     """A source of passwords outside this server's database."""
 
     async def check(
@@ -114,7 +114,7 @@ class OtherPasswords(Protocol):
         """Return the owner of name and password; None where they are wrong.
 
         `account`: the account here with this name, if any. `address`: the client's IP address.
-        Raises `MatrixError` where the source is unavailable, `RefusedElsewhere` where the account
+        Raises `MatrixError` where the source is unavailable, `ExternalAccountRefused` where the account
         is not usable.
         """
         ...
@@ -140,12 +140,12 @@ class SignIn:
         server_name: ServerName,
         password_login: bool = True,
         password_confirmation: bool = True,
-        own_passwords: bool = True,
+        local_passwords: bool = True,
         plugins: Plugins | None = None,
         approvals: Approvals | None = None,
         validity: AccountValidity | None = None,
     ) -> None:
-        """`own_passwords`: whether the passwords in this server's database are accepted."""
+        """`local_passwords`: whether the passwords in this server's database are accepted."""
         self._clock = clock
         self.validity = validity or AccountValidity(clock)
         self._plugins = plugins or Plugins()
@@ -163,20 +163,20 @@ class SignIn:
         """Whether people sign in with their own passwords."""
         self.password_confirmation = password_confirmation
         """Whether user-interactive authentication offers the password stage."""
-        self.own_passwords = own_passwords
-        self._other_passwords: list[OtherPasswords] = []
+        self.local_passwords = local_passwords
+        self._other_passwords: list[ExternalPasswords] = []
 
     @property
-    def takes_passwords(self) -> bool:
+    def accepts_passwords(self) -> bool:
         """Whether clients may sign in with an account password or an application password."""
         return self.password_login or self._application_passwords.enabled
 
     @property
-    def is_told_to_clients(self) -> bool:
+    def in_login_flows(self) -> bool:
         """Whether `GET /login` lists the sign-in with a password."""
         return self.password_login or self._application_passwords.in_login_flows
 
-    def ask_too(self, other_passwords: OtherPasswords) -> None:
+    def add_external_passwords(self, other_passwords: ExternalPasswords) -> None:
         """Add a source of passwords, asked after the existing ones."""
         self._other_passwords.append(other_passwords)
 
@@ -195,10 +195,10 @@ class SignIn:
         Raises `Forbidden`, `LimitExceeded`, `UserLocked`, `UserDeactivated`, `ExpiredAccount`,
         `UserAwaitingApproval`, and `Unrecognized` where password sign-in is disabled.
         """
-        if not self.takes_passwords:
+        if not self.accepts_passwords:
             raise Unrecognized("This server has no sign-in with a password")
         for _ in range(_ATTEMPTS):
-            with suppress(ProofEnded):
+            with suppress(AuthenticationInvalidated):
                 return await self._try_sign_in(
                     name,
                     password,
@@ -207,7 +207,7 @@ class SignIn:
                     device_name=device_name,
                     refreshable=refreshable,
                 )
-        raise ProofEnded
+        raise AuthenticationInvalidated
 
     async def _try_sign_in(
         self,
@@ -230,7 +230,7 @@ class SignIn:
         session = self._sessions.prepare(
             UserID(account.user_id),
             address=address,
-            era=account.era,
+            epoch=account.epoch,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,
@@ -241,7 +241,7 @@ class SignIn:
                 self._application_passwords.check_device(txn, session, program)
             self._sessions.add(txn, session)
             if program is not None:
-                self._application_passwords.note_use(txn, session, program)
+                self._application_passwords.record_use(txn, session, program)
 
         await self._database.write("begin_session", write)
         return session
@@ -274,7 +274,7 @@ class SignIn:
                 raise UserLocked(soft_logout=True)
             self.validity.check(account)
         except MatrixError as error:
-            await self.do_note_refusal(UserID(account.user_id), address, error)
+            await self.do_record_refusal(UserID(account.user_id), address, error)
             raise
         await self.check_allowed(account.user_id, way, address)
 
@@ -291,18 +291,20 @@ class SignIn:
             if objection is not None:
                 raise Forbidden(objection)
         except (Forbidden, UserAwaitingApproval) as error:
-            await self.do_note_refusal(UserID(user_id), address, error)
+            await self.do_record_refusal(UserID(user_id), address, error)
             raise
 
-    async def do_note_refusal(self, user_id: UserID, address: str, why: MatrixError | str) -> None:
+    async def do_record_refusal(
+        self, user_id: UserID, address: str, why: MatrixError | str
+    ) -> None:
         """Store an audit record: the user authenticated, but the sign-in was refused."""
         detail = why if isinstance(why, str) else _REFUSAL_REASONS.get(type(why), NOT_ALLOWED)
         await self._database.write("note_refusal", self._record_refusal, user_id, address, detail)
 
-    async def do_note_other_person(
+    async def do_record_other_user(
         self, owner: UserID, address: str, operation: str, came: str
     ) -> None:
-        """Store an audit record: another user (`came`) authenticated where `owner` was to confirm.
+        """Store an audit record: another user (`actual`) authenticated where `owner` was to confirm.
 
         `operation`: the operation to confirm, which was not carried out.
         """
@@ -310,7 +312,9 @@ class SignIn:
         def write(txn: WriteTransaction) -> None:
             now = int(self._clock.seconds() * 1000)
             detail = f"{operation} ({came})"
-            note(txn, owner, Happened.CONFIRMATION_REFUSED, now, ip=address, detail=detail)
+            record_event(
+                txn, owner, AuditEvent.CONFIRMATION_REFUSED, now, ip=address, detail=detail
+            )
 
         await self._database.write("note_other_person", write)
 
@@ -321,10 +325,10 @@ class SignIn:
         `LimitExceeded`.
         """
         return await self._check(
-            name, password, address, also=[Counted(Limit.LOGIN, address_key(address))]
+            name, password, address, also=[CountedAction(Limit.LOGIN, address_key(address))]
         )
 
-    async def is_name_of(self, name: str, user_id: UserID) -> bool:
+    async def is_identifier_of(self, name: str, user_id: UserID) -> bool:
         """Return whether a name means this user: localpart, user id, `EmailAddress` or
         `PhoneNumber`."""
         if isinstance(name, EmailAddress | PhoneNumber):
@@ -339,7 +343,7 @@ class SignIn:
         *,
         own: bool = True,
         program: ApplicationPasswordRow | None = None,
-        also: Sequence[Counted] = (),
+        also: Sequence[CountedAction] = (),
     ) -> AccountRow:
         """Check a name and password, with rate limits; return the account.
 
@@ -353,7 +357,7 @@ class SignIn:
         else:
             candidates = self._candidates(name)
         key = candidates[-1] if candidates else name[:_MAX_NAME_LENGTH]
-        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
+        self._limiter.check_without_counting(Limit.LOGIN_FAILED, address_key(address))
         async with self._attempts.attempt(key, also) as attempt:
             account = await self._find(
                 name, candidates, password, address, own=own, program=program
@@ -388,7 +392,7 @@ class SignIn:
         else:
             expected_hash = (
                 account.password_hash
-                if account is not None and own and self.own_passwords
+                if account is not None and own and self.local_passwords
                 else None
             )
         verdict = await self._passwords.verify(password, expected_hash, address)
@@ -396,7 +400,7 @@ class SignIn:
             # other sources know no telephone numbers: ask them for the owner of the number
             external_name = candidates[0] if isinstance(name, PhoneNumber) and candidates else name
             is_unknown_here = not candidates and (isinstance(name, PhoneNumber) or name[:1] == "@")
-            ask = own and application_password_id(password) is None and not is_unknown_here
+            ask = own and parse_application_password_id(password) is None and not is_unknown_here
             found = (
                 await self._check_external(external_name, account, password, address)
                 if ask
@@ -412,7 +416,7 @@ class SignIn:
                 )
             return found
         if account.deactivated_ts is not None:
-            await self.do_note_refusal(UserID(account.user_id), address, UserDeactivated())
+            await self.do_record_refusal(UserID(account.user_id), address, UserDeactivated())
             raise UserDeactivated
         if verdict.new_hash is not None and program is None:
             await self._database.write(
@@ -432,23 +436,25 @@ class SignIn:
         for passwords in self._other_passwords:
             try:
                 user_id = await passwords.check(name, account, password, address)
-            except RefusedElsewhere as refused:
+            except ExternalAccountRefused as refused:
                 if refused.user_id is not None:
-                    await self.do_note_refusal(refused.user_id, address, refused.error)
+                    await self.do_record_refusal(refused.user_id, address, refused.error)
                 raise refused.error from None
             if user_id is not None:
                 return (await self._accounts.get_accounts([user_id]))[user_id]
         return None
 
     def _record_failure(self, txn: WriteTransaction, user_id: UserID, address: str) -> None:
-        note(txn, user_id, Happened.SIGN_IN_FAILED, int(self._clock.seconds() * 1000), ip=address)
+        record_event(
+            txn, user_id, AuditEvent.SIGN_IN_FAILED, int(self._clock.seconds() * 1000), ip=address
+        )
 
     def _record_refusal(
         self, txn: WriteTransaction, user_id: UserID, address: str, why: str
     ) -> None:
-        note_refusal(txn, user_id, int(self._clock.seconds() * 1000), why, ip=address)
+        record_refusal(txn, user_id, int(self._clock.seconds() * 1000), why, ip=address)
 
-    def as_user_id(self, name: str) -> UserID | None:
+    def parse_user_id(self, name: str) -> UserID | None:
         """Return the user id for a name as typed.
 
         None for a user of another server, an invalid name, and an e-mail address or number.
@@ -493,7 +499,7 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         if medium == EMAIL:
             return EmailAddress(address.strip().lower()[:_MAX_NAME_LENGTH].replace("\0", ""))
         if medium == MSISDN:
-            return phone_number("", f"+{address.strip().removeprefix('+')}")
+            return parse_phone_identifier("", f"+{address.strip().removeprefix('+')}")
         raise Forbidden("Sign in with a user name, an e-mail address or a telephone number")
     if kind == "m.id.phone":
         country = identifier.get("country")
@@ -502,7 +508,7 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         )  # `number` is what older clients send
         if not isinstance(country, str) or not isinstance(number, str):
             raise BadJson("identifier.country and identifier.phone must be strings")
-        return phone_number(country, number)
+        return parse_phone_identifier(country, number)
     if kind != "m.id.user":
         raise BadJson("identifier.type must be m.id.user")
     user = identifier.get("user")
@@ -513,12 +519,12 @@ def parse_identifier(data: Mapping[str, object]) -> str:
     return user
 
 
-def phone_number(country: str, number: str) -> PhoneNumber:
+def parse_phone_identifier(country: str, number: str) -> PhoneNumber:
     """Parse a number as people write it (`parse_phone_number`).
 
     Return an empty one, which no account has, if it is invalid.
     """
     try:
-        return PhoneNumber(digits_of(parse_phone_number(country, number)))
+        return PhoneNumber(to_msisdn(parse_phone_number(country, number)))
     except InvalidNumber:
         return PhoneNumber("")

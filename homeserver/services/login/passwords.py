@@ -27,7 +27,7 @@ from homeserver.http.rate_limits import address_key
 
 T = TypeVar("T")
 
-LONGEST_PASSWORD: Final = 512
+MAX_PASSWORD_LENGTH: Final = 512
 """In characters."""
 
 _BCRYPT_LENGTH: Final = 72
@@ -42,7 +42,7 @@ class Threads(Protocol):
     def run(self, work: Callable[[], T], asker: str = "") -> Awaitable[T]:
         """Return the result of `work`, which may run in another thread.
 
-        `asker`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
+        `requester`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
         queue is full.
         """
         ...
@@ -84,8 +84,8 @@ class _TooManyAtOnce(LimitExceeded):
         super().__init__("Too many people are signing in right now", retry_after_ms=2000)
 
 
-class PasswordLength(InvalidParam):
-    default_text = f"A password must have 1 to {LONGEST_PASSWORD} characters"
+class InvalidPasswordLength(InvalidParam):
+    default_text = f"A password must have 1 to {MAX_PASSWORD_LENGTH} characters"
 
 
 class PasswordTooShort(WeakPassword):
@@ -108,8 +108,8 @@ class PasswordPolicy(msgspec.Struct, frozen=True):
     def check(self, password: str) -> None:
         """Raise `WeakPassword` with the missing requirement, or `InvalidParam` for a password that
         is empty, too long or contains NUL."""
-        if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
-            raise PasswordLength
+        if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password:
+            raise InvalidPasswordLength
         if len(password) < self.minimum_length:
             raise PasswordTooShort(self.minimum_length)
         requirements = (
@@ -123,7 +123,7 @@ class PasswordPolicy(msgspec.Struct, frozen=True):
                 raise WeakPassword(f"The password must have {name}")
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class PasswordCheck(msgspec.Struct, frozen=True):
     """The result of a password check, with a new hash to replace an outdated one."""
 
     correct: bool
@@ -149,7 +149,7 @@ class Passwords:
         self._threads = threads
         self._pepper = pepper
         self._policy = policy or PasswordPolicy()
-        self.shortest = max(1, self._policy.minimum_length)
+        self.min_length = max(1, self._policy.minimum_length)
         """The minimum length of a new password."""
         self._hasher = PasswordHasher(
             time_cost=passes,
@@ -180,13 +180,13 @@ class Passwords:
 
     async def verify(
         self, password: str, password_hash: str | None, address: str | None = None
-    ) -> Verdict:
+    ) -> PasswordCheck:
         """Check a password against a hash; it is never correct for the hash None.
 
         Raises `LimitExceeded`.
         """
-        if len(password) > LONGEST_PASSWORD:
-            return Verdict(correct=False)
+        if len(password) > MAX_PASSWORD_LENGTH:
+            return PasswordCheck(correct=False)
         return await self._threads.run(
             lambda: self._verify(self._prepare(password), password_hash), address_key(address or "")
         )
@@ -197,19 +197,19 @@ class Passwords:
             "utf-8", "surrogatepass"
         )
 
-    def _verify(self, secret: bytes, password_hash: str | None) -> Verdict:
+    def _verify(self, secret: bytes, password_hash: str | None) -> PasswordCheck:
         if password_hash is not None and password_hash.startswith("$2"):
             if not _verify_bcrypt(secret, password_hash):
-                return Verdict(correct=False)
-            return Verdict(correct=True, new_hash=self._hasher.hash(secret))
+                return PasswordCheck(correct=False)
+            return PasswordCheck(correct=True, new_hash=self._hasher.hash(secret))
         try:
             self._hasher.verify(password_hash or self._dummy_hash, secret)
         except (VerificationError, InvalidHashError):
-            return Verdict(correct=False)
+            return PasswordCheck(correct=False)
         if password_hash is None:
-            return Verdict(correct=False)
+            return PasswordCheck(correct=False)
         outdated = self._hasher.check_needs_rehash(password_hash)
-        return Verdict(correct=True, new_hash=self._hasher.hash(secret) if outdated else None)
+        return PasswordCheck(correct=True, new_hash=self._hasher.hash(secret) if outdated else None)
 
 
 def _cost(rounds: int) -> tuple[int, int]:

@@ -17,26 +17,28 @@ class ProviderButton(msgspec.Struct, frozen=True):
     """The path of an image on this server, shown 24 pixels high."""
 
 
-class Providers(Protocol):
+class ButtonProvider(Protocol):
     """A kind of identity provider, such as OpenID Connect."""
 
-    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
+    def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
         """Return its buttons.
 
-        `next_path`: the path of this server to open after the sign-in. `again`: the provider must
+        `next_path`: the path of this server to open after the sign-in. `reauthenticate`: the provider must
         authenticate the person even if it has a session for them.
         """
         ...
 
 
-class SignInChoices:
+class ProviderButtons:
     """The buttons of all providers, in display order."""
 
-    def __init__(self, providers: Sequence[Providers] = ()) -> None:
+    def __init__(self, providers: Sequence[ButtonProvider] = ()) -> None:
         self._providers = tuple(providers)
 
-    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
-        """Return the buttons of all providers; see `Providers.buttons`."""
+    def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
+        """Return the buttons of all providers; see `ButtonProvider.buttons`."""
         return [
-            button for each in self._providers for button in each.buttons(next_path, again=again)
+            button
+            for each in self._providers
+            for button in each.buttons(next_path, reauthenticate=reauthenticate)
         ]

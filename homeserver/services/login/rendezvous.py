@@ -23,20 +23,20 @@ from federation.protocol.errors import (
     Unrecognized,
 )
 from homeserver.api.requester import Requester
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.rendezvous import RendezvousRow, RendezvousStore
 
-LARGEST: Final = 4096
+MAX_PAYLOAD_BYTES: Final = 4096
 """Bytes of a payload."""
 LIFETIME_MS: Final = 5 * 60 * 1000
-MOST: Final = 5000
+MAX_SESSIONS: Final = 5000
 
-Who = Literal["off", "signed_in", "everybody"]
+RendezvousCreators = Literal["off", "signed_in", "everybody"]
 
 
-class Rendezvous:
+class RendezvousSessions:
     """Creates, reads, updates and deletes rendezvous sessions."""
 
     def __init__(
@@ -44,18 +44,18 @@ class Rendezvous:
         clock: IReactorTime,
         database: Database,
         store: RendezvousStore,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         *,
-        who: Who,
+        creators: RendezvousCreators,
     ) -> None:
         """`who`: the clients that may create a session."""
         self._clock = clock
         self._database = database
         self._store = store
         self._secret_text = secret_text
-        self._who = who
+        self._who = creators
 
-    def check_offered(self, *, older: bool = False) -> None:
+    def check_enabled(self, *, older: bool = False) -> None:
         """Raise `Unrecognized` where the sign-in by QR code is disabled.
 
         `older`: the variant without access tokens, enabled only where everybody may create a
@@ -64,16 +64,16 @@ class Rendezvous:
         if self._who == "off" or (older and self._who != "everybody"):
             raise Unrecognized("This server has no sign-in by QR code")
 
-    def may_begin(self, caller: Requester | None) -> bool:
+    def may_create(self, caller: Requester | None) -> bool:
         """Return whether the caller may create a session."""
         return self._who == "everybody" or (caller is not None and not caller.is_guest)
 
-    async def do_begin(self, caller: Requester | None, data: bytes) -> tuple[str, RendezvousRow]:
+    async def do_create(self, caller: Requester | None, data: bytes) -> tuple[str, RendezvousRow]:
         """Create a session; return its id and row.
 
         Raises `Forbidden`, `TooLarge`, `LimitExceeded`.
         """
-        if not self.may_begin(caller):
+        if not self.may_create(caller):
             raise Forbidden("Only a signed-in user may start a sign-in by QR code")
         _check_size(data)
         rendezvous_id = self._secret_text.rendezvous_id()
@@ -87,7 +87,7 @@ class Rendezvous:
         )
 
         def write(txn: WriteTransaction) -> None:
-            if self._store.count(txn, now) >= MOST:
+            if self._store.count(txn, now) >= MAX_SESSIONS:
                 raise LimitExceeded(
                     "Too many sign-ins by QR code are in progress", retry_after_ms=10_000
                 )
@@ -125,7 +125,7 @@ class Rendezvous:
             raise ConcurrentWrite
         return found
 
-    async def do_end(self, rendezvous_id: str) -> None:
+    async def do_delete(self, rendezvous_id: str) -> None:
         """Delete a session. Raises `NotFound`."""
         row = await self.get(rendezvous_id)
         await self._database.write("end_rendezvous", self._store.remove, row.id_hash)
@@ -140,5 +140,5 @@ class Rendezvous:
 
 
 def _check_size(data: bytes) -> None:
-    if len(data) > LARGEST:
-        raise TooLarge(f"The payload has at most {LARGEST} bytes")
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise TooLarge(f"The payload has at most {MAX_PAYLOAD_BYTES} bytes")

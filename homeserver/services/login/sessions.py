@@ -37,14 +37,14 @@ from federation.protocol.ids import ALL_DEVICES, DeviceID, UserID, domain_of
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.audit.audit import Happened, note, note_refusal
-from homeserver.services.login.credential_epoch import check_era
+from homeserver.services.audit.audit import AuditEvent, record_event, record_refusal
+from homeserver.services.login.credential_epoch import check_epoch
 from homeserver.services.tokens.secret_tokens import (
-    SecretText,
-    family_of,
+    SecretGenerator,
     hash_token,
     is_damaged,
-    oauth_family_of,
+    parse_family,
+    parse_oauth_family,
 )
 from storage.accounts.accounts import AccountStore
 from storage.devices.devices import DeviceRow, DeviceStore
@@ -55,7 +55,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.login.access_tokens import PairUse, TokenStore
 
 
-class Lifetimes(msgspec.Struct, frozen=True):
+class TokenLifetimes(msgspec.Struct, frozen=True):
     """Lifetimes of tokens and sessions in milliseconds; None: unlimited."""
 
     session: int | None = None
@@ -74,24 +74,24 @@ class NewSession(msgspec.Struct, frozen=True):
     device_id: DeviceID
     access_token: str
     access_expires_ts: int | None
-    now: int
+    created_ts: int
     device_name: str | None = None
     refresh_token: str | None = None
     refresh_expires_ts: int | None = None
     ultimate_expires_ts: int | None = None
     address: str | None = None
     """The client's IP address, if known."""
-    era: int | None = None
+    epoch: int | None = None
     """The account's credential epoch at authentication; None where the write itself
     authenticates."""
 
     @property
     def expires_in_ms(self) -> int | None:
         """The remaining lifetime of the access token, as responses give it."""
-        return None if self.access_expires_ts is None else self.access_expires_ts - self.now
+        return None if self.access_expires_ts is None else self.access_expires_ts - self.created_ts
 
 
-def session_answer(user_id: UserID | None, session: NewSession | None) -> dict[str, object]:
+def session_response(user_id: UserID | None, session: NewSession | None) -> dict[str, object]:
     """Return the response body for a new session.
 
     `home_server` is deprecated, but old clients still read it.
@@ -109,7 +109,7 @@ def session_answer(user_id: UserID | None, session: NewSession | None) -> dict[s
     return answer
 
 
-class KeepsByDevice(Protocol):
+class PerDeviceStore(Protocol):
     """A store with data per device."""
 
     def remove_devices(
@@ -119,7 +119,7 @@ class KeepsByDevice(Protocol):
         ...
 
 
-class EndsWithSessions(Protocol):
+class CredentialStore(Protocol):
     """A store of credentials or confirmations that are revoked with all sessions of the user."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
@@ -127,8 +127,8 @@ class EndsWithSessions(Protocol):
         ...
 
 
-class RecordedWithSessions(Protocol):
-    """Like `EndsWithSessions`, with an audit record for each revocation."""
+class AuditedCredentialStore(Protocol):
+    """Like `CredentialStore`, with an audit record for each revocation."""
 
     def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
         """Delete the user's rows. `ip`: the address of the request, if known."""
@@ -138,17 +138,17 @@ class RecordedWithSessions(Protocol):
 class DependentStores(msgspec.Struct, frozen=True):
     """The stores that take part in the end of a session or device."""
 
-    ends_with_sessions: Sequence[EndsWithSessions] = ()
+    ends_with_sessions: Sequence[CredentialStore] = ()
     """Revoked with all sessions of a user, and when the account is locked."""
-    recorded_with_sessions: Sequence[RecordedWithSessions] = ()
+    recorded_with_sessions: Sequence[AuditedCredentialStore] = ()
     """The same, with an audit record."""
-    recorded_with_all_sessions: Sequence[RecordedWithSessions] = ()
+    recorded_with_all_sessions: Sequence[AuditedCredentialStore] = ()
     """As `recorded_with_sessions`, but these survive a lock."""
-    kept_by_device: Sequence[KeepsByDevice] = ()
+    kept_by_device: Sequence[PerDeviceStore] = ()
     """Deleted with a device."""
-    kept_by_session: Sequence[KeepsByDevice] = ()
+    kept_by_session: Sequence[PerDeviceStore] = ()
     """Also deleted by a new sign-in on the device."""
-    set_by_tokens: Sequence[KeepsByDevice] = ()
+    set_by_tokens: Sequence[PerDeviceStore] = ()
     """Stores in `kept_by_device` that send data of the account elsewhere (pushers). Also cleared
     when a token of the device was stolen."""
 
@@ -159,14 +159,14 @@ class Sessions:
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         database: Database,
         accounts: AccountStore,
         devices: DeviceStore,
         tokens: TokenStore,
         *,
         limiter: RateLimiter | None = None,
-        lifetimes: Lifetimes | None = None,
+        lifetimes: TokenLifetimes | None = None,
         dependents: DependentStores | None = None,
     ) -> None:
         """`dependents`: the stores that take part in the end of a session or device."""
@@ -177,7 +177,7 @@ class Sessions:
         self._devices = devices
         self._tokens = tokens
         self._limiter = limiter or RateLimiter(clock, {})
-        self._lifetimes = lifetimes or Lifetimes()
+        self._lifetimes = lifetimes or TokenLifetimes()
         self._dependents = dependents or DependentStores()
 
     def prepare(
@@ -185,7 +185,7 @@ class Sessions:
         user_id: UserID,
         *,
         address: str | None,
-        era: int | None,
+        epoch: int | None,
         device_id: DeviceID | None = None,
         device_name: str | None = None,
         refreshable: bool = False,
@@ -214,13 +214,13 @@ class Sessions:
             device_id=device_id or DeviceID(self._secret_text.device_id()),
             access_token=access_token or self._secret_text.access_token(),
             access_expires_ts=_earliest(_after(now, token_lifetime), session_expires),
-            now=now,
+            created_ts=now,
             device_name=device_name,
             refresh_token=refresh_token,
             refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), session_expires),
             ultimate_expires_ts=session_expires,
             address=address,
-            era=era,
+            epoch=epoch,
         )
 
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
@@ -228,16 +228,16 @@ class Sessions:
 
         Raises `Forbidden` where the device id is that of a cross-signing key of the user
         (signatures of one would pass for those of the other) or of the dehydrated device,
-        `InvalidParam` for `*`, and what `check_era` raises.
+        `InvalidParam` for `*`, and what `check_epoch` raises.
         """
-        if session.era is not None:
-            check_era(txn, session.user_id, session.era)
+        if session.epoch is not None:
+            check_epoch(txn, session.user_id, session.epoch)
         _check_device_id(txn, session.user_id, session.device_id)
         device = DeviceRow(
             user_id=session.user_id,
             device_id=session.device_id,
             display_name=session.device_name,
-            created_ts=session.now,
+            created_ts=session.created_ts,
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
@@ -245,11 +245,11 @@ class Sessions:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
-        note(
+        record_event(
             txn,
             session.user_id,
-            Happened.SESSION_BEGAN,
-            session.now,
+            AuditEvent.SESSION_BEGAN,
+            session.created_ts,
             ip=session.address,
             device_id=session.device_id,
         )
@@ -293,7 +293,7 @@ class Sessions:
         Raises `UnknownToken` (with `soft_logout` if the token or session has expired or the token
         was used already), `UserLocked` and `LimitExceeded`.
         """
-        if is_damaged(refresh_token) or oauth_family_of(refresh_token) is not None:
+        if is_damaged(refresh_token) or parse_oauth_family(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
         owner = await self._database.read_quickly(
             "find_refresh_token", self._find_owner, refresh_token
@@ -302,7 +302,7 @@ class Sessions:
             raise UnknownToken("Unknown refresh token")  # an invented token costs no write
         self._limiter.check(Limit.REFRESH_ACCOUNT, owner)
         # Not inside the transaction, which may run twice.
-        family = family_of(refresh_token) or self._secret_text.family()
+        family = parse_family(refresh_token) or self._secret_text.family()
         texts = self._secret_text.access_token(), self._secret_text.refresh_token(family)
         renewed = await self._database.write(
             "refresh_session", self._refresh, refresh_token, texts, address
@@ -319,14 +319,18 @@ class Sessions:
         """
         token = self._tokens.get_refresh_token(txn, hash_token(refresh_token))
         if token is not None:
-            return spent_key(token.user_id) if token.is_late(self._now()) else token.user_id
-        family = family_of(refresh_token)
+            return (
+                used_token_limit_key(token.user_id)
+                if token.is_grace_over(self._now())
+                else token.user_id
+            )
+        family = parse_family(refresh_token)
         current = (
             None
             if family is None
             else self._tokens.get_refresh_token_of_family(txn, hash_token(family))
         )
-        return None if current is None else spent_key(current.user_id)
+        return None if current is None else used_token_limit_key(current.user_id)
 
     def _refresh(
         self, txn: WriteTransaction, refresh_token: str, texts: tuple[str, str], address: str
@@ -339,7 +343,9 @@ class Sessions:
             token = self._tokens.get_refresh_token(txn, token_hash)
             assert token is not None
             device_id = DeviceID(token.device_id)
-            note_refusal(txn, UserID(token.user_id), now, "locked", ip=address, device_id=device_id)
+            record_refusal(
+                txn, UserID(token.user_id), now, "locked", ip=address, device_id=device_id
+            )
             return error
         if renewed is None:
             return self._refuse_spent(txn, refresh_token, address)
@@ -355,7 +361,11 @@ class Sessions:
         Harmless: a token replaced a moment ago (another tab of the client), and one that was never
         used. Other activity in the session proves nothing: a thief always causes some.
         """
-        family, token_hash, now = family_of(refresh_token), hash_token(refresh_token), self._now()
+        family, token_hash, now = (
+            parse_family(refresh_token),
+            hash_token(refresh_token),
+            self._now(),
+        )
         current = (
             None
             if family is None
@@ -370,18 +380,22 @@ class Sessions:
         )
         if not is_harmless:
             user_id, device_id = UserID(current.user_id), DeviceID(current.device_id)
-            note(txn, user_id, Happened.TOKEN_REUSED, now, ip=address, device_id=device_id)
+            record_event(
+                txn, user_id, AuditEvent.TOKEN_REUSED, now, ip=address, device_id=device_id
+            )
             self._tokens.expire_tokens_of_device(txn, user_id, device_id, now)
             for store in self._dependents.set_by_tokens:
                 store.remove_devices(txn, user_id, [device_id])
             self._accounts.set_account_changed(txn, user_id)
         return UnknownToken("The refresh token has been used already", soft_logout=True)
 
-    def end_reused(
+    def end_reused_session(
         self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, address: str
     ) -> None:
         """End an OAuth 2.0 session, one of whose secrets was used twice."""
-        note(txn, user_id, Happened.TOKEN_REUSED, self._now(), ip=address, device_id=device_id)
+        record_event(
+            txn, user_id, AuditEvent.TOKEN_REUSED, self._now(), ip=address, device_id=device_id
+        )
         self.remove_devices(txn, user_id, [device_id], address)
 
     def renew(
@@ -412,7 +426,7 @@ class Sessions:
             access_expires_ts=_earliest(
                 now + self._lifetimes.refreshable_access_token, session_expires
             ),
-            now=now,
+            created_ts=now,
             refresh_token=refresh_token,
             refresh_expires_ts=_earliest(
                 _after(now, self._lifetimes.refresh_token), session_expires
@@ -441,13 +455,13 @@ class Sessions:
         """Write the tokens of a session. `from_nid`: the refresh token exchanged for them."""
         refresh_nid = None
         if session.refresh_token is not None:
-            family = family_of(session.refresh_token)
+            family = parse_family(session.refresh_token)
             refresh_nid = self._tokens.add_refresh_token(
                 txn,
                 hash_token(session.refresh_token),
                 session.user_id,
                 session.device_id,
-                now=session.now,
+                now=session.created_ts,
                 expires_ts=session.refresh_expires_ts,
                 ultimate_expires_ts=session.ultimate_expires_ts,
                 family_hash=None if family is None else hash_token(family),
@@ -458,7 +472,7 @@ class Sessions:
             hash_token(session.access_token),
             session.user_id,
             session.device_id,
-            now=session.now,
+            now=session.created_ts,
             expires_ts=session.access_expires_ts,
             refresh_nid=refresh_nid,
             first_used=from_nid is None,
@@ -500,15 +514,21 @@ class Sessions:
         self._devices.remove_devices(txn, user_id, removed)
         self._accounts.set_account_changed(txn, user_id)
         for device_id in removed:
-            note(
-                txn, user_id, Happened.SESSION_ENDED, self._now(), ip=ip, device_id=device_id, by=by
+            record_event(
+                txn,
+                user_id,
+                AuditEvent.SESSION_ENDED,
+                self._now(),
+                ip=ip,
+                device_id=device_id,
+                by=by,
             )
 
     def remove_sessions(
         self,
         txn: WriteTransaction,
         user_id: UserID,
-        but: Requester | None = None,
+        except_caller: Requester | None = None,
         ip: str | None = None,
     ) -> None:
         """Remove all devices and sessions of a user, except the session `but`.
@@ -516,30 +536,32 @@ class Sessions:
         `ip`: the client's IP address, if known.
         """
         devices = self._devices.get_devices_in(txn, [user_id]).get(user_id, [])
-        kept_device = None if but is None else but.device_id
+        kept_device = None if except_caller is None else except_caller.device_id
         self.remove_devices(
             txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != kept_device], ip
         )
-        if but is None:
+        if except_caller is None:
             self._tokens.remove_tokens(txn, user_id)
         else:
-            self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
-        self.remove_ways_in(txn, user_id, ip)
+            self._tokens.remove_tokens_without_device(txn, user_id, except_caller.token_nid)
+        self.revoke_credentials(txn, user_id, ip)
         for store in self._dependents.recorded_with_all_sessions:
             store.remove_user(txn, user_id, ip)
         self._accounts.set_account_changed(txn, user_id)
 
-    def remove_ways_in(self, txn: WriteTransaction, user_id: str, ip: str | None = None) -> None:
+    def revoke_credentials(
+        self, txn: WriteTransaction, user_id: str, ip: str | None = None
+    ) -> None:
         """Revoke all credentials that could begin a session without a new authentication.
 
         This also stops sign-ins that are in progress. `ip`: as in `remove_sessions`.
         """
-        self._accounts.begin_era(txn, user_id)
-        self.remove_given(txn, user_id)
+        self._accounts.advance_epoch(txn, user_id)
+        self.revoke_unused_credentials(txn, user_id)
         for recorded in self._dependents.recorded_with_sessions:
             recorded.remove_user(txn, user_id, ip)
 
-    def remove_given(self, txn: WriteTransaction, user_id: str) -> None:
+    def revoke_unused_credentials(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove unused login tokens, codes and confirmations of earlier credential epochs."""
         for store in self._dependents.ends_with_sessions:
             store.remove_user(txn, user_id)
@@ -548,7 +570,7 @@ class Sessions:
         return int(self._clock.seconds() * 1000)
 
 
-def spent_key(user_id: str) -> str:
+def used_token_limit_key(user_id: str) -> str:
     """Return the rate limit key for refresh tokens of a user that are no longer valid."""
     return f"spent {user_id}"
 

@@ -25,7 +25,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import BadJson, LimitExceeded, MatrixError
 from federation.protocol.ids import UserID
-from homeserver.services.tokens.secret_tokens import SecretText, hash_secret
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_secret
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.uia import UIASessionRow, UIAStore
@@ -38,7 +38,7 @@ AuthData = Mapping[str, object]
 _completed_decoder: Final = msgspec.json.Decoder(dict[str, str])
 
 
-class Operation(msgspec.Struct, frozen=True):
+class UIAOperation(msgspec.Struct, frozen=True):
     """An operation to confirm."""
 
     name: str
@@ -81,18 +81,18 @@ class Stage(Protocol):
         """Return the parameters that clients need for this stage."""
         ...
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         """Check the `auth` of a request, and return the result to store.
 
         Raises `MatrixError` if the check fails.
         """
         ...
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Reserve what the stage consumes, in the write that completes it. Raises `MatrixError`."""
         ...
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release the reservation when the session ends without success."""
         ...
 
@@ -108,7 +108,7 @@ class Confirmation(msgspec.Struct, frozen=True):
     """The result of the operation, where this session confirmed it before."""
 
 
-class SessionUsed(Exception):
+class UIASessionUsed(Exception):
     """Another request in the same session carried the operation out first."""
 
 
@@ -120,12 +120,12 @@ class _Session(msgspec.Struct, frozen=True):
 
 
 class UIA:
-    """Requires and checks confirmations. `lifetime`: of a session, in seconds."""
+    """Requires and checks confirmations. `retention`: of a session, in seconds."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         database: Database,
         store: UIAStore,
         stages: Sequence[Stage],
@@ -140,7 +140,12 @@ class UIA:
         self._lifetime = lifetime
 
     async def check(
-        self, operation: Operation, flows: Flows, auth: AuthData | None, *, keep: bool = False
+        self,
+        operation: UIAOperation,
+        flows: Flows,
+        auth: AuthData | None,
+        *,
+        keep_session: bool = False,
     ) -> Confirmation:
         """Return the confirmation of an operation, once a flow is complete.
 
@@ -173,19 +178,21 @@ class UIA:
             raise self._required(flows, session, completed)
         if session is None:
             return Confirmation(completed, None)
-        if not keep and not await self._database.write(
+        if not keep_session and not await self._database.write(
             "end_uia", self._store.remove_session, session.row.session_hash
         ):
             # A concurrent request has used the session.
             raise self._required(flows, await self._begin(operation), {})
-        return Confirmation(completed, session.session_id if keep else None, session.row.result)
+        return Confirmation(
+            completed, session.session_id if keep_session else None, session.row.result
+        )
 
-    async def get_operation(self, session_id: str) -> Operation | None:
+    async def get_operation(self, session_id: str) -> UIAOperation | None:
         """Return the operation that a session confirms; None for an unknown session."""
         session = await self._get(session_id)
         return None if session is None else _operation_of(session, "")
 
-    async def do_prove(
+    async def do_complete_stage(
         self, session_id: str, name: str, auth: AuthData | None = None, address: str = ""
     ) -> bool:
         """Complete a stage outside the client, for the user of the session.
@@ -204,7 +211,7 @@ class UIA:
         _, completed = await self._complete(operation, session, name, result)
         return bool(completed)
 
-    async def do_agree(self, session_id: str, name: str) -> None:
+    async def do_accept_stage(self, session_id: str, name: str) -> None:
         """Complete a stage that only needs acceptance, on a page, for the holder of the session."""
         session = await self._get(session_id)
         if session is not None:
@@ -217,7 +224,7 @@ class UIA:
         """Consume the confirmation in the write of the operation.
 
         Stores `result` for a repeated request. Releases reservations of the session that
-        `confirmation` does not name. Raises `SessionUsed` if another request in the session came
+        `confirmation` does not name. Raises `UIASessionUsed` if another request in the session came
         first.
         """
         if confirmation.session_id is None:
@@ -225,7 +232,7 @@ class UIA:
         session_hash = hash_secret(confirmation.session_id)
         row = self._store.get_session_in(txn, session_hash, 0)
         if row is None or not self._store.set_result(txn, session_hash, result):
-            raise SessionUsed
+            raise UIASessionUsed
         self._release(txn, row, consumed=confirmation.completed)
 
     async def do_sweep(self, limit: int) -> int:
@@ -248,13 +255,13 @@ class UIA:
         """Release the reservations of a session, except those of the `consumed` stages."""
         for name, result in _completed_decoder.decode(row.completed).items():
             if name in self._stages and name not in consumed:
-                self._stages[name].remove(txn, result)
+                self._stages[name].release(txn, result)
 
     async def _get(self, session_id: str) -> _Session | None:
         row = await self._store.get_session(hash_secret(session_id), self._oldest())
         return None if row is None else _Session(session_id, row)
 
-    async def _find(self, operation: Operation, auth: AuthData) -> _Session | None:
+    async def _find(self, operation: UIAOperation, auth: AuthData) -> _Session | None:
         session_id = auth.get("session")
         if session_id is None:
             return None
@@ -269,13 +276,13 @@ class UIA:
             return None
         return session
 
-    async def _begin(self, operation: Operation) -> _Session:
+    async def _begin(self, operation: UIAOperation) -> _Session:
         session = self._new_session(operation)
         await self._database.write("begin_uia", self._store.add_session, session.row)
         return session
 
     async def _complete(
-        self, operation: Operation, session: _Session | None, name: str, result: str
+        self, operation: UIAOperation, session: _Session | None, name: str, result: str
     ) -> tuple[_Session | None, dict[str, str]]:
         """Complete a stage in a session; begin one if there is none.
 
@@ -295,7 +302,7 @@ class UIA:
             if now is not None and now.result is not None:
                 return completed  # the session is used: reserve nothing more for it
             if name not in completed:
-                self._stages[name].add(txn, result)
+                self._stages[name].reserve(txn, result)
                 completed[name] = result
             if now is None:
                 self._store.add_session(txn, _with_completed(row, completed))
@@ -310,7 +317,7 @@ class UIA:
             return None, completed
         return _Session(found.session_id, _with_completed(row, completed)), completed
 
-    def _new_session(self, operation: Operation) -> _Session:
+    def _new_session(self, operation: UIAOperation) -> _Session:
         session_id = self._secret_text.session_id()
         now = int(self._clock.seconds() * 1000)
         return _Session(
@@ -342,8 +349,8 @@ class UIA:
         return AuthenticationRequired(state, error)
 
 
-def _operation_of(session: _Session, address: str) -> Operation:
-    return Operation(session.row.operation, UserID(session.row.user_id or "") or None, address)
+def _operation_of(session: _Session, address: str) -> UIAOperation:
+    return UIAOperation(session.row.operation, UserID(session.row.user_id or "") or None, address)
 
 
 def _with_completed(row: UIASessionRow, completed: Mapping[str, str]) -> UIASessionRow:

@@ -11,15 +11,15 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MissingParam
-from homeserver.services.login.captcha import Captcha
+from homeserver.services.login.captcha import CaptchaVerifier
 from homeserver.services.login.password_login import SignIn, parse_identifier
-from homeserver.services.login.uia import AuthData, Operation
+from homeserver.services.login.uia import AuthData, UIAOperation
 from homeserver.services.terms.policies import Policies
 from homeserver.services.threepids.validation import (
     PASSWORD_RESET,
     REGISTER,
-    Proof,
     ThreepidValidation,
+    ValidatedThreepid,
 )
 from storage.accounts.registration_tokens import RegistrationTokenStore
 from storage.engine.transaction import WriteTransaction
@@ -33,7 +33,7 @@ TERMS: Final = "m.login.terms"
 REGISTRATION_TOKEN: Final = "m.login.registration_token"
 RECAPTCHA: Final = "m.login.recaptcha"
 
-THREEPID_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
+THREEPID_OPERATIONS: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
 """Operations that a validated address or number can confirm, with the purpose of its message."""
 
 
@@ -49,13 +49,13 @@ class DummyStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         return ""
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Reserve nothing."""
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release nothing: `add` reserves nothing."""
 
 
@@ -71,29 +71,31 @@ class PasswordStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         password = auth.get("password")
         if not isinstance(password, str):
             raise MissingParam("auth.password is missing")
         user_id = operation.user_id
         # Only the caller's own password is tried: otherwise a signed-in user could guess those of
         # others here.
-        if user_id is None or not await self._sign_in.is_name_of(parse_identifier(auth), user_id):
+        if user_id is None or not await self._sign_in.is_identifier_of(
+            parse_identifier(auth), user_id
+        ):
             raise Forbidden("Confirm this with your own user name and password")
         account = await self._sign_in.check_password(user_id, password, operation.address)
         if account.user_id != user_id:
             raise Forbidden("Confirm this with your own user name and password")
         return ""
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Reserve nothing."""
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release nothing: `add` reserves nothing."""
 
 
 class ThreepidStage:
-    """A validated e-mail address or telephone number; the result is its `Proof` as JSON.
+    """A validated e-mail address or telephone number; the result is its `ValidatedThreepid` as JSON.
 
     spec: client-server-api#email-based-identity--homeserver,
     client-server-api#phone-numbermsisdn-based-identity--homeserver
@@ -107,26 +109,26 @@ class ThreepidStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
-        purpose = THREEPID_PURPOSES.get(operation.name)
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
+        purpose = THREEPID_OPERATIONS.get(operation.name)
         if purpose is None:
             raise Forbidden("An e-mail address or telephone number cannot confirm this operation")
         # some current clients still send `threepidCreds`
         creds = auth.get("threepid_creds", auth.get("threepidCreds"))
         return msgspec.json.encode(
-            await self._validations.check_confirmed(purpose, creds, self._medium)
+            await self._validations.check_validated(purpose, creds, self._medium)
         ).decode()
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         self._validations.use(txn, parse_proof(result))
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release nothing: a used validation stays used; the user requests a new message."""
 
 
-def parse_proof(result: str) -> Proof:
+def parse_proof(result: str) -> ValidatedThreepid:
     """Parse the result of `ThreepidStage`."""
-    return msgspec.json.decode(result, type=Proof)
+    return msgspec.json.decode(result, type=ValidatedThreepid)
 
 
 class RegistrationTokenStage:
@@ -144,17 +146,17 @@ class RegistrationTokenStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         token = auth.get("token")
         if not isinstance(token, str) or not token or "\0" in token:
             raise MissingParam("auth.token is missing")
         return token
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         if not self._tokens.add_pending(txn, result, int(self._clock.seconds() * 1000)):
             raise WrongRegistrationToken
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         self._tokens.remove_pending(txn, result)
 
 
@@ -163,21 +165,21 @@ class CaptchaStage:
 
     name = RECAPTCHA
 
-    def __init__(self, captcha: Captcha) -> None:
+    def __init__(self, captcha: CaptchaVerifier) -> None:
         self._captcha = captcha
 
     def params(self) -> Mapping[str, object] | None:
         """Return the public key with which clients request a captcha."""
         return {"public_key": self._captcha.site_key}
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
-        await self._captcha.check(auth.get("response"), operation.address)
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
+        await self._captcha.check_solution(auth.get("response"), operation.address)
         return ""
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Reserve nothing: the captcha service accepts each solution once."""
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release nothing: `add` reserves nothing."""
 
 
@@ -195,23 +197,23 @@ class TermsStage:
     def params(self) -> Mapping[str, object] | None:
         return self._policies.params()
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         return msgspec.json.encode(self._policies.versions).decode()
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Reserve nothing: the consents are stored with the new account."""
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release nothing: `add` reserves nothing."""
 
 
-def parse_versions(result: str) -> Mapping[str, str]:
+def parse_policy_versions(result: str) -> Mapping[str, str]:
     """Parse the result of `TermsStage`: the version of each policy, by policy id."""
     return msgspec.json.decode(result, type=dict[str, str])
 
 
 class SSOStage:
-    """A repeated sign-in at the identity provider, in a browser; `UIA.do_prove` completes it.
+    """A repeated sign-in at the identity provider, in a browser; `UIA.do_complete_stage` completes it.
 
     spec: client-server-api#sso-during-user-interactive-authentication
     """
@@ -221,13 +223,13 @@ class SSOStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:
+    async def check(self, auth: AuthData, operation: UIAOperation) -> str:
         raise Forbidden(
             "Sign in on the fallback page of this stage first, then retry with only the session"
         )
 
-    def add(self, txn: WriteTransaction, result: str) -> None:
+    def reserve(self, txn: WriteTransaction, result: str) -> None:
         """Reserve nothing."""
 
-    def remove(self, txn: WriteTransaction, result: str) -> None:
+    def release(self, txn: WriteTransaction, result: str) -> None:
         """Release nothing: `add` reserves nothing."""

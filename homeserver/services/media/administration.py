@@ -13,12 +13,12 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.services.media.removal import MediaRemoval
 from homeserver.services.media.repository import MEDIA_ID
 from storage.accounts.accounts import AccountStore
-from storage.media.content_uris import MediaAddress
-from storage.media.lists import MediaListStore, Order, Page, Wished
+from storage.media.content_uris import ContentURI
+from storage.media.lists import MediaFilter, MediaListStore, MediaOrder, UploadPage
 from storage.media.media import MediaRow, MediaStore
 from storage.media.quarantine import QuarantineChange, QuarantineStore
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
-from storage.media.removal import Deletion, Reason
+from storage.media.removal import Deletion, RemovalReason
 from storage.media.scans import MediaScanStore, ScanRow
 from storage.media.usage import MediaUsageStore, RoomUsage, ServerUsage, UserUsage
 
@@ -29,13 +29,13 @@ MATRIX_START_MS: Final = 1_388_534_400_000
 BATCH: Final = 1000
 
 
-class Acted(msgspec.Struct, frozen=True):
+class BulkResult(msgspec.Struct, frozen=True):
     """The result of an operation on many files."""
 
-    addresses: Sequence[str]
+    uris: Sequence[str]
     count: int
     """The number of changed files, including those with the same bytes."""
-    last: MediaAddress | None
+    last: ContentURI | None
     """The content URI after which to continue; None at the end."""
 
 
@@ -68,7 +68,9 @@ class MediaAdministration:
 
     # Listing.
 
-    async def get_uploads(self, user_id: UserID, order: Order, start: int, limit: int) -> Page:
+    async def get_uploads(
+        self, user_id: UserID, order: MediaOrder, start: int, limit: int
+    ) -> UploadPage:
         """Return the uploads of a local user. Raises InvalidParam, NotFound."""
         await self._check_user(user_id)
         return await self._lists.get_uploads(user_id, order, start, limit)
@@ -86,7 +88,7 @@ class MediaAdministration:
         return row
 
     async def find_files(
-        self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
+        self, wished: MediaFilter, after: ContentURI, limit: int, *, own: bool
     ) -> Sequence[MediaRow | RemoteMediaRow]:
         """Return files of this server's users, or copies of other servers' files, ordered by
         content URI, after the given one."""
@@ -100,7 +102,7 @@ class MediaAdministration:
             row.content.hash for row in rows if row.content is not None
         )
 
-    async def get_in_room(self, room_id: RoomID) -> tuple[Sequence[str], Sequence[str]]:
+    async def get_room_files(self, room_id: RoomID) -> tuple[Sequence[str], Sequence[str]]:
         """Return the content URIs of the files in a room: this server's, and others'."""
         found = await self._lists.get_in_room(room_id)
         own = self._identity.server_name
@@ -109,16 +111,16 @@ class MediaAdministration:
             [_format_uri(address) for address in found if address.origin != own],
         )
 
-    async def get_usage_of_users(self, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
+    async def get_user_usage(self, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
         """Return how much each user has uploaded in a period."""
         return await self._usage.get_of_users(from_ms, until_ms)
 
-    async def get_usage_of_server(self, rooms: int, servers: int) -> ServerUsage:
+    async def get_server_usage(self, rooms: int, servers: int) -> ServerUsage:
         """Return how much there is in total, in the largest rooms, and of the largest other
         servers."""
         return await self._usage.get_of_server(rooms, servers)
 
-    async def get_usage_of_room(self, room_id: RoomID) -> RoomUsage:
+    async def get_room_usage(self, room_id: RoomID) -> RoomUsage:
         """Return how much there is in a room. Raises NotFound."""
         found = await self._usage.get_of_room(room_id)
         if found is None:
@@ -131,7 +133,7 @@ class MediaAdministration:
 
     # Quarantine.
 
-    async def do_hold(self, server: ServerName, media_id: str, by: UserID) -> int:
+    async def do_quarantine(self, server: ServerName, media_id: str, by: UserID) -> int:
         """Quarantine a file and all with the same bytes; return their number. A file of another
         server may be fetched later. Raises NotFound."""
         if server == self._identity.server_name:
@@ -139,19 +141,19 @@ class MediaAdministration:
                 raise NotFound("This content URI is reserved, but nothing is uploaded yet")
         elif not MEDIA_ID.fullmatch(media_id):
             raise NotFound("There is no such file")
-        return await self._quarantine.set_held([MediaAddress(server, media_id)], by)
+        return await self._quarantine.quarantine([ContentURI(server, media_id)], by)
 
-    async def do_hold_of_user(self, user_id: UserID, by: UserID) -> int:
+    async def do_quarantine_user(self, user_id: UserID, by: UserID) -> int:
         """Quarantine the uploads of a user; return their number."""
-        return await self._quarantine.set_user_held(user_id, by)
+        return await self._quarantine.quarantine_user(user_id, by)
 
-    async def do_hold_of_room(self, room_id: RoomID, by: UserID) -> int:
+    async def do_quarantine_room(self, room_id: RoomID, by: UserID) -> int:
         """Quarantine the files of a room; return their number."""
-        return await self._quarantine.set_room_held(room_id, by)
+        return await self._quarantine.quarantine_room(room_id, by)
 
-    async def do_free(self, server: ServerName, media_id: str) -> int:
+    async def do_release(self, server: ServerName, media_id: str) -> int:
         """Release a file and all with the same bytes; return their number. Raises NotFound."""
-        count = await self._quarantine.set_free(MediaAddress(server, media_id))
+        count = await self._quarantine.release(ContentURI(server, media_id))
         if count is None:
             raise NotFound("There is no such file here, and none is quarantined")
         return count
@@ -175,27 +177,29 @@ class MediaAdministration:
     async def do_delete(self, server: ServerName, media_id: str, by: UserID) -> Sequence[str]:
         """Delete a file of this server, or a copy of another server's file, even if it is
         quarantined or protected; return its ID. Raises NotFound."""
-        address = MediaAddress(server, media_id)
-        deleted = await self._removal.do_delete([address], Reason.ADMINISTRATOR, by, held_too=True)
+        address = ContentURI(server, media_id)
+        deleted = await self._removal.do_delete(
+            [address], RemovalReason.ADMINISTRATOR, by, include_quarantined=True
+        )
         if not deleted:
             raise NotFound("There is no such file here")
         return [each.media_id for each in deleted]
 
-    async def do_delete_of_user(
-        self, user_id: UserID, order: Order, start: int, limit: int, by: UserID
+    async def do_delete_user_uploads(
+        self, user_id: UserID, order: MediaOrder, start: int, limit: int, by: UserID
     ) -> Sequence[str]:
         """Delete a page of a user's uploads; return the IDs. Raises InvalidParam, NotFound."""
         page = await self.get_uploads(user_id, order, start, limit)
         return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
 
-    async def do_delete_of_room(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
+    async def do_delete_room_files(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
         """Delete the files of a room, including copies of other servers' files, even if quarantined
         or protected. Return the content URIs, and the number of files that stay because they are
         used elsewhere too."""
         shown = await self._lists.get_in_room(room_id)
         only_in_room = await self._lists.get_in_room(room_id, only_there=True)
         deleted = await self._removal.do_delete(
-            only_in_room, Reason.ADMINISTRATOR, by, held_too=True
+            only_in_room, RemovalReason.ADMINISTRATOR, by, include_quarantined=True
         )
         return [_format_uri(address) for address in deleted], len(shown) - len(only_in_room)
 
@@ -224,12 +228,12 @@ class MediaAdministration:
         Raises InvalidParam."""
         _check_time(before_ms)
         count = 0
-        after = MediaAddress("", "")
+        after = ContentURI("", "")
         while found := await self._lists.get_old_copies(before_ms, after, BATCH):
             after = found[-1]
             count += len(
                 await self._removal.do_delete(
-                    found, Reason.ADMINISTRATOR, by, unread_since=before_ms
+                    found, RemovalReason.ADMINISTRATOR, by, unread_since=before_ms
                 )
             )
         return count
@@ -237,56 +241,58 @@ class MediaAdministration:
     # Bulk operations on a page of the files that match a filter, after a content URI. All raise
     # MissingParam for a filter that matches everything.
 
-    async def do_delete_chosen(
-        self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
-    ) -> Acted:
+    async def do_delete_matching(
+        self, wished: MediaFilter, after: ContentURI, limit: int, by: UserID, *, own: bool
+    ) -> BulkResult:
         """Delete the files. Quarantined and protected ones stay, unless the filter asks for them.
         Raises LimitExceeded."""
-        held_too = bool(wished.held or wished.protected)
-        wished = replace(wished, held=bool(wished.held), protected=bool(wished.protected))
+        held_too = bool(wished.quarantined or wished.protected)
+        wished = replace(
+            wished, quarantined=bool(wished.quarantined), protected=bool(wished.protected)
+        )
         page, last = await self._select(wished, after, limit, own)
-        deleted = await self._removal.do_delete(page, Reason.ADMINISTRATOR, by, held_too=held_too)
-        return Acted(_format_uris(deleted), len(deleted), last)
+        deleted = await self._removal.do_delete(
+            page, RemovalReason.ADMINISTRATOR, by, include_quarantined=held_too
+        )
+        return BulkResult(_format_uris(deleted), len(deleted), last)
 
-    async def do_hold_chosen(
-        self, wished: Wished, after: MediaAddress, limit: int, by: UserID, *, own: bool
-    ) -> Acted:
+    async def do_quarantine_matching(
+        self, wished: MediaFilter, after: ContentURI, limit: int, by: UserID, *, own: bool
+    ) -> BulkResult:
         """Quarantine those that are not quarantined or protected, and all with the same bytes."""
         page, last = await self._select(
-            replace(wished, held=False, protected=False), after, limit, own
+            replace(wished, quarantined=False, protected=False), after, limit, own
         )
-        return Acted(_format_uris(page), await self._quarantine.set_held(page, by), last)
+        return BulkResult(_format_uris(page), await self._quarantine.quarantine(page, by), last)
 
-    async def do_free_chosen(
-        self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
-    ) -> Acted:
+    async def do_release_matching(
+        self, wished: MediaFilter, after: ContentURI, limit: int, *, own: bool
+    ) -> BulkResult:
         """Release those that are quarantined, and all with the same bytes."""
-        page, last = await self._select(replace(wished, held=True), after, limit, own)
-        return Acted(_format_uris(page), await self._quarantine.set_all_free(page), last)
+        page, last = await self._select(replace(wished, quarantined=True), after, limit, own)
+        return BulkResult(_format_uris(page), await self._quarantine.release_all(page), last)
 
-    async def do_protect_chosen(
-        self, wished: Wished, after: MediaAddress, limit: int, *, protected: bool
-    ) -> Acted:
+    async def do_protect_matching(
+        self, wished: MediaFilter, after: ContentURI, limit: int, *, protected: bool
+    ) -> BulkResult:
         """Protect files of this server from quarantine and automatic deletion, or end that."""
         page, last = await self._select(
             replace(wished, protected=not protected), after, limit, own=True
         )
         ids = {address.media_id for address in page}
-        return Acted(
+        return BulkResult(
             _format_uris(page), await self._quarantine.set_protected(ids, protected=protected), last
         )
 
     async def _select(
-        self, wished: Wished, after: MediaAddress, limit: int, own: bool
-    ) -> tuple[Sequence[MediaAddress], MediaAddress | None]:
+        self, wished: MediaFilter, after: ContentURI, limit: int, own: bool
+    ) -> tuple[Sequence[ContentURI], ContentURI | None]:
         """Return content URIs, and the last if there may be more. Raises MissingParam."""
         self._check_selective(wished)
-        found = [
-            self.address_of(row) for row in await self.find_files(wished, after, limit, own=own)
-        ]
+        found = [self.uri_of(row) for row in await self.find_files(wished, after, limit, own=own)]
         return found, found[-1] if len(found) == limit else None
 
-    def _check_selective(self, wished: Wished) -> None:
+    def _check_selective(self, wished: MediaFilter) -> None:
         """Refuse a filter that by mistake would match nearly everything."""
         now = int(self._clock.seconds() * 1000)
         is_selective = (
@@ -303,10 +309,10 @@ class MediaAdministration:
                 " (from 2014 until now) or size_gt (above 0)"
             )
 
-    def address_of(self, row: MediaRow | RemoteMediaRow) -> MediaAddress:
+    def uri_of(self, row: MediaRow | RemoteMediaRow) -> ContentURI:
         """Return the content URI of a file."""
         origin = row.origin if isinstance(row, RemoteMediaRow) else self._identity.server_name
-        return MediaAddress(origin, row.media_id)
+        return ContentURI(origin, row.media_id)
 
     def check_own(self, server: ServerName) -> None:
         """Raises InvalidParam for a file of another server."""
@@ -321,9 +327,13 @@ class MediaAdministration:
         held_too: bool,
         unread_since: int | None = None,
     ) -> Sequence[str]:
-        addresses = [MediaAddress(self._identity.server_name, media_id) for media_id in media_ids]
+        addresses = [ContentURI(self._identity.server_name, media_id) for media_id in media_ids]
         deleted = await self._removal.do_delete(
-            addresses, Reason.ADMINISTRATOR, by, held_too=held_too, unread_since=unread_since
+            addresses,
+            RemovalReason.ADMINISTRATOR,
+            by,
+            include_quarantined=held_too,
+            unread_since=unread_since,
         )
         return [address.media_id for address in deleted]
 
@@ -339,9 +349,9 @@ def _check_time(before_ms: int) -> None:
         raise InvalidParam("before_ts must be in milliseconds since 1970")
 
 
-def _format_uris(addresses: Iterable[MediaAddress]) -> Sequence[str]:
+def _format_uris(addresses: Iterable[ContentURI]) -> Sequence[str]:
     return [_format_uri(address) for address in addresses]
 
 
-def _format_uri(address: MediaAddress) -> str:
+def _format_uri(address: ContentURI) -> str:
     return f"mxc://{address.origin}/{address.media_id}"

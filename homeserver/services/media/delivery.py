@@ -8,22 +8,22 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
-from homeserver.api.storage_errors import telling_of_the_store
+from homeserver.api.storage_errors import convert_store_errors
 from homeserver.http.rate_limits import address_key
-from homeserver.http.responses import File, Response
+from homeserver.http.responses import FileBody, Response
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository, OwnedContent
 from homeserver.services.media.thumbnails import Method, Thumbnails
-from storage.media.contents import Contents
-from storage.media.media import Content
+from storage.media.contents import MediaContents
+from storage.media.media import MediaContent
 
 RECHECK_SECONDS: Final = 0.05
 """After a longer wait for an upload, download, scan or thumbnail, access is checked again. For a
 shorter one the first check is enough."""
 
 
-class Asked(msgspec.Struct, frozen=True):
+class MediaRequest(msgspec.Struct, frozen=True):
     """A request for a file."""
 
     client_ip: str
@@ -33,7 +33,7 @@ class Asked(msgspec.Struct, frozen=True):
     """How long to wait for a file that is not here yet."""
     allow_remote: bool = True
     """Whether the file may be fetched from another server."""
-    held_too: bool = False
+    include_quarantined: bool = False
     """Whether the file is served although it is quarantined: for administrators."""
     allow_redirect: bool = False
     """Whether the response may be a redirect to the object store."""
@@ -43,7 +43,7 @@ class Asked(msgspec.Struct, frozen=True):
     """The server that requests the file; empty: none."""
 
     @property
-    def asker(self) -> str:
+    def requester(self) -> str:
         """The requester among whom resources are shared fairly."""
         return self.user_id or self.server or address_key(self.client_ip)
 
@@ -58,9 +58,9 @@ class MediaDelivery:
         repository: MediaRepository,
         copies: RemoteCopies,
         thumbnails: Thumbnails,
-        contents: Contents,
+        contents: MediaContents,
         *,
-        serves_everybody: bool,
+        serves_unauthenticated: bool,
     ) -> None:
         """`serves_everybody`: whether the endpoints without authentication serve the files that do
         not require it."""
@@ -70,10 +70,10 @@ class MediaDelivery:
         self._copies = copies
         self._thumbnails = thumbnails
         self._contents = contents
-        self._serves_everybody = serves_everybody
+        self._serves_everybody = serves_unauthenticated
 
     async def download(
-        self, server_name: ServerName, media_id: str, file_name: str, asked: Asked
+        self, server_name: ServerName, media_id: str, file_name: str, asked: MediaRequest
     ) -> Response:
         """Return a file, with its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
@@ -93,7 +93,7 @@ class MediaDelivery:
         media_id: str,
         size: tuple[int, int],
         method: Method,
-        asked: Asked,
+        asked: MediaRequest,
         *,
         animated: bool,
     ) -> Response:
@@ -128,7 +128,7 @@ class MediaDelivery:
         )
 
     async def get_content(
-        self, server_name: ServerName, media_id: str, asked: Asked
+        self, server_name: ServerName, media_id: str, asked: MediaRequest
     ) -> OwnedContent:
         """Return a file and its owner, when it may be served. Raises what the two `get_content` do,
         and Unrecognized."""
@@ -140,7 +140,7 @@ class MediaDelivery:
                 media_id,
                 asked.timeout_ms,
                 authenticated=asked.authenticated,
-                held_too=asked.held_too,
+                include_quarantined=asked.include_quarantined,
             )
         return await self._copies.get_content(
             server_name,
@@ -150,14 +150,14 @@ class MediaDelivery:
             allow_remote=asked.allow_remote,
             client_ip=asked.client_ip,
             user_id=asked.user_id,
-            held_too=asked.held_too,
+            include_quarantined=asked.include_quarantined,
         )
 
     async def _deliver(
         self,
         server_name: ServerName,
         media_id: str,
-        asked: Asked,
+        asked: MediaRequest,
         make_response: Callable[[OwnedContent], Awaitable[Response]],
     ) -> Response:
         """Return the response, unless the file was quarantined or deleted while it was waited
@@ -168,15 +168,20 @@ class MediaDelivery:
             try:
                 await self._check_visible(server_name, media_id, asked)
             except BaseException:
-                if isinstance(response.body, File):
+                if isinstance(response.body, FileBody):
                     response.body.source.close()
                 raise
         return response
 
-    async def _check_visible(self, server_name: ServerName, media_id: str, asked: Asked) -> None:
+    async def _check_visible(
+        self, server_name: ServerName, media_id: str, asked: MediaRequest
+    ) -> None:
         source = self._repository if server_name == self._server_name else self._copies
         await source.check_visible(
-            server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too
+            server_name,
+            media_id,
+            authenticated=asked.authenticated,
+            include_quarantined=asked.include_quarantined,
         )
 
     async def _thumbnail(
@@ -184,13 +189,13 @@ class MediaDelivery:
         file: OwnedContent,
         size: tuple[int, int],
         method: Method,
-        asked: Asked,
+        asked: MediaRequest,
         *,
         animated: bool,
     ) -> Response:
         content = file.content
         found = await self._thumbnails.get(
-            content, *size, method, file.whose, asked.asker, animated=animated
+            content, *size, method, file.owner, asked.requester, animated=animated
         )
         name = f"thumbnail.{found.type.partition('/')[2]}"
         headers = file_headers(found.type, name, public=not asked.authenticated)
@@ -199,17 +204,17 @@ class MediaDelivery:
         return Response(headers=headers, body=found.file)
 
     async def _content(
-        self, content: Content, headers: Mapping[str, str], asked: Asked
+        self, content: MediaContent, headers: Mapping[str, str], asked: MediaRequest
     ) -> Response:
         """Return a content or a redirect to it."""
         redirected = await self._redirect(content, headers) if asked.allow_redirect else None
         return redirected or await self._file(content, headers)
 
-    async def _redirect(self, content: Content, headers: Mapping[str, str]) -> Response | None:
+    async def _redirect(self, content: MediaContent, headers: Mapping[str, str]) -> Response | None:
         """Return a redirect to the object store if the content is there. It must not be cached,
         since the URL expires within minutes."""
-        with telling_of_the_store():
-            address = await self._contents.get_address(
+        with convert_store_errors():
+            address = await self._contents.get_url(
                 content.hash, headers["Content-Type"], headers["Content-Disposition"]
             )
         if address is None:
@@ -221,13 +226,15 @@ class MediaDelivery:
             307, {**other_headers, "Cache-Control": "no-store", "Location": address}, {}
         )
 
-    async def _file(self, content: Content, headers: Mapping[str, str]) -> Response:
-        with telling_of_the_store():
+    async def _file(self, content: MediaContent, headers: Mapping[str, str]) -> Response:
+        with convert_store_errors():
             opened = await self._contents.open(content.hash)
         if opened is None:
             raise NotFound("The content of this file is missing")
-        return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))
+        return Response(headers=headers, body=FileBody(opened, opened.size, content.hash.hex()))
 
 
-def _server_request(timeout_ms: int, server: ServerName) -> Asked:
-    return Asked("", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True, server=server)
+def _server_request(timeout_ms: int, server: ServerName) -> MediaRequest:
+    return MediaRequest(
+        "", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True, server=server
+    )

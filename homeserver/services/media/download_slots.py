@@ -24,17 +24,17 @@ from federation.peers.fair_semaphore import FairSemaphore
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
 
-QUICK_AT_ONCE: Final = 40
-QUICK_OF_ONE: Final = 4
-QUICK_FOR_ONE: Final = 20
-SLOW_AT_ONCE: Final = 160
-SLOW_OF_ONE: Final = 4
+MAX_FAST: Final = 40
+MAX_FAST_PER_SERVER: Final = 4
+MAX_FAST_PER_USER: Final = 20
+MAX_SLOW: Final = 160
+MAX_SLOW_PER_SERVER: Final = 4
 """Fewer than the connections to one server (`federation.http_client.agent`), as events need some
 too. Its fast downloads use these connections as well."""
 MAX_WAITING_PER_SERVER: Final = 200
-WAITING_FOR_ONE: Final = 200
-LOOK_SECONDS: Final = 5.0
-QUICK_BYTES: Final = 5 << 20
+MAX_WAITING_PER_USER: Final = 200
+CHECK_SECONDS: Final = 5.0
+MIN_FAST_BYTES: Final = 5 << 20
 """A download that received fewer since the last check is slow."""
 
 
@@ -45,33 +45,33 @@ class _Party(NamedTuple):
     name: str
 
 
-class Lanes:
+class DownloadSlots:
     """Manages all slots."""
 
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
-        self._slow: list[Place] = []
+        self._slow: list[DownloadSlot] = []
         self._slow_of: Counter[str] = Counter()
         self._quick: FairSemaphore[_Party] = FairSemaphore(
-            QUICK_AT_ONCE,
+            MAX_FAST,
             self._share,
             max_waiting_per_key=lambda party: (
-                MAX_WAITING_PER_SERVER if party.kind == "server" else WAITING_FOR_ONE
+                MAX_WAITING_PER_SERVER if party.kind == "server" else MAX_WAITING_PER_USER
             ),
             refusal=_refusal,
         )
 
-    async def enter(self, server: ServerName, whose: str) -> "Place":
+    async def acquire(self, server: ServerName, whose: str) -> "DownloadSlot":
         """Wait for a slot for a file of this server, requested by a user. Raises LimitExceeded."""
-        place = Place(self, server, whose)
+        place = DownloadSlot(self, server, whose)
         await self._quick.acquire(*place.parties)
         place.start()
         return place
 
-    def slow_down(self, place: "Place") -> bool:
+    def move_to_slow(self, place: "DownloadSlot") -> bool:
         """Move a slow download to a slow slot. False: there is none, and nobody waits for its fast
         slot."""
-        if len(self._slow) >= SLOW_AT_ONCE:
+        if len(self._slow) >= MAX_SLOW:
             if not self._is_wanted(place):
                 return False
             self._cancel_slowest()
@@ -80,7 +80,7 @@ class Lanes:
         self._quick.release(*place.parties)
         return True
 
-    def leave(self, place: "Place") -> None:
+    def release(self, place: "DownloadSlot") -> None:
         """Release the slot of a download."""
         if not place.is_slow:
             self._quick.release(*place.parties)
@@ -89,13 +89,13 @@ class Lanes:
 
     def _share(self, party: _Party) -> int:
         if party.kind == "user":
-            return QUICK_FOR_ONE
+            return MAX_FAST_PER_USER
         slow = self._slow_of[party.name]
-        if slow >= SLOW_OF_ONE:
+        if slow >= MAX_SLOW_PER_SERVER:
             return 0
-        return 1 if slow else QUICK_OF_ONE
+        return 1 if slow else MAX_FAST_PER_SERVER
 
-    def _is_wanted(self, place: "Place") -> bool:
+    def _is_wanted(self, place: "DownloadSlot") -> bool:
         """Whether a file of another server could start if this slot were free."""
 
         def has_share(party: _Party) -> bool:
@@ -108,11 +108,11 @@ class Lanes:
         )
 
     def _cancel_slowest(self) -> None:
-        slowest = min(self._slow, key=Place.speed)
+        slowest = min(self._slow, key=DownloadSlot.speed)
         self._remove(slowest)
-        slowest.end()
+        slowest.cancel()
 
-    def _remove(self, place: "Place") -> None:
+    def _remove(self, place: "DownloadSlot") -> None:
         """Remove a download from the slow ones."""
         self._slow.remove(place)
         self._slow_of -= Counter({place.server: 1})
@@ -129,14 +129,14 @@ def _refusal(party: _Party | None) -> LimitExceeded:
     )
 
 
-class Place:
+class DownloadSlot:
     """A slot for one download."""
 
-    def __init__(self, lanes: Lanes, server: ServerName, whose: str) -> None:
+    def __init__(self, lanes: DownloadSlots, server: ServerName, whose: str) -> None:
         self.server = server
         self.parties = (_Party("server", server), _Party("user", whose))
         self.is_slow = False
-        self.is_taken_away = False
+        self.is_cancelled = False
         self._lanes = lanes
         self._received: Callable[[], int] = lambda: 0
         self._give_up: Callable[[], None] = lambda: None
@@ -148,7 +148,7 @@ class Place:
         self._began = self._lanes.clock.seconds()
         self._check_later(0)
 
-    def begin(self, received: Callable[[], int], give_up: Callable[[], None]) -> None:
+    def connect(self, received: Callable[[], int], give_up: Callable[[], None]) -> None:
         """Connect the download. `received`: returns the number of bytes so far; `give_up` cancels
         it."""
         self._received = received
@@ -158,24 +158,24 @@ class Place:
         """Return the average speed in bytes per second."""
         return self._received() / max(1.0, self._lanes.clock.seconds() - self._began)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """End the download and release the slot."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._lanes.leave(self)
+        self._lanes.release(self)
 
-    def end(self) -> None:
+    def cancel(self) -> None:
         """Cancel the download, since others need the slot."""
-        self.is_taken_away = True
+        self.is_cancelled = True
         self._give_up()
 
     def _check_later(self, before: int) -> None:
-        self._timer = self._lanes.clock.callLater(LOOK_SECONDS, self._check, before)
+        self._timer = self._lanes.clock.callLater(CHECK_SECONDS, self._check, before)
 
     def _check(self, before: int) -> None:
         received = self._received()
         self._timer = None
-        self.is_slow = received - before < QUICK_BYTES and self._lanes.slow_down(self)
+        self.is_slow = received - before < MIN_FAST_BYTES and self._lanes.move_to_slow(self)
         if not self.is_slow:
             self._check_later(received)

@@ -12,12 +12,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.peers.fair_semaphore import FairSemaphore, Waits
+from federation.peers.fair_semaphore import FairSemaphore, WaitLimits
 from federation.protocol.errors import LimitExceeded, MatrixError
-from homeserver.services.media.repository import LONGEST_WAIT_MS
+from homeserver.services.media.repository import MAX_WAIT_MS
 from homeserver.services.media.thumbnails import SLOW_SECONDS, Thumbnails, ThumbnailSize
 from homeserver.services.scanning.gate import ScanGate
-from storage.media.media import Content
+from storage.media.media import MediaContent
 
 SPECIFIED_SIZES: Final = (
     ThumbnailSize(32, 32, "crop"),
@@ -30,7 +30,7 @@ MAX_WAITING: Final = 100
 MAX_WAITING_PER_USER: Final = 20
 
 
-class EarlyThumbnails:
+class EagerThumbnails:
     """Makes thumbnails of new uploads."""
 
     log = Logger()
@@ -41,26 +41,26 @@ class EarlyThumbnails:
         gate: ScanGate,
         clock: IReactorTime,
         sizes: Sequence[ThumbnailSize],
-        at_once: int,
+        max_concurrent: int,
         *,
         programs: bool,
     ) -> None:
-        """`at_once`: as for `thumbnails`. `programs`: also make thumbnails of videos and documents
+        """`max_concurrent`: as for `thumbnails`. `programs`: also make thumbnails of videos and documents
         with external programs."""
         self._thumbnails = thumbnails
         self._gate = gate
         self._sizes = sizes
         self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
         self._turns = FairSemaphore[str](
-            at_once,
-            max(1, at_once - 1),
+            max_concurrent,
+            max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
             max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _owner: LimitExceeded("Many pictures were uploaded"),
-            waits=Waits(clock, slow_after=SLOW_SECONDS),
+            waits=WaitLimits(clock, slow_after=SLOW_SECONDS),
         )
 
-    def begin(self, content: Content, whose: str) -> None:
+    def schedule(self, content: MediaContent, whose: str) -> None:
         """Schedule the thumbnails of a new file, if it can have any and the queue has room."""
         if content.type.lower().startswith(self._types):
             Deferred.fromCoroutine(self._make(content, whose)).addErrback(
@@ -69,10 +69,10 @@ class EarlyThumbnails:
                 )
             )
 
-    async def _make(self, content: Content, whose: str) -> None:
+    async def _make(self, content: MediaContent, whose: str) -> None:
         try:
             # a file is scanned before anything decodes it
-            await self._gate.check("local", content, LONGEST_WAIT_MS, whose)
+            await self._gate.check("local", content, MAX_WAIT_MS, whose)
             async with self._turns.hold(whose):
                 for size in self._sizes:
                     made = await self._thumbnails.get(content, *size, whose, whose, animated=False)

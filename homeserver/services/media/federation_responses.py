@@ -6,10 +6,10 @@ server-server-api#content-repository
 
 from typing import Final, get_args
 
-from federation.endpoints.media import MediaAnswers, ThumbnailQuery
+from federation.endpoints.media import MediaHandlers, ThumbnailQuery
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import ServerName
-from homeserver.http.responses import File, Response, Source
+from homeserver.http.responses import FileBody, FileSource, Response
 from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.thumbnails import Method
 
@@ -20,7 +20,7 @@ _BOUNDARY: Final = "elsewhere"
 class _WrappedSource:
     """A file source with a prefix and a suffix."""
 
-    def __init__(self, before: bytes, source: Source, size: int, after: bytes) -> None:
+    def __init__(self, before: bytes, source: FileSource, size: int, after: bytes) -> None:
         self.size = len(before) + size + len(after)
         self._before = before
         self._source = source
@@ -40,7 +40,7 @@ class _WrappedSource:
         self._source.close()
 
 
-def media_answers(delivery: MediaDelivery) -> MediaAnswers:
+def media_responses(delivery: MediaDelivery) -> MediaHandlers:
     """Return the responses for other servers, based on those for clients."""
 
     async def get_file(media_id: str, timeout_ms: int, server: ServerName) -> Response:
@@ -63,12 +63,12 @@ def media_answers(delivery: MediaDelivery) -> MediaAnswers:
             )
         )
 
-    return MediaAnswers(get_file, get_thumbnail)
+    return MediaHandlers(get_file, get_thumbnail)
 
 
 def _wrap(response: Response) -> Response:
     file = response.body
-    if not isinstance(file, File):
+    if not isinstance(file, FileBody):
         return _wrap_redirect(response.headers["Location"])
     boundary = file.etag.replace("_", "-")
     headers_sent = "".join(
@@ -80,7 +80,7 @@ def _wrap(response: Response) -> Response:
     ).encode()
     source = _WrappedSource(before, file.source, file.size, f"\r\n--{boundary}--\r\n".encode())
     headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
-    return Response(headers=headers, body=File(source, source.size, file.etag))
+    return Response(headers=headers, body=FileBody(source, source.size, file.etag))
 
 
 def _wrap_redirect(address: str) -> Response:

@@ -6,7 +6,7 @@ spec: client-server-api#content-repository
 import msgspec
 
 
-class Freeze(msgspec.Struct, frozen=True):
+class MediaFreeze(msgspec.Struct, frozen=True):
     """The start of the freeze."""
 
     is_on: bool
@@ -15,9 +15,9 @@ class Freeze(msgspec.Struct, frozen=True):
     """Files since this time (milliseconds since 1970) require one too, although the freeze was
     off."""
 
-    def hides(self, *, is_noted: bool, created_ts: int) -> bool:
+    def requires_token(self, *, arrived_in_freeze: bool, created_ts: int) -> bool:
         """Whether a file requires an access token. `is_noted`: it arrived while the freeze was
         on."""
         return self.is_on and (
-            is_noted or (self.since_ms is not None and created_ts >= self.since_ms)
+            arrived_in_freeze or (self.since_ms is not None and created_ts >= self.since_ms)
         )

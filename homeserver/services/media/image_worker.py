@@ -42,7 +42,7 @@ SMALL_BYTES: Final = 256 << 10
 HEAD_BYTES: Final = 64
 PROGRAM_SECONDS: Final = 12
 """CPU time of an external program."""
-LONGEST_PROGRAM_SECONDS: Final = 72
+MAX_PROGRAM_SECONDS: Final = 72
 """Wall-clock time of an external program; a timeout says nothing about the file, as the machine may
 be busy. It is shorter than a job's, so no program outlives this process."""
 FRAME_PIXELS: Final = 1280
@@ -188,7 +188,7 @@ def run(program: list[str]) -> bytes:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        timeout=LONGEST_PROGRAM_SECONDS,
+        timeout=MAX_PROGRAM_SECONDS,
         preexec_fn=limit,  # this process has one thread
         env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
         cwd="/",

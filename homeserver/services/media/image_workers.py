@@ -12,12 +12,12 @@ import msgspec
 from homeserver.services.subprocesses.worker_processes import (
     WorkerDied,
     WorkerProcesses,
-    processor_seconds,
+    get_cpu_seconds,
 )
 from storage.engine.executors import Executor
 
 WORKER: Final = Path(__file__).with_name("image_worker.py")
-SECONDS_A_JOB: Final = 20.0
+JOB_SECONDS: Final = 20.0
 """CPU time."""
 MAX_RESULT_BYTES: Final = 16 << 20
 """The same limit as in the worker, which imports nothing of the server."""
@@ -36,12 +36,12 @@ class ImageJob(msgspec.Struct, frozen=True):
     """Whether ffmpeg and pdftoppm may extract a picture from videos and documents."""
 
 
-Kind = Literal["made", "original", "too large", "no image", "no program", "unknown"]
+ImageResultKind = Literal["made", "original", "too large", "no image", "no program", "unknown"]
 """`no program`: the program for such files is missing or disabled. `unknown`: the worker died."""
 
 
 class _Head(msgspec.Struct, frozen=True):
-    kind: Kind
+    kind: ImageResultKind
     type: str = ""
     width: int = 0
     height: int = 0
@@ -50,7 +50,7 @@ class _Head(msgspec.Struct, frozen=True):
 class ImageResult(msgspec.Struct, frozen=True):
     """The result of a job: `data` for `made`; `type` for `made` and `original`."""
 
-    kind: Kind
+    kind: ImageResultKind
     type: str = ""
     data: bytes = b""
     original_size: tuple[int, int] = (0, 0)
@@ -61,15 +61,15 @@ class ImageWorkers:
     """Runs image jobs in worker processes."""
 
     def __init__(
-        self, executor: Executor, spent: Callable[[int], float] = processor_seconds
+        self, executor: Executor, cpu_time: Callable[[int], float] = get_cpu_seconds
     ) -> None:
         """`spent`: the CPU time of a process, by its pid."""
         self._processes = WorkerProcesses(
             executor,
             WORKER,
-            SECONDS_A_JOB,
+            JOB_SECONDS,
             max_result_bytes=MAX_RESULT_BYTES,
-            spent=spent,
+            spent=cpu_time,
         )
 
     async def run(self, job: ImageJob) -> ImageResult:

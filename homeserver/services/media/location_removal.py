@@ -18,26 +18,26 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.peers.fair_semaphore import FairSemaphore, Waits
+from federation.peers.fair_semaphore import FairSemaphore, WaitLimits
 from federation.protocol.errors import InvalidParam, LimitExceeded
 from homeserver.services.media.location_worker import PHOTO_BRANDS
 from homeserver.services.subprocesses.worker_processes import (
     WorkerDied,
     WorkerProcesses,
-    WorkerWasBusy,
-    processor_seconds,
+    WorkerStarved,
+    get_cpu_seconds,
 )
 from storage.engine.executors import Executor, run_in
 from storage.media.spool import DiskSpool
 
-SECONDS_A_FILE: Final = 10.0
+FILE_SECONDS: Final = 10.0
 """CPU time."""
 SLOW_SECONDS: Final = 2.0
 """A picture that takes longer is slow."""
-LONGEST_WAIT_SECONDS: Final = 30.0
+MAX_WAIT_SECONDS: Final = 30.0
 """The time limit for waiting in the queue; then the user is asked to try again."""
 MAX_WAITING: Final = 100
-MOST_WAITING_OF_ONE: Final = 20
+MAX_WAITING_PER_USER: Final = 20
 HEAD_BYTES: Final = 32
 _SUPPORTED: Final = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftyp", re.DOTALL)
 """The first bytes of files whose location is removed."""
@@ -68,7 +68,7 @@ class _Found(msgspec.Struct, frozen=True):
     patches: tuple[tuple[int, int], ...]
 
 
-class PhotoLocations:
+class LocationRemover:
     """Runs the worker processes."""
 
     log = Logger()
@@ -77,34 +77,34 @@ class PhotoLocations:
         self,
         executor: Executor,
         clock: IReactorTime,
-        at_once: int,
+        max_concurrent: int,
         now: Callable[[], float] = time.monotonic,
-        spent: Callable[[int], float] = processor_seconds,
+        cpu_time: Callable[[int], float] = get_cpu_seconds,
         *,
-        refuses_others: bool = False,
+        refuses_unsupported: bool = False,
     ) -> None:
-        """`at_once`: the number of concurrent workers, as many as the executor has threads.
+        """`max_concurrent`: the number of concurrent workers, as many as the executor has threads.
         `refuses_others`: refuse files that may contain a location which is not removed. `now`: a
         clock; `spent`: the CPU time of a process."""
-        self._refuses_others = refuses_others
+        self._refuses_others = refuses_unsupported
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
-        self._processes = WorkerProcesses(executor, script, SECONDS_A_FILE, now, spent=spent)
+        self._processes = WorkerProcesses(executor, script, FILE_SECONDS, now, spent=cpu_time)
         self._turns = FairSemaphore[str](
-            at_once,
-            max(1, at_once - 1),
+            max_concurrent,
+            max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
-            max_waiting_per_key=MOST_WAITING_OF_ONE,
+            max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _owner: LimitExceeded(
                 "Many pictures are being processed to remove their location:"
                 " upload this one again later",
                 retry_after_ms=5000,
             ),
-            waits=Waits(clock, slow_after=SLOW_SECONDS, longest=LONGEST_WAIT_SECONDS),
+            waits=WaitLimits(clock, slow_after=SLOW_SECONDS, longest=MAX_WAIT_SECONDS),
         )
 
     async def remove(self, body: BinaryIO, whose: str) -> None:
-        """Overwrite the location in a file, and seek to its start. `whose`: the uploader.
+        """Overwrite the location in a file, and seek to its start. `owner`: the uploader.
 
         Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
         `refuses_others`; `LimitExceeded`, OSError.
@@ -129,7 +129,7 @@ class PhotoLocations:
             line, data = await self._processes.run(
                 _Job("" if path is None else str(path), len(upload)), upload
             )
-        except WorkerWasBusy:
+        except WorkerStarved:
             self.log.warn("could not remove the location of a picture: the machine is too busy")
             raise LimitExceeded(
                 "The server is too busy to remove the location of this picture: upload it again"

@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Final, Literal
 
 MEMORY_BYTES: Final = 256 << 20
-MAX_NOTE_BYTES: Final = 16 << 20
+MAX_METADATA_BYTES: Final = 16 << 20
 """Longer metadata is unreadable."""
 MAX_BOXES: Final = 10_000
 MAX_PICTURES: Final = 64
@@ -89,26 +89,26 @@ _ELEMENT: Final = re.compile(
 
 Patch = tuple[int, bytes]
 """An offset, and the bytes to write there."""
-Order = Literal["little", "big"]
-Parts = dict[bytes, list[tuple[int, int, int]]]
+ByteOrder = Literal["little", "big"]
+XmpParts = dict[bytes, list[tuple[int, int, int]]]
 """Parts of XMP packets that span several segments, by ID: part number, offset in the file,
 length."""
 
 
-class Unreadable(Exception):
+class UnreadableMetadata(Exception):
     """The metadata cannot be parsed."""
 
 
-class Bytes:
+class MetadataBytes:
     """One or more extents of the file, read as one block of bytes. Changes become patches of the
     file."""
 
     def __init__(
         self, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]
     ) -> None:
-        """`extents`: offsets in the file, and lengths. Raises `Unreadable` if that is too much."""
-        if sum(max(0, size) for _, size in extents) > MAX_NOTE_BYTES:
-            raise Unreadable
+        """`extents`: offsets in the file, and lengths. Raises `UnreadableMetadata` if that is too much."""
+        if sum(max(0, size) for _, size in extents) > MAX_METADATA_BYTES:
+            raise UnreadableMetadata
         pieces = [(start, read_at(file, start, max(0, size))) for start, size in extents]
         self._extents = [(start, len(piece)) for start, piece in pieces]
         self._patches = patches
@@ -162,12 +162,12 @@ def patch_jpeg(file: BinaryIO, patches: list[Patch]) -> None:
         if at is None:
             return
         at = find(file, b"\xff\xd8\xff", patch_segments(file, at, patches))
-    raise Unreadable
+    raise UnreadableMetadata
 
 
 def patch_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
     """Patch the picture at an offset; return where its image data begins."""
-    long_xmp: Parts = {}
+    long_xmp: XmpParts = {}
     at += 2
     for _ in range(MAX_BOXES):
         head = read_at(file, at, 4)
@@ -183,23 +183,23 @@ def patch_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
             patch_segment(file, head[1], start, size, patches, long_xmp)
         at = start + size
     else:
-        raise Unreadable
+        raise UnreadableMetadata
     for parts in long_xmp.values():
-        clean_xmp(Bytes(file, [(start, size) for _, start, size in sorted(parts)], patches))
+        clean_xmp(MetadataBytes(file, [(start, size) for _, start, size in sorted(parts)], patches))
     return at
 
 
 def patch_segment(
-    file: BinaryIO, marker: int, start: int, size: int, patches: list[Patch], long_xmp: Parts
+    file: BinaryIO, marker: int, start: int, size: int, patches: list[Patch], long_xmp: XmpParts
 ) -> None:
     """Patch one segment."""
     head = read_at(file, start, min(size, 80))
     if marker == 0xED and head.startswith(PHOTOSHOP_HEAD):
-        clean_resources(Bytes(file, [(start, size)], patches), len(PHOTOSHOP_HEAD))
+        clean_resources(MetadataBytes(file, [(start, size)], patches), len(PHOTOSHOP_HEAD))
     elif head.startswith(EXIF_HEAD):
-        clean_exif(Bytes(file, [(start + 6, size - 6)], patches), 0)
+        clean_exif(MetadataBytes(file, [(start + 6, size - 6)], patches), 0)
     elif head.startswith(XMP_HEAD):
-        clean_xmp(Bytes(file, [(start + len(XMP_HEAD), size - len(XMP_HEAD))], patches))
+        clean_xmp(MetadataBytes(file, [(start + len(XMP_HEAD), size - len(XMP_HEAD))], patches))
     elif head.startswith(LONG_XMP_HEAD) and len(head) >= len(LONG_XMP_HEAD) + 40:
         at = len(LONG_XMP_HEAD)
         place = int.from_bytes(head[at + 36 : at + 40])
@@ -213,7 +213,7 @@ def patch_png(file: BinaryIO, patches: list[Patch]) -> None:
         size, kind = int.from_bytes(head[:4]), head[4:]
         if kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
             found: list[Patch] = []
-            chunk = Bytes(file, [(at + 4, size + 4)], found)
+            chunk = MetadataBytes(file, [(at + 4, size + 4)], found)
             patch_chunk(chunk, kind)
             patches += found
             if found and len(read_at(file, at + 8 + size, 4)) == 4:
@@ -221,7 +221,7 @@ def patch_png(file: BinaryIO, patches: list[Patch]) -> None:
         at += 12 + size
 
 
-def patch_chunk(chunk: Bytes, kind: bytes) -> None:
+def patch_chunk(chunk: MetadataBytes, kind: bytes) -> None:
     """Patch one metadata chunk: its type, then its content. Compressed content cannot be changed in
     place and is removed as a whole."""
     if kind == b"eXIf":
@@ -252,7 +252,7 @@ def unpack(data: bytes) -> bytes | None:
     """Decompress zlib data; None if it is broken or too long."""
     try:
         unpacking = zlib.decompressobj()
-        text = unpacking.decompress(data, MAX_NOTE_BYTES)
+        text = unpacking.decompress(data, MAX_METADATA_BYTES)
     except zlib.error:
         return None
     return text if unpacking.eof else None
@@ -269,7 +269,7 @@ def has_location(text: bytes | None, *, is_hex: bool) -> bool:
     if text is None:
         return True
     found: list[Patch] = []
-    note = Bytes(io.BytesIO(text), [(0, len(text))], found)
+    note = MetadataBytes(io.BytesIO(text), [(0, len(text))], found)
     if text.startswith(EXIF_HEAD):
         clean_exif(note, len(EXIF_HEAD))
     elif text[:4] in (b"II*\0", b"MM\0*"):
@@ -287,10 +287,10 @@ def patch_webp(file: BinaryIO, patches: list[Patch]) -> None:
     while len(head := read_at(file, at, 8)) == 8:
         kind, size = head[:4], int.from_bytes(head[4:], "little")
         if kind == b"EXIF":
-            note = Bytes(file, [(at + 8, size)], patches)
+            note = MetadataBytes(file, [(at + 8, size)], patches)
             clean_exif(note, len(EXIF_HEAD) if note.data.startswith(EXIF_HEAD) else 0)
         elif kind == b"XMP ":
-            clean_xmp(Bytes(file, [(at + 8, size)], patches))
+            clean_xmp(MetadataBytes(file, [(at + 8, size)], patches))
         at += 8 + size + size % 2
 
 
@@ -299,7 +299,7 @@ def patch_boxes(file: BinaryIO, patches: list[Patch]) -> None:
     end = file.seek(0, os.SEEK_END)
     for kind, start, size in boxes(lambda at, count: read_at(file, at, count), 0, end):
         if kind == b"meta":
-            meta = Bytes(file, [(start, size)], [])
+            meta = MetadataBytes(file, [(start, size)], [])
             patch_items(file, bytes(meta.data), start, end, patches)
 
 
@@ -318,7 +318,7 @@ def boxes(read: Callable[[int, int], bytes], at: int, end: int) -> Iterator[tupl
             return
         yield head[4:8], at + header, size - header
         at += size
-    raise Unreadable
+    raise UnreadableMetadata
 
 
 def patch_items(
@@ -338,7 +338,7 @@ def patch_items(
             continue
         first, most = (meta_at + idat_at, idat_size) if is_inside else (0, file_size)
         places = [(first + start, min(size or most, most - start)) for start, size in extents]
-        note = Bytes(file, places, patches)
+        note = MetadataBytes(file, places, patches)
         if notes[item] == b"Exif":
             clean_exif(note, 4 + int.from_bytes(note.data[:4]))
         else:
@@ -373,7 +373,7 @@ def item_extents(
     def number(length: int) -> int:
         read = fields.read(length)
         if len(read) < length:
-            raise Unreadable
+            raise UnreadableMetadata
         return int.from_bytes(read)
 
     version = number(4) >> 24
@@ -395,12 +395,12 @@ def item_extents(
             yield item, method == 1, extents
 
 
-def clean_exif(note: Bytes, base: int) -> None:
+def clean_exif(note: MetadataBytes, base: int) -> None:
     """Patch Exif: remove the GPS directory, and the entry that refers to it. `base`: the start of
     its offsets."""
     try:
         first = bytes(note.data[base : base + 2])
-        order: Order = {b"II": "little", b"MM": "big"}[first]  # type: ignore[assignment]
+        order: ByteOrder = {b"II": "little", b"MM": "big"}[first]  # type: ignore[assignment]
         pending = [number_at(note, base + 4, 4, order)]
         seen: set[int] = set()
         while pending:
@@ -408,14 +408,14 @@ def clean_exif(note: Bytes, base: int) -> None:
             if offset == 0 or offset in seen:
                 continue
             if len(seen) >= MAX_DIRECTORIES:
-                raise Unreadable
+                raise UnreadableMetadata
             seen.add(offset)
             pending += clean_directory(note, base, offset, order)
-    except (KeyError, Unreadable):
+    except (KeyError, UnreadableMetadata):
         note.blank(base, len(note.data), b"\0")
 
 
-def clean_directory(note: Bytes, base: int, offset: int, order: Order) -> list[int]:
+def clean_directory(note: MetadataBytes, base: int, offset: int, order: ByteOrder) -> list[int]:
     """Patch an Exif directory; return the offsets of the directories that it refers to."""
     at = base + offset
     count = entries_at(note, at, order)
@@ -446,7 +446,7 @@ def clean_directory(note: Bytes, base: int, offset: int, order: Order) -> list[i
     return following
 
 
-def wipe_directory(note: Bytes, base: int, offset: int, order: Order) -> None:
+def wipe_directory(note: MetadataBytes, base: int, offset: int, order: ByteOrder) -> None:
     """Overwrite a directory and the values that it refers to."""
     at = base + offset
     count = entries_at(note, at, order)
@@ -456,14 +456,14 @@ def wipe_directory(note: Bytes, base: int, offset: int, order: Order) -> None:
     note.blank(at, at + 2 + 12 * count + 4, b"\0")
 
 
-def entries_at(note: Bytes, at: int, order: Order) -> int:
+def entries_at(note: MetadataBytes, at: int, order: ByteOrder) -> int:
     """Return the number of entries of a directory that are within the metadata; 0 if it is
     outside."""
     room = (len(note.data) - at - 2) // 12
     return 0 if room <= 0 else min(number_at(note, at, 2, order), room)
 
 
-def value_of(note: Bytes, base: int, place: int, order: Order) -> tuple[int, int]:
+def value_of(note: MetadataBytes, base: int, place: int, order: ByteOrder) -> tuple[int, int]:
     """Return the offset and length of the value of an entry."""
     size = TYPE_SIZES.get(number_at(note, place + 2, 2, order), 1) * number_at(
         note, place + 4, 4, order
@@ -471,14 +471,14 @@ def value_of(note: Bytes, base: int, place: int, order: Order) -> tuple[int, int
     return (place + 8, size) if size <= 4 else (base + number_at(note, place + 8, 4, order), size)
 
 
-def number_at(note: Bytes, at: int, size: int, order: Order) -> int:
-    """Read a number. Raises `Unreadable` beyond the end."""
+def number_at(note: MetadataBytes, at: int, size: int, order: ByteOrder) -> int:
+    """Read a number. Raises `UnreadableMetadata` beyond the end."""
     if at + size > len(note.data):
-        raise Unreadable
+        raise UnreadableMetadata
     return int.from_bytes(note.data[at : at + size], order)
 
 
-def clean_xmp(note: Bytes, start: int = 0, end: int | None = None) -> None:
+def clean_xmp(note: MetadataBytes, start: int = 0, end: int | None = None) -> None:
     """Patch an XMP packet: replace elements and attributes with a location by spaces."""
     end = len(note.data) if end is None else min(end, len(note.data))
     packet = bytes(note.data[start:end])
@@ -501,7 +501,7 @@ def clean_xmp(note: Bytes, start: int = 0, end: int | None = None) -> None:
         note.blank(start, end)
 
 
-def clean_resources(note: Bytes, at: int) -> None:
+def clean_resources(note: MetadataBytes, at: int) -> None:
     """Patch Photoshop resources, which include IPTC."""
     while note.data.startswith(b"8BIM", at):
         is_iptc = note.data[at + 4 : at + 6] == b"\x04\x04"
@@ -513,7 +513,7 @@ def clean_resources(note: Bytes, at: int) -> None:
         at += 4 + size + size % 2
 
 
-def clean_iptc(note: Bytes, at: int, end: int) -> None:
+def clean_iptc(note: MetadataBytes, at: int, end: int) -> None:
     """Patch IPTC: replace names of towns, provinces and countries by spaces."""
     end = min(end, len(note.data))
     while at + 5 <= end and note.data[at] == 0x1C:

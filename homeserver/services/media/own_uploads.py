@@ -6,13 +6,13 @@ from typing import Final
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.removal import MediaRemoval
-from storage.media.content_uris import MediaAddress
-from storage.media.lists import MediaListStore, Order, Page
+from storage.media.content_uris import ContentURI
+from storage.media.lists import MediaListStore, MediaOrder, UploadPage
 from storage.media.media import MediaStore
-from storage.media.removal import Reason
+from storage.media.removal import RemovalReason
 from storage.media.scans import MediaScanStore, ScanRow
 
-MOST: Final = 1000
+MAX_PAGE: Final = 1000
 """The most files of one response."""
 
 
@@ -33,13 +33,13 @@ class OwnUploads:
         self._scans = scans
         self._removal = removal
 
-    async def get_page(self, user_id: UserID, start: int, limit: int) -> Page:
+    async def get_page(self, user_id: UserID, start: int, limit: int) -> UploadPage:
         """Return a page of a user's uploads, newest first, with their number and total size."""
         return await self._lists.get_uploads(
-            user_id, Order("created_ts", descending=True), start, limit
+            user_id, MediaOrder("created_ts", descending=True), start, limit
         )
 
-    async def get_scans(self, page: Page) -> Mapping[bytes, ScanRow]:
+    async def get_scans(self, page: UploadPage) -> Mapping[bytes, ScanRow]:
         """Return the scans of these files, by their hashes."""
         return await self._scans.get_scans(
             row.content.hash for row in page.rows if row.content is not None
@@ -51,7 +51,7 @@ class OwnUploads:
         row = (await self._store.get_media([media_id])).get(media_id)
         if row is None or row.user_id != user_id or row.content is None:
             raise NotFound("You have uploaded no such file")
-        address = MediaAddress(self._server_name, media_id)
-        if not await self._removal.do_delete([address], Reason.UPLOADER, user_id):
+        address = ContentURI(self._server_name, media_id)
+        if not await self._removal.do_delete([address], RemovalReason.UPLOADER, user_id):
             raise Forbidden("An administrator has quarantined or protected this file")
         return media_id

@@ -15,14 +15,14 @@ from storage.engine.transaction import Transaction
 from storage.media.media import MediaStore
 
 
-class Allowance(msgspec.Struct, frozen=True):
+class UploadQuota(msgspec.Struct, frozen=True):
     """A number of bytes per period."""
 
     period_ms: int
     size: int
 
 
-class Quotas:
+class UploadQuotas:
     """Refuses uploads that exceed a quota."""
 
     def __init__(
@@ -30,7 +30,7 @@ class Quotas:
         database: Database,
         store: MediaStore,
         *,
-        allowances: Sequence[Allowance],
+        quotas: Sequence[UploadQuota],
         total: int | None,
         by_type: Mapping[str, int],
         info_uri: str,
@@ -42,7 +42,7 @@ class Quotas:
         """
         self._database = database
         self._store = store
-        self._allowances = tuple(allowances)
+        self._allowances = tuple(quotas)
         self._total = total
         self._by_type = {type.lower(): size for type, size in by_type.items()}
         self._info_uri = info_uri

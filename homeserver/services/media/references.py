@@ -14,17 +14,22 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, UserID
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.media.content_uris import MediaAddress, find_addresses
+from storage.media.content_uris import ContentURI, find_content_uris
 from storage.media.media import MediaStore
-from storage.media.reference_follower import AT_ONCE, note_events, put_events, select_progress
+from storage.media.reference_follower import (
+    EVENTS_PER_WRITE,
+    put_events,
+    select_progress,
+    set_progress,
+)
 from storage.media.references import add_attachments, do_rechecks, select_batch
-from storage.media.removal import MOST_BEHIND
+from storage.media.removal import MAX_UNREAD_EVENTS
 
 FOLLOW_SECONDS: Final = 5.0
 RECHECK_MS: Final = 60_000
 """The interval at which the job reads without an announcement: backfilled events are not
 announced."""
-PROGRESS_EVERY: Final = MOST_BEHIND // 2
+PROGRESS_EVERY: Final = MAX_UNREAD_EVENTS // 2
 """The number of events without files after which progress is stored."""
 MAX_ATTACHED: Final = 20
 """The most files that a client may attach to an event (MSC3911)."""
@@ -46,7 +51,7 @@ class MediaReferences:
         self._scanned = 0
         """No event up to this one refers to a file that is not recorded."""
 
-    async def do_follow(self, limit: int) -> int:
+    async def do_track(self, limit: int) -> int:
         """Process up to `limit` new or changed events; return their number. Needs no query while
         nothing is written."""
         position, now = self._database.streams.current(), self._now_ms()
@@ -55,7 +60,7 @@ class MediaReferences:
         self._checked_ms = now
         done = 0
         while done < limit:
-            count = await self._step(min(AT_ONCE, limit - done))
+            count = await self._step(min(EVENTS_PER_WRITE, limit - done))
             if count == 0:
                 self._done_position = position
                 break
@@ -66,10 +71,10 @@ class MediaReferences:
         progress = await self._database.read_quickly("read_media_progress", select_progress)
         after = max(progress.upto, self._scanned)
         batch = await self._database.read("read_new_media", select_batch, after, limit)
-        if batch.mentions:
+        if batch.references:
             await self._database.write("follow_media", put_events, after, batch.upto)
         elif batch.upto - progress.upto >= PROGRESS_EVERY:
-            await self._database.write("note_followed_media", note_events, batch.upto)
+            await self._database.write("note_followed_media", set_progress, batch.upto)
         self._scanned = batch.upto
         if batch.count:
             return batch.count
@@ -80,7 +85,7 @@ class MediaReferences:
 
     async def check_attachments(
         self, user_id: UserID, texts: Collection[str]
-    ) -> frozenset[MediaAddress]:
+    ) -> frozenset[ContentURI]:
         """Return the content URIs of the files that a client attaches to an event. Raises
         InvalidParam.
 
@@ -90,9 +95,9 @@ class MediaReferences:
             return frozenset()
         if len(texts) > MAX_ATTACHED:
             raise InvalidParam(f"At most {MAX_ATTACHED} files can be attached to an event")
-        found: set[MediaAddress] = set()
+        found: set[ContentURI] = set()
         for text in texts:
-            addresses = find_addresses(text.encode())
+            addresses = find_content_uris(text.encode())
             if [f"mxc://{each.origin}/{each.media_id}" for each in addresses] != [text]:
                 raise InvalidParam(f"attach_media must be an mxc:// address, not {text!r:.100}")
             found |= addresses
@@ -103,6 +108,6 @@ class MediaReferences:
             raise InvalidParam("attach_media must name files that you have uploaded")
         return frozenset(found)
 
-    async def do_attach(self, event_id: EventID, addresses: Collection[MediaAddress]) -> None:
+    async def do_attach(self, event_id: EventID, addresses: Collection[ContentURI]) -> None:
         """Attach files to an event: when the event loses its content, they lose their reference."""
         await self._database.write("attach_media", add_attachments, event_id, addresses)

@@ -11,30 +11,30 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, InvalidParam, MediaHarmful, NotFound
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
 from homeserver.api.limits import Limit
-from homeserver.api.storage_errors import telling_of_the_store
+from homeserver.api.storage_errors import convert_store_errors
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.media.freeze import Freeze
+from homeserver.services.media.freeze import MediaFreeze
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
-from homeserver.services.media.remote_downloads import Fetching
+from homeserver.services.media.remote_downloads import RemoteDownloads
 from homeserver.services.media.repository import (
-    ACCESS_GRAIN_MS,
-    LONGEST_WAIT_MS,
+    ACCESS_PRECISION_MS,
+    MAX_WAIT_MS,
     MEDIA_ID,
     OwnedContent,
 )
 from homeserver.services.media.sniffing import settle_type
 from homeserver.services.scanning.gate import ScanGate
 from storage.engine.transaction import WriteTransaction
-from storage.media.content_uris import MediaAddress
-from storage.media.contents import Contents
-from storage.media.media import Content
+from storage.media.content_uris import ContentURI
+from storage.media.contents import MediaContents
+from storage.media.media import MediaContent
 from storage.media.quarantine import SCANNER, QuarantineStore
 from storage.media.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.media.spool import Spool
@@ -49,17 +49,17 @@ class RemoteCopies:
     def __init__(
         self,
         store: RemoteMediaStore,
-        contents: Contents,
+        contents: MediaContents,
         quarantine: QuarantineStore,
         gate: ScanGate,
-        fetching: Fetching,
-        policy: Policy,
+        downloads: RemoteDownloads,
+        policy: FederationPolicy,
         limiter: RateLimiter,
         clock: IReactorTime,
         *,
         rate: Rate,
-        refused: Collection[str],
-        freeze: Freeze,
+        refused_servers: Collection[str],
+        freeze: MediaFreeze,
     ) -> None:
         """`rate`: bytes, per requesting address. `refused`: servers whose files are not served.
 
@@ -69,12 +69,12 @@ class RemoteCopies:
         self._contents = contents
         self._quarantine = quarantine
         self._gate = gate
-        self._fetching = fetching
+        self._fetching = downloads
         self._policy = policy
         self._limiter = limiter
         self._clock = clock
         self._rate = rate
-        self._refused = frozenset(server.lower() for server in refused)
+        self._refused = frozenset(server.lower() for server in refused_servers)
         self._freeze = freeze
 
     async def get_content(
@@ -87,13 +87,13 @@ class RemoteCopies:
         allow_remote: bool,
         client_ip: str,
         user_id: str,
-        held_too: bool = False,
+        include_quarantined: bool = False,
     ) -> OwnedContent:
-        """Return a file and its owner, when there is a copy. Raises what `Fetching.fetch` and
+        """Return a file and its owner, when there is a copy. Raises what `RemoteDownloads.fetch` and
         `ScanGate.check` do, and InvalidParam.
 
         `authenticated`: whether the request has an access token; `user_id`: its user, if any.
-        `allow_remote`: whether the file may be fetched. `held_too`: also if it is quarantined.
+        `allow_remote`: whether the file may be fetched. `include_quarantined`: also if it is quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
@@ -110,22 +110,22 @@ class RemoteCopies:
                 raise NotFound("Files of other servers require an access token")
             address = address_key(client_ip)
             row = await self._fetch(
-                server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address, user_id or address
+                server, media_id, min(timeout_ms, MAX_WAIT_MS), address, user_id or address
             )
-        row = self._check(row, authenticated=authenticated, held_too=held_too)
-        if not held_too:
+        row = self._check(row, authenticated=authenticated, held_too=include_quarantined)
+        if not include_quarantined:
             await self._gate.check("remote", row.content, timeout_ms, server)
         self._record_access(row)
         return OwnedContent(row.content, server)
 
     async def check_visible(
-        self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+        self, server: ServerName, media_id: str, *, authenticated: bool, include_quarantined: bool
     ) -> None:
         """Check that a copy may still be served. Raises NotFound, MediaHarmful."""
         self._check(
             await self._store.get_copy(server, media_id),
             authenticated=authenticated,
-            held_too=held_too,
+            held_too=include_quarantined,
         )
 
     def _check(
@@ -133,8 +133,8 @@ class RemoteCopies:
     ) -> RemoteMediaRow:
         if row is None:
             raise NotFound("There is no such file")
-        if not authenticated and self._freeze.hides(
-            is_noted=row.authenticated, created_ts=row.created_ts
+        if not authenticated and self._freeze.requires_token(
+            arrived_in_freeze=row.authenticated, created_ts=row.created_ts
         ):
             raise NotFound("There is no such file that needs no access token")
         if row.quarantined and not held_too:
@@ -146,7 +146,7 @@ class RemoteCopies:
     async def _fetch(
         self, server: ServerName, media_id: str, timeout_ms: int, address: str, whose: str
     ) -> RemoteMediaRow | None:
-        self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
+        self._limiter.check_without_counting(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
         async def keep(headers: FileHeaders, body: Spool) -> None:
             await self._store_copy(server, media_id, headers, body)
@@ -164,19 +164,19 @@ class RemoteCopies:
 
         def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
             now = self._now_ms()
-            content = Content(hash, size, type, _name(headers.disposition))
+            content = MediaContent(hash, size, type, _name(headers.disposition))
             row = RemoteMediaRow(server, media_id, content, now, now, self._freeze.is_on)
             if not self._store.add_copy(txn, row):
                 raise _AlreadyCopied
-            self._gate.note(txn, "remote", hash, size)
-            self._quarantine.hold_known_copy(txn, MediaAddress(server, media_id), hash)
+            self._gate.record_file(txn, "remote", hash, size)
+            self._quarantine.quarantine_known_copy(txn, ContentURI(server, media_id), hash)
 
-        with suppress(_AlreadyCopied), telling_of_the_store():
+        with suppress(_AlreadyCopied), convert_store_errors():
             await self._contents.add(body, write)
 
     def _record_access(self, row: RemoteMediaRow) -> None:
         now = self._now_ms()
-        if now - row.last_access_ts >= ACCESS_GRAIN_MS:
+        if now - row.last_access_ts >= ACCESS_PRECISION_MS:
             Deferred.fromCoroutine(
                 self._store.set_accessed(row.origin, row.media_id, now)
             ).addErrback(

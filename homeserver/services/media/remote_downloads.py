@@ -26,9 +26,9 @@ from federation.protocol.errors import (
     RemoteError,
 )
 from federation.protocol.ids import ServerName
-from federation.remote.media import FileHeaders, RemoteFileTooLarge, RemoteMedia
-from homeserver.api.storage_errors import telling_of_the_store
-from homeserver.services.media.download_slots import Lanes, Place
+from federation.remote.media import FileHeaders, MediaClient, RemoteFileTooLarge
+from homeserver.api.storage_errors import convert_store_errors
+from homeserver.services.media.download_slots import DownloadSlot, DownloadSlots
 from storage.cache import LRU
 from storage.media.spool import Spool
 
@@ -44,8 +44,8 @@ SERVER_FAILED_SECONDS: Final = 20.0
 """The time until it is tried again."""
 MAX_FAILURES: Final = 10_000
 
-Key = tuple[ServerName, str]
-Keep = Callable[[FileHeaders, Spool], Awaitable[None]]
+RemoteFileKey = tuple[ServerName, str]
+StoreFile = Callable[[FileHeaders, Spool], Awaitable[None]]
 """Stores a received file; when it returns the file is on disk."""
 
 
@@ -58,7 +58,7 @@ class _ArrivingFile:
         self.file = file
         self._on_begin = on_begin
 
-    def begin(self) -> None:
+    def start(self) -> None:
         self.has_begun = True
         self.file.seek(0)
         self.file.truncate()
@@ -69,12 +69,12 @@ class _ArrivingFile:
         self.file.write(data)
 
 
-class Fetching:
+class RemoteDownloads:
     """Downloads files of at most `max_bytes`."""
 
     def __init__(
         self,
-        remote: RemoteMedia,
+        remote: MediaClient,
         clock: IReactorTime,
         spool: Callable[[int], Spool],
         max_bytes: int,
@@ -83,17 +83,17 @@ class Fetching:
         self._clock = clock
         self._spool = spool
         self._max_bytes = max_bytes
-        self._lanes = Lanes(clock)
-        self._work: SharedWork[Key, None] = SharedWork()
-        self._arriving: set[Key] = set()
+        self._lanes = DownloadSlots(clock)
+        self._work: SharedWork[RemoteFileKey, None] = SharedWork()
+        self._arriving: set[RemoteFileKey] = set()
         self._failed: LRU[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = (
             LRU(max_entries=MAX_FAILURES)
         )
 
     async def fetch(
-        self, server: ServerName, media_id: str, timeout_ms: int, keep: Keep, whose: str
+        self, server: ServerName, media_id: str, timeout_ms: int, keep: StoreFile, whose: str
     ) -> None:
-        """Download a file and pass it to `keep`, or wait for a download that is running. `whose`:
+        """Download a file and pass it to `keep`, or wait for a download that is running. `owner`:
         the requester.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
@@ -124,19 +124,23 @@ class Fetching:
             if timer.active():
                 timer.cancel()
 
-    async def _fetch(self, key: Key, timeout_ms: int, keep: Keep, whose: str) -> None:
+    async def _fetch(
+        self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, whose: str
+    ) -> None:
         server = key[0]
         try:
-            place = await self._lanes.enter(server, whose)
+            place = await self._lanes.acquire(server, whose)
             try:
                 self._refuse_failed(key)
                 await self._receive(key, timeout_ms, keep, place)
             finally:
-                place.leave()
+                place.release()
         finally:
             self._arriving.discard(key)
 
-    async def _receive(self, key: Key, timeout_ms: int, keep: Keep, place: Place) -> None:
+    async def _receive(
+        self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, place: DownloadSlot
+    ) -> None:
         server, media_id = key
         arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._arriving.add(key))
         seconds = timeout_ms / 1000 + CHECK_SECONDS + self._max_bytes / BYTES_PER_SECOND
@@ -150,15 +154,15 @@ class Fetching:
                 max_bytes=self._max_bytes,
             )
         )
-        place.begin(lambda: arriving.received, task.cancel)
+        place.connect(lambda: arriving.received, task.cancel)
         watch = _Watch(self._clock, arriving, task, timeout_ms / 1000)
         try:
             try:
-                with telling_of_the_store():
+                with convert_store_errors():
                     headers = await task
             except CancelledError as error:
                 # the slot was needed: nothing is known about the file, so it may be retried at once
-                if place.is_taken_away:
+                if place.is_cancelled:
                     raise NotYetUploaded(
                         "The other server has not sent the file yet, and other requests wait"
                     ) from error
@@ -183,7 +187,7 @@ class Fetching:
         finally:
             arriving.file.close()
 
-    def _client_error(self, key: Key, error: RefusedByRemote) -> MatrixError:
+    def _client_error(self, key: RemoteFileKey, error: RefusedByRemote) -> MatrixError:
         """Return the error for a client when the other server refuses."""
         if error.errcode == "M_NOT_YET_UPLOADED":
             return NotYetUploaded()
@@ -197,7 +201,7 @@ class Fetching:
             )
         return self._cache_failure(key, OtherServerFailed(f"{key[0]} does not send the file now"))
 
-    def _refuse_failed(self, key: Key) -> None:
+    def _refuse_failed(self, key: RemoteFileKey) -> None:
         """Raise the cached error of a recent failure."""
         for each in (key, (key[0], None)):
             failed = self._failed.peek(each)

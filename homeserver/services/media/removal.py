@@ -15,17 +15,24 @@ from twisted.internet.task import deferLater
 
 from federation.protocol.errors import LimitExceeded
 from storage.engine.transaction import WriteTransaction
-from storage.media.content_uris import MediaAddress
-from storage.media.contents import Contents
-from storage.media.removal import NOTHING, Deletion, MediaRemovalStore, Reason, Removable, Removed
+from storage.media.content_uris import ContentURI
+from storage.media.contents import MediaContents
+from storage.media.removal import (
+    NOTHING,
+    Deletion,
+    MediaRemovalStore,
+    RemovableFile,
+    RemovalReason,
+    RemovedFiles,
+)
 
 BATCH: Final = 100
 """The files that are deleted at a time, while uploads wait."""
 TRIES: Final = 40
 TRY_SECONDS: Final = 0.25
 
-Find = Callable[[int], Awaitable[Sequence[Removable]]]
-Remove = Callable[[WriteTransaction, Sequence[Removable]], Removed]
+FindFiles = Callable[[int], Awaitable[Sequence[RemovableFile]]]
+RemoveFiles = Callable[[WriteTransaction, Sequence[RemovableFile]], RemovedFiles]
 
 
 class MediaRemoval:
@@ -34,7 +41,7 @@ class MediaRemoval:
     def __init__(
         self,
         store: MediaRemovalStore,
-        contents: Contents,
+        contents: MediaContents,
         clock: IReactorTime,
         *,
         grace_ms: int,
@@ -65,27 +72,27 @@ class MediaRemoval:
         """Delete at most `limit` files without references; return their number."""
         now = self._now_ms()
         before = now - self._grace_ms
-        await self._store.forget_unkept(before, limit)
+        await self._store.remove_missing(before, limit)
 
-        async def find(count: int) -> Sequence[Removable]:
+        async def find(count: int) -> Sequence[RemovableFile]:
             return await self._store.get_unreferenced(before, count)
 
-        def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
+        def remove(txn: WriteTransaction, found: Sequence[RemovableFile]) -> RemovedFiles:
             return self._store.remove_unreferenced(txn, found, before, now)
 
         return await self._remove_all(find, remove, limit)
 
-    async def do_remove_unread_own(self, limit: int) -> int:
+    async def do_remove_unused_uploads(self, limit: int) -> int:
         """Delete at most `limit` files of this server's users that are unused for long; return
         their number."""
         return await self._remove_unread(self._local_lifetime_ms, limit, own=True)
 
-    async def do_remove_unread_copies(self, limit: int) -> int:
+    async def do_remove_unused_copies(self, limit: int) -> int:
         """Delete at most `limit` copies of other servers' files that are unused for long; return
         their number."""
         return await self._remove_unread(self._remote_lifetime_ms, limit, own=False)
 
-    async def do_remove_old_own(self, limit: int) -> int:
+    async def do_remove_old_uploads(self, limit: int) -> int:
         """Delete at most `limit` files of this server's users that were uploaded long ago; return
         their number."""
         return await self._remove_old(self._local_age_ms, limit, own=True)
@@ -95,7 +102,7 @@ class MediaRemoval:
         their number."""
         return await self._remove_old(self._remote_age_ms, limit, own=False)
 
-    async def do_forget_deletions(self, limit: int) -> int:
+    async def do_delete_records(self, limit: int) -> int:
         """Delete at most `limit` old records of deletions; return their number."""
         return await self._store.remove_deletions(self._now_ms() - self._record_ms, limit)
 
@@ -103,34 +110,34 @@ class MediaRemoval:
 
     async def do_delete(
         self,
-        addresses: Iterable[MediaAddress],
-        reason: Reason,
+        addresses: Iterable[ContentURI],
+        reason: RemovalReason,
         by: str,
         *,
-        held_too: bool = False,
+        include_quarantined: bool = False,
         unread_since: int | None = None,
-    ) -> Sequence[MediaAddress]:
+    ) -> Sequence[ContentURI]:
         """Delete these files; return those that existed and were allowed to go. Raises
         LimitExceeded if some are left.
 
-        `held_too`: also those that are quarantined or protected. `unread_since`: only those without
+        `include_quarantined`: also those that are quarantined or protected. `unread_since`: only those without
         access since then.
         """
-        requested, deleted = list(addresses), list[MediaAddress]()
+        requested, deleted = list(addresses), list[ContentURI]()
         for start in range(0, len(requested), BATCH):
             found = await self._store.get_files(requested[start : start + BATCH])
-            deleted += await self._delete(found, reason, by, held_too, unread_since)
+            deleted += await self._delete(found, reason, by, include_quarantined, unread_since)
         return deleted
 
     async def _delete(
         self,
-        found: Sequence[Removable],
-        reason: Reason,
+        found: Sequence[RemovableFile],
+        reason: RemovalReason,
         by: str,
         held_too: bool,
         unread_since: int | None,
-    ) -> Sequence[MediaAddress]:
-        def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
+    ) -> Sequence[ContentURI]:
+        def remove(txn: WriteTransaction, found: Sequence[RemovableFile]) -> RemovedFiles:
             files = [each.address for each in found]
             return self._store.remove(
                 txn,
@@ -138,7 +145,7 @@ class MediaRemoval:
                 reason,
                 self._now_ms(),
                 by=by,
-                held_too=held_too,
+                include_quarantined=held_too,
                 unread_since=unread_since,
             )
 
@@ -162,12 +169,12 @@ class MediaRemoval:
         now = self._now_ms()
         before = now - lifetime_ms
 
-        async def find(count: int) -> Sequence[Removable]:
+        async def find(count: int) -> Sequence[RemovableFile]:
             return await self._store.get_unread(before, count, own=own)
 
-        def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
+        def remove(txn: WriteTransaction, found: Sequence[RemovableFile]) -> RemovedFiles:
             files = [each.address for each in found]
-            return self._store.remove(txn, files, Reason.UNREAD, now, unread_since=before)
+            return self._store.remove(txn, files, RemovalReason.UNREAD, now, unread_since=before)
 
         return await self._remove_all(find, remove, limit)
 
@@ -176,15 +183,15 @@ class MediaRemoval:
             return 0
         now = self._now_ms()
 
-        async def find(count: int) -> Sequence[Removable]:
+        async def find(count: int) -> Sequence[RemovableFile]:
             return await self._store.get_old(now - age_ms, count, own=own)
 
-        def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
-            return self._store.remove(txn, [each.address for each in found], Reason.AGE, now)
+        def remove(txn: WriteTransaction, found: Sequence[RemovableFile]) -> RemovedFiles:
+            return self._store.remove(txn, [each.address for each in found], RemovalReason.AGE, now)
 
         return await self._remove_all(find, remove, limit)
 
-    async def _remove_all(self, find: Find, remove: Remove, limit: int) -> int:
+    async def _remove_all(self, find: FindFiles, remove: RemoveFiles, limit: int) -> int:
         """Delete what `find` returns, in batches, at most `limit`."""
         count = 0
         while count < limit:
@@ -195,7 +202,9 @@ class MediaRemoval:
             count += len(removed.addresses)
         return count
 
-    async def _remove(self, found: Sequence[Removable], remove: Remove) -> Removed | None:
+    async def _remove(
+        self, found: Sequence[RemovableFile], remove: RemoveFiles
+    ) -> RemovedFiles | None:
         """Delete files; None if nothing was done because of concurrent uploads."""
         removed = NOTHING
         if not found:

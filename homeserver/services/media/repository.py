@@ -23,30 +23,30 @@ from federation.protocol.errors import (
     NotYetUploaded,
 )
 from federation.protocol.ids import ServerName, UserID
-from homeserver.api.storage_errors import telling_of_the_store
-from homeserver.services.media.freeze import Freeze
+from homeserver.api.storage_errors import convert_store_errors
+from homeserver.services.media.freeze import MediaFreeze
 from homeserver.services.media.headers import parse_name, parse_type
-from homeserver.services.media.location_removal import PhotoLocations
-from homeserver.services.media.quotas import Quotas
+from homeserver.services.media.location_removal import LocationRemover
+from homeserver.services.media.quotas import UploadQuotas
 from homeserver.services.media.sniffing import settle_type
 from homeserver.services.scanning.gate import ScanGate
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.media.contents import Contents
-from storage.media.media import Content, MediaRow, MediaStore
+from storage.media.contents import MediaContents
+from storage.media.media import MediaContent, MediaRow, MediaStore
 from storage.media.quarantine import SCANNER, QuarantineStore
 from storage.media.rescans import FileKind
 
-ACCESS_GRAIN_MS: Final = 3600 * 1000
+ACCESS_PRECISION_MS: Final = 3600 * 1000
 """The precision of the last access: not every read may cost a write."""
-LONGEST_WAIT_MS: Final = 60_000
+MAX_WAIT_MS: Final = 60_000
 RECHECK_SECONDS: Final = 1.0
 """The interval at which a pending file is looked up, as it may be uploaded through another node."""
 MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
-class Upload(msgspec.Struct, frozen=True):
+class MediaUpload(msgspec.Struct, frozen=True):
     """An uploaded file, and what the client says about it."""
 
     body: BinaryIO
@@ -58,8 +58,8 @@ class Upload(msgspec.Struct, frozen=True):
 class OwnedContent(msgspec.Struct, frozen=True):
     """A file that may be served."""
 
-    content: Content
-    whose: str
+    content: MediaContent
+    owner: str
     """The user or server that owns the file; empty for the picture of a URL preview."""
 
 
@@ -75,18 +75,18 @@ class MediaRepository:
         clock: IReactorTime,
         database: Database,
         store: MediaStore,
-        contents: Contents,
+        contents: MediaContents,
         quarantine: QuarantineStore,
         gate: ScanGate,
-        quotas: Quotas,
-        texts: SecretText,
-        locations: PhotoLocations | None,
-        on_kept: Callable[[Content, UserID], None] | None,
+        quotas: UploadQuotas,
+        secret_text: SecretGenerator,
+        location_remover: LocationRemover | None,
+        on_stored: Callable[[MediaContent, UserID], None] | None,
         *,
         max_upload_size: int,
         max_pending: int,
         reservation_ms: int,
-        freeze: Freeze,
+        freeze: MediaFreeze,
     ) -> None:
         """`locations`: removes locations from photos; None: they stay. `on_kept` is called with
         each new file that is not known to be harmful. `freeze`: which files require an access
@@ -100,9 +100,9 @@ class MediaRepository:
         self._quarantine = quarantine
         self._gate = gate
         self._quotas = quotas
-        self._texts = texts
-        self._locations = locations
-        self._on_kept = on_kept
+        self._texts = secret_text
+        self._locations = location_remover
+        self._on_kept = on_stored
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
         self._freeze = freeze
@@ -110,13 +110,13 @@ class MediaRepository:
 
     # Uploading.
 
-    async def do_upload(self, user_id: UserID, upload: Upload) -> str:
-        """Store a file; return its content URI. Raises `InvalidParam`, what `Quotas.check_upload`
+    async def do_upload(self, user_id: UserID, upload: MediaUpload) -> str:
+        """Store a file; return its content URI. Raises `InvalidParam`, what `UploadQuotas.check_upload`
         does, and `MediaHarmful`."""
         name = parse_name(upload.name)
         media_id = self._texts.media_id()
 
-        def write(txn: WriteTransaction, content: Content) -> None:
+        def write(txn: WriteTransaction, content: MediaContent) -> None:
             now = self._now_ms()
             self._store.add_media(
                 txn, MediaRow(media_id, user_id, content, now, None, now, self._freeze.is_on)
@@ -126,7 +126,7 @@ class MediaRepository:
         await self._finish(content, user_id)
         return self._address(media_id)
 
-    async def do_create(self, user_id: UserID) -> tuple[str, int]:
+    async def do_reserve(self, user_id: UserID) -> tuple[str, int]:
         """Reserve a content URI; return it with its expiry (milliseconds since 1970). Raises
         `LimitExceeded`."""
         media_id = self._texts.media_id()
@@ -147,8 +147,8 @@ class MediaRepository:
         await self._database.write("create_media", write)
         return self._address(media_id), expires
 
-    async def do_fill(
-        self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload
+    async def do_upload_reserved(
+        self, user_id: UserID, server_name: ServerName, media_id: str, upload: MediaUpload
     ) -> None:
         """Upload to a reserved content URI. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`,
         and what `do_upload` does."""
@@ -161,7 +161,7 @@ class MediaRepository:
         if row.content is not None:
             raise CannotOverwriteMedia
 
-        def write(txn: WriteTransaction, content: Content) -> None:
+        def write(txn: WriteTransaction, content: MediaContent) -> None:
             now, authenticated = self._now_ms(), self._freeze.is_on
             if not self._store.set_content(
                 txn, media_id, content, now, authenticated=authenticated
@@ -173,32 +173,32 @@ class MediaRepository:
             waiter.callback(None)
         await self._finish(kept, user_id)
 
-    async def _finish(self, content: Content, user_id: UserID) -> None:
-        await self._gate.check_kept("local", content, user_id)
+    async def _finish(self, content: MediaContent, user_id: UserID) -> None:
+        await self._gate.scan_stored("local", content, user_id)
         if self._on_kept is not None:
             self._on_kept(content, user_id)
 
     async def _store_file(
         self,
         user_id: UserID,
-        upload: Upload,
+        upload: MediaUpload,
         name: str | None,
-        write: Callable[[WriteTransaction, Content], None],
-    ) -> Content:
+        write: Callable[[WriteTransaction, MediaContent], None],
+    ) -> MediaContent:
         self._gate.check_size("local", upload.size)
         claimed_type = parse_type(upload.claimed_type)
         await self._quotas.check_upload(user_id, claimed_type, upload.size, self._now_ms())
-        with telling_of_the_store():
+        with convert_store_errors():
             if self._locations is not None:
                 await self._locations.remove(upload.body, user_id)
             type = settle_type(claimed_type, upload.body)
 
-            def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
+            def keep(txn: WriteTransaction, digest: bytes, size: int) -> MediaContent:
                 self._quotas.check_in(txn, user_id, size, self._now_ms())
-                content = Content(digest, size, type, name)
+                content = MediaContent(digest, size, type, name)
                 write(txn, content)
-                self._gate.note(txn, "local", digest, size)
-                self._quarantine.hold_known(txn, digest)
+                self._gate.record_file(txn, "local", digest, size)
+                self._quarantine.quarantine_known(txn, digest)
                 return content
 
             return await self._contents.add(upload.body, keep)
@@ -212,29 +212,29 @@ class MediaRepository:
         timeout_ms: int,
         *,
         authenticated: bool,
-        held_too: bool = False,
+        include_quarantined: bool = False,
     ) -> OwnedContent:
         """Return a file and its owner, after waiting for its upload and for its scan, each at most
         this time. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check`
         does.
 
-        `authenticated`: whether the request has an access token. `held_too`: also if it is
+        `authenticated`: whether the request has an access token. `include_quarantined`: also if it is
         quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
         row = await self._visible_row(
-            server_name, media_id, authenticated=authenticated, held_too=held_too
+            server_name, media_id, authenticated=authenticated, held_too=include_quarantined
         )
-        end = self._clock.seconds() + min(timeout_ms, LONGEST_WAIT_MS) / 1000
+        end = self._clock.seconds() + min(timeout_ms, MAX_WAIT_MS) / 1000
         while row.content is None and (left := end - self._clock.seconds()) > 0:
             await self._wait(media_id, min(left, RECHECK_SECONDS))
             row = await self._visible_row(
-                server_name, media_id, authenticated=authenticated, held_too=held_too
+                server_name, media_id, authenticated=authenticated, held_too=include_quarantined
             )
         if row.content is None:
             raise NotYetUploaded
-        if not held_too:
+        if not include_quarantined:
             kind: FileKind = "local" if row.user_id else "previews"
             await self._gate.check(
                 kind, row.content, timeout_ms, row.user_id, is_protected=row.protected
@@ -243,11 +243,16 @@ class MediaRepository:
         return OwnedContent(row.content, row.user_id)
 
     async def check_visible(
-        self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+        self,
+        server_name: ServerName,
+        media_id: str,
+        *,
+        authenticated: bool,
+        include_quarantined: bool,
     ) -> None:
         """Check that a file may still be served. Raises `NotFound`, `MediaHarmful`."""
         await self._visible_row(
-            server_name, media_id, authenticated=authenticated, held_too=held_too
+            server_name, media_id, authenticated=authenticated, held_too=include_quarantined
         )
 
     async def _visible_row(
@@ -256,8 +261,8 @@ class MediaRepository:
         row = await self._row(server_name, media_id)
         if row is None or _is_expired(row, self._now_ms()):
             raise NotFound("There is no such file")
-        if not authenticated and self._freeze.hides(
-            is_noted=row.authenticated, created_ts=row.created_ts
+        if not authenticated and self._freeze.requires_token(
+            arrived_in_freeze=row.authenticated, created_ts=row.created_ts
         ):
             raise NotFound("There is no such file that needs no access token")
         if row.quarantined and not held_too:
@@ -291,7 +296,7 @@ class MediaRepository:
 
     def _record_access(self, row: MediaRow) -> None:
         now = self._now_ms()
-        if now - row.last_access_ts >= ACCESS_GRAIN_MS:
+        if now - row.last_access_ts >= ACCESS_PRECISION_MS:
             Deferred.fromCoroutine(self._store.set_accessed(row.media_id, now)).addErrback(
                 lambda failure: self.log.failure("cannot record that a file was read", failure)
             )

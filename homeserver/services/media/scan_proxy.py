@@ -25,17 +25,17 @@ from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.http.responses import Response
-from homeserver.services.media.delivery import Asked, MediaDelivery
+from homeserver.services.media.delivery import MediaDelivery, MediaRequest
 from homeserver.services.media.thumbnails import Method
 from homeserver.services.scanning.encrypted_files import (
-    EncryptedBodies,
+    DecryptionFailed,
+    EncryptedBodyReader,
     EncryptedFile,
-    Malformed,
-    NotForThisKey,
+    MalformedScanRequest,
 )
-from homeserver.services.scanning.rules import TYPES
-from homeserver.services.scanning.scanning import Scanning
-from storage.media.media import Content
+from homeserver.services.scanning.rules import TYPE_SCANNER
+from homeserver.services.scanning.scanning import MediaScanner
+from storage.media.media import MediaContent
 
 WAIT_MS: Final = 20_000
 """How long such a request waits for an upload, and for each of the two scans: clients send no
@@ -50,7 +50,7 @@ class ScannerRefusal(MatrixError):
         return {"reason": self.errcode, "info": self.text, **super().body()}
 
 
-class NotThere(ScannerRefusal):
+class ScannedFileNotFound(ScannerRefusal):
     errcode, status, default_text = "M_NOT_FOUND", 404, "There is no such file"
 
 
@@ -98,20 +98,20 @@ class MalformedJSON(ScannerRefusal):
     errcode, status, default_text = "MCS_MALFORMED_JSON", 400, "The body is malformed"
 
 
-class MediaProxy:
+class ContentScannerAPI:
     """Implements the API. Without `scanning` it is disabled: everything raises Unrecognized."""
 
     def __init__(
         self,
         delivery: MediaDelivery,
-        bodies: EncryptedBodies,
+        bodies: EncryptedBodyReader,
         limiter: RateLimiter,
-        scanning: Scanning | None,
+        scanner: MediaScanner | None,
     ) -> None:
         self._delivery = delivery
         self._bodies = bodies
         self._limiter = limiter
-        self._scanning = scanning
+        self._scanning = scanner
 
     def get_public_key(self) -> str:
         """Return the public key for encrypted bodies. Raises Unrecognized."""
@@ -169,7 +169,7 @@ class MediaProxy:
         Raises ScannerRefusal, LimitExceeded."""
         return await _verdict(self._check_decrypted(self._parse(body), caller, context))
 
-    def _get_scanner(self) -> Scanning:
+    def _get_scanner(self) -> MediaScanner:
         if self._scanning is None:
             raise Unrecognized("This server does not scan files")
         return self._scanning
@@ -178,20 +178,20 @@ class MediaProxy:
         self._get_scanner()
         try:
             return self._bodies.parse(body)
-        except Malformed as error:
+        except MalformedScanRequest as error:
             raise MalformedJSON(str(error)) from error
-        except NotForThisKey as error:
+        except DecryptionFailed as error:
             raise BadDecryption from error
 
     async def _check(
         self, server: ServerName, media_id: str, caller: Requester | None, context: RequestContext
-    ) -> Content:
+    ) -> MediaContent:
         scanning = self._get_scanner()
         try:
             file = await self._delivery.get_content(
                 server, media_id, _media_request(caller, context)
             )
-            await scanning.require(file.content, WAIT_MS, file.whose)
+            await scanning.check_content(file.content, WAIT_MS, file.owner)
         except MediaHarmful as error:
             raise await self._harmful_error(scanning, server, media_id, caller, context) from error
         except MatrixError as error:
@@ -200,7 +200,7 @@ class MediaProxy:
 
     async def _harmful_error(
         self,
-        scanning: Scanning,
+        scanning: MediaScanner,
         server: ServerName,
         media_id: str,
         caller: Requester | None,
@@ -227,7 +227,7 @@ class MediaProxy:
                 self._limiter.check(Limit.MEDIA_SCAN, requester)
 
         try:
-            found = await scanning.require_inside(
+            found = await scanning.scan_decrypted(
                 content, file.key, file.iv, WAIT_MS, requester, by, check_rate
             )
         except MatrixError as error:
@@ -248,9 +248,15 @@ class MediaProxy:
 
 def _media_request(
     caller: Requester | None, context: RequestContext, *, held_too: bool = False
-) -> Asked:
+) -> MediaRequest:
     user_id = "" if caller is None else caller.user_id
-    return Asked(context.client_ip, caller is not None, WAIT_MS, held_too=held_too, user_id=user_id)
+    return MediaRequest(
+        context.client_ip,
+        caller is not None,
+        WAIT_MS,
+        include_quarantined=held_too,
+        user_id=user_id,
+    )
 
 
 async def _verdict(checking: Coroutine[Any, Any, object]) -> tuple[bool, str]:
@@ -265,7 +271,7 @@ def _finding_error(found: str) -> ScannerRefusal:
     scanner, _, what = found.partition(": ")
     return (
         TypeForbidden(f"Files of the type {what} are not served here")
-        if scanner == TYPES
+        if scanner == TYPE_SCANNER
         else MediaNotClean()
     )
 
@@ -274,7 +280,7 @@ def _refusal(error: MatrixError) -> MatrixError:
     """Return the same refusal as an error of this API."""
     match error:
         case NotFound():
-            return NotThere(error.text)
+            return ScannedFileNotFound(error.text)
         case MediaHarmful() | MediaTooLargeToScan():
             return MediaNotClean(error.text)
         case LimitExceeded() | Unrecognized():

@@ -33,7 +33,7 @@ _XML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|svg)\b", re.IGNORECASE
 _AUDIO_VIDEO: Final = ("video", "audio")
 
 
-class Readable(Protocol):
+class ReadableFile(Protocol):
     """Received bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
@@ -45,7 +45,7 @@ class Readable(Protocol):
         ...
 
 
-def settle_type(claimed: str, file: Readable) -> str:
+def settle_type(claimed: str, file: ReadableFile) -> str:
     """Return the type to serve for a file with this claimed type. The file is left at its start."""
     file.seek(0)
     head = file.read(HEAD_BYTES)

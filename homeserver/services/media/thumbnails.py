@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.peers.fair_semaphore import FairSemaphore, Waits
+from federation.peers.fair_semaphore import FairSemaphore, WaitLimits
 from federation.protocol.errors import (
     CannotThumbnail,
     InvalidParam,
@@ -29,12 +29,12 @@ from federation.protocol.errors import (
     NotFound,
     TooLarge,
 )
-from homeserver.api.storage_errors import telling_of_the_store
-from homeserver.http.responses import File, MemorySource, Source
+from homeserver.api.storage_errors import convert_store_errors
+from homeserver.http.responses import FileBody, FileSource, MemorySource
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
-from storage.media.contents import Contents
-from storage.media.files import KeptThumbnail
-from storage.media.media import Content
+from storage.media.contents import MediaContents
+from storage.media.files import StoredThumbnail
+from storage.media.media import MediaContent
 
 LADDER: Final = (
     32,
@@ -55,18 +55,18 @@ LADDER: Final = (
     3072,
     4096,
 )
-PROPORTIONS: Final = 16
+ASPECT_STEPS: Final = 16
 """Aspect ratios are multiples of one sixteenth."""
-MOST_KEPT: Final = 40
+MAX_STORED: Final = 40
 """The stored thumbnails per content; further ones are made each time."""
-REMEMBERED_SECONDS: Final = 86_400
+NO_IMAGE_SECONDS: Final = 86_400
 """How long it is stored that a file is no image: a newer decoder may read it."""
 
 SLOW_SECONDS: Final = 5.0
 """A picture that takes longer is slow."""
-MOST_WAITING: Final = 1000
+MAX_WAITING: Final = 1000
 """The most thumbnails that wait to be made."""
-MOST_WAITING_OF_ONE: Final = 100
+MAX_WAITING_PER_REQUESTER: Final = 100
 """The most per requester."""
 
 Method = Literal["crop", "scale"]
@@ -85,21 +85,21 @@ class Thumbnail(msgspec.Struct, frozen=True):
     file's source."""
 
     type: str
-    file: File | None
+    file: FileBody | None
 
 
 class _StoredResult(msgspec.Struct, frozen=True):
     """The stored result of a job: a source and its size for `made`."""
 
     result: ImageResult
-    source: Source
+    source: FileSource
     size: int
 
 
 class _Suffix:
     """A source without its first bytes."""
 
-    def __init__(self, source: Source, start: int) -> None:
+    def __init__(self, source: FileSource, start: int) -> None:
         self._source = source
         self._start = start
 
@@ -117,17 +117,17 @@ class Thumbnails:
 
     def __init__(
         self,
-        contents: Contents,
+        contents: MediaContents,
         workers: ImageWorkers,
         max_pixels: int,
-        at_once: int,
+        max_concurrent: int,
         clock: IReactorTime,
         *,
         programs: bool = False,
         sizes: Sequence[ThumbnailSize] = (),
         now: Callable[[], float] = time.time,
     ) -> None:
-        """`at_once`: the number made concurrently. `programs`: whether external programs may
+        """`max_concurrent`: the number made concurrently. `programs`: whether external programs may
         extract pictures from videos and documents; `sizes`: the only sizes to make, if any are
         given. `now`: the clock of the folder's disk."""
         self._now = now
@@ -137,22 +137,22 @@ class Thumbnails:
         self._max_pixels = max_pixels
         self._programs = programs
         self._turns = FairSemaphore[_Party](
-            at_once,
-            max(1, at_once - 1),
-            max_waiting=MOST_WAITING,
+            max_concurrent,
+            max(1, max_concurrent - 1),
+            max_waiting=MAX_WAITING,
             max_waiting_per_key=lambda party: (
-                MOST_WAITING_OF_ONE if party.kind == "asker" else None
+                MAX_WAITING_PER_REQUESTER if party.kind == "asker" else None
             ),
             refusal=lambda _party: LimitExceeded(
                 "Too many thumbnails are being made at the moment", retry_after_ms=2000
             ),
-            waits=Waits(clock, slow_after=SLOW_SECONDS),
+            waits=WaitLimits(clock, slow_after=SLOW_SECONDS),
         )
         self._in_progress: dict[tuple[bytes, str], _Making] = {}
 
     async def get(
         self,
-        content: Content,
+        content: MediaContent,
         width: int,
         height: int,
         method: Method,
@@ -163,7 +163,7 @@ class Thumbnails:
     ) -> Thumbnail:
         """Return a thumbnail, which is made if it is not stored.
 
-        Turns are fair among the owners (`whose`) and the requesters (`asker`), so neither delays
+        Turns are fair among the owners (`owner`) and the requesters (`requester`), so neither delays
         others. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`.
         """
         if width < 1 or height < 1:
@@ -192,21 +192,21 @@ class Thumbnails:
         etag = f"{content.hash.hex()}-{name}"
         return Thumbnail(
             stored.result.type,
-            File(stored.source, stored.size, etag) if stored.result.kind == "made" else None,
+            FileBody(stored.source, stored.size, etag) if stored.result.kind == "made" else None,
         )
 
-    async def _find_stored(self, content: Content, name: str) -> _StoredResult | None:
-        with telling_of_the_store():
+    async def _find_stored(self, content: MediaContent, name: str) -> _StoredResult | None:
+        with convert_store_errors():
             found = await self._contents.get_thumbnail(content.hash, name)
         if found is None:
             return None
         stored = _unpack(found)
-        is_over = stored.result.kind == "no image" and self._now() - found.made > REMEMBERED_SECONDS
+        is_over = stored.result.kind == "no image" and self._now() - found.made > NO_IMAGE_SECONDS
         return None if is_over else stored
 
-    async def measure(self, content: Content, whose: str) -> tuple[int, int]:
+    async def measure(self, content: MediaContent, whose: str) -> tuple[int, int]:
         """Return width and height of an image as displayed. Raises what `get` does."""
-        with telling_of_the_store():
+        with convert_store_errors():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
@@ -219,7 +219,7 @@ class Thumbnails:
         return result.original_size
 
     async def _make(
-        self, content: Content, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
+        self, content: MediaContent, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
     ) -> ImageResult:
         """Make a thumbnail once for all concurrent requests, when the first of them has a turn. It
         is finished even if the requests are cancelled."""
@@ -236,7 +236,7 @@ class Thumbnails:
     async def _make_in_turn(
         self,
         making: "_Making",
-        content: Content,
+        content: MediaContent,
         name: str,
         turn: "_Turn",
         job: Callable[[Path], ImageJob],
@@ -267,14 +267,14 @@ class Thumbnails:
 
     async def _make_and_store(
         self,
-        content: Content,
+        content: MediaContent,
         name: str,
         turn: "_Turn",
         job: Callable[[Path], ImageJob],
         begin: Callable[[], bool],
     ) -> ImageResult | None:
         """Make and store a thumbnail; None if `begin` says that another request makes it."""
-        with telling_of_the_store():
+        with convert_store_errors():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
@@ -285,7 +285,7 @@ class Thumbnails:
         # other results may differ the next time
         if result.kind in ("made", "original", "no image"):
             try:
-                await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
+                await self._contents.set_thumbnail(content.hash, name, _pack(result), MAX_STORED)
             except OSError as error:
                 self.log.error("a thumbnail is served but cannot be stored: {error}", error=error)
         return result
@@ -333,7 +333,7 @@ def round_up(width: int, height: int) -> tuple[int, int]:
     requests."""
     longest = max(width, height)
     step = next((step for step in LADDER if step >= longest), LADDER[-1])
-    unit = step // PROPORTIONS
+    unit = step // ASPECT_STEPS
     return _up(width * step, longest * unit) * unit, _up(height * step, longest * unit) * unit
 
 
@@ -345,7 +345,7 @@ def _pack(result: ImageResult) -> bytes:
     return f"{result.kind}\n{result.type}\n".encode() + result.data
 
 
-def _unpack(stored: KeptThumbnail) -> _StoredResult:
+def _unpack(stored: StoredThumbnail) -> _StoredResult:
     kind, type, data = stored.beginning.split(b"\n", 2)
     if stored.file is not None and kind == b"made":
         start = len(stored.beginning) - len(data)

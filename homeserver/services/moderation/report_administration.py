@@ -12,7 +12,7 @@ from storage.moderation.reports import Report, ReportFilter, ReportKind, ReportS
 MAX_NUMBER = 2**63 - 1
 
 
-class KeptReports:
+class ReportAdministration:
     """Reads and removes reports."""
 
     def __init__(self, store: ReportStore, events: RoomEvents) -> None:

@@ -46,8 +46,8 @@ class Reports:
             await self._reading.check_joined(caller.user_id, room_id)
         except Forbidden:
             raise NotFound("The event was not found, or you are not in the room") from None
-        reader = await self._reading.find_reader(caller.user_id, room_id)
-        seen = await self._reading.see_one(caller, reader, event_id)
+        reader = await self._reading.find_access(caller.user_id, room_id)
+        seen = await self._reading.get_visible_event(caller, reader, event_id)
         sender = seen.event.event.sender
         await self._store.add_report(
             NewReport(

@@ -21,29 +21,29 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.history.past_memberships import PastMemberships
-from federation.rooms.history.retention import Lifetimes
-from federation.rooms.joins.out_of_room import OutsideMemberships, is_outside
+from federation.rooms.history.retention import RoomRetentionCache
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships, is_out_of_room
 from federation.rooms.memberships import Memberships
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.default_rules import Action
 from homeserver.services.push.unread_counts import UnreadCounts
-from homeserver.services.push.user_rules import OwnRules, UserRules
+from homeserver.services.push.user_rules import UserRuleCache, UserRules
 from homeserver.services.rooms.client_events import ClientEvents
 from storage.engine.streams import Streams
 from storage.push.event_push_actions import (
     HIGHLIGHTED,
     MAIN,
     NOTIFIES,
-    Notified,
-    PushOutcomeStore,
-    ReadUpTo,
+    EventPushActionStore,
+    NotifiedEvent,
+    ReadPositions,
 )
-from storage.push.old_push_actions import OldOutcomeStore
-from storage.push.push_rule_history import Span
+from storage.push.old_push_actions import OldPushActionStore
+from storage.push.push_rule_history import PushRuleSpan
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.recency import RoomRecencyStore
 from storage.rooms.rooms import RoomStore
@@ -62,22 +62,22 @@ class Notifications:
     # More than ten: the list joins stored and computed notifications of all kinds.
     def __init__(
         self,
-        outcomes: PushOutcomeStore,
-        old: OldOutcomeStore,
+        outcomes: EventPushActionStore,
+        old: OldPushActionStore,
         recency: RoomRecencyStore,
         rooms: RoomStore,
         memberships: Memberships,
         past: PastMemberships,
         events: RoomEvents,
-        outside: OutsideMemberships,
+        outside: OutOfRoomMemberships,
         unread: UnreadCounts,
-        rules: OwnRules,
+        rules: UserRuleCache,
         decisions: PushDecisions,
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
         client_events: ClientEvents,
         streams: Streams,
-        lifetimes: Lifetimes | None,
+        lifetimes: RoomRetentionCache | None,
     ) -> None:
         self._outcomes = outcomes
         self._old = old
@@ -136,12 +136,12 @@ class Notifications:
         came. It may be in the room now."""
         invites = {nid: row for nid, row in rows.items() if row.membership == "invite"}
         stored = await self._events.get_events(
-            row.event_nid for row in invites.values() if not is_outside(row)
+            row.event_nid for row in invites.values() if not is_out_of_room(row)
         )
         return {
             nid: row
             for nid, row in invites.items()
-            if is_outside(row)
+            if is_out_of_room(row)
             or (row.event_nid in stored and stored[row.event_nid].position is None)
         }
 
@@ -152,11 +152,11 @@ class Notifications:
         limit: int,
         *,
         highlights_only: bool,
-    ) -> Mapping[Notified, StoredEvent]:
+    ) -> Mapping[NotifiedEvent, StoredEvent]:
         """Return the newest of these invites that notify the user by their present rules."""
         rules = await self._rules.of_user(user_id)
         order = sorted(invites, key=lambda row: row.position, reverse=True)
-        found: dict[Notified, StoredEvent] = {}
+        found: dict[NotifiedEvent, StoredEvent] = {}
         for start in range(0, len(order), ROOMS_AT_ONCE):
             if len(found) >= limit:
                 break
@@ -171,16 +171,18 @@ class Notifications:
                 )
                 if actions.notify and (actions.highlight or not highlights_only):
                     outcome = NOTIFIES | (HIGHLIGHTED if actions.highlight else 0)
-                    found[Notified(row.position, event.nid, row.room_nid, outcome)] = event
+                    found[NotifiedEvent(row.position, event.nid, row.room_nid, outcome)] = event
         return found
 
     async def _load_invites(
         self, user_id: UserID, rows: Collection[MembershipRow]
     ) -> Mapping[int, StoredEvent]:
         """Return the events of the invites by room."""
-        outside = [row for row in rows if is_outside(row)]
+        outside = [row for row in rows if is_out_of_room(row)]
         rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in outside])
-        stored = await self._events.get_events(row.event_nid for row in rows if not is_outside(row))
+        stored = await self._events.get_events(
+            row.event_nid for row in rows if not is_out_of_room(row)
+        )
         inside = {event.room_nid: event for event in stored.values()}
         return {**await self._outside.find_events(user_id, rooms, outside), **inside}
 
@@ -192,13 +194,13 @@ class Notifications:
         limit: int,
         *,
         highlights_only: bool,
-    ) -> Sequence[Notified]:
+    ) -> Sequence[NotifiedEvent]:
         rules = await self._rules.of_user(user_id)
         ignored = await self._ignored.of_user(user_id)
         floors = await self._old.get_floors(user_id)
         latest = await self._recency.get_latest_positions(own)
         order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
-        found: list[Notified] = []
+        found: list[NotifiedEvent] = []
         for start in range(0, len(order), ROOMS_AT_ONCE):
             chunk = order[start : start + ROOMS_AT_ONCE]
             if len(found) == limit and latest[chunk[0]] < found[-1].position:
@@ -220,10 +222,12 @@ class Notifications:
 
     async def _spans(
         self, rules: UserRules, row: MembershipRow, floor: int, upto: int
-    ) -> Sequence[Span]:
+    ) -> Sequence[PushRuleSpan]:
         """Return the part of a room that counts: since the user joined, or only the invite; above
         `floor`."""
-        after = await self._past.joined_since(row) if row.membership == "join" else row.position - 1
+        after = (
+            await self._past.get_joined_since(row) if row.membership == "join" else row.position - 1
+        )
         if row.membership == "invite":
             upto = min(upto, row.position)
         after = max(after, floor)
@@ -236,8 +240,8 @@ class Notifications:
         self,
         caller: Requester,
         own: Mapping[int, MembershipRow],
-        found: Sequence[Notified],
-        decided: Mapping[Notified, StoredEvent],
+        found: Sequence[NotifiedEvent],
+        decided: Mapping[NotifiedEvent, StoredEvent],
     ) -> list[Mapping[str, Any]]:
         """Return notifications in client form. `decided`: invites without a stored decision, with
         their events."""
@@ -260,7 +264,7 @@ class Notifications:
         forms = await self._client_events.present(
             caller.user_id,
             caller.device_id,
-            [Seen(event, own[each.room_nid].membership) for each, event in shown],
+            [VisibleEvent(event, own[each.room_nid].membership) for each, event in shown],
             with_room_id=True,
         )
         return [
@@ -281,7 +285,7 @@ class Notifications:
         user_id: UserID,
         rules: UserRules,
         row: MembershipRow,
-        each: Notified,
+        each: NotifiedEvent,
         event: StoredEvent,
     ) -> Sequence[Action]:
         present = rules.rule_set.find(
@@ -293,7 +297,7 @@ class Notifications:
         return ["notify", {"set_tweak": HIGHLIGHT}] if is_highlight else ["notify"]
 
 
-def _is_read(mark: ReadUpTo | None, event: StoredEvent) -> bool:
+def _is_read(mark: ReadPositions | None, event: StoredEvent) -> bool:
     position = event.position or 0
     return mark is not None and position <= mark.of(event.thread_root or MAIN)
 

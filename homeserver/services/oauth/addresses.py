@@ -10,11 +10,11 @@ import re
 from typing import Final, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from homeserver.services.pages.external_links import read_link
+from homeserver.services.pages.external_links import parse_link
 
 ApplicationType = Literal["web", "native"]
 
-LONGEST: Final = 2000
+MAX_LENGTH: Final = 2000
 _PRINTABLE: Final = re.compile(r"[\x21-\x5b\x5d\x5f\x61-\x7a\x7e]+")
 """The characters of a URI without percent-encoding: no spaces, control characters, backslashes…"""
 _HOST: Final = re.compile(
@@ -24,7 +24,7 @@ _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-def host_of_page(uri: str) -> str | None:
+def https_host(uri: str) -> str | None:
     """Return the host of a client's page; None if the URI is not https or not well-formed."""
     split = _split(uri)
     if (
@@ -37,17 +37,17 @@ def host_of_page(uri: str) -> str | None:
     return split.hostname
 
 
-def is_under(uri: str, host: str) -> bool:
+def is_on_host(uri: str, host: str) -> bool:
     """Return whether this is a page on `host` or a subdomain of it."""
-    found = host_of_page(uri)
+    found = https_host(uri)
     return found is not None and _belongs(found, host)
 
 
-def may_lead_to(uri: str, host: str, kind: ApplicationType) -> bool:
+def is_allowed_redirect_uri(uri: str, host: str, kind: ApplicationType) -> bool:
     """Return whether a client whose page is on `host` may register this redirect URI."""
-    if "#" in uri or len(uri) > LONGEST or not _PRINTABLE.fullmatch(uri):
+    if "#" in uri or len(uri) > MAX_LENGTH or not _PRINTABLE.fullmatch(uri):
         return False
-    if is_under(uri, host):
+    if is_on_host(uri, host):
         return True
     return kind == "native" and (_is_loopback(uri) or _is_private_scheme(uri, host))
 
@@ -69,7 +69,7 @@ def is_registered(uri: str, registered: tuple[str, ...]) -> bool:
     return without_port in registered and _is_loopback(without_port)
 
 
-def origin_of(uri: str) -> str:
+def csp_source(uri: str) -> str:
     """Return the source for a `Content-Security-Policy`: scheme, host and port, or the private
     scheme of an app."""
     split = urlsplit(uri)
@@ -82,7 +82,7 @@ def _belongs(host: str, base: str) -> bool:
 
 
 def _split(uri: str) -> SplitResult | None:
-    return read_link(uri) if len(uri) <= LONGEST and _PRINTABLE.fullmatch(uri) else None
+    return parse_link(uri) if len(uri) <= MAX_LENGTH and _PRINTABLE.fullmatch(uri) else None
 
 
 def _is_plain_host(split: SplitResult) -> bool:

@@ -21,13 +21,13 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.login.credential_epoch import Era, check_era
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
 from homeserver.services.oauth.addresses import is_registered
-from homeserver.services.oauth.clients import CODE_GRANT, Client, Clients
-from homeserver.services.oauth.errors import OAuthError, WrongRedirect
-from homeserver.services.oauth.scopes import Scope, parse_scope
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.oauth.clients import CODE_GRANT, OAuthClient, OAuthClients
+from homeserver.services.oauth.errors import InvalidRedirectURI, OAuthError
+from homeserver.services.oauth.scopes import OAuthScope, parse_scope
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.oauth.oauth import OAuthCodeRow, OAuthStore
@@ -54,7 +54,7 @@ _STORED_MS: Final = 24 * 3600 * 1000
 """How long a code stays stored after it expired, so that its reuse ends the session."""
 
 
-class Returning(msgspec.Struct, frozen=True):
+class ResponseTarget(msgspec.Struct, frozen=True):
     """The client, redirect URI and response mode of the response."""
 
     client_id: str
@@ -66,20 +66,20 @@ class Returning(msgspec.Struct, frozen=True):
 class AuthorizationRequest(msgspec.Struct, frozen=True):
     """A valid request."""
 
-    client: Client
-    returning: Returning
-    scope: Scope
+    client: OAuthClient
+    target: ResponseTarget
+    scope: OAuthScope
     challenge: str
     prompts: frozenset[str]
     login_hint: str
 
 
-class Refused(OAuthError):
+class AuthorizationRefused(OAuthError):
     """An invalid request; the error goes to the client through the browser."""
 
-    def __init__(self, returning: Returning, error: str, text: str) -> None:
+    def __init__(self, target: ResponseTarget, error: str, text: str) -> None:
         super().__init__(error, text)
-        self.returning = returning
+        self.target = target
 
 
 class Authorization:
@@ -90,8 +90,8 @@ class Authorization:
         clock: IReactorTime,
         database: Database,
         store: OAuthStore,
-        secret_text: SecretText,
-        clients: Clients,
+        secret_text: SecretGenerator,
+        clients: OAuthClients,
         *,
         issuer: str,
     ) -> None:
@@ -108,36 +108,42 @@ class Authorization:
         client = await self._clients.get(given.get("client_id", ""))
         redirect_uri = given.get("redirect_uri", "")
         if not is_registered(redirect_uri, client.redirect_uris):
-            raise WrongRedirect
+            raise InvalidRedirectURI
         mode = given.get("response_mode") or "query"
         state = given.get("state") or None
-        returning = Returning(
+        returning = ResponseTarget(
             client.client_id, redirect_uri, "fragment" if mode == "fragment" else "query", state
         )
         if mode not in ("query", "fragment"):
-            raise Refused(returning, "invalid_request", "response_mode must be query or fragment")
+            raise AuthorizationRefused(
+                returning, "invalid_request", "response_mode must be query or fragment"
+            )
         if state is not None and len(state) > LONGEST_STATE:
             raise OAuthError("invalid_request", "state is too long")
         if given.get("response_type") != "code":
-            raise Refused(returning, "unsupported_response_type", "response_type must be code")
+            raise AuthorizationRefused(
+                returning, "unsupported_response_type", "response_type must be code"
+            )
         if CODE_GRANT not in client.grant_types:
-            raise Refused(
+            raise AuthorizationRefused(
                 returning,
                 "unauthorized_client",
                 "This client has not registered the authorization_code grant",
             )
         challenge = given.get("code_challenge", "")
         if given.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
-            raise Refused(
+            raise AuthorizationRefused(
                 returning, "invalid_request", "A code_challenge with the method S256 is required"
             )
         try:
             scope = parse_scope(given.get("scope", ""))
         except OAuthError as error:
-            raise Refused(returning, error.error, error.text) from None
+            raise AuthorizationRefused(returning, error.error, error.text) from None
         prompts = frozenset(given.get("prompt", "").split())
         if "none" in prompts:
-            raise Refused(returning, "interaction_required", "The user has to allow access")
+            raise AuthorizationRefused(
+                returning, "interaction_required", "The user has to allow access"
+            )
         return AuthorizationRequest(
             client, returning, scope, challenge, prompts, given.get("login_hint", "")
         )
@@ -147,11 +153,11 @@ class Authorization:
         request: AuthorizationRequest,
         user_id: UserID,
         ip: str,
-        era: Era,
+        era: CredentialEpoch,
         origin: str | None = None,
     ) -> str:
-        """Grant the client a code for this user; return the URL of the redirect. `origin`: from the
-        `BrowserSession`. Raises as `check_era`."""
+        """Grant the client a code for this user; return the URL of the redirect. `upstream_login`: from the
+        `BrowserSession`. Raises as `check_epoch`."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),
@@ -159,45 +165,47 @@ class Authorization:
             client_id=request.client.client_id,
             device_id=request.scope.device_id,
             scope=request.scope.text,
-            redirect_uri=request.returning.redirect_uri,
-            challenge=request.challenge,
+            redirect_uri=request.target.redirect_uri,
+            code_challenge=request.challenge,
             expires_ts=self._now() + CODE_LIFETIME_MS,
-            origin=origin,
+            upstream_login=origin,
         )
 
         def write(txn: WriteTransaction) -> None:
-            check_era(txn, user_id, era)
+            check_epoch(txn, user_id, era)
             self._store.add_code(txn, row)
-            self._clients.note_allowed(txn, request.client, ip)
-            self._record(txn, Happened.APP_ALLOWED, request, user_id, ip)
+            self._clients.record_allowed(txn, request.client, ip)
+            self._record(txn, AuditEvent.APP_ALLOWED, request, user_id, ip)
 
         await self._database.write("add_oauth_code", write)
-        return self._redirect_url(request.returning, {"code": code})
+        return self._redirect_url(request.target, {"code": code})
 
     async def do_deny(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
         """Record that the user denied access; return the URL of the redirect."""
         await self._database.write(
-            "deny_oauth_client", self._record, Happened.APP_DENIED, request, user_id, ip
+            "deny_oauth_client", self._record, AuditEvent.APP_DENIED, request, user_id, ip
         )
-        return self.refuse(Refused(request.returning, "access_denied", "The user denied access"))
+        return self.redirect_error(
+            AuthorizationRefused(request.target, "access_denied", "The user denied access")
+        )
 
     def _record(
         self,
         txn: WriteTransaction,
-        what: Happened,
+        what: AuditEvent,
         request: AuthorizationRequest,
         user_id: UserID,
         ip: str,
     ) -> None:
         device_id = request.scope.device_id
-        note(
+        record_event(
             txn,
             user_id,
             what,
             self._now(),
             ip=ip,
             device_id=device_id,
-            detail=request.client.called,
+            detail=request.client.audit_name,
         )
 
     async def is_used(self, client_id: str, user_id: UserID) -> bool:
@@ -205,10 +213,10 @@ class Authorization:
         sessions = await self._store.get_sessions(user_id)
         return any(session.client_id == client_id for session in sessions.values())
 
-    def refuse(self, error: Refused) -> str:
+    def redirect_error(self, error: AuthorizationRefused) -> str:
         """Return the URL of the redirect with an error."""
         return self._redirect_url(
-            error.returning, {"error": error.error, "error_description": error.text}
+            error.target, {"error": error.error, "error_description": error.text}
         )
 
     async def do_sweep(self, limit: int) -> int:
@@ -219,7 +227,7 @@ class Authorization:
 
         return await self._database.write("sweep_oauth_codes", write)
 
-    def _redirect_url(self, returning: Returning, parameters: dict[str, str]) -> str:
+    def _redirect_url(self, returning: ResponseTarget, parameters: dict[str, str]) -> str:
         if returning.state is not None:
             parameters["state"] = returning.state
         parameters["iss"] = self._issuer

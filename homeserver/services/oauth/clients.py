@@ -20,8 +20,13 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.services.audit.audit import NOBODY, Happened, note
-from homeserver.services.oauth.addresses import ApplicationType, host_of_page, is_under, may_lead_to
+from homeserver.services.audit.audit import NO_ACCOUNT, AuditEvent, record_event
+from homeserver.services.oauth.addresses import (
+    ApplicationType,
+    https_host,
+    is_allowed_redirect_uri,
+    is_on_host,
+)
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -31,19 +36,19 @@ CODE_GRANT: Final = "authorization_code"
 REFRESH_GRANT: Final = "refresh_token"
 DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 GRANTS: Final = (CODE_GRANT, REFRESH_GRANT, DEVICE_GRANT)
-MOST_REDIRECTS: Final = 20
-LONGEST_NAME: Final = 100
+MAX_REDIRECT_URIS: Final = 20
+MAX_NAME_LENGTH: Final = 100
 UNUSED_MS: Final = 30 * 24 * 3600 * 1000
 """Time after which an unused registration without sessions is removed."""
 NEVER_USED_MS: Final = 7 * 24 * 3600 * 1000
 """Time after which a registration that no user ever allowed is removed."""
-MOST_NEVER_USED: Final = 10_000
+MAX_NEVER_USED: Final = 10_000
 """Maximum number of these; a new one replaces the least recently used."""
 _REMOVED_AT_ONCE: Final = 100
 _USED_AGAIN_MS: Final = 24 * 3600 * 1000
 
 
-class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class OAuthClient(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The metadata of a client, as stored and as returned by the registration."""
 
     client_uri: str
@@ -61,7 +66,7 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def host(self) -> str:
         """The host of its page (`client_uri`)."""
-        return host_of_page(self.client_uri) or ""
+        return https_host(self.client_uri) or ""
 
     @property
     def name(self) -> str:
@@ -69,12 +74,12 @@ class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         return self.client_name or self.host
 
     @property
-    def called(self) -> str:
+    def audit_name(self) -> str:
         """Its name and id for the audit log: clients choose their names, ids are unique."""
         return f"{self.name} ({self.client_id})"
 
 
-class Clients:
+class OAuthClients:
     """Registers and finds clients."""
 
     def __init__(
@@ -83,14 +88,14 @@ class Clients:
         database: Database,
         store: OAuthStore,
         *,
-        most_never_used: int = MOST_NEVER_USED,
+        max_never_used: int = MAX_NEVER_USED,
     ) -> None:
         self._clock = clock
         self._database = database
         self._store = store
-        self._most_never_used = most_never_used
+        self._most_never_used = max_never_used
 
-    async def do_register(self, metadata: Mapping[str, Any]) -> Client:
+    async def do_register(self, metadata: Mapping[str, Any]) -> OAuthClient:
         """Register a client. Raises `OAuthError` (`invalid_client_metadata`,
         `invalid_redirect_uri`)."""
         client = parse_client(metadata)
@@ -106,20 +111,27 @@ class Clients:
         await self._database.write("add_oauth_client", write)
         return msgspec.structs.replace(client, client_id=client_id)
 
-    def note_allowed(self, txn: WriteTransaction, client: Client, ip: str) -> None:
+    def record_allowed(self, txn: WriteTransaction, client: OAuthClient, ip: str) -> None:
         """Mark a client as allowed by a user, in the write that allows it. The first time goes into
         the audit log. `ip`: the user's address."""
         if self._store.set_client_allowed(txn, client.client_id, self._now()):
-            note(txn, NOBODY, Happened.CLIENT_REGISTERED, self._now(), ip=ip, detail=client.called)
+            record_event(
+                txn,
+                NO_ACCOUNT,
+                AuditEvent.CLIENT_REGISTERED,
+                self._now(),
+                ip=ip,
+                detail=client.audit_name,
+            )
 
-    async def get(self, client_id: str) -> Client:
+    async def get(self, client_id: str) -> OAuthClient:
         """Return a client. Raises `InvalidClient`."""
         found = await self.find(client_id)
         if found is None:
             raise InvalidClient("The client is unknown; register again")
         return found
 
-    async def find(self, client_id: str) -> Client | None:
+    async def find(self, client_id: str) -> OAuthClient | None:
         """Return a client; None if it is unknown. Renews its last use once a day."""
         row = None
         if 0 < len(client_id) <= 100 and "\0" not in client_id:
@@ -129,7 +141,7 @@ class Clients:
         if row.last_used_ts < self._now() - _USED_AGAIN_MS:
             used = OAuthClientRow(row.client_id, row.metadata, row.created_ts, self._now())
             await self._database.write("use_oauth_client", self._store.add_client, used)
-        client = msgspec.json.decode(row.metadata, type=Client)
+        client = msgspec.json.decode(row.metadata, type=OAuthClient)
         return msgspec.structs.replace(client, client_id=client_id)
 
     async def do_sweep(self, limit: int) -> int:
@@ -147,10 +159,10 @@ class Clients:
         return int(self._clock.seconds() * 1000)
 
 
-def parse_client(metadata: Mapping[str, Any]) -> Client:
+def parse_client(metadata: Mapping[str, Any]) -> OAuthClient:
     """Return the accepted metadata of a registration. Raises `OAuthError`."""
     client_uri = _text(metadata, "client_uri")
-    host = host_of_page(client_uri)
+    host = https_host(client_uri)
     if host is None:
         raise _wrong("client_uri must be the https URL of a page about the client")
     kind = metadata.get("application_type", "web")
@@ -170,18 +182,18 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
             raise OAuthError("invalid_redirect_uri", "redirect_uris is missing")
         if not response_types:
             raise _wrong("response_types must have code")
-    if len(redirects) > MOST_REDIRECTS:
+    if len(redirects) > MAX_REDIRECT_URIS:
         raise OAuthError(
-            "invalid_redirect_uri", f"redirect_uris may have at most {MOST_REDIRECTS} entries"
+            "invalid_redirect_uri", f"redirect_uris may have at most {MAX_REDIRECT_URIS} entries"
         )
     for redirect in redirects:
-        if not may_lead_to(redirect, host, kind):
+        if not is_allowed_redirect_uri(redirect, host, kind):
             raise OAuthError(
                 "invalid_redirect_uri",
                 f"{redirect[:200]} is not allowed for a {kind} client of {host}",
             )
     optional = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
-    return Client(
+    return OAuthClient(
         client_uri=client_uri,
         grant_types=grants,
         application_type=kind,
@@ -189,7 +201,7 @@ def parse_client(metadata: Mapping[str, Any]) -> Client:
         response_types=response_types if CODE_GRANT in grants else (),
         token_endpoint_auth_method="none",
         client_name=_name(_text(metadata, "client_name")),
-        **{key: uri for key, uri in optional.items() if is_under(uri, host)},
+        **{key: uri for key, uri in optional.items() if is_on_host(uri, host)},
     )
 
 
@@ -199,7 +211,7 @@ def _name(text: str) -> str:
     visible = "".join(
         char for char in text if char.isspace() or not unicodedata.category(char).startswith("C")
     )
-    return " ".join(visible.split())[:LONGEST_NAME]
+    return " ".join(visible.split())[:MAX_NAME_LENGTH]
 
 
 def _text(metadata: Mapping[str, Any], key: str) -> str:

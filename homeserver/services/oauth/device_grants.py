@@ -16,14 +16,14 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.api.limits import Limit
-from homeserver.http.rate_limits import Counted, RateLimiter, address_key
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.login.credential_epoch import Era, check_era
-from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
+from homeserver.http.rate_limits import CountedAction, RateLimiter, address_key
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
+from homeserver.services.oauth.clients import DEVICE_GRANT, OAuthClient, OAuthClients
 from homeserver.services.oauth.errors import OAuthError, UnauthorizedClient
 from homeserver.services.oauth.scopes import parse_scope
-from homeserver.services.oauth.tokens import Granted, OAuthTokens
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.oauth.tokens import OAuthTokens, TokenGrant
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.oauth.device_grants import DeviceGrantRow, DeviceGrantStore
@@ -37,7 +37,7 @@ _STORED_MS: Final = 3600 * 1000
 """How long an expired grant stays stored, so that its client gets `expired_token`."""
 
 
-class Asked(msgspec.Struct, frozen=True):
+class DeviceCodes(msgspec.Struct, frozen=True):
     """The codes of a new device grant."""
 
     device_code: str
@@ -53,8 +53,8 @@ class DeviceGrants:
         clock: IReactorTime,
         database: Database,
         store: DeviceGrantStore,
-        secret_text: SecretText,
-        clients: Clients,
+        secret_text: SecretGenerator,
+        clients: OAuthClients,
         tokens: OAuthTokens,
         limiter: RateLimiter,
     ) -> None:
@@ -66,14 +66,14 @@ class DeviceGrants:
         self._tokens = tokens
         self._limiter = limiter
 
-    async def do_ask(self, client_id: str, scope: str) -> Asked:
+    async def do_create(self, client_id: str, scope: str) -> DeviceCodes:
         """Create a grant for a client. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if DEVICE_GRANT not in client.grant_types:
             raise UnauthorizedClient("This client has not registered the device_code grant")
         parsed = parse_scope(scope)
         for _ in range(_ATTEMPTS):
-            codes = Asked(self._secret_text.oauth_code(), self._secret_text.user_code())
+            codes = DeviceCodes(self._secret_text.oauth_code(), self._secret_text.user_code())
             row = DeviceGrantRow(
                 code_hash=hash_token(codes.device_code),
                 user_code=codes.user_code,
@@ -84,16 +84,18 @@ class DeviceGrants:
                 interval_ms=INTERVAL_MS,
             )
             if await self._database.write("add_device_grant", self._store.add_grant, row):
-                return Asked(codes.device_code, f"{codes.user_code[:4]}-{codes.user_code[4:]}")
+                return DeviceCodes(
+                    codes.device_code, f"{codes.user_code[:4]}-{codes.user_code[4:]}"
+                )
         raise RuntimeError("the random source keeps returning the same text")
 
     async def find(
         self, user_code: str, user_id: UserID, address: str
-    ) -> tuple[DeviceGrantRow, Client] | None:
+    ) -> tuple[DeviceGrantRow, OAuthClient] | None:
         """Return the grant and the client of a typed user code; None if there is none. Raises
         `LimitExceeded`."""
-        counted = [Counted(Limit.USER_CODE, key) for key in (user_id, address_key(address))]
-        with self._limiter.attempting(counted) as attempt:
+        counted = [CountedAction(Limit.USER_CODE, key) for key in (user_id, address_key(address))]
+        with self._limiter.attempt(counted) as attempt:
             row = await self._store.get_grant_of_user_code(_normalize(user_code), self._now())
             client = None if row is None else await self._clients.find(row.client_id)
             if row is None or client is None:
@@ -104,44 +106,44 @@ class DeviceGrants:
     async def do_decide(
         self,
         grant: DeviceGrantRow,
-        client: Client,
+        client: OAuthClient,
         user_id: UserID,
         address: str,
-        era: Era,
+        era: CredentialEpoch,
         origin: str | None = None,
         *,
         allowed: bool,
     ) -> bool:
         """Store the user's decision on a grant that `find` returned; False if the grant is no
-        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises as
-        `check_era`."""
+        longer open. `address`: the browser's; `upstream_login`: from the `BrowserSession`. Raises as
+        `check_epoch`."""
 
         def write(txn: WriteTransaction) -> bool:
-            check_era(txn, user_id, era)
+            check_epoch(txn, user_id, era)
             decided = self._store.set_decided(
                 txn, grant.user_code, user_id, self._now(), origin, allowed=allowed
             )
             if decided:
                 if allowed:
-                    self._clients.note_allowed(txn, client, address)
-                what = Happened.APP_ALLOWED if allowed else Happened.APP_DENIED
+                    self._clients.record_allowed(txn, client, address)
+                what = AuditEvent.APP_ALLOWED if allowed else AuditEvent.APP_DENIED
                 device_id = DeviceID(grant.device_id)
-                note(
+                record_event(
                     txn,
                     user_id,
                     what,
                     self._now(),
                     ip=address,
                     device_id=device_id,
-                    detail=client.called,
+                    detail=client.audit_name,
                 )
             return decided
 
         return await self._database.write("decide_device_grant", write)
 
-    async def do_exchange(self, client_id: str, device_code: str, address: str) -> Granted:
+    async def do_exchange(self, client_id: str, device_code: str, address: str) -> TokenGrant:
         """Redeem a device code for tokens. `address`: the device's. Raises `OAuthError`:
-        `authorization_pending` and `slow_down` until the user decides, `access_denied`,
+        `authorization_pending` and `move_to_slow` until the user decides, `access_denied`,
         `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
         if (
@@ -169,12 +171,12 @@ class DeviceGrants:
     def _exchange(
         self,
         txn: WriteTransaction,
-        client: Client,
+        client: OAuthClient,
         code_hash: bytes,
         family: str,
         texts: tuple[str, str],
         address: str,
-    ) -> Granted | OAuthError:
+    ) -> TokenGrant | OAuthError:
         row = self._store.get_grant(txn, code_hash)
         now = self._now()
         if row is None or row.client_id != client.client_id:
@@ -182,17 +184,17 @@ class DeviceGrants:
         if row.expires_ts <= now:
             return OAuthError("expired_token", "The device code has expired; begin again")
         if row.allowed is None:
-            if now < row.asked_ts + row.interval_ms - _TOO_EARLY_MS:
-                self._store.set_asked(txn, code_hash, now, row.interval_ms + INTERVAL_MS)
+            if now < row.last_poll_ts + row.interval_ms - _TOO_EARLY_MS:
+                self._store.set_last_poll(txn, code_hash, now, row.interval_ms + INTERVAL_MS)
                 return OAuthError(
                     "slow_down", f"Poll every {(row.interval_ms + INTERVAL_MS) // 1000} seconds"
                 )
-            self._store.set_asked(txn, code_hash, now, row.interval_ms)
+            self._store.set_last_poll(txn, code_hash, now, row.interval_ms)
             return OAuthError("authorization_pending", "The user has not decided yet")
         self._store.remove_grant(txn, code_hash)
         if not row.allowed or row.user_id is None:
             return OAuthError("access_denied", "The user denied access")
-        return self._tokens.begin(
+        return self._tokens.begin_session(
             txn,
             client,
             UserID(row.user_id),
@@ -201,7 +203,7 @@ class DeviceGrants:
             family,
             texts,
             address,
-            row.origin,
+            row.upstream_login,
         )
 
     async def do_sweep(self, limit: int) -> int:

@@ -28,7 +28,7 @@ class UnauthorizedClient(OAuthError):
         super().__init__("unauthorized_client", text)
 
 
-class WrongRedirect(OAuthError):
+class InvalidRedirectURI(OAuthError):
     """The client uses a redirect URI that it did not register."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ DEVICE_VIEW: Final = "org.matrix.device_view"
 DEVICE_DELETE: Final = "org.matrix.device_delete"
 DEACTIVATE: Final = "org.matrix.account_deactivate"
 CROSS_SIGNING_RESET: Final = "org.matrix.cross_signing_reset"
-OLDER_ACTIONS: Final = {
+UNSTABLE_ACTIONS: Final = {
     "profile": PROFILE,
     "sessions_list": DEVICES_LIST,
     "org.matrix.sessions_list": DEVICES_LIST,
@@ -58,7 +58,7 @@ class OAuthMetadata:
             return
         base = self.base
         self.issuer = base + "/"
-        actions = [*ACTIONS, *OLDER_ACTIONS]
+        actions = [*ACTIONS, *UNSTABLE_ACTIONS]
         self.document = {
             "issuer": self.issuer,
             "authorization_endpoint": base + AUTHORIZE_PATH,

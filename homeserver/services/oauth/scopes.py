@@ -17,11 +17,11 @@ from homeserver.services.oauth.errors import OAuthError
 PREFIXES: Final = ("urn:matrix:client:", "urn:matrix:org.matrix.msc2967.client:")
 API: Final = "api:*"
 DEVICE: Final = "device:"
-LONGEST: Final = 1000
+MAX_LENGTH: Final = 1000
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
 
 
-class Scope(msgspec.Struct, frozen=True):
+class OAuthScope(msgspec.Struct, frozen=True):
     """A requested scope."""
 
     text: str
@@ -29,10 +29,10 @@ class Scope(msgspec.Struct, frozen=True):
     device_id: DeviceID
 
 
-def parse_scope(text: str) -> Scope:
+def parse_scope(text: str) -> OAuthScope:
     """Parse a scope. Unknown scope tokens are not granted. Raises `OAuthError`
     (`invalid_scope`)."""
-    if len(text) > LONGEST or not _SCOPE.fullmatch(text):
+    if len(text) > MAX_LENGTH or not _SCOPE.fullmatch(text):
         raise OAuthError(
             "invalid_scope", "scope must be a list of scope tokens with a space between them"
         )
@@ -59,4 +59,4 @@ def parse_scope(text: str) -> Scope:
         raise OAuthError("invalid_scope", error.text) from None
     if device_id == ALL_DEVICES:
         raise OAuthError("invalid_scope", "A device ID cannot be *, which means all devices")
-    return Scope(" ".join(granted), device_id)
+    return OAuthScope(" ".join(granted), device_id)

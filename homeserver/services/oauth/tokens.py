@@ -27,35 +27,35 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.audit.audit import Happened, note, note_refusal
+from homeserver.services.audit.audit import AuditEvent, record_event, record_refusal
 from homeserver.services.login.account_validity import AccountValidity
-from homeserver.services.login.sessions import NewSession, Sessions, spent_key
-from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
+from homeserver.services.login.sessions import NewSession, Sessions, used_token_limit_key
+from homeserver.services.oauth.clients import REFRESH_GRANT, OAuthClient, OAuthClients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
 from homeserver.services.oauth.upstream_devices import UpstreamDevices
 from homeserver.services.tokens.secret_tokens import (
-    SecretText,
+    SecretGenerator,
     hash_token,
     is_damaged,
-    oauth_family_of,
+    parse_oauth_family,
 )
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
-from storage.login.access_tokens import SAME_MOMENT_MS, AccessTokenRow, RefreshTokenRow, TokenStore
+from storage.login.access_tokens import RACE_MS, AccessTokenRow, RefreshTokenRow, TokenStore
 from storage.oauth.oauth import OAuthSessionRow, OAuthStore
 
 _NO_SESSION: Final = b""
 """Marks a used code that began no session."""
 
 
-class Granted(msgspec.Struct, frozen=True):
+class TokenGrant(msgspec.Struct, frozen=True):
     """A new session with its scope."""
 
     session: NewSession
     scope: str
 
-    def answer(self) -> dict[str, object]:
+    def response(self) -> dict[str, object]:
         """Return the token response. spec: RFC 6749 section 5.1"""
         expires_in_ms = self.session.expires_in_ms
         return {
@@ -79,12 +79,12 @@ class OAuthTokens:
         accounts: AccountStore,
         tokens: TokenStore,
         sessions: Sessions,
-        secret_text: SecretText,
-        clients: Clients,
+        secret_text: SecretGenerator,
+        clients: OAuthClients,
         upstream: UpstreamDevices,
         limiter: RateLimiter,
         *,
-        trusted: Mapping[str, str],
+        trusted_services: Mapping[str, str],
         issuer: str,
         validity: AccountValidity,
     ) -> None:
@@ -100,14 +100,14 @@ class OAuthTokens:
         self._clients = clients
         self._upstream = upstream
         self._limiter = limiter
-        self._trusted = dict(trusted)
+        self._trusted = dict(trusted_services)
         self._issuer = issuer
 
     # Issuing.
 
     async def do_exchange_code(
         self, client_id: str, code: str, redirect_uri: str, verifier: str, address: str
-    ) -> Granted:
+    ) -> TokenGrant:
         """Redeem a code for tokens. `address`: the client's. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if (
@@ -137,20 +137,20 @@ class OAuthTokens:
     def _exchange(
         self,
         txn: WriteTransaction,
-        client: Client,
+        client: OAuthClient,
         code_hash: bytes,
         redirect_uri: str,
         verifier: str,
         family: str,
         texts: tuple[str, str],
         address: str,
-    ) -> Granted | OAuthError:
+    ) -> TokenGrant | OAuthError:
         row = self._store.get_code(txn, code_hash)
         if row is None:
             return _invalid("The code is unknown; begin again")
-        if row.used_for is not None:
-            if row.used_for != _NO_SESSION:
-                self._end_family(txn, row.used_for, address)
+        if row.used_for_family is not None:
+            if row.used_for_family != _NO_SESSION:
+                self._end_family(txn, row.used_for_family, address)
             return _invalid("The code has been used; begin again")
         challenge = urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
         problem = None
@@ -160,7 +160,9 @@ class OAuthTokens:
             problem = "The code has expired; begin again"
         elif row.redirect_uri != redirect_uri:
             problem = "redirect_uri differs from that of the authorization request"
-        elif not 43 <= len(verifier) <= 128 or not hmac.compare_digest(row.challenge, challenge):
+        elif not 43 <= len(verifier) <= 128 or not hmac.compare_digest(
+            row.code_challenge, challenge
+        ):
             problem = "code_verifier does not match the code_challenge"
         if problem is not None:
             self._store.set_code_used(txn, code_hash, _NO_SESSION)
@@ -168,17 +170,17 @@ class OAuthTokens:
             if row.expires_ts > self._now():
                 device_id = DeviceID(row.device_id)
                 user_id = UserID(row.user_id)
-                note(
+                record_event(
                     txn,
                     user_id,
-                    Happened.TOKEN_REUSED,
+                    AuditEvent.TOKEN_REUSED,
                     self._now(),
                     ip=address,
                     device_id=device_id,
                     detail=problem,
                 )
             return _invalid(problem)
-        granted = self.begin(
+        granted = self.begin_session(
             txn,
             client,
             UserID(row.user_id),
@@ -187,17 +189,17 @@ class OAuthTokens:
             family,
             texts,
             address,
-            row.origin,
+            row.upstream_login,
         )
         self._store.set_code_used(
             txn, code_hash, _NO_SESSION if isinstance(granted, OAuthError) else hash_token(family)
         )
         return granted
 
-    def begin(
+    def begin_session(
         self,
         txn: WriteTransaction,
-        client: Client,
+        client: OAuthClient,
         user_id: UserID,
         device_id: DeviceID,
         scope: str,
@@ -205,19 +207,19 @@ class OAuthTokens:
         texts: tuple[str, str],
         address: str,
         origin: str | None,
-    ) -> Granted | OAuthError:
+    ) -> TokenGrant | OAuthError:
         """Begin a session in a write transaction. `texts`: access token and refresh token, made
-        outside of it; `address`: the client's; `origin`: from the `BrowserSession` of the user who
+        outside of it; `address`: the client's; `upstream_login`: from the `BrowserSession` of the user who
         allowed the client."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
         obstacle = "deactivated" if account is None else self._obstacle(account)
         if obstacle is not None:
-            note_refusal(txn, user_id, self._now(), obstacle, ip=address, device_id=device_id)
+            record_refusal(txn, user_id, self._now(), obstacle, ip=address, device_id=device_id)
             return _invalid("The account cannot be used")
         session = self._sessions.prepare(
             user_id,
             address=address,
-            era=None,
+            epoch=None,
             device_id=device_id,
             device_name=client.name,
             access_token=texts[0],
@@ -229,14 +231,14 @@ class OAuthTokens:
             return OAuthError("invalid_scope", error.text)
         row = OAuthSessionRow(user_id, device_id, client.client_id, scope, hash_token(family))
         self._store.set_session(txn, row)
-        self._upstream.note(txn, user_id, device_id, origin)
-        return Granted(session, scope)
+        self._upstream.record(txn, user_id, device_id, origin)
+        return TokenGrant(session, scope)
 
-    async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> Granted:
+    async def do_refresh(self, client_id: str, refresh_token: str, address: str) -> TokenGrant:
         """Issue new tokens for a refresh token. `address`: the client's. Raises `OAuthError`,
         `LimitExceeded`."""
         client = await self._clients.get(client_id)
-        family = oauth_family_of(refresh_token)
+        family = parse_oauth_family(refresh_token)
         if REFRESH_GRANT not in client.grant_types:
             raise UnauthorizedClient("This client has not registered the refresh_token grant")
         if family is None:
@@ -263,18 +265,18 @@ class OAuthTokens:
         if session is None:
             return None
         token = self._tokens.get_refresh_token(txn, token_hash)
-        is_valid = token is not None and not token.is_late(self._now())
-        return session.user_id if is_valid else spent_key(session.user_id)
+        is_valid = token is not None and not token.is_grace_over(self._now())
+        return session.user_id if is_valid else used_token_limit_key(session.user_id)
 
     def _refresh(
         self,
         txn: WriteTransaction,
-        client: Client,
+        client: OAuthClient,
         token_hash: bytes,
         family_hash: bytes,
         texts: tuple[str, str],
         address: str,
-    ) -> Granted | OAuthError:
+    ) -> TokenGrant | OAuthError:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is None or row.client_id != client.client_id:
             return _invalid("The refresh token is unknown, or belongs to another client")
@@ -284,19 +286,19 @@ class OAuthTokens:
         if session is None:
             now = self._now()
             is_stored = self._tokens.get_refresh_token(txn, token_hash) is not None
-            if not is_stored and not self._tokens.is_just_spent(
-                txn, token_hash, now, SAME_MOMENT_MS
-            ):
+            if not is_stored and not self._tokens.is_just_spent(txn, token_hash, now, RACE_MS):
                 self._end_family(txn, family_hash, address)
             return _invalid("The refresh token has been used; sign in again")
         if session.refresh_token is None:
             return _invalid("The session has expired; sign in again")
-        return Granted(session, row.scope)
+        return TokenGrant(session, row.scope)
 
     def _end_family(self, txn: WriteTransaction, family_hash: bytes, address: str) -> None:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is not None:
-            self._sessions.end_reused(txn, UserID(row.user_id), DeviceID(row.device_id), address)
+            self._sessions.end_reused_session(
+                txn, UserID(row.user_id), DeviceID(row.device_id), address
+            )
 
     # Revoking.
 
@@ -325,18 +327,23 @@ class OAuthTokens:
             user_id, device_id = UserID(found.user_id), DeviceID(found.device_id)
             session = self._store.get_session(txn, user_id, device_id)
             if session is None or session.client_id != client_id:
-                note(
-                    txn, user_id, Happened.TOKEN_FOUND, self._now(), ip=address, device_id=device_id
+                record_event(
+                    txn,
+                    user_id,
+                    AuditEvent.TOKEN_FOUND,
+                    self._now(),
+                    ip=address,
+                    device_id=device_id,
                 )
             self._sessions.remove_devices(txn, user_id, [device_id], address)
 
     # Introspection.
 
-    def check_trusted(self, name: str, secret: str, address: str) -> None:
+    def check_service(self, name: str, secret: str, address: str) -> None:
         """Raises `InvalidService` unless this service may introspect tokens, and `LimitExceeded`
         after too many failures from this address."""
         key = f"introspection {address_key(address)}"
-        self._limiter.check_only(Limit.LOGIN_FAILED, key)
+        self._limiter.check_without_counting(Limit.LOGIN_FAILED, key)
         known = self._trusted.get(name)
         if known is None or not hmac.compare_digest(
             known.encode(), secret.encode("utf-8", "surrogatepass")
@@ -362,7 +369,7 @@ class OAuthTokens:
         if (
             may_be_late
             and found.refresh_nid is not None
-            and self._tokens.is_put_by(txn, found.refresh_nid, now)
+            and self._tokens.is_retired(txn, found.refresh_nid, now)
         ):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
@@ -392,7 +399,7 @@ class OAuthTokens:
             "deactivated": account.deactivated_ts is not None,
             "locked": account.locked,
             "awaiting_approval": account.awaiting_ts is not None,
-            "expired": self._validity.is_over(account.expires_ts),
+            "expired": self._validity.is_expired(account.expires_ts),
         }
         return next((name for name, holds in obstacles.items() if holds), None)
 

@@ -4,7 +4,7 @@ that a logout at the identity provider ends them too."""
 import msgspec
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.login_tokens import ProviderSignIn
 from storage.engine.transaction import WriteTransaction
 from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
@@ -15,13 +15,13 @@ class UpstreamDevices:
     def __init__(self, store: UpstreamSessionStore) -> None:
         self._store = store
 
-    def note(
+    def record(
         self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, origin: str | None
     ) -> None:
-        """Record a new device. `origin`: from the `BrowserSession` of the user who allowed it."""
+        """Record a new device. `upstream_login`: from the `BrowserSession` of the user who allowed it."""
         if origin is None:
             return
-        sign_in = msgspec.json.decode(origin, type=Origin)
+        sign_in = msgspec.json.decode(origin, type=ProviderSignIn)
         row = UpstreamSessionRow(
             user_id, device_id, sign_in.provider, sign_in.subject, sign_in.session
         )

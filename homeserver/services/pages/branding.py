@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from homeserver.config.colours import DARK, LIGHT, for_dark, wash_of
+from homeserver.config.colours import DARK, LIGHT, lighten_for_dark, tinted_background
 from homeserver.config.pages import Branding as BrandingConfig
 from homeserver.config.pages import Logo, read_logo
 
@@ -47,7 +47,7 @@ class Branding(msgspec.Struct, frozen=True):
         return f"https://{urlsplit(self.logo_url).netloc}"
 
 
-def branding_of(branding: BrandingConfig, server_name: str) -> Branding:
+def read_branding(branding: BrandingConfig, server_name: str) -> Branding:
     """Read the branding of the configuration. Raises `ValueError` if a logo cannot be read."""
     colour = branding.colour or COLOUR
     logos = [None if path is None else _read(name, path) for name, path in branding_files(branding)]
@@ -79,10 +79,10 @@ def _read(name: str, path: Path) -> Logo:
 
 
 def _style(colour: str, colour_dark: str | None) -> str:
-    dark = colour_dark or for_dark(colour)
+    dark = colour_dark or lighten_for_dark(colour)
     return (
-        f":root {{ --accent: {colour}; --wash: {wash_of(colour, LIGHT)}; }}\n"
+        f":root {{ --accent: {colour}; --wash: {tinted_background(colour, LIGHT)}; }}\n"
         "@media (prefers-color-scheme: dark) {\n"
-        f"  :root {{ --accent: {dark}; --wash: {wash_of(dark, DARK)}; }}\n"
+        f"  :root {{ --accent: {dark}; --wash: {tinted_background(dark, DARK)}; }}\n"
         "}\n"
     )

@@ -13,7 +13,7 @@ import re
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-LONGEST: Final = 4096
+MAX_LENGTH: Final = 4096
 _WRONG: Final = re.compile(r"[^\x21-\x7e]|\\")
 """Characters that browsers treat in their own way: they skip tabs and line breaks, read a backslash
 as a slash, and map non-ASCII characters."""
@@ -25,9 +25,9 @@ _NOT_ELSEWHERE: Final = frozenset(
 """Schemes that are not external: a browser would run or show their content as ours."""
 
 
-def read_link(text: str) -> SplitResult | None:
+def parse_link(text: str) -> SplitResult | None:
     """Parse a web URL, or the URL of an app's own scheme; None if pages may not lead there."""
-    if len(text) > LONGEST or _WRONG.search(text):
+    if len(text) > MAX_LENGTH or _WRONG.search(text):
         return None
     try:
         parts = urlsplit(text)
@@ -41,16 +41,16 @@ def read_link(text: str) -> SplitResult | None:
     return parts
 
 
-def read_web_link(text: str) -> SplitResult | None:
-    """As `read_link`, for web URLs only."""
-    parts = read_link(text)
+def parse_web_link(text: str) -> SplitResult | None:
+    """As `parse_link`, for web URLs only."""
+    parts = parse_link(text)
     return parts if parts is not None and parts.scheme in _WEB else None
 
 
-def shown_link(text: str) -> str:
+def link_text(text: str) -> str:
     """Return the text to show for a URL: its host and port, or the scheme of an app; empty if pages
     may not lead there."""
-    parts = read_link(text)
+    parts = parse_link(text)
     if parts is None:
         return ""
     return parts.netloc if parts.scheme in _WEB else f"{parts.scheme}:"

@@ -12,9 +12,9 @@ from babel import Locale, UnknownLocaleError, negotiate_locale
 from babel.messages.pofile import read_po
 
 ENGLISH: Final = "en"
-MOST_ASKED: Final = 20
+MAX_LANGUAGES: Final = 20
 """Maximum number of languages that are read from one `Accept-Language` header."""
-RELATED: Final = {
+ALIASES: Final = {
     "uz_UZ": "uz",
     "uz_Latn": "uz",
     "uz_Latn_UZ": "uz",
@@ -81,7 +81,7 @@ class Languages:
 
     def choose(self, accept_language: str) -> Language:
         """Return the best language for an `Accept-Language` header; English if none matches."""
-        wanted = [RELATED.get(code, code) for code in _parse_header(accept_language)]
+        wanted = [ALIASES.get(code, code) for code in _parse_header(accept_language)]
         return self.get(negotiate_locale(wanted, self.codes) or ENGLISH)
 
 
@@ -96,7 +96,7 @@ def _known_locale(code: str) -> str | None:
 def _parse_header(header: str) -> list[str]:
     """Return the languages of a header, best first. spec: RFC 9110 section 12.5.4"""
     found = []
-    for index, part in enumerate(header.split(",")[:MOST_ASKED]):
+    for index, part in enumerate(header.split(",")[:MAX_LANGUAGES]):
         tag, _, parameters = part.strip().partition(";")
         quality = 1.0
         name, _, value = parameters.strip().partition("=")

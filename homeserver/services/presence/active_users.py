@@ -12,8 +12,15 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
-from homeserver.services.presence.remote_users import RemotePeople
-from homeserver.services.presence.states import RESTART, Device, Person, RemotePerson, Shown, State
+from homeserver.services.presence.remote_users import RemotePresenceCache
+from homeserver.services.presence.states import (
+    RESTART_DEVICE,
+    DevicePresence,
+    LocalPresence,
+    PublishedPresence,
+    RemotePresence,
+    State,
+)
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
 from homeserver.services.streams.latest_changes import LatestChanges
 from storage.engine.database import Database, DatabaseUnavailable
@@ -33,7 +40,7 @@ STATES: Final[dict[str, State]] = {
 }
 
 
-class Roster:
+class PresenceTable:
     """The presence of users, and the position of the latest broadcast about each."""
 
     _log = Logger()
@@ -43,7 +50,7 @@ class Roster:
         clock: IReactorTime,
         database: Database,
         store: PresenceStore,
-        remote: RemotePeople,
+        remote: RemotePresenceCache,
         counter: EphemeralCounter,
     ) -> None:
         self._clock = clock
@@ -51,23 +58,23 @@ class Roster:
         self._store = store
         self._remote = remote
         self._counter = counter
-        self.people: dict[UserID, Person] = {}
+        self.local_users: dict[UserID, LocalPresence] = {}
         """Local users."""
         self._broadcasts: LatestChanges[UserID] = LatestChanges(MAX_BROADCASTS, counter.position)
         """The latest broadcast about each user."""
-        self._unwritten: dict[UserID, Person] = {}
+        self._unwritten: dict[UserID, LocalPresence] = {}
         self._writing = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._writing.clock = clock
 
-    def find(self, user_id: UserID) -> Person | RemotePerson | None:
+    def find(self, user_id: UserID) -> LocalPresence | RemotePresence | None:
         """Return a local or remote user's presence."""
-        return self.people.get(user_id) or self._remote.get(user_id)
+        return self.local_users.get(user_id) or self._remote.get(user_id)
 
-    def get_people(self) -> Sequence[Person | RemotePerson]:
+    def get_all(self) -> Sequence[LocalPresence | RemotePresence]:
         """Return the presence of all local and remote users in memory."""
-        return [*self.people.values(), *self._remote.values()]
+        return [*self.local_users.values(), *self._remote.values()]
 
-    def get_changed(self, since: int | None) -> Collection[Person | RemotePerson]:
+    def get_changed(self, since: int | None) -> Collection[LocalPresence | RemotePresence]:
         """Return the users whose presence was broadcast after `since`.
 
         If `since` is None: all users who are not offline. If it is too old: these, and those who
@@ -80,47 +87,49 @@ class Roster:
             return [person for person in recent if person is not None]
         return [
             person
-            for person in self.get_people()
-            if person.shown.state != "offline"
+            for person in self.get_all()
+            if person.published.state != "offline"
             or (since is not None and person.user_id in self._broadcasts)
         ]
 
-    def note_told(self, person: Person | RemotePerson, shown: Shown) -> None:
+    def record_broadcast(
+        self, person: LocalPresence | RemotePresence, shown: PublishedPresence
+    ) -> None:
         """Record the presence that is broadcast now."""
         has_stored_change = (shown.state, shown.status_msg) != (
-            person.shown.state,
-            person.shown.status_msg,
+            person.published.state,
+            person.published.status_msg,
         )
-        if isinstance(person, Person) and has_stored_change:
+        if isinstance(person, LocalPresence) and has_stored_change:
             self._unwritten[person.user_id] = person
-        person.shown = shown
+        person.published = shown
         oldest = self._broadcasts.record(person.user_id, self._counter.next())
         if oldest is not None:
-            self.forget_idle(oldest)
+            self.evict_idle(oldest)
 
-    def forget_idle(self, user_id: UserID) -> None:
+    def evict_idle(self, user_id: UserID) -> None:
         """Evict a user who is offline and has no recent broadcast."""
-        person = self.people.get(user_id)
+        person = self.local_users.get(user_id)
         if person is None or person.devices or person.other_nodes or user_id in self._broadcasts:
             return
-        if person.shown.state == "offline":
-            del self.people[user_id]
+        if person.published.state == "offline":
+            del self.local_users[user_id]
 
     # stored presence
 
-    async def read(self, user_ids: Collection[UserID]) -> None:
+    async def load_stored(self, user_ids: Collection[UserID]) -> None:
         """Load the stored state of local users where it was not loaded yet."""
-        people = [self.people[user_id] for user_id in user_ids if user_id in self.people]
-        unread = [person for person in people if not person.is_read]
+        people = [self.local_users[user_id] for user_id in user_ids if user_id in self.local_users]
+        unread = [person for person in people if not person.is_loaded]
         if unread:
             rows = await self._store.get_states([person.user_id for person in unread])
             for person in unread:
                 row = rows.get(person.user_id)
-                if row is not None and not person.is_read:
-                    take_written(person, row)
-                person.is_read = True
+                if row is not None and not person.is_loaded:
+                    apply_stored(person, row)
+                person.is_loaded = True
 
-    async def read_one(self, user_id: UserID) -> PresenceRow | None:
+    async def get_stored(self, user_id: UserID) -> PresenceRow | None:
         """Return the stored state of a user."""
         return (await self._store.get_states([user_id])).get(user_id)
 
@@ -129,26 +138,26 @@ class Roster:
         row = PresenceRow(user_id, state, status_msg, int(self._clock.seconds() * 1000), NOT_SENT)
         await self._database.write("set_presence_status", self._store.set_states, [row])
 
-    async def start(self) -> Sequence[Person]:
+    async def start(self) -> Sequence[LocalPresence]:
         """Restore the users who were present before the restart, with the usual grace time, and
         those who recently went offline. Start periodic writes. Return the present users."""
         self._writing.start(WRITE_INTERVAL, now=False)
         now = self._clock.seconds()
         since = int((now - RESTORED_SECONDS) * 1_000_000)
-        gone = await self._store.get_gone(since, MAX_BROADCASTS // 2)
+        gone = await self._store.get_offline(since, MAX_BROADCASTS // 2)
         broadcasts: dict[UserID, int] = {}
-        present: list[Person] = []
-        for row in sorted([*await self._store.get_present(), *gone], key=lambda row: row.position):
+        present: list[LocalPresence] = []
+        for row in sorted([*await self._store.get_online(), *gone], key=lambda row: row.position):
             user_id = UserID(row.user_id)
-            person = self.people.setdefault(user_id, Person(user_id))
-            if person.is_read:
+            person = self.local_users.setdefault(user_id, LocalPresence(user_id))
+            if person.is_loaded:
                 continue
-            take_written(person, row)
+            apply_stored(person, row)
             broadcasts[user_id] = row.position if row.position != NOT_SENT else self._counter.next()
             state = STATES[row.state]
-            person.shown = Shown(state, state == "online", row.status_msg)
+            person.published = PublishedPresence(state, state == "online", row.status_msg)
             if state != "offline":
-                person.devices[RESTART] = Device(state, 0, now)
+                person.devices[RESTART_DEVICE] = DevicePresence(state, 0, now)
                 present.append(person)
         complete_from = self._broadcasts.complete_from
         if len(gone) == MAX_BROADCASTS // 2:  # there may be more, which were not read
@@ -160,7 +169,7 @@ class Roster:
         for user_id, position in sorted(latest.items(), key=lambda each: each[1]):
             oldest = self._broadcasts.record(user_id, position)
             if oldest is not None:
-                self.forget_idle(oldest)
+                self.evict_idle(oldest)
         return present
 
     async def stop(self) -> None:
@@ -175,13 +184,13 @@ class Roster:
         rows = [
             PresenceRow(
                 person.user_id,
-                person.shown.state,
+                person.published.state,
                 person.status_msg,
                 None if person.last_active is None else int(person.last_active * 1000),
                 self._broadcasts.get(person.user_id) or self._counter.position,
             )
             for person in people.values()
-            if person.is_read and person.is_stored
+            if person.is_loaded and person.is_stored
         ]
         if not rows:
             return
@@ -197,9 +206,9 @@ class Roster:
         self._store.remove_state(txn, user_id)
 
 
-def take_written(person: Person, row: PresenceRow) -> None:
+def apply_stored(person: LocalPresence, row: PresenceRow) -> None:
     """Apply the stored state of a user."""
     person.status_msg = row.status_msg
     if person.last_active is None and row.last_active_ts is not None:
         person.last_active = row.last_active_ts / 1000
-    person.is_read = True
+    person.is_loaded = True

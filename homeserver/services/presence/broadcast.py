@@ -16,9 +16,9 @@ from twisted.logger import Logger
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Listener, Notifier
-from homeserver.services.presence.active_users import Roster
+from homeserver.services.presence.active_users import PresenceTable
 from homeserver.services.presence.remote_users import PresenceUpdate
-from homeserver.services.presence.states import Person, PresenceTimes
+from homeserver.services.presence.states import LocalPresence, PresenceTimes
 
 WAKES_A_SECOND: Final = 200
 """The average number of readers that presence wakes in a second."""
@@ -29,7 +29,7 @@ Subscriber = Callable[[Sequence[PresenceUpdate]], None]
 """Called with changes of local users; may not raise or block."""
 
 
-class Telling:
+class PresenceBroadcaster:
     """Collects and broadcasts presence changes."""
 
     _log = Logger()
@@ -37,13 +37,13 @@ class Telling:
     def __init__(
         self,
         clock: IReactorTime,
-        roster: Roster,
+        table: PresenceTable,
         memberships: Memberships,
         notifier: Notifier,
         times: PresenceTimes,
     ) -> None:
         self._clock = clock
-        self._roster = roster
+        self._roster = table
         self._memberships = memberships
         self._notifier = notifier
         self._times = times
@@ -53,7 +53,7 @@ class Telling:
         self._watchers: dict[UserID, set[Listener]] = {}
         self._subscribers: tuple[Subscriber, ...] = ()
 
-    def change(self, user_id: UserID) -> None:
+    def mark_changed(self, user_id: UserID) -> None:
         """Add a user whose presence may have changed to the next batch."""
         self._pending[user_id] = None
         if not self._is_due:
@@ -85,7 +85,7 @@ class Telling:
         pending, self._pending = self._pending, {}
         now = self._clock.seconds()
         try:
-            await self._roster.read(pending)
+            await self._roster.load_stored(pending)
             changed = [user_id for user_id in pending if self._record(user_id)]
             if changed:
                 self._call_subscribers(changed)
@@ -98,7 +98,7 @@ class Telling:
         finally:
             self._is_due = False
             for user_id in list(self._pending):
-                self.change(user_id)
+                self.mark_changed(user_id)
 
     def _record(self, user_id: UserID) -> bool:
         """Record a user's presence. Return whether it changed."""
@@ -106,25 +106,27 @@ class Telling:
         if person is None:
             return False
         shown = person.current(self._clock.seconds(), self._times)
-        if shown == person.shown:
+        if shown == person.published:
             return False
-        self._roster.note_told(person, shown)
+        self._roster.record_broadcast(person, shown)
         return True
 
     def _call_subscribers(self, changed: Sequence[UserID]) -> None:
         people = [
-            self._roster.people[user_id] for user_id in changed if user_id in self._roster.people
+            self._roster.local_users[user_id]
+            for user_id in changed
+            if user_id in self._roster.local_users
         ]
         updates = [self._update_of(person) for person in people]
         if updates:
             for subscriber in self._subscribers:
                 subscriber(updates)
 
-    def _update_of(self, person: Person) -> PresenceUpdate:
+    def _update_of(self, person: LocalPresence) -> PresenceUpdate:
         ago = None
         if person.last_active is not None:
             ago = max(0, round((self._clock.seconds() - person.last_active) * 1000))
-        shown = person.shown
+        shown = person.published
         return PresenceUpdate(
             person.user_id, shown.state, ago, shown.currently_active, shown.status_msg
         )

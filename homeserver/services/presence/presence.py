@@ -8,7 +8,7 @@ Laws:
 - A status message is written before it is acknowledged; other changes are written in batches (see
   `active_users`).
 - Nodes send each other the state of users with devices on them: on change, and every `RESEND`
-  seconds. A note expires after `HOLDS` seconds, so the state of a dead node expires too.
+  seconds. A note expires after `NOTE_LIFETIME` seconds, so the state of a dead node expires too.
 
 spec: client-server-api#presence
 """
@@ -25,18 +25,18 @@ from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.cluster.notify import NodeNotes
+from homeserver.cluster.notify import NodeMessages
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.presence.active_users import Roster, take_written
-from homeserver.services.presence.broadcast import Subscriber, Telling
-from homeserver.services.presence.remote_users import PresenceUpdate, RemotePeople
+from homeserver.services.presence.active_users import PresenceTable, apply_stored
+from homeserver.services.presence.broadcast import PresenceBroadcaster, Subscriber
+from homeserver.services.presence.remote_users import PresenceUpdate, RemotePresenceCache
 from homeserver.services.presence.states import (
-    LONGEST_STATUS,
-    Device,
-    Person,
+    MAX_STATUS,
+    DevicePresence,
+    LocalPresence,
     PresenceTimes,
-    RemotePerson,
-    Shown,
+    PublishedPresence,
+    RemotePresence,
     State,
 )
 from storage.engine.transaction import WriteTransaction
@@ -48,7 +48,7 @@ REMOTE: Final = "remote_presence"
 """Kinds of notes to other nodes."""
 RESEND: Final = 20.0
 """Seconds between two notes about the same state."""
-HOLDS: Final = 50.0
+NOTE_LIFETIME: Final = 50.0
 """Seconds for which a note is valid."""
 STATUS_BETWEEN_NODES: Final = 1000
 """Characters of a remote user's status message that nodes send each other. Nodes read the status of
@@ -67,7 +67,7 @@ class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
     too."""
 
 
-class RemoteNote(msgspec.Struct, frozen=True, array_like=True):
+class RemotePresenceNote(msgspec.Struct, frozen=True, array_like=True):
     """A note to other nodes: a remote user's presence that this node received."""
 
     origin: ServerName
@@ -80,23 +80,23 @@ class Presence:
     def __init__(
         self,
         clock: IReactorTime,
-        roster: Roster,
-        remote: RemotePeople,
-        telling: Telling,
+        table: PresenceTable,
+        remote: RemotePresenceCache,
+        broadcaster: PresenceBroadcaster,
         memberships: Memberships,
         limiter: RateLimiter,
         *,
         server_name: ServerName,
         times: PresenceTimes,
         mode: Mode,
-        notes: NodeNotes | None,
+        notes: NodeMessages | None,
     ) -> None:
         """`mode`: False disables presence, "untracked" limits it to remote users. `notes`: sends
         notes to other nodes; None on a single node."""
         self._clock = clock
-        self.roster = roster
+        self.table = table
         self._remote = remote
-        self.telling = telling
+        self.broadcaster = broadcaster
         self._memberships = memberships
         self._limiter = limiter
         self._server_name = server_name
@@ -107,21 +107,21 @@ class Presence:
         self._resending = LoopingCall(self._resend_notes)
         self._resending.clock = clock
         if notes is not None and self._tracks:
-            notes.register(KIND, PresenceNote, self._on_note)
+            notes.subscribe(KIND, PresenceNote, self._on_note)
         if notes is not None and self.is_on:
-            notes.register(REMOTE, RemoteNote, self._on_remote_note)
+            notes.subscribe(REMOTE, RemotePresenceNote, self._on_remote_note)
 
     # local users
 
-    def arrive(self, caller: Requester, wanted: State | None) -> None:
+    def start_sync(self, caller: Requester, wanted: State | None) -> None:
         """Record that a device starts a sync with a state (None: unchanged). `leave` has to
         follow."""
         if self._tracks:
             self._update_device(caller, wanted, is_new_choice=False).open_syncs += 1
 
-    def leave(self, caller: Requester) -> None:
+    def end_sync(self, caller: Requester) -> None:
         """Record that a sync of the device ended."""
-        person = self.roster.people.get(caller.user_id)
+        person = self.table.local_users.get(caller.user_id)
         device = person.devices.get(caller.device_id or "") if person is not None else None
         if person is not None and device is not None:
             device.open_syncs = device.open_syncs - 1 if device.open_syncs else 0
@@ -130,16 +130,16 @@ class Presence:
             if not device.open_syncs and (person.timer is None or moment < person.timer_at):
                 self._check_at(person, moment)
 
-    def note_active(self, caller: Requester) -> None:
+    def record_activity(self, caller: Requester) -> None:
         """Record that the user was active now. spec: client-server-api#last-active-ago"""
-        person = self.roster.people.get(caller.user_id)
+        person = self.table.local_users.get(caller.user_id)
         if person is None:
             return
         person.last_active = self._clock.seconds()
         device = person.devices.get(caller.device_id or "")
         if device is not None and device.requested == "unavailable":
             device.requested = "online"
-        if not person.shown.currently_active:
+        if not person.published.currently_active:
             self._on_change(person)
 
     async def do_set(
@@ -148,25 +148,25 @@ class Presence:
         """Set the caller's state and status message. Raises Forbidden, InvalidParam."""
         if user_id != caller.user_id:
             raise Forbidden("You can only set your own presence")
-        if status_msg is not None and (len(status_msg) > LONGEST_STATUS or "\0" in status_msg):
-            raise InvalidParam(f"status_msg may have at most {LONGEST_STATUS} characters, no NUL")
+        if status_msg is not None and (len(status_msg) > MAX_STATUS or "\0" in status_msg):
+            raise InvalidParam(f"status_msg may have at most {MAX_STATUS} characters, no NUL")
         if not self._tracks:
             return
         status_msg = status_msg or None
-        known = await self.roster.read_one(user_id)
+        known = await self.table.get_stored(user_id)
         if status_msg != (None if known is None else known.status_msg):
-            await self.roster.do_write_status(user_id, state, status_msg)
+            await self.table.do_write_status(user_id, state, status_msg)
             self._send_new_status(user_id)
         device = self._update_device(caller, state, is_new_choice=True)
         device.last_sync_end = self._clock.seconds()
-        person = self.roster.people[user_id]
-        person.status_msg, person.is_read = status_msg, True
+        person = self.table.local_users[user_id]
+        person.status_msg, person.is_loaded = status_msg, True
         person.last_active = device.last_sync_end
         self._on_change(person)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Set a deactivated user offline and delete the stored state."""
-        self.roster.remove(txn, user_id)
+        self.table.remove(txn, user_id)
         txn.after_commit(lambda: self._remove(UserID(user_id)))
 
     # reading
@@ -178,18 +178,18 @@ class Presence:
             raise Forbidden("You share no room with this user")
         if not self.is_on:
             return {"presence": "offline"}
-        person = self.roster.find(user_id)
+        person = self.table.find(user_id)
         if person is None:
-            person = Person(user_id)
+            person = LocalPresence(user_id)
         if (
-            isinstance(person, Person)
-            and not person.is_read
+            isinstance(person, LocalPresence)
+            and not person.is_loaded
             and domain_of(user_id) == self._server_name
         ):
-            row = await self.roster.read_one(user_id)
-            if row is not None and not person.is_read:
-                take_written(person, row)
-        return self.content_of(person, person.current(self._clock.seconds(), self._times))
+            row = await self.table.get_stored(user_id)
+            if row is not None and not person.is_loaded:
+                apply_stored(person, row)
+        return self.build_content(person, person.current(self._clock.seconds(), self._times))
 
     async def shares_room(self, user_id: UserID, other: UserID) -> bool:
         """Return whether both users are joined to a common room."""
@@ -203,7 +203,9 @@ class Presence:
             for nid, row in few.items()
         )
 
-    def content_of(self, person: Person | RemotePerson, shown: Shown) -> dict[str, object]:
+    def build_content(
+        self, person: LocalPresence | RemotePresence, shown: PublishedPresence
+    ) -> dict[str, object]:
         """Return the content of an m.presence event, as of now."""
         content: dict[str, object] = {"presence": shown.state}
         if person.last_active is not None:
@@ -220,28 +222,30 @@ class Presence:
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call the subscriber with all later changes of local users, in batches."""
-        self.telling.subscribe(subscriber)
+        self.broadcaster.subscribe(subscriber)
 
     def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
         """Take updates of another server, and ignore those about users of other servers."""
         if not self.is_on:
             return
         for user_id in self._remote.receive(origin, updates):
-            self.telling.change(user_id)
+            self.broadcaster.mark_changed(user_id)
         if self._notes is not None:
             for update in updates:
                 status = (
                     None if update.status_msg is None else update.status_msg[:STATUS_BETWEEN_NODES]
                 )
-                note = RemoteNote(origin, msgspec.structs.replace(update, status_msg=status))
-                self._notes.put(REMOTE, update.user_id, note)
+                note = RemotePresenceNote(
+                    origin, msgspec.structs.replace(update, status_msg=status)
+                )
+                self._notes.queue(REMOTE, update.user_id, note)
 
     async def do_expire_remote(self, limit: int) -> int:
         """Mark at most `limit` remote users without recent updates as offline. Return their
         number."""
         expired = self._remote.expire(limit)
         for user_id in expired:
-            self.telling.change(user_id)
+            self.broadcaster.mark_changed(user_id)
         return len(expired)
 
     # start and stop
@@ -249,7 +253,7 @@ class Presence:
     async def start(self) -> None:
         """Restore the presence from before the restart."""
         if self._tracks:
-            for person in await self.roster.start():
+            for person in await self.table.start():
                 self._on_change(person)
             if self._notes is not None and not self._resending.running:
                 self._resending.start(RESEND)
@@ -258,14 +262,14 @@ class Presence:
         """Write pending changes and stop."""
         if self._resending.running:
             self._resending.stop()
-        await self.roster.stop()
+        await self.table.stop()
 
     # other nodes
 
     def _on_note(self, node: int, note: PresenceNote) -> None:
         """Apply a note of another node. Raises nothing."""
         now = self._clock.seconds()
-        person = self.roster.people.get(note.user_id)
+        person = self.table.local_users.get(note.user_id)
         if note.chosen_device is not None:
             if person is not None and note.chosen_device in person.devices:
                 person.devices[note.chosen_device].requested = note.state
@@ -274,38 +278,40 @@ class Presence:
         if person is None:
             if note.state == "offline" and not note.has_new_status:
                 return
-            person = self.roster.people[note.user_id] = Person(note.user_id)
+            person = self.table.local_users[note.user_id] = LocalPresence(note.user_id)
         if note.has_new_status:
-            person.status_msg, person.is_read = None, False
+            person.status_msg, person.is_loaded = None, False
         elif note.state == "offline":
             person.other_nodes.pop(node, None)
         else:
             # present until the note expires
-            person.other_nodes[node] = Device(note.state, 0, now + HOLDS - self._times.grace)
+            person.other_nodes[node] = DevicePresence(
+                note.state, 0, now + NOTE_LIFETIME - self._times.grace
+            )
         if note.last_active is not None and note.last_active > (person.last_active or 0.0):
             person.last_active = person.sent_last_active = min(note.last_active, now)
         self._on_change(person)
 
-    def _on_remote_note(self, _node: int, note: RemoteNote) -> None:
+    def _on_remote_note(self, _node: int, note: RemotePresenceNote) -> None:
         for user_id in self._remote.receive(note.origin, [note.update]):
-            self.telling.change(user_id)
+            self.broadcaster.mark_changed(user_id)
 
-    def _send_note(self, person: Person, *, resend: bool) -> None:
+    def _send_note(self, person: LocalPresence, *, resend: bool) -> None:
         state = person.local_state(self._clock.seconds(), self._times)
         if self._notes is not None and (resend or state != person.sent_state):
             person.sent_state, person.sent_last_active = state, person.last_active
-            self._notes.put(
+            self._notes.queue(
                 KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active)
             )
 
     def _resend_notes(self) -> None:
-        for person in self.roster.people.values():
+        for person in self.table.local_users.values():
             if person.sent_state != "offline" or person.last_active != person.sent_last_active:
                 self._send_note(person, resend=True)
 
     def _send_new_status(self, user_id: UserID) -> None:
         if self._notes is not None:
-            self._notes.put(
+            self._notes.queue(
                 KIND,
                 (user_id, "status"),
                 PresenceNote(user_id, "offline", None, has_new_status=True),
@@ -315,16 +321,18 @@ class Presence:
 
     def _update_device(
         self, caller: Requester, wanted: State | None, *, is_new_choice: bool
-    ) -> Device:
+    ) -> DevicePresence:
         """Return the caller's device, with the requested state applied."""
-        person = self.roster.people.get(caller.user_id)
+        person = self.table.local_users.get(caller.user_id)
         if person is None:
-            person = self.roster.people[caller.user_id] = Person(caller.user_id)
+            person = self.table.local_users[caller.user_id] = LocalPresence(caller.user_id)
         key = caller.device_id or ""
         device = person.devices.get(key)
         if device is None:
-            device = person.devices[key] = Device(wanted or "online", 0, self._clock.seconds())
-            if device.requested == "online" and person.shown.state == "offline":
+            device = person.devices[key] = DevicePresence(
+                wanted or "online", 0, self._clock.seconds()
+            )
+            if device.requested == "online" and person.published.state == "offline":
                 person.last_active = device.last_sync_end
         elif (
             wanted is None
@@ -339,7 +347,7 @@ class Presence:
         self._on_change(person)
         if wanted is not None and self._notes is not None:
             note = PresenceNote(caller.user_id, wanted, None, chosen_device=key)
-            self._notes.put(KIND, (caller.user_id, key), note)
+            self._notes.queue(KIND, (caller.user_id, key), note)
         return device
 
     def _may_choose(self, caller: Requester) -> bool:
@@ -353,18 +361,18 @@ class Presence:
             return False
         return True
 
-    def _on_change(self, person: Person) -> None:
+    def _on_change(self, person: LocalPresence) -> None:
         """Process a possible change: send notes, schedule a broadcast and the next check."""
         now = self._clock.seconds()
         self._send_note(person, resend=False)
-        if not person.is_read or person.current(now, self._times) != person.shown:
-            self.telling.change(person.user_id)
+        if not person.is_loaded or person.current(now, self._times) != person.published:
+            self.broadcaster.mark_changed(person.user_id)
         moment = person.next_change(now, self._times)
         if moment is not None:
             self._check_at(person, moment)
 
-    def _check_at(self, person: Person, moment: float) -> None:
-        """Schedule a check no later than `moment`."""
+    def _check_at(self, person: LocalPresence, moment: float) -> None:
+        """Schedule a check no later than `format_time`."""
         if person.timer is not None:
             if person.timer_at <= moment:
                 return
@@ -374,14 +382,14 @@ class Presence:
             max(0.0, moment - self._clock.seconds()), self._check, person
         )
 
-    def _check(self, person: Person) -> None:
+    def _check(self, person: LocalPresence) -> None:
         person.timer = None
         person.remove_absent_devices(self._clock.seconds(), self._times)
         self._on_change(person)
-        self.roster.forget_idle(person.user_id)
+        self.table.evict_idle(person.user_id)
 
     def _remove(self, user_id: UserID) -> None:
-        person = self.roster.people.get(user_id)
+        person = self.table.local_users.get(user_id)
         if person is not None:
             person.devices.clear()
             person.status_msg, person.last_active, person.is_stored = None, None, False

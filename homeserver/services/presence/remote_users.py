@@ -7,7 +7,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
-from homeserver.services.presence.states import LONGEST_STATUS, RemotePerson, Shown, State
+from homeserver.services.presence.states import MAX_STATUS, PublishedPresence, RemotePresence, State
 from storage.cache import LRU
 
 MAX_REMOTE: Final = 50_000
@@ -27,20 +27,20 @@ class PresenceUpdate(msgspec.Struct, frozen=True):
     status_msg: str | None = None
 
 
-class RemotePeople:
+class RemotePresenceCache:
     """Caches the presence of remote users, the least recently updated first."""
 
     def __init__(self, clock: IReactorTime, server_name: ServerName) -> None:
         """`server_name`: this server's own."""
         self._clock = clock
         self._server_name = server_name
-        self._people: LRU[UserID, RemotePerson] = LRU(max_entries=MAX_REMOTE)
+        self._people: LRU[UserID, RemotePresence] = LRU(max_entries=MAX_REMOTE)
 
-    def get(self, user_id: UserID) -> RemotePerson | None:
+    def get(self, user_id: UserID) -> RemotePresence | None:
         """Return a user's presence if it is cached."""
         return self._people.peek(user_id)
 
-    def values(self) -> Iterable[RemotePerson]:
+    def values(self) -> Iterable[RemotePresence]:
         """Return all cached presence."""
         return self._people.values()
 
@@ -52,19 +52,19 @@ class RemotePeople:
         for update in updates:
             if domain_of(update.user_id) != origin or origin == self._server_name:
                 continue
-            reported = Shown(
+            reported = PublishedPresence(
                 update.state,
                 update.currently_active and update.state == "online",
-                None if update.status_msg is None else update.status_msg[:LONGEST_STATUS],
+                None if update.status_msg is None else update.status_msg[:MAX_STATUS],
             )
             person = self._people.peek(update.user_id)
             if person is None:
-                person = RemotePerson(update.user_id, reported, None, now)
+                person = RemotePresence(update.user_id, reported, None, now)
             person.reported, person.reported_at = reported, now
             ago = update.last_active_ago
             person.last_active = None if ago is None else now - max(ago, 0) / 1000
             self._people.put(update.user_id, person)
-            if person.reported != person.shown:
+            if person.reported != person.published:
                 changed.append(update.user_id)
         return changed
 
@@ -78,10 +78,10 @@ class RemotePeople:
                 break
             person.reported_at, person.reported = (
                 now,
-                Shown("offline", False, person.reported.status_msg),
+                PublishedPresence("offline", False, person.reported.status_msg),
             )
             expired.append(person.user_id)
-            if person.shown.state == "offline":
+            if person.published.state == "offline":
                 self._people.pop(person.user_id)
             else:
                 self._people.put(person.user_id, person)

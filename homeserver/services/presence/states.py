@@ -18,11 +18,11 @@ from federation.protocol.ids import UserID
 
 State = Literal["online", "unavailable", "offline"]
 
-LONGEST_STATUS: Final = 2048
+MAX_STATUS: Final = 2048
 """Characters of a status message."""
 SLACK: Final = 0.001
 """Seconds by which a timer may fire early: sums of floating-point times are not exact."""
-RESTART: Final = "\0restart"
+RESTART_DEVICE: Final = "\0restart"
 """Key of the placeholder for the devices that were present before a restart."""
 
 
@@ -37,7 +37,7 @@ class PresenceTimes(msgspec.Struct, frozen=True):
     """How long after its last /sync a device still counts as present."""
 
 
-class Shown(msgspec.Struct, frozen=True):
+class PublishedPresence(msgspec.Struct, frozen=True):
     """The presence that others see, without the time of the last activity."""
 
     state: State = "offline"
@@ -45,7 +45,7 @@ class Shown(msgspec.Struct, frozen=True):
     status_msg: str | None = None
 
 
-class Device(msgspec.Struct):
+class DevicePresence(msgspec.Struct):
     """A device that syncs, or did so recently."""
 
     requested: State
@@ -60,26 +60,26 @@ class Device(msgspec.Struct):
         return self.open_syncs > 0 or now - self.last_sync_end < times.grace - SLACK
 
 
-class Person(msgspec.Struct, eq=False):
+class LocalPresence(msgspec.Struct, eq=False):
     """The presence of a local user."""
 
     user_id: UserID
     status_msg: str | None = None
     last_active: float | None = None
-    is_read: bool = False
+    is_loaded: bool = False
     """Whether the stored state was read from the database."""
     is_stored: bool = True
     """Whether the state is written to the database: False for a deactivated account."""
-    devices: dict[str, Device] = msgspec.field(default_factory=dict)
-    other_nodes: dict[int, Device] = msgspec.field(default_factory=dict)
+    devices: dict[str, DevicePresence] = msgspec.field(default_factory=dict)
+    other_nodes: dict[int, DevicePresence] = msgspec.field(default_factory=dict)
     """The user's state on other nodes, by node."""
     sent_state: State = "offline"
     """The state on this node that was last sent to the other nodes."""
     sent_last_active: float | None = None
     """The time of the last activity that all nodes know."""
-    shown: Shown = msgspec.field(default_factory=Shown)
+    published: PublishedPresence = msgspec.field(default_factory=PublishedPresence)
     """The presence that was last broadcast."""
-    encoded: tuple[int, Shown, bytes] | None = None
+    encoded_event: tuple[int, PublishedPresence, bytes] | None = None
     """The encoded m.presence event, with its second and presence."""
     timer: IDelayedCall | None = None
     """The timer of the next check."""
@@ -102,7 +102,7 @@ class Person(msgspec.Struct, eq=False):
         wanted = {
             device.requested
             for key, device in self.devices.items()
-            if key != RESTART and device.is_present(now, times)
+            if key != RESTART_DEVICE and device.is_present(now, times)
         }
         return (
             "online"
@@ -112,7 +112,7 @@ class Person(msgspec.Struct, eq=False):
             else "offline"
         )
 
-    def current(self, now: float, times: PresenceTimes) -> Shown:
+    def current(self, now: float, times: PresenceTimes) -> PublishedPresence:
         """Return the presence as of `now`."""
         wanted = {
             device.requested for device in self._all_devices() if device.is_present(now, times)
@@ -120,9 +120,9 @@ class Person(msgspec.Struct, eq=False):
         if "online" in wanted:
             inactive = now - self.last_active if self.last_active is not None else 0.0
             if inactive >= times.idle - SLACK:
-                return Shown("unavailable", False, self.status_msg)
-            return Shown("online", inactive < times.active - SLACK, self.status_msg)
-        return Shown(
+                return PublishedPresence("unavailable", False, self.status_msg)
+            return PublishedPresence("online", inactive < times.active - SLACK, self.status_msg)
+        return PublishedPresence(
             "unavailable" if "unavailable" in wanted else "offline", False, self.status_msg
         )
 
@@ -140,21 +140,21 @@ class Person(msgspec.Struct, eq=False):
             moments += [end for end in ends if end > now + SLACK]
         return min(moments, default=None)
 
-    def _all_devices(self) -> Iterator[Device]:
+    def _all_devices(self) -> Iterator[DevicePresence]:
         return chain(self.devices.values(), self.other_nodes.values())
 
 
-class RemotePerson(msgspec.Struct, eq=False):
+class RemotePresence(msgspec.Struct, eq=False):
     """The presence of a remote user, as their server reported it."""
 
     user_id: UserID
-    reported: Shown
+    reported: PublishedPresence
     last_active: float | None
     reported_at: float
     """When the server reported it."""
-    shown: Shown = msgspec.field(default_factory=Shown)
-    encoded: tuple[int, Shown, bytes] | None = None
+    published: PublishedPresence = msgspec.field(default_factory=PublishedPresence)
+    encoded_event: tuple[int, PublishedPresence, bytes] | None = None
 
-    def current(self, now: float, times: PresenceTimes) -> Shown:
+    def current(self, now: float, times: PresenceTimes) -> PublishedPresence:
         """Return the presence that the server reported."""
         return self.reported

@@ -18,7 +18,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.http_client.body import TakeBody
-from federation.http_client.client import WebAnswer
+from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from federation.http_client.time_limit import within
 from federation.protocol.errors import InvalidParam, MatrixError
@@ -36,7 +36,7 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PAGES: Final = frozenset({"text/html", "application/xhtml+xml", "application/xml", "text/xml"})
 
 
-class PreviewWeb(Protocol):
+class PreviewClient(Protocol):
     """An `HttpClient` with the address policy of previews."""
 
     async def request(
@@ -51,27 +51,27 @@ class PreviewWeb(Protocol):
         redirects: int = 0,
         only_https: bool = False,
         take: TakeBody | None = None,
-    ) -> WebAnswer:
+    ) -> WebResponse:
         """As `HttpClient.request`. Raises OutboundError."""
         ...
 
 
-class Found(msgspec.Struct, frozen=True):
+class FetchedPage(msgspec.Struct, frozen=True):
     """The content at a URL: the start of a page, an image (in the spool), or only its type."""
 
     url: str
     type: str
     charset: str
     page: bytes | None
-    is_picture: bool
+    is_image: bool
 
 
-class SiteReader:
+class PreviewFetcher:
     """Fetches from web sites."""
 
     def __init__(
         self,
-        web: PreviewWeb,
+        web: PreviewClient,
         clock: IReactorTime,
         rules: PreviewRules,
         headers: Sequence[tuple[str, str]],
@@ -87,15 +87,15 @@ class SiteReader:
         self._max_image = max_image
         self._seconds = seconds
 
-    async def read(self, url: str, spool: Spool) -> Found:
+    async def fetch(self, url: str, spool: Spool) -> FetchedPage:
         """Fetch a page or an image; an image goes to `spool`. Raises OutboundError."""
         receiver = _Receiver(spool, self._max_image)
         final = await self._fetch(
             url, receiver, "text/html,application/xhtml+xml,image/*;q=0.8,*/*;q=0.5"
         )
-        return Found(final, receiver.type, receiver.charset, receiver.page, receiver.is_image)
+        return FetchedPage(final, receiver.type, receiver.charset, receiver.page, receiver.is_image)
 
-    async def read_document(self, url: str) -> bytes:
+    async def fetch_document(self, url: str) -> bytes:
         """Fetch a short JSON document. Raises OutboundError."""
         receiver = _Receiver(None, 0)
         await self._fetch(url, receiver, "application/json")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from urllib.parse import urlencode
 
-from homeserver.config.oembed_files import OEmbedEndpoint, matcher
+from homeserver.config.oembed_files import OEmbedEndpoint, make_matcher
 
 
 class OEmbedProviders:
@@ -11,7 +11,7 @@ class OEmbedProviders:
 
     def __init__(self, endpoints: Sequence[OEmbedEndpoint]) -> None:
         self._endpoints = [
-            (matcher(pattern), endpoint.url)
+            (make_matcher(pattern), endpoint.url)
             for endpoint in endpoints
             for pattern in endpoint.patterns
         ]

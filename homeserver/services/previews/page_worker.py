@@ -115,7 +115,7 @@ def _text_codec(name: str) -> str | None:
         return None
 
 
-def read_page(page: bytes, url: str, claimed: str) -> dict[str, Any]:
+def parse_page(page: bytes, url: str, claimed: str) -> dict[str, Any]:
     """Return the metadata of a page."""
     text = decode(page, claimed).replace("\0", "")
     parser = etree.HTMLParser(
@@ -149,7 +149,7 @@ def read_page(page: bytes, url: str, claimed: str) -> dict[str, Any]:
     }
 
 
-def read_oembed(document: bytes, url: str) -> dict[str, Any]:
+def parse_oembed(document: bytes, url: str) -> dict[str, Any]:
     """Return the metadata in an oEmbed document. https://oembed.com"""
     data = json.loads(document)
     names = (
@@ -313,9 +313,9 @@ def main() -> None:
         page = sys.stdin.buffer.read(job["size"])
         try:
             if job["kind"] == "oembed":
-                found = read_oembed(page, job["url"])
+                found = parse_oembed(page, job["url"])
             else:
-                found = read_page(page, job["url"], job["charset"])
+                found = parse_page(page, job["url"], job["charset"])
         except Exception as error:  # a parser may raise anything for a broken page
             # log the place, not the message, which may quote the page
             at = traceback.extract_tb(error.__traceback__)[-1]

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from homeserver.services.subprocesses.worker_processes import WorkerDied, WorkerProcesses
 from storage.engine.executors import Executor
 
-SECONDS_A_PAGE: Final = 10.0
+SECONDS_PER_PAGE: Final = 10.0
 
 
 class _Job(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class _Job(msgspec.Struct, frozen=True):
     charset: str
 
 
-class PageSays(msgspec.Struct, frozen=True):
+class PageMetadata(msgspec.Struct, frozen=True):
     """The metadata of a page: Open Graph properties, and the URLs of its image and its oEmbed
     document."""
 
@@ -32,26 +32,26 @@ class PageSays(msgspec.Struct, frozen=True):
     """The error at which parsing stopped; then the metadata is empty."""
 
 
-class PageReader:
+class PageParser:
     """Parses pages and oEmbed documents."""
 
     log = Logger()
 
     def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
         self._processes = WorkerProcesses(
-            executor, Path(__file__).with_name("page_worker.py"), SECONDS_A_PAGE, clock
+            executor, Path(__file__).with_name("page_worker.py"), SECONDS_PER_PAGE, clock
         )
 
-    async def read(self, page: bytes, url: str, charset: str) -> PageSays:
+    async def parse(self, page: bytes, url: str, charset: str) -> PageMetadata:
         """Parse a page. Return empty metadata if its process dies or takes too long. Raises
         LimitExceeded."""
         return await self._read(_Job("page", len(page), url, charset), page)
 
-    async def read_oembed(self, document: bytes, url: str) -> PageSays:
+    async def parse_oembed(self, document: bytes, url: str) -> PageMetadata:
         """Parse an oEmbed document. Errors as for `read`."""
         return await self._read(_Job("oembed", len(document), url, ""), document)
 
-    async def _read(self, job: _Job, data: bytes) -> PageSays:
+    async def _read(self, job: _Job, data: bytes) -> PageMetadata:
         try:
             line, _ = await self._processes.run(job, data)
         except WorkerDied:
@@ -59,8 +59,8 @@ class PageReader:
                 "the process that parsed a {kind} for a preview died or took too long",
                 kind=job.kind,
             )
-            return PageSays()
-        result = msgspec.json.decode(line, type=PageSays)
+            return PageMetadata()
+        result = msgspec.json.decode(line, type=PageMetadata)
         if result.problem:
             self.log.info(
                 "a {kind} could not be parsed for a preview: {problem}",

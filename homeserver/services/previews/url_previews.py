@@ -29,25 +29,25 @@ from federation.protocol.errors import (
     StoreUnavailable,
 )
 from federation.protocol.ids import UserID
-from homeserver.api.storage_errors import telling_of_the_store
+from homeserver.api.storage_errors import convert_store_errors
 from homeserver.services.media.headers import parse_type
 from homeserver.services.media.thumbnails import Thumbnails
-from homeserver.services.previews.fetching import Found, SiteReader
+from homeserver.services.previews.fetching import FetchedPage, PreviewFetcher
 from homeserver.services.previews.oembed import OEmbedProviders
-from homeserver.services.previews.pages import PageReader, PageSays
+from homeserver.services.previews.pages import PageMetadata, PageParser
 from homeserver.services.previews.rules import PreviewRules, parse_url
 from homeserver.services.scanning.gate import ScanGate
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.engine.transaction import WriteTransaction
-from storage.media.contents import Contents
-from storage.media.media import Content
+from storage.media.contents import MediaContents
+from storage.media.media import MediaContent
 from storage.media.quarantine import QuarantineStore
 from storage.media.spool import Spool
 from storage.media.url_previews import PreviewRow, URLPreviewStore
 
 CONCURRENT: Final = 10
 """Previews that are made at the same time."""
-MOST_OF_ONE: Final = 5
+CONCURRENT_PER_USER: Final = 5
 """Previews that are made at the same time for one user."""
 MAX_WAITING: Final = 500
 MAX_WAITING_PER_USER: Final = 50
@@ -75,14 +75,14 @@ class URLPreviews:
         server_name: str,
         clock: IReactorTime,
         store: URLPreviewStore,
-        contents: Contents,
+        contents: MediaContents,
         thumbnails: Thumbnails,
         quarantine: QuarantineStore,
         gate: ScanGate,
-        pages: PageReader,
+        pages: PageParser,
         rules: PreviewRules,
-        sites: SiteReader | None,
-        texts: SecretText,
+        sites: PreviewFetcher | None,
+        texts: SecretGenerator,
         providers: OEmbedProviders,
         *,
         authenticated_only: bool,
@@ -103,7 +103,7 @@ class URLPreviews:
         self._work: SharedWork[str, PreviewRow] = SharedWork()
         self._slots = FairSemaphore[UserID](
             CONCURRENT,
-            MOST_OF_ONE,
+            CONCURRENT_PER_USER,
             max_waiting=MAX_WAITING,
             max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _user_id: LimitExceeded(
@@ -126,7 +126,7 @@ class URLPreviews:
             raise OtherServerFailed("The page could not be fetched")
         return msgspec.Raw(row.body.encode())
 
-    async def _make(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
+    async def _make(self, url: str, user_id: UserID, sites: PreviewFetcher) -> PreviewRow:
         async with self._slots.hold(user_id):
             try:
                 row = await self._preview(url, user_id, sites)
@@ -136,24 +136,24 @@ class URLPreviews:
         await self._store.put_preview(row)
         return row
 
-    async def _preview(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
+    async def _preview(self, url: str, user_id: UserID, sites: PreviewFetcher) -> PreviewRow:
         properties: Properties = {}
         good_ms = GOOD_MS
-        image: tuple[str, Content, tuple[int, int]] | None = None
+        image: tuple[str, MediaContent, tuple[int, int]] | None = None
         spool = self._contents.spool(SPOOL_BYTES)
         try:
             metadata = await self._ask_provider(url, sites)
-            found = None if metadata is not None else await sites.read(url, spool)
+            found = None if metadata is not None else await sites.fetch(url, spool)
             if found is not None and found.page is not None:
                 metadata = await self._with_oembed(
-                    await self._pages.read(found.page, found.url, found.charset), sites
+                    await self._pages.parse(found.page, found.url, found.charset), sites
                 )
             try:
                 if metadata is not None:
                     properties.update(metadata.properties)
                     if metadata.image is not None:
                         image = await self._fetch_image(url, user_id, metadata.image, sites)
-                elif found is not None and found.is_picture:
+                elif found is not None and found.is_image:
                     image = await self._store_image(url, user_id, spool, found.type)
             except (StoreFull, StoreUnavailable) as error:  # logged where it was raised
                 self.log.info(
@@ -173,21 +173,21 @@ class URLPreviews:
         body = msgspec.json.encode(properties).decode()
         return PreviewRow(url, body, None if image is None else image[0], self._now_ms() + good_ms)
 
-    async def _ask_provider(self, url: str, sites: SiteReader) -> PageSays | None:
+    async def _ask_provider(self, url: str, sites: PreviewFetcher) -> PageMetadata | None:
         """Return the metadata of a page from its configured oEmbed provider. None if there is none
         or it cannot be reached: then the page itself is read."""
         address = self._providers.find(url)
         if address is None:
             return None
         try:
-            document = await sites.read_document(address)
+            document = await sites.fetch_document(address)
         except OutboundError as error:
             self.log.info("no oEmbed document for {url}: {error}", url=url, error=str(error))
             return None
-        metadata = await self._pages.read_oembed(document, address)
+        metadata = await self._pages.parse_oembed(document, address)
         return metadata if metadata.properties or metadata.image is not None else None
 
-    async def _with_oembed(self, metadata: PageSays, sites: SiteReader) -> PageSays:
+    async def _with_oembed(self, metadata: PageMetadata, sites: PreviewFetcher) -> PageMetadata:
         """Complete the metadata of a page from its oEmbed document if it lacks something."""
         is_complete = metadata.image is not None and {"og:title", "og:site_name"} <= set(
             metadata.properties
@@ -195,22 +195,22 @@ class URLPreviews:
         if metadata.oembed is None or is_complete:
             return metadata
         try:
-            document = await sites.read_document(metadata.oembed)
+            document = await sites.fetch_document(metadata.oembed)
         except OutboundError:
             return metadata
-        more = await self._pages.read_oembed(document, metadata.oembed)
-        return PageSays({**more.properties, **metadata.properties}, metadata.image or more.image)
+        more = await self._pages.parse_oembed(document, metadata.oembed)
+        return PageMetadata(
+            {**more.properties, **metadata.properties}, metadata.image or more.image
+        )
 
     async def _fetch_image(
-        self, url: str, user_id: UserID, address: str, sites: SiteReader
-    ) -> tuple[str, Content, tuple[int, int]] | None:
+        self, url: str, user_id: UserID, address: str, sites: PreviewFetcher
+    ) -> tuple[str, MediaContent, tuple[int, int]] | None:
         spool = self._contents.spool(SPOOL_BYTES)
         try:
-            found = await sites.read(address, spool)
+            found = await sites.fetch(address, spool)
             return (
-                await self._store_image(url, user_id, spool, found.type)
-                if found.is_picture
-                else None
+                await self._store_image(url, user_id, spool, found.type) if found.is_image else None
             )
         except OutboundError as error:
             self.log.info("no image for the preview of {url}: {error}", url=url, error=str(error))
@@ -220,7 +220,7 @@ class URLPreviews:
 
     async def _store_image(
         self, url: str, user_id: UserID, spool: Spool, type: str
-    ) -> tuple[str, Content, tuple[int, int]] | None:
+    ) -> tuple[str, MediaContent, tuple[int, int]] | None:
         """Store an image as media. Return its media ID, its content and its size in pixels. The
         scan and the measurement count as work of the user, since some images take long. Return None
         if it is not a valid image, is quarantined, or the scanners do not pass it in time. Raises
@@ -228,18 +228,18 @@ class URLPreviews:
         spool.seek(0)
         new_id = self._texts.media_id()
 
-        def write(txn: WriteTransaction, digest: bytes, size: int) -> tuple[str, Content]:
-            if self._quarantine.is_held(txn, digest):
+        def write(txn: WriteTransaction, digest: bytes, size: int) -> tuple[str, MediaContent]:
+            if self._quarantine.is_quarantined(txn, digest):
                 raise _Quarantined
-            content = Content(digest, size, parse_type(type), None)
+            content = MediaContent(digest, size, parse_type(type), None)
             media_id = self._store.add_picture(
                 txn, url, new_id, content, self._now_ms(), authenticated=self._authenticated_only
             )
-            self._gate.note(txn, "previews", digest, size)
+            self._gate.record_file(txn, "previews", digest, size)
             return media_id, content
 
         try:
-            with telling_of_the_store():
+            with convert_store_errors():
                 media_id, content = await self._contents.add(spool, write)
         except _Quarantined:
             return None
@@ -264,7 +264,7 @@ class URLPreviews:
 
     async def _remove(self, images: Sequence[tuple[str, bytes]]) -> bool:
         def remove(txn: WriteTransaction) -> Set[bytes]:
-            return self._store.forget_pictures(txn, images)
+            return self._store.remove_pictures(txn, images)
 
         return (
             await self._contents.remove_unused({hash for _media_id, hash in images}, remove)
@@ -279,7 +279,7 @@ class _Quarantined(Exception):
     """The image is quarantined and must not be stored."""
 
 
-def _name_of(found: Found) -> Properties:
+def _name_of(found: FetchedPage) -> Properties:
     """Return the preview of a file: its name as the title."""
     name = PurePosixPath(unquote(urlsplit(found.url).path)).name
     return {"og:title": "".join(each for each in name if each.isprintable())[:200]} if name else {}

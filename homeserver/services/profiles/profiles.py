@@ -38,8 +38,8 @@ from storage.profiles.profiles import ProfileStore
 
 DISPLAY_NAME: Final = "displayname"
 AVATAR_URL: Final = "avatar_url"
-SHOWN_IN_ROOMS: Final = frozenset({DISPLAY_NAME, AVATAR_URL})
-LARGEST_PROFILE: Final = 64 * 1024
+MEMBERSHIP_FIELDS: Final = frozenset({DISPLAY_NAME, AVATAR_URL})
+MAX_PROFILE_BYTES: Final = 64 * 1024
 """Bytes of the profile as a JSON object."""
 
 _MAX_FIELD_NAME_BYTES: Final = 255
@@ -78,7 +78,9 @@ class NameRules:
     ) -> None:
         """`pattern`: a regular expression that the complete name has to match; `forbidden`: regular
         expressions that no part of it may match, ignoring case."""
-        self.are_any = longest < _MAX_CHARS[DISPLAY_NAME] or pattern is not None or bool(forbidden)
+        self.has_rules = (
+            longest < _MAX_CHARS[DISPLAY_NAME] or pattern is not None or bool(forbidden)
+        )
         """Whether the operator configured any rule."""
         self._longest = longest
         self._pattern = None if pattern is None else re.compile(pattern)
@@ -98,7 +100,7 @@ class NameRules:
 
 
 class Profiles:
-    """Reads and changes profiles. `fixed`: fields that users cannot change themselves."""
+    """Reads and changes profiles. `fixed_fields`: fields that users cannot change themselves."""
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class Profiles:
         remote: RemoteProfiles,
         *,
         server_name: ServerName,
-        fixed: frozenset[str] = frozenset(),
+        fixed_fields: frozenset[str] = frozenset(),
         name_rules: NameRules | None = None,
     ) -> None:
         self._name_rules = name_rules or NameRules()
@@ -119,12 +121,12 @@ class Profiles:
         self._propagation = propagation
         self._remote = remote
         self._server_name = server_name
-        self.fixed = fixed
+        self.fixed_fields = fixed_fields
 
     async def get_profile(
         self, user_id: UserID, asker: UserID | None = None
     ) -> Mapping[str, object]:
-        """Return all fields of a local or remote user, as `asker` sees them. Raises `NotFound`."""
+        """Return all fields of a local or remote user, as `requester` sees them. Raises `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, None)
         fields = await self._get(user_id, asker)
@@ -138,7 +140,7 @@ class Profiles:
     async def get_field(
         self, user_id: UserID, field: str, asker: UserID | None = None
     ) -> Mapping[str, object]:
-        """Return one field of a local or remote user, under its name, as `asker` sees it. Raises
+        """Return one field of a local or remote user, under its name, as `requester` sees it. Raises
         `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, field)
@@ -156,7 +158,7 @@ class Profiles:
         """Return the display name as its owner sees it."""
         return names_of(await self._profiles.get_as_owner(user_id))[0]
 
-    async def get_for_others(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
+    async def get_for_server(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         """Return the profile of a local user, or one field, for another server. Raises
         `NotFound`."""
         if domain_of(user_id) != self._server_name:
@@ -201,15 +203,15 @@ class Profiles:
     async def do_choose_display_name(self, user_id: UserID, name: str) -> None:
         """Set a display name that the user chose. Raises `NameNotAllowed`, `Forbidden`,
         `InvalidParam`."""
-        if DISPLAY_NAME in self.fixed:
+        if DISPLAY_NAME in self.fixed_fields:
             raise Forbidden("This server does not let users change their display names")
         self._name_rules.check(name)
         await self.do_set_display_name(user_id, name)
 
-    def forget_unshown(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def remove_hidden_changes(self, txn: WriteTransaction, user_id: UserID) -> None:
         """Delete, in the caller's write, the hidden profile changes of a user whose shadow ban
         ends."""
-        self._profiles.remove_unshown(txn, user_id)
+        self._profiles.remove_shadow_fields(txn, user_id)
 
     async def check_name_in_room(self, caller: Requester, name: object) -> None:
         """Raise `NameNotAllowed` if a user may not use a name in one room. The name of their
@@ -217,7 +219,7 @@ class Profiles:
         if (
             caller.is_admin
             or caller.appservice_id is not None
-            or not self._name_rules.are_any
+            or not self._name_rules.has_rules
             or not isinstance(name, str)
         ):
             return
@@ -241,11 +243,11 @@ class Profiles:
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         return account is not None and account.shadow_banned
 
-    def check_shown(self, field: str, value: str) -> None:
+    def check_value(self, field: str, value: str) -> None:
         """Raise `InvalidParam` if a value is not a valid display name or avatar."""
         _check_value(field, msgspec.json.encode(value))
 
-    async def do_set_shown(self, user_id: UserID, field: str, value: str) -> None:
+    async def do_set_by_admin(self, user_id: UserID, field: str, value: str) -> None:
         """Set a display name or an avatar as an administrator; "" removes it. Everybody sees the
         change. Raises `InvalidParam`."""
         if value:
@@ -256,9 +258,9 @@ class Profiles:
     async def _set(
         self, user_id: UserID, field: str, value: bytes, propagate: bool, *, unshown: bool = False
     ) -> None:
-        """`unshown`: only the user sees the change."""
+        """`hidden_changes`: only the user sees the change."""
         _check_value(field, value)
-        propagate = propagate and field in SHOWN_IN_ROOMS and not unshown
+        propagate = propagate and field in MEMBERSHIP_FIELDS and not unshown
 
         def write(txn: WriteTransaction) -> bool:
             if unshown:
@@ -271,11 +273,11 @@ class Profiles:
             # {"name":value, …}: four characters for each field, and the braces
             if (
                 sum(len(name) + len(each) + 4 for name, each in profile.items()) + 1
-                > LARGEST_PROFILE
+                > MAX_PROFILE_BYTES
             ):
                 raise ProfileTooLarge
             if unshown:
-                self._profiles.set_unshown(txn, user_id, field, value)
+                self._profiles.set_shadow_field(txn, user_id, field, value)
                 return True
             self._profiles.set_field(txn, user_id, field, value, propagate=propagate)
             return True
@@ -295,10 +297,10 @@ class Profiles:
     ) -> None:
         if unshown:
             await self._database.write(
-                "remove_unshown_field", self._profiles.set_unshown, user_id, field, None
+                "remove_unshown_field", self._profiles.set_shadow_field, user_id, field, None
             )
             return
-        propagate = propagate and field in SHOWN_IN_ROOMS
+        propagate = propagate and field in MEMBERSHIP_FIELDS
 
         def write(txn: WriteTransaction) -> bool:
             return self._profiles.remove_field(txn, user_id, field, propagate=propagate) is not None
@@ -318,13 +320,13 @@ class Profiles:
             raise Forbidden("You may change only your own profile")
         if caller.is_guest and field != DISPLAY_NAME:
             raise GuestAccessForbidden("Guests may change only their display name")
-        if field in self.fixed and not caller.is_admin:
+        if field in self.fixed_fields and not caller.is_admin:
             raise Forbidden("This server does not let users change this profile field")
 
 
 def _is_removal(field: str, value: bytes) -> bool:
     # COMPAT(Element Web): it removes an avatar or name by setting it to an empty value.
-    return field in SHOWN_IN_ROOMS and value in (b'""', b"null")
+    return field in MEMBERSHIP_FIELDS and value in (b'""', b"null")
 
 
 def _check_value(field: str, value: bytes) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from storage.push.old_push_actions import FIRST, OldOutcomeStore
+from storage.push.old_push_actions import FIRST, OldPushActionStore
 
 KEPT_DAYS: Final = 180
 """The minimum age of push actions of read events in the list of notifications before they are
@@ -12,15 +12,15 @@ deleted.
 DAY_MS: Final = 24 * 3600 * 1000
 
 
-class OldOutcomes:
+class PushActionCleanup:
     """Walks through the stored push actions, again and again."""
 
-    def __init__(self, store: OldOutcomeStore, now_ms: Callable[[], int]) -> None:
+    def __init__(self, store: OldPushActionStore, now_ms: Callable[[], int]) -> None:
         self._store = store
         self._now_ms = now_ms
         self._looked_upto = FIRST
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_delete(self, limit: int) -> int:
         """Examine up to `limit` rooms of users. Return how many were examined: fewer at the end of
         a walk."""
         last, number = await self._store.remove(

@@ -2,7 +2,7 @@
 
 Laws:
 - Total: every stored condition compiles; an unknown or invalid one never matches.
-- Bounded: the work of one user's rules on one event is limited (`Occasion.may_take`). Conditions
+- Bounded: the work of one user's rules on one event is limited (`EvaluatedEvent.use_steps`). Conditions
   that would take more do not match; those of real users come nowhere near.
 
 spec: client-server-api#conditions-1
@@ -14,9 +14,9 @@ from typing import Final
 
 from federation.protocol.globs import Glob
 from homeserver.services.push.default_rules import Condition, TheUser
-from homeserver.services.push.event_properties import BODY, Occasion, Path, parse_path
+from homeserver.services.push.event_properties import BODY, EvaluatedEvent, Path, parse_path
 
-Holds = Callable[[Occasion, str, str | None], bool]
+Holds = Callable[[EvaluatedEvent, str, str | None], bool]
 """Returns whether a condition matches an event for a user (ID, and display name in the room)."""
 
 _COUNT: Final = re.compile(r"(==|<=|>=|<|>)?0*([0-9]+)")
@@ -75,14 +75,14 @@ def sent_by(user_id: str) -> Holds:
     return lambda occasion, _user, _name: occasion.sender == user_id
 
 
-def _never(_occasion: Occasion, _user: str, _name: str | None) -> bool:
+def _never(_occasion: EvaluatedEvent, _user: str, _name: str | None) -> bool:
     return False
 
 
 def _event_match(key: str, pattern: object) -> Holds:
     path = parse_path(key)
     if pattern is TheUser.ID:
-        # `NOBODY` must not match an empty value in the event
+        # `NO_USER` must not match an empty value in the event
         return lambda occasion, user, _name: user != NOBODY and occasion.text(path) == user.lower()
     if not isinstance(pattern, str):
         return _never
@@ -92,11 +92,11 @@ def _event_match(key: str, pattern: object) -> Holds:
     glob = Glob(pattern)
     matches = glob.match_words if path == BODY else glob.match
 
-    def holds(occasion: Occasion, _user: str, _name: str | None) -> bool:
+    def holds(occasion: EvaluatedEvent, _user: str, _name: str | None) -> bool:
         text = occasion.text(path)
         if text is None or glob.literal not in text:
             return False
-        return occasion.may_take(len(text) * glob.length) and matches(text)
+        return occasion.use_steps(len(text) * glob.length) and matches(text)
 
     return holds
 
@@ -123,13 +123,13 @@ def _property_contains(key: str, value: object) -> Holds:
     )
 
 
-def _contains(occasion: Occasion, path: Path, wanted: object) -> bool:
+def _contains(occasion: EvaluatedEvent, path: Path, wanted: object) -> bool:
     values = occasion.value(path)
-    if not isinstance(values, list | tuple) or not occasion.may_take(_STEPS_TO_FIND * len(values)):
+    if not isinstance(values, list | tuple) or not occasion.use_steps(_STEPS_TO_FIND * len(values)):
         return False
     if wanted not in values:
         return False
-    return occasion.may_take(_STEPS_TO_COMPARE * len(values)) and any(
+    return occasion.use_steps(_STEPS_TO_COMPARE * len(values)) and any(
         _same(value, wanted) for value in values
     )
 
@@ -145,12 +145,12 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, str | bool)
 
 
-def _contains_display_name(occasion: Occasion, _user: str, name: str | None) -> bool:
+def _contains_display_name(occasion: EvaluatedEvent, _user: str, name: str | None) -> bool:
     text = occasion.text(BODY) if name else None
     if text is None or not name:
         return False
     lower = name.lower()
-    if lower not in text or not occasion.may_take(len(text) * len(lower)):
+    if lower not in text or not occasion.use_steps(len(text) * len(lower)):
         return False
     return re.search(rf"(?<![a-z0-9_]){re.escape(lower)}(?![a-z0-9_])", text) is not None
 

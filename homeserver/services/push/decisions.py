@@ -13,16 +13,16 @@ from federation.protocol.power_levels import PowerLevels
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import StoredEvent
 from federation.rooms.history.past_memberships import PastMemberships
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.retention import RoomRetentionCache
 from federation.rooms.snapshot import CREATE, POWER_LEVELS
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.push.actions import Actions
-from homeserver.services.push.event_properties import Occasion
+from homeserver.services.push.event_properties import EvaluatedEvent
 from homeserver.services.push.rule_sets import RuleSet, named_users
-from homeserver.services.push.user_rules import OwnRules
+from homeserver.services.push.user_rules import UserRuleCache
 from storage.rooms.memberships import MembershipRow, MembershipStore
-from storage.rooms.out_of_room_memberships import OUTSIDE
+from storage.rooms.out_of_room_memberships import OUT_OF_ROOM
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 
@@ -34,11 +34,11 @@ class PushDecisions:
         engine: RoomEngine,
         memberships: MembershipStore,
         past: PastMemberships,
-        rules: OwnRules,
+        rules: UserRuleCache,
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
         threads: ThreadSubscriptionStore,
-        lifetimes: Lifetimes | None,
+        lifetimes: RoomRetentionCache | None,
     ) -> None:
         self._engine = engine
         self._memberships = memberships
@@ -60,11 +60,11 @@ class PushDecisions:
         - redacted events, and events that are not new (backfilled, not accepted, or older than the
           room's retention period);
         - rooms that they are not in now or were not in then. An invited user is notified of the
-          invite, even into a room that this server is not in (`OutsideMemberships.find_event`),
+          invite, even into a room that this server is not in (`OutOfRoomMemberships.find_event`),
           unless they accept no invites of its sender.
 
         Costs at most five queries, besides those for rules that are not cached
-        (`OwnRules.of_users`). If ignored users and the room are cached, it is only the query for
+        (`UserRuleCache.of_users`). If ignored users and the room are cached, it is only the query for
         the memberships of users who may be notified: users who have muted the room cost nothing. A
         rule set is evaluated once for all users who have it, unless the event mentions them. The
         room's members and power levels are the current ones.
@@ -81,7 +81,7 @@ class PushDecisions:
         if stored.thread_root is not None and any(
             own.rule_set.asks_for_threads for own in rules.values()
         ):
-            followers = await self._threads.get_followers(event.room_id, stored.thread_root)
+            followers = await self._threads.get_subscribers(event.room_id, stored.thread_root)
             occasion.thread_root, occasion.followers = stored.thread_root, followers
         of_sets: dict[RuleSet, Actions] = {}
         singly: set[UserID] = set()
@@ -139,8 +139,8 @@ class PushDecisions:
             if surroundings is None:
                 surroundings = await self._surroundings_of(stored)
                 if rule_set.asks_for_threads:
-                    followed = await self._threads.get_followed(user, stored.event.room_id)
-            occasion = Occasion.of_event(stored.event, *surroundings)
+                    followed = await self._threads.get_subscribed_roots(user, stored.event.room_id)
+            occasion = EvaluatedEvent.of_event(stored.event, *surroundings)
             if rule_set.asks_for_threads:
                 occasion.thread_root = stored.thread_root
                 occasion.followers = (user,) if stored.thread_root in followed else ()
@@ -156,14 +156,14 @@ class PushDecisions:
             return False
         return await self._is_news(stored) and await self._concerns(stored, row)
 
-    async def occasion_of(self, stored: StoredEvent) -> Occasion:
+    async def occasion_of(self, stored: StoredEvent) -> EvaluatedEvent:
         """Return the event with the data that rules need of its room. No query for a room that is
         cached or that this server is not in."""
-        return Occasion.of_event(stored.event, *await self._surroundings_of(stored))
+        return EvaluatedEvent.of_event(stored.event, *await self._surroundings_of(stored))
 
     async def _surroundings_of(self, stored: StoredEvent) -> tuple[int, PowerLevels | None]:
         """Return the number of members of the event's room, and its power levels."""
-        if stored.nid == OUTSIDE:
+        if stored.nid == OUT_OF_ROOM:
             return 0, None
         snapshot = await self._engine.find_snapshot(stored.event.room_id)
         if snapshot is None:
@@ -182,7 +182,7 @@ class PushDecisions:
         position = stored.position
         assert position is not None
         if row.membership == "join":
-            return row.position <= position or await self._past.joined_since(row) <= position
+            return row.position <= position or await self._past.get_joined_since(row) <= position
         return (
             row.membership == "invite"
             and stored.event.state_key == row.user_id

@@ -26,7 +26,7 @@ Ten keywords of ten characters that all match in a text of 64 KiB take 6 million
 _ESCAPED = re.compile(r"\\([\\.])|(\.)")
 
 
-class Occasion:
+class EvaluatedEvent:
     """An event and its room's current member count and power levels. Not to be stored."""
 
     __slots__ = (
@@ -68,7 +68,9 @@ class Occasion:
         """The users who have subscribed to that thread."""
 
     @classmethod
-    def of_event(cls, event: Event, member_count: int, levels: PowerLevels | None) -> "Occasion":
+    def of_event(
+        cls, event: Event, member_count: int, levels: PowerLevels | None
+    ) -> "EvaluatedEvent":
         """Return the occasion for an event, with the number of joined members. `levels` None:
         nobody may notify a group."""
         properties: dict[str, Any] = {
@@ -106,7 +108,7 @@ class Occasion:
             value = value[name]
         return value
 
-    def may_take(self, steps: int) -> bool:
+    def use_steps(self, steps: int) -> bool:
         """Use up comparisons and return whether the limit still allows them. Each rule set has its
         own limit."""
         if steps > self.steps_left:

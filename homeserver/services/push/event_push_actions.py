@@ -21,17 +21,17 @@ from twisted.internet.task import deferLater
 from federation.peers.identity import ServerIdentity
 from federation.protocol.events import Event
 from federation.protocol.ids import UserID
-from federation.rooms.build import Circumstances, Classification
+from federation.rooms.build import Classification, RoomBeforeEvent
 from federation.rooms.event_threads import find_thread_root
 from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
 from homeserver.services.push.actions import Actions
-from homeserver.services.push.event_properties import Occasion
-from homeserver.services.push.room_rules import RoomClasses, RoomRules, RuleClass
+from homeserver.services.push.event_properties import EvaluatedEvent
+from homeserver.services.push.room_rules import RoomClasses, RoomRuleClasses, RuleClass
 from homeserver.services.push.rule_sets import RuleCompiler, named_users
-from homeserver.services.push.user_rules import OwnRules
+from homeserver.services.push.user_rules import UserRuleCache
 from storage.events.events import EventFlag
-from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES, flags_outcome
+from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES, get_default_outcome
 from storage.push.push_rule_history import ALL
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
@@ -40,7 +40,7 @@ JUDGED_AT_ONCE: Final = 1000
 """Classes of rules that are evaluated in one turn of the reactor, each in some microseconds."""
 
 
-class Outcomes:
+class PushActionClassifier:
     """Computes push actions. For the reactor thread."""
 
     def __init__(
@@ -48,8 +48,8 @@ class Outcomes:
         clock: IReactorTime,
         identity: ServerIdentity,
         compiler: RuleCompiler,
-        rules: OwnRules,
-        room_rules: RoomRules,
+        rules: UserRuleCache,
+        room_rules: RoomRuleClasses,
         memberships: Memberships,
         membership_store: MembershipStore,
         events: RoomEvents,
@@ -65,15 +65,15 @@ class Outcomes:
         self._events = events
         self._threads = threads
 
-    async def classify(self, event: Event, around: Circumstances) -> Classification:
+    async def classify(self, event: Event, around: RoomBeforeEvent) -> Classification:
         """Return the push actions of the event for this server's users. No query for an ordinary
         message in a cached room."""
-        occasion = Occasion.of_event(event, around.member_count, around.levels)
+        occasion = EvaluatedEvent.of_event(event, around.member_count, around.levels)
         flags = _flags(self._default.rules.find(occasion))
         singly = await self._named(event, around)
         singly |= {
             user
-            for user, joined in around.moved.items()
+            for user, joined in around.changed_members.items()
             if joined and self._identity.is_local(user)
         }
         room = RoomClasses(0)
@@ -85,7 +85,7 @@ class Outcomes:
                     self._events, around.room_nid, event
                 )
                 if thread is not None:
-                    followers = occasion.followers = await self._threads.get_followers(
+                    followers = occasion.followers = await self._threads.get_subscribers(
                         event.room_id, thread
                     )
                 room = await self._room_rules.of_room(around.room_nid, event.room_id)
@@ -102,9 +102,9 @@ class Outcomes:
                 singly |= members
                 continue
             outcome = _outcome(each.rules.find(occasion))
-            if outcome != flags_outcome(flags, each.attention):
+            if outcome != get_default_outcome(flags, each.attention):
                 outcomes.update(dict.fromkeys(members, outcome))
-        for user, joined in around.moved.items():
+        for user, joined in around.changed_members.items():
             if not joined:
                 outcomes.pop(user, None)
                 singly.discard(user)
@@ -129,8 +129,8 @@ class Outcomes:
     async def _judge_singly(
         self,
         event: Event,
-        around: Circumstances,
-        occasion: Occasion,
+        around: RoomBeforeEvent,
+        occasion: EvaluatedEvent,
         flags: int,
         users: Collection[UserID],
         of_user: Mapping[UserID, RuleClass],
@@ -146,12 +146,12 @@ class Outcomes:
         for user in users:
             each = of_user.get(user) or classes.get(user) or self._default
             outcome = _outcome(each.rules.find(occasion, user, names.get(user)))
-            if outcome == flags_outcome(flags, each.attention):
+            if outcome == get_default_outcome(flags, each.attention):
                 outcomes.pop(user, None)
             else:
                 outcomes[user] = outcome
 
-    async def _named(self, event: Event, around: Circumstances) -> set[UserID]:
+    async def _named(self, event: Event, around: RoomBeforeEvent) -> set[UserID]:
         """Return the local users who are mentioned by the event and are in the room."""
         named = {user for user in named_users(event) if self._identity.is_local(user)}
         if not named:
@@ -161,7 +161,7 @@ class Outcomes:
             if around.room_nid
             else frozenset[str]()
         )
-        return {user for user in named if around.moved.get(user, user in members)}
+        return {user for user in named if around.changed_members.get(user, user in members)}
 
     async def _display_names(
         self, room_nid: int, users: Collection[UserID]
@@ -181,7 +181,7 @@ def _asks(
 
 def _flags(actions: Actions) -> int:
     return (EventFlag.NOTIFIES if actions.notify else 0) | (
-        EventFlag.CALLS_ROOM if actions.highlight else 0
+        EventFlag.HIGHLIGHTS if actions.highlight else 0
     )
 
 

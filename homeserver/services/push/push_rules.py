@@ -26,7 +26,12 @@ from homeserver.services.push.default_rules import (
     default_rules,
 )
 from homeserver.services.push.rule_changes import RuleChanges
-from homeserver.services.push.stored_rules import PUSH_RULES, DefaultChange, KeptRules, decode_kept
+from homeserver.services.push.stored_rules import (
+    PUSH_RULES,
+    DefaultChange,
+    StoredRules,
+    decode_stored,
+)
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 
@@ -96,7 +101,7 @@ class PushRules:
             _checked_conditions(conditions or []) if kind in _WITH_CONDITIONS else None
         )
 
-        def change(kept: KeptRules) -> None:
+        def change(kept: StoredRules) -> None:
             rules = kept.own.setdefault(kind, [])
             at = _find(rules, rule_id)
             enabled = rules[at].enabled if at is not None else True
@@ -122,7 +127,7 @@ class PushRules:
         """Remove one of a user's own rules. Raises `NotFound`."""
         _check_kind(kind)
 
-        def change(kept: KeptRules) -> None:
+        def change(kept: StoredRules) -> None:
             rules = kept.own.get(kind, [])
             at = _find(rules, rule_id)
             if at is None:
@@ -145,7 +150,7 @@ class PushRules:
     async def _modify(self, user_id: UserID, kind: str, rule_id: str, **new: Any) -> None:
         _check_kind(kind)
 
-        def change(kept: KeptRules) -> None:
+        def change(kept: StoredRules) -> None:
             rules = kept.own.get(kind, [])
             at = _find(rules, rule_id)
             if at is not None:
@@ -159,11 +164,11 @@ class PushRules:
 
         await self._change(user_id, change)
 
-    async def _change(self, user_id: UserID, change: Callable[[KeptRules], None]) -> None:
+    async def _change(self, user_id: UserID, change: Callable[[StoredRules], None]) -> None:
         await self._database.write("set_push_rules", self._changes.change, user_id, change)
 
 
-def copy_rules_of_room(kept: KeptRules, old_room: str, new_room: str) -> None:
+def copy_rules_of_room(kept: StoredRules, old_room: str, new_room: str) -> None:
     """Copy a user's own rules about one room to another room that they have no rules about."""
     for kind in ("room", "override", "underride"):
         rules = kept.own.get(kind, [])
@@ -220,7 +225,7 @@ _remembered_content = lru_cache(REMEMBERED)(_encoded_content)
 
 def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Return a user's rules by kind, as clients see them, from their stored form."""
-    rules = decode_kept(kept)
+    rules = decode_stored(kept)
     return {kind: [_shown(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
 
 

@@ -18,10 +18,10 @@ from twisted.internet.task import deferLater
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
-from homeserver.services.push.user_rules import OwnRules, UserRules, concerns_rules
+from homeserver.services.push.user_rules import UserRuleCache, UserRules, concerns_rules
 from storage.cache import LRU
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.push.push_rule_history import ALL, PushAttentionStore
+from storage.push.push_rule_history import ALL, PushRuleHistoryStore
 from storage.rooms.memberships import MembershipRow
 
 CLASSIFIED_AT_ONCE: Final = 500
@@ -71,7 +71,7 @@ class _Happened(NamedTuple):
     """The room of a change of membership; None for a change of the user's rules."""
 
 
-class RoomRules:
+class RoomRuleClasses:
     """Rule classes by room.
 
     No `StreamCache`: a change of one user moves that user to another class on the next read.
@@ -80,9 +80,9 @@ class RoomRules:
     def __init__(
         self,
         clock: IReactorTime,
-        store: PushAttentionStore,
+        store: PushRuleHistoryStore,
         memberships: Memberships,
-        rules: OwnRules,
+        rules: UserRuleCache,
         compiler: RuleCompiler,
         streams: Streams,
         *,
@@ -134,7 +134,7 @@ class RoomRules:
         """Return the class of these rules in a room; None if they have the effect of the predefined
         ones."""
         narrowed = self._compiler.narrow(rules.rule_set, room_id)
-        attention = rules.attention.now(room_id.lower())
+        attention = rules.attention.get_current_level(room_id.lower())
         if narrowed is self._compiler.default and attention == ALL:
             return None
         return RuleClass(narrowed, attention)

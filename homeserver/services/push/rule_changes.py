@@ -13,10 +13,10 @@ import msgspec
 
 from federation.protocol.errors import TooLarge
 from homeserver.services.push.rule_sets import RuleCompiler, room_of
-from homeserver.services.push.stored_rules import PUSH_RULES, KeptRules, decode_kept
+from homeserver.services.push.stored_rules import PUSH_RULES, StoredRules, decode_stored
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.transaction import WriteTransaction
-from storage.push.push_rule_history import ELSEWHERE, PushAttentionStore
+from storage.push.push_rule_history import OTHER_ROOMS, PushRuleHistoryStore
 
 _LARGEST: Final = 1024 * 1024
 """Bytes of the stored rules of one user."""
@@ -38,7 +38,7 @@ examines so many.
 class RuleChanges:
     """Changes the rules of users."""
 
-    def __init__(self, account_data: AccountDataStore, attention: PushAttentionStore) -> None:
+    def __init__(self, account_data: AccountDataStore, attention: PushRuleHistoryStore) -> None:
         self._account_data = account_data
         self._attention = attention
 
@@ -49,11 +49,11 @@ class RuleChanges:
         return RuleCompiler()
 
     def change(
-        self, txn: WriteTransaction, user_id: str, change: Callable[[KeptRules], None]
+        self, txn: WriteTransaction, user_id: str, change: Callable[[StoredRules], None]
     ) -> None:
         """Apply `change` to the stored rules of a user. Raises its errors, and `TooLarge`."""
         before = self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
-        kept = decode_kept(before)
+        kept = decode_stored(before)
         unchanged = msgspec.json.encode(kept)
         change(kept)
         content = msgspec.json.encode(kept)
@@ -61,17 +61,17 @@ class RuleChanges:
             raise TooLarge("Push rules may have at most 1 MiB in all")
         if content == unchanged:
             return
-        _check_numbers(kept, decode_kept(before))
+        _check_numbers(kept, decode_stored(before))
         position = self._account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
-        self._attention.set_attention(txn, user_id, position, self._wanted(content))
+        self._attention.set_levels(txn, user_id, position, self._wanted(content))
 
     def _wanted(self, content: bytes) -> Mapping[str, int]:
         general, of_rooms = self._compiler.compile(content).find_attentions()
         others = {room: attention for room, attention in of_rooms.items() if attention != general}
-        return {ELSEWHERE: general, **others}
+        return {OTHER_ROOMS: general, **others}
 
 
-def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
+def _check_numbers(kept: StoredRules, before: StoredRules) -> None:
     """Check the limits. A user who exceeded one before may keep as many. Raises `TooLarge`."""
     had, has = _count(before), _count(kept)
     if len(has) > max(MOST_ROOMS, len(had)):
@@ -88,12 +88,12 @@ def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
             raise TooLarge(f"There are too many push rules of your own {about}")
 
 
-def _count(kept: KeptRules) -> Counter[str | None]:
+def _count(kept: StoredRules) -> Counter[str | None]:
     rooms = (room_of(kind, rule) for kind, rules in kept.own.items() for rule in rules)
     return Counter(None if room is None else room.lower() for room in rooms)
 
 
-def _wide_conditions(kept: KeptRules) -> int:
+def _wide_conditions(kept: StoredRules) -> int:
     """Return the number of conditions that are evaluated on messages of all rooms; a rule without
     any counts as one."""
     own = [(kind, rule) for kind, rules in kept.own.items() for rule in rules]

@@ -4,7 +4,7 @@ Laws:
 - Pure but for its caches: rules in, actions out.
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
   the predefined rules are one object for all. So an event is evaluated once for each different set.
-- The result of a set for `NOBODY` holds for all users whom the event does not mention
+- The result of a set for `NO_USER` holds for all users whom the event does not mention
   (`named_users`) and who do not follow its thread, unless the set looks at display names
   (`asks_for_names`).
 
@@ -40,10 +40,10 @@ from homeserver.services.push.event_properties import (
     MOST_STEPS,
     ROOM_ID,
     TYPE,
-    Occasion,
+    EvaluatedEvent,
     parse_path,
 )
-from homeserver.services.push.stored_rules import decode_kept
+from homeserver.services.push.stored_rules import decode_stored
 
 _MEMBER: Final = "m.room.member"
 _ORDINARY: Final = ("m.room.message", "m.room.encrypted")
@@ -95,7 +95,7 @@ class CompiledRule:
             isinstance(kind, str) and kind in THREAD_SUBSCRIPTION for kind in kinds
         )
 
-    def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
+    def matches(self, occasion: EvaluatedEvent, user_id: str, display_name: str | None) -> bool:
         """Return whether all conditions match."""
         for holds in self.conditions:  # noqa: SIM110  # a generator costs more than the conditions
             if not holds(occasion, user_id, display_name):
@@ -130,7 +130,7 @@ class RuleSet:
         self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
     def find(
-        self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None
+        self, occasion: EvaluatedEvent, user_id: str = NOBODY, display_name: str | None = None
     ) -> Actions:
         """Return the actions of the most important rule that matches. Does not check whether the
         event is the user's own."""
@@ -212,7 +212,7 @@ class _Probe:
     def _find_first(
         self, room_id: str, rules: Iterable[tuple[int, CompiledRule]]
     ) -> tuple[int, CompiledRule] | None:
-        occasion = Occasion(
+        occasion = EvaluatedEvent(
             {**self._event, "room_id": room_id},
             room_id=room_id,
             sender=_SOMEBODY,
@@ -236,7 +236,7 @@ class RuleCompiler:
 
     def compile(self, kept: bytes | None) -> RuleSet:
         """Return the rule set of a user from their stored `m.push_rules`."""
-        rules = decode_kept(kept)
+        rules = decode_stored(kept)
         return self._intern(
             self._compile_rule(kind, rule)
             for kind in KINDS

@@ -21,7 +21,7 @@ class DefaultChange(msgspec.Struct, frozen=True, omit_defaults=True):
     actions: list[Action] | None = None
 
 
-class KeptRules(msgspec.Struct, omit_defaults=True):
+class StoredRules(msgspec.Struct, omit_defaults=True):
     """The differences from the predefined rules: own rules by kind, most important first, and
     changes by rule ID."""
 
@@ -40,9 +40,9 @@ class KeptRules(msgspec.Struct, omit_defaults=True):
         return [*own, *defaults]
 
 
-def decode_kept(kept: bytes | None) -> KeptRules:
+def decode_stored(kept: bytes | None) -> StoredRules:
     """Decode the stored rules of a user; None: no changes."""
-    return KeptRules() if kept is None else msgspec.json.decode(kept, type=KeptRules)
+    return StoredRules() if kept is None else msgspec.json.decode(kept, type=StoredRules)
 
 
 def _changed(rule: PushRule, change: DefaultChange | None) -> PushRule:

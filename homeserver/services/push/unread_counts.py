@@ -18,26 +18,26 @@ from federation.protocol.ids import UserID
 from federation.rooms.events import StoredEvent
 from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.timelines import count_upto
-from federation.rooms.visibility import Seen
-from homeserver.services.push.user_rules import OwnRules
+from federation.rooms.visibility import VisibleEvent
+from homeserver.services.push.user_rules import UserRuleCache
 from storage.cache import LRU
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.events.events import EventFlag, EventNews, EventRow
+from storage.events.events import EventFlag, EventRow, EventSummary
 from storage.push.event_push_actions import (
     HIGHLIGHTED,
     MAIN,
-    Notified,
-    PushOutcomeStore,
-    ReadUpTo,
-    flags_outcome,
+    EventPushActionStore,
+    NotifiedEvent,
+    ReadPositions,
+    get_default_outcome,
 )
-from storage.push.push_rule_history import ALL, AttentionHistory, Span
+from storage.push.push_rule_history import ALL, PushRuleHistory, PushRuleSpan
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import UNTHREADED, ReceiptRow, ReceiptStore, threads_read_upto
 from storage.rooms.rooms import RoomStore
 
-COUNTED: Final = EventFlag.NOTIFIES | EventFlag.OUTCOMES
+COUNTED: Final = EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS
 """Flags of events that may count."""
 COUNTED_EVENTS: Final = 64
 """Newest counted events of a room that are kept to update counts."""
@@ -51,7 +51,7 @@ HEARD: Final = (
     Topic.MEMBERSHIP,
     Topic.REDACTED,
     Topic.PURGED,
-    Topic.COMPLETENESS,
+    Topic.PARTIAL_STATE,
 )
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
@@ -137,7 +137,7 @@ class _Recent(msgspec.Struct, gc=False):
         return newer[: count_upto(newer, upto)] if newer else newer
 
 
-def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[Seen]) -> bool:
+def has_hidden_redaction(arrived: Collection[StoredEvent], shown: Iterable[VisibleEvent]) -> bool:
     """Return whether a redaction among the arrivals is not shown, because its sender is ignored:
     the redacted event may have been counted."""
     if REDACTION not in map(_type, arrived):
@@ -154,11 +154,11 @@ class UnreadCounts:
 
     def __init__(
         self,
-        outcomes: PushOutcomeStore,
+        outcomes: EventPushActionStore,
         receipts: ReceiptStore,
         rooms: RoomStore,
         past: PastMemberships,
-        rules: OwnRules,
+        rules: UserRuleCache,
         streams: Streams,
         *,
         capacity: int,
@@ -186,7 +186,7 @@ class UnreadCounts:
         return self._counts
 
     @property
-    def heard(self) -> int:
+    def changes(self) -> int:
         """A number that changes whenever data read before, such as receipts, may be outdated."""
         return self._changes
 
@@ -198,7 +198,7 @@ class UnreadCounts:
         own: OwnReceipts | None = None,
     ) -> Mapping[int, RoomUnread]:
         """Return the current counts of rooms that the user is joined to, without events of
-        `ignored` users.
+        `ignored_users` users.
 
         `own`: receipts that were read before; not read again if nothing has changed since.
         """
@@ -239,10 +239,10 @@ class UnreadCounts:
                     self._counts.put((user_id, room_nid), count)
         return found
 
-    def carry_on(self, user_id: UserID, room_nid: int, ignored: Set[str]) -> RoomUnread | None:
+    def update_cached(self, user_id: UserID, room_nid: int, ignored: Set[str]) -> RoomUnread | None:
         """Return the current count of one room from the cache and the events since. None if there
         is no cached count, or if push actions of messages differ for this user."""
-        rules = self._rules.known_of(user_id)
+        rules = self._rules.find_cached(user_id)
         if rules is None or rules.attention.changes:
             return None
         upto = self._streams.current()
@@ -265,7 +265,7 @@ class UnreadCounts:
         *,
         after: int,
         limit: int,
-    ) -> Mapping[int, list[Notified]]:
+    ) -> Mapping[int, list[NotifiedEvent]]:
         """Return the newest counted events of each room after a position, newest first. Two reads,
         with statements for each room."""
         attention = (await self._rules.of_user(user_id)).attention
@@ -284,7 +284,7 @@ class UnreadCounts:
 
     async def read_marks(
         self, user_id: UserID, rooms: Collection[MembershipRow], own: OwnReceipts | None = None
-    ) -> Mapping[int, ReadUpTo]:
+    ) -> Mapping[int, ReadPositions]:
         """Return up to which positions the user has read each room: by receipts, and at least up to
         their join."""
         room_nids = [row.room_nid for row in rooms]
@@ -292,9 +292,9 @@ class UnreadCounts:
             receipts = own.by_room
         else:
             receipts = await self._receipts.get_receipts_of_user(user_id, room_nids)
-        marks: dict[int, ReadUpTo] = {}
+        marks: dict[int, ReadPositions] = {}
         for row in rooms:
-            everything = await self._past.joined_since(row)
+            everything = await self._past.get_joined_since(row)
             threads: dict[str, int] = {}
             found = [
                 each for each in receipts.get(row.room_nid, ()) if each.receipt_type in READ_TYPES
@@ -308,7 +308,7 @@ class UnreadCounts:
                     threads[receipt.thread_id] = max(
                         threads.get(receipt.thread_id, 0), receipt.event_position
                     )
-            marks[row.room_nid] = ReadUpTo(everything, threads, threads_read_upto(found))
+            marks[row.room_nid] = ReadPositions(everything, threads, threads_read_upto(found))
         return marks
 
     async def _count(
@@ -316,7 +316,7 @@ class UnreadCounts:
         user_id: UserID,
         rooms: Sequence[MembershipRow],
         upto: int,
-        attention: AttentionHistory,
+        attention: PushRuleHistory,
         room_ids: Mapping[int, str],
         ignored: Set[str],
         own: OwnReceipts | None,
@@ -335,10 +335,10 @@ class UnreadCounts:
         user_id: UserID,
         rooms: Collection[MembershipRow],
         upto: int,
-        attention: AttentionHistory,
+        attention: PushRuleHistory,
         room_ids: Mapping[int, str],
         own: OwnReceipts | None = None,
-    ) -> dict[int, tuple[ReadUpTo, Sequence[Span]]]:
+    ) -> dict[int, tuple[ReadPositions, Sequence[PushRuleSpan]]]:
         """Return the rooms that may have unread events, with the read marks and the spans of
         attention after them."""
         return {
@@ -401,7 +401,7 @@ class UnreadCounts:
         redactions: set[int] = set()
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow | EventNews):
+            if isinstance(row, EventRow | EventSummary):
                 self._add(row, change.position)
                 if row.type == REDACTION:
                     redactions.add(change.position)
@@ -417,7 +417,7 @@ class UnreadCounts:
                 Topic.RECEIPT,
                 Topic.MEMBERSHIP,
                 Topic.PURGED,
-                Topic.COMPLETENESS,
+                Topic.PARTIAL_STATE,
             ):
                 # counted messages may disappear when a room's state becomes complete
                 self._drop_counts()
@@ -430,7 +430,7 @@ class UnreadCounts:
 
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Handle a write of another node. If it has not described its changes, drop all counts."""
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         self._changes += 1
         if changes is None:
             self._counts.clear()
@@ -441,8 +441,8 @@ class UnreadCounts:
         self._changes += 1
         self._counts.clear()
 
-    def _add(self, row: EventRow | EventNews, position: int) -> None:
-        if row.type == REDACTION or (isinstance(row, EventNews) and row.flags & COUNTED):
+    def _add(self, row: EventRow | EventSummary, position: int) -> None:
+        if row.type == REDACTION or (isinstance(row, EventSummary) and row.flags & COUNTED):
             # the redacted event may have been counted; the flags of events of other nodes are not
             # known
             self._changes += 1
@@ -474,14 +474,14 @@ def _have_outcomes(events: Sequence[_Counted]) -> bool:
     flags = 0
     for event in events:
         flags |= event.flags
-    return bool(flags & EventFlag.OUTCOMES)
+    return bool(flags & EventFlag.HAS_PUSH_ACTIONS)
 
 
 def _carry_on(
     user_id: str,
     count: _Count,
     news: Sequence[_Counted],
-    attention: AttentionHistory,
+    attention: PushRuleHistory,
     room_id: str,
     outcomes: Mapping[int, int],
 ) -> None:
@@ -493,8 +493,8 @@ def _carry_on(
         elif event.sender not in count.ignored:
             outcome = outcomes.get(event.position)
             if outcome is None:
-                held = attention.at(room_id, event.position) if attention.changes else ALL
-                outcome = flags_outcome(event.flags, held)
+                held = attention.get_level_at(room_id, event.position) if attention.changes else ALL
+                outcome = get_default_outcome(event.flags, held)
             if outcome:
                 numbers = count.threads.get(event.thread)
                 if numbers is None:

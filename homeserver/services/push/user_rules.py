@@ -15,7 +15,7 @@ from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
 from homeserver.services.push.stored_rules import PUSH_RULES
 from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
-from storage.push.push_rule_history import AttentionHistory, PushAttentionStore
+from storage.push.push_rule_history import PushRuleHistory, PushRuleHistoryStore
 
 READ_AT_ONCE: Final = 25
 """Users whose rules are read and compiled in one turn of the reactor. A user takes half a
@@ -26,16 +26,16 @@ class UserRules(msgspec.Struct, frozen=True):
     """The rules of one user. Users who have changed nothing share one object."""
 
     rule_set: RuleSet
-    attention: AttentionHistory
+    attention: PushRuleHistory
 
 
-class OwnRules:
+class UserRuleCache:
     """Push rules by user."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        attention: PushAttentionStore,
+        attention: PushRuleHistoryStore,
         compiler: RuleCompiler,
         streams: Streams,
         *,
@@ -45,7 +45,7 @@ class OwnRules:
         self._clock = clock
         self._attention = attention
         self._compiler = compiler
-        self._default: Final = UserRules(compiler.default, AttentionHistory())
+        self._default: Final = UserRules(compiler.default, PushRuleHistory())
         self._cache: StreamCache[UserID, UserRules] = StreamCache(
             streams, Topic.ACCOUNT_DATA, load=self._load, keys_of=_users_of, max_entries=capacity
         )
@@ -59,12 +59,12 @@ class OwnRules:
         """Return the rules of one user."""
         return await self._cache.get(user_id)
 
-    def known_of(self, user_id: UserID) -> UserRules | None:
+    def find_cached(self, user_id: UserID) -> UserRules | None:
         """Return the rules of one user if they are cached, else None."""
         return self._cache.find(user_id)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
-        """Return the current rules of some users. One query for each `READ_AT_ONCE` users that are
+        """Return the current rules of some users. One query for each `PARSED_BYTES_PER_TURN` users that are
         not cached, each in a turn of the reactor of its own."""
         found: dict[UserID, UserRules] = {}
         missing: list[UserID] = []

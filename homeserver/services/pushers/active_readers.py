@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.services.push.actions import Actions
-from homeserver.services.pushers.display_names import Told
+from homeserver.services.pushers.display_names import EventToPush
 from storage.cache import LRU
 from storage.push.pushers import PusherRow
 from storage.rooms.receipts import UNTHREADED
@@ -29,7 +29,7 @@ WAIT_SECONDS: Final = 3.0
 """A client fetches and shows the message, and collects receipts for a second or two before it sends
 them.
 """
-LATELY_SECONDS: Final = 120.0
+RECENT_SECONDS: Final = 120.0
 """A user who last read longer ago than this is not an active reader: with longer pauses people look
 away.
 """
@@ -63,7 +63,7 @@ class Syncs(Protocol):
         ...
 
 
-class Readers:
+class ActiveReaders:
     """Records what users read and what was pushed to them."""
 
     def __init__(self, clock: IReactorTime, syncs: Syncs) -> None:
@@ -75,14 +75,14 @@ class Readers:
         """The position of the last event there that was pushed without a delay or after one that
         did not help."""
 
-    def note(self, user_id: str, room_nid: int, thread: str | None, position: int) -> None:
+    def record_read(self, user_id: str, room_nid: int, thread: str | None, position: int) -> None:
         """Record that the user has read a thread, or the complete room (`UNTHREADED`), up to a
         position. A message of the user counts as reading, too."""
         key = (user_id, room_nid, thread)
         if (self._pushed.peek(key) or 0) <= position:
             self._last_read.put(key, self._clock.seconds())
 
-    def may_read(self, pusher: PusherRow, told: Told, actions: Actions) -> bool:
+    def is_reading(self, pusher: PusherRow, told: EventToPush, actions: Actions) -> bool:
         """Return whether to delay this push, because its user is reading where the event is
         shown."""
         keys = _keys_of(pusher.user_id, told)
@@ -90,32 +90,32 @@ class Readers:
         if not last:
             self._record_pushed(keys, told)
             return False
-        if self._clock.seconds() - last > LATELY_SECONDS or not self._syncs.is_syncing(
+        if self._clock.seconds() - last > RECENT_SECONDS or not self._syncs.is_syncing(
             pusher.user_id
         ):
-            self.give_up(pusher.user_id, told)
+            self.record_unread(pusher.user_id, told)
             return False
         if rings(told, actions):
             return False
         return self._syncs.is_syncing(pusher.user_id, besides=pusher.device_id)
 
-    def give_up(self, user_id: str, told: Told) -> None:
+    def record_unread(self, user_id: str, told: EventToPush) -> None:
         """Record that the delay did not help and the event is pushed."""
         keys = _keys_of(user_id, told)
         for key in keys:
             self._last_read.pop(key)
         self._record_pushed(keys, told)
 
-    def _record_pushed(self, keys: tuple[_Key, _Key], told: Told) -> None:
+    def _record_pushed(self, keys: tuple[_Key, _Key], told: EventToPush) -> None:
         for key in keys:
             self._pushed.put(key, max(told.position, self._pushed.peek(key) or 0))
 
 
-def rings(told: Told, actions: Actions) -> bool:
+def rings(told: EventToPush, actions: Actions) -> bool:
     """Return whether the event is a call."""
     return told.stored.event.type in RINGING or actions.sound == RING
 
 
-def _keys_of(user_id: str, told: Told) -> tuple[_Key, _Key]:
+def _keys_of(user_id: str, told: EventToPush) -> tuple[_Key, _Key]:
     """Return the thread and the room of an event: reading either one reads the event."""
     return (user_id, told.room_nid, told.thread), (user_id, told.room_nid, UNTHREADED)

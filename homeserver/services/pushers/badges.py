@@ -1,7 +1,7 @@
 """The badge on an app's icon: the number of a user's unread messages in all rooms.
 
 All rooms of a user are counted once, and later only those in which something changed for the user.
-The stream reader marks these rooms (`touch`, `forget`). One count of a user runs at a time; a
+The stream reader marks these rooms (`invalidate_room_of_user`, `forget`). One count of a user runs at a time; a
 request for another device waits for it. For the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
@@ -21,8 +21,8 @@ from homeserver.services.push.unread_counts import UnreadCounts
 from storage.cache import LRU
 from storage.rooms.memberships import MembershipRow
 
-USERS_REMEMBERED: Final = 20_000
-APPS_REMEMBERED: Final = 100_000
+MAX_CACHED_USERS: Final = 20_000
+MAX_CACHED_APPS: Final = 100_000
 
 
 class _Rooms(msgspec.Struct):
@@ -32,30 +32,30 @@ class _Rooms(msgspec.Struct):
     counted: Set[int] = frozenset()
     """The rooms that are being counted."""
     invalidations: int = 0
-    """The value of `Badges._invalidations` at the last count."""
+    """The value of `BadgeCounts._invalidations` at the last count."""
     counting: DeferredLock = msgspec.field(default_factory=DeferredLock)
 
 
-class ShownNumbers:
+class SentBadges:
     """A cache of the badges that apps show, as this process last sent them, by pusher."""
 
     def __init__(self) -> None:
-        self._numbers: LRU[int, int] = LRU(max_entries=APPS_REMEMBERED)
+        self._numbers: LRU[int, int] = LRU(max_entries=MAX_CACHED_APPS)
 
     def get(self, pusher_nid: int) -> int | None:
         """Return the badge that the app shows; None if it is not known."""
         return self._numbers.peek(pusher_nid)
 
-    def note(self, pusher_nid: int, number: int) -> None:
+    def record(self, pusher_nid: int, number: int) -> None:
         """Record the badge that was sent to the app."""
         self._numbers.put(pusher_nid, number)
 
-    def forget_all(self) -> None:
+    def clear(self) -> None:
         """Clear the cache: another node may send badges now."""
         self._numbers.clear()
 
 
-class Badges:
+class BadgeCounts:
     """Badges by user.
 
     No `StreamCache`: a change marks one room of a user, and the badge is corrected by the count of
@@ -77,16 +77,16 @@ class Badges:
         self._ignored = ignored
         self._permissions = permissions
         self._by_room = by_room
-        self._users: LRU[str, _Rooms] = LRU(max_entries=USERS_REMEMBERED)
+        self._users: LRU[str, _Rooms] = LRU(max_entries=MAX_CACHED_USERS)
         self._invalidations = 0
 
-    def touch(self, user_id: str, room_nid: int) -> None:
+    def invalidate_room_of_user(self, user_id: str, room_nid: int) -> None:
         """Count the room again for this user at the next read."""
         rooms = self._users.peek(user_id)
         if rooms is not None:
             rooms.touched.add(room_nid)
 
-    def touch_room(self, room_nid: int) -> Sequence[str]:
+    def invalidate_room(self, room_nid: int) -> Sequence[str]:
         """Count the room again for all users: something in it was removed. Return the cached users
         whose badge may change."""
         users: list[str] = []
@@ -96,15 +96,15 @@ class Badges:
                 users.append(user_id)
         return users
 
-    def forget(self, user_id: str) -> None:
+    def invalidate_user(self, user_id: str) -> None:
         """Invalidate all counts of a user."""
         self._users.pop(user_id)
 
-    def doubt_all(self) -> None:
+    def invalidate_all(self) -> None:
         """Count all joined rooms again for all users at the next read."""
         self._invalidations += 1
 
-    def forget_all(self) -> None:
+    def clear(self) -> None:
         """Clear the cache."""
         self._users.clear()
 

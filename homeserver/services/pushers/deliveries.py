@@ -28,26 +28,26 @@ from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
-from homeserver.services.pushers.active_readers import WAIT_SECONDS, Readers, rings
-from homeserver.services.pushers.badges import Badges, ShownNumbers
-from homeserver.services.pushers.display_names import NamesOfEvents, Told
+from homeserver.services.pushers.active_readers import WAIT_SECONDS, ActiveReaders, rings
+from homeserver.services.pushers.badges import BadgeCounts, SentBadges
+from homeserver.services.pushers.display_names import EventNames, EventToPush
 from homeserver.services.pushers.gateways import Gateways, PushFailed
 from homeserver.services.pushers.notification import encode_badge, encode_event
-from homeserver.services.pushers.queues import Line, Push, TouchedLines, url_of
+from homeserver.services.pushers.queues import ChangedQueues, PendingPush, PusherQueue, url_of
 from storage.engine.database import DatabaseUnavailable
-from storage.push.pushers import PusherRow, PusherStore, Standing
+from storage.push.pushers import PusherRow, PusherState, PusherStore
 from storage.rooms.receipts import UNTHREADED
 
-MOST_WAITING: Final = 50
-"""Events that wait for one pusher; see `Line.give_up_one`."""
-KEPT_MS: Final = 24 * 3600_000
+MAX_WAITING: Final = 50
+"""Events that wait for one pusher; see `PusherQueue.drop_one`."""
+MAX_AGE_MS: Final = 24 * 3600_000
 """A push is retried for this long."""
 RETRIES: Final = BackoffSchedule(5_000, 3_600_000, growth=3)
 BADGE_SECONDS: Final = 2.0
 """A change of the badge waits this long for further ones: a client that reads sends several
 receipts.
 """
-MOST_COUNTED: Final = 500
+MAX_COUNTED: Final = 500
 """Badges counted in one round, to see whether they must wait for an unreachable gateway."""
 MAX_ERROR_CHARS: Final = 300
 
@@ -60,11 +60,11 @@ class Draws(Protocol):
         ...
 
 
-class LineJob(msgspec.Struct, frozen=True):
+class QueueJob(msgspec.Struct, frozen=True):
     """The turn of one pusher's queue at its gateway."""
 
-    deliveries: "Deliveries"
-    line: Line
+    deliveries: "PushDeliveries"
+    line: PusherQueue
     turn: int
 
     async def send(self) -> None:
@@ -72,7 +72,7 @@ class LineJob(msgspec.Struct, frozen=True):
             await self.deliveries.send(self.line)
 
 
-class Deliveries:
+class PushDeliveries:
     """The queues of all pushers. For the reactor thread."""
 
     log = Logger()
@@ -85,9 +85,9 @@ class Deliveries:
         events: RoomEvents,
         memberships: Memberships,
         decisions: PushDecisions,
-        names: NamesOfEvents,
-        badges: Badges,
-        readers: Readers,
+        names: EventNames,
+        badges: BadgeCounts,
+        readers: ActiveReaders,
         gateways: Gateways,
         now_ms: Callable[[], int],
         draw: Draws,
@@ -110,13 +110,13 @@ class Deliveries:
         self._draw = draw
         self._with_content = with_content
         self._jitter_seconds = jitter_seconds
-        self._lines: dict[int, Line] = {}
-        self._by_user: dict[str, dict[int, Line]] = {}
-        self._shown = ShownNumbers()
-        self._standings: dict[int, Standing] = {}
+        self._lines: dict[int, PusherQueue] = {}
+        self._by_user: dict[str, dict[int, PusherQueue]] = {}
+        self._shown = SentBadges()
+        self._standings: dict[int, PusherState] = {}
         self._urgent: set[int] = set()
         """Pushers whose state is stored without delay: they have begun or ceased to fail."""
-        self._touched = TouchedLines(clock, self._wake)
+        self._touched = ChangedQueues(clock, self._wake)
         self._active = False
         self._floor = 0
         self.is_behind = False
@@ -127,7 +127,7 @@ class Deliveries:
         """Return the sizes of the queues, for metrics."""
         lines = self._lines.values()
         return {
-            "waiting": sum(len(line.waiting) + (line.under_way is not None) for line in lines),
+            "waiting": sum(len(line.waiting) + (line.in_flight is not None) for line in lines),
             "pushers_waiting": sum(1 for line in lines if line.first is not None),
             "pushers_failing": sum(1 for line in lines if line.failing_since_ts is not None),
             "gateways_failing": self._gateways.count_failing(),
@@ -149,7 +149,7 @@ class Deliveries:
                 row.pause_ms,
                 row.error,
             )
-            line.tried_ts, line.is_noted = row.tried_ts, True
+            line.tried_ts, line.is_stored = row.tried_ts, True
             self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
 
     def catch_up(self) -> None:
@@ -157,7 +157,7 @@ class Deliveries:
         changed, too."""
         self.is_behind = False
         for line in self._lines.values():
-            if line.is_noted:
+            if line.is_stored:
                 self.set_badge_due(line.row, None)
             self._touched.add(line)
 
@@ -169,29 +169,29 @@ class Deliveries:
             line.cancel()
         self._lines.clear()
         self._by_user.clear()
-        self._shown.forget_all()
+        self._shown.clear()
         self._standings.clear()
         self._urgent.clear()
         self._touched.clear()
 
-    def add(self, row: PusherRow, told: Told, actions: Actions) -> None:
-        """Queue an event. It is sent after `wake_touched`, when the receipts that follow it are
+    def add(self, row: PusherRow, told: EventToPush, actions: Actions) -> None:
+        """Queue an event. It is sent after `wake_changed`, when the receipts that follow it are
         known."""
         line = self._find(row)
         self._touched.add(line)
         if told.position <= line.last_position:
             return  # this part of the stream is read a second time after an error
         line.last_position = told.position
-        push = Push(told, actions, is_held=self._readers.may_read(row, told, actions))
+        push = PendingPush(told, actions, is_held=self._readers.is_reading(row, told, actions))
         line.waiting.append(push)
         if push.is_held:
             self._clock.callLater(WAIT_SECONDS, self._release, line, push)
         elif not rings(told, actions):
-            line.let_go(told)
-        if len(line.waiting) > MOST_WAITING:
-            line.give_up_one()
+            line.release(told)
+        if len(line.waiting) > MAX_WAITING:
+            line.drop_one()
 
-    def pass_over(self, row: PusherRow, position: int) -> None:
+    def skip(self, row: PusherRow, position: int) -> None:
         """Skip an event from before the pusher was set or enabled: it may only change the badge."""
         if self._shown.get(row.pusher_nid) is not None:
             self.set_badge_due(row, position)
@@ -208,10 +208,10 @@ class Deliveries:
     ) -> None:
         """Record that the user has read a room up to a position: all of it, or one thread (None:
         the main timeline)."""
-        self._readers.note(user_id, room_nid, UNTHREADED if everything else thread, position)
+        self._readers.record_read(user_id, room_nid, UNTHREADED if everything else thread, position)
         for line in self._by_user.get(user_id, {}).values():
-            for push in (*line.waiting, *([line.under_way] if line.under_way is not None else [])):
-                told = push.told
+            for push in (*line.waiting, *([line.in_flight] if line.in_flight is not None else [])):
+                told = push.event
                 if (
                     told.room_nid == room_nid
                     and told.position <= position
@@ -228,7 +228,7 @@ class Deliveries:
             if self._shown.get(nid) is not None or (was_set and each.success_ts is not None):
                 self.set_badge_due(each, each.position)  # it may have been disabled while they read
             elif set_now:
-                self._shown.note(nid, 0)
+                self._shown.record(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):
             row = by_nid.get(nid)
             if row is None:
@@ -236,16 +236,16 @@ class Deliveries:
                 continue
             was_changed = row.data != line.row.data
             line.row, line.url = row, url_of(row)
-            is_telling = line.under_way is not None or line.badge_under_way is not None
+            is_telling = line.in_flight is not None or line.badge_in_flight is not None
             if was_changed and not is_telling:  # retry at once, perhaps at another gateway
                 line.pause_ms, line.is_queued = 0, False
                 line.turn += 1
                 line.cancel()
                 self._touched.add(line)
-                if line.is_noted:
+                if line.is_stored:
                     self._set_standing(line)
 
-    def wake_touched(self) -> None:
+    def wake_changed(self) -> None:
         """Wake the queues that have changed."""
         self._touched.wake()
 
@@ -254,18 +254,22 @@ class Deliveries:
 
     def lowest(self) -> int | None:
         """Return the first position that is not sent and not stored with its pusher."""
-        firsts = (line.unfinished for line in self._lines.values() if not line.is_noted)
+        firsts = (line.first_unsent for line in self._lines.values() if not line.is_stored)
         return min((first for first in firsts if first is not None), default=None)
 
-    async def note(self, *, all_standings: bool) -> None:
+    async def store_states(self, *, all_standings: bool) -> None:
         """Store the state of pushers: of those that have begun or ceased to fail, or of all that
         pushed."""
         counted = 0
         for line in list(self._lines.values()):
-            if line.is_noted or line.unfinished is None or not self._gateways.is_failing(line.url):
+            if (
+                line.is_stored
+                or line.first_unsent is None
+                or not self._gateways.is_failing(line.url)
+            ):
                 continue
             counted += line.first is None
-            if counted > MOST_COUNTED:
+            if counted > MAX_COUNTED:
                 continue  # left for the next round: the lease must be renewed in time
             # the gateway may be away for long
             if line.first is not None or await self._has_something_to_send(line):
@@ -283,7 +287,7 @@ class Deliveries:
         for nid in noted:
             del self._standings[nid]
         try:
-            await self._store.set_standings(noted)
+            await self._store.set_states(noted)
         except BaseException:
             self._standings = {**noted, **self._standings}
             self._urgent |= urgent
@@ -291,12 +295,12 @@ class Deliveries:
         for nid, standing in noted.items():
             noted_line = self._lines.get(nid)
             if noted_line is not None and noted_line.failing_since_ts is not None:
-                noted_line.is_noted = standing.failing_since_ts is not None
+                noted_line.is_stored = standing.failing_since_ts is not None
 
     # ------------------------------------------------------------------------------------------------------
     # sending
 
-    async def send(self, line: Line) -> None:
+    async def send(self, line: PusherQueue) -> None:
         """Send the next push of a queue, when its turn at the gateway comes. Raises nothing."""
         try:
             await self._send_next(line)
@@ -305,24 +309,24 @@ class Deliveries:
             self.log.warn("push delayed: {error}", error=error)
         except Exception:  # an unexpected error: drop the push and continue with the next one
             self.log.failure("push failed")
-            line.under_way = None
-        line.is_queued, line.badge_under_way = False, None
+            line.in_flight = None
+        line.is_queued, line.badge_in_flight = False, None
         self._wake(line)
 
-    async def _send_next(self, line: Line) -> None:
+    async def _send_next(self, line: PusherQueue) -> None:
         row = line.row
-        push = line.under_way = self._take(line)
+        push = line.in_flight = self._take(line)
         if push is None and line.waiting:
             return  # all pushes are held: the badge is sent with them, or after they were read
         line.take_badge()
         body = await (self._body_of(row, push) if push is not None else self._badge_of(line))
         if self._lines.get(row.pusher_nid) is not line:
-            line.under_way = None
+            line.in_flight = None
             return  # it was removed meanwhile
         if body is None or (push is not None and push.is_read):
-            line.under_way = None
+            line.in_flight = None
             if push is not None:
-                line.put_back_badge()  # the push would have sent the badge, too
+                line.requeue_badge()  # the push would have sent the badge, too
             return
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
@@ -338,7 +342,7 @@ class Deliveries:
         ):  # the pusher was changed, and the old gateway may not reject it at the new one
             self._requeue(line, push)
             return
-        line.under_way = None
+        line.in_flight = None
         if not accepted:
             self.log.info(
                 "the gateway rejected the pusher of {user} for the app {app}",
@@ -351,28 +355,28 @@ class Deliveries:
         if self._lines.get(row.pusher_nid) is not line:
             return  # it was removed meanwhile, or another node holds the lease now
         if body.unread is not None:
-            self._shown.note(row.pusher_nid, body.unread)
-        self._succeed(line, self._sent_upto(line) if push is None else push.told.position)
+            self._shown.record(row.pusher_nid, body.unread)
+        self._succeed(line, self._sent_upto(line) if push is None else push.event.position)
 
-    def _requeue(self, line: Line, push: Push | None) -> None:
+    def _requeue(self, line: PusherQueue, push: PendingPush | None) -> None:
         """Queue a push as the first one again, to send it without content or to another gateway."""
-        line.under_way = None
-        line.put_back_badge()
+        line.in_flight = None
+        line.requeue_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
-            line.put_back(push)
+            line.requeue(push)
 
-    def _delay(self, line: Line) -> None:
+    def _delay(self, line: PusherQueue) -> None:
         """Queue the push again after a pause, because the database was unavailable."""
-        push, line.under_way = line.under_way, None
-        line.put_back_badge()
+        push, line.in_flight = line.in_flight, None
+        line.requeue_badge()
         if push is not None and self._lines.get(line.row.pusher_nid) is line:
-            line.put_back(push)
+            line.requeue(push)
             self._pause(line, RETRIES.first_ms)
 
-    def _take(self, line: Line) -> Push | None:
+    def _take(self, line: PusherQueue) -> PendingPush | None:
         """Return the next push that is still to be sent."""
         had_any = bool(line.waiting)
-        push = line.take(self._now_ms() - KEPT_MS)
+        push = line.take(self._now_ms() - MAX_AGE_MS)
         if push is not None:
             return push
         if had_any and line.failing_since_ts is not None:
@@ -381,8 +385,8 @@ class Deliveries:
             )  # else a restart would read the stream from there again without need
         return None
 
-    async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
-        told, user_id = push.told, UserID(row.user_id)
+    async def _body_of(self, row: PusherRow, push: PendingPush) -> "_Body | None":
+        told, user_id = push.event, UserID(row.user_id)
         if told.outside is None:
             stored = (await self._events.get_events([told.stored.nid])).get(told.stored.nid)
             if stored is None:
@@ -400,16 +404,16 @@ class Deliveries:
         )
         return _Body(encoded, unread)
 
-    async def _badge_of(self, line: Line) -> "_Body | None":
+    async def _badge_of(self, line: PusherQueue) -> "_Body | None":
         row = line.row
-        if line.badge_under_way is None or row.no_counts:
+        if line.badge_in_flight is None or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
         if self._shown.get(row.pusher_nid) == unread:
             return None
         return _Body(encode_badge(row, unread), unread)
 
-    async def _has_something_to_send(self, line: Line) -> bool:
+    async def _has_something_to_send(self, line: PusherQueue) -> bool:
         """Return whether the queue has something to send: clear a pending badge if the app shows it
         already."""
         due = line.badge
@@ -417,30 +421,30 @@ class Deliveries:
             shown = self._shown.get(line.row.pusher_nid)
             if shown == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
                 line.badge = None  # else it changed again while it was counted
-        return line.unfinished is not None
+        return line.first_unsent is not None
 
-    def _succeed(self, line: Line, position: int) -> None:
+    def _succeed(self, line: PusherQueue, position: int) -> None:
         if line.failing_since_ts is not None:
             self._urgent.add(line.row.pusher_nid)
         # only this pusher's position records what waits or is still to be read
-        if not (line.is_noted and (line.waiting or self.is_behind)):
-            line.failing_since_ts, line.is_noted = None, False
+        if not (line.is_stored and (line.waiting or self.is_behind)):
+            line.failing_since_ts, line.is_stored = None, False
         line.pause_ms, line.refusals, line.error = 0, 0, None
         if line.first is not None:  # an older push may be held
             position = min(position, line.first - 1)
         now = self._now_ms()
-        self._standings[line.row.pusher_nid] = Standing(
+        self._standings[line.row.pusher_nid] = PusherState(
             position, line.failing_since_ts, now, 0, now, None
         )
 
-    def _fail(self, line: Line, push: Push | None, error: PushFailed) -> None:
+    def _fail(self, line: PusherQueue, push: PendingPush | None, error: PushFailed) -> None:
         now = self._now_ms()
-        line.under_way = None
+        line.in_flight = None
         is_over = error.for_good or error.refused
         if push is not None and not push.is_read and not is_over:
-            line.put_back(push)
+            line.requeue(push)
         if not is_over:
-            line.put_back_badge()
+            line.requeue_badge()
         line.refusals = line.refusals + 1 if error.refused else 0
         line.failing_since_ts = line.failing_since_ts or now
         line.tried_ts = now
@@ -455,18 +459,18 @@ class Deliveries:
             self._pause(line, line.pause_ms)
         self._set_standing(line)
 
-    def _sent_upto(self, line: Line) -> int:
+    def _sent_upto(self, line: PusherQueue) -> int:
         """Return the position up to which everything was sent if nothing waits, including what is
         not stored yet."""
         last = self._standings.get(line.row.pusher_nid)
         return max(line.row.position, line.last_position, 0 if last is None else last.position)
 
-    def _set_standing(self, line: Line) -> None:
+    def _set_standing(self, line: PusherQueue) -> None:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = None if last is None else last.success_ts
         position = self._sent_upto(line) if first is None else first - 1
-        self._standings[nid] = Standing(
+        self._standings[nid] = PusherState(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )
         self._urgent.add(nid)
@@ -474,14 +478,14 @@ class Deliveries:
     # --------------------------------------------------------------------------------------------------------
     # queues
 
-    def _find(self, row: PusherRow) -> Line:
+    def _find(self, row: PusherRow) -> PusherQueue:
         line = self._lines.get(row.pusher_nid)
         if line is None:
-            line = self._lines[row.pusher_nid] = Line(row, url_of(row))
+            line = self._lines[row.pusher_nid] = PusherQueue(row, url_of(row))
             self._by_user.setdefault(row.user_id, {})[row.pusher_nid] = line
         return line
 
-    def _wake(self, line: Line) -> None:
+    def _wake(self, line: PusherQueue) -> None:
         if not self._active or self._lines.get(line.row.pusher_nid) is not line:
             return
         line.drop_read()
@@ -501,30 +505,30 @@ class Deliveries:
                 self._set_standing(line)
             self._drop(line)
 
-    def _release(self, line: Line, push: Push) -> None:
+    def _release(self, line: PusherQueue, push: PendingPush) -> None:
         """Release a held push: the wait for the user's receipt has ended."""
         push.is_held = False
         if self._lines.get(line.row.pusher_nid) is line:
             if not push.is_read:
-                self._readers.give_up(line.row.user_id, push.told)
+                self._readers.record_unread(line.row.user_id, push.event)
             self._wake(line)
 
-    def _after(self, line: Line, seconds: float) -> None:
+    def _after(self, line: PusherQueue, seconds: float) -> None:
         if seconds:
             line.timer = self._clock.callLater(seconds, self._queue, line)
         else:
             self._queue(line)
 
-    def _queue(self, line: Line) -> None:
+    def _queue(self, line: PusherQueue) -> None:
         line.is_queued, line.waits_for_badge = True, False
         line.turn += 1
-        self._gateways.add(line.url, LineJob(self, line, line.turn))
+        self._gateways.add(line.url, QueueJob(self, line, line.turn))
 
-    def _pause(self, line: Line, milliseconds: int) -> None:
+    def _pause(self, line: PusherQueue, milliseconds: int) -> None:
         line.cancel()
         line.timer = self._clock.callLater(milliseconds / 1000, self._wake, line)
 
-    def _drop(self, line: Line) -> None:
+    def _drop(self, line: PusherQueue) -> None:
         line.cancel()
         line.waiting.clear()
         line.badge = None

@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 from federation.protocol.ids import UserID
 from federation.rooms.events import StoredEvent
-from federation.rooms.joins.out_of_room import is_outside
+from federation.rooms.joins.out_of_room import is_out_of_room
 from homeserver.services.email.emails import Digest, DigestMessage, DigestRoom
 from homeserver.services.pages.languages import Language
-from homeserver.services.pushers.missed_messages import Missed, MissedRoom
+from homeserver.services.pushers.missed_messages import MissedMessages, MissedRoom
 from homeserver.services.pushers.notification import ENCRYPTED
 from homeserver.services.rooms.invited_rooms import InvitedRooms
 from storage.rooms.memberships import MembershipRow, MembershipStore
-from storage.rooms.summaries import RoomSummaryStore, Roster
+from storage.rooms.summaries import RoomNaming, RoomSummaryStore
 
 HEROES: Final = 3
 MAX_BODY_CHARS: Final = 500
@@ -53,7 +53,7 @@ class DigestTexts:
     async def write(
         self,
         user_id: UserID,
-        missed: Missed,
+        missed: MissedMessages,
         language: Language,
         app_name: str,
         unsubscribe_link: str,
@@ -61,9 +61,9 @@ class DigestTexts:
     ) -> Digest:
         """Return the content of the e-mail. Two queries, and one for the names in each room."""
         inside = [
-            room.membership.room_nid for room in missed.rooms if not is_outside(room.membership)
+            room.membership.room_nid for room in missed.rooms if not is_out_of_room(room.membership)
         ]
-        rosters = await self._summaries.get_rosters(user_id, inside, HEROES)
+        rosters = await self._summaries.get_namings(user_id, inside, HEROES)
         rooms = [
             await self._room(room, rosters.get(room.membership.room_nid), language.gettext, zone)
             for room in missed.rooms
@@ -73,7 +73,7 @@ class DigestTexts:
             subject=f"[{app_name}] {_subject(rooms, _)}",
             greeting=_("You have not read this yet on %(server)s:") % {"server": self._server_name},
             rooms=rooms,
-            further=_("Further rooms: %(count)s") % {"count": missed.further_rooms}
+            more_rooms=_("Further rooms: %(count)s") % {"count": missed.further_rooms}
             if missed.further_rooms
             else "",
             remark=_(
@@ -85,11 +85,11 @@ class DigestTexts:
         )
 
     async def _room(
-        self, room: MissedRoom, roster: Roster | None, _: Callable[[str], str], zone: tzinfo
+        self, room: MissedRoom, roster: RoomNaming | None, _: Callable[[str], str], zone: tzinfo
     ) -> DigestRoom:
         row = room.membership
         names: Mapping[str, MembershipRow] = {}
-        if not is_outside(row):
+        if not is_out_of_room(row):
             senders = {event.event.sender for event in room.events}
             names = await self._memberships.get_memberships(row.room_nid, senders)
         name = _name_of(roster) or await self._invited_name(row)
@@ -112,7 +112,7 @@ class DigestTexts:
             link=self._link(room.room_id, None),
             link_text=_("Open the room"),
             messages=messages,
-            further=_("Further messages: %(count)s") % {"count": room.further}
+            more_messages=_("Further messages: %(count)s") % {"count": room.further}
             if room.further
             else "",
         )
@@ -197,7 +197,7 @@ def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
             else _("%(person)s invites you to a room")
         ) % fields
     people = {message.sender for message in first.messages}
-    if len(people) == 1 and not first.further:
+    if len(people) == 1 and not first.more_messages:
         return (
             _("Message from %(person)s in %(room)s") if first.name else _("Message from %(person)s")
         ) % fields
@@ -208,7 +208,7 @@ def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
     )
 
 
-def _name_of(roster: Roster | None) -> str | None:
+def _name_of(roster: RoomNaming | None) -> str | None:
     if roster is None:
         return None
     name = roster.name or roster.canonical_alias

@@ -30,10 +30,10 @@ from homeserver.config.email import APP_NAME
 from homeserver.services.email.outbox import Outbox
 from homeserver.services.pages.languages import Languages
 from homeserver.services.pushers.digest_texts import DigestTexts
-from homeserver.services.pushers.missed_messages import Missed, MissedEvents
-from homeserver.services.pushers.unsubscribe import Unsubscribing
+from homeserver.services.pushers.missed_messages import MissedEvents, MissedMessages
+from homeserver.services.pushers.unsubscribe import UnsubscribeLinks
 from storage.cache import LRU
-from storage.email.outbox import LetterOf
+from storage.email.outbox import NotificationEmail
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.profiles.profiles import ProfileStore
@@ -68,7 +68,7 @@ class EmailDigests:
         profiles: ProfileStore,
         missed: MissedEvents,
         texts: DigestTexts,
-        unsubscribing: Unsubscribing,
+        unsubscribing: UnsubscribeLinks,
         outbox: Outbox,
         languages: Languages,
         now_ms: Callable[[], int],
@@ -100,7 +100,7 @@ class EmailDigests:
         self._is_working = False
         self._active = False
 
-    async def note(self, pusher: PusherRow, room_nid: int) -> None:
+    async def record(self, pusher: PusherRow, room_nid: int) -> None:
         """Record that an event in the room concerns this pusher."""
         now = self._now_ms()
         known = self._due.peek(pusher.pusher_nid)
@@ -123,7 +123,7 @@ class EmailDigests:
             self._pending[pusher.pusher_nid] = due
             self._due.put(pusher.pusher_nid, due)
 
-    def note_reading(self, user_id: str, room_nid: int) -> None:
+    def record_read(self, user_id: str, room_nid: int) -> None:
         """Record that the user was seen in a room, which ends its back-off."""
         self._backed_off.pop((user_id, room_nid))
 
@@ -215,7 +215,7 @@ class EmailDigests:
             later = self._now_ms() + LONGEST_PAUSE_MS
             await self._database.write(
                 "postpone_digest",
-                self._store.set_looked,
+                self._store.set_checked,
                 row.pusher_nid,
                 row.position,
                 later,
@@ -244,7 +244,7 @@ class EmailDigests:
         digest = await self._texts.write(
             user_id, missed, language, app_name, link, await self._zone_of(user_id)
         )
-        message = self._outbox.letters.write_digest(
+        message = self._outbox.renderer.render_digest(
             language, digest, row.pushkey, self._clock.seconds()
         )
         sent_pauses: dict[int, EmailPause] = {}
@@ -280,11 +280,14 @@ class EmailDigests:
         def write(txn: WriteTransaction) -> None:
             expired = self._now_ms() - FORGOTTEN_MS
             if (
-                self._store.set_looked(txn, row.pusher_nid, position, due_ts, sent, expired)
+                self._store.set_checked(txn, row.pusher_nid, position, due_ts, sent, expired)
                 and message is not None
             ):
-                self._outbox.add_written(
-                    txn, message, row.pushkey, LetterOf(row.pusher_nid, row.position, shown)
+                self._outbox.add_rendered(
+                    txn,
+                    message,
+                    row.pushkey,
+                    NotificationEmail(row.pusher_nid, row.position, shown),
                 )
 
         await self._database.write("write_digest", write)
@@ -296,7 +299,7 @@ class EmailDigests:
             self._due.put(row.pusher_nid, due_ts if noted is None else min(due_ts, noted))
 
     async def _due_of(
-        self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]
+        self, user_id: UserID, missed: MissedMessages, at: int, pauses: Mapping[int, EmailPause]
     ) -> int:
         """Return when the room may be in an e-mail: after the user had time to read, and not too
         soon after the last e-mail."""

@@ -8,13 +8,13 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.protocol.stripped_state import StrippedEvent
 from federation.rooms.events import StoredEvent
-from federation.rooms.joins.out_of_room import OutsideMemberships
-from homeserver.services.pushers.notification import Names
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships
+from homeserver.services.pushers.notification import NotificationNames
 from storage.rooms.memberships import MembershipRow, MembershipStore
 from storage.rooms.summaries import RoomSummaryStore
 
 
-class Told(msgspec.Struct):
+class EventToPush(msgspec.Struct):
     """An event to push, shared by all pushers for which it waits."""
 
     stored: StoredEvent
@@ -24,21 +24,24 @@ class Told(msgspec.Struct):
     queued_ms: int
     outside: MembershipRow | None = None
     """The invite, if this server is not in the event's room."""
-    names: Names | None = msgspec.field(default=None)
+    names: NotificationNames | None = msgspec.field(default=None)
     """None until they are looked up."""
 
 
-class NamesOfEvents:
+class EventNames:
     """Looks up the names, once for each event."""
 
     def __init__(
-        self, memberships: MembershipStore, summaries: RoomSummaryStore, outside: OutsideMemberships
+        self,
+        memberships: MembershipStore,
+        summaries: RoomSummaryStore,
+        outside: OutOfRoomMemberships,
     ) -> None:
         self._memberships = memberships
         self._summaries = summaries
         self._outside = outside
 
-    async def get(self, told: Told) -> Names:
+    async def get(self, told: EventToPush) -> NotificationNames:
         """Return the names for an event. At most two queries for the first call."""
         if told.names is None:
             told.names = await (
@@ -46,21 +49,21 @@ class NamesOfEvents:
             )
         return told.names
 
-    async def _in_room(self, told: Told) -> Names:
+    async def _in_room(self, told: EventToPush) -> NotificationNames:
         sender = told.stored.event.sender
         member = (await self._memberships.get_memberships(told.room_nid, [sender])).get(sender)
         summary = (await self._summaries.get_summaries([told.room_nid])).get(told.room_nid)
-        return Names(
+        return NotificationNames(
             sender=None if member is None else member.display_name,
             room=None if summary is None else summary.name,
             alias=None if summary is None else summary.canonical_alias,
         )
 
-    async def _of_invite(self, told: Told, row: MembershipRow) -> Names:
+    async def _of_invite(self, told: EventToPush, row: MembershipRow) -> NotificationNames:
         """Return the names that the inviting server gives in the stripped state."""
         found = await self._outside.find(row.room_nid, UserID(row.user_id))
         state = {} if found is None else {(each.type, each.state_key): each for each in found.state}
-        return Names(
+        return NotificationNames(
             sender=_text(state.get(("m.room.member", row.sender)), "displayname"),
             room=_text(state.get(("m.room.name", "")), "name"),
             alias=_text(state.get(("m.room.canonical_alias", "")), "alias"),

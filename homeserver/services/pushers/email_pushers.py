@@ -5,14 +5,14 @@ from typing import Protocol
 from storage.push.pushers import PusherRow
 
 
-class Letters(Protocol):
+class EmailNotifier(Protocol):
     """Sends e-mails about missed messages."""
 
-    async def note(self, pusher: PusherRow, room_nid: int) -> None:
+    async def record(self, pusher: PusherRow, room_nid: int) -> None:
         """Record that an event in the room concerns this pusher."""
         ...
 
-    def note_reading(self, user_id: str, room_nid: int) -> None:
+    def record_read(self, user_id: str, room_nid: int) -> None:
         """Record that the user has read something in a room."""
         ...
 
@@ -29,13 +29,13 @@ class Letters(Protocol):
         ...
 
 
-class NoLetters:
+class NoEmailNotifier:
     """Sends no e-mails, on a server without them. Existing e-mail pushers wait."""
 
-    async def note(self, pusher: PusherRow, room_nid: int) -> None:
+    async def record(self, pusher: PusherRow, room_nid: int) -> None:
         """Do nothing: no e-mail is sent."""
 
-    def note_reading(self, user_id: str, room_nid: int) -> None:
+    def record_read(self, user_id: str, room_nid: int) -> None:
         """Do nothing: no e-mail depends on it."""
 
     async def flush(self) -> None:

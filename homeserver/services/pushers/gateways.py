@@ -24,12 +24,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
 from federation.http_client.retry_after import read_retry_after
 from federation.peers.backoff_schedule import BackoffSchedule
 from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
-from homeserver.services.pushers.pushers import place_of
+from homeserver.services.pushers.pushers import origin_of
 from storage.cache import LRU
 
 AT_ONCE: Final = 8
@@ -41,14 +41,14 @@ AT_ONCE_TO_SLOW: Final = 50
 too.
 """
 QUICK_SECONDS: Final = 2.0
-QUICK_REMEMBERED: Final = 1000
+MAX_CACHED_QUICK: Final = 1000
 """Gateways that are cached as quick."""
-SECONDS: Final = 20.0
+TIMEOUT_SECONDS: Final = 20.0
 MAX_ANSWER_BYTES: Final = 64 * 1024
 RETRIES: Final = BackoffSchedule(5_000, 10 * 60_000)
 UNREADABLE_SECONDS: Final = 24 * 3600.0
 """The interval at which unreadable answers of one gateway are logged."""
-UNREADABLE_REMEMBERED: Final = 1000
+MAX_CACHED_UNREADABLE: Final = 1000
 REFUSALS: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
@@ -58,7 +58,7 @@ state of the gateway.
 _HEADERS: Final = (("Content-Type", "application/json"),)
 
 
-class Job(Protocol):
+class SendJob(Protocol):
     """A pusher's queue that waits for its turn at a gateway."""
 
     async def send(self) -> None:
@@ -67,7 +67,7 @@ class Job(Protocol):
 
 
 class PushFailed(Exception):
-    """A push was not accepted. `for_good`: a retry is useless. `unreachable`: there was no answer.
+    """A push was not accepted. `permanent`: a retry is useless. `unreachable`: there was no answer.
     `refused`: the gateway refuses the content of this push, which says nothing about others.
     `wait_ms`: the pause that the gateway asks for; 0 if it names none."""
 
@@ -96,7 +96,7 @@ class Gateway(msgspec.Struct):
 
     place: str
     """Scheme, host and port."""
-    waiting: deque[Job] = msgspec.field(default_factory=deque)
+    waiting: deque[SendJob] = msgspec.field(default_factory=deque)
     busy: int = 0
     pause_ms: int = 0
     """The back-off; 0 while the gateway is reachable."""
@@ -117,22 +117,22 @@ class Gateways:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, web: Web, metrics: PushMetrics) -> None:
+    def __init__(self, clock: IReactorTime, web: WebClient, metrics: PushMetrics) -> None:
         self._clock = clock
         self._web = web
         self._metrics = metrics
         self._gateways: dict[str, Gateway] = {}
-        self._quick: LRU[str, None] = LRU(max_entries=QUICK_REMEMBERED)
+        self._quick: LRU[str, None] = LRU(max_entries=MAX_CACHED_QUICK)
         # of quick (True) and slow (False) gateways
         self._lines: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
         self._busy = {True: 0, False: 0}
         self._watch: IDelayedCall | None = None
-        self._unreadable: LRU[str, float] = LRU(max_entries=UNREADABLE_REMEMBERED)
+        self._unreadable: LRU[str, float] = LRU(max_entries=MAX_CACHED_UNREADABLE)
         """By gateway, when its unreadable answers were last logged."""
 
-    def add(self, url: str, job: Job) -> None:
+    def add(self, url: str, job: SendJob) -> None:
         """Queue a job until its turn comes."""
-        place = place_of(url)
+        place = origin_of(url)
         gateway = self._gateways.get(place)
         if gateway is None:
             gateway = self._gateways[place] = Gateway(place, is_quick=place in self._quick)
@@ -145,7 +145,7 @@ class Gateways:
 
     def is_failing(self, url: str) -> bool:
         """Return whether the gateway of that address is unreachable."""
-        gateway = self._gateways.get(place_of(url))
+        gateway = self._gateways.get(origin_of(url))
         return gateway is not None and gateway.is_failing
 
     def stop(self) -> None:
@@ -164,7 +164,7 @@ class Gateways:
     async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
         """Send a notification. Return False if the gateway rejects the pushkey. Raises
         `PushFailed`."""
-        place = place_of(url)
+        place = origin_of(url)
         started = self._clock.seconds()
         gateway = self._gateways.get(place)
         if gateway is not None:
@@ -198,7 +198,7 @@ class Gateways:
                 url,
                 _HEADERS,
                 body,
-                seconds=SECONDS,
+                seconds=TIMEOUT_SECONDS,
                 max_bytes=MAX_ANSWER_BYTES,
                 redirects=0,
             )

@@ -50,7 +50,7 @@ class MissedRoom(msgspec.Struct, frozen=True):
     """The latest edit of each event, by event nid."""
 
 
-class Missed(msgspec.Struct, frozen=True):
+class MissedMessages(msgspec.Struct, frozen=True):
     """All that a user has missed up to a position."""
 
     upto: int
@@ -86,9 +86,9 @@ class MissedEvents:
         self._invited = invited
         self._aggregations = aggregations
 
-    async def get(self, user_id: UserID, after: int) -> Missed:
+    async def get(self, user_id: UserID, after: int) -> MissedMessages:
         """Return what the user has missed after a position. Two or three statements for each room
-        with unread events, in one read; the rest is bounded by `MOST_ROOMS`."""
+        with unread events, in one read; the rest is bounded by `MAX_ROOMS_PER_BATCH`."""
         upto = self._streams.current()
         rows = await self._memberships.of_user(user_id)
         invites = [
@@ -112,7 +112,7 @@ class MissedEvents:
         )
         found: list[MissedRoom] = []
         for row in shown_invites:
-            own = await self._invited.find_own(room_ids[row.room_nid], row)
+            own = await self._invited.find_membership_event(room_ids[row.room_nid], row)
             if own is not None and await self._decisions.find_mailed(row, [own]):
                 found.append(
                     MissedRoom(
@@ -141,7 +141,9 @@ class MissedEvents:
             own_edits = {event.nid: edits[event.nid] for event in events if event.nid in edits}
             room_id = room_ids[room_nid].room_id
             found.append(MissedRoom(unread[room_nid], room_id, events, further, since, own_edits))
-        return Missed(upto, found, len(newest) - len(shown) + len(invites) - len(shown_invites))
+        return MissedMessages(
+            upto, found, len(newest) - len(shown) + len(invites) - len(shown_invites)
+        )
 
     async def are_missed(self, user_id: UserID, event_nids: Sequence[int]) -> bool:
         """Return whether the user may see all of these events and has read none of them. At most

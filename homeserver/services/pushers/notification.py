@@ -28,7 +28,7 @@ MAX_NAME_CHARS: Final = 256
 _encode = msgspec.json.Encoder().encode
 
 
-class Names(msgspec.Struct, frozen=True):
+class NotificationNames(msgspec.Struct, frozen=True):
     """The display name of the sender, and name and alias of the room, if there are any."""
 
     sender: str | None = None
@@ -39,7 +39,7 @@ class Names(msgspec.Struct, frozen=True):
 def encode_event(
     pusher: PusherRow,
     event: Event,
-    names: Names,
+    names: NotificationNames,
     tweaks: Mapping[str, Any],
     unread: int | None,
     *,

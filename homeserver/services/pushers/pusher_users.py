@@ -8,7 +8,7 @@ from storage.cache import LRU
 from storage.push.pushers import PusherRow, PusherStore
 
 
-class Roster:
+class PusherUsers:
     """The users with enabled pushers."""
 
     def __init__(self, store: PusherStore, *, capacity: int) -> None:

@@ -43,7 +43,7 @@ _MAX_DATA_BYTES: Final = 16 * 1024
 _EMAIL_MEDIUM: Final = "email"
 
 
-class PusherWish(msgspec.Struct, frozen=True):
+class PusherRequest(msgspec.Struct, frozen=True):
     """The request of a client to set a pusher. A field is None if the client did not send it."""
 
     kind: str
@@ -95,7 +95,7 @@ class Pushers:
         """Return the delivery state of the pushers of each gateway, for operators."""
         return await self._store.get_gateways(MOST_GATEWAYS_SHOWN)
 
-    async def do_set(self, caller: Requester, wish: PusherWish) -> None:
+    async def do_set(self, caller: Requester, wish: PusherRequest) -> None:
         """Add a pusher, or change the one with that app ID and pushkey.
 
         Raises `InvalidParam`, `MissingParam`, and `Forbidden` for a session without a device and
@@ -112,7 +112,7 @@ class Pushers:
             "remove_pusher", self._store.remove_pusher, user_id, app_id, pushkey
         )
 
-    def note_address(
+    def add_email_pusher(
         self, txn: WriteTransaction, user_id: UserID, address: str, languages: str
     ) -> None:
         """Add an e-mail pusher, in the write that creates the account. `languages`: those of the
@@ -139,7 +139,7 @@ class Pushers:
         )
         self._store.set_pusher(txn, row)
 
-    def _checked(self, caller: Requester, wish: PusherWish) -> PusherRow:
+    def _checked(self, caller: Requester, wish: PusherRequest) -> PusherRow:
         given = {
             "app_display_name": wish.app_display_name,
             "device_display_name": wish.device_display_name,
@@ -184,7 +184,7 @@ class Pushers:
             profile_tag=wish.profile_tag,
             lang=wish.lang or "",
             data=data,
-            gateway=place_of(wish.data["url"]) if wish.kind == HTTP else "",
+            gateway=origin_of(wish.data["url"]) if wish.kind == HTTP else "",
             device_id=device_id,
             enabled=wish.enabled is not False,
             no_counts=wish.no_counts or wish.data.get(NO_COUNTS) is True,
@@ -192,7 +192,7 @@ class Pushers:
             position=0,
         )
 
-    def _checked_address(self, wish: PusherWish) -> str:
+    def _checked_address(self, wish: PusherRequest) -> str:
         if not self._by_email:
             raise InvalidParam("This server sends no notifications by e-mail")
         if wish.app_id != EMAIL_APP:
@@ -204,7 +204,7 @@ class Pushers:
             raise InvalidParam("data.brand is a name of at most 100 characters")
         return parse_email_address(wish.pushkey)
 
-    def _set(self, txn: WriteTransaction, row: PusherRow, wish: PusherWish) -> None:
+    def _set(self, txn: WriteTransaction, row: PusherRow, wish: PusherRequest) -> None:
         if (
             row.kind == EMAIL
             and self._threepids.get_owner_in(txn, _EMAIL_MEDIUM, row.pushkey) != row.user_id
@@ -253,7 +253,7 @@ class Pushers:
             raise Forbidden(f"An account has at most {MOST_PUSHERS} pushers")
 
 
-def place_of(url: str) -> str:
+def origin_of(url: str) -> str:
     """Return scheme, host and port of a gateway address."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.lower()}"

@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from homeserver.services.push.actions import Actions
-from homeserver.services.pushers.display_names import Told
+from homeserver.services.pushers.display_names import EventToPush
 from storage.push.pushers import PusherRow
 
 WOKEN_AT_ONCE: Final = 200
@@ -26,10 +26,10 @@ class _Data(msgspec.Struct):
     url: str = ""
 
 
-class Push(msgspec.Struct, eq=False):
+class PendingPush(msgspec.Struct, eq=False):
     """An event to push for one pusher."""
 
-    told: Told
+    event: EventToPush
     actions: Actions
     is_read: bool = False
     is_held: bool = False
@@ -38,7 +38,7 @@ class Push(msgspec.Struct, eq=False):
     """Whether it is sent without content, because its gateway refused it with content."""
 
 
-class Due(msgspec.Struct, eq=False, frozen=True):
+class BadgeChange(msgspec.Struct, eq=False, frozen=True):
     """A badge that may differ from the one the app shows."""
 
     since: int | None
@@ -46,19 +46,19 @@ class Due(msgspec.Struct, eq=False, frozen=True):
     it. None: it will not be read again."""
 
 
-class Line(msgspec.Struct, eq=False):
+class PusherQueue(msgspec.Struct, eq=False):
     """The queue of one pusher. Exists while a push waits or the pusher fails."""
 
     row: PusherRow
     url: str
-    waiting: deque[Push] = msgspec.field(default_factory=deque)
+    waiting: deque[PendingPush] = msgspec.field(default_factory=deque)
     """Pushes by position."""
-    under_way: Push | None = None
+    in_flight: PendingPush | None = None
     last_position: int = 0
     """The position of the last event that was added."""
-    badge: Due | None = None
+    badge: BadgeChange | None = None
     """The badge to send."""
-    badge_under_way: Due | None = None
+    badge_in_flight: BadgeChange | None = None
     """The badge in flight."""
     is_queued: bool = False
     """Whether it waits for its turn at the gateway, or a request is in flight."""
@@ -70,7 +70,7 @@ class Line(msgspec.Struct, eq=False):
     """The number of pushes in a row that the gateway refused and that were dropped."""
     tried_ts: int = 0
     error: str | None = None
-    is_noted: bool = False
+    is_stored: bool = False
     """Whether its position is stored in the database."""
     timer: IDelayedCall | None = None
     waits_for_badge: bool = False
@@ -79,16 +79,16 @@ class Line(msgspec.Struct, eq=False):
     @property
     def first(self) -> int | None:
         """The position of the first event that is not sent yet."""
-        waiting = self.waiting[0].told.position if self.waiting else None
-        if self.under_way is None:
+        waiting = self.waiting[0].event.position if self.waiting else None
+        if self.in_flight is None:
             return waiting
-        under_way = self.under_way.told.position
+        under_way = self.in_flight.event.position
         return under_way if waiting is None else min(under_way, waiting)
 
     @property
-    def unfinished(self) -> int | None:
+    def first_unsent(self) -> int | None:
         """The position of the first event or change of the badge that is not sent yet."""
-        dues = (self.badge, self.badge_under_way)
+        dues = (self.badge, self.badge_in_flight)
         found = [due.since for due in dues if due is not None and due.since is not None]
         if self.first is not None:
             found.append(self.first)
@@ -99,13 +99,13 @@ class Line(msgspec.Struct, eq=False):
         """Whether an event waits that is not held."""
         return any(not push.is_held for push in self.waiting)
 
-    def take(self, oldest_ms: int) -> Push | None:
+    def take(self, oldest_ms: int) -> PendingPush | None:
         """Return the next push to send that is not held. Drop pushes that were read, or queued
         before `oldest_ms`; the badge is still sent for the latter."""
         at = 0
         while at < len(self.waiting):
             push = self.waiting[at]
-            is_over = push.is_read or push.told.queued_ms <= oldest_ms
+            is_over = push.is_read or push.event.queued_ms <= oldest_ms
             if push.is_held and not is_over:
                 at += 1
                 continue
@@ -116,47 +116,47 @@ class Line(msgspec.Struct, eq=False):
                 self.set_badge_due(None)
         return None
 
-    def let_go(self, told: Told) -> None:
+    def release(self, told: EventToPush) -> None:
         """Release the held pushes of an event's room and thread, so that they keep their order."""
         for push in self.waiting:
-            if push.told.room_nid == told.room_nid and push.told.thread == told.thread:
+            if push.event.room_nid == told.room_nid and push.event.thread == told.thread:
                 push.is_held = False
 
-    def put_back(self, push: Push) -> None:
+    def requeue(self, push: PendingPush) -> None:
         """Insert a push that was taken at its place again."""
         at = 0
-        while at < len(self.waiting) and self.waiting[at].told.position < push.told.position:
+        while at < len(self.waiting) and self.waiting[at].event.position < push.event.position:
             at += 1
         self.waiting.insert(at, push)
 
     def set_badge_due(self, since: int | None) -> None:
         """Mark the badge as changed at a position of the stream."""
         before = None if self.badge is None else self.badge.since
-        self.badge = Due(before if since is None else since)
+        self.badge = BadgeChange(before if since is None else since)
 
     def take_badge(self) -> None:
         """Take the badge to send it now."""
-        self.badge_under_way, self.badge = self.badge, None
+        self.badge_in_flight, self.badge = self.badge, None
 
-    def put_back_badge(self) -> None:
+    def requeue_badge(self) -> None:
         """Queue the badge in flight again, because it was not sent."""
-        newer, due, self.badge_under_way = self.badge, self.badge_under_way, None
+        newer, due, self.badge_in_flight = self.badge, self.badge_in_flight, None
         if due is not None:
             self.badge = due
             if newer is not None:
                 self.set_badge_due(newer.since)
 
-    def give_up_one(self) -> None:
+    def drop_one(self) -> None:
         """Drop the least important push, because too many wait. Prefer one whose room has a later
         push, then one that is no highlight; among equal ones the oldest. The badge is sent in any
         case, since the others may be redacted."""
         self.set_badge_due(None)
-        newest = {push.told.room_nid: at for at, push in enumerate(self.waiting)}
+        newest = {push.event.room_nid: at for at, push in enumerate(self.waiting)}
         for calls, is_newest in product((False, True), repeat=2):
             for at, push in enumerate(self.waiting):
                 if (
                     push.actions.highlight is calls
-                    and (newest[push.told.room_nid] == at) is is_newest
+                    and (newest[push.event.room_nid] == at) is is_newest
                 ):
                     del self.waiting[at]
                     return
@@ -179,21 +179,21 @@ class Line(msgspec.Struct, eq=False):
             self.waiting = deque(push for push in self.waiting if not push.is_read)
 
 
-class TouchedLines:
+class ChangedQueues:
     """The queues that have changed and are to be woken. For the reactor thread."""
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, wake: Callable[[Line], None]) -> None:
+    def __init__(self, clock: IReactorTime, wake: Callable[[PusherQueue], None]) -> None:
         """`wake` starts to send a queue, if it still exists."""
         self._clock = clock
         self._wake = wake
-        self._touched: dict[int, Line] = {}
-        self._woken: dict[int, Line] = {}
+        self._touched: dict[int, PusherQueue] = {}
+        self._woken: dict[int, PusherQueue] = {}
         """Queues that are being woken."""
         self._is_waking = False
 
-    def add(self, line: Line) -> None:
+    def add(self, line: PusherQueue) -> None:
         """Wake a queue at the next call of `wake`."""
         self._touched[line.row.pusher_nid] = line
 

@@ -5,19 +5,19 @@ Laws:
   database.
 - Changes of pushers are stored as user IDs, and changes of badges as a user ID with the first
   position. However much happens, there are at most as many as users.
-- At most `MOST_HEARD` other changes are kept in memory; further ones are read from the database.
+- At most `MAX_CHANGES` other changes are kept in memory; further ones are read from the database.
 """
 
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Final
 
-from federation.rooms.joins.out_of_room import is_outside
+from federation.rooms.joins.out_of_room import is_out_of_room
 from homeserver.services.push.unread_counts import COUNTED, READ_TYPES, REDACTION
-from homeserver.services.pushers.badges import Badges
-from homeserver.services.pushers.pusher_users import Roster
+from homeserver.services.pushers.badges import BadgeCounts
+from homeserver.services.pushers.pusher_users import PusherUsers
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
-from storage.push.push_stream import HIDING, NewEvent, NewReceipt
+from storage.push.push_stream import FILTER_TYPES, MovedReceipt, PushedEvent
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
@@ -25,17 +25,21 @@ from storage.rooms.receipts import ReceiptRow
 
 MOVED: Final = frozenset({"join", "leave", "ban"})
 """Memberships that may change the badge. A join answers an invite, which counts, too."""
-MOST_HEARD: Final = 20_000
+MAX_CHANGES: Final = 20_000
 """Changes in memory that are not processed yet; further ones are read from the database."""
 
-Heard = NewEvent | NewReceipt | MembershipRow
+PushChange = PushedEvent | MovedReceipt | MembershipRow
 
 
-class Hearing:
+class PushStreamListener:
     """Subscribes to the stream and collects the changes. For the reactor thread."""
 
     def __init__(
-        self, streams: Streams, roster: Roster, badges: Badges, schedule: Callable[[], None]
+        self,
+        streams: Streams,
+        roster: PusherUsers,
+        badges: BadgeCounts,
+        schedule: Callable[[], None],
     ) -> None:
         """`schedule` starts to process the changes soon."""
         self._streams = streams
@@ -44,7 +48,7 @@ class Hearing:
         self._schedule = schedule
         self._is_active = False
         self._floor = 0
-        self._changes: list[Heard] = []
+        self._changes: list[PushChange] = []
         self.in_database = 0
         """The changes up to here must be read from the database."""
         self.changed_users: set[str] = set()
@@ -52,7 +56,7 @@ class Hearing:
         """Users in `changed_users` whose pushers were set while this process pushes."""
         self.refreshed: Set[str] = frozenset()
         """Users whose pushers are being read, so they may have some."""
-        self.renumbered: dict[str, int] = {}
+        self.changed_badges: dict[str, int] = {}
         """Users whose badge may have changed without a message or receipt, because content was
         removed or a membership changed. Each with the position of the first such change."""
         streams.subscribe(
@@ -65,7 +69,7 @@ class Hearing:
             Topic.MEMBERSHIP,
             Topic.ACCOUNT_DATA,
             Topic.PURGED,
-            Topic.COMPLETENESS,
+            Topic.PARTIAL_STATE,
             stage=Stage.SEND,
         )
         streams.watch(self._on_remote_write, stage=Stage.SEND)
@@ -74,8 +78,8 @@ class Hearing:
         """Start to collect changes. Earlier ones are in the database, and those up to `floor` were
         pushed."""
         self._is_active, self._floor = True, floor
-        self.renumbered.clear()
-        self.forget()
+        self.changed_badges.clear()
+        self.drop_collected()
 
     def end(self) -> None:
         """Stop collecting changes."""
@@ -84,10 +88,10 @@ class Hearing:
     def has_news(self, done: int) -> bool:
         """Return whether there are changes to process. The stream was processed up to `done`."""
         return bool(
-            self.changed_users or self.renumbered or done < self.in_database or self._changes
+            self.changed_users or self.changed_badges or done < self.in_database or self._changes
         )
 
-    def take(self) -> Sequence[Heard]:
+    def take(self) -> Sequence[PushChange]:
         """Return the collected changes and clear the list."""
         heard, self._changes = self._changes, []
         return heard
@@ -99,24 +103,24 @@ class Hearing:
         set_now, self.set_now = self.set_now, set()
         return self.refreshed, set_now
 
-    def forget(self) -> None:
+    def drop_collected(self) -> None:
         """Drop the collected changes; they are read from the database instead."""
         self._changes.clear()
         self.in_database = max(self._floor, self._streams.current())
 
-    def renumber(self, user_ids: Iterable[str], position: int) -> None:
+    def mark_badges_changed(self, user_ids: Iterable[str], position: int) -> None:
         """Record that the badges of these users may have changed at a position."""
         for user_id in user_ids:
-            self.renumbered.setdefault(user_id, position)
-        if self.renumbered:
+            self.changed_badges.setdefault(user_id, position)
+        if self.changed_badges:
             self._schedule()
 
-    def renumber_everywhere(self, user_ids: Iterable[str], position: int) -> None:
+    def mark_counts_changed(self, user_ids: Iterable[str], position: int) -> None:
         """Record that the unread counts of these users may have changed in any room."""
         for user_id in user_ids:
-            self._badges.forget(user_id)
+            self._badges.invalidate_user(user_id)
             if self.may_have_pushers(user_id):
-                self.renumber([user_id], position)
+                self.mark_badges_changed([user_id], position)
 
     def may_have_pushers(self, user_id: str) -> bool:
         """Return whether the user has pushers, or may have set one."""
@@ -145,7 +149,7 @@ class Hearing:
                     row.flags & COUNTED or row.type == REDACTION
                 ) and self._may_any_user_have_pushers():
                     self._changes.append(
-                        NewEvent(
+                        PushedEvent(
                             change.position,
                             row.event_nid,
                             row.room_nid,
@@ -159,7 +163,7 @@ class Hearing:
             elif isinstance(row, ReceiptRow):
                 if row.receipt_type in READ_TYPES and self.may_have_pushers(row.user_id):
                     self._changes.append(
-                        NewReceipt(
+                        MovedReceipt(
                             change.position,
                             row.room_nid,
                             row.user_id,
@@ -168,40 +172,42 @@ class Hearing:
                         )
                     )
             elif isinstance(row, MembershipRow):
-                self._badges.touch(row.user_id, row.room_nid)
-                has_moved = row.membership in MOVED and not row.is_further_join
+                self._badges.invalidate_room_of_user(row.user_id, row.room_nid)
+                has_moved = row.membership in MOVED and not row.is_join_update
                 if has_moved and self.may_have_pushers(row.user_id):
-                    self.renumber([row.user_id], change.position)
+                    self.mark_badges_changed([row.user_id], change.position)
                 if (
                     row.membership == "invite"
-                    and is_outside(row)
+                    and is_out_of_room(row)
                     and self.may_have_pushers(row.user_id)
                 ):
                     self._changes.append(row)
             elif isinstance(row, PurgedMessages | PartialRoom):
                 # counted messages may disappear when a room's state becomes complete
-                self.renumber(self._badges.touch_room(row.room_nid), change.position)
+                self.mark_badges_changed(
+                    self._badges.invalidate_room(row.room_nid), change.position
+                )
             elif change.topic is Topic.REDACTED:
                 if change.position not in news:  # by a backfilled event: its room is not known here
-                    self._badges.doubt_all()
+                    self._badges.invalidate_all()
             elif (
                 change.topic is Topic.ACCOUNT_DATA
                 and change.user_id is not None
                 and not change.room_id
             ):
-                if change.detail in HIDING:
-                    self.renumber_everywhere([change.user_id], change.position)
+                if change.detail in FILTER_TYPES:
+                    self.mark_counts_changed([change.user_id], change.position)
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self.in_database = max(self.in_database, change.position)
                 self._schedule()
             if len(self._changes) > heard:
                 self._schedule()
-        if len(self._changes) > MOST_HEARD:
-            self.forget()
+        if len(self._changes) > MAX_CHANGES:
+            self.drop_collected()
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
         """Handle a write of another node: read the changes from the database."""
         if self._is_active:
             self.in_database = max(self.in_database, upto)
-            self._badges.doubt_all()
+            self._badges.invalidate_all()
             self._schedule()

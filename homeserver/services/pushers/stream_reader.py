@@ -29,18 +29,18 @@ from twisted.logger import Logger
 
 from federation.protocol.ids import UserID
 from federation.rooms.events import RoomEvents
-from federation.rooms.joins.out_of_room import OutsideMemberships, is_outside
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships, is_out_of_room
 from federation.rooms.memberships import Memberships
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.unread_counts import COUNTED, REDACTION
-from homeserver.services.pushers.badges import Badges
-from homeserver.services.pushers.deliveries import Deliveries
-from homeserver.services.pushers.display_names import Told
-from homeserver.services.pushers.email_pushers import Letters
-from homeserver.services.pushers.pusher_users import Roster
+from homeserver.services.pushers.badges import BadgeCounts
+from homeserver.services.pushers.deliveries import PushDeliveries
+from homeserver.services.pushers.display_names import EventToPush
+from homeserver.services.pushers.email_pushers import EmailNotifier
+from homeserver.services.pushers.pusher_users import PusherUsers
 from homeserver.services.pushers.pushers import HTTP
-from homeserver.services.pushers.stream_listener import Heard, Hearing
+from homeserver.services.pushers.stream_listener import PushChange, PushStreamListener
 from storage.accounts.accounts import AccountStore
 from storage.cluster.lease_loop import LeaseLoop
 from storage.cluster.leases import Lease
@@ -49,7 +49,7 @@ from storage.engine.database import DatabaseUnavailable
 from storage.engine.streams import Streams
 from storage.events.events import EventFlag
 from storage.push.event_push_actions import MAIN
-from storage.push.push_stream import NewEvent, NewReceipt, PushStream
+from storage.push.push_stream import MovedReceipt, PushedEvent, PushStream
 from storage.push.pushers import PusherRow, PusherStore
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import UNTHREADED
@@ -59,9 +59,9 @@ ROUNDS_TO_NOTE_ALL: Final = 6
 """The number of rounds after which the state of healthy pushers is stored."""
 AT_ONCE: Final = 500
 """Events that are read from the database at once."""
-TOLD_AT_ONCE: Final = 200
+NOTIFIED_AT_ONCE: Final = 200
 """Members that are notified in one turn of the reactor."""
-MOST_BEHIND: Final = 200_000
+MAX_BEHIND: Final = 200_000
 """Failing pushers read at most this many positions before the lease's again. Older events are
 dropped, since all other pushers wait for this.
 """
@@ -71,7 +71,7 @@ class _LeaseGone(Exception):
     """The lease is lost: another node continues from the stored position."""
 
 
-class PushReading:
+class PushStreamReader:
     """Reads the stream. For the reactor thread."""
 
     log = Logger()
@@ -88,12 +88,12 @@ class PushReading:
         rooms: RoomStore,
         events: RoomEvents,
         memberships: Memberships,
-        outside: OutsideMemberships,
+        outside: OutOfRoomMemberships,
         decisions: PushDecisions,
-        roster: Roster,
-        badges: Badges,
-        deliveries: Deliveries,
-        letters: Letters,
+        roster: PusherUsers,
+        badges: BadgeCounts,
+        deliveries: PushDeliveries,
+        emails: EmailNotifier,
         now_ms: Callable[[], int],
     ) -> None:
         self._clock = clock
@@ -110,7 +110,7 @@ class PushReading:
         self._roster = roster
         self._badges = badges
         self._deliveries = deliveries
-        self._emails = letters
+        self._emails = emails
         self._now_ms = now_ms
         self._floor = 0
         """Everything up to here was sent to pushers that were healthy when the lease was taken."""
@@ -122,7 +122,7 @@ class PushReading:
         self._notified_at = 0
         self._notified_users: set[str] = set()
         """Users who were notified of the event at `_notified_at`."""
-        self._listener = Hearing(streams, roster, badges, self._schedule)
+        self._listener = PushStreamListener(streams, roster, badges, self._schedule)
         self._scheduled = False
         self._rounds = 0
 
@@ -165,14 +165,14 @@ class PushReading:
                 if (
                     self._done >= upto and not self._deliveries.is_behind
                 ):  # until now: there may always be more
-                    self._deliveries.wake_touched()
+                    self._deliveries.wake_changed()
         except _LeaseGone:
             pass
         except DatabaseUnavailable as error:
-            self._listener.forget()
+            self._listener.drop_collected()
             self.log.warn("pushes are delayed: {error}", error=error)
         except Exception:  # an unexpected error: the next round tries again
-            self._listener.forget()
+            self._listener.drop_collected()
             self.log.failure("reading the stream for pushes failed")
         finally:
             self._scheduled = False
@@ -189,7 +189,9 @@ class PushReading:
             self._check_lease()
             for user_id, rows in refreshed.items():
                 if not rows:
-                    self._badges.forget(user_id)  # their receipts are not collected from here on
+                    self._badges.invalidate_user(
+                        user_id
+                    )  # their receipts are not collected from here on
                 to_apps = [row for row in rows if row.kind == HTTP]
                 self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
         except BaseException:
@@ -200,7 +202,7 @@ class PushReading:
 
     async def _read_database(self) -> None:
         listener = self._listener
-        stretch = await self._stream.get_stretch(self._done, listener.in_database, AT_ONCE)
+        stretch = await self._stream.get_batch(self._done, listener.in_database, AT_ONCE)
         changed = await self._store.get_changed_users(self._done, stretch.upto)
         listener.changed_users |= changed
         if self._done > self._floor:
@@ -210,19 +212,20 @@ class PushReading:
         )
         if listener.changed_users:
             await self._refresh()
-        heard: list[Heard] = [
+        heard: list[PushChange] = [
             *stretch.events,
             *stretch.receipts,
-            *filter(is_outside, stretch.invites),
+            *filter(is_out_of_room, stretch.invites),
         ]
         await self._take(sorted(heard, key=lambda each: each.position))
         since = max(self._done, self._floor) + 1
-        for room_nid in stretch.taken_from:
-            listener.renumber(self._badges.touch_room(room_nid), since)
-        listener.renumber(
-            (user_id for user_id in stretch.moved if listener.may_have_pushers(user_id)), since
+        for room_nid in stretch.rooms_with_removals:
+            listener.mark_badges_changed(self._badges.invalidate_room(room_nid), since)
+        listener.mark_badges_changed(
+            (user_id for user_id in stretch.changed_members if listener.may_have_pushers(user_id)),
+            since,
         )
-        listener.renumber_everywhere(stretch.hiding, since)
+        listener.mark_counts_changed(stretch.changed_filters, since)
         self._done = stretch.upto
 
     async def _read_memory(self) -> None:
@@ -231,7 +234,7 @@ class PushReading:
         if heard:
             self._done = max(self._done, heard[-1].position)
 
-    async def _take(self, heard: Iterable[Heard]) -> None:
+    async def _take(self, heard: Iterable[PushChange]) -> None:
         taken = self._taken
         for each in heard:
             if each.position <= taken:
@@ -239,9 +242,9 @@ class PushReading:
             self._taken = each.position - 1
             try:
                 self._check_lease()
-                if isinstance(each, NewEvent):
+                if isinstance(each, PushedEvent):
                     await self._take_event(each)
-                elif isinstance(each, NewReceipt):
+                elif isinstance(each, MovedReceipt):
                     await self._take_receipt(each)
                 else:
                     await self._take_invite(each)
@@ -253,9 +256,11 @@ class PushReading:
                 )
         await self._emails.flush()
 
-    async def _take_event(self, event: NewEvent) -> None:
+    async def _take_event(self, event: PushedEvent) -> None:
         if event.type == REDACTION:
-            self._listener.renumber(self._badges.touch_room(event.room_nid), event.position)
+            self._listener.mark_badges_changed(
+                self._badges.invalidate_room(event.room_nid), event.position
+            )
         if not event.flags & COUNTED:
             return
         if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
@@ -276,14 +281,14 @@ class PushReading:
         queued_ms = self._now_ms()
         if event.position <= self._floor:  # it has waited since before the restart
             queued_ms = min(queued_ms, stored.event.origin_server_ts)
-        told = Told(stored, event.position, event.room_nid, event.thread_root, queued_ms)
+        told = EventToPush(stored, event.position, event.room_nid, event.thread_root, queued_ms)
         for user_id in concerned:
-            self._badges.touch(user_id, event.room_nid)
+            self._badges.invalidate_room_of_user(user_id, event.room_nid)
         await self._notify(told, concerned)
 
-    async def _take_own_message(self, event: NewEvent) -> None:
+    async def _take_own_message(self, event: PushedEvent) -> None:
         """Mark the thread of a user's own message as read up to that message."""
-        self._badges.touch(event.sender, event.room_nid)
+        self._badges.invalidate_room_of_user(event.sender, event.room_nid)
         self._deliveries.mark_read(
             event.sender, event.room_nid, event.thread_root, event.position, everything=False
         )
@@ -298,11 +303,11 @@ class PushReading:
                     self._deliveries.set_badge_due(pusher, positions[user_id])
 
     async def _send_changed_badges(self) -> None:
-        """Send changed badges. Each stays in `renumbered` until it is sent: the lease's position is
+        """Send changed badges. Each stays in `changed_badges` until it is sent: the lease's position is
         below the change."""
-        renumbered = self._listener.renumbered
+        renumbered = self._listener.changed_badges
         while renumbered:
-            some = dict(islice(renumbered.items(), TOLD_AT_ONCE))
+            some = dict(islice(renumbered.items(), NOTIFIED_AT_ONCE))
             try:
                 await self._queue_badges(some)
             except (DatabaseUnavailable, _LeaseGone):
@@ -321,14 +326,16 @@ class PushReading:
         room = (await self._rooms.get_rooms_by_nid([row.room_nid])).get(row.room_nid)
         stored = None if room is None else await self._outside.find_event(room, row)
         if stored is not None:
-            told = Told(stored, row.position, row.room_nid, None, self._now_ms(), outside=row)
+            told = EventToPush(
+                stored, row.position, row.room_nid, None, self._now_ms(), outside=row
+            )
             await self._notify(told, {UserID(row.user_id)})
 
-    async def _notify(self, told: Told, user_ids: Iterable[UserID]) -> None:
+    async def _notify(self, told: EventToPush, user_ids: Iterable[UserID]) -> None:
         if self._notified_at != told.position:
             self._notified_at, self._notified_users = told.position, set()
         left = iter([user_id for user_id in user_ids if user_id not in self._notified_users])
-        while some := list(islice(left, TOLD_AT_ONCE)):
+        while some := list(islice(left, NOTIFIED_AT_ONCE)):
             decided = await self._decisions.get_actions(told.stored, some)
             for user_id, pushers in (await self._roster.get(decided)).items():
                 for pusher in pushers:
@@ -336,26 +343,26 @@ class PushReading:
                     await self._notify_pusher(pusher, told, decided[UserID(user_id)])
                 self._notified_users.add(user_id)
             self._check_lease()
-            if len(some) == TOLD_AT_ONCE:
+            if len(some) == NOTIFIED_AT_ONCE:
                 await deferLater(self._clock, 0)
 
-    async def _notify_pusher(self, pusher: PusherRow, told: Told, actions: Actions) -> None:
+    async def _notify_pusher(self, pusher: PusherRow, told: EventToPush, actions: Actions) -> None:
         was_well = pusher.failing_since_ts is None
         if was_well and told.position <= self._floor:
             return
         if told.position <= pusher.position:
             if pusher.kind == HTTP:
-                self._deliveries.pass_over(pusher, told.position)
+                self._deliveries.skip(pusher, told.position)
         elif pusher.kind == HTTP:
             self._deliveries.add(pusher, told, actions)
         elif actions.mails:
-            await self._emails.note(pusher, told.room_nid)
+            await self._emails.record(pusher, told.room_nid)
 
-    async def _take_receipt(self, receipt: NewReceipt) -> None:
+    async def _take_receipt(self, receipt: MovedReceipt) -> None:
         if receipt.user_id not in self._roster.users:
             return
-        self._badges.touch(receipt.user_id, receipt.room_nid)
-        self._emails.note_reading(receipt.user_id, receipt.room_nid)
+        self._badges.invalidate_room_of_user(receipt.user_id, receipt.room_nid)
+        self._emails.record_read(receipt.user_id, receipt.room_nid)
         if receipt.event_position is not None:
             self._deliveries.mark_read(
                 receipt.user_id,
@@ -381,20 +388,20 @@ class PushReading:
         self._behind = {row.user_id for row in failing}
         self._floor = lease.position
         self._done = min((row.position for row in failing), default=lease.position)
-        self._done = max(min(self._done, lease.position), lease.position - MOST_BEHIND)
-        self._badges.forget_all()
+        self._done = max(min(self._done, lease.position), lease.position - MAX_BEHIND)
+        self._badges.clear()
         self._taken = self._notified_at = 0
         self._listener.begin(self._floor)
         self._deliveries.start(failing, self._floor)
         self._emails.start()
         self._schedule()
 
-    async def note(self) -> int:
+    async def store_progress(self) -> int:
         """Store the state of pushers and return the position; see `LeasedWork.note`."""
         if self._listener.has_news(self._done):
             self._schedule()  # retry what failed
         self._rounds += 1
-        await self._deliveries.note(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
+        await self._deliveries.store_states(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
         self._skip_idle()
         return self._position()
 
@@ -407,7 +414,7 @@ class PushReading:
         """Store all states and stop; see `LeasedWork.finish`."""
         self._skip_idle()
         self._stop_reading()
-        await self._deliveries.note(all_standings=True)
+        await self._deliveries.store_states(all_standings=True)
         position = self._position()
         self._deliveries.stop()
         return position
@@ -423,7 +430,9 @@ class PushReading:
 
     def _position(self) -> int:
         """Return the position up to which everything is sent or stored."""
-        firsts = [*self._listener.renumbered.values()]
+        firsts = [*self._listener.changed_badges.values()]
         if (lowest := self._deliveries.lowest()) is not None:
             firsts.append(lowest)
-        return max(self._lease.noted, min(self._done, min(firsts, default=self._done + 1) - 1))
+        return max(
+            self._lease.stored_position, min(self._done, min(firsts, default=self._done + 1) - 1)
+        )

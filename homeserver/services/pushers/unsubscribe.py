@@ -21,7 +21,7 @@ UNSUBSCRIBE_PATH: Final = "/_mahalla/unsubscribe"
 _PURPOSE: Final = b"mahalla: links that end letters"
 
 
-class Unsubscribing:
+class UnsubscribeLinks:
     """Creates and executes the links."""
 
     def __init__(

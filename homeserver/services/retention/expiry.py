@@ -12,13 +12,13 @@ from typing import Final
 from twisted.logger import Logger
 
 from federation.protocol.retention import UNBOUNDED
-from federation.rooms.history.purging import Purging
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.purging import MessagePurging
+from federation.rooms.history.retention import RoomRetentionCache
 from homeserver.observe.metrics import RetentionMetrics
-from homeserver.services.retention.trusted_clock import BelievedTime
+from homeserver.services.retention.trusted_clock import TrustedClock
 from storage.engine.interface import DatabaseUnavailable
-from storage.retention.purging import BEFORE_ALL, Cause, PurgingStore
-from storage.retention.room_retention import RoomLifetimeStore
+from storage.retention.purging import BEFORE_FIRST, PurgeCause, PurgingStore
+from storage.retention.room_retention import RoomRetentionStore
 
 ROOMS_AT_ONCE: Final = 500
 """Rooms that one query checks for expired messages."""
@@ -33,11 +33,11 @@ class MessageExpiry:
 
     def __init__(
         self,
-        lifetimes: Lifetimes,
-        rooms: RoomLifetimeStore,
+        lifetimes: RoomRetentionCache,
+        rooms: RoomRetentionStore,
         store: PurgingStore,
-        purging: Purging,
-        time: BelievedTime,
+        purging: MessagePurging,
+        time: TrustedClock,
         metrics: RetentionMetrics,
         is_for: Callable[[int], bool],
     ) -> None:
@@ -81,7 +81,7 @@ class MessageExpiry:
                 self._upto = 0
                 if self._has_purged:
                     self._has_purged = False
-                    await self._purging.end()
+                    await self._purging.truncate_log()
                 return done
             self._upto = rooms[-1]
 
@@ -99,7 +99,7 @@ class MessageExpiry:
             return 0
 
     async def _purge(self, room_nid: int, before_ms: int, limit: int) -> int:
-        done, after = 0, BEFORE_ALL
+        done, after = 0, BEFORE_FIRST
         while done < limit:
             messages = await self._store.get_older(
                 room_nid, before_ms, after, min(AT_ONCE, limit - done)
@@ -107,6 +107,6 @@ class MessageExpiry:
             if not messages:
                 break
             # messages that could not be read are skipped and not counted, so that the job ends
-            done += await self._purging.purge(room_nid, messages, Cause.RETENTION)
+            done += await self._purging.purge(room_nid, messages, PurgeCause.RETENTION)
             after = (messages[-1].origin_server_ts, messages[-1].event_nid)
         return done

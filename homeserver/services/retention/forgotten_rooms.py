@@ -2,21 +2,21 @@
 
 from typing import Final
 
-from homeserver.services.retention.trusted_clock import BelievedTime
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.retention.trusted_clock import TrustedClock
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.retention.history_purges import HistoryPurgeStore
 
 ROOMS_AT_ONCE: Final = 200
 
 
-class ForgottenRooms:
+class ForgottenRoomPurges:
     """Runs the steps of the job."""
 
     def __init__(
         self,
         store: HistoryPurgeStore,
-        secret_text: SecretText,
-        time: BelievedTime,
+        secret_text: SecretGenerator,
+        time: TrustedClock,
         *,
         period_ms: int,
     ) -> None:
@@ -38,14 +38,14 @@ class ForgottenRooms:
             return 0
         done = 0
         while done < limit:
-            checked = await self._store.note_forgotten(
+            checked = await self._store.record_forgotten(
                 self._upto, min(ROOMS_AT_ONCE, limit - done), now
             )
             done += checked.count
             self._upto = checked.upto
             if checked.count == 0:
                 self._upto = 0
-                while await self._store.begin_forgotten(
+                while await self._store.start_forgotten(
                     now - self._period_ms, now, self._secret_text.purge_id()
                 ):
                     pass

@@ -20,20 +20,26 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.events import RoomEvents
-from federation.rooms.history.purging import Purging
+from federation.rooms.history.purging import MessagePurging
 from homeserver.observe.metrics import RetentionMetrics
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 from storage.retention.history_purges import (
     HistoryPurge,
     HistoryPurgeStore,
-    PurgeUnderWay,
-    may_go_on,
-    move_purge,
+    PurgeRunning,
+    check_running,
+    record_progress,
 )
-from storage.retention.history_refetch import RegainingStore
-from storage.retention.purging import BEFORE_ALL, DAY_MS, Cause, Message, PurgingStore
+from storage.retention.history_refetch import HistoryRefetchStore
+from storage.retention.purging import (
+    BEFORE_FIRST,
+    DAY_MS,
+    PurgeableMessage,
+    PurgeCause,
+    PurgingStore,
+)
 from storage.rooms.rooms import RoomStore
 
 AT_ONCE: Final = 100
@@ -61,12 +67,12 @@ class HistoryPurges:
         self,
         store: HistoryPurgeStore,
         messages: PurgingStore,
-        purging: Purging,
-        regaining: RegainingStore,
+        purging: MessagePurging,
+        regaining: HistoryRefetchStore,
         rooms: RoomStore,
         events: RoomEvents,
         identity: ServerIdentity,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         now_ms: Callable[[], int],
         metrics: RetentionMetrics,
     ) -> None:
@@ -81,7 +87,7 @@ class HistoryPurges:
         self._now_ms = now_ms
         self._metrics = metrics
 
-    async def do_begin(
+    async def do_start(
         self,
         room_id: RoomID,
         event_id: EventID | None,
@@ -93,7 +99,7 @@ class HistoryPurges:
         """Start to purge the events above an event, or else those sent before a time. Return the ID
         of the purge.
 
-        A future time counts as now. `with_own`: also purge events of local users. Raises NotFound,
+        A future time counts as now. `include_local`: also purge events of local users. Raises NotFound,
         MatrixError.
         """
         now = self._now_ms()
@@ -114,12 +120,12 @@ class HistoryPurges:
         purge = HistoryPurge(
             self._secret_text.purge_id(),
             room.room_nid,
-            Cause.PURGE.value,
+            PurgeCause.PURGE.value,
             before_ts,
             depth,
             with_own,
             extent.newest_message,
-            BEFORE_ALL,
+            BEFORE_FIRST,
             0,
             by,
             now,
@@ -127,7 +133,7 @@ class HistoryPurges:
         )
         try:
             await self._store.add(purge)
-        except PurgeUnderWay:
+        except PurgeRunning:
             raise MatrixError("The history of this room is already being purged") from None
         return purge.purge_id
 
@@ -163,7 +169,7 @@ class HistoryPurges:
         return done
 
     async def _continue(self, purge: HistoryPurge, limit: int) -> int:
-        if purge.after == BEFORE_ALL and purge.cause == Cause.PURGE.value:
+        if purge.after == BEFORE_FIRST and purge.cause == PurgeCause.PURGE.value:
             await self._cancel_refetches(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
         within = [
@@ -172,20 +178,20 @@ class HistoryPurges:
             if purge.before_ts is None or each.origin_server_ts < purge.before_ts
         ]
         if not within:
-            await self._purging.end()
+            await self._purging.truncate_log()
             await self._store.set_finished(purge.purge_id, self._now_ms(), None)
             return 0
         last = within[-1]
 
         def record(txn: WriteTransaction, count: int) -> None:
-            move_purge(txn, purge, (last.origin_server_ts, last.event_nid), count)
+            record_progress(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
         await self._purging.purge(
             purge.room_nid,
             await self._choose(purge, within),
-            Cause(purge.cause),
+            PurgeCause(purge.cause),
             record,
-            lambda txn: may_go_on(txn, purge, self._now_ms()),
+            lambda txn: check_running(txn, purge, self._now_ms()),
         )
         return len(within)
 
@@ -193,14 +199,16 @@ class HistoryPurges:
         """Make sure that purged events are not fetched from other servers again."""
         before_ms = MAX_POSITION if purge.before_ts is None else purge.before_ts
         before_depth = MAX_POSITION if purge.before_depth is None else purge.before_depth
-        while await self._regaining.give_up(
+        while await self._regaining.stop_fetching(
             purge.room_nid, before_ms, before_depth, CANCELLED_AT_ONCE
         ):
             pass
 
-    async def _choose(self, purge: HistoryPurge, within: Sequence[Message]) -> Sequence[Message]:
+    async def _choose(
+        self, purge: HistoryPurge, within: Sequence[PurgeableMessage]
+    ) -> Sequence[PurgeableMessage]:
         """Return the messages to purge."""
-        if purge.cause == Cause.FORGOTTEN.value:
+        if purge.cause == PurgeCause.FORGOTTEN.value:
             return [each for each in within if self._is_wanted(purge, each)]
         nids = [each.event_nid for each in within]
         redacted = await self._store.get_redacted(purge.room_nid, nids)
@@ -212,10 +220,10 @@ class HistoryPurges:
             ]
             kept = await self._store.get_kept(purge.kept_nid, asked)
 
-        def is_purged(message: Message) -> bool:
+        def is_purged(message: PurgeableMessage) -> bool:
             return message.event_nid not in kept and self._is_wanted(purge, message)
 
-        def is_needed(message: Message) -> bool:
+        def is_needed(message: PurgeableMessage) -> bool:
             """Return whether the message redacts an event that stays."""
             if message.event_nid not in redacted:
                 return False
@@ -229,13 +237,13 @@ class HistoryPurges:
 
         return [each for each in within if is_purged(each) and not is_needed(each)]
 
-    def _is_wanted(self, purge: HistoryPurge, message: Message) -> bool:
+    def _is_wanted(self, purge: HistoryPurge, message: PurgeableMessage) -> bool:
         if message.event_nid > purge.upto_nid:
             return False
         if purge.before_depth is not None and message.depth >= purge.before_depth:
             return False
-        return purge.with_own or not self._identity.is_local(UserID(message.sender))
+        return purge.include_local or not self._identity.is_local(UserID(message.sender))
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_remove_old(self, limit: int) -> int:
         """Delete the records of up to `limit` purges that ended long ago. Return their number."""
         return await self._store.remove_finished(self._now_ms() - RECORD_KEPT_MS, limit)

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from federation.protocol.errors import InvalidParam
-from storage.retention.purging import DAY_MS, Cause, PurgingStore
+from storage.retention.purging import DAY_MS, PurgeCause, PurgingStore
 from storage.search.search import SearchStore
 
 KEPT_MS: Final = 2 * 365 * DAY_MS
 """How long the record is kept."""
-_CAUSES: Final = frozenset(cause.value for cause in Cause)
+_CAUSES: Final = frozenset(cause.value for cause in PurgeCause)
 
 
-class PurgedRecord:
+class PurgeLog:
     """Reads and cleans up the record."""
 
     def __init__(self, store: PurgingStore, texts: SearchStore, now_ms: Callable[[], int]) -> None:
@@ -41,14 +41,14 @@ class PurgedRecord:
             answer["next_token"] = f"{last.day}_{last.room_nid}_{last.cause}"
         return answer
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_remove_old(self, limit: int) -> int:
         """Delete up to `limit` old rows of the record, and return their number."""
         return await self._store.remove_days(self._now_ms() - KEPT_MS, limit)
 
-    async def do_settle(self, limit: int) -> int:
+    async def do_clean_index(self, limit: int) -> int:
         """Remove words of purged messages from the index, about `limit` pages of it. Return `limit`
         while there are more, else 0."""
-        return limit if await self._texts.settle(limit) else 0
+        return limit if await self._texts.merge_deleted(limit) else 0
 
     def _parse(self, token: str) -> tuple[int, int, str]:
         day, _, rest = token.partition("_")

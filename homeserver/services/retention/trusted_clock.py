@@ -17,7 +17,7 @@ from typing import Final
 from twisted.logger import Logger
 
 from homeserver.observe.metrics import RetentionMetrics
-from storage.cluster.clock_checks import SeenTime, SeenTimeStore
+from storage.cluster.clock_checks import ClockCheck, ClockCheckStore
 from storage.retention.purging import DAY_MS
 
 MAX_JUMP_MS: Final = 5 * 60_000
@@ -28,14 +28,14 @@ DISTRUST_MS: Final = DAY_MS
 STORE_INTERVAL_MS: Final = 10 * 60_000
 
 
-class BelievedTime:
+class TrustedClock:
     """Returns the time for purges by age. For the reactor thread."""
 
     _log = Logger()
 
     def __init__(
         self,
-        store: SeenTimeStore,
+        store: ClockCheckStore,
         now_ms: Callable[[], int],
         monotonic: Callable[[], float],
         metrics: RetentionMetrics,
@@ -46,7 +46,7 @@ class BelievedTime:
         self._monotonic = monotonic
         self._metrics = metrics
         self._seen_ms, self._ticks = now_ms(), monotonic()
-        self._stored: SeenTime | None = None
+        self._stored: ClockCheck | None = None
         """The check in the database; None: it was not read yet."""
         self._distrusted_since: int | None = None
 
@@ -59,9 +59,9 @@ class BelievedTime:
         jump = now - self._seen_ms - int((ticks - self._ticks) * 1000)
         self._seen_ms, self._ticks = now, ticks
         if self._stored is None and before is not None:
-            self._distrusted_since = before.doubted_since_ms
-            if began - before.seen_ms > MAX_DOWNTIME_MS:
-                self._distrust(now, began - before.seen_ms)
+            self._distrusted_since = before.distrusted_since_ms
+            if began - before.checked_ms > MAX_DOWNTIME_MS:
+                self._distrust(now, began - before.checked_ms)
         if jump > MAX_JUMP_MS:
             self._distrust(now, jump)
         elif self._distrusted_since is not None and now < self._distrusted_since:
@@ -69,11 +69,11 @@ class BelievedTime:
         elif self._distrusted_since is not None and now - self._distrusted_since >= DISTRUST_MS:
             self._distrusted_since = None
             self._log.info("the clock has been steady for a day: messages are purged by age again")
-        seen = SeenTime(now, self._distrusted_since)
+        seen = ClockCheck(now, self._distrusted_since)
         if (
             self._stored is None
-            or self._stored.doubted_since_ms != seen.doubted_since_ms
-            or abs(now - self._stored.seen_ms) >= STORE_INTERVAL_MS
+            or self._stored.distrusted_since_ms != seen.distrusted_since_ms
+            or abs(now - self._stored.checked_ms) >= STORE_INTERVAL_MS
         ):
             self._stored = seen
             await self._store.put(seen)

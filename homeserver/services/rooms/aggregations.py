@@ -22,19 +22,19 @@ from federation.protocol.ids import EventID, UserID
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.memberships import Memberships
 from federation.rooms.relations import read_relation
-from federation.rooms.visibility import Seen, Visibility
+from federation.rooms.visibility import Visibility, VisibleEvent
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.filters.event_filters import RoomEventFilter
-from homeserver.services.rooms.no_relations_cache import ChildlessEvents
+from homeserver.services.rooms.no_relations_cache import NoRelationsCache
 from storage.events.relations import REFERENCE, REPLACE, THREAD, Children, Parent, RelationStore
 
 _event_id: Final = attrgetter("event.event_id")
 
 
-class Thread(msgspec.Struct, frozen=True, gc=False):
+class ThreadAggregation(msgspec.Struct, frozen=True, gc=False):
     """The aggregation of a thread, bundled with its root."""
 
-    latest: Seen
+    latest: VisibleEvent
     count: int
     participated: bool
 
@@ -42,8 +42,8 @@ class Thread(msgspec.Struct, frozen=True, gc=False):
 class Aggregation(msgspec.Struct, frozen=True, gc=False):
     """The aggregations of one event."""
 
-    edit: Seen | None
-    thread: Thread | None
+    edit: VisibleEvent | None
+    thread: ThreadAggregation | None
     references: Sequence[EventID]
 
 
@@ -56,15 +56,15 @@ class Aggregations:
         events: RoomEvents,
         memberships: Memberships,
         visibility: Visibility,
-        ignored: IgnoredUsers,
-        childless: ChildlessEvents,
+        ignored_users: IgnoredUsers,
+        no_relations_cache: NoRelationsCache,
     ) -> None:
         self._store = store
         self._events = events
         self._memberships = memberships
         self._visibility = visibility
-        self._ignored = ignored
-        self._no_relations = childless
+        self._ignored = ignored_users
+        self._no_relations = no_relations_cache
 
     async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
         """Return the aggregations by event number, for those of the events that have any."""
@@ -72,7 +72,7 @@ class Aggregations:
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)
-        heard = self._no_relations.heard
+        heard = self._no_relations.version
         types = await self._store.find_parents([event.event.event_id for event in parents.values()])
         rel_types = set(chain.from_iterable(types.values()))
         children: Mapping[int, Sequence[Children]] = {}
@@ -82,7 +82,7 @@ class Aggregations:
             ]
             children = await self._store.get_children(with_children, rel_types, user_id, ignored)
         if not ignored:
-            self._no_relations.note(
+            self._no_relations.add(
                 [event.event.event_id for nid, event in parents.items() if nid not in children],
                 heard,
             )
@@ -113,15 +113,15 @@ class Aggregations:
 
     def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
         """Return the events that may have children, by what is cached."""
-        are_childless = map(self._no_relations.known.__contains__, map(_event_id, events))
+        are_childless = map(self._no_relations.event_ids.__contains__, map(_event_id, events))
         for event in compress(events, map(not_, are_childless)):
-            if event.event.state_key is None and not self._no_relations.is_new(event):
+            if event.event.state_key is None and not self._no_relations.is_new_and_childless(event):
                 yield event
 
     async def _see_children(
         self, user_id: UserID, children: Mapping[int, Sequence[Children]]
-    ) -> dict[int, Seen]:
-        return await self.see(
+    ) -> dict[int, VisibleEvent]:
+        return await self.get_visible(
             user_id, [nid for each in children.values() for group in each for nid in group.nids]
         )
 
@@ -130,7 +130,7 @@ class Aggregations:
         user_id: UserID,
         parents: Mapping[int, StoredEvent],
         children: Mapping[int, Sequence[Children]],
-        seen: Mapping[int, Seen],
+        seen: Mapping[int, VisibleEvent],
     ) -> dict[int, int]:
         """Return the parents that have children which were sent after the reader left the room and
         which they may not see, with the position at which the reader left."""
@@ -143,7 +143,9 @@ class Aggregations:
             and any(group.nids[0] not in seen for group in groups if group.rel_type != REFERENCE)
         }
 
-    async def only_related(self, seen: Sequence[Seen], wanted: RoomEventFilter) -> list[Seen]:
+    async def filter_by_relations(
+        self, seen: Sequence[VisibleEvent], wanted: RoomEventFilter
+    ) -> list[VisibleEvent]:
         """Return those of the events that have the children which the filter asks for."""
         if not wanted.asks_for_children or not seen:
             return list(seen)
@@ -154,7 +156,7 @@ class Aggregations:
         )
         return [each for each in seen if each.event.nid in nids]
 
-    async def see(self, user_id: UserID, nids: Collection[int]) -> dict[int, Seen]:
+    async def get_visible(self, user_id: UserID, nids: Collection[int]) -> dict[int, VisibleEvent]:
         """Return those of the events that the user may see. The events may be in any rooms."""
         own = await self._memberships.of_user(user_id)
         rooms: dict[int, list[StoredEvent]] = {}
@@ -166,7 +168,7 @@ class Aggregations:
             for seen in await self._visibility.filter(user_id, own.get(room_nid), events)
         }
 
-    async def without_erased(
+    async def remove_erased_content(
         self, user_id: UserID, events: Mapping[int, StoredEvent]
     ) -> Mapping[int, StoredEvent]:
         """Return the events, of any rooms and by number, without the content of those whose
@@ -174,9 +176,9 @@ class Aggregations:
         if not events:
             return events
         own = await self._memberships.of_user(user_id)
-        rooms: dict[int, list[Seen]] = {}
+        rooms: dict[int, list[VisibleEvent]] = {}
         for event in events.values():
-            rooms.setdefault(event.room_nid, []).append(Seen(event, "leave"))
+            rooms.setdefault(event.room_nid, []).append(VisibleEvent(event, "leave"))
         return {
             seen.event.nid: seen.event
             for room_nid, each in rooms.items()
@@ -191,10 +193,10 @@ def _as_parent(event: StoredEvent) -> Parent:
 
 
 def _aggregate(
-    user_id: UserID, parent: StoredEvent, groups: Sequence[Children], seen: dict[int, Seen]
+    user_id: UserID, parent: StoredEvent, groups: Sequence[Children], seen: dict[int, VisibleEvent]
 ) -> Aggregation:
-    edit: Seen | None = None
-    thread: Thread | None = None
+    edit: VisibleEvent | None = None
+    thread: ThreadAggregation | None = None
     references: list[EventID] = []
     own_relation = read_relation(parent.event)
     for group in groups:
@@ -205,7 +207,7 @@ def _aggregate(
             references = [each.event.event.event_id for each in shown]
         elif group.rel_type == THREAD:
             participated = group.has_own or parent.event.sender == user_id
-            thread = Thread(shown[0], group.count, participated)
+            thread = ThreadAggregation(shown[0], group.count, participated)
         elif (
             group.rel_type == REPLACE
             and not shown[0].is_erased

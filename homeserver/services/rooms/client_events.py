@@ -19,19 +19,19 @@ from federation.protocol.ids import DeviceID, UserID
 from federation.protocol.stripped_state import StrippedEvent
 from federation.rooms.events import NO_TRANSACTION, RoomEvents, StoredEvent
 from federation.rooms.sticky_events import StickyEvents
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.services.rooms.aggregations import Aggregation, Aggregations
 from storage.events.relations import REFERENCE, REPLACE, THREAD
 from storage.rooms.sent_transactions import DELAYED, SentTransactionStore
-from storage.rooms.sticky_events import LONGEST_MS
+from storage.rooms.sticky_events import MAX_STICKY_MS
 
 BUNDLE_LEVELS: Final = 2
 """An event comes with the latest event of its thread, and that one with its own aggregations; these
 come without further ones."""
 
-Reasons = Mapping[int, Seen]
+Redactions = Mapping[int, VisibleEvent]
 """Redactions by their event numbers."""
-NO_REASONS: Final[Reasons] = {}
+NO_REDACTIONS: Final[Redactions] = {}
 
 _encode = msgspec.json.encode
 _event: Final = attrgetter("event")
@@ -59,22 +59,22 @@ class ClientEvents:
     def __init__(
         self,
         events: RoomEvents,
-        sent: SentTransactionStore,
+        sent_transactions: SentTransactionStore,
         aggregations: Aggregations,
-        sticky: StickyEvents,
+        sticky_events: StickyEvents,
         now_ms: Callable[[], int],
     ) -> None:
         self._events = events
         self._aggregations = aggregations
-        self._sent = sent
-        self._sticky = sticky
+        self._sent = sent_transactions
+        self._sticky = sticky_events
         self._now_ms = now_ms
 
     async def present(
         self,
         user_id: UserID,
         device_id: DeviceID | None,
-        seen: Sequence[Seen],
+        seen: Sequence[VisibleEvent],
         *,
         with_room_id: bool,
         bundled_in: Set[int] | None = None,
@@ -110,8 +110,8 @@ class ClientEvents:
             presented.append(msgspec.Raw(_CLIENT_FORM % parts))
         return presented
 
-    async def find_reasons(self, user_id: UserID, events: Iterable[StoredEvent]) -> Reasons:
-        """Return the redactions of these events that the user may see, for `present_plainly`.
+    async def find_redactions(self, user_id: UserID, events: Iterable[StoredEvent]) -> Redactions:
+        """Return the redactions of these events that the user may see, for `present_state_event`.
 
         spec: client-server-api#redactions
         """
@@ -120,17 +120,23 @@ class ClientEvents:
             for event in filterfalse(_is_plain, events)
             if event.redacted_by is not None
         }
-        return await self.find_reasons_among(user_id, redactions)
+        return await self.get_visible_redactions(user_id, redactions)
 
-    async def find_reasons_among(self, user_id: UserID, redactions: Collection[int]) -> Reasons:
+    async def get_visible_redactions(
+        self, user_id: UserID, redactions: Collection[int]
+    ) -> Redactions:
         """Return those of the redactions, by number, that the user may see."""
-        return await self._aggregations.see(user_id, redactions) if redactions else NO_REASONS
+        return (
+            await self._aggregations.get_visible(user_id, redactions)
+            if redactions
+            else NO_REDACTIONS
+        )
 
     async def _present(
         self,
         user_id: UserID,
         device_id: DeviceID | None,
-        seen: Sequence[Seen],
+        seen: Sequence[VisibleEvent],
         bundles: Mapping[int, bytes],
         with_room_id: bool,
     ) -> list[msgspec.Raw]:
@@ -167,7 +173,7 @@ class ClientEvents:
         ends = self._sticky.end_of(event.nid)
         if ends is None:
             ends = min(event.event.origin_server_ts, now) + min(
-                event.event.sticky_ms or 0, LONGEST_MS
+                event.event.sticky_ms or 0, MAX_STICKY_MS
             )
         return b',"msc4354_sticky_duration_ttl_ms":%d' % (ends - now) if ends > now else b""
 
@@ -200,7 +206,7 @@ class ClientEvents:
         return {nid: _encode(_bundle_of(each, forms)) for nid, each in found.items()}
 
     async def _load_extras(
-        self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen]
+        self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[VisibleEvent]
     ) -> dict[int, bytes]:
         """Return further members of `unsigned`, with a leading comma, for those events that have
         any."""
@@ -227,9 +233,9 @@ class ClientEvents:
             return extras
         others = await self._find_former(user_id, special_seen)
         # a former member sees an event that was redacted later as redacted, but not the redaction
-        because = await self.find_reasons(user_id, special)
+        because = await self.find_redactions(user_id, special)
         loaded = await self._events.get_events(others) if others else {}
-        loaded = await self._aggregations.without_erased(user_id, loaded)
+        loaded = await self._aggregations.remove_erased_content(user_id, loaded)
         for event in special:
             extra = extras.get(event.nid, b"")
             if event.replaces is not None and event.replaces in loaded:
@@ -245,7 +251,7 @@ class ClientEvents:
                 extras[event.nid] = extra
         return extras
 
-    async def _find_former(self, user_id: UserID, seen: Sequence[Seen]) -> set[int]:
+    async def _find_former(self, user_id: UserID, seen: Sequence[VisibleEvent]) -> set[int]:
         """Return the state events that these replaced, as far as the user may know them. A user who
         was joined knew the room's state."""
         known, others = set[int](), set[int]()
@@ -253,12 +259,16 @@ class ClientEvents:
             if each.event.replaces is not None:
                 (known if each.membership == "join" else others).add(each.event.replaces)
         others -= known
-        return known | (await self._aggregations.see(user_id, others)).keys() if others else known
+        return (
+            known | (await self._aggregations.get_visible(user_id, others)).keys()
+            if others
+            else known
+        )
 
 
 def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
     """Return the transaction ID or delay ID of an event for the user's device, with a leading
-    comma. `sent`: as in `StoredEvent`."""
+    comma. `sent_transaction`: as in `StoredEvent`."""
     of_device, txn_id = sent
     if not txn_id:
         return b""
@@ -286,8 +296,8 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
     return bundle
 
 
-def present_plainly(
-    event: StoredEvent, *, with_room_id: bool, reasons: Reasons = NO_REASONS
+def present_state_event(
+    event: StoredEvent, *, with_room_id: bool, reasons: Redactions = NO_REDACTIONS
 ) -> msgspec.Raw:
     """Return the client format of an event of the state: in `unsigned` is only the redaction, if
     any."""
@@ -298,12 +308,13 @@ def present_plainly(
 
 
 def present_state(
-    events: Iterable[StoredEvent], reasons: Reasons, *, with_room_id: bool = True
+    events: Iterable[StoredEvent], reasons: Redactions, *, with_room_id: bool = True
 ) -> list[msgspec.Raw]:
     """Return the client format of many events of the state."""
     if reasons:
         return [
-            present_plainly(event, with_room_id=with_room_id, reasons=reasons) for event in events
+            present_state_event(event, with_room_id=with_room_id, reasons=reasons)
+            for event in events
         ]
     if not with_room_id:
         return list(map(msgspec.Raw, map(b"%b}".__mod__, map(_client_prefix, events))))
@@ -326,7 +337,7 @@ def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, 
     ]
 
 
-def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[Any]:
+def select_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[Any]:
     """Return the events with only those of their properties that the dot-separated paths name.
 
     spec: appendices#dot-separated-property-paths, client-server-api#filtering
@@ -342,8 +353,8 @@ def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[A
     return filtered
 
 
-def _reason(redaction: Seen) -> bytes:
-    return b'"redacted_because":' + bytes(present_plainly(redaction.event, with_room_id=True))
+def _reason(redaction: VisibleEvent) -> bytes:
+    return b'"redacted_because":' + bytes(present_state_event(redaction.event, with_room_id=True))
 
 
 def _head(event: StoredEvent, with_room_id: bool) -> bytes:

@@ -23,18 +23,18 @@ from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_room_alias,
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
-from federation.rooms.joins.planned_invites import PlannedInvites
+from federation.rooms.joins.planned_invites import PlannedInviteSender
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.directory.room_directory import AliasNamespaces
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.profiles.profiles import Profiles
-from homeserver.services.rooms.membership import Names, RoomMemberships, member_content
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.rooms.membership import NameAndAvatar, RoomMemberships, member_content
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.directory.aliases import AliasRow, AliasTaken, add_alias
 from storage.engine.transaction import WriteTransaction
-from storage.rooms.planned_invites import add_planned_invites
+from storage.rooms.planned_invites import add_pending_invites
 from storage.rooms.rooms import RoomRow, set_public
 
 MAX_INITIAL_STATE: Final = 200
@@ -47,7 +47,7 @@ than the level for state."""
 Preset = Literal["private_chat", "public_chat", "trusted_private_chat"]
 
 
-class InitialState(msgspec.Struct, frozen=True):
+class InitialStateEvent(msgspec.Struct, frozen=True):
     """A state event of the new room."""
 
     type: str
@@ -55,7 +55,7 @@ class InitialState(msgspec.Struct, frozen=True):
     state_key: str = ""
 
 
-class CreateRoom(msgspec.Struct, frozen=True, kw_only=True):
+class CreateRoomRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of the request; null counts as absent."""
 
     visibility: Literal["public", "private"] | None = None
@@ -67,7 +67,7 @@ class CreateRoom(msgspec.Struct, frozen=True, kw_only=True):
     room_version: str | None = None
     creation_content: dict[str, Any] | None = None
     initial_state: (
-        Annotated[tuple[InitialState, ...], msgspec.Meta(max_length=MAX_INITIAL_STATE)] | None
+        Annotated[tuple[InitialStateEvent, ...], msgspec.Meta(max_length=MAX_INITIAL_STATE)] | None
     ) = None
     preset: Preset | None = None
     is_direct: bool | None = None
@@ -93,13 +93,13 @@ class RoomCreation:
     def __init__(
         self,
         engine: RoomEngine,
-        unshown: UnshownRooms,
+        hidden_changes: HiddenRoomChanges,
         profiles: Profiles,
         memberships: RoomMemberships,
-        planned_invites: PlannedInvites,
+        planned_invites: PlannedInviteSender,
         limiter: RateLimiter,
         identity: ServerIdentity,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         now_ms: Callable[[], int],
         *,
         default_version: RoomVersion,
@@ -114,7 +114,7 @@ class RoomCreation:
         invites carry names and avatars. `federates_by_default`: the value of `m.federate` if the
         request has none; a room with an invited user of another server always federates."""
         self._engine = engine
-        self._hidden_changes = unshown
+        self._hidden_changes = hidden_changes
         self._namespaces = namespaces
         self._profiles = profiles
         self._memberships = memberships
@@ -129,7 +129,7 @@ class RoomCreation:
         self._profile_on_invite = profile_on_invite
         self._federates_by_default = federates_by_default
 
-    async def do_create(self, caller: Requester, request: CreateRoom) -> RoomID:
+    async def do_create(self, caller: Requester, request: CreateRoomRequest) -> RoomID:
         """Create the room and return its ID. Raises InvalidParam, RoomInUse,
         UnsupportedRoomVersion, InvalidRoomState, Forbidden, NotFound, InviteBlocked."""
         version = self._find_version(request)
@@ -148,7 +148,7 @@ class RoomCreation:
         if invites:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
-            await self._memberships.check_inviting(caller, invites)
+            await self._memberships.check_may_invite(caller, invites)
         is_hidden = caller.is_shadow_banned
         moves_alias = (
             is_hidden and alias is not None and await self._hidden_changes.is_removed(caller, alias)
@@ -175,11 +175,11 @@ class RoomCreation:
             elif request.visibility == "public":
                 set_public(txn, room.room_nid, True)
             if plan is not None:
-                add_planned_invites(txn, room.room_nid, plan.invites, plan.held_until)
+                add_pending_invites(txn, room.room_nid, plan.invites, plan.lease_ends)
 
         room_id = None
         if not version.room_id_is_create_hash:
-            room_id = RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
+            room_id = RoomID(f"!{self._secret_text.room_localpart()}:{self._identity.server_name}")
         try:
             snapshot, _ = await self._engine.create(version, room_id, drafts, write_rest)
         except AliasTaken:
@@ -192,7 +192,7 @@ class RoomCreation:
             await planned.do_send(snapshot.room, plan)
         return snapshot.room_id
 
-    def _find_version(self, request: CreateRoom) -> RoomVersion:
+    def _find_version(self, request: CreateRoomRequest) -> RoomVersion:
         if request.room_version is None:
             return self._default_version
         version = ROOM_VERSIONS.get(request.room_version)
@@ -202,7 +202,7 @@ class RoomCreation:
             )
         return version
 
-    async def _check_alias(self, caller: Requester, request: CreateRoom) -> RoomAlias | None:
+    async def _check_alias(self, caller: Requester, request: CreateRoomRequest) -> RoomAlias | None:
         if request.room_alias_name is None:
             return None
         if (
@@ -221,7 +221,7 @@ class RoomCreation:
         self,
         creator: UserID,
         version: RoomVersion,
-        request: CreateRoom,
+        request: CreateRoomRequest,
         invites: Sequence[UserID],
         alias: RoomAlias | None,
     ) -> list[Draft]:
@@ -295,7 +295,7 @@ class RoomCreation:
         return drafts
 
 
-def _invite_content(request: CreateRoom, names: Names | None) -> dict[str, Any]:
+def _invite_content(request: CreateRoomRequest, names: NameAndAvatar | None) -> dict[str, Any]:
     content = member_content("invite", names)
     if request.is_direct:
         content["is_direct"] = True
@@ -303,7 +303,7 @@ def _invite_content(request: CreateRoom, names: Names | None) -> dict[str, Any]:
 
 
 def _create_content(
-    creator: UserID, version: RoomVersion, request: CreateRoom, trusted: Sequence[UserID]
+    creator: UserID, version: RoomVersion, request: CreateRoomRequest, trusted: Sequence[UserID]
 ) -> dict[str, Any]:
     content = dict(request.creation_content or {})
     content["room_version"] = version.identifier

@@ -36,26 +36,26 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import DeviceID, EventID, RoomID, UserID
 from federation.rooms.events import RoomEvents
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.retention import RoomRetentionCache
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.rooms.reading import RoomReading
 from homeserver.services.rooms.sending import (
-    NOT_FOR_CLIENTS,
+    SERVER_ONLY_TYPES,
     RoomSending,
     check_timestamp,
-    name_request,
+    identify_request,
 )
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.rooms.delayed_events import DelayedEventRow, DelayedEventStore
 from storage.rooms.sent_transactions import DELAYED, AlreadySent, SentTransaction, add_transaction
 
-MOST_SCHEDULED: Final = 100
+MAX_SCHEDULED: Final = 100
 """Per user."""
 MAX_CONTENT_BYTES: Final = 65_536
 MAX_NAME_BYTES: Final = 255
@@ -76,15 +76,15 @@ class DelayTooLong(MatrixError):
 
     errcode, status, default_text = "M_UNKNOWN", 400, "The delay is longer than this server allows"
 
-    def __init__(self, longest_ms: int) -> None:
+    def __init__(self, max_ms: int) -> None:
         fields: dict[str, object] = {
             "org.matrix.msc4140.errcode": "M_MAX_DELAY_EXCEEDED",
-            "org.matrix.msc4140.max_delay": longest_ms,
+            "org.matrix.msc4140.max_delay": max_ms,
         }
         super().__init__(None, **fields)
 
 
-class TooManyDelayed(MatrixError):
+class TooManyDelayedEvents(MatrixError):
     """Fields: `org.matrix.msc4140.errcode`."""
 
     errcode, status, default_text = (
@@ -93,11 +93,11 @@ class TooManyDelayed(MatrixError):
         "You have scheduled as many events as this server allows",
     )
 
-    def __init__(self, next_ms: int) -> None:
-        """`next_ms`: the time until the next event is sent."""
+    def __init__(self, retry_after_ms: int) -> None:
+        """`retry_after_ms`: the time until the next event is sent."""
         fields: dict[str, object] = {"org.matrix.msc4140.errcode": "M_MAX_DELAYED_EVENTS_EXCEEDED"}
         super().__init__(None, **fields)
-        self.next_ms = next_ms
+        self.retry_after_ms = retry_after_ms
 
 
 class AlreadyFinalised(MatrixError):
@@ -119,14 +119,14 @@ class DelayedEvents:
         sending: RoomSending,
         reading: RoomReading,
         limiter: RateLimiter,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         validity: AccountValidity,
         events: RoomEvents,
-        lifetimes: Lifetimes | None,
+        retention: RoomRetentionCache | None,
         *,
-        longest_ms: int | None,
+        max_delay_ms: int | None,
     ) -> None:
-        """`longest_ms`: the longest delay; None: delayed events are disabled."""
+        """`max_lifetime_ms`: the longest delay; None: delayed events are disabled."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -137,8 +137,8 @@ class DelayedEvents:
         self._secret_text = secret_text
         self._validity = validity
         self._events = events
-        self._retention = lifetimes
-        self._max_delay_ms = longest_ms
+        self._retention = retention
+        self._max_delay_ms = max_delay_ms
         self._timer: IDelayedCall | None = None
         self._is_running = False
         self._running: Deferred[int] | None = None
@@ -172,7 +172,7 @@ class DelayedEvents:
         for name in (type_, state_key or ""):
             if len(name.encode()) > MAX_NAME_BYTES or "\0" in name:
                 raise InvalidParam("The type and the state key of an event have at most 255 bytes")
-        if type_ in NOT_FOR_CLIENTS:
+        if type_ in SERVER_ONLY_TYPES:
             raise Forbidden(f"{type_} cannot be sent into an existing room")
         data = msgspec.json.encode(content)
         if len(data) > MAX_CONTENT_BYTES:
@@ -195,15 +195,15 @@ class DelayedEvents:
             sticky_ms=sticky_ms,
         )
         request = (
-            None if txn_id is None else name_request(caller, f"delay/{room_id}/{type_}", txn_id)
+            None if txn_id is None else identify_request(caller, f"delay/{room_id}/{type_}", txn_id)
         )
 
         def write(txn: WriteTransaction) -> None:
             if request is not None:
                 add_transaction(txn, request, None, row.delay_id.encode(), now)
             scheduled, next_ts = self._store.count_scheduled(txn, row.user_id)
-            if scheduled >= MOST_SCHEDULED:
-                raise TooManyDelayed(max(0, (next_ts or now) - now))
+            if scheduled >= MAX_SCHEDULED:
+                raise TooManyDelayedEvents(max(0, (next_ts or now) - now))
             self._store.add_event(txn, row)
 
         try:
@@ -353,7 +353,7 @@ class DelayedEvents:
         rows: Sequence[DelayedEventRow] = ()
         if await self._store.has_due(now):
             rows = await self._database.write(
-                "take_due_events", self._store.take_due, now, now + LEASE_MS, limit
+                "take_due_events", self._store.lease_due, now, now + LEASE_MS, limit
             )
         for row in rows:
             try:
@@ -373,7 +373,7 @@ class DelayedEvents:
             self._wake_at(next_ts)
         return len(rows)
 
-    async def do_forget(self, limit: int) -> int:
+    async def do_delete_outcomes(self, limit: int) -> int:
         """Delete up to `limit` old outcomes; return their number."""
         return await self._store.remove_finalised(self._now_ms() - OUTCOME_LIFETIME_MS, limit)
 

@@ -9,10 +9,10 @@ from typing import Any, Final
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import RoomID
 from federation.rooms.events import StoredEvent
-from federation.rooms.history.by_time import RemoteTimes
+from federation.rooms.history.by_time import RemoteTimestamps
 from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
-from homeserver.services.rooms.reading import Reader, RoomReading
+from homeserver.services.rooms.reading import ReadAccess, RoomReading
 from storage.events.timelines import Direction, TimelineStore
 
 FIRST_PAGE: Final = 5
@@ -28,7 +28,9 @@ _EVERYTHING: Final = RoomEventFilter()
 class EventsByTime:
     """Finds events by their timestamps."""
 
-    def __init__(self, reading: RoomReading, timelines: TimelineStore, remote: RemoteTimes) -> None:
+    def __init__(
+        self, reading: RoomReading, timelines: TimelineStore, remote: RemoteTimestamps
+    ) -> None:
         self._reading = reading
         self._timelines = timelines
         self._remote = remote
@@ -40,11 +42,11 @@ class EventsByTime:
         NotFound."""
         if not 0 <= ts <= MAX_TS:
             raise InvalidParam("ts is a time in milliseconds since 1970")
-        reader = await self._reading.find_reader(caller.user_id, room_id)
+        reader = await self._reading.find_access(caller.user_id, room_id)
         found = await self._find_local(caller, reader, ts, direction)
         if await self._timelines.get_backward_extremities(reader.snapshot.room.room_nid):
             nearer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
-            if nearer is not None and await self._reading.see(
+            if nearer is not None and await self._reading.get_visible(
                 caller, reader, [nearer.nid], _EVERYTHING
             ):
                 found = nearer
@@ -54,7 +56,7 @@ class EventsByTime:
         return {"event_id": found.event.event_id, "origin_server_ts": found.event.origin_server_ts}
 
     async def _find_local(
-        self, caller: Requester, reader: Reader, ts: int, direction: Direction
+        self, caller: Requester, reader: ReadAccess, ts: int, direction: Direction
     ) -> StoredEvent | None:
         place: tuple[int, int] | None = None
         for number in range(MAX_PAGES):
@@ -62,7 +64,9 @@ class EventsByTime:
             page = await self._timelines.get_by_time(
                 reader.snapshot.room.room_nid, ts, direction, place, limit
             )
-            seen = await self._reading.see(caller, reader, [nid for _, nid in page], _EVERYTHING)
+            seen = await self._reading.get_visible(
+                caller, reader, [nid for _, nid in page], _EVERYTHING
+            )
             if seen:
                 return seen[0].event
             if len(page) < limit:

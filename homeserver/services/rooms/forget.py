@@ -17,7 +17,7 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
 
-class Forgetting:
+class ForgetOnLeave:
     """Forgets rooms for users who left them. For the reactor thread."""
 
     _log = Logger()
@@ -30,7 +30,7 @@ class Forgetting:
     async def do_forget(self, limit: int) -> int:
         """Forget rooms that users left, at most `limit` memberships; return the number of
         memberships that were checked."""
-        return await self._store.forget_left(limit)
+        return await self._store.forget_left_rooms(limit)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         left = [

@@ -51,20 +51,20 @@ class GuestAccess:
         if access is None or access.event.content.get("guest_access") != "can_join":
             raise GuestAccessForbidden("This room does not allow guests")
 
-    async def do_remove_from(self, room_nid: int) -> None:
+    async def do_remove_from_room(self, room_nid: int) -> None:
         """Make this server's guests leave a room that does not allow guests."""
-        found = await self._memberships.get_unwelcome_guests(BATCH, room_nid)
+        found = await self._memberships.get_disallowed_guests(BATCH, room_nid)
         while found:
             await self._remove(found)
-            found = await self._memberships.get_unwelcome_guests(BATCH, room_nid, found[-1][1])
+            found = await self._memberships.get_disallowed_guests(BATCH, room_nid, found[-1][1])
 
-    async def do_remove(self, limit: int) -> int:
+    async def do_remove_guests(self, limit: int) -> int:
         """Make up to `limit` guests leave rooms that do not allow guests. Return the number of
         guests found, including those who could not leave."""
         began = self._clock.seconds()
         if began < self._pauses_until:
             return 0
-        found = await self._memberships.get_unwelcome_guests(limit, after=self._last_guest)
+        found = await self._memberships.get_disallowed_guests(limit, after=self._last_guest)
         if len(found) == limit:
             self._last_guest = found[-1][1]  # the rest of this guest's rooms come next time
         else:

@@ -24,7 +24,7 @@ from federation.protocol.ids import RoomID, UserID
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.account_data.invite_permissions import InvitePermissions, Verdict
+from homeserver.services.account_data.invite_permissions import InviteDecision, InvitePermissions
 from homeserver.services.login.account_validity import AccountValidity
 from storage.accounts.accounts import AccountRow, AccountStore
 
@@ -78,7 +78,7 @@ class InvitePolicy:
         if account.shadow_banned or (self._only_admins_invite and not account.is_admin):
             raise Forbidden("The inviter may not invite")
 
-    async def check_invited_here(self, inviter: UserID, targets: Collection[UserID]) -> None:
+    async def check_local_invites(self, inviter: UserID, targets: Collection[UserID]) -> None:
         """Check that a user of this server may invite these users of this server. Raises NotFound,
         InviteBlocked."""
         accounts = await self._accounts.get_accounts(targets)
@@ -92,19 +92,22 @@ class InvitePolicy:
         _check_exists(target, (await self._accounts.get_accounts([target])).get(target))
         if self._only_admins_invite:
             raise Forbidden("Users of this server cannot be invited from other servers")
-        verdict = await self._permissions.judge(target, inviter)
-        if verdict is Verdict.BLOCK:
+        verdict = await self._permissions.decide(target, inviter)
+        if verdict is InviteDecision.BLOCK:
             raise InviteBlocked(f"{target} does not want to be invited")
-        if verdict is Verdict.IGNORE:
+        if verdict is InviteDecision.IGNORE:
             raise Forbidden("This user does not want to be invited by you")
         self._limiter.check(Limit.INVITE_ROOM, room_id)
         self._limiter.check(Limit.INVITE_USER, target)
 
     @contextmanager
-    def claiming(self, ip: str) -> Iterator[None]:
+    def count_claim(self, ip: str) -> Iterator[None]:
         """As `InviteGate.claiming`."""
         key = address_key(ip)
-        with self._claims.hold_now(key), self._limiter.counting_failures(Limit.FALSE_PROMISE, key):
+        with (
+            self._claims.hold_now(key),
+            self._limiter.count_unless_succeeded(Limit.FALSE_INVITE_CLAIM, key),
+        ):
             yield
 
 

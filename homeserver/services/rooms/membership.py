@@ -26,17 +26,17 @@ from federation.rooms.joins.restricted_joins import RestrictedJoins
 from federation.rooms.membership_checks import check_still
 from federation.rooms.membership_templates import AUTHORISER
 from federation.rooms.memberships import Memberships
-from federation.rooms.server_in_room import Residence
+from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.snapshot import RoomSnapshot
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.guest_access import GuestAccess
 from homeserver.services.rooms.invite_policy import InvitePolicy
-from homeserver.services.rooms.remote_rooms import RoomsElsewhere
-from homeserver.services.rooms.upgrade_settings import PersonalSettings
+from homeserver.services.rooms.remote_rooms import RemoteRooms
+from homeserver.services.rooms.upgrade_settings import PersonalSettingsCopier
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.rooms import RoomStore
 
@@ -45,7 +45,7 @@ BANNED: Final = frozenset({"ban"})
 MAX_SERVERS: Final = 20
 """The most servers that are used of those in a request."""
 
-Names = tuple[str | None, str | None]
+NameAndAvatar = tuple[str | None, str | None]
 
 
 class StillInRoom(MatrixError):
@@ -73,16 +73,16 @@ class RoomMemberships:
         memberships: Memberships,
         membership_store: MembershipStore,
         rooms: RoomStore,
-        unshown: UnshownRooms,
+        hidden_changes: HiddenRoomChanges,
         profiles: Profiles,
         limiter: RateLimiter,
         identity: ServerIdentity,
-        guests: GuestAccess,
-        restricted: RestrictedJoins,
-        personal_settings: PersonalSettings,
-        invites: InvitePolicy,
-        residence: Residence,
-        elsewhere: RoomsElsewhere,
+        guest_access: GuestAccess,
+        restricted_joins: RestrictedJoins,
+        personal_settings: PersonalSettingsCopier,
+        invite_policy: InvitePolicy,
+        server_in_room: ServerInRoom,
+        remote_rooms: RemoteRooms,
         *,
         profile_on_invite: bool,
     ) -> None:
@@ -91,16 +91,16 @@ class RoomMemberships:
         self._memberships = memberships
         self._membership_store = membership_store
         self._rooms = rooms
-        self._hidden_changes = unshown
+        self._hidden_changes = hidden_changes
         self._profiles = profiles
         self._limiter = limiter
         self._identity = identity
-        self._guests = guests
-        self._restricted_joins = restricted
+        self._guests = guest_access
+        self._restricted_joins = restricted_joins
         self._personal_settings = personal_settings
-        self._invites = invites
-        self._server_in_room = residence
-        self._remote_rooms = elsewhere
+        self._invites = invite_policy
+        self._server_in_room = server_in_room
+        self._remote_rooms = remote_rooms
         self._profile_on_invite = profile_on_invite
 
     async def resolve(
@@ -148,7 +148,7 @@ class RoomMemberships:
         """Count a join against the limit of its room, unless it is refused: otherwise refused
         requests could keep others out. Raises LimitExceeded."""
         return (
-            self._limiter.counting(Limit.JOIN_ROOM, room_id)
+            self._limiter.count_unless_failed(Limit.JOIN_ROOM, room_id)
             if caller.rate_limited
             else nullcontext()
         )
@@ -171,7 +171,7 @@ class RoomMemberships:
         if current != "join" and not await self._join_partial(
             caller, snapshot, current, content, signed, servers
         ):
-            snapshot = await self._engine.get_whole(room_id)
+            snapshot = await self._engine.get_complete(room_id)
             await self._join_local(caller, snapshot, current, content, signed, servers)
         return snapshot
 
@@ -194,7 +194,7 @@ class RoomMemberships:
             return False
         await self._check_joining(caller, snapshot, current)
         try:
-            await self._remote_rooms.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+            await self._remote_rooms.do_join_authorised(caller, snapshot.room_id, content, servers)
         except (NotFound, Forbidden, OtherServerFailed):
             return False
         return True
@@ -214,9 +214,9 @@ class RoomMemberships:
             current != "invite"
             and AUTHORISER not in content
             and signed is None
-            and await self._restricted_joins.lets_in(snapshot, caller.user_id)
+            and await self._restricted_joins.allows_join(snapshot, caller.user_id)
         ):
-            await self._remote_rooms.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+            await self._remote_rooms.do_join_authorised(caller, snapshot.room_id, content, servers)
             return
         drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
         if signed is not None and current != "invite":
@@ -250,7 +250,7 @@ class RoomMemberships:
             case "join":
                 current = await self._find_membership(caller.user_id, snapshot)
                 if current != "join":
-                    snapshot = await self._engine.get_whole(room_id)
+                    snapshot = await self._engine.get_complete(room_id)
                     if caller.rate_limited:
                         self._limiter.check(Limit.JOIN, caller.user_id)
                     checked |= await self._check_joining(caller, snapshot, current)
@@ -269,7 +269,7 @@ class RoomMemberships:
             != "join"
         )
 
-    async def find_quiet_change(
+    async def find_visible_change(
         self, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]
     ) -> dict[str, Any] | None:
         """Return the content that others may see when a shadow-banned user changes their own
@@ -284,7 +284,7 @@ class RoomMemberships:
             return None
         return await self._content(membership, user_id, None)
 
-    async def settle(self, user_id: UserID, room_id: RoomID) -> None:
+    async def complete_join(self, user_id: UserID, room_id: RoomID) -> None:
         """Complete a join by a state event: copy personal settings from the room it replaces."""
         await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))
 
@@ -340,13 +340,13 @@ class RoomMemberships:
         if self._identity.is_local(target) or caller.is_shadow_banned:
             await self._send_about(caller, room_id, target, content)
         else:
-            await self.do_invite_elsewhere(caller, room_id, target, content)
+            await self.do_invite_remote(caller, room_id, target, content)
 
-    def needs_another_server(self, target: str, content: Mapping[str, Any]) -> bool:
+    def needs_remote_server(self, target: str, content: Mapping[str, Any]) -> bool:
         """Whether this membership change is made together with the target's server."""
         return content.get("membership") == "invite" and not self._identity.is_local(target)
 
-    async def do_invite_elsewhere(
+    async def do_invite_remote(
         self, caller: Requester, room_id: RoomID, target: UserID, content: Mapping[str, Any]
     ) -> EventID:
         """Invite a user of another server, which signs the invite; return the event ID. The caller
@@ -395,7 +395,7 @@ class RoomMemberships:
         content = await self._content("leave", None, reason)
         await self._send_about(caller, room_id, target, content, check)
 
-    async def leave_all(self, user_id: UserID) -> bool:
+    async def leave_all_rooms(self, user_id: UserID) -> bool:
         """Leave every room, reject every invite, retract every knock, and forget all rooms: the
         account is being deactivated.
 
@@ -490,9 +490,9 @@ class RoomMemberships:
             self._limiter.check(Limit.INVITE_ROOM, room_id)
             self._limiter.check(Limit.INVITE_USER, target)
             self._limiter.check(Limit.INVITE, caller.user_id)
-        await self.check_inviting(caller, [target])
+        await self.check_may_invite(caller, [target])
 
-    async def check_inviting(self, caller: Requester, targets: Iterable[UserID]) -> None:
+    async def check_may_invite(self, caller: Requester, targets: Iterable[UserID]) -> None:
         """Check that the caller may invite these users. Raises Forbidden, NotFound,
         InviteBlocked."""
         self._invites.check_may_invite(caller)
@@ -501,7 +501,7 @@ class RoomMemberships:
         for target in targets:
             (local if self._identity.is_local(target) else remote).append(target)
         self._remote_rooms.check_inviting(remote)
-        await self._invites.check_invited_here(caller.user_id, local)
+        await self._invites.check_local_invites(caller.user_id, local)
 
     async def _redeem_invite(
         self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]
@@ -525,7 +525,7 @@ class RoomMemberships:
     ) -> dict[str, Any]:
         """Return the content of a membership event, with the name and avatar of the user
         `shown`."""
-        names: Names | None = None
+        names: NameAndAvatar | None = None
         if shown is not None and self._identity.is_local(shown):
             names = (await self._profiles.get_names([shown])).get(shown)
         content = member_content(membership, names)
@@ -546,7 +546,7 @@ class RoomMemberships:
         key = StateKey("m.room.member", target)
         current = await snapshot.state.get(key)
         if current is None:
-            current = await (await self._engine.get_whole(snapshot.room_id)).state.get(key)
+            current = await (await self._engine.get_complete(snapshot.room_id)).state.get(key)
         return current is not None and current.event.membership in expected
 
 
@@ -555,7 +555,7 @@ def _visible_reason(caller: Requester, reason: str | None) -> str | None:
     return None if caller.is_shadow_banned else reason
 
 
-def member_content(membership: str, names: Names | None) -> dict[str, Any]:
+def member_content(membership: str, names: NameAndAvatar | None) -> dict[str, Any]:
     """Return the content of a membership event with a user's name and avatar."""
     content: dict[str, Any] = {"membership": membership}
     display_name, avatar_url = names or (None, None)

@@ -11,7 +11,7 @@ from homeserver.api.requester import Requester
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.rooms import RoomStore
 
-PAGE: Final = 200
+PAGE_SIZE: Final = 200
 _MAX_TOKEN_LENGTH: Final = 18
 
 
@@ -36,13 +36,13 @@ class MutualRooms:
         shared = await self._membership_store.get_shared_rooms(caller.user_id, [user_id])
         nids = sorted(shared.get(user_id, ()))
         remaining = [nid for nid in nids if nid > after]
-        page = remaining[:PAGE]
+        page = remaining[:PAGE_SIZE]
         rooms = await self._rooms.get_rooms_by_nid(page)
         answer: dict[str, Any] = {
             "joined": [rooms[nid].room_id for nid in page],
             "count": len(nids),
         }
-        if len(remaining) > PAGE:
+        if len(remaining) > PAGE_SIZE:
             # `next_batch_token` is read by clients that use the unstable path
             answer["next_batch"] = answer["next_batch_token"] = str(page[-1])
         return answer

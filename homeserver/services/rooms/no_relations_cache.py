@@ -15,7 +15,7 @@ from federation.rooms.events import NO_TRANSACTION, StoredEvent
 from storage.engine.streams import Change, Stage, Streams, Topic
 
 
-class ChildlessEvents:
+class NoRelationsCache:
     """Ids of events without children. For the reactor thread.
 
     No `LRU`: readers test many ids at once against one set, so it is emptied when it is full.
@@ -29,17 +29,17 @@ class ChildlessEvents:
         """The parents of all children after this position are in `_parents`."""
         self._parents: set[str] = set()
         """Parents of the children that arrived since then."""
-        self.heard = 0
+        self.version = 0
         """Increases with each child that arrives."""
-        streams.subscribe(self._on_changes, Topic.RELATED, stage=Stage.CACHE)
+        streams.subscribe(self._on_changes, Topic.RELATION, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
-    def known(self) -> Set[str]:
+    def event_ids(self) -> Set[str]:
         """Some of the events that have no children."""
         return self._known
 
-    def is_new(self, event: StoredEvent) -> bool:
+    def is_new_and_childless(self, event: StoredEvent) -> bool:
         """Whether one of our clients sent the event recently, and it has had no children since."""
         return (
             event.sent is not None
@@ -49,10 +49,10 @@ class ChildlessEvents:
             and event.event.event_id not in self._parents
         )
 
-    def note(self, event_ids: Iterable[EventID], heard: int) -> None:
+    def add(self, event_ids: Iterable[EventID], heard: int) -> None:
         """Cache events that had no children in a read that began when `heard` had the given
         value."""
-        if heard != self.heard:
+        if heard != self.version:
             return
         self._known.update(event_ids)
         if len(self._known) > self._capacity:
@@ -60,8 +60,8 @@ class ChildlessEvents:
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.RELATED:
-                self.heard += 1
+            if change.topic is Topic.RELATION:
+                self.version += 1
                 if isinstance(change.detail, str) and len(self._parents) < self._capacity:
                     self._known.discard(change.detail)
                     self._parents.add(change.detail)
@@ -70,7 +70,7 @@ class ChildlessEvents:
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
         """Clear the cache: it is unknown which events have children now."""
-        self.heard += 1
+        self.version += 1
         self._clear(upto)
 
     def _clear(self, upto: int) -> None:

@@ -1,10 +1,10 @@
 """Reading rooms: pages of the timeline, single events with their context, state, members.
 
 Laws:
-- Access is decided here only: `find_reader` finds how a user may read the room, `Visibility`
+- Access is decided here only: `find_access` finds how a user may read the room, `Visibility`
   filters events. A former member may read the room as it was when they left, whatever their
   membership became since; anyone may read world readable rooms. The state that is returned is
-  `Reader.state`, or the state at an event that the reader sees and that came before they left.
+  `ReadAccess.state`, or the state at an event that the reader sees and that came before they left.
 - Pages cost a fixed number of queries.
 
 spec: client-server-api#getting-events-for-a-room
@@ -23,50 +23,50 @@ from federation.protocol.visibility import HISTORY_VISIBILITY, HistoryVisibility
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.history.backfill import Gap
-from federation.rooms.history.membership_periods import Departure, Stays
+from federation.rooms.history.membership_periods import Departure, MembershipPeriods
 from federation.rooms.memberships import Memberships
 from federation.rooms.snapshot import RoomSnapshot
 from federation.rooms.state_view import StateView
-from federation.rooms.visibility import Seen, Visibility
+from federation.rooms.visibility import Visibility, VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.aggregations import Aggregations
-from homeserver.services.rooms.client_events import ClientEvents, present_plainly, present_state
+from homeserver.services.rooms.client_events import ClientEvents, present_state, present_state_event
 from homeserver.services.rooms.history import HistorySource
-from homeserver.services.rooms.state_responses import Question, RoomAnswers
+from homeserver.services.rooms.state_responses import StateQuestion, StateResponses
 from homeserver.services.streams.sync_tokens import (
     SyncToken,
-    find_arrived,
-    format_place,
+    format_room_token,
+    parse_arrived_position,
     parse_room_token,
 )
-from storage.events.timelines import START, Direction, Place, TimelineStore
+from storage.events.timelines import START, Direction, TimelinePlace, TimelineStore
 from storage.rooms.memberships import MembershipRow, MembershipStore
-from storage.rooms.out_of_room_memberships import OUTSIDE
+from storage.rooms.out_of_room_memberships import OUT_OF_ROOM
 
 MEMBER: Final = "m.room.member"
 DEFAULT_PAGE: Final = 10
 MAX_PAGE: Final = 1000
-EVENTS_AT_ONCE: Final = 100
+EVENTS_PER_READ: Final = 100
 """The number of events that are read before their size is checked."""
-LARGEST_PAGE: Final = 4 * 1024 * 1024
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of events. A page ends with the events that exceed it, whatever the limit of the
 request."""
-MAX_PAGES_LOOKED_AT: Final = 5
+MAX_PAGES_READ: Final = 5
 """The most pages that are read when the filter or the room's history visibility leaves pages
 empty."""
 MAX_FETCHES: Final = 3
 """How often history is fetched from other servers for one page."""
-END: Final = Place(2**53, 2**53)
+END: Final = TimelinePlace(2**53, 2**53)
 """The place after all events."""
 
 
-class Reader(msgspec.Struct, frozen=True, gc=False):
+class ReadAccess(msgspec.Struct, frozen=True, gc=False):
     """A user who may read a room, and how."""
 
     snapshot: RoomSnapshot
-    own: MembershipRow | None
+    membership: MembershipRow | None
     state: StateView
     """The state that they may see: the current one, or the one at which they left."""
     departure: Departure | None = None
@@ -77,7 +77,7 @@ class Reader(msgspec.Struct, frozen=True, gc=False):
         """Whether they left and see no later state."""
         return self.departure is not None
 
-    def had_left(self, event: StoredEvent) -> bool:
+    def left_before(self, event: StoredEvent) -> bool:
         """Whether they left before the event, for example a later ban. They then see the state at
         which they left."""
         left = self.departure
@@ -98,11 +98,11 @@ class RoomReading:
         membership_store: MembershipStore,
         timelines: TimelineStore,
         visibility: Visibility,
-        stays: Stays,
+        membership_periods: MembershipPeriods,
         client_events: ClientEvents,
-        ignored: IgnoredUsers,
+        ignored_users: IgnoredUsers,
         aggregations: Aggregations,
-        answers: RoomAnswers,
+        state_responses: StateResponses,
         history: HistorySource,
     ) -> None:
         self._engine = engine
@@ -111,11 +111,11 @@ class RoomReading:
         self._membership_store = membership_store
         self._timelines = timelines
         self._visibility = visibility
-        self._membership_periods = stays
+        self._membership_periods = membership_periods
         self._client_events = client_events
-        self._ignored = ignored
+        self._ignored = ignored_users
         self._aggregations = aggregations
-        self._state_responses = answers
+        self._state_responses = state_responses
         self._history = history
 
     async def get_messages(
@@ -130,23 +130,23 @@ class RoomReading:
     ) -> dict[str, Any]:
         """Return a page of the timeline. spec:
         client-server-api#get_matrixclientv3roomsroomidmessages"""
-        reader = await self.find_reader(caller.user_id, room_id)
+        reader = await self.find_access(caller.user_id, room_id)
         start = await self._find_start(reader, from_, direction)
         end = await self.find_place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
         if (
             direction is Direction.BACKWARDS
-            and reader.own is not None
+            and reader.membership is not None
             and reader.departure is not None
         ):
             left = reader.departure.place
-            if reader.own.event_nid != OUTSIDE:
-                left = max(left, await self._place_after(reader.own.event_nid))
+            if reader.membership.event_nid != OUT_OF_ROOM:
+                left = max(left, await self._place_after(reader.membership.event_nid))
             start = min(start, left)
-        shown: list[Seen] = []
-        room = LARGEST_PAGE
+        shown: list[VisibleEvent] = []
+        room = MAX_PAGE_BYTES
         place, exhausted = start, False
-        for _ in range(MAX_PAGES_LOOKED_AT):
+        for _ in range(MAX_PAGES_READ):
             requested = limit - len(shown)
             page, gap = await self._get_page(reader, place, end, direction, requested)
             is_short = len(page) < requested
@@ -159,7 +159,7 @@ class RoomReading:
                 place = (
                     last
                     if direction is Direction.FORWARDS
-                    else Place(last.depth, last.event_nid - 1)
+                    else TimelinePlace(last.depth, last.event_nid - 1)
                 )
             # if a fetch may succeed later the page still has an end, but clients are not sent in
             # circles
@@ -173,11 +173,11 @@ class RoomReading:
         )
         answer: dict[str, Any] = {
             "chunk": chunk,
-            "start": from_ if from_ is not None else format_place(start),
+            "start": from_ if from_ is not None else format_room_token(start),
         }
         # without `end` there are no more events; forwards more may always follow
         if not exhausted or (direction is Direction.FORWARDS and shown):
-            answer["end"] = format_place(place)
+            answer["end"] = format_room_token(place)
         if wanted.lazy_load_members and shown:
             answer["state"] = await self._members_of(
                 caller, reader.state, [seen.event for seen in shown]
@@ -187,10 +187,10 @@ class RoomReading:
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
         """Return one event. Raises NotFound, also if the caller may not see it."""
         try:
-            reader = await self.find_reader(caller.user_id, room_id)
+            reader = await self.find_access(caller.user_id, room_id)
         except Forbidden as error:
             raise NotFound(error.text) from None
-        seen = await self.see_one(caller, reader, event_id)
+        seen = await self.get_visible_event(caller, reader, event_id)
         presented = await self._client_events.present(
             caller.user_id, caller.device_id, [seen], with_room_id=True
         )
@@ -206,21 +206,21 @@ class RoomReading:
     ) -> dict[str, Any]:
         """Return an event with the events around it. spec:
         client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
-        find = self.find_reader if wanted.lazy_load_members else self._find_whole
+        find = self.find_access if wanted.lazy_load_members else self._find_whole
         reader = await find(caller.user_id, room_id)
-        seen = await self.see_one(caller, reader, event_id)
+        seen = await self.get_visible_event(caller, reader, event_id)
         event = seen.event
         half = max(0, min(limit, MAX_PAGE)) // 2
         room_nid = reader.snapshot.room.room_nid
-        here = Place(event.event.depth, event.nid)
-        before_here = Place(here.depth, here.event_nid - 1)
+        here = TimelinePlace(event.event.depth, event.nid)
+        before_here = TimelinePlace(here.depth, here.event_nid - 1)
         before, _ = await self._get_page(reader, before_here, None, Direction.BACKWARDS, half)
         after, _ = await self._get_page(reader, here, None, Direction.FORWARDS, half)
         events_before, before, _ = await self._see_page(
-            caller, reader, before, wanted, LARGEST_PAGE // 2
+            caller, reader, before, wanted, MAX_PAGE_BYTES // 2
         )
         events_after, after, _ = await self._see_page(
-            caller, reader, after, wanted, LARGEST_PAGE // 2
+            caller, reader, after, wanted, MAX_PAGE_BYTES // 2
         )
         everything = [*events_before, seen, *events_after]
         presented = await self._client_events.present(
@@ -228,7 +228,9 @@ class RoomReading:
         )
         last = (events_after[-1] if events_after else seen).event
         state = (
-            reader.state if reader.had_left(last) else self._engine.view(room_nid, last.state_root)
+            reader.state
+            if reader.left_before(last)
+            else self._engine.view(room_nid, last.state_root)
         )
         if wanted.lazy_load_members:
             state_events = await self._members_of(
@@ -237,12 +239,12 @@ class RoomReading:
         else:
             whole = (await state.load_all()).values()
             state_events = present_state(
-                whole, await self._client_events.find_reasons(caller.user_id, whole)
+                whole, await self._client_events.find_redactions(caller.user_id, whole)
             )
         first_place = before[-1][0] if before else here
         return {
-            "start": format_place(Place(first_place.depth, first_place.event_nid - 1)),
-            "end": format_place(after[-1][0] if after else here),
+            "start": format_room_token(TimelinePlace(first_place.depth, first_place.event_nid - 1)),
+            "end": format_room_token(after[-1][0] if after else here),
             "events_before": presented[: len(events_before)],
             "event": presented[len(events_before)],
             "events_after": presented[len(events_before) + 1 :],
@@ -259,7 +261,7 @@ class RoomReading:
     ) -> msgspec.Raw | Mapping[str, Any]:
         """Return the content of one entry of the state that the caller may see, or with `whole` the
         event. Raises NotFound."""
-        reader = await self.find_reader(caller.user_id, room_id)
+        reader = await self.find_access(caller.user_id, room_id)
         event = await reader.state.get(key)
         if event is None and key.type == MEMBER:
             event = await (await self._find_whole(caller.user_id, room_id)).state.get(key)
@@ -267,8 +269,8 @@ class RoomReading:
             raise NotFound("The room has no such state")
         if not whole:
             return event.event.content
-        reasons = await self._client_events.find_reasons(caller.user_id, [event])
-        return present_plainly(event, with_room_id=True, reasons=reasons)
+        reasons = await self._client_events.find_redactions(caller.user_id, [event])
+        return present_state_event(event, with_room_id=True, reasons=reasons)
 
     async def get_members(
         self,
@@ -304,7 +306,7 @@ class RoomReading:
         """Return names and avatars of the joined members, by user. Only for joined members. Raises
         Forbidden."""
         reader = await self._find_whole(caller.user_id, room_id)
-        if reader.own is None or reader.own.membership != "join":
+        if reader.membership is None or reader.membership.membership != "join":
             raise Forbidden("You are not in this room")
 
         async def make() -> dict[str, dict[str, str | None]]:
@@ -323,9 +325,9 @@ class RoomReading:
         own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         return None if own is None else own.membership
 
-    async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+    async def check_may_read(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """Return the room if the user is joined to it, or anyone may read it. Raises Forbidden."""
-        reader = await self.find_reader(user_id, room_id)
+        reader = await self.find_access(user_id, room_id)
         if reader.has_left:
             raise Forbidden("You are not in this room")
         return reader.snapshot
@@ -362,7 +364,7 @@ class RoomReading:
             raise Forbidden("You are not in this room")
         return snapshot, own
 
-    async def find_reader(self, user_id: UserID, room_id: RoomID) -> Reader:
+    async def find_access(self, user_id: UserID, room_id: RoomID) -> ReadAccess:
         """Return how the user may read the room. Raises Forbidden, whether the room exists or
         not."""
         snapshot = await self._engine.find_snapshot(room_id)
@@ -370,14 +372,14 @@ class RoomReading:
             raise Forbidden("You are not in this room")
         own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         if own is not None and own.membership == "join":
-            return Reader(snapshot, own, snapshot.state)
+            return ReadAccess(snapshot, own, snapshot.state)
         visibility = await snapshot.state.get(HISTORY_VISIBILITY)
         readable = (
             read_visibility(None if visibility is None else visibility.event)
             is HistoryVisibility.WORLD_READABLE
         )
         if readable:
-            return Reader(snapshot, own, snapshot.state)
+            return ReadAccess(snapshot, own, snapshot.state)
         departure = (
             None
             if own is None or own.forgotten
@@ -385,80 +387,86 @@ class RoomReading:
         )
         if departure is None:
             raise Forbidden("You are not in this room")
-        return Reader(
+        return ReadAccess(
             snapshot,
             own,
             self._engine.view(snapshot.room.room_nid, departure.state_root),
             departure,
         )
 
-    async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
-        """As `find_reader`, when the room's full state is here. Raises Forbidden,
+    async def _find_whole(self, user_id: UserID, room_id: RoomID) -> ReadAccess:
+        """As `find_access`, when the room's full state is here. Raises Forbidden,
         StateIncomplete."""
-        reader = await self.find_reader(user_id, room_id)
+        reader = await self.find_access(user_id, room_id)
         if reader.snapshot.head.partial_join is None:
             return reader
-        await self._engine.get_whole(room_id)
-        return await self.find_reader(user_id, room_id)
+        await self._engine.get_complete(room_id)
+        return await self.find_access(user_id, room_id)
 
     async def _see_page(
         self,
         caller: Requester,
-        reader: Reader,
-        page: list[tuple[Place, int]],
+        reader: ReadAccess,
+        page: list[tuple[TimelinePlace, int]],
         wanted: RoomEventFilter,
         room: int,
-    ) -> tuple[list[Seen], list[tuple[Place, int]], int]:
+    ) -> tuple[list[VisibleEvent], list[tuple[TimelinePlace, int]], int]:
         """Return what `see` returns for a page, up to `room` bytes of events; the part of the page
         that was read; the bytes that are left."""
-        shown: list[Seen] = []
-        for begin in range(0, len(page), EVENTS_AT_ONCE):
-            portion = page[begin : begin + EVENTS_AT_ONCE]
-            seen = await self.see(caller, reader, [nid for _, nid in portion], wanted)
+        shown: list[VisibleEvent] = []
+        for begin in range(0, len(page), EVENTS_PER_READ):
+            portion = page[begin : begin + EVENTS_PER_READ]
+            seen = await self.get_visible(caller, reader, [nid for _, nid in portion], wanted)
             shown += seen
             room -= sum([len(each.event.client_prefix) for each in seen])
             if room <= 0:
-                return shown, page[: begin + EVENTS_AT_ONCE], room
+                return shown, page[: begin + EVENTS_PER_READ], room
         return shown, page, room
 
-    async def see(
-        self, caller: Requester, reader: Reader, nids: Sequence[int], wanted: RoomEventFilter
-    ) -> list[Seen]:
+    async def get_visible(
+        self, caller: Requester, reader: ReadAccess, nids: Sequence[int], wanted: RoomEventFilter
+    ) -> list[VisibleEvent]:
         """Return those of the events that the caller may see and that pass the filter, without
         those of users whom they ignore."""
         if not wanted.allows_room(reader.snapshot.room_id):
             return []
         events = await self._events.get_events(nids)
         seen = await self._visibility.filter(
-            caller.user_id, reader.own, [events[nid] for nid in nids]
+            caller.user_id, reader.membership, [events[nid] for nid in nids]
         )
         seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
         if wanted.passes_all_events:
             return seen
         seen = [each for each in seen if wanted.allows_event(each.event.event)]
-        return await self._aggregations.only_related(seen, wanted)
+        return await self._aggregations.filter_by_relations(seen, wanted)
 
-    async def see_one(self, caller: Requester, reader: Reader, event_id: EventID) -> Seen:
-        """Return one event of the room, as `see_roots`. Raises NotFound, also if the caller may not
+    async def get_visible_event(
+        self, caller: Requester, reader: ReadAccess, event_id: EventID
+    ) -> VisibleEvent:
+        """Return one event of the room, as `get_visible_roots`. Raises NotFound, also if the caller may not
         see it."""
         event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
-        seen = await self.see_roots(caller, reader, [event.nid]) if event is not None else []
+        seen = (
+            await self.get_visible_roots(caller, reader, [event.nid]) if event is not None else []
+        )
         if not seen:
             raise NotFound("The room has no such event, or you may not see it")
         return seen[0]
 
-    async def see_roots(self, caller: Requester, reader: Reader, nids: Sequence[int]) -> list[Seen]:
+    async def get_visible_roots(
+        self, caller: Requester, reader: ReadAccess, nids: Sequence[int]
+    ) -> list[VisibleEvent]:
         """Return those of the events that the caller may see. A root that was removed by retention
         or a purge comes without its content, while its thread has events to show."""
         found = await self._events.get_events(nids)
         events = [found[nid] for nid in nids]
         seen = {
             each.event.nid: each
-            for each in await self._visibility.filter(caller.user_id, reader.own, events)
+            for each in await self._visibility.filter(caller.user_id, reader.membership, events)
         }
         gone = [event for event in events if event.nid not in seen]
         if gone:
-            left = await self._visibility.filter_gone(caller.user_id, reader.own, gone)
+            left = await self._visibility.filter_removed(caller.user_id, reader.membership, gone)
             aggregations = await self._aggregations.load(
                 caller.user_id, [each.event for each in left]
             )
@@ -470,14 +478,19 @@ class RoomReading:
         return [seen[nid] for nid in nids if nid in seen]
 
     async def _get_page(
-        self, reader: Reader, start: Place, end: Place | None, direction: Direction, limit: int
-    ) -> tuple[list[tuple[Place, int]], Gap]:
+        self,
+        reader: ReadAccess,
+        start: TimelinePlace,
+        end: TimelinePlace | None,
+        direction: Direction,
+        limit: int,
+    ) -> tuple[list[tuple[TimelinePlace, int]], Gap]:
         """Return a page of the timeline, and the result of filling gaps in it. For members, missing
         events are fetched from other servers."""
         room_nid = reader.snapshot.room.room_nid
         page = await self._timelines.get_page(room_nid, start, end, direction, limit)
         gap = Gap.NONE
-        if limit == 0 or reader.own is None or reader.own.membership != "join":
+        if limit == 0 or reader.membership is None or reader.membership.membership != "join":
             return page, gap
         for _ in range(MAX_FETCHES):
             reached = end or (START if direction is Direction.BACKWARDS else END)
@@ -506,7 +519,7 @@ class RoomReading:
             found = {**found, **await other.load(missing)}
         members = found.values()
         return present_state(
-            members, await self._client_events.find_reasons(caller.user_id, members)
+            members, await self._client_events.find_redactions(caller.user_id, members)
         )
 
     async def _present_state(
@@ -514,7 +527,7 @@ class RoomReading:
         caller: Requester,
         state: StateView,
         type_: str | None,
-        question: Question,
+        question: StateQuestion,
         choose: Callable[[Iterable[StoredEvent]], list[StoredEvent]],
     ) -> msgspec.Raw:
         """Return events of a state, of one type or of all. The response is cached for all readers
@@ -536,7 +549,7 @@ class RoomReading:
             )
 
         redactions = await self._state_responses.get(state, ("redactions", type_), find_redactions)
-        reasons = await self._client_events.find_reasons_among(
+        reasons = await self._client_events.get_visible_redactions(
             caller.user_id, msgspec.json.decode(redactions, type=list[int])
         )
 
@@ -546,7 +559,7 @@ class RoomReading:
         seen = sha256(b"%r" % sorted(reasons)).hexdigest() if reasons else None
         return await self._state_responses.get(state, (*question, seen), make)
 
-    async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
+    async def _state_at(self, user_id: UserID, reader: ReadAccess, at: str) -> StateView:
         """Return the state at a token: after the event before it, or for a token of /sync the
         current state of that time, which differs while the history is forked."""
         room_nid, token = reader.snapshot.room.room_nid, parse_room_token(at)
@@ -556,26 +569,28 @@ class RoomReading:
             return self._engine.view(room_nid, None)
         nid = page[0][1]
         event = (await self._events.get_events([nid]))[nid]
-        if reader.had_left(event):
+        if reader.left_before(event):
             return reader.state
-        if not await self._visibility.filter_of_any_age(user_id, reader.own, [event]):
+        if not await self._visibility.filter_of_any_age(user_id, reader.membership, [event]):
             raise Forbidden("You may not see the room as it was then")
         return self._engine.view(
             room_nid, event.current_root if isinstance(token, SyncToken) else event.state_root
         )
 
-    async def _find_start(self, reader: Reader, token: str | None, direction: Direction) -> Place:
+    async def _find_start(
+        self, reader: ReadAccess, token: str | None, direction: Direction
+    ) -> TimelinePlace:
         """Return the place from which a page continues. Raises InvalidParam."""
         if token is None:
             return self._default_start(direction)
-        place, arrived = await self.find_place(reader, token), find_arrived(token)
+        place, arrived = await self.find_place(reader, token), parse_arrived_position(token)
         if direction is Direction.FORWARDS or arrived is None:
             return place
         return max(
             place, await self._timelines.get_deepest_at(reader.snapshot.room.room_nid, arrived)
         )
 
-    async def find_place(self, reader: Reader, token: str) -> Place:
+    async def find_place(self, reader: ReadAccess, token: str) -> TimelinePlace:
         """Return the place of a token in the room. Raises InvalidParam."""
         parsed = parse_room_token(token)
         if isinstance(parsed, SyncToken):
@@ -584,8 +599,8 @@ class RoomReading:
             )
         return parsed
 
-    async def _place_after(self, event_nid: int) -> Place:
+    async def _place_after(self, event_nid: int) -> TimelinePlace:
         return (await self._timelines.get_places([event_nid]))[event_nid]
 
-    def _default_start(self, direction: Direction) -> Place:
+    def _default_start(self, direction: Direction) -> TimelinePlace:
         return END if direction is Direction.BACKWARDS else START

@@ -3,7 +3,7 @@
 A client that a room is new to gets all receipts of the room, and most rooms have about as many as
 members. Of a room with many, the cache holds only that they are many. (Receipts are removed
 without an announcement only where one user has hundreds in one room: more than `FEW`, see
-`storage.rooms.receipts.MOST_THREADS`.)
+`storage.rooms.receipts.MAX_THREADS`.)
 
 For the reactor thread.
 """
@@ -15,7 +15,7 @@ from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.receipts import ReceiptRow, ReceiptStore
 
-FEW: Final = 200
+MAX_CACHED_PER_ROOM: Final = 200
 """The most receipts of a room in the cache."""
 
 _Key = tuple[str, str, str]
@@ -25,7 +25,7 @@ _Receipts = dict[_Key, ReceiptRow] | None
 """The receipts of a room, the oldest first; None: they are many."""
 
 
-class KeptReceipts:
+class ReceiptCache:
     """Reads receipts through a cache."""
 
     def __init__(self, store: ReceiptStore, streams: Streams, *, capacity: int) -> None:
@@ -57,7 +57,7 @@ class KeptReceipts:
         """Rooms that had to be read."""
         return self._rooms.misses + self._ranges_read
 
-    async def of_rooms(
+    async def get_room_receipts(
         self, room_nids: Collection[int]
     ) -> dict[int, Collection[ReceiptRow] | None]:
         """Return all receipts of each room, the oldest first; None if they are many."""
@@ -89,7 +89,7 @@ class KeptReceipts:
         return found
 
     async def _load(self, room_nids: Sequence[int]) -> Mapping[int, _Receipts]:
-        found = await self._store.get_receipts_of_rooms(room_nids, FEW + 1)
+        found = await self._store.get_receipts_of_rooms(room_nids, MAX_CACHED_PER_ROOM + 1)
         return {room_nid: _by_key(rows) for room_nid, rows in found.items()}
 
 
@@ -105,11 +105,11 @@ def _update(receipts: _Receipts, change: Change) -> bool:
     if receipts is not None:
         receipts.pop(_key(row), None)
         receipts[_key(row)] = row
-    return receipts is None or len(receipts) <= FEW
+    return receipts is None or len(receipts) <= MAX_CACHED_PER_ROOM
 
 
 def _by_key(rows: Sequence[ReceiptRow]) -> _Receipts:
-    return {_key(row): row for row in rows} if len(rows) <= FEW else None
+    return {_key(row): row for row in rows} if len(rows) <= MAX_CACHED_PER_ROOM else None
 
 
 def _key(row: ReceiptRow) -> _Key:

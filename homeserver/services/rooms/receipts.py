@@ -10,7 +10,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
-from federation.rooms.event_threads import find_standings
+from federation.rooms.event_threads import find_threads
 from federation.rooms.events import RoomEvents, StoredEvent
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import RoomReading
@@ -18,7 +18,13 @@ from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import select_progress
-from storage.rooms.receipts import MAIN_THREAD, UNTHREADED, NewReceipt, set_receipts, stands_in
+from storage.rooms.receipts import (
+    MAIN_THREAD,
+    UNTHREADED,
+    NewReceipt,
+    is_valid_thread,
+    set_receipts,
+)
 
 FULLY_READ: Final = "m.fully_read"
 RECEIPT_TYPES: Final = frozenset({"m.read", "m.read.private"})
@@ -45,7 +51,7 @@ class ReadMarkers:
         self._reading = reading
         self._now_ms = now_ms
 
-    async def do_mark(
+    async def do_move(
         self, caller: Requester, room_id: RoomID, marks: dict[str, EventID], thread_id: str | None
     ) -> None:
         """Move receipts (m.read, m.read.private) and the marker (m.fully_read) forwards: all of
@@ -65,10 +71,10 @@ class ReadMarkers:
             return
         room_nid = snapshot.room.room_nid
         if thread != UNTHREADED:
-            for event_id, standing in (await find_standings(self._events, events.values())).items():
+            for event_id, standing in (await find_threads(self._events, events.values())).items():
                 # a root belongs to the main timeline only; from users of other servers we accept
                 # such a receipt as it is
-                if thread == event_id or not stands_in(thread, event_id, standing):
+                if thread == event_id or not is_valid_thread(thread, event_id, standing):
                     raise InvalidParam("The event is not in that thread")
         now_ms, user_id = self._now_ms(), caller.user_id
         receipts = [

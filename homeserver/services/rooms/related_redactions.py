@@ -31,11 +31,11 @@ from storage.accounts.accounts import AccountStore
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
-from storage.events.relations import REPLACE, RelationStore, Wanted
+from storage.events.relations import REPLACE, RelationFilter, RelationStore
 from storage.events.timelines import START, Direction
 from storage.rooms.related_redactions import (
-    ALL_TIMES,
     ANY_TYPE,
+    NEVER,
     RelatedRedaction,
     RelatedRedactionStore,
     add_redactions,
@@ -43,19 +43,19 @@ from storage.rooms.related_redactions import (
 from storage.rooms.rooms import RoomStore
 
 REDACTION: Final = "m.room.redaction"
-AT_ONCE: Final = 50
+EVENTS_PER_WRITE: Final = 50
 """The events that are redacted in one write."""
 MOST_AT_START: Final = 10_000
 LEASE_MS: Final = 5 * 60_000
 """After this time another node takes over the task of a node."""
 RETRIES: Final = BackoffSchedule(60_000, 3_600_000)
 """The delay after a failed attempt; doubled each time."""
-MOST_TRIES: Final = 24
+MAX_TRIES: Final = 24
 """The task is dropped after this many failed attempts in a row, which take most of a day. What was
 refused permanently is not retried."""
 
 
-class ToRedact(msgspec.Struct, frozen=True):
+class RelatedRedactionRequest(msgspec.Struct, frozen=True):
     """The relations of an event whose targets a user redacts with it."""
 
     user_id: UserID
@@ -64,10 +64,10 @@ class ToRedact(msgspec.Struct, frozen=True):
     reason: str | None
     only_own: bool
     """Only events of the same sender."""
-    held_until: int
+    leased_until: int
     """The end of the lease of the request that is being answered, in milliseconds since 1970."""
 
-    def tasks(self, room_nid: int) -> list[RelatedRedaction]:
+    def make_tasks(self, room_nid: int) -> list[RelatedRedaction]:
         types = [ANY_TYPE] if ANY_TYPE in self.rel_types else list(dict.fromkeys(self.rel_types))
         return [
             RelatedRedaction(
@@ -77,7 +77,7 @@ class ToRedact(msgspec.Struct, frozen=True):
                 room_nid,
                 self.reason,
                 self.only_own,
-                self.held_until,
+                self.leased_until,
             )
             for each in types
         ]
@@ -130,7 +130,7 @@ class RelatedRedactions:
             )
         )
 
-    def to_redact(
+    def make_request(
         self,
         user_id: UserID,
         target: EventID,
@@ -138,22 +138,24 @@ class RelatedRedactions:
         reason: str | None,
         *,
         only_own: bool,
-    ) -> ToRedact:
+    ) -> RelatedRedactionRequest:
         """Return the task for a request that is being answered."""
-        return ToRedact(user_id, target, rel_types, reason, only_own, self._now_ms() + LEASE_MS)
+        return RelatedRedactionRequest(
+            user_id, target, rel_types, reason, only_own, self._now_ms() + LEASE_MS
+        )
 
-    def noting(self, related: ToRedact) -> Also | None:
+    def store_tasks(self, related: RelatedRedactionRequest) -> Also | None:
         """Return the function that stores the task in the write of the redaction; None: there is no
         task."""
         if not related.rel_types:
             return None
-        return lambda txn, room: add_redactions(txn, related.tasks(room.room_nid))
+        return lambda txn, room: add_redactions(txn, related.make_tasks(room.room_nid))
 
-    async def do_redact(self, room_id: RoomID, related: ToRedact) -> None:
+    async def do_redact(self, room_id: RoomID, related: RelatedRedactionRequest) -> None:
         """Redact the children of an event that the user has redacted; what fails temporarily is
         retried later."""
         snapshot = await self._engine.get_snapshot(room_id)
-        for task in related.tasks(snapshot.room.room_nid):
+        for task in related.make_tasks(snapshot.room.room_nid):
             await self._work(task)
 
     async def do_resume(self, limit: int, *, at_start: bool = False) -> int:
@@ -161,7 +163,7 @@ class RelatedRedactions:
         number of attempts. `at_start`: take all tasks, whatever their leases."""
         now = self._now_ms()
         until = now + LEASE_MS
-        tasks = await self._store.take_due(ALL_TIMES if at_start else now, until, limit)
+        tasks = await self._store.lease_due(NEVER if at_start else now, until, limit)
         for number, task in enumerate(tasks):
             if self._now_ms() >= until:  # the leases have ended
                 return number
@@ -191,9 +193,9 @@ class RelatedRedactions:
             await self._store.set_finished(task)
 
     async def _try_later(self, task: RelatedRedaction, tries: int, error: _RetryLater) -> None:
-        if tries < MOST_TRIES:
+        if tries < MAX_TRIES:
             wait = max(RETRIES.nth(tries), error.after_ms)
-            await self._store.put_off(task, self._now_ms() + wait, tries)
+            await self._store.postpone(task, self._now_ms() + wait, tries)
             return
         self._log.warn(
             "gave up redacting what relates to {target}: {error}",
@@ -206,13 +208,19 @@ class RelatedRedactions:
         """Redact the children of a task's target. Raises _RetryLater."""
         room = (await self._rooms.get_rooms_by_nid([task.room_nid]))[task.room_nid]
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
-        filter_, place = Wanted(None if task.rel_type == ANY_TYPE else task.rel_type), START
+        filter_, place = RelationFilter(None if task.rel_type == ANY_TYPE else task.rel_type), START
         while True:
             page = await self._relations.get_page(
-                task.room_nid, task.target, filter_, place, None, Direction.FORWARDS, AT_ONCE
+                task.room_nid,
+                task.target,
+                filter_,
+                place,
+                None,
+                Direction.FORWARDS,
+                EVENTS_PER_WRITE,
             )
             await self._redact(snapshot, task, [nid for _, nid in page], progress)
-            if len(page) < AT_ONCE:
+            if len(page) < EVENTS_PER_WRITE:
                 break
             place = page[-1][0]
 
@@ -322,7 +330,7 @@ def _is_valid(child: StoredEvent, parent: StoredEvent) -> bool:
     if relation is None or relation.rel_type != REPLACE:
         return relation is not None
     return (
-        relation.is_whole
+        relation.has_new_content
         and child.event.sender == parent.event.sender
         and child.event.type == parent.event.type
         and parent.event.state_key is None

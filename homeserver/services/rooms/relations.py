@@ -6,21 +6,21 @@ spec: client-server-api#relationships-api, client-server-api#querying-threads-in
 from typing import Any, Final
 
 from federation.protocol.ids import EventID, RoomID
-from federation.rooms.visibility import Seen, without_content
+from federation.rooms.visibility import VisibleEvent, without_content
 from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.client_events import ClientEvents
-from homeserver.services.rooms.reading import END, MAX_PAGES_LOOKED_AT, RoomReading
-from homeserver.services.streams.sync_tokens import format_place
-from storage.events.relations import RelationStore, Wanted
-from storage.events.timelines import START, Direction, Place
+from homeserver.services.rooms.reading import END, MAX_PAGES_READ, RoomReading
+from homeserver.services.streams.sync_tokens import format_room_token
+from storage.events.relations import RelationFilter, RelationStore
+from storage.events.timelines import START, Direction, TimelinePlace
 
 MAX_RELATIONS: Final = 100
 """The most events of a page."""
 MAX_LEVELS: Final = 3
 """How many levels of children of children are followed."""
-MOST_DESCENDANTS: Final = 10_000
+MAX_DESCENDANTS: Final = 10_000
 """The most descendants of an event for recursion, as each page reads them all. If there are more,
 fewer levels are followed, and the response says so."""
 EVERYTHING: Final = RoomEventFilter()
@@ -34,12 +34,12 @@ class RoomRelations:
         store: RelationStore,
         reading: RoomReading,
         client_events: ClientEvents,
-        ignored: IgnoredUsers,
+        ignored_users: IgnoredUsers,
     ) -> None:
         self._store = store
         self._reading = reading
         self._client_events = client_events
-        self._ignored = ignored
+        self._ignored = ignored_users
 
     async def get_relations(
         self,
@@ -56,28 +56,30 @@ class RoomRelations:
     ) -> dict[str, Any]:
         """Return a page of an event's children. Raises Forbidden, and NotFound also if the caller
         may not see the event."""
-        reader = await self._reading.find_reader(caller.user_id, room_id)
-        await self._reading.see_one(caller, reader, event_id)
+        reader = await self._reading.find_access(caller.user_id, room_id)
+        await self._reading.get_visible_event(caller, reader, event_id)
         place = END if direction is Direction.BACKWARDS else START
         if from_ is not None:
             place = await self._reading.find_place(reader, from_)
         end = None if to is None else await self._reading.find_place(reader, to)
         limit = max(1, min(limit, MAX_RELATIONS))
         room_nid = reader.snapshot.room.room_nid
-        filter_ = Wanted(rel_type, event_type, MAX_LEVELS if recurse else 1)
+        filter_ = RelationFilter(rel_type, event_type, MAX_LEVELS if recurse else 1)
         if recurse:
-            levels = await self._store.find_levels(room_nid, event_id, filter_, MOST_DESCENDANTS)
-            filter_ = Wanted(rel_type, event_type, levels)
-        shown: list[Seen] = []
+            levels = await self._store.find_levels(room_nid, event_id, filter_, MAX_DESCENDANTS)
+            filter_ = RelationFilter(rel_type, event_type, levels)
+        shown: list[VisibleEvent] = []
         more = True
-        for _ in range(MAX_PAGES_LOOKED_AT):
+        for _ in range(MAX_PAGES_READ):
             requested = limit - len(shown)
             page = await self._store.get_page(
                 room_nid, event_id, filter_, place, end, direction, requested + 1
             )
             more = len(page) > requested
             page = page[:requested]
-            shown += await self._reading.see(caller, reader, [nid for _, nid in page], EVERYTHING)
+            shown += await self._reading.get_visible(
+                caller, reader, [nid for _, nid in page], EVERYTHING
+            )
             if page:
                 place = page[-1][0] if direction is Direction.FORWARDS else _before(page[-1][0])
             if not more or len(shown) >= limit:
@@ -87,7 +89,7 @@ class RoomRelations:
         )
         response: dict[str, Any] = {"chunk": chunk}
         if more:
-            response["next_batch"] = format_place(place)
+            response["next_batch"] = format_room_token(place)
         if from_ is not None:
             response["prev_batch"] = from_
         if recurse is not None:
@@ -109,14 +111,14 @@ class RoomRelations:
         A root that was removed, or whose sender the caller ignores, comes without its content, as
         if redacted. A former member gets the threads as they were when they left.
         """
-        reader = await self._reading.find_reader(caller.user_id, room_id)
+        reader = await self._reading.find_access(caller.user_id, room_id)
         place = END if from_ is None else await self._reading.find_place(reader, from_)
         end = None if reader.departure is None else reader.departure.place
         limit = max(1, min(limit, MAX_RELATIONS))
         ignored = await self._ignored.of_user(caller.user_id)
-        shown: list[Seen] = []
+        shown: list[VisibleEvent] = []
         more = True
-        for _ in range(MAX_PAGES_LOOKED_AT):
+        for _ in range(MAX_PAGES_READ):
             requested = limit - len(shown)
             page = await self._store.get_threads(
                 reader.snapshot.room.room_nid,
@@ -129,7 +131,9 @@ class RoomRelations:
             )
             more = len(page) > requested
             page = page[:requested]
-            shown += await self._reading.see_roots(caller, reader, [root for _, root in page])
+            shown += await self._reading.get_visible_roots(
+                caller, reader, [root for _, root in page]
+            )
             if page:
                 place = _before(page[-1][0])
             if not more or len(shown) >= limit:
@@ -142,9 +146,9 @@ class RoomRelations:
         )
         response: dict[str, Any] = {"chunk": chunk}
         if more:
-            response["next_batch"] = format_place(place)
+            response["next_batch"] = format_room_token(place)
         return response
 
 
-def _before(place: Place) -> Place:
-    return Place(place.depth, place.event_nid - 1)
+def _before(place: TimelinePlace) -> TimelinePlace:
+    return TimelinePlace(place.depth, place.event_nid - 1)

@@ -6,15 +6,15 @@ spec: client-server-api#room-membership
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from federation.peers.policy import Policy
+from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.rooms.joins.invites import Invitations
-from federation.rooms.joins.out_of_room import OutsideMemberships
-from federation.rooms.joins.remote_joins import RemoteMemberships
-from federation.rooms.joins.remote_leaves import Leaving
+from federation.rooms.joins.out_of_room import OutOfRoomMemberships
+from federation.rooms.joins.remote_joins import RemoteJoins
+from federation.rooms.joins.remote_leaves import RemoteLeaves
 from federation.rooms.memberships import Memberships
-from federation.rooms.room_servers import RoomServers, longest_in
+from federation.rooms.room_servers import RoomServers, sort_by_join
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
@@ -28,17 +28,17 @@ MAX_FORMER_SERVERS: Final = 10
 """The most servers used of those that were in the room when we left it."""
 
 
-class RoomsElsewhere:
+class RemoteRooms:
     """Makes membership changes that need another server."""
 
     def __init__(
         self,
-        remote_memberships: RemoteMemberships,
-        leaving: Leaving,
+        remote_memberships: RemoteJoins,
+        leaving: RemoteLeaves,
         invitations: Invitations,
         directory: RemoteDirectory,
-        policy: Policy,
-        outside: OutsideMemberships,
+        policy: FederationPolicy,
+        outside: OutOfRoomMemberships,
         rooms: RoomStore,
         memberships: Memberships,
         servers: RoomServers,
@@ -75,15 +75,13 @@ class RoomsElsewhere:
         candidates = await self._candidates(caller.user_id, room_id, servers)
         return await self._remote_memberships.join(room_id, caller.user_id, content, candidates)
 
-    async def do_join_vouched_for(
+    async def do_join_authorised(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]
     ) -> None:
         """Join a room that this server is in but in which only another server can authorise the
         join."""
         candidates = await self._candidates(caller.user_id, room_id, servers)
-        await self._remote_memberships.join_vouched_for(
-            room_id, caller.user_id, content, candidates
-        )
+        await self._remote_memberships.join_through(room_id, caller.user_id, content, candidates)
 
     async def do_knock(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]
@@ -139,7 +137,7 @@ class RoomsElsewhere:
             if row is not None and row.membership == "invite":
                 inviter.append(domain_of(row.sender))
             known += await self._outside.find_servers(room.room_nid, user_id)
-            known += longest_in(await self._servers.in_room(room.room_nid))[:MAX_FORMER_SERVERS]
+            known += sort_by_join(await self._servers.in_room(room.room_nid))[:MAX_FORMER_SERVERS]
         if ":" in room_id:
             known.append(domain_of(room_id))
         return [*inviter, *requested, *known]

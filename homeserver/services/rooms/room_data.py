@@ -2,12 +2,12 @@
 
 import msgspec
 
-from homeserver.services.account_data.room_account_data_cache import KeptAccountData
-from homeserver.services.rooms.receipt_cache import KeptReceipts
+from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.rooms.receipt_cache import ReceiptCache
 
 
-class BesideRooms(msgspec.Struct, frozen=True):
+class RoomCaches(msgspec.Struct, frozen=True):
     """The caches that both kinds of sync read for a room that is new to a client."""
 
-    receipts: KeptReceipts
-    account_data: KeptAccountData
+    receipts: ReceiptCache
+    account_data: AccountDataCache

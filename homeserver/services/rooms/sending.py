@@ -27,14 +27,14 @@ from federation.protocol.errors import (
 )
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, is_event_id, is_room_alias
-from federation.rooms.concurrent import map_at_once
+from federation.rooms.concurrent import map_concurrently
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_checks import check_still
-from federation.rooms.relations import read_relation, relation_in
+from federation.rooms.relations import parse_relation, read_relation
 from homeserver.api.requester import Requester
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.rooms.guest_access import GUEST_ACCESS, GuestAccess
 from homeserver.services.rooms.membership import RoomMemberships
 from homeserver.services.rooms.reading import RoomReading
@@ -46,7 +46,7 @@ MAX_TXN_ID: Final = 255
 MAX_REMOTE_ALIASES: Final = 10
 """The most aliases of other servers that are resolved for one event."""
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
-NOT_FOR_CLIENTS: Final = frozenset({"m.room.create"})
+SERVER_ONLY_TYPES: Final = frozenset({"m.room.create"})
 
 
 class NoLongerInRoom(Forbidden):
@@ -60,25 +60,25 @@ class RoomSending:
         self,
         engine: RoomEngine,
         events: RoomEvents,
-        unshown: UnshownRooms,
+        hidden_changes: HiddenRoomChanges,
         memberships: RoomMemberships,
         reading: RoomReading,
-        guests: GuestAccess,
+        guest_access: GuestAccess,
         relations: RelationStore,
-        sent: SentTransactionStore,
-        related: RelatedRedactions,
+        sent_transactions: SentTransactionStore,
+        related_redactions: RelatedRedactions,
         identity: ServerIdentity,
     ) -> None:
         self._engine = engine
         self._identity = identity
         self._events = events
-        self._hidden_changes = unshown
+        self._hidden_changes = hidden_changes
         self._memberships = memberships
         self._reading = reading
-        self._guests = guests
+        self._guests = guest_access
         self._relations = relations
-        self._sent = sent
-        self._related = related
+        self._sent = sent_transactions
+        self._related = related_redactions
 
     async def do_send(
         self,
@@ -93,7 +93,7 @@ class RoomSending:
         sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
         """Send an event that is not state. Return the response, the same for a repeated request.
-        `sent` names the request if it is not this one.
+        `sent_transaction` names the request if it is not this one.
 
         Raises Forbidden, NotFound, DuplicateAnnotation; UserSuspended and ConsentNotGiven except
         for redactions of one's own events; MatrixError for a thread whose root has a parent.
@@ -109,8 +109,8 @@ class RoomSending:
             await self._check_suspended_redacts_own(caller, room_id, redacts)
             # room versions that have `redacts` outside the content do not have it inside
             content = {name: value for name, value in content.items() if name != "redacts"}
-        sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
-        relation = relation_in(content)
+        sent = sent or identify_request(caller, f"send/{room_id}/{type}", txn_id)
+        relation = parse_relation(content)
         draft = Draft(
             type,
             caller.user_id,
@@ -144,11 +144,11 @@ class RoomSending:
         UserSuspended, ConsentNotGiven."""
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
-        sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
-        related = self._related.to_redact(
+        sent = identify_request(caller, f"redact/{room_id}/{target}", txn_id)
+        related = self._related.make_request(
             caller.user_id, target, with_rel_types, reason, only_own=caller.may_only_read
         )
-        also = self._related.noting(related)
+        also = self._related.store_tasks(related)
         draft = Draft(
             "m.room.redaction", caller.user_id, content, None, target, None, sent, also=also
         )
@@ -170,7 +170,7 @@ class RoomSending:
         sent: SentTransaction | None = None,
     ) -> EventID:
         """Set a state entry and return its event ID, that of the existing event if nothing changes.
-        `sent` names the request.
+        `sent_transaction` names the request.
 
         Raises Forbidden, NotFound, AlreadySent; UserSuspended and ConsentNotGiven except for
         leaving a room.
@@ -184,18 +184,18 @@ class RoomSending:
                 caller.check_may_write()
             # only what the endpoint for leaving a room allows
             content = {name: content[name] for name in ("membership", "reason") if name in content}
-        if type in NOT_FOR_CLIENTS:
+        if type in SERVER_ONLY_TYPES:
             raise Forbidden(f"{type} cannot be sent into an existing room")
         is_pretended = caller.is_shadow_banned
         if is_pretended and (type, state_key) == ("m.room.member", caller.user_id):
-            quiet = await self._memberships.find_quiet_change(caller.user_id, room_id, content)
+            quiet = await self._memberships.find_visible_change(caller.user_id, room_id, content)
             is_pretended, content = quiet is None, content if quiet is None else quiet
         if type == "m.room.member":
             content = await self._memberships.check_member_state(
                 caller, room_id, state_key, content
             )
-            if self._memberships.needs_another_server(state_key, content) and not is_pretended:
-                return await self._memberships.do_invite_elsewhere(
+            if self._memberships.needs_remote_server(state_key, content) and not is_pretended:
+                return await self._memberships.do_invite_remote(
                     caller, room_id, UserID(state_key), content
                 )
         if type == "m.room.canonical_alias":
@@ -222,17 +222,17 @@ class RoomSending:
             (made,) = await self._engine.check(room_id, [draft])
             if isinstance(made, StoredEvent):  # the state is unchanged
                 return made.event.event_id
-            return pretend_event_id(
+            return make_hidden_event_id(
                 caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode()
             )
         with self._memberships.counting_join(caller, room_id) if is_join else nullcontext():
             event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
-            await self._guests.do_remove_from(
+            await self._guests.do_remove_from_room(
                 (await self._engine.get_snapshot(room_id)).room.room_nid
             )
         elif type == "m.room.member" and event.membership == "join":
-            await self._memberships.settle(caller.user_id, room_id)
+            await self._memberships.complete_join(caller.user_id, room_id)
         return event.event_id
 
     async def _send(
@@ -241,7 +241,7 @@ class RoomSending:
         if caller.is_shadow_banned:
             await self._engine.check(room_id, [draft])
             return _response(
-                pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id)
+                make_hidden_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id)
             )
         try:
             (event,) = await self._engine.send(room_id, [draft])
@@ -351,7 +351,7 @@ class RoomSending:
             except NotFound:
                 return None
 
-        found = await map_at_once(find, remote, MAX_REMOTE_ALIASES)
+        found = await map_concurrently(find, remote, MAX_REMOTE_ALIASES)
         _check_none_wrong(
             [name for name, room in zip(remote, found, strict=True) if room != room_id]
         )
@@ -367,7 +367,7 @@ def _response(event_id: EventID) -> msgspec.Raw:
     return msgspec.Raw(b'{"event_id":"%s"}' % event_id.encode())
 
 
-def pretend_event_id(*what: str) -> EventID:
+def make_hidden_event_id(*what: str) -> EventID:
     """Return the ID for an event that is not sent, the same for a repeated request."""
     digest = sha256("\0".join(what).encode("utf-8", "surrogatepass")).digest()
     return EventID(f"${urlsafe_b64encode(digest).decode().rstrip('=')}")
@@ -379,7 +379,7 @@ def _named(content: Mapping[str, Any]) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
-def name_request(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
+def identify_request(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
     """Return the identity of a request that may be repeated. Raises InvalidParam."""
     if len(txn_id) > MAX_TXN_ID:
         raise InvalidParam(f"A transaction ID has at most {MAX_TXN_ID} characters")

@@ -26,8 +26,8 @@ from federation.protocol.space_hierarchy import (
     is_suggested,
     read_via,
 )
-from federation.rooms.serving.spaces import KnownRoom, RemoteSpaces, Spaces, wanted_children
-from federation.rooms.serving.summaries import Previews, summarise_room
+from federation.rooms.serving.spaces import RemoteSpaces, Spaces, StoredSpaceRoom, wanted_children
+from federation.rooms.serving.summaries import SummaryVisibility, summarise_room
 from storage.rooms.spaces import ChildRow
 
 DEFAULT_PAGE: Final = 50
@@ -70,7 +70,7 @@ class _Link(msgspec.Struct, frozen=True):
 class SpaceHierarchy:
     """Returns pages of trees of rooms."""
 
-    def __init__(self, spaces: Spaces, previews: Previews, remote: RemoteSpaces) -> None:
+    def __init__(self, spaces: Spaces, previews: SummaryVisibility, remote: RemoteSpaces) -> None:
         self._spaces = spaces
         self._previews = previews
         self._remote = remote
@@ -113,13 +113,13 @@ class SpaceHierarchy:
         return response
 
     async def _present(
-        self, rooms: Sequence[KnownRoom | RemoteRoom], *, suggested_only: bool
+        self, rooms: Sequence[StoredSpaceRoom | RemoteRoom], *, suggested_only: bool
     ) -> list[dict[str, Any]]:
-        known = [room for room in rooms if isinstance(room, KnownRoom)]
+        known = [room for room in rooms if isinstance(room, StoredSpaceRoom)]
         states = await self._spaces.load_children_state(known, suggested_only=suggested_only)
         return [
             summarise_room(room.row) | {"children_state": states[room.row.room_nid]}
-            if isinstance(room, KnownRoom)
+            if isinstance(room, StoredSpaceRoom)
             else {
                 **room.summary,
                 "children_state": _children_of(room, suggested_only=suggested_only),
@@ -134,7 +134,7 @@ class _Walk:
     def __init__(
         self,
         spaces: Spaces,
-        previews: Previews,
+        previews: SummaryVisibility,
         remote: RemoteSpaces,
         user_id: UserID,
         suggested_only: bool,
@@ -146,7 +146,7 @@ class _Walk:
         self._user_id = user_id
         self._suggested_only = suggested_only
         self._max_depth = max_depth
-        self._known: dict[RoomID, KnownRoom | None] = {}
+        self._known: dict[RoomID, StoredSpaceRoom | None] = {}
         """Rooms that were looked up locally; None: unknown."""
         self._visible: set[int] = set()
         self._remote_rooms: dict[RoomID, RemoteRoom | None] = {}
@@ -156,10 +156,10 @@ class _Walk:
 
     async def go(
         self, root: RoomID, token: _Token | None, count: int
-    ) -> tuple[list[KnownRoom | RemoteRoom], int]:
+    ) -> tuple[list[StoredSpaceRoom | RemoteRoom], int]:
         """Return the rooms from the root on, in order, and where among them the page of at most
         `count` rooms begins."""
-        found: list[KnownRoom | RemoteRoom] = []
+        found: list[StoredSpaceRoom | RemoteRoom] = []
         start = 0 if token is None else None
         seen: set[RoomID] = set()
         stack = [_Link(root, 0, None)]
@@ -189,11 +189,11 @@ class _Walk:
 
     async def _find(
         self, link: _Link, stack: Sequence[_Link], seen: Collection[RoomID]
-    ) -> KnownRoom | RemoteRoom | None:
+    ) -> StoredSpaceRoom | RemoteRoom | None:
         """Return the room at the end of a link, as far as the user may know of it."""
         room_id = link.child_id
         known = self._known.get(room_id)
-        if known is None or not known.is_ours:
+        if known is None or not known.has_local_members:
             if room_id not in self._remote_rooms:
                 await self._query(
                     [link, *(each for each in reversed(stack) if each.child_id not in seen)]
@@ -203,8 +203,8 @@ class _Walk:
                 return remote_room
         return known if known is not None and known.row.room_nid in self._visible else None
 
-    def _links(self, room: KnownRoom | RemoteRoom, depth: int) -> list[_Link]:
-        if isinstance(room, KnownRoom):
+    def _links(self, room: StoredSpaceRoom | RemoteRoom, depth: int) -> list[_Link]:
+        if isinstance(room, StoredSpaceRoom):
             return [
                 _Link(RoomID(child.child_id), depth, child)
                 for child in wanted_children(room.children, self._suggested_only)
@@ -220,7 +220,7 @@ class _Walk:
         while wave:
             found = await self._spaces.load(wave)
             self._known.update((room_id, found.get(room_id)) for room_id in wave)
-            self._visible |= await self._previews.visible_to_user(
+            self._visible |= await self._previews.find_visible_to_user(
                 self._user_id, [room.row for room in found.values()]
             )
             if depth >= self._max_depth:
@@ -245,7 +245,7 @@ class _Walk:
             if (
                 link.child_id in self._remote_rooms
                 or link.child_id in queried
-                or (known is not None and known.is_ours)
+                or (known is not None and known.has_local_members)
             ):
                 continue
             queried[link.child_id] = link
@@ -268,14 +268,14 @@ class _Walk:
                 await self._add_response(room_id, responses[room_id])
 
     async def _add_response(self, room_id: RoomID, response: RemoteHierarchy) -> None:
-        if await self._previews.is_told_of(self._user_id, response.room.summary):
+        if await self._previews.is_remote_room_visible(self._user_id, response.room.summary):
             self._remote_rooms[room_id] = response.room
         for child_id in response.inaccessible:
             self._remote_rooms.setdefault(child_id, None)
         for child_id, child in response.children.items():
             # a child space without its own children is queried when the walk reaches it
             if child.children_state is not None or child.summary.get("room_type") != SPACE:
-                may_know = await self._previews.is_told_of(self._user_id, child.summary)
+                may_know = await self._previews.is_remote_room_visible(self._user_id, child.summary)
                 self._remote_rooms.setdefault(child_id, child if may_know else None)
 
 
@@ -289,9 +289,11 @@ def _children_of(room: RemoteRoom, *, suggested_only: bool) -> list[Mapping[str,
     ]
 
 
-def _id_of(room: KnownRoom | RemoteRoom) -> RoomID:
+def _id_of(room: StoredSpaceRoom | RemoteRoom) -> RoomID:
     return (
-        RoomID(room.row.room_id) if isinstance(room, KnownRoom) else RoomID(room.summary["room_id"])
+        RoomID(room.row.room_id)
+        if isinstance(room, StoredSpaceRoom)
+        else RoomID(room.summary["room_id"])
     )
 
 

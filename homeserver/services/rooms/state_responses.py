@@ -20,14 +20,14 @@ LARGEST_SHARE: Final = 4
 ENTRY_OVERHEAD: Final = 200
 """Approximate bytes for a room, and for a response, besides the JSON."""
 
-Question = tuple[str | None, ...]
+StateQuestion = tuple[str | None, ...]
 """The name of a question about a state, and its parameters."""
 
-_Responses = dict[tuple[bytes | None, Question], bytes]
+_Responses = dict[tuple[bytes | None, StateQuestion], bytes]
 """Responses by root of the state, and question."""
 
 
-class RoomAnswers:
+class StateResponses:
     """Caches responses about the rooms that were requested most recently."""
 
     def __init__(self, streams: Streams, *, capacity: int) -> None:
@@ -37,7 +37,7 @@ class RoomAnswers:
             streams,
             Topic.MEMBERSHIP,
             Topic.REDACTED,
-            Topic.PLACED,
+            Topic.OUTLIER_PLACED,
             keys_of=_rooms_of,
             max_weight=capacity,
             weigh=_weigh,
@@ -49,7 +49,7 @@ class RoomAnswers:
         return self._rooms
 
     async def get(
-        self, state: StateView, question: Question, make: Callable[[], Awaitable[object]]
+        self, state: StateView, question: StateQuestion, make: Callable[[], Awaitable[object]]
     ) -> msgspec.Raw:
         """Return the response as JSON; `make` makes it if it is not cached."""
         room_nid, key = state.room_nid, (state.root, question)

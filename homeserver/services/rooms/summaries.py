@@ -10,7 +10,7 @@ from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import ServerName, UserID, is_room_alias, is_room_id
 from federation.rooms.memberships import Memberships
 from federation.rooms.serving.spaces import RemoteSpaces, Spaces
-from federation.rooms.serving.summaries import Previews, summarise_room
+from federation.rooms.serving.summaries import SummaryVisibility, summarise_room
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.membership import RoomMemberships
 
@@ -29,7 +29,7 @@ class RoomPreviews:
         room_memberships: RoomMemberships,
         memberships: Memberships,
         spaces: Spaces,
-        previews: Previews,
+        previews: SummaryVisibility,
         remote: RemoteSpaces,
     ) -> None:
         self._room_memberships = room_memberships
@@ -52,20 +52,20 @@ class RoomPreviews:
         user_id = None if caller is None else caller.user_id
         known = (await self._spaces.load([room_id])).get(room_id)
         summary: dict[str, Any] | None = None
-        if known is None or not known.is_ours:
+        if known is None or not known.has_local_members:
             response = (
                 await self._remote.get_hierarchies(
                     {room_id: [ServerName(each) for each in servers]}, suggested_only=False
                 )
             ).get(room_id)
-            if response is not None and await self._previews.is_told_of(
+            if response is not None and await self._previews.is_remote_room_visible(
                 user_id, response.room.summary
             ):
                 summary = dict(response.room.summary)
         if (
             summary is None
             and known is not None
-            and await self._previews.visible_to_user(user_id, [known.row])
+            and await self._previews.find_visible_to_user(user_id, [known.row])
         ):
             summary = summarise_room(known.row)
         if summary is None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
 from federation.rooms.relations import read_relation
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.reading import RoomReading
 from homeserver.services.streams.sync_tokens import SyncToken, parse_room_token
@@ -18,7 +18,7 @@ from storage.engine.streams import Streams
 from storage.events.relations import THREAD
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
-MOST_CHANGES: Final = 100
+MAX_CHANGES: Final = 100
 """The most changes of a page."""
 
 
@@ -105,7 +105,7 @@ class ThreadSubscriptions:
     ) -> dict[str, Any]:
         """Return the newest changes in a range of positions, in client format. If there are more, a
         token is under the key `further`."""
-        limit = min(limit, MOST_CHANGES)
+        limit = min(limit, MAX_CHANGES)
         rows = await self._store.get_changes(user_id, after, upto, limit + 1)
         subscribed: dict[str, dict[str, Mapping[str, object]]] = {}
         unsubscribed: dict[str, dict[str, Mapping[str, object]]] = {}
@@ -124,14 +124,14 @@ class ThreadSubscriptions:
             response[further] = str(rows[limit].position)
         return response
 
-    async def _see(self, caller: Requester, room_id: RoomID, event_id: EventID) -> Seen:
+    async def _see(self, caller: Requester, room_id: RoomID, event_id: EventID) -> VisibleEvent:
         if not is_event_id(event_id):
             raise NotFound("This is not an event ID")
         try:
-            reader = await self._reading.find_reader(caller.user_id, room_id)
+            reader = await self._reading.find_access(caller.user_id, room_id)
         except Forbidden as error:
             raise NotFound(error.text) from None
-        return await self._reading.see_one(caller, reader, event_id)
+        return await self._reading.get_visible_event(caller, reader, event_id)
 
 
 def _parse(token: str) -> int:

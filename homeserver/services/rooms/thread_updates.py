@@ -15,23 +15,23 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import EventID
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.memberships import Memberships
-from federation.rooms.visibility import Seen, Visibility, without_content
+from federation.rooms.visibility import Visibility, VisibleEvent, without_content
 from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.rooms.client_events import ClientEvents
-from homeserver.services.streams.sync_tokens import SyncToken, format_place, parse_room_token
+from homeserver.services.streams.sync_tokens import SyncToken, format_room_token, parse_room_token
 from storage.engine.streams import Streams
-from storage.events.timelines import Place
+from storage.events.timelines import TimelinePlace
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomStore
 from storage.rooms.thread_updates import ThreadUpdateRow, ThreadUpdateStore
 
-MOST_UPDATES: Final = 100
+MAX_UPDATES: Final = 100
 """The max_rows updates of one response."""
 
 _TOKEN: Final = re.compile(r"([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
-Thread = tuple[int, str]
+ThreadKey = tuple[int, str]
 """Number of the room, ID of the root."""
 
 
@@ -46,7 +46,7 @@ class ThreadUpdates:
         memberships: Memberships,
         visibility: Visibility,
         client_events: ClientEvents,
-        ignored: IgnoredUsers,
+        ignored_users: IgnoredUsers,
         streams: Streams,
     ) -> None:
         self._store = store
@@ -55,7 +55,7 @@ class ThreadUpdates:
         self._memberships = memberships
         self._visibility = visibility
         self._client_events = client_events
-        self._ignored = ignored
+        self._ignored = ignored_users
         self._streams = streams
 
     async def read(
@@ -65,7 +65,7 @@ class ThreadUpdates:
         after: int,
         upto: int,
         limit: int,
-        told: Mapping[Thread, int] | None,
+        told: Mapping[ThreadKey, int] | None,
     ) -> dict[str, Any]:
         """Return updates for a client that has seen all up to `after`; empty for none. `room_nids`:
         the rooms with changes since then; None: unknown. `told`: the number of events of each
@@ -106,13 +106,13 @@ class ThreadUpdates:
         upto: int,
         last: int,
         limit: int,
-        told: Mapping[Thread, int] | None,
+        told: Mapping[ThreadKey, int] | None,
     ) -> tuple[dict[str, dict[str, Any]], str | None]:
         """Return the threads by room ID and root, and a token for the rest."""
         own = await self._memberships.of_user(caller.user_id)
         joined = {nid: row for nid, row in own.items() if row.membership == "join"}
         included = joined.keys() if room_nids is None else joined.keys() & room_nids
-        limit = min(limit, MOST_UPDATES)
+        limit = min(limit, MAX_UPDATES)
         ignored = await self._ignored.of_user(caller.user_id)
         max_rows = limit + (0 if told is None else len(told))
         page = await self._store.get_updates(included, after, upto, last, max_rows, ignored)
@@ -121,7 +121,7 @@ class ThreadUpdates:
             rows = [
                 row
                 for row in rows
-                if not row.is_whole or told.get((row.room_nid, row.root), 0) < row.count
+                if not row.is_complete or told.get((row.room_nid, row.root), 0) < row.count
             ]
         if len(rows) > limit:
             reached = rows[limit].position
@@ -142,9 +142,9 @@ class ThreadUpdates:
             update: dict[str, Any] = {}
             if row.root in roots:
                 update["thread_root"] = roots[row.root]
-            if row.count > 1 or not row.is_whole:
-                update["prev_batch"] = format_place(
-                    Place(row.newest.depth, row.newest.event_nid - 1)
+            if row.count > 1 or not row.is_complete:
+                update["prev_batch"] = format_room_token(
+                    TimelinePlace(row.newest.depth, row.newest.event_nid - 1)
                 )
             updates.setdefault(rooms[row.room_nid].room_id, {})[row.root] = update
         return updates, further
@@ -173,11 +173,11 @@ class ThreadUpdates:
 
     async def _see(
         self, caller: Requester, joined: Mapping[int, MembershipRow], events: Iterable[StoredEvent]
-    ) -> list[Seen]:
+    ) -> list[VisibleEvent]:
         by_room: dict[int, list[StoredEvent]] = {}
         for event in events:
             by_room.setdefault(event.room_nid, []).append(event)
-        seen: list[Seen] = []
+        seen: list[VisibleEvent] = []
         for nid, of_room in by_room.items():
             seen += await self._visibility.filter(caller.user_id, joined[nid], of_room)
         return seen

@@ -34,30 +34,30 @@ from federation.protocol.space_hierarchy import CHILD, PARENT, is_link
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
-from federation.rooms.replace import Replacements
+from federation.rooms.replace import RoomReplacement
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
 from homeserver.api.requester import Requester
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.membership import member_content
 from homeserver.services.rooms.reading import RoomReading
 from homeserver.services.rooms.upgrade_events import (
-    COPIED,
-    COPIED_BY_TYPE,
+    COPIED_STATE,
+    COPIED_TYPES,
     TOMBSTONE,
     copied_content,
     create_content,
-    power_levels,
-    predecessor_of,
-    quiet_levels,
+    get_predecessor,
+    muted_power_levels,
+    new_power_levels,
     split_aliases,
 )
-from homeserver.services.rooms.upgrade_settings import PersonalSettings
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.rooms.upgrade_settings import PersonalSettingsCopier
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.directory.aliases import move_aliases
 from storage.engine.transaction import WriteTransaction
 from storage.rooms.memberships import MembershipStore
-from storage.rooms.rooms import RoomRow, RoomStore, move_public
+from storage.rooms.rooms import RoomRow, RoomStore, move_directory_listing
 from storage.rooms.spaces import SpaceStore
 
 MAX_ENTRIES_PER_TYPE: Final = 2000
@@ -77,23 +77,23 @@ class RoomUpgrade:
         self,
         engine: RoomEngine,
         events: RoomEvents,
-        replacements: Replacements,
+        replacements: RoomReplacement,
         rooms: RoomStore,
         membership_store: MembershipStore,
-        unshown: UnshownRooms,
+        hidden_changes: HiddenRoomChanges,
         spaces: SpaceStore,
         reading: RoomReading,
         profiles: Profiles,
-        personal_settings: PersonalSettings,
+        personal_settings: PersonalSettingsCopier,
         identity: ServerIdentity,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
     ) -> None:
         self._engine = engine
         self._events = events
         self._replacements = replacements
         self._rooms = rooms
         self._membership_store = membership_store
-        self._hidden_changes = unshown
+        self._hidden_changes = hidden_changes
         self._spaces = spaces
         self._reading = reading
         self._profiles = profiles
@@ -119,7 +119,7 @@ class RoomUpgrade:
         old = await self._reading.check_joined(caller.user_id, room_id)
         if not (await _levels(old)).can_send(caller.user_id, TOMBSTONE, is_state=True):
             raise Forbidden("You may not upgrade this room")
-        old = await self._engine.get_whole(room_id)
+        old = await self._engine.get_complete(room_id)
         creators = (
             [parse_user_id(user_id) for user_id in additional_creators]
             if version.creators_privileged
@@ -147,7 +147,7 @@ class RoomUpgrade:
         if new is None or new.version is not version:
             return None
         create = await new.create_event()
-        return new if create.sender == user_id and predecessor_of(create) == old.room_id else None
+        return new if create.sender == user_id and get_predecessor(create) == old.room_id else None
 
     async def _replace(
         self, caller: Requester, old_id: RoomID, version: RoomVersion, creators: Sequence[UserID]
@@ -163,7 +163,7 @@ class RoomUpgrade:
 
         def move(txn: WriteTransaction, old: RoomRow, new: RoomRow) -> None:
             move_aliases(txn, old.room_nid, new.room_nid)
-            move_public(txn, old.room_nid, new.room_nid)
+            move_directory_listing(txn, old.room_nid, new.room_nid)
 
         try:
             return await self._replacements.replace(
@@ -217,7 +217,7 @@ class RoomUpgrade:
         """Return the ID of the new room; None if the create event defines it."""
         if version.room_id_is_create_hash:
             return None
-        return RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
+        return RoomID(f"!{self._secret_text.room_localpart()}:{self._identity.server_name}")
 
     async def _first_events(
         self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
@@ -228,7 +228,7 @@ class RoomUpgrade:
         names = (await self._profiles.get_names([user_id])).get(user_id)
         create = await old.create_event()
         last_event = old.head.extremities[0][1] if old.head.extremities else None
-        levels = power_levels(await _levels(old), version, user_id, creators)
+        levels = new_power_levels(await _levels(old), version, user_id, creators)
         aliases = await self._moved_aliases(caller, old)
         canonical, _ = split_aliases(await _content(old, _CANONICAL_ALIAS), aliases)
         return [
@@ -257,7 +257,7 @@ class RoomUpgrade:
         moved, left = split_aliases(canonical, await self._moved_aliases(caller, old))
         if moved:
             drafts.append(Draft("m.room.canonical_alias", user_id, left, ""))
-        levels = quiet_levels(await _levels(old))
+        levels = muted_power_levels(await _levels(old))
         return [*drafts, Draft("m.room.power_levels", user_id, levels, "", unless_same=True)]
 
     async def _copied(
@@ -265,12 +265,12 @@ class RoomUpgrade:
     ) -> list[Draft]:
         nids = [
             nid
-            for type in COPIED_BY_TYPE
+            for type in COPIED_TYPES
             for nid in list((await old.state.load_nids(type)).values())[:MAX_ENTRIES_PER_TYPE]
         ]
         found = await self._events.get_events(nids)
         events = [
-            *(await old.state.load(COPIED)).values(),
+            *(await old.state.load(COPIED_STATE)).values(),
             *(found[nid] for nid in nids if nid in found),
         ]
         return [

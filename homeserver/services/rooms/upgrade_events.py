@@ -18,7 +18,7 @@ from federation.protocol.space_hierarchy import CHILD, PARENT
 
 TOMBSTONE: Final = "m.room.tombstone"
 JOIN_RULES: Final = "m.room.join_rules"
-COPIED: Final = tuple(
+COPIED_STATE: Final = tuple(
     StateKey(type, "")
     for type in (
         JOIN_RULES,
@@ -35,7 +35,7 @@ COPIED: Final = tuple(
     )
 )
 """State that is copied unchanged. The sender of these events does not matter."""
-COPIED_BY_TYPE: Final = (CHILD, PARENT, "m.room.image_pack")
+COPIED_TYPES: Final = (CHILD, PARENT, "m.room.image_pack")
 """Event types of which every entry is copied."""
 
 _GROUPS: Final = ("users", "events", "notifications")
@@ -64,7 +64,7 @@ def create_content(
     return content
 
 
-def power_levels(
+def new_power_levels(
     old: PowerLevels, version: RoomVersion, creator: UserID, additional_creators: Collection[UserID]
 ) -> dict[str, Any]:
     """Return the power levels of the new room: the old ones, in the form of the new version.
@@ -97,7 +97,7 @@ def power_levels(
     return result | {"users": users} | ({"events": events} if events else {})
 
 
-def quiet_levels(old: PowerLevels) -> dict[str, Any]:
+def muted_power_levels(old: PowerLevels) -> dict[str, Any]:
     """Return power levels for the old room with which ordinary members neither send nor invite.
 
     spec: client-server-api#room-upgrades
@@ -166,7 +166,7 @@ def split_aliases(
     return split
 
 
-def predecessor_of(create: Event) -> RoomID | None:
+def get_predecessor(create: Event) -> RoomID | None:
     """Return the room that this room says it replaces."""
     predecessor = create.content.get("predecessor")
     room_id = predecessor.get("room_id") if isinstance(predecessor, Mapping) else None

@@ -20,7 +20,7 @@ from federation.rooms.snapshot import RoomSnapshot
 from homeserver.services.account_data.account_data import TAGS
 from homeserver.services.push.push_rules import copy_rules_of_room
 from homeserver.services.push.rule_changes import RuleChanges
-from homeserver.services.rooms.upgrade_events import TOMBSTONE, predecessor_of
+from homeserver.services.rooms.upgrade_events import TOMBSTONE, get_predecessor
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
@@ -28,7 +28,7 @@ from storage.engine.transaction import WriteTransaction
 DIRECT: Final = "m.direct"
 
 
-class PersonalSettings:
+class PersonalSettingsCopier:
     """Copies users' personal settings of rooms."""
 
     def __init__(
@@ -49,7 +49,7 @@ class PersonalSettings:
         Both rooms have to say so: otherwise the creator of a room could have it tagged like
         another.
         """
-        old_id = predecessor_of(await room.create_event())
+        old_id = get_predecessor(await room.create_event())
         old = None if old_id is None else await self._engine.find_snapshot(old_id)
         tombstone = None if old is None else await old.state.get(StateKey(TOMBSTONE, ""))
         if (

@@ -15,11 +15,11 @@ _STATES: Final[Mapping[ScanState, str]] = {
     ScanState.UNKNOWN: "waiting",
     ScanState.CLEAN: "clean",
     ScanState.HARMFUL: "harmful",
-    ScanState.FREED: "freed",
+    ScanState.RELEASED: "freed",
 }
 
 
-class Finding(msgspec.Struct, frozen=True):
+class HarmfulContent(msgspec.Struct, frozen=True):
     """A finding, and the files with that content."""
 
     scan: ScanRow
@@ -38,13 +38,13 @@ class ScanAdministration:
         self._store = store
         self._rescans = rescans
 
-    async def get_findings(self, start: int, limit: int) -> Sequence[Finding]:
+    async def get_findings(self, start: int, limit: int) -> Sequence[HarmfulContent]:
         """Return harmful contents, the latest first."""
         rows = await self._store.get_findings(start, limit)
         files: Mapping[bytes, Sequence[ScannedFile]] = await self._store.get_files(
             self._own, {row.hash for row in rows}
         )
-        return [Finding(row, files.get(row.hash, ())) for row in rows]
+        return [HarmfulContent(row, files.get(row.hash, ())) for row in rows]
 
     async def get_rescan(self) -> tuple[Rescan | None, int]:
         """Return the running or last rescan, and the number of contents left to scan."""
@@ -58,7 +58,7 @@ class ScanAdministration:
         return await self._rescans.do_start(since)
 
 
-def shown_scan(row: ScanRow | None) -> dict[str, Any] | None:
+def scan_json(row: ScanRow | None) -> dict[str, Any] | None:
     """Return a file's scan as administrators and users see it; None if the file was never to be
     scanned.
 

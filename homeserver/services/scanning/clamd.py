@@ -10,21 +10,25 @@ from functools import partial
 from typing import Final
 
 from homeserver.services.plugins.hooks import FileToCheck
-from homeserver.services.scanning.connection import CONNECT_SECONDS, Connection, Place
-from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
+from homeserver.services.scanning.connection import (
+    CONNECT_SECONDS,
+    ScannerAddress,
+    ScannerConnection,
+)
+from homeserver.services.scanning.scanner import CannotScan, ScanFinding, ScannerUnavailable
 from storage.engine.executors import Executor, run_in
 
 _END: Final = struct.pack(">I", 0)
 _TOO_LONG: Final = "size limit exceeded"
 
 
-class Clamd:
+class ClamdScanner:
     """Scans files with clamd. Implements `Scanner`."""
 
     name = "clamd"
     is_antivirus = True
 
-    def __init__(self, place: Place, executor: Executor, seconds: float) -> None:
+    def __init__(self, place: ScannerAddress, executor: Executor, seconds: float) -> None:
         """`executor`: its threads wait for clamd. `seconds`: time limit per file."""
         self._place = place
         self._executor = executor
@@ -34,10 +38,12 @@ class Clamd:
         """Return clamd's own text: program, version of the signatures, and their date."""
         response = await run_in(self._executor, self._read_version)
         if not response.startswith("ClamAV"):
-            raise ScannerAway(f"{self._place} is not clamd: its response is {response[:100]!r}")
+            raise ScannerUnavailable(
+                f"{self._place} is not clamd: its response is {response[:100]!r}"
+            )
         return response
 
-    async def scan(self, file: FileToCheck) -> Finding | None:
+    async def scan(self, file: FileToCheck) -> ScanFinding | None:
         connection = await run_in(
             self._executor, lambda: self._begin(b"zINSTREAM\0", self._seconds)
         )
@@ -63,17 +69,17 @@ class Clamd:
         finally:
             connection.close()
 
-    def _begin(self, command: bytes, seconds: float) -> Connection:
-        connection = Connection(self._place, seconds)
+    def _begin(self, command: bytes, seconds: float) -> ScannerConnection:
+        connection = ScannerConnection(self._place, seconds)
         connection.send(command)
         return connection
 
-    def _parse(self, response: str, *, is_accepted: bool) -> Finding | None:
+    def _parse(self, response: str, *, is_accepted: bool) -> ScanFinding | None:
         verdict = response.removeprefix("stream: ")
         if verdict == "OK":
             return None
         if verdict.endswith(" FOUND"):
-            return Finding(self.name, verdict.removesuffix(" FOUND"))
+            return ScanFinding(self.name, verdict.removesuffix(" FOUND"))
         if _TOO_LONG in verdict or (not verdict and not is_accepted):
             # over TCP the response may be lost when clamd closes the connection
             raise CannotScan(
@@ -81,11 +87,11 @@ class Clamd:
                 " its StreamMaxLength is less than media_scanning.max_size"
             )
         if not verdict:
-            raise ScannerAway(f"{self._place} closed the connection without a response")
+            raise ScannerUnavailable(f"{self._place} closed the connection without a response")
         # a fault of clamd, such as a full disk, and not of the file
-        raise ScannerAway(f"clamd responds {verdict[:200]!r}")
+        raise ScannerUnavailable(f"clamd responds {verdict[:200]!r}")
 
 
-def _finish(connection: Connection) -> str:
+def _finish(connection: ScannerConnection) -> str:
     connection.send(_END)
     return connection.read_until(b"\0").decode("utf-8", "replace")

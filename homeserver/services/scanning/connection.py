@@ -9,19 +9,19 @@ from typing import Final
 
 import msgspec
 
-from homeserver.services.scanning.scanner import CannotScan, ScannerAway
+from homeserver.services.scanning.scanner import CannotScan, ScannerUnavailable
 
 READ_BYTES: Final = 1 << 16
 CONNECT_SECONDS: Final = 10.0
 """The time for connecting, and for reporting the version. A scanner that takes longer is
 unavailable, whatever the file."""
 MAX_LINE_BYTES: Final = 1 << 16
-MOST_EARLY: Final = 8 << 20
+MAX_EARLY_BYTES: Final = 8 << 20
 """The most bytes of a response that are read before everything is sent. Some scanners begin to
 respond early, and read no more until their response is read."""
 
 
-class Place(msgspec.Struct, frozen=True):
+class ScannerAddress(msgspec.Struct, frozen=True):
     """The address of a scanner: a Unix socket, or host and port."""
 
     path: str | None = None
@@ -32,12 +32,12 @@ class Place(msgspec.Struct, frozen=True):
         return self.path or f"{self.host}:{self.port}"
 
 
-class Connection:
+class ScannerConnection:
     """An open connection. All methods block. They raise ScannerAway, or CannotScan when the time
     limit is exceeded."""
 
     def __init__(
-        self, place: Place, seconds: float, clock: Callable[[], float] = time.monotonic
+        self, place: ScannerAddress, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Connect. `seconds`: the limit for everything that is done with the connection."""
         self._place = place
@@ -47,7 +47,7 @@ class Connection:
         try:
             self._socket = _connect(place, min(seconds, CONNECT_SECONDS))
         except OSError as error:
-            raise ScannerAway(f"{place} cannot be reached: {error}") from error
+            raise ScannerUnavailable(f"{place} cannot be reached: {error}") from error
         self._socket.setblocking(False)
 
     def send(self, *pieces: bytes) -> bool:
@@ -57,7 +57,7 @@ class Connection:
             for piece in pieces:
                 rest = memoryview(piece)
                 while rest:
-                    may_read = len(self._received) < MOST_EARLY
+                    may_read = len(self._received) < MAX_EARLY_BYTES
                     ready = self._wait(select.POLLOUT | (select.POLLIN if may_read else 0))
                     if ready & select.POLLIN and not self._receive():
                         return False
@@ -67,14 +67,14 @@ class Connection:
         except (BrokenPipeError, ConnectionResetError):
             return False
         except OSError as error:
-            raise ScannerAway(f"cannot send to {self._place}: {error}") from error
+            raise ScannerUnavailable(f"cannot send to {self._place}: {error}") from error
         return True
 
     def read_until(self, end: bytes) -> bytes:
         """Return the bytes up to `end`, without it, or all bytes if the connection ends before."""
         while (at := self._received.find(end)) < 0:
             if len(self._received) > MAX_LINE_BYTES:
-                raise ScannerAway(f"{self._place} sent a line that is too long")
+                raise ScannerUnavailable(f"{self._place} sent a line that is too long")
             if not self._fill():
                 at = len(self._received)
                 break
@@ -103,7 +103,7 @@ class Connection:
         except ConnectionResetError:
             return False
         except OSError as error:
-            raise ScannerAway(f"no response from {self._place}: {error}") from error
+            raise ScannerUnavailable(f"no response from {self._place}: {error}") from error
 
     def _receive(self) -> bool:
         try:
@@ -124,7 +124,7 @@ class Connection:
         return found[0][1]
 
 
-def _connect(place: Place, seconds: float) -> socket.socket:
+def _connect(place: ScannerAddress, seconds: float) -> socket.socket:
     if place.path is None:
         connected = socket.create_connection((place.host, place.port), seconds)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

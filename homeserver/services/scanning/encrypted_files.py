@@ -22,11 +22,11 @@ IV_BYTES: Final = 16
 _ADDRESS: Final = re.compile(r"mxc://([^/]{1,255})/([A-Za-z0-9_-]{1,255})")
 
 
-class Malformed(Exception):
+class MalformedScanRequest(Exception):
     """The body is malformed. The text tells the client why."""
 
 
-class NotForThisKey(Exception):
+class DecryptionFailed(Exception):
     """The encrypted body cannot be decrypted: it was encrypted for another key, or damaged."""
 
 
@@ -69,7 +69,7 @@ class _Body(msgspec.Struct, frozen=True):
     encrypted_body: _EncryptedBody | None = None
 
 
-class EncryptedBodies:
+class EncryptedBodyReader:
     """Decrypts bodies with a key that is derived from the server's signing key. So every node has
     it, also after a restart."""
 
@@ -89,26 +89,26 @@ class EncryptedBodies:
             return _read(parsed)
         try:
             return _read(_decode(self._decrypt(parsed.encrypted_body)))
-        except Malformed as error:
+        except MalformedScanRequest as error:
             # the authentication of these bodies is weak: an error that shows whether a body was
             # decrypted would be a padding oracle
-            raise NotForThisKey from error
+            raise DecryptionFailed from error
 
     def _decrypt(self, body: _EncryptedBody) -> bytes:
         parts = (each.rstrip("=") for each in (body.ciphertext, body.mac, body.ephemeral))
         try:
             return self._decryption.decrypt(vodozemac.Message.from_base64(*parts))
         except ValueError as error:
-            raise NotForThisKey from error
+            raise DecryptionFailed from error
 
 
 def _read(body: _Body) -> EncryptedFile:
     file = body.file
     if file is None:
-        raise Malformed("file is missing")
+        raise MalformedScanRequest("file is missing")
     address = _ADDRESS.fullmatch(file.url)
     if address is None or not is_server_name(address[1]):
-        raise Malformed("file.url must be an mxc:// address")
+        raise MalformedScanRequest("file.url must be an mxc:// address")
     return EncryptedFile(
         ServerName(address[1]),
         address[2],
@@ -122,7 +122,7 @@ def _decode(body: bytes) -> _Body:
     try:
         return msgspec.json.decode(body, type=_Body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Malformed(str(error)) from error
+        raise MalformedScanRequest(str(error)) from error
 
 
 def _bytes(name: str, text: str, size: int) -> bytes:
@@ -132,5 +132,5 @@ def _bytes(name: str, text: str, size: int) -> bytes:
     except InvalidParam:
         found = b""
     if len(found) != size:
-        raise Malformed(f"{name} must be {size} bytes in base64")
+        raise MalformedScanRequest(f"{name} must be {size} bytes in base64")
     return found

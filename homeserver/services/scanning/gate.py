@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from storage.engine.transaction import WriteTransaction
-from storage.media.media import Content
+from storage.media.media import MediaContent
 from storage.media.rescans import FileKind
 
 
@@ -14,19 +14,19 @@ class ScanGate(Protocol):
         """Check a size before the file is stored. Raises TooLarge if it could not be scanned and so
         not be downloaded."""
 
-    def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
+    def record_file(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         """Record a new file, in the write that stores it."""
 
-    async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
+    async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
         """Scan a stored file, and wait a short time for the result. Raises MediaHarmful.
 
-        `whose`: the user or server that owns the file; the scanner is shared fairly among these.
+        `owner`: the user or server that owns the file; the scanner is shared fairly among these.
         """
 
     async def check(
         self,
         kind: FileKind,
-        content: Content,
+        content: MediaContent,
         timeout_ms: int,
         whose: str,
         *,
@@ -40,22 +40,22 @@ class ScanGate(Protocol):
         """
 
 
-class OpenGate:
+class NoScanGate:
     """Accepts all files, for a server without scanners."""
 
     def check_size(self, kind: FileKind, size: int) -> None:
         return None
 
-    def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
+    def record_file(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         return None
 
-    async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
+    async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
         return None
 
     async def check(
         self,
         kind: FileKind,
-        content: Content,
+        content: MediaContent,
         timeout_ms: int,
         whose: str,
         *,

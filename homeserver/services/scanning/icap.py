@@ -15,8 +15,12 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from homeserver.services.plugins.hooks import FileToCheck
-from homeserver.services.scanning.connection import CONNECT_SECONDS, Connection, Place
-from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
+from homeserver.services.scanning.connection import (
+    CONNECT_SECONDS,
+    ScannerAddress,
+    ScannerConnection,
+)
+from homeserver.services.scanning.scanner import CannotScan, ScanFinding, ScannerUnavailable
 from storage.engine.executors import Executor, run_in
 
 DEFAULT_PORT: Final = 1344
@@ -28,7 +32,7 @@ Method = Literal["RESPMOD", "REQMOD"]
 Headers = Mapping[str, str]
 
 
-class ICAP:
+class ICAPScanner:
     """Scans files with an ICAP server. Implements `Scanner`."""
 
     name = "icap"
@@ -41,14 +45,14 @@ class ICAP:
         self._method: Method = method
         self._executor = executor
         self._seconds = seconds
-        self._place = place_of(url)
+        self._place = parse_icap_url(url)
 
     async def get_version(self) -> str:
         """Return the server's ISTag, which changes with its signatures. Raises ScannerAway, also if
         the server does not offer the method."""
         return await run_in(self._executor, self._ask_options)
 
-    async def scan(self, file: FileToCheck) -> Finding | None:
+    async def scan(self, file: FileToCheck) -> ScanFinding | None:
         connection = await run_in(self._executor, lambda: self._begin(file.size))
         sent = hashlib.sha256()
         try:
@@ -66,22 +70,22 @@ class ICAP:
             connection.close()
 
     def _ask_options(self) -> str:
-        connection = Connection(self._place, min(self._seconds, CONNECT_SECONDS))
+        connection = ScannerConnection(self._place, min(self._seconds, CONNECT_SECONDS))
         try:
             connection.send(self._head("OPTIONS", "Encapsulated: null-body=0"))
             status, headers = self._read_head(connection)
         finally:
             connection.close()
         if status != 200:
-            raise ScannerAway(f"{self._url} responds {status} to OPTIONS")
+            raise ScannerUnavailable(f"{self._url} responds {status} to OPTIONS")
         if self._method not in headers.get("methods", self._method):
-            raise ScannerAway(
+            raise ScannerUnavailable(
                 f"{self._url} does not offer {self._method}, but {headers['methods'][:100]}"
             )
         service = headers.get("service", "").strip()[:100]
         return f"{service} {headers.get('istag', '').strip()[:100]}".strip() or "unknown"
 
-    def _begin(self, size: int) -> Connection:
+    def _begin(self, size: int) -> ScannerConnection:
         request = b"GET http://media.invalid/file HTTP/1.1\r\nHost: media.invalid\r\n\r\n"
         described = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % size
         if self._method == "REQMOD":
@@ -90,7 +94,7 @@ class ICAP:
         else:
             parts = [request, b"HTTP/1.1 200 OK\r\n" + described]
             offsets = f"req-hdr=0, res-hdr={len(request)}, res-body={len(request) + len(parts[1])}"
-        connection = Connection(self._place, self._seconds)
+        connection = ScannerConnection(self._place, self._seconds)
         connection.send(self._head(self._method, "Allow: 204", f"Encapsulated: {offsets}"), *parts)
         return connection
 
@@ -105,7 +109,7 @@ class ICAP:
         )
         return ("\r\n".join(lines_sent) + "\r\n\r\n").encode("ascii")
 
-    def _finish(self, connection: Connection, digest: bytes) -> Finding | None:
+    def _finish(self, connection: ScannerConnection, digest: bytes) -> ScanFinding | None:
         """End the request and read the verdict. `digest`: SHA-256 of what was sent; empty if that
         was not the complete file."""
         connection.send(b"0\r\n\r\n")
@@ -116,17 +120,17 @@ class ICAP:
             (headers[name] for name in FOUND_HEADERS if headers.get(name, "").strip()), None
         )
         if found is not None:
-            return Finding(self.name, _threat_in(found))
+            return ScanFinding(self.name, _threat_in(found))
         if status == 204:
             return None
         if status == 200:
             same = digest and self._hash_replacement(connection, headers) == digest
-            return None if same else Finding(self.name, "refused")
+            return None if same else ScanFinding(self.name, "refused")
         if status in (413, 418):
             raise CannotScan(f"{self._url} responds {status}")
-        raise ScannerAway(f"{self._url} responds {status}")
+        raise ScannerUnavailable(f"{self._url} responds {status}")
 
-    def _hash_replacement(self, connection: Connection, headers: Headers) -> bytes | None:
+    def _hash_replacement(self, connection: ScannerConnection, headers: Headers) -> bytes | None:
         """Return SHA-256 of the body that replaces the file; None if the response is of another
         kind."""
         parts = [
@@ -146,22 +150,22 @@ class ICAP:
             while size:
                 piece = connection.read(min(size, _READ_BYTES))
                 if not piece:
-                    raise ScannerAway(f"{self._url} closed the connection in its response")
+                    raise ScannerUnavailable(f"{self._url} closed the connection in its response")
                 body.update(piece)
                 size -= len(piece)
             connection.read_until(b"\r\n")
         return body.digest()
 
-    def _read_head(self, connection: Connection) -> tuple[int, Headers]:
+    def _read_head(self, connection: ScannerConnection) -> tuple[int, Headers]:
         lines = _read_lines(connection)
         words = lines[0].split(" ") if lines else []
         if len(words) < 2 or not words[0].startswith("ICAP/") or not words[1].isdigit():
-            raise ScannerAway(f"{self._url} does not speak ICAP, or closed the connection")
+            raise ScannerUnavailable(f"{self._url} does not speak ICAP, or closed the connection")
         pairs = (line.partition(":") for line in lines[1:])
         return int(words[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-def place_of(url: str) -> Place:
+def parse_icap_url(url: str) -> ScannerAddress:
     """Return host and port of a URL. Raises ValueError if it is not an ICAP URL."""
     parts = urlsplit(url)
     if (
@@ -171,7 +175,7 @@ def place_of(url: str) -> Place:
         or any(each.isspace() for each in url)
     ):
         raise ValueError("must be icap://host:port/service")
-    return Place(host=parts.hostname, port=parts.port or DEFAULT_PORT)
+    return ScannerAddress(host=parts.hostname, port=parts.port or DEFAULT_PORT)
 
 
 def _threat_in(header: str) -> str:
@@ -183,19 +187,19 @@ def _threat_in(header: str) -> str:
     return header.strip()
 
 
-def _read_lines(connection: Connection) -> Sequence[str]:
+def _read_lines(connection: ScannerConnection) -> Sequence[str]:
     """Return the lines up to an empty one."""
     lines: list[str] = []
     while line := connection.read_until(b"\r\n"):
         lines.append(line.decode("latin-1"))
         if len(lines) > MAX_HEADERS:
-            raise ScannerAway("an ICAP server sent too many header lines")
+            raise ScannerUnavailable("an ICAP server sent too many header lines")
     return lines
 
 
-def _chunk_size(connection: Connection) -> int:
+def _chunk_size(connection: ScannerConnection) -> int:
     line = connection.read_until(b"\r\n").partition(b";")[0].strip()
     try:
         return int(line, 16)
     except ValueError:
-        raise ScannerAway("an ICAP server sent an invalid chunk size") from None
+        raise ScannerUnavailable("an ICAP server sent an invalid chunk size") from None

@@ -9,7 +9,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from federation.protocol.errors import InvalidParam
-from homeserver.services.scanning.scanner import CannotScan, ScannerAway
+from homeserver.services.scanning.scanner import CannotScan, ScannerUnavailable
 from homeserver.services.scanning.scanners import Scanners
 from storage.media.rescans import MediaRescanStore, Rescan
 
@@ -17,7 +17,7 @@ FOLLOW_SECONDS: Final = 1.0
 """The interval at which progress is read."""
 
 
-class AlreadyUnderWay(InvalidParam):
+class RescanRunning(InvalidParam):
     default_text = "A rescan is already running: wait until it has ended"
 
 
@@ -75,7 +75,7 @@ class Rescans:
         """Rescan files that arrived since this time. Raises AlreadyUnderWay."""
         started = await self._store.start("administrator", self._now_ms(), since_ms)
         if started is None:
-            raise AlreadyUnderWay
+            raise RescanRunning
         return started
 
     async def get(self) -> tuple[Rescan | None, int]:
@@ -88,14 +88,14 @@ class Rescans:
         """Continue to mark contents for rescanning, at most `limit`; return the number."""
         return await self._store.mark(limit, self._now_ms())
 
-    async def do_follow(self, _limit: int) -> int:
+    async def do_check_version(self, _limit: int) -> int:
         """Start a rescan if the scanners have new signatures."""
         try:
             version = await self._scanners.get_version()
-        except (ScannerAway, CannotScan) as error:
+        except (ScannerUnavailable, CannotScan) as error:
             self.log.warn("cannot read the version of a scanner: {error}", error=str(error))
             return 0
-        if not await self._store.note_version(version) or not self._on_new_signatures:
+        if not await self._store.record_version(version) or not self._on_new_signatures:
             return 0
         last, _ = await self._store.get()
         now = self._now_ms()

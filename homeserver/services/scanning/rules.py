@@ -9,17 +9,17 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from homeserver.services.plugins.hooks import FileToCheck, Plugins
-from homeserver.services.scanning.scanner import Finding, ScannerAway
+from homeserver.services.scanning.scanner import ScanFinding, ScannerUnavailable
 
 HEAD_BYTES: Final = 8192
 """The bytes by which a type is detected."""
-TYPES: Final = "type"
+TYPE_SCANNER: Final = "type"
 
 
 class ForbiddenTypes:
     """Refuses files whose first bytes match certain types. Implements `Scanner`."""
 
-    name = TYPES
+    name = TYPE_SCANNER
     is_antivirus = False
 
     def __init__(self, types: Iterable[str]) -> None:
@@ -28,7 +28,7 @@ class ForbiddenTypes:
     async def get_version(self) -> str:
         return " ".join(sorted(self._types))
 
-    async def scan(self, file: FileToCheck) -> Finding | None:
+    async def scan(self, file: FileToCheck) -> ScanFinding | None:
         head = b""
         async with aclosing(file.pieces()) as pieces:
             async for piece in pieces:
@@ -36,7 +36,7 @@ class ForbiddenTypes:
                 if len(head) == HEAD_BYTES:
                     break
         found = filetype.guess_mime(head)
-        return Finding(self.name, found) if found in self._types else None
+        return ScanFinding(self.name, found) if found in self._types else None
 
 
 class PluginRules:
@@ -55,15 +55,15 @@ class PluginRules:
         except Exception as error:  # third-party code may raise anything
             raise self._fault(error) from error
 
-    async def scan(self, file: FileToCheck) -> Finding | None:
+    async def scan(self, file: FileToCheck) -> ScanFinding | None:
         try:
             found = await self._plugins.check_file(file)
         except (CancelledError, OSError):
             raise  # the time limit is exceeded, or the file cannot be read
         except Exception as error:  # third-party code may raise anything
             raise self._fault(error) from error
-        return None if found is None else Finding(self.name, str(found))
+        return None if found is None else ScanFinding(self.name, str(found))
 
-    def _fault(self, error: Exception) -> ScannerAway:
+    def _fault(self, error: Exception) -> ScannerUnavailable:
         self.log.failure("a plug-in failed to check a file")
-        return ScannerAway(f"a plug-in failed: {type(error).__name__}")
+        return ScannerUnavailable(f"a plug-in failed: {type(error).__name__}")

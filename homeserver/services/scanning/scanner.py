@@ -8,7 +8,7 @@ import msgspec
 from homeserver.services.plugins.hooks import FileToCheck
 
 
-class ScannerAway(Exception):
+class ScannerUnavailable(Exception):
     """The scanner is unavailable: not reachable, failing or too slow. The text is for the
     operator."""
 
@@ -17,14 +17,14 @@ class CannotScan(Exception):
     """The scanner works but cannot scan this file. The text is for the operator."""
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """The result for a harmful file. `scanner`: its name; `what`: its name for the threat."""
+class ScanFinding(msgspec.Struct, frozen=True):
+    """The result for a harmful file. `scanner`: its name; `threat`: its name for the threat."""
 
     scanner: str
-    what: str
+    threat: str
 
     def __str__(self) -> str:
-        return f"{self.scanner}: {self.what}"
+        return f"{self.scanner}: {self.threat}"
 
 
 class Scanner(Protocol):
@@ -43,7 +43,7 @@ class Scanner(Protocol):
         change."""
         ...
 
-    def scan(self, file: FileToCheck) -> Awaitable[Finding | None]:
+    def scan(self, file: FileToCheck) -> Awaitable[ScanFinding | None]:
         """Return the threat in a file; None: clean. Also raises CannotScan, and the errors of
         reading."""
         ...

@@ -6,7 +6,12 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.services.plugins.hooks import FileToCheck
-from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
+from homeserver.services.scanning.scanner import (
+    CannotScan,
+    ScanFinding,
+    Scanner,
+    ScannerUnavailable,
+)
 
 VERSION_SECONDS: Final = 30.0
 """The time for which versions are cached. A verdict may so be stored under an older version, never
@@ -35,16 +40,16 @@ class Scanners:
         self._version = (now + VERSION_SECONDS, version)
         return version
 
-    async def can_be_asked(self) -> bool:
+    async def are_available(self) -> bool:
         """Whether all of them are available now."""
         self._version = None
         try:
             await self.get_version()
-        except (ScannerAway, CannotScan):
+        except (ScannerUnavailable, CannotScan):
             return False
         return True
 
-    async def scan(self, file: FileToCheck) -> Finding | None:
+    async def scan(self, file: FileToCheck) -> ScanFinding | None:
         """Return the first finding, if any. Raises ScannerAway, CannotScan, OSError."""
         for each in self._scanners:
             found = await each.scan(file)
@@ -52,6 +57,6 @@ class Scanners:
                 return found
         return None
 
-    def is_certain(self, found: Finding) -> bool:
+    def is_certain(self, found: ScanFinding) -> bool:
         """Whether nobody can make another file match this finding."""
-        return found.scanner in self._trusted and not found.what.startswith(HEURISTIC_PREFIXES)
+        return found.scanner in self._trusted and not found.threat.startswith(HEURISTIC_PREFIXES)

@@ -43,27 +43,27 @@ from federation.protocol.errors import (
     TooLarge,
 )
 from federation.protocol.ids import UserID
-from federation.rooms.concurrent import map_at_once
-from homeserver.api.storage_errors import store_error
+from federation.rooms.concurrent import map_concurrently
+from homeserver.api.storage_errors import media_store_error
 from homeserver.observe.scanning import ScanMetrics
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.plugins.hooks import FileToCheck
-from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
+from homeserver.services.scanning.scanner import CannotScan, ScanFinding, ScannerUnavailable
 from homeserver.services.scanning.scanners import Scanners
 from storage.cache import LRU
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.media.contents import Contents, OpenedContent
-from storage.media.media import Content
+from storage.media.contents import MediaContents, OpenedContent
+from storage.media.media import MediaContent
 from storage.media.rescans import FileKind, MediaRescanStore
-from storage.media.scans import MediaScanStore, ScanRow, ScanState, Wanted
+from storage.media.scans import MediaScanStore, ScanRequest, ScanRow, ScanState
 
 PIECE_BYTES: Final = 1 << 20
 MAX_WAIT_MS: Final = 60_000
 MAX_WAITING: Final = 1000
 """The most scans that wait in memory. Further ones are left to the job, or have to be requested
 again."""
-MOST_WAITING_OF_ONE: Final = 50
+MAX_WAITING_PER_OWNER: Final = 50
 COUNT_SECONDS: Final = 30.0
 """The interval for counting pending scans, which reads all of them."""
 PAUSES: Final = BackoffSchedule(5_000, 60_000)
@@ -111,7 +111,7 @@ class _ScannerFailed(Exception):
     operator."""
 
 
-class Scanning:
+class MediaScanner:
     """Scans files and stores verdicts. Implements `ScanGate`."""
 
     log = Logger(namespace="homeserver.scanning")
@@ -123,7 +123,7 @@ class Scanning:
         database: Database,
         store: MediaScanStore,
         rescans: MediaRescanStore,
-        contents: Contents,
+        contents: MediaContents,
         scanners: Scanners,
         metrics: ScanMetrics,
         *,
@@ -131,8 +131,8 @@ class Scanning:
         max_size: int,
         passes_larger: bool,
         passes_unscanned: bool,
-        at_once: int,
-        inside_at_once: int,
+        max_concurrent: int,
+        max_concurrent_decrypted: int,
         time_limit_ms: int,
         upload_wait_ms: int,
     ) -> None:
@@ -140,7 +140,7 @@ class Scanning:
         served without a scan.
 
         `passes_unscanned`: files are served while scanners are unavailable. `inside_at_once`: the
-        number of encrypted files that are scanned concurrently, besides `at_once` others.
+        number of encrypted files that are scanned concurrently, besides `max_concurrent` others.
         `time_limit_ms`: per file. `upload_wait_ms`: the time for which an upload waits for the
         verdict.
         """
@@ -155,11 +155,11 @@ class Scanning:
         self._max_size = max_size
         self._passes_larger = passes_larger
         self._passes_unscanned = passes_unscanned
-        self._job_at_once = max(1, at_once // 2)
+        self._job_at_once = max(1, max_concurrent // 2)
         self._time_limit_ms = time_limit_ms
         self._upload_wait_ms = upload_wait_ms
-        self._make_slots = _make_slots(at_once)
-        self._decrypted_slots = _make_slots(inside_at_once)
+        self._make_slots = _make_slots(max_concurrent)
+        self._decrypted_slots = _make_slots(max_concurrent_decrypted)
         self._work: SharedWork[bytes, ScanState] = SharedWork()
         self._count_at = 0.0
         self._paused_until = 0.0
@@ -176,14 +176,14 @@ class Scanning:
                 f"Files are scanned here, and a scan takes at most {self._max_size} bytes"
             )
 
-    def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
+    def record_file(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         if kind in self._kinds and size <= self._max_size:
             until_ms = (
                 self._paused_until_ms() if self._is_paused() else self._now_ms() + self._lease_ms()
             )
-            self._store.note(txn, hash, until_ms)
+            self._store.record_file(txn, hash, until_ms)
 
-    async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
+    async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
         if kind not in self._kinds or content.size > self._max_size:
             return
         try:
@@ -198,17 +198,17 @@ class Scanning:
     async def check(
         self,
         kind: FileKind,
-        content: Content,
+        content: MediaContent,
         timeout_ms: int,
         whose: str,
         *,
         is_protected: bool = False,
     ) -> None:
         if kind in self._kinds:
-            await self.require(content, timeout_ms, whose, is_protected=is_protected)
+            await self.check_content(content, timeout_ms, whose, is_protected=is_protected)
 
-    async def require(
-        self, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+    async def check_content(
+        self, content: MediaContent, timeout_ms: int, whose: str, *, is_protected: bool = False
     ) -> None:
         """As `check`, for every kind of file."""
         if content.size > self._max_size:
@@ -231,9 +231,9 @@ class Scanning:
 
     # Encrypted files.
 
-    async def require_inside(
+    async def scan_decrypted(
         self,
-        content: Content,
+        content: MediaContent,
         key: bytes,
         iv: bytes,
         timeout_ms: int,
@@ -285,33 +285,33 @@ class Scanning:
 
     # Jobs.
 
-    async def do_scan_wanted(self, limit: int) -> int:
+    async def do_scan_pending(self, limit: int) -> int:
         """Scan pending files, for the first time or again: at most `limit`, and no fewer than may
         be scanned concurrently. Return the number of attempts."""
         if self._is_paused():
             return 0
         count = min(max(limit, self._job_at_once), 4 * self._job_at_once)
         now = self._now_ms()
-        taken = await self._store.take_wanted(now, now + self._lease_ms() * 4, count)
-        were_available = await map_at_once(self._attempt, taken, self._job_at_once)
+        taken = await self._store.lease_requested(now, now + self._lease_ms() * 4, count)
+        were_available = await map_concurrently(self._attempt, taken, self._job_at_once)
         if self._clock.seconds() >= self._count_at:
             self._count_at = self._clock.seconds() + COUNT_SECONDS
-            waiting = await self._store.count_wanted()
-            self._metrics.waiting.labels("first").set(waiting[Wanted.FIRST])
-            self._metrics.waiting.labels("another").set(waiting[Wanted.AGAIN])
+            waiting = await self._store.count_requested()
+            self._metrics.waiting.labels("first").set(waiting[ScanRequest.FIRST])
+            self._metrics.waiting.labels("another").set(waiting[ScanRequest.AGAIN])
         if not all(were_available):
             return 0
         return limit if len(taken) == count else min(len(taken), limit - 1)
 
-    async def do_forget_inside(self, limit: int) -> int:
+    async def do_delete_decrypted_verdicts(self, limit: int) -> int:
         """Delete old verdicts about encrypted files, at most `limit`; return their number. For a
         job."""
-        return await self._store.forget_inside(self._now_ms() - DECRYPTED_LIFETIME_MS, limit)
+        return await self._store.remove_inside(self._now_ms() - DECRYPTED_LIFETIME_MS, limit)
 
     async def _attempt(self, hash: bytes) -> bool:
         """False if scanners are unavailable."""
         if self._is_paused():  # since other files of the batch were tried
-            await self._store.put_off(hash, self._paused_until_ms())
+            await self._store.postpone(hash, self._paused_until_ms())
             return False
         try:
             await self._run(_ScanTask(hash, hash, self._make_slots, JOB_OWNER))
@@ -321,13 +321,13 @@ class Scanning:
 
     # A single scan.
 
-    async def _get_state(self, content: Content, timeout_ms: int, whose: str) -> ScanState:
+    async def _get_state(self, content: MediaContent, timeout_ms: int, whose: str) -> ScanState:
         hash = content.hash
         row = await self._store.get_scan(hash)
         if row is not None:
             if row.state is not ScanState.UNKNOWN:
                 return row.state
-            if row.failures and self._now_ms() < row.until_ts and not self._work.is_under_way(hash):
+            if row.failures and self._now_ms() < row.until_ts and not self._work.is_running(hash):
                 raise ScannersUnavailable(
                     "This file cannot be scanned; the server will try again later"
                 )
@@ -337,7 +337,7 @@ class Scanning:
         """Leave a file that is served without a verdict to the job, also if it arrived before
         scanning was enabled."""
         if await self._store.get_scan(hash) is None:
-            await self._store.put_off(hash, self._now_ms() + SCANNER_RETRY_MS)
+            await self._store.postpone(hash, self._now_ms() + SCANNER_RETRY_MS)
 
     def _run(self, task: _ScanTask) -> Coroutine[Deferred[Any], Any, ScanState]:
         """Scan a content, or join a scan that is running."""
@@ -370,51 +370,51 @@ class Scanning:
         await self._database.write("set_media_verdict", self._store_verdict, verdict, found)
         return state
 
-    async def _try(self, task: _ScanTask) -> tuple[str, Finding | None]:
+    async def _try(self, task: _ScanTask) -> tuple[str, ScanFinding | None]:
         """Return the version of the scanners and their finding."""
         began = self._clock.seconds()
         try:
             result = await self._scan_content(task)
-        except ScannerAway as error:
+        except ScannerUnavailable as error:
             raise await self._pause_for(task, error) from error
         except _ScannerFailed as error:
             # either a fault of the scanner, such as a full disk, or of this file, which must not
             # stop other scans
-            if await self._scanners.can_be_asked():
+            if await self._scanners.are_available():
                 raise await self._record_failure(task, error, SCANNER_RETRY_MS) from error
             raise await self._record_crash(task, error) from error
         except (CannotScan, TookTooLong) as error:
             raise await self._record_failure(task, error, FILE_RETRY_MS) from error
         except OSError as error:
-            raise store_error(error) from error
+            raise media_store_error(error) from error
         self._metrics.seconds.inc(self._clock.seconds() - began)
         if self._pause_seconds:
             self._pause_seconds = 0.0
             self.log.info("the scanners are available again")
         return result
 
-    async def _scan_content(self, task: _ScanTask) -> tuple[str, Finding | None]:
+    async def _scan_content(self, task: _ScanTask) -> tuple[str, ScanFinding | None]:
         opened = await self._contents.open(task.hash)
         if opened is None:
             self.log.error("the content {hash} to be scanned is missing", hash=task.hash.hex())
-            await self._store.note_failure(
+            await self._store.record_failure(
                 task.hash, self._now_ms(), FILE_RETRY_MS, MAX_FILE_RETRY_MS
             )
-            await self._store.forget_unused(task.hash)
+            await self._store.remove_unused(task.hash)
             raise NotFound("The content of this file is missing")
 
         def pieces() -> AsyncGenerator[bytes, None]:
             read = _pieces(opened)
             return read if task.wrap is None else task.wrap(read)
 
-        async def ask() -> tuple[str, Finding | None]:
+        async def ask() -> tuple[str, ScanFinding | None]:
             try:
                 version = await self._scanners.get_version()
             except CannotScan as error:  # too slow to report a version
-                raise ScannerAway(str(error)) from error
+                raise ScannerUnavailable(str(error)) from error
             try:
                 return version, await self._scanners.scan(FileToCheck(opened.size, pieces))
-            except ScannerAway as error:
+            except ScannerUnavailable as error:
                 raise _ScannerFailed(str(error)) from error
 
         try:
@@ -439,7 +439,7 @@ class Scanning:
     async def _try_later(self, task: _ScanTask) -> None:
         """Schedule the task for the job after the pause."""
         if not task.is_inside:
-            await self._store.put_off(task.hash, self._paused_until_ms())
+            await self._store.postpone(task.hash, self._paused_until_ms())
 
     async def _record_crash(self, task: _ScanTask, error: Exception) -> MatrixError:
         """Handle a scanner that became unavailable during a scan. It is restarting or, if that
@@ -472,11 +472,11 @@ class Scanning:
             "the file {hash} cannot be scanned: {error}", hash=task.hash.hex(), error=text
         )
         if not task.is_inside:
-            await self._store.note_failure(task.hash, self._now_ms(), pause_ms, MAX_FILE_RETRY_MS)
+            await self._store.record_failure(task.hash, self._now_ms(), pause_ms, MAX_FILE_RETRY_MS)
         return ScannersUnavailable()
 
     def _store_verdict(
-        self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None
+        self, txn: WriteTransaction, verdict: ScanRow, found: ScanFinding | None
     ) -> None:
         """Store the verdict and its consequences."""
         if found is not None and verdict.digest == verdict.hash:
@@ -487,10 +487,10 @@ class Scanning:
             and self._scanners.is_certain(found)
         )
         users = self._store.set_verdict(
-            txn, verdict, hold=certain or verdict.digest == verdict.hash
+            txn, verdict, quarantine=certain or verdict.digest == verdict.hash
         )
         for user_id in users:
-            note(txn, UserID(user_id), Happened.FILE_HARMFUL, verdict.scanned_ts)
+            record_event(txn, UserID(user_id), AuditEvent.FILE_HARMFUL, verdict.scanned_ts)
         if found is not None:
             txn.after_commit(
                 lambda: self.log.warn(
@@ -506,7 +506,7 @@ class Scanning:
             raise ScannersUnavailable
         try:
             return await self._scanners.get_version()
-        except (ScannerAway, CannotScan) as error:
+        except (ScannerUnavailable, CannotScan) as error:
             self.log.error("files cannot be scanned: {error}", error=str(error))
             raise ScannersUnavailable from error
 
@@ -523,7 +523,7 @@ def _make_slots(at_once: int) -> FairSemaphore[str]:
         at_once,
         max(1, at_once - 1),
         max_waiting=MAX_WAITING,
-        max_waiting_per_key=MOST_WAITING_OF_ONE,
+        max_waiting_per_key=MAX_WAITING_PER_OWNER,
         refusal=lambda _owner: NotYetUploaded(
             "Many files are waiting to be scanned: try again later"
         ),

@@ -15,37 +15,37 @@ import msgspec
 
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.text.terms import format_words
-from homeserver.services.text.words import Folding
-from storage.cluster.job_progress import put_note, select_note
+from homeserver.services.text.words import TextFolding
+from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.search.search import (
-    Batch,
+    EventText,
+    SearchBatch,
     SearchStore,
-    Text,
     TextRow,
-    remove_placed,
+    remove_queued_placed,
     select_batch,
     select_latest_nid,
     select_texts,
 )
 
-NAME: Final = "index_messages"
+JOB_NAME: Final = "index_messages"
 """Of the job, and of its stored progress."""
-AT_ONCE: Final = 200
+BATCH: Final = 200
 """Events whose texts are written together: this takes some milliseconds of the writer."""
 POLL_MS: Final = 60_000
 """How long the job waits for an announced change before it looks anyway: backfilled events are not
 announced."""
 
 BODY, ROOM_NAME, TOPIC = range(3)
-KINDS: Final[Mapping[str, int]] = {
+KINDS_BY_TYPE: Final[Mapping[str, int]] = {
     "m.room.message": BODY,
     "m.room.name": ROOM_NAME,
     "m.room.topic": TOPIC,
 }
 """The searchable event types. spec: client-server-api#room_events"""
-KEYS: Final[Mapping[str, int]] = {
+KINDS_BY_KEY: Final[Mapping[str, int]] = {
     "content.body": BODY,
     "content.name": ROOM_NAME,
     "content.topic": TOPIC,
@@ -61,14 +61,14 @@ class _Progress(msgspec.Struct, frozen=True):
     """The number of the last processed event."""
 
 
-class Indexing:
+class MessageIndexer:
     """Runs the steps of the job."""
 
     def __init__(
         self,
         database: Database,
         store: SearchStore,
-        folding: Folding,
+        folding: TextFolding,
         metrics: SearchMetrics,
         now_ms: Callable[[], int],
         *,
@@ -99,7 +99,7 @@ class Indexing:
         self._polled_ms = now
         done = 0
         while done < limit:
-            count = await self._index_some(min(AT_ONCE, limit - done))
+            count = await self._index_some(min(BATCH, limit - done))
             if count == 0:
                 self._seen = position
                 break
@@ -116,52 +116,56 @@ class Indexing:
         self._metrics.behind.set(max(0, latest - batch.upto))
         return batch.count
 
-    def _read(self, txn: Transaction, limit: int) -> tuple[str | None, Batch, list[TextRow], int]:
-        note = select_note(txn, NAME)
+    def _read(
+        self, txn: Transaction, limit: int
+    ) -> tuple[str | None, SearchBatch, list[TextRow], int]:
+        note = select_job_progress(txn, JOB_NAME)
         after = _parse(note).upto if note is not None else 0
-        batch = select_batch(txn, after, limit, KINDS)
+        batch = select_batch(txn, after, limit, KINDS_BY_TYPE)
         rows = [
             row
-            for text in select_texts(txn, batch.touched, KINDS)
+            for text in select_texts(txn, batch.touched, KINDS_BY_TYPE)
             if (row := self._make_row(text)) is not None
         ]
         return note, batch, rows, select_latest_nid(txn)
 
-    def _make_row(self, text: Text) -> TextRow | None:
-        shown = text.shown
-        found = text_of(shown.type, shown.state_key, _decode(text.said.pdu).content)
+    def _make_row(self, text: EventText) -> TextRow | None:
+        shown = text.event
+        found = text_of(shown.type, shown.state_key, _decode(text.source.pdu).content)
         words = format_words(self._folding.lines(found)) if found else ""
         if not words:
             return None
         return TextRow(
             shown.event_nid,
-            text.said.event_nid,
+            text.source.event_nid,
             shown.room_nid,
             shown.position,
             shown.origin_server_ts,
-            KINDS[shown.type],
+            KINDS_BY_TYPE[shown.type],
             shown.sender,
             words,
         )
 
     def _begin(self, txn: WriteTransaction, note: str | None) -> None:
         """Start the index from the first event."""
-        if select_note(txn, NAME) == note:
+        if select_job_progress(txn, JOB_NAME) == note:
             self._store.clear(txn)
-            put_note(txn, NAME, _format(_Progress(self._folding.name, 0)))
+            set_job_progress(txn, JOB_NAME, _format(_Progress(self._folding.name, 0)))
 
-    def _write(self, txn: WriteTransaction, note: str, batch: Batch, rows: list[TextRow]) -> None:
-        if select_note(txn, NAME) != note:
+    def _write(
+        self, txn: WriteTransaction, note: str, batch: SearchBatch, rows: list[TextRow]
+    ) -> None:
+        if select_job_progress(txn, JOB_NAME) != note:
             return  # another node has indexed this batch
-        self._store.put_texts(txn, batch.touched, rows)
-        remove_placed(txn, batch.placed)
-        put_note(txn, NAME, _format(_Progress(self._folding.name, batch.upto)))
+        self._store.set_texts(txn, batch.touched, rows)
+        remove_queued_placed(txn, batch.placed)
+        set_job_progress(txn, JOB_NAME, _format(_Progress(self._folding.name, batch.upto)))
 
     def _clear(self, txn: WriteTransaction) -> None:
         off = _format(_Progress("", 0))
-        if select_note(txn, NAME) not in (None, off):
+        if select_job_progress(txn, JOB_NAME) not in (None, off):
             self._store.clear(txn)
-            put_note(txn, NAME, off)
+            set_job_progress(txn, JOB_NAME, off)
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -175,7 +179,7 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 def text_of(type: str, state_key: str | None, content: Mapping[str, Any]) -> str:
     """Return the searchable text of an event, or "" if it has none. For an edit, the new text."""
-    kind = KINDS.get(type)
+    kind = KINDS_BY_TYPE.get(type)
     if kind is None or state_key != (None if kind == BODY else ""):
         return ""
     if kind == BODY:

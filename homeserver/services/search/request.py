@@ -27,7 +27,7 @@ class EventContext(msgspec.Struct, frozen=True):
     include_profile: bool = False
 
 
-class Group(msgspec.Struct, frozen=True):
+class GroupBy(msgspec.Struct, frozen=True):
     """A key by which results are grouped."""
 
     key: GroupKey
@@ -36,7 +36,7 @@ class Group(msgspec.Struct, frozen=True):
 class Groupings(msgspec.Struct, frozen=True):
     """The keys by which results are grouped."""
 
-    group_by: Annotated[tuple[Group, ...], msgspec.Meta(max_length=10)] = ()
+    group_by: Annotated[tuple[GroupBy, ...], msgspec.Meta(max_length=10)] = ()
 
 
 class RoomEventsCriteria(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Categories(msgspec.Struct, frozen=True):
     room_events: RoomEventsCriteria | None = None
 
 
-class Cursor(msgspec.Struct, frozen=True, array_like=True):
+class SearchCursor(msgspec.Struct, frozen=True, array_like=True):
     """The end of a page of results.
 
     Results are sorted within windows: first the newest hits of the index, then the next older ones.
@@ -80,16 +80,16 @@ class Cursor(msgspec.Struct, frozen=True, array_like=True):
     """The group whose results the next page continues."""
 
 
-def format_cursor(cursor: Cursor) -> str:
+def format_cursor(cursor: SearchCursor) -> str:
     """Encode a cursor as an opaque token."""
     return urlsafe_b64encode(msgspec.msgpack.encode(cursor)).decode().rstrip("=")
 
 
-def parse_cursor(text: str) -> Cursor:
+def parse_cursor(text: str) -> SearchCursor:
     """Parse a token of `format_cursor`. Raises InvalidParam."""
     try:
         data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-        cursor = msgspec.msgpack.decode(data, type=Cursor)
+        cursor = msgspec.msgpack.decode(data, type=SearchCursor)
     except (ValueError, msgspec.MsgspecError):
         raise InvalidParam("next_batch is not one that a search returned") from None
     if not all(0 <= number < 2**62 for number in (cursor.window, cursor.rank, cursor.event_nid)):

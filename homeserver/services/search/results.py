@@ -8,11 +8,11 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import StoredEvent
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.client_events import ClientEvents
-from homeserver.services.rooms.reading import MEMBER, Reader, RoomReading
+from homeserver.services.rooms.reading import MEMBER, ReadAccess, RoomReading
 from homeserver.services.search.indexing import text_of
 from homeserver.services.search.request import (
     MAX_CONTEXT,
@@ -20,26 +20,26 @@ from homeserver.services.search.request import (
     GroupKey,
     RoomEventsCriteria,
 )
-from homeserver.services.streams.sync_tokens import format_place
-from homeserver.services.text.terms import SCALE, find_marked, format_words, rank
-from homeserver.services.text.words import Folding
-from storage.engine.text_index import Term
-from storage.events.timelines import Place, TimelineStore
-from storage.search.search import Hit
+from homeserver.services.streams.sync_tokens import format_room_token
+from homeserver.services.text.terms import MAX_RANK, find_highlights, format_words, rank
+from homeserver.services.text.words import TextFolding
+from storage.engine.text_index import SearchTerm
+from storage.events.timelines import TimelinePlace, TimelineStore
+from storage.search.search import SearchHit
 
 MAX_HIGHLIGHTS: Final = 100
 """Words to highlight."""
 
-Page = list[tuple[Place, int]]
+Page = list[tuple[TimelinePlace, int]]
 
 
-class Found(msgspec.Struct, frozen=True):
+class SearchResult(msgspec.Struct, frozen=True):
     """A search result that the caller may see."""
 
-    hit: Hit
-    seen: Seen
-    reader: Reader
-    said: StoredEvent
+    hit: SearchHit
+    seen: VisibleEvent
+    reader: ReadAccess
+    text_event: StoredEvent
     """The event with the text: for an edited message, its latest edit."""
 
     @property
@@ -49,7 +49,7 @@ class Found(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """Return the text that was searched."""
-        said = self.said.event
+        said = self.text_event.event
         return text_of(said.type, said.state_key, said.content)
 
     def value_of(self, key: GroupKey) -> str:
@@ -60,18 +60,18 @@ class Found(msgspec.Struct, frozen=True):
 class _Context(msgspec.Struct, frozen=True):
     """The events around a result."""
 
-    start: Place
-    end: Place
-    before: Sequence[Seen]
-    after: Sequence[Seen]
+    start: TimelinePlace
+    end: TimelinePlace
+    before: Sequence[VisibleEvent]
+    after: Sequence[VisibleEvent]
 
 
-class SearchAnswers:
+class SearchResponses:
     """Builds the response to a search."""
 
     def __init__(
         self,
-        folding: Folding,
+        folding: TextFolding,
         engine: RoomEngine,
         timelines: TimelineStore,
         reading: RoomReading,
@@ -83,12 +83,12 @@ class SearchAnswers:
         self._reading = reading
         self._client_events = client_events
 
-    async def make(
+    async def build(
         self,
         caller: Requester,
         criteria: RoomEventsCriteria,
-        terms: Sequence[Term],
-        shown: Sequence[Found],
+        terms: Sequence[SearchTerm],
+        shown: Sequence[SearchResult],
         groups: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Build the response without `next_batch` and `count`."""
@@ -106,7 +106,7 @@ class SearchAnswers:
         )
         forms = dict(zip(everything, presented, strict=True))
         results: list[dict[str, Any]] = [
-            {"rank": self._rank(each, terms) / SCALE, "result": forms[each.event.nid]}
+            {"rank": self._rank(each, terms) / MAX_RANK, "result": forms[each.event.nid]}
             for each in shown
         ]
         if criteria.event_context is not None:
@@ -133,33 +133,35 @@ class SearchAnswers:
             answer["groups"] = groups
         return answer
 
-    def _rank(self, found: Found, terms: Sequence[Term]) -> int:
+    def _rank(self, found: SearchResult, terms: Sequence[SearchTerm]) -> int:
         """Return the rank of a result. It is computed here if the results are ordered by time."""
         return found.hit.rank or rank(terms, format_words(self._folding.lines(found.text)))
 
     def _get_highlights(
-        self, term: str, terms: Sequence[Term], shown: Sequence[Found]
+        self, term: str, terms: Sequence[SearchTerm], shown: Sequence[SearchResult]
     ) -> list[str]:
-        words = find_marked(self._folding, terms, term)
+        words = find_highlights(self._folding, terms, term)
         for each in shown:
-            words |= find_marked(self._folding, terms, each.text)
+            words |= find_highlights(self._folding, terms, each.text)
             if len(words) >= MAX_HIGHLIGHTS:
                 break
         return sorted(words)[:MAX_HIGHLIGHTS]
 
     async def _get_contexts(
-        self, caller: Requester, wanted: EventContext, shown: Sequence[Found]
+        self, caller: Requester, wanted: EventContext, shown: Sequence[SearchResult]
     ) -> Sequence[_Context]:
-        places = [(each.event.room_nid, Place(each.event.depth, each.event.nid)) for each in shown]
+        places = [
+            (each.event.room_nid, TimelinePlace(each.event.depth, each.event.nid)) for each in shown
+        ]
         before, after = min(wanted.before_limit, MAX_CONTEXT), min(wanted.after_limit, MAX_CONTEXT)
         pages = await self._timelines.get_around(places, before, after)
-        rooms: dict[int, tuple[Reader, dict[int, None]]] = {}
+        rooms: dict[int, tuple[ReadAccess, dict[int, None]]] = {}
         for each, (earlier, later) in zip(shown, pages, strict=True):
             _, nids = rooms.setdefault(each.event.room_nid, (each.reader, {}))
             nids.update((nid, None) for _, nid in (*earlier, *later))
-        seen: dict[int, Seen] = {}
+        seen: dict[int, VisibleEvent] = {}
         for reader, wanted_nids in rooms.values():
-            for one in await self._reading.see(
+            for one in await self._reading.get_visible(
                 caller, reader, list(wanted_nids), RoomEventFilter()
             ):
                 seen[one.event.nid] = one
@@ -186,10 +188,12 @@ class SearchAnswers:
         return profiles
 
 
-def _build_context(here: Place, earlier: Page, later: Page, seen: Mapping[int, Seen]) -> _Context:
+def _build_context(
+    here: TimelinePlace, earlier: Page, later: Page, seen: Mapping[int, VisibleEvent]
+) -> _Context:
     first = earlier[-1][0] if earlier else here
     return _Context(
-        Place(first.depth, first.event_nid - 1),
+        TimelinePlace(first.depth, first.event_nid - 1),
         later[-1][0] if later else here,
         [seen[nid] for _, nid in earlier if nid in seen],
         [seen[nid] for _, nid in later if nid in seen],
@@ -198,8 +202,8 @@ def _build_context(here: Place, earlier: Page, later: Page, seen: Mapping[int, S
 
 def _present_context(context: _Context, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
     return {
-        "start": format_place(context.start),
-        "end": format_place(context.end),
+        "start": format_room_token(context.start),
+        "end": format_room_token(context.end),
         "events_before": [forms[each.event.nid] for each in context.before],
         "events_after": [forms[each.event.nid] for each in context.after],
     }

@@ -22,34 +22,34 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.history.membership_periods import Departure, Stays
-from federation.rooms.history.retention import Lifetimes
+from federation.rooms.history.membership_periods import Departure, MembershipPeriods
+from federation.rooms.history.retention import RoomRetentionCache
 from federation.rooms.memberships import Memberships
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
-from homeserver.services.rooms.reading import Reader, RoomReading
-from homeserver.services.search.indexing import KEYS
+from homeserver.services.rooms.reading import ReadAccess, RoomReading
+from homeserver.services.search.indexing import KINDS_BY_KEY
 from homeserver.services.search.request import (
     MAX_TERM,
     Categories,
-    Cursor,
     GroupKey,
     RoomEventsCriteria,
+    SearchCursor,
     format_cursor,
     parse_cursor,
 )
-from homeserver.services.search.results import Found, SearchAnswers
+from homeserver.services.search.results import SearchResponses, SearchResult
 from homeserver.services.text.terms import make_ranker, parse_terms
-from homeserver.services.text.words import Folding
-from storage.engine.text_index import MOST_ROOM_KEYS, Term
-from storage.events.timelines import Place
+from homeserver.services.text.words import TextFolding
+from storage.engine.text_index import MAX_ROOM_KEYS, SearchTerm
+from storage.events.timelines import TimelinePlace
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomStore
-from storage.search.search import Hit, SearchStore, TextQuery
+from storage.search.search import SearchHit, SearchStore, TextQuery
 
 CREATE: Final = StateKey("m.room.create", "")
-WINDOW: Final = 2_000
+MAX_HITS: Final = 2_000
 """Hits that are read from the index and sorted together."""
 MAX_EXAMINED: Final = 1_000
 """Hits whose events are read for one response."""
@@ -59,7 +59,7 @@ DEFAULT_RESULTS: Final = 10
 MAX_RESULTS: Final = 100
 MAX_WITH_STATE: Final = 10
 """Results in a response that includes the state of their rooms."""
-AT_ONCE: Final = 2
+CONCURRENT_QUERIES: Final = 2
 """Concurrent index queries: this leaves a reader thread for other requests."""
 MAX_TERMS: Final = 32
 MAX_PREDECESSORS: Final = 200
@@ -71,7 +71,7 @@ class _Search(msgspec.Struct, frozen=True):
 
     caller: Requester
     criteria: RoomEventsCriteria
-    terms: Sequence[Term]
+    terms: Sequence[SearchTerm]
     wanted: RoomEventFilter
     """The filter of the events, without rooms: these are chosen already."""
     own: Mapping[int, MembershipRow]
@@ -83,7 +83,7 @@ class _Search(msgspec.Struct, frozen=True):
 class _RoomAccess(msgspec.Struct, frozen=True):
     """A room that the caller may read, and the place where they left it, if so."""
 
-    reader: Reader
+    reader: ReadAccess
     departure: Departure | None
 
 
@@ -94,15 +94,15 @@ class MessageSearch:
     def __init__(
         self,
         store: SearchStore,
-        folding: Folding,
+        folding: TextFolding,
         engine: RoomEngine,
         events: RoomEvents,
         memberships: Memberships,
         rooms: RoomStore,
-        stays: Stays,
+        stays: MembershipPeriods,
         reading: RoomReading,
-        answers: SearchAnswers,
-        lifetimes: Lifetimes | None,
+        answers: SearchResponses,
+        lifetimes: RoomRetentionCache | None,
         *,
         enabled: bool,
     ) -> None:
@@ -117,7 +117,7 @@ class MessageSearch:
         self._answers = answers
         self._lifetimes = lifetimes
         self._enabled = enabled
-        self._gate = DeferredSemaphore(AT_ONCE)
+        self._gate = DeferredSemaphore(CONCURRENT_QUERIES)
 
     async def get_results(
         self, caller: Requester, categories: Categories, next_batch: str | None
@@ -132,7 +132,7 @@ class MessageSearch:
         cursor = (
             parse_cursor(next_batch)
             if next_batch is not None
-            else Cursor(await self._store.get_latest_nid())
+            else SearchCursor(await self._store.get_latest_nid())
         )
         search = _Search(
             caller,
@@ -149,14 +149,16 @@ class MessageSearch:
         limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), most)
         return await self._answer(search, hits, cursor, limit)
 
-    async def _get_hits(self, query: TextQuery, ranker: Callable[[str], int] | None) -> list[Hit]:
+    async def _get_hits(
+        self, query: TextQuery, ranker: Callable[[str], int] | None
+    ) -> list[SearchHit]:
         await self._gate.acquire()
         try:
-            return await self._store.get_hits(query, WINDOW, ranker)
+            return await self._store.get_hits(query, MAX_HITS, ranker)
         finally:
             self._gate.release()
 
-    def _parse(self, text: str) -> list[Term]:
+    def _parse(self, text: str) -> list[SearchTerm]:
         if len(text) > MAX_TERM:
             raise InvalidParam(f"search_term may have at most {MAX_TERM} characters")
         terms = parse_terms(self._folding, text)
@@ -164,7 +166,7 @@ class MessageSearch:
             raise InvalidParam(f"search_term may have at most {MAX_TERMS} words")
         return terms
 
-    async def _make_query(self, search: _Search, cursor: Cursor) -> TextQuery:
+    async def _make_query(self, search: _Search, cursor: SearchCursor) -> TextQuery:
         wanted = search.criteria.filter
         rooms = await self._choose_rooms(search, wanted.rooms)
         senders = None if wanted.senders is None else set(wanted.senders)
@@ -179,7 +181,7 @@ class MessageSearch:
             search.terms,
             rooms,
             await self._number(wanted.not_rooms),
-            None if keys is None else {KEYS[key] for key in keys},
+            None if keys is None else {KINDS_BY_KEY[key] for key in keys},
             senders,
             wanted.not_senders,
             cursor.window,
@@ -188,7 +190,7 @@ class MessageSearch:
     async def _choose_rooms(self, search: _Search, wanted: Sequence[str] | None) -> set[int] | None:
         """Return the rooms to search. None: all rooms that the user is or was in, by the index."""
         if wanted is None:
-            if len(search.own) > MOST_ROOM_KEYS:
+            if len(search.own) > MAX_ROOM_KEYS:
                 return None
             return {nid for nid, row in search.own.items() if not row.forgotten}
         nids = list(await self._number(wanted))
@@ -210,13 +212,13 @@ class MessageSearch:
         return [row.room_nid for row in (await self._rooms.get_rooms(room_ids)).values()]
 
     async def _answer(
-        self, search: _Search, hits: Sequence[Hit], cursor: Cursor, limit: int
+        self, search: _Search, hits: Sequence[SearchHit], cursor: SearchCursor, limit: int
     ) -> dict[str, Any]:
         rest = sorted(hits, key=_order, reverse=True)
         if cursor.event_nid:
             last = (cursor.rank, cursor.ts, cursor.event_nid)
             rest = [hit for hit in rest if _order(hit) < last]
-        found: list[Found] = []
+        found: list[SearchResult] = []
         examined = 0
         # with groups, look further: each group says whether it has more results
         grouped = bool(search.criteria.groupings.group_by)
@@ -230,7 +232,7 @@ class MessageSearch:
             group.key: self._group(group.key, cursor, shown, found[limit:], unexamined, next_batch)
             for group in search.criteria.groupings.group_by
         }
-        answer = await self._answers.make(
+        answer = await self._answers.build(
             search.caller, search.criteria, search.terms, shown, groups
         )
         oldest = await self._oldest_shown({hit.room_nid for hit in hits})
@@ -249,38 +251,38 @@ class MessageSearch:
         """Return the time of the oldest message that may be shown, by room with retention."""
         if self._lifetimes is None:
             return {}
-        return {nid: await self._lifetimes.oldest_shown(nid) for nid in room_nids}
+        return {nid: await self._lifetimes.get_oldest_shown(nid) for nid in room_nids}
 
     def _next_cursor(
         self,
-        hits: Sequence[Hit],
-        cursor: Cursor,
-        shown: Sequence[Found],
-        found: Sequence[Found],
-        examined: Sequence[Hit],
-        unexamined: Sequence[Hit],
-    ) -> Cursor | None:
+        hits: Sequence[SearchHit],
+        cursor: SearchCursor,
+        shown: Sequence[SearchResult],
+        found: Sequence[SearchResult],
+        examined: Sequence[SearchHit],
+        unexamined: Sequence[SearchHit],
+    ) -> SearchCursor | None:
         """Return the start of the next page if there may be one."""
         if len(found) > len(shown):
             return _after(shown[-1].hit, cursor)
         if unexamined:
             return _after(examined[-1], cursor)
-        if len(hits) == WINDOW:
+        if len(hits) == MAX_HITS:
             older = min(hit.event_nid for hit in hits) - 1
-            return Cursor(older, group=cursor.group, value=cursor.value)
+            return SearchCursor(older, group=cursor.group, value=cursor.value)
         return None
 
     def _group(
         self,
         key: GroupKey,
-        cursor: Cursor,
-        shown: Sequence[Found],
-        more: Sequence[Found],
-        unexamined: Sequence[Hit],
-        next_batch: Cursor | None,
+        cursor: SearchCursor,
+        shown: Sequence[SearchResult],
+        more: Sequence[SearchResult],
+        unexamined: Sequence[SearchHit],
+        next_batch: SearchCursor | None,
     ) -> dict[str, Any]:
         """Return the results by group, in the order of each group's best result."""
-        groups: dict[str, list[Found]] = {}
+        groups: dict[str, list[SearchResult]] = {}
         for each in shown:
             groups.setdefault(each.value_of(key), []).append(each)
         following = {each.value_of(key) for each in more}
@@ -296,22 +298,22 @@ class MessageSearch:
             elif cursor.group is None and (
                 value in following or unexamined or (next_batch is not None and not more)
             ):
-                within = Cursor(cursor.window, group=key, value=value)
+                within = SearchCursor(cursor.window, group=key, value=value)
                 answer[value]["next_batch"] = format_cursor(_after(members[-1].hit, within))
         return answer
 
-    async def _examine(self, search: _Search, hits: Sequence[Hit]) -> list[Found]:
+    async def _examine(self, search: _Search, hits: Sequence[SearchHit]) -> list[SearchResult]:
         """Return the hits that the caller may see and that match the filter, in the same order."""
         user_id = search.caller.user_id
         events = await self._events.get_events(
             {nid for hit in hits for nid in (hit.event_nid, hit.text_nid)}
         )
-        by_room: dict[int, list[Hit]] = {}
+        by_room: dict[int, list[SearchHit]] = {}
         for hit in hits:
             both = (events.get(hit.event_nid), events.get(hit.text_nid))
             if all(event is not None and event.redacted_by is None for event in both):
                 by_room.setdefault(hit.room_nid, []).append(hit)
-        seen: dict[int, tuple[Seen, Reader]] = {}
+        seen: dict[int, tuple[VisibleEvent, ReadAccess]] = {}
         said: set[int] = set()
         for room_nid, in_room in by_room.items():
             access = await self._get_access(search, user_id, room_nid)
@@ -322,17 +324,19 @@ class MessageSearch:
                 for hit in in_room
                 if _is_before(events[hit.event_nid], access.departure)
             ]
-            for each in await self._reading.see(search.caller, access.reader, nids, search.wanted):
+            for each in await self._reading.get_visible(
+                search.caller, access.reader, nids, search.wanted
+            ):
                 if not each.is_erased:  # a hit would reveal the erased text
                     seen[each.event.nid] = (each, access.reader)
             edits = [hit.text_nid for hit in in_room if hit.text_nid != hit.event_nid]
             if edits:
-                shown = await self._reading.see(
+                shown = await self._reading.get_visible(
                     search.caller, access.reader, edits, RoomEventFilter()
                 )
                 said.update(each.event.nid for each in shown if not each.is_erased)
         return [
-            Found(hit, *seen[hit.event_nid], events[hit.text_nid])
+            SearchResult(hit, *seen[hit.event_nid], events[hit.text_nid])
             for hit in hits
             if hit.event_nid in seen and (hit.text_nid == hit.event_nid or hit.text_nid in said)
         ]
@@ -358,13 +362,13 @@ class MessageSearch:
                 return None
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         try:
-            reader = await self._reading.find_reader(user_id, RoomID(room.room_id))
+            reader = await self._reading.find_access(user_id, RoomID(room.room_id))
             return _RoomAccess(reader, departure)
         except Forbidden:
             return None
 
 
-def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
+def _is_surely_seen(own: MembershipRow | None, hit: SearchHit) -> bool:
     """Return whether the user joined before the event and is still joined: then every history
     visibility shows it."""
     return (
@@ -376,14 +380,14 @@ def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
 
 
 def _is_before(event: StoredEvent, departure: Departure | None) -> bool:
-    return departure is None or Place(event.depth, event.nid) <= departure.place
+    return departure is None or TimelinePlace(event.depth, event.nid) <= departure.place
 
 
-def _order(hit: Hit) -> tuple[int, int, int]:
+def _order(hit: SearchHit) -> tuple[int, int, int]:
     """Return the sort key; greater keys come first. Without ranking, all hits have the same
     rank."""
     return (hit.rank, hit.ts, hit.event_nid)
 
 
-def _after(hit: Hit, cursor: Cursor) -> Cursor:
-    return Cursor(cursor.window, hit.rank, hit.ts, hit.event_nid, cursor.group, cursor.value)
+def _after(hit: SearchHit, cursor: SearchCursor) -> SearchCursor:
+    return SearchCursor(cursor.window, hit.rank, hit.ts, hit.event_nid, cursor.group, cursor.value)

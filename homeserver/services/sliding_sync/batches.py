@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
-from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.connections import SlidingConnection
 from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.sliding_sync.rooms import RoomEntries
-from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.lazy_members import RoomMember
 
-LARGEST_RESPONSE: Final = 4 * 1024 * 1024
+MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of events after which a response ends."""
 MAX_EVENTS_PER_BATCH: Final = 500
 """Timeline events that are read before their size is checked."""
@@ -28,11 +28,11 @@ _size: Final = attrgetter("size")
 async def make_entries(
     entries: RoomEntries,
     request: SlidingRequest,
-    connection: Connection,
+    connection: SlidingConnection,
     updates: Sequence[SlidingRoomUpdate],
     upto: int,
-    confirmed_members: set[Member],
-    new_members: set[Member],
+    confirmed_members: set[RoomMember],
+    new_members: set[RoomMember],
 ) -> tuple[dict[str, dict[str, Any]], Sequence[SlidingRoomUpdate]]:
     """Make as many entries as fit into a response. Returns them by room id, and their updates.
 
@@ -54,7 +54,7 @@ async def make_entries(
         made |= await entries.make(request, connection, batch, upto, confirmed_members, new_members)
         done += len(batch)
         size += sum(map(_size, batch))
-        if size > LARGEST_RESPONSE:
+        if size > MAX_RESPONSE_BYTES:
             break
     return made, updates[:done]
 

@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from storage.encryption.to_device import DevicesGone
+from storage.encryption.to_device import DevicesDeleted
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.sync.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey
+from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
 
 T = TypeVar("T")
 
@@ -25,28 +25,28 @@ class ConnectionCache(Generic[T]):
         """By user and device: the values by `conn_id`, each with its size."""
         self.weight = 0
         """The size of all values in bytes, about."""
-        streams.subscribe(self._on_changes, Topic.DEVICES_GONE, stage=Stage.CACHE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_DELETED, stage=Stage.CACHE)
 
-    def get(self, key: ConnectionKey) -> tuple[T, int] | None:
+    def get(self, key: SlidingConnectionKey) -> tuple[T, int] | None:
         """Return the value and its size."""
         of_device = self._devices.get((key.user_id, key.device_id))
         return None if of_device is None else of_device.get(key.conn_id)
 
-    def put(self, key: ConnectionKey, value: T, weight: int) -> None:
+    def put(self, key: SlidingConnectionKey, value: T, weight: int) -> None:
         """Set the value."""
         device = (key.user_id, key.device_id)
         of_device = self._devices.setdefault(device, OrderedDict())
         former = of_device.pop(key.conn_id, None)
         of_device[key.conn_id] = (value, weight)
         self.weight += weight - (0 if former is None else former[1])
-        if len(of_device) > MOST_OF_A_DEVICE:
+        if len(of_device) > MAX_DEVICE_CONNECTIONS:
             _, (_, dropped) = of_device.popitem(last=False)
             self.weight -= dropped
         self._devices.move_to_end(device)
         while self.weight > self._capacity:
             self._evict(next(iter(self._devices)))
 
-    def replace(self, key: ConnectionKey, value: T) -> None:
+    def replace(self, key: SlidingConnectionKey, value: T) -> None:
         """Replace the value by one of the same size."""
         device = (key.user_id, key.device_id)
         of_device = self._devices[device]
@@ -61,6 +61,6 @@ class ConnectionCache(Generic[T]):
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+            if isinstance(change.detail, DevicesDeleted) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
                     self._evict((change.user_id, device_id))

@@ -23,19 +23,19 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.sliding_sync.pos import added_in, added_to, name_of, stored_nid
 from homeserver.services.sliding_sync.request import (
-    Clause,
     RequiredState,
     RoomConfig,
     SlidingRequest,
+    StateClause,
 )
 from homeserver.services.streams.sync_tokens import SyncToken, split_pos
-from storage.encryption.to_device import DevicesGone
+from storage.encryption.to_device import DevicesDeleted
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.rooms import RoomRow
 from storage.sync.sliding_connections import (
-    MOST_OF_A_CONNECTION,
-    MOST_OF_A_DEVICE,
-    ConnectionKey,
+    MAX_CONNECTION_STATES,
+    MAX_DEVICE_CONNECTIONS,
+    SlidingConnectionKey,
     SlidingConnectionStore,
 )
 
@@ -99,9 +99,9 @@ class SentProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
     fields: frozenset[str]
     rooms: frozenset[int]
     """Rooms whose members' profiles were sent, or are left to send."""
-    lazily: frozenset[int]
+    lazy_rooms: frozenset[int]
     """Rooms where profiles are sent as events need them."""
-    left: tuple[PendingProfiles, ...] = ()
+    pending: tuple[PendingProfiles, ...] = ()
     """Profiles still to be sent."""
 
 
@@ -174,7 +174,7 @@ class ConnectionState:
             self.profiles,
         )
 
-    def take_settled_from(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
+    def derive_settled(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
         """Derive the settled rooms from those of the former state and the rooms that changed."""
         if former._settled is not None:
             config, settled = former._settled
@@ -183,7 +183,7 @@ class ConnectionState:
             }
             self._settled = (config, settled - changed.keys() | covered)
 
-    async def moved_to_or_from_direct(
+    async def find_changed_direct(
         self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
     ) -> Sequence[int]:
         """Return the rooms whose `is_dm` is no longer what the client was sent.
@@ -206,10 +206,10 @@ class ConnectionState:
 EMPTY: Final = ConnectionState()
 
 
-class Connection(msgspec.Struct, frozen=True, gc=False):
+class SlidingConnection(msgspec.Struct, frozen=True, gc=False):
     """A connection, as its client comes back with a `pos`."""
 
-    key: ConnectionKey
+    key: SlidingConnectionKey
     token: SyncToken | None
     """The token in the `pos`; None for a new connection."""
     state_name: str | None
@@ -232,7 +232,7 @@ class _CachedConnection(msgspec.Struct):
     """States with their weights, by name; newer ones come later."""
 
 
-class Connections:
+class SlidingConnections:
     """Reads and stores the state of connections. For the reactor thread."""
 
     def __init__(
@@ -257,21 +257,23 @@ class Connections:
         self._catch_up = catch_up
         self._now_ms = now_ms
         self._capacity = capacity
-        self._known: OrderedDict[ConnectionKey, _CachedConnection] = OrderedDict()
+        self._known: OrderedDict[SlidingConnectionKey, _CachedConnection] = OrderedDict()
         self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
         """By user and device: the `conn_id`s in memory, the latest at the end."""
         self._weight = 0
-        streams.subscribe(self._on_changes, Topic.DEVICES_GONE, stage=Stage.CACHE)
+        streams.subscribe(self._on_changes, Topic.DEVICES_DELETED, stage=Stage.CACHE)
 
     def __len__(self) -> int:
         """The number of connections in memory."""
         return len(self._known)
 
-    async def find(self, request: SlidingRequest) -> Connection:
+    async def find(self, request: SlidingRequest) -> SlidingConnection:
         """Return the connection of a request. Raises UnknownPos."""
-        key = ConnectionKey(request.caller.user_id, request.caller.device_id or "", request.conn_id)
+        key = SlidingConnectionKey(
+            request.caller.user_id, request.caller.device_id or "", request.conn_id
+        )
         if request.pos is None:
-            return Connection(key, None, None, EMPTY)
+            return SlidingConnection(key, None, None, EMPTY)
         parts = split_pos(request.pos)
         if parts is None:
             raise UnknownPos
@@ -285,10 +287,15 @@ class Connections:
         now = self._now_ms()
         if now - known.used_ts > TOUCH_INTERVAL_MS:
             await self._touch(key, known, now)
-        return Connection(key, token, name, known.states[name][0])
+        return SlidingConnection(key, token, name, known.states[name][0])
 
-    async def keep(
-        self, former: Connection, state: ConnectionState, token: SyncToken, *, force: bool = False
+    async def store(
+        self,
+        former: SlidingConnection,
+        state: ConnectionState,
+        token: SyncToken,
+        *,
+        force: bool = False,
     ) -> str:
         """Return the `pos` of a response after which the client has this state.
 
@@ -314,7 +321,7 @@ class Connections:
                     )
         return f"{token}_{name}"
 
-    async def _store_state(self, former: Connection, state: ConnectionState) -> str:
+    async def _store_state(self, former: SlidingConnection, state: ConnectionState) -> str:
         """Store a state, and return its name."""
         now, blob = self._now_ms(), _encode(state)
         former_nid = None if former.state_name is None else stored_nid(former.state_name)
@@ -323,7 +330,12 @@ class Connections:
         return name
 
     def _follow(
-        self, former: Connection, name: str, state: ConnectionState, weight: int, used_ts: int
+        self,
+        former: SlidingConnection,
+        name: str,
+        state: ConnectionState,
+        weight: int,
+        used_ts: int,
     ) -> None:
         """Cache a state that follows another, and drop those from before that one.
 
@@ -339,17 +351,17 @@ class Connections:
                 del states[first]
         states.pop(name, None)
         states[name] = (state, weight)
-        while len(states) > MOST_OF_A_CONNECTION:
+        while len(states) > MAX_CONNECTION_STATES:
             del states[next(iter(states))]
         self._cache(former.key, _CachedConnection(used_ts, states))
 
-    def _weight_of(self, former: Connection) -> int:
+    def _weight_of(self, former: SlidingConnection) -> int:
         """The weight of the state that a request found."""
         known = self._known.get(former.key)
         weighed = None if known is None else known.states.get(former.state_name or "")
         return _weigh(former.state, _encode(former.state)) if weighed is None else weighed[1]
 
-    async def _read(self, key: ConnectionKey, name: str) -> _CachedConnection:
+    async def _read(self, key: SlidingConnectionKey, name: str) -> _CachedConnection:
         """Load a stored state into the cache. Raises UnknownPos."""
         row = await self._store.get_state(key, stored_nid(name))
         if row is None:
@@ -365,12 +377,12 @@ class Connections:
         states = {name: (state, weight + len(state.rooms))}
         former = self._known.get(key)
         if former is not None:  # another node stored this state, or it was evicted
-            states |= list(former.states.items())[1 - MOST_OF_A_CONNECTION :]
+            states |= list(former.states.items())[1 - MAX_CONNECTION_STATES :]
         known = _CachedConnection(row.used_ts, states)
         self._cache(key, known)
         return known
 
-    async def _touch(self, key: ConnectionKey, known: _CachedConnection, now: int) -> None:
+    async def _touch(self, key: SlidingConnectionKey, known: _CachedConnection, now: int) -> None:
         """Record the use of the connection. Raises UnknownPos if it was idle for too long."""
         if now - known.used_ts > MAX_IDLE_MS:
             await self._store.remove_connection(key)
@@ -379,18 +391,18 @@ class Connections:
         known.used_ts = now
         await self._store.set_used(key, now)
 
-    def _cache(self, key: ConnectionKey, cached: _CachedConnection) -> None:
+    def _cache(self, key: SlidingConnectionKey, cached: _CachedConnection) -> None:
         self._drop(key)
         self._known[key] = cached
         self._weight += sum(map(_weight, cached.states.values()))
         of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
         of_device[key.conn_id] = None
-        if len(of_device) > MOST_OF_A_DEVICE:
-            self._drop(ConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
+        if len(of_device) > MAX_DEVICE_CONNECTIONS:
+            self._drop(SlidingConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
         while self._weight > self._capacity and len(self._known) > 1:
             self._drop(next(iter(self._known)))
 
-    def _drop(self, key: ConnectionKey) -> None:
+    def _drop(self, key: SlidingConnectionKey) -> None:
         cached = self._known.pop(key, None)
         if cached is not None:
             self._weight -= sum(map(_weight, cached.states.values()))
@@ -402,10 +414,10 @@ class Connections:
     def _on_changes(self, changes: Sequence[Change]) -> None:
         """Drop the connections of deleted devices."""
         for change in changes:
-            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+            if isinstance(change.detail, DevicesDeleted) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
                     for conn_id in list(self._of_devices.get((change.user_id, device_id), ())):
-                        self._drop(ConnectionKey(change.user_id, device_id, conn_id))
+                        self._drop(SlidingConnectionKey(change.user_id, device_id, conn_id))
 
 
 def _weigh(state: ConnectionState, blob: bytes) -> int:
@@ -429,7 +441,7 @@ class StateChanges:
             self._rooms[room_nid] = sent
             self._outside = self._outside or not is_joined
 
-    def end_room(self, room_nid: int, position: int) -> None:
+    def mark_not_live(self, room_nid: int, position: int) -> None:
         """Mark a live room with unsent changes: the client has it up to the position."""
         self._rooms[room_nid] = replace(self._state.rooms[room_nid], upto=position)
 
@@ -459,7 +471,7 @@ class StateChanges:
             {**self._state.account_data, **self._account_data},
             self._profiles,
         )
-        state.take_settled_from(self._state, self._rooms)
+        state.derive_settled(self._state, self._rooms)
         if same_profiles and self._adds_rooms():
             state.added = [(nid, sent.is_direct) for nid, sent in self._rooms.items()]
         return state
@@ -537,8 +549,11 @@ def _encode(state: ConnectionState) -> bytes:
     blob = _Blob(required, rooms, dict(state.receipts), dict(state.account_data), None, direct)
     profiles = state.profiles
     if profiles is not None:
-        blob.profile_fields, blob.profiles_left = sorted(profiles.fields), profiles.left
-        blob.profile_rooms, blob.profiles_lazily = sorted(profiles.rooms), sorted(profiles.lazily)
+        blob.profile_fields, blob.profiles_left = sorted(profiles.fields), profiles.pending
+        blob.profile_rooms, blob.profiles_lazily = (
+            sorted(profiles.rooms),
+            sorted(profiles.lazy_rooms),
+        )
     return _encoder.encode(blob)
 
 
@@ -547,7 +562,7 @@ def _decode(blob: bytes) -> ConnectionState:
     required = [
         RequiredState(
             frozenset(
-                Clause(frozenset(include), frozenset(exclude)) for include, exclude in clauses
+                StateClause(frozenset(include), frozenset(exclude)) for include, exclude in clauses
             ),
             lazy_members,
         )

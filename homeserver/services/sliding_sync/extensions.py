@@ -13,18 +13,23 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.rooms.relations import read_relation
 from homeserver.services.account_data.ignored_users import IgnoredUsers
-from homeserver.services.account_data.room_account_data_cache import KeptAccountData
+from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.filters.event_filters import NO_FILTER
 from homeserver.services.push.push_rules import account_data_events
 from homeserver.services.rooms.thread_subscriptions import ThreadSubscriptions
-from homeserver.services.rooms.thread_updates import Thread, ThreadUpdates
-from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
-from homeserver.services.sliding_sync.lists import Selection
+from homeserver.services.rooms.thread_updates import ThreadKey, ThreadUpdates
+from homeserver.services.sliding_sync.connections import (
+    LIVE,
+    SlidingConnection,
+    StateChanges,
+    not_live,
+)
+from homeserver.services.sliding_sync.lists import RoomSelection
 from homeserver.services.sliding_sync.profiles import ProfileReader
 from homeserver.services.sliding_sync.receipts import ReceiptReader
 from homeserver.services.sliding_sync.request import (
+    ExtensionScope,
     ProfilesRequest,
-    Scope,
     SlidingRequest,
     StickyRequest,
     ThreadsRequest,
@@ -38,7 +43,7 @@ from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.device_sections import DeviceSectionReader
 from homeserver.services.sync.ephemeral import typing_event
-from homeserver.services.sync.request import STATE_AFTER, Range, SyncRequest
+from homeserver.services.sync.request import STATE_AFTER, SyncRange, SyncRequest
 from homeserver.services.sync.sticky_events import StickyEventReader
 from storage.account_data.account_data import AccountData, AccountDataStore
 from storage.engine.streams import Topic
@@ -59,7 +64,7 @@ class ExtensionParts(msgspec.Struct, frozen=True, kw_only=True):
 
     devices: DeviceSectionReader
     account_data: AccountDataStore
-    account_data_cache: KeptAccountData
+    account_data_cache: AccountDataCache
     receipts: ReceiptReader
     recent: RecentChanges
     rooms: RoomStore
@@ -71,12 +76,12 @@ class ExtensionParts(msgspec.Struct, frozen=True, kw_only=True):
     thread_updates: ThreadUpdates
 
 
-class Reading(msgspec.Struct, frozen=True, gc=False):
+class ExtensionInput(msgspec.Struct, frozen=True, gc=False):
     """The input from which all extensions of one response are read."""
 
     request: SlidingRequest
-    connection: Connection
-    selection: Selection
+    connection: SlidingConnection
+    selection: RoomSelection
     updates: Sequence[SlidingRoomUpdate]
     """The rooms in the response."""
     token: SyncToken
@@ -87,7 +92,7 @@ class Reading(msgspec.Struct, frozen=True, gc=False):
 class ExtensionResponse(msgspec.Struct, gc=False):
     """The extensions of a response."""
 
-    answer: dict[str, Any] = {}
+    body: dict[str, Any] = {}
     """The JSON, by the name of the extension."""
     has_changes: bool = False
     """Whether anything is new, so that the request ends its wait."""
@@ -96,7 +101,7 @@ class ExtensionResponse(msgspec.Struct, gc=False):
 
     def add(self, name: str, content: object, *, has_changes: bool) -> None:
         """Add an extension."""
-        self.answer[name] = content
+        self.body[name] = content
         self.has_changes = self.has_changes or has_changes
 
 
@@ -109,14 +114,14 @@ class ExtensionReader:
     async def read(
         self,
         request: SlidingRequest,
-        connection: Connection,
-        selection: Selection,
+        connection: SlidingConnection,
+        selection: RoomSelection,
         updates: Sequence[SlidingRoomUpdate],
         token: SyncToken,
         changes: StateChanges,
     ) -> ExtensionResponse:
         """Read the extensions that the request asks for, up to the token."""
-        reading = Reading(request, connection, selection, updates, token, changes)
+        reading = ExtensionInput(request, connection, selection, updates, token, changes)
         response = ExtensionResponse()
         wanted = request.extensions
         if wanted.to_device is not None:
@@ -145,16 +150,22 @@ class ExtensionReader:
         return response
 
     def end(
-        self, request: SlidingRequest, connection: Connection, view: TypingView | None, pos: str
+        self,
+        request: SlidingRequest,
+        connection: SlidingConnection,
+        view: TypingView | None,
+        pos: str,
     ) -> bool:
         """Record who types, as sent with the response that has this `pos`.
 
         False if another response with the same `pos` sent something else.
         """
-        return view is None or self._parts.sent_typing.keep(connection.key, request.pos, pos, view)
+        return view is None or self._parts.sent_typing.record(
+            connection.key, request.pos, pos, view
+        )
 
     async def _add_to_device(
-        self, reading: Reading, wanted: ToDeviceRequest, response: ExtensionResponse
+        self, reading: ExtensionInput, wanted: ToDeviceRequest, response: ExtensionResponse
     ) -> None:
         """Add messages since a token of their own, which outlives the connection."""
         upto = reading.token.position
@@ -165,7 +176,7 @@ class ExtensionReader:
             return
         request = _as_sync(reading.request, SyncToken(wanted.since, 0))
         messages, reached, _ = await self._parts.devices.find_messages(
-            request, Range(wanted.since, upto)
+            request, SyncRange(wanted.since, upto)
         )
         if len(messages) > wanted.limit:
             messages = messages[: wanted.limit]
@@ -175,11 +186,11 @@ class ExtensionReader:
             "to_device", {"next_batch": str(reached), "events": events}, has_changes=bool(events)
         )
 
-    async def _add_e2ee(self, reading: Reading, response: ExtensionResponse) -> None:
+    async def _add_e2ee(self, reading: ExtensionInput, response: ExtensionResponse) -> None:
         connection, upto = reading.connection, reading.token.position
         moved = connection.token is not None and connection.position < upto
         request = _as_sync(reading.request, connection.token if moved else None)
-        devices = await self._parts.devices.read(request, Range(connection.position, upto), ())
+        devices = await self._parts.devices.read(request, SyncRange(connection.position, upto), ())
         answer: dict[str, Any] = {
             "device_one_time_keys_count": devices.counts.one_time,
             "device_unused_fallback_key_types": devices.counts.unused_fallback,
@@ -189,7 +200,7 @@ class ExtensionReader:
         response.add("e2ee", answer, has_changes=devices.has_changes)
 
     async def _add_receipts(
-        self, reading: Reading, wanted: Scope, response: ExtensionResponse
+        self, reading: ExtensionInput, wanted: ExtensionScope, response: ExtensionResponse
     ) -> None:
         receipts = await self._parts.receipts.read(
             reading.request,
@@ -202,7 +213,7 @@ class ExtensionReader:
         response.add("receipts", {"rooms": receipts}, has_changes=bool(receipts))
 
     async def _add_typing(
-        self, reading: Reading, wanted: TypingRequest, response: ExtensionResponse
+        self, reading: ExtensionInput, wanted: TypingRequest, response: ExtensionResponse
     ) -> None:
         connection = reading.connection
         scope = _rooms_in(wanted.scope, reading.selection) & reading.selection.joined
@@ -222,7 +233,10 @@ class ExtensionReader:
         response.add(wanted.name, {"rooms": events}, has_changes=bool(events) and found.has_changes)
 
     async def _add_thread_subscriptions(
-        self, reading: Reading, wanted: ThreadSubscriptionsRequest, response: ExtensionResponse
+        self,
+        reading: ExtensionInput,
+        wanted: ThreadSubscriptionsRequest,
+        response: ExtensionResponse,
     ) -> None:
         user_id, since = reading.request.caller.user_id, reading.connection.position
         threads: dict[str, Any] = {}
@@ -233,7 +247,7 @@ class ExtensionReader:
         response.add(wanted.name, threads, has_changes=bool(threads))
 
     async def _add_profiles(
-        self, reading: Reading, wanted: ProfilesRequest, response: ExtensionResponse
+        self, reading: ExtensionInput, wanted: ProfilesRequest, response: ExtensionResponse
     ) -> None:
         selection = reading.selection
         scope = _rooms_in(wanted.scope, selection) & selection.joined
@@ -248,17 +262,17 @@ class ExtensionReader:
         )
         reading.changes.set_profiles(sent)
         content = {"users": users} if users else {}
-        response.add(wanted.name, content, has_changes=bool(users) or bool(sent.left))
+        response.add(wanted.name, content, has_changes=bool(users) or bool(sent.pending))
 
     async def _add_account_data(
-        self, reading: Reading, wanted: Scope | None, response: ExtensionResponse
+        self, reading: ExtensionInput, wanted: ExtensionScope | None, response: ExtensionResponse
     ) -> None:
         scope = set() if wanted is None else {GLOBAL, *_rooms_in(wanted, reading.selection)}
         data = await self._account_data(reading, scope)
         if wanted is not None:
             response.add("account_data", data, has_changes=bool(data["global"] or data["rooms"]))
 
-    async def _account_data(self, reading: Reading, scope: set[int]) -> dict[str, Any]:
+    async def _account_data(self, reading: ExtensionInput, scope: set[int]) -> dict[str, Any]:
         """Return what is new in the scope, and everything of rooms that start over."""
         user_id, changes = reading.request.caller.user_id, reading.changes
         known = reading.connection.state.account_data
@@ -276,7 +290,7 @@ class ExtensionReader:
         return {"global": everywhere, "rooms": rooms}
 
     async def _find_changed_account_data(
-        self, reading: Reading, scope: set[int], new: set[int], missed: Mapping[int, int]
+        self, reading: ExtensionInput, scope: set[int], new: set[int], missed: Mapping[int, int]
     ) -> dict[int, Mapping[str, bytes]]:
         """Return the changes in rooms that the client has, and changes that it missed earlier.
         Record what it misses outside the scope."""
@@ -325,11 +339,11 @@ class ExtensionReader:
             for room_id, entries in data.rooms.items()
             if room_id in rooms
         }
-        if data.everywhere:
-            by_room[GLOBAL] = data.everywhere
+        if data.global_data:
+            by_room[GLOBAL] = data.global_data
         return by_room
 
-    async def _threads(self, reading: Reading, wanted: ThreadsRequest) -> dict[str, Any]:
+    async def _threads(self, reading: ExtensionInput, wanted: ThreadsRequest) -> dict[str, Any]:
         """Return the threads with new events. A new connection has missed nothing yet."""
         connection, since = reading.connection, reading.connection.position
         if connection.token is None or since >= reading.token.position:
@@ -344,7 +358,7 @@ class ExtensionReader:
             None if wanted.with_roots else _count_replies(reading.updates, since),
         )
 
-    async def _sticky(self, reading: Reading, wanted: StickyRequest) -> dict[str, Any]:
+    async def _sticky(self, reading: ExtensionInput, wanted: StickyRequest) -> dict[str, Any]:
         """Return sticky events since a token of their own, of all rooms in a list, in its window or
         not.
 
@@ -370,7 +384,7 @@ class ExtensionReader:
             "rooms": {rooms[nid].room_id: {"events": each} for nid, each in events.items()},
         }
 
-    async def _find_sticky_rooms(self, selection: Selection) -> dict[int, MembershipRow]:
+    async def _find_sticky_rooms(self, selection: RoomSelection) -> dict[int, MembershipRow]:
         """Return the joined rooms of lists and subscriptions that may have sticky events."""
         some = await self._parts.sticky.rooms() & selection.rows.keys()
         if not some:
@@ -401,9 +415,9 @@ def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
     )
 
 
-def _count_replies(updates: Sequence[SlidingRoomUpdate], since: int) -> dict[Thread, int]:
+def _count_replies(updates: Sequence[SlidingRoomUpdate], since: int) -> dict[ThreadKey, int]:
     """Count the new events of each thread that the response shows."""
-    counts: dict[Thread, int] = {}
+    counts: dict[ThreadKey, int] = {}
     for update in updates:
         for seen in update.shown:
             relation = read_relation(seen.event.event)
@@ -417,7 +431,7 @@ def _count_replies(updates: Sequence[SlidingRoomUpdate], since: int) -> dict[Thr
     return counts
 
 
-def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
+def _rooms_in(scope: ExtensionScope, selection: RoomSelection) -> set[int]:
     """Return the rooms for which the client wants an extension."""
     found: set[int] = set()
     for name, window in selection.windows.items():

@@ -10,7 +10,7 @@ import msgspec
 from federation.protocol.ids import UserID
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.events.events import EventFlag, EventNews, EventRow
+from storage.events.events import EventFlag, EventRow, EventSummary
 from storage.rooms.summaries import RoomSummaryStore, SummaryRow
 
 DIRECT: Final = "m.direct"
@@ -72,7 +72,7 @@ class RoomTagCache:
 
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: apply its changes if they are known, else clear the cache."""
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         self._version += 1
         if changes is None:
             self._known.clear()
@@ -94,7 +94,7 @@ class RoomTraitCache:
         """The latest changes: room and type of state event."""
         self._changes_before = 0
         streams.subscribe(
-            self._on_changes, Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS, stage=Stage.CACHE
+            self._on_changes, Topic.EVENT, Topic.REDACTED, Topic.PARTIAL_STATE, stage=Stage.CACHE
         )
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
@@ -126,7 +126,7 @@ class RoomTraitCache:
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow | EventNews):
+            if isinstance(row, EventRow | EventSummary):
                 # state resolution may have changed any of them
                 types = TRAITS if row.flags & EventFlag.RESOLVED else TRAITS & {row.type}
                 if types:
@@ -134,12 +134,12 @@ class RoomTraitCache:
                     self._known.pop(row.room_nid, None)
                 for type in types:
                     self._add_change(row.room_nid, type)
-            elif change.topic in (Topic.EVENT, Topic.REDACTED, Topic.COMPLETENESS):
+            elif change.topic in (Topic.EVENT, Topic.REDACTED, Topic.PARTIAL_STATE):
                 self._clear()  # the whole state of a room may have changed without an event
 
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: apply its changes if they are known, else clear the cache."""
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         if changes is None:
             self._clear()
         else:

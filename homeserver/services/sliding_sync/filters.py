@@ -103,7 +103,7 @@ class RoomFilters:
             nid: row for nid, row in order.rooms.items() if nid in numbers
         }  # the order may have changed in the meantime
         if is_complete:
-            self._orders.keep_filtered(order, filters, FilteredRooms(labels, mark, rooms))
+            self._orders.cache_filtered(order, filters, FilteredRooms(labels, mark, rooms))
         return rooms
 
     async def _match(

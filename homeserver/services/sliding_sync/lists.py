@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
 from homeserver.services.account_data.invite_permissions import InvitePermissions
-from homeserver.services.sliding_sync.connections import Connection, ConnectionState
+from homeserver.services.sliding_sync.connections import ConnectionState, SlidingConnection
 from homeserver.services.sliding_sync.filter_data import RoomTagCache, RoomTags
 from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.request import (
@@ -33,7 +33,7 @@ _room_nid: Final = attrgetter("room_nid")
 _membership: Final = attrgetter("membership")
 
 
-class Selection(msgspec.Struct, frozen=True, gc=False):
+class RoomSelection(msgspec.Struct, frozen=True, gc=False):
     """The rooms of a request."""
 
     counts: Mapping[str, int]
@@ -54,7 +54,7 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     """The position of the newest event, of the rooms in `configs`."""
     labels: RoomTags
 
-    def without(self, room_nids: Set[int]) -> "Selection":
+    def without(self, room_nids: Set[int]) -> "RoomSelection":
         """Return a selection in which these rooms are neither in a window nor subscribed."""
         return replace(
             self,
@@ -76,7 +76,7 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
                     names.setdefault(nid, []).append(name)
         return names
 
-    def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
+    def rooms_to_check(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
         """Return the rooms of which a client with this state may lack something.
 
         `changed`: the rooms with new events; None if that is not known.
@@ -131,7 +131,7 @@ class RoomLists:
         self._orders = orders
         self._filters = filters
 
-    async def select(self, request: SlidingRequest, connection: Connection) -> Selection:
+    async def select(self, request: SlidingRequest, connection: SlidingConnection) -> RoomSelection:
         """Select the rooms in the windows and subscriptions of a request."""
         user_id = request.caller.user_id
         labels = await self._labels.of_user(user_id)
@@ -159,7 +159,7 @@ class RoomLists:
         memberships = map(_membership, map(rows.__getitem__, configs.by_room))
         joined = frozenset(compress(configs.by_room, map("join".__eq__, memberships)))
         latest = await self.latest(joined)
-        return Selection(
+        return RoomSelection(
             counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels
         )
 
@@ -172,7 +172,7 @@ class RoomLists:
         event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
         return event is not None and event.event.membership != row.membership
 
-    async def _may_see(self, row: MembershipRow, connection: Connection) -> bool:
+    async def _may_see(self, row: MembershipRow, connection: SlidingConnection) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
         if _stays_listed(row):
@@ -180,7 +180,7 @@ class RoomLists:
         return _is_newer(row, connection)
 
     async def _candidates(
-        self, order: RoomOrder, connection: Connection
+        self, order: RoomOrder, connection: SlidingConnection
     ) -> Collection[MembershipRow]:
         """Return the rooms that a list may show, in order."""
         sent_rooms = connection.state.rooms
@@ -205,7 +205,7 @@ class RoomLists:
         return shown
 
 
-def _is_newer(row: MembershipRow, connection: Connection) -> bool:
+def _is_newer(row: MembershipRow, connection: SlidingConnection) -> bool:
     """Whether the client has the room, and not yet this membership."""
     sent = connection.state.rooms.get(row.room_nid)
     return sent is not None and row.position > connection.since(sent.upto)

@@ -18,9 +18,9 @@ from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from homeserver.services.sliding_sync.connections import (
-    Connection,
     PendingProfiles,
     SentProfiles,
+    SlidingConnection,
     UnknownPos,
 )
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
@@ -58,7 +58,7 @@ class ProfileReader:
         self,
         user_id: UserID,
         fields: Set[str],
-        connection: Connection,
+        connection: SlidingConnection,
         scope: Set[int],
         lazy: Set[int],
         updates: Sequence[SlidingRoomUpdate],
@@ -78,7 +78,7 @@ class ProfileReader:
             former = SentProfiles(frozenset(), frozenset(), frozenset())
         seen = {update.room.room_nid: update for update in updates if update.room.room_nid in scope}
         people, others, whole = await self._find_newcomers(former, scope, lazy, seen)
-        left = former.left
+        left = former.pending
         sent, left = await self._members(
             user_id, [*left, PendingProfiles(sorted(whole), "")] if whole else left
         )
@@ -90,7 +90,7 @@ class ProfileReader:
             shown = _wanted(fields, profile)
             if shown and users.get(owner, {}) is not None:
                 users.setdefault(owner, {})["updated"] = shown
-        rooms, lazily = former.rooms - scope | scope - lazy, former.lazily - scope | lazy
+        rooms, lazily = former.rooms - scope | scope - lazy, former.lazy_rooms - scope | lazy
         return users, SentProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
 
     async def _find_newcomers(
@@ -110,7 +110,7 @@ class ProfileReader:
         whole = {
             *(scope - lazy - former.rooms),
             *(initial - lazy),
-            *(lazy - former.rooms - former.lazily - initial),
+            *(lazy - former.rooms - former.lazy_rooms - initial),
         }
         people: set[str] = set()
         others: set[str] = set()
@@ -188,7 +188,7 @@ class ProfileReader:
         own = await self._memberships.of_user(user_id)
         recent = self._recent.memberships_since(since)
         if recent is None:  # a user who moved again after `upto` is among them by that move
-            moves = await self._membership_store.get_moved_members(own, since)
+            moves = await self._membership_store.get_changed_members(own, since)
         else:
             moves = [row for row in recent if row.position <= upto]
         latest = {

@@ -12,10 +12,15 @@ from typing import Any, Final
 
 from federation.protocol.ids import UserID
 from federation.rooms.timelines import Timelines
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.services.account_data.ignored_users import IgnoredUsers
-from homeserver.services.rooms.receipt_cache import KeptReceipts
-from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges, not_live
+from homeserver.services.rooms.receipt_cache import ReceiptCache
+from homeserver.services.sliding_sync.connections import (
+    LIVE,
+    SlidingConnection,
+    StateChanges,
+    not_live,
+)
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.streams.recent_changes import RecentChanges
@@ -34,14 +39,14 @@ class ReceiptReader:
     def __init__(
         self,
         receipts: ReceiptStore,
-        kept: KeptReceipts,
+        cache: ReceiptCache,
         timelines: Timelines,
         recent: RecentChanges,
         rooms: RoomStore,
         ignored: IgnoredUsers,
     ) -> None:
         self._receipts = receipts
-        self._kept = kept
+        self._kept = cache
         self._timelines = timelines
         self._recent = recent
         self._rooms = rooms
@@ -50,7 +55,7 @@ class ReceiptReader:
     async def read(
         self,
         request: SlidingRequest,
-        connection: Connection,
+        connection: SlidingConnection,
         scope: set[int],
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
@@ -85,7 +90,11 @@ class ReceiptReader:
         return {rooms[nid].room_id: event for nid, event in events.items()}
 
     def _find_changed(
-        self, request: SlidingRequest, connection: Connection, scope: set[int], missed: set[int]
+        self,
+        request: SlidingRequest,
+        connection: SlidingConnection,
+        scope: set[int],
+        missed: set[int],
     ) -> set[int]:
         """Return the rooms that may have new receipts."""
         recent = None
@@ -117,7 +126,7 @@ class ReceiptReader:
         `whole` rooms."""
         changed: dict[int, list[ReceiptRow]] = {}
         own: dict[int, list[ReceiptRow]] = {}
-        kept = await self._kept.of_rooms(whole) if whole else {}
+        kept = await self._kept.get_room_receipts(whole) if whole else {}
         for nid, rows in kept.items():
             if rows:
                 after, upto = ranges.get(nid, NO_RANGE)
@@ -136,7 +145,7 @@ class ReceiptReader:
         return changed, own
 
     async def _find_first_events(
-        self, connection: Connection, room_nids: Set[int], upto: int
+        self, connection: SlidingConnection, room_nids: Set[int], upto: int
     ) -> dict[int, int]:
         """Return the position of the oldest event that the client has, for rooms that it has
         without their receipts."""
@@ -153,7 +162,7 @@ class ReceiptReader:
     def end(
         self,
         request: SlidingRequest,
-        connection: Connection,
+        connection: SlidingConnection,
         scope: set[int],
         changes: StateChanges,
     ) -> None:
@@ -168,9 +177,9 @@ class ReceiptReader:
 
 
 def _ranges_of_whole(
-    connection: Connection,
+    connection: SlidingConnection,
     whole: Set[int],
-    timelines: Mapping[int, Sequence[Seen]],
+    timelines: Mapping[int, Sequence[VisibleEvent]],
     firsts: Mapping[int, int],
     upto: int,
 ) -> dict[int, tuple[int, int]]:
@@ -191,10 +200,10 @@ def _ranges_of_whole(
 
 
 def _on_shown(
-    rows: Iterable[ReceiptRow], timeline: Iterable[Seen], sent: int, first: int
+    rows: Iterable[ReceiptRow], timeline: Iterable[VisibleEvent], sent: int, first: int
 ) -> list[ReceiptRow]:
     """Select the receipts on events of the timeline or from `first` on, and those that came after
-    `sent`."""
+    `sent_transaction`."""
     ids = {seen.event.event.event_id for seen in timeline}
     return [
         row

@@ -14,15 +14,15 @@ MEMBER: Final = "m.room.member"
 ANY: Final = "*"
 ALL_MEMBERS: Final = (MEMBER, ANY)
 
-Pattern = tuple[str, str]
+StatePattern = tuple[str, str]
 """An event type and a state key; `*` is any."""
 
 
-class Clause(msgspec.Struct, frozen=True, gc=False):
+class StateClause(msgspec.Struct, frozen=True, gc=False):
     """State that matches one of `include` and none of `exclude`."""
 
-    include: frozenset[Pattern]
-    exclude: frozenset[Pattern] = frozenset()
+    include: frozenset[StatePattern]
+    exclude: frozenset[StatePattern] = frozenset()
 
     def matches(self, type: str, state_key: str) -> bool:
         """Whether this entry of the state is asked for."""
@@ -43,20 +43,20 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
     """The state that is asked for: what any clause matches, and the members that the timeline
     needs."""
 
-    clauses: frozenset[Clause] = frozenset()
+    clauses: frozenset[StateClause] = frozenset()
     lazy_members: bool = False
 
     def matches(self, type: str, state_key: str) -> bool:
         """Whether this entry of the state is asked for, apart from lazy members."""
         return any(clause.matches(type, state_key) for clause in self.clauses)
 
-    def exact(self) -> set[Pattern]:
+    def exact(self) -> set[StatePattern]:
         """Return the entries that are asked for by name."""
         return {
             pattern for clause in self.clauses for pattern in clause.include if ANY not in pattern
         }
 
-    def whole_types(self) -> set[str] | None:
+    def complete_types(self) -> set[str] | None:
         """Return the types of which any entry may be asked for; None if any type may be."""
         types: set[str] = set()
         for clause in self.clauses:
@@ -147,7 +147,7 @@ class ListRequest(msgspec.Struct, frozen=True, gc=False):
     filters: ListFilters = NO_FILTERS
 
 
-class Scope(msgspec.Struct, frozen=True, gc=False):
+class ExtensionScope(msgspec.Struct, frozen=True, gc=False):
     """The lists and subscriptions for which an extension is wanted. None: all."""
 
     lists: frozenset[str] | None = None
@@ -163,7 +163,7 @@ class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
 class TypingRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
     """The name that the client uses for the extension."""
-    scope: Scope
+    scope: ExtensionScope
 
 
 class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
@@ -192,18 +192,18 @@ class StickyRequest(msgspec.Struct, frozen=True, gc=False):
 class ProfilesRequest(msgspec.Struct, frozen=True, gc=False):
     name: str
     """The name that the client uses for the extension."""
-    scope: Scope
+    scope: ExtensionScope
     fields: frozenset[str]
     """`*` is every field."""
 
 
-class Extensions(msgspec.Struct, frozen=True, gc=False):
+class ExtensionRequests(msgspec.Struct, frozen=True, gc=False):
     """The extensions that the client asks for. None or False: not."""
 
     to_device: ToDeviceRequest | None = None
     e2ee: bool = False
-    account_data: Scope | None = None
-    receipts: Scope | None = None
+    account_data: ExtensionScope | None = None
+    receipts: ExtensionScope | None = None
     typing: TypingRequest | None = None
     thread_subscriptions: ThreadSubscriptionsRequest | None = None
     profiles: ProfilesRequest | None = None
@@ -222,10 +222,10 @@ class SlidingRequest(msgspec.Struct, frozen=True, gc=False):
     """In the stable form, not the unstable one of the released clients."""
     lists: Mapping[str, ListRequest] = msgspec.field(default_factory=dict)
     subscriptions: Mapping[str, RoomConfig] = msgspec.field(default_factory=dict)
-    extensions: Extensions = Extensions()
+    extensions: ExtensionRequests = ExtensionRequests()
 
 
-def _matches(patterns: frozenset[Pattern], type: str, state_key: str) -> bool:
+def _matches(patterns: frozenset[StatePattern], type: str, state_key: str) -> bool:
     return (
         (type, state_key) in patterns
         or (type, ANY) in patterns

@@ -77,9 +77,9 @@ class RequiredStates:
         self._trees = trees
         self._latest: tuple[RequiredState, StateQuery | None] | None = None
 
-    async def get_wholes(self, asked: Sequence[StateRequest]) -> list[RequestedState]:
+    async def get_complete(self, asked: Sequence[StateRequest]) -> list[RequestedState]:
         """Return all that is asked for of each state, with one read for all `StateQuery`s."""
-        states = list(map(self.find_whole, asked))
+        states = list(map(self.find_complete, asked))
         if None not in states:
             return [state for state in states if state is not None]
         missing = [each for each, state in zip(asked, states, strict=True) if state is None]
@@ -106,7 +106,7 @@ class RequiredStates:
             for each, state in zip(asked, states, strict=True)
         ]
 
-    def find_whole(self, asked: StateRequest) -> RequestedState | None:
+    def find_complete(self, asked: StateRequest) -> RequestedState | None:
         """Return all that is asked for of a state, if that is a `StateQuery` and in memory."""
         query = self.query_for(asked.wanted)
         if query is None:
@@ -180,7 +180,7 @@ class RequiredStates:
         The rooms of a response mostly have the same required state, so the latest query is cached.
         """
         if self._latest is None or self._latest[0] is not wanted:
-            query, whole_types = None, wanted.whole_types()
+            query, whole_types = None, wanted.complete_types()
             if whole_types is not None and MEMBER not in whole_types:
                 types = frozenset(whole_types)
                 asked = [
@@ -196,7 +196,7 @@ class RequiredStates:
     async def _read(
         self, room_nid: int, root: bytes | None, wanted: RequiredState, extra: Sequence[StateKey]
     ) -> dict[StateKey, int]:
-        types = wanted.whole_types()
+        types = wanted.complete_types()
         if types is None:
             found = await self._trees.get_all(room_nid, root)
             return {StateKey(*key): nid for key, nid in found.items()}

@@ -7,14 +7,14 @@ from typing import Any, Final
 import msgspec
 
 from federation.rooms.events import StoredEvent
-from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.connections import SlidingConnection
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
-from homeserver.services.streams.sync_tokens import SyncToken, format_gap, format_place
-from homeserver.services.sync.room_summary import Summary
-from storage.events.timelines import Place
+from homeserver.services.streams.sync_tokens import SyncToken, format_gap, format_room_token
+from homeserver.services.sync.room_summary import RoomSummary
+from storage.events.timelines import TimelinePlace
 
-LARGEST_TIMELINE: Final = 1024 * 1024
+MAX_TIMELINE_BYTES: Final = 1024 * 1024
 """Bytes of the events of one room; one event is sent at least."""
 
 _pdu: Final = attrgetter("event.pdu")
@@ -26,7 +26,7 @@ def make_contents(
     required: Sequence[msgspec.Raw],
     events: Mapping[int, StoredEvent],
     stable: bool,
-    connection: Connection,
+    connection: SlidingConnection,
     upto: int,
 ) -> dict[str, Any]:
     """Make the fields that show the contents of the room; empty if nothing is new.
@@ -77,14 +77,14 @@ def trim(update: SlidingRoomUpdate) -> None:
         size = 0
         for index in range(len(update.shown) - 1, -1, -1):
             size += len(update.shown[index].event.pdu)
-            if size > LARGEST_TIMELINE and index < len(update.shown) - 1:
+            if size > MAX_TIMELINE_BYTES and index < len(update.shown) - 1:
                 update.shown, update.limited = update.shown[index + 1 :], True
                 return
 
 
 def is_too_large(events: Sequence[Any]) -> bool:
     """Whether the timeline is larger than a room may have."""
-    return sum(map(len, map(_pdu, events))) > LARGEST_TIMELINE
+    return sum(map(len, map(_pdu, events))) > MAX_TIMELINE_BYTES
 
 
 def _add_timeline(
@@ -92,7 +92,7 @@ def _add_timeline(
     update: SlidingRoomUpdate,
     timeline: Sequence[msgspec.Raw],
     stable: bool,
-    connection: Connection,
+    connection: SlidingConnection,
     upto: int,
 ) -> None:
     entry["timeline"] = timeline
@@ -106,8 +106,8 @@ def _add_timeline(
     if update.shown:
         first = update.shown[0].event
         # the client goes back from before the first event
-        before = Place(first.depth, first.nid - 1)
-        entry["prev_batch"] = format_gap(first) if update.limited else format_place(before)
+        before = TimelinePlace(first.depth, first.nid - 1)
+        entry["prev_batch"] = format_gap(first) if update.limited else format_room_token(before)
     else:
         entry["prev_batch"] = str(SyncToken(upto, 0))
     if update.limited:
@@ -135,7 +135,7 @@ def _add_naming(
             entry[field_name] = None
 
 
-def _add_summary(entry: dict[str, Any], summary: Summary) -> None:
+def _add_summary(entry: dict[str, Any], summary: RoomSummary) -> None:
     entry["joined_count"] = summary.json["m.joined_member_count"]
     entry["invited_count"] = summary.json["m.invited_member_count"]
     if not summary.heroes:

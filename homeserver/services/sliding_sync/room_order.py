@@ -119,7 +119,7 @@ class RoomOrders:
         self._remember(user_id, order)
         return order
 
-    def keep_filtered(
+    def cache_filtered(
         self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms
     ) -> None:
         """Cache the result of a filter with its order; the oldest filter is dropped if there are
@@ -171,7 +171,7 @@ class RoomOrders:
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: apply its changes if they are known, else drop all orders."""
         self._version += 1
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         if changes is None:
             self._clear()
         else:

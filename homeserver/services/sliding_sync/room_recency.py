@@ -9,7 +9,7 @@ from itertools import filterfalse
 from typing import Final
 
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.events.events import EventNews, EventRow
+from storage.events.events import EventRow, EventSummary
 from storage.rooms.recency import RoomRecencyStore
 
 BUMPING: Final = frozenset(
@@ -82,7 +82,7 @@ class RoomRecency:
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow | EventNews):
+            if isinstance(row, EventRow | EventSummary):
                 if row.position is not None:
                     self._latest[row.room_nid] = row.position
                     if row.type in BUMPING:
@@ -92,7 +92,7 @@ class RoomRecency:
 
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Another node wrote: apply its changes if they are known, else clear the cache."""
-        changes = self._streams.told(after, upto)
+        changes = self._streams.get_remote_changes(after, upto)
         if changes is None:
             self._clear()
         else:

@@ -8,7 +8,7 @@ import msgspec
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
-from federation.rooms.visibility import Seen, Visibility
+from federation.rooms.visibility import Visibility, VisibleEvent
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.push.unread_counts import RoomUnread, UnreadCounts
 from homeserver.services.rooms.client_events import ClientEvents
@@ -20,7 +20,7 @@ from homeserver.services.sliding_sync.room_order import OUTSIDE
 from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.plain_messages import PlainMessages
-from homeserver.services.sync.room_summary import RoomSummaries, Summary
+from homeserver.services.sync.room_summary import RoomSummaries, RoomSummary
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomRow
 
@@ -52,11 +52,11 @@ class SlidingRoomUpdate(msgspec.Struct, gc=False):
     """Nothing that arrived since the client had the room changed its state."""
     newest: StoredEvent | None = None
     """The newest event of the range, shown or not, if any arrived."""
-    shown: Sequence[Seen] = ()
+    shown: Sequence[VisibleEvent] = ()
     timeline_members: Set[str] = frozenset()
     """Users whose memberships are needed to show these events."""
     state: RequestedState = msgspec.field(default_factory=RequestedState)
-    summary: Summary | None = None
+    summary: RoomSummary | None = None
     counts: RoomUnread | None = None
     """The unread counts, if the client gets them."""
     bump: int = 0

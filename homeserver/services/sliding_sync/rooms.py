@@ -12,17 +12,17 @@ from typing import Any, Final
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.rooms.events import StoredEvent
-from federation.rooms.joins.out_of_room import is_outside
-from federation.rooms.visibility import Seen
+from federation.rooms.joins.out_of_room import is_out_of_room
+from federation.rooms.visibility import VisibleEvent
 from homeserver.services.account_data.ignored_users import without_ignored
 from homeserver.services.push.unread_counts import has_hidden_redaction
 from homeserver.services.rooms.client_events import (
-    NO_REASONS,
-    present_plainly,
+    NO_REDACTIONS,
     present_state,
+    present_state_event,
     present_stripped,
 )
-from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.connections import SlidingConnection
 from homeserver.services.sliding_sync.request import MEMBER, SlidingRequest
 from homeserver.services.sliding_sync.required_state import StateRequest
 from homeserver.services.sliding_sync.room_entry import (
@@ -33,7 +33,7 @@ from homeserver.services.sliding_sync.room_entry import (
 )
 from homeserver.services.sliding_sync.room_order import OUTSIDE
 from homeserver.services.sliding_sync.room_update import RoomParts, SlidingRoomUpdate
-from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.lazy_members import RoomMember
 from homeserver.services.sync.room_update import after_holes, visible_after_leaving
 
 _event_nid: Final = attrgetter("event_nid")
@@ -52,12 +52,16 @@ class RoomEntries:
     def __init__(self, parts: RoomParts) -> None:
         self._parts = parts
 
-    def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
+    def begin(self, request: SlidingRequest, connection: SlidingConnection) -> set[RoomMember]:
         """Return the lazily loaded members that the client has confirmed by this `pos`."""
         return self._parts.lazy_members.get_confirmed(connection.key, request.pos)
 
     def end(
-        self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str
+        self,
+        request: SlidingRequest,
+        connection: SlidingConnection,
+        members: set[RoomMember],
+        pos: str,
     ) -> None:
         """Record the members that the response with this `pos` carries."""
         self._parts.lazy_members.add_sent(connection.key, request.pos, members, pos)
@@ -72,11 +76,11 @@ class RoomEntries:
     async def make(
         self,
         request: SlidingRequest,
-        connection: Connection,
+        connection: SlidingConnection,
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
-        confirmed_members: set[Member],
-        new_members: set[Member],
+        confirmed_members: set[RoomMember],
+        new_members: set[RoomMember],
     ) -> dict[str, dict[str, Any]]:
         """Return the entries by room id, of rooms with changes. Fills in the updates, and adds to
         `new_members`."""
@@ -100,10 +104,10 @@ class RoomEntries:
     def _make_plain(
         self,
         request: SlidingRequest,
-        connection: Connection,
+        connection: SlidingConnection,
         update: SlidingRoomUpdate,
         upto: int,
-        confirmed_members: set[Member],
+        confirmed_members: set[RoomMember],
     ) -> dict[str, Any] | None:
         """Return the entry of a room that has only plain messages; None if there is more, or
         less."""
@@ -138,11 +142,11 @@ class RoomEntries:
     async def _make(
         self,
         request: SlidingRequest,
-        connection: Connection,
+        connection: SlidingConnection,
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
-        confirmed_members: set[Member],
-        new_members: set[Member],
+        confirmed_members: set[RoomMember],
+        new_members: set[RoomMember],
     ) -> dict[str, dict[str, Any]]:
         """Return the entries of rooms, whatever is new in them."""
         shown = [update for update in updates if update.shows_room]
@@ -169,7 +173,7 @@ class RoomEntries:
     async def _make_contents(
         self,
         request: SlidingRequest,
-        connection: Connection,
+        connection: SlidingConnection,
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
     ) -> dict[str, dict[str, Any]]:
@@ -180,9 +184,9 @@ class RoomEntries:
             wanted.update(update.state.entries.values(), update.state.named.values())
         events = await self._parts.events.get_events(filter(None, wanted)) if wanted else {}
         reasons = (
-            await client_events.find_reasons(caller.user_id, events.values())
+            await client_events.find_redactions(caller.user_id, events.values())
             if events
-            else NO_REASONS
+            else NO_REDACTIONS
         )
         new = {update.room.room_nid for update in updates if update.is_new_timeline}
         encoded = await client_events.present(
@@ -242,12 +246,12 @@ class RoomEntries:
                 "stripped_state" if request.stable else "invite_state": stripped
             }
         else:
-            own = await self._parts.invited.find_own(update.room, update.own)
+            own = await self._parts.invited.find_membership_event(update.room, update.own)
             if request.stable:
                 entry = {"stripped_state": present_stripped([] if own is None else [own.event])}
             else:  # clients would take stripped state for an invite
                 entry = {
-                    "required_state": [present_plainly(own, with_room_id=False)]
+                    "required_state": [present_state_event(own, with_room_id=False)]
                     if own is not None
                     else []
                 }
@@ -344,8 +348,8 @@ class RoomEntries:
         self,
         updates: Sequence[SlidingRoomUpdate],
         upto: int,
-        confirmed_members: set[Member],
-        new_members: set[Member],
+        confirmed_members: set[RoomMember],
+        new_members: set[RoomMember],
     ) -> None:
         """Find the state that each entry needs: all that is asked for, or what changed."""
         roots = await self._find_roots(updates, upto)
@@ -374,7 +378,7 @@ class RoomEntries:
                 gone = [(nid, user_id) for user_id in update.state.changed_members]
                 confirmed_members.difference_update(gone)
         for update in updates:
-            if update.left_before and not is_outside(update.own):
+            if update.left_before and not is_out_of_room(update.own):
                 _add_own_membership(update)
 
     async def _find_roots(
@@ -405,8 +409,8 @@ class RoomEntries:
         self,
         updates: Sequence[SlidingRoomUpdate],
         roots: Mapping[int, bytes | None],
-        confirmed_members: set[Member],
-        new_members: set[Member],
+        confirmed_members: set[RoomMember],
+        new_members: set[RoomMember],
     ) -> None:
         """Find all the state that is asked for, of rooms with which the client starts over."""
         if not updates:
@@ -420,7 +424,7 @@ class RoomEntries:
                 gone = [member for member in confirmed_members if member[0] == nid]
                 confirmed_members.difference_update(gone)
             new_members.update(zip(repeat(nid), members))
-        states = await self._parts.states.get_wholes(requests)
+        states = await self._parts.states.get_complete(requests)
         for update, state in zip(updates, states, strict=True):
             update.state = state
 
@@ -428,8 +432,8 @@ class RoomEntries:
         self,
         update: SlidingRoomUpdate,
         root: bytes | None,
-        confirmed_members: set[Member],
-        new_members: set[Member],
+        confirmed_members: set[RoomMember],
+        new_members: set[RoomMember],
     ) -> None:
         """Add the lazily loaded members that the client lacks, or has from before they changed."""
         nid, state = update.room.room_nid, update.state
@@ -449,7 +453,7 @@ class RoomEntries:
             new_members.update((nid, user_id) for user_id in missing)
 
 
-def members_of(timeline: Sequence[Seen]) -> set[str]:
+def members_of(timeline: Sequence[VisibleEvent]) -> set[str]:
     """Return the users whose memberships a timeline needs: senders, and targets of membership
     events."""
     events = list(map(_pdu_event, timeline))

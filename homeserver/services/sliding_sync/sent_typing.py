@@ -10,7 +10,7 @@ two responses with different views have the same `pos`.
 The record is in memory only, since typing ends within seconds. A client without a record, after a
 restart or an eviction, gets all typing users, which corrects what it had before. That alone does
 not end its wait; otherwise a client that is evicted repeatedly would never wait. The rooms in which
-it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
+it shows somebody typing are also known from its `pos` (`SyncToken.typing_rooms`).
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -24,15 +24,15 @@ from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.streams.sync_tokens import SyncToken
 from storage.engine.streams import Streams
-from storage.sync.sliding_connections import ConnectionKey
+from storage.sync.sliding_connections import SlidingConnectionKey
 
 MAX_FORMER_ROOMS: Final = 500
 """Rooms that left the view of a connection and are recorded, the latest ones."""
-ENTRY: Final = 512
+ENTRY_BYTES: Final = 512
 """Bytes of a connection, about."""
 MAX_RESPONSES: Final = 8
 """Recorded responses of a connection, as many as its stored states: mostly two."""
-ROOM: Final = 100
+ROOM_BYTES: Final = 100
 """Bytes of a room in a view, about."""
 
 
@@ -43,7 +43,7 @@ class TypingView(msgspec.Struct, frozen=True, gc=False):
     """The rooms in view: everything up to that position was sent."""
     left: Mapping[int, int]
     """Rooms that left the view, with the ephemeral position up to which everything was sent."""
-    is_whole: bool = True
+    is_complete: bool = True
     """Whether these are all rooms that ever were in view."""
     typed: tuple[int, ...] = ()
     """As in `SyncToken`, of the rooms in view."""
@@ -74,7 +74,7 @@ class SentTyping:
 
     def move(
         self,
-        key: ConnectionKey,
+        key: SlidingConnectionKey,
         pos: str | None,
         before: SyncToken | None,
         rooms: Set[int],
@@ -87,20 +87,20 @@ class SentTyping:
         """
         if before is None:
             found = self._typing.get_changed(rooms, None)
-            typed = self._typing.name_typed((), found)
+            typed = self._typing.update_token((), found)
             return TypingChanges(found, bool(found), TypingView(frozenset(rooms), {}, typed=typed))
         changed: Set[int] = frozenset()
-        if not self._typing.is_quiet_since(before.ephemeral):
+        if not self._typing.is_unchanged_since(before.ephemeral):
             changed = self._typing.changed_rooms(before.ephemeral) & rooms
         view = self.find(key, pos)
-        shown = [nid for nid in before.typed if nid in rooms]
-        sent: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_over(shown), ())
+        shown = [nid for nid in before.typing_rooms if nid in rooms]
+        sent: dict[int, Sequence[UserID]] = dict.fromkeys(self._typing.find_stopped(shown), ())
         if view is None:
             has_changes = bool(changed or sent)
-            sent.update(self._typing.get_known(rooms))
-            typed = self._typing.name_typed(shown, sent)
+            sent.update(self._typing.get_typing_users(rooms))
+            typed = self._typing.update_token(shown, sent)
             return TypingChanges(
-                sent, has_changes, TypingView(frozenset(rooms), {}, is_whole=False, typed=typed)
+                sent, has_changes, TypingView(frozenset(rooms), {}, is_complete=False, typed=typed)
             )
         if changed:
             sent.update(self._typing.get_changed(changed & view.rooms, before.ephemeral))
@@ -109,7 +109,7 @@ class SentTyping:
         if rooms != view.rooms:
             sent.update(self._find_entering(view, rooms - view.rooms))
             view = TypingView(frozenset(rooms), *_left(view, before, rooms), view.typed)
-        typed = self._typing.name_typed(shown, sent) if shown or sent else ()
+        typed = self._typing.update_token(shown, sent) if shown or sent else ()
         if typed != view.typed:
             view = replace(view, typed=typed)
         return TypingChanges(sent, bool(sent), view)
@@ -118,9 +118,9 @@ class SentTyping:
         """Find the typing users of rooms that come into view."""
         found: dict[int, Sequence[UserID]] = {}
         for nid in room_nids:
-            if nid not in view.left and not view.is_whole:
+            if nid not in view.left and not view.is_complete:
                 found.update(
-                    self._typing.get_known([nid])
+                    self._typing.get_typing_users([nid])
                 )  # it may have been in view and is no longer recorded
                 continue
             found.update(self._typing.get_changed([nid], None))
@@ -130,12 +130,14 @@ class SentTyping:
                 found.update(self._typing.get_changed([nid], view.left[nid]))
         return found
 
-    def find(self, key: ConnectionKey, pos: str | None) -> TypingView | None:
+    def find(self, key: SlidingConnectionKey, pos: str | None) -> TypingView | None:
         """Return the view of a client with this `pos`, if it is recorded."""
         kept = self._views.get(key)
         return None if kept is None or pos is None else kept[0].get(pos)
 
-    def keep(self, key: ConnectionKey, before: str | None, pos: str, view: TypingView) -> bool:
+    def record(
+        self, key: SlidingConnectionKey, before: str | None, pos: str, view: TypingView
+    ) -> bool:
         """Record the view of a response. `before` is the `pos` of the request, `pos` that of the
         response.
 
@@ -155,7 +157,9 @@ class SentTyping:
         while len(known) > MAX_RESPONSES:
             del known[next(iter(known))]
         distinct = {id(each): each for each in known.values()}
-        weight = ENTRY + ROOM * sum(len(each.rooms) + len(each.left) for each in distinct.values())
+        weight = ENTRY_BYTES + ROOM_BYTES * sum(
+            len(each.rooms) + len(each.left) for each in distinct.values()
+        )
         self._views.put(key, known, weight)
         return True
 
@@ -166,7 +170,7 @@ class SentTyping:
         others = {nid for nid, _ in sent.left.items() ^ view.left.items()} | (
             sent.rooms ^ view.rooms
         )
-        return bool(self._typing.get_known(others))
+        return bool(self._typing.get_typing_users(others))
 
 
 def _since(views: Mapping[str, TypingView], pos: str) -> dict[str, TypingView]:
@@ -186,4 +190,4 @@ def _left(view: TypingView, before: SyncToken, rooms: Set[int]) -> tuple[Mapping
     too_many = len(left) - MAX_FORMER_ROOMS
     for nid in list(left)[:too_many] if too_many > 0 else ():
         del left[nid]
-    return left, view.is_whole and too_many <= 0
+    return left, view.is_complete and too_many <= 0

@@ -28,20 +28,25 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.history.past_memberships import PastMemberships
 from federation.rooms.partial_rooms import PartialRooms
 from homeserver.cluster.notifier import Notifier
-from homeserver.services.account_data.room_account_data_cache import KeptAccountData
+from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.ephemeral.typing import Typing
-from homeserver.services.rooms.receipt_cache import KeptReceipts
-from homeserver.services.rooms.room_data import BesideRooms
+from homeserver.services.rooms.receipt_cache import ReceiptCache
+from homeserver.services.rooms.room_data import RoomCaches
 from homeserver.services.sliding_sync.batches import make_entries
 from homeserver.services.sliding_sync.connections import (
     LIVE,
-    Connection,
-    Connections,
     ConnectionState,
+    SlidingConnection,
+    SlidingConnections,
     StateChanges,
 )
 from homeserver.services.sliding_sync.extensions import ExtensionReader
-from homeserver.services.sliding_sync.lists import RoomLists, Selection, knows_room, latest_change
+from homeserver.services.sliding_sync.lists import (
+    RoomLists,
+    RoomSelection,
+    knows_room,
+    latest_change,
+)
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.sliding_sync.rooms import RoomEntries
@@ -49,7 +54,7 @@ from homeserver.services.sliding_sync.sent_typing import TypingView
 from homeserver.services.sliding_sync.unread_changes import SlidingUnreadChanges
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
-from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.lazy_members import RoomMember
 from storage.engine.streams import Streams
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
@@ -63,23 +68,26 @@ _has_changes: Final = attrgetter("has_changes")
 class SlidingParts(msgspec.Struct, frozen=True, kw_only=True):
     """The services that sliding sync reads from."""
 
-    connections: Connections
+    connections: SlidingConnections
     lists: RoomLists
     entries: RoomEntries
     extensions: ExtensionReader
     rooms: RoomStore
     states: CurrentStates
-    past: PastMemberships
+    past_memberships: PastMemberships
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
     unread_changes: SlidingUnreadChanges
-    beside: BesideRooms
+    room_caches: RoomCaches
 
     @property
-    def caches(self) -> Mapping[str, KeptReceipts | KeptAccountData]:
+    def caches(self) -> Mapping[str, ReceiptCache | AccountDataCache]:
         """The caches that have metrics."""
-        return {"receipts": self.beside.receipts, "account_data": self.beside.account_data}
+        return {
+            "receipts": self.room_caches.receipts,
+            "account_data": self.room_caches.account_data,
+        }
 
 
 class SlidingResponse(msgspec.Struct, frozen=True, gc=False):
@@ -91,7 +99,7 @@ class SlidingResponse(msgspec.Struct, frozen=True, gc=False):
     token: SyncToken
     state: ConnectionState
     """The state of the connection with this response."""
-    new_members: set[Member]
+    new_members: set[RoomMember]
     """The lazily loaded members that it carries."""
     typing: TypingView | None = None
     """The typing users that the client knows with this response; None if it did not ask."""
@@ -108,14 +116,14 @@ class SlidingSync:
         clock: IReactorTime,
         catch_up: Callable[[], Awaitable[int]],
         *,
-        most_events: int,
+        max_events: int,
     ) -> None:
         """`catch_up` reads what other nodes wrote, and returns the position up to which all is
         readable.
 
         `most_events`: the operator's bound for the events of one room; negative for none.
         """
-        self.most_events = most_events
+        self.most_events = max_events
         self._parts = parts
         self._streams = streams
         self._notifier = notifier
@@ -131,7 +139,7 @@ class SlidingSync:
         connection = await self._parts.connections.find(request)
         members = self._parts.entries.begin(request, connection)
         if connection.token is not None:
-            self._parts.typing.meet(connection.token.ephemeral)
+            self._parts.typing.advance_to(connection.token.ephemeral)
         request = await self._check_tokens(request)
         seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
         if connection.token is None or seconds <= 0:
@@ -169,29 +177,29 @@ class SlidingSync:
         )
 
     async def _finish(
-        self, request: SlidingRequest, connection: Connection, response: SlidingResponse
+        self, request: SlidingRequest, connection: SlidingConnection, response: SlidingResponse
     ) -> dict[str, Any]:
         """Store the state of the connection, and add its `pos` to the response."""
         connections, extensions = self._parts.connections, self._parts.extensions
         token = response.token
         typed = () if response.typing is None else response.typing.typed
-        if typed != token.typed:
-            token = replace(token, typed=typed)
-        pos = await connections.keep(connection, response.state, token)
+        if typed != token.typing_rooms:
+            token = replace(token, typing_rooms=typed)
+        pos = await connections.store(connection, response.state, token)
         if not extensions.end(request, connection, response.typing, pos):
-            pos = await connections.keep(connection, response.state, token, force=True)
+            pos = await connections.store(connection, response.state, token, force=True)
             extensions.end(request, connection, response.typing, pos)
         self._parts.entries.end(request, connection, response.new_members, pos)
         return {"pos": pos, **response.body}
 
     async def _compute(
-        self, request: SlidingRequest, connection: Connection, members: set[Member]
+        self, request: SlidingRequest, connection: SlidingConnection, members: set[RoomMember]
     ) -> SlidingResponse:
         """Compute the response as of now. `members`: the lazily loaded members that the client
         has."""
         parts = self._parts
-        typed = () if connection.token is None else connection.token.typed
-        token = SyncToken(self._streams.current(), parts.typing.position, typed=typed)
+        typed = () if connection.token is None else connection.token.typing_rooms
+        token = SyncToken(self._streams.current(), parts.typing.position, typing_rooms=typed)
         selection = await parts.lists.select(request, connection)
         recounted: Set[int] = frozenset()
         if connection.token is not None and not request.stable:
@@ -203,7 +211,7 @@ class SlidingSync:
                 selection.rows,
             )
         updates = await self._find_updates(request, connection, selection, recounted)
-        new_members: set[Member] = set()
+        new_members: set[RoomMember] = set()
         entries: dict[str, dict[str, Any]] = {}
         done: Sequence[SlidingRoomUpdate] = updates
         if updates:
@@ -225,7 +233,7 @@ class SlidingSync:
         body: dict[str, Any] = {
             "lists": {name: {"count": count} for name, count in selection.counts.items()},
             "rooms": entries,
-            "extensions": extensions.answer,
+            "extensions": extensions.body,
         }
         has_changes = any(map(_has_changes, done)) or extensions.has_changes or is_cut
         return SlidingResponse(
@@ -235,8 +243,8 @@ class SlidingSync:
     async def _find_updates(
         self,
         request: SlidingRequest,
-        connection: Connection,
-        selection: Selection,
+        connection: SlidingConnection,
+        selection: RoomSelection,
         recounted: Set[int],
     ) -> list[SlidingRoomUpdate]:
         """Find the rooms of the windows and subscriptions that may have changes.
@@ -247,10 +255,10 @@ class SlidingSync:
         recent = None
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), connection.position)
-        candidates = selection.to_look_at(state, None if recent is None else recent.events)
+        candidates = selection.rooms_to_check(state, None if recent is None else recent.events)
         moved: Collection[int] = ()
         if request.stable:
-            moved = await state.moved_to_or_from_direct(
+            moved = await state.find_changed_direct(
                 selection.labels.direct, list(selection.configs), parts.rooms.get_rooms_by_nid
             )
         others = [*moved, *(recounted & selection.configs.keys())]
@@ -292,13 +300,13 @@ class SlidingSync:
         if own.membership != "join":
             return await self._parts.lists.was_reset(own)
         was_joined = await self._parts.states.was_joined_at(own, since)
-        return not was_joined or await self._parts.past.has_come_since(own, since)
+        return not was_joined or await self._parts.past_memberships.has_joined_since(own, since)
 
     async def _end_others(
         self,
         request: SlidingRequest,
-        connection: Connection,
-        selection: Selection,
+        connection: SlidingConnection,
+        selection: RoomSelection,
         done: Set[int],
         recounted: Set[int],
         changes: StateChanges,
@@ -322,13 +330,13 @@ class SlidingSync:
         )
         for nid in live:
             if nid in recounted or latest_change(selection.rows[nid], latest) > connection.position:
-                changes.end_room(nid, connection.position)
+                changes.mark_not_live(nid, connection.position)
 
 
 def _compare(
     request: SlidingRequest,
-    connection: Connection,
-    selection: Selection,
+    connection: SlidingConnection,
+    selection: RoomSelection,
     recounted: Set[int],
     update: SlidingRoomUpdate,
     completed: int | None,

@@ -43,7 +43,7 @@ class SlidingUnreadChanges:
         sent: Set[int],
         rows: Mapping[int, MembershipRow],
     ) -> Set[int]:
-        """Return those of the `sent` rooms, if the user is joined, whose counts may have changed
+        """Return those of the `sent_transaction` rooms, if the user is joined, whose counts may have changed
         since a position."""
         if since >= upto or not sent:
             return NONE
@@ -51,7 +51,7 @@ class SlidingUnreadChanges:
         data = AccountData()
         if self._recent.concerns_user(user_id, Topic.ACCOUNT_DATA, since):
             data = await self._account_data.get_account_data_since(user_id, since, upto)
-        is_known = found is not None and IGNORED_USERS not in data.everywhere
+        is_known = found is not None and IGNORED_USERS not in data.global_data
         if is_known and not found and not self._recent.purged_since(since):
             return NONE
         joined = {

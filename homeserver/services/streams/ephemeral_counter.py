@@ -12,7 +12,7 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-AHEAD: Final = 60_000_000
+MAX_CLOCK_SKEW_US: Final = 60_000_000
 """Microseconds by which another node's clock may be ahead of ours, and its positions ahead of its
 clock."""
 
@@ -30,14 +30,14 @@ class EphemeralCounter:
         self.position = max(self.position + 1, self._now())
         return self.position
 
-    def take(self, position: int) -> int:
+    def adopt_position(self, position: int) -> int:
         """Return the position of a change that another node announced at `position`: the same, if
         nothing later happened here, else a new one."""
-        return position if self._advance(position, 2 * AHEAD) else self.next()
+        return position if self._advance(position, 2 * MAX_CLOCK_SKEW_US) else self.next()
 
-    def meet(self, position: int) -> None:
+    def advance_to(self, position: int) -> None:
         """Advance to a client's position if it is later."""
-        self._advance(position, AHEAD)
+        self._advance(position, MAX_CLOCK_SKEW_US)
 
     def _advance(self, position: int, ahead: int) -> bool:
         is_later = self.position < position <= self._now() + ahead

@@ -14,32 +14,32 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.timelines import count_upto
-from homeserver.cluster.incoming_changes import NewsOfOthers
-from homeserver.cluster.outgoing_changes import Range, without
+from homeserver.cluster.incoming_changes import IncomingChanges
+from homeserver.cluster.outgoing_changes import Range, subtract_ranges
 from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.events.events import EventFlag, EventNews, EventRow
+from storage.events.events import EventFlag, EventRow, EventSummary
 from storage.retention.purging import PurgedMessages
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.receipts import ReceiptRow
 from storage.rooms.sticky_events import StickyRow
 
-KEPT: Final = 20_000
+MAX_CHANGES: Final = 20_000
 PRIVATE_RECEIPT: Final = "m.read.private"
 ENCRYPTION: Final = "m.room.encryption"
-NOBODY: Final[frozenset[str]] = frozenset()
+NO_USERS: Final[frozenset[str]] = frozenset()
 NO_ROOMS: Final[frozenset[int]] = frozenset()
-BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
+OUTSIDE_TIMELINE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
 """Changes of a room outside its timeline."""
-OF_DEVICE_LISTS: Final = frozenset(
-    {Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.COMPLETENESS}
+DEVICE_LIST_TOPICS: Final = frozenset(
+    {Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.PARTIAL_STATE}
 )
 """Changes that may affect device lists, besides the encryption of rooms."""
-MOST_HOLES: Final = 100
+MAX_GAPS: Final = 100
 """Ranges of unknown changes of other nodes."""
-LAST_FEW: Final = 8
+NEWEST_CHECKED: Final = 8
 """Newest changes that are searched first."""
-POSITIONS_AT_ONCE: Final = 200
+MAX_CACHED_POSITIONS: Final = 200
 """Positions for which the changes since are cached."""
 
 
@@ -51,7 +51,7 @@ class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
     """Also rooms with sticky events, which are sent outside the timeline."""
 
 
-PERSONAL: Final = frozenset({Topic.TO_DEVICE, Topic.DEVICES_GONE, Topic.KEY_COUNT})
+DEVICE_TOPICS: Final = frozenset({Topic.TO_DEVICE, Topic.DEVICES_DELETED, Topic.KEY_COUNT})
 """Changes that concern only the users named in them."""
 
 
@@ -112,7 +112,7 @@ class _ChangesSince:
                 kinds = (
                     (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
                 )
-                kinds[entry.topic in BESIDE].add(entry.room_nid)
+                kinds[entry.topic in OUTSIDE_TIMELINE].add(entry.room_nid)
             if entry.sender is not None and entry.room_nid is not None:
                 self.read.setdefault(entry.sender, set()).add(entry.room_nid)
             if entry.user_id is not None:
@@ -143,7 +143,7 @@ class RecentChanges:
     It is no `StreamCache`, since it has no values by key.
     """
 
-    def __init__(self, streams: Streams, others: NewsOfOthers | None = None) -> None:
+    def __init__(self, streams: Streams, others: IncomingChanges | None = None) -> None:
         """`others`: the changes of other nodes; None on a single node."""
         self._streams = streams
         self._others = others
@@ -159,7 +159,7 @@ class RecentChanges:
         streams.subscribe(self._on_changes, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
         if others is not None:
-            others.wait_for(self._on_late_changes, self._on_lost_ranges)
+            others.subscribe(self._on_late_changes, self._on_lost_ranges)
 
     def rooms_since(self, user_id: UserID, position: int) -> ChangedRooms | None:
         """Return the rooms with changes after the position that may concern the user.
@@ -172,7 +172,7 @@ class RecentChanges:
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
         """Return whether the user may have changes of a topic after the position."""
         changes_since = self._since(position)
-        return changes_since is None or user_id in changes_since.users.get(topic, NOBODY)
+        return changes_since is None or user_id in changes_since.users.get(topic, NO_USERS)
 
     def read_since(self, user_id: UserID, position: int) -> Set[int] | None:
         """Return the rooms with new receipts of the user after the position; None as for
@@ -184,7 +184,7 @@ class RecentChanges:
         """Return the users with changes of a topic after the position; None as for
         `rooms_since`."""
         changes_since = self._since(position)
-        return None if changes_since is None else changes_since.users.get(topic, NOBODY)
+        return None if changes_since is None else changes_since.users.get(topic, NO_USERS)
 
     def memberships_since(self, position: int) -> Sequence[MembershipRow] | None:
         """Return the memberships that changed after the position; None as for `rooms_since`, or if
@@ -210,13 +210,13 @@ class RecentChanges:
         return (
             changes_since is None
             or bool(changes_since.encryption)
-            or not changes_since.topics.isdisjoint(OF_DEVICE_LISTS)
+            or not changes_since.topics.isdisjoint(DEVICE_LIST_TOPICS)
         )
 
     def _after(self, position: int) -> Sequence[_Entry]:
         """Return the entries after a position. Usually these are few, so the newest are searched
         first."""
-        few = self._entries[-LAST_FEW:]
+        few = self._entries[-NEWEST_CHECKED:]
         if few and few[0].position <= position:
             return few[count_upto(few, position) :]
         return self._entries[bisect_right(self._entries, position, key=_position) :]
@@ -226,7 +226,7 @@ class RecentChanges:
         if changes_since is None:
             if position < self._complete_from:
                 return None
-            if len(self._since_position) >= POSITIONS_AT_ONCE:
+            if len(self._since_position) >= MAX_CACHED_POSITIONS:
                 self._since_position.clear()
             changes_since = _ChangesSince(self._after(position))
             self._since_position[position] = changes_since
@@ -236,17 +236,17 @@ class RecentChanges:
         self._since_position.clear()
         for change in changes:
             self._add(change)
-        while len(self._entries) + self._named > 2 * KEPT:
+        while len(self._entries) + self._named > 2 * MAX_CHANGES:
             self._drop(self._entries[len(self._entries) // 2].position)
 
     def _add(self, change: Change) -> None:
         row, position, user_id = change.detail, change.position, change.user_id
-        if change.topic in PERSONAL:
+        if change.topic in DEVICE_TOPICS:
             entry = _Entry(position, change.topic, user_id=user_id, user_ids=change.user_ids)
             self._named += len(change.user_ids)
         elif isinstance(row, StickyRow):
             entry = _Entry(position, change.topic, row.room_nid)
-        elif isinstance(row, EventRow | EventNews):
+        elif isinstance(row, EventRow | EventSummary):
             is_encryption = bool(row.flags & EventFlag.RESOLVED) or row.type == ENCRYPTION
             entry = _Entry(position, Topic.EVENT, row.room_nid, is_encryption=is_encryption)
         elif isinstance(row, ReceiptRow):
@@ -262,7 +262,7 @@ class RecentChanges:
                 counted_upto=row.counted_upto,
             )
         elif isinstance(row, PartialRoom):
-            entry = _Entry(position, Topic.COMPLETENESS, row.room_nid)
+            entry = _Entry(position, Topic.PARTIAL_STATE, row.room_nid)
         elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
             self._drop(position)  # a change of another node in an unknown room
             entry = _Entry(position, change.topic)
@@ -278,12 +278,12 @@ class RecentChanges:
     def _on_remote_write(self, after: int, upto: int) -> None:
         """Add the changes of another node. If it did not announce them, record a hole, or drop
         everything up to there."""
-        announced = self._streams.told(after, upto)
+        announced = self._streams.get_remote_changes(after, upto)
         if announced is not None:
             self._on_changes(announced)
             return
         self._since_position.clear()
-        if self._others is None or len(self._holes) >= MOST_HOLES:
+        if self._others is None or len(self._holes) >= MAX_GAPS:
             self._drop(upto)
         else:
             self._holes.append((after, upto))
@@ -292,7 +292,7 @@ class RecentChanges:
     def _on_late_changes(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
         """Add late changes of other nodes that fill these ranges."""
         self._on_changes([change for change in changes if change.position > self._dropped_upto])
-        self._holes = without(self._holes, ranges)
+        self._holes = subtract_ranges(self._holes, ranges)
         self._update_complete_from()
 
     def _on_lost_ranges(self, ranges: Sequence[Range]) -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam
 from federation.rooms.events import StoredEvent
-from storage.events.timelines import Place
+from storage.events.timelines import TimelinePlace
 
 _TYPED: Final = r"(?:-([0-9]{1,18}(?:\.[0-9]{1,18}){0,31}))?"
 _SYNC: Final = re.compile(
@@ -34,7 +34,7 @@ _POS: Final = re.compile(
 _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", re.ASCII)
 
 
-MOST_TYPED: Final = 32
+MAX_TYPING_ROOMS: Final = 32
 """Rooms with typing users in a token."""
 
 
@@ -46,15 +46,15 @@ class SyncToken(msgspec.Struct, frozen=True, gc=False):
     ephemeral: int
     to_device: int | None = None
     """The position of to-device messages, if it is less than `position`."""
-    typed: tuple[int, ...] = ()
+    typing_rooms: tuple[int, ...] = ()
     """Rooms for which the client last received a typing user, the latest last; at most
     MOST_TYPED."""
 
     def __str__(self) -> str:
-        if self.to_device is None and not self.typed:
+        if self.to_device is None and not self.typing_rooms:
             return f"s{self.position}_{self.ephemeral}"
         rest = "" if self.to_device is None else f"~{self.to_device}"
-        typed = "-" + ".".join(map(str, self.typed)) if self.typed else ""
+        typed = "-" + ".".join(map(str, self.typing_rooms)) if self.typing_rooms else ""
         return f"s{self.position}_{self.ephemeral}{rest}{typed}"
 
 
@@ -80,7 +80,7 @@ def split_pos(text: str) -> tuple[SyncToken, str] | None:
         return None
     position, ephemeral, typed, name = match.groups()
     return SyncToken(
-        int(position), int(ephemeral), typed=() if typed is None else _rooms(typed)
+        int(position), int(ephemeral), typing_rooms=() if typed is None else _rooms(typed)
     ), name
 
 
@@ -88,7 +88,7 @@ def _rooms(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(".")))
 
 
-def format_place(place: Place) -> str:
+def format_room_token(place: TimelinePlace) -> str:
     """Return the room token of a place."""
     return f"t{place.depth}_{place.event_nid}"
 
@@ -104,17 +104,17 @@ def format_gap(event: StoredEvent) -> str:
     return place if event.position is None else f"{place}~{event.position - 1}"
 
 
-def find_arrived(text: str) -> int | None:
+def parse_arrived_position(text: str) -> int | None:
     """Return the position by which the left-out events of a room token had arrived, if any."""
     match = _ROOM.fullmatch(text)
     return None if match is None or match[3] is None else int(match[3])
 
 
-def parse_room_token(text: str) -> Place | SyncToken:
+def parse_room_token(text: str) -> TimelinePlace | SyncToken:
     """Parse a room token, a sync token or a `pos`. Raises InvalidParam."""
     match = _ROOM.fullmatch(text)
     if match is not None:
-        return Place(int(match[1]), int(match[2]))
+        return TimelinePlace(int(match[1]), int(match[2]))
     pos = split_pos(text)
     if pos is not None:
         return pos[0]

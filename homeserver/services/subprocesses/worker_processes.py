@@ -25,12 +25,12 @@ import msgspec
 from federation.protocol.errors import LimitExceeded
 from storage.engine.executors import Executor, run_in
 
-JOBS_A_PROCESS: Final = 500
-MOST_WAITING: Final = 100
+JOBS_PER_PROCESS: Final = 500
+MAX_WAITING: Final = 100
 MAX_RESULT_BYTES: Final = 64 << 20
 """The default limit of a result."""
 MAX_HEAD_BYTES: Final = 1 << 20
-PATIENCE: Final = 6
+ELAPSED_TIME_FACTOR: Final = 6
 """The limit of elapsed time, as a multiple of the limit of CPU time."""
 MIN_POLL_MS: Final = 10
 _CPUCLOCK_SCHED: Final = 2
@@ -41,11 +41,11 @@ class WorkerDied(Exception):
     """A process died or was killed during a job."""
 
 
-class WorkerWasBusy(WorkerDied):
+class WorkerStarved(WorkerDied):
     """A process was killed before its job used up its CPU time: the machine is overloaded."""
 
 
-def processor_seconds(pid: int) -> float:
+def get_cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process with all its threads, or elapsed time if the platform does
     not tell it."""
     if sys.platform == "linux":
@@ -88,7 +88,7 @@ class _Worker:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        deadline = self._clock() + PATIENCE * self._seconds
+        deadline = self._clock() + ELAPSED_TIME_FACTOR * self._seconds
         allowed = self._spent(process.pid) + self._seconds
         try:
             rest = memoryview(job)
@@ -121,7 +121,7 @@ class _Worker:
             if unspent <= 0:
                 raise WorkerDied
             if left <= 0:
-                raise WorkerWasBusy
+                raise WorkerStarved
             # CPU time does not grow faster than elapsed time
             if poll.poll(max(min(left, unspent) * 1000, MIN_POLL_MS)):
                 break
@@ -151,7 +151,7 @@ class WorkerProcesses:
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
         max_result_bytes: int = MAX_RESULT_BYTES,
-        spent: Callable[[int], float] = processor_seconds,
+        spent: Callable[[int], float] = get_cpu_seconds,
     ) -> None:
         """`seconds`: the limit of a job in CPU time; `spent`: returns the CPU time of a process by
         its ID."""
@@ -169,7 +169,7 @@ class WorkerProcesses:
     async def run(self, job: object, payload: bytes = b"") -> tuple[bytes, bytes]:
         """Run a job, which is encoded as JSON; return the line and the bytes of its result. Raises
         `WorkerDied`, `LimitExceeded`."""
-        if self._waiting >= MOST_WAITING:
+        if self._waiting >= MAX_WAITING:
             raise LimitExceeded("The server is busy with such requests now", retry_after_ms=2000)
         request = msgspec.json.encode(job) + b"\n" + payload
         self._waiting += 1
@@ -193,7 +193,7 @@ class WorkerProcesses:
             raise
         finally:
             self._busy.discard(worker)
-        if self._closed or worker.jobs >= JOBS_A_PROCESS:
+        if self._closed or worker.jobs >= JOBS_PER_PROCESS:
             worker.end()
         else:
             self._idle.append(worker)

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 
 from federation.protocol.ids import RoomID
-from homeserver.services.account_data.room_account_data_cache import KeptAccountData
+from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.push.push_rules import account_data_events
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.room_update import RoomUpdate
 from storage.account_data.account_data import AccountData, AccountDataStore
 from storage.engine.streams import Topic
@@ -22,13 +22,13 @@ class AccountDataSection:
     """Reads what is new in a user's account data."""
 
     def __init__(
-        self, *, store: AccountDataStore, cache: KeptAccountData, recent: RecentChanges
+        self, *, store: AccountDataStore, cache: AccountDataCache, recent: RecentChanges
     ) -> None:
         self._store = store
         self._cache = cache
         self._recent = recent
 
-    async def read(self, request: SyncRequest, span: Range) -> AccountData:
+    async def read(self, request: SyncRequest, span: SyncRange) -> AccountData:
         """Return what changed in the range, or everything for an initial sync."""
         user_id = request.caller.user_id
         if request.since is None:

@@ -18,18 +18,18 @@ import msgspec
 
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.encryption.device_lists import DeviceLists
-from homeserver.services.encryption.one_time_key_counts import KeyCountsInMemory
+from homeserver.services.encryption.one_time_key_counts import OneTimeKeyCounts
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.request import Range, SyncRequest
-from homeserver.services.sync.to_device_cache import Found, ToDeviceCache, read
+from homeserver.services.sync.request import SyncRange, SyncRequest
+from homeserver.services.sync.to_device_cache import CachedMessage, ToDeviceCache, make_messages
 from storage.encryption.device_keys import KeyCounts
-from storage.encryption.to_device import REMOVED_AT_ONCE, DeviceMessage, ToDeviceStore
+from storage.encryption.to_device import DELETE_CHUNK, DeviceMessage, ToDeviceStore
 from storage.engine.streams import Topic
 
 NO_KEYS: Final = KeyCounts({}, ())
 NO_LISTS: Final[Mapping[str, list[str]]] = {"changed": [], "left": []}
 MESSAGES_PER_RESPONSE: Final = 100
-DEVICES_REMEMBERED: Final = 50_000
+MAX_DEVICES: Final = 50_000
 _position: Final = itemgetter(0)
 
 
@@ -51,12 +51,12 @@ def as_list(messages: Iterable[DeviceMessage]) -> msgspec.Raw:
     return msgspec.Raw(b"[%b]" % b",".join([message.content for message in messages]))
 
 
-def _count_upto(found: Sequence[Found], position: int) -> int:
+def _count_upto(found: Sequence[CachedMessage], position: int) -> int:
     """Count the messages at or before the position."""
     return bisect_right(found, position, key=_position) if found else 0
 
 
-class WaitingMessages(NamedTuple):
+class PendingMessages(NamedTuple):
     """The messages of a response, and the position at which the response ends."""
 
     messages: Sequence[DeviceMessage]
@@ -72,7 +72,7 @@ class DeviceSectionReader:
         self,
         to_device: ToDeviceStore,
         messages: ToDeviceCache,
-        counts: KeyCountsInMemory,
+        counts: OneTimeKeyCounts,
         lists: DeviceLists,
         recent: RecentChanges,
     ) -> None:
@@ -85,11 +85,11 @@ class DeviceSectionReader:
         # it holds for a later device with the same id, too
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
-    async def find_messages(self, request: SyncRequest, span: Range) -> WaitingMessages:
+    async def find_messages(self, request: SyncRequest, span: SyncRange) -> PendingMessages:
         """Return the pending messages of the device, as many as one response takes."""
         device_id = request.caller.device_id
         if device_id is None:
-            return WaitingMessages((), span.upto)
+            return PendingMessages((), span.upto)
         user_id = request.caller.user_id
         key = (user_id, device_id)
         clean = self._clean.get(key)
@@ -97,7 +97,7 @@ class DeviceSectionReader:
             self._set_clean(
                 key, span.upto
             )  # else the range to look at would grow with each response
-            return WaitingMessages((), span.upto)
+            return PendingMessages((), span.upto)
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_PER_RESPONSE
@@ -115,20 +115,20 @@ class DeviceSectionReader:
             self._set_clean(key, arrived)
         else:
             has = await self._remove(key, known, arrived)
-            messages = read(known[has : min(has + limit, _count_upto(known, span.upto))])
+            messages = make_messages(known[has : min(has + limit, _count_upto(known, span.upto))])
         if not messages:
             self._set_clean(key, span.upto)
-            return WaitingMessages((), span.upto)
+            return PendingMessages((), span.upto)
         if len(messages) < limit:
-            return WaitingMessages(messages, span.upto)
+            return PendingMessages(messages, span.upto)
         if request.since is not None and fetched is None:
-            return WaitingMessages(messages, messages[-1].position)
+            return PendingMessages(messages, messages[-1].position)
         # an initial sync shows rooms as they are now, so it cannot end earlier; its token has the
         # position of the messages
-        return WaitingMessages(messages, span.upto, messages[-1].position)
+        return PendingMessages(messages, span.upto, messages[-1].position)
 
     async def read(
-        self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]
+        self, request: SyncRequest, span: SyncRange, messages: Sequence[DeviceMessage]
     ) -> DeviceSections:
         """Return all sections of the device for the range."""
         caller = request.caller
@@ -158,22 +158,22 @@ class DeviceSectionReader:
         return DeviceSections(counts=await self._counts.get(*key))
 
     async def _remove(
-        self, key: tuple[UserID, DeviceID], known: Sequence[Found], arrived: int
+        self, key: tuple[UserID, DeviceID], known: Sequence[CachedMessage], arrived: int
     ) -> int:
         """Remove the messages that the device has received, up to the position, and return their
         number."""
         has = _count_upto(known, arrived)
         if has:
-            if has <= REMOVED_AT_ONCE:
-                await self._to_device.remove_few_messages(*key, known[0][0], arrived)
+            if has <= DELETE_CHUNK:
+                await self._to_device.remove_message_range(*key, known[0][0], arrived)
             else:
                 await self._to_device.remove_messages(*key, arrived)
-            self._messages.forget(key, arrived)
+            self._messages.drop(key, arrived)
             self._set_clean(key, arrived)
         return has
 
     def _set_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
         self._clean[key] = position
         self._clean.move_to_end(key)
-        if len(self._clean) > DEVICES_REMEMBERED:
+        if len(self._clean) > MAX_DEVICES:
             self._clean.popitem(last=False)

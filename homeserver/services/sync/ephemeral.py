@@ -9,9 +9,9 @@ from typing import Any, Final
 from federation.protocol.ids import UserID
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.push.unread_counts import OwnReceipts, UnreadCounts
-from homeserver.services.rooms.receipt_cache import KeptReceipts
+from homeserver.services.rooms.receipt_cache import ReceiptCache
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.room_update import RoomUpdate
 from storage.engine.streams import Streams
 from storage.rooms.receipts import ReceiptRow
@@ -28,7 +28,7 @@ class EphemeralSection:
         *,
         streams: Streams,
         recent: RecentChanges,
-        receipts: KeptReceipts,
+        receipts: ReceiptCache,
         unread: UnreadCounts,
         typing: Typing,
     ) -> None:
@@ -39,7 +39,11 @@ class EphemeralSection:
         self._typing = typing
 
     async def fill_receipts(
-        self, request: SyncRequest, span: Range, updates: Sequence[RoomUpdate], ignored: Set[str]
+        self,
+        request: SyncRequest,
+        span: SyncRange,
+        updates: Sequence[RoomUpdate],
+        ignored: Set[str],
     ) -> OwnReceipts | None:
         """Add the new receipts to each room.
 
@@ -51,7 +55,7 @@ class EphemeralSection:
         if not by_nid or not wanted.allows("m.receipt", None):
             return None
         user_id = request.caller.user_id
-        is_current, heard = span.upto == self._streams.current(), self._unread.heard
+        is_current, heard = span.upto == self._streams.current(), self._unread.changes
         # a receipt that has just moved, also on another node, is found at its new position or not
         # at all
         whole = (0, ANY_POSITION if is_current else span.upto)
@@ -80,11 +84,13 @@ class EphemeralSection:
     ) -> tuple[int, ...]:
         """Add a typing notification to each room where it changed.
 
-        Takes and returns the rooms in which the client shows somebody typing (`SyncToken.typed`).
+        Takes and returns the rooms in which the client shows somebody typing (`SyncToken.typing_rooms`).
         """
         since, wanted = request.since, request.filter.room.ephemeral
-        is_quiet = self._typing.is_quiet_since(None if since is None else since.ephemeral)
-        if (is_quiet and (since is None or not since.typed)) or not wanted.allows("m.typing", None):
+        is_quiet = self._typing.is_unchanged_since(None if since is None else since.ephemeral)
+        if (is_quiet and (since is None or not since.typing_rooms)) or not wanted.allows(
+            "m.typing", None
+        ):
             return shown_typing
         changed = self._find_typing(request, updates)
         sent: dict[int, Sequence[UserID]] = {}
@@ -93,10 +99,10 @@ class EphemeralSection:
             if nid in changed and wanted.allows_room(update.room.room_id):
                 sent[nid] = changed[nid]
                 update.ephemeral.append(typing_event(changed[nid], ignored))
-        return self._typing.name_typed(shown_typing, sent)
+        return self._typing.update_token(shown_typing, sent)
 
     def _find_rooms(
-        self, request: SyncRequest, span: Range, updates: Sequence[RoomUpdate]
+        self, request: SyncRequest, span: SyncRange, updates: Sequence[RoomUpdate]
     ) -> dict[int, RoomUpdate]:
         """Return the rooms that may have new receipts."""
         changed = None
@@ -127,7 +133,7 @@ class EphemeralSection:
             for update in updates
             if update.has_rejoined or not update.starts_over
         ]
-        ended = dict.fromkeys(typing.find_over(since.typed) & set(known), ())
+        ended = dict.fromkeys(typing.find_stopped(since.typing_rooms) & set(known), ())
         return {**ended, **typing.get_changed(known, since.ephemeral), **found}
 
 

@@ -23,23 +23,23 @@ from federation.protocol.ids import EventID, RoomID
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents
 from federation.rooms.memberships import Memberships
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.cluster.notifier import Notifier
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
-from homeserver.services.directory.shadow_ban import UnshownRooms
+from homeserver.services.directory.shadow_ban import HiddenRoomChanges
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.filters.event_filters import NO_FILTER, RoomEventFilter
 from homeserver.services.push.push_rules import account_data_events
-from homeserver.services.rooms.client_events import ClientEvents, present_plainly
+from homeserver.services.rooms.client_events import ClientEvents, present_state_event
 from homeserver.services.rooms.invited_rooms import InvitedRooms
-from homeserver.services.rooms.reading import Reader, RoomReading
+from homeserver.services.rooms.reading import ReadAccess, RoomReading
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.ephemeral import receipt_events, typing_event, visible_receipts
 from homeserver.services.sync.presence import PresenceSection
-from homeserver.services.sync.request import STATE_BEFORE, Range, SyncRequest
+from homeserver.services.sync.request import STATE_BEFORE, SyncRange, SyncRequest
 from homeserver.services.sync.rooms import LEFT
 from homeserver.services.sync.sync import MAX_TIMEOUT_MS
 from storage.account_data.account_data import AccountDataStore
@@ -62,14 +62,14 @@ MAX_STATE_BYTES: Final = 16 * 1024 * 1024
 _EVERYTHING: Final = RoomEventFilter()
 
 
-class OldSyncParts(msgspec.Struct, frozen=True):
+class InitialSyncParts(msgspec.Struct, frozen=True):
     """The services that the older endpoints read from."""
 
     engine: RoomEngine
     events: RoomEvents
     reading: RoomReading
     rooms: RoomStore
-    unshown: UnshownRooms
+    hidden_changes: HiddenRoomChanges
     memberships: Memberships
     timelines: TimelineStore
     client_events: ClientEvents
@@ -77,18 +77,18 @@ class OldSyncParts(msgspec.Struct, frozen=True):
     receipts: ReceiptStore
     typing: Typing
     recent: RecentChanges
-    ignored: IgnoredUsers
+    ignored_users: IgnoredUsers
     permissions: InvitePermissions
     presence: PresenceSection
     recency: RoomRecencyStore
     invited: InvitedRooms
 
 
-class OldSync:
+class InitialSync:
     """Answers the older endpoints."""
 
     def __init__(
-        self, parts: OldSyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime
+        self, parts: InitialSyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime
     ) -> None:
         self._parts = parts
         self._streams = streams
@@ -123,15 +123,15 @@ class OldSync:
                 size += len(bytes(answer["state"]))
                 answers.append(answer)
             elif row.membership == "invite" and not await self._parts.permissions.hides(row):
-                invite = await self._parts.invited.find_own(rooms[row.room_nid], row)
+                invite = await self._parts.invited.find_membership_event(rooms[row.room_nid], row)
                 if invite is not None:
-                    shown = present_plainly(invite, with_room_id=True)
+                    shown = present_state_event(invite, with_room_id=True)
                     answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
         return {
             "end": str(now),
             "presence": await self._presence(caller, None, now),
             "rooms": answers,
-            "account_data": account_data_events(caller.user_id, data.everywhere, first=True),
+            "account_data": account_data_events(caller.user_id, data.global_data, first=True),
         }
 
     async def _newest(
@@ -161,10 +161,10 @@ class OldSync:
         room_nid = None
         if room_id is not None:
             room_nid = (
-                await self._parts.reading.find_reader(caller.user_id, room_id)
+                await self._parts.reading.find_access(caller.user_id, room_id)
             ).snapshot.room.room_nid
         if since is not None:
-            self._parts.typing.meet(since.ephemeral)
+            self._parts.typing.advance_to(since.ephemeral)
         now = self._now()
         if since is None or since.position > now.position:
             since = now
@@ -193,7 +193,7 @@ class OldSync:
         self, caller: Requester, room_id: RoomID, now: SyncToken, limit: int
     ) -> dict[str, Any]:
         parts, limit = self._parts, max(0, min(limit, MAX_MESSAGES))
-        reader = await parts.reading.find_reader(caller.user_id, room_id)
+        reader = await parts.reading.find_access(caller.user_id, room_id)
         messages: dict[str, Any] = {"chunk": []}
         if limit:
             page = await parts.reading.get_messages(
@@ -205,7 +205,7 @@ class OldSync:
         room_nid = reader.snapshot.room.room_nid
         kept = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
         entries = kept.get(room_id, {})
-        is_public = await parts.unshown.is_listed(caller, room_nid)
+        is_public = await parts.hidden_changes.is_listed(caller, room_nid)
         answer: dict[str, Any] = {
             "room_id": room_id,
             "messages": {**messages, "end": str(now)},
@@ -215,8 +215,8 @@ class OldSync:
                 {"type": type, "content": msgspec.Raw(content)} for type, content in entries.items()
             ],
         }
-        if reader.own is not None:
-            answer["membership"] = reader.own.membership
+        if reader.membership is not None:
+            answer["membership"] = reader.membership.membership
         return answer
 
     async def _look(
@@ -234,10 +234,12 @@ class OldSync:
         )
         is_whole = len(arrivals) < MAX_EVENTS
         arrivals = arrivals[:MAX_EVENTS]
-        seen: list[tuple[int, Seen]] = []
+        seen: list[tuple[int, VisibleEvent]] = []
         for nid in {nid for _, _, nid in arrivals}:
             nids = {event_nid: position for position, event_nid, of in arrivals if of == nid}
-            shown = await self._parts.reading.see(caller, readers[nid], list(nids), _EVERYTHING)
+            shown = await self._parts.reading.get_visible(
+                caller, readers[nid], list(nids), _EVERYTHING
+            )
             seen += [(nids[each.event.nid], each) for each in shown]
         seen.sort(key=lambda each: each[0])
         chunk: list[Any] = await self._parts.client_events.present(
@@ -253,12 +255,12 @@ class OldSync:
 
     async def _readers(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
-    ) -> Mapping[int, Reader]:
+    ) -> Mapping[int, ReadAccess]:
         """Return readers of the requested room, or of those of the caller's rooms that have
         changes."""
         parts = self._parts
         if room_id is not None:
-            reader = await parts.reading.find_reader(caller.user_id, room_id)
+            reader = await parts.reading.find_access(caller.user_id, room_id)
             return {reader.snapshot.room.room_nid: reader}
         rows = await parts.memberships.of_user(caller.user_id)
         changed = parts.recent.rooms_since(caller.user_id, since.position)
@@ -272,21 +274,21 @@ class OldSync:
         ]
         return await self._open(wanted)
 
-    async def _open(self, rows: Collection[MembershipRow]) -> Mapping[int, Reader]:
+    async def _open(self, rows: Collection[MembershipRow]) -> Mapping[int, ReadAccess]:
         rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
         readers = {}
         for row in rows:
             snapshot = await self._parts.engine.get_snapshot(RoomID(rooms[row.room_nid].room_id))
-            readers[row.room_nid] = Reader(snapshot, row, snapshot.state)
+            readers[row.room_nid] = ReadAccess(snapshot, row, snapshot.state)
         return readers
 
     async def _ephemeral(
-        self, caller: Requester, readers: Mapping[int, Reader], since: SyncToken, now: SyncToken
+        self, caller: Requester, readers: Mapping[int, ReadAccess], since: SyncToken, now: SyncToken
     ) -> list[dict[str, Any]]:
         """Return the receipts and typing notifications of rooms that the caller is in."""
         ranges = dict.fromkeys(readers, (since.position, now.position))
         receipts = await self._parts.receipts.get_receipts(ranges) if ranges else {}
-        ignored = await self._parts.ignored.of_user(caller.user_id)
+        ignored = await self._parts.ignored_users.of_user(caller.user_id)
         found: list[dict[str, Any]] = []
         for nid, rows in receipts.items():
             shown = visible_receipts(rows, caller.user_id, ignored)
@@ -304,8 +306,8 @@ class OldSync:
     ) -> list[msgspec.Raw]:
         """Return the presence of users who share a room with the caller."""
         rows = await self._parts.memberships.of_user(caller.user_id)
-        ignored = await self._parts.ignored.of_user(caller.user_id)
-        span = Range(0 if since is None else since.position, now.position)
+        ignored = await self._parts.ignored_users.of_user(caller.user_id)
+        span = SyncRange(0 if since is None else since.position, now.position)
         return await self._parts.presence.read(_request(caller, since), span, rows, ignored)
 
     def _now(self) -> SyncToken:
@@ -317,5 +319,5 @@ def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
     return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=STATE_BEFORE)
 
 
-def _membership(reader: Reader) -> str | None:
-    return None if reader.own is None else reader.own.membership
+def _membership(reader: ReadAccess) -> str | None:
+    return None if reader.membership is None else reader.membership.membership

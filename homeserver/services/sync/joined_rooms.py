@@ -19,23 +19,23 @@ import msgspec
 from federation.protocol.events import StateKey
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.timelines import Stretch, Timelines
-from federation.rooms.visibility import Seen, Visibility
+from federation.rooms.timelines import ArrivalRange, Timelines
+from federation.rooms.visibility import Visibility, VisibleEvent
 from homeserver.services.account_data.ignored_users import without_ignored
 from homeserver.services.filters.event_filters import RoomEventFilter, limit_of
 from homeserver.services.push.unread_counts import has_hidden_redaction
 from homeserver.services.rooms.aggregations import Aggregations
 from homeserver.services.rooms.client_events import (
-    NO_REASONS,
+    NO_REDACTIONS,
     ClientEvents,
-    Reasons,
-    keep_fields,
-    present_plainly,
+    Redactions,
+    present_state_event,
+    select_fields,
 )
 from homeserver.services.streams.sync_tokens import SyncToken, format_before, format_gap
-from homeserver.services.sync.lazy_members import LazyMembers, Member
+from homeserver.services.sync.lazy_members import LazyMembers, RoomMember
 from homeserver.services.sync.plain_messages import PlainMessages
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.room_state import (
     MEMBER,
     Entries,
@@ -62,9 +62,9 @@ _leaves_state: Final = attrgetter("leaves_state")
 _resolved: Final = attrgetter("resolved")
 _shown: Final = attrgetter("shown")
 _state: Final = attrgetter("state")
-EVENTS_AT_ONCE: Final = 1000
+EVENTS_PER_READ: Final = 1000
 """Events that are read before their total size is checked."""
-LARGEST_TIMELINES: Final = 16 << 20
+MAX_TIMELINES_BYTES: Final = 16 << 20
 """Bytes of events after which further rooms get their newest event only, and are `limited`."""
 FETCHED_PER_SHOWN: Final = 5
 """Events that are read for each one in the timeline, if a filter leaves some out."""
@@ -87,7 +87,7 @@ class JoinedRooms:
         lazy_members: LazyMembers,
         aggregations: Aggregations,
         plain_messages: PlainMessages,
-        most_events: int,
+        max_events: int,
     ) -> None:
         """`most_events`: the operator's bound for the events of one room; negative for none."""
         self._events = events
@@ -100,14 +100,14 @@ class JoinedRooms:
         self._lazy_members = lazy_members
         self._aggregations = aggregations
         self._plain_messages = plain_messages
-        self._most_events = most_events
+        self._most_events = max_events
 
-    def begin(self, request: SyncRequest) -> set[Member]:
+    def begin(self, request: SyncRequest) -> set[RoomMember]:
         """Return the lazily loaded members that the device has confirmed by this token."""
         device = request.caller.user_id, request.caller.device_id
         return self._lazy_members.get_confirmed(device, request.token)
 
-    def end(self, request: SyncRequest, members: Iterable[Member], token: str) -> None:
+    def end(self, request: SyncRequest, members: Iterable[RoomMember], token: str) -> None:
         """Record the members that the response with this token carries."""
         device = request.caller.user_id, request.caller.device_id
         self._lazy_members.add_sent(device, request.token, members, token)
@@ -116,7 +116,7 @@ class JoinedRooms:
         self,
         request: SyncRequest,
         updates: Sequence[RoomUpdate],
-        span: Range,
+        span: SyncRange,
         token: SyncToken,
         ignored: Set[str],
     ) -> None:
@@ -125,7 +125,7 @@ class JoinedRooms:
         others = [
             update for update in updates if not self._fill_plainly(request, update, span, confirmed)
         ]
-        new_members: set[Member] = set()
+        new_members: set[RoomMember] = set()
         if others:
             await self._fill_timelines(request, others, span, ignored)
             await self._fill_states(request, others, span, confirmed, new_members)
@@ -134,13 +134,17 @@ class JoinedRooms:
         if request.loads_lazily:
             self.end(request, new_members, str(token))
 
-    def limit_of(self, filter: RoomEventFilter) -> int:
+    def timeline_limit(self, filter: RoomEventFilter) -> int:
         """Return the number of events that a timeline may have."""
         limit = limit_of(filter)
         return limit if self._most_events < 0 else min(limit, self._most_events)
 
     def _fill_plainly(
-        self, request: SyncRequest, update: RoomUpdate, span: Range, confirmed: set[Member] | None
+        self,
+        request: SyncRequest,
+        update: RoomUpdate,
+        span: SyncRange,
+        confirmed: set[RoomMember] | None,
     ) -> bool:
         """Fill in a room that has only plain messages, and return True; else do nothing."""
         filter = request.filter
@@ -153,7 +157,7 @@ class JoinedRooms:
             update.own,
             update.since,
             span.upto,
-            limit=self.limit_of(filter.room.timeline),
+            limit=self.timeline_limit(filter.room.timeline),
             known_members=confirmed,
         )
         if timeline is None:
@@ -170,13 +174,13 @@ class JoinedRooms:
         self,
         request: SyncRequest,
         updates: Sequence[RoomUpdate],
-        span: Range,
-        confirmed: set[Member] | None,
-        new_members: set[Member],
+        span: SyncRange,
+        confirmed: set[RoomMember] | None,
+        new_members: set[RoomMember],
     ) -> None:
         """Fill in state and summary of the rooms where either may have changed."""
         redundant = request.filter.room.state.include_redundant_members
-        known = set[Member]() if confirmed is not None and redundant else confirmed
+        known = set[RoomMember]() if confirmed is not None and redundant else confirmed
         updates = [update for update in updates if _may_change_state(update, known)]
         if not updates:
             return
@@ -204,7 +208,7 @@ class JoinedRooms:
             update.state = state
 
     async def _find_former_roots(
-        self, updates: Sequence[RoomUpdate], confirmed: set[Member] | None
+        self, updates: Sequence[RoomUpdate], confirmed: set[RoomMember] | None
     ) -> Mapping[int, bytes | None]:
         """Return the states that the client has, for rooms where complete states have to be
         compared."""
@@ -226,9 +230,9 @@ class JoinedRooms:
         await self._encode_timelines(request, updates)
         stated = list(chain.from_iterable(map(_state, updates)))
         reasons = (
-            await self._client_events.find_reasons(request.caller.user_id, stated)
+            await self._client_events.find_redactions(request.caller.user_id, stated)
             if stated
-            else NO_REASONS
+            else NO_REDACTIONS
         )
         rooms: dict[str, dict[str, Any]] = {}
         for update in updates:
@@ -261,7 +265,7 @@ class JoinedRooms:
             begin = end
 
     async def _encode(
-        self, request: SyncRequest, seen: Sequence[Seen], limited: Set[int]
+        self, request: SyncRequest, seen: Sequence[VisibleEvent], limited: Set[int]
     ) -> list[Any]:
         """Encode events. Aggregated children are bundled in `limited` rooms only.
 
@@ -276,16 +280,20 @@ class JoinedRooms:
                 caller.user_id, caller.device_id, seen, with_room_id=False, bundled_in=limited
             )
         return (
-            keep_fields(encoded, request.filter.event_fields)
+            select_fields(encoded, request.filter.event_fields)
             if request.filter.event_fields
             else list(encoded)
         )
 
     async def _fill_timelines(
-        self, request: SyncRequest, updates: Sequence[RoomUpdate], span: Range, ignored: Set[str]
+        self,
+        request: SyncRequest,
+        updates: Sequence[RoomUpdate],
+        span: SyncRange,
+        ignored: Set[str],
     ) -> None:
         wanted = request.filter.room.timeline
-        limit = self.limit_of(wanted)
+        limit = self.timeline_limit(wanted)
         # at least one: the state goes up to the newest event, shown or not
         fetched = max(
             limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1
@@ -297,7 +305,7 @@ class JoinedRooms:
         size = 0
         for batch in batches_of(updates, stretches):
             found = {update.room.room_nid: stretches[update.room.room_nid] for update in batch}
-            if size > LARGEST_TIMELINES:
+            if size > MAX_TIMELINES_BYTES:
                 found = {nid: _newest_of(stretch) for nid, stretch in found.items()}
             await self._fill_batch(request, batch, found, wanted, limit, ignored)
             size += sum([len(event.client_prefix) for update in batch for event in update.arrived])
@@ -306,7 +314,7 @@ class JoinedRooms:
         self,
         request: SyncRequest,
         updates: Sequence[RoomUpdate],
-        stretches: Mapping[int, Stretch],
+        stretches: Mapping[int, ArrivalRange],
         wanted: RoomEventFilter,
         limit: int,
         ignored: Set[str],
@@ -329,7 +337,7 @@ class JoinedRooms:
         self,
         request: SyncRequest,
         update: RoomUpdate,
-        stretch: Stretch,
+        stretch: ArrivalRange,
         wanted: RoomEventFilter,
         limit: int,
         ignored: Set[str],
@@ -339,7 +347,7 @@ class JoinedRooms:
             seen = []
         elif not wanted.passes_all_events:
             seen = [each for each in seen if wanted.allows_event(each.event.event)]
-            seen = await self._aggregations.only_related(seen, wanted)
+            seen = await self._aggregations.filter_by_relations(seen, wanted)
         if ignored:
             seen = without_ignored(seen, ignored)
         update.counts_changed = has_hidden_redaction(update.arrived, seen)
@@ -395,7 +403,7 @@ class JoinedRooms:
                 update.limited = True
 
     async def _find_ends(
-        self, updates: Sequence[RoomUpdate], span: Range
+        self, updates: Sequence[RoomUpdate], span: SyncRange
     ) -> Mapping[int, bytes | None]:
         """Return the current states at the end of the range; for rooms that the user left, the
         states at that time."""
@@ -418,8 +426,8 @@ class JoinedRooms:
         update: RoomUpdate,
         former: bytes | None,
         end: bytes | None,
-        confirmed: set[Member] | None,
-        new_members: set[Member],
+        confirmed: set[RoomMember] | None,
+        new_members: set[RoomMember],
     ) -> Entries:
         undone = {} if request.state_after else undo(seen.event for seen in update.shown)
         point = StatePoint(update.room.room_nid, end, own_since_leaving(update) | undone)
@@ -451,8 +459,8 @@ class JoinedRooms:
         point: StatePoint,
         entries: Entries,
         changed: Entries,
-        confirmed: set[Member],
-        new_members: set[Member],
+        confirmed: set[RoomMember],
+        new_members: set[RoomMember],
     ) -> Entries:
         """Add the memberships that the shown events need.
 
@@ -501,32 +509,32 @@ def _needed_members(request: SyncRequest, update: RoomUpdate, changed: Entries) 
     return needed
 
 
-def _members_in(timeline: Sequence[Seen]) -> list[str]:
+def _members_in(timeline: Sequence[VisibleEvent]) -> list[str]:
     """Return the users whose membership events a timeline has."""
     events = [seen.event.event for seen in timeline if seen.event.event.type == MEMBER]
     return [event.state_key for event in events if event.state_key is not None]
 
 
 def batches_of(
-    updates: Sequence[RoomUpdate], stretches: Mapping[int, Stretch]
+    updates: Sequence[RoomUpdate], stretches: Mapping[int, ArrivalRange]
 ) -> Iterator[Sequence[RoomUpdate]]:
     """Split the rooms into batches of at most EVENTS_AT_ONCE events; mostly one."""
     begin = events = 0
     for at, update in enumerate(updates):
         of_room = len(stretches[update.room.room_nid].arrivals)
-        if begin < at and events + of_room > EVENTS_AT_ONCE:
+        if begin < at and events + of_room > EVENTS_PER_READ:
             yield updates[begin:at]
             begin, events = at, 0
         events += of_room
     yield updates[begin:]
 
 
-def _newest_of(stretch: Stretch) -> Stretch:
+def _newest_of(stretch: ArrivalRange) -> ArrivalRange:
     """Drop all events except the newest."""
-    return Stretch(stretch.arrivals[-1:], stretch.limited or len(stretch.arrivals) > 1)
+    return ArrivalRange(stretch.arrivals[-1:], stretch.limited or len(stretch.arrivals) > 1)
 
 
-def _may_change_state(update: RoomUpdate, known: Set[Member] | None) -> bool:
+def _may_change_state(update: RoomUpdate, known: Set[RoomMember] | None) -> bool:
     """Whether the client may need more state of the room. `known`: the lazily loaded members it
     has."""
     if update.full_state or update.limited or not all(map(_leaves_state, update.arrived)):
@@ -536,19 +544,22 @@ def _may_change_state(update: RoomUpdate, known: Set[Member] | None) -> bool:
     )
 
 
-def _encode_state(request: SyncRequest, update: RoomUpdate, reasons: Reasons) -> list[Any]:
+def _encode_state(request: SyncRequest, update: RoomUpdate, reasons: Redactions) -> list[Any]:
     """Return the state events of a room in the form that the filter asks for."""
     state: list[Any]
     if request.filter.event_format == "federation":
         state = [msgspec.Raw(event.pdu) for event in update.state]
     else:
         state = [
-            present_plainly(event, with_room_id=False, reasons=reasons) for event in update.state
+            present_state_event(event, with_room_id=False, reasons=reasons)
+            for event in update.state
         ]
-    return keep_fields(state, request.filter.event_fields) if request.filter.event_fields else state
+    return (
+        select_fields(state, request.filter.event_fields) if request.filter.event_fields else state
+    )
 
 
-def _set_prev_batch(update: RoomUpdate, span: Range) -> None:
+def _set_prev_batch(update: RoomUpdate, span: SyncRange) -> None:
     if update.shown:
         first = update.shown[0].event
         update.prev_batch = format_gap(first) if update.limited else format_before(first)

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Iterable
 
 import msgspec
 
-Member = tuple[int, str]
+RoomMember = tuple[int, str]
 """Room number and user."""
 
 MAX_MEMBERS = 5_000
@@ -28,9 +28,9 @@ request."""
 class _Device(msgspec.Struct, gc=False):
     token: str
     """The token of its latest request; empty at the beginning."""
-    confirmed: set[Member] = set()
+    confirmed: set[RoomMember] = set()
     """The members that the device has confirmed."""
-    responses: dict[str, set[Member]] = {}
+    responses: dict[str, set[RoomMember]] = {}
     """The members that each response to that token carried, by the response's token."""
     counted: int = 0
     """The size of `confirmed` that is counted in the sum of all devices."""
@@ -49,7 +49,7 @@ class LazyMembers:
         """Return the number of stored members."""
         return self._remembered
 
-    def get_confirmed(self, key: Hashable, since: str | None) -> set[Member]:
+    def get_confirmed(self, key: Hashable, since: str | None) -> set[RoomMember]:
         """Return the members that the device has confirmed by this token.
 
         A caller that changes a member without sending it removes it from the set. `key` names a
@@ -75,7 +75,7 @@ class LazyMembers:
         return device.confirmed
 
     def add_sent(
-        self, key: Hashable, since: str | None, members: Iterable[Member], token: str
+        self, key: Hashable, since: str | None, members: Iterable[RoomMember], token: str
     ) -> None:
         """Record the members in the response that has this token, to the request that came with
         `since`."""

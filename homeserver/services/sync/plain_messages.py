@@ -17,12 +17,12 @@ import msgspec
 
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
-from federation.rooms.visibility import Seen, Visibility
+from federation.rooms.visibility import Visibility, VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.push.unread_counts import RoomUnread, UnreadCounts
 from homeserver.services.rooms.client_events import ClientEvents
-from homeserver.services.sync.lazy_members import Member
+from homeserver.services.sync.lazy_members import RoomMember
 from storage.rooms.memberships import MembershipRow
 
 
@@ -36,9 +36,9 @@ class PlainTimeline(msgspec.Struct, frozen=True, gc=False):
     """None if they were not asked for."""
 
     @property
-    def shown(self) -> list[Seen]:
+    def shown(self) -> list[VisibleEvent]:
         """The events as the full way has them."""
-        return [Seen(event, "join") for event in self.events]
+        return [VisibleEvent(event, "join") for event in self.events]
 
 
 class PlainMessages:
@@ -69,7 +69,7 @@ class PlainMessages:
         upto: int,
         *,
         limit: int,
-        known_members: Set[Member] | None,
+        known_members: Set[RoomMember] | None,
         with_counts: bool = True,
     ) -> PlainTimeline | None:
         """Return what arrived in since < position ≤ upto in a room that the client already has.
@@ -88,7 +88,7 @@ class PlainMessages:
             return None  # not in memory
         if not self._visibility.shows_plainly(own, events):
             return None  # state, soft-failed, redacted, purged, expired, from before the join …
-        ignored = self._ignored.known_of(user_id)
+        ignored = self._ignored.get_cached(user_id)
         if ignored is None:
             return None  # not in memory
         for event in events:
@@ -97,7 +97,7 @@ class PlainMessages:
                 return None  # ignored users
             if known_members is not None and (room_nid, sender) not in known_members:
                 return None  # lazily loaded members
-        counts = self._unread.carry_on(user_id, room_nid, ignored) if with_counts else None
+        counts = self._unread.update_cached(user_id, room_nid, ignored) if with_counts else None
         if with_counts and counts is None:
             return None  # push rules that single out this user, or counts that are not in memory
         encoded = self._client_events.present_messages(user_id, caller.device_id, events)

@@ -14,16 +14,16 @@ from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from homeserver.cluster.notifier import Listener
 from homeserver.services.presence.presence import Presence
-from homeserver.services.presence.states import Person, RemotePerson
+from homeserver.services.presence.states import LocalPresence, RemotePresence
 from homeserver.services.streams.recent_changes import RecentChanges
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import SyncRange, SyncRequest
 from storage.rooms.memberships import MembershipRow
 
 FEW: Final = 50
 """Up to this many users are looked up one by one; if there are more, rooms are read instead."""
 
-Rows = Mapping[int, MembershipRow]
-People = dict[str, Person | RemotePerson]
+MembershipRows = Mapping[int, MembershipRow]
+People = dict[str, LocalPresence | RemotePresence]
 
 
 class PresenceSection:
@@ -37,7 +37,7 @@ class PresenceSection:
         clock: IReactorTime,
         *,
         server_name: ServerName,
-        tells_offline: bool,
+        includes_offline: bool,
     ) -> None:
         """`tells_offline`: an initial sync includes offline users, at the cost of reading all of
         them."""
@@ -46,19 +46,19 @@ class PresenceSection:
         self._recent = recent
         self._clock = clock
         self._server_name = server_name
-        self._tells_offline = tells_offline
+        self._tells_offline = includes_offline
 
     def watch(self, request: SyncRequest, listener: Listener) -> None:
         """Wake the listener on changes of presence too, if the request wants them."""
         if self._is_wanted(request):
-            self._presence.telling.watch(listener)
+            self._presence.broadcaster.watch(listener)
 
     def unwatch(self, listener: Listener) -> None:
         """Undo `watch`."""
-        self._presence.telling.unwatch(listener)
+        self._presence.broadcaster.unwatch(listener)
 
     async def read(
-        self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]
+        self, request: SyncRequest, span: SyncRange, rows: MembershipRows, ignored: Set[str]
     ) -> list[msgspec.Raw]:
         """Return the m.presence events for the range."""
         if not self._is_wanted(request):
@@ -76,22 +76,24 @@ class PresenceSection:
             if user_id not in ignored and (wanted.is_open or wanted.allows("m.presence", user_id))
         ]
 
-    async def _find_all(self, user_id: UserID, rows: Rows) -> People:
+    async def _find_all(self, user_id: UserID, rows: MembershipRows) -> People:
         """Return the users who share a room, for an initial sync."""
-        present = self._presence.roster.get_changed(None)
+        present = self._presence.table.get_changed(None)
         if not present and not self._tells_offline:
             return {}
         joined = _joined(rows)
         found = await self._sharing(user_id, joined, present)
         if self._tells_offline:
             offline = (await self._all_local(joined)) - found.keys()
-            found |= {other: Person(UserID(other)) for other in offline}
+            found |= {other: LocalPresence(UserID(other)) for other in offline}
         return found
 
-    async def _find_changed(self, user_id: UserID, since: int, span: Range, rows: Rows) -> People:
+    async def _find_changed(
+        self, user_id: UserID, since: int, span: SyncRange, rows: MembershipRows
+    ) -> People:
         """Return the users who share a room and whose presence changed, or who came to share
         one."""
-        changed = self._presence.roster.get_changed(since)
+        changed = self._presence.table.get_changed(since)
         new_joins = self._find_new_joins(span, rows)
         if not changed and not new_joins:
             return {}
@@ -103,16 +105,16 @@ class PresenceSection:
     def _is_wanted(self, request: SyncRequest) -> bool:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
 
-    def _event(self, person: Person | RemotePerson, second: int) -> msgspec.Raw:
+    def _event(self, person: LocalPresence | RemotePresence, second: int) -> msgspec.Raw:
         """Return the event about a user, encoded once for all readers in the same second."""
-        encoded = person.encoded
-        if encoded is None or encoded[0] != second or encoded[1] is not person.shown:
-            content = self._presence.content_of(person, person.shown)
+        encoded = person.encoded_event
+        if encoded is None or encoded[0] != second or encoded[1] is not person.published:
+            content = self._presence.build_content(person, person.published)
             event = {"type": "m.presence", "sender": person.user_id, "content": content}
-            encoded = person.encoded = (second, person.shown, msgspec.json.encode(event))
+            encoded = person.encoded_event = (second, person.published, msgspec.json.encode(event))
         return msgspec.Raw(encoded[2])
 
-    def _find_new_joins(self, span: Range, rows: Rows) -> list[MembershipRow]:
+    def _find_new_joins(self, span: SyncRange, rows: MembershipRows) -> list[MembershipRow]:
         """Return the joins in the user's rooms, including their own, as far as they are in
         memory."""
         return [
@@ -131,12 +133,12 @@ class PresenceSection:
         """
         if row.user_id != user_id:
             other = UserID(row.user_id)
-            return {other: self._presence.roster.find(other) or Person(other)}
+            return {other: self._presence.table.find(other) or LocalPresence(other)}
         ids = await self._memberships.local_members(row.room_nid)
         people = (
-            self._presence.roster.get_people()
+            self._presence.table.get_all()
             if len(ids) > FEW
-            else [self._presence.roster.find(UserID(id)) for id in ids]
+            else [self._presence.table.find(UserID(id)) for id in ids]
         )
         return {
             person.user_id: person
@@ -145,7 +147,7 @@ class PresenceSection:
         }
 
     async def _sharing(
-        self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
+        self, user_id: UserID, joined: set[int], people: Collection[LocalPresence | RemotePresence]
     ) -> People:
         """Return those of the users who are in one of these rooms, and the user."""
         found: People = {}
@@ -178,5 +180,5 @@ class PresenceSection:
         return found
 
 
-def _joined(rows: Rows) -> set[int]:
+def _joined(rows: MembershipRows) -> set[int]:
     return {room_nid for room_nid, row in rows.items() if row.membership == "join"}

@@ -37,7 +37,7 @@ class SyncRequest(msgspec.Struct, frozen=True, gc=False):
         return self.state_section != STATE_BEFORE
 
 
-class Range(msgspec.Struct, frozen=True, gc=False):
+class SyncRange(msgspec.Struct, frozen=True, gc=False):
     """The part of the one sequence that a response covers: since < position ≤ upto."""
 
     since: int

@@ -17,7 +17,7 @@ from homeserver.services.sync.request import SyncRequest
 NO_ROOMS: Final[Mapping[str, Any]] = {}
 
 
-class Response(msgspec.Struct, frozen=True, gc=False):
+class SyncResponse(msgspec.Struct, frozen=True, gc=False):
     """A response. `has_changes`: whether anything is new, so that the request ends its wait."""
 
     body: dict[str, Any]

@@ -19,16 +19,16 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventRow
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
-from storage.rooms.summaries import RoomSummaryStore, Roster
+from storage.rooms.summaries import RoomNaming, RoomSummaryStore
 
 HEROES: Final = 5
 CLEARS_CACHE: Final = frozenset(
-    {Topic.EVENT, Topic.MEMBERSHIP, Topic.COMPLETENESS, Topic.REDACTED, Topic.PLACED}
+    {Topic.EVENT, Topic.MEMBERSHIP, Topic.PARTIAL_STATE, Topic.REDACTED, Topic.OUTLIER_PLACED}
 )
 """Topics of changes that clear the cache if they do not name a room."""
 
 
-class Summary(msgspec.Struct, frozen=True, gc=False):
+class RoomSummary(msgspec.Struct, frozen=True, gc=False):
     """The JSON of a summary, and the memberships of its heroes."""
 
     json: dict[str, Any]
@@ -45,20 +45,22 @@ class RoomSummaries:
         self._store = store
         self._partial = partial
         self._capacity = capacity
-        self._named: dict[int, Summary] = {}
+        self._named: dict[int, RoomSummary] = {}
         self._version = 0
         streams.subscribe(
             self._on_changes,
             Topic.EVENT,
             Topic.MEMBERSHIP,
-            Topic.COMPLETENESS,
+            Topic.PARTIAL_STATE,
             Topic.REDACTED,
-            Topic.PLACED,
+            Topic.OUTLIER_PLACED,
             stage=Stage.CACHE,
         )
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
-    async def summarize(self, user_id: UserID, room_nids: Collection[int]) -> Mapping[int, Summary]:
+    async def summarize(
+        self, user_id: UserID, room_nids: Collection[int]
+    ) -> Mapping[int, RoomSummary]:
         """Return the summaries for one user. Only a room without name and alias has heroes."""
         found = {
             room_nid: self._named[room_nid] for room_nid in room_nids if room_nid in self._named
@@ -68,7 +70,7 @@ class RoomSummaries:
         version = self._version
         partial = await self._partial.get_all()
         missing = [room_nid for room_nid in room_nids if room_nid not in found]
-        for room_nid, roster in (await self._store.get_rosters(user_id, missing, HEROES)).items():
+        for room_nid, roster in (await self._store.get_namings(user_id, missing, HEROES)).items():
             summary = found[room_nid] = _summarize(roster)
             part = partial.get(room_nid)
             is_whole = part is None or part.completed is not None
@@ -76,7 +78,7 @@ class RoomSummaries:
                 self._cache(room_nid, summary)
         return found
 
-    def _cache(self, room_nid: int, summary: Summary) -> None:
+    def _cache(self, room_nid: int, summary: RoomSummary) -> None:
         if len(self._named) >= self._capacity:
             self._named.clear()
         self._named[room_nid] = summary
@@ -103,11 +105,11 @@ class RoomSummaries:
         self._named.pop(room_nid, None)
 
 
-def _summarize(roster: Roster) -> Summary:
+def _summarize(roster: RoomNaming) -> RoomSummary:
     json: dict[str, Any] = {
         "m.joined_member_count": roster.joined_count,
         "m.invited_member_count": roster.invited_count,
     }
     if not roster.name and not roster.canonical_alias:
         json["m.heroes"] = [hero.user_id for hero in roster.heroes]
-    return Summary(json, roster.heroes)
+    return RoomSummary(json, roster.heroes)

@@ -8,17 +8,17 @@ import msgspec
 
 from federation.protocol.events import StateKey
 from federation.rooms.events import StoredEvent
-from federation.rooms.joins.out_of_room import is_outside
-from federation.rooms.visibility import Seen
+from federation.rooms.joins.out_of_room import is_out_of_room
+from federation.rooms.visibility import VisibleEvent
 from homeserver.services.push.unread_counts import COUNTED, RoomUnread
-from homeserver.services.sync.request import Range
+from homeserver.services.sync.request import SyncRange
 from homeserver.services.sync.room_state import MEMBER
-from homeserver.services.sync.room_summary import Summary
+from homeserver.services.sync.room_summary import RoomSummary
 from storage.events.events import EventFlag
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomRow
 
-_is_after_hole: Final = EventFlag.AFTER_HOLE.__and__
+_is_after_hole: Final = EventFlag.AFTER_GAP.__and__
 _flags: Final = attrgetter("flags")
 
 
@@ -38,13 +38,13 @@ class RoomUpdate(msgspec.Struct, gc=False):
     """The events that were read, shown or not, oldest first."""
     resolved: bool = False
     """State resolution changed more of the current state than the new events set."""
-    shown: Sequence[Seen] = ()
+    shown: Sequence[VisibleEvent] = ()
     encoded: Sequence[msgspec.Raw] | None = None
     """The shown events as the device gets them; None until `to_json` makes them."""
     limited: bool = False
     prev_batch: str | None = None
     state: Sequence[StoredEvent] = ()
-    summary: Summary | None = None
+    summary: RoomSummary | None = None
     ephemeral: list[Any] = []
     sticky: Sequence[msgspec.Raw] = ()
     counts: RoomUnread | None = None
@@ -81,7 +81,7 @@ class RoomUpdate(msgspec.Struct, gc=False):
         )
 
 
-def end_of(update: RoomUpdate, span: Range) -> int:
+def end_of(update: RoomUpdate, span: SyncRange) -> int:
     """The position up to which the user sees the room: for a former member, that of their
     membership."""
     return span.upto if update.own.membership == "join" else min(span.upto, update.own.position)
@@ -93,7 +93,11 @@ def own_since_leaving(update: RoomUpdate) -> dict[StateKey, int | None]:
     A membership outside the room, such as an invite declined after this server left, is not part of
     the room's state.
     """
-    if update.left_at is None or update.left_at == update.own.position or is_outside(update.own):
+    if (
+        update.left_at is None
+        or update.left_at == update.own.position
+        or is_out_of_room(update.own)
+    ):
         return {}
     return {StateKey(MEMBER, update.own.user_id): update.own.event_nid}
 
@@ -114,13 +118,13 @@ def visible_after_leaving(
 
 
 def after_holes(
-    seen: Sequence[Seen], arrived: Sequence[StoredEvent]
-) -> tuple[Sequence[Seen], bool]:
+    seen: Sequence[VisibleEvent], arrived: Sequence[StoredEvent]
+) -> tuple[Sequence[VisibleEvent], bool]:
     """Drop the events before a hole in the history, and return whether there was one.
 
     A timeline has no holes: the client fetches the missing events by going back from `prev_batch`.
     """
     if not any(map(_is_after_hole, map(_flags, arrived))):
         return seen, False
-    first = max(event.position or 0 for event in arrived if event.is_after_hole)
+    first = max(event.position or 0 for event in arrived if event.is_after_gap)
     return [each for each in seen if (each.event.position or 0) >= first], True

@@ -15,10 +15,10 @@ import msgspec
 
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.history.past_memberships import PastMemberships
-from federation.rooms.joins.out_of_room import is_outside
+from federation.rooms.joins.out_of_room import is_out_of_room
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
-from federation.rooms.visibility import Seen
+from federation.rooms.visibility import VisibleEvent
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.push.unread_counts import OwnReceipts, UnreadCounts
@@ -29,7 +29,7 @@ from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.account_data import AccountDataSection
 from homeserver.services.sync.ephemeral import EphemeralSection
 from homeserver.services.sync.joined_rooms import JoinedRooms, own_state_after
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.response import add_unread_counts
 from homeserver.services.sync.room_update import RoomUpdate
 from homeserver.services.sync.sticky_events import StickyEventReader
@@ -99,7 +99,7 @@ class RoomSection:
         self._unread = unread
 
     async def read(
-        self, request: SyncRequest, span: Range, token: SyncToken, user: UserState
+        self, request: SyncRequest, span: SyncRange, token: SyncToken, user: UserState
     ) -> tuple[dict[str, Any], SyncToken]:
         """Return the parts of the section that are not empty, and the token of the response.
 
@@ -121,9 +121,9 @@ class RoomSection:
         await self._joined.fill(request, [*rooms.joined, *rooms.left], span, token, user.ignored)
         await self._fill_departures(request, rooms.left)
         own = await self._ephemeral.fill_receipts(request, span, rooms.joined, user.ignored)
-        typed = self._ephemeral.fill_typing(request, rooms.joined, token.typed, user.ignored)
-        if typed != token.typed:
-            token = msgspec.structs.replace(token, typed=typed)
+        typed = self._ephemeral.fill_typing(request, rooms.joined, token.typing_rooms, user.ignored)
+        if typed != token.typing_rooms:
+            token = msgspec.structs.replace(token, typing_rooms=typed)
         await self._account_data.fill_rooms(
             request, [*rooms.joined, *rooms.left], user.account_data
         )
@@ -135,7 +135,7 @@ class RoomSection:
         return await self._to_json(request, rooms, by_nid, user.ignored, own), token
 
     async def _find_candidates(
-        self, request: SyncRequest, span: Range, user: UserState
+        self, request: SyncRequest, span: SyncRange, user: UserState
     ) -> Sequence[MembershipRow]:
         """Return the memberships, at the end of the range, of the rooms that may have changes."""
         rows = await self._find_changed(request, span, user)
@@ -148,7 +148,7 @@ class RoomSection:
         return rows
 
     async def _find_changed(
-        self, request: SyncRequest, span: Range, user: UserState
+        self, request: SyncRequest, span: SyncRange, user: UserState
     ) -> Sequence[MembershipRow]:
         rows = user.memberships
         if request.since is None or request.full_state:
@@ -158,7 +158,7 @@ class RoomSection:
             return list(rows.values())
         wanted = user.recounted | changed.events | changed.receipts
         wanted |= self._typing.changed_rooms(request.since.ephemeral)
-        wanted |= self._typing.find_over(request.since.typed)
+        wanted |= self._typing.find_stopped(request.since.typing_rooms)
         if user.account_data.rooms:
             rooms = await self._rooms.get_rooms(user.account_data.rooms)
             wanted |= {room.room_nid for room in rooms.values()}
@@ -169,7 +169,7 @@ class RoomSection:
     async def _sort(
         self,
         request: SyncRequest,
-        span: Range,
+        span: SyncRange,
         rows: Sequence[MembershipRow],
         by_nid: Mapping[int, RoomRow],
     ) -> _Rooms:
@@ -193,7 +193,12 @@ class RoomSection:
         return rooms
 
     async def _begin_joined(
-        self, request: SyncRequest, span: Range, row: MembershipRow, room: RoomRow, has_moved: bool
+        self,
+        request: SyncRequest,
+        span: SyncRange,
+        row: MembershipRow,
+        room: RoomRow,
+        has_moved: bool,
     ) -> RoomUpdate:
         """Decide how much of a joined room the client needs."""
         if request.since is None:
@@ -203,7 +208,7 @@ class RoomSection:
         if has_moved:
             if not await self._states.was_joined_at(row, span.since):
                 return RoomUpdate(room, row, 0, full_state=True)
-            if await self._past.has_come_since(row, span.since):
+            if await self._past.has_joined_since(row, span.since):
                 # a device that forgot the room in between has nothing of it
                 return RoomUpdate(room, row, span.since, full_state=True, has_rejoined=True)
         return RoomUpdate(room, row, span.since, full_state=False)
@@ -212,13 +217,13 @@ class RoomSection:
         """Add the leave event of rooms that this server is not in: a declined invite, a retracted
         knock."""
         for update in left:
-            if is_outside(update.own):
-                event = await self._invited.find_own(update.room, update.own)
-                update.shown = [] if event is None else [Seen(event, update.own.membership)]
+            if is_out_of_room(update.own):
+                event = await self._invited.find_membership_event(update.room, update.own)
+                update.shown = [] if event is None else [VisibleEvent(event, update.own.membership)]
                 update.state = own_state_after(request, update)
 
     async def _fill_sticky_events(
-        self, request: SyncRequest, span: Range, joined: Sequence[RoomUpdate], ignored: Set[str]
+        self, request: SyncRequest, span: SyncRange, joined: Sequence[RoomUpdate], ignored: Set[str]
     ) -> None:
         """Add the sticky events that the timelines do not show. Filters do not apply to them."""
         if (await self._sticky.rooms()).isdisjoint([update.room.room_nid for update in joined]):
@@ -274,7 +279,7 @@ class RoomSection:
 
 
 def _apply_partial_state(
-    request: SyncRequest, span: Range, update: RoomUpdate, room: PartialRoom | None
+    request: SyncRequest, span: SyncRange, update: RoomUpdate, room: PartialRoom | None
 ) -> None:
     """Send the full state of a room again once it is no longer partial."""
     if room is None:
@@ -286,7 +291,7 @@ def _apply_partial_state(
             update.since = 0
 
 
-def _lacks_state(row: MembershipRow, partial: Mapping[int, PartialRoom], span: Range) -> bool:
+def _lacks_state(row: MembershipRow, partial: Mapping[int, PartialRoom], span: SyncRange) -> bool:
     """Whether the user is in a room with partial state at the end of the range."""
     room = partial.get(row.room_nid)
     if room is None or row.membership != "join":

@@ -12,7 +12,7 @@ import msgspec
 
 from federation.rooms.events import RoomEvents
 from federation.rooms.sticky_events import StickyEvents
-from federation.rooms.visibility import Seen, Visibility
+from federation.rooms.visibility import Visibility, VisibleEvent
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.client_events import ClientEvents
 from storage.rooms.memberships import MembershipRow
@@ -76,7 +76,9 @@ class StickyEventReader:
                 )
             }
             # events from before the join, which are visible only because they are sticky
-            further = [Seen(event, "leave") for event in present if event.nid not in visible]
+            further = [
+                VisibleEvent(event, "leave") for event in present if event.nid not in visible
+            ]
             further = await self._visibility.without_erased(own.get(room_nid), further)
             all_seen = visible | {seen.event.nid: seen for seen in further}
             seen = [all_seen[event.nid] for event in present]

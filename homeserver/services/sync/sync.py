@@ -30,7 +30,7 @@ from homeserver.services.account_data.invite_permissions import InvitePermission
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.push.unread_counts import UnreadCounts
 from homeserver.services.rooms.invited_rooms import InvitedRooms
-from homeserver.services.rooms.room_data import BesideRooms
+from homeserver.services.rooms.room_data import RoomCaches
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.account_data import AccountDataSection, global_account_data
@@ -39,8 +39,8 @@ from homeserver.services.sync.ephemeral import EphemeralSection
 from homeserver.services.sync.joined_rooms import JoinedRooms
 from homeserver.services.sync.plain_messages import PlainMessages
 from homeserver.services.sync.presence import PresenceSection
-from homeserver.services.sync.request import Range, SyncRequest
-from homeserver.services.sync.response import Response, build_body
+from homeserver.services.sync.request import SyncRange, SyncRequest
+from homeserver.services.sync.response import SyncResponse, build_body
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.rooms import RoomSection, UserState
 from homeserver.services.sync.sticky_events import StickyEventReader
@@ -64,12 +64,12 @@ class SyncParts(msgspec.Struct, frozen=True, kw_only=True):
     unread: UnreadCounts
     receipts: ReceiptStore
     account_data: AccountDataStore
-    beside: BesideRooms
+    room_caches: RoomCaches
     typing: Typing
     recent: RecentChanges
-    past: PastMemberships
+    past_memberships: PastMemberships
     states: CurrentStates
-    ignored: IgnoredUsers
+    ignored_users: IgnoredUsers
     permissions: InvitePermissions
     devices: DeviceSectionReader
     presence: PresenceSection
@@ -96,19 +96,19 @@ class Sync:
         self._clock = clock
         self._catch_up = catch_up
         self._memberships = parts.memberships
-        self._ignored = parts.ignored
+        self._ignored = parts.ignored_users
         self._typing = parts.typing
         self._joined = parts.joined
         self._devices = parts.devices
         self._presence = parts.presence
         self._unread_changes = UnreadChanges(parts.recent, parts.unread)
         self._account_data = AccountDataSection(
-            store=parts.account_data, cache=parts.beside.account_data, recent=parts.recent
+            store=parts.account_data, cache=parts.room_caches.account_data, recent=parts.recent
         )
         self._rooms = RoomSection(
             rooms=parts.rooms,
             memberships=parts.memberships,
-            past=parts.past,
+            past=parts.past_memberships,
             states=parts.states,
             partial=parts.partial,
             recent=parts.recent,
@@ -119,7 +119,7 @@ class Sync:
             ephemeral=EphemeralSection(
                 streams=streams,
                 recent=parts.recent,
-                receipts=parts.beside.receipts,
+                receipts=parts.room_caches.receipts,
                 unread=parts.unread,
                 typing=parts.typing,
             ),
@@ -172,22 +172,22 @@ class Sync:
             return request
         if since.position > self._streams.current() and since.position > await self._catch_up():
             return replace(request, since=None, token="")
-        self._typing.meet(since.ephemeral)
-        own = await self._typing.only_own(request.caller.user_id, since)
+        self._typing.advance_to(since.ephemeral)
+        own = await self._typing.is_only_user(request.caller.user_id, since)
         return request if own is since else replace(request, since=own)
 
-    async def _compute(self, request: SyncRequest) -> Response:
+    async def _compute(self, request: SyncRequest) -> SyncResponse:
         """Compute the response as of now."""
         since = request.since
-        typed = () if since is None else since.typed
-        over = self._typing.find_over(typed)
-        now = SyncToken(self._streams.current(), self._typing.position, typed=typed)
+        typed = () if since is None else since.typing_rooms
+        over = self._typing.find_stopped(typed)
+        now = SyncToken(self._streams.current(), self._typing.position, typing_rooms=typed)
         if since == now and not over and not request.full_state:
             devices = await self._devices.read_nothing_new(request)
-            return Response(build_body(now, devices), has_changes=False)
-        span = Range(0 if since is None else since.position, now.position)
+            return SyncResponse(build_body(now, devices), has_changes=False)
+        span = SyncRange(0 if since is None else since.position, now.position)
         waiting = await self._devices.find_messages(request, span)
-        span = Range(span.since, waiting.upto)
+        span = SyncRange(span.since, waiting.upto)
         token = SyncToken(
             max(span.upto, span.since),
             self._typing.position,
@@ -197,19 +197,19 @@ class Sync:
         user = await self._read_user(request, span)
         devices = await self._devices.read(request, span, waiting.messages)
         rooms, token = await self._rooms.read(request, span, token, user)
-        account_data = global_account_data(request, user.account_data.everywhere)
+        account_data = global_account_data(request, user.account_data.global_data)
         presence = await self._presence.read(request, span, user.memberships, user.ignored)
         body = build_body(token, devices, account_data, presence, rooms)
-        return Response(body, bool(rooms or account_data or presence) or devices.has_changes)
+        return SyncResponse(body, bool(rooms or account_data or presence) or devices.has_changes)
 
-    async def _read_user(self, request: SyncRequest, span: Range) -> UserState:
+    async def _read_user(self, request: SyncRequest, span: SyncRange) -> UserState:
         user_id = request.caller.user_id
         memberships = await self._memberships.of_user(user_id)
-        heard = self._ignored.heard
+        heard = self._ignored.version
         changed = await self._account_data.read(request, span)
         recounted: Set[int] = frozenset()
         if request.since is None:
-            ignored = self._ignored.learn(user_id, changed.everywhere, heard)
+            ignored = self._ignored.add(user_id, changed.global_data, heard)
         else:
             ignored = await self._ignored.of_user(user_id)
             recounted = await self._unread_changes.find(user_id, span.since, memberships, changed)

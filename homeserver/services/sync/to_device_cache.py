@@ -17,14 +17,14 @@ from collections.abc import Iterable, Sequence
 from operator import itemgetter
 from typing import Final
 
-from storage.encryption.to_device import DeviceMessage, DevicesGone, NewMessages
+from storage.encryption.to_device import DeviceMessage, DevicesDeleted, ToDeviceAdded
 from storage.engine.streams import Change, Stage, Streams, Topic
 
 MAX_BYTES: Final = 16 << 20
 """Size of all contents; the same content to many devices counts once."""
 MAX_MESSAGES: Final = 50_000
 MAX_FLOORS: Final = 50_000
-MANY: Final = 64
+MANY_MESSAGES: Final = 64
 """Messages of one request from which on it is not sorted by recipient."""
 
 MAX_UNSORTED: Final = 32
@@ -33,7 +33,7 @@ MAX_UNSORTED: Final = 32
 DeviceKey = tuple[str, str]
 """User and device."""
 
-Found = tuple[int, str, NewMessages]
+CachedMessage = tuple[int, str, ToDeviceAdded]
 """The position of a message, the id of its device, and the request that it came with; for
 `read`."""
 
@@ -41,12 +41,12 @@ _position: Final = itemgetter(0)
 _user_id: Final = itemgetter(0)
 
 
-def read(found: Iterable[Found]) -> list[DeviceMessage]:
+def make_messages(found: Iterable[CachedMessage]) -> list[DeviceMessage]:
     """Make the messages."""
     return [
         DeviceMessage(
-            position, b"%b%b}" % (news.opening, news.contents[position - news.first])
-        )  # as `as_event` has it
+            position, b"%b%b}" % (news.prefix, news.contents[position - news.first])
+        )  # as `make_event` has it
         for position, _, news in found
     ]
 
@@ -56,7 +56,7 @@ class _SentRequest:
 
     __slots__ = ("_by_user", "last", "news", "size")
 
-    def __init__(self, news: NewMessages) -> None:
+    def __init__(self, news: ToDeviceAdded) -> None:
         self.news = news
         self.last = news.last
         self.size = 0
@@ -94,19 +94,21 @@ class ToDeviceCache:
         self._streams = streams
         self._max_bytes = max_bytes
         self._complete_from = streams.current()
-        self._by_user: defaultdict[str, list[Found]] = defaultdict(list)
+        self._by_user: defaultdict[str, list[CachedMessage]] = defaultdict(list)
         """The messages of small requests by user, in order."""
-        self._unsorted: list[NewMessages] = []
+        self._unsorted: list[ToDeviceAdded] = []
         """Small requests that are not sorted yet, in order."""
         self._many: deque[_SentRequest] = deque()
         self._order: deque[_SentRequest] = deque()
         self._number = 0
         self._bytes = 0
         self._floors: dict[DeviceKey, int] = {}
-        streams.subscribe(self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_GONE, stage=Stage.CACHE)
+        streams.subscribe(
+            self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_DELETED, stage=Stage.CACHE
+        )
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
-    def since(self, device: DeviceKey, position: int) -> Sequence[Found] | None:
+    def since(self, device: DeviceKey, position: int) -> Sequence[CachedMessage] | None:
         """Return all messages to the device after the position, in order; None if some are not in
         memory."""
         if position < self._complete_from:
@@ -115,7 +117,7 @@ class ToDeviceCache:
             self._sort()
         user_id, device_id = device
         floor = max(position, self._floors.get(device, 0))
-        messages: list[Found] = []
+        messages: list[CachedMessage] = []
         of_user = self._by_user.get(user_id)
         if of_user is not None and of_user[-1][0] > floor:
             newer = of_user[bisect_right(of_user, floor, key=_position) :]
@@ -132,7 +134,7 @@ class ToDeviceCache:
         messages.sort()  # positions are unique
         return messages
 
-    def forget(self, device: DeviceKey, upto: int) -> None:
+    def drop(self, device: DeviceKey, upto: int) -> None:
         """Drop the messages to the device up to the position: it has received them."""
         # a token may be from after the head
         self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
@@ -145,20 +147,20 @@ class ToDeviceCache:
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if isinstance(change.detail, DevicesGone) and change.user_id is not None:
+            if isinstance(change.detail, DevicesDeleted) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
-                    self.forget((change.user_id, device_id), change.position)
-            elif isinstance(change.detail, NewMessages):
+                    self.drop((change.user_id, device_id), change.position)
+            elif isinstance(change.detail, ToDeviceAdded):
                 self._add(change.detail)
             elif change.topic is Topic.TO_DEVICE:
                 self._clear(change.position)
         while self._bytes > self._max_bytes or self._number > MAX_MESSAGES:
             self._remove_oldest()
 
-    def _add(self, news: NewMessages) -> None:
+    def _add(self, news: ToDeviceAdded) -> None:
         sent = _SentRequest(news)
         number = len(news.contents)
-        if number < MANY:
+        if number < MANY_MESSAGES:
             self._unsorted.append(news)
             if len(self._unsorted) >= MAX_UNSORTED:
                 self._sort()

@@ -28,7 +28,7 @@ class UnreadChanges:
         position."""
         joined = {nid: row for nid, row in rows.items() if row.membership == "join"}
         found: set[int] = set()
-        if IGNORED_USERS in data.everywhere:
+        if IGNORED_USERS in data.global_data:
             # whom the user ignored before is not known: take all rooms with any unread event
             events = await self._unread.get_events(
                 user_id, joined.values(), frozenset(), after=0, limit=1

@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from federation.protocol.signing import SigningKey
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.terms.policies import Policies, Policy
 from storage.accounts.accounts import AccountStore
 from storage.accounts.policy_consents import ConsentRow, PolicyConsentStore
@@ -30,7 +30,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.login.access_tokens import AccessTokenRow
 
 CONSENT_PATH: Final = "/_mahalla/consent"
-PROGRAMS: Final = ("bot", "support")
+NON_HUMAN_USER_TYPES: Final = ("bot", "support")
 """User types that are not people, so need no consent."""
 _PURPOSE: Final = b"mahalla: links to the page where somebody agrees to terms"
 
@@ -66,12 +66,16 @@ class Consents:
         self._base_url = base_url.rstrip("/")
         self._blocked_text = blocked_text
 
-    async def get_owed(self, user_id: UserID) -> Sequence[Policy]:
+    async def get_missing(self, user_id: UserID) -> Sequence[Policy]:
         """Return the policies whose current version the user has not accepted; none for bots."""
         if not self.policies.all:
             return ()
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
-        if account is None or account.appservice_id is not None or account.user_type in PROGRAMS:
+        if (
+            account is None
+            or account.appservice_id is not None
+            or account.user_type in NON_HUMAN_USER_TYPES
+        ):
             return ()
         agreed = {(row.policy_id, row.version) for row in await self.get_consents(user_id)}
         return [
@@ -84,14 +88,18 @@ class Consents:
         """Return all consents of a user, oldest first."""
         return (await self._store.get_consents([user_id])).get(user_id, [])
 
-    def find_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
+    def find_consent_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
         """Return the error text and the URL of the consent page for a user who must consent first.
 
         None for a user who may write. `row`: read with `versions`.
         """
-        if self._blocked_text is None or row.of_service or row.user_type in PROGRAMS:
+        if (
+            self._blocked_text is None
+            or row.is_appservice_account
+            or row.user_type in NON_HUMAN_USER_TYPES
+        ):
             return None
-        if row.agreed >= len(self.versions):
+        if row.accepted_policies >= len(self.versions):
             return None
         link = self.link(UserID(row.user_id))
         return self._blocked_text.replace("%(consent_uri)s", link), link
@@ -107,14 +115,14 @@ class Consents:
             self._sign(user_id).encode(), signature.encode("utf-8", "surrogatepass")
         )
 
-    async def do_agree(self, user_id: UserID, ip: str) -> None:
+    async def do_accept(self, user_id: UserID, ip: str) -> None:
         """Store the user's consent to the current versions of all policies."""
 
         def write(txn: WriteTransaction) -> None:
             now = int(self._clock.seconds() * 1000)
             self._store.add_consents(txn, user_id, self.policies.versions, now)
             self._accounts.set_account_changed(txn, user_id)
-            note(txn, user_id, Happened.TERMS_ACCEPTED, now, ip=ip)
+            record_event(txn, user_id, AuditEvent.TERMS_ACCEPTED, now, ip=ip)
 
         await self._database.write("agree_to_policies", write)
 
@@ -123,7 +131,7 @@ class Consents:
     ) -> Mapping[str, int | None]:
         """Return up to `limit` users after `after`, in the order of their ids.
 
-        `agreed`: those who have accepted the current version of the policy, with the time; else
+        `accepted_policies`: those who have accepted the current version of the policy, with the time; else
         those who have not.
         """
         rows = await self._store.get_users(
@@ -131,7 +139,7 @@ class Consents:
         )
         return dict(rows)
 
-    async def count(self) -> Mapping[str, int]:
+    async def count_accepted(self) -> Mapping[str, int]:
         """Return the number of users who have accepted the current version of each policy."""
         return await self._store.count_users(self.policies.versions)
 

@@ -11,28 +11,28 @@ from urllib.parse import quote
 
 import msgspec
 
-from homeserver.config.consent import UserConsent
+from homeserver.config.consent import UserConsentOptions
 from homeserver.services.pages.languages import ENGLISH, Language
 
 POLICY_PATH: Final = "/_mahalla/policies/{policy_id}/{version}/{code}"
-LARGEST_TEXT: Final = 1 << 20
+MAX_TEXT_BYTES: Final = 1 << 20
 
 
-class Block(msgspec.Struct, frozen=True):
+class TextBlock(msgspec.Struct, frozen=True):
     """A block of text. `kind`: `heading`, `paragraph` or `list`."""
 
     kind: str
     lines: Sequence[str]
 
 
-class Document(msgspec.Struct, frozen=True):
+class PolicyText(msgspec.Struct, frozen=True):
     """A policy in one language. `blocks`: its text, where this server serves it; None: it is only
     at its URL."""
 
     code: str
     name: str
     url: str
-    blocks: Sequence[Block] | None = None
+    blocks: Sequence[TextBlock] | None = None
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -40,9 +40,9 @@ class Policy(msgspec.Struct, frozen=True):
 
     policy_id: str
     version: str
-    documents: Mapping[str, Document]
+    documents: Mapping[str, PolicyText]
 
-    def choose(self, language: Language) -> Document:
+    def choose(self, language: Language) -> PolicyText:
         """Return the document for a reader: in their language, in another script of it, in English,
         or in the first language that exists."""
         by_code = {
@@ -83,7 +83,7 @@ class Policies:
             }
         }
 
-    def find(self, policy_id: str, version: str, code: str) -> Document | None:
+    def find(self, policy_id: str, version: str, code: str) -> PolicyText | None:
         """Return the document that this server serves at a path; None if there is none."""
         for policy in self.all:
             if (policy.policy_id, policy.version) == (policy_id, version):
@@ -92,7 +92,7 @@ class Policies:
         return None
 
 
-def policies_of(user_consent: UserConsent, base_url: str) -> Policies:
+def load_policies(user_consent: UserConsentOptions, base_url: str) -> Policies:
     """Return the configured policies. Raises `ValueError` for a file that cannot be read."""
     return Policies(
         [
@@ -100,9 +100,9 @@ def policies_of(user_consent: UserConsent, base_url: str) -> Policies:
                 policy_id,
                 policy.version,
                 {
-                    code: Document(code, each.name, each.url)
+                    code: PolicyText(code, each.name, each.url)
                     if each.url is not None
-                    else Document(
+                    else PolicyText(
                         code,
                         each.name,
                         base_url.rstrip("/")
@@ -121,11 +121,11 @@ def policies_of(user_consent: UserConsent, base_url: str) -> Policies:
     )
 
 
-def _read(policy_id: str, path: Path | None) -> Sequence[Block]:
+def _read(policy_id: str, path: Path | None) -> Sequence[TextBlock]:
     assert path is not None  # the configuration was checked
     try:
         with path.open("rb") as file:
-            content = file.read(LARGEST_TEXT + 1)
+            content = file.read(MAX_TEXT_BYTES + 1)
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise ValueError(
@@ -135,27 +135,27 @@ def _read(policy_id: str, path: Path | None) -> Sequence[Block]:
         raise ValueError(
             f"user_consent.policies.{policy_id}: {path} is not text in UTF-8"
         ) from error
-    if len(content) > LARGEST_TEXT:
+    if len(content) > MAX_TEXT_BYTES:
         raise ValueError(f"user_consent.policies.{policy_id}: {path} is larger than 1M")
     return parse_text(text)
 
 
-def parse_text(text: str) -> Sequence[Block]:
+def parse_text(text: str) -> Sequence[TextBlock]:
     """Split a text into blocks: an empty line, a heading or the start of a list ends a block."""
-    blocks: list[Block] = []
+    blocks: list[TextBlock] = []
     kind = ""
     lines: list[str] = []
 
     def end() -> None:
         if lines:
-            blocks.append(Block(kind, tuple(lines)))
+            blocks.append(TextBlock(kind, tuple(lines)))
             lines.clear()
 
     for line in text.splitlines():
         bare = line.strip()
         if bare.startswith("#") and bare.lstrip("#").startswith(" "):
             end()
-            blocks.append(Block("heading", (bare.lstrip("#").strip(),)))
+            blocks.append(TextBlock("heading", (bare.lstrip("#").strip(),)))
         elif bare.startswith("- "):
             if kind != "list":
                 end()

@@ -9,12 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from homeserver.services.text.words import MAX_KEY, Folding, is_unspaced
-from storage.engine.text_index import Term
+from homeserver.services.text.words import MAX_KEY, TextFolding, is_unspaced
+from storage.engine.text_index import SearchTerm
 
 MIN_PREFIX: Final = 3
 """Minimum characters of a word that also matches as a prefix."""
-SCALE: Final = 1_000_000
+MAX_RANK: Final = 1_000_000
 """The maximum rank."""
 
 _QUOTED: Final = re.compile(r'["“”„«»]')
@@ -27,9 +27,9 @@ _LENGTH_SCALE: Final = 60
 """Words of a text at which the bonus for short texts is halved."""
 
 
-def parse_terms(folding: Folding, text: str) -> list[Term]:
+def parse_terms(folding: TextFolding, text: str) -> list[SearchTerm]:
     """Return the terms of a search query; none if it has no searchable word."""
-    terms: list[Term] = []
+    terms: list[SearchTerm] = []
     for number, part in enumerate(_QUOTED.split(text)):
         if number % 2:
             terms.append(_parse_phrase(folding, part))
@@ -43,7 +43,7 @@ def format_words(lines: Iterable[Sequence[str]]) -> str:
     return "".join(f" {' '.join(line)} " for line in lines if line)
 
 
-def matches(terms: Iterable[Term], words: str) -> bool:
+def matches(terms: Iterable[SearchTerm], words: str) -> bool:
     """Return whether a text in the format of `format_words` contains all terms. The index decides
     the same."""
     return all(
@@ -51,12 +51,12 @@ def matches(terms: Iterable[Term], words: str) -> bool:
     )
 
 
-def rank(terms: Sequence[Term], words: str) -> int:
+def rank(terms: Sequence[SearchTerm], words: str) -> int:
     """Return the rank of a text that contains the terms, from 0 to SCALE (see `make_ranker`)."""
     return make_ranker(terms)(words)
 
 
-def make_ranker(terms: Sequence[Term]) -> Callable[[str], int]:
+def make_ranker(terms: Sequence[SearchTerm]) -> Callable[[str], int]:
     """Return a function that ranks texts that contain the terms: higher for frequent terms, for
     complete words, and for short texts.
 
@@ -87,12 +87,12 @@ def make_ranker(terms: Sequence[Term]) -> Callable[[str], int]:
             )
             total += frequency / (frequency + _FREQUENCY_SATURATION)
         length = words.count(" ") / lines
-        return round(SCALE * total / count * (1 + 1 / (1 + length / _LENGTH_SCALE)) / 2)
+        return round(MAX_RANK * total / count * (1 + 1 / (1 + length / _LENGTH_SCALE)) / 2)
 
     return rank_text
 
 
-def find_marked(folding: Folding, terms: Sequence[Term], text: str) -> set[str]:
+def find_highlights(folding: TextFolding, terms: Sequence[SearchTerm], text: str) -> set[str]:
     """Return the words of a text, in lower case, that match a term: clients highlight them."""
     keys = {key for term in terms for phrase in term.alternatives for key in phrase}
     prefixes = tuple(key for term in terms if term.is_prefix for (key,) in term.alternatives)
@@ -108,7 +108,7 @@ def find_marked(folding: Folding, terms: Sequence[Term], text: str) -> set[str]:
     return found
 
 
-def _parse_word(folding: Folding, word: str) -> list[Term]:
+def _parse_word(folding: TextFolding, word: str) -> list[SearchTerm]:
     """Return the terms of a typed word, which may be several (`e-mail`), of several scripts."""
     lines = folding.lines(word)
     if not lines:
@@ -121,17 +121,17 @@ def _parse_word(folding: Folding, word: str) -> list[Term]:
     for spellings in zip(*lines, strict=True):
         keys = tuple(dict.fromkeys((key,) for key in spellings))
         shortest = min(len(key) for (key,) in keys)
-        terms.append(Term(keys, is_prefix=shortest >= MIN_PREFIX or is_unspaced(keys[0][0])))
+        terms.append(SearchTerm(keys, is_prefix=shortest >= MIN_PREFIX or is_unspaced(keys[0][0])))
     return terms
 
 
-def _parse_phrase(folding: Folding, text: str) -> Term:
+def _parse_phrase(folding: TextFolding, text: str) -> SearchTerm:
     phrases = []
     for line in folding.lines(text):
         # the key of a single last character would match only where the run of characters ends
         is_open = len(line) > 1 and is_unspaced(line[-1]) and len(line[-1]) == 1
         phrases.append(tuple(line[:-1] if is_open else line))
-    return Term(tuple(dict.fromkeys(phrases)))
+    return SearchTerm(tuple(dict.fromkeys(phrases)))
 
 
 def _pattern(keys: Sequence[str], is_prefix: bool) -> str:

@@ -10,7 +10,7 @@ Laws:
 - Keys contain only alphanumeric characters and combining marks, at least one: no space, quote or
   punctuation.
 - A language whose keys equal those of another one for the complete text adds nothing.
-- The same text always has the same keys while `Folding.name` is the same.
+- The same text always has the same keys while `TextFolding.name` is the same.
 
     folding = Folding(("uz", "ru"))
     folding.lines("Ўзбек тили") == folding.lines("O‘zbek tili") == [["ozbek", "tili"]]
@@ -134,7 +134,7 @@ def _fold_letter(letter: str) -> str | None:
     return bare if bare.isalnum() else letter
 
 
-class Folding:
+class TextFolding:
     """Computes the keys of texts in some languages."""
 
     def __init__(self, languages: Sequence[Language]) -> None:

@@ -26,9 +26,9 @@ from federation.protocol.errors import (
 from federation.protocol.ids import UserID
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.email.outbox import Outbox
-from homeserver.services.pages.external_links import shown_link
+from homeserver.services.pages.external_links import link_text
 from homeserver.services.pages.languages import Language
 from homeserver.services.threepids.validation import (
     EMAIL,
@@ -36,7 +36,7 @@ from homeserver.services.threepids.validation import (
     ThreepidValidation,
     check_client_secret,
 )
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.threepids.threepids import ThreepidStore, ValidationRow
@@ -48,18 +48,18 @@ _ADDRESS: Final = re.compile(
 )
 
 
-class InvalidAddress(InvalidParam):
+class InvalidEmailAddress(InvalidParam):
     default_text = "This is not a valid e-mail address"
 
 
 def parse_email_address(text: str) -> str:
-    """Return an address in its canonical form, in lower case. Raises `InvalidAddress`.
+    """Return an address in its canonical form, in lower case. Raises `InvalidEmailAddress`.
 
     spec: appendices#e-mail
     """
     address = text.strip().lower()
     if len(address) > _MAX_LENGTH or not _ADDRESS.fullmatch(address) or ".." in address:
-        raise InvalidAddress
+        raise InvalidEmailAddress
     return address
 
 
@@ -72,12 +72,12 @@ class EmailValidation:
         database: Database,
         store: ThreepidStore,
         validations: ThreepidValidation,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         outbox: Outbox | None,
         limiter: RateLimiter,
         *,
         base_url: str,
-        known_is_told: bool,
+        reveals_known: bool,
     ) -> None:
         """`outbox`: None on a server that sends no e-mail. `known_is_told`: whether the API reveals
         that an address belongs to an account (see `do_request_token`)."""
@@ -89,10 +89,10 @@ class EmailValidation:
         self._outbox = outbox
         self._limiter = limiter
         self._base_url = base_url
-        self._known_is_told = known_is_told
+        self._known_is_told = reveals_known
 
     @property
-    def is_possible(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether this server sends e-mail."""
         return self._outbox is not None
 
@@ -106,7 +106,7 @@ class EmailValidation:
         language: Language,
         ip: str,
         *,
-        may_tell: bool = False,
+        may_reveal: bool = False,
     ) -> str:
         """Send a validation e-mail to an address; return the id of the validation.
 
@@ -126,7 +126,7 @@ class EmailValidation:
         if purpose != PASSWORD_RESET:
             self._validations.check_allowed(EMAIL, address)
         owner = await self._store.get_owner(EMAIL, address)
-        if may_tell and self._known_is_told:
+        if may_reveal and self._known_is_told:
             if owner is None and purpose == PASSWORD_RESET:
                 raise ThreepidNotFound
             if owner is not None and purpose != PASSWORD_RESET:
@@ -144,14 +144,14 @@ class EmailValidation:
                 # do not reveal whether the address is known; an e-mail informs its owner
                 self._store.set_validation(txn, replace(row, token_hash=None))
                 if owner is not None:
-                    outbox.add(txn, language, outbox.letters.already_registered(language), address)
+                    outbox.add(txn, language, outbox.renderer.already_registered(language), address)
                 return row.sid
             self._store.set_validation(txn, replace(row, token_hash=hash_token(token)))
             if purpose == PASSWORD_RESET and owner is not None:
-                note(
+                record_event(
                     txn,
                     UserID(owner),
-                    Happened.PASSWORD_RESET_ASKED,
+                    AuditEvent.PASSWORD_RESET_ASKED,
                     self._now_ms(),
                     ip=ip,
                     detail=address,
@@ -159,7 +159,7 @@ class EmailValidation:
             query = urlencode({"sid": row.sid, "token": token})
             link = f"{self._base_url.rstrip('/')}{CONFIRM_PATH}?{query}"
             outbox.add(
-                txn, language, outbox.letters.confirm_address(language, link, purpose), address
+                txn, language, outbox.renderer.confirm_address(language, link, purpose), address
             )
             return row.sid
 
@@ -168,20 +168,20 @@ class EmailValidation:
     async def get_pending(self, sid: str, token: str) -> ValidationRow | None:
         """Return the validation of a link; None if it has expired or a later e-mail replaced it."""
         row = await self._store.get_validation(sid) if sid and "\0" not in sid else None
-        if row is None or row.token_hash != hash_token(token) or self._validations.is_old(row):
+        if row is None or row.token_hash != hash_token(token) or self._validations.is_expired(row):
             return None
         return row
 
-    def next_of(self, row: ValidationRow) -> tuple[str, str] | None:
+    def get_next_link(self, row: ValidationRow) -> tuple[str, str] | None:
         """Return the next link of a validation and its display text; None if there is none.
 
         The current rules apply, not those at the time of the request.
         """
-        if row.next_link is None or not self._validations.may_lead_to(row.next_link):
+        if row.next_link is None or not self._validations.allows_next_link(row.next_link):
             return None
-        return row.next_link, shown_link(row.next_link)
+        return row.next_link, link_text(row.next_link)
 
-    async def do_confirm(self, sid: str, token: str) -> ValidationRow | None:
+    async def do_validate(self, sid: str, token: str) -> ValidationRow | None:
         """Validate the address; return the validation, or None as `get_pending` does."""
         row = await self.get_pending(sid, token)
         if row is None or not await self._store.set_validated(

@@ -24,7 +24,7 @@ from canonicaljson import encode_canonical_json
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.http_client.client import Web, WebAnswer
+from federation.http_client.client import WebClient, WebResponse
 from federation.http_client.errors import OutboundError
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.identity import ServerIdentity
@@ -34,18 +34,18 @@ from federation.protocol.request_signing import make_authorization
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.threepids.identity_bindings import BindingRow, IdentityBindingStore
+from storage.threepids.identity_bindings import IdentityBindingRow, IdentityBindingStore
 
 SUCCESS: Final = "success"
 NO_SUPPORT: Final = "no-support"
-SECONDS: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
-LONGEST_ADDRESS: Final = 255
+MAX_ADDRESS_LENGTH: Final = 255
 RETRIES: Final = BackoffSchedule(5 * 60_000, 24 * 3600_000)
-MOST_ATTEMPTS: Final = 38
+MAX_ATTEMPTS: Final = 38
 """Maximum number of attempts to unbind: about a month."""
 _PATH: Final = "/_matrix/identity/v2/3pid"
 _FORWARDED_CODES: Final = frozenset(
@@ -66,7 +66,7 @@ _FORWARDED_CODES: Final = frozenset(
 identity-service-api#standard-error-response"""
 
 
-class IdentityServerRefused(MatrixError):
+class IdentityServerError(MatrixError):
     """An error of the identity server about the address, passed on to the client."""
 
     def __init__(self, errcode: str, text: str) -> None:
@@ -97,7 +97,7 @@ class IdentityBindings:
         self,
         clock: IReactorTime,
         database: Database,
-        web: Web,
+        web: WebClient,
         store: IdentityBindingStore,
         identity: ServerIdentity,
         limiter: RateLimiter,
@@ -117,7 +117,7 @@ class IdentityBindings:
         """Bind an address that the caller has validated at the identity server.
 
         `ip`: the client's IP address. Raises `ServerNotTrusted`, `LimitExceeded`,
-        `IdentityServerRefused`, `OtherServerFailed`.
+        `IdentityServerError`, `OtherServerFailed`.
         """
         if self._url is None or id_server != _host_of(self._url):
             raise ServerNotTrusted("This server does not use that identity server")
@@ -135,16 +135,21 @@ class IdentityBindings:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise OtherServerFailed("The identity server sent an invalid response") from None
         if (
-            max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS
+            max(len(bound.medium), len(bound.address)) > MAX_ADDRESS_LENGTH
             or "\0" in bound.medium + bound.address
         ):
             raise OtherServerFailed("The identity server returned an invalid address")
-        row = BindingRow(caller.user_id, bound.medium, bound.address, id_server)
+        row = IdentityBindingRow(caller.user_id, bound.medium, bound.address, id_server)
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_binding(txn, row)
-            note(
-                txn, caller.user_id, Happened.ADDRESS_BOUND, self._now(), ip=ip, detail=row.address
+            record_event(
+                txn,
+                caller.user_id,
+                AuditEvent.ADDRESS_BOUND,
+                self._now(),
+                ip=ip,
+                detail=row.address,
             )
 
         await self._database.write("add_identity_binding", write)
@@ -154,7 +159,7 @@ class IdentityBindings:
     ) -> str:
         """Unbind an address; return `SUCCESS` or `NO_SUPPORT`.
 
-        `id_server`: None for all servers where it is bound. Raises `IdentityServerRefused`,
+        `id_server`: None for all servers where it is bound. Raises `IdentityServerError`,
         `OtherServerFailed`; `do_unbind_due` then retries.
         """
         rows = await self._store.claim(
@@ -163,7 +168,7 @@ class IdentityBindings:
         results = [await self._unbind(row) for row in rows]
         return SUCCESS if results and all(results) else NO_SUPPORT
 
-    async def try_unbind(
+    async def do_unbind_now(
         self, user_id: UserID, medium: str | None = None, address: str = ""
     ) -> str:
         """Unbind one address or all; return `SUCCESS` if no known binding is left.
@@ -188,14 +193,14 @@ class IdentityBindings:
             return NO_SUPPORT
         return SUCCESS
 
-    def note_closed(self, txn: WriteTransaction, user_id: UserID) -> None:
+    def schedule_unbind_all(self, txn: WriteTransaction, user_id: UserID) -> None:
         """Schedule the unbind of all addresses, in the write that deactivates the account.
 
-        `do_unbind_due` carries out what `try_unbind` does not finish before.
+        `do_unbind_due` carries out what `do_unbind_now` does not finish before.
         """
         self._store.set_due(txn, user_id, self._now() + RETRIES.first_ms)
 
-    def note_removed(
+    def schedule_unbind(
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str
     ) -> None:
         """Schedule the unbind of an address, in the write that removes it from the account."""
@@ -215,7 +220,7 @@ class IdentityBindings:
             done += 1
             try:
                 why = "" if await self._unbind(row) else "the identity server does not support it"
-            except IdentityServerRefused as error:
+            except IdentityServerError as error:
                 why = error.text
             except OtherServerFailed as error:
                 await self._record_failure(row, error.text)
@@ -224,8 +229,8 @@ class IdentityBindings:
                 await self._record_failure(row, why)
         return done
 
-    async def _record_failure(self, row: BindingRow, why: str) -> None:
-        is_last = row.attempts + 1 >= MOST_ATTEMPTS
+    async def _record_failure(self, row: IdentityBindingRow, why: str) -> None:
+        is_last = row.attempts + 1 >= MAX_ATTEMPTS
         if is_last:
             await self._store.give_up(row)
         self.log.warn(
@@ -236,7 +241,7 @@ class IdentityBindings:
             why=why,
         )
 
-    async def _unbind(self, row: BindingRow) -> bool:
+    async def _unbind(self, row: IdentityBindingRow) -> bool:
         """Unbind at the identity server; return False if it does not support that."""
         known = (
             self._url if self._url is not None and _host_of(self._url) == row.id_server else None
@@ -267,10 +272,10 @@ class IdentityBindings:
 
         def write(txn: WriteTransaction) -> None:
             if self._store.remove_unbound(txn, row):
-                note(
+                record_event(
                     txn,
                     UserID(row.user_id),
-                    Happened.ADDRESS_UNBOUND,
+                    AuditEvent.ADDRESS_UNBOUND,
                     self._now(),
                     detail=row.address,
                 )
@@ -281,11 +286,11 @@ class IdentityBindings:
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
 
-    async def _request(self, url: str, authorization: str, body: bytes) -> WebAnswer:
+    async def _request(self, url: str, authorization: str, body: bytes) -> WebResponse:
         headers = [("Authorization", authorization), ("Content-Type", "application/json")]
         try:
             return await self._web.request(
-                "POST", url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES
+                "POST", url, headers, body, seconds=TIMEOUT_SECONDS, max_bytes=MAX_BYTES
             )
         except OutboundError as error:
             raise OtherServerFailed(f"The identity server cannot be reached: {error}") from None
@@ -299,8 +304,8 @@ def _host_of(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def _check(answer: WebAnswer) -> None:
-    """Raise `IdentityServerRefused` for an error about the address, else `OtherServerFailed`."""
+def _check(answer: WebResponse) -> None:
+    """Raise `IdentityServerError` for an error about the address, else `OtherServerFailed`."""
     if answer.status == HTTPStatus.OK:
         return
     try:
@@ -311,4 +316,4 @@ def _check(answer: WebAnswer) -> None:
         raise OtherServerFailed(
             f"The identity server refused: {answer.status} {error.errcode[:100]}"
         )
-    raise IdentityServerRefused(error.errcode, error.error[:1000])
+    raise IdentityServerError(error.errcode, error.error[:1000])

@@ -36,23 +36,23 @@ from federation.protocol.ids import UserID
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.observe.metrics import TextMessageMetrics
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.pages.languages import Language
-from homeserver.services.threepids.sms import TextMessages
+from homeserver.services.threepids.sms import TextMessageSender
 from homeserver.services.threepids.validation import (
     MSISDN,
     PASSWORD_RESET,
     ThreepidValidation,
     check_client_secret,
 )
-from homeserver.services.tokens.secret_tokens import SecretText, hash_secret, hash_token
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_secret, hash_token
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.threepids.sms import TextMessageStore
 from storage.threepids.threepids import ThreepidStore
 
 SUBMIT_PATH: Final = "/_mahalla/confirm_number"
-MOST_TRIES: Final = 3
+MAX_ATTEMPTS: Final = 3
 """Maximum number of attempts for a code."""
 _DAY_MS: Final = 24 * 3600 * 1000
 _MAX_LENGTH: Final = 64
@@ -89,7 +89,7 @@ class NumberDenied(ThreepidDenied):
     default_text = "This server does not allow this number"
 
 
-class Asked(msgspec.Struct, frozen=True):
+class SentCode(msgspec.Struct, frozen=True):
     """A validation whose code has been sent."""
 
     sid: str
@@ -121,7 +121,7 @@ def parse_phone_number(country: str, number: str) -> phonenumbers.PhoneNumber:
     return parsed
 
 
-def digits_of(number: phonenumbers.PhoneNumber) -> str:
+def to_msisdn(number: phonenumbers.PhoneNumber) -> str:
     """Return the canonical form of a number. spec: appendices#pstn-phone-numbers"""
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164).removeprefix("+")
 
@@ -137,18 +137,18 @@ class PhoneValidation:
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
-        counts: TextMessageStore,
+        message_counts: TextMessageStore,
         validations: ThreepidValidation,
-        secret_text: SecretText,
-        messages: TextMessages | None,
+        secret_text: SecretGenerator,
+        messages: TextMessageSender | None,
         limiter: RateLimiter,
         metrics: TextMessageMetrics,
         *,
         purposes: Collection[str],
         server_name: str,
         base_url: str,
-        known_is_told: bool,
-        most_per_day: int,
+        reveals_known: bool,
+        daily_limit: int,
     ) -> None:
         """`messages`: None on a server that sends none. `purposes`: purposes that send codes.
 
@@ -159,27 +159,27 @@ class PhoneValidation:
         self._now_ms = now_ms
         self._database = database
         self._store = store
-        self._counts = counts
+        self._counts = message_counts
         self._validations = validations
         self._secret_text = secret_text
         self._messages = (
-            messages if base_url and messages is not None and messages.are_possible else None
+            messages if base_url and messages is not None and messages.is_enabled else None
         )
         self._limiter = limiter
         self._metrics = metrics
         self._purposes = frozenset(purposes)
         self._server_name = server_name
-        self._known_is_told = known_is_told
-        self._most_per_day = most_per_day
+        self._known_is_told = reveals_known
+        self._most_per_day = daily_limit
         self.submit_url = f"{base_url.rstrip('/')}{SUBMIT_PATH}"
         """The URL to which clients send the code that the user has entered."""
 
     @property
-    def are_taken(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether users can add telephone numbers."""
         return self._messages is not None
 
-    def is_possible(self, purpose: str) -> bool:
+    def supports_purpose(self, purpose: str) -> bool:
         """Return whether this server sends codes for a purpose."""
         return self._messages is not None and purpose in self._purposes
 
@@ -194,8 +194,8 @@ class PhoneValidation:
         language: Language,
         ip: str,
         *,
-        may_tell: bool = False,
-    ) -> Asked:
+        may_reveal: bool = False,
+    ) -> SentCode:
         """Send a code to a number; return its validation. `country`: as in `parse_phone_number`.
 
         `may_tell`: the caller may learn whether an account has the number, as the specification
@@ -210,7 +210,7 @@ class PhoneValidation:
         parsed = parse_phone_number(country, number)
         if phonenumbers.number_type(parsed) not in _MESSAGE_TYPES:
             raise InvalidNumber
-        address = digits_of(parsed)
+        address = to_msisdn(parsed)
         check_client_secret(client_secret)
         self._validations.check_next_link(next_link)
         self._limiter.check(Limit.TEXT_MESSAGES_ADDRESS, address_key(ip))
@@ -221,7 +221,7 @@ class PhoneValidation:
             except ThreepidDenied:
                 raise NumberDenied from None
         owner = await self._store.get_owner(MSISDN, address)
-        may_reveal = may_tell and self._known_is_told
+        may_reveal = may_reveal and self._known_is_told
         if may_reveal:
             if owner is None and purpose == PASSWORD_RESET:
                 raise NumberNotFound
@@ -258,10 +258,10 @@ class PhoneValidation:
             if purpose == PASSWORD_RESET:
                 if owner is None:
                     return _Prepared(row.sid, None, None)
-                note(
+                record_event(
                     txn,
                     UserID(owner),
-                    Happened.PASSWORD_RESET_ASKED,
+                    AuditEvent.PASSWORD_RESET_ASKED,
                     self._now_ms(),
                     ip=ip,
                     detail=address,
@@ -278,7 +278,7 @@ class PhoneValidation:
                 sending.addErrback(
                     lambda failure: self._log.failure("a text message was not sent", failure)
                 )
-        return Asked(prepared.sid, address)
+        return SentCode(prepared.sid, address)
 
     async def do_submit(self, sid: str, client_secret: str, code: str) -> None:
         """Validate the number if the code is right.
@@ -291,9 +291,9 @@ class PhoneValidation:
         typed = _hash(sid, "".join(code.split()))
 
         def write(txn: WriteTransaction) -> bool | None:
-            oldest = self._validations.oldest(MSISDN)
-            row = self._store.take_try(
-                txn, sid, hash_secret(client_secret), MSISDN, MOST_TRIES, oldest
+            oldest = self._validations.expired_before(MSISDN)
+            row = self._store.count_attempt(
+                txn, sid, hash_secret(client_secret), MSISDN, MAX_ATTEMPTS, oldest
             )
             if row is None:
                 return None
@@ -307,7 +307,7 @@ class PhoneValidation:
         if not is_right:
             raise TokenIncorrect
 
-    async def _send(self, messages: TextMessages, address: str, prepared: _Prepared) -> None:
+    async def _send(self, messages: TextMessageSender, address: str, prepared: _Prepared) -> None:
         assert prepared.text is not None
         try:
             await messages.send(address, prepared.text)

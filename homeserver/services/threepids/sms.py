@@ -13,13 +13,13 @@ from urllib.parse import urlencode
 import msgspec
 from twisted.logger import Logger
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
 from federation.protocol.errors import MatrixError
 from homeserver.services.plugins.hooks import Plugins
-from homeserver.services.tokens.secret_tokens import SecretText
+from homeserver.services.tokens.secret_tokens import SecretGenerator
 
-SECONDS: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 _PLACEHOLDER: Final = re.compile(r"\{(number|text|sender|id)\}")
 _CONTENT_TYPES: Final = {"json": "application/json", "form": "application/x-www-form-urlencoded"}
@@ -32,7 +32,7 @@ class MessageNotSent(MatrixError):
     default_text = "The text message could not be sent; try again later"
 
 
-class Gateway(msgspec.Struct, frozen=True):
+class SMSGatewayRequest(msgspec.Struct, frozen=True):
     """The HTTP request with which a gateway sends a message."""
 
     url: str
@@ -43,13 +43,17 @@ class Gateway(msgspec.Struct, frozen=True):
     sender: str
 
 
-class TextMessages:
+class TextMessageSender:
     """Sends text messages."""
 
     _log = Logger()
 
     def __init__(
-        self, web: Web, plugins: Plugins, secret_text: SecretText, gateway: Gateway | None
+        self,
+        web: WebClient,
+        plugins: Plugins,
+        secret_text: SecretGenerator,
+        gateway: SMSGatewayRequest | None,
     ) -> None:
         """`gateway`: None where only plug-ins send."""
         self._web = web
@@ -58,7 +62,7 @@ class TextMessages:
         self._gateway = gateway
 
     @property
-    def are_possible(self) -> bool:
+    def is_enabled(self) -> bool:
         """Whether a gateway or a plug-in sends messages."""
         return self._gateway is not None or self._plugins.send_text_messages
 
@@ -74,7 +78,7 @@ class TextMessages:
             "sender": self._gateway.sender,
             "id": self._secret_text.session_id(),
         }
-        body = fill(self._gateway.body, blanks)
+        body = fill_template(self._gateway.body, blanks)
         if self._gateway.format == "json" or not isinstance(body, dict):
             data = msgspec.json.encode(body)
         else:
@@ -86,7 +90,7 @@ class TextMessages:
                 self._gateway.url,
                 headers,
                 data,
-                seconds=SECONDS,
+                seconds=TIMEOUT_SECONDS,
                 max_bytes=MAX_BYTES,
                 only_https=True,
             )
@@ -98,14 +102,14 @@ class TextMessages:
             raise MessageNotSent
 
 
-def fill(template: object, blanks: Mapping[str, str]) -> object:
+def fill_template(template: object, blanks: Mapping[str, str]) -> object:
     """Return the template with its placeholders replaced; `blanks` holds all values by name."""
     match template:
         case str():
             return _PLACEHOLDER.sub(lambda found: blanks[found[1]], template)
         case Mapping():
-            return {name: fill(value, blanks) for name, value in template.items()}
+            return {name: fill_template(value, blanks) for name, value in template.items()}
         case list() | tuple():
-            return [fill(value, blanks) for value in template]
+            return [fill_template(value, blanks) for value in template]
         case _:
             return template

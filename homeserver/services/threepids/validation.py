@@ -17,8 +17,8 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.errors import InvalidParam, ThreepidAuthFailed, ThreepidDenied
-from homeserver.services.pages.external_links import read_web_link
-from homeserver.services.tokens.secret_tokens import SecretText, hash_secret
+from homeserver.services.pages.external_links import parse_web_link
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_secret
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.threepids.threepids import ThreepidStore, ValidationRow
@@ -30,11 +30,11 @@ appendices#pstn-phone-numbers"""
 REGISTER: Final = "register"
 ADD: Final = "add"
 PASSWORD_RESET: Final = "password"
-LONGEST_NEXT_LINK: Final = 2000
+MAX_NEXT_LINK_LENGTH: Final = 2000
 _CLIENT_SECRET: Final = re.compile(r"[0-9a-zA-Z.=_-]{1,255}")
 
 
-class Proof(msgspec.Struct, frozen=True):
+class ValidatedThreepid(msgspec.Struct, frozen=True):
     """A validated address, as stored in a session of user-interactive authentication."""
 
     sid: str
@@ -57,11 +57,11 @@ class ThreepidValidation:
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         *,
         allowed: Mapping[str, Sequence[re.Pattern[str]]] | None,
         lifetimes_ms: Mapping[str, int],
-        next_hosts: Collection[str] | None,
+        next_link_hosts: Collection[str] | None,
     ) -> None:
         """`allowed`: patterns by medium, one of which an address must match; None: no restriction.
 
@@ -74,16 +74,16 @@ class ThreepidValidation:
         self._secret_text = secret_text
         self._allowed = allowed
         self._lifetimes_ms = lifetimes_ms
-        self._next_hosts = next_hosts
+        self._next_hosts = next_link_hosts
 
     def check_next_link(self, next_link: str | None) -> None:
         """Raise `InvalidParam` for a next link that is not allowed."""
-        if next_link is not None and not self.may_lead_to(next_link):
+        if next_link is not None and not self.allows_next_link(next_link):
             raise InvalidParam("next_link must be a web address on a host that this server allows")
 
-    def may_lead_to(self, next_link: str) -> bool:
+    def allows_next_link(self, next_link: str) -> bool:
         """Return whether this next link is allowed."""
-        parts = read_web_link(next_link) if len(next_link) <= LONGEST_NEXT_LINK else None
+        parts = parse_web_link(next_link) if len(next_link) <= MAX_NEXT_LINK_LENGTH else None
         return parts is not None and (
             self._next_hosts is None or parts.hostname in self._next_hosts
         )
@@ -103,8 +103,8 @@ class ThreepidValidation:
         The caller writes the row. A repeated request needs no message.
         """
         secret_hash = hash_secret(client_secret)
-        known = self._store.get_validation_of_client(txn, purpose, medium, address, secret_hash)
-        if known is not None and not self.is_old(known):
+        known = self._store.get_client_validation(txn, purpose, medium, address, secret_hash)
+        if known is not None and not self.is_expired(known):
             if send_attempt <= known.send_attempt:
                 return known, False
             return replace(known, send_attempt=send_attempt, next_link=next_link), True
@@ -123,16 +123,16 @@ class ThreepidValidation:
         """
 
         def read(txn: Transaction) -> str | None:
-            row = self._store.get_validation_of_client(
+            row = self._store.get_client_validation(
                 txn, purpose, medium, address, hash_secret(client_secret)
             )
             return None if row is None else row.sid
 
         return await self._database.read("find_validation", read)
 
-    async def check_confirmed(
+    async def check_validated(
         self, purpose: str, creds: object, medium: str | None = None
-    ) -> Proof:
+    ) -> ValidatedThreepid:
         """Return the address that a client has validated for a purpose.
 
         `medium`: the required medium; None: any. Raises `ThreepidAuthFailed`, `ThreepidDenied`,
@@ -149,7 +149,7 @@ class ThreepidValidation:
             or row.client_secret_hash != hash_secret(client_secret)
             or row.purpose != purpose
             or medium not in (None, row.medium)
-            or self.is_old(row)
+            or self.is_expired(row)
         ):
             raise ThreepidAuthFailed("The validation is unknown or expired; request a new message")
         if row.validated_ts is None:
@@ -161,9 +161,9 @@ class ThreepidValidation:
         if purpose != PASSWORD_RESET:
             # the current rules apply, not those at the time of the message
             self.check_allowed(row.medium, row.address)
-        return Proof(row.sid, row.address, row.validated_ts, row.medium)
+        return ValidatedThreepid(row.sid, row.address, row.validated_ts, row.medium)
 
-    def use(self, txn: WriteTransaction, proof: Proof) -> None:
+    def use(self, txn: WriteTransaction, proof: ValidatedThreepid) -> None:
         """Consume a validation. Raises `ThreepidAuthFailed` if another request has used it."""
         if not self._store.remove_validation(txn, proof.sid):
             raise ThreepidAuthFailed("The validation has already been used")
@@ -181,10 +181,10 @@ class ThreepidValidation:
         ):
             raise ThreepidDenied
 
-    def oldest(self, medium: str) -> int:
+    def expired_before(self, medium: str) -> int:
         """Return the time up to which validations of a medium have expired."""
         return self._now_ms() - self._lifetimes_ms[medium]
 
-    def is_old(self, row: ValidationRow) -> bool:
+    def is_expired(self, row: ValidationRow) -> bool:
         """Return whether a validation has expired."""
-        return row.created_ts <= self.oldest(row.medium)
+        return row.created_ts <= self.expired_before(row.medium)

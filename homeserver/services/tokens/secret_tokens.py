@@ -32,7 +32,7 @@ _USER_CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
 """No vowels, so no words. spec: RFC 8628 section 6.1"""
 
 
-class SecretText:
+class SecretGenerator:
     """Generates secrets and ids from one source of randomness."""
 
     def __init__(self, random: RandomBytes) -> None:
@@ -110,7 +110,7 @@ class SecretText:
         """Return 24 characters, 136 bits; proves the owner's identity to other services."""
         return self._text(ascii_letters, 24)
 
-    def room(self) -> str:
+    def room_localpart(self) -> str:
         """Return the localpart of a room id, for versions without hashed ids: 24 characters."""
         return self._text(ascii_letters, 24)
 
@@ -162,7 +162,7 @@ def is_damaged(token: str) -> bool:
     return _checksum(token[:-_CHECK_LENGTH]) != token[-_CHECK_LENGTH:]
 
 
-def family_of(token: str, prefix: str = REFRESH_PREFIX) -> str | None:
+def parse_family(token: str, prefix: str = REFRESH_PREFIX) -> str | None:
     """Return the family of a refresh token with this prefix.
 
     None for other tokens, those of imported sessions, and older tokens without a family.
@@ -174,12 +174,12 @@ def family_of(token: str, prefix: str = REFRESH_PREFIX) -> str | None:
     return token[start : start + _FAMILY_LENGTH]
 
 
-def oauth_family_of(token: str) -> str | None:
-    """Return the family of a refresh token of the OAuth 2.0 API; see `family_of`."""
-    return family_of(token, OAUTH_REFRESH_PREFIX)
+def parse_oauth_family(token: str) -> str | None:
+    """Return the family of a refresh token of the OAuth 2.0 API; see `parse_family`."""
+    return parse_family(token, OAUTH_REFRESH_PREFIX)
 
 
-def application_password_id(password: str) -> str | None:
+def parse_application_password_id(password: str) -> str | None:
     """Return the id in an application password; None for other passwords."""
     start = len(APPLICATION_PASSWORD_PREFIX)
     rest = password[start:]

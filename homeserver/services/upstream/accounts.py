@@ -23,17 +23,17 @@ from federation.protocol.errors import (
     UserLocked,
 )
 from federation.protocol.ids import ServerName, UserID, parse_new_user_id
-from homeserver.services.accounts.registration import Registration, Wish
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.accounts.registration import Registration, RegistrationRequest
+from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.uia_stages import PASSWORD, SSO
 from homeserver.services.upstream.identity import (
     ProviderInfo,
-    Reason,
-    Refused,
+    RefusalReason,
+    SignInRefused,
     UpstreamIdentity,
-    compute_said,
-    fit_localpart,
+    hash_profile,
+    map_to_localpart,
 )
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
@@ -44,7 +44,7 @@ PLUGIN_PREFIX: Final = "plugin-"
 """Prefix of the provider ids of plug-ins."""
 
 
-class Profiles(Protocol):
+class ProfileNames(Protocol):
     """Changes display names."""
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
@@ -52,10 +52,10 @@ class Profiles(Protocol):
         ...
 
 
-class Addresses(Protocol):
+class ProviderEmails(Protocol):
     """Stores the e-mail addresses of users."""
 
-    async def do_set_vouched(
+    async def do_set_provider_emails(
         self, addresses: Mapping[UserID, Sequence[str]], provider: str
     ) -> Set[UserID]:
         """Set the addresses that this provider vouches for, replacing those it vouched for before.
@@ -63,10 +63,10 @@ class Addresses(Protocol):
         ...
 
 
-class Pictures(Protocol):
+class AvatarImporter(Protocol):
     """Imports avatars."""
 
-    async def do_take_over(self, user_id: UserID, address: str) -> None:
+    async def do_import(self, user_id: UserID, address: str) -> None:
         """Fetch a picture and set it as the user's avatar. Raises nothing."""
         ...
 
@@ -83,9 +83,9 @@ class UpstreamAccounts:
         accounts: AccountStore,
         links: ExternalIdStore,
         registration: Registration,
-        profiles: Profiles,
-        pictures: Pictures,
-        addresses: Addresses,
+        profiles: ProfileNames,
+        avatars: AvatarImporter,
+        addresses: ProviderEmails,
         *,
         server_name: ServerName,
         validity: AccountValidity,
@@ -97,7 +97,7 @@ class UpstreamAccounts:
         self._links = links
         self._registration = registration
         self._profiles = profiles
-        self._pictures = pictures
+        self._pictures = avatars
         self._addresses = addresses
         self._server_name = server_name
 
@@ -108,7 +108,9 @@ class UpstreamAccounts:
         if link is not None:
             account = (await self._accounts.get_accounts([link.user_id])).get(link.user_id)
             if account is None:
-                raise Refused(Reason.NO_ACCOUNT, f"{link.user_id} is linked, but does not exist")
+                raise SignInRefused(
+                    RefusalReason.NO_ACCOUNT, f"{link.user_id} is linked, but does not exist"
+                )
             return self.check_usable(account)
         user_id = self._same_name(info, identity)
         account = (
@@ -117,19 +119,21 @@ class UpstreamAccounts:
         if user_id is None or account is None:
             return None
         if account.appservice_id is not None or self._registration.is_reserved(user_id):
-            raise Refused(Reason.TAKEN, f"{user_id} belongs to an application service")
+            raise SignInRefused(RefusalReason.TAKEN, f"{user_id} belongs to an application service")
         self.check_usable(account)
         row = self._link(info, identity, user_id)
 
         def write(txn: WriteTransaction) -> bool:
             added = self._links.add_link(txn, row)
             if added:
-                note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
+                record_event(
+                    txn, user_id, AuditEvent.LINKED, row.linked_ts, detail=info.provider_id
+                )
             return added
 
         if not await self._database.write("link_account", write):
-            raise Refused(
-                Reason.TAKEN,
+            raise SignInRefused(
+                RefusalReason.TAKEN,
                 f"{user_id} is linked to another subject of {info.provider_id}",
                 user_id=user_id,
             )
@@ -138,7 +142,7 @@ class UpstreamAccounts:
         )
         return account
 
-    async def get_era(self, info: ProviderInfo, identity: UpstreamIdentity) -> int | None:
+    async def get_epoch(self, info: ProviderInfo, identity: UpstreamIdentity) -> int | None:
         """Return the credential epoch of the account that `find` would return, without linking it;
         None if there is none."""
         link = await self._links.get_link(info.provider_id, identity.subject)
@@ -146,18 +150,18 @@ class UpstreamAccounts:
         account = (
             None if user_id is None else (await self._accounts.get_accounts([user_id])).get(user_id)
         )
-        return None if account is None else account.era
+        return None if account is None else account.epoch
 
     def _same_name(self, info: ProviderInfo, identity: UpstreamIdentity) -> UserID | None:
         """Return the user id of this identity's name if an existing account may be linked."""
         if not info.allow_existing_users or identity.localpart is None:
             return None
         try:
-            return parse_new_user_id(fit_localpart(identity.localpart), self._server_name)
+            return parse_new_user_id(map_to_localpart(identity.localpart), self._server_name)
         except MatrixError:
             return None
 
-    async def get_refused(self, refused: Refused) -> UserID | None:
+    async def get_refused_user(self, refused: SignInRefused) -> UserID | None:
         """Return the account whose owner was refused; None if nobody authenticated as its owner."""
         if refused.user_id is not None or refused.person is None:
             return refused.user_id
@@ -167,13 +171,19 @@ class UpstreamAccounts:
     def check_usable(self, account: AccountRow) -> AccountRow:
         """Return the account. Raises `Refused` if it is deactivated, locked or expired."""
         if account.deactivated_ts is not None:
-            raise Refused(
-                Reason.DEACTIVATED, f"{account.user_id} is deactivated", user_id=account.user_id
+            raise SignInRefused(
+                RefusalReason.DEACTIVATED,
+                f"{account.user_id} is deactivated",
+                user_id=account.user_id,
             )
         if account.locked:
-            raise Refused(Reason.LOCKED, f"{account.user_id} is locked", user_id=account.user_id)
-        if self._validity.is_over(account.expires_ts):
-            raise Refused(Reason.EXPIRED, f"{account.user_id} has expired", user_id=account.user_id)
+            raise SignInRefused(
+                RefusalReason.LOCKED, f"{account.user_id} is locked", user_id=account.user_id
+            )
+        if self._validity.is_expired(account.expires_ts):
+            raise SignInRefused(
+                RefusalReason.EXPIRED, f"{account.user_id} has expired", user_id=account.user_id
+            )
         return account
 
     async def check_free(self, username: str) -> UserID:
@@ -181,41 +191,43 @@ class UpstreamAccounts:
         `UserInUse`."""
         return await self._registration.check_username(username)
 
-    async def do_make(
+    async def do_create(
         self, info: ProviderInfo, identity: UpstreamIdentity, username: str, languages: str = ""
     ) -> UserID:
         """Create an account. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and `Refused` if
         the provider may create none."""
         if not info.enable_registration:
-            raise Refused(Reason.NO_ACCOUNT)
+            raise SignInRefused(RefusalReason.NO_ACCOUNT)
 
         def link(txn: WriteTransaction, user_id: UserID) -> None:
             # without a hash, the next directory check retries addresses that others have
             row = msgspec.structs.replace(
                 self._link(info, identity, user_id),
-                said_name=compute_said(identity)[0],
-                said_addresses="",
+                synced_name_hash=hash_profile(identity)[0],
+                synced_addresses_hash="",
             )
             if not self._links.add_link(txn, row):
-                raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
-            note(txn, user_id, Happened.LINKED, row.linked_ts, detail=info.provider_id)
+                raise SignInRefused(
+                    RefusalReason.OLD, f"{identity.subject} got another account in the meantime"
+                )
+            record_event(txn, user_id, AuditEvent.LINKED, row.linked_ts, detail=info.provider_id)
 
-        request = Wish(
+        request = RegistrationRequest(
             username=username,
             display_name=identity.display_name,
             emails=identity.emails,
-            vouched_by=info.provider_id,
+            asserted_by=info.provider_id,
             languages=languages,
         )
-        user_id = await self._registration.do_register_vouched(request, link)
+        user_id = await self._registration.do_register_for_provider(request, link)
         self.log.info(
             "{user_id} was created for {provider}", user_id=user_id, provider=info.provider_id
         )
         if identity.picture is not None:
-            await self._pictures.do_take_over(user_id, identity.picture)
+            await self._pictures.do_import(user_id, identity.picture)
         return user_id
 
-    async def do_make_of(
+    async def do_create_with_suggested_name(
         self, info: ProviderInfo, identity: UpstreamIdentity, languages: str = ""
     ) -> UserID | None:
         """Create an account with the name that the provider suggests; None if the user must confirm
@@ -223,11 +235,13 @@ class UpstreamAccounts:
         if identity.localpart is None or identity.confirm_localpart:
             return None
         try:
-            return await self.do_make(info, identity, fit_localpart(identity.localpart), languages)
+            return await self.do_create(
+                info, identity, map_to_localpart(identity.localpart), languages
+            )
         except MatrixError:
             return None
 
-    async def do_update(
+    async def do_update_profiles(
         self, info: ProviderInfo, people: Mapping[UserID, UpstreamIdentity]
     ) -> Set[UserID]:
         """Import names and avatars user by user, and all addresses at once, so that users can swap
@@ -244,9 +258,9 @@ class UpstreamAccounts:
                         why=error.text,
                     )
             if identity.picture is not None:
-                await self._pictures.do_take_over(user_id, identity.picture)
+                await self._pictures.do_import(user_id, identity.picture)
         addresses = {user_id: identity.emails for user_id, identity in people.items()}
-        return await self._addresses.do_set_vouched(addresses, info.provider_id)
+        return await self._addresses.do_set_provider_emails(addresses, info.provider_id)
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(
@@ -254,7 +268,7 @@ class UpstreamAccounts:
         )
 
 
-class UpstreamProofs:
+class UpstreamStages:
     """Returns the UIA stages with which linked users confirm operations. `in_browsers` and
     `by_password` are ids of providers."""
 
@@ -272,7 +286,7 @@ class UpstreamProofs:
         self._in_browsers = frozenset(in_browsers)
         self._by_password = frozenset(by_password)
 
-    async def stages_of(self, user_id: UserID) -> Sequence[str]:
+    async def get_stages(self, user_id: UserID) -> Sequence[str]:
         """As `OtherProofs.stages_of`."""
         if not self._in_browsers and not self._by_password and not self._by_plugins:
             return []
@@ -287,12 +301,12 @@ class UpstreamProofs:
         return [*password, *([SSO] if providers & self._in_browsers else [])]
 
 
-def as_error(refused: Refused) -> MatrixError:
+def refusal_to_error(refused: SignInRefused) -> MatrixError:
     """Return the error that a client receives for a refusal."""
-    if refused.reason is Reason.DEACTIVATED:
+    if refused.reason is RefusalReason.DEACTIVATED:
         return UserDeactivated()
-    if refused.reason is Reason.LOCKED:
+    if refused.reason is RefusalReason.LOCKED:
         return UserLocked(soft_logout=True)
-    if refused.reason is Reason.EXPIRED:
+    if refused.reason is RefusalReason.EXPIRED:
         return ExpiredAccount()
     return Forbidden("You may not sign in here; contact the administrators of this server")

@@ -13,27 +13,27 @@ from typing import Final, Protocol
 
 from twisted.logger import Logger
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
-from homeserver.services.media.repository import Upload
-from homeserver.services.upstream.http_documents import place_of
+from homeserver.services.media.repository import MediaUpload
+from homeserver.services.upstream.http_documents import without_query
 
 MAX_BYTES: Final = 4 << 20
 _SECONDS: Final = 15.0
 _TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
-class Uploads(Protocol):
+class MediaUploads(Protocol):
     """Stores uploads."""
 
-    async def do_upload(self, user_id: UserID, upload: Upload) -> str:
+    async def do_upload(self, user_id: UserID, upload: MediaUpload) -> str:
         """Store a file; return its `mxc://` URI. Raises `MatrixError`."""
         ...
 
 
-class Avatars(Protocol):
+class ProfileAvatars(Protocol):
     """Reads and changes avatars."""
 
     async def get_names(
@@ -47,18 +47,18 @@ class Avatars(Protocol):
         ...
 
 
-class UpstreamPictures:
+class UpstreamAvatars:
     """Imports avatars of new accounts and at each sign-in."""
 
     log = Logger()
 
-    def __init__(self, web: Web, uploads: Uploads, avatars: Avatars) -> None:
+    def __init__(self, web: WebClient, uploads: MediaUploads, avatars: ProfileAvatars) -> None:
         self._web = web
         self._uploads = uploads
         self._avatars = avatars
 
-    async def do_take_over(self, user_id: UserID, address: str) -> None:
-        """As `Pictures.do_take_over`."""
+    async def do_import(self, user_id: UserID, address: str) -> None:
+        """As `AvatarImporter.do_take_over`."""
         if (await self._avatars.get_names([user_id]))[user_id][1] is not None:
             return
         try:
@@ -69,12 +69,12 @@ class UpstreamPictures:
             if answer.status != HTTPStatus.OK or type not in _TYPES:
                 raise OutboundError(f"the response is {answer.status} {type[:50]}")
             uploaded = await self._uploads.do_upload(
-                user_id, Upload(BytesIO(answer.body), len(answer.body), type, "")
+                user_id, MediaUpload(BytesIO(answer.body), len(answer.body), type, "")
             )
             await self._avatars.do_set_avatar(user_id, uploaded)
         except (OutboundError, MatrixError, OSError) as error:
             self.log.info(
                 "no avatar imported from {place}: {why}",
-                place=place_of(address)[:200],
+                place=without_query(address)[:200],
                 why=error,
             )

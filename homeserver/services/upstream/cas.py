@@ -13,21 +13,21 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.config.upstream import CAS, AttributeRequirement
-from homeserver.services.upstream.http_documents import Documents
+from homeserver.config.upstream import AttributeRequirementOptions, CASOptions
+from homeserver.services.upstream.http_documents import ProviderHTTP
 from homeserver.services.upstream.identity import (
-    Departure,
     ProviderInfo,
-    Reason,
-    Refused,
+    ProviderRedirect,
+    RefusalReason,
+    SignInRefused,
     UpstreamIdentity,
-    check_again,
+    check_reauthentication,
     check_requirements,
     check_subject,
     clean_name,
-    keep_again,
+    reauthentication_state,
 )
-from homeserver.services.upstream.login_flows import Flow
+from homeserver.services.upstream.login_flows import SignInFlow
 
 TICKET_PATH: Final = "_matrix/client/v3/login/cas/ticket"
 PROVIDER_ID: Final = "cas"
@@ -40,7 +40,7 @@ class CASProvider:
     """The CAS server as an identity provider."""
 
     def __init__(
-        self, clock: IReactorTime, documents: Documents, config: CAS, base_url: str
+        self, clock: IReactorTime, documents: ProviderHTTP, config: CASOptions, base_url: str
     ) -> None:
         """`base_url` ends with a slash."""
         self._clock = clock
@@ -49,7 +49,7 @@ class CASProvider:
         self._server = (config.server_url or "").rstrip("/")
         self._callback = base_url + TICKET_PATH
         self._requirements = [
-            AttributeRequirement(attribute=name, value=value)
+            AttributeRequirementOptions(attribute=name, value=value)
             for name, value in config.required_attributes.items()
         ]
         self.info = ProviderInfo(
@@ -61,25 +61,27 @@ class CASProvider:
             config.enable_registration,
         )
 
-    async def depart(self, flow_id: str, *, again: bool) -> Departure:
+    async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
         """As `UpstreamProvider.depart`."""
-        query = {"service": self._service(flow_id), **({"renew": "true"} if again else {})}
-        return Departure(
+        query = {"service": self._service(flow_id), **({"renew": "true"} if reauthenticate else {})}
+        return ProviderRedirect(
             f"{self._server}/login?{urlencode(query)}",
-            keep_again(again=again, now=self._clock.seconds()),
+            reauthentication_state(again=reauthenticate, now=self._clock.seconds()),
         )
 
-    async def identify(self, flow_id: str, flow: Flow, ticket: str) -> UpstreamIdentity:
+    async def identify(self, flow_id: str, flow: SignInFlow, ticket: str) -> UpstreamIdentity:
         """Validate a ticket and return its owner. The ticket is bound to a service URL, which
         contains the flow id, and to `renew`. Raises `Refused`."""
         if not ticket or len(ticket) > LONGEST_TICKET:
-            raise Refused(Reason.CANCELLED, "the callback has no ticket")
+            raise SignInRefused(RefusalReason.CANCELLED, "the callback has no ticket")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
         # sent with `renew`, CAS refuses a ticket that it issued without a new authentication
-        proved_ts = check_again(flow.kept, None, self._clock.seconds(), must_say=False)
+        proved_ts = check_reauthentication(
+            flow.provider_state, None, self._clock.seconds(), requires_time=False
+        )
         renew = {} if proved_ts is None else {"renew": "true"}
         query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
-        name, attributes = read_validation(
+        name, attributes = parse_validation_response(
             await self._documents.get_bytes(f"{self._server}/{path}?{query}")
         )
         subject = check_subject(name)
@@ -89,7 +91,7 @@ class CASProvider:
             subject=subject,
             localpart=self._localpart(name),
             display_name=clean_name(shown[0]) if shown else None,
-            proved_ts=proved_ts,
+            authenticated_ts=proved_ts,
         )
 
     def _localpart(self, name: str) -> str | None:
@@ -101,13 +103,15 @@ class CASProvider:
         return f"{self._callback}?{urlencode({'flow': flow_id})}"
 
 
-def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
+def parse_validation_response(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
     """Return the user and the attributes of a validation response; servers use two forms of
     attributes. Raises `Refused`."""
     try:
         root = fromstring(body, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
-        raise Refused(Reason.PROVIDER_FAILED, f"CAS returned invalid XML: {error}") from None
+        raise SignInRefused(
+            RefusalReason.PROVIDER_FAILED, f"CAS returned invalid XML: {error}"
+        ) from None
     success = root.find(f"{_NAMESPACE}authenticationSuccess")
     user = None if success is None else success.find(f"{_NAMESPACE}user")
     if (
@@ -118,7 +122,7 @@ def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
     ):
         failure = root.find(f"{_NAMESPACE}authenticationFailure")
         code = "" if failure is None else failure.get("code", "")
-        raise Refused(Reason.PROVIDER_FAILED, f"CAS refuses the ticket: {code[:100]}")
+        raise SignInRefused(RefusalReason.PROVIDER_FAILED, f"CAS refuses the ticket: {code[:100]}")
     attributes: dict[str, list[str]] = {}
     for holder in success.iter(_DOCUMENTED_ATTRIBUTES):
         for each in holder:

@@ -15,57 +15,59 @@ from typing import Final, Protocol
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
-from homeserver.services.audit.audit import Happened, note
+from homeserver.services.audit.audit import AuditEvent, record_event
 from storage.engine.transaction import WriteTransaction
 from storage.login.browser_sessions import BrowserSessionStore
-from storage.upstream.ended_sessions import EndedSignInStore
-from storage.upstream.sessions import SignIns
+from storage.upstream.ended_sessions import EndedProviderSessionStore
+from storage.upstream.sessions import ProviderSessions
 
-REMEMBERED_MS: Final = 10 * 60 * 1000
+STORED_MS: Final = 10 * 60 * 1000
 
 
-class EndsWithSignIn(Protocol):
+class EndsWithProviderSession(Protocol):
     """Stores tokens, codes or pending steps that end with a sign-in at a provider."""
 
-    def remove_sign_ins(self, txn: WriteTransaction, sign_ins: SignIns) -> None:
+    def remove_provider_sessions(self, txn: WriteTransaction, sign_ins: ProviderSessions) -> None:
         """Remove the rows that came from these sign-ins."""
         ...
 
 
-class EndedSignIns:
+class EndedProviderSessions:
     """Ends sign-ins. `waiting`: the stores of unused tokens, codes and pending steps."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        store: EndedSignInStore,
+        store: EndedProviderSessionStore,
         browsers: BrowserSessionStore,
-        waiting: Sequence[EndsWithSignIn],
+        pending: Sequence[EndsWithProviderSession],
     ) -> None:
         self._clock = clock
         self._store = store
         self._browsers = browsers
-        self._waiting = tuple(waiting)
+        self._waiting = tuple(pending)
 
-    def end(self, txn: WriteTransaction, sign_ins: SignIns, subject: str | None) -> None:
+    def end(self, txn: WriteTransaction, sign_ins: ProviderSessions, subject: str | None) -> None:
         """End what these sign-ins gave. `subject`: the person, if the provider names one too."""
         self._store.add_ended(txn, sign_ins, subject, self._now())
         for store in self._waiting:
-            store.remove_sign_ins(txn, sign_ins)
+            store.remove_provider_sessions(txn, sign_ins)
 
     def end_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
         """End all sign-ins of a person at the provider that are in progress. For an account, the
         caller also starts a new credential epoch."""
-        self._store.add_ended(txn, SignIns(provider, "", is_beginning=True), subject, self._now())
+        self._store.add_ended(
+            txn, ProviderSessions(provider, "", is_prefix=True), subject, self._now()
+        )
 
     def end_browser(self, txn: WriteTransaction, token_hash: bytes, user_id: str) -> None:
         """End a browser session that came from the sign-in, and record it in the audit log."""
         self._browsers.remove_browser_session(txn, token_hash)
-        note(txn, UserID(user_id), Happened.BROWSER_SIGNED_OUT, self._now())
+        record_event(txn, UserID(user_id), AuditEvent.BROWSER_SIGNED_OUT, self._now())
 
     async def do_sweep(self, limit: int) -> int:
-        """Remove up to `limit` rows older than `REMEMBERED_MS`; return how many."""
-        return await self._store.remove_old(self._now() - REMEMBERED_MS, limit)
+        """Remove up to `limit` rows older than `STORED_MS`; return how many."""
+        return await self._store.remove_old(self._now() - STORED_MS, limit)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -12,22 +12,22 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from federation.http_client.client import Web
+from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
-from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 
 T = TypeVar("T")
 
-SECONDS: Final = 10.0
+TIMEOUT_SECONDS: Final = 10.0
 MAX_BYTES: Final = 1 << 20
-SHOWN: Final = 200
+LOGGED_CHARACTERS: Final = 200
 """Characters of a response that are logged."""
 
 
-class Documents:
+class ProviderHTTP:
     """Sends requests to providers."""
 
-    def __init__(self, web: Web) -> None:
+    def __init__(self, web: WebClient) -> None:
         self._web = web
 
     async def get(self, kind: type[T], url: str, headers: Sequence[tuple[str, str]] = ()) -> T:
@@ -56,14 +56,17 @@ class Documents:
     ) -> bytes:
         try:
             answer = await self._web.request(
-                method, url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES
+                method, url, headers, body, seconds=TIMEOUT_SECONDS, max_bytes=MAX_BYTES
             )
         except OutboundError as error:
-            raise Refused(Reason.PROVIDER_FAILED, f"{place_of(url)}: {error}") from None
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, f"{without_query(url)}: {error}"
+            ) from None
         if answer.status != HTTPStatus.OK:
-            shown = answer.body[:SHOWN].decode("utf-8", "replace")
-            raise Refused(
-                Reason.PROVIDER_FAILED, f"{place_of(url)} returned {answer.status}: {shown}"
+            shown = answer.body[:LOGGED_CHARACTERS].decode("utf-8", "replace")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
+                f"{without_query(url)} returned {answer.status}: {shown}",
             )
         return answer.body
 
@@ -71,11 +74,12 @@ class Documents:
         try:
             return msgspec.json.decode(body, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Refused(
-                Reason.PROVIDER_FAILED, f"{place_of(url)} returned an invalid document: {error}"
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
+                f"{without_query(url)} returned an invalid document: {error}",
             ) from None
 
 
-def place_of(url: str) -> str:
+def without_query(url: str) -> str:
     """Return a URL without its query, which may hold secrets."""
     return url.partition("?")[0]

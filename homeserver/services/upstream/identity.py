@@ -13,13 +13,13 @@ from typing import Final, Protocol
 import msgspec
 
 from federation.protocol.ids import UserID
-from homeserver.config.upstream import AttributeRequirement
+from homeserver.config.upstream import AttributeRequirementOptions
 
-LONGEST_SUBJECT: Final = 512
-LONGEST_NAME: Final = 256
-LONGEST_SESSION: Final = 2000
+MAX_SUBJECT_LENGTH: Final = 512
+MAX_NAME_LENGTH: Final = 256
+MAX_SESSION_BYTES: Final = 2000
 """In bytes: an index holds it."""
-MOST_ADDRESSES: Final = 10
+MAX_ADDRESSES: Final = 10
 _ADDRESS: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,190}")
 _AGAIN: Final = "again"
 _NOT_IN_LOCALPARTS: Final = re.compile(r"[^a-z0-9._=/+-]")
@@ -35,15 +35,15 @@ class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
     emails: tuple[str, ...] = ()
     picture: str | None = None
     """URL of a picture."""
-    session: str | None = None
+    session_id: str | None = None
     """The provider's id of this session, which a later logout names."""
     confirm_localpart: bool = False
-    proved_ts: int | None = None
+    authenticated_ts: int | None = None
     """Time of the last authentication at the provider, in milliseconds since 1970; None if the
     provider does not say."""
 
 
-def compute_said(identity: UpstreamIdentity) -> tuple[str, str]:
+def hash_profile(identity: UpstreamIdentity) -> tuple[str, str]:
     """Return hashes of the name and of the addresses, to detect changes at the provider."""
     return _digest(identity.display_name), _digest(sorted(identity.emails))
 
@@ -65,11 +65,11 @@ class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """A sign-in to this server's pages. `next`: the path to continue at. `again`: the provider must
+    """A sign-in to this server's pages. `next_path`: the path to continue at. `reauthenticate`: the provider must
     authenticate the user again, even with an existing session."""
 
-    next: str
-    again: bool = False
+    next_path: str
+    reauthenticate: bool = False
 
 
 Purpose = ForClient | ForConfirmation | ForPage
@@ -87,7 +87,7 @@ class ProviderInfo(msgspec.Struct, frozen=True):
     enable_registration: bool = True
 
     @property
-    def in_login(self) -> dict[str, object]:
+    def as_json(self) -> dict[str, object]:
         """Its JSON in `identity_providers`. spec:
         client-server-api#definition-mloginsso-flow-schema"""
         shown = {"id": self.provider_id, "name": self.name, "icon": self.icon, "brand": self.brand}
@@ -109,7 +109,7 @@ class OfferedProviders(msgspec.Struct, frozen=True):
             return None
         flow: dict[str, object] = {"type": "m.login.sso"}
         if self.infos:
-            flow["identity_providers"] = [provider.in_login for provider in self.infos]
+            flow["identity_providers"] = [provider.as_json for provider in self.infos]
         if self.own_pages:
             # the second is the flag's name before v1.18
             flow |= {
@@ -119,11 +119,11 @@ class OfferedProviders(msgspec.Struct, frozen=True):
         return flow
 
 
-class Departure(msgspec.Struct, frozen=True):
-    """The redirect to a provider, and the state to store until the browser returns (`kept`)."""
+class ProviderRedirect(msgspec.Struct, frozen=True):
+    """The redirect to a provider, and the state to store until the browser returns (`provider_state`)."""
 
     url: str
-    kept: Mapping[str, str]
+    provider_state: Mapping[str, str]
 
 
 class UpstreamProvider(Protocol):
@@ -131,13 +131,13 @@ class UpstreamProvider(Protocol):
 
     info: ProviderInfo
 
-    async def depart(self, flow_id: str, *, again: bool) -> Departure:
-        """Return the redirect to the provider, which returns `flow_id` in the callback. `again`:
+    async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
+        """Return the redirect to the provider, which returns `flow_id` in the callback. `reauthenticate`:
         the provider must authenticate the user again. Raises `Refused`."""
         ...
 
 
-class Reason(Enum):
+class RefusalReason(Enum):
     """Why a sign-in failed. The values name the texts in `upstream_refused.html`."""
 
     OLD = "old"
@@ -163,12 +163,12 @@ class Reason(Enum):
     """The address to continue at is missing or invalid."""
 
 
-class Refused(Exception):
+class SignInRefused(Exception):
     """A sign-in failed. `str()` is for the log only: pages do not show a provider's faults."""
 
     def __init__(
         self,
-        reason: Reason,
+        reason: RefusalReason,
         text: str = "",
         *,
         user_id: str | None = None,
@@ -182,20 +182,22 @@ class Refused(Exception):
         self.person = person
 
 
-class OtherPerson(Refused):
+class WrongAccount(SignInRefused):
     """The user who signed in is not the one who has to confirm an operation."""
 
     def __init__(
-        self, operation: str, owner: UserID, came: str | None, provider: ProviderInfo
+        self, operation: str, owner: UserID, actual: str | None, provider: ProviderInfo
     ) -> None:
-        """`operation`: what `owner` has to confirm. `came`: the account of the user who signed in;
+        """`operation`: what `owner` has to confirm. `actual`: the account of the user who signed in;
         None if they have none."""
         super().__init__(
-            Reason.OTHER_PERSON, f"{came} signed in, but {owner} has to confirm", user_id=owner
+            RefusalReason.OTHER_PERSON,
+            f"{actual} signed in, but {owner} has to confirm",
+            user_id=owner,
         )
         self.operation = operation
         self.owner = owner
-        self.came = came
+        self.actual = actual
         self.provider = provider
 
 
@@ -203,13 +205,13 @@ CLOCK_SLACK: Final = 60
 """Seconds by which the clock of a provider may differ."""
 
 
-def check_again(
-    flow_kept: Mapping[str, str], proved: float | None, now: float, *, must_say: bool = True
+def check_reauthentication(
+    flow_kept: Mapping[str, str], proved: float | None, now: float, *, requires_time: bool = True
 ) -> int | None:
     """Return the time of the authentication in milliseconds since 1970, from the provider's value
-    `proved` in seconds; None if the provider gives none.
+    `authenticated_at` in seconds; None if the provider gives none.
 
-    Raises `Refused` if this flow requires a new authentication (see `keep_again`) and the provider
+    Raises `Refused` if this flow requires a new authentication (see `reauthentication_state`) and the provider
     reports an older one, or no time. The requirement passed through the user's browser, where they
     could remove it.
 
@@ -217,19 +219,21 @@ def check_again(
     required_since = flow_kept.get(_AGAIN)
     if required_since is None:
         return None if proved is None else int(min(proved, now) * 1000)
-    if proved is None and must_say:
-        raise Refused(Reason.NOT_AGAIN, "the provider gives no time of authentication")
+    if proved is None and requires_time:
+        raise SignInRefused(RefusalReason.NOT_AGAIN, "the provider gives no time of authentication")
     if proved is not None and proved < int(required_since) - CLOCK_SLACK:
-        raise Refused(Reason.NOT_AGAIN, "the provider did not authenticate the user again")
+        raise SignInRefused(
+            RefusalReason.NOT_AGAIN, "the provider did not authenticate the user again"
+        )
     return int(required_since) * 1000
 
 
-def keep_again(*, again: bool, now: float) -> dict[str, str]:
+def reauthentication_state(*, again: bool, now: float) -> dict[str, str]:
     """Return the state that a flow stores for `check_again`."""
     return {_AGAIN: str(int(now))} if again else {}
 
 
-def fit_localpart(name: str) -> str:
+def map_to_localpart(name: str) -> str:
     """Return a name as a local part: in lower case, with each byte of a disallowed character as `=`
     and two hexadecimal digits.
 
@@ -242,19 +246,19 @@ def fit_localpart(name: str) -> str:
 
 
 def clean_name(text: object) -> str | None:
-    """Return a display name with whitespace collapsed and cut to `LONGEST_NAME`, or None."""
+    """Return a display name with whitespace collapsed and cut to `MAX_NAME_LENGTH`, or None."""
     if not isinstance(text, str):
         return None
-    return " ".join(text.replace("\0", "").split())[:LONGEST_NAME] or None
+    return " ".join(text.replace("\0", "").split())[:MAX_NAME_LENGTH] or None
 
 
-def clean_session(text: object) -> str | None:
+def clean_session_id(text: object) -> str | None:
     """Return a provider's session id, or None if it cannot be stored."""
     if (
         not isinstance(text, str)
         or not text
         or "\0" in text
-        or len(text.encode(errors="replace")) > LONGEST_SESSION
+        or len(text.encode(errors="replace")) > MAX_SESSION_BYTES
     ):
         return None
     return text
@@ -263,18 +267,18 @@ def clean_session(text: object) -> str | None:
 def clean_addresses(texts: Iterable[object]) -> tuple[str, ...]:
     """Return the texts that are e-mail addresses, in lower case, without duplicates."""
     found = [text.strip().lower() for text in texts if isinstance(text, str)]
-    return tuple(dict.fromkeys(text for text in found if _ADDRESS.fullmatch(text)))[:MOST_ADDRESSES]
+    return tuple(dict.fromkeys(text for text in found if _ADDRESS.fullmatch(text)))[:MAX_ADDRESSES]
 
 
 def check_subject(subject: str) -> str:
     """Return the subject. Raises `Refused` if it is empty, too long or has a NUL."""
-    if not subject or len(subject) > LONGEST_SUBJECT or "\0" in subject:
-        raise Refused(Reason.PROVIDER_FAILED, "the provider gives no usable subject")
+    if not subject or len(subject) > MAX_SUBJECT_LENGTH or "\0" in subject:
+        raise SignInRefused(RefusalReason.PROVIDER_FAILED, "the provider gives no usable subject")
     return subject
 
 
 def check_requirements(
-    requirements: Sequence[AttributeRequirement],
+    requirements: Sequence[AttributeRequirementOptions],
     attributes: Mapping[str, object],
     provider_id: str,
     subject: str,
@@ -291,4 +295,4 @@ def check_requirements(
         wanted = {*required.one_of, *([required.value] if required.value is not None else [])}
         if not (values & wanted if wanted else values):
             text = f"{required.attribute} does not meet attribute_requirements"
-            raise Refused(Reason.NOT_ALLOWED, text, person=(provider_id, subject))
+            raise SignInRefused(RefusalReason.NOT_ALLOWED, text, person=(provider_id, subject))

@@ -22,9 +22,9 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
 from homeserver.api.limits import Limit
-from homeserver.config.upstream import JWT
+from homeserver.config.upstream import JWTOptions
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.accounts.registration import Registration, Wish
+from homeserver.services.accounts.registration import Registration, RegistrationRequest
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.sessions import NewSession, Sessions
 from homeserver.services.upstream.identity import clean_name
@@ -65,7 +65,7 @@ class JWTSignIn:
         sign_in: SignIn,
         sessions: Sessions,
         limiter: RateLimiter,
-        config: JWT,
+        config: JWTOptions,
         *,
         server_name: ServerName,
     ) -> None:
@@ -95,7 +95,7 @@ class JWTSignIn:
         """Begin a session; create the account if there is none. Raises `Forbidden`,
         `LimitExceeded`, `UserLocked`, `UserDeactivated`, `ExpiredAccount`, `InvalidUsername`,
         `Exclusive`."""
-        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
+        self._limiter.check_without_counting(Limit.LOGIN_FAILED, address_key(address))
         try:
             claims = self._check(token)
         except Forbidden:
@@ -106,11 +106,11 @@ class JWTSignIn:
             raise Forbidden(f"The token has no {self._config.subject_claim}")
         user_id = parse_new_user_id(subject.lower(), self._server_name)
         account = (await self._account_store.get_accounts([user_id])).get(user_id)
-        era = 0 if account is None else account.era
+        era = 0 if account is None else account.epoch
         if account is None:
             name = clean_name(claims.get(self._config.display_name_claim or ""))
-            await self._registration.do_register_vouched(
-                Wish(username=subject, display_name=name), _add_nothing
+            await self._registration.do_register_for_provider(
+                RegistrationRequest(username=subject, display_name=name), _add_nothing
             )
             await self._sign_in.check_allowed(user_id, "jwt", address)
         else:
@@ -118,7 +118,7 @@ class JWTSignIn:
         session = self._sessions.prepare(
             user_id,
             address=address,
-            era=era,
+            epoch=era,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,

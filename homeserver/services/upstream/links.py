@@ -12,14 +12,14 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import InvalidParam, MatrixError, NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.accounts.accounts import Accounts
-from homeserver.services.audit.audit import Happened, note
-from homeserver.services.upstream.identity import LONGEST_SUBJECT
+from homeserver.services.audit.audit import AuditEvent, record_event
+from homeserver.services.upstream.identity import MAX_SUBJECT_LENGTH
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 
-class LinkTaken(MatrixError):
+class ExternalIdInUse(MatrixError):
     """409: the subject is linked to another account."""
 
     errcode, status, default_text = (
@@ -29,7 +29,7 @@ class LinkTaken(MatrixError):
     )
 
 
-class UpstreamLinks:
+class ExternalIds:
     """Returns, sets and removes links. `providers`: the ids of the configured providers."""
 
     def __init__(
@@ -61,7 +61,7 @@ class UpstreamLinks:
 
     async def do_set(self, user_id: UserID, provider: str, subject: str, *, by: UserID) -> None:
         """Link an account to a subject of a provider, replacing its link with that provider. Raises
-        `NotFound`, `InvalidParam`, `LinkTaken`."""
+        `NotFound`, `InvalidParam`, `ExternalIdInUse`."""
         await self._accounts.get_account(user_id)
         self._check(provider, subject)
         now = self._now()
@@ -71,17 +71,17 @@ class UpstreamLinks:
         )
 
     async def check(self, user_id: UserID, links: Mapping[str, str]) -> None:
-        """Raises `InvalidParam`, `LinkTaken` unless the account may have these links (subjects by
+        """Raises `InvalidParam`, `ExternalIdInUse` unless the account may have these links (subjects by
         provider)."""
         for provider, subject in links.items():
             self._check(provider, subject)
             link = await self._store.get_link(provider, subject)
             if link is not None and link.user_id != user_id:
-                raise LinkTaken
+                raise ExternalIdInUse
 
     async def do_replace(self, user_id: UserID, links: Mapping[str, str], *, by: UserID) -> None:
         """Replace all links of an account with these (subjects by provider). Raises `NotFound`,
-        `LinkTaken`."""
+        `ExternalIdInUse`."""
         known = await self.get_links(user_id)
         now = self._now()
 
@@ -90,7 +90,7 @@ class UpstreamLinks:
                 if row.provider not in links and self._store.remove_link(
                     txn, user_id, row.provider
                 ):
-                    note(txn, user_id, Happened.UNLINKED, now, by=by, detail=row.provider)
+                    record_event(txn, user_id, AuditEvent.UNLINKED, now, by=by, detail=row.provider)
             for provider, subject in links.items():
                 self._set(txn, user_id, provider, subject, now, by)
 
@@ -109,18 +109,20 @@ class UpstreamLinks:
         if link is not None and link.user_id == user_id:
             return
         if link is not None:
-            raise LinkTaken
+            raise ExternalIdInUse
         self._store.remove_link(txn, user_id, provider)
         if not self._store.add_link(txn, ExternalIdRow(provider, subject, user_id, now)):
-            raise LinkTaken
-        note(txn, user_id, Happened.LINKED, now, by=by, detail=provider)
+            raise ExternalIdInUse
+        record_event(txn, user_id, AuditEvent.LINKED, now, by=by, detail=provider)
 
     def _check(self, provider: str, subject: str) -> None:
         if provider not in self._providers:
             known = ", ".join(self._providers) or "none"
             raise InvalidParam(f"Unknown identity provider; the configured ones are: {known}")
-        if not subject or len(subject) > LONGEST_SUBJECT or not subject.isprintable():
-            raise InvalidParam(f"external_id must have 1 to {LONGEST_SUBJECT} printable characters")
+        if not subject or len(subject) > MAX_SUBJECT_LENGTH or not subject.isprintable():
+            raise InvalidParam(
+                f"external_id must have 1 to {MAX_SUBJECT_LENGTH} printable characters"
+            )
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
@@ -132,7 +134,7 @@ class UpstreamLinks:
         def write(txn: WriteTransaction) -> bool:
             removed = self._store.remove_link(txn, user_id, provider)
             if removed:
-                note(txn, user_id, Happened.UNLINKED, now, by=by, detail=provider)
+                record_event(txn, user_id, AuditEvent.UNLINKED, now, by=by, detail=provider)
             return removed
 
         if not await self._database.write("remove_external_id", write):

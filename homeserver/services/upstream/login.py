@@ -23,34 +23,34 @@ from twisted.logger import Logger
 from federation.api.request import RequestContext
 from federation.protocol.errors import MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import UserID, localpart_of
-from homeserver.services.login.credential_epoch import Era
-from homeserver.services.login.login_tokens import LoginTokens, Origin
+from homeserver.services.login.credential_epoch import CredentialEpoch
+from homeserver.services.login.login_tokens import LoginTokens, ProviderSignIn
 from homeserver.services.login.uia import UIA
 from homeserver.services.login.uia_stages import SSO
-from homeserver.services.pages.external_links import read_link
+from homeserver.services.pages.external_links import parse_link
 from homeserver.services.terms.consent import Consents
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.identity import (
     ForClient,
     ForConfirmation,
     ForPage,
-    OtherPerson,
     ProviderInfo,
     Purpose,
-    Reason,
-    Refused,
+    RefusalReason,
+    SignInRefused,
     UpstreamIdentity,
     UpstreamProvider,
-    fit_localpart,
+    WrongAccount,
+    map_to_localpart,
 )
 from homeserver.services.upstream.login_flows import (
-    AWAY,
-    BACK,
-    CLIENT,
-    CONFIRM,
-    NAME,
-    Browser,
-    Flow,
+    AT_PROVIDER,
+    CHOOSE_NAME,
+    CONFIRM_CLIENT,
+    DESCRIBE_OPERATION,
+    IDENTIFIED,
+    FlowBrowser,
+    SignInFlow,
     UpstreamFlows,
     origin_of,
 )
@@ -60,14 +60,14 @@ _FIRST_ERA: Final = 0
 """The credential epoch of a new account."""
 
 
-class Leave(msgspec.Struct, frozen=True):
-    """Redirect the browser to `url`, and give it the cookie of `browser`."""
+class BrowserRedirect(msgspec.Struct, frozen=True):
+    """Redirect the browser to `url`, and give it the cookie of `cookie_hash`."""
 
     url: str
-    browser: Browser | None = None
+    browser: FlowBrowser | None = None
 
 
-class AskName(msgspec.Struct, frozen=True):
+class ChooseName(msgspec.Struct, frozen=True):
     """Show the page that asks for the name of the new account."""
 
     flow_id: str
@@ -78,7 +78,7 @@ class AskName(msgspec.Struct, frozen=True):
     error: MatrixError | None = None
 
 
-class AskClient(msgspec.Struct, frozen=True):
+class ConfirmClient(msgspec.Struct, frozen=True):
     """Show the page that asks whether to continue to a client."""
 
     flow_id: str
@@ -86,33 +86,33 @@ class AskClient(msgspec.Struct, frozen=True):
     redirect_url: str
 
 
-class AskConfirm(msgspec.Struct, frozen=True):
+class DescribeOperation(msgspec.Struct, frozen=True):
     """Show the page that describes the operation to confirm."""
 
     flow_id: str
-    browser: Browser
+    browser: FlowBrowser
     operation: str
     user_id: UserID
     providers: Sequence[ProviderInfo]
 
 
-class Confirmed(msgspec.Struct, frozen=True):
+class OperationConfirmed(msgspec.Struct, frozen=True):
     """The operation is confirmed; the client continues."""
 
 
-class SignedIn(msgspec.Struct, frozen=True):
-    """The user is signed in to this server's pages and continues at the path `next`. `proved_ts`:
+class BrowserSignedIn(msgspec.Struct, frozen=True):
+    """The user is signed in to this server's pages and continues at the path `next_path`. `authenticated_ts`:
     time of their last authentication, in milliseconds since 1970; 0: unknown. `era`: the credential
     epoch of their account."""
 
     user_id: UserID
-    next: str
-    origin: Origin
-    proved_ts: int
-    era: int
+    next_path: str
+    origin: ProviderSignIn
+    authenticated_ts: int
+    epoch: int
 
 
-Step = Leave | AskName | AskClient | Confirmed | SignedIn
+Step = BrowserRedirect | ChooseName | ConfirmClient | OperationConfirmed | BrowserSignedIn
 
 
 class UpstreamSignIn:
@@ -130,7 +130,7 @@ class UpstreamSignIn:
         uia: UIA,
         consents: Consents,
         *,
-        known_clients: Sequence[str],
+        trusted_clients: Sequence[str],
         update_profiles: bool,
         client_path: str,
     ) -> None:
@@ -144,99 +144,111 @@ class UpstreamSignIn:
         self._account_store = account_store
         self._login_tokens = login_tokens
         self._uia = uia
-        self._known_clients = tuple(known_clients)
+        self._known_clients = tuple(trusted_clients)
         self._update_profiles = update_profiles
         self.providers: Sequence[ProviderInfo] = tuple(provider.info for provider in providers)
         """The providers that users choose from."""
 
-    async def get_refused(self, refused: Refused) -> UserID | None:
+    async def get_refused_user(self, refused: SignInRefused) -> UserID | None:
         """As `UpstreamAccounts.get_refused`."""
-        return await self._accounts.get_refused(refused)
+        return await self._accounts.get_refused_user(refused)
 
-    def find_browser(self, context: RequestContext) -> Browser | None:
+    def find_browser(self, context: RequestContext) -> FlowBrowser | None:
         """As `UpstreamFlows.find_browser`."""
         return self._flows.find_browser(context)
 
-    def cookie_of(self, context: RequestContext, browser: Browser) -> str:
+    def cookie_of(self, context: RequestContext, browser: FlowBrowser) -> str:
         """As `UpstreamFlows.cookie_of`."""
         return self._flows.cookie_of(context, browser)
 
     def check_client(self, redirect_url: str) -> None:
         """Raises `Refused` for an address that cannot be a client's."""
-        if read_link(redirect_url) is None:
-            raise Refused(Reason.BAD_ADDRESS)
+        if parse_link(redirect_url) is None:
+            raise SignInRefused(RefusalReason.BAD_ADDRESS)
 
-    async def depart(self, provider_id: str, purpose: Purpose, browser: Browser | None) -> Leave:
+    async def begin(
+        self, provider_id: str, purpose: Purpose, browser: FlowBrowser | None
+    ) -> BrowserRedirect:
         """Begin a flow and return the redirect to a provider. Raises `Refused`."""
         provider = self._providers.get(provider_id)
         if provider is None:
-            raise Refused(Reason.UNKNOWN_PROVIDER)
+            raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
         if isinstance(purpose, ForClient):
             self.check_client(purpose.redirect_url)
         browser = browser or self._flows.new_browser()
         flow_id = self._flows.new_id()
         again = isinstance(purpose, ForConfirmation) or (
-            isinstance(purpose, ForPage) and purpose.again
+            isinstance(purpose, ForPage) and purpose.reauthenticate
         )
-        departure = await provider.depart(flow_id, again=again)
-        flow = Flow(provider=provider_id, purpose=purpose, kept=dict(departure.kept))
-        await self._flows.begin(AWAY, browser, flow, flow_id)
-        return Leave(departure.url, browser)
+        departure = await provider.begin_sign_in(flow_id, reauthenticate=again)
+        flow = SignInFlow(
+            provider=provider_id, purpose=purpose, provider_state=dict(departure.provider_state)
+        )
+        await self._flows.begin(AT_PROVIDER, browser, flow, flow_id)
+        return BrowserRedirect(departure.url, browser)
 
-    async def begin_confirmation(self, session_id: str, browser: Browser | None) -> AskConfirm:
+    async def begin_confirmation(
+        self, session_id: str, browser: FlowBrowser | None
+    ) -> DescribeOperation:
         """Begin a confirmation; return the page shown before the redirect. Raises `Refused`."""
         operation = await self._uia.get_operation(session_id)
         if operation is None or operation.user_id is None or not self.providers:
-            raise Refused(Reason.OLD)
+            raise SignInRefused(RefusalReason.OLD)
         browser = browser or self._flows.new_browser()
         flow_id = await self._flows.begin(
-            CONFIRM, browser, Flow(purpose=ForConfirmation(session_id))
+            DESCRIBE_OPERATION, browser, SignInFlow(purpose=ForConfirmation(session_id))
         )
-        return AskConfirm(flow_id, browser, operation.name, operation.user_id, self.providers)
+        return DescribeOperation(
+            flow_id, browser, operation.name, operation.user_id, self.providers
+        )
 
-    async def do_begin_confirmation(
-        self, flow_id: str, provider_id: str, browser: Browser | None
-    ) -> Leave:
+    async def do_redirect_to_confirm(
+        self, flow_id: str, provider_id: str, browser: FlowBrowser | None
+    ) -> BrowserRedirect:
         """Return the redirect to the provider that the user chose. Raises `Refused`."""
-        flow = await self._flows.take(flow_id, CONFIRM, browser)
-        return await self.depart(provider_id, flow.purpose, browser)
+        flow = await self._flows.take(flow_id, DESCRIBE_OPERATION, browser)
+        return await self.begin(provider_id, flow.purpose, browser)
 
-    async def take_back(self, flow_id: str, browser: Browser | None) -> Flow:
+    async def take_callback(self, flow_id: str, browser: FlowBrowser | None) -> SignInFlow:
         """Take the flow of a browser that returns from a provider with its cookie. Raises
         `Refused`."""
-        return await self._flows.take(flow_id, AWAY, browser)
+        return await self._flows.take(flow_id, AT_PROVIDER, browser)
 
-    async def take_back_from_anywhere(self, provider_id: str, flow_id: str) -> tuple[Flow, bytes]:
+    async def take_callback_without_cookie(
+        self, provider_id: str, flow_id: str
+    ) -> tuple[SignInFlow, bytes]:
         """As `take_back`, for an answer that a provider's page posts, so that the browser sends no
         cookie. Pass the result to `hold`."""
-        flow, browser_hash = await self._flows.take_from_anywhere(flow_id, AWAY)
+        flow, browser_hash = await self._flows.take_without_cookie(flow_id, AT_PROVIDER)
         if flow.provider != provider_id:
-            raise Refused(Reason.OLD)
+            raise SignInRefused(RefusalReason.OLD)
         return flow, browser_hash
 
-    async def hold(self, flow: Flow, identity: UpstreamIdentity, browser_hash: bytes) -> str:
+    async def store_identity(
+        self, flow: SignInFlow, identity: UpstreamIdentity, browser_hash: bytes
+    ) -> str:
         """Store a checked answer until the browser comes with its cookie; return the id for
         `go_on`."""
-        era = await self._accounts.get_era(self._info(flow), identity)
+        era = await self._accounts.get_epoch(self._info(flow), identity)
         held = _next_of(flow, identity, era=era)
-        return await self._flows.begin_for(BACK, browser_hash, held)
+        return await self._flows.begin_for(IDENTIFIED, browser_hash, held)
 
-    async def go_on(self, flow_id: str, browser: Browser | None, languages: str) -> Step:
+    async def resume(self, flow_id: str, browser: FlowBrowser | None, languages: str) -> Step:
         """Return the next step for an answer that `hold` stored. Raises `Refused`."""
-        flow = await self._flows.take(flow_id, BACK, browser)
+        flow = await self._flows.take(flow_id, IDENTIFIED, browser)
         assert flow.identity is not None
         assert browser is not None
-        return await self.arrive(flow, flow.identity, browser, languages)
+        return await self.complete(flow, flow.identity, browser, languages)
 
-    async def arrive(
-        self, flow: Flow, identity: UpstreamIdentity, browser: Browser, languages: str
+    async def complete(
+        self, flow: SignInFlow, identity: UpstreamIdentity, browser: FlowBrowser, languages: str
     ) -> Step:
         """Return the next step once a provider has identified the user. Raises `Refused`."""
         info = self._info(flow)
         account = await self._accounts.find(info, identity)
-        if account is not None and flow.era is not None and account.era != flow.era:
-            raise Refused(
-                Reason.OLD, f"the credentials of {account.user_id} changed in the meantime"
+        if account is not None and flow.epoch is not None and account.epoch != flow.epoch:
+            raise SignInRefused(
+                RefusalReason.OLD, f"the credentials of {account.user_id} changed in the meantime"
             )
         if isinstance(flow.purpose, ForConfirmation):
             return await self._confirm(
@@ -245,154 +257,188 @@ class UpstreamSignIn:
         if account is not None:
             user_id = UserID(account.user_id)
             if self._update_profiles:
-                await self._accounts.do_update(info, {user_id: identity})
-            return await self._finish(flow, identity, user_id, account.era, browser)
+                await self._accounts.do_update_profiles(info, {user_id: identity})
+            return await self._finish(flow, identity, user_id, account.epoch, browser)
         if not info.enable_registration:
-            raise Refused(Reason.NO_ACCOUNT)
-        made = await self._accounts.do_make_of(info, identity, languages)
+            raise SignInRefused(RefusalReason.NO_ACCOUNT)
+        made = await self._accounts.do_create_with_suggested_name(info, identity, languages)
         if made is not None:
             return await self._finish(flow, identity, made, _FIRST_ERA, browser)
-        username = "" if identity.localpart is None else fit_localpart(identity.localpart)
+        username = "" if identity.localpart is None else map_to_localpart(identity.localpart)
         return await self._ask_name(flow, identity, browser, username)
 
     async def do_choose_name(
-        self, flow_id: str, username: str, browser: Browser | None, languages: str
+        self, flow_id: str, username: str, browser: FlowBrowser | None, languages: str
     ) -> Step:
         """Create the account with the name that the user chose. Raises `Refused`."""
-        flow = await self._flows.take(flow_id, NAME, browser)
+        flow = await self._flows.take(flow_id, CHOOSE_NAME, browser)
         assert flow.identity is not None
         assert browser is not None
         try:
-            user_id = await self._accounts.do_make(
+            user_id = await self._accounts.do_create(
                 self._info(flow), flow.identity, username, languages
             )
         except MatrixError as error:
             return await self._ask_name(flow, flow.identity, browser, username, error)
         return await self._finish(flow, flow.identity, user_id, _FIRST_ERA, browser)
 
-    async def do_go_to_client(self, flow_id: str, browser: Browser | None) -> Leave:
+    async def do_continue_to_client(
+        self, flow_id: str, browser: FlowBrowser | None
+    ) -> BrowserRedirect:
         """Return the redirect to the client, which the user agreed to. Raises `Refused`."""
-        flow = await self._flows.take(flow_id, CLIENT, browser)
+        flow = await self._flows.take(flow_id, CONFIRM_CLIENT, browser)
         assert flow.identity is not None
         assert flow.user_id is not None
         assert isinstance(flow.purpose, ForClient)
-        assert flow.era is not None
+        assert flow.epoch is not None
         self._accounts.check_usable(
             (await self._account_store.get_accounts([flow.user_id]))[flow.user_id]
         )
-        return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.era, flow.purpose)
+        return await self._leave(
+            flow, flow.identity, UserID(flow.user_id), flow.epoch, flow.purpose
+        )
 
-    async def do_forget(self, context: RequestContext) -> None:
+    async def do_end_flows(self, context: RequestContext) -> None:
         """End the flows of the requesting browser, which signs out."""
         browser = self._flows.find_browser(context)
         if browser is not None:
             await self._flows.do_end(browser)
 
-    def _info(self, flow: Flow) -> ProviderInfo:
+    def _info(self, flow: SignInFlow) -> ProviderInfo:
         provider = self._providers.get(flow.provider)
         if provider is None:  # removed from the configuration since the flow began
-            raise Refused(Reason.UNKNOWN_PROVIDER)
+            raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
         return provider.info
 
     async def _ask_name(
         self,
-        flow: Flow,
+        flow: SignInFlow,
         identity: UpstreamIdentity,
-        browser: Browser,
+        browser: FlowBrowser,
         username: str,
         error: MatrixError | None = None,
-    ) -> AskName:
+    ) -> ChooseName:
         if error is None and username:
             try:
                 await self._accounts.check_free(username)
             except MatrixError as found:
                 error = found
-        flow_id = await self._flows.begin(NAME, browser, _next_of(flow, identity))
-        return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
+        flow_id = await self._flows.begin(CHOOSE_NAME, browser, _next_of(flow, identity))
+        return ChooseName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
     async def _finish(
-        self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, browser: Browser
+        self,
+        flow: SignInFlow,
+        identity: UpstreamIdentity,
+        user_id: UserID,
+        era: int,
+        browser: FlowBrowser,
     ) -> Step:
         account = self._accounts.check_usable(
             (await self._account_store.get_accounts([user_id]))[user_id]
         )
         if account.awaiting_ts is not None:
-            raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} awaits approval", user_id=user_id)
+            raise SignInRefused(
+                RefusalReason.AWAITING_APPROVAL, f"{user_id} awaits approval", user_id=user_id
+            )
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
-            return self._signed_in(flow, identity, user_id, era, purpose.next)
+            return self._signed_in(flow, identity, user_id, era, purpose.next_path)
         assert isinstance(purpose, ForClient)
-        if await self._consents.get_owed(user_id):
+        if await self._consents.get_missing(user_id):
             # this page shows the terms before it continues to the client
             path = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
             return self._signed_in(flow, identity, user_id, era, path)
-        if self.is_known(purpose.redirect_url):
+        if self.is_trusted_client(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, era, purpose)
         next_flow = _next_of(flow, identity, user_id=user_id, era=era)
-        return AskClient(
-            await self._flows.begin(CLIENT, browser, next_flow), user_id, purpose.redirect_url
+        return ConfirmClient(
+            await self._flows.begin(CONFIRM_CLIENT, browser, next_flow),
+            user_id,
+            purpose.redirect_url,
         )
 
     @staticmethod
     def _signed_in(
-        flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, next_path: str
-    ) -> SignedIn:
-        return SignedIn(user_id, next_path, origin_of(flow, identity), identity.proved_ts or 0, era)
+        flow: SignInFlow, identity: UpstreamIdentity, user_id: UserID, era: int, next_path: str
+    ) -> BrowserSignedIn:
+        return BrowserSignedIn(
+            user_id, next_path, origin_of(flow, identity), identity.authenticated_ts or 0, era
+        )
 
-    def is_known(self, redirect_url: str) -> bool:
+    def is_trusted_client(self, redirect_url: str) -> bool:
         """Return whether this address gets a token without a question."""
-        return any(is_beginning(known, redirect_url) for known in self._known_clients)
+        return any(is_url_prefix(known, redirect_url) for known in self._known_clients)
 
-    async def do_give_token(
-        self, user_id: UserID, origin: Origin | None, redirect_url: str, era: Era
+    async def do_issue_token(
+        self,
+        user_id: UserID,
+        origin: ProviderSignIn | None,
+        redirect_url: str,
+        era: CredentialEpoch,
     ) -> str:
         """Issue a login token to a user who agreed to continue to a client; return the client's
-        address with the token. Raises as `check_era`."""
-        return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin, era))
+        address with the token. Raises as `check_epoch`."""
+        return add_login_token(
+            redirect_url, await self._login_tokens.do_issue_for_browser(user_id, origin, era)
+        )
 
     async def _leave(
-        self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, era: int, purpose: ForClient
-    ) -> Leave:
+        self,
+        flow: SignInFlow,
+        identity: UpstreamIdentity,
+        user_id: UserID,
+        era: int,
+        purpose: ForClient,
+    ) -> BrowserRedirect:
         origin = origin_of(flow, identity)
         try:
-            url = await self.do_give_token(user_id, origin, purpose.redirect_url, era)
+            url = await self.do_issue_token(user_id, origin, purpose.redirect_url, era)
         except MatrixError as error:
-            raise refused_in_the_meantime(user_id, error) from None
+            raise error_to_refusal(user_id, error) from None
         self.log.info(
             "{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider
         )
-        return Leave(url)
+        return BrowserRedirect(url)
 
     async def _confirm(
         self, purpose: ForConfirmation, user_id: str | None, info: ProviderInfo
-    ) -> Confirmed:
+    ) -> OperationConfirmed:
         operation = await self._uia.get_operation(purpose.uia_session)
         if operation is None or operation.user_id is None:
-            raise Refused(Reason.OLD)
+            raise SignInRefused(RefusalReason.OLD)
         if operation.user_id != user_id:
-            raise OtherPerson(operation.name, operation.user_id, user_id, info)
-        if not await self._uia.do_prove(purpose.uia_session, SSO):
-            raise Refused(Reason.OLD)
-        return Confirmed()
+            raise WrongAccount(operation.name, operation.user_id, user_id, info)
+        if not await self._uia.do_complete_stage(purpose.uia_session, SSO):
+            raise SignInRefused(RefusalReason.OLD)
+        return OperationConfirmed()
 
 
 def _next_of(
-    flow: Flow, identity: UpstreamIdentity, *, user_id: UserID | None = None, era: int | None = None
-) -> Flow:
+    flow: SignInFlow,
+    identity: UpstreamIdentity,
+    *,
+    user_id: UserID | None = None,
+    era: int | None = None,
+) -> SignInFlow:
     """Return the flow with the identity that the provider returned."""
-    return msgspec.structs.replace(flow, kept={}, identity=identity, user_id=user_id, era=era)
+    return msgspec.structs.replace(
+        flow, provider_state={}, identity=identity, user_id=user_id, epoch=era
+    )
 
 
-def refused_in_the_meantime(user_id: UserID, error: MatrixError) -> Refused:
-    """Turn an error of `check_era` into a refusal."""
+def error_to_refusal(user_id: UserID, error: MatrixError) -> SignInRefused:
+    """Turn an error of `check_epoch` into a refusal."""
     if isinstance(error, UserLocked):
-        return Refused(Reason.LOCKED, f"{user_id} is locked", user_id=user_id)
+        return SignInRefused(RefusalReason.LOCKED, f"{user_id} is locked", user_id=user_id)
     if isinstance(error, UserDeactivated):
-        return Refused(Reason.DEACTIVATED, f"{user_id} is deactivated", user_id=user_id)
-    return Refused(Reason.OLD, error.text)
+        return SignInRefused(
+            RefusalReason.DEACTIVATED, f"{user_id} is deactivated", user_id=user_id
+        )
+    return SignInRefused(RefusalReason.OLD, error.text)
 
 
-def is_beginning(known: str, address: str) -> bool:
+def is_url_prefix(known: str, address: str) -> bool:
     """Return whether `address` equals `known` or is below it. `https://a.example` is no prefix of
     `https://a.example.org`."""
     return address.startswith(known) and (
@@ -400,7 +446,7 @@ def is_beginning(known: str, address: str) -> bool:
     )
 
 
-def with_token(address: str, token: str) -> str:
+def add_login_token(address: str, token: str) -> str:
     """Return the address with the token in its query, in place of any `loginToken` it has."""
     rest, hash_sign, fragment = address.partition("#")
     path, _, query = rest.partition("?")

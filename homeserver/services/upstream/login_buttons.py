@@ -6,7 +6,7 @@ from urllib.parse import quote, urlencode
 
 from homeserver.services.login.provider_buttons import ProviderButton
 
-SIGN_IN_WITH_PATH: Final = "/_mahalla/upstream/sign_in"
+PROVIDER_SIGN_IN_PATH: Final = "/_mahalla/upstream/sign_in"
 ICON_PATH: Final = "/_mahalla/upstream/icon"
 
 
@@ -22,13 +22,13 @@ class UpstreamButtons:
         """`providers`: id, name and `mxc:` URI of the icon, of each."""
         self._providers = tuple(providers)
 
-    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
-        """As `Providers.buttons`."""
-        query = {"next": next_path, **({"again": "true"} if again else {})}
+    def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
+        """As `ButtonProvider.buttons`."""
+        query = {"next": next_path, **({"again": "true"} if reauthenticate else {})}
         return [
             ProviderButton(
                 name,
-                f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, **query})}",
+                f"{PROVIDER_SIGN_IN_PATH}?{urlencode({'provider': provider_id, **query})}",
                 None if icon is None else icon_path(provider_id),
             )
             for provider_id, name, icon in self._providers

@@ -18,59 +18,64 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.api.request import RequestContext
 from homeserver.services.login.cookies import Cookies
-from homeserver.services.login.login_tokens import Origin
-from homeserver.services.tokens.secret_tokens import SecretText, hash_token
-from homeserver.services.upstream.identity import Purpose, Reason, Refused, UpstreamIdentity
+from homeserver.services.login.login_tokens import ProviderSignIn
+from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
+from homeserver.services.upstream.identity import (
+    Purpose,
+    RefusalReason,
+    SignInRefused,
+    UpstreamIdentity,
+)
 from storage.upstream.login_flows import UpstreamFlowRow, UpstreamFlowStore
 
-LIFETIME: Final = 15 * 60
+STEP_LIFETIME: Final = 15 * 60
 """Seconds for each step."""
 
-AWAY: Final = "away"
+AT_PROVIDER: Final = "away"
 """The browser is at the provider."""
-BACK: Final = "back"
+IDENTIFIED: Final = "back"
 """The provider's answer is checked; the browser has not sent its cookie yet."""
-NAME: Final = "name"
+CHOOSE_NAME: Final = "name"
 """A page asks for the name of the new account."""
-CLIENT: Final = "client"
+CONFIRM_CLIENT: Final = "client"
 """A page asks whether to continue to the client."""
-CONFIRM: Final = "confirm"
+DESCRIBE_OPERATION: Final = "confirm"
 """A page describes the operation to confirm, and offers the providers."""
 
 COOKIE: Final = "mahalla_upstream"
 
 
-class Flow(msgspec.Struct, frozen=True, kw_only=True):
+class SignInFlow(msgspec.Struct, frozen=True, kw_only=True):
     """The stored state of a sign-in."""
 
     provider: str = ""
     purpose: Purpose
-    kept: dict[str, str] = {}
+    provider_state: dict[str, str] = {}
     """State of the provider, needed when the browser returns."""
     identity: UpstreamIdentity | None = None
     user_id: str | None = None
     """The account that signs in, once it is known."""
     began_ts: int = 0
     """Start of its first step, in milliseconds since 1970."""
-    era: int | None = None
+    epoch: int | None = None
     """Credential epoch of the account that signs in
     (`homeserver/services/login/credential_epoch.py`); None if there is no account, or the user is
     not identified yet."""
 
     @property
     def origin(self) -> str | None:
-        """JSON of the sign-in's `Origin`, once the user is identified."""
+        """JSON of the sign-in's `ProviderSignIn`, once the user is identified."""
         if self.identity is None:
             return None
         return msgspec.json.encode(origin_of(self, self.identity)).decode()
 
 
-def origin_of(flow: Flow, identity: UpstreamIdentity) -> Origin:
+def origin_of(flow: SignInFlow, identity: UpstreamIdentity) -> ProviderSignIn:
     """Return the origin to store with everything that this sign-in begins."""
-    return Origin(flow.provider, identity.subject, identity.session, flow.began_ts)
+    return ProviderSignIn(flow.provider, identity.subject, identity.session_id, flow.began_ts)
 
 
-class Browser(msgspec.Struct, frozen=True):
+class FlowBrowser(msgspec.Struct, frozen=True):
     """A browser, by its cookie."""
 
     secret: str
@@ -87,7 +92,7 @@ class UpstreamFlows:
     def __init__(
         self,
         clock: IReactorTime,
-        secret_text: SecretText,
+        secret_text: SecretGenerator,
         store: UpstreamFlowStore,
         cookies: Cookies,
     ) -> None:
@@ -96,40 +101,40 @@ class UpstreamFlows:
         self._store = store
         self._cookies = cookies
 
-    def find_browser(self, context: RequestContext) -> Browser | None:
+    def find_browser(self, context: RequestContext) -> FlowBrowser | None:
         """Return the requesting browser if it has our cookie."""
         secret = self._cookies.find(context, COOKIE)
-        return None if secret is None else Browser(secret)
+        return None if secret is None else FlowBrowser(secret)
 
-    def new_browser(self) -> Browser:
+    def new_browser(self) -> FlowBrowser:
         """Return a browser with a new secret."""
-        return Browser(self._secret_text.browser_token())
+        return FlowBrowser(self._secret_text.browser_token())
 
-    def cookie_of(self, context: RequestContext, browser: Browser) -> str:
+    def cookie_of(self, context: RequestContext, browser: FlowBrowser) -> str:
         """Return the cookie of a browser, for `Response.cookies`."""
-        return self._cookies.make(context, COOKIE, browser.secret, seconds=2 * LIFETIME)
+        return self._cookies.make(context, COOKIE, browser.secret, seconds=2 * STEP_LIFETIME)
 
     def new_id(self) -> str:
         """Return the id of a new flow."""
         return self._secret_text.session_id()
 
     async def begin(
-        self, step: str, browser: Browser, flow: Flow, flow_id: str | None = None
+        self, step: str, browser: FlowBrowser, flow: SignInFlow, flow_id: str | None = None
     ) -> str:
         """Store a step; return its id. Raises `Refused` if its session at the provider has
         ended."""
         return await self._begin(step, browser.hash, flow, flow_id or self.new_id())
 
-    async def take(self, flow_id: str, step: str, browser: Browser | None) -> Flow:
+    async def take(self, flow_id: str, step: str, browser: FlowBrowser | None) -> SignInFlow:
         """Take the flow of a step. Raises `Refused` if this browser has no such step."""
         if browser is None or len(flow_id) != 24:
-            raise Refused(Reason.OLD)
+            raise SignInRefused(RefusalReason.OLD)
         row = await self._store.take_flow(flow_id, step, browser.hash, self._now())
         if row is None:
-            raise Refused(Reason.OLD)
-        return msgspec.json.decode(row.content, type=Flow)
+            raise SignInRefused(RefusalReason.OLD)
+        return msgspec.json.decode(row.content, type=SignInFlow)
 
-    async def take_from_anywhere(self, flow_id: str, step: str) -> tuple[Flow, bytes]:
+    async def take_without_cookie(self, flow_id: str, step: str) -> tuple[SignInFlow, bytes]:
         """Take the flow of an answer that the provider's page posts, without our cookie. Return the
         flow and the browser's hash. Store the next step with `begin_for`; it checks the cookie."""
         row = (
@@ -138,23 +143,25 @@ class UpstreamFlows:
             else None
         )
         if row is None:
-            raise Refused(Reason.OLD)
-        return msgspec.json.decode(row.content, type=Flow), row.browser_hash
+            raise SignInRefused(RefusalReason.OLD)
+        return msgspec.json.decode(row.content, type=SignInFlow), row.browser_hash
 
-    async def begin_for(self, step: str, browser_hash: bytes, flow: Flow) -> str:
+    async def begin_for(self, step: str, browser_hash: bytes, flow: SignInFlow) -> str:
         """Store a step for the browser of an earlier step; return its id. Raises as `begin`."""
         return await self._begin(step, browser_hash, flow, self.new_id())
 
-    async def _begin(self, step: str, browser_hash: bytes, flow: Flow, flow_id: str) -> str:
+    async def _begin(self, step: str, browser_hash: bytes, flow: SignInFlow, flow_id: str) -> str:
         now = self._now()
         flow = msgspec.structs.replace(flow, began_ts=flow.began_ts or now)
         content = msgspec.json.encode(flow).decode()
-        row = UpstreamFlowRow(flow_id, step, browser_hash, now + LIFETIME * 1000, content)
+        row = UpstreamFlowRow(flow_id, step, browser_hash, now + STEP_LIFETIME * 1000, content)
         if not await self._store.add_flow(row, flow.origin):
-            raise Refused(Reason.OLD, "the session ended at the provider in the meantime")
+            raise SignInRefused(
+                RefusalReason.OLD, "the session ended at the provider in the meantime"
+            )
         return flow_id
 
-    async def do_end(self, browser: Browser) -> None:
+    async def do_end(self, browser: FlowBrowser) -> None:
         """End all flows of a browser that signs out."""
         await self._store.remove_browser(browser.hash)
 

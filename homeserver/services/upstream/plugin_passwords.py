@@ -3,17 +3,17 @@ those of a directory."""
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID, localpart_of
-from homeserver.services.login.password_login import RefusedElsewhere
+from homeserver.services.login.password_login import ExternalAccountRefused
 from homeserver.services.plugins.hooks import Person, Plugins
-from homeserver.services.upstream.accounts import PLUGIN_PREFIX, UpstreamAccounts, as_error
+from homeserver.services.upstream.accounts import PLUGIN_PREFIX, UpstreamAccounts, refusal_to_error
 from homeserver.services.upstream.identity import (
     ProviderInfo,
-    Refused,
+    SignInRefused,
     UpstreamIdentity,
     check_subject,
     clean_addresses,
     clean_name,
-    fit_localpart,
+    map_to_localpart,
 )
 from storage.accounts.accounts import AccountRow
 
@@ -28,7 +28,7 @@ class PluginPasswords:
     async def check(
         self, name: str, account: AccountRow | None, password: str, address: str
     ) -> UserID | None:
-        """As `OtherPasswords.check`."""
+        """As `ExternalPasswords.check`."""
         del address  # plug-ins bound their own work
         typed = localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name
         person = await self._plugins.check_password(typed, password) if password else None
@@ -52,7 +52,9 @@ class PluginPasswords:
                 return UserID(found.user_id)
             if account is not None:
                 error = Forbidden("An account with this name exists, but is not linked")
-                raise RefusedElsewhere(UserID(account.user_id), error)
-            return await self._accounts.do_make(info, identity, fit_localpart(person.localpart))
-        except Refused as refused:
-            raise RefusedElsewhere(refused.user_id, as_error(refused)) from None
+                raise ExternalAccountRefused(UserID(account.user_id), error)
+            return await self._accounts.do_create(
+                info, identity, map_to_localpart(person.localpart)
+            )
+        except SignInRefused as refused:
+            raise ExternalAccountRefused(refused.user_id, refusal_to_error(refused)) from None

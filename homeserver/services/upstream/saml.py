@@ -16,26 +16,26 @@ from typing import Final, Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.config.upstream import SAML2
+from homeserver.config.upstream import SAML2Options
 from homeserver.services.login.passwords import Threads
 from homeserver.services.upstream.identity import (
-    Departure,
     ProviderInfo,
-    Reason,
-    Refused,
+    ProviderRedirect,
+    RefusalReason,
+    SignInRefused,
     UpstreamIdentity,
-    check_again,
+    check_reauthentication,
     check_requirements,
     check_subject,
     clean_addresses,
     clean_name,
-    clean_session,
-    fit_localpart,
-    keep_again,
+    clean_session_id,
+    map_to_localpart,
+    reauthentication_state,
 )
-from homeserver.services.upstream.login_flows import Flow
-from homeserver.services.upstream.saml_logout import LogoutLibrary, SAMLSession, name_session
-from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata, TakesMetadata
+from homeserver.services.upstream.login_flows import SignInFlow
+from homeserver.services.upstream.saml_logout import SAMLLogoutLibrary, SAMLSession, encode_session
+from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata, SAMLMetadataLibrary
 from storage.upstream.login_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
@@ -49,7 +49,7 @@ _STARTED: Final = "started"
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9._=/-]")
 
 
-class Assertion(msgspec.Struct, frozen=True):
+class SAMLAssertion(msgspec.Struct, frozen=True):
     """A provider's assertion. `expires`: seconds since 1970."""
 
     assertion_id: str
@@ -59,19 +59,19 @@ class Assertion(msgspec.Struct, frozen=True):
     attributes: Mapping[str, Sequence[str]]
     session: SAMLSession | None = None
     """The provider's name of this session, which a later logout names."""
-    proved: float | None = None
+    authenticated_at: float | None = None
     """Time of the authentication, in seconds since 1970."""
 
 
-class ServiceProvider(TakesMetadata, LogoutLibrary, Protocol):
+class SAMLLibrary(SAMLMetadataLibrary, SAMLLogoutLibrary, Protocol):
     """The SAML library. Call its methods in threads; they are slow. They raise `Refused`."""
 
-    def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
-        """Return the id of a new request, and the URL to redirect to. `again`: the provider must
+    def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
+        """Return the id of a new request, and the URL to redirect to. `reauthenticate`: the provider must
         authenticate the user again."""
         ...
 
-    def read_response(self, response: str, request_id: str) -> Assertion:
+    def read_response(self, response: str, request_id: str) -> SAMLAssertion:
         """Check and read the response to a request."""
         ...
 
@@ -88,8 +88,8 @@ class SAMLProvider:
         clock: IReactorTime,
         threads: Threads,
         store: UpstreamFlowStore,
-        library: ServiceProvider,
-        config: SAML2,
+        library: SAMLLibrary,
+        config: SAML2Options,
         metadata: SAMLMetadata,
     ) -> None:
         self._clock = clock
@@ -106,48 +106,59 @@ class SAMLProvider:
             config.allow_existing_users,
         )
 
-    async def depart(self, flow_id: str, *, again: bool) -> Departure:
+    async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
         """As `UpstreamProvider.depart`."""
         await self._metadata.make_ready()
         request_id, url = await self._threads.run(
-            lambda: self._library.make_request(flow_id, again=again), SAML_WORK
+            lambda: self._library.make_request(flow_id, reauthenticate=reauthenticate), SAML_WORK
         )
         now = self._clock.seconds()
-        return Departure(
-            url, {_REQUEST: request_id, _STARTED: str(int(now)), **keep_again(again=again, now=now)}
+        return ProviderRedirect(
+            url,
+            {
+                _REQUEST: request_id,
+                _STARTED: str(int(now)),
+                **reauthentication_state(again=reauthenticate, now=now),
+            },
         )
 
-    async def identify(self, flow: Flow, response: str) -> UpstreamIdentity:
+    async def identify(self, flow: SignInFlow, response: str) -> UpstreamIdentity:
         """Return the identity that a response asserts. Raises `Refused`."""
         if not response or len(response) > LONGEST_RESPONSE:
-            raise Refused(Reason.PROVIDER_FAILED, "the SAML response is missing or too long")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "the SAML response is missing or too long"
+            )
         if (
-            int(flow.kept[_STARTED]) + self._config.saml_session_lifetime / 1000
+            int(flow.provider_state[_STARTED]) + self._config.saml_session_lifetime / 1000
             <= self._clock.seconds()
         ):
-            raise Refused(Reason.OLD)
-        request_id = flow.kept[_REQUEST]
+            raise SignInRefused(RefusalReason.OLD)
+        request_id = flow.provider_state[_REQUEST]
         await self._metadata.make_ready()
         assertion = await self._threads.run(
             lambda: self._library.read_response(response, request_id), SAML_WORK
         )
-        if not await self._store.add_taken_assertion(
+        if not await self._store.add_used_assertion(
             assertion.assertion_id, int(assertion.expires * 1000)
         ):
-            raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was used before")
+            raise SignInRefused(
+                RefusalReason.OLD, f"the assertion {assertion.assertion_id} was used before"
+            )
         identity = self._identity(assertion)
         attributes = {key: list(value) for key, value in assertion.attributes.items()}
         check_requirements(
             self._config.attribute_requirements, attributes, PROVIDER_ID, identity.subject
         )
-        proved_ts = check_again(flow.kept, assertion.proved, self._clock.seconds())
-        return msgspec.structs.replace(identity, proved_ts=proved_ts)
+        proved_ts = check_reauthentication(
+            flow.provider_state, assertion.authenticated_at, self._clock.seconds()
+        )
+        return msgspec.structs.replace(identity, authenticated_ts=proved_ts)
 
     async def metadata(self) -> bytes:
         """Return this server's metadata in XML."""
         return await self._threads.run(self._library.metadata, SAML_WORK)
 
-    def _identity(self, assertion: Assertion) -> UpstreamIdentity:
+    def _identity(self, assertion: SAMLAssertion) -> UpstreamIdentity:
         attributes = assertion.attributes
         subject = _first(attributes, SUBJECT_ATTRIBUTE) or assertion.persistent_name
         templates = self._config.user_mapping_provider.config
@@ -160,22 +171,22 @@ class SAMLProvider:
             subject=check_subject(subject or ""),
             localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
             display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
-            session=None
+            session_id=None
             if assertion.session is None
-            else clean_session(name_session(assertion.session)),
+            else clean_session_id(encode_session(assertion.session)),
             emails=clean_addresses((*attributes.get("email", ()), *attributes.get("mail", ()))),
         )
 
     @staticmethod
     def _localpart(source: str, mapping: str) -> str:
         return (
-            fit_localpart(source)
+            map_to_localpart(source)
             if mapping == "hexencode"
             else _NOT_IN_NAMES.sub(".", source.lower())
         )
 
 
-class SAMLSignIn:
+class OptionalSAML:
     """Holds the SAML provider, if one is configured."""
 
     def __init__(self, provider: SAMLProvider | None) -> None:

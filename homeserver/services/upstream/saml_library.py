@@ -35,22 +35,27 @@ from saml2.sigver import SIGNER_ALGS, extract_rsa_key_from_x509_cert, pem_format
 from saml2.time_util import str_to_time
 from saml2.validate import validate_on_or_after
 
-from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.saml import LOGOUT_PATH, METADATA_PATH, RESPONSE_PATH, Assertion
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
+from homeserver.services.upstream.saml import (
+    LOGOUT_PATH,
+    METADATA_PATH,
+    RESPONSE_PATH,
+    SAMLAssertion,
+)
 from homeserver.services.upstream.saml_logout import (
     LONGEST_REQUEST,
-    BesideSignature,
-    Logout,
-    LogoutMessage,
+    DetachedSignature,
+    SAMLLogoutMessage,
+    SAMLLogoutRequest,
     SAMLSession,
 )
 
-SLACK_SECONDS: Final = 60
+CLOCK_SLACK_SECONDS: Final = 60
 """Allowed difference of clocks."""
-OLDEST_REQUEST: Final = 300
+MAX_LOGOUT_REQUEST_AGE: Final = 300
 """Maximum age of a logout request in seconds, so that an intercepted one does not end later
 sessions."""
-REQUEST_SECONDS: Final = 2 * 24 * 3600
+LOGOUT_ID_SECONDS: Final = 2 * 24 * 3600
 """How long the id of a logout request is stored, so that it is used once. The library, too, refuses
 older ones."""
 LONGEST_NAME: Final = 512
@@ -75,11 +80,11 @@ class PySAML2:
 
     @property
     def is_ready(self) -> bool:
-        """As `TakesMetadata.is_ready`."""
+        """As `SAMLMetadataLibrary.is_ready`."""
         return self._known is not None
 
     def use(self, documents: Sequence[bytes]) -> None:
-        """As `TakesMetadata.use`."""
+        """As `SAMLMetadataLibrary.use`."""
         client, config = self._load(documents)
         self._known = (client, self._provider_of(config))
 
@@ -94,8 +99,8 @@ class PySAML2:
             )
         return str(known[0])
 
-    def forget(self) -> None:
-        """As `TakesMetadata.forget`."""
+    def clear(self) -> None:
+        """As `SAMLMetadataLibrary.forget`."""
         self._known = None
 
     def _load(self, documents: Sequence[bytes]) -> tuple[Saml2Client, SPConfig]:
@@ -117,27 +122,29 @@ class PySAML2:
 
     def _provider(self) -> tuple[Saml2Client, str]:
         if self._known is None:
-            raise Refused(Reason.PROVIDER_FAILED, "the SAML metadata are not loaded yet")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "the SAML metadata are not loaded yet"
+            )
         return self._known
 
-    def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
-        """As `ServiceProvider.make_request`."""
+    def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
+        """As `SAMLLibrary.make_request`."""
         client, idp = self._provider()
         try:
             request_id, info = client.prepare_for_authenticate(
                 entityid=idp,
                 relay_state=relay_state,
                 binding=BINDING_HTTP_REDIRECT,
-                **({"force_authn": "true"} if again else {}),
+                **({"force_authn": "true"} if reauthenticate else {}),
             )
         except Exception as error:  # the library raises exceptions of any type
-            raise Refused(
-                Reason.PROVIDER_FAILED, f"the SAML request cannot be made: {error}"
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, f"the SAML request cannot be made: {error}"
             ) from None
         return str(request_id), str(dict(info["headers"])["Location"])
 
-    def read_response(self, response: str, request_id: str) -> Assertion:
-        """As `ServiceProvider.read_response`."""
+    def read_response(self, response: str, request_id: str) -> SAMLAssertion:
+        """As `SAMLLibrary.read_response`."""
         client, idp = self._provider()
         try:
             parsed = client.parse_authn_request_response(
@@ -149,13 +156,13 @@ class PySAML2:
             return _read(parsed, idp)
         # the library raises exceptions of any type, and anybody can send a response
         except Exception as error:
-            raise Refused(
-                Reason.PROVIDER_FAILED,
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
                 f"the SAML response is refused: {type(error).__name__}: {error}",
             ) from None
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
-        """As `LogoutLibrary.make_logout`."""
+        """As `SAMLLogoutLibrary.make_logout`."""
         client, idp = self._provider()
         url = _logout_url(client, idp)
         if url is None:
@@ -176,20 +183,20 @@ class PySAML2:
                 BINDING_HTTP_REDIRECT, str(request), url, relay_state, sign=sign
             )
         except Exception as error:  # the library raises exceptions of any type
-            raise Refused(
-                Reason.PROVIDER_FAILED, f"the logout request cannot be made: {error}"
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, f"the logout request cannot be made: {error}"
             ) from None
         return str(dict(info["headers"])["Location"])
 
-    def read_logout(self, message: LogoutMessage) -> Logout:
-        """As `LogoutLibrary.read_logout`."""
+    def read_logout(self, message: SAMLLogoutMessage) -> SAMLLogoutRequest:
+        """As `SAMLLogoutLibrary.read_logout`."""
         client, idp = self._provider()
         try:
             request = _read_logout_request(client, idp, message)
             content = request.message
-            return Logout(
+            return SAMLLogoutRequest(
                 request_id=str(content.id),
-                expires=timegm(str_to_time(content.issue_instant)) + REQUEST_SECONDS,
+                expires=timegm(str_to_time(content.issue_instant)) + LOGOUT_ID_SECONDS,
                 name=str(content.name_id.text).strip(),
                 indexes=[str(each.text).strip() for each in content.session_index],
                 answer=_envelope_with_answer(client, content)
@@ -198,17 +205,17 @@ class PySAML2:
             )
         # the library raises exceptions of any type, and anybody can send a request
         except Exception as error:
-            raise Refused(
-                Reason.PROVIDER_FAILED,
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
                 f"the SAML logout request is refused: {type(error).__name__}: {error}",
             ) from None
 
     def metadata(self) -> bytes:
-        """As `ServiceProvider.metadata`."""
+        """As `SAMLLibrary.metadata`."""
         return bytes(create_metadata_string(None, config=self._config))
 
 
-def _read(parsed: AuthnResponse, idp: str) -> Assertion:
+def _read(parsed: AuthnResponse, idp: str) -> SAMLAssertion:
     if parsed.issuer() != idp:
         raise SAMLError(f"its issuer is {parsed.issuer()}")
     assertion = parsed.assertion
@@ -222,15 +229,15 @@ def _read(parsed: AuthnResponse, idp: str) -> Assertion:
         str(key): [str(value) for value in values if isinstance(value, str)]
         for key, values in (parsed.ava or {}).items()
     }
-    return Assertion(
+    return SAMLAssertion(
         assertion_id=str(assertion.id),
-        expires=max(ends) + SLACK_SECONDS,
+        expires=max(ends) + CLOCK_SLACK_SECONDS,
         persistent_name=str(name.text)
         if name.format == NAMEID_FORMAT_PERSISTENT and name.text
         else None,
         attributes=attributes,
         session=_session_of(parsed),
-        proved=max(
+        authenticated_at=max(
             (timegm(str_to_time(each.authn_instant)) for each in assertion.authn_statement),
             default=None,
         ),
@@ -256,8 +263,10 @@ def _logout_url(client: Saml2Client, idp: str) -> str | None:
     return str(services[0]["location"]) if services else None
 
 
-def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) -> LogoutRequest:
-    detached = message.beside
+def _read_logout_request(
+    client: Saml2Client, idp: str, message: SAMLLogoutMessage
+) -> LogoutRequest:
+    detached = message.signature
     binding = (
         BINDING_SOAP
         if message.is_soap
@@ -266,31 +275,31 @@ def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) 
         else BINDING_HTTP_REDIRECT
     )
     receivers = client.config.endpoint("single_logout_service", binding, "sp")
-    request = LogoutRequest(client.sec, receivers, None, SLACK_SECONDS)
+    request = LogoutRequest(client.sec, receivers, None, CLOCK_SLACK_SECONDS)
     if detached is not None:
         _check_detached(client, idp, detached)
         text = inflate(b64decode(message.request))
     else:
-        text = open_envelope(message.request) if message.is_soap else b64decode(message.request)
+        text = unwrap_soap(message.request) if message.is_soap else b64decode(message.request)
     request.loads(text, binding, origdoc=text, must=detached is None)
     content = request.message
     age = time.time() - timegm(str_to_time(content.issue_instant))
     if (
         not request.verify()
         or not content.destination
-        or not -SLACK_SECONDS <= age <= OLDEST_REQUEST + SLACK_SECONDS
+        or not -CLOCK_SLACK_SECONDS <= age <= MAX_LOGOUT_REQUEST_AGE + CLOCK_SLACK_SECONDS
     ):
         raise SAMLError("it is not current, or has no destination")
     if request.sender() != idp:
         raise SAMLError(f"its issuer is {request.sender()}")
     if content.not_on_or_after:
-        validate_on_or_after(content.not_on_or_after, SLACK_SECONDS)
+        validate_on_or_after(content.not_on_or_after, CLOCK_SLACK_SECONDS)
     if content.name_id is None or not content.name_id.text:
         raise SAMLError("it has no NameID")
     return request
 
 
-def _check_detached(client: Saml2Client, idp: str, detached: BesideSignature) -> None:
+def _check_detached(client: Saml2Client, idp: str, detached: DetachedSignature) -> None:
     """Verify a signature in the query. The library does so only if this server has a key, and
     verifies a new encoding of the query instead of the bytes that were sent."""
     signer = SIGNER_ALGS.get(detached.algorithm)
@@ -315,7 +324,7 @@ def inflate(data: bytes) -> bytes:
     return text
 
 
-def open_envelope(text: str) -> bytes:
+def unwrap_soap(text: str) -> bytes:
     """Return the request in a SOAP envelope, with its namespace prefixes unchanged: the signature
     covers them, and the library would write others. Raises `SAMLError`.
 
@@ -394,7 +403,7 @@ def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) 
     return {
         "entityid": base_url + METADATA_PATH,
         "allow_unknown_attributes": True,
-        "accepted_time_diff": SLACK_SECONDS,
+        "accepted_time_diff": CLOCK_SLACK_SECONDS,
         **settings,
         "metadata": metadata,
         "service": {**service, "sp": provider},

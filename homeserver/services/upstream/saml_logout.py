@@ -20,17 +20,17 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.login_tokens import ProviderSignIn
 from homeserver.services.login.passwords import Threads
 from homeserver.services.login.sessions import Sessions
-from homeserver.services.upstream.ended_sessions import EndedSignIns
-from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.ended_sessions import EndedProviderSessions
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.browser_sessions import BrowserSessionStore
 from storage.upstream.login_flows import UpstreamFlowStore
-from storage.upstream.sessions import SignIns, UpstreamSessionStore
+from storage.upstream.sessions import ProviderSessions, UpstreamSessionStore
 
 LONGEST_REQUEST: Final = 64 * 1024
 LONGEST_RELAY_STATE: Final = 80
@@ -51,7 +51,7 @@ class SAMLSession(msgspec.Struct, frozen=True):
     sp_qualifier: str | None = None
 
 
-class BesideSignature(msgspec.Struct, frozen=True):
+class DetachedSignature(msgspec.Struct, frozen=True):
     """A detached signature, in the query next to the request (`HTTP-Redirect`). `signed`: the text
     that it covers."""
 
@@ -60,17 +60,17 @@ class BesideSignature(msgspec.Struct, frozen=True):
     signed: str
 
 
-class LogoutMessage(msgspec.Struct, frozen=True):
+class SAMLLogoutMessage(msgspec.Struct, frozen=True):
     """A logout request as received. `beside`: its detached signature (`HTTP-Redirect`); None for a
     form (`HTTP-POST`). `is_soap`: a SOAP envelope that the provider sent directly."""
 
     request: str
     relay_state: str | None = None
-    beside: BesideSignature | None = None
+    signature: DetachedSignature | None = None
     is_soap: bool = False
 
 
-class Logout(msgspec.Struct, frozen=True):
+class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     """A checked logout request. `indexes`: the user's sessions to end; all if empty. `expires`:
     until when to store the request's id, in seconds since 1970. `answer`: the URL that takes the
     browser to the provider with our response, None if the provider has no such URL; for SOAP, the
@@ -83,7 +83,7 @@ class Logout(msgspec.Struct, frozen=True):
     answer: str | None
 
 
-class LogoutLibrary(Protocol):
+class SAMLLogoutLibrary(Protocol):
     """The logout part of the SAML library. Call its methods in threads; they are slow. They raise
     `Refused`."""
 
@@ -91,7 +91,7 @@ class LogoutLibrary(Protocol):
         """Return the URL that signs the browser out at the provider; None if it offers none."""
         ...
 
-    def read_logout(self, message: LogoutMessage) -> Logout:
+    def read_logout(self, message: SAMLLogoutMessage) -> SAMLLogoutRequest:
         """Check and read a provider's request."""
         ...
 
@@ -106,12 +106,12 @@ class SAMLLogout:
         provider_id: str,
         threads: Threads,
         database: Database,
-        library: LogoutLibrary | None,
+        library: SAMLLogoutLibrary | None,
         metadata: SAMLMetadata | None,
         flows: UpstreamFlowStore,
         upstream_sessions: UpstreamSessionStore,
         browser_sessions: BrowserSessionStore,
-        ended: EndedSignIns,
+        ended: EndedProviderSessions,
         sessions: Sessions,
     ) -> None:
         self._provider_id = provider_id
@@ -125,12 +125,12 @@ class SAMLLogout:
         self._ended = ended
         self._sessions = sessions
 
-    async def leave(self, origin: str | None, next_path: str) -> str | None:
+    async def make_logout_url(self, origin: str | None, next_path: str) -> str | None:
         """Return the URL that signs out a browser at the provider, after it signed out of this
         server's pages; None if the sign-in did not come from the provider, or no request can be
-        made. `origin`: from the `BrowserSession`. The provider returns `next_path`."""
+        made. `upstream_login`: from the `BrowserSession`. The provider returns `next_path`."""
         library, metadata = self._library, self._metadata
-        sign_in = None if origin is None else msgspec.json.decode(origin, type=Origin)
+        sign_in = None if origin is None else msgspec.json.decode(origin, type=ProviderSignIn)
         if (
             library is None
             or metadata is None
@@ -138,7 +138,7 @@ class SAMLLogout:
             or sign_in.provider != self._provider_id
         ):
             return None
-        session = read_session(sign_in.session or "")
+        session = decode_session(sign_in.session or "")
         if session is None:
             return None
         relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
@@ -147,20 +147,22 @@ class SAMLLogout:
             return await self._threads.run(
                 lambda: library.make_logout(session, relay_state), SAML_WORK
             )
-        except Refused as refused:
+        except SignInRefused as refused:
             self.log.warn(
                 "a user is signed out here, but not at the provider: {why}", why=str(refused)
             )
             return None
 
-    async def do_end(self, message: LogoutMessage) -> str | None:
-        """End what a provider's logout request names; return our response, as `Logout.answer`.
+    async def do_end(self, message: SAMLLogoutMessage) -> str | None:
+        """End what a provider's logout request names; return our response, as `SAMLLogoutRequest.answer`.
         Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
-            raise Refused(Reason.UNKNOWN_PROVIDER)
+            raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
         if not message.request or len(message.request) > LONGEST_REQUEST:
-            raise Refused(Reason.PROVIDER_FAILED, "the logout request is missing or too long")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "the logout request is missing or too long"
+            )
         await metadata.make_ready()
         logout = await self._threads.run(lambda: library.read_logout(message), SAML_WORK)
         ended = await self._database.write("end_saml_sessions", self._end, logout)
@@ -170,37 +172,35 @@ class SAMLLogout:
             )
         return logout.answer
 
-    def _end(self, txn: WriteTransaction, logout: Logout) -> int | None:
+    def _end(self, txn: WriteTransaction, logout: SAMLLogoutRequest) -> int | None:
         """End the named sessions in the write that marks the request as used. Return how many; None
         if the request was used before."""
         if not self._flows.take_assertion(txn, logout.request_id, int(logout.expires * 1000)):
             return None
-        scope = Meant(logout.name, logout.indexes)
-        known = self._upstream_sessions.get_sessions_beginning(
-            txn, self._provider_id, scope.beginning
-        )
-        rows = [row for row in known if scope.has(row.session or "")]
+        scope = LogoutScope(logout.name, logout.indexes)
+        known = self._upstream_sessions.get_sessions_by_prefix(txn, self._provider_id, scope.prefix)
+        rows = [row for row in known if scope.covers(row.session_id or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        for prefix in scope.beginnings:
-            self._ended.end(txn, SignIns(self._provider_id, prefix, is_beginning=True), None)
-        ambiguous = {row.user_id for row in rows if not scope.names(row.session or "")}
-        for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session(
-            txn, scope.beginning
+        for prefix in scope.prefixes:
+            self._ended.end(txn, ProviderSessions(self._provider_id, prefix, is_prefix=True), None)
+        ambiguous = {row.user_id for row in rows if not scope.names_exactly(row.session_id or "")}
+        for token_hash, user_id, origin in self._browser_sessions.get_browsers_by_session_prefix(
+            txn, scope.prefix
         ):
-            sign_in = msgspec.json.decode(origin, type=Origin)
-            if sign_in.provider != self._provider_id or not scope.has(sign_in.session or ""):
+            sign_in = msgspec.json.decode(origin, type=ProviderSignIn)
+            if sign_in.provider != self._provider_id or not scope.covers(sign_in.session or ""):
                 continue
-            if scope.names(sign_in.session or ""):
+            if scope.names_exactly(sign_in.session or ""):
                 self._ended.end_browser(txn, token_hash, user_id)
             else:
                 ambiguous.add(user_id)
         for user_id in ambiguous:
-            self._sessions.remove_ways_in(txn, user_id)
+            self._sessions.revoke_credentials(txn, user_id)
         return len(rows)
 
 
-def read_query(query: str) -> LogoutMessage:
+def parse_query(query: str) -> SAMLLogoutMessage:
     """Read the message in a query (`HTTP-Redirect`). The signature covers the text as sent, since
     its encoding is not unique. Raises `Refused` if a parameter is missing or occurs twice.
 
@@ -211,56 +211,58 @@ def read_query(query: str) -> LogoutMessage:
         name, _, value = part.partition("=")
         if name in _SIGNED or name == _SIGNATURE:
             if name in sent:
-                raise Refused(Reason.PROVIDER_FAILED, f"the query has more than one {name}")
+                raise SignInRefused(
+                    RefusalReason.PROVIDER_FAILED, f"the query has more than one {name}"
+                )
             sent[name] = value
     read = {name: unquote_plus(value) for name, value in sent.items()}
     if not {_REQUEST, _ALGORITHM, _SIGNATURE} <= read.keys():
-        raise Refused(Reason.PROVIDER_FAILED, "the SAML request is not signed")
+        raise SignInRefused(RefusalReason.PROVIDER_FAILED, "the SAML request is not signed")
     signed = "&".join(f"{name}={sent[name]}" for name in _SIGNED if name in sent)
-    return LogoutMessage(
+    return SAMLLogoutMessage(
         read[_REQUEST],
         read.get(_RELAY_STATE),
-        BesideSignature(read[_ALGORITHM], read[_SIGNATURE], signed),
+        DetachedSignature(read[_ALGORITHM], read[_SIGNATURE], signed),
     )
 
 
-def name_session(session: SAMLSession) -> str:
+def encode_session(session: SAMLSession) -> str:
     """Return the stored text of a session: hashes of name and index, which lookups use as prefix,
     and the encoded session."""
     encoded = urlsafe_b64encode(msgspec.json.encode(session)).decode()
     return f"{_hash(session.name)}.{_hash(session.index)}.{encoded}"
 
 
-def read_session(text: str) -> SAMLSession | None:
-    """Return the session in a text that `name_session` made; None for the empty text."""
+def decode_session(text: str) -> SAMLSession | None:
+    """Return the session in a text that `encode_session` made; None for the empty text."""
     encoded = text.rpartition(".")[2]
     return msgspec.json.decode(urlsafe_b64decode(encoded), type=SAMLSession) if encoded else None
 
 
-class Meant:
+class LogoutScope:
     """The sessions that a logout request covers: a user's sessions with these indexes and those
     without an index; all of them if the request has no index."""
 
     def __init__(self, name: str, indexes: Sequence[str]) -> None:
-        self.beginning = f"{_hash(name)}."
+        self.prefix = f"{_hash(name)}."
         """Prefix of the stored texts of all of the user's sessions."""
         self._named = {_hash(index) for index in indexes if index}
         self._hashes = {*self._named, _hash("")} if indexes else None
 
     @property
-    def beginnings(self) -> Sequence[str]:
+    def prefixes(self) -> Sequence[str]:
         """Prefixes of the stored texts of the covered sessions, each ending with a dot."""
         if self._hashes is None:
-            return [self.beginning]
-        return [f"{self.beginning}{hashed}." for hashed in sorted(self._hashes)]
+            return [self.prefix]
+        return [f"{self.prefix}{hashed}." for hashed in sorted(self._hashes)]
 
-    def names(self, session: str) -> bool:
-        """Return whether the request names exactly this session (`name_session`)."""
-        return session.startswith(self.beginning) and session.split(".")[1] in self._named
+    def names_exactly(self, session: str) -> bool:
+        """Return whether the request names exactly this session (`encode_session`)."""
+        return session.startswith(self.prefix) and session.split(".")[1] in self._named
 
-    def has(self, session: str) -> bool:
-        """Return whether the request covers this session (`name_session`)."""
-        if not session.startswith(self.beginning):
+    def covers(self, session: str) -> bool:
+        """Return whether the request covers this session (`encode_session`)."""
+        if not session.startswith(self.prefix):
             return False
         return self._hashes is None or session.split(".")[1] in self._hashes
 

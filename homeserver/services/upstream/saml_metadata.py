@@ -18,8 +18,8 @@ from twisted.logger import Logger
 
 from federation.peers.shared_work import SharedWork
 from homeserver.services.login.passwords import Threads
-from homeserver.services.upstream.http_documents import Documents, place_of
-from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.http_documents import ProviderHTTP, without_query
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 from storage.federation.signed_documents import SignedDocument, SignedDocumentStore
 
 SAML_WORK: Final = "SAML"
@@ -28,7 +28,7 @@ PAUSE_SECONDS: Final = 30.0
 """Pause after a failed fetch. Sign-ins fail at once meanwhile."""
 
 
-class TakesMetadata(Protocol):
+class SAMLMetadataLibrary(Protocol):
     """The metadata part of the SAML library. `use` is slow; call it in a thread."""
 
     @property
@@ -41,7 +41,7 @@ class TakesMetadata(Protocol):
         unusable, and then changes nothing."""
         ...
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Drop the provider's metadata."""
         ...
 
@@ -55,9 +55,9 @@ class SAMLMetadata:
         self,
         clock: IReactorTime,
         threads: Threads,
-        documents: Documents,
+        documents: ProviderHTTP,
         store: SignedDocumentStore,
-        library: TakesMetadata,
+        library: SAMLMetadataLibrary,
         urls: Sequence[str],
     ) -> None:
         self._clock = clock
@@ -74,7 +74,9 @@ class SAMLMetadata:
         if self._library.is_ready:
             return
         if self._clock.seconds() < self._paused_until:
-            raise Refused(Reason.PROVIDER_FAILED, "fetching the SAML metadata failed just now")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "fetching the SAML metadata failed just now"
+            )
         await self._work.run("make_ready", self._make_ready)
 
     async def _make_ready(self) -> None:
@@ -95,7 +97,7 @@ class SAMLMetadata:
                 fetched[url] = await self._documents.get_bytes(
                     url, [("Accept", "application/samlmetadata+xml")]
                 )
-            except Refused as refused:
+            except SignInRefused as refused:
                 self.log.warn("SAML metadata were not fetched: {why}", why=str(refused))
         now = int(self._clock.seconds() * 1000)
         if fetched and await self._use({**stored, **fetched}):
@@ -104,15 +106,15 @@ class SAMLMetadata:
                     await self._store.set_document(_purpose(url), SignedDocument(document, now))
             return
         if not await self._use(stored):
-            self._library.forget()
+            self._library.clear()
             self._paused_until = self._clock.seconds() + PAUSE_SECONDS
-            raise Refused(Reason.PROVIDER_FAILED, "there are no usable SAML metadata")
+            raise SignInRefused(RefusalReason.PROVIDER_FAILED, "there are no usable SAML metadata")
 
     async def do_refresh_at_intervals(self, limit: int) -> int:
         """Refresh as a step of a job; return 0, no work is left."""
         try:
             await self.do_refresh()
-        except Refused as refused:
+        except SignInRefused as refused:
             self.log.error("sign-in with SAML is not available: {why}", why=str(refused))
         return 0
 
@@ -128,7 +130,7 @@ class SAMLMetadata:
         try:
             await self._threads.run(lambda: self._library.use(given), SAML_WORK)
         except ValueError as error:
-            urls = ", ".join(map(place_of, documents))
+            urls = ", ".join(map(without_query, documents))
             self.log.error("SAML metadata of {urls} are unusable: {why}", urls=urls, why=str(error))
             return False
         return True

@@ -19,21 +19,27 @@ from ldap3.core.results import RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT
 from ldap3.utils.conv import escape_bytes, escape_filter_chars
 from ldap3.utils.dn import escape_rdn
 
-from homeserver.config.ldap import LDAPProvider
+from homeserver.config.ldap import LDAPProviderOptions
 from homeserver.services.upstream.identity import (
     UpstreamIdentity,
     clean_addresses,
     clean_name,
-    compute_said,
+    hash_profile,
 )
-from homeserver.services.upstream.ldap.types import DirectoryFailed, Entry, Listing, Said, Verdict
+from homeserver.services.upstream.ldap.types import (
+    DirectoryEntry,
+    DirectoryError,
+    DirectoryListing,
+    DirectoryPasswordCheck,
+    ProfileHashes,
+)
 
 T = TypeVar("T")
 
-PAGE: Final = 500
+PAGE_SIZE: Final = 500
 """Page size of a search, in entries."""
-MOST_ENTRIES: Final = 2_000_000
-ASKED_AT_ONCE: Final = 50
+MAX_ENTRIES: Final = 2_000_000
+SUBJECTS_PER_FILTER: Final = 50
 """Number of subjects in one filter."""
 LONGEST_PASSWORD: Final = 512
 _BINARY: Final = frozenset({"objectguid"})
@@ -48,7 +54,7 @@ _REFUSED: Final = frozenset(
 class LDAPDirectory:
     """One directory, on one or more servers."""
 
-    def __init__(self, config: LDAPProvider) -> None:
+    def __init__(self, config: LDAPProviderOptions) -> None:
         self._config = config
         seconds = -(-config.timeout // 1000)  # the library takes whole seconds
         tls = Tls(
@@ -62,30 +68,30 @@ class LDAPDirectory:
         self._seconds = seconds
         self._binary = config.attributes.subject.lower() in _BINARY
 
-    def check_password(self, name: str, password: str) -> Verdict:
-        """As `AskedDirectory.check_password`."""
+    def check_password(self, name: str, password: str) -> DirectoryPasswordCheck:
+        """As `DirectoryClient.check_password`."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password or not name:
-            return Verdict(None)
+            return DirectoryPasswordCheck(None)
         if self._config.mode == "bind":
             return self._ask(lambda server: self._bind_directly(server, name, password))
         by_name = f"({self._config.attributes.uid}={escape_filter_chars(name)})"
         return self._ask(lambda server: self._search_and_bind(server, by_name, password))
 
-    def check_password_of(self, subject: str, password: str) -> Verdict:
-        """As `AskedDirectory.check_password_of`."""
+    def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
+        """As `DirectoryClient.check_password_of`."""
         if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
-            return Verdict(None)
+            return DirectoryPasswordCheck(None)
         return self._ask(
             lambda server: self._search_and_bind(server, self._is_subject(subject), password)
         )
 
-    def list_people(
-        self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()
-    ) -> Listing:
-        """As `AskedDirectory.list_people`."""
+    def list_persons(
+        self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
+    ) -> DirectoryListing:
+        """As `DirectoryClient.list_people`."""
         wanted = self._wanted() if known else [self._config.attributes.subject]
 
-        def ask(server: Server) -> Listing:
+        def ask(server: Server) -> DirectoryListing:
             present: set[str] = set()
             changed: list[UpstreamIdentity] = []
             changed_later: list[UpstreamIdentity] = []
@@ -99,22 +105,24 @@ class LDAPDirectory:
                     is_later = subject in later
                     if subject in known and (is_later or len(changed) < most):
                         identity = self._entry(dn, attributes).identity
-                        if compute_said(identity) != known[subject]:
+                        if hash_profile(identity) != known[subject]:
                             (changed_later if is_later else changed).append(identity)
-            return Listing(present, [*changed, *changed_later])
+            return DirectoryListing(present, [*changed, *changed_later])
 
         return self._ask(ask)
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:
-        """As `AskedDirectory.find_subjects`."""
+        """As `DirectoryClient.find_subjects`."""
 
         def ask(server: Server) -> set[str]:
             found = set()
             with self._connected(
                 server, self._config.bind_dn, self._config.bind_password
             ) as connection:
-                for start in range(0, len(subjects), ASKED_AT_ONCE):
-                    wanted = "".join(map(self._is_subject, subjects[start : start + ASKED_AT_ONCE]))
+                for start in range(0, len(subjects), SUBJECTS_PER_FILTER):
+                    wanted = "".join(
+                        map(self._is_subject, subjects[start : start + SUBJECTS_PER_FILTER])
+                    )
                     entries = self._search(
                         connection, self._filter(f"(|{wanted})"), [self._config.attributes.subject]
                     )
@@ -126,7 +134,7 @@ class LDAPDirectory:
     # Failover between servers.
 
     def _ask(self, query: Callable[[Server], T]) -> T:
-        """Run a query on the first server that answers. Raises `DirectoryFailed`."""
+        """Run a query on the first server that answers. Raises `DirectoryError`."""
         failures = []
         for server in list(self._servers):
             try:
@@ -137,17 +145,17 @@ class LDAPDirectory:
             if server is not self._servers[0]:  # try the working server first next time
                 self._servers = [server, *(each for each in self._servers if each is not server)]
             return answer
-        raise DirectoryFailed("; ".join(failures))
+        raise DirectoryError("; ".join(failures))
 
     @contextmanager
     def _connected(
         self, server: Server, user: str | None, password: str | None
     ) -> Iterator[Connection]:
-        """Open and bind a connection. Raises LDAPException, OSError, `DirectoryFailed`."""
+        """Open and bind a connection. Raises LDAPException, OSError, `DirectoryError`."""
         connection = self._connect(server, user, password)
         try:
             if not connection.bind():
-                raise DirectoryFailed(
+                raise DirectoryError(
                     f"{server.name} refuses to bind {user or 'anonymously'}: {_result(connection)}"
                 )
             yield connection
@@ -167,20 +175,22 @@ class LDAPDirectory:
         )
         connection.open()
         if self._config.start_tls and not server.ssl and not connection.start_tls():
-            raise DirectoryFailed(f"{server.name} refuses StartTLS: {_result(connection)}")
+            raise DirectoryError(f"{server.name} refuses StartTLS: {_result(connection)}")
         return connection
 
     # Checking passwords.
 
-    def _search_and_bind(self, server: Server, person: str, password: str) -> Verdict:
+    def _search_and_bind(
+        self, server: Server, person: str, password: str
+    ) -> DirectoryPasswordCheck:
         with self._connected(
             server, self._config.bind_dn, self._config.bind_password
         ) as connection:
             entries = list(self._search(connection, self._filter(person), self._wanted()))
         if len(entries) != 1:  # none, or ambiguous
-            return Verdict(None, exists=bool(entries))
+            return DirectoryPasswordCheck(None, exists=bool(entries))
         entry = self._entry(*entries[0])
-        return Verdict(entry if self._can_bind(server, entry.dn, password) else None)
+        return DirectoryPasswordCheck(entry if self._can_bind(server, entry.dn, password) else None)
 
     def _can_bind(self, server: Server, dn: str, password: str) -> bool:
         connection = self._connect(server, dn, password)
@@ -189,18 +199,18 @@ class LDAPDirectory:
                 return True
             if connection.result["result"] in _REFUSED:
                 return False
-            raise DirectoryFailed(f"{server.name} cannot check a password: {_result(connection)}")
+            raise DirectoryError(f"{server.name} cannot check a password: {_result(connection)}")
         finally:
             connection.unbind()
 
-    def _bind_directly(self, server: Server, name: str, password: str) -> Verdict:
+    def _bind_directly(self, server: Server, name: str, password: str) -> DirectoryPasswordCheck:
         dn = f"{self._config.attributes.uid}={escape_rdn(name)},{self._config.base}"
         connection = self._connect(server, dn, password)
         try:
             if not connection.bind():
                 if connection.result["result"] in _REFUSED:
-                    return Verdict(None)
-                raise DirectoryFailed(
+                    return DirectoryPasswordCheck(None)
+                raise DirectoryError(
                     f"{server.name} cannot check a password: {_result(connection)}"
                 )
             # users can read their own entry, and often no other
@@ -209,7 +219,7 @@ class LDAPDirectory:
             )
         finally:
             connection.unbind()
-        return Verdict(self._entry(*entries[0]) if len(entries) == 1 else None)
+        return DirectoryPasswordCheck(self._entry(*entries[0]) if len(entries) == 1 else None)
 
     # Searching.
 
@@ -221,7 +231,7 @@ class LDAPDirectory:
         entry: str | None = None,
     ) -> Iterator[tuple[str, Mapping[str, list[bytes]]]]:
         """Yield DN and raw attributes of all matching entries, page by page; with `entry`, only of
-        that DN, if it matches. Raises `DirectoryFailed` if the result is incomplete."""
+        that DN, if it matches. Raises `DirectoryError` if the result is incomplete."""
         cookie: bytes | None = None
         count = 0
         while True:
@@ -230,21 +240,21 @@ class LDAPDirectory:
                 filter,
                 search_scope=SUBTREE if entry is None else BASE,
                 attributes=list(attributes),
-                paged_size=PAGE,
+                paged_size=PAGE_SIZE,
                 paged_cookie=cookie,
                 time_limit=self._seconds,
             )
             if connection.result["result"] != RESULT_SUCCESS:
-                raise DirectoryFailed(
+                raise DirectoryError(
                     f"{connection.server.name} cannot complete a search: {_result(connection)}"
                 )
             for each in connection.response or ():
                 if each["type"] != "searchResEntry":
                     continue
                 count += 1
-                if count > MOST_ENTRIES:
-                    raise DirectoryFailed(
-                        f"{connection.server.name} has more than {MOST_ENTRIES} entries"
+                if count > MAX_ENTRIES:
+                    raise DirectoryError(
+                        f"{connection.server.name} has more than {MAX_ENTRIES} entries"
                     )
                 yield each["dn"], each["raw_attributes"]
             controls = connection.result.get("controls") or {}
@@ -277,13 +287,13 @@ class LDAPDirectory:
     def _subject(self, attributes: Mapping[str, list[bytes]]) -> str:
         values = _values(attributes, self._config.attributes.subject)
         if len(values) != 1:
-            raise DirectoryFailed(
+            raise DirectoryError(
                 f"an entry has {len(values)} values of {self._config.attributes.subject}; "
                 "it must have one"
             )
         return values[0].hex() if self._binary else values[0].decode("utf-8", "replace")
 
-    def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:
+    def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> DirectoryEntry:
         names = self._config.attributes
         uid = _texts(attributes, names.uid)
         shown = _texts(attributes, names.name)
@@ -293,7 +303,7 @@ class LDAPDirectory:
             display_name=clean_name(shown[0]) if shown else None,
             emails=clean_addresses(_texts(attributes, names.mail)),
         )
-        return Entry(dn, identity)
+        return DirectoryEntry(dn, identity)
 
 
 def _values(attributes: Mapping[str, list[bytes]], name: str | None) -> list[bytes]:

@@ -14,19 +14,23 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import UserID, localpart_of
-from homeserver.config.ldap import LDAPProvider
+from homeserver.config.ldap import LDAPProviderOptions
 from homeserver.http.rate_limits import address_key
-from homeserver.services.login.password_login import RefusedElsewhere
+from homeserver.services.login.password_login import ExternalAccountRefused
 from homeserver.services.login.passwords import Threads
-from homeserver.services.upstream.accounts import UpstreamAccounts, as_error
+from homeserver.services.upstream.accounts import UpstreamAccounts, refusal_to_error
 from homeserver.services.upstream.identity import (
-    LONGEST_NAME,
+    MAX_NAME_LENGTH,
     ProviderInfo,
-    Refused,
-    compute_said,
-    fit_localpart,
+    SignInRefused,
+    hash_profile,
+    map_to_localpart,
 )
-from homeserver.services.upstream.ldap.types import AskedDirectory, DirectoryFailed, Verdict
+from homeserver.services.upstream.ldap.types import (
+    DirectoryClient,
+    DirectoryError,
+    DirectoryPasswordCheck,
+)
 from storage.accounts.accounts import AccountRow
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
@@ -38,7 +42,7 @@ class DirectoryUnavailable(MatrixError):
     default_text = "The directory of this server does not answer; try again in some minutes"
 
 
-class Leavers(Protocol):
+class RemovedUserCheck(Protocol):
     """Checks for users who were removed from the directory."""
 
     async def do_check(self, limit: int) -> int:
@@ -50,9 +54,9 @@ class Directory(msgspec.Struct, frozen=True):
     """A directory with its provider, its configuration and its check for removed users."""
 
     info: ProviderInfo
-    config: LDAPProvider
-    asked: AskedDirectory
-    leavers: Leavers
+    config: LDAPProviderOptions
+    client: DirectoryClient
+    removed_users: RemovedUserCheck
 
 
 class DirectoryPasswords:
@@ -78,10 +82,10 @@ class DirectoryPasswords:
         """Return the user with this name and password in some directory, creating the account if
         there is none; None if no directory accepts them. `account`: the local account of this name,
         if any; `address`: the client's. Raises `DirectoryUnavailable`, `LimitExceeded`,
-        `RefusedElsewhere`, `Forbidden`."""
+        `ExternalAccountRefused`, `Forbidden`."""
         links = {} if account is None else await self._links_of(account.user_id)
         is_in_use = account is not None and account.deactivated_ts is None
-        failed: DirectoryFailed | None = None
+        failed: DirectoryError | None = None
         for directory in self._directories:
             link = links.get(directory.info.provider_id)
             if account is not None and link is None and not directory.config.allow_existing_users:
@@ -90,7 +94,7 @@ class DirectoryPasswords:
                 verdict = await self._ask(
                     directory, name, account, link, password, address_key(address)
                 )
-            except DirectoryFailed as error:
+            except DirectoryError as error:
                 self.log.warn(
                     "the directory {id} cannot be queried: {why}",
                     id=directory.info.provider_id,
@@ -100,8 +104,8 @@ class DirectoryPasswords:
                 continue
             if verdict.entry is not None:
                 return await self._admit(directory, verdict, link)
-            if link is not None and link.left_ts is None and not verdict.exists and is_in_use:
-                await directory.leavers.do_check(1)
+            if link is not None and link.removed_ts is None and not verdict.exists and is_in_use:
+                await directory.removed_users.do_check(1)
         if failed is not None:
             raise DirectoryUnavailable
         return None
@@ -120,8 +124,8 @@ class DirectoryPasswords:
         link: ExternalIdRow | None,
         password: str,
         client: str,
-    ) -> Verdict:
-        backend = directory.asked
+    ) -> DirectoryPasswordCheck:
+        backend = directory.client
         if link is not None and directory.config.mode == "search":
             subject = link.subject
             return await self._threads.run(
@@ -136,11 +140,11 @@ class DirectoryPasswords:
             and verdict.entry is not None
             and verdict.entry.identity.subject != link.subject
         ):
-            return Verdict(None)
+            return DirectoryPasswordCheck(None)
         return verdict
 
     async def _admit(
-        self, directory: Directory, verdict: Verdict, link: ExternalIdRow | None
+        self, directory: Directory, verdict: DirectoryPasswordCheck, link: ExternalIdRow | None
     ) -> UserID:
         assert verdict.entry is not None
         identity = verdict.entry.identity
@@ -149,26 +153,30 @@ class DirectoryPasswords:
             if account is None:
                 if identity.localpart is None:
                     raise Forbidden("The directory gives no name for your account")
-                return await self._accounts.do_make(
-                    directory.info, identity, fit_localpart(identity.localpart)
+                return await self._accounts.do_create(
+                    directory.info, identity, map_to_localpart(identity.localpart)
                 )
-        except Refused as refused:
+        except SignInRefused as refused:
             self.log.info(
                 "a user of {id} is refused: {why}", id=directory.info.provider_id, why=refused
             )
-            raise RefusedElsewhere(refused.user_id, as_error(refused)) from None
+            raise ExternalAccountRefused(refused.user_id, refusal_to_error(refused)) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
-            refused_users = await self._accounts.do_update(directory.info, {user_id: identity})
-            name, addresses = compute_said(identity)
+            refused_users = await self._accounts.do_update_profiles(
+                directory.info, {user_id: identity}
+            )
+            name, addresses = hash_profile(identity)
             hashes = name, "" if user_id in refused_users else addresses
-            if link is None or (link.said_name, link.said_addresses) != hashes:
-                await self._links.set_said(directory.info.provider_id, identity.subject, *hashes)
+            if link is None or (link.synced_name_hash, link.synced_addresses_hash) != hashes:
+                await self._links.set_synced_hashes(
+                    directory.info.provider_id, identity.subject, *hashes
+                )
         return user_id
 
 
 def _localpart(name: str) -> str:
     """Return the local part of a name or user id."""
     return (localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name)[
-        :LONGEST_NAME
+        :MAX_NAME_LENGTH
     ]

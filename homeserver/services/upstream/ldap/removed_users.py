@@ -23,24 +23,24 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import UserID
-from homeserver.config.ldap import LDAPProvider
+from homeserver.config.ldap import LDAPProviderOptions
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.deactivation import Deactivation
 from homeserver.services.login.passwords import Threads
 from homeserver.services.upstream.accounts import UpstreamAccounts
-from homeserver.services.upstream.identity import ProviderInfo, UpstreamIdentity, compute_said
-from homeserver.services.upstream.ldap.types import AskedDirectory, DirectoryFailed, Said
+from homeserver.services.upstream.identity import ProviderInfo, UpstreamIdentity, hash_profile
+from homeserver.services.upstream.ldap.types import DirectoryClient, DirectoryError, ProfileHashes
 from storage.accounts.accounts import AccountStore
 from storage.engine.transaction import WriteTransaction
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
-MOST_CHANGED: Final = 200
+MAX_CHANGED: Final = 200
 """Maximum number of users imported in one check, not counting retries."""
-MOST_REFUSED: Final = 10_000
+MAX_RETRIED: Final = 10_000
 """Maximum number of retries in one check, and so the longest ring of swapped addresses."""
 
 
-class DirectoryLeavers:
+class RemovedUsers:
     """Checks one directory for removed and changed users."""
 
     log = Logger()
@@ -55,8 +55,8 @@ class DirectoryLeavers:
         deactivation: Deactivation,
         upstream_accounts: UpstreamAccounts,
         info: ProviderInfo,
-        directory: AskedDirectory,
-        config: LDAPProvider,
+        directory: DirectoryClient,
+        config: LDAPProviderOptions,
     ) -> None:
         self._clock = clock
         self._threads = threads
@@ -81,26 +81,31 @@ class DirectoryLeavers:
         links = await self._links.get_links_of_provider(self._config.idp_id)
         if not links:
             return 0
-        known: dict[str, Said] = {}
+        known: dict[str, ProfileHashes] = {}
         if updates:
-            present = [link for link in links if link.left_ts is None]
-            known = {link.subject: (link.said_name, link.said_addresses) for link in present}
+            present = [link for link in links if link.removed_ts is None]
+            known = {
+                link.subject: (link.synced_name_hash, link.synced_addresses_hash)
+                for link in present
+            }
         try:
             listing = await self._threads.run(
-                lambda: self._directory.list_people(known, MOST_CHANGED, self._refused)
+                lambda: self._directory.list_persons(known, MAX_CHANGED, self._refused)
             )
             if self._config.leavers != "keep":
                 await self._do_apply(links, listing.present)
             await self._do_update(listing.changed, {link.subject: link for link in links})
-        except (DirectoryFailed, LimitExceeded) as error:
+        except (DirectoryError, LimitExceeded) as error:
             self._log_error(f"cannot list its users: {error}")
         return 0
 
     async def _do_apply(self, links: Sequence[ExternalIdRow], present: set[str]) -> None:
-        """End access of removed users, and restore it for returned ones. Raises `DirectoryFailed`,
+        """End access of removed users, and restore it for returned ones. Raises `DirectoryError`,
         `LimitExceeded`."""
-        gone = [link for link in links if link.subject not in present and link.left_ts is None]
-        if self._is_credible(len(present), len(gone), sum(link.left_ts is None for link in links)):
+        gone = [link for link in links if link.subject not in present and link.removed_ts is None]
+        if self._is_credible(
+            len(present), len(gone), sum(link.removed_ts is None for link in links)
+        ):
             if gone:
                 subjects = [link.subject for link in gone]
                 still_there = await self._threads.run(
@@ -108,7 +113,7 @@ class DirectoryLeavers:
                 )
                 await self._do_end([link for link in gone if link.subject not in still_there])
             await self._do_restore(
-                [link for link in links if link.left_ts and link.subject in present]
+                [link for link in links if link.removed_ts and link.subject in present]
             )
 
     def _is_credible(self, present: int, gone: int, known: int) -> bool:
@@ -131,24 +136,26 @@ class DirectoryLeavers:
         updates = {}
         for identity in changed:
             link = links[identity.subject]
-            name, addresses = compute_said(identity)
-            has_new_name = link.said_name not in (None, name)
-            has_new_addresses = link.said_addresses not in (None, addresses)
+            name, addresses = hash_profile(identity)
+            has_new_name = link.synced_name_hash not in (None, name)
+            has_new_addresses = link.synced_addresses_hash not in (None, addresses)
             updates[UserID(link.user_id)] = msgspec.structs.replace(
                 identity,
                 display_name=identity.display_name if has_new_name else None,
                 emails=identity.emails if has_new_addresses else (),
             )
-        refused = await self._upstream_accounts.do_update(self._info, updates)
+        refused = await self._upstream_accounts.do_update_profiles(self._info, updates)
         for identity in changed:
             link = links[identity.subject]
-            name, addresses = compute_said(identity)
+            name, addresses = hash_profile(identity)
             hashes = name, "" if link.user_id in refused else addresses
-            if (link.said_name, link.said_addresses) != hashes:
-                await self._links.set_said(self._info.provider_id, identity.subject, *hashes)
+            if (link.synced_name_hash, link.synced_addresses_hash) != hashes:
+                await self._links.set_synced_hashes(
+                    self._info.provider_id, identity.subject, *hashes
+                )
         self._refused = frozenset(
             [each.subject for each in changed if links[each.subject].user_id in refused][
-                :MOST_REFUSED
+                :MAX_RETRIED
             ]
         )
 
@@ -177,7 +184,7 @@ class DirectoryLeavers:
 
     def _left(self, link: ExternalIdRow, left_ts: int | None) -> Callable[[WriteTransaction], None]:
         def write(txn: WriteTransaction) -> None:
-            self._links.set_left(txn, self._config.idp_id, link.subject, left_ts)
+            self._links.set_removed(txn, self._config.idp_id, link.subject, left_ts)
 
         return write
 

@@ -9,55 +9,55 @@ import msgspec
 from homeserver.services.upstream.identity import UpstreamIdentity
 
 
-class DirectoryFailed(Exception):
+class DirectoryError(Exception):
     """A directory is not available, or its result is incomplete. `str()` is for the log."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class DirectoryEntry(msgspec.Struct, frozen=True):
     """A person in a directory."""
 
     dn: str
     identity: UpstreamIdentity
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class DirectoryPasswordCheck(msgspec.Struct, frozen=True):
     """The result of checking a name and a password."""
 
-    entry: Entry | None
+    entry: DirectoryEntry | None
     """The person; None if the password is wrong or there is no such person."""
     exists: bool = True
     """Whether the person exists; True if unknown."""
 
 
-class Listing(msgspec.Struct, frozen=True):
+class DirectoryListing(msgspec.Struct, frozen=True):
     """The subjects of all persons in a directory, and the identities that changed."""
 
     present: set[str]
     changed: Sequence[UpstreamIdentity] = ()
 
 
-Said = tuple[str | None, str | None]
-"""The last known hashes of a person's name and addresses (`compute_said`); None: unknown."""
+ProfileHashes = tuple[str | None, str | None]
+"""The last known hashes of a person's name and addresses (`hash_profile`); None: unknown."""
 
 
-class AskedDirectory(Protocol):
+class DirectoryClient(Protocol):
     """A directory. Its methods block on the network; call them in threads."""
 
-    def check_password(self, name: str, password: str) -> Verdict:
-        """Check a password. `name`: as typed, without a domain. Raises `DirectoryFailed`."""
+    def check_password(self, name: str, password: str) -> DirectoryPasswordCheck:
+        """Check a password. `name`: as typed, without a domain. Raises `DirectoryError`."""
         ...
 
-    def check_password_of(self, subject: str, password: str) -> Verdict:
+    def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
         """As `check_password`, for the person with this subject. Requires the mode `search`."""
         ...
 
-    def list_people(
-        self, known: Mapping[str, Said], most: int, later: Set[str] = frozenset()
-    ) -> Listing:
+    def list_persons(
+        self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
+    ) -> DirectoryListing:
         """List all persons. Of those in `known` (by subject), return as changed up to `most` whose
-        name or addresses differ, followed by all such in `later`. Raises `DirectoryFailed`."""
+        name or addresses differ, followed by all such in `later`. Raises `DirectoryError`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:
-        """Return which of these subjects exist. Raises `DirectoryFailed`."""
+        """Return which of these subjects exist. Raises `DirectoryError`."""
         ...

@@ -17,22 +17,22 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.login.login_tokens import Origin
+from homeserver.services.login.login_tokens import ProviderSignIn
 from homeserver.services.login.sessions import Sessions
-from homeserver.services.upstream.ended_sessions import EndedSignIns
-from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.oidc.provider import OIDC
-from homeserver.services.upstream.oidc.tokens import read_unchecked
+from homeserver.services.upstream.ended_sessions import EndedProviderSessions
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
+from homeserver.services.upstream.oidc.provider import OIDCSignIn
+from homeserver.services.upstream.oidc.tokens import parse_unverified
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.browser_sessions import BrowserSessionStore
 from storage.upstream.external_ids import ExternalIdStore
 from storage.upstream.login_flows import UpstreamFlowStore
 from storage.upstream.logout_tokens import take_logout_token
-from storage.upstream.sessions import SignIns, UpstreamSessionStore
+from storage.upstream.sessions import ProviderSessions, UpstreamSessionStore
 
 
-class UpstreamSignOut:
+class BackchannelLogout:
     """Ends sessions on request of the providers."""
 
     log = Logger()
@@ -43,11 +43,11 @@ class UpstreamSignOut:
         database: Database,
         store: UpstreamSessionStore,
         browsers: BrowserSessionStore,
-        ended: EndedSignIns,
+        ended: EndedProviderSessions,
         flows: UpstreamFlowStore,
         links: ExternalIdStore,
         sessions: Sessions,
-        providers: Sequence[OIDC],
+        providers: Sequence[OIDCSignIn],
     ) -> None:
         self._clock = clock
         self._database = database
@@ -71,19 +71,21 @@ class UpstreamSignOut:
         await provider.tokens.check_issuer(claims)
         session = claims.get("sid")
         subject = claims.get("sub")
-        if session is not None and provider.ignores_person:
+        if session is not None and provider.ignores_subject:
             subject = None
         provider_id = provider.info.provider_id
-        digest, until = provider.tokens.name_logout_token(logout_token, claims)
+        digest, until = provider.tokens.logout_token_id(logout_token, claims)
 
         def write(txn: WriteTransaction) -> int:
             if not take_logout_token(txn, digest, until, int(self._clock.seconds() * 1000)):
-                raise Refused(Reason.PROVIDER_FAILED, "the token is refused: it was used before")
+                raise SignInRefused(
+                    RefusalReason.PROVIDER_FAILED, "the token is refused: it was used before"
+                )
             rows = self._store.get_upstream_sessions(txn, provider_id, subject, session)
             for row in rows:
                 self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
             if session is not None:
-                self._ended.end(txn, SignIns(provider_id, session), subject)
+                self._ended.end(txn, ProviderSessions(provider_id, session), subject)
                 return len(rows) + self._end_browsers(txn, provider_id, subject, session)
             link = None
             if subject is not None:
@@ -94,7 +96,7 @@ class UpstreamSignOut:
             for user_id in {row.user_id for row in rows} | (
                 set() if link is None else {link.user_id}
             ):
-                self._sessions.remove_ways_in(txn, user_id)
+                self._sessions.revoke_credentials(txn, user_id)
             return len(rows)
 
         ended = await self._database.write("end_upstream_sessions", write)
@@ -107,18 +109,18 @@ class UpstreamSignOut:
         """End the browser sessions of this session at the provider; return how many."""
         ended = 0
         for token_hash, user_id, origin in self._browsers.get_browsers_of_session(txn, session):
-            sign_in = msgspec.json.decode(origin, type=Origin)
+            sign_in = msgspec.json.decode(origin, type=ProviderSignIn)
             if sign_in.provider == provider_id and subject in (None, sign_in.subject):
                 self._ended.end_browser(txn, token_hash, user_id)
                 ended += 1
         return ended
 
-    def _find(self, token: str) -> OIDC:
+    def _find(self, token: str) -> OIDCSignIn:
         """Return the provider that the unverified token claims. The caller verifies it."""
-        claims = read_unchecked(token)
+        claims = parse_unverified(token)
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         for provider in self._providers:
             if provider.issuer == claims.get("iss") and provider.client_id in audiences:
                 return provider
-        raise Refused(Reason.PROVIDER_FAILED, "its issuer may not end sessions")
+        raise SignInRefused(RefusalReason.PROVIDER_FAILED, "its issuer may not end sessions")

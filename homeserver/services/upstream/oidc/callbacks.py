@@ -8,31 +8,31 @@ at start and `config check` show the URIs in use.
 from collections.abc import Sequence
 from typing import Final
 
-from homeserver.config.upstream import OIDCProvider
+from homeserver.config.upstream import OIDCProviderOptions
 
 CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
 """The shared callback path; a provider's own path is below it."""
 
 
-def own_callback(config: OIDCProvider) -> str:
+def own_callback_path(config: OIDCProviderOptions) -> str:
     """Return the callback path of this provider only."""
     return f"{CALLBACK_PATH}/{config.provider_id}"
 
 
-def has_own_callback(config: OIDCProvider, *, alone: bool) -> bool:
+def has_own_callback(config: OIDCProviderOptions, *, alone: bool) -> bool:
     """Return whether the provider uses its own callback path. `alone`: it is the only provider."""
     if config.redirect_uri is None:
         return not alone
-    return config.redirect_uri.partition("?")[0].endswith(f"/{own_callback(config)}")
+    return config.redirect_uri.partition("?")[0].endswith(f"/{own_callback_path(config)}")
 
 
-def redirect_uri_of(config: OIDCProvider, base_url: str, *, alone: bool) -> str:
+def redirect_uri_of(config: OIDCProviderOptions, base_url: str, *, alone: bool) -> str:
     """Return the redirect URI. `base_url` ends with a slash; `alone`: it is the only provider."""
-    return config.redirect_uri or base_url + (CALLBACK_PATH if alone else own_callback(config))
+    return config.redirect_uri or base_url + (CALLBACK_PATH if alone else own_callback_path(config))
 
 
-def tell_redirect_uris(
-    providers: Sequence[OIDCProvider], public_baseurl: str | None
+def describe_redirect_uris(
+    providers: Sequence[OIDCProviderOptions], public_baseurl: str | None
 ) -> Sequence[str]:
     """Return a line for operators about each provider's redirect URI."""
     base_url = (public_baseurl or "").rstrip("/") + "/"

@@ -10,10 +10,10 @@ from typing import Any, Final
 from jinja2 import ChainableUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from homeserver.config.upstream import ClaimTemplates
+from homeserver.config.upstream import ClaimTemplatesOptions
 from homeserver.services.upstream.identity import (
-    Reason,
-    Refused,
+    RefusalReason,
+    SignInRefused,
     UpstreamIdentity,
     check_subject,
     clean_addresses,
@@ -36,7 +36,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 class ClaimReader:
     """Reads the claims of one provider."""
 
-    def __init__(self, templates: ClaimTemplates) -> None:
+    def __init__(self, templates: ClaimTemplatesOptions) -> None:
         """Raises jinja2.TemplateError for an invalid template."""
         self._config = templates
         environment = _environment()
@@ -67,7 +67,7 @@ class ClaimReader:
             display_name=clean_name(texts.get("display_name")),
             emails=clean_addresses([email]),
             picture=picture if picture is not None and picture.startswith("https://") else None,
-            session=session,
+            session_id=session,
             confirm_localpart=self._config.confirm_localpart,
         )
 
@@ -89,8 +89,9 @@ class ClaimReader:
             LookupError,
             AttributeError,
         ) as error:
-            raise Refused(
-                Reason.PROVIDER_FAILED, f"the template for {name} fails on the claims: {error}"
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
+                f"the template for {name} fails on the claims: {error}",
             ) from None
         # a cut list could end with the name of another group; the fetch already bounds the claims
         return (text if name == "groups" else text[:LONGEST_TEXT]) or None

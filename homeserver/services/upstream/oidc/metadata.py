@@ -17,15 +17,15 @@ from joserfc.jwk import KeySet
 from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.shared_work import SharedWork
-from homeserver.config.upstream import OIDCProvider
-from homeserver.services.upstream.http_documents import Documents
-from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.config.upstream import OIDCProviderOptions
+from homeserver.services.upstream.http_documents import ProviderHTTP
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 
-KEPT_SECONDS: Final = 3600.0
-KEYS_AGAIN_SECONDS: Final = 60.0
+CACHE_SECONDS: Final = 3600.0
+KEYS_REFETCH_SECONDS: Final = 60.0
 
 
-class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+class DiscoveryDocument(msgspec.Struct, frozen=True, kw_only=True):
     """The used fields of a discovery document."""
 
     issuer: str
@@ -40,11 +40,13 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
 class ProviderMetadata:
     """Endpoints and keys of one provider."""
 
-    def __init__(self, clock: IReactorTime, documents: Documents, config: OIDCProvider) -> None:
+    def __init__(
+        self, clock: IReactorTime, documents: ProviderHTTP, config: OIDCProviderOptions
+    ) -> None:
         self._clock = clock
         self._documents = documents
         self._config = config
-        self._metadata: Metadata | None = None
+        self._metadata: DiscoveryDocument | None = None
         self._metadata_until = 0.0
         self._keys: KeySet | None = None
         self._keys_at = 0.0
@@ -52,15 +54,15 @@ class ProviderMetadata:
         """Time of the last request for keys, including failed ones."""
         self._work: SharedWork[str, KeySet] = SharedWork()
 
-    async def get(self) -> Metadata:
-        """Return the discovery document, cached for `KEPT_SECONDS`. Raises `Refused`."""
+    async def get(self) -> DiscoveryDocument:
+        """Return the discovery document, cached for `CACHE_SECONDS`. Raises `Refused`."""
         now = self._clock.seconds()
         if self._metadata is None or now >= self._metadata_until:
             self._metadata = await self._find()
-            self._metadata_until = now + KEPT_SECONDS
+            self._metadata_until = now + CACHE_SECONDS
         return self._metadata
 
-    async def _find(self) -> Metadata:
+    async def _find(self) -> DiscoveryDocument:
         config = self._config
         given = {
             name: value
@@ -73,25 +75,27 @@ class ProviderMetadata:
             if value is not None
         }
         if not config.discover:
-            metadata = msgspec.convert({"issuer": config.issuer, **given}, Metadata)
+            metadata = msgspec.convert({"issuer": config.issuer, **given}, DiscoveryDocument)
         else:
             url = config.issuer.rstrip("/") + "/.well-known/openid-configuration"
-            metadata = msgspec.structs.replace(await self._documents.get(Metadata, url), **given)
+            metadata = msgspec.structs.replace(
+                await self._documents.get(DiscoveryDocument, url), **given
+            )
         if not config.skip_verification:
             self._check(metadata)
         return metadata
 
-    def _check(self, metadata: Metadata) -> None:
+    def _check(self, metadata: DiscoveryDocument) -> None:
         if metadata.issuer != self._config.issuer:
-            raise Refused(
-                Reason.PROVIDER_FAILED,
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
                 f"{self._config.issuer} has another issuer: {metadata.issuer[:200]}",
             )
         for name in ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri"):
             url = getattr(metadata, name)
             if url is not None and not url.startswith("https://"):
-                raise Refused(
-                    Reason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} is not https"
+                raise SignInRefused(
+                    RefusalReason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} is not https"
                 )
 
     async def get_keys(self, *, older_than: float | None = None) -> KeySet:
@@ -99,11 +103,11 @@ class ProviderMetadata:
         than that time and the rate limit permits. Raises `Refused`."""
         now = self._clock.seconds()
         keys = self._keys
-        if keys is None or now >= self._keys_at + KEPT_SECONDS:
+        if keys is None or now >= self._keys_at + CACHE_SECONDS:
             return await self._work.run("keys", self._fetch_keys)
         if older_than is None or self._keys_at > older_than:
             return keys
-        if self._work.is_under_way("keys") or now >= self._asked_at + KEYS_AGAIN_SECONDS:
+        if self._work.is_running("keys") or now >= self._asked_at + KEYS_REFETCH_SECONDS:
             return await self._work.run("keys", self._fetch_keys)
         return keys
 
@@ -111,13 +115,15 @@ class ProviderMetadata:
         self._asked_at = now = self._clock.seconds()
         uri = (await self.get()).jwks_uri
         if uri is None:
-            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no jwks_uri")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, f"{self._config.issuer} has no jwks_uri"
+            )
         self._keys = keys = _read_keys(await self._documents.get(dict[str, Any], uri), uri)
         self._keys_at = now
         return keys
 
     @property
-    def keys_at(self) -> float:
+    def keys_fetched_at(self) -> float:
         """Time when the cached keys were fetched."""
         return self._keys_at
 
@@ -139,5 +145,5 @@ def _read_keys(document: Mapping[str, Any], uri: str) -> KeySet:
         except (JoseError, ValueError, TypeError, KeyError):
             continue
     if not keys:
-        raise Refused(Reason.PROVIDER_FAILED, f"{uri} has no usable keys")
+        raise SignInRefused(RefusalReason.PROVIDER_FAILED, f"{uri} has no usable keys")
     return KeySet(keys)

@@ -22,28 +22,28 @@ from joserfc import jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.config.upstream import JwtKey, OIDCProvider
-from homeserver.services.upstream.http_documents import Documents
+from homeserver.config.upstream import JwtKeyOptions, OIDCProviderOptions
+from homeserver.services.upstream.http_documents import ProviderHTTP
 from homeserver.services.upstream.identity import (
-    Departure,
     ProviderInfo,
-    Reason,
-    Refused,
+    ProviderRedirect,
+    RefusalReason,
+    SignInRefused,
     UpstreamIdentity,
-    check_again,
+    check_reauthentication,
     check_requirements,
-    clean_session,
-    keep_again,
+    clean_session_id,
+    reauthentication_state,
 )
-from homeserver.services.upstream.login_flows import Flow
+from homeserver.services.upstream.login_flows import SignInFlow
 from homeserver.services.upstream.oidc.callbacks import has_own_callback, redirect_uri_of
 from homeserver.services.upstream.oidc.claims import ClaimReader
-from homeserver.services.upstream.oidc.metadata import Metadata, ProviderMetadata
-from homeserver.services.upstream.oidc.tokens import TokenChecks
+from homeserver.services.upstream.oidc.metadata import DiscoveryDocument, ProviderMetadata
+from homeserver.services.upstream.oidc.tokens import TokenVerifier
 
 SECRET_SECONDS: Final = 600
 """Lifetime of a client secret that is a signed JWT."""
-LATEST: Final = 2**40
+MAX_TIME: Final = 2**40
 """Upper bound of plausible times, in seconds since 1970."""
 _CANCELLED: Final = frozenset(
     {"access_denied", "login_required", "consent_required", "interaction_required"}
@@ -55,18 +55,18 @@ class _Tokens(msgspec.Struct, frozen=True):
     id_token: str | None = None
 
 
-class OIDC:
+class OIDCSignIn:
     """One OpenID Connect provider."""
 
     def __init__(
         self,
         clock: IReactorTime,
-        documents: Documents,
+        documents: ProviderHTTP,
         new_secret: Callable[[], str],
-        config: OIDCProvider,
+        config: OIDCProviderOptions,
         base_url: str,
         *,
-        others: Sequence[OIDCProvider] = (),
+        other_providers: Sequence[OIDCProviderOptions] = (),
     ) -> None:
         """`new_secret` returns an unpredictable text; `base_url` ends with a slash; `others`: the
         other configured providers."""
@@ -74,14 +74,14 @@ class OIDC:
         self._documents = documents
         self._new_secret = new_secret
         self._config = config
-        self._redirect_uri = redirect_uri_of(config, base_url, alone=not others)
-        self._has_own_callback = has_own_callback(config, alone=not others)
+        self._redirect_uri = redirect_uri_of(config, base_url, alone=not other_providers)
+        self._has_own_callback = has_own_callback(config, alone=not other_providers)
         self._needs_issuer = not self._has_own_callback and any(
             not has_own_callback(other, alone=False) and other.issuer != config.issuer
-            for other in others
+            for other in other_providers
         )
         self._metadata = ProviderMetadata(clock, documents, config)
-        self.tokens = TokenChecks(
+        self.tokens = TokenVerifier(
             clock,
             self._metadata,
             client_id=config.client_id,
@@ -98,7 +98,7 @@ class OIDC:
             config.enable_registration,
         )
         self.ends_sessions = config.backchannel_logout_enabled
-        self.ignores_person = config.backchannel_logout_ignore_sub
+        self.ignores_subject = config.backchannel_logout_ignore_sub
 
     @property
     def client_id(self) -> str:
@@ -110,11 +110,14 @@ class OIDC:
         """The provider's configured issuer."""
         return self._config.issuer
 
-    async def depart(self, flow_id: str, *, again: bool) -> Departure:
+    async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
         """As `UpstreamProvider.depart`."""
         config = self._config
         metadata = await self._metadata.get()
-        stored = {"nonce": self._new_secret(), **keep_again(again=again, now=self._clock.seconds())}
+        stored = {
+            "nonce": self._new_secret(),
+            **reauthentication_state(again=reauthenticate, now=self._clock.seconds()),
+        }
         query = {
             **config.additional_authorization_parameters,
             "response_type": "code",
@@ -125,54 +128,64 @@ class OIDC:
             "nonce": stored["nonce"],
             # `max_age` makes `auth_time` REQUIRED in the ID token, which shows whether the provider
             # honoured `prompt`
-            **({"prompt": "login", "max_age": "0"} if again else {}),
+            **({"prompt": "login", "max_age": "0"} if reauthenticate else {}),
         }
         if self._uses_pkce(metadata):
             stored["verifier"] = self._new_secret() + self._new_secret()
             query |= {
-                "code_challenge": challenge_of(stored["verifier"]),
+                "code_challenge": code_challenge(stored["verifier"]),
                 "code_challenge_method": "S256",
             }
         separator = "&" if "?" in metadata.authorization_endpoint else "?"
-        return Departure(metadata.authorization_endpoint + separator + urlencode(query), stored)
+        return ProviderRedirect(
+            metadata.authorization_endpoint + separator + urlencode(query), stored
+        )
 
     async def identify(
-        self, flow: Flow, came_to: str | None, code: str, error: str, issuer: str
+        self, flow: SignInFlow, came_to: str | None, code: str, error: str, issuer: str
     ) -> UpstreamIdentity:
         """Redeem a code and return the identity. `came_to`: the provider whose own callback path
         was requested, None for the shared path. Raises `Refused`."""
         if came_to != (self.info.provider_id if self._has_own_callback else None):
-            raise Refused(
-                Reason.PROVIDER_FAILED, "the callback used another provider's redirect URI"
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "the callback used another provider's redirect URI"
             )
         metadata = await self._metadata.get()
         if issuer and issuer != metadata.issuer:
-            raise Refused(Reason.PROVIDER_FAILED, "the callback is from another issuer")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "the callback is from another issuer"
+            )
         if (
             metadata.authorization_response_iss_parameter_supported or self._needs_issuer
         ) and not issuer:
-            raise Refused(Reason.PROVIDER_FAILED, "the callback has no iss")
+            raise SignInRefused(RefusalReason.PROVIDER_FAILED, "the callback has no iss")
         if error:
-            reason = Reason.CANCELLED if error in _CANCELLED else Reason.PROVIDER_FAILED
-            raise Refused(reason, f"{self._config.issuer} returned the error {error[:100]}")
+            reason = (
+                RefusalReason.CANCELLED if error in _CANCELLED else RefusalReason.PROVIDER_FAILED
+            )
+            raise SignInRefused(reason, f"{self._config.issuer} returned the error {error[:100]}")
         if not code:
-            raise Refused(Reason.PROVIDER_FAILED, "the callback has no code")
-        tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
-        claims = await self._claims(metadata, tokens, flow.kept["nonce"])
-        identity = self._reader.read(claims, clean_session(claims.get("sid")))
+            raise SignInRefused(RefusalReason.PROVIDER_FAILED, "the callback has no code")
+        tokens = await self._redeem(metadata, code, flow.provider_state.get("verifier"))
+        claims = await self._claims(metadata, tokens, flow.provider_state["nonce"])
+        identity = self._reader.read(claims, clean_session_id(claims.get("sid")))
         attributes = self._reader.with_groups(claims)
         check_requirements(
             self._config.attribute_requirements, attributes, self.info.provider_id, identity.subject
         )
         auth_time = claims.get("auth_time")
         # ignore implausible times: some parsers accept `-Infinity`
-        is_plausible = isinstance(auth_time, int | float) and 0 < auth_time < LATEST
+        is_plausible = isinstance(auth_time, int | float) and 0 < auth_time < MAX_TIME
         proved = auth_time if is_plausible else None
         must_say = self._config.auth_time_required
-        proved_ts = check_again(flow.kept, proved, self._clock.seconds(), must_say=must_say)
-        return msgspec.structs.replace(identity, proved_ts=proved_ts)
+        proved_ts = check_reauthentication(
+            flow.provider_state, proved, self._clock.seconds(), requires_time=must_say
+        )
+        return msgspec.structs.replace(identity, authenticated_ts=proved_ts)
 
-    async def _redeem(self, metadata: Metadata, code: str, verifier: str | None) -> _Tokens:
+    async def _redeem(
+        self, metadata: DiscoveryDocument, code: str, verifier: str | None
+    ) -> _Tokens:
         config = self._config
         form = {
             "grant_type": "authorization_code",
@@ -196,25 +209,34 @@ class OIDC:
             _Tokens, metadata.token_endpoint, urlencode(form).encode(), headers
         )
 
-    async def _claims(self, metadata: Metadata, tokens: _Tokens, nonce: str) -> Mapping[str, Any]:
+    async def _claims(
+        self, metadata: DiscoveryDocument, tokens: _Tokens, nonce: str
+    ) -> Mapping[str, Any]:
         from_token: Mapping[str, Any] = {}
         if "openid" in self._config.scopes:
             if tokens.id_token is None:
-                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} returned no ID token")
+                raise SignInRefused(
+                    RefusalReason.PROVIDER_FAILED, f"{self._config.issuer} returned no ID token"
+                )
             from_token = await self.tokens.check_id_token(tokens.id_token, nonce)
             await self.tokens.check_issuer(from_token)
             if self._config.user_profile_method == "auto":
                 return from_token
         if metadata.userinfo_endpoint is None or tokens.access_token is None:
-            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no userinfo endpoint")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, f"{self._config.issuer} has no userinfo endpoint"
+            )
         if not tokens.access_token.isascii() or not tokens.access_token.isprintable():
-            raise Refused(
-                Reason.PROVIDER_FAILED, f"{self._config.issuer} returned an invalid access token"
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED,
+                f"{self._config.issuer} returned an invalid access token",
             )
         headers = [("Authorization", f"Bearer {tokens.access_token}")]
         claims = await self._documents.get(dict[str, Any], metadata.userinfo_endpoint, headers)
         if from_token and claims.get("sub") != from_token.get("sub"):
-            raise Refused(Reason.PROVIDER_FAILED, "the userinfo endpoint returned another subject")
+            raise SignInRefused(
+                RefusalReason.PROVIDER_FAILED, "the userinfo endpoint returned another subject"
+            )
         # subject, session and time come from the signed token
         return {
             **claims,
@@ -223,7 +245,7 @@ class OIDC:
             },
         }
 
-    def _make_secret(self, key: JwtKey) -> str:
+    def _make_secret(self, key: JwtKeyOptions) -> str:
         now = int(self._clock.seconds())
         algorithm = str(key.jwt_header.get("alg", "ES256"))
         kind = (
@@ -241,12 +263,12 @@ class OIDC:
             algorithms=[algorithm],
         )
 
-    def _uses_pkce(self, metadata: Metadata) -> bool:
+    def _uses_pkce(self, metadata: DiscoveryDocument) -> bool:
         if self._config.pkce_method != "auto":
             return self._config.pkce_method == "always"
         return "S256" in (metadata.code_challenge_methods_supported or ())
 
 
-def challenge_of(verifier: str) -> str:
+def code_challenge(verifier: str) -> str:
     """Return the PKCE code challenge of a verifier. spec: RFC 7636 section 4.2"""
     return urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

@@ -20,12 +20,12 @@ from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, OctKey
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 from homeserver.services.upstream.oidc.metadata import ProviderMetadata
 
 LEEWAY: Final = 60
 """Allowed difference of clocks, in seconds."""
-OLDEST_LOGOUT: Final = 300
+MAX_LOGOUT_TOKEN_AGE: Final = 300
 """Maximum age of a logout token, in seconds."""
 LONGEST_TOKEN: Final = 64 * 1024
 LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
@@ -33,7 +33,7 @@ LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
 Claims = Mapping[str, Any]
 
 
-class TokenChecks:
+class TokenVerifier:
     """Checks the tokens of one provider."""
 
     def __init__(
@@ -70,7 +70,7 @@ class TokenChecks:
         now = self._clock.seconds()
         if "exp" in claims and _number(claims, "exp") + LEEWAY <= now:
             raise _wrong("it has expired")
-        if _number(claims, "iat") + OLDEST_LOGOUT <= now:
+        if _number(claims, "iat") + MAX_LOGOUT_TOKEN_AGE <= now:
             raise _wrong("it is too old")
         events = claims.get("events")
         if not isinstance(events, dict) or not isinstance(events.get(LOGOUT_EVENT), dict):
@@ -84,7 +84,7 @@ class TokenChecks:
             raise _wrong("its sub or sid is not a valid string")
         return claims
 
-    def name_logout_token(self, token: str, claims: Claims) -> tuple[bytes, int]:
+    def logout_token_id(self, token: str, claims: Claims) -> tuple[bytes, int]:
         """Return the id of a checked logout token, and until when to store it.
 
         The id is a hash of the `jti`, which providers must set; without one, of the signed text.
@@ -96,7 +96,7 @@ class TokenChecks:
         jti = claims.get("jti")
         name = f"jti {jti}" if isinstance(jti, str) and jti else token.rpartition(".")[0]
         text = "\n".join((str(claims.get("iss")), self._client_id, name))
-        until = int((_number(claims, "iat") + OLDEST_LOGOUT + LEEWAY) * 1000)
+        until = int((_number(claims, "iat") + MAX_LOGOUT_TOKEN_AGE + LEEWAY) * 1000)
         return sha256(text.encode("utf-8", "surrogatepass")).digest(), until
 
     async def _verify(self, token: str) -> Claims:
@@ -116,7 +116,7 @@ class TokenChecks:
         try:
             return _decode(token, keys, asymmetric)
         except (JoseError, ValueError):
-            newer = await self._metadata.get_keys(older_than=self._metadata.keys_at)
+            newer = await self._metadata.get_keys(older_than=self._metadata.keys_fetched_at)
             if newer is keys:
                 raise _wrong("its signature is not valid") from None
         try:
@@ -142,7 +142,7 @@ class TokenChecks:
             raise _wrong("it is from another issuer")
 
 
-def read_unchecked(token: str) -> Claims:
+def parse_unverified(token: str) -> Claims:
     """Return the claims of an unverified token, to find the provider that verifies it. Raises
     `Refused`."""
     payload = token.split(".")[1] if token.count(".") == 2 and len(token) <= LONGEST_TOKEN else ""
@@ -167,5 +167,5 @@ def _number(claims: Claims, name: str) -> float:
     return value
 
 
-def _wrong(text: str) -> Refused:
-    return Refused(Reason.PROVIDER_FAILED, f"the token is refused: {text}")
+def _wrong(text: str) -> SignInRefused:
+    return SignInRefused(RefusalReason.PROVIDER_FAILED, f"the token is refused: {text}")
