@@ -61,11 +61,12 @@ from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.http.listeners import describe_listen_error
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.access import AccessLog, FormattedAccessLog
+from homeserver.observe.access_log import AccessLog, FormattedAccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
-from homeserver.observe.page import write_metrics_page
-from homeserver.services.accounts.registration import NoNewAccountTasks, RegistrationRequest
+from homeserver.observe.metrics_page import write_metrics_page
+from homeserver.services.accounts.registration import RegistrationRequest
+from homeserver.services.login.approvals import NoNewAccountTasks
 from homeserver.services.scanning.rescans import RescanRunning, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import describe_redirect_uris
 from homeserver.wiring.accounts import AccountParts

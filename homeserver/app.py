@@ -22,7 +22,7 @@ from twisted.logger import Logger
 
 from federation.http_client.client import WebClient
 from federation.peers.identity import ServerIdentity
-from federation.peers.member_lists import Fetch
+from federation.peers.member_list_refresher import Fetch
 from federation.peers.wire import Wire
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
@@ -39,13 +39,13 @@ from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.sites import Listeners, Sites
-from homeserver.observe.access import AccessLog
+from homeserver.observe.access_log import AccessLog
 from homeserver.observe.caches import CacheMetrics, UnsizedCache
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
-from homeserver.services.accounts.registration import NoNewAccountTasks
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.discovery.server import ServerDiscovery
+from homeserver.services.login.approvals import NoNewAccountTasks
 from homeserver.services.login.passwords import Threads
 from homeserver.services.previews.fetching import PreviewClient
 from homeserver.services.tokens.secret_tokens import RandomBytes

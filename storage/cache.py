@@ -323,7 +323,7 @@ class StreamCache(Generic[K, V]):
 
     def put(self, key: K, value: V, *, since: int) -> bool:
         """Store a value that was read for another purpose, unless something has changed since.
-        Return whether it was stored. `since`: `version` before that read began."""
+        Return whether it was stored. `since`: `changes` before that read began."""
         if since != self.changes:
             return False
         self._values.put(key, value)

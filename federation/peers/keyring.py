@@ -255,7 +255,7 @@ class Keyring:
     ) -> Mapping[ServerName, _Known]:
         """Return the known keys of each server, after fetching those that are missing.
 
-        `caller`: the network address of a request by the one server in `require_parameter`, whose present keys
+        `caller`: the network address of a request by the one server in `wanted`, whose present keys
         are needed. A server that has just answered is not asked again for these. Raises
         LimitExceeded if too many such requests wait.
         """

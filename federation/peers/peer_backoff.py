@@ -22,7 +22,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
-from federation.peers.requests import get_retry_after_ms
+from federation.peers.client import get_retry_after_ms
 from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 

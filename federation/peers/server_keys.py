@@ -6,7 +6,7 @@ spec: server-server-api#retrieving-server-keys
 from collections.abc import Mapping
 from typing import Any
 
-from federation.peers.requests import FederationClient
+from federation.peers.client import FederationClient
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import KeyID, ServerName
 
@@ -40,7 +40,7 @@ class ServerKeyClient:
     ) -> list[Mapping[str, Any]]:
         """Return a notary's documents about the keys of other servers.
 
-        `require_parameter`: for each key the time until which it should be valid, in milliseconds.
+        `wanted`: for each key the time until which it should be valid, in milliseconds.
         Raises RemoteError, Forbidden (the policy).
         """
         criteria = {

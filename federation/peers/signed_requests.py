@@ -19,11 +19,11 @@ from typing import Final
 import msgspec
 
 from federation.api.request import Peer
-from federation.peers.event_lists import is_one_object
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
 from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import FederationPolicy
+from federation.peers.response_splitter import is_one_object
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import MatrixError, NotJson, Unauthorized

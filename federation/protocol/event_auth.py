@@ -115,7 +115,7 @@ def check_auth(
     """Whether the event is allowed in a room in that state. Raises `AuthError`.
 
     `state` needs no more than the entries of `auth_keys`. `create` is the room's create event (for
-    a create event: that event itself). `new_power_levels` is the value of the state's power levels,
+    a create event: that event itself). `power_levels` is the value of the state's power levels,
     where the caller has kept it. `signed_by` are the servers whose signatures on the event have
     been verified; None says that all that the event needs were verified when it was received (as
     for any event that we have stored).

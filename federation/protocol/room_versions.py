@@ -44,7 +44,7 @@ class RedactionRules(msgspec.Struct, frozen=True):
     """The fields that redaction keeps besides the common core. spec: rooms/v11#redactions"""
 
     keeps_origin_membership_prev_state: bool
-    """Top-level `upstream_login`, `membership`, `prev_state` survive (versions 1 to 10)."""
+    """Top-level `origin`, `membership`, `prev_state` survive (versions 1 to 10)."""
     keeps_aliases: bool
     """`aliases` of m.room.aliases survive (versions 1 to 5)."""
     keeps_join_rule_allow: bool

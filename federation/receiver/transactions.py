@@ -23,7 +23,9 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import (
+from federation.peers.fair_semaphore import FairSemaphore
+from federation.peers.policy import FederationPolicy
+from federation.peers.response_splitter import (
     MAX_EVENT_BYTES,
     TooManyEvents,
     Yielder,
@@ -31,8 +33,6 @@ from federation.peers.event_lists import (
     parse_piece,
     split_lists,
 )
-from federation.peers.fair_semaphore import FairSemaphore
-from federation.peers.policy import FederationPolicy
 from federation.protocol.dense_json import has_too_many_values
 from federation.protocol.errors import BadJson, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.events import Event, parse_event

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.peers.requests import FederationClient, make_path
+from federation.peers.client import FederationClient, make_path
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import (
     RoomAlias,

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import Yielder, parse_event_piece, parse_piece, split_lists
-from federation.peers.requests import FederationClient, make_path
+from federation.peers.client import FederationClient, make_path
+from federation.peers.response_splitter import Yielder, parse_event_piece, parse_piece, split_lists
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
 from federation.remote.large_responses import ANSWER_SECONDS

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeGuard
 import msgspec
 from canonicaljson import encode_canonical_json
 
-from federation.peers.requests import FederationClient, RefusedByRemote, make_path
+from federation.peers.client import FederationClient, RefusedByRemote, make_path
 from federation.protocol.canonical_json import check_readable
 from federation.protocol.device_keys import (
     MAX_KEY_DEPTH,

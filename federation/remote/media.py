@@ -18,7 +18,7 @@ import msgspec
 
 from federation.http_client.body import TakeBody
 from federation.http_client.errors import OutboundError
-from federation.peers.requests import FederationClient, Query, RefusedByRemote, make_path
+from federation.peers.client import FederationClient, Query, RefusedByRemote, make_path
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import BadMultipart, MultipartFile

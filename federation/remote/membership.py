@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import MAX_REST_BYTES, split_lists
-from federation.peers.requests import FederationClient, Query, RefusedByRemote, make_path
+from federation.peers.client import FederationClient, Query, RefusedByRemote, make_path
+from federation.peers.response_splitter import MAX_REST_BYTES, split_lists
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID

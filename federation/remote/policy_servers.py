@@ -5,7 +5,7 @@ spec: server-server-api#post_matrixpolicyv1sign
 
 import msgspec
 
-from federation.peers.requests import FederationClient
+from federation.peers.client import FederationClient
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.policy_server import KEY_ID, SIGN_PATHS, PolicyServer
 from federation.protocol.signing import signatures_of

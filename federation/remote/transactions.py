@@ -8,8 +8,8 @@ from typing import Final
 
 import msgspec
 
+from federation.peers.client import FederationClient, make_path
 from federation.peers.identity import ServerIdentity
-from federation.peers.requests import FederationClient, make_path
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName

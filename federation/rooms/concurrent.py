@@ -15,7 +15,7 @@ T = TypeVar("T")
 async def map_concurrently(
     work: Callable[[A], Awaitable[T]], items: Iterable[A], at_once: int
 ) -> list[T]:
-    """Return the results of the work for the items, in order; `max_concurrent` items run at a time.
+    """Return the results of the work for the items, in order; `at_once` items run at a time.
 
     The first failure is raised, and no further item is started.
     """
@@ -50,7 +50,7 @@ async def wait_at_most(
     note_failure: Callable[[Failure], None],
 ) -> None:
     """Return when the work is done or the time is over. The work continues then, and a failure is
-    passed to `record_failure`."""
+    passed to `note_failure`."""
     done: Deferred[None] = Deferred()
 
     def run_next(_: None) -> None:

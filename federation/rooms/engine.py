@@ -251,7 +251,7 @@ class RoomEngine:
     ) -> list[StoredEvent]:
         """Cache the next snapshot of a room that was written; return the new events as stored.
 
-        `version`: entries that differ from the state before (None: removed), if they are not just
+        `changes`: entries that differ from the state before (None: removed), if they are not just
         those that the new events set.
         """
         return self._advance(snapshot, appended, changes)

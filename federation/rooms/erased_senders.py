@@ -119,7 +119,7 @@ def _update(since: dict[str, int], change: Change) -> bool:
 
 
 def _end_before(changes: Sequence[StoredEvent], position: int) -> int:
-    """Return the depth for one position. `version` of a membership, the latest first."""
+    """Return the depth for one position. `changes` of a membership, the latest first."""
     after: StoredEvent | None = None
     for change in changes:
         if change.event.membership == "join" and (change.position or 0) <= position:

@@ -24,10 +24,10 @@ from typing import Final
 import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import FederationPolicy
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName, domain_of
@@ -103,7 +103,7 @@ class PolicyServers:
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Return whether a remote event may be shown.
 
-        `policy_event`: the state event that names the room's policy server now. Events that this server's
+        `named`: the state event that names the room's policy server now. Events that this server's
         own policy refuses are never shown.
         """
         if not self._policy.allows_event(event):

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction
-from federation.sender.refusals import is_to_device
+from federation.sender.refused_items import is_to_device
 from storage.federation.destinations import Backlog, ReceiptToSend
 
 MAX_QUEUED: Final = 2000

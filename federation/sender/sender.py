@@ -34,7 +34,6 @@ from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.events import RoomEvents
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.sticky_events import StickyEvents
-from federation.sender.deliveries import TransactionSender
 from federation.sender.destination import (
     MAX_QUEUED,
     NO_ANSWER_MS,
@@ -42,6 +41,7 @@ from federation.sender.destination import (
     Destination,
     QueuedEvent,
 )
+from federation.sender.transaction_sender import TransactionSender
 from storage.cluster.lease_loop import LeaseLoop
 from storage.cluster.leases import Lease
 from storage.cluster.node_lease import NodeLease

@@ -35,7 +35,7 @@ async def get_users_of_policy(
     """Return the users who have agreed to the current version, in the order of their ids.
 
     `agreed_ts` is in milliseconds since 1970. With `agreed=false`: the users who have not agreed.
-    `next_path`, if present, is the `from` of the next page.
+    `next`, if present, is the `from` of the next page.
     """
     if not 1 <= limit <= MAX_PAGE_SIZE:
         raise InvalidParam(f"limit must be between 1 and {MAX_PAGE_SIZE}")

@@ -12,7 +12,7 @@ from homeserver.api.requester import Requester
 from homeserver.http.responses import EMPTY, Empty
 from homeserver.services.accounts.threepids import Threepids
 from homeserver.services.threepids.validation import EMAIL
-from homeserver.services.upstream.links import ExternalIds
+from homeserver.services.upstream.external_ids import ExternalIds
 
 PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
 

@@ -8,7 +8,7 @@ import msgspec
 from federation.protocol.ids import UserID
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.requester import Requester
-from homeserver.services.administration.account_actions import AccountModeration
+from homeserver.services.administration.moderation import AccountModeration
 
 _UNSTABLE = "/_matrix/client/unstable/uk.timedout.msc4323/admin"
 

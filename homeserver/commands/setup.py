@@ -33,7 +33,7 @@ from storage.engine.interface import DatabaseUnavailable, UnsuitableDatabase
 from storage.engine.migrate import MigrationFailed, SchemaTooNew
 from storage.engine.observer import Observer
 from storage.engine.postgres_config import PostgresConfig
-from storage.engine.sole_server import DatabaseInUse, ServerLock
+from storage.engine.server_lock import DatabaseInUse, ServerLock
 from storage.engine.sqlite import SQLiteConfig
 
 DIRECTORY_THREADS = 8

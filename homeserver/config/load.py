@@ -65,7 +65,7 @@ REASONS = {
 
 
 class ConfigError(Exception):
-    """The files are not valid. `headers` holds all errors, one sentence each, with file and line."""
+    """The files are not valid. `lines` holds all errors, one sentence each, with file and line."""
 
     def __init__(self, lines: Sequence[str]) -> None:
         super().__init__("\n".join(lines))

@@ -243,7 +243,7 @@ class CASOptions:
     allow_existing_users: bool = option(
         False,
         "Gives a person the existing account with the name that CAS says. Synapse always does; "
-        "set `unaltered` if accounts were taken over from there.",
+        "set `true` if accounts were taken over from there.",
     )
     enable_registration: bool = option(True, "Makes accounts for people who have none.")
     allow_numeric_ids: bool = option(False, "Allows names of digits only.")
@@ -292,7 +292,7 @@ class SAML2Options:
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(
-        None, "Or a Python file with them in `CONFIG_TYPES`.", not_implemented=True
+        None, "Or a Python file with them in `CONFIG`.", not_implemented=True
     )
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),

@@ -36,8 +36,8 @@ from zope.interface import implementer
 from homeserver.http.addresses import normalise_address
 from homeserver.http.body_budget import FREE_BYTES, MAX_SECONDS
 from homeserver.http.exchange import Exchange, PipelinedRequest, Transport
-from homeserver.http.head import RequestHead, find_token, has_valid_host, strip_authority
-from homeserver.http.wire import (
+from homeserver.http.request_head import RequestHead, find_token, has_valid_host, strip_authority
+from homeserver.http.response_head import (
     CONTINUE,
     malformed_response,
     too_long_response,

@@ -4,7 +4,7 @@ from typing import Protocol
 
 import msgspec
 
-from homeserver.http.head import RequestHead
+from homeserver.http.request_head import RequestHead
 
 
 class Exchange(Protocol):

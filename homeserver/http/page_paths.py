@@ -10,7 +10,7 @@ Laws:
 import re
 from typing import Final
 
-from homeserver.http.head import RequestHead
+from homeserver.http.request_head import RequestHead
 
 _OWN: Final = b"/_mahalla/"
 _PAGE: Final = re.compile(

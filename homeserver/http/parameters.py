@@ -33,8 +33,8 @@ from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
 from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.head import URI_CHARACTERS
 from homeserver.http.identifiers import IDENTIFIER_PARSERS, TextParser
+from homeserver.http.request_head import URI_CHARACTERS
 from storage.cache import LRU
 
 MAX_QUERY_FIELDS: Final = 200

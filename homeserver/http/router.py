@@ -19,7 +19,6 @@ from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, BodyLimit, Endpoint, fi
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
 from homeserver.http.guard import Guard
-from homeserver.http.head import RequestHead
 from homeserver.http.parameters import (
     Binding,
     DeclarationError,
@@ -30,7 +29,8 @@ from homeserver.http.parameters import (
 )
 from homeserver.http.paths import PathTable
 from homeserver.http.rate_limits import address_key
-from homeserver.observe.access import AccessRecord
+from homeserver.http.request_head import RequestHead
+from homeserver.observe.access_log import AccessRecord
 from storage.cache import LRU
 
 _NONE: Final = Auth.NONE

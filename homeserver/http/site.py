@@ -36,12 +36,16 @@ from federation.protocol.errors import (
 from homeserver.http.body_budget import FREE_BYTES, BodyBudget, BodyReservation
 from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, is_worth_compressing
-from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
+from homeserver.http.conditional_requests import (
+    ByteRange,
+    RangeNotSatisfiable,
+    matches_etag,
+    parse_range,
+)
 from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.first_step import Task, start_coroutine
-from homeserver.http.head import RequestHead, find_cookies
-from homeserver.http.options import SiteOptions as SiteOptions
 from homeserver.http.page_paths import allows_cors
+from homeserver.http.request_head import RequestHead, find_cookies
+from homeserver.http.response_head import NO_BODY, DatedHeads, header_lines, status_line
 from homeserver.http.responses import (
     JSON_TYPE,
     DatabaseNotReachable,
@@ -54,9 +58,10 @@ from homeserver.http.responses import (
     encode_body,
 )
 from homeserver.http.router import Match, MethodNotAllowedHere, Router
+from homeserver.http.site_options import SiteOptions as SiteOptions
 from homeserver.http.streaming import ResponseStream, StreamInterrupted, chain_pieces, read_pieces
-from homeserver.http.wire import NO_BODY, DatedHeads, header_lines, status_line
-from homeserver.observe.access import AccessLog, AccessRecord
+from homeserver.http.tasks import Task, start_coroutine
+from homeserver.observe.access_log import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT_REQUEST
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine.interface import DatabaseUnavailable

@@ -17,7 +17,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from homeserver.observe.access import AccessRecord
+from homeserver.observe.access_log import AccessRecord
 from homeserver.observe.histogram import PlainHistogram
 
 _BUCKETS = (

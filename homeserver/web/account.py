@@ -42,7 +42,7 @@ from homeserver.services.threepids.email_validation import EmailValidation
 from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, ThreepidValidation
 from homeserver.services.tokens.secret_tokens import SecretGenerator
-from homeserver.web.account_records import describe_event, detail_for_owner, format_time
+from homeserver.web.audit_texts import describe_event, detail_for_owner, format_time
 from homeserver.web.error_texts import NoSuchSession, PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other

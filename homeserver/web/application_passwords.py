@@ -19,7 +19,7 @@ from homeserver.services.login.credential_epoch import AuthenticationInvalidated
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.pages.languages import Language
 from homeserver.web.account import APPLICATION_PASSWORDS_PATH
-from homeserver.web.account_records import format_time
+from homeserver.web.audit_texts import format_time
 from homeserver.web.error_texts import NotAnOption, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other

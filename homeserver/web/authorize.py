@@ -13,7 +13,6 @@ from homeserver.http.responses import Response
 from homeserver.services.accounts.registration import Registration
 from homeserver.services.login.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.login.credential_epoch import AuthenticationInvalidated
-from homeserver.services.oauth.addresses import csp_source
 from homeserver.services.oauth.authorization import (
     PARAMETERS,
     Authorization,
@@ -22,6 +21,7 @@ from homeserver.services.oauth.authorization import (
 )
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
+from homeserver.services.oauth.redirect_uris import csp_source
 from homeserver.services.pages.external_links import link_text
 from homeserver.services.pages.languages import Language
 from homeserver.services.terms.consent import Consents

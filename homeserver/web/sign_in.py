@@ -22,7 +22,7 @@ from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.pages.languages import Language
 from homeserver.services.pages.local_paths import local_path_or
 from homeserver.services.upstream.login import UpstreamSignIn
-from homeserver.services.upstream.saml_logout import SAMLLogout
+from homeserver.services.upstream.saml.logout import SAMLLogout
 from homeserver.web.error_texts import explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
@@ -69,7 +69,7 @@ class SignInPage:
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """Make the page, with the name typed before and the error. `reauthenticate`: the user has to
+        """Make the page, with the name typed before and the error. `again`: the user has to
         authenticate again."""
         language = self._pages.choose_language(context.languages)
         token = self._forms.token(context)
@@ -108,7 +108,7 @@ def parse_login_name(name: str) -> str:
 
 def sign_in_link(next_path: str, name: str = "", *, reauthenticate: bool = False) -> str:
     """Return the path of the page, which then continues to another path of this server. `name`:
-    prefills the user name; `reauthenticate`: asks for authentication even with a session."""
+    prefills the user name; `again`: asks for authentication even with a session."""
     optional = {**({"name": name} if name else {}), **({"again": "true"} if reauthenticate else {})}
     return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **optional})}"
 
@@ -123,7 +123,7 @@ async def get_sign_in(
     name: str = "",
     again: bool = False,
 ) -> Response:
-    """The page; a redirect for users who are signed in, unless they have to sign in `reauthenticate`."""
+    """The page; a redirect for users who are signed in, unless they have to sign in `again`."""
     next_path = local_path_or(next, HOME)
     if not again and await sessions.get(context) is not None:
         return see_other(next_path)

@@ -68,7 +68,7 @@ class SSOPage:
         self, context: RequestContext, redirect_url: str, action: str, *, agreed: bool
     ) -> Response:
         """Return the page that asks whether to continue to a client, or a redirect: to sign in or
-        register first, or to the client. `accepted_policies`: the user pressed its button."""
+        register first, or to the client. `agreed`: the user pressed its button."""
         try:
             self._upstream.check_client(redirect_url)
         except SignInRefused as refused:

@@ -87,7 +87,7 @@ class TermsPage:
         self, context: RequestContext, given: Mapping[str, str], fields: Mapping[str, str] | None
     ) -> Response:
         """Return the page, or handle its form with `fields`. `given`: `user`, `signature`,
-        `next_path`."""
+        `next`."""
         user, signature = given.get("user", ""), given.get("signature", "")
         next_path = local_path_or(given.get("next", ""), "")
         signed = bool(user) and self._consents.is_signed(user, signature)

@@ -50,7 +50,7 @@ from homeserver.services.upstream.login import (
     error_to_refusal,
 )
 from homeserver.services.upstream.login_buttons import ICON_PATH, PROVIDER_SIGN_IN_PATH, icon_path
-from homeserver.services.upstream.saml_logout import SAMLLogout, SAMLLogoutMessage
+from homeserver.services.upstream.saml.logout import SAMLLogout, SAMLLogoutMessage
 from homeserver.web.pages import AUTH_DONE, Pages, see_other
 
 REDIRECT_PATH: Final = "/_matrix/client/v3/login/sso/redirect"

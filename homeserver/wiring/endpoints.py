@@ -38,7 +38,6 @@ from homeserver.client import (
     dehydrated_devices,
     delayed_events,
     devices,
-    events_by_time,
     filters,
     initial_sync,
     key_backups,
@@ -75,6 +74,7 @@ from homeserver.client import (
     third_party_networks,
     thread_subscriptions,
     threepids,
+    timestamp_to_event,
     to_device,
     url_previews,
     user_directory,
@@ -104,7 +104,7 @@ from homeserver.web import (
     terms,
     unsubscribe,
     upstream,
-    upstream_answers,
+    upstream_callbacks,
 )
 from homeserver.web import register as register_page
 
@@ -149,7 +149,7 @@ SOURCES: tuple[ModuleType, ...] = (
     dehydrated_devices,
     delayed_events,
     devices,
-    events_by_time,
+    timestamp_to_event,
     filters,
     key_backups,
     keys,
@@ -206,7 +206,7 @@ SOURCES: tuple[ModuleType, ...] = (
     to_device,
     unsubscribe,
     upstream,
-    upstream_answers,
+    upstream_callbacks,
     url_previews,
     user_directory,
     versions,

@@ -3,7 +3,7 @@ reports."""
 
 from collections.abc import Sequence
 
-from federation.rooms.history.by_time import RemoteTimestamps
+from federation.rooms.history.remote_timestamps import RemoteTimestamps
 from federation.rooms.serving.spaces import RemoteSpaces, Spaces
 from federation.rooms.serving.summaries import SummaryVisibility
 from homeserver.services.moderation.report_administration import ReportAdministration

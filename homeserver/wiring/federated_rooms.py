@@ -32,7 +32,7 @@ from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from storage.events.events import EventStore
 from storage.federation.pending_leaves import PendingLeaveStore
-from storage.rooms.planned_invites import PendingInviteStore
+from storage.rooms.pending_invites import PendingInviteStore
 from storage.rooms.served_states import ServedStateReader
 from storage.rooms.summaries import RoomSummaryStore
 

@@ -7,7 +7,7 @@ from federation.remote.events import LIST_SLOTS, MAX_SHORT_LIST_BYTES
 from federation.remote.large_responses import LargeResponseSlots
 from federation.rooms.history.backfill import Backfill
 from federation.rooms.history.history_refetch import HistoryRefetch
-from federation.rooms.history.remote_times import RemoteTimestampLookup
+from federation.rooms.history.remote_timestamps import RemoteTimestampLookup
 from federation.rooms.joins.out_of_room_updates import OutOfRoomUpdates
 from federation.rooms.partial_state.completion import RoomCompletion
 from federation.rooms.partial_state.late_notifications import LateNotifications

@@ -7,11 +7,11 @@ from federation.peers.backoff_schedule import BackoffSchedule
 from federation.receiver.edus import EduReceivers
 from federation.remote.keys import DeviceKeyClient
 from federation.remote.transactions import TransactionClient
-from federation.sender.deliveries import TransactionSender
 from federation.sender.peer_activity import PeerActivityRecorder
 from federation.sender.policy_unblocked import UnblockedServerNotifier
 from federation.sender.sender import FederationSender
-from federation.sender.transaction_contents import TransactionBuilder
+from federation.sender.transaction_builder import TransactionBuilder
+from federation.sender.transaction_sender import TransactionSender
 from homeserver.api.limits import Limit
 from homeserver.cluster.jobs import Job
 from homeserver.observe.sender import SenderMetrics
@@ -32,9 +32,9 @@ from homeserver.wiring.room_history import RoomHistoryParts
 from storage.cluster.node_lease import NodeLease
 from storage.devices.device_list_log import DeviceListLog
 from storage.encryption.remote_devices import RemoteDeviceStore
+from storage.federation.destination_cleanup import DestinationCleanupStore
 from storage.federation.destination_lists import DestinationListStore
 from storage.federation.destinations import LEASE, DestinationStore
-from storage.federation.forgotten_destinations import DestinationCleanupStore
 from storage.rooms.early_receipts import EarlyReceiptStore
 from storage.rooms.receipts import ReceiptStore
 from storage.rooms.room_servers import RoomServerStore

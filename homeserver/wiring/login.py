@@ -68,7 +68,7 @@ class LoginParts:
         addresses: NewAccountEmails | None,
     ) -> None:
         """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `newcomers`: the tasks for new accounts. `uris` handles their e-mail addresses.
+        `newcomers`: the tasks for new accounts. `addresses` handles their e-mail addresses.
 
         Raises `ValueError` if no service can check captchas or send the required messages."""
         server_name = ServerName(config.server_name)

@@ -15,10 +15,10 @@ from storage.engine.database import Database
 from storage.engine.executors import Executor
 from storage.media.contents import LocalContents, MediaContents
 from storage.media.files import MediaFiles
-from storage.media.levelling import FolderTrimmer, MediaRebalancer
 from storage.media.media import MediaStore
 from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import ObjectStore, S3Config
+from storage.media.rebalancing import FolderTrimmer, MediaRebalancer
 from storage.media.shared_contents import SharedContents
 
 OBJECT_THREADS = 8
@@ -97,7 +97,7 @@ def open_s3(config: S3Config) -> ObjectStore:
     Its module is imported here and not above: it takes 50 MB and two seconds, and most servers do
     not need it.
     """
-    return cast(ObjectStore, import_module("storage.media.s3").S3(config))
+    return cast(ObjectStore, import_module("storage.media.s3").S3ObjectStore(config))
 
 
 def _sweep_job(database: Database, files: MediaFiles) -> Job:

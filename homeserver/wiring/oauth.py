@@ -12,8 +12,7 @@ from homeserver.services.oauth.authorization import Authorization
 from homeserver.services.oauth.clients import OAuthClients
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import OAuthMetadata
-from homeserver.services.oauth.tokens import OAuthTokens
-from homeserver.services.oauth.upstream_devices import UpstreamDevices
+from homeserver.services.oauth.tokens import OAuthTokens, UpstreamDevices
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.login import LoginParts
 from storage.engine.database import Database

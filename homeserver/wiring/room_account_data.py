@@ -2,7 +2,7 @@
 
 from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.rooms.receipt_cache import ReceiptCache
-from homeserver.services.rooms.room_data import RoomCaches
+from homeserver.services.rooms.room_caches import RoomCaches
 from homeserver.wiring.cache_sizes import CacheSizes
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.streams import Streams

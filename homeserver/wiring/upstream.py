@@ -14,26 +14,26 @@ from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.avatars import UpstreamAvatars
 from homeserver.services.upstream.cas import CASProvider
 from homeserver.services.upstream.ended_sessions import EndedProviderSessions
-from homeserver.services.upstream.http_documents import ProviderHTTP
+from homeserver.services.upstream.external_ids import ExternalIds
 from homeserver.services.upstream.identity import OfferedProviders, ProviderInfo, UpstreamProvider
 from homeserver.services.upstream.jwt import JWTSignIn
 from homeserver.services.upstream.ldap.login import Directory, DirectoryPasswords
 from homeserver.services.upstream.ldap.removed_users import RemovedUsers
 from homeserver.services.upstream.ldap.types import DirectoryClient
-from homeserver.services.upstream.links import ExternalIds
 from homeserver.services.upstream.login import UpstreamSignIn
 from homeserver.services.upstream.login_flows import UpstreamFlows
 from homeserver.services.upstream.oidc.backchannel_logout import BackchannelLogout
 from homeserver.services.upstream.oidc.provider import OIDCSignIn
 from homeserver.services.upstream.plugin_passwords import PluginPasswords
-from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
-from homeserver.services.upstream.saml import OptionalSAML, SAMLLibrary, SAMLProvider
-from homeserver.services.upstream.saml_logout import SAMLLogout
-from homeserver.services.upstream.saml_metadata import SAMLMetadata
+from homeserver.services.upstream.provider_http import ProviderHTTP
+from homeserver.services.upstream.saml.logout import SAMLLogout
+from homeserver.services.upstream.saml.metadata import SAMLMetadata
+from homeserver.services.upstream.saml.provider import PROVIDER_ID as SAML_ID
+from homeserver.services.upstream.saml.provider import OptionalSAML, SAMLLibrary, SAMLProvider
 from homeserver.web.login_fallback import LoginFallbackPage
 from homeserver.web.sso import SSO_PATH, SSOPage
 from homeserver.web.upstream import UpstreamPages
-from homeserver.web.upstream_answers import CallbackProviders
+from homeserver.web.upstream_callbacks import CallbackProviders
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.login import LoginParts
@@ -291,7 +291,7 @@ class UpstreamParts:
 
 
 def _load_saml(config: Config, base_url: str) -> SAMLLibrary:
-    library = import_module("homeserver.services.upstream.saml_library")
+    library = import_module("homeserver.services.upstream.saml.library")
     saml2_config = config.upstream.saml2_config
     made = library.PySAML2(
         saml2_config.sp_config, saml2_config.idp_entityid, base_url, config.folder

@@ -12,7 +12,7 @@ from homeserver.services.account_data.account_data import AccountData
 from homeserver.services.accounts.accounts import Accounts
 from homeserver.services.accounts.deactivation import Deactivation
 from homeserver.services.accounts.threepids import Threepids
-from homeserver.services.administration.account_actions import AccountModeration
+from homeserver.services.administration.moderation import AccountModeration
 from homeserver.services.devices.devices import Devices
 from homeserver.services.filters.filters import Filters
 from homeserver.services.login.confirmation import AccountConfirmation
@@ -20,7 +20,7 @@ from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push.push_rules import PushRules, push_rules_content
 from homeserver.services.push.stored_rules import PUSH_RULES
-from homeserver.services.rooms.forget import ForgetOnLeave
+from homeserver.services.rooms.forget_on_leave import ForgetOnLeave
 from homeserver.services.threepids.identity_bindings import IdentityBindings
 from homeserver.services.threepids.validation import PASSWORD_RESET
 from homeserver.services.upstream.accounts import UpstreamStages

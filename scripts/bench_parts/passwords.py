@@ -17,7 +17,7 @@ from typing import TypeVar
 import bcrypt
 
 from bench_parts.client import PASSWORD
-from bench_parts.rounds import MILLISECOND, best
+from bench_parts.timing import MILLISECOND, best
 from homeserver.commands.setup import HASHING_THREADS
 from homeserver.services.login.passwords import Passwords
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline

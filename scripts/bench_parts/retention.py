@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench_parts.rounds import best
+from bench_parts.timing import best
 from federation.protocol.ids import EventID
 from federation.rooms.events import StoredEvent
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline

@@ -12,7 +12,7 @@ from bench_parts.client import FULL
 from bench_parts.connection import Connection
 from bench_parts.encryption import keys_claim, keys_query, to_device
 from bench_parts.measurement import Figures, percentile
-from bench_parts.notify_scenarios import BY_MEMBERS
+from bench_parts.member_scenarios import BY_MEMBERS
 from bench_parts.pollers import Pollers
 from bench_parts.push_scenarios import push
 from bench_parts.sync_scenarios import BY_ROOMS

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench_parts.rounds import best
+from bench_parts.timing import best
 from federation.api.request import RequestContext
 from tests.helpers.browser import Browser
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline

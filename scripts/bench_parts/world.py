@@ -122,7 +122,7 @@ class World:
         at_once: int,
         run: Run | None = None,
     ) -> None:
-        """Call `operation(number, connection)` `times` times on `max_concurrent` connections, measured by
+        """Call `operation(number, connection)` `times` times on `at_once` connections, measured by
         `run` if given.
 
         Each connection starts its next operation when it has its response. Without `run`, all

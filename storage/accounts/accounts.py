@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from storage.accounts.erasures import add_erasure
-from storage.directory.user_changes import queue_directory_updates
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction

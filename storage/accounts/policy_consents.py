@@ -45,7 +45,7 @@ class PolicyConsentStore:
     ) -> list[tuple[str, int | None]]:
         """Return up to `limit` active users after `after`, in the order of their ids.
 
-        `accepted_policies`: those who have accepted this version, with the time; else those who have not.
+        `agreed`: those who have accepted this version, with the time; else those who have not.
         """
 
         def read(txn: Transaction) -> list[tuple[str, int | None]]:

@@ -2,7 +2,7 @@
 
 Whether one user may find another is not stored. It is computed from the current memberships, so
 joins and leaves take effect at once. Names are copied; a change of a name queues the user
-(`storage.directory.user_changes`).
+(`storage.directory.user_directory_queue`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence

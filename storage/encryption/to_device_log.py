@@ -140,7 +140,7 @@ def append(
 
 
 def select_oldest(txn: Transaction, gone_before: int, number: int) -> list[ToDeviceLogRow]:
-    """Return the oldest rows. Rows before `removed_before` are known to have left the log."""
+    """Return the oldest rows. Rows before `gone_before` are known to have left the log."""
     sql = (
         "SELECT first_position, sent_ts, devices FROM to_device_log WHERE first_position >= ?"
         " ORDER BY first_position LIMIT ?"

@@ -117,7 +117,7 @@ class RelationStore:
         left_positions: Mapping[int, int] | None = None,
     ) -> Mapping[int, list[Children]]:
         """Return the valid replacements, threads and references of those events, limited to
-        `rel_types` and without events of `ignored_users` senders.
+        `rel_types` and without events of `ignored` senders.
 
         One query. Redacted events have no replacements. `left`: the position, by event, at which
         the reader's stay in its room ended; the result is then as of that position.
@@ -160,7 +160,7 @@ class RelationStore:
         self, room_nid: int, target: str, filter: RelationFilter, max_descendants: int
     ) -> int:
         """Return the number of steps from the event within which at most `most` descendants are
-        found: at least one, no more than `require_parameter.levels`.
+        found: at least one, no more than `wanted.levels`.
 
         Each page of children of children is sorted again among all of them; this reads at most one
         too many.

@@ -110,7 +110,7 @@ class InboxStore:
         none is stored.
 
         `judge`: the policy server whose verdict they wait for. None: that of other waiting events
-        of this server in the room, since most events follow earlier ones. `is_out_of_room`: the server
+        of this server in the room, since most events follow earlier ones. `is_outside`: the server
         is not in the room. A copy from a server in the room replaces one from outside, and a copy
         from the sender's own server replaces any other. `domain`: the registered domain of the
         server; empty: no limit per domain.

@@ -100,7 +100,7 @@ class BrowserSessionStore:
     ) -> list[tuple[bytes, str, str]]:
         """Return like `get_browsers_of_session` for all names with a prefix.
 
-        `prefix`: the prefix, of alphanumeric characters and dots.
+        `beginning`: the prefix, of alphanumeric characters and dots.
         """
         sql = (
             "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session >= ?"
@@ -116,8 +116,8 @@ class BrowserSessionStore:
     ) -> list[tuple[bytes, str, str]]:
         """Return the sessions begun by a sign-in of this name, of any provider.
 
-        The name is `session_id` in their `upstream_login`. A tuple holds the hash of the cookie, the user, and
-        `upstream_login`.
+        The name is `session` in their `origin`. A tuple holds the hash of the cookie, the user, and
+        `origin`.
         """
         sql = "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session = ?"
         return [(bytes(row[0]), row[1], row[2]) for row in txn.query(sql, (session,))]

@@ -8,7 +8,7 @@ from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A used token. `upstream_login`: the sign-in at an identity provider behind it, as JSON; `era`: the
+    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `era`: the
     credential epoch of the account when the token was issued."""
 
     user_id: str

@@ -8,10 +8,10 @@
 
 Laws:
 - The order of a write: bytes written and synced, linked to their place, folder synced, row
-  committed, entry in `incoming_federation` removed. A crash at any point leaves an entry in `incoming_federation`, which
+  committed, entry in `incoming` removed. A crash at any point leaves an entry in `incoming`, which
   tells `sweep` what to delete. So no row is without its file, and no file is without a row after
   the next start.
-- The order of a removal: entry in `incoming_federation`, rows, content, entry.
+- The order of a removal: entry in `incoming`, rows, content, entry.
 - Several processes may share the folder. A writer holds the shared lock until its row is committed;
   a remover needs the lock exclusively, or retries later.
 - Everything runs in the executor's threads, except while the exclusive lock is held: all threads
@@ -103,7 +103,7 @@ class StoredThumbnail(NamedTuple):
 
     beginning: bytes
     file: OpenedFile | None
-    """The complete thumbnail; None if `prefix` has all of it."""
+    """The complete thumbnail; None if `beginning` has all of it."""
     made: float
     """When it was made, in seconds since 1970."""
 
@@ -270,7 +270,7 @@ class MediaFiles:
         contents.
 
         None: other processes are writing, so nothing was done and `remove_rows` was not called. An
-        entry in `incoming_federation` is added before the rows are deleted and removed after the contents: a
+        entry in `incoming` is added before the rows are deleted and removed after the contents: a
         crash between leaves it for the next sweep.
         """
         lock = await self._lock.lock_exclusive()
@@ -493,7 +493,7 @@ def _hashes_in(folder: Path) -> Iterator[bytes]:
 
 
 def _hash_of(name: str) -> bytes | None:
-    """Return the hash that an entry of `incoming_federation` names; None for a part or anything else."""
+    """Return the hash that an entry of `incoming` names; None for a part or anything else."""
     text, _, rest = name.partition(".")
     if rest == "part" or len(text) != 64:
         return None

@@ -82,7 +82,7 @@ class MediaListStore:
     async def get_in_room(self, room_id: str, *, only_there: bool = False) -> Sequence[ContentURI]:
         """Return the files in events of a room, without avatars of its members.
 
-        `only_in_room`: those that no other room, profile or account data refers to.
+        `only_there`: those that no other room, profile or account data refers to.
         """
         return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
 

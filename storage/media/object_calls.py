@@ -57,7 +57,7 @@ class ObjectCallRunner:
     def __init__(
         self, executor: Executor, clock: IReactorTime, max_silence: float, max_long: int = 1
     ) -> None:
-        """`max_silence`: seconds that the store may be silent. `long_at_once`: threads for long
+        """`patience`: seconds that the store may be silent. `long_at_once`: threads for long
         calls."""
         self._executor = executor
         self._clock = clock

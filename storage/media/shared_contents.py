@@ -6,7 +6,7 @@
     retired        gets every content back        is emptied
 
 The name of an object is new for each write: `PREFIX content/ab/cd/HASH-…`. The table
-`media_objects` is the journal. Moves between the two are steps of the job `storage.media.levelling`
+`media_objects` is the journal. Moves between the two are steps of the job `storage.media.rebalancing`
 and can be interrupted anywhere.
 
 Laws:

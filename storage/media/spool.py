@@ -1,7 +1,7 @@
 """Buffers for incoming bytes: in memory while they are few, else in a file that can become a
 content without a copy.
 
-The file is an entry of the store's `incoming_federation` folder, with a lock: the sweep ignores it, and
+The file is an entry of the store's `incoming` folder, with a lock: the sweep ignores it, and
 deletes it after a crash.
 """
 

@@ -22,7 +22,7 @@ class OAuthClientRow(msgspec.Struct, frozen=True):
 
 
 class OAuthCodeRow(msgspec.Struct, frozen=True):
-    """An authorization code. `used_for_family`: the family hash of the session that it was exchanged for;
+    """An authorization code. `used_for`: the family hash of the session that it was exchanged for;
     b"" if the exchange failed; None if it is unused."""
 
     code_hash: bytes

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from storage.directory.user_changes import queue_directory_updates
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag

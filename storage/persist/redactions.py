@@ -3,7 +3,7 @@
 import msgspec
 from msgspec.structs import replace
 
-from storage.directory.user_changes import queue_directory_updates
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.email.outbox import withdraw_notification_emails
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import WriteTransaction

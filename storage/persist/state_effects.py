@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from storage.directory.user_changes import queue_directory_updates
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.encryption.remote_devices import mark_newly_shared
 from storage.engine.interface import SQLValue
 from storage.engine.streams import Change, Topic

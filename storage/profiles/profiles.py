@@ -11,7 +11,7 @@ user sees them, so they take no position.
 
 from collections.abc import Iterable
 
-from storage.directory.user_changes import queue_directory_updates
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic
 from storage.engine.transaction import Transaction, WriteTransaction

@@ -78,7 +78,7 @@ class ThreadUpdatePage(msgspec.Struct, frozen=True):
 
     rows: list[ThreadUpdateRow]
     reached: int | None
-    """The position at which reading stopped: the next page starts there, with this as `by_name`. None:
+    """The position at which reading stopped: the next page starts there, with this as `last`. None:
     the range is done."""
 
 
@@ -110,7 +110,7 @@ class ThreadUpdateStore:
     ) -> ThreadUpdatePage:
         """Return at most `limit` threads of these rooms with events after `after`, up to `upto`.
 
-        The latest event of each is not after `by_name`. Events that `ignored_users` users sent do not count.
+        The latest event of each is not after `last`. Events that `ignored` users sent do not count.
         """
         return await self._database.read(
             "get_thread_updates",
@@ -202,7 +202,7 @@ def _read_replies(
     ignored: frozenset[str],
 ) -> set[_Key]:
     """Read the newest replies of these threads and add those in the range. Return threads with an
-    event after `by_name`."""
+    event after `last`."""
     listed: set[_Key] = set()
     replies = txn.query_each(_SELECT_REPLIES, [(root, MAX_REPLIES, nid) for nid, root in found])
     for key, rows in zip(list(found), replies, strict=True):

@@ -161,7 +161,7 @@ CREATE TABLE space_children (
 CREATE INDEX space_children_by_child ON space_children (child_id);
 
 -- Invites of remote users into a room that was just created, which are still to be sent. Written by
--- storage/rooms/planned_invites.py.
+-- storage/rooms/pending_invites.py.
 CREATE TABLE planned_invites (
     -- The room.
     room_nid BIGINT NOT NULL,
@@ -1551,7 +1551,7 @@ CREATE TABLE taken_assertions (
 CREATE INDEX taken_assertions_by_age ON taken_assertions (expires_ts);
 
 -- OpenID Connect logout tokens that were used, so that none is used twice. Written by
--- storage/upstream/logout_tokens.py.
+-- storage/upstream/login_flows.py.
 CREATE TABLE taken_logout_tokens (
     -- SHA-256 of the provider and the token's ID.
     digest BYTES NOT NULL PRIMARY KEY,
@@ -2440,7 +2440,7 @@ CREATE TABLE known_media (
     media_id TEXT NOT NULL,
     -- Time since which nothing references it. NULL: it is referenced, or never was.
     unreferenced_ts BIGINT,
-    -- Cause of the loss of the last reference: `unreferenced`, `retention`, `purge` or `purged_message`.
+    -- Cause of the loss of the last reference: `unreferenced`, `retention`, `purge` or `forgotten`.
     cause TEXT NOT NULL DEFAULT 'unreferenced',
     -- 1: the uploader referenced it. Otherwise it may be an attachment of the uploader's encrypted
     -- messages.
@@ -2671,7 +2671,7 @@ CREATE TABLE directory_keys (
 CREATE INDEX directory_keys_by_user ON directory_keys (user_id);
 
 -- Users whose directory entry is out of date. Written by storage/directory/user_directory.py,
--- storage/directory/user_changes.py.
+-- storage/directory/user_directory_queue.py.
 CREATE TABLE directory_changes (
     -- The user.
     user_id TEXT NOT NULL PRIMARY KEY,
@@ -2701,7 +2701,7 @@ CREATE TABLE history_purges (
     purge_id TEXT NOT NULL PRIMARY KEY,
     -- The room.
     room_nid BIGINT NOT NULL,
-    -- `purge` or `purged_message`.
+    -- `purge` or `forgotten`.
     cause TEXT NOT NULL,
     -- Messages before this time are purged. NULL: at any time.
     before_ts BIGINT,
@@ -2737,7 +2737,7 @@ CREATE TABLE purged_messages (
     room_nid BIGINT NOT NULL,
     -- Day of the purge: days since 1970, UTC.
     day BIGINT NOT NULL,
-    -- `retention`, `purge` or `purged_message`.
+    -- `retention`, `purge` or `forgotten`.
     cause TEXT NOT NULL,
     -- Number of messages.
     messages BIGINT NOT NULL,

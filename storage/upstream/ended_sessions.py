@@ -7,7 +7,7 @@ from storage.upstream.sessions import ProviderSessions, parse_origin
 
 
 def is_ended(txn: Transaction, origin: str | None) -> bool:
-    """Return whether a sign-in ended at its provider after it began. `upstream_login`: its JSON. A sign-in
+    """Return whether a sign-in ended at its provider after it began. `origin`: its JSON. A sign-in
     that began later is another one, even with the same session name: SAML reuses session indexes,
     saml-core-2.0-os section 2.7.2."""
     sign_in = None if origin is None else parse_origin(origin)

@@ -1,9 +1,9 @@
-"""Stores pending upstream sign-ins (flows) and used SAML assertions.
+"""Stores pending upstream sign-ins (flows) used SAML assertions and used logout tokens.
 
 Laws:
 - A flow is at one step, for one browser, for minutes. Continuing removes it, so it is used once.
 - A pending flow ends with its session at the provider.
-- An assertion is used once.
+- An assertion and a logout token are used once, on all nodes.
 """
 
 import msgspec
@@ -34,7 +34,7 @@ class UpstreamFlowStore:
         self._database = database
 
     async def add_flow(self, row: UpstreamFlowRow, origin: str | None = None) -> bool:
-        """Add a flow. `upstream_login`: JSON of its sign-in at the provider, once the user is identified.
+        """Add a flow. `origin`: JSON of its sign-in at the provider, once the user is identified.
         Return False if that sign-in has ended."""
 
         def write(txn: WriteTransaction) -> bool:
@@ -137,3 +137,14 @@ class UpstreamFlowStore:
             return min(limit, flows + assertions)
 
         return await self._database.write("remove_old_upstream_flows", write)
+
+
+def take_logout_token(txn: WriteTransaction, digest: bytes, until: int, now: int) -> bool:
+    """Record that a token is used in this write; False if it was used before. `until`: when the
+    token is too old anyway, and its row is removed; both in milliseconds since 1970."""
+    txn.execute("DELETE FROM taken_logout_tokens WHERE until_ts <= ?", (now,))
+    sql = (
+        "INSERT INTO taken_logout_tokens (digest, until_ts) VALUES (?, ?)"
+        " ON CONFLICT (digest) DO NOTHING"
+    )
+    return txn.execute(sql, (digest, until)) > 0

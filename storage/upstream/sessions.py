@@ -14,7 +14,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class UpstreamSessionRow(msgspec.Struct, frozen=True):
-    """A device and its sign-in at a provider. `session_id`: the provider's name for the session, if it
+    """A device and its sign-in at a provider. `session`: the provider's name for the session, if it
     has one."""
 
     user_id: str
@@ -28,7 +28,7 @@ _COLUMNS = "user_id, device_id, provider, subject, session"
 
 
 class StoredProviderSignIn(msgspec.Struct, frozen=True):
-    """The fields of a sign-in's JSON (`upstream_login`) that lookups use."""
+    """The fields of a sign-in's JSON (`origin`) that lookups use."""
 
     provider: str
     subject: str = ""

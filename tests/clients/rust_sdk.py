@@ -32,7 +32,7 @@ OPENED_EACH = 100
 
 
 async def until(what: str, look: Callable[[], T]) -> T:
-    """Poll until `get_overview` returns a true value, and return that. The engine works in its own
+    """Poll until `look` returns a true value, and return that. The engine works in its own
     threads."""
     for _ in range(SECONDS * 20):
         found = look()

@@ -22,7 +22,7 @@ from homeserver.services.scanning.rescans import follow_rescan
 from homeserver.wiring.scanning import rescan_store_of
 from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.engine.database import SQLiteConfig
-from storage.engine.sole_server import ServerLock
+from storage.engine.server_lock import ServerLock
 from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
 from tests.helpers.programs import run_program

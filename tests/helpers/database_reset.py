@@ -91,7 +91,7 @@ class DatabaseReset:
         return True
 
     def _is_alone(self) -> bool:
-        """Whether no other session is connected, after a wait of at most `MAX_ATTEMPTS` seconds."""
+        """Whether no other session is connected, after a wait of at most `PATIENCE` seconds."""
         patience_ends = time.monotonic() + PATIENCE
         while self._query(OTHERS) != [(0,)]:
             if time.monotonic() > patience_ends:

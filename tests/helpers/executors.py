@@ -36,7 +36,7 @@ class ManualExecutor(InlineExecutor):
 
 
 class PausableExecutor(ManualExecutor):
-    """Runs jobs inline. While `is_quarantined`, queues jobs and their results until the next `run`."""
+    """Runs jobs inline. While `is_held`, queues jobs and their results until the next `run`."""
 
     is_held = False
 
@@ -54,7 +54,7 @@ class PausableExecutor(ManualExecutor):
 
 class InlineThreads:
     """Replaces the threads that hash passwords: runs work inline and counts it, or holds it until
-    `release`. `meanwhile` is called after the next piece of work."""
+    `let_go`. `meanwhile` is called after the next piece of work."""
 
     def __init__(self) -> None:
         self.runs = 0

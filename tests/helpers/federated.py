@@ -8,7 +8,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from federation.peers.event_lists import BYTES_PER_TURN
+from federation.peers.response_splitter import BYTES_PER_TURN
 from federation.protocol.event_auth import auth_keys
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, StateKey, compute_reference_hash

@@ -14,7 +14,7 @@ from federation.rooms.drafts import Draft
 from homeserver.app import build
 from homeserver.commands.init_files import read_signing_keys
 from homeserver.config.load import load_config
-from homeserver.observe.access import SilentAccessLog
+from homeserver.observe.access_log import SilentAccessLog
 from homeserver.wiring.media import MediaThreads
 from storage.engine.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.engine.executors import InlineExecutor

@@ -224,7 +224,7 @@ def until(
     seconds: float = SECONDS_TO_HEAR,
     instead: Callable[[], object] = lambda: "",
 ) -> T:
-    """Call `get_overview` until it returns a true value, and return that. Other servers process events
+    """Call `look` until it returns a true value, and return that. Other servers process events
     asynchronously.
 
     `instead` describes the state for the failure message.

@@ -16,7 +16,7 @@ CROWD: Final = 8
 
 
 def shrink_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reduce the batch sizes of push and of waking to `EVENTS_PER_WRITE`."""
+    """Reduce the batch sizes of push and of waking to `AT_ONCE`."""
     monkeypatch.setattr(stream_reader, "NOTIFIED_AT_ONCE", AT_ONCE)
     monkeypatch.setattr(queues, "WOKEN_AT_ONCE", AT_ONCE)
 

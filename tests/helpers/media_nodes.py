@@ -14,10 +14,10 @@ from storage.engine.database import Database
 from storage.engine.executors import Executor, InlineExecutor
 from storage.engine.transaction import WriteTransaction
 from storage.media.files import MediaFiles
-from storage.media.levelling import MediaRebalancer
 from storage.media.media import MediaContent, MediaRow, MediaStore
 from storage.media.object_calls import ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed
+from storage.media.rebalancing import MediaRebalancer
 from storage.media.shared_contents import Role, SharedContents
 from tests.helpers.object_store import Bucket
 
@@ -64,7 +64,7 @@ class Node:
             self.clock,
             role=role,
             prefix="mahalla/",
-            **{"give_addresses": False, **further},
+            **{"redirect": False, **further},
         )
         self.levelling = MediaRebalancer(database, self.contents, self.clock)
 

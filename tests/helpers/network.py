@@ -18,7 +18,7 @@ from twisted.internet.task import Clock
 
 from federation.http_client.client import WebClient
 from federation.http_client.errors import OutboundError
-from federation.peers.member_lists import Fetch
+from federation.peers.member_list_refresher import Fetch
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import AnswerTooLong, RemoteError
 from federation.protocol.ids import ServerName

@@ -61,7 +61,7 @@ class Bucket:
             "customer_key": None,
             "storage_class": None,
             "connections": 4,
-            "patience": 20.0,
+            "max_silence": 20.0,
         }
         return S3Config(**{**whole, **further})
 

@@ -26,7 +26,7 @@ from twisted.internet.task import Clock
 from federation.http_client.body import TakeBody
 from federation.http_client.client import WebClient, WebResponse
 from federation.http_client.errors import OutboundError
-from federation.peers.member_lists import Fetch
+from federation.peers.member_list_refresher import Fetch
 from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID

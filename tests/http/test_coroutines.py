@@ -8,7 +8,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 
-from homeserver.http.first_step import start_coroutine
+from homeserver.http.tasks import start_coroutine
 from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
 
 

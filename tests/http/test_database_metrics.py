@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from twisted.logger import ILogObserver, LogEvent, Logger
 
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.page import write_metrics_page
+from homeserver.observe.metrics_page import write_metrics_page
 from storage.engine.database import Database, SQLiteConfig, Transaction, WriteTransaction
 from tests.helpers.databases import open_inline
 from tests.helpers.server import TestServer

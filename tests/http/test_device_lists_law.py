@@ -304,7 +304,7 @@ def test_a_changed_user_who_was_away_between_two_responses_is_in_changed(
 
 
 def live_through(folder: Path, template: Path, steps: list[Action], kept: int) -> None:
-    """`provider_state`: the minimum number of changes that the server keeps in memory."""
+    """`kept`: the minimum number of changes that the server keeps in memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recent_changes, "MAX_CHANGES", kept)
         town = Town(folder, template)

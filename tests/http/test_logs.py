@@ -13,7 +13,7 @@ from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site
-from homeserver.observe.access import FormattedAccessLog, mask_secrets
+from homeserver.observe.access_log import FormattedAccessLog, mask_secrets
 from homeserver.observe.context import CURRENT_REQUEST, RequestInfo
 from homeserver.observe.logs import MAX_BUFFERED_LINES, JsonObserver, LogFile, TextObserver
 from homeserver.observe.metrics import HttpMetrics

@@ -427,19 +427,15 @@ async def test_a_use_reserved_in_a_concurrent_flow_is_released(
         self: RegistrationTokenStage, auth: AuthData, operation: UIAOperation
     ) -> str:
         monkeypatch.undo()
-        confirmed.append(
-            await uia.check(
-                operation, flows, {"type": "m.login.dummy", **session}, keep_session=True
-            )
-        )
+        dummy = {"type": "m.login.dummy", **session}
+        confirmed.append(await uia.check(operation, flows, dummy, keep_session=True))
         if claimed_first:
             await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
         return await check(self, auth, operation)
 
     monkeypatch.setattr(RegistrationTokenStage, "check", check_with_concurrent_request)
-    await uia.check(
-        operation, flows, {"type": TOKEN_STAGE, "token": "once", **session}, keep_session=True
-    )
+    auth = {"type": TOKEN_STAGE, "token": "once", **session}
+    await uia.check(operation, flows, auth, keep_session=True)
     if not claimed_first:
         await database.write("claim", uia.claim, confirmed[0], "@alice:example.org")
     with pytest.raises(UIASessionUsed):
@@ -578,9 +574,8 @@ async def test_a_taken_name_leaves_the_uia_session_valid(server: AccountsServer)
     server.threads.hold()
     pending = server.http.start("POST", "/_matrix/client/v3/register", json=body)
     assert len(server.threads.held) == 1
-    await server.registration.do_register_for_provider(
-        RegistrationRequest(username="alice"), lambda *_: None
-    )
+    alice = RegistrationRequest(username="alice")
+    await server.registration.do_register_for_provider(alice, lambda *_: None)
     server.threads.let_go()
     assert pending.answer.errcode == "M_USER_IN_USE"
     assert server.request("POST", "register", {**body, "username": "bob"}).status == 200

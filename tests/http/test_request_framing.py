@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.head import RequestHead
+from homeserver.http.request_head import RequestHead
 
 BLOCKS = (
     b"Host: x\r\nAuthorization: Bearer one\r\n\r\n",

@@ -9,7 +9,12 @@ from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublish
 
 from federation.protocol.errors import NotFound
 from homeserver.api.endpoint import Auth, endpoint
-from homeserver.http.conditions import ByteRange, RangeNotSatisfiable, matches_etag, parse_range
+from homeserver.http.conditional_requests import (
+    ByteRange,
+    RangeNotSatisfiable,
+    matches_etag,
+    parse_range,
+)
 from homeserver.http.responses import FileBody, MemorySource, Response, StreamedBody
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
 from storage.engine.interface import DatabaseUnavailable

@@ -113,7 +113,7 @@ class Slider(SlidingFollower):
     """A client of sliding sync that asks for something else each time."""
 
     def __init__(self, sessions: Sequence[User], *, lazily: bool = False, **options: Any) -> None:
-        """`lazy_rooms`: it always asks for members as they are needed."""
+        """`lazily`: it always asks for members as they are needed."""
         super().__init__(sessions[0], **options)
         self.lazily = lazily
         self.attempts = Attempts(sessions, self._next, self.take)

@@ -61,7 +61,7 @@ def world(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> Ite
 
 @pytest.mark.parametrize("is_known", [True, False])
 def test_each_write_of_a_batch_sees_the_earlier_ones(world: World, is_known: bool) -> None:
-    """`is_trusted_client`: whether Bob's devices are cached."""
+    """`is_known`: whether Bob's devices are cached."""
     alice, bob = world.person("alice"), world.person("bob")
     others = [world.another(bob) for _ in range(MIN_LOGGED)]
     everybody = {bob.user_id: {"*": {"n": 1}}}

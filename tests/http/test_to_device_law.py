@@ -28,10 +28,10 @@ PAGE = 5
 NAMES = ["ONE", "TWO", "THREE", "FOUR"]
 BOUNDS = [
     (device_sections, "MESSAGES_PER_RESPONSE", PAGE),
-    (device_sections, "REMOVED_AT_ONCE", 4),
-    (to_device, "REMOVED_AT_ONCE", 4),
-    (to_device, "FEWEST_LOGGED", 3),
-    (to_device_cache, "MANY", 4),
+    (device_sections, "DELETE_CHUNK", 4),
+    (to_device, "DELETE_CHUNK", 4),
+    (to_device, "MIN_LOGGED", 3),
+    (to_device_cache, "MANY_MESSAGES", 4),
 ]
 """Small enough for short histories to reach them."""
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
@@ -302,7 +302,7 @@ STEPS = st.one_of(
 def test_every_device_gets_each_message_once_in_order(
     world: World, monkeypatch: pytest.MonkeyPatch, kept: int, steps: list[tuple[Any, ...]]
 ) -> None:
-    """`provider_state`: messages in a node's memory."""
+    """`kept`: messages in a node's memory."""
     for module, name, value in (*BOUNDS, (to_device_cache, "MAX_MESSAGES", kept)):
         monkeypatch.setattr(module, name, value)
     world.begin()

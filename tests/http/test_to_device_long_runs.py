@@ -63,9 +63,9 @@ def test_each_message_arrives_once_and_in_order(
     for module, name, number in (
         (to_device_cache, "MAX_FLOORS", 7),
         (to_device_cache, "MAX_MESSAGES", 150),
-        (to_device_cache, "MANY", 9),
+        (to_device_cache, "MANY_MESSAGES", 9),
         (device_sections, "MESSAGES_PER_RESPONSE", AN_ANSWER),
-        (device_sections, "DEVICES_REMEMBERED", 12),
+        (device_sections, "MAX_DEVICES", 12),
     ):
         monkeypatch.setattr(module, name, number)
     random = Random(seed)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from federation.protocol.ids import RoomID
 from homeserver.services.text.words import TextFolding
-from storage.directory.user_changes import queue_directory_updates
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.engine.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
 from storage.rooms.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine

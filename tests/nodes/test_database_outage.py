@@ -20,7 +20,7 @@ from storage.engine.streams import Streams
 
 
 class Away:
-    """A database that answers polls only while `exists`."""
+    """A database that answers polls only while `is_there`."""
 
     is_there = True
     questions = 0
@@ -112,7 +112,7 @@ class Shared(Away):
         self.fails = 0
         self.counting: Deferred[None] | None = None
 
-    def wait_for_nodes(self, _wait: object) -> None: ...
+    def set_node_barrier(self, _wait: object) -> None: ...
 
     async def connect_node(self) -> Calls:
         return self.calls
@@ -123,7 +123,7 @@ class Shared(Away):
             await self.counting
         return nodes
 
-    async def tell_notes(self, _node: int, bodies: list[str]) -> None:
+    async def send_ephemeral(self, _node: int, bodies: list[str]) -> None:
         if self.fails:
             self.fails -= 1
             raise DatabaseUnavailable("away")

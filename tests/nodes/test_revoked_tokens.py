@@ -102,7 +102,7 @@ def test_a_device_deleted_by_an_administrator_is_signed_out_on_all_nodes(
 
 def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
     """Stop the process, but not during a write, whose end all writers would wait for
-    (`tests/storage/test_waiting_writer.py`)."""
+    (`tests/storage/test_write_lock.py`)."""
     at_work = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND backend_type = 'client backend' AND state <> 'idle'"

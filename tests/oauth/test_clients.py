@@ -9,8 +9,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from homeserver.services.audit.audit import NO_ACCOUNT
-from homeserver.services.oauth.addresses import csp_source, is_allowed_redirect_uri, is_registered
 from homeserver.services.oauth.clients import NEVER_USED_MS, UNUSED_MS, OAuthClient, OAuthClients
+from homeserver.services.oauth.redirect_uris import (
+    csp_source,
+    is_allowed_redirect_uri,
+    is_registered,
+)
 from storage.accounts.audit import AuditStore
 from storage.engine.database import Database
 from storage.oauth.oauth import OAuthStore

@@ -13,7 +13,7 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogPublisher
 from zope.interface import implementer
 
-from homeserver.observe.access import FormattedAccessLog
+from homeserver.observe.access_log import FormattedAccessLog
 from homeserver.observe.logs import JsonObserver, TextObserver
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database

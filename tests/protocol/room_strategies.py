@@ -1,6 +1,6 @@
 """Random rooms of any version for Hypothesis: they grow by legal and illegal steps, fork and merge.
 
-A room is grown by a pure function from a list of `CopyProgress`s, small numbers that are interpreted in the
+A room is grown by a pure function from a list of `Step`s, small numbers that are interpreted in the
 context of the room at that point. So every list of steps is a room, examples shrink well, and a
 failing case is a short JSON file.
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.peers.event_lists import is_one_object
+from federation.peers.response_splitter import is_one_object
 from federation.protocol.dense_json import has_too_many_values, without_deep
 
 values = st.recursive(

@@ -63,7 +63,7 @@ class Disk:
         self.fails_next = False
         for owner, name in (
             (PushDecisions, "get_actions"),
-            (PushStream, "get_stretch"),
+            (PushStream, "get_batch"),
             (BadgeCounts, "get"),
         ):
             self._patch(monkeypatch, owner, name)

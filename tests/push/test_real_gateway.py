@@ -73,7 +73,7 @@ class Ntfy:
 
 
 def until(look: Callable[[], T | None]) -> T:
-    """Return the result of `get_overview` as soon as it is true."""
+    """Return the result of `look` as soon as it is true."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
         try:

@@ -120,7 +120,7 @@ async def test_waiting_receipts_are_bounded(
     a, b = pair
     room_id, receipts, _ = await met(pair)
     events = [(await a.send(room_id, a.user, text)).event for text in "123"]
-    for bound in ("MOST_OF_SERVER", "MOST"):
+    for bound in ("MAX_PER_SERVER", "MAX_RECEIPTS"):
         monkeypatch.setattr(early_receipts, bound, 2)
     for event, thread_id in zip(events, (MAIN_THREAD, UNTHREADED, "$x"), strict=True):
         await receipts.keep(event, thread_id)

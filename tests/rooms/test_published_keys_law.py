@@ -52,7 +52,7 @@ class Store:
     def __init__(
         self, tables: Tables, waiting: list[Callable[[], None]], *, is_alone: bool
     ) -> None:
-        self.is_alone = is_alone
+        self.is_single_process = is_alone
         self._tables = tables
         self._waiting = waiting
 
@@ -73,7 +73,7 @@ class Store:
         await self._moment()
         return PublishedKeys(devices, positions=positions)
 
-    async def get_newest(
+    async def get_positions_and_signatures(
         self, ours: Collection[str], signer: str | None
     ) -> tuple[Mapping[str, int], Mapping[str, Sequence[KeySignature]]]:
         await self._moment()

@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.peers.requests import FederationClient
+from federation.peers.client import FederationClient
 from federation.protocol.errors import MatrixError
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event

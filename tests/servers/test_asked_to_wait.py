@@ -12,18 +12,18 @@ import pytest
 
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
-from federation.sender import deliveries
+from federation.sender import transaction_sender
 from homeserver.services.federation.destinations import DEAD_DAYS
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
 from tests.helpers.room_actions import say
-from tests.servers.test_bytes_of_servers import LARGE, SLOW
 from tests.servers.test_claims_over_restarts import begin_claim
 from tests.servers.test_devices_between import another_device, bodies, send, sending
 from tests.servers.test_refused_for_a_while import again
 from tests.servers.test_sending import DESTINATIONS, make_admin
+from tests.servers.test_to_device_bytes import LARGE, SLOW
 
 
 class Busy:
@@ -293,7 +293,7 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transaction is built again from the unsent data, and nothing is lost."""
-    monkeypatch.setattr(deliveries, "MAX_RETAINED_TRANSACTIONS", 1)
+    monkeypatch.setattr(transaction_sender, "MAX_RETAINED_TRANSACTIONS", 1)
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")

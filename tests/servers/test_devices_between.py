@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms
+from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, shared

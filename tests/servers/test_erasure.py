@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import make_path
+from federation.peers.client import make_path
 from federation.protocol.ids import RoomID, ServerName
 from tests.helpers.federated import EAST, NORTH, Side, adopt, shared, texts
 from tests.helpers.network import Network

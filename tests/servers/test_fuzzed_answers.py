@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs
 
-from federation.peers.requests import RefusedByRemote
+from federation.peers.client import RefusedByRemote
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import RoomID

@@ -53,7 +53,7 @@ class Rooms:
         self._seconds = seconds
         self.looks = 0
 
-    async def get_unwelcome_guests(
+    async def get_disallowed_guests(
         self, limit: int, _room_nid: int | None = None, after: str = ""
     ) -> list[tuple[str, str]]:
         self.looks += 1

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.peers.requests import RefusedByRemote
+from federation.peers.client import RefusedByRemote
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import RemoteError
 from federation.protocol.event_signing import hash_and_sign_event

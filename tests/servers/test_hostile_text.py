@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 from twisted.logger import capturedLogs
 
-from federation.peers.requests import RefusedByRemote
+from federation.peers.client import RefusedByRemote
 from federation.protocol.ids import ServerName, UserID
 from storage.engine.database import Database
 from tests.helpers.databases import copy_sqlite, open_inline

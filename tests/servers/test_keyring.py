@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation.peers.client import FederationClient
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import (
     MAX_CONCURRENT_UNAUTHENTICATED,
@@ -18,7 +19,6 @@ from federation.peers.keyring import (
     Notary,
 )
 from federation.peers.policy import FederationPolicy, make_rules
-from federation.peers.requests import FederationClient
 from federation.peers.server_keys import ServerKeyClient
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import LimitExceeded, RemoteError

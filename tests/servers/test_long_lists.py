@@ -9,8 +9,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from federation.peers import event_lists
-from federation.peers.event_lists import (
+from federation.peers import response_splitter
+from federation.peers.response_splitter import (
     BYTES_PER_TURN,
     MAX_EVENT_BYTES,
     MAX_OTHER_VALUES,
@@ -131,7 +131,7 @@ def test_others_have_their_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
     event = b'{"body":"' + b"x" * 60_000 + b'"},'
 
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] >= len(event) * 200 // BYTES_PER_TURN - 1
-    monkeypatch.setattr(event_lists, "BYTES_PER_TURN", 1 << 30)
+    monkeypatch.setattr(response_splitter, "BYTES_PER_TURN", 1 << 30)
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] == 0
 
 

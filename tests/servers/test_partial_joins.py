@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.peers.requests import RefusedByRemote
+from federation.peers.client import RefusedByRemote
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.drafts import Draft

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.client import RefusedByRemote
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.requests import RefusedByRemote
 from federation.protocol.errors import RemoteError
 
 NORTH, SOUTH = "north", "south"

@@ -13,7 +13,7 @@ from federation.rooms.joins.planned_invites import LEASE_MS
 from storage.accounts.accounts import AccountStore
 from storage.accounts.validity import AccountValidityStore
 from storage.engine.transaction import WriteTransaction
-from storage.rooms.planned_invites import PendingInviteStore
+from storage.rooms.pending_invites import PendingInviteStore
 from tests.helpers.http import Pending
 from tests.helpers.network import Fate, Network
 from tests.helpers.remote_membership import (

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.peers.event_lists import PARSED_BYTES_PER_TURN
+from federation.peers.response_splitter import PARSED_BYTES_PER_TURN
 from federation.peers.wire import WireResponse
 from federation.rooms.check import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import make_path
+from federation.peers.client import make_path
 from federation.protocol.ids import EventID, ServerName
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import ROOM_VERSIONS

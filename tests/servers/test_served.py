@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from federation.peers.requests import RefusedByRemote, make_path
+from federation.peers.client import RefusedByRemote, make_path
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from federation.peers.requests import RefusedByRemote, make_path
+from federation.peers.client import RefusedByRemote, make_path
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName, UserID
@@ -14,7 +14,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from federation.rooms.joins.send_join_response import MAX_SMALL_MEMBERS, MAX_SMALL_SERVERS
 from federation.rooms.membership_templates import fill_template
-from federation.rooms.serving import spliced
+from federation.rooms.serving import streamed_events
 from storage.events.events import EventStore
 from storage.rooms import served_states
 from tests.helpers.network import Network
@@ -221,7 +221,7 @@ async def test_long_events_come_in_pieces_though_they_are_few(
     for number in range(10):
         set_state(alice, room_id, "org.example.note", {"text": "x" * 3_000}, f"{number}")
     monkeypatch.setattr(served_states, "MAX_PDU_BYTES", 10_000)
-    monkeypatch.setattr(spliced, "BYTES_AT_ONCE", 10_000)
+    monkeypatch.setattr(streamed_events, "BYTES_AT_ONCE", 10_000)
     read_at_once: list[int] = []
     get_pdus = EventStore.get_pdus
 

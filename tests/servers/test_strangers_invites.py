@@ -6,7 +6,7 @@ from urllib.parse import quote
 import msgspec
 import pytest
 
-from federation.peers.requests import RefusedByRemote
+from federation.peers.client import RefusedByRemote
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, parse_event

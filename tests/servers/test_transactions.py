@@ -11,9 +11,9 @@ import msgspec
 import pytest
 from twisted.internet.defer import Deferred
 
-from federation.peers import event_lists
-from federation.peers.event_lists import PARSED_BYTES_PER_TURN, parse_event_piece, parse_piece
-from federation.peers.requests import RefusedByRemote
+from federation.peers import response_splitter
+from federation.peers.client import RefusedByRemote
+from federation.peers.response_splitter import PARSED_BYTES_PER_TURN, parse_event_piece, parse_piece
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import ServerName, UserID
@@ -456,7 +456,7 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
         work.append(len(msgspec.json.encode(pdu)))
         return parse_event(version, pdu)
 
-    monkeypatch.setattr(event_lists, "_pause", pause)
+    monkeypatch.setattr(response_splitter, "_pause", pause)
     monkeypatch.setattr(receiver, "parse_event_piece", read)
     monkeypatch.setattr(receiver, "parse_piece", read_any)
     monkeypatch.setattr(receiver, "parse_event", parse)
@@ -481,7 +481,7 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
 async def test_an_event_of_more_values_than_any_is_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(event_lists, "parse_piece", None)
+    monkeypatch.setattr(response_splitter, "parse_piece", None)
     assert parse_event_piece(msgspec.Raw(msgspec.json.encode({"a": [0] * 70_000}))) == {}
 
 

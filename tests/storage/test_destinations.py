@@ -15,6 +15,7 @@ from storage.encryption.remote_devices import DeviceListUpdate, RemoteDeviceStor
 from storage.engine.database import Database
 from storage.engine.streams import Change, Stage, Topic
 from storage.engine.transaction import WriteTransaction
+from storage.federation.destination_cleanup import CleanupAges, DestinationCleanupStore
 from storage.federation.destination_lists import (
     DestinationListStore,
     DestinationRoom,
@@ -27,7 +28,6 @@ from storage.federation.destinations import (
     DestinationRow,
     DestinationStore,
 )
-from storage.federation.forgotten_destinations import CleanupAges, DestinationCleanupStore
 from storage.persist.state_effects import StateEffect, apply_effects
 from storage.rooms.memberships import NewMembership
 from storage.rooms.partial_rooms import add_partial_join

@@ -138,7 +138,7 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
     call = ObjectCall(Clock())
     with slowly_joining_object_store(seconds=3.6) as (endpoint_url, asked):
         store = bucket.open(
-            endpoint_url=endpoint_url, patience=6.0
+            endpoint_url=endpoint_url, max_silence=6.0
         )  # three seconds for any other response
         store.put("a", tmp_path / "file", call)
     assert asked == ["begin", "part", "part", "join"]
@@ -273,7 +273,7 @@ async def test_a_store_that_deletes_nothing_is_retried_later(
 def test_the_client_of_a_store_that_never_answers_gives_up(bucket: Bucket, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(4 << 20))
     with hanging_object_store() as endpoint_url:
-        store = bucket.open(endpoint_url=endpoint_url, patience=0.2)
+        store = bucket.open(endpoint_url=endpoint_url, max_silence=0.2)
         for call in (
             lambda: store.put("a", tmp_path / "file", ObjectCall(Clock())),
             lambda: store.open("a", 0),

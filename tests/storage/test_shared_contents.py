@@ -12,9 +12,9 @@ from twisted.internet.defer import Deferred
 from twisted.logger import capturedLogs, formatEvent
 
 from storage.engine.database import Database
-from storage.media.levelling import FOLDERS, FolderTrimmer
 from storage.media.object_store import ObjectStore, ObjectStoreFailed, UploadProgress
 from storage.media.objects import MediaObjectJournal
+from storage.media.rebalancing import FOLDERS, FolderTrimmer
 from storage.media.s3 import PART_BYTES
 from storage.media.shared_contents import MAX_FETCHED_BYTES, WRITING_SECONDS
 from tests.helpers.executors import ManualExecutor
@@ -97,7 +97,7 @@ async def test_clients_may_be_redirected_to_the_store(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     digest = await Node(sqlite_database, tmp_path, bucket.open()).upload(TEA)
-    node = Node(sqlite_database, tmp_path, bucket.open(), give_addresses=True)
+    node = Node(sqlite_database, tmp_path, bucket.open(), redirect=True)
     address = await node.contents.get_url(digest, "text/plain", "attachment; filename=tea.txt")
     assert address is not None
     with urllib.request.urlopen(address) as answer:  # noqa: ASYNC210 - the store is another process

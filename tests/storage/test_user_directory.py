@@ -6,13 +6,13 @@ import pytest
 from msgspec.structs import replace
 
 from storage.accounts.accounts import AccountRow, AccountStore
-from storage.directory.user_changes import queue_directory_updates
 from storage.directory.user_directory import (
     DirectoryQuery,
     DirectoryUser,
     RemoteProfile,
     UserDirectoryStore,
 )
+from storage.directory.user_directory_queue import queue_directory_updates
 from storage.engine.database import Database, Transaction, WriteTransaction
 from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipRow, put_memberships

@@ -393,7 +393,7 @@ def test_a_faulty_directory_removes_nobody(
         assert all_are_here()
 
     server = TestServer(tmp_path, sqlite_database, config_of(slapd), 3)
-    monkeypatch.setattr(asking, "PAGE", 2)  # several pages of results
+    monkeypatch.setattr(asking, "PAGE_SIZE", 2)  # several pages of results
     assert all_are_here()
     for uid in names[:2]:  # half of them at once, more than the limit
         slapd.dismiss(uid)

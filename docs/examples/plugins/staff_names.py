@@ -1,4 +1,4 @@
-"""A plug-in that refuses accounts: names of the form `first.by_name` only, and none that sound like an
+"""A plug-in that refuses accounts: names of the form `first.last` only, and none that sound like an
 office."""
 
 import re

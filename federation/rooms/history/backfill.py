@@ -19,8 +19,8 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event

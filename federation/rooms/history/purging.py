@@ -52,7 +52,7 @@ class MessagePurging:
         also: AlsoWrite | None = None,
         asked: StillWanted | None = None,
     ) -> int:
-        """Purge messages of a room in one write, unless `client` returns False in it.
+        """Purge messages of a room in one write, unless `asked` returns False in it.
 
         Return the number of messages that had not been purged meanwhile.
         """

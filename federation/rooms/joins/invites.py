@@ -15,8 +15,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from federation.peers.client import RefusedByRemote, is_no_answer
 from federation.peers.identity import ServerIdentity
-from federation.peers.requests import RefusedByRemote, is_no_answer
 from federation.protocol.errors import (
     Forbidden,
     IncompatibleRoomVersion,
@@ -235,7 +235,7 @@ class Invitations:
     ) -> None:
         """Turn an invite promised to an address into an invite of a remote user.
 
-        The user has proved that they own the address. `require_parameter`: the partial event. Raises NotFound,
+        The user has proved that they own the address. `wanted`: the partial event. Raises NotFound,
         Forbidden, InvalidParam, OtherServerFailed.
 
         spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid

@@ -105,7 +105,7 @@ class JoinImporter:
         now_ms: Callable[[], int],
         first_attempt: Callable[[], int],
     ) -> None:
-        """`schedule_first_attempt`: returns when unverified events are retried, in milliseconds."""
+        """`first_attempt`: returns when unverified events are retried, in milliseconds."""
         self._database = database
         self._engine = engine
         self._rooms = rooms

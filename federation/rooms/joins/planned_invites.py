@@ -28,7 +28,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.invites import Invitations
 from federation.rooms.membership_templates import MEMBER
 from storage.engine.interface import DatabaseUnavailable
-from storage.rooms.planned_invites import PendingInvite, PendingInviteStore
+from storage.rooms.pending_invites import PendingInvite, PendingInviteStore
 from storage.rooms.rooms import RoomRow, RoomStore
 
 INVITING_SECONDS: Final = 20

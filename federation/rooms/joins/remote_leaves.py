@@ -19,9 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.client import RefusedByRemote
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.requests import RefusedByRemote
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name

@@ -14,7 +14,7 @@ from federation.protocol.events import StateKey
 from federation.rooms.events import StoredEvent, entries_before
 from federation.rooms.membership_templates import MEMBER
 from federation.rooms.room_servers import RoomServers
-from federation.rooms.serving.spliced import Part, make_part, splice
+from federation.rooms.serving.streamed_events import Part, make_part, splice
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.events import EventStore
 from storage.rooms.served_states import ServedStateReader

@@ -331,7 +331,7 @@ class RoomCompletion:
     ) -> dict[tuple[str, str], int]:
         """Fetch the state before an event from the first server that sends it.
 
-        Events that cannot be verified are stored: as `make_part`, and only those of type `only`.
+        Events that cannot be verified are stored: as `part_of`, and only those of type `only`.
         Raises RemoteError, MatrixError.
         """
         failure: RemoteError | MatrixError = RemoteError(

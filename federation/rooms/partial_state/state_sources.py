@@ -14,9 +14,9 @@ spec: server-server-api#get_matrixfederationv1stateroomid; MSC3902 leaves this o
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from federation.peers.client import RefusedByRemote
 from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import FederationPolicy
-from federation.peers.requests import RefusedByRemote
 from federation.protocol.ids import ServerName
 from federation.rooms.room_servers import RoomServers
 from storage.rooms.partial_rooms import PartialRoom

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import Yielder
+from federation.peers.response_splitter import Yielder
 from federation.protocol.errors import BadEvent, MatrixError
 from federation.protocol.events import MAX_PDU_BYTES, Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID

@@ -113,7 +113,7 @@ class Inbox:
     ) -> None:
         """Store events until they can be placed. Raises InboxFull: then none of them is stored.
 
-        `judge`: the policy server whose answer they wait for. `is_out_of_room`: the origin is not in
+        `judge`: the policy server whose answer they wait for. `is_outside`: the origin is not in
         the room. `is_news`: they end the pause of the room.
         """
         rows = [

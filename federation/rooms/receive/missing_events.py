@@ -174,8 +174,8 @@ class MissingEvents:
     ) -> Mapping[EventID, Outcome]:
         """Receive events of a room and fetch what they refer to; return an outcome for each.
 
-        Events that still wait could not be placed with what the servers sent. `upstream_login` is asked
-        first. `past_memberships`: they are not news. `walk`: request the events between them and known ones;
+        Events that still wait could not be placed with what the servers sent. `origin` is asked
+        first. `past`: they are not news. `walk`: request the events between them and known ones;
         else only the state at the gap. `fetched`: events of the gap that were fetched before.
         `seconds`: the time limit of all requests. Raises NotFound when this server is not in the
         room.

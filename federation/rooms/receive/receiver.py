@@ -127,8 +127,8 @@ class Receiver:
     ) -> list[Outcome]:
         """Receive raw or parsed events of a known room, and return their outcomes in order.
 
-        `upstream_login`: the server whose transaction brought them; the room's server ACL must allow it.
-        `past_memberships`: they were fetched from the room's history, so they are not news and are not checked
+        `origin`: the server whose transaction brought them; the room's server ACL must allow it.
+        `past`: they were fetched from the room's history, so they are not news and are not checked
         against the current state. `states`: for events with missing prev_events, the state before
         them according to another server, as ids of stored events. It is resolved with the states
         after the prev_events that we have. `send_on`: we send them to the other servers in the

@@ -58,7 +58,7 @@ class RemoteStates:
         states: LargeResponseSlots,
         clock: IReactorTime,
     ) -> None:
-        """`stale_lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
+        """`lists`: limits concurrent responses with lists of ids and auth chains; `states`: those
         with complete states."""
         self._receiver = receiver
         self._imports = imports
@@ -80,7 +80,7 @@ class RemoteStates:
     ) -> RemoteState:
         """Fetch the state before an event from a server, and store its events.
 
-        Invalid events are left out. `most_new`: the limit of new events. `make_part`: how far the
+        Invalid events are left out. `most_new`: the limit of new events. `part_of`: how far the
         state is trusted. `left`: returns the time that is left. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid

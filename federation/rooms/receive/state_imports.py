@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.peers.event_lists import Yielder, parse_event_piece
+from federation.peers.response_splitter import Yielder, parse_event_piece
 from federation.protocol.errors import BadState
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import ROOM_VERSIONS

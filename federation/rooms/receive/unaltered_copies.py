@@ -27,9 +27,9 @@ from typing import Final
 import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.peers.peer_backoff import PeerBackoff
 from federation.peers.policy import FederationPolicy
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import BadEvent, MatrixError, RemoteError
 from federation.protocol.event_signing import is_content_hash_valid
@@ -99,7 +99,7 @@ class UnalteredCopies:
         ]
 
     async def find(self, room_nid: int, event: Event, origin: ServerName | None) -> Event | None:
-        """Return the event to use for an altered copy from `upstream_login`, or None if no server has it.
+        """Return the event to use for an altered copy from `origin`, or None if no server has it.
 
         This is the unaltered copy, or the altered one if the sender's server has no other.
         """
@@ -189,7 +189,7 @@ async def replace_altered(
 ) -> UnalteredBatch:
     """Fetch unaltered copies of altered events.
 
-    Only events in `signers` are checked. `upstream_login`: the server whose transaction brought them.
+    Only events in `signers` are checked. `origin`: the server whose transaction brought them.
     """
     altered: dict[EventID, Event] = {}
     for candidate in candidates:

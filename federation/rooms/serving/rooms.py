@@ -28,7 +28,7 @@ from federation.protocol.redaction import redact
 from federation.rooms.events import RoomEvents, StoredEvent, entries_before
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.serving.server_visibility import ServerVisibility
-from federation.rooms.serving.spliced import Part, make_part, splice
+from federation.rooms.serving.streamed_events import Part, make_part, splice
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.auth_chains import AuthChainStore
 from storage.events.events import EventStore

@@ -106,7 +106,7 @@ def _plan(
     provider: str,
     most: int,
 ) -> EmailChanges:
-    """Plan one account. `rows`: its addresses; `taken`: those of `uris` it cannot have."""
+    """Plan one account. `rows`: its addresses; `taken`: those of `addresses` it cannot have."""
     gone = _find_losses(rows, addresses, provider)
     known = {row.address for row in rows if row.medium == EMAIL}
     unknown = [address for address in dict.fromkeys(addresses) if address not in known]

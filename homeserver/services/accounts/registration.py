@@ -35,7 +35,7 @@ from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts.registration_rules import RegistrationRules, compute_flows
 from homeserver.services.audit.audit import AuditEvent, record_event
-from homeserver.services.login.approvals import Approvals, NewAccountTasks
+from homeserver.services.login.approvals import Approvals, NewAccountTasks, NoNewAccountTasks
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import Passwords
 from homeserver.services.login.sessions import NewSession, Sessions
@@ -91,16 +91,6 @@ class NewAccountEmails(Protocol):
         `languages`: the owner's languages, as in `Accept-Language`.
         """
         ...
-
-
-class NoNewAccountTasks:
-    """The tasks of a server that has none for new accounts."""
-
-    def schedule(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """Schedule nothing."""
-
-    async def run(self, user_id: UserID) -> None:
-        """Run nothing."""
 
 
 class RegistrationRequest(msgspec.Struct, frozen=True):
@@ -170,7 +160,7 @@ class Registration:
         newcomers: NewAccountTasks | None = None,
         addresses: NewAccountEmails | None = None,
     ) -> None:
-        """`newcomers`: the tasks for new accounts; they do not run for guests. `uris` handles
+        """`newcomers`: the tasks for new accounts; they do not run for guests. `addresses` handles
         the e-mail addresses of new accounts."""
         self._approvals = approvals
         self._consents = consents

@@ -64,7 +64,7 @@ class Threepids:
         users_may_change: bool,
     ) -> None:
         """`kept_by_address`: stores with data to delete with an address. `bindings`: at identity
-        servers. `version`: whether users may change their addresses."""
+        servers. `changes`: whether users may change their addresses."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -204,7 +204,7 @@ class Threepids:
     ) -> None:
         """Replace all addresses of an account, for the administrator `by`.
 
-        `uris`: pairs of medium and address, which need no validation. Raises
+        `addresses`: pairs of medium and address, which need no validation. Raises
         `ThreepidInUse`.
         """
 

@@ -35,7 +35,7 @@ from homeserver.services.profiles.profiles import AVATAR_URL, DISPLAY_NAME, Prof
 from homeserver.services.threepids.email_validation import parse_email_address
 from homeserver.services.threepids.phone_validation import parse_phone_number, to_msisdn
 from homeserver.services.threepids.validation import EMAIL, MSISDN
-from homeserver.services.upstream.links import ExternalIds
+from homeserver.services.upstream.external_ids import ExternalIds
 from storage.accounts.accounts import AccountRow
 from storage.accounts.policy_consents import ConsentRow, PolicyConsentStore
 from storage.accounts.user_lists import UserFilter, UserListStore, UserOrder, UserPage

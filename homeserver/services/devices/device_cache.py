@@ -47,8 +47,8 @@ class DeviceCache:
         )
 
     def add(self, found: Mapping[str, Recipients], changes: int) -> None:
-        """Cache the devices of these users, unless a change came after `self.version` was
-        `version`."""
+        """Cache the devices of these users, unless a change came after `self.changes` was
+        `changes`."""
         for user_id, devices in found.items():
             self._users.put(user_id, devices, since=changes)
 

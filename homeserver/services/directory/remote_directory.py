@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.peers.client import RefusedByRemote
 from federation.peers.fair_semaphore import FairSemaphore
 from federation.peers.policy import FederationPolicy
-from federation.peers.requests import RefusedByRemote
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,

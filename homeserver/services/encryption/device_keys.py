@@ -173,7 +173,7 @@ def present_keys(
     published: PublishedKeys, reader: UserID | None, wanted: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     """Return users' keys as `reader` (None: anybody) sees them: device keys, and cross-signing keys
-    by usage. `require_parameter`: devices by user; an empty list means all devices."""
+    by usage. `wanted`: devices by user; an empty list means all devices."""
     answer: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
         made = published.signatures.get(user_id)

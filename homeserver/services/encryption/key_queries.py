@@ -118,7 +118,7 @@ class KeyQueries:
     async def query(
         self, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int
     ) -> dict[str, Any]:
-        """Return device keys and cross-signing keys. `require_parameter`: devices by user; an empty list means
+        """Return device keys and cross-signing keys. `wanted`: devices by user; an empty list means
         all devices. Raises TooLarge."""
         answer: dict[str, Any] = {"device_keys": {}}
         size = 0
@@ -190,7 +190,7 @@ class KeyQueries:
     async def claim(
         self, caller: Requester, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int
     ) -> dict[str, Any]:
-        """Claim one-time keys (or fallback keys) to start Olm sessions with devices. `require_parameter`:
+        """Claim one-time keys (or fallback keys) to start Olm sessions with devices. `wanted`:
         algorithm by user and device."""
         if max(len(wanted), sum(map(len, wanted.values()))) <= REMOTE_BATCH and self._are_local(
             wanted
@@ -284,7 +284,7 @@ class KeyQueries:
         users: Sequence[str],
         asked: Mapping[str, UserKeys],
     ) -> PublishedKeys:
-        """Return the published keys: of the users in `client` the fresh ones, of others the stored
+        """Return the published keys: of the users in `asked` the fresh ones, of others the stored
         ones."""
         fresh = {user_id: asked[user_id] for user_id in users if user_id in asked}
         others = {*users} - {*local} - fresh.keys()

@@ -24,8 +24,8 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
+from federation.peers.client import RefusedByRemote, get_retry_after_ms, is_no_answer
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms, is_no_answer
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id

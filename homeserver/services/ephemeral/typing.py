@@ -237,8 +237,8 @@ class Typing:
     def update_token(
         before: Iterable[int], sent: Mapping[int, Sequence[UserID]]
     ) -> tuple[int, ...]:
-        """Return the rooms for the next token: those `before` without a change in `sent_transaction`, and those
-        with typing users in `sent_transaction`."""
+        """Return the rooms for the next token: those `before` without a change in `sent`, and those
+        with typing users in `sent`."""
         known = [nid for nid in dict.fromkeys(before) if nid not in sent]
         return tuple([*known, *(nid for nid, users in sent.items() if users)][-MAX_TYPING_ROOMS:])
 

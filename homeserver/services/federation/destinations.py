@@ -11,13 +11,13 @@ from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
 from federation.sender.sender import FederationSender
+from storage.federation.destination_cleanup import CleanupAges, DestinationCleanupStore
 from storage.federation.destination_lists import (
     DestinationListStore,
     DestinationRoom,
     DestinationSummary,
     Order,
 )
-from storage.federation.forgotten_destinations import CleanupAges, DestinationCleanupStore
 
 UNKNOWN_SERVER_DAYS: Final = 7
 """How long to-device messages wait for an unreachable server that shares no room with us."""

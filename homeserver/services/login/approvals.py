@@ -45,6 +45,16 @@ class NewAccountTasks(Protocol):
         ...
 
 
+class NoNewAccountTasks:
+    """The tasks of a server that has none for new accounts."""
+
+    def schedule(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """Schedule nothing."""
+
+    async def run(self, user_id: UserID) -> None:
+        """Run nothing."""
+
+
 class AwaitingAccount(msgspec.Struct, frozen=True):
     """An account that awaits approval since `since_ts` (milliseconds since 1970), with its e-mail
     addresses."""

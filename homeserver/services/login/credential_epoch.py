@@ -80,7 +80,7 @@ def check_session(txn: Transaction, caller: Requester) -> None:
 def check_provider_session(txn: Transaction, origin: str | None) -> None:
     """Raise `AuthenticationInvalidated` if the identity provider has ended this sign-in.
 
-    `upstream_login`: the sign-in as JSON; None for a sign-in without provider.
+    `origin`: the sign-in as JSON; None for a sign-in without provider.
     """
     if is_ended(txn, origin):
         raise AuthenticationInvalidated

@@ -143,7 +143,7 @@ class LoginTokens:
     ) -> str:
         """Issue a token for the client of a user who has signed in in a browser.
 
-        `upstream_login`: the sign-in at an identity provider, if any. Raises what `check_epoch` raises.
+        `origin`: the sign-in at an identity provider, if any. Raises what `check_epoch` raises.
         """
         token = self._secret_text.login_token()
         expires_ts = self._now() + BROWSER_TOKEN_LIFETIME_MS

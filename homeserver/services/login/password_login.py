@@ -304,7 +304,7 @@ class SignIn:
     async def do_record_other_user(
         self, owner: UserID, address: str, operation: str, came: str
     ) -> None:
-        """Store an audit record: another user (`actual`) authenticated where `owner` was to confirm.
+        """Store an audit record: another user (`came`) authenticated where `owner` was to confirm.
 
         `operation`: the operation to confirm, which was not carried out.
         """

@@ -42,7 +42,7 @@ class Threads(Protocol):
     def run(self, work: Callable[[], T], asker: str = "") -> Awaitable[T]:
         """Return the result of `work`, which may run in another thread.
 
-        `requester`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
+        `asker`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
         queue is full.
         """
         ...

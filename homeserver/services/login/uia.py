@@ -120,7 +120,7 @@ class _Session(msgspec.Struct, frozen=True):
 
 
 class UIA:
-    """Requires and checks confirmations. `retention`: of a session, in seconds."""
+    """Requires and checks confirmations. `lifetime`: of a session, in seconds."""
 
     def __init__(
         self,

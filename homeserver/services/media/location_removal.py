@@ -104,7 +104,7 @@ class LocationRemover:
         )
 
     async def remove(self, body: BinaryIO, whose: str) -> None:
-        """Overwrite the location in a file, and seek to its start. `owner`: the uploader.
+        """Overwrite the location in a file, and seek to its start. `whose`: the uploader.
 
         Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
         `refuses_others`; `LimitExceeded`, OSError.

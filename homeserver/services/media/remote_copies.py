@@ -93,7 +93,7 @@ class RemoteCopies:
         `ScanGate.check` do, and InvalidParam.
 
         `authenticated`: whether the request has an access token; `user_id`: its user, if any.
-        `allow_remote`: whether the file may be fetched. `include_quarantined`: also if it is quarantined.
+        `allow_remote`: whether the file may be fetched. `held_too`: also if it is quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")

@@ -14,7 +14,7 @@ from typing import Final
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from federation.peers.requests import RefusedByRemote
+from federation.peers.client import RefusedByRemote
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,
@@ -93,7 +93,7 @@ class RemoteDownloads:
     async def fetch(
         self, server: ServerName, media_id: str, timeout_ms: int, keep: StoreFile, whose: str
     ) -> None:
-        """Download a file and pass it to `keep`, or wait for a download that is running. `owner`:
+        """Download a file and pass it to `keep`, or wait for a download that is running. `whose`:
         the requester.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.

@@ -120,7 +120,7 @@ class MediaRemoval:
         """Delete these files; return those that existed and were allowed to go. Raises
         LimitExceeded if some are left.
 
-        `include_quarantined`: also those that are quarantined or protected. `unread_since`: only those without
+        `held_too`: also those that are quarantined or protected. `unread_since`: only those without
         access since then.
         """
         requested, deleted = list(addresses), list[ContentURI]()

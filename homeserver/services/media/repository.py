@@ -218,7 +218,7 @@ class MediaRepository:
         this time. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check`
         does.
 
-        `authenticated`: whether the request has an access token. `include_quarantined`: also if it is
+        `authenticated`: whether the request has an access token. `held_too`: also if it is
         quarantined.
         """
         if timeout_ms < 0:

@@ -163,7 +163,7 @@ class Thumbnails:
     ) -> Thumbnail:
         """Return a thumbnail, which is made if it is not stored.
 
-        Turns are fair among the owners (`owner`) and the requesters (`requester`), so neither delays
+        Turns are fair among the owners (`whose`) and the requesters (`asker`), so neither delays
         others. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`.
         """
         if width < 1 or height < 1:

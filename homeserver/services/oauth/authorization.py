@@ -23,9 +23,9 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import UserID
 from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.login.credential_epoch import CredentialEpoch, check_epoch
-from homeserver.services.oauth.addresses import is_registered
 from homeserver.services.oauth.clients import CODE_GRANT, OAuthClient, OAuthClients
 from homeserver.services.oauth.errors import InvalidRedirectURI, OAuthError
+from homeserver.services.oauth.redirect_uris import is_registered
 from homeserver.services.oauth.scopes import OAuthScope, parse_scope
 from homeserver.services.tokens.secret_tokens import SecretGenerator, hash_token
 from storage.engine.database import Database
@@ -156,7 +156,7 @@ class Authorization:
         era: CredentialEpoch,
         origin: str | None = None,
     ) -> str:
-        """Grant the client a code for this user; return the URL of the redirect. `upstream_login`: from the
+        """Grant the client a code for this user; return the URL of the redirect. `origin`: from the
         `BrowserSession`. Raises as `check_epoch`."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(

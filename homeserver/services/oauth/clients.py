@@ -21,13 +21,13 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.services.audit.audit import NO_ACCOUNT, AuditEvent, record_event
-from homeserver.services.oauth.addresses import (
+from homeserver.services.oauth.errors import InvalidClient, OAuthError
+from homeserver.services.oauth.redirect_uris import (
     ApplicationType,
     https_host,
     is_allowed_redirect_uri,
     is_on_host,
 )
-from homeserver.services.oauth.errors import InvalidClient, OAuthError
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.oauth.oauth import OAuthClientRow, OAuthStore

@@ -115,7 +115,7 @@ class DeviceGrants:
         allowed: bool,
     ) -> bool:
         """Store the user's decision on a grant that `find` returned; False if the grant is no
-        longer open. `address`: the browser's; `upstream_login`: from the `BrowserSession`. Raises as
+        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises as
         `check_epoch`."""
 
         def write(txn: WriteTransaction) -> bool:

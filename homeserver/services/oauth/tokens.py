@@ -29,10 +29,10 @@ from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.audit.audit import AuditEvent, record_event, record_refusal
 from homeserver.services.login.account_validity import AccountValidity
+from homeserver.services.login.login_tokens import ProviderSignIn
 from homeserver.services.login.sessions import NewSession, Sessions, used_token_limit_key
 from homeserver.services.oauth.clients import REFRESH_GRANT, OAuthClient, OAuthClients
 from homeserver.services.oauth.errors import InvalidService, OAuthError, UnauthorizedClient
-from homeserver.services.oauth.upstream_devices import UpstreamDevices
 from homeserver.services.tokens.secret_tokens import (
     SecretGenerator,
     hash_token,
@@ -44,6 +44,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.login.access_tokens import RACE_MS, AccessTokenRow, RefreshTokenRow, TokenStore
 from storage.oauth.oauth import OAuthSessionRow, OAuthStore
+from storage.upstream.sessions import UpstreamSessionRow, UpstreamSessionStore
 
 _NO_SESSION: Final = b""
 """Marks a used code that began no session."""
@@ -65,6 +66,26 @@ class TokenGrant(msgspec.Struct, frozen=True):
             "refresh_token": self.session.refresh_token,
             "scope": self.scope,
         }
+
+
+class UpstreamDevices:
+    """Ties devices to the upstream sign-in of the browser that allowed them, so that a logout at
+    the identity provider ends them too."""
+
+    def __init__(self, store: UpstreamSessionStore) -> None:
+        self._store = store
+
+    def record(
+        self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID, origin: str | None
+    ) -> None:
+        """Record a new device. `origin`: from the `BrowserSession` of the user who allowed it."""
+        if origin is None:
+            return
+        sign_in = msgspec.json.decode(origin, type=ProviderSignIn)
+        row = UpstreamSessionRow(
+            user_id, device_id, sign_in.provider, sign_in.subject, sign_in.session
+        )
+        self._store.set_upstream_session(txn, row)
 
 
 class OAuthTokens:
@@ -209,7 +230,7 @@ class OAuthTokens:
         origin: str | None,
     ) -> TokenGrant | OAuthError:
         """Begin a session in a write transaction. `texts`: access token and refresh token, made
-        outside of it; `address`: the client's; `upstream_login`: from the `BrowserSession` of the user who
+        outside of it; `address`: the client's; `origin`: from the `BrowserSession` of the user who
         allowed the client."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
         obstacle = "deactivated" if account is None else self._obstacle(account)

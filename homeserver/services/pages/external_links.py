@@ -3,7 +3,7 @@
 Law: a URL is accepted only if all browsers parse it as this server does, so the host that a page
 shows is the host that it leads to.
 
-`oauth/addresses.py` has the further rules for OAuth clients; `local_paths.py` has those for paths
+`oauth/redirect_uris.py` has the further rules for OAuth clients; `local_paths.py` has those for paths
 of this server.
 
 spec: https://url.spec.whatwg.org/#url-parsing

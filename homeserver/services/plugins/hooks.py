@@ -69,7 +69,7 @@ class Hooks:
         self, user_id: str, way: str, address: str
     ) -> Awaitable[str | None] | str | None:
         """Return why this user must not sign in now, as a sentence for the user; None allows it.
-        `way`: `password`, `token` (of another client or an identity provider), `jwt`, `cookie_hash` or
+        `way`: `password`, `token` (of another client or an identity provider), `jwt`, `browser` or
         `application_password`."""
 
     @hookspec

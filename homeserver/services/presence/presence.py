@@ -372,7 +372,7 @@ class Presence:
             self._check_at(person, moment)
 
     def _check_at(self, person: LocalPresence, moment: float) -> None:
-        """Schedule a check no later than `format_time`."""
+        """Schedule a check no later than `moment`."""
         if person.timer is not None:
             if person.timer_at <= moment:
                 return

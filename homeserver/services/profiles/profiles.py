@@ -126,7 +126,7 @@ class Profiles:
     async def get_profile(
         self, user_id: UserID, asker: UserID | None = None
     ) -> Mapping[str, object]:
-        """Return all fields of a local or remote user, as `requester` sees them. Raises `NotFound`."""
+        """Return all fields of a local or remote user, as `asker` sees them. Raises `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, None)
         fields = await self._get(user_id, asker)
@@ -140,7 +140,7 @@ class Profiles:
     async def get_field(
         self, user_id: UserID, field: str, asker: UserID | None = None
     ) -> Mapping[str, object]:
-        """Return one field of a local or remote user, under its name, as `requester` sees it. Raises
+        """Return one field of a local or remote user, under its name, as `asker` sees it. Raises
         `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, field)
@@ -258,7 +258,7 @@ class Profiles:
     async def _set(
         self, user_id: UserID, field: str, value: bytes, propagate: bool, *, unshown: bool = False
     ) -> None:
-        """`hidden_changes`: only the user sees the change."""
+        """`unshown`: only the user sees the change."""
         _check_value(field, value)
         propagate = propagate and field in MEMBERSHIP_FIELDS and not unshown
 

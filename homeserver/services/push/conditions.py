@@ -82,7 +82,7 @@ def _never(_occasion: EvaluatedEvent, _user: str, _name: str | None) -> bool:
 def _event_match(key: str, pattern: object) -> Holds:
     path = parse_path(key)
     if pattern is TheUser.ID:
-        # `NO_USER` must not match an empty value in the event
+        # `NOBODY` must not match an empty value in the event
         return lambda occasion, user, _name: user != NOBODY and occasion.text(path) == user.lower()
     if not isinstance(pattern, str):
         return _never

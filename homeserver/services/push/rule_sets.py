@@ -4,7 +4,7 @@ Laws:
 - Pure but for its caches: rules in, actions out.
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
   the predefined rules are one object for all. So an event is evaluated once for each different set.
-- The result of a set for `NO_USER` holds for all users whom the event does not mention
+- The result of a set for `NOBODY` holds for all users whom the event does not mention
   (`named_users`) and who do not follow its thread, unless the set looks at display names
   (`asks_for_names`).
 

@@ -198,7 +198,7 @@ class UnreadCounts:
         own: OwnReceipts | None = None,
     ) -> Mapping[int, RoomUnread]:
         """Return the current counts of rooms that the user is joined to, without events of
-        `ignored_users` users.
+        `ignored` users.
 
         `own`: receipts that were read before; not read again if nothing has changed since.
         """

@@ -64,7 +64,7 @@ class UserRuleCache:
         return self._cache.find(user_id)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
-        """Return the current rules of some users. One query for each `PARSED_BYTES_PER_TURN` users that are
+        """Return the current rules of some users. One query for each `READ_AT_ONCE` users that are
         not cached, each in a turn of the reactor of its own."""
         found: dict[UserID, UserRules] = {}
         missing: list[UserID] = []

@@ -67,7 +67,7 @@ class SendJob(Protocol):
 
 
 class PushFailed(Exception):
-    """A push was not accepted. `permanent`: a retry is useless. `unreachable`: there was no answer.
+    """A push was not accepted. `for_good`: a retry is useless. `unreachable`: there was no answer.
     `refused`: the gateway refuses the content of this push, which says nothing about others.
     `wait_ms`: the pause that the gateway asks for; 0 if it names none."""
 

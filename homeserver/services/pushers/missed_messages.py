@@ -88,7 +88,7 @@ class MissedEvents:
 
     async def get(self, user_id: UserID, after: int) -> MissedMessages:
         """Return what the user has missed after a position. Two or three statements for each room
-        with unread events, in one read; the rest is bounded by `MAX_ROOMS_PER_BATCH`."""
+        with unread events, in one read; the rest is bounded by `MOST_ROOMS`."""
         upto = self._streams.current()
         rows = await self._memberships.of_user(user_id)
         invites = [

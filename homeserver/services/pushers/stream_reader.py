@@ -303,7 +303,7 @@ class PushStreamReader:
                     self._deliveries.set_badge_due(pusher, positions[user_id])
 
     async def _send_changed_badges(self) -> None:
-        """Send changed badges. Each stays in `changed_badges` until it is sent: the lease's position is
+        """Send changed badges. Each stays in `renumbered` until it is sent: the lease's position is
         below the change."""
         renumbered = self._listener.changed_badges
         while renumbered:

@@ -99,7 +99,7 @@ class HistoryPurges:
         """Start to purge the events above an event, or else those sent before a time. Return the ID
         of the purge.
 
-        A future time counts as now. `include_local`: also purge events of local users. Raises NotFound,
+        A future time counts as now. `with_own`: also purge events of local users. Raises NotFound,
         MatrixError.
         """
         now = self._now_ms()

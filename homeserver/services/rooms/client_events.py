@@ -268,7 +268,7 @@ class ClientEvents:
 
 def _transaction(sent: tuple[str, str], device_id: DeviceID | None) -> bytes:
     """Return the transaction ID or delay ID of an event for the user's device, with a leading
-    comma. `sent_transaction`: as in `StoredEvent`."""
+    comma. `sent`: as in `StoredEvent`."""
     of_device, txn_id = sent
     if not txn_id:
         return b""

@@ -34,7 +34,7 @@ from homeserver.services.rooms.membership import NameAndAvatar, RoomMemberships,
 from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.directory.aliases import AliasRow, AliasTaken, add_alias
 from storage.engine.transaction import WriteTransaction
-from storage.rooms.planned_invites import add_pending_invites
+from storage.rooms.pending_invites import add_pending_invites
 from storage.rooms.rooms import RoomRow, set_public
 
 MAX_INITIAL_STATE: Final = 200

@@ -9,7 +9,7 @@ from typing import Any, Final
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import RoomID
 from federation.rooms.events import StoredEvent
-from federation.rooms.history.by_time import RemoteTimestamps
+from federation.rooms.history.remote_timestamps import RemoteTimestamps
 from homeserver.api.requester import Requester
 from homeserver.services.filters.event_filters import RoomEventFilter
 from homeserver.services.rooms.reading import ReadAccess, RoomReading

@@ -141,7 +141,8 @@ class RoomReading:
         ):
             left = reader.departure.place
             if reader.membership.event_nid != OUT_OF_ROOM:
-                left = max(left, await self._place_after(reader.membership.event_nid))
+                nid = reader.membership.event_nid
+                left = max(left, (await self._timelines.get_places([nid]))[nid])
             start = min(start, left)
         shown: list[VisibleEvent] = []
         room = MAX_PAGE_BYTES
@@ -582,25 +583,17 @@ class RoomReading:
     ) -> TimelinePlace:
         """Return the place from which a page continues. Raises InvalidParam."""
         if token is None:
-            return self._default_start(direction)
+            return END if direction is Direction.BACKWARDS else START
         place, arrived = await self.find_place(reader, token), parse_arrived_position(token)
         if direction is Direction.FORWARDS or arrived is None:
             return place
-        return max(
-            place, await self._timelines.get_deepest_at(reader.snapshot.room.room_nid, arrived)
-        )
+        room_nid = reader.snapshot.room.room_nid
+        return max(place, await self._timelines.get_deepest_at(room_nid, arrived))
 
     async def find_place(self, reader: ReadAccess, token: str) -> TimelinePlace:
         """Return the place of a token in the room. Raises InvalidParam."""
         parsed = parse_room_token(token)
         if isinstance(parsed, SyncToken):
-            return await self._timelines.get_place_at(
-                reader.snapshot.room.room_nid, parsed.position
-            )
+            room_nid = reader.snapshot.room.room_nid
+            return await self._timelines.get_place_at(room_nid, parsed.position)
         return parsed
-
-    async def _place_after(self, event_nid: int) -> TimelinePlace:
-        return (await self._timelines.get_places([event_nid]))[event_nid]
-
-    def _default_start(self, direction: Direction) -> TimelinePlace:
-        return END if direction is Direction.BACKWARDS else START

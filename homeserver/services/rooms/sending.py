@@ -93,7 +93,7 @@ class RoomSending:
         sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
         """Send an event that is not state. Return the response, the same for a repeated request.
-        `sent_transaction` names the request if it is not this one.
+        `sent` names the request if it is not this one.
 
         Raises Forbidden, NotFound, DuplicateAnnotation; UserSuspended and ConsentNotGiven except
         for redactions of one's own events; MatrixError for a thread whose root has a parent.
@@ -170,7 +170,7 @@ class RoomSending:
         sent: SentTransaction | None = None,
     ) -> EventID:
         """Set a state entry and return its event ID, that of the existing event if nothing changes.
-        `sent_transaction` names the request.
+        `sent` names the request.
 
         Raises Forbidden, NotFound, AlreadySent; UserSuspended and ConsentNotGiven except for
         leaving a room.

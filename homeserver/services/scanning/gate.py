@@ -20,7 +20,7 @@ class ScanGate(Protocol):
     async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
         """Scan a stored file, and wait a short time for the result. Raises MediaHarmful.
 
-        `owner`: the user or server that owns the file; the scanner is shared fairly among these.
+        `whose`: the user or server that owns the file; the scanner is shared fairly among these.
         """
 
     async def check(

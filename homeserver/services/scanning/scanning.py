@@ -140,7 +140,7 @@ class MediaScanner:
         served without a scan.
 
         `passes_unscanned`: files are served while scanners are unavailable. `inside_at_once`: the
-        number of encrypted files that are scanned concurrently, besides `max_concurrent` others.
+        number of encrypted files that are scanned concurrently, besides `at_once` others.
         `time_limit_ms`: per file. `upload_wait_ms`: the time for which an upload waits for the
         verdict.
         """

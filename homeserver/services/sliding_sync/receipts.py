@@ -203,7 +203,7 @@ def _on_shown(
     rows: Iterable[ReceiptRow], timeline: Iterable[VisibleEvent], sent: int, first: int
 ) -> list[ReceiptRow]:
     """Select the receipts on events of the timeline or from `first` on, and those that came after
-    `sent_transaction`."""
+    `sent`."""
     ids = {seen.event.event.event_id for seen in timeline}
     return [
         row

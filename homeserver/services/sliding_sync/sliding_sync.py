@@ -31,7 +31,7 @@ from homeserver.cluster.notifier import Notifier
 from homeserver.services.account_data.room_account_data_cache import AccountDataCache
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.rooms.receipt_cache import ReceiptCache
-from homeserver.services.rooms.room_data import RoomCaches
+from homeserver.services.rooms.room_caches import RoomCaches
 from homeserver.services.sliding_sync.batches import make_entries
 from homeserver.services.sliding_sync.connections import (
     LIVE,

@@ -43,7 +43,7 @@ class SlidingUnreadChanges:
         sent: Set[int],
         rows: Mapping[int, MembershipRow],
     ) -> Set[int]:
-        """Return those of the `sent_transaction` rooms, if the user is joined, whose counts may have changed
+        """Return those of the `sent` rooms, if the user is joined, whose counts may have changed
         since a position."""
         if since >= upto or not sent:
             return NONE

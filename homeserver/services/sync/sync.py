@@ -30,7 +30,7 @@ from homeserver.services.account_data.invite_permissions import InvitePermission
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.push.unread_counts import UnreadCounts
 from homeserver.services.rooms.invited_rooms import InvitedRooms
-from homeserver.services.rooms.room_data import RoomCaches
+from homeserver.services.rooms.room_caches import RoomCaches
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.account_data import AccountDataSection, global_account_data

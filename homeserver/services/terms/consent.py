@@ -131,7 +131,7 @@ class Consents:
     ) -> Mapping[str, int | None]:
         """Return up to `limit` users after `after`, in the order of their ids.
 
-        `accepted_policies`: those who have accepted the current version of the policy, with the time; else
+        `agreed`: those who have accepted the current version of the policy, with the time; else
         those who have not.
         """
         rows = await self._store.get_users(

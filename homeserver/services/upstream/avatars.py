@@ -18,7 +18,7 @@ from federation.http_client.errors import OutboundError
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
 from homeserver.services.media.repository import MediaUpload
-from homeserver.services.upstream.http_documents import without_query
+from homeserver.services.upstream.provider_http import without_query
 
 MAX_BYTES: Final = 4 << 20
 _SECONDS: Final = 15.0

@@ -14,7 +14,6 @@ from defusedxml.ElementTree import fromstring
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import AttributeRequirementOptions, CASOptions
-from homeserver.services.upstream.http_documents import ProviderHTTP
 from homeserver.services.upstream.identity import (
     ProviderInfo,
     ProviderRedirect,
@@ -28,6 +27,7 @@ from homeserver.services.upstream.identity import (
     reauthentication_state,
 )
 from homeserver.services.upstream.login_flows import SignInFlow
+from homeserver.services.upstream.provider_http import ProviderHTTP
 
 TICKET_PATH: Final = "_matrix/client/v3/login/cas/ticket"
 PROVIDER_ID: Final = "cas"

@@ -65,7 +65,7 @@ class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """A sign-in to this server's pages. `next_path`: the path to continue at. `reauthenticate`: the provider must
+    """A sign-in to this server's pages. `next_path`: the path to continue at. `again`: the provider must
     authenticate the user again, even with an existing session."""
 
     next_path: str
@@ -132,7 +132,7 @@ class UpstreamProvider(Protocol):
     info: ProviderInfo
 
     async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
-        """Return the redirect to the provider, which returns `flow_id` in the callback. `reauthenticate`:
+        """Return the redirect to the provider, which returns `flow_id` in the callback. `again`:
         the provider must authenticate the user again. Raises `Refused`."""
         ...
 
@@ -209,7 +209,7 @@ def check_reauthentication(
     flow_kept: Mapping[str, str], proved: float | None, now: float, *, requires_time: bool = True
 ) -> int | None:
     """Return the time of the authentication in milliseconds since 1970, from the provider's value
-    `authenticated_at` in seconds; None if the provider gives none.
+    `proved` in seconds; None if the provider gives none.
 
     Raises `Refused` if this flow requires a new authentication (see `reauthentication_state`) and the provider
     reports an older one, or no time. The requirement passed through the user's browser, where they

@@ -61,7 +61,7 @@ _FIRST_ERA: Final = 0
 
 
 class BrowserRedirect(msgspec.Struct, frozen=True):
-    """Redirect the browser to `url`, and give it the cookie of `cookie_hash`."""
+    """Redirect the browser to `url`, and give it the cookie of `browser`."""
 
     url: str
     browser: FlowBrowser | None = None

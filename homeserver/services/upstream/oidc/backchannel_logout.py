@@ -27,8 +27,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.browser_sessions import BrowserSessionStore
 from storage.upstream.external_ids import ExternalIdStore
-from storage.upstream.login_flows import UpstreamFlowStore
-from storage.upstream.logout_tokens import take_logout_token
+from storage.upstream.login_flows import UpstreamFlowStore, take_logout_token
 from storage.upstream.sessions import ProviderSessions, UpstreamSessionStore
 
 

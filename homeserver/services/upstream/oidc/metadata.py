@@ -18,8 +18,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.shared_work import SharedWork
 from homeserver.config.upstream import OIDCProviderOptions
-from homeserver.services.upstream.http_documents import ProviderHTTP
 from homeserver.services.upstream.identity import RefusalReason, SignInRefused
+from homeserver.services.upstream.provider_http import ProviderHTTP
 
 CACHE_SECONDS: Final = 3600.0
 KEYS_REFETCH_SECONDS: Final = 60.0

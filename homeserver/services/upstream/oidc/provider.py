@@ -23,7 +23,6 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import JwtKeyOptions, OIDCProviderOptions
-from homeserver.services.upstream.http_documents import ProviderHTTP
 from homeserver.services.upstream.identity import (
     ProviderInfo,
     ProviderRedirect,
@@ -40,6 +39,7 @@ from homeserver.services.upstream.oidc.callbacks import has_own_callback, redire
 from homeserver.services.upstream.oidc.claims import ClaimReader
 from homeserver.services.upstream.oidc.metadata import DiscoveryDocument, ProviderMetadata
 from homeserver.services.upstream.oidc.tokens import TokenVerifier
+from homeserver.services.upstream.provider_http import ProviderHTTP
 
 SECRET_SECONDS: Final = 600
 """Lifetime of a client secret that is a signed JWT."""

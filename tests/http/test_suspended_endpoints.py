@@ -81,7 +81,7 @@ PUT /_matrix/client/v3/rooms/{room_id}/send/{event_type}/{txn_id}
 PUT /_matrix/client/v3/rooms/{room_id}/state/{event_type}/{state_key}
 PUT /_matrix/client/v3/sendToDevice/{event_type}/{txn_id}
 """
-"""Allowed for their own content: see `tests/http/test_account_standing.py` and
+"""Allowed for their own content: see `tests/http/test_account_flags.py` and
 `tests/http/test_suspended_encryption.py`."""
 REFUSED = """
 DELETE /_mahalla/client/v1/media/{media_id}

@@ -23,15 +23,15 @@ from homeserver.services.upstream.login import UpstreamSignIn
 from homeserver.services.upstream.oidc.backchannel_logout import BackchannelLogout
 from homeserver.services.upstream.oidc.callbacks import CALLBACK_PATH
 from homeserver.services.upstream.oidc.provider import OIDCSignIn
-from homeserver.services.upstream.saml import LOGOUT_PATH as SAML_LOGOUT_PATH
-from homeserver.services.upstream.saml import (
+from homeserver.services.upstream.saml.logout import SAMLLogout, SAMLLogoutMessage, parse_query
+from homeserver.services.upstream.saml.provider import LOGOUT_PATH as SAML_LOGOUT_PATH
+from homeserver.services.upstream.saml.provider import (
     LONGEST_RESPONSE,
     METADATA_PATH,
     RESPONSE_PATH,
     OptionalSAML,
 )
-from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
-from homeserver.services.upstream.saml_logout import SAMLLogout, SAMLLogoutMessage, parse_query
+from homeserver.services.upstream.saml.provider import PROVIDER_ID as SAML_ID
 from homeserver.web.pages import see_other
 from homeserver.web.sign_in import HOME, sign_in_link
 from homeserver.web.upstream import RESUME_PATH, UpstreamPages, read_form

@@ -62,7 +62,7 @@ class FormattedAccessLog:
     """Formats the lines of the access log itself: the general log would cost a third of a small
     request.
 
-    A request of at least `slow_seconds` is a warning, unless it is a long poll. `write_later` may
+    A request of at least `slow_seconds` is a warning, unless it is a long poll. `write_soon` may
     delay lines of information, and only then formats them. Warnings go through `write`.
     """
 
@@ -142,7 +142,7 @@ def _second(seconds: int) -> str:
 
 def mask_secrets(uri: str) -> str:
     """Return a URI with secrets masked: secret path segments, and query fields whose name, or a
-    nested URI in whose value (`next_path`), contains a secret word."""
+    nested URI in whose value (`next`), contains a secret word."""
     path, mark, query = uri.partition("?")
     if (
         "/rendezvous/" in path

@@ -4,7 +4,7 @@ limit, and sends them again later."""
 import pytest
 from twisted.logger import capturedLogs
 
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms
+from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.ids import ServerName
 from homeserver.services.encryption import to_device
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt

@@ -34,8 +34,8 @@ from homeserver.services.upstream.identity import (
     reauthentication_state,
 )
 from homeserver.services.upstream.login_flows import SignInFlow
-from homeserver.services.upstream.saml_logout import SAMLLogoutLibrary, SAMLSession, encode_session
-from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata, SAMLMetadataLibrary
+from homeserver.services.upstream.saml.logout import SAMLLogoutLibrary, SAMLSession, encode_session
+from homeserver.services.upstream.saml.metadata import SAML_WORK, SAMLMetadata, SAMLMetadataLibrary
 from storage.upstream.login_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
@@ -67,7 +67,7 @@ class SAMLLibrary(SAMLMetadataLibrary, SAMLLogoutLibrary, Protocol):
     """The SAML library. Call its methods in threads; they are slow. They raise `Refused`."""
 
     def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
-        """Return the id of a new request, and the URL to redirect to. `reauthenticate`: the provider must
+        """Return the id of a new request, and the URL to redirect to. `again`: the provider must
         authenticate the user again."""
         ...
 

@@ -7,8 +7,8 @@ import msgspec
 
 from federation.protocol.errors import MatrixError
 from homeserver.http.addresses import Networks, find_forwarded_address
-from homeserver.http.head import RequestHead
 from homeserver.http.page_paths import is_page_request
+from homeserver.http.request_head import RequestHead
 from homeserver.http.responses import Response, error_response
 from storage.media.spool import Spool
 

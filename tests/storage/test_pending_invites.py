@@ -2,7 +2,7 @@
 
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
-from storage.rooms.planned_invites import PendingInvite, PendingInviteStore, add_pending_invites
+from storage.rooms.pending_invites import PendingInvite, PendingInviteStore, add_pending_invites
 
 
 def invite(user_id: str) -> PendingInvite:

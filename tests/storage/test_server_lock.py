@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from storage.engine.sole_server import DatabaseInUse, ServerLock
+from storage.engine.server_lock import DatabaseInUse, ServerLock
 from storage.engine.sqlite import SQLiteConfig
 from tests.helpers.programs import ROOT
 
 CLAIM_PROGRAM = """
 import sys
-from storage.engine.sole_server import DatabaseInUse, SoleServer
+from storage.engine.server_lock import DatabaseInUse, ServerLock
 from storage.engine.sqlite import SQLiteConfig
 try:
-    SoleServer.claim(SQLiteConfig(sys.argv[1]))
+    ServerLock.claim(SQLiteConfig(sys.argv[1]))
 except DatabaseInUse as error:
     print(error)
 else:

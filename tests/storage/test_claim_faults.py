@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.encryption.device_keys import DeviceKeyStore, NewKeys
 from storage.engine.database import WriteTransaction
-from tests.storage.test_faults_amid_writes import FAULTS, PASSING, Faults, faulty
+from tests.storage.test_write_faults import FAULTS, PASSING, Faults, faulty
 from tests.storage.test_writer import Stepped
 
 __all__ = ["faulty"]

@@ -54,7 +54,7 @@ class Yielder:
     """Lets the reactor run after a certain amount of parsing."""
 
     def __init__(self, clock: IReactorTime, at_once: int = PARSED_BYTES_PER_TURN) -> None:
-        """`max_concurrent`: bytes between two turns of the reactor."""
+        """`at_once`: bytes between two turns of the reactor."""
         self._clock = clock
         self._at_once = at_once
         self._done = 0

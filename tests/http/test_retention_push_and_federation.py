@@ -4,7 +4,7 @@ away. Proposal: MSC1763"""
 from pathlib import Path
 
 from federation.http_client.errors import OutboundError
-from federation.peers.requests import make_path
+from federation.peers.client import make_path
 from federation.protocol.ids import ServerName
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time

@@ -18,8 +18,8 @@ from twisted.logger import Logger
 
 from federation.peers.shared_work import SharedWork
 from homeserver.services.login.passwords import Threads
-from homeserver.services.upstream.http_documents import ProviderHTTP, without_query
 from homeserver.services.upstream.identity import RefusalReason, SignInRefused
+from homeserver.services.upstream.provider_http import ProviderHTTP, without_query
 from storage.federation.signed_documents import SignedDocument, SignedDocumentStore
 
 SAML_WORK: Final = "SAML"

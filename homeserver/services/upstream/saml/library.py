@@ -1,10 +1,10 @@
-"""Adapts pysaml2 to `saml.py`: this server as a SAML service provider. Loaded only if SAML is
+"""Adapts pysaml2 to `provider.py`: this server as a SAML service provider. Loaded only if SAML is
 configured.
 
 Laws:
 - Whatever the settings are, unsigned assertions, unsolicited assertions and unsigned logout
   requests are refused.
-- The library fetches nothing. Metadata come from files, or from `saml_metadata.py`, which fetches
+- The library fetches nothing. Metadata come from files, or from `metadata.py`, which fetches
   them with the server's HTTP client.
 - The library's record of a user is removed at once.
 """
@@ -36,18 +36,18 @@ from saml2.time_util import str_to_time
 from saml2.validate import validate_on_or_after
 
 from homeserver.services.upstream.identity import RefusalReason, SignInRefused
-from homeserver.services.upstream.saml import (
-    LOGOUT_PATH,
-    METADATA_PATH,
-    RESPONSE_PATH,
-    SAMLAssertion,
-)
-from homeserver.services.upstream.saml_logout import (
+from homeserver.services.upstream.saml.logout import (
     LONGEST_REQUEST,
     DetachedSignature,
     SAMLLogoutMessage,
     SAMLLogoutRequest,
     SAMLSession,
+)
+from homeserver.services.upstream.saml.provider import (
+    LOGOUT_PATH,
+    METADATA_PATH,
+    RESPONSE_PATH,
+    SAMLAssertion,
 )
 
 CLOCK_SLACK_SECONDS: Final = 60

@@ -21,8 +21,8 @@ from storage.engine.database import (
 from storage.engine.interface import Connection
 from storage.engine.postgres import PostgresEngine
 from tests.conftest import run_coroutine
-from tests.storage.test_faults_amid_writes import Odd
 from tests.storage.test_postgres_writer import INSERT, INSERT_ONE, put_later, write
+from tests.storage.test_write_faults import Odd
 from tests.storage.test_writer import Stepped, put, stepped
 
 __all__ = ["stepped"]

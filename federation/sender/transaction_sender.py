@@ -10,7 +10,7 @@ server does not shorten this time, and our own pause still counts. The longest o
 it. spec: client-server-api#rate-limiting
 
 A transaction that its destination refuses because of its content is sent in ever smaller parts
-(`refusals.py`). A part refused alone is dropped, but only if the destination accepts an empty
+(`refused_items.py`). A part refused alone is dropped, but only if the destination accepts an empty
 transaction right after it. A destination that refuses the empty transaction too refuses everything,
 as a proxy does that has lost its backend. It counts as unresponsive.
 
@@ -29,13 +29,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.peers.backoff_schedule import BackoffSchedule
+from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.peers.policy import FederationPolicy
-from federation.peers.requests import RefusedByRemote, get_retry_after_ms
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction, TransactionClient
 from federation.sender.destination import NO_ANSWER_MS, Destination, PendingTransaction
-from federation.sender.refusals import (
+from federation.sender.refused_items import (
     describe_item,
     get_kinds,
     is_about_content,
@@ -44,7 +44,7 @@ from federation.sender.refusals import (
     split_transaction,
 )
 from federation.sender.send_slots import SendSlots
-from federation.sender.transaction_contents import TransactionBuilder
+from federation.sender.transaction_builder import TransactionBuilder
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
@@ -85,7 +85,7 @@ class SendCounts(msgspec.Struct):
     events: int = 0
     refused_events: int = 0
     edus: int = 0
-    dropped_parts: int = 0
+    given_up: int = 0
 
 
 class TransactionSender:
@@ -396,7 +396,7 @@ class TransactionSender:
 
     def _give_up(self, destination: Destination, part: Transaction, error: RefusedByRemote) -> None:
         destination.refused_parts += 1
-        self.counts.dropped_parts += 1
+        self.counts.given_up += 1
         self.log.warn(
             "{server} refuses a part, which is dropped: {part}: {error}",
             server=destination.server,

@@ -7,7 +7,7 @@ spec: server-server-api#get_matrixfederationv1timestamp_to_eventroomid
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from twisted.logger import Logger
 
@@ -24,8 +24,22 @@ MAX_SECONDS: Final = 20.0
 """After this time no other server is asked."""
 
 
+class RemoteTimestamps(Protocol):
+    """Asks other servers in a room for events by time."""
+
+    async def find_nearest(
+        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
+    ) -> StoredEvent | None:
+        """Return an event closest to a time, before or after it, from servers with more history.
+
+        `known`: the closest stored event. Return None if there is no closer one. The returned event
+        is stored and placed in the room.
+        """
+        ...
+
+
 class RemoteTimestampLookup:
-    """Implements `by_time.RemoteTimestamps` with the servers in the room. For the reactor thread."""
+    """Implements `RemoteTimestamps` with the servers in the room. For the reactor thread."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from homeserver.services.login.passwords import Threads
 from homeserver.services.login.sessions import Sessions
 from homeserver.services.upstream.ended_sessions import EndedProviderSessions
 from homeserver.services.upstream.identity import RefusalReason, SignInRefused
-from homeserver.services.upstream.saml_metadata import SAML_WORK, SAMLMetadata
+from homeserver.services.upstream.saml.metadata import SAML_WORK, SAMLMetadata
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 from storage.login.browser_sessions import BrowserSessionStore
@@ -128,7 +128,7 @@ class SAMLLogout:
     async def make_logout_url(self, origin: str | None, next_path: str) -> str | None:
         """Return the URL that signs out a browser at the provider, after it signed out of this
         server's pages; None if the sign-in did not come from the provider, or no request can be
-        made. `upstream_login`: from the `BrowserSession`. The provider returns `next_path`."""
+        made. `origin`: from the `BrowserSession`. The provider returns `next_path`."""
         library, metadata = self._library, self._metadata
         sign_in = None if origin is None else msgspec.json.decode(origin, type=ProviderSignIn)
         if (
