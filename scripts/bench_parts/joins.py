@@ -112,7 +112,15 @@ def measure(town: FederatedProcesses, members: int, *, partial: bool) -> JoinFig
         for server, before in zip(servers, cpu, strict=True)
     ]
     peak = [peak_memory_kb([server.process.pid]) / 1024 for server in servers]
-    return JoinFigures(until_sent, until_complete, *spent, *peak, slowest)
+    return JoinFigures(
+        until_sent=until_sent,
+        until_complete=until_complete,
+        cpu=spent[0],
+        cpu_other=spent[1],
+        memory=peak[0],
+        memory_other=peak[1],
+        slowest=slowest,
+    )
 
 
 def _check(

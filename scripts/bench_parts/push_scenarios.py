@@ -1,10 +1,12 @@
 """The cost of pushing a message to the apps of a room's members."""
 
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.protocol import ServerFactory
 from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
@@ -49,8 +51,9 @@ async def push(bench: Bench, figures: Figures) -> None:
     (link,) = await world.connections(1)
     room = await world.client.create_room(link, people[0], preset="public_chat", name="Pushed")
     gateway = Gateway()
-    port = cast(IReactorTCP, bench.clock).listenTCP(0, Site(gateway), interface="127.0.0.1")
-    url = f"http://127.0.0.1:{port.getHost().port}/_matrix/push/v1/notify"
+    factory = cast(ServerFactory[Any], Site(gateway))
+    port = cast(IReactorTCP, bench.clock).listenTCP(0, factory, interface="127.0.0.1")
+    url = f"http://127.0.0.1:{cast(IPv4Address, port.getHost()).port}/_matrix/push/v1/notify"
 
     async def enter(at: int, connection: Connection) -> None:
         user = people[at + 1]
@@ -80,5 +83,5 @@ async def push(bench: Bench, figures: Figures) -> None:
         run.notes["pushes"] = MESSAGES * MEMBERS
         run.notes["pushes per second"] = MESSAGES * MEMBERS / sum(run.latencies)
     figures.notes["ms of CPU for one push"] = figures.cpu_ms / MEMBERS
-    await port.stopListening()
+    await maybeDeferred(port.stopListening)
     link.close()

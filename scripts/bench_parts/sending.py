@@ -18,8 +18,9 @@ from federation.protocol.ids import RoomID
 from federation.rooms.drafts import Draft
 from storage.engine.database import SQLiteConfig, make_engine
 from storage.engine.migrate import migrate
+from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
-from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.recording_wire import RecordingWire, pretend_member
 from tests.helpers.server import TestServer
 
 SERVERS = (0, 1, 10, 100)
