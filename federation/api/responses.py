@@ -39,8 +39,8 @@ class StreamedBody(msgspec.Struct, frozen=True):
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):
-    """A response with its own status and headers. A body other than bytes, `FileBody` and `StreamedBody` is
-    encoded as JSON."""
+    """A response with its own status and headers. A body other than bytes, `FileBody` and
+    `StreamedBody` is encoded as JSON."""
 
     status: int = HTTPStatus.OK
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)

@@ -64,8 +64,8 @@ class KeyNotaryService:
     async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
         """Return key documents of servers, with our signature added.
 
-        Unknown servers are left out, and so are documents beyond `MAX_RESPONSE_BYTES`. Raises TooLarge
-        for too many servers.
+        Unknown servers are left out, and so are documents beyond `MAX_RESPONSE_BYTES`. Raises
+        TooLarge for too many servers.
         """
         if len(criteria) > MAX_SERVERS:
             raise TooLarge(f"Not more than {MAX_SERVERS} servers at once")

@@ -40,7 +40,7 @@ class LargeResponseSlots:
     def __init__(
         self, clock: IReactorTime, *, short_bytes: int, slots: Sequence[tuple[int, int]]
     ) -> None:
-        """`places`: slots for responses of more than `short_bytes`, as number and largest size in
+        """`slots`: slots for responses of more than `short_bytes`, as number and largest size in
         bytes, the smallest first."""
         self._clock = clock
         self._short_bytes = short_bytes

@@ -93,7 +93,8 @@ class Chain:
         further_flags: int = 0,
         get_policy_signature: GetPolicySignature | None = None,
     ) -> None:
-        """`further_flags`: flags of all its events; `vouch`: gets the policy server's signature."""
+        """`further_flags`: flags of all its events; `get_policy_signature`: gets the policy
+        server's signature."""
         self._snapshot = snapshot
         self._events = events
         self._identity = identity

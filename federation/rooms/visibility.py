@@ -61,7 +61,7 @@ class Visibility:
         retention: RoomRetentionCache | None = None,
         erased: ErasedSenders | None = None,
     ) -> None:
-        """Without `lifetimes`, messages are shown forever."""
+        """Without `retention`, messages are shown forever."""
         self._erased = erased
         self._trees = trees
         self._events = events

@@ -2,8 +2,8 @@
 
 To that server we looked unreachable. It queues its transactions for us, and retries after a pause
 of an hour or more, or once it receives something from us. Our own unsent data would do
-(`transaction_sender.py`), but there may be none. If the empty transaction fails, the server's own retry
-follows soon enough.
+(`transaction_sender.py`), but there may be none. If the empty transaction fails, the server's own
+retry follows soon enough.
 
 A blocked server's request is refused before its signature is checked. So a name is stored only if
 it belongs to a server that shares a room with us. Invented names take no space, and nothing is sent

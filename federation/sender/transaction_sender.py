@@ -72,8 +72,8 @@ MAX_REFUSED_PARTS: Final = 3
 is followed by a pause, as after a try without an answer."""
 FAILING_PARTS_GROWTH, MAX_FAILING_PARTS_STEPS = 4, 3
 """Parts tried alone when a destination answers 500 and accepts none. The number is multiplied for
-the next try, as all of one room or sender may fail there. After `MAX_FAILING_PARTS_STEPS` steps it covers all
-parts of a transaction."""
+the next try, as all of one room or sender may fail there. After `MAX_FAILING_PARTS_STEPS` steps it
+covers all parts of a transaction."""
 MAX_ERROR_CHARS: Final = 500
 
 

@@ -1,8 +1,8 @@
 """Response bodies, and the errors of the site.
 
 A handler returns a msgspec Struct, a mapping or a list, which is encoded as JSON; `bytes` or
-`msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A `FileBody`
-body is streamed as it is read, a `StreamedBody` body as it is made.
+`msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A
+`FileBody` body is streamed as it is read, a `StreamedBody` body as it is made.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """Renders HTML pages from templates in the user's language, with a strict Content-Security-Policy.
 
 A page loads only images of this server and the operator's logo. It runs no script, except the one
-that the specification requires on some pages, and that of a captcha (`ThirdPartyScript`). Its style is
-inline, and the policy allows only this style.
+that the specification requires on some pages, and that of a captcha (`ThirdPartyScript`). Its style
+is inline, and the policy allows only this style.
 """
 
 from base64 import b64encode
@@ -98,9 +98,9 @@ class Pages:
         script: str = "",
         third_party_script: ThirdPartyScript | None = None,
     ) -> Response:
-        """Render a template. `leads_to`: sources that responses to its forms may redirect to, for
-        the `Content-Security-Policy` (`https:`, `https://app.example.org`); `script`: an inline
-        script that the page may run; `widget`: a third party's script."""
+        """Render a template. `form_targets`: sources that responses to its forms may redirect to,
+        for the `Content-Security-Policy` (`https:`, `https://app.example.org`); `script`: an inline
+        script that the page may run; `third_party_script`: a third party's script."""
         text = self._environment.get_template(template).render(
             {
                 **fields,

@@ -69,8 +69,8 @@ class SignInPage:
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """Make the page, with the name typed before and the error. `again`: the user has to
-        authenticate again."""
+        """Make the page, with the name typed before and the error. `reauthenticate`: the user has
+        to authenticate again."""
         language = self._pages.choose_language(context.languages)
         token = self._forms.token(context)
         fields: dict[str, object] = {
@@ -108,7 +108,7 @@ def parse_login_name(name: str) -> str:
 
 def sign_in_link(next_path: str, name: str = "", *, reauthenticate: bool = False) -> str:
     """Return the path of the page, which then continues to another path of this server. `name`:
-    prefills the user name; `again`: asks for authentication even with a session."""
+    prefills the user name; `reauthenticate`: asks for authentication even with a session."""
     optional = {**({"name": name} if name else {}), **({"again": "true"} if reauthenticate else {})}
     return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **optional})}"
 

@@ -55,7 +55,8 @@ class AccountValidityStore:
     def set_expiry(
         self, txn: WriteTransaction, user_id: str, expires_ts: int, *, sends_email: bool = True
     ) -> None:
-        """Set the expiry time of an account. With `letter`, its owner gets an e-mail before it."""
+        """Set the expiry time of an account. With `sends_email`, its owner gets an e-mail before
+        it."""
         sql = (
             "UPDATE accounts SET expires_ts = ?, renewal_letter = ?, is_over = 0 WHERE user_id = ?"
         )

@@ -25,7 +25,7 @@ class OutgoingToDeviceStore:
     def __init__(
         self, database: Database, *, max_queued: int = MAX_QUEUED, max_received: int = MAX_RECEIVED
     ) -> None:
-        """`max_waiting`, `most_noted`: the limits for one server, give or take a few hundred."""
+        """`max_queued`, `max_received`: the limits for one server, give or take a few hundred."""
         self._database = database
         self._most_waiting = max_queued
         self._most_noted = max_received

@@ -127,7 +127,7 @@ class ToDeviceStore:
         max_queued: int = MAX_QUEUED,
         max_logged: int = MAX_LOGGED,
     ) -> None:
-        """`max_waiting`: the most messages for a device, give or take a few hundred and those in
+        """`max_queued`: the most messages for a device, give or take a few hundred and those in
         the log."""
         self._database = database
         self._most_waiting = max_queued

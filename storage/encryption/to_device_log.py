@@ -2,9 +2,9 @@
 
 One row for each message, with an entry in the index of devices, costs three times as much to write
 as the message itself. Most messages are fetched within seconds. So the messages of a large request
-are written in the order they come, about 16 KiB to a row. `ToDeviceLogIndex` reads the recipients of each
-row once to know which devices have messages there. A job moves messages that are not fetched for
-minutes into the table that is indexed by device.
+are written in the order they come, about 16 KiB to a row. `ToDeviceLogIndex` reads the recipients
+of each row once to know which devices have messages there. A job moves messages that are not
+fetched for minutes into the table that is indexed by device.
 """
 
 import struct
@@ -27,8 +27,8 @@ LOGGED_COUNTER: Final = "to_device_logged"
 MOVED_COUNTER: Final = "to_device_moved"
 """Counters of the messages that entered the log and of those that left it."""
 OLDEST_ROW: Final = "(SELECT min(first_position) FROM to_device_log WHERE first_position >= ?)"
-"""Selects the first row. The argument is `ToDeviceLogIndex.removed_before`: without it, PostgreSQL would scan
-all deleted rows that are not vacuumed yet, as during a backup."""
+"""Selects the first row. The argument is `ToDeviceLogIndex.removed_before`: without it, PostgreSQL
+would scan all deleted rows that are not vacuumed yet, as during a backup."""
 
 _SIZE: Final = 16
 """Bytes that describe a message: the device number, the start of its content, its length."""

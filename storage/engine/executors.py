@@ -134,7 +134,7 @@ class ThreadExecutor:
     def __init__(
         self, reactor: ReactorBase, name: str, threads: int, close_timeout: float = 10.0
     ) -> None:
-        """`patience` is the number of seconds that `close` waits for running jobs."""
+        """`close_timeout` is the number of seconds that `close` waits for running jobs."""
         self._reactor = reactor
         self._wakeup = _Wakeup(cast(IReactorFDSet, reactor), self._deliver_results)
         self._patience = close_timeout

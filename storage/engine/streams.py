@@ -9,9 +9,9 @@ Laws:
 - `current()` never decreases. A read of the database at `current()` sees everything up to it.
 - Positions that become visible without a change published here were written by another process. The
   watchers are notified of them before anything with a higher position is published.
-- Every subscriber and watcher names its `Stage`. All of one stage are called before any of the next,
-  so the order in which parts are built and subscribe does not matter. For that, a subscriber of a
-  stage uses only its own data and what the parts of earlier stages hold.
+- Every subscriber and watcher names its `Stage`. All of one stage are called before any of the
+  next, so the order in which parts are built and subscribe does not matter. For that, a subscriber
+  of a stage uses only its own data and what the parts of earlier stages hold.
 """
 
 from collections.abc import Callable, Sequence

@@ -119,8 +119,8 @@ class RelationStore:
         """Return the valid replacements, threads and references of those events, limited to
         `rel_types` and without events of `ignored` senders.
 
-        One query. Redacted events have no replacements. `left`: the position, by event, at which
-        the reader's stay in its room ended; the result is then as of that position.
+        One query. Redacted events have no replacements. `left_positions`: the position, by event,
+        at which the reader's stay in its room ended; the result is then as of that position.
         """
         return await self._database.read_without_snapshot(  # an event may have many children
             "get_relation_children",
@@ -159,8 +159,8 @@ class RelationStore:
     async def find_levels(
         self, room_nid: int, target: str, filter: RelationFilter, max_descendants: int
     ) -> int:
-        """Return the number of steps from the event within which at most `most` descendants are
-        found: at least one, no more than `wanted.levels`.
+        """Return the number of steps from the event within which at most `max_descendants`
+        descendants are found: at least one, no more than `wanted.levels`.
 
         Each page of children of children is sorted again among all of them; this reads at most one
         too many.

@@ -109,10 +109,10 @@ class InboxStore:
         """Store events of a room; those that wait already are left alone. Raises InboxFull: then
         none is stored.
 
-        `judge`: the policy server whose verdict they wait for. None: that of other waiting events
-        of this server in the room, since most events follow earlier ones. `is_outside`: the server
-        is not in the room. A copy from a server in the room replaces one from outside, and a copy
-        from the sender's own server replaces any other. `domain`: the registered domain of the
+        `policy_server`: the policy server whose verdict they wait for. None: that of other waiting
+        events of this server in the room, since most events follow earlier ones. `is_outside`: the
+        server is not in the room. A copy from a server in the room replaces one from outside, and a
+        copy from the sender's own server replaces any other. `domain`: the registered domain of the
         server; empty: no limit per domain.
         """
         await self._database.write(

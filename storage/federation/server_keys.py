@@ -58,8 +58,8 @@ class ServerKeyStore:
     async def set_keys(
         self, server: str, keys: Mapping[str, StoredKey], document: StoredDocument
     ) -> None:
-        """Store the current keys and document of a server, at most `MAX_STORED_KEYS`. Its other keys
-        stay, as far as they fit."""
+        """Store the current keys and document of a server, at most `MAX_STORED_KEYS`. Its other
+        keys stay, as far as they fit."""
         await self._database.write("set_server_keys", self.set_keys_in, server, keys, document)
 
     async def add_keys(self, server: str, keys: Mapping[str, StoredKey]) -> None:

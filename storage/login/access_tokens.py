@@ -289,7 +289,8 @@ class TokenStore:
         return refresh_nid
 
     def trim_exchanges(self, txn: WriteTransaction, old: RefreshTokenRow, now: int) -> None:
-        """Retire all but the newest `MAX_UNUSED_PAIRS` unused pairs exchanged for a refresh token."""
+        """Retire all but the newest `MAX_UNUSED_PAIRS` unused pairs exchanged for a refresh
+        token."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? AND grace_until_ts IS NULL"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
@@ -358,7 +359,8 @@ class TokenStore:
         self._remove_late(txn, user_id, device_id, now)
 
     def _trim_branches(self, txn: WriteTransaction, user_id: str, device_id: str, now: int) -> None:
-        """Retire all but the newest `MAX_USED_PAIRS` pairs in use; closed tabs leave some behind."""
+        """Retire all but the newest `MAX_USED_PAIRS` pairs in use; closed tabs leave some
+        behind."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"
             " AND spent_ts IS NULL"

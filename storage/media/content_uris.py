@@ -21,8 +21,8 @@ class ContentURI(NamedTuple):
 
 
 def find_content_uris(data: bytes) -> frozenset[ContentURI]:
-    """Return the content URIs in JSON: values, parts of formatted text, keys. At most `MAX_URIS`, the
-    first ones."""
+    """Return the content URIs in JSON: values, parts of formatted text, keys. At most `MAX_URIS`,
+    the first ones."""
     if b"mxc:" not in data:
         return frozenset()
     found: set[ContentURI] = set()

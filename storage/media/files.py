@@ -114,7 +114,7 @@ class MediaFiles:
     def __init__(
         self, folder: Path, executor: Executor, clock: IReactorTime, min_free_bytes: int = 0
     ) -> None:
-        """`least_free_bytes`: the disk space that must stay free."""
+        """`min_free_bytes`: the disk space that must stay free."""
         self._lock = FolderLock(folder, clock)
         self._least_free_bytes = min_free_bytes
         self._folder = folder

@@ -5,8 +5,8 @@
 
 Laws:
 - A remover waits for current writers only: it gets its turn however busy the folder is.
-- Only `lock_shared` blocks, in a thread. Nobody waits for a turn in a thread: current writers need the
-  threads to finish.
+- Only `lock_shared` blocks, in a thread. Nobody waits for a turn in a thread: current writers need
+  the threads to finish.
 """
 
 import errno

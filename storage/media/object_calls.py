@@ -57,7 +57,7 @@ class ObjectCallRunner:
     def __init__(
         self, executor: Executor, clock: IReactorTime, max_silence: float, max_long: int = 1
     ) -> None:
-        """`patience`: seconds that the store may be silent. `long_at_once`: threads for long
+        """`max_silence`: seconds that the store may be silent. `max_long`: threads for long
         calls."""
         self._executor = executor
         self._clock = clock
@@ -78,7 +78,8 @@ class ObjectCallRunner:
         """Return what `work` returns, or raise what it raises; ObjectStoreFailed if the store is
         silent for too long.
 
-        `late` gets, on the reactor's thread, a result that arrives when nobody waits any more.
+        `on_late_result` gets, on the reactor's thread, a result that arrives when nobody waits any
+        more.
         """
         call = ObjectCall(self._clock)
         result_deferred: Deferred[T] = Deferred()

@@ -163,7 +163,7 @@ class FolderTrimmer:
     walk computes the age limit for the next."""
 
     def __init__(self, database: Database, files: MediaFiles, max_bytes: int | None) -> None:
-        """`most_bytes`: None means no limit."""
+        """`max_bytes`: None means no limit."""
         self._database = database
         self._files = files
         self._table = MediaObjectJournal(database)

@@ -212,8 +212,8 @@ class MediaRemovalStore:
         include_quarantined: bool = False,
         unread_since: int | None = None,
     ) -> RemovedFiles:
-        """Delete the rows of these files, and record it. `include_quarantined`: quarantined or protected ones
-        too.
+        """Delete the rows of these files, and record it. `include_quarantined`: quarantined or
+        protected ones too.
 
         `unread_since`: only those that nobody has read since.
         """

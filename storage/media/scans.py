@@ -195,8 +195,8 @@ class MediaScanStore:
         """Store a verdict, unless no file has the content any more, or an administrator has
         released it.
 
-        `hold`: if it is harmful, quarantine all files with these bytes. Returns the local uploaders
-        of the files that this quarantines.
+        `quarantine`: if it is harmful, quarantine all files with these bytes. Returns the local
+        uploaders of the files that this quarantines.
         """
         if not select_used_hashes(txn, (verdict.hash,)):
             return ()

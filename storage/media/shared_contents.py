@@ -6,8 +6,8 @@
     retired        gets every content back        is emptied
 
 The name of an object is new for each write: `PREFIX content/ab/cd/HASH-…`. The table
-`media_objects` is the journal. Moves between the two are steps of the job `storage.media.rebalancing`
-and can be interrupted anywhere.
+`media_objects` is the journal. Moves between the two are steps of the job
+`storage.media.rebalancing` and can be interrupted anywhere.
 
 Laws:
 - `main`: an upload is acknowledged when its object is complete and recorded in the transaction of
@@ -82,7 +82,7 @@ class SharedContents:
         prefix: str,
         redirect: bool,
     ) -> None:
-        """`reading`, `writing`: run the calls of the store. `give_addresses`: clients may be
+        """`reading`, `writing`: run the calls of the store. `redirect`: clients may be
         redirected to the store."""
         self._database = database
         self._files = files

@@ -105,8 +105,8 @@ class StateCompletion:
         *,
         replace_existing: bool = False,
     ) -> bytes | None:
-        """Add entries to the fetched part of the state before the join (`afresh`: replace it).
-        Return its root.
+        """Add entries to the fetched part of the state before the join (`replace_existing`: replace
+        it). Return its root.
 
         Raises HeadMoved if the root is no longer `before`: another node fetches too, and may have
         received another state.

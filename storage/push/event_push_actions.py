@@ -299,8 +299,8 @@ def _select_unread(
 
 def _bounds(read: ReadPositions, own_messages: Mapping[str, int]) -> list[str | int]:
     """Return threads that are read further than the room, each followed by its position. The first
-    has no name: up to its position all threads are read. `spoken`: the user's own last messages by
-    thread."""
+    has no name: up to its position all threads are read. `own_messages`: the user's own last
+    messages by thread."""
     marks = {
         thread: max(read.of(thread), own_messages.get(thread, 0))
         for thread in {*read.threads, *own_messages}

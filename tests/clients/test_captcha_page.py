@@ -1,8 +1,9 @@
 """Registration with a captcha in a real browser, then an application password and a device
 authorization grant.
 
-One server and one browser for the file; see `tests/helpers/real_browser.py`. The captcha is this test's
-own script, at a host that only the browser resolves; the example plug-in checks its responses.
+One server and one browser for the file; see `tests/helpers/real_browser.py`. The captcha is this
+test's own script, at a host that only the browser resolves; the example plug-in checks its
+responses.
 """
 
 import hmac

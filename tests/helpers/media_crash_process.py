@@ -1,7 +1,7 @@
 """A process that does one media operation and is killed at a chosen moment of it, or at its end.
 
-    python -m tests.helpers.media_crash_process '{"database": …, "moment": "when an object is written",
-    "work": "upload", …}'   # an `CrashPlan`
+    python -m tests.helpers.media_crash_process '{"database": …, "moment": "when an object is
+    written", "work": "upload", …}'   # an `CrashPlan`
 
 If the moment is never reached, the process is killed at the end. A failure ends it with exit code
 1.

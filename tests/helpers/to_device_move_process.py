@@ -1,7 +1,7 @@
 """A process whose children move to-device messages out of their log and die in the middle of it.
 
-    python -m tests.helpers.to_device_move_process sqlite '{"path": "…"}'   # the configuration of the
-    database
+    python -m tests.helpers.to_device_move_process sqlite '{"path": "…"}'   # the configuration of
+    the database
 
 Each input line starts a child. It has the number of steps, the function call at which the child
 ends (0: none), and the seconds it lives after that call. Calls are counted instead of time, so that

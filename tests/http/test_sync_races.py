@@ -5,8 +5,8 @@ receipt; whatever people do meanwhile, and in whatever order databases answer.
 matrix-rust-sdk gives up the request that waits whenever a room is opened or a list grows. Here it
 does so before, while and after its answer is made, and answers get lost; the server hears that it
 is gone, or does not. People's deeds, reads and writes of the database go on meanwhile, one step of
-one of them at a time: which, is left to chance (`tests/helpers/interleaving.py`). `MAHALLA_SYNC_RUNS=1000`
-makes a thousand such histories.
+one of them at a time: which, is left to chance (`tests/helpers/interleaving.py`).
+`MAHALLA_SYNC_RUNS=1000` makes a thousand such histories.
 """
 
 import os

@@ -27,6 +27,9 @@ REGISTRY_HOST = re.compile(
 INDENTED_IMPORT = re.compile(r"^[ \t]+(import|from)\s", re.MULTILINE)
 DOCSTRING = re.compile(r'\s*(#.*\n\s*)*r?"""\s*[^\s"]')
 LARGE_CONSTRUCTOR = re.compile(r"# More than ten: \S.{9,}")
+DESCRIBED = re.compile(r"(?:(?<=[.;:] )|(?<=\n)|^)`[a-z_0-9]+`(?:, `[a-z_0-9]+`)*: ")
+"""The start of a sentence of a docstring that describes parameters."""
+QUOTED_NAME = re.compile(r"`(\w+)`")
 VERSION_RECORD = re.compile(r"V\d+")
 
 
@@ -269,6 +272,20 @@ def constructors_are_small(file: SourceFile) -> Iterator[str]:
             )
 
 
+def docstrings_name_parameters(file: SourceFile) -> Iterator[str]:
+    """Complain of a docstring that describes a parameter which the function does not have."""
+    for node in file.nodes_with("def "):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        given = node.args
+        named = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        parameters = {each.arg for each in named if each is not None}
+        for found in DESCRIBED.finditer(ast.get_docstring(node) or ""):
+            for name in QUOTED_NAME.findall(found[0]):
+                if name not in parameters:
+                    yield file.at(node, f"{node.name} has no parameter {name!r}")
+
+
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
@@ -286,6 +303,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     values_are_structs,
     no_untracked_callable,
     constructors_are_small,
+    docstrings_name_parameters,
 )
 
 

@@ -114,6 +114,11 @@ BAD: list[tuple[Rule, str, str]] = [
         f"class A:\n    # More than ten:\n    def __init__(self, {TEN}, *, b):\n        self.b = b\n",
         "storage/a.py",
     ),
+    (
+        rules.docstrings_name_parameters,
+        'def f(self, a):\n    """Return it. `a`, `b`: the sides."""\n    return a\n',
+        "homeserver/a.py",
+    ),
     (rules.no_stub, "def f():\n    raise NotImplementedError\n", "storage/a.py"),
     (rules.no_stub, 'def f():\n    raise NotImplementedError("later")\n', "homeserver/a.py"),
     (rules.no_machine_path, "cd /" + "work/main\n", "scripts/run"),
@@ -180,6 +185,11 @@ GOOD: list[tuple[Rule, str, str]] = [
         "class A:\n    # More than ten: these are the fields of an event.\n"
         f"    def __init__(self, {TEN}, b):\n        self.b = b\n",
         "federation/a.py",
+    ),
+    (
+        rules.docstrings_name_parameters,
+        'def f(a, *, b):\n    """Return it. `a`, `b`: the sides. `True`: an example."""\n',
+        "homeserver/a.py",
     ),
     (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
     (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),

@@ -176,7 +176,8 @@ def test_pushes_arrive_and_continue_after_a_crash_and_a_rejected_pusher_is_delet
 
 @contextmanager
 def listening(host: str) -> Iterator[tuple[str, list[bytes]]]:
-    """Listen at an address, accept every request, and yield the URL and the bodies of the requests."""
+    """Listen at an address, accept every request, and yield the URL and the bodies of the
+    requests."""
     came: list[bytes] = []
 
     class Taker(BaseHTTPRequestHandler):

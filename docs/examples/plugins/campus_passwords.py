@@ -1,7 +1,7 @@
 """Checks passwords of the people of a campus, from a file that another program writes.
 
-Each line of the file has, separated by colons: the number of the person, the name, the displayed name,
-the salt and the hash of the password (scrypt, both in hexadecimal digits).
+Each line of the file has, separated by colons: the number of the person, the name, the displayed
+name, the salt and the hash of the password (scrypt, both in hexadecimal digits).
 """
 
 import hashlib

@@ -177,7 +177,7 @@ class Invitations:
     ) -> EventID:
         """Invite a remote user into a room that we are in. Return the invite, new or existing.
 
-        A server that was unreachable a moment ago is not asked, unless `tries_failing`: then no
+        A server that was unreachable a moment ago is not asked, unless `ask_unreachable`: then no
         client waits, and nobody would retry. Raises NotFound, Forbidden, InviteBlocked,
         UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """

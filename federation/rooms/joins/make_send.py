@@ -109,7 +109,7 @@ class MembershipHandshakes:
     ) -> Response:
         """Receive a join; return the state of the room before it.
 
-        `omit_members`: leave out most memberships. `in_pair`: answer in the form of version 1 of
+        `omit_members`: leave out most memberships. `is_v1`: answer in the form of version 1 of
         the endpoint. Raises NotFound, Forbidden, InvalidParam, BadEvent, LimitExceeded.
         """
         snapshot = await self._residence.get_for(origin, room_id)

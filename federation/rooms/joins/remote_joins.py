@@ -75,7 +75,8 @@ class RemoteJoins:
         *,
         use_partial_state: bool,
     ) -> None:
-        """`in_part`: join large rooms with partial state, and fetch the rest afterwards."""
+        """`use_partial_state`: join large rooms with partial state, and fetch the rest
+        afterwards."""
         self._remote = remote
         self._handshake = handshake
         self._candidates = candidates

@@ -52,7 +52,7 @@ class JoinResponses:
     ) -> Response:
         """Return the state before the join with its auth chain.
 
-        `in_pair`: in the form of version 1 of the endpoint.
+        `is_v1`: in the form of version 1 of the endpoint.
         """
         room_nid, own = snapshot.room.room_nid, self._identity.server_name
         heroes = await self._get_hero_events(snapshot, join) if omit_members else frozenset()

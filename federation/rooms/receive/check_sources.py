@@ -77,7 +77,8 @@ NO_POLICY_VERDICTS: Final = PolicyVerdicts()
 
 
 class StoredSources:
-    """Implements `check.CheckSources` for one event whose prev_events and auth_events are loaded."""
+    """Implements `check.CheckSources` for one event whose prev_events and auth_events are
+    loaded."""
 
     def __init__(
         self,
@@ -93,8 +94,8 @@ class StoredSources:
     ) -> None:
         """`before` is None if it is not known well enough; `current` is None if the event is not
         checked against the current state. `signers`: its verified signers, if known. `create`: the
-        room's create event, if known. `judged`: names no policy server where none applies.
-        `at_hand`: see `StateResolver.load`."""
+        room's create event, if known. `verdicts`: names no policy server where none applies.
+        `loaded`: see `StateResolver.load`."""
         self._questions = services
         self._room = room
         self._auth = auth

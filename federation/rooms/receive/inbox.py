@@ -113,8 +113,8 @@ class Inbox:
     ) -> None:
         """Store events until they can be placed. Raises InboxFull: then none of them is stored.
 
-        `judge`: the policy server whose answer they wait for. `is_outside`: the origin is not in
-        the room. `is_news`: they end the pause of the room.
+        `policy_server`: the policy server whose answer they wait for. `is_outside`: the origin is
+        not in the room. `is_news`: they end the pause of the room.
         """
         rows = [
             NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), _is_own(event, origin))

@@ -137,7 +137,8 @@ class Outliers:
 
 
 class _OutlierSources:
-    """Implements `check.CheckSources` for an outlier whose auth events are stored or in its chunk."""
+    """Implements `check.CheckSources` for an outlier whose auth events are stored or in its
+    chunk."""
 
     def __init__(
         self,

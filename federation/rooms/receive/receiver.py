@@ -131,8 +131,8 @@ class Receiver:
         `past`: they were fetched from the room's history, so they are not news and are not checked
         against the current state. `states`: for events with missing prev_events, the state before
         them according to another server, as ids of stored events. It is resolved with the states
-        after the prev_events that we have. `send_on`: we send them to the other servers in the
-        room, because they were made with our help. `upon_gap`: in a room with partial state, they
+        after the prev_events that we have. `broadcast`: we send them to the other servers in the
+        room, because they were made with our help. `allow_gap`: in a room with partial state, they
         do not wait for missing prev_events. `refused`: past events that the room's policy server
         refuses. `may_wait`: the caller gives them again later, so they wait while the policy server
         is unavailable. Raises NotFound, TooLarge.

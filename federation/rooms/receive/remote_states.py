@@ -80,7 +80,7 @@ class RemoteStates:
     ) -> RemoteState:
         """Fetch the state before an event from a server, and store its events.
 
-        Invalid events are left out. `most_new`: the limit of new events. `part_of`: how far the
+        Invalid events are left out. `max_new`: the limit of new events. `part_of`: how far the
         state is trusted. `left`: returns the time that is left. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid

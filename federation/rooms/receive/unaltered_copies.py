@@ -71,7 +71,7 @@ class UnalteredCopies:
         own_name: ServerName,
         seconds: Callable[[], float],
     ) -> None:
-        """`own`: this server; `seconds`: returns the time."""
+        """`own_name`: this server; `seconds`: returns the time."""
         self._remote = remote
         self._servers = servers
         self._policy = policy

@@ -52,7 +52,7 @@ class AccountData:
         info_uri: str,
         computed: Mapping[str, Callable[[UserID, bytes | None], Mapping[str, object]]],
     ) -> None:
-        """`most_entries` and `largest` (bytes of all contents): limits for one user; None: no
+        """`max_entries` and `max_bytes` (bytes of all contents): limits for one user; None: no
         limit. `info_uri`: a page about the limits.
 
         `computed`: types whose content the server computes from the stored entry, such as the push

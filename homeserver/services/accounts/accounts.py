@@ -138,7 +138,7 @@ class Accounts:
     ) -> None:
         """Set a password, and end all sessions (`log_out_all`) or all but one (`log_out_but`).
 
-        `by`: the administrator who sets it. `ip`, `era`: the IP address and credential epoch of
+        `by`: the administrator who sets it. `ip`, `epoch`: the IP address and credential epoch of
         the owner who sets it. `also`: runs in the same write. Raises `WeakPassword`,
         `InvalidParam`, and what `check_epoch` raises.
         """

@@ -72,7 +72,7 @@ class Deactivation:
         user_stores: Sequence[PerUserStore] = (),
         bindings: IdentityBindings | None = None,
     ) -> None:
-        """`kept_by_user`: stores with data to delete with the account. `bindings`: of its addresses
+        """`user_stores`: stores with data to delete with the account. `bindings`: of its addresses
         at identity servers."""
         self._clock = clock
         self._database = database
@@ -97,7 +97,7 @@ class Deactivation:
         """Deactivate an account permanently, then leave its rooms and unbind its addresses.
 
         `erase`: also delete its profile and account data, and hide the content of its events from
-        users who join later. `by`: the administrator who deactivates it. `ip`, `era`: the IP
+        users who join later. `by`: the administrator who deactivates it. `ip`, `epoch`: the IP
         address and credential epoch of the owner who does. Return the result of
         `IdentityBindings.do_unbind_now`. Raises `NotFound`, and what `check_epoch` raises.
         """

@@ -217,7 +217,7 @@ class Renewals:
     ) -> int:
         """Set the expiry time of an existing account, for the administrator `by`; return it.
 
-        `expires_ts`: None for one period from now. `letter`: whether the owner gets an e-mail
+        `expires_ts`: None for one period from now. `sends_email`: whether the owner gets an e-mail
         before it. Raises `Forbidden` where accounts do not expire, `InvalidParam`.
         """
         if not self._validity.enabled:

@@ -63,8 +63,8 @@ class Threepids:
         *,
         users_may_change: bool,
     ) -> None:
-        """`kept_by_address`: stores with data to delete with an address. `bindings`: at identity
-        servers. `changes`: whether users may change their addresses."""
+        """`address_stores`: stores with data to delete with an address. `bindings`: at identity
+        servers. `users_may_change`: whether users may change their addresses."""
         self._now_ms = now_ms
         self._database = database
         self._store = store

@@ -101,8 +101,8 @@ class DeviceAdministration:
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
         """Rename a device; None leaves the name.
 
-        Raises what `get_device` raises, `DeviceNameTooLong`, and `InvalidParam` for a name that cannot be
-        stored.
+        Raises what `get_device` raises, `DeviceNameTooLong`, and `InvalidParam` for a name that
+        cannot be stored.
         """
         await self._check_user(user_id)
         await self._get_device(user_id, device_id)

@@ -17,7 +17,8 @@ from storage.devices.devices import DeviceRow, DeviceStore
 
 
 class AccountModeration:
-    """Moderates accounts. The guard admits only administrators, except for `get_last_seen_devices`."""
+    """Moderates accounts. The guard admits only administrators, except for
+    `get_last_seen_devices`."""
 
     def __init__(
         self,

@@ -157,8 +157,8 @@ class UserAdministration:
     async def do_put(self, user_id: UserID, changes: AccountChanges, by: UserID) -> bool:
         """Create or change an account; return True if it was created.
 
-        Raises `InvalidParam`, `BadJson`, `Forbidden`, `WeakPassword`, `ThreepidInUse`, `ExternalIdInUse`,
-        and for a new account `InvalidUsername` and `Exclusive`.
+        Raises `InvalidParam`, `BadJson`, `Forbidden`, `WeakPassword`, `ThreepidInUse`,
+        `ExternalIdInUse`, and for a new account `InvalidUsername` and `Exclusive`.
         """
         self._check_local(user_id)
         try:

@@ -88,7 +88,7 @@ class RoomDirectory:
         only_members_add_aliases: bool,
         namespaces: AliasNamespaces,
     ) -> None:
-        """`shown`: False returns an empty directory. `readable_elsewhere`: whether other servers
+        """`enabled`: False returns an empty directory. `readable_by_servers`: whether other servers
         may read it."""
         self._namespaces = namespaces
         self._readable_elsewhere = readable_by_servers

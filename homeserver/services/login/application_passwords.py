@@ -58,7 +58,7 @@ class ApplicationPasswords:
         max_per_account: int = 20,
         max_lifetime_ms: int | None = None,
     ) -> None:
-        """`most`: the maximum per account. `max_lifetime_ms`: the maximum lifetime."""
+        """`max_per_account`: the maximum per account. `max_lifetime_ms`: the maximum lifetime."""
         self._clock = clock
         self._database = database
         self._store = store
@@ -98,8 +98,8 @@ class ApplicationPasswords:
     ) -> str:
         """Create a password and return it, to be shown once.
 
-        `lifetime_ms`: None for the maximum. `address`: the client's IP address. Raises
-        `Forbidden` where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`, `TooMany`,
+        `lifetime_ms`: None for the maximum. `address`: the client's IP address. Raises `Forbidden`
+        where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`, `TooMany`,
         `LimitExceeded`, and what `check_epoch` raises.
         """
         if not self.enabled:

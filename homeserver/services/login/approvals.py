@@ -80,8 +80,8 @@ class Approvals:
         base_url: str,
         newcomers: NewAccountTasks,
     ) -> None:
-        """`letters_to`: e-mail addresses of administrators to notify of waiting accounts, with
-        their languages. `newcomers`: the tasks for accounts that are approved."""
+        """`administrator_emails`: e-mail addresses of administrators to notify of waiting accounts,
+        with their languages. `newcomers`: the tasks for accounts that are approved."""
         self._clock = clock
         self._database = database
         self._accounts = accounts

@@ -86,9 +86,9 @@ class BrowserSessions:
         """Begin a session for an authenticated user of a usable account.
 
         Ends the previous session of this browser. `epoch`: the credential epoch at authentication.
-        `origin`: the sign-in at an identity provider, as JSON. `authenticated_ts`: when the provider
-        authenticated the user; None: now, by this server. Return the cookie for the response
-        (`Response.cookies`). Raises what `check_epoch` raises.
+        `origin`: the sign-in at an identity provider, as JSON. `authenticated_ts`: when the
+        provider authenticated the user; None: now, by this server. Return the cookie for the
+        response (`Response.cookies`). Raises what `check_epoch` raises.
         """
         token = self._secret_text.browser_token()
         old = self._cookies.find(context, COOKIE_NAME)

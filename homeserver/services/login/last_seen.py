@@ -51,8 +51,8 @@ class LastSeen:
         granularity: float = 120.0,
         interval: float = 30.0,
     ) -> None:
-        """`addresses_ms`: how long to store the last address of a device; None: as long as the
-        device exists."""
+        """`address_retention_ms`: how long to store the last address of a device; None: as long as
+        the device exists."""
         self._addresses_ms = address_retention_ms
         self._clock = clock
         self._devices = devices

@@ -78,8 +78,9 @@ class LoginTokens:
         lifetime_ms: int,
         issued_to_browsers: bool = False,
     ) -> None:
-        """`issued_to_sessions`: signed-in clients may request tokens. `confirmed`: that needs
-        user-interactive authentication. `from_browsers`: a sign-in in a browser issues one."""
+        """`issued_to_sessions`: signed-in clients may request tokens. `requires_confirmation`: that
+        needs user-interactive authentication. `issued_to_browsers`: a sign-in in a browser issues
+        one."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database

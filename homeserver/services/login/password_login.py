@@ -114,8 +114,8 @@ class ExternalPasswords(Protocol):
         """Return the owner of name and password; None where they are wrong.
 
         `account`: the account here with this name, if any. `address`: the client's IP address.
-        Raises `MatrixError` where the source is unavailable, `ExternalAccountRefused` where the account
-        is not usable.
+        Raises `MatrixError` where the source is unavailable, `ExternalAccountRefused` where the
+        account is not usable.
         """
         ...
 

@@ -23,8 +23,8 @@ class ButtonProvider(Protocol):
     def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
         """Return its buttons.
 
-        `next_path`: the path of this server to open after the sign-in. `reauthenticate`: the provider must
-        authenticate the person even if it has a session for them.
+        `next_path`: the path of this server to open after the sign-in. `reauthenticate`: the
+        provider must authenticate the person even if it has a session for them.
         """
         ...
 

@@ -48,7 +48,7 @@ class RendezvousSessions:
         *,
         creators: RendezvousCreators,
     ) -> None:
-        """`who`: the clients that may create a session."""
+        """`creators`: the clients that may create a session."""
         self._clock = clock
         self._database = database
         self._store = store

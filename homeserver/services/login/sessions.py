@@ -194,7 +194,7 @@ class Sessions:
     ) -> NewSession:
         """Return a session to be written with `add`; on a new device if `device_id` is None.
 
-        `address`: the client's IP address, if known. `era`: the credential epoch at
+        `address`: the client's IP address, if known. `epoch`: the credential epoch at
         authentication; None where the write itself authenticates. `access_token`,
         `refresh_token`: the tokens, where they exist already.
         """
@@ -531,7 +531,7 @@ class Sessions:
         except_caller: Requester | None = None,
         ip: str | None = None,
     ) -> None:
-        """Remove all devices and sessions of a user, except the session `but`.
+        """Remove all devices and sessions of a user, except the session `except_caller`.
 
         `ip`: the client's IP address, if known.
         """

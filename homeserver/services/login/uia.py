@@ -151,7 +151,7 @@ class UIA:
 
         Until then raises `AuthenticationRequired`, `BadJson` for a malformed `auth`, and
         `LimitExceeded` where a stage is tried too often.
-        `keep`: leave the session in place, for `claim` and for a repeated request.
+        `keep_session`: leave the session in place, for `claim` and for a repeated request.
         """
         if auth is None:
             raise self._required(flows, await self._begin(operation), {})

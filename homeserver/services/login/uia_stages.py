@@ -95,7 +95,8 @@ class PasswordStage:
 
 
 class ThreepidStage:
-    """A validated e-mail address or telephone number; the result is its `ValidatedThreepid` as JSON.
+    """A validated e-mail address or telephone number; the result is its `ValidatedThreepid` as
+    JSON.
 
     spec: client-server-api#email-based-identity--homeserver,
     client-server-api#phone-numbermsisdn-based-identity--homeserver
@@ -213,7 +214,8 @@ def parse_policy_versions(result: str) -> Mapping[str, str]:
 
 
 class SSOStage:
-    """A repeated sign-in at the identity provider, in a browser; `UIA.do_complete_stage` completes it.
+    """A repeated sign-in at the identity provider, in a browser; `UIA.do_complete_stage` completes
+    it.
 
     spec: client-server-api#sso-during-user-interactive-authentication
     """

@@ -62,8 +62,8 @@ class MediaDelivery:
         *,
         serves_unauthenticated: bool,
     ) -> None:
-        """`serves_everybody`: whether the endpoints without authentication serve the files that do
-        not require it."""
+        """`serves_unauthenticated`: whether the endpoints without authentication serve the files
+        that do not require it."""
         self._server_name = server_name
         self._clock = clock
         self._repository = repository

@@ -45,8 +45,8 @@ class EagerThumbnails:
         *,
         programs: bool,
     ) -> None:
-        """`max_concurrent`: as for `thumbnails`. `programs`: also make thumbnails of videos and documents
-        with external programs."""
+        """`max_concurrent`: as for `thumbnails`. `programs`: also make thumbnails of videos and
+        documents with external programs."""
         self._thumbnails = thumbnails
         self._gate = gate
         self._sizes = sizes

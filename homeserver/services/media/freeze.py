@@ -16,8 +16,8 @@ class MediaFreeze(msgspec.Struct, frozen=True):
     off."""
 
     def requires_token(self, *, arrived_in_freeze: bool, created_ts: int) -> bool:
-        """Whether a file requires an access token. `is_noted`: it arrived while the freeze was
-        on."""
+        """Whether a file requires an access token. `arrived_in_freeze`: it arrived while the freeze
+        was on."""
         return self.is_on and (
             arrived_in_freeze or (self.since_ms is not None and created_ts >= self.since_ms)
         )

@@ -63,7 +63,7 @@ class ImageWorkers:
     def __init__(
         self, executor: Executor, cpu_time: Callable[[int], float] = get_cpu_seconds
     ) -> None:
-        """`spent`: the CPU time of a process, by its pid."""
+        """`cpu_time`: the CPU time of a process, by its pid."""
         self._processes = WorkerProcesses(
             executor,
             WORKER,

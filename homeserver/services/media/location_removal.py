@@ -84,8 +84,8 @@ class LocationRemover:
         refuses_unsupported: bool = False,
     ) -> None:
         """`max_concurrent`: the number of concurrent workers, as many as the executor has threads.
-        `refuses_others`: refuse files that may contain a location which is not removed. `now`: a
-        clock; `spent`: the CPU time of a process."""
+        `refuses_unsupported`: refuse files that may contain a location which is not removed. `now`:
+        a clock; `cpu_time`: the CPU time of a process."""
         self._refuses_others = refuses_unsupported
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")

@@ -106,7 +106,8 @@ class MetadataBytes:
     def __init__(
         self, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]
     ) -> None:
-        """`extents`: offsets in the file, and lengths. Raises `UnreadableMetadata` if that is too much."""
+        """`extents`: offsets in the file, and lengths. Raises `UnreadableMetadata` if that is too
+        much."""
         if sum(max(0, size) for _, size in extents) > MAX_METADATA_BYTES:
             raise UnreadableMetadata
         pieces = [(start, read_at(file, start, max(0, size))) for start, size in extents]

@@ -61,7 +61,8 @@ class RemoteCopies:
         refused_servers: Collection[str],
         freeze: MediaFreeze,
     ) -> None:
-        """`rate`: bytes, per requesting address. `refused`: servers whose files are not served.
+        """`rate`: bytes, per requesting address. `refused_servers`: servers whose files are not
+        served.
 
         `freeze`: which copies require an access token.
         """
@@ -89,11 +90,12 @@ class RemoteCopies:
         user_id: str,
         include_quarantined: bool = False,
     ) -> OwnedContent:
-        """Return a file and its owner, when there is a copy. Raises what `RemoteDownloads.fetch` and
-        `ScanGate.check` do, and InvalidParam.
+        """Return a file and its owner, when there is a copy. Raises what `RemoteDownloads.fetch`
+        and `ScanGate.check` do, and InvalidParam.
 
         `authenticated`: whether the request has an access token; `user_id`: its user, if any.
-        `allow_remote`: whether the file may be fetched. `held_too`: also if it is quarantined.
+        `allow_remote`: whether the file may be fetched. `include_quarantined`: also if it is
+        quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")

@@ -120,8 +120,8 @@ class MediaRemoval:
         """Delete these files; return those that existed and were allowed to go. Raises
         LimitExceeded if some are left.
 
-        `held_too`: also those that are quarantined or protected. `unread_since`: only those without
-        access since then.
+        `include_quarantined`: also those that are quarantined or protected. `unread_since`: only
+        those without access since then.
         """
         requested, deleted = list(addresses), list[ContentURI]()
         for start in range(0, len(requested), BATCH):

@@ -88,8 +88,8 @@ class MediaRepository:
         reservation_ms: int,
         freeze: MediaFreeze,
     ) -> None:
-        """`locations`: removes locations from photos; None: they stay. `on_kept` is called with
-        each new file that is not known to be harmful. `freeze`: which files require an access
+        """`location_remover`: removes locations from photos; None: they stay. `on_stored` is called
+        with each new file that is not known to be harmful. `freeze`: which files require an access
         token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
@@ -111,8 +111,8 @@ class MediaRepository:
     # Uploading.
 
     async def do_upload(self, user_id: UserID, upload: MediaUpload) -> str:
-        """Store a file; return its content URI. Raises `InvalidParam`, what `UploadQuotas.check_upload`
-        does, and `MediaHarmful`."""
+        """Store a file; return its content URI. Raises `InvalidParam`, what
+        `UploadQuotas.check_upload` does, and `MediaHarmful`."""
         name = parse_name(upload.name)
         media_id = self._texts.media_id()
 
@@ -218,8 +218,8 @@ class MediaRepository:
         this time. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check`
         does.
 
-        `authenticated`: whether the request has an access token. `held_too`: also if it is
-        quarantined.
+        `authenticated`: whether the request has an access token. `include_quarantined`: also if it
+        is quarantined.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")

@@ -109,7 +109,7 @@ class OAuthTokens:
         issuer: str,
         validity: AccountValidity,
     ) -> None:
-        """`trusted`: the secrets of services that may introspect tokens, by name."""
+        """`trusted_services`: the secrets of services that may introspect tokens, by name."""
         self._clock = clock
         self._validity = validity
         self._database = database

@@ -3,8 +3,8 @@
 Law: a URL is accepted only if all browsers parse it as this server does, so the host that a page
 shows is the host that it leads to.
 
-`oauth/redirect_uris.py` has the further rules for OAuth clients; `local_paths.py` has those for paths
-of this server.
+`oauth/redirect_uris.py` has the further rules for OAuth clients; `local_paths.py` has those for
+paths of this server.
 
 spec: https://url.spec.whatwg.org/#url-parsing
 """

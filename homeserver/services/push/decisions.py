@@ -64,10 +64,10 @@ class PushDecisions:
           unless they accept no invites of its sender.
 
         Costs at most five queries, besides those for rules that are not cached
-        (`UserRuleCache.of_users`). If ignored users and the room are cached, it is only the query for
-        the memberships of users who may be notified: users who have muted the room cost nothing. A
-        rule set is evaluated once for all users who have it, unless the event mentions them. The
-        room's members and power levels are the current ones.
+        (`UserRuleCache.of_users`). If ignored users and the room are cached, it is only the query
+        for the memberships of users who may be notified: users who have muted the room cost
+        nothing. A rule set is evaluated once for all users who have it, unless the event mentions
+        them. The room's members and power levels are the current ones.
         """
         event = stored.event
         if not await self._is_news(stored):

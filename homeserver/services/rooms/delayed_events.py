@@ -126,7 +126,7 @@ class DelayedEvents:
         *,
         max_delay_ms: int | None,
     ) -> None:
-        """`max_lifetime_ms`: the longest delay; None: delayed events are disabled."""
+        """`max_delay_ms`: the longest delay; None: delayed events are disabled."""
         self._clock = clock
         self._database = database
         self._store = store

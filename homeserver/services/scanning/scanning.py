@@ -139,10 +139,10 @@ class MediaScanner:
         """`kinds`: the files to scan, of at most `max_size` bytes; `passes_larger`: larger ones are
         served without a scan.
 
-        `passes_unscanned`: files are served while scanners are unavailable. `inside_at_once`: the
-        number of encrypted files that are scanned concurrently, besides `at_once` others.
-        `time_limit_ms`: per file. `upload_wait_ms`: the time for which an upload waits for the
-        verdict.
+        `passes_unscanned`: files are served while scanners are unavailable.
+        `max_concurrent_decrypted`: the number of encrypted files that are scanned concurrently,
+        besides `max_concurrent` others. `time_limit_ms`: per file. `upload_wait_ms`: the time for
+        which an upload waits for the verdict.
         """
         self._clock = clock
         self._database = database

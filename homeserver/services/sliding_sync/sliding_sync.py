@@ -121,7 +121,7 @@ class SlidingSync:
         """`catch_up` reads what other nodes wrote, and returns the position up to which all is
         readable.
 
-        `most_events`: the operator's bound for the events of one room; negative for none.
+        `max_events`: the operator's bound for the events of one room; negative for none.
         """
         self.most_events = max_events
         self._parts = parts

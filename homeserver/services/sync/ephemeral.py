@@ -84,7 +84,8 @@ class EphemeralSection:
     ) -> tuple[int, ...]:
         """Add a typing notification to each room where it changed.
 
-        Takes and returns the rooms in which the client shows somebody typing (`SyncToken.typing_rooms`).
+        Takes and returns the rooms in which the client shows somebody typing
+        (`SyncToken.typing_rooms`).
         """
         since, wanted = request.since, request.filter.room.ephemeral
         is_quiet = self._typing.is_unchanged_since(None if since is None else since.ephemeral)

@@ -89,7 +89,7 @@ class JoinedRooms:
         plain_messages: PlainMessages,
         max_events: int,
     ) -> None:
-        """`most_events`: the operator's bound for the events of one room; negative for none."""
+        """`max_events`: the operator's bound for the events of one room; negative for none."""
         self._events = events
         self._timelines = timelines
         self._current_states = current_states

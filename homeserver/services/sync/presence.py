@@ -39,7 +39,7 @@ class PresenceSection:
         server_name: ServerName,
         includes_offline: bool,
     ) -> None:
-        """`tells_offline`: an initial sync includes offline users, at the cost of reading all of
+        """`includes_offline`: an initial sync includes offline users, at the cost of reading all of
         them."""
         self._presence = presence
         self._memberships = memberships

@@ -79,7 +79,7 @@ class EmailValidation:
         base_url: str,
         reveals_known: bool,
     ) -> None:
-        """`outbox`: None on a server that sends no e-mail. `known_is_told`: whether the API reveals
+        """`outbox`: None on a server that sends no e-mail. `reveals_known`: whether the API reveals
         that an address belongs to an account (see `do_request_token`)."""
         self._now_ms = now_ms
         self._database = database
@@ -110,7 +110,7 @@ class EmailValidation:
     ) -> str:
         """Send a validation e-mail to an address; return the id of the validation.
 
-        `may_tell`: the caller may learn whether an account has the address, as the specification
+        `may_reveal`: the caller may learn whether an account has the address, as the specification
         wants for the API, unless the operator forbids it. Pages never reveal it.
 
         Raises `InvalidParam`, `ThreepidMediumNotSupported`, `ThreepidDenied`, `ThreepidInUse`,

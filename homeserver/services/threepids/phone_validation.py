@@ -153,8 +153,8 @@ class PhoneValidation:
         """`messages`: None on a server that sends none. `purposes`: purposes that send codes.
 
         `base_url`: the public URL, for the `submit_url`; empty disables telephone numbers.
-        `known_is_told`: whether the API reveals that a number belongs to an account (see
-        `do_request_token`). `most_per_day`: the daily maximum of messages.
+        `reveals_known`: whether the API reveals that a number belongs to an account (see
+        `do_request_token`). `daily_limit`: the daily maximum of messages.
         """
         self._now_ms = now_ms
         self._database = database
@@ -198,7 +198,7 @@ class PhoneValidation:
     ) -> SentCode:
         """Send a code to a number; return its validation. `country`: as in `parse_phone_number`.
 
-        `may_tell`: the caller may learn whether an account has the number, as the specification
+        `may_reveal`: the caller may learn whether an account has the number, as the specification
         wants for the API, unless the operator forbids it. Pages never reveal it.
 
         Raises `ThreepidMediumNotSupported`, `InvalidParam`, `NumberDenied`, `NumberInUse`,

@@ -65,7 +65,7 @@ class ThreepidValidation:
     ) -> None:
         """`allowed`: patterns by medium, one of which an address must match; None: no restriction.
 
-        `lifetimes_ms`: of a validation, by medium. `next_hosts`: hosts allowed in `next_link`;
+        `lifetimes_ms`: of a validation, by medium. `next_link_hosts`: hosts allowed in `next_link`;
         None: all.
         """
         self._now_ms = now_ms

@@ -71,8 +71,8 @@ class ExternalIds:
         )
 
     async def check(self, user_id: UserID, links: Mapping[str, str]) -> None:
-        """Raises `InvalidParam`, `ExternalIdInUse` unless the account may have these links (subjects by
-        provider)."""
+        """Raises `InvalidParam`, `ExternalIdInUse` unless the account may have these links
+        (subjects by provider)."""
         for provider, subject in links.items():
             self._check(provider, subject)
             link = await self._store.get_link(provider, subject)

@@ -65,8 +65,8 @@ class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """A sign-in to this server's pages. `next_path`: the path to continue at. `again`: the provider must
-    authenticate the user again, even with an existing session."""
+    """A sign-in to this server's pages. `next_path`: the path to continue at. `again`: the provider
+    must authenticate the user again, even with an existing session."""
 
     next_path: str
     reauthenticate: bool = False
@@ -120,7 +120,8 @@ class OfferedProviders(msgspec.Struct, frozen=True):
 
 
 class ProviderRedirect(msgspec.Struct, frozen=True):
-    """The redirect to a provider, and the state to store until the browser returns (`provider_state`)."""
+    """The redirect to a provider, and the state to store until the browser returns
+    (`provider_state`)."""
 
     url: str
     provider_state: Mapping[str, str]
@@ -132,8 +133,8 @@ class UpstreamProvider(Protocol):
     info: ProviderInfo
 
     async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
-        """Return the redirect to the provider, which returns `flow_id` in the callback. `again`:
-        the provider must authenticate the user again. Raises `Refused`."""
+        """Return the redirect to the provider, which returns `flow_id` in the callback.
+        `reauthenticate`: the provider must authenticate the user again. Raises `Refused`."""
         ...
 
 
@@ -188,8 +189,8 @@ class WrongAccount(SignInRefused):
     def __init__(
         self, operation: str, owner: UserID, actual: str | None, provider: ProviderInfo
     ) -> None:
-        """`operation`: what `owner` has to confirm. `actual`: the account of the user who signed in;
-        None if they have none."""
+        """`operation`: what `owner` has to confirm. `actual`: the account of the user who signed
+        in; None if they have none."""
         super().__init__(
             RefusalReason.OTHER_PERSON,
             f"{actual} signed in, but {owner} has to confirm",
@@ -211,11 +212,12 @@ def check_reauthentication(
     """Return the time of the authentication in milliseconds since 1970, from the provider's value
     `proved` in seconds; None if the provider gives none.
 
-    Raises `Refused` if this flow requires a new authentication (see `reauthentication_state`) and the provider
-    reports an older one, or no time. The requirement passed through the user's browser, where they
-    could remove it.
+    Raises `Refused` if this flow requires a new authentication (see `reauthentication_state`) and
+    the provider reports an older one, or no time. The requirement passed through the user's
+    browser, where they could remove it.
 
-    `must_say`: False if something else proves the new authentication, or it is taken on trust."""
+    `requires_time`: False if something else proves the new authentication, or it is taken on
+    trust."""
     required_since = flow_kept.get(_AGAIN)
     if required_since is None:
         return None if proved is None else int(min(proved, now) * 1000)

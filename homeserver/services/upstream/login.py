@@ -101,9 +101,9 @@ class OperationConfirmed(msgspec.Struct, frozen=True):
 
 
 class BrowserSignedIn(msgspec.Struct, frozen=True):
-    """The user is signed in to this server's pages and continues at the path `next_path`. `authenticated_ts`:
-    time of their last authentication, in milliseconds since 1970; 0: unknown. `era`: the credential
-    epoch of their account."""
+    """The user is signed in to this server's pages and continues at the path `next_path`.
+    `authenticated_ts`: time of their last authentication, in milliseconds since 1970; 0: unknown.
+    `era`: the credential epoch of their account."""
 
     user_id: UserID
     next_path: str
@@ -134,8 +134,8 @@ class UpstreamSignIn:
         update_profiles: bool,
         client_path: str,
     ) -> None:
-        """`known_clients`: URL prefixes that get tokens without a question. `client_path`: the page
-        of this server that sends a user who is signed in to its pages on to a client."""
+        """`trusted_clients`: URL prefixes that get tokens without a question. `client_path`: the
+        page of this server that sends a user who is signed in to its pages on to a client."""
         self._consents = consents
         self._client_path = client_path
         self._providers = {provider.info.provider_id: provider for provider in providers}

@@ -68,8 +68,8 @@ class OIDCSignIn:
         *,
         other_providers: Sequence[OIDCProviderOptions] = (),
     ) -> None:
-        """`new_secret` returns an unpredictable text; `base_url` ends with a slash; `others`: the
-        other configured providers."""
+        """`new_secret` returns an unpredictable text; `base_url` ends with a slash;
+        `other_providers`: the other configured providers."""
         self._clock = clock
         self._documents = documents
         self._new_secret = new_secret

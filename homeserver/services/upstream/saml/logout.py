@@ -154,8 +154,8 @@ class SAMLLogout:
             return None
 
     async def do_end(self, message: SAMLLogoutMessage) -> str | None:
-        """End what a provider's logout request names; return our response, as `SAMLLogoutRequest.answer`.
-        Raises `Refused`."""
+        """End what a provider's logout request names; return our response, as
+        `SAMLLogoutRequest.answer`. Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)

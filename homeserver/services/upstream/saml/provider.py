@@ -67,8 +67,8 @@ class SAMLLibrary(SAMLMetadataLibrary, SAMLLogoutLibrary, Protocol):
     """The SAML library. Call its methods in threads; they are slow. They raise `Refused`."""
 
     def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
-        """Return the id of a new request, and the URL to redirect to. `again`: the provider must
-        authenticate the user again."""
+        """Return the id of a new request, and the URL to redirect to. `reauthenticate`: the
+        provider must authenticate the user again."""
         ...
 
     def read_response(self, response: str, request_id: str) -> SAMLAssertion:
