@@ -165,10 +165,10 @@ class Database:
         self._wait_for_nodes = wait
 
     async def open_node_channel(self) -> NodeChannel | None:
-        """See `storage.engine.interface.Engine.connect_node`. Raises DatabaseUnavailable."""
+        """See `storage.engine.interface.Engine.open_node_channel`. Raises DatabaseUnavailable."""
         try:
             return await self._read_in_pool(
-                "connect_node", lambda _txn: self.engine.open_node_channel(), (), False
+                "open_node_channel", lambda _txn: self.engine.open_node_channel(), (), False
             )
         except self.engine.errors as error:
             raise DatabaseUnavailable(
@@ -185,7 +185,7 @@ class Database:
 
     async def send_ephemeral(self, node: int, bodies: Sequence[str]) -> None:
         """Send ephemeral messages to the other nodes. See
-        `storage.engine.postgres_notify.tell_notes`."""
+        `storage.engine.postgres_notify.send_ephemeral`."""
         await self.read_quickly("send_ephemeral", send_ephemeral, node, bodies)
 
     async def truncate_log(self) -> bool:

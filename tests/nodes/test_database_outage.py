@@ -95,7 +95,7 @@ class Calls:
     def __init__(self) -> None:
         self.came: list[object] = []
 
-    def take(self) -> list[object]:
+    def receive(self) -> list[object]:
         came, self.came = self.came, []
         return came
 
@@ -114,7 +114,7 @@ class Shared(Away):
 
     def set_node_barrier(self, _wait: object) -> None: ...
 
-    async def connect_node(self) -> Calls:
+    async def open_node_channel(self) -> Calls:
         return self.calls
 
     async def get_nodes(self) -> set[int]:

@@ -236,10 +236,10 @@ async def test_an_object_that_cannot_be_deleted_does_not_block_the_others(
         def __init__(self, hashes: Set[bytes]) -> None:
             self.hashes = hashes
 
-        def remove(self, name: str, *, is_whole: bool) -> None:
+        def remove(self, name: str, *, is_complete: bool) -> None:
             if any(each.hex() in name for each in self.hashes):
                 raise ObjectStoreFailed("not this one")
-            store.remove(name, is_whole=is_whole)
+            store.remove(name, is_complete=is_complete)
 
     refusing = Refusing(set(digests[:2]))
     node = Node(database, tmp_path, cast(ObjectStore, refusing))

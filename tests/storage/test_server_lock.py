@@ -16,7 +16,7 @@ import sys
 from storage.engine.server_lock import DatabaseInUse, ServerLock
 from storage.engine.sqlite import SQLiteConfig
 try:
-    ServerLock.claim(SQLiteConfig(sys.argv[1]))
+    ServerLock.acquire(SQLiteConfig(sys.argv[1]))
 except DatabaseInUse as error:
     print(error)
 else:
