@@ -443,8 +443,8 @@ def build(
             tokens=accounts.access_tokens,
             appservices=login.acting_services if login.acting_services.has_services else None,
             signatures=federation_out.signatures,
-            admission=edge.turns,
-            slow_admission=edge.slow_turns,
+            admission=edge.admission,
+            slow_admission=edge.slow_admission,
             token_in_query=config.sessions.accept_token_in_query,
         ),
         body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
@@ -500,7 +500,7 @@ def build(
             room_services.related_redactions,
             federated_rooms.planned_invites,
         )
-        if accounts.other_nodes is None
+        if accounts.peer_nodes is None
         else ()
     )
     background = Background(
@@ -520,7 +520,7 @@ def build(
             pushers,
         ),
         cancel=(
-            *(() if accounts.other_nodes is None else (accounts.other_nodes,)),
+            *(() if accounts.peer_nodes is None else (accounts.peer_nodes,)),
             incoming.completions,
             federation.unproved,
             incoming.inbox,
@@ -555,7 +555,7 @@ def build(
         listeners=Listeners(config, sites),
         background=background,
         jobs=jobs,
-        peer_nodes=accounts.other_nodes,
+        peer_nodes=accounts.peer_nodes,
         accounts=accounts,
         calls=calls,
         devices=devices,

@@ -38,9 +38,8 @@ Not moved here, since they are not values by key that a change invalidates:
 
 - `RoomEvents`, `RoomEngine`, `AccessTokens`, `PublishedKeyCache`: a write of another node does not
   drop their entries. They ask the database what has changed, or compare a version.
-- `Timelines`, `RecentChanges`, `RecentMessages`, `UnreadCounts`, `RoomRuleClasses`,
-  `NoRelationsCache`: indexes over the newest changes. Each knows from which position on it is
-  complete.
+- `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: indexes over
+  the newest changes. Each knows from which position on it is complete.
 - `OneTimeKeyCounts`: counts down by changes that carry a difference, not a value.
 """
 

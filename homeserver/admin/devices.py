@@ -54,7 +54,7 @@ async def post_device_of_user(
     devices: DeviceAdministration, *, user_id: UserID, body: NewDeviceBody
 ) -> Response:
     """Create a device without a session. Answers 201 even if it exists already. Raises as
-    `DeviceAdministration.do_make`."""
+    `DeviceAdministration.do_create`."""
     if body.device_id is UNSET:
         raise MissingParam("device_id is missing")
     await devices.do_create(user_id, parse_device_id(body.device_id))

@@ -35,10 +35,8 @@ class SenderMetrics(Collector):
         """Return the metrics for Prometheus."""
         numbers = self._read()
         for name, text in SENT.items():
-            yield CounterMetricFamily(
-                f"mahalla_federation_sent_{name}", text, value=numbers.get(name, 0)
-            )
+            yield CounterMetricFamily(f"mahalla_federation_sent_{name}", text, value=numbers[name])
         for name, text in DESTINATIONS.items():
             yield GaugeMetricFamily(
-                f"mahalla_federation_destinations_{name}", text, value=numbers.get(name, 0)
+                f"mahalla_federation_destinations_{name}", text, value=numbers[name]
             )

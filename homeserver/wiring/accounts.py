@@ -86,12 +86,12 @@ class AccountParts:
         )
         is_shared = config.storage.database.name == "psycopg2"  # SQLite supports one node only
         self.node_notes = NodeMessages(clock) if is_shared else None
-        self.other_nodes = None
+        self.peer_nodes = None
         self.others = None
         if self.node_notes is not None:
             OutgoingChanges(database.streams, self.node_notes)
             self.others = IncomingChanges(database.streams, clock, self.node_notes)
-            self.other_nodes = PeerNodes(
+            self.peer_nodes = PeerNodes(
                 clock, database, self.access_tokens, self.node_notes, monotonic
             )
         self.passwords = _passwords(config, threads)
@@ -168,7 +168,7 @@ class AccountParts:
     def get_node(self) -> int:
         """Return the number of this node among the connected ones; 0 if it is disconnected or the
         only one."""
-        return 0 if self.other_nodes is None else self.other_nodes.node
+        return 0 if self.peer_nodes is None else self.peer_nodes.node
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:

@@ -93,8 +93,8 @@ class EdgeParts:
             max_waiting=rc_federation.reject_limit,
             max_concurrent=rc_federation.concurrent,
         )
-        self.turns = PeerQueue(clock, limits)
-        self.slow_turns = PeerQueue(clock, replace(limits, max_concurrent=SLOW_AT_ONCE))
+        self.admission = PeerQueue(clock, limits)
+        self.slow_admission = PeerQueue(clock, replace(limits, max_concurrent=SLOW_AT_ONCE))
         self.notary = KeyNotaryService(
             self.keyring, store, self.own_keys, identity, self.policy, now_ms
         )

@@ -13,7 +13,7 @@ Laws:
 - Unknown tokens are not cached, and damaged ones are refused without a query.
 - The first use of a token from a refresh ends the pair that it replaced, before the request
   continues.
-- A request that has waited checks its token again before it returns new data (`check_again`).
+- A request that has waited checks its token again before it returns new data (`recheck`).
 
 spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens
 """

@@ -99,7 +99,7 @@ class ApplicationPasswords:
         """Create a password and return it, to be shown once.
 
         `lifetime_ms`: None for the maximum. `address`: the client's IP address. Raises `Forbidden`
-        where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`, `TooMany`,
+        where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`, `TooManyApplicationPasswords`,
         `LimitExceeded`, and what `check_epoch` raises.
         """
         if not self.enabled:

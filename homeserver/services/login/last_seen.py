@@ -93,7 +93,7 @@ class LastSeen:
         )
 
     async def do_delete_old_addresses(self, limit: int) -> int:
-        """Delete up to `limit` addresses of devices not used for `addresses_ms`; return the number.
+        """Delete up to `limit` addresses of devices not used for `address_retention_ms`; return the number.
 
         A job calls it.
         """

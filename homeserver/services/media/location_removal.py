@@ -107,7 +107,7 @@ class LocationRemover:
         """Overwrite the location in a file, and seek to its start. `whose`: the uploader.
 
         Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
-        `refuses_others`; `LimitExceeded`, OSError.
+        `refuses_unsupported`; `LimitExceeded`, OSError.
         """
         head = body.read(HEAD_BYTES)
         body.seek(0)

@@ -1,5 +1,5 @@
 """Downloads of other servers' files: each is fetched once for all concurrent requests, with a
-bounded number of downloads (`transfer_lanes`).
+bounded number of downloads (`download_slots.py`).
 
 Laws:
 - Bytes are written to the store's disk as they arrive. Another server cannot use more memory or

@@ -287,7 +287,7 @@ class UpstreamStages:
         self._by_password = frozenset(by_password)
 
     async def get_stages(self, user_id: UserID) -> Sequence[str]:
-        """As `OtherProofs.stages_of`."""
+        """As `OtherProofs.get_stages`."""
         if not self._in_browsers and not self._by_password and not self._by_plugins:
             return []
         providers = {

@@ -231,7 +231,7 @@ def check_reauthentication(
 
 
 def reauthentication_state(*, again: bool, now: float) -> dict[str, str]:
-    """Return the state that a flow stores for `check_again`."""
+    """Return the state that a flow stores for `check_reauthentication`."""
     return {_AGAIN: str(int(now))} if again else {}
 
 

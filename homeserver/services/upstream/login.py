@@ -150,7 +150,7 @@ class UpstreamSignIn:
         """The providers that users choose from."""
 
     async def get_refused_user(self, refused: SignInRefused) -> UserID | None:
-        """As `UpstreamAccounts.get_refused`."""
+        """As `UpstreamAccounts.get_refused_user`."""
         return await self._accounts.get_refused_user(refused)
 
     def find_browser(self, context: RequestContext) -> FlowBrowser | None:
@@ -217,8 +217,8 @@ class UpstreamSignIn:
     async def take_callback_without_cookie(
         self, provider_id: str, flow_id: str
     ) -> tuple[SignInFlow, bytes]:
-        """As `take_back`, for an answer that a provider's page posts, so that the browser sends no
-        cookie. Pass the result to `hold`."""
+        """As `take_callback`, for an answer that a provider's page posts, so that the browser sends no
+        cookie. Pass the result to `store_identity`."""
         flow, browser_hash = await self._flows.take_without_cookie(flow_id, AT_PROVIDER)
         if flow.provider != provider_id:
             raise SignInRefused(RefusalReason.OLD)

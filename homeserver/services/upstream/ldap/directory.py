@@ -88,7 +88,7 @@ class LDAPDirectory:
     def list_persons(
         self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
-        """As `DirectoryClient.list_people`."""
+        """As `DirectoryClient.list_persons`."""
         wanted = self._wanted() if known else [self._config.attributes.subject]
 
         def ask(server: Server) -> DirectoryListing:
