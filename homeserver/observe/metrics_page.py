@@ -15,7 +15,7 @@ from homeserver.observe.metrics import (
 )
 from homeserver.observe.push import PushMetrics, PushQueueMetrics, QueueMetrics
 from homeserver.observe.scanning import ScanMetrics
-from homeserver.observe.sender import SenderMetrics
+from homeserver.observe.sender import DESTINATIONS, SENT, SenderMetrics
 
 _HEAD = """# Metrics
 
@@ -46,7 +46,7 @@ def write_metrics_page() -> str:
     PushQueueMetrics(registry, dict)
     ScanMetrics(registry)
     SearchMetrics(registry)
-    SenderMetrics(registry, dict)
+    SenderMetrics(registry, lambda: dict.fromkeys((*SENT, *DESTINATIONS), 0))
     TextMessageMetrics(registry)
     QueueMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
