@@ -29,7 +29,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError, WeakPassword
-from homeserver.app import Server, build
+from homeserver.app import build
 from homeserver.commands.init_files import (
     CONFIG_NAME,
     InitFailed,
@@ -65,6 +65,7 @@ from homeserver.observe.access_log import AccessLog, FormattedAccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
 from homeserver.observe.metrics_page import write_metrics_page
+from homeserver.server import Server
 from homeserver.services.accounts.registration import RegistrationRequest
 from homeserver.services.login.approvals import NoNewAccountTasks
 from homeserver.services.scanning.rescans import RescanRunning, follow_rescan
@@ -208,7 +209,7 @@ def run(paths: tuple[Path, ...]) -> None:
     key = read_key(loaded.config)
     registry = CollectorRegistry()
     observer = DatabaseMetrics(
-        registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
+        registry=registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
     )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
@@ -222,7 +223,7 @@ def run(paths: tuple[Path, ...]) -> None:
             threads=start_hashing_threads(reactor),
             directory_threads=start_directory_threads(reactor),
             media_threads=start_media_threads(reactor, loaded.config.storage),
-            mail_thread=ThreadExecutor(reactor, "mail", 1, close_timeout=2.0),
+            mail_thread=ThreadExecutor(reactor=reactor, name="mail", threads=1, close_timeout=2.0),
             wire=outbound.wire,
             web=outbound.client,
             fetch=outbound.fetch,
@@ -429,7 +430,7 @@ def copy(source: Path, target: Path) -> None:
     reading = make_engine(database_config_of(old.storage.database, old.folder))
     writing = make_engine(database_config_of(new.storage.database, new.folder))
     try:
-        progress = ProgressLines(sys.stderr.write, time.monotonic)
+        progress = ProgressLines(write=sys.stderr.write, clock=time.monotonic)
         copied = copy_database(reading, writing, progress.report)
     except (CannotCopy, *DATABASE_ERRORS) as error:
         raise click.ClickException(f"nothing was copied: {str(error).strip()}") from error
@@ -473,33 +474,40 @@ def run_with_accounts(
     clock = cast(IReactorTime, reactor)
 
     async def with_accounts(database: Database) -> T:
-        limiter = RateLimiter(clock, {})
+        limiter = RateLimiter(clock=clock, rates={})
         registry = CollectorRegistry()
         try:
             mail = MailParts(
-                config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry
+                config=config,
+                clock=clock,
+                database=database,
+                limiter=limiter,
+                executor=InlineExecutor(),
+                make_relay=smtp_relay,
+                random=os.urandom,
+                registry=registry,
             )
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         accounts = AccountParts(
-            config,
-            clock,
-            database,
-            limiter,
-            start_hashing_threads(reactor),
-            os.urandom,
-            mail,
-            time.monotonic,
+            config=config,
+            clock=clock,
+            database=database,
+            limiter=limiter,
+            threads=start_hashing_threads(reactor),
+            random=os.urandom,
+            mail=mail,
+            monotonic=time.monotonic,
             consents=None,
         )
         login = LoginParts(
-            config,
-            clock,
-            database,
-            limiter,
-            accounts,
-            mail,
-            None,
+            config=config,
+            clock=clock,
+            database=database,
+            limiter=limiter,
+            accounts=accounts,
+            mail=mail,
+            web=None,
             newcomers=NoNewAccountTasks(),
             addresses=None,
         )
@@ -534,8 +542,8 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
     """Log every request, or only slow ones if the log level hides information."""
     log = config.observation.log
     return FormattedAccessLog(
-        file.write,
-        file.write_later,
+        write=file.write,
+        write_soon=file.write_later,
         as_json=log.format == "json",
         slow_seconds=config.observation.slow_request_threshold / 1000,
         only_slow=log.level not in ("debug", "info"),

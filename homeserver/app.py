@@ -5,20 +5,12 @@ The clock, the random source and the threads for passwords are arguments, so a t
 server with its own. Two servers can run in one process.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IReactorFDSet,
-    IReactorSSL,
-    IReactorTCP,
     IReactorTime,
-    IReactorUNIX,
 )
-from twisted.logger import Logger
 
 from federation.http_client.client import WebClient
 from federation.peers.identity import ServerIdentity
@@ -33,7 +25,6 @@ from federation.rooms.serving.remote_spaces import RemoteHierarchies
 from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
-from homeserver.cluster.peers import PeerNodes
 from homeserver.config.configuration import Config
 from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
@@ -42,6 +33,7 @@ from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access_log import AccessLog
 from homeserver.observe.caches import CacheMetrics, UnsizedCache
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
+from homeserver.server import Server
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.discovery.server import ServerDiscovery
@@ -60,7 +52,7 @@ from homeserver.wiring.endpoints import SOURCES
 from homeserver.wiring.exploring import ExploringParts
 from homeserver.wiring.federated_rooms import FederatedRoomParts, answer_queries
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts, edge_jobs, list_source_of, rules_of
+from homeserver.wiring.federation_peers import EdgeParts, edge_jobs
 from homeserver.wiring.federation_receiver import IncomingParts
 from homeserver.wiring.federation_sender import FederationOutParts
 from homeserver.wiring.foundation import Foundation
@@ -89,86 +81,6 @@ from homeserver.wiring.user_settings import UserSettingParts
 from homeserver.wiring.web import WebParts
 from storage.engine.database import Database
 from storage.engine.executors import Executor
-
-
-class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """A complete server: its parts by topic, and how to start and stop it."""
-
-    log: ClassVar[Logger] = Logger()
-
-    config: Config
-    clock: IReactorTime
-    database: Database
-    sites: Sites
-    listeners: Listeners
-    background: Background
-    jobs: Jobs
-    peer_nodes: PeerNodes | None
-
-    accounts: AccountParts
-    calls: CallParts
-    devices: DeviceParts
-    edge: EdgeParts
-    federated_rooms: FederatedRoomParts
-    federation: FederationParts
-    outgoing_federation: FederationOutParts
-    search: SearchParts
-    login: LoginParts
-    history: RoomHistoryParts
-    incoming_federation: IncomingParts
-    mail: MailParts
-    media: MediaParts
-    notifications: NotificationParts
-    oauth: OAuthParts
-    pages: WebParts
-    users: PeopleParts
-    presence: WhoIsThere
-    profiles: ProfileParts
-    push_rules: PushParts
-    pushers: PusherParts
-    retention: RetentionParts
-    room_engine: RoomEngineParts
-    room_reading: RoomReadingParts
-    room_services: RoomServiceParts
-    rooms: RoomDataParts
-    settings: UserSettingParts
-    syncing: SyncServiceParts
-
-    def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
-        """Start to listen, then start the background work. Raises `CannotListenError`, and for TLS
-        `OSError`, `SSL.Error`."""
-        self.media.sweep()
-        self.listeners.start(tcp, tls, unix)
-        self._do(self.edge.member_lists.start())
-        self.background.start()
-        if self.peer_nodes is not None:
-            self.peer_nodes.start(IReactorFDSet(tcp, None))
-        self.listeners.log_addresses()
-
-    def reload(self, config: Config) -> None:
-        """Apply the options that can change without a restart: the federation policy and
-        certificates.
-
-        Raises `OSError`, `ValueError`, `SSL.Error` if a certificate cannot be read; the old one
-        stays then.
-        """
-        source = list_source_of(config.federation)
-        self.edge.policy.change(rules_of(config.federation))
-        self._do(self.edge.member_lists.change(source))
-        self.listeners.reload_certificates()
-
-    def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
-        Deferred.fromCoroutine(work).addErrback(
-            lambda failure: self.log.failure("the federation member list was not read", failure)
-        )
-
-    async def stop(self) -> None:
-        """Stop listening, write pending data, and close the database. Connections end with the
-        process."""
-        self.log.info("stopping")
-        await self.listeners.stop()
-        await self.background.stop()
-        await self.database.close()
 
 
 def build(
@@ -207,102 +119,148 @@ def build(
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
-    limiter = RateLimiter(clock, rates_of(config.limits))
+    limiter = RateLimiter(clock=clock, rates=rates_of(config.limits))
     identity = ServerIdentity(server_name, key)
     base = Foundation(config, clock, database, limiter, identity, registry)
-    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
+    mail = MailParts(
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        executor=mail_thread,
+        make_relay=make_relay,
+        random=random,
+        registry=registry,
+    )
     consents = consents_of(base)
     accounts = AccountParts(
-        config,
-        clock,
-        database,
-        limiter,
-        threads,
-        random,
-        mail,
-        monotonic,
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        threads=threads,
+        random=random,
+        mail=mail,
+        monotonic=monotonic,
         consents=consents if blocks_requests(config.pages.user_consent) else None,
     )
-    edge = EdgeParts(base, wire, fetch)
+    edge = EdgeParts(base=base, wire=wire, fetch=fetch)
 
     # rooms: what is stored, then the engine, then what other servers have to do with them
-    rooms = RoomDataParts(base, accounts.others)
-    push_rules = PushParts(base, rooms)
+    rooms = RoomDataParts(base=base, others=accounts.others)
+    push_rules = PushParts(base=base, rooms=rooms)
     classify = push_rules.outcomes.classify
-    room_engine = RoomEngineParts(base, edge, rooms, classify)
-    history = RoomHistoryParts(base, rooms)
-    settings = UserSettingParts(base, accounts)
-    presence = WhoIsThere(base, accounts, rooms.memberships)
-    devices = DeviceParts(base, edge.policy, accounts, rooms, room_engine)
-    federation = FederationParts(base, edge, rooms, room_engine, classify)
+    room_engine = RoomEngineParts(base=base, edge=edge, rooms=rooms, classify=classify)
+    history = RoomHistoryParts(base=base, rooms=rooms)
+    settings = UserSettingParts(base=base, accounts=accounts)
+    presence = WhoIsThere(base=base, accounts=accounts, memberships=rooms.memberships)
+    devices = DeviceParts(
+        base=base, policy=edge.policy, accounts=accounts, rooms=rooms, room_engine=room_engine
+    )
+    federation = FederationParts(
+        base=base, edge=edge, rooms=rooms, room_engine=room_engine, classify=classify
+    )
     federation_out = FederationOutParts(
-        base, random, accounts, edge, rooms, room_engine, history, presence, devices
+        base=base,
+        random=random,
+        accounts=accounts,
+        edge=edge,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        presence=presence,
+        devices=devices,
     )
     incoming = IncomingParts(
-        base, edge, rooms, room_engine, history, federation, federation_out.edus
+        base=base,
+        edge=edge,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        federation=federation,
+        edus=federation_out.edus,
     )
     federated_rooms = FederatedRoomParts(
-        base,
-        edge,
-        rooms,
-        room_engine,
-        federation,
-        federation_out.sender,
-        settings.invite_policy,
-        classify,
+        base=base,
+        edge=edge,
+        rooms=rooms,
+        room_engine=room_engine,
+        federation=federation,
+        sender=federation_out.sender,
+        invite_policy=settings.invite_policy,
+        classify=classify,
     )
 
     # what users of this server do with rooms
-    room_reading = RoomReadingParts(base, rooms, room_engine, history, settings, incoming.backfill)
-    notifications = NotificationParts(
-        base, push_rules, rooms, room_engine, history, settings, room_reading
+    room_reading = RoomReadingParts(
+        base=base,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        settings=settings,
+        source=incoming.backfill,
     )
-    profiles = ProfileParts(base, accounts, rooms, room_engine, federated_rooms.directory)
+    notifications = NotificationParts(
+        base=base,
+        push=push_rules,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        settings=settings,
+        room_reading=room_reading,
+    )
+    profiles = ProfileParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_engine=room_engine,
+        remote=federated_rooms.directory,
+    )
     room_services = RoomServiceParts(
-        base,
-        accounts,
-        push_rules,
-        rooms,
-        room_engine,
-        settings,
-        room_reading,
-        federated_rooms,
-        profiles,
+        base=base,
+        accounts=accounts,
+        push=push_rules,
+        rooms=rooms,
+        room_engine=room_engine,
+        settings=settings,
+        room_reading=room_reading,
+        federated_rooms=federated_rooms,
+        profiles=profiles,
     )
     syncing = SyncServiceParts(
-        base,
-        accounts,
-        rooms,
-        room_engine,
-        history,
-        settings,
-        room_reading,
-        notifications,
-        presence,
-        devices,
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        settings=settings,
+        room_reading=room_reading,
+        notifications=notifications,
+        presence=presence,
+        devices=devices,
     )
     pushers = PusherParts(
-        base,
-        random,
-        web,
-        accounts,
-        rooms,
-        settings,
-        room_reading,
-        notifications,
-        presence,
-        mail,
+        base=base,
+        random=random,
+        web=web,
+        accounts=accounts,
+        rooms=rooms,
+        settings=settings,
+        room_reading=room_reading,
+        notifications=notifications,
+        presence=presence,
+        mail=mail,
     )
 
     # accounts, which may join rooms and get pushers when they are made
     login = LoginParts(
-        config,
-        clock,
-        database,
-        limiter,
-        accounts,
-        mail,
-        web,
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        accounts=accounts,
+        mail=mail,
+        web=web,
         newcomers=(
             room_services.first_rooms
             if config.registration.auto_join_rooms
@@ -311,31 +269,91 @@ def build(
         addresses=pushers.new_addresses,
     )
     people = PeopleParts(
-        base, web, accounts, login, mail, push_rules, rooms, presence, devices, room_services
+        base=base,
+        web=web,
+        accounts=accounts,
+        login=login,
+        mail=mail,
+        push=push_rules,
+        rooms=rooms,
+        presence=presence,
+        devices=devices,
+        services=room_services,
     )
-    calls = CallParts(base, accounts, rooms, history, room_reading, room_services)
-    finding = SearchParts(base, accounts, rooms, room_engine, history, room_reading)
-    encryption = EncryptionParts(base, accounts, login, people.confirmation, devices)
-    retention = RetentionParts(base, accounts, rooms, history, monotonic)
+    calls = CallParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        history=history,
+        room_reading=room_reading,
+        services=room_services,
+    )
+    finding = SearchParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        room_reading=room_reading,
+    )
+    encryption = EncryptionParts(
+        base=base, accounts=accounts, login=login, confirmation=people.confirmation, devices=devices
+    )
+    retention = RetentionParts(
+        base=base, accounts=accounts, rooms=rooms, history=history, monotonic=monotonic
+    )
     exploring = ExploringParts(
-        base,
-        accounts,
-        rooms,
-        room_reading,
-        room_services,
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_reading=room_reading,
+        services=room_services,
         remote_spaces=RemoteHierarchies(
-            RemoteDirectoryClient(edge.requests),
-            ServerFallback(edge.policy, server_name),
-            base.now_ms,
+            requests=RemoteDirectoryClient(edge.requests),
+            candidates=ServerFallback(policy=edge.policy, own=server_name),
+            now_ms=base.now_ms,
         ),
         remote_times=incoming.times,
     )
-    files = MediaParts(base, edge, follow, preview_web, media_threads, random, accounts.plugins)
+    files = MediaParts(
+        base=base,
+        edge=edge,
+        follow=follow,
+        preview_web=preview_web,
+        threads=media_threads,
+        random=random,
+        plugins=accounts.plugins,
+    )
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    oauth = OAuthParts(config, clock, database, limiter, accounts, login)
-    pages = WebParts(base, accounts, login, mail, oauth, people, profiles, room_services, consents)
+    oauth = OAuthParts(
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        accounts=accounts,
+        login=login,
+    )
+    pages = WebParts(
+        base=base,
+        accounts=accounts,
+        login=login,
+        mail=mail,
+        oauth=oauth,
+        people=people,
+        profiles=profiles,
+        services=room_services,
+        consents=consents,
+    )
     upstream = UpstreamParts(
-        base, web, directory_threads, accounts, login, profiles, people, files, pages
+        base=base,
+        web=web,
+        threads=directory_threads,
+        accounts=accounts,
+        login=login,
+        profiles=profiles,
+        people=people,
+        files=files,
+        pages=pages,
     )
     query_answers = answer_queries(
         profiles.profiles,
@@ -347,88 +365,46 @@ def build(
         administration_of_users(
             database, identity, accounts, login, profiles, room_reading, people, upstream
         ),
-        *edge.services,
-        login.acting_services,
-        accounts.application_passwords,
-        accounts.audit,
-        login.registration,
-        login.registration_tokens,
-        accounts.renewals,
-        accounts.sessions,
-        login.shared_secret_registration,
-        login.sign_in,
-        people.account_data,
-        people.accounts,
-        people.devices,
-        people.login_tokens,
-        people.moderation,
-        people.filters,
-        people.push_rules,
-        pushers.pushers,
-        pushers.unsubscribing,
-        calls.delayed_events,
-        calls.openid,
-        calls.turn,
-        encryption.backups,
-        encryption.cross_signing,
-        encryption.dehydrated_devices,
-        *exploring.services,
-        finding.directory,
-        finding.messages,
-        federated_rooms.handshakes,
-        federated_rooms.invitations,
         query_answers,
-        *files.services(),
-        federation_out.destinations,
-        federation_out.everyones_keys,
-        federation_out.own_devices,
-        incoming.form,
-        incoming.served,
-        incoming.transactions,
-        devices.device_keys,
-        devices.device_lists,
-        devices.to_device,
-        notifications.notifications,
-        presence.presence,
-        presence.typing,
-        profiles.access,
-        profiles.profiles,
-        room_engine.access,
-        room_reading.markers,
-        room_reading.reading,
-        room_reading.relations,
-        room_reading.thread_subscriptions,
-        room_reading.thread_updates,
-        room_services.creation,
-        room_services.directory,
-        room_services.memberships,
-        room_services.sending,
-        room_services.upgrades,
-        syncing.old_sync,
-        syncing.sliding_sync,
-        syncing.sync,
         registry,
-        mail.languages,
-        mail.validation,
-        login.phones,
-        people.threepids,
-        people.bindings,
-        *pages.services,
+        rtc,
+        *accounts.services,
+        *calls.services,
+        *devices.services,
+        *edge.services,
+        *encryption.services,
+        *exploring.services,
+        *federated_rooms.services,
+        *federation_out.services,
+        *finding.services,
+        *files.services,
+        *incoming.services,
+        *login.services,
+        *mail.services,
+        *notifications.services,
         *oauth.services,
+        *pages.services,
+        *people.services,
+        *presence.services,
+        *profiles.services,
+        *pushers.services,
+        *retention.services,
+        *room_engine.services,
+        *room_reading.services,
+        *room_services.services,
+        *syncing.services,
         *upstream.services,
         *offers_of(config, login, mail, oauth),
-        *retention.services,
-        rtc,
         ClientDiscovery(
-            name.public_baseurl,
-            {
+            public_baseurl=name.public_baseurl,
+            further={
                 **rtc.in_well_known,
                 **identity_server_of(name),
                 **name.extra_well_known_client_content,
             },
         ),
         ServerDiscovery(
-            server_name,
+            server_name=server_name,
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
@@ -436,10 +412,10 @@ def build(
         ),
     )
     router = Router(
-        SOURCES,
-        index_by_type(services),
+        sources=SOURCES,
+        services=index_by_type(services),
         guard=Guard(
-            limiter,
+            limiter=limiter,
             tokens=accounts.access_tokens,
             appservices=login.acting_services if login.acting_services.has_services else None,
             signatures=federation_out.signatures,
@@ -459,8 +435,8 @@ def build(
         accounts.last_seen,
     )
     CacheMetrics(
-        registry,
-        {
+        registry=registry,
+        caches={
             "access_tokens": UnsizedCache(accounts.access_tokens.cache),
             **rooms.caches,
             "rooms": room_engine.engine,
@@ -492,7 +468,7 @@ def build(
         *edge_jobs(edge.member_lists),
         *maintenance_jobs,
     ]
-    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
+    jobs = Jobs(clock=clock, jobs=all_jobs, metrics=JobMetrics(registry))
     # of several nodes, another one may be at this work: there, the jobs resume it
     resumed = (
         (
@@ -539,9 +515,9 @@ def build(
         ),
     )
     sites = Sites(
-        config,
-        clock,
-        router,
+        config=config,
+        clock=clock,
+        router=router,
         metrics=HttpMetrics(registry),
         access_log=access_log,
         spool=files.contents.spool,
@@ -552,7 +528,7 @@ def build(
         clock=clock,
         database=database,
         sites=sites,
-        listeners=Listeners(config, sites),
+        listeners=Listeners(config=config, sites=sites),
         background=background,
         jobs=jobs,
         peer_nodes=accounts.peer_nodes,

@@ -89,7 +89,7 @@ def find_problems(config: Config) -> list[str]:
     except InitFailed as error:
         found.append(f"signing_key_path: {error}")
     try:
-        TlsTrust(config.federation.federation_custom_ca_list or None)
+        TlsTrust(authorities=config.federation.federation_custom_ca_list or None)
     except BadAuthorities as error:
         found.append(f"federation_custom_ca_list: {error}")
     try:
@@ -102,7 +102,9 @@ def find_problems(config: Config) -> list[str]:
         assert network.tls_certificate_path is not None  # the configuration was checked
         assert network.tls_private_key_path is not None
         try:
-            TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            TlsContext(
+                certificate=network.tls_certificate_path, private_key=network.tls_private_key_path
+            )
         except (OSError, SSL.Error) as error:
             found.append(f"tls_certificate_path, tls_private_key_path: {error}")
     return found
@@ -142,10 +144,12 @@ def open_storage(
 
 def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
     """Build the HTTP clients. Raises `click.ClickException` for bad certificates or a bad proxy."""
-    threads = ThreadExecutor(reactor, "names", DNS_THREADS, close_timeout=1.0)
+    threads = ThreadExecutor(reactor=reactor, name="names", threads=DNS_THREADS, close_timeout=1.0)
     try:
         draw = Random(os.urandom(16)).random
-        outbound = OutboundParts(config, reactor, threads, draw, os.environ)
+        outbound = OutboundParts(
+            config=config, reactor=reactor, threads=threads, draw=draw, environment=os.environ
+        )
     except BadAuthorities as error:
         raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
     except BadProxy as error:
@@ -160,8 +164,8 @@ def start_hashing_threads(reactor: ReactorBase) -> HashingThreads:
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(
-        reactor,
-        pool,
+        reactor=reactor,
+        pool=pool,
         longest_queue=MAX_QUEUED_CHECKS,
         longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
     )
@@ -173,8 +177,8 @@ def start_directory_threads(reactor: ReactorBase) -> HashingThreads:
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(
-        reactor,
-        pool,
+        reactor=reactor,
+        pool=pool,
         longest_queue=MAX_QUEUED_CHECKS,
         longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
         most_of_one=MAX_DIRECTORY_THREADS_PER_CLIENT,

@@ -25,19 +25,19 @@ def administration_of_users(
 ) -> UserAdministration:
     """Return the service that lists, shows and changes accounts."""
     return UserAdministration(
-        identity,
-        UserListStore(database),
-        accounts.stores.devices,
-        people.accounts,
-        login.registration,
-        profiles.profiles,
-        people.threepids,
-        upstream.links,
-        login.approvals,
-        people.deactivation,
-        accounts.last_seen,
-        accounts.stores.policy_consents,
-        room_reading.unshown,
+        identity=identity,
+        store=UserListStore(database),
+        devices=accounts.stores.devices,
+        accounts=people.accounts,
+        registration=login.registration,
+        profiles=profiles.profiles,
+        threepids=people.threepids,
+        links=upstream.links,
+        approvals=login.approvals,
+        deactivation=people.deactivation,
+        last_seen=accounts.last_seen,
+        consents=accounts.stores.policy_consents,
+        unshown=room_reading.unshown,
     )
 
 
@@ -46,12 +46,12 @@ def administration_of_devices(
 ) -> DeviceAdministration:
     """Return the service that lists and changes the devices of accounts."""
     return DeviceAdministration(
-        identity,
-        database,
-        accounts.stores.devices,
-        accounts.stores.dehydrated_devices,
-        people.accounts,
-        people.devices,
-        accounts.sessions,
-        accounts.last_seen,
+        identity=identity,
+        database=database,
+        store=accounts.stores.devices,
+        dehydrated=accounts.stores.dehydrated_devices,
+        accounts=people.accounts,
+        devices=people.devices,
+        sessions=accounts.sessions,
+        last_seen=accounts.last_seen,
     )

@@ -41,6 +41,7 @@ class EdgeParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         wire: Wire,
         fetch: Fetch,
@@ -52,32 +53,37 @@ class EdgeParts:
         store = ServerKeyStore(database)
         old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
         self.own_keys = PublishedServerKeys(
-            identity,
-            now_ms,
-            {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
-            keys.key_refresh_interval,
+            identity=identity,
+            now_ms=now_ms,
+            old_keys={key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
+            valid_ms=keys.key_refresh_interval,
         )
-        self.policy = FederationPolicy(identity.server_name, rules_of(federation), clock.seconds)
+        self.policy = FederationPolicy(
+            own=identity.server_name, rules=rules_of(federation), seconds=clock.seconds
+        )
         self.member_lists = MemberListRefresher(
-            list_source_of(federation),
-            SignedDocumentStore(database),
-            self.policy,
-            fetch,
-            MemberListMetrics(base.registry),
-            clock.seconds,
+            source=list_source_of(federation),
+            store=SignedDocumentStore(database),
+            policy=self.policy,
+            fetch=fetch,
+            observer=MemberListMetrics(base.registry),
+            now=clock.seconds,
         )
         self.silences: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
+            now_ms=now_ms, schedule=BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
         )
         """Servers to which a request recently timed out. Other requests do not wait for them."""
         self.requests = FederationClient(
-            BackoffWire(wire, self.silences), identity, self.policy, now_ms
+            wire=BackoffWire(wire=wire, backoff=self.silences),
+            identity=identity,
+            policy=self.policy,
+            now_ms=now_ms,
         )
         self.keyring = Keyring(
-            ServerKeyClient(self.requests),
-            store,
-            identity,
-            now_ms,
+            remote=ServerKeyClient(self.requests),
+            store=store,
+            identity=identity,
+            now_ms=now_ms,
             notaries=notaries_of(federation),
             pinned_keys=self.policy.pinned_keys,
             old_keys={
@@ -85,7 +91,9 @@ class EdgeParts:
                 for key_id, old in old_keys.items()
             },
         )
-        self.signed_requests = RequestVerifier(self.keyring, self.policy, identity, now_ms)
+        self.signed_requests = RequestVerifier(
+            keyring=self.keyring, policy=self.policy, identity=identity, now_ms=now_ms
+        )
         limits = PeerLimits(
             window=rc_federation.window_size / 1000,
             requests_per_window=rc_federation.sleep_limit,
@@ -93,10 +101,17 @@ class EdgeParts:
             max_waiting=rc_federation.reject_limit,
             max_concurrent=rc_federation.concurrent,
         )
-        self.admission = PeerQueue(clock, limits)
-        self.slow_admission = PeerQueue(clock, replace(limits, max_concurrent=SLOW_AT_ONCE))
+        self.admission = PeerQueue(clock=clock, limits=limits)
+        self.slow_admission = PeerQueue(
+            clock=clock, limits=replace(limits, max_concurrent=SLOW_AT_ONCE)
+        )
         self.notary = KeyNotaryService(
-            self.keyring, store, self.own_keys, identity, self.policy, now_ms
+            keyring=self.keyring,
+            store=store,
+            own_keys=self.own_keys,
+            identity=identity,
+            policy=self.policy,
+            now_ms=now_ms,
         )
         self.services = (
             Implementation("Mahalla", program_version()),

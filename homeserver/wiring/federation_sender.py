@@ -45,6 +45,7 @@ class FederationOutParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         random: RandomBytes,
         accounts: AccountParts,
@@ -61,108 +62,117 @@ class FederationOutParts:
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = devices.outgoing_store
         self.own_devices = LocalDevices(
-            accounts.stores.device_keys,
-            devices.published_keys,
-            log,
-            identity,
-            clock,
-            now_ms,
-            lambda origin: limiter.check_without_counting(Limit.KEY_CLAIM_OF_SERVER, origin),
-            lambda origin, keys: limiter.count(Limit.KEY_CLAIM_OF_SERVER, origin, cost=keys),
+            keys=accounts.stores.device_keys,
+            published=devices.published_keys,
+            log=log,
+            identity=identity,
+            clock=clock,
+            now_ms=now_ms,
+            check_claims=lambda origin: limiter.check_without_counting(
+                Limit.KEY_CLAIM_OF_SERVER, origin
+            ),
+            count_claims=lambda origin, keys: limiter.count(
+                Limit.KEY_CLAIM_OF_SERVER, origin, cost=keys
+            ),
         )
         contents = TransactionBuilder(
-            rooms.store,
-            room_engine.engine,
-            rooms.events,
-            rooms.servers,
-            store,
-            outgoing,
-            self.own_devices,
-            rooms.sticky_events,
-            history.lifetimes,
-            identity,
-            now_ms,
+            rooms=rooms.store,
+            engine=room_engine.engine,
+            events=rooms.events,
+            servers=rooms.servers,
+            destinations=store,
+            to_device=outgoing,
+            devices=self.own_devices,
+            sticky=rooms.sticky_events,
+            lifetimes=history.lifetimes,
+            identity=identity,
+            now_ms=now_ms,
         )
-        transactions = TransactionClient(edge.requests, identity)
+        transactions = TransactionClient(requests=edge.requests, identity=identity)
         self.deliveries = TransactionSender(
-            clock,
-            database,
-            store,
-            outgoing,
-            contents,
-            transactions,
-            edge.policy,
-            now_ms,
-            BackoffSchedule(
+            clock=clock,
+            database=database,
+            store=store,
+            to_device=outgoing,
+            contents=contents,
+            transactions=transactions,
+            policy=edge.policy,
+            now_ms=now_ms,
+            schedule=BackoffSchedule(
                 peering.destination_min_retry_interval,
                 peering.destination_max_retry_interval,
                 peering.destination_retry_multiplier,
             ),
         )
         self.sender = FederationSender(
-            clock,
-            database.streams,
-            NodeLease(database, LEASE, random(16).hex(), accounts.get_node),
-            store,
-            outgoing,
-            log,
-            rooms.events,
-            rooms.servers,
-            rooms.sticky_events,
-            self.deliveries,
-            identity,
-            edge.policy,
-            edge.silences,
-            now_ms,
+            clock=clock,
+            streams=database.streams,
+            lease=NodeLease(
+                database=database, name=LEASE, process=random(16).hex(), get_node=accounts.get_node
+            ),
+            store=store,
+            to_device=outgoing,
+            device_log=log,
+            events=rooms.events,
+            servers=rooms.servers,
+            sticky=rooms.sticky_events,
+            deliveries=self.deliveries,
+            identity=identity,
+            policy=edge.policy,
+            backoff=edge.silences,
+            now_ms=now_ms,
         )
         self.greetings = UnblockedServerNotifier(
-            edge.policy, RoomServerStore(database), transactions, clock
+            policy=edge.policy,
+            store=RoomServerStore(database),
+            transactions=transactions,
+            clock=clock,
         )
         self.destinations = DestinationAdministration(
-            DestinationListStore(database),
-            DestinationCleanupStore(database),
-            self.sender,
-            edge.policy,
-            now_ms,
+            store=DestinationListStore(database),
+            cleanup=DestinationCleanupStore(database),
+            sender=self.sender,
+            policy=edge.policy,
+            now_ms=now_ms,
         )
-        self.signatures = PeerActivityRecorder(edge.signed_requests, self.sender)
-        SenderMetrics(base.registry, self.deliveries.get_metrics)
+        self.signatures = PeerActivityRecorder(checker=edge.signed_requests, sender=self.sender)
+        SenderMetrics(registry=base.registry, read=self.deliveries.get_metrics)
         self.remote_devices = RemoteDevices(
-            clock,
-            RemoteDeviceStore(database),
-            DeviceKeyClient(edge.requests),
-            rooms.memberships,
-            rooms.membership_store,
-            self.sender,
-            identity.is_local,
+            clock=clock,
+            store=RemoteDeviceStore(database),
+            remote=DeviceKeyClient(edge.requests),
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            sender=self.sender,
+            is_local=identity.is_local,
         )
         self.everyones_keys = KeyQueries(
-            clock,
-            self.own_devices,
-            devices.published_keys,
-            self.remote_devices,
-            identity,
-            rooms.servers,
-            limiter,
+            clock=clock,
+            own_devices=self.own_devices,
+            published=devices.published_keys,
+            remote=self.remote_devices,
+            identity=identity,
+            servers=rooms.servers,
+            limiter=limiter,
         )
         self._to_device = devices.to_device
-        told = EDUSender(self.sender, rooms.store)
+        told = EDUSender(sender=self.sender, rooms=rooms.store)
         presence.typing.subscribe(told.send_typing)
         presence.presence.subscribe(told.send_presence)
         received = EDUReceivers(
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            rooms.membership_store,
-            presence.typing,
-            ReceiptStore(database),
-            EarlyReceiptStore(database),
-            presence.presence,
-            now_ms,
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            typing=presence.typing,
+            receipts=ReceiptStore(database),
+            early_receipts=EarlyReceiptStore(database),
+            presence=presence.presence,
+            now_ms=now_ms,
         )
         self.edus = EduReceivers(
-            room_engine.access,
-            {
+            access=room_engine.access,
+            handlers={
                 "m.typing": received.receive_typing,
                 "m.receipt": received.receive_receipts,
                 "m.presence": received.receive_presence,
@@ -183,3 +193,8 @@ class FederationOutParts:
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
             Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.destinations, self.everyones_keys, self.own_devices)

@@ -43,27 +43,35 @@ def stores_of(
     """Return the storage: the folder alone, or with an object store. The executors `reading` and
     `writing` call the object store. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
-        return Stores(LocalContents(database, files), (_sweep_job(database, files),))
+        return Stores(LocalContents(database=database, files=files), (_sweep_job(database, files),))
     patience = object_store.time_limit / 1000
     contents = SharedContents(
-        database,
-        files,
-        open_s3(s3_config_of(object_store)),
-        ObjectCallRunner(reading, clock, patience),
-        ObjectCallRunner(writing, clock, patience, max_long=OBJECT_THREADS // 2),
-        clock,
+        database=database,
+        files=files,
+        objects=open_s3(s3_config_of(object_store)),
+        reading=ObjectCallRunner(executor=reading, clock=clock, max_silence=patience),
+        writing=ObjectCallRunner(
+            executor=writing, clock=clock, max_silence=patience, max_long=OBJECT_THREADS // 2
+        ),
+        clock=clock,
         role=object_store.role,
         prefix=object_store.prefix,
         redirect=object_store.redirects,
     )
     trimming = FolderTrimmer(
-        database, files, object_store.cache_size if object_store.role == "main" else None
+        database=database,
+        files=files,
+        max_bytes=object_store.cache_size if object_store.role == "main" else None,
     )
     return Stores(
         contents,
         (
             _sweep_job(database, files),
-            Job("level_media_stores", MediaRebalancer(database, contents, clock).rebalance, 60.0),
+            Job(
+                "level_media_stores",
+                MediaRebalancer(database=database, contents=contents, clock=clock).rebalance,
+                60.0,
+            ),
             Job("remove_media_objects", contents.delete_unused_objects, 60.0),
             Job("trim_media_folder", trimming.trim, 600.0),
         ),

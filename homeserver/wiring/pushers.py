@@ -48,6 +48,7 @@ class PusherParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         random: RandomBytes,
         web: WebClient,
@@ -66,16 +67,18 @@ class PusherParts:
         self._store, self._to_device, self._outgoing = (
             store,
             accounts.stores.to_device,
-            OutgoingToDeviceStore(database),
+            OutgoingToDeviceStore(database=database),
         )
         self._waiting = QueueMetrics(registry)
-        self.old_outcomes = PushActionCleanup(OldPushActionStore(database), base.now_ms)
+        self.old_outcomes = PushActionCleanup(
+            store=OldPushActionStore(database), now_ms=base.now_ms
+        )
         self._enabled = push.enabled
         self.pushers = Pushers(
-            base.now_ms,
-            database,
-            store,
-            mail.threepids,
+            now_ms=base.now_ms,
+            database=database,
+            store=store,
+            threepids=mail.threepids,
             by_email=writes_letters(config),
             plain_http=push.allow_plain_http,
         )
@@ -86,49 +89,58 @@ class PusherParts:
         )
         """The handler of new accounts' e-mail addresses."""
         self.unsubscribing = UnsubscribeLinks(
-            database, store, base.identity.key, config.name.public_baseurl or ""
+            database=database,
+            store=store,
+            key=base.identity.key,
+            base_url=config.name.public_baseurl or "",
         )
         metrics = PushMetrics(registry)
         badges = BadgeCounts(
-            rooms.memberships,
-            notifications.unread,
-            settings.ignored,
-            settings.permissions,
+            memberships=rooms.memberships,
+            unread=notifications.unread,
+            ignored=settings.ignored,
+            permissions=settings.permissions,
             by_room=push.group_unread_count_by_room,
         )
         self.deliveries = PushDeliveries(
-            clock,
-            store,
-            rooms.events,
-            rooms.memberships,
-            notifications.push_decisions,
-            EventNames(rooms.membership_store, summary_store, rooms.outside),
-            badges,
-            ActiveReaders(clock, presence.notifier),
-            Gateways(clock, web, metrics),
-            base.now_ms,
-            lambda: int.from_bytes(random(4), "big") / 2**32,
+            clock=clock,
+            store=store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            decisions=notifications.push_decisions,
+            names=EventNames(
+                memberships=rooms.membership_store, summaries=summary_store, outside=rooms.outside
+            ),
+            badges=badges,
+            readers=ActiveReaders(clock=clock, syncs=presence.notifier),
+            gateways=Gateways(clock=clock, web=web, metrics=metrics),
+            now_ms=base.now_ms,
+            draw=lambda: int.from_bytes(random(4), "big") / 2**32,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )
-        PushQueueMetrics(registry, self.deliveries.get_figures)
+        PushQueueMetrics(registry=registry, read=self.deliveries.get_figures)
         self.reading = PushStreamReader(
-            clock,
-            database.streams,
-            NodeLease(database, "push", random(16).hex(), accounts.get_node),
-            PushStream(database),
-            store,
-            accounts.stores.accounts,
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            rooms.outside,
-            notifications.push_decisions,
-            PusherUsers(store, capacity=USERS_CACHED),
-            badges,
-            self.deliveries,
-            self._letters(base, accounts, rooms, settings, room_reading, notifications, mail),
-            base.now_ms,
+            clock=clock,
+            streams=database.streams,
+            lease=NodeLease(
+                database=database, name="push", process=random(16).hex(), get_node=accounts.get_node
+            ),
+            stream=PushStream(database),
+            store=store,
+            accounts=accounts.stores.accounts,
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            outside=rooms.outside,
+            decisions=notifications.push_decisions,
+            roster=PusherUsers(store=store, capacity=USERS_CACHED),
+            badges=badges,
+            deliveries=self.deliveries,
+            emails=self._letters(
+                base, accounts, rooms, settings, room_reading, notifications, mail
+            ),
+            now_ms=base.now_ms,
         )
 
     def _letters(
@@ -148,36 +160,36 @@ class PusherParts:
         if mail.outbox is None or not writes_letters(config):
             return NoEmailNotifier()
         missed = MissedEvents(
-            database.streams,
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            ReceiptStore(database),
-            notifications.unread,
-            settings.ignored,
-            notifications.push_decisions,
-            room_reading.invited,
-            room_reading.aggregations,
+            streams=database.streams,
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            receipts=ReceiptStore(database),
+            unread=notifications.unread,
+            ignored=settings.ignored,
+            decisions=notifications.push_decisions,
+            invited=room_reading.invited,
+            aggregations=room_reading.aggregations,
         )
         texts = DigestTexts(
-            rooms.membership_store,
-            summary_store,
-            room_reading.invited,
+            memberships=rooms.membership_store,
+            summaries=summary_store,
+            invited=room_reading.invited,
             server_name=config.server_name,
             client_url=email.client_base_url,
             with_content=config.notifications.push.include_content,
         )
         digests = EmailDigests(
-            base.clock,
-            database,
-            accounts.stores.pushers,
-            accounts.stores.profiles,
-            missed,
-            texts,
-            self.unsubscribing,
-            mail.outbox,
-            mail.languages,
-            base.now_ms,
+            clock=base.clock,
+            database=database,
+            store=accounts.stores.pushers,
+            profiles=accounts.stores.profiles,
+            missed=missed,
+            texts=texts,
+            unsubscribing=self.unsubscribing,
+            outbox=mail.outbox,
+            languages=mail.languages,
+            now_ms=base.now_ms,
             app_name=email.app_name,
             delay_ms=email.notif_delay_before_mail,
         )
@@ -207,6 +219,11 @@ class PusherParts:
     async def stop(self) -> None:
         """Stop pushing."""
         await self.reading.stop()
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.pushers, self.unsubscribing)
 
 
 def writes_letters(config: Config) -> bool:

@@ -14,6 +14,6 @@ def beside_rooms(
 ) -> RoomCaches:
     """Return the caches of receipts and account data."""
     return RoomCaches(
-        ReceiptCache(receipts, streams, capacity=sizes.receipts),
-        AccountDataCache(account_data, streams, capacity=sizes.account_data_bytes),
+        ReceiptCache(store=receipts, streams=streams, capacity=sizes.receipts),
+        AccountDataCache(store=account_data, streams=streams, capacity=sizes.account_data_bytes),
     )

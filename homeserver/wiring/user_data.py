@@ -52,6 +52,7 @@ class PeopleParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         web: WebClient,
         accounts: AccountParts,
@@ -68,27 +69,29 @@ class PeopleParts:
         limiter, identity = base.limiter, base.identity
         self._forgetting: ForgetOnLeave | None = None
         if config.rooms.forget_rooms_on_leave:
-            self._forgetting = ForgetOnLeave(rooms.membership_store, database.streams, clock)
+            self._forgetting = ForgetOnLeave(
+                store=rooms.membership_store, streams=database.streams, clock=clock
+            )
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
-            clock,
-            database,
-            web,
-            IdentityBindingStore(database),
-            identity,
-            limiter,
-            config.name.default_identity_server,
+            clock=clock,
+            database=database,
+            web=web,
+            store=IdentityBindingStore(database),
+            identity=identity,
+            limiter=limiter,
+            url=config.name.default_identity_server,
         )
         self.deactivation = Deactivation(
-            clock,
-            database,
-            accounts.stores.accounts,
-            store,
-            accounts.stores.profiles,
-            accounts.sessions,
-            mail.threepids,
-            services.memberships,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            account_data=store,
+            profiles=accounts.stores.profiles,
+            sessions=accounts.sessions,
+            threepids=mail.threepids,
+            rooms=services.memberships,
             user_stores=[
                 presence.presence,
                 push.threads,
@@ -97,7 +100,7 @@ class PeopleParts:
                 accounts.stores.pushers,
                 EventPushActionStore(database),
                 accounts.stores.validity,
-                KeyBackupStore(database),
+                KeyBackupStore(database=database),
                 devices.cross_signing_store,
                 ShadowRoomStore(database),
             ],
@@ -110,53 +113,56 @@ class PeopleParts:
             uia=login.uia,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamStages(
-                ExternalIdStore(database),
-                config.upstream.browser_ids,
-                config.upstream.directory_ids,
+                links=ExternalIdStore(database),
+                in_browsers=config.upstream.browser_ids,
+                by_password=config.upstream.directory_ids,
                 by_plugins=accounts.plugins.check_passwords,
             ),
             confirmations=accounts.stores.confirmations,
             confirmed_for_ms=config.sessions.ui_auth.session_timeout,
         )
         self.accounts = Accounts(
-            clock,
-            database,
-            accounts.stores.accounts,
-            accounts.passwords,
-            accounts.sessions,
-            login.sign_in,
-            login.uia,
-            self.confirmation,
-            self.deactivation,
-            mail.threepids,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            passwords=accounts.passwords,
+            sessions=accounts.sessions,
+            sign_in=login.sign_in,
+            uia=login.uia,
+            confirmation=self.confirmation,
+            deactivation=self.deactivation,
+            threepids=mail.threepids,
             by_email=mail.outbox is not None,
             by_phone=login.phones.supports_purpose(PASSWORD_RESET),
         )
         self.threepids = Threepids(
-            base.now_ms,
-            database,
-            mail.threepids,
-            self.confirmation,
-            mail.validations,
+            now_ms=base.now_ms,
+            database=database,
+            store=mail.threepids,
+            confirmation=self.confirmation,
+            validations=mail.validations,
             address_stores=[accounts.stores.pushers],
             bindings=self.bindings,
             users_may_change=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(
-            self.accounts, accounts.stores.devices, accounts.last_seen, identity
+            accounts=self.accounts,
+            devices=accounts.stores.devices,
+            last_seen=accounts.last_seen,
+            identity=identity,
         )
         self.login_tokens = LoginTokens(
-            clock,
-            accounts.secret_text,
-            database,
-            accounts.stores.login_tokens,
-            accounts.stores.upstream_sessions,
-            accounts.stores.accounts,
-            self.confirmation,
-            login.sign_in,
-            accounts.sessions,
-            limiter,
-            accounts.application_passwords,
+            clock=clock,
+            secret_text=accounts.secret_text,
+            database=database,
+            store=accounts.stores.login_tokens,
+            upstream_sessions=accounts.stores.upstream_sessions,
+            account_store=accounts.stores.accounts,
+            confirmation=self.confirmation,
+            sign_in=login.sign_in,
+            sessions=accounts.sessions,
+            limiter=limiter,
+            application_passwords=accounts.application_passwords,
             issued_to_sessions=config.sessions.login_via_existing_session.enabled,
             requires_confirmation=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
@@ -164,23 +170,25 @@ class PeopleParts:
             or (has_own_pages(config) and login.sign_in.password_login),
         )
         self.devices = Devices(
-            database,
-            accounts.stores.devices,
-            accounts.sessions,
-            self.confirmation,
-            accounts.last_seen,
+            database=database,
+            devices=accounts.stores.devices,
+            sessions=accounts.sessions,
+            confirmation=self.confirmation,
+            last_seen=accounts.last_seen,
         )
         info_uri = config.name.public_baseurl or f"https://{config.server_name}/"
         self.account_data = AccountData(
-            database,
-            store,
+            database=database,
+            store=store,
             max_entries=config.people.max_account_data_entries,
             max_bytes=config.people.max_account_data_size,
             info_uri=info_uri,
             computed={PUSH_RULES: push_rules_content},
         )
-        self.push_rules = PushRules(database, store, push.changes)
-        self.filters = Filters(FilterStore(database), base.now_ms, capacity=base.sizes.filter_bytes)
+        self.push_rules = PushRules(database=database, account_data=store, changes=push.changes)
+        self.filters = Filters(
+            store=FilterStore(database), now_ms=base.now_ms, capacity=base.sizes.filter_bytes
+        )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
@@ -195,6 +203,21 @@ class PeopleParts:
                 if self._forgetting is None
                 else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]
             ),
+        )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (
+            self.account_data,
+            self.accounts,
+            self.bindings,
+            self.devices,
+            self.filters,
+            self.login_tokens,
+            self.moderation,
+            self.push_rules,
+            self.threepids,
         )
 
 

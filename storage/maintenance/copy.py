@@ -103,8 +103,8 @@ def copy_database(
 
 def _open(engine: SQLiteEngine | PostgresEngine, *, writes: bool) -> CopySide:
     if isinstance(engine, SQLiteEngine):
-        return SQLiteSide(engine, writes=writes)
-    return PostgresSide(engine, writes=writes)
+        return SQLiteSide(engine=engine, writes=writes)
+    return PostgresSide(engine=engine, writes=writes)
 
 
 def _copy(

@@ -78,7 +78,7 @@ def test_a_sign_in_during_a_sign_out_everywhere_is_retried(server: AccountsServe
 def test_a_new_hash_of_the_same_password_invalidates_nothing(server: AccountsServer) -> None:
     server.register()
     weak = server.passwords
-    server.sign_in._passwords = type(weak)(server.threads, rounds=5, pepper="pepper")
+    server.sign_in._passwords = type(weak)(threads=server.threads, rounds=5, pepper="pepper")
     server.threads.meanwhile = server.login
     assert server.login().status == 200
 

@@ -71,16 +71,16 @@ def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
         app.config,
         app.clock,
         app.database,
-        RateLimiter(app.clock, rates_of(app.config.limits)),
+        RateLimiter(clock=app.clock, rates=rates_of(app.config.limits)),
         identity,
         CollectorRegistry(),
     )
     return ExploringParts(
-        base,
-        app.accounts,
-        app.rooms,
-        app.room_reading,
-        app.room_services,
+        base=base,
+        accounts=app.accounts,
+        rooms=app.rooms,
+        room_reading=app.room_reading,
+        services=app.room_services,
         remote_spaces=remote,
         remote_times=NobodyElse(),
     )

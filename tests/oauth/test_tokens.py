@@ -246,7 +246,7 @@ def test_an_account_that_expires_before_the_exchange_is_refused(
     alice = server.register("alice")
     program = Program(server)
     code = program.code(Browser(server))
-    store = AccountValidityStore(sqlite_database, AccountStore(sqlite_database))
+    store = AccountValidityStore(database=sqlite_database, accounts=AccountStore(sqlite_database))
     over = int(server.clock.seconds() * 1000) - 1
     server.run(sqlite_database.write("end", store.set_expiry, alice.user_id, over))
     refused(program.exchange(code))

@@ -28,7 +28,7 @@ def requests_to(network: Network, server: str, word: str) -> int:
 
 
 async def waiting(side: Side) -> int:
-    return await InboxStore(side.server.app.database).count()
+    return await InboxStore(database=side.server.app.database).count()
 
 
 async def missed(room: Shared, *names: str) -> list[EventID]:
@@ -365,29 +365,29 @@ async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
 async def test_a_server_that_invents_events_delays_only_its_own(network: Network) -> None:
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
-    store = InboxStore(app.database, InboxLimits(per_server=3))
+    store = InboxStore(database=app.database, limits=InboxLimits(per_server=3))
     insiders = app.incoming_federation.insiders
     inbox = Inbox(
-        store,
-        app.rooms.store,
-        app.room_engine.engine,
-        app.incoming_federation.missing,
-        insiders,
-        network.clock,
-        metrics,
+        store=store,
+        rooms=app.rooms.store,
+        engine=app.room_engine.engine,
+        missing=app.incoming_federation.missing,
+        participants=insiders,
+        clock=network.clock,
+        observer=metrics,
     )
     parts = app.federation
     transactions = TransactionReceiver(
-        app.room_engine.engine,
-        app.rooms.memberships,
-        parts.receiver,
-        inbox,
-        insiders,
-        app.outgoing_federation.edus,
-        app.incoming_federation.outside,
-        app.edge.policy,
-        metrics,
-        network.clock,
+        engine=app.room_engine.engine,
+        memberships=app.rooms.memberships,
+        receiver=parts.receiver,
+        inbox=inbox,
+        insiders=insiders,
+        edus=app.outgoing_federation.edus,
+        outside=app.incoming_federation.outside,
+        policy=app.edge.policy,
+        observer=metrics,
+        clock=network.clock,
     )
 
     async def push(*events: Event) -> dict[str, dict[str, str]]:

@@ -107,7 +107,7 @@ class LargeTowns(Towns):
             assert await app.rooms.partial.find(room_nid) is None, NAMES[at]
             waiting = [
                 msgspec.json.decode(row.pdu)
-                for row in await InboxStore(app.database).get_of_room(room_nid, 1000)
+                for row in await InboxStore(database=app.database).get_of_room(room_nid, 1000)
             ]
             assert not [pdu for pdu in waiting if pdu.get("state_key") == self.users[at].user_id], (
                 NAMES[at]

@@ -23,9 +23,9 @@ HERE, NORTH, SOUTH = (
 def allows(
     name: str, allowed: list[str] | None, denied: tuple[str, ...] = (), *, enabled: bool = True
 ) -> bool:
-    return FederationPolicy(HERE, make_rules(allowed, denied, enabled=enabled), lambda: 0.0).allows(
-        ServerName(name)
-    )
+    return FederationPolicy(
+        own=HERE, rules=make_rules(allowed, denied, enabled=enabled), seconds=lambda: 0.0
+    ).allows(ServerName(name))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,9 @@ def test_an_expression_that_is_none(pattern: str) -> None:
 
 def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> None:
     clock = Clock()
-    policy = FederationPolicy(HERE, make_rules([NORTH], is_simulation=True), clock.seconds)
+    policy = FederationPolicy(
+        own=HERE, rules=make_rules([NORTH], is_simulation=True), seconds=clock.seconds
+    )
     named: list[str] = []
 
     @provider(ILogObserver)

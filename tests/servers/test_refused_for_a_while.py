@@ -154,7 +154,10 @@ async def test_nothing_waits_for_the_devices_of_who_is_shut_out(network: Network
     room = await sending(network)
     change(network, BLOCKED)
     send(room.alice, room.bob, 1)
-    assert await OutgoingToDeviceStore(network.servers[NORTH].app.database).count_messages() == {}
+    assert (
+        await OutgoingToDeviceStore(database=network.servers[NORTH].app.database).count_messages()
+        == {}
+    )
 
 
 @pytest.mark.parametrize("refusal", [BLOCKED, LISTED], ids=["blocked", "no list"])

@@ -37,11 +37,17 @@ def another_node(network: Network, name: str) -> RemoteDevices:
     """Of another process on the same database, which has seen no change since it was built."""
     app = network.servers[name].app
     rows = MembershipStore(app.database)
-    memberships = Memberships(rows, Streams(), capacity=100)
+    memberships = Memberships(store=rows, streams=Streams(), capacity=100)
     remote = DeviceKeyClient(app.edge.requests)
     store, sender = RemoteDeviceStore(app.database), app.outgoing_federation.sender
     return RemoteDevices(
-        network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local
+        clock=network.clock,
+        store=store,
+        remote=remote,
+        memberships=memberships,
+        membership_store=rows,
+        sender=sender,
+        is_local=app.federation.identity.is_local,
     )
 
 

@@ -38,15 +38,19 @@ def audit_of(server: TestServer, registry: CollectorRegistry) -> StateAudit:
     """An audit of a server whose metrics the test can read."""
     app = server.app
     resolver = StateResolver(
-        app.database, app.rooms.trees, app.rooms.chains, app.rooms.events, capacity=0
+        database=app.database,
+        trees=app.rooms.trees,
+        chains=app.rooms.chains,
+        events=app.rooms.events,
+        capacity=0,
     )
     return StateAudit(
-        StateAuditStore(app.database),
-        app.rooms.store,
-        app.room_engine.engine,
-        app.rooms.events,
-        resolver,
-        AuditMetrics(registry),
+        store=StateAuditStore(app.database),
+        rooms=app.rooms.store,
+        engine=app.room_engine.engine,
+        events=app.rooms.events,
+        resolver=resolver,
+        observer=AuditMetrics(registry),
     )
 
 

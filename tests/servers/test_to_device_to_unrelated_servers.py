@@ -28,7 +28,9 @@ def send(user: User, number: int, messages: dict[str, object]) -> Answer:
 
 
 async def waiting(room: Shared) -> dict[str, int]:
-    return dict(await OutgoingToDeviceStore(room.north.server.app.database).count_messages())
+    return dict(
+        await OutgoingToDeviceStore(database=room.north.server.app.database).count_messages()
+    )
 
 
 async def known(room: Shared) -> set[str]:
@@ -80,7 +82,7 @@ async def test_messages_to_unknown_servers_are_rate_limited(network: Network) ->
 async def test_device_ids_do_not_make_an_edu_too_large(network: Network) -> None:
     """The server would reject the transaction, and all later ones."""
     room = await shared(network)
-    store = OutgoingToDeviceStore(room.north.server.app.database)
+    store = OutgoingToDeviceStore(database=room.north.server.app.database)
     many: dict[str, object] = {f"{number:0>250}": {} for number in range(4000)}
     assert send(room.alice, 1, {room.bob.user_id: {**many, "D" * 1_000_000: {}}}).status == 200
     messages = await store.get_messages(SOUTH, 100)

@@ -26,7 +26,7 @@ def files(tmp_path: Path) -> MediaFiles:
 
 
 def _open(folder: Path) -> MediaFiles:
-    files = MediaFiles(folder / "media", InlineExecutor(), Clock())
+    files = MediaFiles(folder=folder / "media", executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     return files
 
@@ -120,7 +120,7 @@ async def test_the_sweep_does_nothing_during_uploads(files: MediaFiles, tmp_path
     files.abandon(await files.add(io.BytesIO(DATA)))
     clock = Clock()
     swept: list[int | None] = []
-    sweeper = MediaFiles(tmp_path / "media", InlineExecutor(), clock)
+    sweeper = MediaFiles(folder=tmp_path / "media", executor=InlineExecutor(), clock=clock)
     Deferred.fromCoroutine(sweeper.sweep(_none_used)).addCallback(swept.append)
     clock.advance(1)
     assert swept == []

@@ -138,6 +138,7 @@ class Registration:
     # More than ten: an account is written in one transaction with all that belongs to it.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,
@@ -150,7 +151,6 @@ class Registration:
         sign_in: SignIn,
         uia: UIA,
         limiter: RateLimiter,
-        *,
         server_name: ServerName,
         rules: RegistrationRules,
         reserved: ReservedNames,

@@ -93,6 +93,7 @@ class ToDevice:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: ToDeviceStore,
         outgoing: OutgoingToDeviceStore,

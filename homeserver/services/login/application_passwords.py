@@ -46,13 +46,13 @@ class ApplicationPasswords:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: ApplicationPasswordStore,
         passwords: Passwords,
         secret_text: SecretGenerator,
         sessions: Sessions,
-        *,
         enabled: bool = True,
         in_login_flows: bool = False,
         max_per_account: int = 20,

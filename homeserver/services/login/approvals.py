@@ -69,13 +69,13 @@ class Approvals:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
         threepids: ThreepidStore,
         outbox: Outbox | None,
         languages: Languages,
-        *,
         administrator_emails: Mapping[str, str],
         base_url: str,
         newcomers: NewAccountTasks,

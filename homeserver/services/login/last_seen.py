@@ -44,9 +44,9 @@ class LastSeen:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         devices: DeviceStore,
-        *,
         address_retention_ms: int | None,
         granularity: float = 120.0,
         interval: float = 30.0,

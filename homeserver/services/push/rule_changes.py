@@ -38,7 +38,7 @@ examines so many.
 class RuleChanges:
     """Changes the rules of users."""
 
-    def __init__(self, account_data: AccountDataStore, attention: PushRuleHistoryStore) -> None:
+    def __init__(self, *, account_data: AccountDataStore, attention: PushRuleHistoryStore) -> None:
         self._account_data = account_data
         self._attention = attention
 

@@ -30,7 +30,7 @@ class ScanAdministration:
     """Reads scans. Without `rescans` this server scans nothing."""
 
     def __init__(
-        self, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None
+        self, *, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None
     ) -> None:
         """`own`: this server's name."""
         self._clock = clock

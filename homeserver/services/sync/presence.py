@@ -31,11 +31,11 @@ class PresenceSection:
 
     def __init__(
         self,
+        *,
         presence: Presence,
         memberships: Memberships,
         recent: RecentChanges,
         clock: IReactorTime,
-        *,
         server_name: ServerName,
         includes_offline: bool,
     ) -> None:

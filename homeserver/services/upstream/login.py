@@ -122,6 +122,7 @@ class UpstreamSignIn:
 
     def __init__(
         self,
+        *,
         providers: Sequence[UpstreamProvider],
         flows: UpstreamFlows,
         accounts: UpstreamAccounts,
@@ -129,7 +130,6 @@ class UpstreamSignIn:
         login_tokens: LoginTokens,
         uia: UIA,
         consents: Consents,
-        *,
         trusted_clients: Sequence[str],
         update_profiles: bool,
         client_path: str,
