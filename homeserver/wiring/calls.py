@@ -70,9 +70,9 @@ class CallParts:
         return (
             # due events have a timer; the job finds those that another node failed to send
             Job("send_delayed_events", self.delayed_events.do_send_due, 10.0),
-            Job("forget_delayed_events", self.delayed_events.do_delete_outcomes, 3600.0),
-            Job("forget_sticky_events", self._sticky_events.do_remove_expired, 300.0),
-            Job("forget_openid_tokens", self.openid.do_delete_expired, 600.0),
+            Job("delete_finished_delayed_events", self.delayed_events.do_delete_outcomes, 3600.0),
+            Job("delete_expired_sticky_events", self._sticky_events.do_remove_expired, 300.0),
+            Job("delete_expired_openid_tokens", self.openid.do_delete_expired, 600.0),
         )
 
     @property

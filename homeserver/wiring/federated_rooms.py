@@ -161,8 +161,8 @@ class FederatedRoomParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("tell_leaves", self.leaving.do_send_pending, 60.0),
-            Job("send_planned_invites", self.planned_invites.do_resume, 60.0),
+            Job("send_pending_leaves", self.leaving.do_send_pending, 60.0),
+            Job("send_pending_invites", self.planned_invites.do_resume, 60.0),
         )
 
     @property

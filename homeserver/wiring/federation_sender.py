@@ -187,9 +187,9 @@ class FederationOutParts:
         """Return the background jobs."""
         return (
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
-            Job("forget_received_to_device", self._to_device.remove_old_received, 3600.0),
+            Job("delete_old_received_to_device", self._to_device.remove_old_received, 3600.0),
             Job("expire_outgoing_to_device", self.destinations.do_remove_expired, 3600.0),
-            Job("forget_destinations", self.destinations.do_remove_forgotten, 3600.0),
+            Job("delete_unused_destinations", self.destinations.do_remove_forgotten, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
             Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )

@@ -300,7 +300,7 @@ class MediaParts:
     def jobs(self) -> list[Job]:
         """Return the background jobs."""
         return [
-            Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
+            Job("delete_expired_media_reservations", self.repository.do_remove_expired, 600.0),
             *self._store_jobs,
             *self.previews.jobs(),
             *self.upkeep.jobs(),

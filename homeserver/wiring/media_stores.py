@@ -68,11 +68,11 @@ def stores_of(
         (
             _sweep_job(database, files),
             Job(
-                "level_media_stores",
+                "rebalance_media",
                 MediaRebalancer(database=database, contents=contents, clock=clock).rebalance,
                 60.0,
             ),
-            Job("remove_media_objects", contents.delete_unused_objects, 60.0),
+            Job("delete_unused_media_objects", contents.delete_unused_objects, 60.0),
             Job("trim_media_folder", trimming.trim, 600.0),
         ),
     )

@@ -83,13 +83,13 @@ class MediaUpkeep:
         """Return the background jobs. References are tracked even if deletion is disabled, since
         they cannot be reconstructed later."""
         jobs = [
-            Job("follow_media", self.references.do_track, FOLLOW_SECONDS),
-            Job("remove_unread_media", self.removal.do_remove_unused_uploads, 600.0),
-            Job("remove_unread_remote_media", self.removal.do_remove_unused_copies, 600.0),
-            Job("remove_old_media", self.removal.do_remove_old_uploads, 600.0),
-            Job("remove_old_remote_media", self.removal.do_remove_old_copies, 600.0),
-            Job("forget_deleted_media", self.removal.do_delete_records, 3600.0),
+            Job("track_media_references", self.references.do_track, FOLLOW_SECONDS),
+            Job("delete_unused_media", self.removal.do_remove_unused_uploads, 600.0),
+            Job("delete_unused_remote_media", self.removal.do_remove_unused_copies, 600.0),
+            Job("delete_old_media", self.removal.do_remove_old_uploads, 600.0),
+            Job("delete_old_remote_media", self.removal.do_remove_old_copies, 600.0),
+            Job("delete_old_media_records", self.removal.do_delete_records, 3600.0),
         ]
         if self._deletes:
-            jobs.append(Job("remove_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))
+            jobs.append(Job("delete_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))
         return jobs

@@ -95,8 +95,8 @@ class OAuthParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("end_old_rendezvous", self.rendezvous.do_sweep, 60.0),
-            Job("forget_oauth_clients", self.clients.do_sweep, 3600.0),
-            Job("forget_oauth_codes", self.authorization.do_sweep, 600.0),
-            Job("forget_device_grants", self.device_grants.do_sweep, 600.0),
+            Job("delete_expired_rendezvous_sessions", self.rendezvous.do_sweep, 60.0),
+            Job("delete_unused_oauth_clients", self.clients.do_sweep, 3600.0),
+            Job("delete_expired_oauth_codes", self.authorization.do_sweep, 600.0),
+            Job("delete_expired_device_grants", self.device_grants.do_sweep, 600.0),
         )

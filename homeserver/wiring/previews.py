@@ -72,7 +72,7 @@ class PreviewParts:
 
     def jobs(self) -> list[Job]:
         """Return the background jobs."""
-        return [Job("remove_old_url_previews", self.previews.do_remove_old, 600.0)]
+        return [Job("delete_old_url_previews", self.previews.do_remove_old, 600.0)]
 
     def close_workers(self) -> None:
         """End the processes that read pages."""

@@ -56,7 +56,7 @@ class ProfileParts:
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
-        return (Job("carry_profiles", self.propagation.do_resume, 60.0),)
+        return (Job("propagate_profiles", self.propagation.do_resume, 60.0),)
 
     @property
     def services(self) -> Sequence[object]:

@@ -201,8 +201,8 @@ class PusherParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("count_what_waits", self._count_waiting, COUNTED_EVERY),
-            Job("forget_old_outcomes", self.old_outcomes.do_delete, FORGOTTEN_EVERY),
+            Job("count_push_queues", self._count_waiting, COUNTED_EVERY),
+            Job("delete_old_push_actions", self.old_outcomes.do_delete, FORGOTTEN_EVERY),
         )
 
     async def _count_waiting(self, _batch: int) -> int:

@@ -80,9 +80,9 @@ class RetentionParts:
         self.services: Sequence[object] = (self.purges, self.record, self.offered)
         self.jobs = [
             Job("purge_histories", self.purges.do_step, 15.0),
-            Job("forget_history_purges", self.purges.do_remove_old, 3600.0),
+            Job("delete_old_history_purges", self.purges.do_remove_old, 3600.0),
             Job(MERGE_JOB, self.record.do_clean_index, 86_400.0),
-            Job("forget_purged_messages", self.record.do_remove_old, 3600.0),
+            Job("delete_old_purge_counts", self.record.do_remove_old, 3600.0),
         ]
         self.expiries: list[MessageExpiry] = []
         if lifetimes is not None:

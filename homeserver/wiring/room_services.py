@@ -171,8 +171,8 @@ class RoomServiceParts:
         """Return the background jobs."""
         return (
             Job("remove_guests", self.guests.do_remove_guests, 10.0),
-            Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
-            Job("redact_what_relates", self.related_redactions.do_resume, 60.0),
+            Job("join_auto_join_rooms", self.first_rooms.do_resume, 60.0),
+            Job("redact_related_events", self.related_redactions.do_resume, 60.0),
         )
 
     @property

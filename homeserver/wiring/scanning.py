@@ -118,9 +118,11 @@ class ScanningParts:
             return ()
         return (
             Job("scan_media", self.scanning.do_scan_pending, 10.0),
-            Job("mark_media_rescan", self._rescans.do_mark, 30.0),
-            Job("follow_scanner_versions", self._rescans.do_check_version, 60.0),
-            Job("forget_scans_inside", self.scanning.do_delete_decrypted_verdicts, 600.0),
+            Job("queue_media_rescan", self._rescans.do_mark, 30.0),
+            Job("check_scanner_versions", self._rescans.do_check_version, 60.0),
+            Job(
+                "delete_old_encrypted_file_scans", self.scanning.do_delete_decrypted_verdicts, 600.0
+            ),
         )
 
 

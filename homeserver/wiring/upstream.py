@@ -274,8 +274,8 @@ class UpstreamParts:
             for directory in self._directories
         ]
         return (
-            Job("end_old_upstream_flows", self._flows.do_sweep, 600.0),
-            Job("forget_ended_sign_ins", self._ended.do_sweep, 600.0),
+            Job("delete_expired_upstream_flows", self._flows.do_sweep, 600.0),
+            Job("delete_old_upstream_sessions", self._ended.do_sweep, 600.0),
             *self._saml_jobs,
             *leavers,
         )

@@ -193,11 +193,13 @@ class PeopleParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
-            Job("give_accounts_ends", self._renewals.do_set_missing_expiries, 60.0),
-            Job("note_accounts_past_their_day", self._renewals.do_mark_expired, 60.0),
-            Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
-            Job("write_renewal_letters", self._renewals.do_send_emails, 300.0),
+            Job(
+                "leave_rooms_of_deactivated_accounts", self.deactivation.do_resume_departures, 600.0
+            ),
+            Job("set_account_expiry", self._renewals.do_set_missing_expiries, 60.0),
+            Job("mark_expired_accounts", self._renewals.do_mark_expired, 60.0),
+            Job("unbind_threepids", self.bindings.do_unbind_due, 60.0),
+            Job("send_renewal_emails", self._renewals.do_send_emails, 300.0),
             *(
                 []
                 if self._forgetting is None

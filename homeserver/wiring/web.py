@@ -235,7 +235,7 @@ class WebParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),
-            Job("end_application_passwords", self._application_passwords.do_sweep, 60.0),
-            Job("forget_audit_records", self._audit.do_sweep, 3600.0),
+            Job("delete_expired_browser_sessions", self.sessions.do_sweep, 600.0),
+            Job("delete_expired_application_passwords", self._application_passwords.do_sweep, 60.0),
+            Job("delete_old_audit_records", self._audit.do_sweep, 3600.0),
         )
