@@ -19,13 +19,13 @@ from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.notifications import NotificationParts
-from homeserver.wiring.presence import WhoIsThere
-from homeserver.wiring.room_account_data import beside_rooms
+from homeserver.wiring.presence import PresenceParts
+from homeserver.wiring.room_account_data_caches import make_room_caches
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
 from homeserver.wiring.room_reading import RoomReadingParts
-from homeserver.wiring.sliding_sync import sliding_parts
+from homeserver.wiring.sliding_sync import make_sliding_parts
 from homeserver.wiring.user_settings import UserSettingParts
 from storage.account_data.account_data import AccountDataStore
 from storage.events.timelines import TimelineStore
@@ -34,7 +34,7 @@ from storage.rooms.recency import RoomRecencyStore
 from storage.rooms.summaries import RoomSummaryStore
 
 
-class SyncServiceParts:
+class SyncingParts:
     """The forms of /sync, which share their readers."""
 
     def __init__(
@@ -48,7 +48,7 @@ class SyncServiceParts:
         settings: UserSettingParts,
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
-        presence: WhoIsThere,
+        presence: PresenceParts,
         devices: DeviceParts,
     ) -> None:
         database, streams, sizes = base.database, base.database.streams, base.sizes
@@ -91,7 +91,7 @@ class SyncServiceParts:
             unread=notifications.unread,
             receipts=receipt_store,
             account_data=account_data_store,
-            room_caches=beside_rooms(receipt_store, account_data_store, streams, sizes),
+            room_caches=make_room_caches(receipt_store, account_data_store, streams, sizes),
             typing=presence.typing,
             recent=rooms.recent,
             past_memberships=rooms.past,
@@ -108,6 +108,7 @@ class SyncServiceParts:
             presence=PresenceSection(
                 presence=presence.presence,
                 memberships=rooms.memberships,
+                store=rooms.membership_store,
                 recent=rooms.recent,
                 clock=base.clock,
                 server_name=base.identity.server_name,
@@ -153,7 +154,7 @@ class SyncServiceParts:
             notifier=notifier,
             clock=base.clock,
         )
-        self.sliding = sliding_parts(
+        self.sliding = make_sliding_parts(
             base,
             parts,
             rooms,
