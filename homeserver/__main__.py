@@ -71,12 +71,12 @@ from homeserver.services.login.approvals import NoNewAccountTasks
 from homeserver.services.scanning.rescans import RescanRunning, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import describe_redirect_uris
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.databases import database_config_of
-from homeserver.wiring.email import MailParts, smtp_relay
+from homeserver.wiring.databases import read_database_config
+from homeserver.wiring.email import EmailParts, smtp_relay
 from homeserver.wiring.endpoints import declared_routes
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import start_media_threads
-from homeserver.wiring.scanning import rescan_store_of, scans_files
+from homeserver.wiring.scanning import make_rescan_store, scans_files
 from storage.engine.database import Database, SQLiteConfig, make_engine
 from storage.engine.executors import InlineExecutor, ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable
@@ -350,7 +350,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
     clock = cast(IReactorTime, installed_reactor)
 
     async def rescan(database: Database) -> None:
-        store = rescan_store_of(config.storage.media_scanning, database)
+        store = make_rescan_store(config.storage.media_scanning, database)
         now = int(clock.seconds() * 1000)
         since = 0 if days is None else now - days * 24 * 3600 * 1000
         if await store.start("administrator", now, since) is not None:
@@ -371,7 +371,7 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     Clients and other servers have seen changes that are newer than the backup.
     """
     config = load(paths).config
-    where = database_config_of(config.storage.database, config.folder)
+    where = read_database_config(config.storage.database, config.folder)
     if isinstance(where, SQLiteConfig) and not Path(where.path).exists():
         raise click.ClickException(
             f"there is no database {where.path}: copy the backup there first"
@@ -427,8 +427,8 @@ def copy(source: Path, target: Path) -> None:
         raise click.ClickException(
             f"{source} is for {old.server_name}, but {target} is for {new.server_name}"
         )
-    reading = make_engine(database_config_of(old.storage.database, old.folder))
-    writing = make_engine(database_config_of(new.storage.database, new.folder))
+    reading = make_engine(read_database_config(old.storage.database, old.folder))
+    writing = make_engine(read_database_config(new.storage.database, new.folder))
     try:
         progress = ProgressLines(write=sys.stderr.write, clock=time.monotonic)
         copied = copy_database(reading, writing, progress.report)
@@ -477,7 +477,7 @@ def run_with_accounts(
         limiter = RateLimiter(clock=clock, rates={})
         registry = CollectorRegistry()
         try:
-            mail = MailParts(
+            email = EmailParts(
                 config=config,
                 clock=clock,
                 database=database,
@@ -496,7 +496,7 @@ def run_with_accounts(
             limiter=limiter,
             threads=start_hashing_threads(reactor),
             random=os.urandom,
-            mail=mail,
+            email=email,
             monotonic=time.monotonic,
             consents=None,
         )
@@ -506,9 +506,9 @@ def run_with_accounts(
             database=database,
             limiter=limiter,
             accounts=accounts,
-            mail=mail,
+            email=email,
             web=None,
-            newcomers=NoNewAccountTasks(),
+            new_account_tasks=NoNewAccountTasks(),
             addresses=None,
         )
         return await work(accounts, login)

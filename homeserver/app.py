@@ -42,41 +42,41 @@ from homeserver.services.login.passwords import Threads
 from homeserver.services.previews.fetching import PreviewClient
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.administration import administration_of_devices, administration_of_users
+from homeserver.wiring.administration import make_device_administration, make_user_administration
 from homeserver.wiring.calls import CallParts
-from homeserver.wiring.capabilities import offers_of
+from homeserver.wiring.capabilities import make_capabilities
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.email import MailParts, MakeRelay, smtp_relay
+from homeserver.wiring.email import EmailParts, MakeRelay, smtp_relay
 from homeserver.wiring.encryption import EncryptionParts
 from homeserver.wiring.endpoints import SOURCES
-from homeserver.wiring.exploring import ExploringParts
-from homeserver.wiring.federated_rooms import FederatedRoomParts, answer_queries
+from homeserver.wiring.federated_rooms import FederatedRoomParts, make_query_answers
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts, edge_jobs
-from homeserver.wiring.federation_receiver import IncomingParts
-from homeserver.wiring.federation_sender import FederationOutParts
+from homeserver.wiring.federation_peers import FederationPeerParts, member_list_jobs
+from homeserver.wiring.federation_receiver import FederationReceiverParts
+from homeserver.wiring.federation_sender import FederationSenderParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.jobs import jobs_of
-from homeserver.wiring.limits import rates_of
+from homeserver.wiring.jobs import make_maintenance_jobs
+from homeserver.wiring.limits import read_rates
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts, MediaThreads
 from homeserver.wiring.notifications import NotificationParts
 from homeserver.wiring.oauth import OAuthParts
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.pushers import PusherParts
 from homeserver.wiring.retention import RetentionParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_lookup import RoomLookupParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.room_services import RoomServiceParts
 from homeserver.wiring.search import SearchParts
-from homeserver.wiring.sync import SyncServiceParts
-from homeserver.wiring.terms import blocks_requests, consents_of
+from homeserver.wiring.sync import SyncingParts
+from homeserver.wiring.terms import blocks_requests, make_consents
 from homeserver.wiring.upstream import UpstreamParts
-from homeserver.wiring.user_data import PeopleParts, identity_server_of
+from homeserver.wiring.user_data import UserDataParts, read_identity_server
 from homeserver.wiring.user_settings import UserSettingParts
 from homeserver.wiring.web import WebParts
 from storage.engine.database import Database
@@ -119,10 +119,10 @@ def build(
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
-    limiter = RateLimiter(clock=clock, rates=rates_of(config.limits))
+    limiter = RateLimiter(clock=clock, rates=read_rates(config.limits))
     identity = ServerIdentity(server_name, key)
     base = Foundation(config, clock, database, limiter, identity, registry)
-    mail = MailParts(
+    email = EmailParts(
         config=config,
         clock=clock,
         database=database,
@@ -132,7 +132,7 @@ def build(
         random=random,
         registry=registry,
     )
-    consents = consents_of(base)
+    consents = make_consents(base)
     accounts = AccountParts(
         config=config,
         clock=clock,
@@ -140,53 +140,53 @@ def build(
         limiter=limiter,
         threads=threads,
         random=random,
-        mail=mail,
+        email=email,
         monotonic=monotonic,
         consents=consents if blocks_requests(config.pages.user_consent) else None,
     )
-    edge = EdgeParts(base=base, wire=wire, fetch=fetch)
+    peers = FederationPeerParts(base=base, wire=wire, fetch=fetch)
 
     # rooms: what is stored, then the engine, then what other servers have to do with them
     rooms = RoomDataParts(base=base, others=accounts.others)
-    push_rules = PushParts(base=base, rooms=rooms)
+    push_rules = PushRuleParts(base=base, rooms=rooms)
     classify = push_rules.outcomes.classify
-    room_engine = RoomEngineParts(base=base, edge=edge, rooms=rooms, classify=classify)
+    room_engine = RoomEngineParts(base=base, peers=peers, rooms=rooms, classify=classify)
     history = RoomHistoryParts(base=base, rooms=rooms)
     settings = UserSettingParts(base=base, accounts=accounts)
-    presence = WhoIsThere(base=base, accounts=accounts, memberships=rooms.memberships)
+    presence = PresenceParts(base=base, accounts=accounts, memberships=rooms.memberships)
     devices = DeviceParts(
-        base=base, policy=edge.policy, accounts=accounts, rooms=rooms, room_engine=room_engine
+        base=base, policy=peers.policy, accounts=accounts, rooms=rooms, room_engine=room_engine
     )
     federation = FederationParts(
-        base=base, edge=edge, rooms=rooms, room_engine=room_engine, classify=classify
+        base=base, peers=peers, rooms=rooms, room_engine=room_engine, classify=classify
     )
-    federation_out = FederationOutParts(
+    federation_sender = FederationSenderParts(
         base=base,
         random=random,
         accounts=accounts,
-        edge=edge,
+        peers=peers,
         rooms=rooms,
         room_engine=room_engine,
         history=history,
         presence=presence,
         devices=devices,
     )
-    incoming = IncomingParts(
+    federation_receiver = FederationReceiverParts(
         base=base,
-        edge=edge,
+        peers=peers,
         rooms=rooms,
         room_engine=room_engine,
         history=history,
         federation=federation,
-        edus=federation_out.edus,
+        edus=federation_sender.edus,
     )
     federated_rooms = FederatedRoomParts(
         base=base,
-        edge=edge,
+        peers=peers,
         rooms=rooms,
         room_engine=room_engine,
         federation=federation,
-        sender=federation_out.sender,
+        sender=federation_sender.sender,
         invite_policy=settings.invite_policy,
         classify=classify,
     )
@@ -198,7 +198,7 @@ def build(
         room_engine=room_engine,
         history=history,
         settings=settings,
-        source=incoming.backfill,
+        source=federation_receiver.backfill,
     )
     notifications = NotificationParts(
         base=base,
@@ -227,7 +227,7 @@ def build(
         federated_rooms=federated_rooms,
         profiles=profiles,
     )
-    syncing = SyncServiceParts(
+    sync = SyncingParts(
         base=base,
         accounts=accounts,
         rooms=rooms,
@@ -249,7 +249,7 @@ def build(
         room_reading=room_reading,
         notifications=notifications,
         presence=presence,
-        mail=mail,
+        email=email,
     )
 
     # accounts, which may join rooms and get pushers when they are made
@@ -259,21 +259,21 @@ def build(
         database=database,
         limiter=limiter,
         accounts=accounts,
-        mail=mail,
+        email=email,
         web=web,
-        newcomers=(
+        new_account_tasks=(
             room_services.first_rooms
             if config.registration.auto_join_rooms
             else NoNewAccountTasks()
         ),
         addresses=pushers.new_addresses,
     )
-    people = PeopleParts(
+    user_data = UserDataParts(
         base=base,
         web=web,
         accounts=accounts,
         login=login,
-        mail=mail,
+        email=email,
         push=push_rules,
         rooms=rooms,
         presence=presence,
@@ -288,7 +288,7 @@ def build(
         room_reading=room_reading,
         services=room_services,
     )
-    finding = SearchParts(
+    search = SearchParts(
         base=base,
         accounts=accounts,
         rooms=rooms,
@@ -297,27 +297,31 @@ def build(
         room_reading=room_reading,
     )
     encryption = EncryptionParts(
-        base=base, accounts=accounts, login=login, confirmation=people.confirmation, devices=devices
+        base=base,
+        accounts=accounts,
+        login=login,
+        confirmation=user_data.confirmation,
+        devices=devices,
     )
     retention = RetentionParts(
         base=base, accounts=accounts, rooms=rooms, history=history, monotonic=monotonic
     )
-    exploring = ExploringParts(
+    exploring = RoomLookupParts(
         base=base,
         accounts=accounts,
         rooms=rooms,
         room_reading=room_reading,
         services=room_services,
         remote_spaces=RemoteHierarchies(
-            requests=RemoteDirectoryClient(edge.requests),
-            candidates=ServerFallback(policy=edge.policy, own=server_name),
+            requests=RemoteDirectoryClient(peers.requests),
+            candidates=ServerFallback(policy=peers.policy, own=server_name),
             now_ms=base.now_ms,
         ),
-        remote_times=incoming.times,
+        remote_times=federation_receiver.times,
     )
-    files = MediaParts(
+    media = MediaParts(
         base=base,
-        edge=edge,
+        peers=peers,
         follow=follow,
         preview_web=preview_web,
         threads=media_threads,
@@ -337,9 +341,9 @@ def build(
         base=base,
         accounts=accounts,
         login=login,
-        mail=mail,
+        email=email,
         oauth=oauth,
-        people=people,
+        user_data=user_data,
         profiles=profiles,
         services=room_services,
         consents=consents,
@@ -351,19 +355,19 @@ def build(
         accounts=accounts,
         login=login,
         profiles=profiles,
-        people=people,
-        files=files,
+        user_data=user_data,
+        media=media,
         pages=pages,
     )
-    query_answers = answer_queries(
+    query_answers = make_query_answers(
         profiles.profiles,
         room_services.directory,
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     services: Sequence[object] = (
-        administration_of_devices(database, identity, accounts, people),
-        administration_of_users(
-            database, identity, accounts, login, profiles, room_reading, people, upstream
+        make_device_administration(database, identity, accounts, user_data),
+        make_user_administration(
+            database, identity, accounts, login, profiles, room_reading, user_data, upstream
         ),
         query_answers,
         registry,
@@ -371,20 +375,20 @@ def build(
         *accounts.services,
         *calls.services,
         *devices.services,
-        *edge.services,
+        *peers.services,
         *encryption.services,
         *exploring.services,
         *federated_rooms.services,
-        *federation_out.services,
-        *finding.services,
-        *files.services,
-        *incoming.services,
+        *federation_sender.services,
+        *search.services,
+        *media.services,
+        *federation_receiver.services,
         *login.services,
-        *mail.services,
+        *email.services,
         *notifications.services,
         *oauth.services,
         *pages.services,
-        *people.services,
+        *user_data.services,
         *presence.services,
         *profiles.services,
         *pushers.services,
@@ -392,14 +396,14 @@ def build(
         *room_engine.services,
         *room_reading.services,
         *room_services.services,
-        *syncing.services,
+        *sync.services,
         *upstream.services,
-        *offers_of(config, login, mail, oauth),
+        *make_capabilities(config, login, email, oauth),
         ClientDiscovery(
             public_baseurl=name.public_baseurl,
             further={
                 **rtc.in_well_known,
-                **identity_server_of(name),
+                **read_identity_server(name),
                 **name.extra_well_known_client_content,
             },
         ),
@@ -418,19 +422,19 @@ def build(
             limiter=limiter,
             tokens=accounts.access_tokens,
             appservices=login.acting_services if login.acting_services.has_services else None,
-            signatures=federation_out.signatures,
-            admission=edge.admission,
-            slow_admission=edge.slow_admission,
+            signatures=federation_sender.signatures,
+            admission=peers.admission,
+            slow_admission=peers.slow_admission,
             token_in_query=config.sessions.accept_token_in_query,
         ),
-        body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
+        body_limits={BodyLimit.UPLOAD: media.repository.max_upload_size},
     )
-    maintenance_jobs = jobs_of(
+    maintenance_jobs = make_maintenance_jobs(
         clock,
         database,
         login.uia,
-        people.login_tokens,
-        mail.validations,
+        user_data.login_tokens,
+        email.validations,
         presence.presence,
         accounts.last_seen,
     )
@@ -445,27 +449,27 @@ def build(
             **devices.caches,
             **room_reading.caches,
             **notifications.caches,
-            **syncing.caches,
-            "filters": people.filters.cache,
+            **sync.caches,
+            "filters": user_data.filters.cache,
         },
     )
     all_jobs = [
-        *finding.jobs,
+        *search.jobs,
         *retention.jobs,
         *calls.jobs(),
-        *people.jobs(),
+        *user_data.jobs(),
         *profiles.jobs(),
         *room_services.jobs(),
-        *incoming.jobs(),
-        *federation_out.jobs(),
+        *federation_receiver.jobs(),
+        *federation_sender.jobs(),
         *federated_rooms.jobs(),
         *encryption.jobs(),
         *pushers.jobs(),
-        *files.jobs(),
+        *media.jobs(),
         *pages.jobs(),
         *oauth.jobs(),
         *upstream.jobs(),
-        *edge_jobs(edge.member_lists),
+        *member_list_jobs(peers.member_lists),
         *maintenance_jobs,
     ]
     jobs = Jobs(clock=clock, jobs=all_jobs, metrics=JobMetrics(registry))
@@ -486,32 +490,32 @@ def build(
             presence,
             room_engine,
             *resumed,
-            mail,
+            email,
             calls.delayed_events,
-            incoming.inbox,
-            incoming.completions,
+            federation_receiver.inbox,
+            federation_receiver.completions,
             federation.unproved,
             jobs,
-            federation_out.sender,
+            federation_sender.sender,
             pushers,
         ),
         cancel=(
             *(() if accounts.peer_nodes is None else (accounts.peer_nodes,)),
-            incoming.completions,
+            federation_receiver.completions,
             federation.unproved,
-            incoming.inbox,
+            federation_receiver.inbox,
             federated_rooms.leaving,
             federated_rooms.planned_invites,
         ),
         stop=(
             jobs,
             calls.delayed_events,
-            federation_out.sender,
+            federation_sender.sender,
             pushers,
             accounts.last_seen,
             presence.presence,
-            files,
-            mail,
+            media,
+            email,
         ),
     )
     sites = Sites(
@@ -520,7 +524,7 @@ def build(
         router=router,
         metrics=HttpMetrics(registry),
         access_log=access_log,
-        spool=files.contents.spool,
+        spool=media.contents.spool,
         error_page=pages.error_pages.make,
     )
     return Server(
@@ -535,20 +539,20 @@ def build(
         accounts=accounts,
         calls=calls,
         devices=devices,
-        edge=edge,
+        peers=peers,
         federated_rooms=federated_rooms,
         federation=federation,
-        outgoing_federation=federation_out,
-        search=finding,
+        federation_sender=federation_sender,
+        search=search,
         login=login,
         history=history,
-        incoming_federation=incoming,
-        mail=mail,
-        media=files,
+        federation_receiver=federation_receiver,
+        email=email,
+        media=media,
         notifications=notifications,
         oauth=oauth,
         pages=pages,
-        users=people,
+        user_data=user_data,
         presence=presence,
         profiles=profiles,
         push_rules=push_rules,
@@ -559,7 +563,7 @@ def build(
         room_services=room_services,
         rooms=rooms,
         settings=settings,
-        syncing=syncing,
+        sync=sync,
     )
 
 

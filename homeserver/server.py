@@ -25,19 +25,23 @@ from homeserver.http.sites import Listeners, Sites
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.calls import CallParts
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.federated_rooms import FederatedRoomParts
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts, list_source_of, rules_of
-from homeserver.wiring.federation_receiver import IncomingParts
-from homeserver.wiring.federation_sender import FederationOutParts
+from homeserver.wiring.federation_peers import (
+    FederationPeerParts,
+    read_member_list_source,
+    read_policy_rules,
+)
+from homeserver.wiring.federation_receiver import FederationReceiverParts
+from homeserver.wiring.federation_sender import FederationSenderParts
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts
 from homeserver.wiring.notifications import NotificationParts
 from homeserver.wiring.oauth import OAuthParts
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.pushers import PusherParts
 from homeserver.wiring.retention import RetentionParts
 from homeserver.wiring.room_data import RoomDataParts
@@ -46,8 +50,8 @@ from homeserver.wiring.room_history import RoomHistoryParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.room_services import RoomServiceParts
 from homeserver.wiring.search import SearchParts
-from homeserver.wiring.sync import SyncServiceParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.sync import SyncingParts
+from homeserver.wiring.user_data import UserDataParts
 from homeserver.wiring.user_settings import UserSettingParts
 from homeserver.wiring.web import WebParts
 from storage.engine.database import Database
@@ -70,23 +74,23 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     accounts: AccountParts
     calls: CallParts
     devices: DeviceParts
-    edge: EdgeParts
+    peers: FederationPeerParts
     federated_rooms: FederatedRoomParts
     federation: FederationParts
-    outgoing_federation: FederationOutParts
+    federation_sender: FederationSenderParts
     search: SearchParts
     login: LoginParts
     history: RoomHistoryParts
-    incoming_federation: IncomingParts
-    mail: MailParts
+    federation_receiver: FederationReceiverParts
+    email: EmailParts
     media: MediaParts
     notifications: NotificationParts
     oauth: OAuthParts
     pages: WebParts
-    users: PeopleParts
-    presence: WhoIsThere
+    user_data: UserDataParts
+    presence: PresenceParts
     profiles: ProfileParts
-    push_rules: PushParts
+    push_rules: PushRuleParts
     pushers: PusherParts
     retention: RetentionParts
     room_engine: RoomEngineParts
@@ -94,14 +98,14 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     room_services: RoomServiceParts
     rooms: RoomDataParts
     settings: UserSettingParts
-    syncing: SyncServiceParts
+    sync: SyncingParts
 
     def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
         """Start to listen, then start the background work. Raises `CannotListenError`, and for TLS
         `OSError`, `SSL.Error`."""
         self.media.sweep()
         self.listeners.start(tcp, tls, unix)
-        self._do(self.edge.member_lists.start())
+        self._do(self.peers.member_lists.start())
         self.background.start()
         if self.peer_nodes is not None:
             self.peer_nodes.start(IReactorFDSet(tcp, None))
@@ -114,9 +118,9 @@ class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         Raises `OSError`, `ValueError`, `SSL.Error` if a certificate cannot be read; the old one
         stays then.
         """
-        source = list_source_of(config.federation)
-        self.edge.policy.change(rules_of(config.federation))
-        self._do(self.edge.member_lists.change(source))
+        source = read_member_list_source(config.federation)
+        self.peers.policy.change(read_policy_rules(config.federation))
+        self._do(self.peers.member_lists.change(source))
         self.listeners.reload_certificates()
 
     def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:

@@ -25,8 +25,8 @@ from homeserver.http.listeners import TlsContext
 from homeserver.services.login.passwords import HashingThreads
 from homeserver.services.pages.branding import read_branding
 from homeserver.services.terms.policies import load_policies
-from homeserver.wiring.databases import database_config_of
-from homeserver.wiring.http_clients import OutboundParts
+from homeserver.wiring.databases import read_database_config
+from homeserver.wiring.http_clients import HttpClientParts
 from storage.engine.database import Database, open_database
 from storage.engine.executors import ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable, UnsuitableDatabase
@@ -77,7 +77,7 @@ def find_problems(config: Config) -> list[str]:
     Checks the files that the configuration names, and the connection parameters for PostgreSQL.
     """
     found = []
-    database = database_config_of(config.storage.database, config.folder)
+    database = read_database_config(config.storage.database, config.folder)
     if isinstance(database, PostgresConfig):
         try:
             # libpq checks its parameters without connecting
@@ -123,7 +123,7 @@ def claim_storage(config: Config) -> None:
 
     Raises `click.ClickException` if another server uses it. PostgreSQL needs no lock.
     """
-    database = database_config_of(config.storage.database, config.folder)
+    database = read_database_config(config.storage.database, config.folder)
     if isinstance(database, SQLiteConfig):
         try:
             ServerLock.acquire(database)
@@ -136,18 +136,18 @@ def open_storage(
 ) -> Database:
     """Open and migrate the database. Raises `click.ClickException`."""
     try:
-        database = database_config_of(config.storage.database, config.folder)
+        database = read_database_config(config.storage.database, config.folder)
         return open_database(database, reactor, observer)
     except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 
 
-def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
+def open_outbound(config: Config, reactor: ReactorBase) -> HttpClientParts:
     """Build the HTTP clients. Raises `click.ClickException` for bad certificates or a bad proxy."""
     threads = ThreadExecutor(reactor=reactor, name="names", threads=DNS_THREADS, close_timeout=1.0)
     try:
         draw = Random(os.urandom(16)).random
-        outbound = OutboundParts(
+        outbound = HttpClientParts(
             config=config, reactor=reactor, threads=threads, draw=draw, environment=os.environ
         )
     except BadAuthorities as error:

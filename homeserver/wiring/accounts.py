@@ -28,7 +28,7 @@ from homeserver.services.plugins.hooks import Plugins, load_plugin
 from homeserver.services.terms.policies import load_policies
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
 from homeserver.wiring.account_stores import AccountStores
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from storage.account_data.account_data import AccountDataStore
 from storage.accounts.audit import AuditStore
 from storage.engine.database import Database
@@ -50,7 +50,7 @@ class AccountParts:
         limiter: RateLimiter,
         threads: Threads,
         random: RandomBytes,
-        mail: MailParts,
+        email: EmailParts,
         monotonic: Callable[[], float],
         consents: PendingConsents | None,
     ) -> None:
@@ -154,11 +154,11 @@ class AccountParts:
             clock=clock,
             database=database,
             store=stores.validity,
-            threepids=mail.threepids,
+            threepids=email.threepids,
             secret_text=self.secret_text,
             validity=self.validity,
-            languages=mail.languages,
-            outbox=mail.outbox,
+            languages=email.languages,
+            outbox=email.outbox,
             period_ms=account_validity.period,
             renew_at_ms=account_validity.renew_at,
             subject=account_validity.renew_email_subject,

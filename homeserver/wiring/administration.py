@@ -8,19 +8,19 @@ from homeserver.wiring.login import LoginParts
 from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.upstream import UpstreamParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.user_data import UserDataParts
 from storage.accounts.user_lists import UserListStore
 from storage.engine.database import Database
 
 
-def administration_of_users(
+def make_user_administration(
     database: Database,
     identity: ServerIdentity,
     accounts: AccountParts,
     login: LoginParts,
     profiles: ProfileParts,
     room_reading: RoomReadingParts,
-    people: PeopleParts,
+    user_data: UserDataParts,
     upstream: UpstreamParts,
 ) -> UserAdministration:
     """Return the service that lists, shows and changes accounts."""
@@ -28,21 +28,21 @@ def administration_of_users(
         identity=identity,
         store=UserListStore(database),
         devices=accounts.stores.devices,
-        accounts=people.accounts,
+        accounts=user_data.accounts,
         registration=login.registration,
         profiles=profiles.profiles,
-        threepids=people.threepids,
+        threepids=user_data.threepids,
         links=upstream.links,
         approvals=login.approvals,
-        deactivation=people.deactivation,
+        deactivation=user_data.deactivation,
         last_seen=accounts.last_seen,
         consents=accounts.stores.policy_consents,
         unshown=room_reading.unshown,
     )
 
 
-def administration_of_devices(
-    database: Database, identity: ServerIdentity, accounts: AccountParts, people: PeopleParts
+def make_device_administration(
+    database: Database, identity: ServerIdentity, accounts: AccountParts, user_data: UserDataParts
 ) -> DeviceAdministration:
     """Return the service that lists and changes the devices of accounts."""
     return DeviceAdministration(
@@ -50,8 +50,8 @@ def administration_of_devices(
         database=database,
         store=accounts.stores.devices,
         dehydrated=accounts.stores.dehydrated_devices,
-        accounts=people.accounts,
-        devices=people.devices,
+        accounts=user_data.accounts,
+        devices=user_data.devices,
         sessions=accounts.sessions,
         last_seen=accounts.last_seen,
     )

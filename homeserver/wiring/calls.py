@@ -41,7 +41,7 @@ class CallParts:
             secret_text=accounts.secret_text,
             validity=accounts.validity,
             events=rooms.events,
-            retention=history.lifetimes,
+            retention=history.retention,
             max_delay_ms=config.rooms.max_event_delay_duration,
         )
         self.openid = OpenID(

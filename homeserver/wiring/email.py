@@ -24,10 +24,10 @@ from storage.engine.executors import Executor
 from storage.threepids.threepids import ThreepidStore
 
 MakeRelay = Callable[[EmailOptions], Relay]
-"""Makes a connection to the configured mail server."""
+"""Makes a connection to the configured e-mail server."""
 
 
-class MailParts:
+class EmailParts:
     """The services for e-mail and third-party addresses. Public attributes are for the other parts
     and the router."""
 
@@ -127,7 +127,7 @@ class MailParts:
 
 
 def smtp_relay(email: EmailOptions) -> Relay:
-    """Return the configured mail server."""
+    """Return the configured e-mail server."""
     assert email.smtp_host is not None
     return SMTPRelay(
         host=email.smtp_host,

@@ -26,7 +26,7 @@ from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.invite_policy import InvitePolicy
 from homeserver.services.rooms.remote_rooms import RemoteRooms
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
@@ -53,7 +53,7 @@ class FederatedRoomParts:
         self,
         *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         federation: FederationParts,
@@ -62,10 +62,10 @@ class FederatedRoomParts:
         classify: Classify,
     ) -> None:
         clock, database, limiter = base.clock, base.database, base.limiter
-        identity, get_signers, now_ms = base.identity, edge.keyring.get_signers, base.now_ms
+        identity, get_signers, now_ms = base.identity, peers.keyring.get_signers, base.now_ms
         engine, residence = room_engine.engine, room_engine.residence
         remote = MembershipClient(
-            requests=edge.requests, states=federation.long_states, clock=clock
+            requests=peers.requests, states=federation.long_states, clock=clock
         )
         answers = JoinResponses(
             store=EventStore(database),
@@ -96,14 +96,14 @@ class FederatedRoomParts:
             gate=invite_policy,
             reachability=sender,
             services=federation.questions,
-            get_keys=edge.keyring.get_keys,
+            get_keys=peers.keyring.get_keys,
             classify=classify,
             identity=identity,
             clock=clock,
             now_ms=now_ms,
         )
         handshake = TemplateRequests(remote=remote, identity=identity, now_ms=now_ms)
-        candidates = ServerFallback(policy=edge.policy, own=identity.server_name)
+        candidates = ServerFallback(policy=peers.policy, own=identity.server_name)
         untold = PendingLeaveStore(database)
         self.remote_memberships = RemoteJoins(
             remote=remote,
@@ -143,14 +143,14 @@ class FederatedRoomParts:
             now_ms=now_ms,
         )
         self.directory = RemoteDirectory(
-            requests=RemoteDirectoryClient(edge.requests), policy=edge.policy, clock=clock
+            requests=RemoteDirectoryClient(peers.requests), policy=peers.policy, clock=clock
         )
         self.remote_rooms = RemoteRooms(
             remote_memberships=self.remote_memberships,
             leaving=self.leaving,
             invitations=self.invitations,
             directory=self.directory,
-            policy=edge.policy,
+            policy=peers.policy,
             outside=rooms.outside,
             rooms=rooms.store,
             memberships=rooms.memberships,
@@ -171,7 +171,7 @@ class FederatedRoomParts:
         return (self.handshakes, self.invitations)
 
 
-def answer_queries(
+def make_query_answers(
     profiles: Profiles, directory: RoomDirectory, *, tells_profiles: bool
 ) -> QueryHandlers:
     """Return what answers queries of other servers about our users and rooms."""

@@ -15,7 +15,7 @@ from federation.rooms.receive.unaltered_copies import UnalteredCopies
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
@@ -31,7 +31,7 @@ class FederationParts:
         self,
         *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         classify: Classify,
@@ -53,25 +53,25 @@ class FederationParts:
             classify=classify,
             now_ms=now_ms,
         )
-        self.remote_events = EventClient(requests=edge.requests, clock=clock)
+        self.remote_events = EventClient(requests=peers.requests, clock=clock)
         self.long_states = LargeResponseSlots(
             clock=clock, short_bytes=MAX_SHORT_STATE_BYTES, slots=STATE_SLOTS
         )
         true_copies = UnalteredCopies(
             remote=self.remote_events,
             servers=rooms.servers,
-            policy=edge.policy,
+            policy=peers.policy,
             own_name=identity.server_name,
             seconds=clock.seconds,
         )
         questions = CheckServices(
             rooms.events,
             self.resolver,
-            edge.keyring.get_signers,
+            peers.keyring.get_signers,
             policy_servers.is_approved,
             policy_servers.approve_many,
-            edge.keyring.prefetch,
-            edge.keyring.lacks_keys_for,
+            peers.keyring.prefetch,
+            peers.keyring.lacks_keys_for,
             true_copies.find_all,
         )
         self.questions = questions

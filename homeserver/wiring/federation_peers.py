@@ -1,4 +1,4 @@
-"""Wires the edge of federation: requests in both directions, signing keys, policy."""
+"""Wires what connects to other servers: requests in both directions, signing keys, policy."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -36,8 +36,8 @@ SLOW_AT_ONCE: Final = 20
 SILENCE_REMEMBERED_MS: Final = 60_000
 
 
-class EdgeParts:
-    """The edge of federation. Public attributes are for the other parts and the router."""
+class FederationPeerParts:
+    """The connections to other servers. Public attributes are for the other parts and the router."""
 
     def __init__(
         self,
@@ -59,10 +59,10 @@ class EdgeParts:
             valid_ms=keys.key_refresh_interval,
         )
         self.policy = FederationPolicy(
-            own=identity.server_name, rules=rules_of(federation), seconds=clock.seconds
+            own=identity.server_name, rules=read_policy_rules(federation), seconds=clock.seconds
         )
         self.member_lists = MemberListRefresher(
-            source=list_source_of(federation),
+            source=read_member_list_source(federation),
             store=SignedDocumentStore(database),
             policy=self.policy,
             fetch=fetch,
@@ -84,7 +84,7 @@ class EdgeParts:
             store=store,
             identity=identity,
             now_ms=now_ms,
-            notaries=notaries_of(federation),
+            notaries=read_notaries(federation),
             pinned_keys=self.policy.pinned_keys,
             old_keys={
                 key_id: VerifyKey(parse_public_key(key_id, old.key), old.expired_ts)
@@ -119,10 +119,10 @@ class EdgeParts:
             self.own_keys,
             self.policy,
         )
-        """Services for the endpoints of the edge itself."""
+        """Services for the endpoints of these parts."""
 
 
-def rules_of(federation: FederationOptions) -> PolicyRules:
+def read_policy_rules(federation: FederationOptions) -> PolicyRules:
     """Return the configured policy."""
     return make_rules(
         federation.federation_domain_whitelist,
@@ -133,7 +133,7 @@ def rules_of(federation: FederationOptions) -> PolicyRules:
     )
 
 
-def list_source_of(federation: FederationOptions) -> MemberListSource | None:
+def read_member_list_source(federation: FederationOptions) -> MemberListSource | None:
     """Return the source of the federation's member list; None if there is none. Raises OSError,
     ValueError for certificates that cannot be read."""
     federation_member_list = federation.federation_member_list
@@ -151,12 +151,12 @@ def list_source_of(federation: FederationOptions) -> MemberListSource | None:
     )
 
 
-def edge_jobs(member_lists: MemberListRefresher) -> Sequence[Job]:
-    """Return the background jobs of the edge."""
+def member_list_jobs(member_lists: MemberListRefresher) -> Sequence[Job]:
+    """Return the jobs that keep the member list current."""
     return (Job("refresh_member_list", member_lists.do_refresh, 60.0),)
 
 
-def notaries_of(federation: FederationOptions) -> list[Notary]:
+def read_notaries(federation: FederationOptions) -> list[Notary]:
     """Return the configured notary servers."""
     return [
         Notary(

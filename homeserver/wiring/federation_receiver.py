@@ -28,7 +28,7 @@ from federation.rooms.state_audit import StateAudit
 from homeserver.cluster.jobs import Job
 from homeserver.observe.federation import AuditMetrics, FederationMetrics
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
@@ -42,7 +42,7 @@ from storage.rooms.partial_rooms import PartialRoomStore
 from storage.rooms.served_states import ServedStateReader
 
 
-class IncomingParts:
+class FederationReceiverParts:
     """Processes transactions and queries of other servers. Public attributes are for the other
     parts and the router."""
 
@@ -50,7 +50,7 @@ class IncomingParts:
         self,
         *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         history: RoomHistoryParts,
@@ -80,7 +80,7 @@ class IncomingParts:
             unverified=federation.unproved,
             remote=self.remote,
             servers=rooms.servers,
-            policy=edge.policy,
+            policy=peers.policy,
             find_refused=room_engine.policy_servers.find_refused,
             identity=federation.identity,
             timelines=TimelineStore(database),
@@ -125,7 +125,7 @@ class IncomingParts:
             engine=engine,
             events=rooms.events,
             memberships=rooms.memberships,
-            sources=StateSources(servers=rooms.servers, policy=edge.policy, now_ms=base.now_ms),
+            sources=StateSources(servers=rooms.servers, policy=peers.policy, now_ms=base.now_ms),
             partial=rooms.partial,
             states=self.states,
             imports=federation.imports,
@@ -154,7 +154,7 @@ class IncomingParts:
         self.outside = OutOfRoomUpdates(
             out_of_room=rooms.outside,
             memberships=rooms.memberships,
-            get_signers=edge.keyring.get_signers,
+            get_signers=peers.keyring.get_signers,
             identity=federation.identity,
         )
         self.transactions = TransactionReceiver(
@@ -165,7 +165,7 @@ class IncomingParts:
             insiders=self.insiders,
             edus=edus,
             outside=self.outside,
-            policy=edge.policy,
+            policy=peers.policy,
             observer=metrics,
             clock=clock,
         )
@@ -196,7 +196,7 @@ class IncomingParts:
                 events=rooms.events,
                 membership_store=rooms.membership_store,
                 servers=rooms.servers,
-                retention=history.lifetimes,
+                retention=history.retention,
                 erased=history.erased,
             ),
         )

@@ -23,9 +23,9 @@ from homeserver.services.federation.destinations import DestinationAdministratio
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
@@ -40,7 +40,7 @@ from storage.rooms.receipts import ReceiptStore
 from storage.rooms.room_servers import RoomServerStore
 
 
-class FederationOutParts:
+class FederationSenderParts:
     """The sender and its sources. Public attributes are for the other parts and the router."""
 
     def __init__(
@@ -49,11 +49,11 @@ class FederationOutParts:
         base: Foundation,
         random: RandomBytes,
         accounts: AccountParts,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         history: RoomHistoryParts,
-        presence: WhoIsThere,
+        presence: PresenceParts,
         devices: DeviceParts,
     ) -> None:
         clock, database, limiter = base.clock, base.database, base.limiter
@@ -84,11 +84,11 @@ class FederationOutParts:
             to_device=outgoing,
             devices=self.own_devices,
             sticky=rooms.sticky_events,
-            lifetimes=history.lifetimes,
+            lifetimes=history.retention,
             identity=identity,
             now_ms=now_ms,
         )
-        transactions = TransactionClient(requests=edge.requests, identity=identity)
+        transactions = TransactionClient(requests=peers.requests, identity=identity)
         self.deliveries = TransactionSender(
             clock=clock,
             database=database,
@@ -96,7 +96,7 @@ class FederationOutParts:
             to_device=outgoing,
             contents=contents,
             transactions=transactions,
-            policy=edge.policy,
+            policy=peers.policy,
             now_ms=now_ms,
             schedule=BackoffSchedule(
                 peering.destination_min_retry_interval,
@@ -118,12 +118,12 @@ class FederationOutParts:
             sticky=rooms.sticky_events,
             deliveries=self.deliveries,
             identity=identity,
-            policy=edge.policy,
-            backoff=edge.silences,
+            policy=peers.policy,
+            backoff=peers.silences,
             now_ms=now_ms,
         )
         self.greetings = UnblockedServerNotifier(
-            policy=edge.policy,
+            policy=peers.policy,
             store=RoomServerStore(database),
             transactions=transactions,
             clock=clock,
@@ -132,15 +132,15 @@ class FederationOutParts:
             store=DestinationListStore(database),
             cleanup=DestinationCleanupStore(database),
             sender=self.sender,
-            policy=edge.policy,
+            policy=peers.policy,
             now_ms=now_ms,
         )
-        self.signatures = PeerActivityRecorder(checker=edge.signed_requests, sender=self.sender)
+        self.signatures = PeerActivityRecorder(checker=peers.signed_requests, sender=self.sender)
         SenderMetrics(registry=base.registry, read=self.deliveries.get_metrics)
         self.remote_devices = RemoteDevices(
             clock=clock,
             store=RemoteDeviceStore(database),
-            remote=DeviceKeyClient(edge.requests),
+            remote=DeviceKeyClient(peers.requests),
             memberships=rooms.memberships,
             membership_store=rooms.membership_store,
             sender=self.sender,

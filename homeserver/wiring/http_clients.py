@@ -26,7 +26,7 @@ from storage.engine.executors import Executor
 MAX_DOCUMENT_BYTES = 8 << 20
 
 
-class OutboundParts:
+class HttpClientParts:
     """The HTTP clients. `wire` sends requests to other servers, `client` to services that are not
     Matrix servers, such as push gateways. `previews` fetches linked pages."""
 
@@ -61,7 +61,7 @@ class OutboundParts:
         addresses = AddressPolicy(
             denied=federation.ip_range_blacklist, allowed=federation.ip_range_whitelist
         )
-        self._proxy = proxy_of(federation, environment)
+        self._proxy = choose_proxy(federation, environment)
         connector = self._connector(addresses)
         self._peers = HttpClient(
             clock=self._clock, agent=WebAgent(pool=self._pool, connector=connector, trust=trust)
@@ -127,7 +127,7 @@ class OutboundParts:
         )
 
 
-def proxy_of(federation: FederationOptions, environment: Mapping[str, str]) -> Proxy | None:
+def choose_proxy(federation: FederationOptions, environment: Mapping[str, str]) -> Proxy | None:
     """Return the proxy of the configuration, else that of the environment; None if there is none.
     Raises BadProxy."""
     url = federation.https_proxy or environment.get("https_proxy") or environment.get("HTTPS_PROXY")

@@ -22,7 +22,7 @@ SENT_REMEMBERED: Final = 24 * 3600
 """Seconds for which a client may repeat a request with its transaction ID."""
 
 
-def jobs_of(
+def make_maintenance_jobs(
     clock: IReactorTime,
     database: Database,
     uia: UIA,

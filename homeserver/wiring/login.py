@@ -43,7 +43,7 @@ from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.sms import SMSGatewayRequest, TextMessageSender
 from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from storage.accounts.registration_tokens import RegistrationTokenStore
 from storage.engine.database import Database
 from storage.login.uia import UIAStore
@@ -62,13 +62,13 @@ class LoginParts:
         database: Database,
         limiter: RateLimiter,
         accounts: AccountParts,
-        mail: MailParts,
+        email: EmailParts,
         web: WebClient | None,
-        newcomers: NewAccountTasks,
+        new_account_tasks: NewAccountTasks,
         addresses: NewAccountEmails | None,
     ) -> None:
         """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `newcomers`: the tasks for new accounts. `addresses` handles their e-mail addresses.
+        `new_account_tasks`: the tasks for new accounts. `addresses` handles their e-mail addresses.
 
         Raises `ValueError` if no service can check captchas or send the required messages."""
         server_name = ServerName(config.server_name)
@@ -77,12 +77,12 @@ class LoginParts:
             clock=clock,
             database=database,
             accounts=accounts.stores.accounts,
-            threepids=mail.threepids,
-            outbox=mail.outbox,
-            languages=mail.languages,
+            threepids=email.threepids,
+            outbox=email.outbox,
+            languages=email.languages,
             administrator_emails=config.registration.registration_approval_letters,
             base_url=config.name.public_baseurl or "",
-            newcomers=newcomers,
+            new_account_tasks=new_account_tasks,
         )
         passwords = config.sessions.password_config
         has_others = bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
@@ -90,7 +90,7 @@ class LoginParts:
             clock=clock,
             database=database,
             accounts=accounts.stores.accounts,
-            threepids=mail.threepids,
+            threepids=email.threepids,
             passwords=accounts.passwords,
             sessions=accounts.sessions,
             limiter=limiter,
@@ -107,9 +107,9 @@ class LoginParts:
         self.phones = PhoneValidation(
             now_ms=lambda: int(clock.seconds() * 1000),
             database=database,
-            store=mail.threepids,
+            store=email.threepids,
             message_counts=TextMessageStore(),
-            validations=mail.validations,
+            validations=email.validations,
             secret_text=accounts.secret_text,
             messages=None
             if web is None
@@ -120,7 +120,7 @@ class LoginParts:
                 gateway=_gateway(config),
             ),
             limiter=limiter,
-            metrics=mail.text_message_metrics,
+            metrics=email.text_message_metrics,
             purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
             server_name=config.server_name,
             base_url=config.name.public_baseurl or "",
@@ -142,8 +142,8 @@ class LoginParts:
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock=clock, tokens=registration_tokens),
             *([] if self.captcha is None else [CaptchaStage(self.captcha)]),
-            ThreepidStage(name=EMAIL_IDENTITY, medium=EMAIL, validations=mail.validations),
-            ThreepidStage(name=MSISDN_IDENTITY, medium=MSISDN, validations=mail.validations),
+            ThreepidStage(name=EMAIL_IDENTITY, medium=EMAIL, validations=email.validations),
+            ThreepidStage(name=MSISDN_IDENTITY, medium=MSISDN, validations=email.validations),
             *(OAuthStage(name=name, url=_reset_page(config)) for name in STAGES),
             SSOStage(),
             TermsStage(accounts.policies),
@@ -165,7 +165,7 @@ class LoginParts:
             accounts=accounts.stores.accounts,
             profiles=accounts.stores.profiles,
             tokens=registration_tokens,
-            threepids=mail.threepids,
+            threepids=email.threepids,
             passwords=accounts.passwords,
             sessions=accounts.sessions,
             sign_in=self.sign_in,
@@ -177,7 +177,7 @@ class LoginParts:
             plugins=accounts.plugins,
             consents=accounts.stores.policy_consents,
             approvals=self.approvals,
-            newcomers=newcomers,
+            new_account_tasks=new_account_tasks,
             addresses=addresses,
         )
         self.registration_tokens = RegistrationTokens(

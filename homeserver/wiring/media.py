@@ -28,10 +28,10 @@ from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.previews.fetching import PreviewClient
 from homeserver.services.scanning.encrypted_files import EncryptedBodyReader
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.media_stores import OBJECT_THREADS, stores_of
-from homeserver.wiring.media_upkeep import MediaUpkeep
+from homeserver.wiring.media_maintenance import MediaMaintenanceParts
+from homeserver.wiring.media_stores import OBJECT_THREADS, make_media_storage
 from homeserver.wiring.previews import PreviewParts
 from homeserver.wiring.scanning import ScanningParts, scan_threads
 from storage.engine.executors import Executor, ThreadExecutor
@@ -91,7 +91,7 @@ def start_media_threads(reactor: ReactorBase, storage: StorageOptions) -> MediaT
     )
 
 
-def freeze_of(storage: StorageOptions) -> MediaFreeze:
+def read_media_freeze(storage: StorageOptions) -> MediaFreeze:
     """Return the freeze: which files require authentication."""
     day = storage.legacy_media_freeze_date
     since = (
@@ -102,12 +102,12 @@ def freeze_of(storage: StorageOptions) -> MediaFreeze:
     return MediaFreeze(storage.enable_authenticated_media, since)
 
 
-def sizes_of(storage: StorageOptions) -> Sequence[ThumbnailSize]:
+def read_allowed_sizes(storage: StorageOptions) -> Sequence[ThumbnailSize]:
     """Return the only sizes of thumbnails; empty if any size may be made."""
-    return () if storage.dynamic_thumbnails else named_sizes_of(storage)
+    return () if storage.dynamic_thumbnails else read_thumbnail_sizes(storage)
 
 
-def named_sizes_of(storage: StorageOptions) -> Sequence[ThumbnailSize]:
+def read_thumbnail_sizes(storage: StorageOptions) -> Sequence[ThumbnailSize]:
     """Return the configured sizes of thumbnails."""
     return [
         ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
@@ -124,7 +124,7 @@ class MediaParts:
         self,
         *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         follow: Follow,
         preview_web: PreviewClient,
         threads: MediaThreads,
@@ -155,7 +155,7 @@ class MediaParts:
             min_free_bytes=storage.media_free_disk_floor,
         )
         self.files.open_folder()
-        stores = stores_of(
+        stores = make_media_storage(
             storage.media_object_store,
             clock,
             database,
@@ -179,7 +179,7 @@ class MediaParts:
             registry=registry,
         )
         gate = self.scanning.gate
-        freeze = freeze_of(storage)
+        freeze = read_media_freeze(storage)
         thumbnails = Thumbnails(
             contents=self.contents,
             workers=self._workers,
@@ -187,13 +187,13 @@ class MediaParts:
             max_concurrent=IMAGE_PROCESSES,
             clock=clock,
             programs=storage.thumbnails_by_programs,
-            sizes=sizes_of(storage),
+            sizes=read_allowed_sizes(storage),
         )
         early_thumbnails = EagerThumbnails(
             thumbnails=thumbnails,
             gate=gate,
             clock=clock,
-            sizes=named_sizes_of(storage) or SPECIFIED_SIZES,
+            sizes=read_thumbnail_sizes(storage) or SPECIFIED_SIZES,
             max_concurrent=IMAGE_PROCESSES,
             programs=storage.thumbnails_by_programs,
         )
@@ -232,12 +232,12 @@ class MediaParts:
             quarantine=quarantine,
             gate=gate,
             downloads=RemoteDownloads(
-                remote=MediaClient(requests=edge.requests, follow=follow),
+                remote=MediaClient(requests=peers.requests, follow=follow),
                 clock=clock,
                 spool=self.contents.spool,
                 max_bytes=min(storage.max_upload_size, self.scanning.largest_copy),
             ),
-            policy=edge.policy,
+            policy=peers.policy,
             limiter=limiter,
             clock=clock,
             rate=Rate(
@@ -274,7 +274,7 @@ class MediaParts:
             limiter=limiter,
             scanner=self.scanning.scanning,
         )
-        self.upkeep = MediaUpkeep(
+        self.upkeep = MediaMaintenanceParts(
             storage=storage,
             clock=clock,
             database=database,

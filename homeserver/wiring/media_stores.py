@@ -25,30 +25,32 @@ OBJECT_THREADS = 8
 """Threads that read from the object store; as many write to it."""
 
 
-class Stores(msgspec.Struct, frozen=True):
+class MediaStorage(msgspec.Struct, frozen=True):
     """The storage of media, and its background jobs."""
 
     contents: MediaContents
     jobs: Sequence[Job]
 
 
-def stores_of(
+def make_media_storage(
     object_store: MediaObjectStoreOptions,
     clock: IReactorTime,
     database: Database,
     files: MediaFiles,
     reading: Executor,
     writing: Executor,
-) -> Stores:
+) -> MediaStorage:
     """Return the storage: the folder alone, or with an object store. The executors `reading` and
     `writing` call the object store. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
-        return Stores(LocalContents(database=database, files=files), (_sweep_job(database, files),))
+        return MediaStorage(
+            LocalContents(database=database, files=files), (_sweep_job(database, files),)
+        )
     patience = object_store.time_limit / 1000
     contents = SharedContents(
         database=database,
         files=files,
-        objects=open_s3(s3_config_of(object_store)),
+        objects=open_s3(read_s3_config(object_store)),
         reading=ObjectCallRunner(executor=reading, clock=clock, max_silence=patience),
         writing=ObjectCallRunner(
             executor=writing, clock=clock, max_silence=patience, max_long=OBJECT_THREADS // 2
@@ -63,7 +65,7 @@ def stores_of(
         files=files,
         max_bytes=object_store.cache_size if object_store.role == "main" else None,
     )
-    return Stores(
+    return MediaStorage(
         contents,
         (
             _sweep_job(database, files),
@@ -78,7 +80,7 @@ def stores_of(
     )
 
 
-def s3_config_of(object_store: MediaObjectStoreOptions) -> S3Config:
+def read_s3_config(object_store: MediaObjectStoreOptions) -> S3Config:
     """Return the configuration of the object store client."""
     assert object_store.bucket is not None
     return S3Config(

@@ -7,7 +7,7 @@ from homeserver.services.notifications.notifications import Notifications
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.unread_counts import UnreadCounts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
@@ -25,7 +25,7 @@ class NotificationParts:
         self,
         *,
         base: Foundation,
-        push: PushParts,
+        push: PushRuleParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         history: RoomHistoryParts,
@@ -50,7 +50,7 @@ class NotificationParts:
             ignored=settings.ignored,
             permissions=settings.permissions,
             threads=push.threads,
-            lifetimes=history.lifetimes,
+            lifetimes=history.retention,
         )
         self.notifications = Notifications(
             outcomes=push.outcome_store,
@@ -68,7 +68,7 @@ class NotificationParts:
             permissions=settings.permissions,
             client_events=room_reading.client_events,
             streams=streams,
-            lifetimes=history.lifetimes,
+            lifetimes=history.retention,
         )
 
     @property

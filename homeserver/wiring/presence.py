@@ -19,7 +19,7 @@ from homeserver.wiring.foundation import Foundation
 from storage.presence.presence import PresenceStore
 
 
-class WhoIsThere:
+class PresenceParts:
     """The notifier, typing and presence, as configured."""
 
     log = Logger()

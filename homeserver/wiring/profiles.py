@@ -47,7 +47,7 @@ class ProfileParts:
             remote=remote,
             server_name=base.identity.server_name,
             fixed_fields=fixed_profile_fields(base.config),
-            name_rules=name_rules_of(base.config.registration.display_names),
+            name_rules=read_display_name_rules(base.config.registration.display_names),
         )
 
     def start(self) -> None:
@@ -64,7 +64,7 @@ class ProfileParts:
         return (self.access, self.profiles)
 
 
-def name_rules_of(display_names: DisplayNamesOptions) -> NameRules:
+def read_display_name_rules(display_names: DisplayNamesOptions) -> NameRules:
     """Return the rules for display names."""
     return NameRules(
         longest=display_names.maximum_length,

@@ -19,7 +19,7 @@ USERS_CACHED = 20_000
 ROOMS_CACHED = 20_000
 
 
-class PushParts:
+class PushRuleParts:
     """Push rules, and their results for events."""
 
     def __init__(

@@ -23,10 +23,10 @@ from homeserver.services.pushers.stream_reader import PushStreamReader
 from homeserver.services.pushers.unsubscribe import UnsubscribeLinks
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.notifications import NotificationParts
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.user_settings import UserSettingParts
@@ -57,8 +57,8 @@ class PusherParts:
         settings: UserSettingParts,
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
-        presence: WhoIsThere,
-        mail: MailParts,
+        presence: PresenceParts,
+        email: EmailParts,
     ) -> None:
         """`web` sends requests to push gateways."""
         config, clock, database, registry = base.config, base.clock, base.database, base.registry
@@ -78,13 +78,13 @@ class PusherParts:
             now_ms=base.now_ms,
             database=database,
             store=store,
-            threepids=mail.threepids,
-            by_email=writes_letters(config),
+            threepids=email.threepids,
+            by_email=sends_notification_emails(config),
             plain_http=push.allow_plain_http,
         )
         self.new_addresses = (
             self.pushers
-            if writes_letters(config) and config.mail.email.notif_for_new_users
+            if sends_notification_emails(config) and config.mail.email.notif_for_new_users
             else None
         )
         """The handler of new accounts' e-mail addresses."""
@@ -138,7 +138,7 @@ class PusherParts:
             badges=badges,
             deliveries=self.deliveries,
             emails=self._letters(
-                base, accounts, rooms, settings, room_reading, notifications, mail
+                base, accounts, rooms, settings, room_reading, notifications, email
             ),
             now_ms=base.now_ms,
         )
@@ -151,13 +151,13 @@ class PusherParts:
         settings: UserSettingParts,
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
-        mail: MailParts,
+        email: EmailParts,
     ) -> EmailNotifier:
         """Return the service that sends e-mail digests of missed events."""
         config, database = base.config, base.database
         summary_store = RoomSummaryStore(database)
-        email = config.mail.email
-        if mail.outbox is None or not writes_letters(config):
+        options = config.mail.email
+        if email.outbox is None or not sends_notification_emails(config):
             return NoEmailNotifier()
         missed = MissedEvents(
             streams=database.streams,
@@ -176,7 +176,7 @@ class PusherParts:
             summaries=summary_store,
             invited=room_reading.invited,
             server_name=config.server_name,
-            client_url=email.client_base_url,
+            client_url=options.client_base_url,
             with_content=config.notifications.push.include_content,
         )
         digests = EmailDigests(
@@ -187,15 +187,15 @@ class PusherParts:
             missed=missed,
             texts=texts,
             unsubscribing=self.unsubscribing,
-            outbox=mail.outbox,
-            languages=mail.languages,
+            outbox=email.outbox,
+            languages=email.languages,
             now_ms=base.now_ms,
-            app_name=email.app_name,
-            delay_ms=email.notif_delay_before_mail,
+            app_name=options.app_name,
+            delay_ms=options.notif_delay_before_mail,
         )
         # A circle that stays: digests go out through the outbox, which asks before it sends one
         # whether its events are still unread.
-        mail.outbox.use_unread_check(digests.is_missed)
+        email.outbox.use_unread_check(digests.is_missed)
         return digests
 
     def jobs(self) -> Sequence[Job]:
@@ -226,7 +226,7 @@ class PusherParts:
         return (self.pushers, self.unsubscribing)
 
 
-def writes_letters(config: Config) -> bool:
+def sends_notification_emails(config: Config) -> bool:
     """Whether users can receive e-mail digests of missed events."""
     email = config.mail.email
     return email.smtp_host is not None and email.enable_notifs

@@ -41,7 +41,7 @@ class RetentionParts:
         monotonic: Callable[[], float],
     ) -> None:
         config, database, now_ms = base.config, base.database, base.now_ms
-        lifetimes = history.lifetimes
+        lifetimes = history.retention
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
         metrics = RetentionMetrics(base.registry)
         time = TrustedClock(

@@ -13,7 +13,7 @@ from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.sticky_checks import StickyChecks
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from storage.federation.policy_server_verdicts import PolicyVerdictStore
@@ -26,13 +26,18 @@ class RoomEngineParts:
     log = Logger()
 
     def __init__(
-        self, *, base: Foundation, edge: EdgeParts, rooms: RoomDataParts, classify: Classify
+        self,
+        *,
+        base: Foundation,
+        peers: FederationPeerParts,
+        rooms: RoomDataParts,
+        classify: Classify,
     ) -> None:
         database, streams = base.database, base.database.streams
         self.policy_servers = PolicyServers(
-            remote=PolicyServerClient(edge.requests),
+            remote=PolicyServerClient(peers.requests),
             servers=rooms.servers,
-            policy=edge.policy,
+            policy=peers.policy,
             identity=base.identity,
             verdicts=PolicyVerdictStore(database=database),
             now_ms=base.now_ms,

@@ -21,8 +21,8 @@ class RoomHistoryParts:
 
     def __init__(self, *, base: Foundation, rooms: RoomDataParts) -> None:
         database = base.database
-        self.lifetimes = lifetimes_of(base.config.rooms.retention, database, base.now_ms)
-        self.stays = MembershipPeriods(
+        self.retention = make_retention_cache(base.config.rooms.retention, database, base.now_ms)
+        self.membership_periods = MembershipPeriods(
             timelines=rooms.timelines, events=rooms.events, store=TimelineStore(database)
         )
         self.erased = ErasedSenders(
@@ -34,13 +34,13 @@ class RoomHistoryParts:
         self.visibility = Visibility(
             trees=rooms.trees,
             events=rooms.events,
-            membership_periods=self.stays,
-            retention=self.lifetimes,
+            membership_periods=self.membership_periods,
+            retention=self.retention,
             erased=self.erased,
         )
 
 
-def lifetimes_of(
+def make_retention_cache(
     retention: RetentionOptions, database: Database, now_ms: Callable[[], int]
 ) -> RoomRetentionCache | None:
     """Return the lifetimes of messages; None if retention is disabled."""

@@ -70,7 +70,7 @@ class RoomReadingParts:
             membership_store=rooms.membership_store,
             timelines=TimelineStore(database),
             visibility=visibility,
-            membership_periods=history.stays,
+            membership_periods=history.membership_periods,
             client_events=self.client_events,
             ignored_users=ignored,
             aggregations=self.aggregations,

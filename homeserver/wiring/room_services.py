@@ -18,7 +18,7 @@ from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.federated_rooms import FederatedRoomParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_reading import RoomReadingParts
@@ -46,7 +46,7 @@ class RoomServiceParts:
         *,
         base: Foundation,
         accounts: AccountParts,
-        push: PushParts,
+        push: PushRuleParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         settings: UserSettingParts,

@@ -39,7 +39,7 @@ def scans_files(config: Config) -> bool:
     )
 
 
-def rescan_store_of(scanning: MediaScanningOptions, database: Database) -> MediaRescanStore:
+def make_rescan_store(scanning: MediaScanningOptions, database: Database) -> MediaRescanStore:
     """Return the store of rescans."""
     return MediaRescanStore(database=database, kinds=scanning.files, max_size=scanning.max_size)
 
@@ -78,7 +78,7 @@ class ScanningParts:
         metrics = ScanMetrics(registry)
         found = _scanners_of(scanning, plugins, threads)
         if found:
-            rescan_store = rescan_store_of(scanning, database)
+            rescan_store = make_rescan_store(scanning, database)
             scanners = Scanners(clock=clock, scanners=found)
             self._rescans = Rescans(
                 clock=clock,

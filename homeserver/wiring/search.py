@@ -65,10 +65,10 @@ class SearchParts:
             events=rooms.events,
             memberships=rooms.memberships,
             rooms=rooms.store,
-            stays=history.stays,
+            stays=history.membership_periods,
             reading=reading,
             answers=answers,
-            lifetimes=history.lifetimes,
+            lifetimes=history.retention,
             enabled=search.enable_search,
         )
         user_directory = search.user_directory

@@ -28,7 +28,7 @@ from storage.rooms.summaries import RoomSummaryStore
 from storage.sync.sliding_connections import SlidingConnectionStore
 
 
-def sliding_parts(
+def make_sliding_parts(
     base: Foundation,
     synced: SyncParts,
     rooms: RoomDataParts,

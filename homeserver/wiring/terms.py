@@ -8,7 +8,7 @@ from storage.accounts.accounts import AccountStore
 from storage.accounts.policy_consents import PolicyConsentStore
 
 
-def consents_of(base: Foundation) -> Consents:
+def make_consents(base: Foundation) -> Consents:
     """Return the consents of users to the policies of the configuration."""
     base_url = base.config.name.public_baseurl or ""
     user_consent = base.config.pages.user_consent

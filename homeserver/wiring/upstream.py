@@ -40,7 +40,7 @@ from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts
 from homeserver.wiring.oauth import has_own_pages
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.user_data import UserDataParts
 from homeserver.wiring.web import WebParts
 from storage.federation.signed_documents import SignedDocumentStore
 from storage.upstream.ended_sessions import EndedProviderSessionStore
@@ -60,8 +60,8 @@ class UpstreamParts:
         accounts: AccountParts,
         login: LoginParts,
         profiles: ProfileParts,
-        people: PeopleParts,
-        files: MediaParts,
+        user_data: UserDataParts,
+        media: MediaParts,
         pages: WebParts,
     ) -> None:
         """`threads` wait for directories and check SAML signatures. Raises `ValueError` for
@@ -70,7 +70,7 @@ class UpstreamParts:
         self._clock = clock
         self._threads = threads
         self._database = database
-        self._people = people
+        self._user_data = user_data
         self._account_parts = accounts
         self._links = ExternalIdStore(database)
         upstream = config.upstream
@@ -87,8 +87,8 @@ class UpstreamParts:
             links=self._links,
             registration=login.registration,
             profiles=profiles.profiles,
-            avatars=UpstreamAvatars(web=web, uploads=files.repository, avatars=profiles.profiles),
-            addresses=people.threepids,
+            avatars=UpstreamAvatars(web=web, uploads=media.repository, avatars=profiles.profiles),
+            addresses=user_data.threepids,
             server_name=ServerName(config.server_name),
             validity=accounts.validity,
         )
@@ -147,7 +147,7 @@ class UpstreamParts:
             flows=self._flows,
             accounts=self._accounts,
             account_store=accounts.stores.accounts,
-            login_tokens=people.login_tokens,
+            login_tokens=user_data.login_tokens,
             uia=login.uia,
             consents=pages.consents,
             trusted_clients=upstream.sso.client_whitelist,
@@ -217,7 +217,7 @@ class UpstreamParts:
             clock=clock,
             database=database,
             store=self._links,
-            accounts=people.accounts,
+            accounts=user_data.accounts,
             providers=(*upstream.browser_ids, *upstream.directory_ids),
         )
         self.services: Sequence[object] = (
@@ -227,7 +227,7 @@ class UpstreamParts:
                 pages=pages.pages,
                 forms=pages.forms,
                 sign_in=login.sign_in,
-                login_tokens=people.login_tokens,
+                login_tokens=user_data.login_tokens,
                 providers=offered,
                 base_url=base_url,
                 takes_numbers=login.phones.is_enabled,
@@ -293,8 +293,8 @@ class UpstreamParts:
             threads=self._threads,
             links=self._links,
             account_store=self._account_parts.stores.accounts,
-            accounts=self._people.accounts,
-            deactivation=self._people.deactivation,
+            accounts=self._user_data.accounts,
+            deactivation=self._user_data.deactivation,
             upstream_accounts=self._accounts,
             info=info,
             directory=asked,
@@ -311,7 +311,10 @@ def _load_saml(config: Config, base_url: str) -> SAMLLibrary:
     library = import_module("homeserver.services.upstream.saml.library")
     saml2_config = config.upstream.saml2_config
     made = library.PySAML2(
-        saml2_config.sp_config, saml2_config.idp_entityid, base_url, config.folder
+        settings=saml2_config.sp_config,
+        idp_entityid=saml2_config.idp_entityid,
+        base_url=base_url,
+        folder=config.folder,
     )
     return cast(SAMLLibrary, made)
 

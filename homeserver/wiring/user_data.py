@@ -26,12 +26,12 @@ from homeserver.services.threepids.validation import PASSWORD_RESET
 from homeserver.services.upstream.accounts import UpstreamStages
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import has_own_pages
-from homeserver.wiring.presence import WhoIsThere
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.presence import PresenceParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_services import RoomServiceParts
 from storage.account_data.account_data import AccountDataStore
@@ -45,7 +45,7 @@ from storage.threepids.identity_bindings import IdentityBindingStore
 from storage.upstream.external_ids import ExternalIdStore
 
 
-class PeopleParts:
+class UserDataParts:
     """The services by which users manage their accounts. Public attributes are for the router."""
 
     log = Logger()
@@ -57,10 +57,10 @@ class PeopleParts:
         web: WebClient,
         accounts: AccountParts,
         login: LoginParts,
-        mail: MailParts,
-        push: PushParts,
+        email: EmailParts,
+        push: PushRuleParts,
         rooms: RoomDataParts,
-        presence: WhoIsThere,
+        presence: PresenceParts,
         devices: DeviceParts,
         services: RoomServiceParts,
     ) -> None:
@@ -90,7 +90,7 @@ class PeopleParts:
             account_data=store,
             profiles=accounts.stores.profiles,
             sessions=accounts.sessions,
-            threepids=mail.threepids,
+            threepids=email.threepids,
             rooms=services.memberships,
             user_stores=[
                 presence.presence,
@@ -131,16 +131,16 @@ class PeopleParts:
             uia=login.uia,
             confirmation=self.confirmation,
             deactivation=self.deactivation,
-            threepids=mail.threepids,
-            by_email=mail.outbox is not None,
+            threepids=email.threepids,
+            by_email=email.outbox is not None,
             by_phone=login.phones.supports_purpose(PASSWORD_RESET),
         )
         self.threepids = Threepids(
             now_ms=base.now_ms,
             database=database,
-            store=mail.threepids,
+            store=email.threepids,
             confirmation=self.confirmation,
-            validations=mail.validations,
+            validations=email.validations,
             address_stores=[accounts.stores.pushers],
             bindings=self.bindings,
             users_may_change=config.mail.enable_3pid_changes,
@@ -223,7 +223,7 @@ class PeopleParts:
         )
 
 
-def identity_server_of(name: ServerNameOptions) -> Mapping[str, object]:
+def read_identity_server(name: ServerNameOptions) -> Mapping[str, object]:
     """Return the identity server entry for the client discovery document; empty if there is no such
     server."""
     url = name.default_identity_server

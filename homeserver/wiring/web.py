@@ -26,13 +26,13 @@ from homeserver.web.reset_password import ResetPasswordPage
 from homeserver.web.sign_in import SignInPage
 from homeserver.web.terms import TermsPage
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import OAuthParts
 from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.room_services import RoomServiceParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.user_data import UserDataParts
 from storage.account_data.account_data import AccountDataStore
 from storage.media.lists import MediaListStore
 from storage.threepids.identity_bindings import IdentityBindingStore
@@ -48,9 +48,9 @@ class WebParts:
         base: Foundation,
         accounts: AccountParts,
         login: LoginParts,
-        mail: MailParts,
+        email: EmailParts,
         oauth: OAuthParts,
-        people: PeopleParts,
+        user_data: UserDataParts,
         profiles: ProfileParts,
         services: RoomServiceParts,
         consents: Consents,
@@ -62,9 +62,9 @@ class WebParts:
         self._application_passwords = accounts.application_passwords
         self.cookies = Cookies(public_baseurl=config.name.public_baseurl, key=identity.key)
         self.pages = Pages(
-            languages=mail.languages,
+            languages=email.languages,
             server_name=config.server_name,
-            branding=mail.branding,
+            branding=email.branding,
             shortest_password=accounts.passwords.min_length,
         )
         self.error_pages = ErrorPages(self.pages)
@@ -85,22 +85,22 @@ class WebParts:
             sign_in=login.sign_in,
             registration=login.registration,
             choices=ProviderButtons([buttons]),
-            resets_passwords=mail.outbox is not None
+            resets_passwords=email.outbox is not None
             or login.phones.supports_purpose(PASSWORD_RESET),
             takes_numbers=login.phones.is_enabled,
         )
         own_account = AccountSelfService(
             clock=clock,
             database=database,
-            accounts=people.accounts,
+            accounts=user_data.accounts,
             sign_in=login.sign_in,
             sessions=accounts.sessions,
             devices=accounts.stores.devices,
             oauth=accounts.stores.oauth,
             clients=oauth.clients,
             profiles=profiles.profiles,
-            threepids=people.threepids,
-            deactivation=people.deactivation,
+            threepids=user_data.threepids,
+            deactivation=user_data.deactivation,
             application_passwords=accounts.application_passwords,
             validity=accounts.validity,
         )
@@ -109,7 +109,7 @@ class WebParts:
             database=database,
             server_name=identity.server_name,
             own_account=own_account,
-            accounts=people.accounts,
+            accounts=user_data.accounts,
             profiles=profiles.profiles,
             account_data=AccountDataStore(database),
             rooms=services.memberships,
@@ -129,7 +129,7 @@ class WebParts:
             )
         landing = LandingPage(
             pages=self.pages,
-            languages=mail.languages,
+            languages=email.languages,
             address=config.name.public_baseurl,
             registration_open=config.registration.enable_registration,
             web_client=config.name.web_client_location,
@@ -145,8 +145,8 @@ class WebParts:
                 forms=self.forms,
                 sessions=self.sessions,
                 registration=login.registration,
-                validation=mail.validation,
-                validations=mail.validations,
+                validation=email.validation,
+                validations=email.validations,
                 phones=login.phones,
                 secret_text=accounts.secret_text,
                 policies=accounts.policies,
@@ -159,7 +159,7 @@ class WebParts:
                 forms=self.forms,
                 sessions=self.sessions,
                 approvals=login.approvals,
-                deactivation=people.deactivation,
+                deactivation=user_data.deactivation,
             ),
             self.consents,
             TermsPage(
@@ -182,8 +182,8 @@ class WebParts:
                 pages=self.pages,
                 forms=self.forms,
                 uia=login.uia,
-                validation=mail.validation,
-                validations=mail.validations,
+                validation=email.validation,
+                validations=email.validations,
                 phones=login.phones,
                 secret_text=accounts.secret_text,
                 captcha=captcha,
@@ -196,9 +196,9 @@ class WebParts:
                 export=account_export,
                 audit=accounts.audit,
                 resets=login.resets,
-                threepids=people.threepids,
-                validation=mail.validation,
-                validations=mail.validations,
+                threepids=user_data.threepids,
+                validation=email.validation,
+                validations=email.validations,
                 phones=login.phones,
                 secret_text=accounts.secret_text,
                 base_url=base_url,
@@ -214,9 +214,9 @@ class WebParts:
             ResetPasswordPage(
                 pages=self.pages,
                 forms=self.forms,
-                accounts=people.accounts,
-                validation=mail.validation,
-                validations=mail.validations,
+                accounts=user_data.accounts,
+                validation=email.validation,
+                validations=email.validations,
                 phones=login.phones,
                 secret_text=accounts.secret_text,
                 base_url=base_url,

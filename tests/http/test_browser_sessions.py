@@ -182,7 +182,7 @@ def test_these_events_end_a_session(server: TestServer, way: str) -> None:
     _end(server, alice, way)
     assert signed_in(browser) is None
     if way == "locked":
-        server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=False))
+        server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=False))
         assert signed_in(browser) is None
     if way in ("password", "a day"):
         server.clock.advance(1)
@@ -202,7 +202,7 @@ def _end(server: TestServer, alice: User, way: str) -> None:
         case "everywhere":
             assert alice.post("/_matrix/client/v3/logout/all").status == 200
         case "locked":
-            server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
+            server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=True))
         case "deactivated":
             assert (
                 alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200

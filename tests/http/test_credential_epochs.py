@@ -116,12 +116,12 @@ def test_a_password_change_is_refused_if_another_was_faster(server: AccountsServ
 
 
 def run_change(server: TestServer) -> None:
-    server.run(server.app.users.accounts.do_set_password(ALICE, NEW, log_out_all=True))
+    server.run(server.app.user_data.accounts.do_set_password(ALICE, NEW, log_out_all=True))
 
 
 def run_lock(server: TestServer) -> None:
-    server.run(server.app.users.accounts.do_set_flags(ALICE, locked=True))
-    server.run(server.app.users.accounts.do_set_flags(ALICE, locked=False))
+    server.run(server.app.user_data.accounts.do_set_flags(ALICE, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(ALICE, locked=False))
 
 
 @pytest.mark.parametrize("event", [run_change, run_lock])
@@ -198,10 +198,10 @@ async def test_operations_of_an_old_epoch_are_refused(
     server.register("alice")
     context = RequestContext("1", "GET", b"/", "127.0.0.1", {})
     programs, sessions = server.app.accounts.application_passwords, server.app.pages.sessions
-    await server.app.users.accounts.do_set_flags(ALICE, locked=True)
+    await server.app.user_data.accounts.do_set_flags(ALICE, locked=True)
     with pytest.raises(UserLocked):
         await programs.do_create(ALICE, "Bot", None, epoch=0)
-    await server.app.users.accounts.do_set_flags(ALICE, locked=False)
+    await server.app.user_data.accounts.do_set_flags(ALICE, locked=False)
     with pytest.raises(AuthenticationInvalidated):
         await programs.do_create(ALICE, "Bot", None, epoch=0)
     with pytest.raises(AuthenticationInvalidated):

@@ -71,7 +71,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
     """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before
     it."""
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    connections = server.app.syncing.sliding.connections
+    connections = server.app.sync.sliding.connections
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(4)]
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
@@ -90,7 +90,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
 
 def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    connections = server.app.syncing.sliding.connections
+    connections = server.app.sync.sliding.connections
     alice = server.register("alice")
     create(alice)
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
@@ -200,7 +200,7 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.device_id is not None
     room_id = create(alice)
-    parts = server.app.syncing.sliding
+    parts = server.app.sync.sliding
     key = SlidingConnectionKey(alice.user_id, alice.device_id, "")
     views = SentTyping(
         typing=server.app.presence.typing, streams=server.app.database.streams, capacity=50_000

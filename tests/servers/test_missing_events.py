@@ -244,13 +244,13 @@ async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
     network.interceptors.clear()
 
-    room.south.server.app.incoming_federation.inbox.stop()
+    room.south.server.app.federation_receiver.inbox.stop()
     again = Side(network.rebuild(SOUTH))
-    again.server.app.incoming_federation.inbox.start()
+    again.server.app.federation_receiver.inbox.start()
 
     assert await again.extremities(room.room_id) == {said[-1]}
     assert await waiting(again) == 0
-    again.server.app.incoming_federation.inbox.stop()
+    again.server.app.federation_receiver.inbox.stop()
 
 
 @pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
@@ -263,7 +263,7 @@ async def test_events_wait_while_the_database_is_unavailable(
     network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
-    room.south.server.app.incoming_federation.inbox.stop()
+    room.south.server.app.federation_receiver.inbox.stop()
     again = Side(network.rebuild(SOUTH))
 
     async def be_away(*_: object) -> None:
@@ -271,7 +271,7 @@ async def test_events_wait_while_the_database_is_unavailable(
 
     with capturedLogs() as logged, monkeypatch.context() as away:
         away.setattr(InboxStore, asked, be_away)
-        again.server.app.incoming_federation.inbox.start()
+        again.server.app.federation_receiver.inbox.start()
     assert [
         entry.get("error") and str(entry["error"])
         for entry in logged
@@ -281,7 +281,7 @@ async def test_events_wait_while_the_database_is_unavailable(
     assert await waiting(again) == 1
     network.clock.advance(POLL_SECONDS)
     assert await again.extremities(room.room_id) == {said[-1]}
-    again.server.app.incoming_federation.inbox.stop()
+    again.server.app.federation_receiver.inbox.stop()
 
 
 async def test_another_server_in_the_room_helps_out(network: Network) -> None:
@@ -366,12 +366,12 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
     store = InboxStore(database=app.database, limits=InboxLimits(per_server=3))
-    insiders = app.incoming_federation.insiders
+    insiders = app.federation_receiver.insiders
     inbox = Inbox(
         store=store,
         rooms=app.rooms.store,
         engine=app.room_engine.engine,
-        missing=app.incoming_federation.missing,
+        missing=app.federation_receiver.missing,
         participants=insiders,
         clock=network.clock,
         observer=metrics,
@@ -383,9 +383,9 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
         receiver=parts.receiver,
         inbox=inbox,
         insiders=insiders,
-        edus=app.outgoing_federation.edus,
-        outside=app.incoming_federation.outside,
-        policy=app.edge.policy,
+        edus=app.federation_sender.edus,
+        outside=app.federation_receiver.outside,
+        policy=app.peers.policy,
         observer=metrics,
         clock=network.clock,
     )

@@ -73,12 +73,12 @@ class LargeTowns(Towns):
     @rule(at=st.integers(1, 2))
     def complete(self, at: int) -> None:
         """From now on a server fetches the rest."""
-        self.sides[at].server.app.incoming_federation.completions.start()
+        self.sides[at].server.app.federation_receiver.completions.start()
         self.settle()
 
     def _heal(self) -> None:
         for at in range(len(NAMES)):
-            self.sides[at].server.app.incoming_federation.completions.start()
+            self.sides[at].server.app.federation_receiver.completions.start()
         super()._heal()
 
     async def _compare(self) -> None:

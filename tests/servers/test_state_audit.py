@@ -127,7 +127,7 @@ async def test_a_wrong_past_state_is_reported(network: Network) -> None:
     await room.north.server.app.database.write("damage", damage)
 
     with told() as differences:
-        await whole_round(network.rebuild(NORTH).app.incoming_federation.audit)
+        await whole_round(network.rebuild(NORTH).app.federation_receiver.audit)
 
     assert len(differences) == 2
     assert f"after {said} differs from its history" in differences[0]
@@ -141,7 +141,7 @@ async def test_an_event_is_checked_once_and_local_rooms_never(
         tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)
     )
     room = await forked(network)
-    audit = room.north.server.app.incoming_federation.audit
+    audit = room.north.server.app.federation_receiver.audit
     await whole_round(audit)
     own = create_room(room.alice)
     for number in range(30):

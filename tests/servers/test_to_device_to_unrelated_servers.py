@@ -39,7 +39,7 @@ async def known(room: Shared) -> set[str]:
 
 async def live(room: Shared, days: int) -> None:
     """Let days pass with their jobs."""
-    destinations = room.north.server.app.outgoing_federation.destinations
+    destinations = room.north.server.app.federation_sender.destinations
     for _ in range(days):
         room.network.clock.advance(DAY)
         room.network.settle()
@@ -106,7 +106,7 @@ async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(
     await live(room, 6)
     assert await waiting(room) == {}
     assert await known(room) == set()
-    deliveries = room.north.server.app.outgoing_federation.deliveries
+    deliveries = room.north.server.app.federation_sender.deliveries
     assert [each.server for each in deliveries] == []
     assert deliveries.get_metrics()["failing"] == 0
 
@@ -123,4 +123,4 @@ async def test_messages_are_kept_longer_for_a_server_that_shares_a_room(network:
     await live(room, 4)
     assert await waiting(room) == {}
     assert await known(room) == {SOUTH}, "it shares a room"
-    assert room.north.server.app.outgoing_federation.deliveries.peek(ServerName(SOUTH)) is not None
+    assert room.north.server.app.federation_sender.deliveries.peek(ServerName(SOUTH)) is not None

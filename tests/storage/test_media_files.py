@@ -143,7 +143,9 @@ from storage.engine.executors import InlineExecutor
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor(), Clock())
+files = media_files.MediaFiles(
+    folder=Path(sys.argv[1]), executor=InlineExecutor(), clock=Clock()
+)
 files.open_folder()
 setattr(*{"write": (os, "fsync", die), "rename": (Path, "rename", die), "link": (os, "link", die),
           "commit": (os, "unlink", die)}[sys.argv[2]])
@@ -208,7 +210,9 @@ from storage.engine.executors import InlineExecutor
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor(), Clock())
+files = media_files.MediaFiles(
+    folder=Path(sys.argv[1]), executor=InlineExecutor(), clock=Clock()
+)
 files.open_folder()
 stored = []
 Deferred.fromCoroutine(files.add(io.BytesIO(bytes(range(256)) * 3000))).addCallback(stored.append)

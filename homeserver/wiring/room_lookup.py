@@ -23,7 +23,7 @@ from storage.rooms.spaces import SpaceStore
 from storage.rooms.summaries import RoomSummaryStore
 
 
-class ExploringParts:
+class RoomLookupParts:
     """The services for exploring. `services` are for the router, `spaces` also for the federation
     endpoints."""
 

@@ -23,7 +23,7 @@ from storage.media.scans import MediaScanStore
 from storage.media.usage import MediaUsageStore
 
 
-class MediaUpkeep:
+class MediaMaintenanceParts:
     """Tracks references to files, and deletes files."""
 
     def __init__(

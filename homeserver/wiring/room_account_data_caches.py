@@ -9,7 +9,7 @@ from storage.engine.streams import Streams
 from storage.rooms.receipts import ReceiptStore
 
 
-def beside_rooms(
+def make_room_caches(
     receipts: ReceiptStore, account_data: AccountDataStore, streams: Streams, sizes: CacheSizes
 ) -> RoomCaches:
     """Return the caches of receipts and account data."""
