@@ -37,7 +37,9 @@ SILENCE_REMEMBERED_MS: Final = 60_000
 
 
 class FederationPeerParts:
-    """The connections to other servers. Public attributes are for the other parts and the router."""
+    """The connections to other servers.
+
+    Public attributes are for the other parts and the router."""
 
     def __init__(
         self,

@@ -160,8 +160,8 @@ class Registration:
         new_account_tasks: NewAccountTasks | None = None,
         addresses: NewAccountEmails | None = None,
     ) -> None:
-        """`new_account_tasks`: the tasks for new accounts; they do not run for guests. `addresses` handles
-        the e-mail addresses of new accounts."""
+        """`new_account_tasks`: the tasks for new accounts; they do not run for guests.
+        `addresses` handles the e-mail addresses of new accounts."""
         self._approvals = approvals
         self._consents = consents
         self._plugins = plugins or Plugins()

@@ -133,7 +133,7 @@ class PushDeliveries:
             "gateways_failing": self._gateways.count_failing(),
         }
 
-    # -------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # queueing
 
     def start(self, failing: Iterable[PusherRow], floor: int) -> None:
@@ -249,7 +249,7 @@ class PushDeliveries:
         """Wake the queues that have changed."""
         self._touched.wake()
 
-    # ---------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the lease
 
     def lowest(self) -> int | None:
@@ -297,7 +297,7 @@ class PushDeliveries:
             if noted_line is not None and noted_line.failing_since_ts is not None:
                 noted_line.is_stored = standing.failing_since_ts is not None
 
-    # ------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # sending
 
     async def send(self, line: PusherQueue) -> None:
@@ -475,7 +475,7 @@ class PushDeliveries:
         )
         self._urgent.add(nid)
 
-    # --------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # queues
 
     def _find(self, row: PusherRow) -> PusherQueue:

@@ -137,7 +137,7 @@ class PushStreamReader:
         """Stop pushing, and store the position up to which everything is sent."""
         await self._lease.stop()
 
-    # ---------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the stream
 
     def _schedule(self) -> None:
@@ -376,7 +376,7 @@ class PushStreamReader:
             )
         await self._queue_badges({receipt.user_id: receipt.position})
 
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the lease
 
     def is_idle(self) -> bool:

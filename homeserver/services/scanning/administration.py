@@ -62,7 +62,8 @@ def scan_json(row: ScanRow | None) -> dict[str, Any] | None:
     """Return a file's scan as administrators and users see it; None if the file was never to be
     scanned.
 
-    Its `state` is `waiting`, `clean`, `harmful`, or `freed` (harmful, but released by an administrator).
+    Its `state` is `waiting`, `clean`, `harmful`, or `freed` (harmful, but released by an
+    administrator).
     """
     if row is None:
         return None

@@ -217,8 +217,9 @@ class UpstreamSignIn:
     async def take_callback_without_cookie(
         self, provider_id: str, flow_id: str
     ) -> tuple[SignInFlow, bytes]:
-        """As `take_callback`, for an answer that a provider's page posts, so that the browser sends no
-        cookie. Pass the result to `store_identity`."""
+        """Do what `take_callback` does, for an answer that a provider's page posts.
+
+        The browser sends no cookie with it. Pass the result to `store_identity`."""
         flow, browser_hash = await self._flows.take_without_cookie(flow_id, AT_PROVIDER)
         if flow.provider != provider_id:
             raise SignInRefused(RefusalReason.OLD)
