@@ -156,7 +156,6 @@ class PusherParts:
         """Return the service that sends e-mail digests of missed events."""
         config, database = base.config, base.database
         summary_store = RoomSummaryStore(database)
-        options = config.mail.email
         if email.outbox is None or not sends_notification_emails(config):
             return NoEmailNotifier()
         missed = MissedEvents(
@@ -176,7 +175,7 @@ class PusherParts:
             summaries=summary_store,
             invited=room_reading.invited,
             server_name=config.server_name,
-            client_url=options.client_base_url,
+            client_url=config.mail.email.client_base_url,
             with_content=config.notifications.push.include_content,
         )
         digests = EmailDigests(
@@ -190,8 +189,8 @@ class PusherParts:
             outbox=email.outbox,
             languages=email.languages,
             now_ms=base.now_ms,
-            app_name=options.app_name,
-            delay_ms=options.notif_delay_before_mail,
+            app_name=config.mail.email.app_name,
+            delay_ms=config.mail.email.notif_delay_before_mail,
         )
         # A circle that stays: digests go out through the outbox, which asks before it sends one
         # whether its events are still unread.
