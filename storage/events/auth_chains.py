@@ -32,22 +32,20 @@ RECENT = 200
 """How many of the events that all states share are tried first: recent ones mostly reach whatever
 any of them does."""
 
-_SELECT_PLACES = "SELECT event_nid, chain, place FROM auth_chain_places WHERE event_nid IN {keys}"
-_SELECT_CHAINS = "SELECT event_nid, chain, place FROM auth_chain_places WHERE chain IN {keys}"
+_SELECT_PLACES = (
+    "SELECT event_nid, chain, sequence_number FROM auth_chains WHERE event_nid IN {keys}"
+)
+_SELECT_CHAINS = "SELECT event_nid, chain, sequence_number FROM auth_chains WHERE chain IN {keys}"
 _SELECT_LASTS = (
-    "SELECT chain, MAX(place) FROM auth_chain_places WHERE chain IN {keys} GROUP BY chain"
+    "SELECT chain, MAX(sequence_number) FROM auth_chains WHERE chain IN {keys} GROUP BY chain"
 )
-_SELECT_LINKS = (
-    "SELECT chain, place, target_chain, target_place FROM auth_chain_links WHERE chain IN {keys}"
-)
+_SELECT_LINKS = "SELECT chain, sequence_number, target_chain, target_sequence_number FROM auth_chain_links WHERE chain IN {keys}"
 _SELECT_LINKS_TO = (
-    "SELECT chain, place, target_chain, target_place FROM auth_chain_links"
+    "SELECT chain, sequence_number, target_chain, target_sequence_number FROM auth_chain_links"
     " WHERE target_chain IN {keys}"
 )
-_INSERT_PLACE = "INSERT INTO auth_chain_places (event_nid, chain, place) VALUES (?, ?, ?)"
-_INSERT_LINK = (
-    "INSERT INTO auth_chain_links (chain, place, target_chain, target_place) VALUES (?, ?, ?, ?)"
-)
+_INSERT_PLACE = "INSERT INTO auth_chains (event_nid, chain, sequence_number) VALUES (?, ?, ?)"
+_INSERT_LINK = "INSERT INTO auth_chain_links (chain, sequence_number, target_chain, target_sequence_number) VALUES (?, ?, ?, ?)"
 
 
 class UnknownAuthEvent(Exception):

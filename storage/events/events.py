@@ -279,8 +279,8 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
         (redaction_nid,),
     )
     rooms = txn.query(
-        "SELECT room_nid FROM purged_messages WHERE position > ?"
-        " UNION SELECT room_nid FROM partial_rooms WHERE completed > ?",
+        "SELECT room_nid FROM purge_counts WHERE position > ?"
+        " UNION SELECT room_nid FROM partial_rooms WHERE completed_position > ?",
         (position, position),
     )
     latest = rows[-1][1] if rows else redaction_nid

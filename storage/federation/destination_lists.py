@@ -12,12 +12,12 @@ from storage.federation.destinations import LEASE
 Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "delivered_upto"]
 
 _STATES: Final = (
-    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE"
-    " WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    "SELECT server, CASE WHEN retry_after_ts = 0 THEN failing_since_ts END, CASE"
+    " WHEN failing_since_ts IS NULL THEN 0 ELSE last_attempt_ts END,"
     " CASE WHEN failing_since_ts IS NULL THEN 0"
-    " WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
-    " ELSE pause_ms END,"
-    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, asked_until_ts FROM destinations"
+    " WHEN retry_after_ts > last_attempt_ts + backoff_ms THEN retry_after_ts - last_attempt_ts"
+    " ELSE backoff_ms END,"
+    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, retry_after_ts FROM destinations"
 )
 """The first columns of a `DestinationSummary`."""
 
@@ -186,7 +186,7 @@ def _select_rooms(
         txn.query(
             "SELECT p.room_nid, r.position FROM partial_servers AS p"
             " JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
-            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers"
+            " WHERE p.server = ? UNION ALL SELECT room_nid, joined_position FROM room_servers"
             " WHERE server = ?",
             (server, server),
         )

@@ -167,7 +167,7 @@ class InboxStore:
         stored: set[str] = set()
         replaced: list[int] = []
         for name, nid, by, was_outside in txn.query_in(
-            "SELECT event_id, inbox_nid, origin, is_outside FROM inbox WHERE event_id IN {keys}",
+            "SELECT event_id, inbox_nid, origin, is_out_of_room FROM federation_inbox WHERE event_id IN {keys}",
             names,
         ):
             if not is_outside and (was_outside or (name in own and by != origin)):
@@ -185,8 +185,8 @@ class InboxStore:
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge,"
-            " is_outside, size, domain)"
+            "INSERT INTO federation_inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, policy_server,"
+            " is_out_of_room, size, domain)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
                 (
@@ -220,7 +220,7 @@ class InboxStore:
         limits, added = self._limits, _Share(len(new), sum(len(row.pdu) for row in new))
         together, of_domain, of_one = added, added, added
         for name, of, count, size in txn.query(
-            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ?"
+            "SELECT origin, domain, count(*), SUM(size) FROM federation_inbox WHERE is_out_of_room = ?"
             " GROUP BY origin, domain",
             (int(is_outside),),
         ):
@@ -258,16 +258,18 @@ class InboxStore:
         judge: str | None,
     ) -> bool:
         limits = self._limits
-        ((stored_count,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
+        ((stored_count,),) = txn.query(
+            "SELECT count(*) FROM federation_inbox WHERE origin = ?", (origin,)
+        )
         if stored_count + len(new) > limits.per_server:
             return not new
         more = sum(not row.names_policy_server for row in new)
         if judge is None or not more:
             return True
         ((unjudged, by_one, of_room),) = txn.query(
-            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE"
+            "SELECT count(*), count(CASE WHEN policy_server = ? THEN 1 END), count(CASE"
             " WHEN room_nid = ? THEN 1 END)"
-            " FROM inbox WHERE origin = ? AND judge IS NOT NULL",
+            " FROM federation_inbox WHERE origin = ? AND policy_server IS NOT NULL",
             (judge, room_nid, origin),
         )
         return bool(
@@ -279,7 +281,7 @@ class InboxStore:
 
 def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str | None:
     row = txn.query_one(
-        "SELECT judge FROM inbox WHERE origin = ? AND room_nid = ? AND judge IS NOT NULL LIMIT 1",
+        "SELECT policy_server FROM federation_inbox WHERE origin = ? AND room_nid = ? AND policy_server IS NOT NULL LIMIT 1",
         (origin, room_nid),
     )
     return None if row is None else str(row[0])
@@ -287,15 +289,15 @@ def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str |
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
     rows = txn.query(
-        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu"
-        " FROM inbox AS i JOIN"
-        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside"
+        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_out_of_room, i.pdu"
+        " FROM federation_inbox AS i JOIN"
+        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_out_of_room"
         " ORDER BY turn, attempts, inbox_nid) AS place FROM"
-        " (SELECT inbox_nid, is_outside, attempts, ROW_NUMBER() OVER"
-        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox"
+        " (SELECT inbox_nid, is_out_of_room, attempts, ROW_NUMBER() OVER"
+        " (PARTITION BY is_out_of_room, origin ORDER BY attempts, inbox_nid) AS turn FROM federation_inbox"
         " WHERE room_nid = ?) AS turns)"
         " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ?"
-        " ORDER BY i.is_outside, places.place",
+        " ORDER BY i.is_out_of_room, places.place",
         (room_nid, limit),
     )
     return [
@@ -307,21 +309,25 @@ def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
 def _select_rooms(txn: Transaction) -> list[int]:
     return [
         room_nid
-        for (room_nid,) in txn.query("SELECT DISTINCT room_nid FROM inbox ORDER BY room_nid")
+        for (room_nid,) in txn.query(
+            "SELECT DISTINCT room_nid FROM federation_inbox ORDER BY room_nid"
+        )
     ]
 
 
 def _count(txn: Transaction) -> int:
-    row = txn.query_one("SELECT count(*) FROM inbox")
+    row = txn.query_one("SELECT count(*) FROM federation_inbox")
     return 0 if row is None else int(row[0])
 
 
 def _remove(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
-    txn.execute_many("DELETE FROM inbox WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids])
+    txn.execute_many(
+        "DELETE FROM federation_inbox WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids]
+    )
 
 
 def _record_attempt(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
     txn.execute_many(
-        "UPDATE inbox SET attempts = attempts + 1 WHERE inbox_nid = ?",
+        "UPDATE federation_inbox SET attempts = attempts + 1 WHERE inbox_nid = ?",
         [(nid,) for nid in inbox_nids],
     )

@@ -47,24 +47,26 @@ class PolicyVerdictStore:
         judged_ts: int,
     ) -> None:
         txn.execute_many(
-            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts)"
+            "INSERT INTO policy_server_verdicts (room_nid, public_key, event_id, allowed, decided_ts)"
             " VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (room_nid, public_key, event_id)"
-            " DO UPDATE SET allowed = excluded.allowed, judged_ts = excluded.judged_ts",
+            " DO UPDATE SET allowed = excluded.allowed, decided_ts = excluded.decided_ts",
             [
                 (room_nid, public_key, event_id, int(allowed), judged_ts)
                 for event_id, allowed in verdicts.items()
             ],
         )
-        txn.execute("DELETE FROM policy_judgements WHERE judged_ts < ?", (judged_ts - MAX_AGE_MS,))
+        txn.execute(
+            "DELETE FROM policy_server_verdicts WHERE decided_ts < ?", (judged_ts - MAX_AGE_MS,)
+        )
         oldest_excess = txn.query_one(
-            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ?"
-            " ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
+            "SELECT decided_ts FROM policy_server_verdicts WHERE room_nid = ?"
+            " ORDER BY decided_ts DESC LIMIT 1 OFFSET ?",
             (room_nid, self._max_per_room),
         )
         if oldest_excess is not None:
             txn.execute(
-                "DELETE FROM policy_judgements WHERE room_nid = ? AND judged_ts <= ?",
+                "DELETE FROM policy_server_verdicts WHERE room_nid = ? AND decided_ts <= ?",
                 (room_nid, oldest_excess[0]),
             )
 
@@ -73,7 +75,7 @@ def _select(
     txn: Transaction, room_nid: int, public_key: bytes, event_ids: Collection[str]
 ) -> dict[str, bool]:
     rows = txn.query_in(
-        "SELECT event_id, allowed FROM policy_judgements"
+        "SELECT event_id, allowed FROM policy_server_verdicts"
         " WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
         event_ids,
         before=[room_nid, public_key],

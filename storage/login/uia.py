@@ -125,7 +125,7 @@ class ConfirmationStore:
         """
 
         def read(txn: Transaction) -> int | None:
-            sql = "SELECT confirmed_ts FROM confirmations WHERE user_id = ? AND device_id = ?"
+            sql = "SELECT confirmed_ts FROM uia_confirmations WHERE user_id = ? AND device_id = ?"
             row = txn.query_one(sql, (user_id, device_id))
             return None if row is None else row[0]
 
@@ -136,13 +136,13 @@ class ConfirmationStore:
 
         def write(txn: WriteTransaction) -> None:
             txn.execute(
-                "DELETE FROM confirmations WHERE user_id = ? AND device_id = ?",
+                "DELETE FROM uia_confirmations WHERE user_id = ? AND device_id = ?",
                 (user_id, device_id),
             )
             txn.execute(
-                "INSERT INTO confirmations (user_id, device_id, confirmed_ts)"
+                "INSERT INTO uia_confirmations (user_id, device_id, confirmed_ts)"
                 " SELECT d.user_id, d.device_id, ? FROM devices d"
-                " JOIN accounts a ON a.user_id = d.user_id AND a.era = ?"
+                " JOIN accounts a ON a.user_id = d.user_id AND a.credential_epoch = ?"
                 " WHERE d.user_id = ? AND d.device_id = ?",
                 (now, era, user_id, device_id),
             )
@@ -151,11 +151,11 @@ class ConfirmationStore:
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete the confirmations of a user."""
-        txn.execute("DELETE FROM confirmations WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM uia_confirmations WHERE user_id = ?", (user_id,))
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
         """Delete the confirmations of these devices."""
-        sql = "DELETE FROM confirmations WHERE user_id = ? AND device_id = ?"
+        sql = "DELETE FROM uia_confirmations WHERE user_id = ? AND device_id = ?"
         txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])

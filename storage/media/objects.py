@@ -1,9 +1,9 @@
 """Journal of the object store: which contents are there, arriving or being deleted.
 
-`coming` (before the object is written) → `here` (in the transaction of the first file's row) →
-`leaving` (in the transaction that deletes the last one) → no row (after the object is deleted). An
-expired `coming` row becomes `leaving`; its writer, if it is still alive, learns of that when it
-tries to set `here`.
+`uploading` (before the object is written) → `stored` (in the transaction of the first file's row) →
+`deleting` (in the transaction that deletes the last one) → no row (after the object is deleted). An
+expired `uploading` row becomes `deleting`; its writer, if it is still alive, learns of that when it
+tries to set `stored`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -71,12 +71,13 @@ class MediaObjectJournal:
         """
         if self.is_here(txn, hash):
             txn.execute(
-                "UPDATE media_objects SET state = 'leaving', until_ts = 0 WHERE name = ?", (name,)
+                "UPDATE media_objects SET state = 'deleting', leased_until = 0 WHERE name = ?",
+                (name,),
             )
             return True
         sql = (
-            "UPDATE media_objects SET state = 'here', until_ts = 0"
-            " WHERE name = ? AND state = 'coming'"
+            "UPDATE media_objects SET state = 'stored', leased_until = 0"
+            " WHERE name = ? AND state = 'uploading'"
         )
         return txn.execute(sql, (name,)) > 0
 
@@ -87,7 +88,7 @@ class MediaObjectJournal:
     def set_leaving(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
         """Mark the objects of unused contents for deletion."""
         txn.execute_many(
-            "UPDATE media_objects SET state = 'leaving' WHERE hash = ? AND state = 'here'",
+            "UPDATE media_objects SET state = 'deleting' WHERE hash = ? AND state = 'stored'",
             [(hash,) for hash in sorted(hashes)],
         )
 
@@ -131,22 +132,23 @@ class MediaObjectJournal:
 
 def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, StoredObject]:
     rows = txn.query_in(
-        "SELECT name, hash, size FROM media_objects WHERE state = 'here' AND hash IN {keys}", hashes
+        "SELECT name, hash, size FROM media_objects WHERE state = 'stored' AND hash IN {keys}",
+        hashes,
     )
     return {bytes(row[1]): StoredObject(row[0], bytes(row[1]), row[2]) for row in rows}
 
 
 def _add_coming(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
     txn.execute(
-        "INSERT INTO media_objects (name, hash, size, state, until_ts)"
-        " VALUES (?, ?, ?, 'coming', ?)",
+        "INSERT INTO media_objects (name, hash, size, state, leased_until)"
+        " VALUES (?, ?, ?, 'uploading', ?)",
         (name, hash, size, until_ms),
     )
 
 
 def _renew(txn: WriteTransaction, name: str, until_ms: int) -> None:
     txn.execute(
-        "UPDATE media_objects SET until_ts = ? WHERE name = ? AND state = 'coming'",
+        "UPDATE media_objects SET leased_until = ? WHERE name = ? AND state = 'uploading'",
         (until_ms, name),
     )
 
@@ -155,11 +157,11 @@ def _take_leaving(
     txn: WriteTransaction, now_ms: int, after: str, limit: int
 ) -> Sequence[LeavingObject]:
     txn.execute(
-        "UPDATE media_objects SET state = 'leaving' WHERE state = 'coming' AND until_ts < ?",
+        "UPDATE media_objects SET state = 'deleting' WHERE state = 'uploading' AND leased_until < ?",
         (now_ms,),
     )
     sql = (
-        "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ?"
+        "SELECT name, leased_until FROM media_objects WHERE state = 'deleting' AND name > ?"
         " ORDER BY name LIMIT ?"
     )
     return [LeavingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
@@ -167,7 +169,7 @@ def _take_leaving(
 
 def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[LeavingObject]:
     rows = txn.query_in(
-        "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND hash IN {keys}",
+        "SELECT name, leased_until FROM media_objects WHERE state = 'deleting' AND hash IN {keys}",
         hashes,
     )
     return [LeavingObject(row[0], row[1] == 0) for row in rows]
@@ -175,7 +177,7 @@ def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
 
 def _remove(txn: WriteTransaction, names: tuple[str, ...]) -> None:
     txn.execute_many(
-        "DELETE FROM media_objects WHERE name = ? AND state = 'leaving'",
+        "DELETE FROM media_objects WHERE name = ? AND state = 'deleting'",
         [(name,) for name in names],
     )
 
@@ -207,7 +209,7 @@ def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
 
 def _select_batch(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
     sql = (
-        "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here'"
+        "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'stored'"
         " ORDER BY hash LIMIT ?"
     )
     return [StoredObject(row[0], bytes(row[1]), row[2]) for row in txn.query(sql, (after, limit))]
@@ -220,7 +222,7 @@ def _count(txn: Transaction) -> tuple[ContentTotals, ContentTotals]:
         "UNION SELECT hash, size FROM remote_media) AS contents"
     )
     stored = txn.query_one(
-        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM media_objects WHERE state = 'here'"
+        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM media_objects WHERE state = 'stored'"
     )
     assert total is not None
     assert stored is not None

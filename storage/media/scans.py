@@ -69,8 +69,8 @@ MAX_INSIDE: Final = 20
 """The maximum of clean verdicts on decrypted contents per content."""
 MAX_DOUBLINGS: Final = 20
 """The maximum of doublings of the pause."""
-_RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
-_COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, until_ts"
+_RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, finding, by_user_id"
+_COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, due_ts"
 
 
 class MediaScanStore:
@@ -109,7 +109,7 @@ class MediaScanStore:
 
     async def count_requested(self) -> Mapping[ScanRequest, int]:
         """Count the contents that wait for a job."""
-        sql = "SELECT wanted, COUNT(*) FROM media_scans WHERE wanted > 0 GROUP BY wanted"
+        sql = "SELECT request, COUNT(*) FROM media_scans WHERE request > 0 GROUP BY request"
         rows = await self._database.read("count_wanted_media_scans", lambda txn: txn.query(sql))
         return {
             ScanRequest.AGAIN: 0,
@@ -130,7 +130,7 @@ class MediaScanStore:
         def write(txn: WriteTransaction) -> None:
             if not _add_unscanned(txn, hash, until_ms):
                 txn.execute(
-                    "UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0",
+                    "UPDATE media_scans SET due_ts = ? WHERE digest = ? AND request > 0",
                     (until_ms, hash),
                 )
 
@@ -145,7 +145,7 @@ class MediaScanStore:
         A content that was clean before counts as clean and is not retried, so that one such file
         does not keep a rescan from ending.
         """
-        first = f"wanted = {ScanRequest.FIRST:d}, failures = failures + 1, until_ts = ?"
+        first = f"request = {ScanRequest.FIRST:d}, failures = failures + 1, due_ts = ?"
 
         def write(txn: WriteTransaction) -> None:
             _add_unscanned(txn, hash, now_ms)
@@ -158,7 +158,7 @@ class MediaScanStore:
                     f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
                 )
             else:
-                txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (hash,))
+                txn.execute("UPDATE media_scans SET request = 0 WHERE digest = ?", (hash,))
 
         await self._database.write("record_media_scan_failure", write)
 
@@ -256,7 +256,7 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
     """Record a content without a result as to be scanned. Return whether it was added. Ignores
     contents that no file has."""
     sql = (
-        "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
+        "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, request, due_ts)"
         f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {ScanRequest.FIRST:d}, ? WHERE EXISTS"
         " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media"
         " WHERE hash = ?)"
@@ -268,11 +268,11 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
 def _put(txn: WriteTransaction, row: ScanRow) -> None:
     """Insert or replace a result, unless it was harmful."""
     done = txn.execute(
-        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, request, due_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
-        " scanned_ts = excluded.scanned_ts, found = excluded.found,"
-        " by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
-        " until_ts = 0 WHERE media_scans.state < 2",
+        " scanned_ts = excluded.scanned_ts, finding = excluded.finding,"
+        " by_user_id = excluded.by_user_id, request = 0, failures = 0,"
+        " due_ts = 0 WHERE media_scans.state < 2",
         (
             row.digest,
             row.hash,
@@ -284,7 +284,7 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
         ),
     )
     if not done:
-        txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (row.digest,))
+        txn.execute("UPDATE media_scans SET request = 0 WHERE digest = ?", (row.digest,))
 
 
 def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
@@ -292,13 +292,13 @@ def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Seq
     for request in (ScanRequest.FIRST, ScanRequest.AGAIN):
         sql = (
             "SELECT digest FROM media_scans"
-            f" WHERE wanted = {request:d} AND wanted > 0 AND until_ts <= ?"
-            " ORDER BY until_ts LIMIT ?"
+            f" WHERE request = {request:d} AND request > 0 AND due_ts <= ?"
+            " ORDER BY due_ts LIMIT ?"
         )
         rows += txn.query(sql, (now_ms, limit - len(rows)))
     hashes = [bytes(row[0]) for row in rows]
     txn.execute_many(
-        "UPDATE media_scans SET until_ts = ? WHERE digest = ?",
+        "UPDATE media_scans SET due_ts = ? WHERE digest = ?",
         [(until_ms, hash) for hash in hashes],
     )
     return hashes

@@ -84,14 +84,14 @@ class GatewayRow(msgspec.Struct, frozen=True):
 _COLUMNS = (
     "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name,"
     " profile_tag, lang, data,"
-    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts,"
-    " pause_ms, success_ts, due_ts, error"
+    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, last_attempt_ts,"
+    " backoff_ms, last_success_ts, due_ts, error"
 )
 
 
 _STOPPED = (
     "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1"
-    " OR a.is_over = 1)"
+    " OR a.is_expired = 1)"
 )
 _ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
 _ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
@@ -266,14 +266,14 @@ class PusherStore:
         sql = "UPDATE pushers SET position = ?, due_ts = ? WHERE pusher_nid = ? AND enabled = 1"
         if not txn.execute(sql, (position, due_ts, pusher_nid)):
             return False
-        sql = "DELETE FROM email_pauses WHERE pusher_nid = ? AND sent_ts < ?"
+        sql = "DELETE FROM email_rate_limits WHERE pusher_nid = ? AND sent_ts < ?"
         txn.execute(sql, (pusher_nid, forget_before_ts))
         if pauses:
             txn.execute_many(
-                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms)"
+                "INSERT INTO email_rate_limits (pusher_nid, room_nid, sent_ts, interval_ms)"
                 " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (pusher_nid, room_nid)"
-                " DO UPDATE SET sent_ts = excluded.sent_ts, pause_ms = excluded.pause_ms",
+                " DO UPDATE SET sent_ts = excluded.sent_ts, interval_ms = excluded.interval_ms",
                 [
                     (pusher_nid, room_nid, pause.sent_ts, pause.pause_ms)
                     for room_nid, pause in pauses.items()
@@ -302,7 +302,7 @@ def _remove(txn: WriteTransaction, user_id: str, numbers: Iterable[Row]) -> bool
     rows: list[tuple[int]] = [(pusher_nid,) for (pusher_nid,) in numbers]
     if rows:
         txn.execute_many("DELETE FROM pushers WHERE pusher_nid = ?", rows)
-        txn.execute_many("DELETE FROM email_pauses WHERE pusher_nid = ?", rows)
+        txn.execute_many("DELETE FROM email_rate_limits WHERE pusher_nid = ?", rows)
         _announce(txn, user_id)
     return bool(rows)
 
@@ -346,7 +346,7 @@ def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
     rows = txn.query(
         "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0"
         " ELSE 1 END) AS failing,"
-        " MIN(failing_since_ts), MAX(success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
+        " MIN(failing_since_ts), MAX(last_success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
         " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
         (limit,),
     )
@@ -378,7 +378,7 @@ def _select_next_due(txn: Transaction) -> int | None:
 
 
 def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
-    sql = "SELECT room_nid, sent_ts, pause_ms FROM email_pauses WHERE pusher_nid = ?"
+    sql = "SELECT room_nid, sent_ts, interval_ms FROM email_rate_limits WHERE pusher_nid = ?"
     return {
         room_nid: EmailPause(sent, pause) for room_nid, sent, pause in txn.query(sql, (pusher_nid,))
     }
@@ -388,7 +388,7 @@ def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None,
     txn.execute_many(
         "UPDATE pushers SET position = CASE WHEN position > ? THEN position"
         " ELSE ? END, failing_since_ts = ?,"
-        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ?"
+        " last_attempt_ts = ?, backoff_ms = ?, last_success_ts = COALESCE(?, last_success_ts), error = ?"
         " WHERE pusher_nid = ?",
         [(row[0], *row) for row in rows],
     )

@@ -70,7 +70,7 @@ class ForgottenBatch(msgspec.Struct, frozen=True):
 
 
 _COLUMNS: Final = (
-    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid,"
+    "purge_id, room_nid, cause, before_ts, before_depth, include_local, kept_nid, after_ts, after_nid,"
     " messages, by_user_id,"
     " created_ts, upto_nid, finished_ts, error"
 )

@@ -144,7 +144,7 @@ class PurgingStore:
         def read(txn: Transaction) -> Sequence[PurgedDay]:
             day, room_nid, cause = after or (2**40, 0, "")
             rows = txn.query(
-                "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purged_messages AS p"
+                "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purge_counts AS p"
                 " JOIN rooms AS r ON r.room_nid = p.room_nid"
                 " WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
                 " ORDER BY p.day DESC, p.room_nid DESC, p.cause DESC LIMIT ?",
@@ -158,13 +158,10 @@ class PurgingStore:
         """Delete old records. Return how many rows."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = (
-                "SELECT room_nid, day, cause FROM purged_messages WHERE day < ?"
-                " ORDER BY day LIMIT ?"
-            )
+            sql = "SELECT room_nid, day, cause FROM purge_counts WHERE day < ? ORDER BY day LIMIT ?"
             rows = txn.query(sql, (before_ms // DAY_MS, limit))
             txn.execute_many(
-                "DELETE FROM purged_messages WHERE room_nid = ? AND day = ? AND cause = ?", rows
+                "DELETE FROM purge_counts WHERE room_nid = ? AND day = ? AND cause = ?", rows
             )
             return len(rows)
 
@@ -221,12 +218,12 @@ class PurgingStore:
         position = txn.next_position()
         counted = max((at for _, _, at, flags in rows if at and flags & _PUSH_FLAGS), default=0)
         txn.execute(
-            "INSERT INTO purged_messages (room_nid, day, cause, messages, position, counted_upto)"
+            "INSERT INTO purge_counts (room_nid, day, cause, messages, position, counted_upto)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE"
             " SET position = excluded.position,"
-            " messages = purged_messages.messages + excluded.messages, counted_upto = CASE"
-            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN"
-            " purged_messages.counted_upto"
+            " messages = purge_counts.messages + excluded.messages, counted_upto = CASE"
+            " WHEN purge_counts.counted_upto > excluded.counted_upto THEN"
+            " purge_counts.counted_upto"
             " ELSE excluded.counted_upto END",
             (room_nid, now_ms // DAY_MS, cause.value, len(nids), position, counted),
         )

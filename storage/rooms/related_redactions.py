@@ -39,7 +39,7 @@ class RelatedRedaction(msgspec.Struct, frozen=True):
     """The number of consecutive failures."""
 
 
-_COLUMNS = "target, sender, rel_type, room_nid, reason, only_own, due_ts, tries"
+_COLUMNS = "target, sender, rel_type, room_nid, reason, only_own, due_ts, attempts"
 _BY_KEY = "target = ? AND sender = ? AND rel_type = ?"
 
 
@@ -85,7 +85,7 @@ def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]
     txn.execute_many(
         f"INSERT INTO related_redactions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
         " ON CONFLICT (target, sender, rel_type) DO UPDATE"
-        " SET due_ts = excluded.due_ts, tries = 0, reason = excluded.reason,"
+        " SET due_ts = excluded.due_ts, attempts = 0, reason = excluded.reason,"
         " only_own = related_redactions.only_own * excluded.only_own",
         [
             (
@@ -106,14 +106,14 @@ def _postpone(
     txn: WriteTransaction, request: RelatedRedaction, due_ts: int | None, tries: int
 ) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts = ?",
+        f"UPDATE related_redactions SET due_ts = ?, attempts = ? WHERE {_BY_KEY} AND due_ts = ?",
         (due_ts, tries, request.target, request.sender, request.rel_type, request.due_ts),
     )
 
 
 def _reopen(txn: WriteTransaction, request: RelatedRedaction, due_ts: int, tries: int) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts IS NULL",
+        f"UPDATE related_redactions SET due_ts = ?, attempts = ? WHERE {_BY_KEY} AND due_ts IS NULL",
         (due_ts, tries, request.target, request.sender, request.rel_type),
     )
 

@@ -11,10 +11,10 @@ class TextMessageStore:
 
         `day`: days since 1970. `most`: the maximum per day.
         """
-        txn.execute("DELETE FROM text_messages_sent WHERE day < ?", (day,))
+        txn.execute("DELETE FROM sms_counts WHERE day < ?", (day,))
         sql = (
-            "INSERT INTO text_messages_sent (day, messages) VALUES (?, 1) ON CONFLICT (day)"
-            " DO UPDATE SET messages = text_messages_sent.messages + 1"
-            " WHERE text_messages_sent.messages < ?"
+            "INSERT INTO sms_counts (day, messages) VALUES (?, 1) ON CONFLICT (day)"
+            " DO UPDATE SET messages = sms_counts.messages + 1"
+            " WHERE sms_counts.messages < ?"
         )
         return bool(txn.execute(sql, (day, most)))

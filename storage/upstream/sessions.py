@@ -24,7 +24,7 @@ class UpstreamSessionRow(msgspec.Struct, frozen=True):
     session_id: str | None
 
 
-_COLUMNS = "user_id, device_id, provider, subject, session"
+_COLUMNS = "user_id, device_id, provider, subject, session_id"
 
 
 class StoredProviderSignIn(msgspec.Struct, frozen=True):
@@ -52,8 +52,8 @@ class ProviderSessions(NamedTuple):
     def where(self) -> tuple[str, tuple[str, ...]]:
         """Return the SQL condition on a column `sign_in` (see `upstream_key`) and its values."""
         if self.is_prefix:
-            return "sign_in >= ? AND sign_in < ?", (self.key, get_prefix_end(self.key))
-        return "sign_in = ?", (self.key,)
+            return "upstream_key >= ? AND upstream_key < ?", (self.key, get_prefix_end(self.key))
+        return "upstream_key = ?", (self.key,)
 
 
 def parse_origin(origin: str) -> StoredProviderSignIn:
@@ -93,7 +93,7 @@ class UpstreamSessionStore:
         """Return the devices of a session, or of a person; of both if both are given."""
         conditions = ["provider = ?"]
         args = [provider]
-        for column, value in (("subject", subject), ("session", session)):
+        for column, value in (("subject", subject), ("session_id", session)):
             if value is not None:
                 conditions.append(f"{column} = ?")
                 args.append(value)
@@ -106,7 +106,7 @@ class UpstreamSessionStore:
         """Return the devices of sessions with this prefix (ASCII alphanumerics and dots)."""
         sql = (
             f"SELECT {_COLUMNS} FROM upstream_sessions"
-            " WHERE provider = ? AND session >= ? AND session < ?"
+            " WHERE provider = ? AND session_id >= ? AND session_id < ?"
         )
         return [
             UpstreamSessionRow(*row)

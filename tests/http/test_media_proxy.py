@@ -151,7 +151,7 @@ def test_a_verdict_is_remembered_without_the_key(alice: User, tmp_path: Path) ->
 
     def select(txn: Transaction) -> list[tuple[Any, ...]]:
         return txn.query(
-            "SELECT digest, hash, version, found, by_user_id FROM media_scans WHERE digest <> hash"
+            "SELECT digest, hash, version, finding, by_user_id FROM media_scans WHERE digest <> hash"
         )
 
     (row,) = alice.server.run(alice.server.app.database.read("rows", select))

@@ -478,7 +478,7 @@ async def test_own_membership_changes_are_found_without_scanning_events(
 ) -> None:
     plans = record_plans(database, monkeypatch)
     assert list(await DestinationStore(database).get_own_membership_changes(10, 20, 100)) == []
-    assert [plan for plan in plans if "events_own_moves" in plan], plans
+    assert [plan for plan in plans if "events_own_memberships" in plan], plans
 
 
 async def test_recent_departures_are_found_without_reading_all_of_them(

@@ -126,7 +126,7 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
         (SHOWN | EventFlag.PURGED, 1, "$1"),
         (SHOWN | EventFlag.PURGED, 3, "$1"),
     ]
-    outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
+    outcomes = "SELECT user_id, position FROM event_push_actions ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
     assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
     assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_FIRST, 10)] == [5]
@@ -222,7 +222,7 @@ async def test_files_lose_their_references_with_the_cause(database: Database) ->
     for nid, cause in ((1, PurgeCause.RETENTION), (3, PurgeCause.PURGE)):
         await database.write("purge", store.purge, 1, pruned(nid), cause, NOW)
     await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
-    known = "SELECT media_id, cause FROM known_media WHERE unreferenced_ts IS NOT NULL ORDER BY media_id"
+    known = "SELECT media_id, cause FROM tracked_media WHERE unreferenced_ts IS NOT NULL ORDER BY media_id"
     assert await database.read("read", rows_of, known) == [("x1", "retention"), ("x3", "purge")]
     days = [
         (each.day, each.room_id, each.cause, each.messages)
@@ -447,5 +447,5 @@ async def test_messages_to_purge_are_read_by_number_in_rooms_of_any_size(
 
     await database.write("look", look)
     plan = "\n".join(plans)
-    assert "messages_by_time" not in plan
+    assert "events_messages_by_time" not in plan
     assert "INTEGER PRIMARY KEY" in plan or "events_pkey" in plan

@@ -42,7 +42,7 @@ async def test_rooms_with_removals_come_a_few_at_a_time(database: Database) -> N
                 (room_nid, f"${room_nid}", room_nid, txn.next_position(), b"{}"),
             )
             txn.execute(
-                "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, 1, 'purge', 1, ?)",
+                "INSERT INTO purge_counts (room_nid, day, cause, messages, position) VALUES (?, 1, 'purge', 1, ?)",
                 (room_nid + MANY, txn.next_position()),
             )
 

@@ -20,7 +20,7 @@ async def test_due_pushers_are_found_without_scanning_accounts(
         )
         txn.execute_many(
             "INSERT INTO pushers (pusher_nid, position, set_ts, due_ts, enabled, no_counts, user_id, app_id, pushkey, kind,"
-            " app_display_name, device_display_name, lang, gateway, data, tried_ts, pause_ms)"
+            " app_display_name, device_display_name, lang, gateway, data, last_attempt_ts, backoff_ms)"
             " VALUES (?, 1, 1, ?, 1, 0, ?, 'app', 'key', 'email', 'App', 'Device', 'en', '', ?, 0, 0)",
             [(number, number, name, b"{}") for number, name in enumerate(names, 1)],
         )
