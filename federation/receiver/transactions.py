@@ -267,7 +267,7 @@ class TransactionReceiver:
         waiting = [
             (event, outcome.awaits_policy_server)
             for event, outcome in zip(events, outcomes, strict=True)
-            if must_wait(outcome) and not outcome.is_past
+            if must_wait(outcome) and not outcome.is_backfilled
         ]
         unjudged = [event for event, is_unjudged in waiting if is_unjudged]
         naming = [event for event, is_unjudged in waiting if not is_unjudged and is_naming(event)]

@@ -7,7 +7,7 @@ Laws:
   each entry is stored, which is after every earlier one.
 - A deleted entry stays as `{}` for incremental readers. Other readers do not see it. The latest
   MOST_DELETED of a user are stored.
-- The total usage of a user is stored separately (`account_data_sums`) and updated with each entry.
+- The total usage of a user is stored separately (`account_data_usage`) and updated with each entry.
   Deleted entries are counted apart.
 """
 

@@ -3,7 +3,7 @@
 Laws:
 - An account is never deleted: a deactivated one stays, so its user id is never reused.
 - Whatever invalidates earlier authentications (a new password, a sign-out everywhere, a lock, the
-  deactivation) increments the credential epoch, `era`; a new hash of the same password does not.
+  deactivation) increments the `credential_epoch`; a new hash of the same password does not.
 - Whatever ends sessions or changes the rights of an account moves its `position` and is announced
   (`Topic.ACCOUNT`), so that every node invalidates its caches.
 """
@@ -38,9 +38,9 @@ class AccountRow(msgspec.Struct, frozen=True):
     suspended: bool = False
     user_type: str | None = None
     appservice_id: str | None = None
-    awaiting_ts: int | None = None
+    approval_pending_ts: int | None = None
     """Since when the account awaits approval; None: it does not."""
-    awaiting_languages: str | None = None
+    approval_languages: str | None = None
     """The owner's languages for the e-mail about the approval, as in `Accept-Language`."""
     expires_ts: int | None = None
     """The expiry time, where accounts expire."""
@@ -60,7 +60,10 @@ class AccountState(msgspec.Struct, frozen=True):
 
 def select_account_state(txn: Transaction, user_id: str) -> AccountState | None:
     """Return the current state of an account; None for an unknown user."""
-    sql = "SELECT credential_epoch, locked, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = ?"
+    sql = (
+        "SELECT credential_epoch, locked, deactivated_ts IS NOT NULL FROM accounts"
+        " WHERE user_id = ?"
+    )
     row = txn.query_one(sql, (user_id,))
     return None if row is None else AccountState(row[0], bool(row[1]), bool(row[2]))
 
@@ -100,8 +103,8 @@ class AccountStore:
                 suspended=bool(row[8]),
                 user_type=row[9],
                 appservice_id=row[10],
-                awaiting_ts=row[11],
-                awaiting_languages=row[12],
+                approval_pending_ts=row[11],
+                approval_languages=row[12],
                 expires_ts=row[13],
                 shadow_banned=bool(row[14]),
                 epoch=row[15],
@@ -144,8 +147,8 @@ class AccountStore:
                 int(account.suspended),
                 account.user_type,
                 account.appservice_id,
-                account.awaiting_ts,
-                account.awaiting_languages,
+                account.approval_pending_ts,
+                account.approval_languages,
                 position,
             ),
         )
@@ -167,8 +170,8 @@ class AccountStore:
         )
         values = (
             account.password_hash,
-            account.awaiting_ts,
-            account.awaiting_languages,
+            account.approval_pending_ts,
+            account.approval_languages,
             account.user_id,
         )
         if not txn.execute(sql, values):
@@ -208,7 +211,10 @@ class AccountStore:
             return bool(
                 txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?" + sql, args)
             )
-        sql = "UPDATE accounts SET password_hash = ?, credential_epoch = credential_epoch + 1 WHERE user_id = ?"
+        sql = (
+            "UPDATE accounts SET password_hash = ?, credential_epoch = credential_epoch +"
+            " 1 WHERE user_id = ?"
+        )
         return bool(txn.execute(sql, (password_hash, user_id)))
 
     def advance_epoch(self, txn: WriteTransaction, user_id: str) -> None:
@@ -243,20 +249,23 @@ class AccountStore:
         txn.execute("UPDATE accounts SET user_type = ? WHERE user_id = ?", (user_type, user_id))
         self.set_account_changed(txn, user_id)
 
-    def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:
+    def set_awaiting(
+        self, txn: WriteTransaction, user_id: str, approval_pending_ts: int | None
+    ) -> bool:
         """Set since when an account awaits approval; None: it does not.
 
         Return False if it is in that state already.
         """
         is_other_state = (
             "approval_pending_ts IS NOT NULL"
-            if awaiting_ts is None
+            if approval_pending_ts is None
             else "approval_pending_ts IS NULL"
         )
         changed = bool(
             txn.execute(
-                f"UPDATE accounts SET approval_pending_ts = ? WHERE user_id = ? AND {is_other_state}",
-                (awaiting_ts, user_id),
+                f"UPDATE accounts SET approval_pending_ts = ? WHERE user_id = ?"
+                f" AND {is_other_state}",
+                (approval_pending_ts, user_id),
             )
         )
         if changed:
@@ -266,7 +275,8 @@ class AccountStore:
     def has_awaiting(self, txn: Transaction, since: int, but: str) -> bool:
         """Return whether another active account than `but` awaits approval since after `since`."""
         sql = (
-            "SELECT 1 FROM accounts WHERE approval_pending_ts > ? AND approval_pending_ts IS NOT NULL"
+            "SELECT 1 FROM accounts WHERE approval_pending_ts > ?"
+            " AND approval_pending_ts IS NOT NULL"
             " AND user_id != ?"
             " AND deactivated_ts IS NULL LIMIT 1"
         )
@@ -277,7 +287,8 @@ class AccountStore:
 
         def read(txn: Transaction) -> list[tuple[str, int]]:
             sql = (
-                "SELECT user_id, approval_pending_ts FROM accounts WHERE approval_pending_ts IS NOT NULL"
+                "SELECT user_id, approval_pending_ts FROM accounts"
+                " WHERE approval_pending_ts IS NOT NULL"
                 " AND deactivated_ts IS NULL"
                 " ORDER BY approval_pending_ts, user_id LIMIT ?"
             )

@@ -57,7 +57,10 @@ class AccountValidityStore:
     ) -> None:
         """Set the expiry time of an account. With `sends_email`, its owner gets an e-mail before
         it."""
-        sql = "UPDATE accounts SET expires_ts = ?, renewal_email = ?, is_expired = 0 WHERE user_id = ?"
+        sql = (
+            "UPDATE accounts SET expires_ts = ?, renewal_email = ?, is_expired = 0"
+            " WHERE user_id = ?"
+        )
         txn.execute(sql, (expires_ts, EMAIL_DUE if sends_email else EMAIL_DISABLED, user_id))
         self._accounts.set_account_changed(txn, user_id)
 
@@ -69,7 +72,7 @@ class AccountValidityStore:
             " AND expires_ts <= ? ORDER BY expires_ts LIMIT ?"
         )
         return self._set_expired(
-            txn, [row[0] for row in txn.query(sql, (now, limit))], is_over=True
+            txn, [row[0] for row in txn.query(sql, (now, limit))], is_expired=True
         )
 
     def unmark_expired(self, txn: WriteTransaction, limit: int) -> int:
@@ -78,12 +81,14 @@ class AccountValidityStore:
         For a server on which accounts no longer expire.
         """
         sql = "SELECT user_id FROM accounts WHERE is_expired = 1 ORDER BY user_id LIMIT ?"
-        return self._set_expired(txn, [row[0] for row in txn.query(sql, (limit,))], is_over=False)
+        return self._set_expired(
+            txn, [row[0] for row in txn.query(sql, (limit,))], is_expired=False
+        )
 
-    def _set_expired(self, txn: WriteTransaction, user_ids: list[str], *, is_over: bool) -> int:
+    def _set_expired(self, txn: WriteTransaction, user_ids: list[str], *, is_expired: bool) -> int:
         for user_id in user_ids:
             txn.execute(
-                "UPDATE accounts SET is_expired = ? WHERE user_id = ?", (int(is_over), user_id)
+                "UPDATE accounts SET is_expired = ? WHERE user_id = ?", (int(is_expired), user_id)
             )
             self._accounts.set_account_changed(txn, user_id)
         return len(user_ids)

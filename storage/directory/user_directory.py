@@ -29,7 +29,7 @@ class DirectoryUser(msgspec.Struct, frozen=True):
     is_local: bool
     display_name: str | None
     avatar_url: str | None
-    name_keys: str
+    name_words: str
     """The words of the display name, each with a space before and after."""
 
 
@@ -125,7 +125,7 @@ class UserDirectoryStore:
         keys: list[tuple[str, str]] = []
         for row, words in users:
             rows.append(
-                (row.user_id, int(row.is_local), row.display_name, row.avatar_url, row.name_keys)
+                (row.user_id, int(row.is_local), row.display_name, row.avatar_url, row.name_words)
             )
             keys += [(word, row.user_id) for word in words]
         if rows:
@@ -136,7 +136,8 @@ class UserDirectoryStore:
                 rows,
             )
             txn.execute_many(
-                "INSERT INTO user_directory_words (word, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO user_directory_words (word, user_id) VALUES (?, ?)"
+                " ON CONFLICT DO NOTHING",
                 keys,
             )
         # a user who changed again since is queued with another position
@@ -174,7 +175,8 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
         " u.name_words"
         f" FROM ({matching}) AS k JOIN user_directory AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
-        " WHERE a.deactivated_ts IS NULL AND a.approval_pending_ts IS NULL AND (COALESCE(a.locked, 0) = 0"
+        " WHERE a.deactivated_ts IS NULL AND a.approval_pending_ts IS NULL"
+        " AND (COALESCE(a.locked, 0) = 0"
         " OR ? = 1) AND "
     )
     args.append(int(query.include_locked))
@@ -232,5 +234,5 @@ def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
 
 
 def _row(row: tuple[str, int, str | None, str | None, str]) -> DirectoryUser:
-    user_id, is_local, display_name, avatar_url, name_keys = row
-    return DirectoryUser(user_id, bool(is_local), display_name, avatar_url, name_keys)
+    user_id, is_local, display_name, avatar_url, name_words = row
+    return DirectoryUser(user_id, bool(is_local), display_name, avatar_url, name_words)

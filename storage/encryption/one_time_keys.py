@@ -81,7 +81,8 @@ BLOCKS: Final = (
 )
 
 _NEXT_KEY: Final = (
-    f"SELECT b.block_nid AS found_key, substr(b.keys, m.claimed * b.width + 1, b.width) FROM {BLOCKS}"
+    f"SELECT b.block_nid AS found_key, substr(b.keys, m.claimed * b.width + 1, b.width)"
+    f" FROM {BLOCKS}"
     " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.claimed < b.key_count"
     " AND b.width > 0"
     " ORDER BY b.block_nid LIMIT 1"

@@ -6,12 +6,12 @@ or both: then the common file runs first. Some words in these files stand for SQ
 between the databases:
 
 - `BYTES`: the type for bytes.
-- `ROWID`: the type of a primary key that is one number of 64 bits. SQLite then stores the rows
-  by this number and needs no index for it.
+- `ROWID`: the type of a primary key that is one number of 64 bits. SQLite then stores the rows by
+  this number, its rowid, and needs no index for it.
 - `CLUSTERED` (after a table): SQLite stores the rows in the primary key. For tables with short
   rows.
-- `LOW_FILLFACTOR` (after a table): PostgreSQL leaves free space in each page, so that rows that change often
-  stay in their page and need no new index entries.
+- `LOW_FILLFACTOR` (after a table): PostgreSQL leaves free space in each page, so that rows that
+  change often stay in their page and need no new index entries.
 
 Laws:
 - A released file never changes.

@@ -236,7 +236,8 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
     txn.execute_many(
         "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type,"
         " sender, origin_server_ts,"
-        " annotation, has_new_content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        " annotation, has_new_content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         [
             (
                 *key,

@@ -320,7 +320,8 @@ def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -
         "INSERT INTO destinations (server, failing_since_ts, last_attempt_ts, backoff_ms, error,"
         " retry_after_ts) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (server) DO UPDATE"
-        " SET failing_since_ts = excluded.failing_since_ts, last_attempt_ts = excluded.last_attempt_ts,"
+        " SET failing_since_ts = excluded.failing_since_ts, last_attempt_ts ="
+        " excluded.last_attempt_ts,"
         " backoff_ms = excluded.backoff_ms, error = excluded.error,"
         " retry_after_ts = excluded.retry_after_ts",
         (

@@ -89,7 +89,7 @@ class _Share(msgspec.Struct, frozen=True):
 
 
 class InboxStore:
-    """Reads and writes the table `inbox`."""
+    """Reads and writes the table `federation_inbox`."""
 
     def __init__(self, database: Database, limits: InboxLimits | None = None) -> None:
         self._database = database
@@ -158,7 +158,7 @@ class InboxStore:
         origin: str,
         rows: list[NewInboxRow],
         received_ts: int,
-        judge: str | None,
+        policy_server: str | None,
         is_outside: bool,
         domain: str,
     ) -> None:
@@ -167,7 +167,8 @@ class InboxStore:
         stored: set[str] = set()
         replaced: list[int] = []
         for name, nid, by, was_outside in txn.query_in(
-            "SELECT event_id, inbox_nid, origin, is_out_of_room FROM federation_inbox WHERE event_id IN {keys}",
+            "SELECT event_id, inbox_nid, origin, is_out_of_room FROM federation_inbox"
+            " WHERE event_id IN {keys}",
             names,
         ):
             if not is_outside and (was_outside or (name in own and by != origin)):
@@ -176,16 +177,17 @@ class InboxStore:
                 stored.add(name)
         _remove(txn, replaced)
         new = [row for row in rows if row.event_id not in stored]
-        if judge is None:
-            judge = _select_policy_server(txn, room_nid, origin)
+        if policy_server is None:
+            policy_server = _select_policy_server(txn, room_nid, origin)
         if not (
             self._fits_shared_limits(txn, origin, domain, new, is_outside)
-            and self._fits_server_limits(txn, room_nid, origin, new, judge)
+            and self._fits_server_limits(txn, room_nid, origin, new, policy_server)
         ):
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO federation_inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, policy_server,"
+            "INSERT INTO federation_inbox (inbox_nid, room_nid, received_ts, event_id,"
+            " origin, pdu, policy_server,"
             " is_out_of_room, size, domain)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
@@ -196,7 +198,7 @@ class InboxStore:
                     row.event_id,
                     origin,
                     row.pdu,
-                    None if row.names_policy_server else judge,
+                    None if row.names_policy_server else policy_server,
                     int(is_outside),
                     len(row.pdu),
                     domain,
@@ -220,7 +222,8 @@ class InboxStore:
         limits, added = self._limits, _Share(len(new), sum(len(row.pdu) for row in new))
         together, of_domain, of_one = added, added, added
         for name, of, count, size in txn.query(
-            "SELECT origin, domain, count(*), SUM(size) FROM federation_inbox WHERE is_out_of_room = ?"
+            "SELECT origin, domain, count(*), SUM(size) FROM federation_inbox"
+            " WHERE is_out_of_room = ?"
             " GROUP BY origin, domain",
             (int(is_outside),),
         ):
@@ -255,7 +258,7 @@ class InboxStore:
         room_nid: int,
         origin: str,
         new: Collection[NewInboxRow],
-        judge: str | None,
+        policy_server: str | None,
     ) -> bool:
         limits = self._limits
         ((stored_count,),) = txn.query(
@@ -264,13 +267,13 @@ class InboxStore:
         if stored_count + len(new) > limits.per_server:
             return not new
         more = sum(not row.names_policy_server for row in new)
-        if judge is None or not more:
+        if policy_server is None or not more:
             return True
         ((unjudged, by_one, of_room),) = txn.query(
             "SELECT count(*), count(CASE WHEN policy_server = ? THEN 1 END), count(CASE"
             " WHEN room_nid = ? THEN 1 END)"
             " FROM federation_inbox WHERE origin = ? AND policy_server IS NOT NULL",
-            (judge, room_nid, origin),
+            (policy_server, room_nid, origin),
         )
         return bool(
             unjudged + more <= limits.awaiting_verdict
@@ -281,7 +284,8 @@ class InboxStore:
 
 def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str | None:
     row = txn.query_one(
-        "SELECT policy_server FROM federation_inbox WHERE origin = ? AND room_nid = ? AND policy_server IS NOT NULL LIMIT 1",
+        "SELECT policy_server FROM federation_inbox WHERE origin = ? AND room_nid = ?"
+        " AND policy_server IS NOT NULL LIMIT 1",
         (origin, room_nid),
     )
     return None if row is None else str(row[0])
@@ -289,12 +293,14 @@ def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str |
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
     rows = txn.query(
-        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_out_of_room, i.pdu"
+        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts,"
+        " i.is_out_of_room, i.pdu"
         " FROM federation_inbox AS i JOIN"
         " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_out_of_room"
         " ORDER BY turn, attempts, inbox_nid) AS place FROM"
         " (SELECT inbox_nid, is_out_of_room, attempts, ROW_NUMBER() OVER"
-        " (PARTITION BY is_out_of_room, origin ORDER BY attempts, inbox_nid) AS turn FROM federation_inbox"
+        " (PARTITION BY is_out_of_room, origin ORDER BY attempts, inbox_nid) AS turn"
+        " FROM federation_inbox"
         " WHERE room_nid = ?) AS turns)"
         " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ?"
         " ORDER BY i.is_out_of_room, places.place",

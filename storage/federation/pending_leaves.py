@@ -34,7 +34,7 @@ class PendingLeave(msgspec.Struct, frozen=True):
 
 
 class PendingLeaveStore:
-    """Reads and writes the table `untold_leaves`."""
+    """Reads and writes the table `pending_leaves`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -85,13 +85,13 @@ class TokenState(msgspec.Struct, frozen=True):
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
-    """A refresh token. `ultimate_expires_ts`: the end of the session; refreshes do not move it."""
+    """A refresh token. `session_expires_ts`: the end of the session; refreshes do not move it."""
 
     refresh_nid: int
     user_id: str
     device_id: str
     expires_ts: int | None
-    ultimate_expires_ts: int | None
+    session_expires_ts: int | None
     grace_until_ts: int | None = None
     """The end of its grace period after a competing pair was used; in the past if it was retired,
     because there were too many pairs."""
@@ -259,14 +259,14 @@ class TokenStore:
         *,
         now: int,
         expires_ts: int | None,
-        ultimate_expires_ts: int | None,
+        session_expires_ts: int | None,
         family_hash: bytes | None = None,
-        from_nid: int | None = None,
+        parent_nid: int | None = None,
     ) -> int:
         """Add a refresh token; return its number.
 
         `family_hash`: finds the session by one of its earlier refresh tokens; OAuth 2.0 sessions
-        store it in their own table (`storage/oauth/oauth.py`). `from_nid`: the refresh token
+        store it in their own table (`storage/oauth/oauth.py`). `parent_nid`: the refresh token
         exchanged for it.
         """
         refresh_nid = txn.allocate("token")
@@ -281,9 +281,9 @@ class TokenStore:
                 device_id,
                 now,
                 expires_ts,
-                ultimate_expires_ts,
+                session_expires_ts,
                 family_hash,
-                from_nid,
+                parent_nid,
             ),
         )
         return refresh_nid
@@ -311,7 +311,10 @@ class TokenStore:
         for the same refresh token. Competing pairs of the same moment (another tab, for example)
         get a grace period of `GRACE_MS`; a use within it keeps them valid.
         """
-        sql = "SELECT parent_nid, grace_until_ts, created_ts FROM refresh_tokens WHERE refresh_nid = ?"
+        sql = (
+            "SELECT parent_nid, grace_until_ts, created_ts FROM refresh_tokens"
+            " WHERE refresh_nid = ?"
+        )
         row = txn.query_one(sql, (refresh_nid,))
         replaced, until, created_ts = (None, None, 0) if row is None else row
         if until is not None and until <= now:

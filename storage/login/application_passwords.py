@@ -26,7 +26,7 @@ _COLUMNS = "password_id, user_id, name, password_hash, created_ts, expires_ts, u
 
 
 class ApplicationPasswordStore:
-    """The tables `application_passwords` and `application_sessions`."""
+    """The tables `application_passwords` and `application_password_sessions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -124,7 +124,10 @@ class ApplicationPasswordStore:
             "DELETE FROM application_password_sessions WHERE user_id = ? AND device_id = ?",
             (user_id, device_id),
         )
-        sql = "INSERT INTO application_password_sessions (user_id, device_id, password_id) VALUES (?, ?, ?)"
+        sql = (
+            "INSERT INTO application_password_sessions (user_id, device_id, password_id)"
+            " VALUES (?, ?, ?)"
+        )
         txn.execute(sql, (user_id, device_id, password_id))
         return True
 
@@ -143,7 +146,10 @@ class ApplicationPasswordStore:
             "DELETE FROM application_passwords WHERE password_id = ? AND user_id = ?",
             (password_id, user_id),
         )
-        sql = "SELECT device_id FROM application_password_sessions WHERE user_id = ? AND password_id = ?"
+        sql = (
+            "SELECT device_id FROM application_password_sessions WHERE user_id = ?"
+            " AND password_id = ?"
+        )
         return found[0], [row[0] for row in txn.query(sql, (user_id, password_id))]
 
     def get_expired(self, txn: Transaction, now: int, limit: int) -> list[tuple[str, str]]:

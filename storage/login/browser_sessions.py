@@ -55,7 +55,8 @@ class BrowserSessionStore:
     ) -> BrowserSessionRow | None:
         """Do `get_browser_session` in a transaction."""
         row = txn.query_one(
-            "SELECT b.user_id, b.authenticated_ts, b.expires_ts, a.is_admin, a.suspended, b.upstream_login,"
+            "SELECT b.user_id, b.authenticated_ts, b.expires_ts, a.is_admin, a.suspended,"
+            " b.upstream_login,"
             " a.expires_ts, a.credential_epoch"
             " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
             " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL"
@@ -74,7 +75,7 @@ class BrowserSessionStore:
         txn: WriteTransaction,
         token_hash: bytes,
         user_id: str,
-        proved_ts: int,
+        authenticated_ts: int,
         expires_ts: int,
         origin: str | None = None,
     ) -> None:
@@ -84,7 +85,7 @@ class BrowserSessionStore:
             "INSERT INTO browser_sessions (token_hash, user_id, authenticated_ts, expires_ts,"
             " upstream_login, upstream_session_id)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (token_hash, user_id, proved_ts, expires_ts, origin, session),
+            (token_hash, user_id, authenticated_ts, expires_ts, origin, session),
         )
 
     def remove_browser_session(
@@ -103,7 +104,8 @@ class BrowserSessionStore:
         `beginning`: the prefix, of alphanumeric characters and dots.
         """
         sql = (
-            "SELECT token_hash, user_id, upstream_login FROM browser_sessions WHERE upstream_session_id >= ?"
+            "SELECT token_hash, user_id, upstream_login FROM browser_sessions"
+            " WHERE upstream_session_id >= ?"
             " AND upstream_session_id < ?"
         )
         return [
@@ -119,7 +121,10 @@ class BrowserSessionStore:
         The name is `session` in their `origin`. A tuple holds the hash of the cookie, the user, and
         `origin`.
         """
-        sql = "SELECT token_hash, user_id, upstream_login FROM browser_sessions WHERE upstream_session_id = ?"
+        sql = (
+            "SELECT token_hash, user_id, upstream_login FROM browser_sessions"
+            " WHERE upstream_session_id = ?"
+        )
         return [(bytes(row[0]), row[1], row[2]) for row in txn.query(sql, (session,))]
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:

@@ -8,7 +8,7 @@ from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `era`: the
+    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `epoch`: the
     credential epoch of the account when the token was issued."""
 
     user_id: str
@@ -32,7 +32,8 @@ class LoginTokenStore:
     ) -> None:
         """Add a token in the current credential epoch. `expires_ts`: milliseconds since 1970."""
         sql = (
-            "INSERT INTO login_tokens (token_hash, user_id, expires_ts, upstream_login, upstream_key, credential_epoch)"
+            "INSERT INTO login_tokens (token_hash, user_id, expires_ts, upstream_login,"
+            " upstream_key, credential_epoch)"
             " SELECT ?, user_id, ?, ?, ?, credential_epoch FROM accounts WHERE user_id = ?"
         )
         txn.execute(sql, (token_hash, expires_ts, origin, upstream_key(origin), user_id))

@@ -14,7 +14,7 @@ class RendezvousRow(msgspec.Struct, frozen=True):
 
     id_hash: bytes
     data: bytes
-    revision: str
+    etag: str
     written_ts: int
     expires_ts: int
 
@@ -23,7 +23,7 @@ _COLUMNS = "id_hash, data, etag, written_ts, expires_ts"
 
 
 class RendezvousStore:
-    """The table `rendezvous`."""
+    """The table `rendezvous_sessions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -47,14 +47,14 @@ class RendezvousStore:
         """Add a session."""
         txn.execute(
             f"INSERT INTO rendezvous_sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)",
-            (row.id_hash, row.data, row.revision, row.written_ts, row.expires_ts),
+            (row.id_hash, row.data, row.etag, row.written_ts, row.expires_ts),
         )
 
     def set_data(self, txn: WriteTransaction, row: RendezvousRow) -> None:
-        """Replace the payload and revision of a session."""
+        """Replace the payload and etag of a session."""
         txn.execute(
             "UPDATE rendezvous_sessions SET data = ?, etag = ?, written_ts = ? WHERE id_hash = ?",
-            (row.data, row.revision, row.written_ts, row.id_hash),
+            (row.data, row.etag, row.written_ts, row.id_hash),
         )
 
     def remove(self, txn: WriteTransaction, id_hash: bytes) -> bool:
@@ -66,7 +66,8 @@ class RendezvousStore:
 
         def write(txn: WriteTransaction) -> int:
             sql = (
-                "DELETE FROM rendezvous_sessions WHERE id_hash IN (SELECT id_hash FROM rendezvous_sessions"
+                "DELETE FROM rendezvous_sessions WHERE id_hash IN (SELECT id_hash"
+                " FROM rendezvous_sessions"
                 " WHERE expires_ts <= ? LIMIT ?)"
             )
             return txn.execute(sql, (now, limit))

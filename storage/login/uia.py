@@ -113,7 +113,7 @@ class UIAStore:
 
 
 class ConfirmationStore:
-    """The table `confirmations`: the last confirmation of an operation per device."""
+    """The table `uia_confirmations`: the last confirmation of an operation per device."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -131,7 +131,7 @@ class ConfirmationStore:
 
         return await self._database.read_quickly("get_confirmed", read)
 
-    async def set_confirmed(self, user_id: str, device_id: str, now: int, era: int) -> None:
+    async def set_confirmed(self, user_id: str, device_id: str, now: int, epoch: int) -> None:
         """Set the time, if the device still exists and the account is in this credential epoch."""
 
         def write(txn: WriteTransaction) -> None:
@@ -144,7 +144,7 @@ class ConfirmationStore:
                 " SELECT d.user_id, d.device_id, ? FROM devices d"
                 " JOIN accounts a ON a.user_id = d.user_id AND a.credential_epoch = ?"
                 " WHERE d.user_id = ? AND d.device_id = ?",
-                (now, era, user_id, device_id),
+                (now, epoch, user_id, device_id),
             )
 
         await self._database.write("set_confirmed", write)

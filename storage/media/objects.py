@@ -23,7 +23,7 @@ class StoredObject(msgspec.Struct, frozen=True):
 
 
 class LeavingObject(msgspec.Struct, frozen=True):
-    """An object to be deleted. `is_whole`: False if it may be incomplete."""
+    """An object to be deleted. `is_complete`: False if it may be incomplete."""
 
     name: str
     is_complete: bool
@@ -157,7 +157,8 @@ def _take_leaving(
     txn: WriteTransaction, now_ms: int, after: str, limit: int
 ) -> Sequence[LeavingObject]:
     txn.execute(
-        "UPDATE media_objects SET state = 'deleting' WHERE state = 'uploading' AND leased_until < ?",
+        "UPDATE media_objects SET state = 'deleting' WHERE state = 'uploading'"
+        " AND leased_until < ?",
         (now_ms,),
     )
     sql = (

@@ -169,7 +169,10 @@ class QuarantineStore:
 
     def _take_pending(self, txn: WriteTransaction, address: ContentURI) -> str | None:
         """Delete the quarantine of a missing copy. Return who set it."""
-        sql = "DELETE FROM quarantined_remote_media WHERE origin = ? AND media_id = ? RETURNING by_user_id"
+        sql = (
+            "DELETE FROM quarantined_remote_media WHERE origin = ? AND media_id = ?"
+            " RETURNING by_user_id"
+        )
         rows = txn.query(sql, address)
         return str(rows[0][0]) if rows else None
 

@@ -96,7 +96,7 @@ class ReferenceBatch(msgspec.Struct, frozen=True):
 
 
 def get_referenced_condition(own: str) -> tuple[str, tuple[str, str]]:
-    """Return the SQL condition that something refers to the file `k` of `known_media`, and its
+    """Return the SQL condition that something refers to the file `k` of `tracked_media`, and its
     arguments. `own`: this server's name."""
     sql = (
         "(EXISTS (SELECT 1 FROM media_setting_references AS s WHERE s.media_nid = k.media_nid)"
@@ -165,7 +165,8 @@ def record_rechecks(
     rows = [(int(kind), nid, user_id, cause) for nid in nids]
     if rows:
         txn.execute_many(
-            "INSERT INTO media_reference_rechecks (kind, nid, user_id, progress, cause) VALUES (?, ?, ?, 0, ?)"
+            "INSERT INTO media_reference_rechecks (kind, nid, user_id, progress, cause)"
+            " VALUES (?, ?, ?, 0, ?)"
             " ON CONFLICT (kind, nid, user_id) DO UPDATE SET progress = 0, cause = excluded.cause",
             rows,
         )
@@ -284,7 +285,8 @@ def record_purge(
         ),
     )
     with_files = txn.query_in(
-        "SELECT DISTINCT event_nid FROM media_event_references WHERE room_nid = ? AND event_nid IN {keys}",
+        "SELECT DISTINCT event_nid FROM media_event_references WHERE room_nid = ?"
+        " AND event_nid IN {keys}",
         event_nids,
         before=(room_nid,),
     )
@@ -335,7 +337,8 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
     uploads, takes several calls. `upto_event`: the events that have been read; rechecks of later
     ones wait."""
     rows = txn.query(
-        "SELECT kind, nid, user_id, progress, cause FROM media_reference_rechecks WHERE kind <> 0 OR nid <= ?"
+        "SELECT kind, nid, user_id, progress, cause FROM media_reference_rechecks"
+        " WHERE kind <> 0 OR nid <= ?"
         " ORDER BY kind, nid, user_id LIMIT ?",
         (upto_event, limit),
     )
@@ -365,7 +368,10 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
         if len(found) < CHUNK:
             done.append((kind, nid, user_id))
         else:  # some of the last event, or time, may be missing
-            sql = "UPDATE media_reference_rechecks SET progress = ? WHERE kind = ? AND nid = ? AND user_id = ?"
+            sql = (
+                "UPDATE media_reference_rechecks SET progress = ? WHERE kind = ?"
+                " AND nid = ? AND user_id = ?"
+            )
             txn.execute(sql, (found[-1][0] - 1, kind, nid, user_id))
             break
     _set_unreferenced(txn, own, {UNREFERENCED: rechecked}, now_ms)
@@ -408,7 +414,8 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
     looked_at, addresses = set(causes) - {row[0] for row in rows}, 0
     for each in _find_references(txn, rows):
         before = txn.query(
-            "SELECT media_nid, role FROM media_event_references WHERE room_nid = ? AND event_nid = ?",
+            "SELECT media_nid, role FROM media_event_references WHERE room_nid = ?"
+            " AND event_nid = ?",
             (each.room_nid, each.event_nid),
         )
         addresses += len(before) + len(each.addresses)
@@ -473,7 +480,8 @@ def _record_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
             " JOIN events AS p ON p.event_nid = c.nid"
             " JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid"
             f" AND r.rel_type = '{REPLACE}'"
-            " JOIN media_event_references AS e ON e.room_nid = r.room_nid AND e.event_nid = r.event_nid"
+            " JOIN media_event_references AS e ON e.room_nid = r.room_nid"
+            " AND e.event_nid = r.event_nid"
             f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS"
             " (SELECT 1 FROM relations AS s"
             f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}')"
@@ -522,7 +530,8 @@ def _role(type: str) -> ReferenceRole:
 
 def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) -> None:
     txn.execute_many(
-        "INSERT INTO media_event_references (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?)"
+        "INSERT INTO media_event_references (media_nid, event_nid, room_nid, role)"
+        " VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING",
         rows,
     )
@@ -531,7 +540,8 @@ def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) ->
 def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, ContentURI, str]]) -> None:
     """Record the references by these users to files that they uploaded."""
     txn.execute_many(
-        "UPDATE tracked_media SET referenced_by_uploader = 1 WHERE media_nid = ? AND referenced_by_uploader = 0"
+        "UPDATE tracked_media SET referenced_by_uploader = 1 WHERE media_nid = ?"
+        " AND referenced_by_uploader = 0"
         " AND EXISTS (SELECT 1 FROM media AS m"
         " WHERE m.media_id = tracked_media.media_id AND m.user_id = ?)",
         [

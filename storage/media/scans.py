@@ -268,7 +268,8 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
 def _put(txn: WriteTransaction, row: ScanRow) -> None:
     """Insert or replace a result, unless it was harmful."""
     done = txn.execute(
-        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, request, due_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, request, due_ts)"
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
         " scanned_ts = excluded.scanned_ts, finding = excluded.finding,"
         " by_user_id = excluded.by_user_id, request = 0, failures = 0,"

@@ -116,7 +116,8 @@ def _remove_old(txn: WriteTransaction, before_ms: int, limit: int) -> int:
 
 def _select_old(txn: Transaction, before_ms: int, limit: int) -> Sequence[tuple[str, bytes]]:
     sql = (
-        "SELECT m.media_id, m.hash FROM url_preview_images p JOIN media m ON m.media_id = p.media_id "
+        "SELECT m.media_id, m.hash FROM url_preview_images p"
+        " JOIN media m ON m.media_id = p.media_id "
         "WHERE p.created_ts < ? AND m.quarantined = 0 "
         "AND NOT EXISTS (SELECT 1 FROM url_previews u WHERE u.media_id = p.media_id)"
         " ORDER BY p.created_ts LIMIT ?"

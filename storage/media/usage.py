@@ -120,7 +120,7 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
             f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b"
             " GROUP BY hash) AS c",
         ),
-        _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
+        _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'stored'"),
         int(quarantined[0]) if quarantined is not None else 0,
         [(room_id, MediaAmount(int(count), int(size))) for room_id, count, size in largest_rooms],
         [

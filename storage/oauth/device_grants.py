@@ -82,12 +82,12 @@ class DeviceGrantStore:
         return await self._database.read_quickly("get_device_grant", read)
 
     def set_last_poll(
-        self, txn: WriteTransaction, code_hash: bytes, asked_ts: int, interval_ms: int
+        self, txn: WriteTransaction, code_hash: bytes, last_poll_ts: int, interval_ms: int
     ) -> None:
         """Record the client's last poll and its interval."""
         txn.execute(
             "UPDATE oauth_device_grants SET last_poll_ts = ?, interval_ms = ? WHERE code_hash = ?",
-            (asked_ts, interval_ms, code_hash),
+            (last_poll_ts, interval_ms, code_hash),
         )
 
     def set_decided(
@@ -103,7 +103,8 @@ class DeviceGrantStore:
         """Store the user's decision; False if the grant is no longer open."""
         return bool(
             txn.execute(
-                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, upstream_login = ?, upstream_key = ?"
+                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, upstream_login ="
+                " ?, upstream_key = ?"
                 " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
                 (user_id, int(allowed), origin, upstream_key(origin), user_code, now),
             )

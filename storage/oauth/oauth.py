@@ -95,7 +95,10 @@ class OAuthStore:
 
     def set_client_allowed(self, txn: WriteTransaction, client_id: str, now: int) -> bool:
         """Record that a user allowed a client; return whether it is the first time."""
-        sql = "UPDATE oauth_clients SET authorized_ts = ? WHERE client_id = ? AND authorized_ts IS NULL"
+        sql = (
+            "UPDATE oauth_clients SET authorized_ts = ? WHERE client_id = ?"
+            " AND authorized_ts IS NULL"
+        )
         return bool(txn.execute(sql, (now, client_id)))
 
     def remove_unused_clients(
@@ -131,7 +134,8 @@ class OAuthStore:
     def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
         """Add a code."""
         txn.execute(
-            f"INSERT INTO oauth_codes ({_CODE}, upstream_key) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO oauth_codes ({_CODE}, upstream_key)"
+            f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 code.code_hash,
                 code.user_id,

@@ -26,7 +26,7 @@ MAX_PER_ROOM: Final = 50_000
 again."""
 
 
-class PartOf(IntEnum):
+class NeededIn(IntEnum):
     """The set that such an event belongs to."""
 
     AUTH_CHAIN = 0
@@ -46,7 +46,7 @@ class UnverifiedEvent(msgspec.Struct, frozen=True):
     event_id: str
     depth: int
     pdu: bytes
-    part_of: PartOf
+    needed_in: NeededIn
 
 
 class UnverifiedEventRow(UnverifiedEvent, frozen=True):
@@ -58,7 +58,7 @@ class UnverifiedEventRow(UnverifiedEvent, frozen=True):
 
 
 class UnverifiedEventStore:
-    """Reads and writes the table `unproved_state`."""
+    """Reads and writes the table `unverified_events`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -74,7 +74,7 @@ class UnverifiedEventStore:
 
     async def find(
         self, room_nid: int, event_ids: Collection[str]
-    ) -> Mapping[str, tuple[PartOf, int | None]]:
+    ) -> Mapping[str, tuple[NeededIn, int | None]]:
         """Return those of the events that are recorded: their set, and their number after they have
         been added."""
         return await self._database.read_quickly(
@@ -112,7 +112,7 @@ def add_unverified_events(
         " ON CONFLICT (room_nid, event_id) DO UPDATE SET needed_in = excluded.needed_in"
         " WHERE unverified_events.needed_in < excluded.needed_in",
         [
-            (room_nid, each.event_id, each.depth, each.pdu, int(each.part_of), next_attempt)
+            (room_nid, each.event_id, each.depth, each.pdu, int(each.needed_in), next_attempt)
             for each in events[:room]
         ],
     )
@@ -122,7 +122,7 @@ def mark_as_earlier_state(txn: WriteTransaction, room_nid: int) -> None:
     """Mark the events of a room as an earlier state: the room is joined again."""
     txn.execute(
         "UPDATE unverified_events SET needed_in = ? WHERE room_nid = ? AND needed_in > ?",
-        (int(PartOf.EARLIER_STATE), room_nid, int(PartOf.EARLIER_STATE)),
+        (int(NeededIn.EARLIER_STATE), room_nid, int(NeededIn.EARLIER_STATE)),
     )
 
 
@@ -202,21 +202,21 @@ def _select(txn: Transaction, room_nid: int) -> list[UnverifiedEventRow]:
         (room_nid,),
     )
     return [
-        UnverifiedEventRow(event_id, depth, bytes(pdu), PartOf(part_of), event_nid, attempts)
-        for event_id, depth, pdu, part_of, event_nid, attempts in rows
+        UnverifiedEventRow(event_id, depth, bytes(pdu), NeededIn(needed_in), event_nid, attempts)
+        for event_id, depth, pdu, needed_in, event_nid, attempts in rows
     ]
 
 
 def _find(
     txn: Transaction, room_nid: int, event_ids: Collection[str]
-) -> dict[str, tuple[PartOf, int | None]]:
+) -> dict[str, tuple[NeededIn, int | None]]:
     rows = txn.query_in(
         "SELECT event_id, needed_in, event_nid FROM unverified_events"
         " WHERE event_id IN {keys} AND room_nid = ?",
         event_ids,
         after=[room_nid],
     )
-    return {event_id: (PartOf(part_of), event_nid) for event_id, part_of, event_nid in rows}
+    return {event_id: (NeededIn(needed_in), event_nid) for event_id, needed_in, event_nid in rows}
 
 
 def _record_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping[str, int]) -> None:

@@ -2,10 +2,10 @@
 stored as bytes.
 
 A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also adds a row
-to `profile_propagations` in the same write. The memberships are rewritten afterwards, even after a
-crash. Removals are recorded, the latest `MAX_REMOVALS` of each user.
+to `profile_propagation_queue` in the same write. The memberships are rewritten afterwards, even
+after a crash. Removals are recorded, the latest `MAX_REMOVALS` of each user.
 
-Fields that a shadow-banned user sets are stored separately (`unshown_profile_fields`). Only that
+Fields that a shadow-banned user sets are stored separately (`shadow_profile_fields`). Only that
 user sees them, so they take no position.
 """
 

@@ -32,7 +32,8 @@ _MOST_THREADS = 5000
 _COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS}) <> 0"
 _IS_HIGHLIGHTED = f"(e.flags & {EventFlag.HIGHLIGHTS}) <> 0"
 _EVENTS = (
-    f" FROM events AS e LEFT JOIN event_push_actions AS o ON (e.flags & {EventFlag.HAS_PUSH_ACTIONS}) <> 0"
+    f" FROM events AS e LEFT JOIN event_push_actions AS o ON (e.flags &"
+    f" {EventFlag.HAS_PUSH_ACTIONS}) <> 0"
     " AND o.user_id = ?"
     " AND o.room_nid = e.room_nid AND o.position = e.position"
 )

@@ -98,7 +98,8 @@ def _select_positions(txn: Transaction, place: UserRoom, before_ts: int) -> list
     if read is None or read[0] is None:
         return []
     rows = txn.query(
-        "SELECT o.position FROM event_push_actions AS o JOIN events AS e ON e.event_nid = o.event_nid"
+        "SELECT o.position FROM event_push_actions AS o"
+        " JOIN events AS e ON e.event_nid = o.event_nid"
         " WHERE o.user_id = ? AND o.room_nid = ? AND o.position <= ? AND e.origin_server_ts < ?"
         " ORDER BY o.position LIMIT ?",
         (user_id, room_nid, read[0], before_ts, REMOVED_AT_ONCE),

@@ -81,7 +81,7 @@ class PushRuleHistory(msgspec.Struct, frozen=True):
 
 
 class PushRuleHistoryStore:
-    """Reads and writes the table `push_attention`."""
+    """Reads and writes the table `push_rule_history`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -346,7 +346,8 @@ def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
     rows = txn.query(
         "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0"
         " ELSE 1 END) AS failing,"
-        " MIN(failing_since_ts), MAX(last_success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
+        " MIN(failing_since_ts), MAX(last_success_ts) FROM pushers"
+        " WHERE enabled = 1 GROUP BY gateway"
         " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
         (limit,),
     )
@@ -388,7 +389,8 @@ def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None,
     txn.execute_many(
         "UPDATE pushers SET position = CASE WHEN position > ? THEN position"
         " ELSE ? END, failing_since_ts = ?,"
-        " last_attempt_ts = ?, backoff_ms = ?, last_success_ts = COALESCE(?, last_success_ts), error = ?"
+        " last_attempt_ts = ?, backoff_ms = ?, last_success_ts = COALESCE(?,"
+        " last_success_ts), error = ?"
         " WHERE pusher_nid = ?",
         [(row[0], *row) for row in rows],
     )

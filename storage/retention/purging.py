@@ -6,7 +6,7 @@ Laws:
   is known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
 - One write removes a message's content from every table with a copy, and records how many messages
   were purged, and why.
-- Messages to purge are found by an index that purged ones leave (`messages_by_time`). An
+- Messages to purge are found by an index that purged ones leave (`events_messages_by_time`). An
   interrupted purge continues by searching again, and messages that arrive or are placed late are
   found like the others.
 - The thread of a message stays known, as after a redaction: users mark threads as read up to it.
@@ -177,8 +177,8 @@ class PurgingStore:
     ) -> int:
         """Purge messages of a room. `pruned`: what stays of each, by number. Return how many had
         not been purged before."""
-        # by number alone: with a condition on the room PostgreSQL would read `messages_by_time` for
-        # the complete room
+        # by number alone: with a condition on the room PostgreSQL would read
+        # `events_messages_by_time` for the complete room
         candidates = txn.query_in(
             "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events"
             " WHERE event_nid IN {keys}",

@@ -21,7 +21,7 @@ class RoomRetention(msgspec.Struct, frozen=True):
 
 
 class RoomRetentionStore:
-    """Reads the table `room_lifetimes`."""
+    """Reads the table `room_retention`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -58,7 +58,7 @@ _COLUMNS = "room_nid, user_id, event_id, server, version, pdu, stripped_state"
 
 
 class OutOfRoomMembershipStore:
-    """Reads and writes the table `outside_memberships`."""
+    """Reads and writes the table `out_of_room_memberships`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -126,7 +126,8 @@ class OutOfRoomMembershipStore:
 
 def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutOfRoomRow]:
     rows = txn.query_in(
-        f"SELECT {_COLUMNS} FROM out_of_room_memberships WHERE room_nid = ? AND user_id IN {{keys}}",
+        f"SELECT {_COLUMNS} FROM out_of_room_memberships WHERE room_nid = ?"
+        f" AND user_id IN {{keys}}",
         user_ids,
         before=(room_nid,),
     )
@@ -137,7 +138,8 @@ def _select_of_user(
     txn: Transaction, user_id: str, room_nids: list[int]
 ) -> dict[int, OutOfRoomRow]:
     rows = txn.query_in(
-        f"SELECT {_COLUMNS} FROM out_of_room_memberships WHERE user_id = ? AND room_nid IN {{keys}}",
+        f"SELECT {_COLUMNS} FROM out_of_room_memberships WHERE user_id = ?"
+        f" AND room_nid IN {{keys}}",
         room_nids,
         before=(user_id,),
     )

@@ -34,7 +34,7 @@ class PartialEvent(msgspec.Struct, frozen=True):
 
     place: int
     event_nid: int
-    is_past: bool
+    is_backfilled: bool
     has_gap: bool
 
 
@@ -97,7 +97,8 @@ def add_partial_join(
 ) -> PartialRoom:
     """Record that the room is joined with partial state. The caller deletes earlier rows first."""
     txn.execute(
-        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident_server) VALUES (?, ?, ?, ?)",
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident_server)"
+        " VALUES (?, ?, ?, ?)",
         (room_nid, join_nid, position, resident),
     )
     txn.execute_many(
@@ -142,7 +143,8 @@ def record_completion(
     """Record that more of a room's state is known from a position on. `event_nid` is any event of
     the room."""
     txn.execute(
-        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident_server, completed_position)"
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident_server,"
+        " completed_position)"
         " VALUES (?, ?, ?, '', ?)"
         " ON CONFLICT (room_nid) DO UPDATE SET completed_position = excluded.completed_position",
         (room_nid, event_nid, position, position),
@@ -230,8 +232,8 @@ def _select_events(txn: Transaction, room_nid: int, after: int, limit: int) -> l
         (room_nid, after, limit),
     )
     return [
-        PartialEvent(place, nid, bool(is_past), bool(has_gap))
-        for place, nid, is_past, has_gap in rows
+        PartialEvent(place, nid, bool(is_backfilled), bool(has_gap))
+        for place, nid, is_backfilled, has_gap in rows
     ]
 
 

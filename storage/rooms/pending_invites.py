@@ -28,7 +28,7 @@ class PendingInvite(msgspec.Struct, frozen=True):
 
 
 class PendingInviteStore:
-    """Reads and writes the table `planned_invites`. Times are milliseconds since 1970."""
+    """Reads and writes the table `pending_invites`. Times are milliseconds since 1970."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -69,7 +69,8 @@ def count_servers(
 
 def _select(txn: Transaction, room_nids: list[int]) -> dict[int, list[RoomServer]]:
     rows = txn.query_in(
-        "SELECT room_nid, server, MIN(joined_position) FROM (SELECT room_nid, server, joined_position FROM room_servers"
+        "SELECT room_nid, server, MIN(joined_position)"
+        " FROM (SELECT room_nid, server, joined_position FROM room_servers"
         " UNION ALL SELECT s.room_nid, s.server, r.position FROM partial_servers AS s"
         " JOIN partial_rooms AS r ON r.room_nid = s.room_nid) AS together"
         " WHERE room_nid IN {keys} GROUP BY room_nid, server ORDER BY room_nid, server",

@@ -112,7 +112,7 @@ class RoomSummaryStore:
         """Return a page of this server's public directory, the largest rooms first.
 
         `made_by`: a shadow-banned user, who also sees their own changes of the directory
-        (`unshown_listings`).
+        (`shadow_room_listings`).
 
         `term` is a case-insensitive search in name, topic and alias. `room_types` None means all
         types; a None in it means rooms without a type. `before` is (joined_count, room_nid) of the

@@ -9,7 +9,7 @@
 -- - `…_nid` is an internal number that stands for a long identifier. It never leaves the database.
 --   Tables refer to each other by these numbers and by Matrix identifiers. There are no foreign
 --   keys, so that `copy-database` may copy tables in any order.
--- - `position` is a place in the one sequence of changes (storage/engine/streams.py), unless its
+-- - `position` is a number in the one sequence of changes (storage/engine/streams.py), unless its
 --   comment names another stream.
 -- - `…_ts`, `…_until` and other times are milliseconds since 1970, UTC; `…_ms` is a duration in
 --   milliseconds.
@@ -51,8 +51,8 @@ CREATE TABLE leases (
     holder TEXT NOT NULL,
     -- Time at which the lease ends unless the holder renews it.
     expires_ts BIGINT NOT NULL,
-    -- Fencing token: increases each time that the lease is taken. It is part of the transaction ids
-    -- that a sender uses.
+    -- Increases each time that the lease is taken. It is part of the transaction IDs that a sender
+    -- uses.
     fencing_token BIGINT NOT NULL,
     -- All changes up to this position are handled, except those that tables of the work itself
     -- list.
@@ -514,14 +514,15 @@ CREATE TABLE state_garbage_collections (
     progress TEXT NOT NULL
 );
 
--- Chain cover of the auth graph: the place of each state event in a chain
--- (storage/events/auth_chains.py). Written by storage/events/auth_chains.py.
+-- Chain cover of the auth graph: the chain of each state event, and its number there. Written by
+-- storage/events/auth_chains.py.
 CREATE TABLE auth_chains (
     -- The event.
     event_nid ROWID NOT NULL PRIMARY KEY,
     -- Number of the chain.
     chain BIGINT NOT NULL,
-    -- Place in the chain, from 1. The event has all events at lower places in its auth chain.
+    -- Number in the chain, from 1. All events of the chain with lower numbers are in the event's
+    -- auth chain.
     sequence_number BIGINT NOT NULL
 );
 CREATE UNIQUE INDEX auth_chains_by_chain ON auth_chains (chain, sequence_number);
@@ -531,11 +532,11 @@ CREATE UNIQUE INDEX auth_chains_by_chain ON auth_chains (chain, sequence_number)
 CREATE TABLE auth_chain_links (
     -- The chain in which the link starts.
     chain BIGINT NOT NULL,
-    -- The place from which on the link holds.
+    -- The sequence number from which on the link holds.
     sequence_number BIGINT NOT NULL,
     -- The chain to which it leads.
     target_chain BIGINT NOT NULL,
-    -- All events of the target chain up to this place are in the auth chain.
+    -- All events of the target chain up to this sequence number are in the auth chain.
     target_sequence_number BIGINT NOT NULL,
     PRIMARY KEY (chain, sequence_number, target_chain)
 ) CLUSTERED;
@@ -927,7 +928,7 @@ CREATE TABLE email_rate_limits (
     room_nid BIGINT NOT NULL,
     -- Time of the last e-mail about the room.
     sent_ts BIGINT NOT NULL,
-    -- Milliseconds that the next one has to wait.
+    -- Least time between it and the next one, in milliseconds.
     interval_ms BIGINT NOT NULL,
     PRIMARY KEY (pusher_nid, room_nid)
 ) CLUSTERED;
@@ -1232,7 +1233,7 @@ CREATE TABLE login_tokens (
     upstream_login TEXT,
     -- Key of that sign-in: provider, space, session ID. NULL: the provider names no session.
     upstream_key TEXT,
-    -- `accounts.era` when it was issued.
+    -- `accounts.credential_epoch` when it was issued.
     credential_epoch BIGINT NOT NULL DEFAULT 0
 ) CLUSTERED;
 CREATE INDEX login_tokens_by_age ON login_tokens (expires_ts);
@@ -2230,8 +2231,8 @@ CREATE TABLE destinations (
     backoff_ms BIGINT NOT NULL,
     -- Error of that attempt. NULL: none.
     error TEXT,
-    -- Tells the sending node to try at once: 1 another node received a request from the server, 2
-    -- an operator asks for it; 0 no.
+    -- Source of a report that the server is back; the sending node then tries at once: 1 the
+    -- server, which sent a request to another node, 2 an operator; 0 none.
     activity_source INTEGER NOT NULL DEFAULT 0,
     -- Time until which the server, by its last response, asked not to be sent anything; 0: it did
     -- not.
@@ -2355,7 +2356,7 @@ CREATE INDEX policy_server_verdicts_by_room ON policy_server_verdicts (room_nid,
 CREATE TABLE media (
     -- The media ID.
     media_id TEXT NOT NULL PRIMARY KEY,
-    -- User who uploaded the file or reserved the ID. '': the server itself, for example a picture
+    -- User who uploaded the file or reserved the ID. '': the server itself, for example an image
     -- of a URL preview.
     user_id TEXT NOT NULL,
     -- SHA-256 of the content. NULL: the ID is only reserved.
@@ -2430,10 +2431,9 @@ CREATE TABLE media_objects (
     hash BYTES NOT NULL,
     -- Size in bytes.
     size BIGINT NOT NULL,
-    -- `coming`: being written; `here`; `leaving`: to be deleted.
+    -- `uploading`; `stored`; `deleting`: the object still has to be deleted.
     state TEXT NOT NULL,
-    -- Time until which the writer will have finished, or have extended the time. 0: not being
-    -- written.
+    -- Time until which a node uploads the object, unless it extends the time. 0: no node does.
     leased_until BIGINT NOT NULL
 );
 CREATE INDEX media_objects_by_hash ON media_objects (hash);
@@ -2601,7 +2601,7 @@ CREATE TABLE url_previews (
     url TEXT NOT NULL PRIMARY KEY,
     -- The preview: JSON. NULL: the page could not be fetched.
     body TEXT,
-    -- The picture, in `media`. NULL: none.
+    -- The image, in `media`. NULL: none.
     media_id TEXT,
     -- Time until which the preview is used.
     expires_ts BIGINT NOT NULL
@@ -2609,10 +2609,10 @@ CREATE TABLE url_previews (
 CREATE INDEX url_previews_by_expiry ON url_previews (expires_ts);
 CREATE INDEX url_previews_by_media ON url_previews (media_id) WHERE media_id IS NOT NULL;
 
--- Pictures of URL previews, including those of replaced previews, which are deleted later. Written
--- by storage/media/url_previews.py.
+-- Images of URL previews, including those of replaced previews, which are deleted later. Written by
+-- storage/media/url_previews.py.
 CREATE TABLE url_preview_images (
-    -- The picture.
+    -- The image.
     media_id TEXT NOT NULL PRIMARY KEY,
     -- Time of creation.
     created_ts BIGINT NOT NULL
@@ -2648,8 +2648,8 @@ CREATE TABLE searchable_events (
 -- Texts that come from an edit.
 CREATE INDEX searchable_events_edited ON searchable_events (text_nid) WHERE text_nid <> event_nid;
 
--- Events that were outliers when the search index reached their number, and have a place in the
--- room since. Written by storage/search/search.py.
+-- Events that the search index still has to read: they were outliers when it reached their number,
+-- and got their place in the room later. Written by storage/search/search.py.
 CREATE TABLE search_queue (
     -- The event.
     event_nid ROWID NOT NULL PRIMARY KEY

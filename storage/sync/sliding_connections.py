@@ -120,7 +120,8 @@ def _insert(
         (*_args(key), known, known, *_args(key), known, others),
     )
     txn.execute_later(
-        "INSERT INTO sliding_sync_connections (user_id, device_id, conn_id, state_nid, last_used_ts, state)"
+        "INSERT INTO sliding_sync_connections (user_id, device_id, conn_id, state_nid,"
+        " last_used_ts, state)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         (*_args(key), state_nid, now_ms, state),
     )

@@ -4,7 +4,7 @@ from storage.engine.transaction import WriteTransaction
 
 
 class TextMessageStore:
-    """The table `text_messages_sent`."""
+    """The table `sms_counts`."""
 
     def count_message(self, txn: WriteTransaction, day: int, most: int) -> bool:
         """Count a message, and delete earlier days; return False if the maximum is reached.

@@ -45,7 +45,7 @@ class ValidationRow(msgspec.Struct, frozen=True):
     next_link: str | None
     created_ts: int
     validated_ts: int | None = None
-    tries: int = 0
+    attempts: int = 0
     """The number of codes that were entered."""
 
 
@@ -57,7 +57,7 @@ _VALIDATION = (
 
 
 class ThreepidStore:
-    """The tables `threepids`, `threepid_vouchers` and `threepid_validations`."""
+    """The tables `threepids`, `threepid_assertions` and `threepid_validations`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -93,7 +93,8 @@ class ThreepidStore:
         )
         vouchers: dict[tuple[str, str], set[str]] = {}
         for medium, address, provider in txn.query_in(
-            "SELECT v.medium, v.address, v.provider FROM threepid_assertions AS v JOIN threepids AS t"
+            "SELECT v.medium, v.address, v.provider FROM threepid_assertions AS v"
+            " JOIN threepids AS t"
             " ON t.medium = v.medium AND t.address = v.address WHERE t.user_id IN {keys}",
             user_ids,
         ):
@@ -172,7 +173,8 @@ class ThreepidStore:
         txn.execute(
             "DELETE FROM threepid_assertions WHERE EXISTS (SELECT 1 FROM threepids AS t"
             " WHERE t.user_id = ?"
-            " AND t.medium = threepid_assertions.medium AND t.address = threepid_assertions.address)",
+            " AND t.medium = threepid_assertions.medium"
+            " AND t.address = threepid_assertions.address)",
             (user_id,),
         )
         txn.execute("DELETE FROM threepids WHERE user_id = ?", (user_id,))
@@ -212,7 +214,7 @@ class ThreepidStore:
             row.next_link,
             row.created_ts,
             row.validated_ts,
-            row.tries,
+            row.attempts,
         )
         txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (row.sid,))
         sql = (

@@ -47,7 +47,8 @@ class EndedProviderSessionStore:
         def write(txn: WriteTransaction) -> int:
             sql = (
                 "DELETE FROM ended_upstream_sessions WHERE (upstream_key, subject) IN"
-                " (SELECT upstream_key, subject FROM ended_upstream_sessions WHERE ended_ts < ? LIMIT ?)"
+                " (SELECT upstream_key, subject FROM ended_upstream_sessions"
+                " WHERE ended_ts < ? LIMIT ?)"
             )
             return txn.execute(sql, (ended_before, limit))
 

@@ -68,7 +68,8 @@ class ExternalIdStore:
 
         def read(txn: Transaction) -> list[ExternalIdRow]:
             sql = (
-                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.removed_ts, e.synced_name_hash,"
+                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.removed_ts,"
+                " e.synced_name_hash,"
                 " e.synced_addresses_hash FROM external_ids e"
                 " JOIN accounts a ON a.user_id = e.user_id"
                 " WHERE e.provider = ? AND a.deactivated_ts IS NULL ORDER BY e.subject"
@@ -106,13 +107,16 @@ class ExternalIdStore:
         )
 
     def set_removed(
-        self, txn: WriteTransaction, provider: str, subject: str, left_ts: int | None
+        self, txn: WriteTransaction, provider: str, subject: str, removed_ts: int | None
     ) -> bool:
         """Record since when the person is missing in the directory, or with None that they are
         back; False if that is already stored."""
-        differs = "removed_ts IS NULL" if left_ts is not None else "removed_ts IS NOT NULL"
-        sql = f"UPDATE external_ids SET removed_ts = ? WHERE provider = ? AND subject = ? AND {differs}"
-        return bool(txn.execute(sql, (left_ts, provider, subject)))
+        differs = "removed_ts IS NULL" if removed_ts is not None else "removed_ts IS NOT NULL"
+        sql = (
+            f"UPDATE external_ids SET removed_ts = ? WHERE provider = ? AND subject = ?"
+            f" AND {differs}"
+        )
+        return bool(txn.execute(sql, (removed_ts, provider, subject)))
 
     async def set_synced_hashes(
         self, provider: str, subject: str, name: str, addresses: str

@@ -471,7 +471,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
         until = stored.event.origin_server_ts + 1
         assert server.run(
             server.app.retention.purges.do_start(
-                room_id, None, until, with_own=True, by=bob.user_id
+                room_id, None, until, include_local=True, by=bob.user_id
             )
         )
         assert server.run(server.app.retention.purges.do_step(10)) == 2

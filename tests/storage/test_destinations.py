@@ -491,7 +491,8 @@ async def test_recent_departures_are_found_without_reading_all_of_them(
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+            " position, is_local)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             departed + others,
         )

@@ -13,7 +13,8 @@ async def add(database: Database, *rows: tuple[int, str, str, int, int]) -> None
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local, forgotten)"
+            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+            " position, is_local, forgotten)"
             " VALUES (?, ?, ?, ?, '@s:example.org', ?, ?, 0)",
             [
                 (room, user, kind, position, position, is_local)

@@ -46,7 +46,8 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     heard: list[Change] = []
     await database.write("fill", fill)
     sql = (
-        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts, last_access_ts, authenticated)"
+        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts,"
+        " last_access_ts, authenticated)"
         " VALUES ('x3', ?, ?, '', 1, 1, 1, 1)"
     )
     await database.write("files", lambda txn: txn.execute(sql, (ALICE, bytes(32))))

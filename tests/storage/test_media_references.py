@@ -56,7 +56,8 @@ def _add_event(
     state_key: str | None = None,
 ) -> None:
     txn.execute(
-        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
+        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id,"
+        " type, state_key, sender, pdu)"
         " VALUES (?, 1, 1, 1, 16, ?, ?, ?, ?, ?)",
         (nid, f"${nid}", type, state_key, sender, text.encode()),
     )
@@ -71,11 +72,13 @@ def _begin(txn: WriteTransaction) -> None:
     """Insert a room with Alice in it, a file of hers, and a copy of a remote file with the same
     bytes."""
     txn.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+        " creation_ts)"
         " VALUES (1, '!r', '11', 1, '[]', 1, 1)"
     )
     txn.execute(
-        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+        " position, is_local)"
         " VALUES (1, ?, 'join', 1, ?, 1, 1)",
         (ALICE, ALICE),
     )
@@ -244,8 +247,10 @@ async def test_edits_of_a_redacted_message_are_rechecked_later(database: Databas
     def edit(txn: WriteTransaction, nid: int, target: int) -> None:
         _add_event(txn, nid, ALICE, f"mxc://north.example/{nid}")
         txn.execute(
-            "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender,"
-            " origin_server_ts, has_new_content) VALUES (?, 'm.replace', 1, ?, ?, 1, 'm.room.message', ?, 1, 1)",
+            "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid,"
+            " type, sender,"
+            " origin_server_ts, has_new_content) VALUES (?, 'm.replace', 1, ?, ?, 1,"
+            " 'm.room.message', ?, 1, 1)",
             (f"${target}", nid, f"${nid}", ALICE),
         )
 

@@ -46,7 +46,7 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.relations import RelationRow
 from storage.partial_state.completion import CompletedRoom, LateMessage
-from storage.partial_state.unverified_events import PartOf
+from storage.partial_state.unverified_events import NeededIn
 from storage.persist.redactions import Redaction
 from storage.persist.room_writer import AppendResult, HeadMoved, StateChange
 from storage.persist.state_effects import NO_EFFECT, StateEffect
@@ -289,7 +289,7 @@ class RoomCompletion:
                     [ServerName(partial.resident)],
                     snapshot,
                     join.event.event_id,
-                    part_of=PartOf.OUR_STATE,
+                    needed_in=NeededIn.OUR_STATE,
                 )
             except (RemoteError, MatrixError):
                 if not others:
@@ -326,12 +326,12 @@ class RoomCompletion:
         snapshot: RoomSnapshot,
         event_id: EventID,
         *,
-        part_of: PartOf = PartOf.SOME_STATE,
+        needed_in: NeededIn = NeededIn.SOME_STATE,
         only: str | None = None,
     ) -> dict[tuple[str, str], int]:
         """Fetch the state before an event from the first server that sends it.
 
-        Events that cannot be verified are stored: as `part_of`, and only those of type `only`.
+        Events that cannot be verified are stored: as `needed_in`, and only those of type `only`.
         Raises RemoteError, MatrixError.
         """
         failure: RemoteError | MatrixError = RemoteError(
@@ -339,7 +339,9 @@ class RoomCompletion:
         )
         for server in servers:
             try:
-                told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)
+                told = await self._states.fetch_state(
+                    server, snapshot, event_id, MAX_NEW, needed_in
+                )
                 entries = await self._imports.get_entries(snapshot.room, told.event_ids)
                 await self._unverified.store(
                     snapshot.room.room_nid,

@@ -26,7 +26,7 @@ from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.events.events import EventFlag
 from storage.partial_state.completion import LateMessage, RecomputedEvent, StateCompletion
-from storage.partial_state.unverified_events import PartOf
+from storage.partial_state.unverified_events import NeededIn
 from storage.persist.room_writer import StateChange
 from storage.rooms.partial_rooms import PartialEvent, PartialRoomStore
 from storage.rooms.rooms import RoomRow
@@ -152,7 +152,7 @@ class Recheck:
                 flags = 0
             else:
                 walk.shown.append(stored)
-                if event.state_key is None and stored.redacted_by is None and not row.is_past:
+                if event.state_key is None and stored.redacted_by is None and not row.is_backfilled:
                     walk.late_messages.append(
                         await self._late_notifications.classify(snapshot, stored, before)
                     )
@@ -166,7 +166,7 @@ class Recheck:
         current: StateChange | None = None
         if verdict not in SHOWN:
             walk.refused[event.event_id] = event.prev_events
-        elif not row.is_past:
+        elif not row.is_backfilled:
             walk.remove_extremities(event)
             walk.extremities[event.event_id] = stored.nid
             if len(walk.extremities) > 1:
@@ -215,7 +215,7 @@ class Recheck:
         names = [
             name
             for name in event.auth_events
-            if noted.get(name, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
+            if noted.get(name, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
         ]
         if not names:
             return before
@@ -305,7 +305,7 @@ class Recheck:
             snapshot.room,
             list(auth.values()),
             before,
-            None if row.is_past else current,
+            None if row.is_backfilled else current,
             required_signers(event),
             create,
             PolicyVerdicts(None if named is None else named.event),
