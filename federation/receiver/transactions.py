@@ -275,7 +275,7 @@ class TransactionReceiver:
             event for event, is_unjudged in waiting if not is_unjudged and not is_naming(event)
         ]
         policy_server = await self._find_policy_server(room_id) if unjudged else None
-        is_outside = origin not in await self._insiders.in_room(snapshot)
+        is_out_of_room = origin not in await self._insiders.in_room(snapshot)
         for group in (unjudged, naming, others):  # most of the others follow the unjudged
             if not group:
                 continue
@@ -285,7 +285,7 @@ class TransactionReceiver:
                     origin,
                     group,
                     policy_server=policy_server if group is unjudged else None,
-                    is_outside=is_outside,
+                    is_out_of_room=is_out_of_room,
                     is_news=any(event.event_id in inside for event in group),
                 )
             except InboxFull:

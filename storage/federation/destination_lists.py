@@ -28,13 +28,13 @@ class DestinationSummary(msgspec.Struct, frozen=True):
     server: str
     failing_since_ts: int | None = None
     """None: the last attempt succeeded."""
-    tried_ts: int = 0
+    last_attempt_ts: int = 0
     """The last attempt; 0 while the server is reachable, and so the next two."""
-    pause_ms: int = 0
+    backoff_ms: int = 0
     """The pause before the next attempt."""
     error: str | None = None
     """The error of the last attempt; None while the server is reachable."""
-    asked_until_ts: int = 0
+    retry_after_ts: int = 0
     """Until when its last answer asked us to send nothing; 0: it did not."""
     rooms_missed: int = 0
     """Rooms with pending events."""
@@ -103,8 +103,8 @@ def _select_page(
 ) -> tuple[list[DestinationSummary], int]:
     keys = {
         "destination": lambda row: (row.server,),
-        "retry_last_ts": lambda row: (row.tried_ts, row.server),
-        "retry_interval": lambda row: (row.pause_ms, row.server),
+        "retry_last_ts": lambda row: (row.last_attempt_ts, row.server),
+        "retry_interval": lambda row: (row.backoff_ms, row.server),
         "failure_ts": lambda row: (row.failing_since_ts or 0, row.server),
         "delivered_upto": lambda row: (row.delivered_upto, row.server),
     }

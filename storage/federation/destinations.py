@@ -34,10 +34,10 @@ class DestinationRow(msgspec.Struct, frozen=True):
 
     server: str
     failing_since_ts: int | None
-    tried_ts: int
-    pause_ms: int
+    last_attempt_ts: int
+    backoff_ms: int
     error: str | None
-    asked_until_ts: int = 0
+    retry_after_ts: int = 0
     """Until when its last answer asked us to send nothing; 0: it did not."""
 
 
@@ -327,10 +327,10 @@ def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -
         (
             row.server,
             row.failing_since_ts,
-            row.tried_ts,
-            row.pause_ms,
+            row.last_attempt_ts,
+            row.backoff_ms,
             row.error,
-            row.asked_until_ts,
+            row.retry_after_ts,
         ),
     )
     _add_backlogs(txn, {row.server: backlog})

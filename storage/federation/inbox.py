@@ -70,7 +70,7 @@ class InboxRow(msgspec.Struct, frozen=True):
     origin: str
     received_ts: int
     attempts: int
-    is_outside: bool
+    is_out_of_room: bool
     """The server that sent it was not in the room at that time."""
     pdu: bytes
 
@@ -103,17 +103,17 @@ class InboxStore:
         received_ts: int,
         *,
         policy_server: str | None,
-        is_outside: bool = False,
+        is_out_of_room: bool = False,
         domain: str = "",
     ) -> None:
         """Store events of a room; those that wait already are left alone. Raises InboxFull: then
         none is stored.
 
         `policy_server`: the policy server whose verdict they wait for. None: that of other waiting
-        events of this server in the room, since most events follow earlier ones. `is_outside`: the
-        server is not in the room. A copy from a server in the room replaces one from outside, and a
-        copy from the sender's own server replaces any other. `domain`: the registered domain of the
-        server; empty: no limit per domain.
+        events of this server in the room, since most events follow earlier ones. `is_out_of_room`:
+        the server is not in the room. A copy from a server in the room replaces one from outside,
+        and a copy from the sender's own server replaces any other. `domain`: the registered domain
+        of the server; empty: no limit per domain.
         """
         await self._database.write(
             "add_to_inbox",
@@ -123,7 +123,7 @@ class InboxStore:
             list(rows),
             received_ts,
             policy_server,
-            is_outside,
+            is_out_of_room,
             domain,
         )
 
@@ -159,19 +159,19 @@ class InboxStore:
         rows: list[NewInboxRow],
         received_ts: int,
         policy_server: str | None,
-        is_outside: bool,
+        is_out_of_room: bool,
         domain: str,
     ) -> None:
         names = [row.event_id for row in rows]
         own = {row.event_id for row in rows if row.is_own}
         stored: set[str] = set()
         replaced: list[int] = []
-        for name, nid, by, was_outside in txn.query_in(
+        for name, nid, by, was_out_of_room in txn.query_in(
             "SELECT event_id, inbox_nid, origin, is_out_of_room FROM federation_inbox"
             " WHERE event_id IN {keys}",
             names,
         ):
-            if not is_outside and (was_outside or (name in own and by != origin)):
+            if not is_out_of_room and (was_out_of_room or (name in own and by != origin)):
                 replaced.append(nid)
             else:
                 stored.add(name)
@@ -180,7 +180,7 @@ class InboxStore:
         if policy_server is None:
             policy_server = _select_policy_server(txn, room_nid, origin)
         if not (
-            self._fits_shared_limits(txn, origin, domain, new, is_outside)
+            self._fits_shared_limits(txn, origin, domain, new, is_out_of_room)
             and self._fits_server_limits(txn, room_nid, origin, new, policy_server)
         ):
             raise InboxFull(origin)
@@ -199,7 +199,7 @@ class InboxStore:
                     origin,
                     row.pdu,
                     None if row.names_policy_server else policy_server,
-                    int(is_outside),
+                    int(is_out_of_room),
                     len(row.pdu),
                     domain,
                 )
@@ -213,7 +213,7 @@ class InboxStore:
         origin: str,
         domain: str,
         new: Collection[NewInboxRow],
-        is_outside: bool,
+        is_out_of_room: bool,
     ) -> bool:
         """Whether the new events fit into the limits of all servers, of the domain and of this
         server."""
@@ -225,7 +225,7 @@ class InboxStore:
             "SELECT origin, domain, count(*), SUM(size) FROM federation_inbox"
             " WHERE is_out_of_room = ?"
             " GROUP BY origin, domain",
-            (int(is_outside),),
+            (int(is_out_of_room),),
         ):
             share = _Share(count, int(size))
             together += share
@@ -233,7 +233,7 @@ class InboxStore:
                 of_domain += share
             if name == origin:
                 of_one += share
-        if is_outside:
+        if is_out_of_room:
             return (
                 together.fits(limits.outside_total, limits.outside_total_bytes)
                 and of_domain.count <= limits.per_outside_domain
@@ -307,8 +307,8 @@ def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
         (room_nid, limit),
     )
     return [
-        InboxRow(nid, event_id, origin, received_ts, attempts, bool(is_outside), pdu)
-        for nid, event_id, origin, received_ts, attempts, is_outside, pdu in rows
+        InboxRow(nid, event_id, origin, received_ts, attempts, bool(is_out_of_room), pdu)
+        for nid, event_id, origin, received_ts, attempts, is_out_of_room, pdu in rows
     ]
 
 

@@ -24,7 +24,7 @@ class PendingLeave(msgspec.Struct, frozen=True):
     user_id: str
     server: str
     event_id: str
-    since_ts: int
+    left_ts: int
     due_ts: int
     """When it is retried, unless it is removed before."""
     attempts: int

@@ -18,7 +18,7 @@ class BrowserSessionRow(msgspec.Struct, frozen=True):
     expires_ts: int
     is_admin: bool
     suspended: bool
-    origin: str | None = None
+    upstream_login: str | None = None
     """The sign-in at an identity provider that began the session, as JSON; None: another way."""
     account_expires_ts: int | None = None
     epoch: int = 0

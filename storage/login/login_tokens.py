@@ -8,11 +8,11 @@ from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `epoch`: the
-    credential epoch of the account when the token was issued."""
+    """A used token. `upstream_login`: the sign-in at an identity provider behind it, as JSON.
+    `epoch`: the credential epoch of the account when the token was issued."""
 
     user_id: str
-    origin: str | None
+    upstream_login: str | None
     epoch: int
 
 

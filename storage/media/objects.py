@@ -22,7 +22,7 @@ class StoredObject(msgspec.Struct, frozen=True):
     size: int
 
 
-class LeavingObject(msgspec.Struct, frozen=True):
+class DeletingObject(msgspec.Struct, frozen=True):
     """An object to be deleted. `is_complete`: False if it may be incomplete."""
 
     name: str
@@ -53,23 +53,23 @@ class MediaObjectJournal:
 
     async def get_objects(self, hashes: Iterable[bytes]) -> Mapping[bytes, StoredObject]:
         """Return the objects of those contents that have one."""
-        return await self._database.read_quickly("get_media_objects", _select_here, tuple(hashes))
+        return await self._database.read_quickly("get_media_objects", _select_stored, tuple(hashes))
 
-    async def add_coming(self, name: str, hash: bytes, size: int, until_ms: int) -> None:
+    async def add_uploading(self, name: str, hash: bytes, size: int, until_ms: int) -> None:
         """Record that an object will be written, under a new name."""
-        await self._database.write("add_media_object", _add_coming, name, hash, size, until_ms)
+        await self._database.write("add_media_object", _add_uploading, name, hash, size, until_ms)
 
     async def renew(self, name: str, until_ms: int) -> None:
         """Record that it is still being written."""
         await self._database.write("renew_media_object", _renew, name, until_ms)
 
-    def set_here(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
+    def set_stored(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
         """Record that the object is written. If another object has this content by now, that one is
         kept.
 
         Return False if its time had expired: then it is being deleted.
         """
-        if self.is_here(txn, hash):
+        if self.is_stored(txn, hash):
             txn.execute(
                 "UPDATE media_objects SET state = 'deleting', leased_until = 0 WHERE name = ?",
                 (name,),
@@ -81,28 +81,28 @@ class MediaObjectJournal:
         )
         return txn.execute(sql, (name,)) > 0
 
-    def is_here(self, txn: Transaction, hash: bytes) -> bool:
+    def is_stored(self, txn: Transaction, hash: bytes) -> bool:
         """Whether there is an object with this content."""
-        return bool(_select_here(txn, (hash,)))
+        return bool(_select_stored(txn, (hash,)))
 
-    def set_leaving(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
+    def set_deleting(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
         """Mark the objects of unused contents for deletion."""
         txn.execute_many(
             "UPDATE media_objects SET state = 'deleting' WHERE hash = ? AND state = 'stored'",
             [(hash,) for hash in sorted(hashes)],
         )
 
-    async def take_leaving(self, now_ms: int, after: str, limit: int) -> Sequence[LeavingObject]:
+    async def take_deleting(self, now_ms: int, after: str, limit: int) -> Sequence[DeletingObject]:
         """Return at most `limit` objects to delete, in the order of their names, after `after`.
         Includes those not written in time."""
         return await self._database.write(
-            "take_leaving_media_objects", _take_leaving, now_ms, after, limit
+            "take_leaving_media_objects", _take_deleting, now_ms, after, limit
         )
 
-    async def get_leaving_of(self, hashes: Set[bytes]) -> Sequence[LeavingObject]:
+    async def get_deleting_of(self, hashes: Set[bytes]) -> Sequence[DeletingObject]:
         """Return objects with these contents that are to be deleted."""
         return await self._database.read(
-            "get_leaving_media_objects", _select_leaving_of, tuple(hashes)
+            "get_leaving_media_objects", _select_deleting_of, tuple(hashes)
         )
 
     async def remove(self, names: Sequence[str]) -> None:
@@ -130,7 +130,7 @@ class MediaObjectJournal:
         return await self._database.read("count_media_objects", _count)
 
 
-def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, StoredObject]:
+def _select_stored(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, StoredObject]:
     rows = txn.query_in(
         "SELECT name, hash, size FROM media_objects WHERE state = 'stored' AND hash IN {keys}",
         hashes,
@@ -138,7 +138,7 @@ def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, 
     return {bytes(row[1]): StoredObject(row[0], bytes(row[1]), row[2]) for row in rows}
 
 
-def _add_coming(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
+def _add_uploading(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
     txn.execute(
         "INSERT INTO media_objects (name, hash, size, state, leased_until)"
         " VALUES (?, ?, ?, 'uploading', ?)",
@@ -153,9 +153,9 @@ def _renew(txn: WriteTransaction, name: str, until_ms: int) -> None:
     )
 
 
-def _take_leaving(
+def _take_deleting(
     txn: WriteTransaction, now_ms: int, after: str, limit: int
-) -> Sequence[LeavingObject]:
+) -> Sequence[DeletingObject]:
     txn.execute(
         "UPDATE media_objects SET state = 'deleting' WHERE state = 'uploading'"
         " AND leased_until < ?",
@@ -165,15 +165,15 @@ def _take_leaving(
         "SELECT name, leased_until FROM media_objects WHERE state = 'deleting' AND name > ?"
         " ORDER BY name LIMIT ?"
     )
-    return [LeavingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
+    return [DeletingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
 
 
-def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[LeavingObject]:
+def _select_deleting_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[DeletingObject]:
     rows = txn.query_in(
         "SELECT name, leased_until FROM media_objects WHERE state = 'deleting' AND hash IN {keys}",
         hashes,
     )
-    return [LeavingObject(row[0], row[1] == 0) for row in rows]
+    return [DeletingObject(row[0], row[1] == 0) for row in rows]
 
 
 def _remove(txn: WriteTransaction, names: tuple[str, ...]) -> None:
@@ -193,7 +193,7 @@ def _select_missing(txn: Transaction, after: bytes, limit: int) -> MissingObject
         )
         seen.update((bytes(hash), int(size)) for hash, size in txn.query(sql, (after, limit)))
     contents = sorted(seen.items())[:limit]
-    here = _select_here(txn, tuple(hash for hash, _ in contents))
+    here = _select_stored(txn, tuple(hash for hash, _ in contents))
     last = contents[-1][0] if len(contents) == limit else None
     return MissingObjects([each for each in contents if each[0] not in here], last)
 
@@ -204,7 +204,7 @@ def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
         for table in ("media", "remote_media")
         for row in txn.query_in(f"SELECT hash, size FROM {table} WHERE hash IN {{keys}}", hashes)
     }
-    here = _select_here(txn, tuple(sizes))
+    here = _select_stored(txn, tuple(sizes))
     return sorted((hash, size) for hash, size in sizes.items() if hash not in here)
 
 

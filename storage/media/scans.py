@@ -50,11 +50,11 @@ class ScanRow(msgspec.Struct, frozen=True):
     state: ScanState
     version: str
     scanned_ts: int
-    found: str | None = None
+    finding: str | None = None
     by_user_id: str | None = None
     failures: int = 0
     """Consecutive failures while the scanner worked for other contents."""
-    until_ts: int = 0
+    due_ts: int = 0
     """No job scans it before this time; after failures nobody does."""
 
 
@@ -137,7 +137,7 @@ class MediaScanStore:
         await self._database.write("postpone_media_scan", write)
 
     async def record_failure(
-        self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int
+        self, hash: bytes, now_ms: int, backoff_ms: int, longest_ms: int
     ) -> None:
         """Record that the scan failed while others succeed. The pause before a retry doubles each
         time.
@@ -153,7 +153,7 @@ class MediaScanStore:
             if row is None:
                 return
             if row.state is ScanState.UNKNOWN:
-                pause = min(pause_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
+                pause = min(backoff_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
                 txn.execute(
                     f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
                 )
@@ -280,7 +280,7 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
             int(row.state),
             row.version,
             row.scanned_ts,
-            row.found,
+            row.finding,
             row.by_user_id,
         ),
     )

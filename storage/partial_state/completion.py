@@ -187,7 +187,7 @@ class StateCompletion:
                 position,
                 Topic.PARTIAL_STATE,
                 room.room_id,
-                detail=replace(partial, completed=position),
+                detail=replace(partial, completed_position=position),
             )
         )
         positions = self._deliver(txn, room, root, completed.late_messages)
@@ -213,7 +213,7 @@ class StateCompletion:
                 position,
                 Topic.PARTIAL_STATE,
                 room.room_id,
-                detail=replace(partial, completed=position),
+                detail=replace(partial, completed_position=position),
             )
         )
         return new

@@ -43,9 +43,9 @@ class PusherRow(msgspec.Struct, frozen=True):
     set_ts: int
     position: int
     failing_since_ts: int | None = None
-    tried_ts: int = 0
-    pause_ms: int = 0
-    success_ts: int | None = None
+    last_attempt_ts: int = 0
+    backoff_ms: int = 0
+    last_success_ts: int | None = None
     due_ts: int | None = None
     error: str | None = None
 
@@ -55,9 +55,9 @@ class PusherState(msgspec.Struct, frozen=True):
 
     position: int
     failing_since_ts: int | None
-    tried_ts: int
-    pause_ms: int
-    success_ts: int | None
+    last_attempt_ts: int
+    backoff_ms: int
+    last_success_ts: int | None
     """When a push was last accepted; None: not since the previous state."""
     error: str | None
 
@@ -66,7 +66,7 @@ class EmailPause(msgspec.Struct, frozen=True):
     """When an e-mail about a room was sent, and the pause before the next one. Milliseconds."""
 
     sent_ts: int
-    pause_ms: int
+    interval_ms: int
 
 
 class GatewayRow(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ class GatewayRow(msgspec.Struct, frozen=True):
     failing: int
     failing_since_ts: int | None
     """Since when the pusher that has failed for the longest time fails."""
-    success_ts: int | None
+    last_success_ts: int | None
     """The last accepted push."""
 
 
@@ -189,9 +189,9 @@ class PusherStore:
             row.set_ts,
             row.position,
             row.failing_since_ts,
-            row.tried_ts,
-            row.pause_ms,
-            row.success_ts,
+            row.last_attempt_ts,
+            row.backoff_ms,
+            row.last_success_ts,
             row.due_ts,
             row.error,
         )
@@ -237,9 +237,9 @@ class PusherStore:
             (
                 state.position,
                 state.failing_since_ts,
-                state.tried_ts,
-                state.pause_ms,
-                state.success_ts,
+                state.last_attempt_ts,
+                state.backoff_ms,
+                state.last_success_ts,
                 state.error,
                 pusher_nid,
             )
@@ -275,7 +275,7 @@ class PusherStore:
                 " ON CONFLICT (pusher_nid, room_nid)"
                 " DO UPDATE SET sent_ts = excluded.sent_ts, interval_ms = excluded.interval_ms",
                 [
-                    (pusher_nid, room_nid, pause.sent_ts, pause.pause_ms)
+                    (pusher_nid, room_nid, pause.sent_ts, pause.interval_ms)
                     for room_nid, pause in pauses.items()
                 ],
             )

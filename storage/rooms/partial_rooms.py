@@ -22,9 +22,9 @@ class PartialRoom(msgspec.Struct, frozen=True):
     """The number of our join event."""
     position: int
     """The position of the join."""
-    resident: str
+    resident_server: str
     """The server that answered `send_join`."""
-    completed: int | None
+    completed_position: int | None
     """The position from which the state is complete, or from which nobody waits for it: no local
     user is joined, or no server sends it."""
 
@@ -32,7 +32,7 @@ class PartialRoom(msgspec.Struct, frozen=True):
 class PartialEvent(msgspec.Struct, frozen=True):
     """An event that was stored with partial state."""
 
-    place: int
+    ordinal: int
     event_nid: int
     is_backfilled: bool
     has_gap: bool

@@ -17,7 +17,7 @@ class RoomServer(msgspec.Struct, frozen=True):
     """A server in a room."""
 
     server: str
-    since: int
+    joined_position: int
     """The position at which its first user joined."""
 
 

@@ -14,8 +14,8 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class UpstreamSessionRow(msgspec.Struct, frozen=True):
-    """A device and its sign-in at a provider. `session`: the provider's name for the session, if it
-    has one."""
+    """A device and its sign-in at a provider. `session_id`: the provider's name for the session, if
+    it has one."""
 
     user_id: str
     device_id: str
@@ -50,7 +50,7 @@ class ProviderSessions(NamedTuple):
         return f"{self.provider} {self.session}"
 
     def where(self) -> tuple[str, tuple[str, ...]]:
-        """Return the SQL condition on a column `sign_in` (see `upstream_key`) and its values."""
+        """Return the SQL condition on the column `upstream_key`, and its values."""
         if self.is_prefix:
             return "upstream_key >= ? AND upstream_key < ?", (self.key, get_prefix_end(self.key))
         return "upstream_key = ?", (self.key,)
@@ -67,8 +67,8 @@ def user_key(provider: str, subject: str) -> str:
 
 
 def upstream_key(origin: str | None) -> str | None:
-    """Return the value of a column `sign_in`, from the JSON of a sign-in; None if the provider has
-    no name for the session."""
+    """Return the value of the column `upstream_key` for a sign-in, from its JSON; None if the provider
+    has no name for the session."""
     sign_in = None if origin is None else parse_origin(origin)
     if sign_in is None or sign_in.session is None:
         return None

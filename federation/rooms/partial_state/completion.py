@@ -149,7 +149,7 @@ class RoomCompletion:
         for change in changes:
             if change.topic is Topic.PARTIAL_STATE and self._started:
                 room = change.detail
-                if isinstance(room, PartialRoom) and room.completed is None:
+                if isinstance(room, PartialRoom) and room.completed_position is None:
                     # later in the reactor: the join has to finish first
                     self._pause(room.room_nid, 0)
             elif (
@@ -282,11 +282,11 @@ class RoomCompletion:
         answering instead. Two of them are asked if two answer, so that the resolution corrects what
         one leaves out or what is outdated.
         """
-        others = [server for server in servers if server != partial.resident]
+        others = [server for server in servers if server != partial.resident_server]
         if len(others) < len(servers):  # the server that we joined through may be asked
             try:
                 return await self._fetch(
-                    [ServerName(partial.resident)],
+                    [ServerName(partial.resident_server)],
                     snapshot,
                     join.event.event_id,
                     needed_in=NeededIn.OUR_STATE,

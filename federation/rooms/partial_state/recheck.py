@@ -112,7 +112,7 @@ class Recheck:
             found: list[RecomputedEvent] = []
             for row in rows:
                 found.append(await self._recheck_event(snapshot, walk, row, stored[row.event_nid]))
-                walk.place = row.place
+                walk.place = row.ordinal
                 if found[-1].auth:  # the next resolution may depend on it
                     break
             roots = await self._database.write(
@@ -182,7 +182,7 @@ class Recheck:
                 if other.event.state_key is not None and not other.rejected
             ]
         return RecomputedEvent(
-            row.place, stored.nid, event.key if is_change else None, flags, before, current, auth
+            row.ordinal, stored.nid, event.key if is_change else None, flags, before, current, auth
         )
 
     async def _add_last_state(self, walk: RecheckProgress, join: StoredEvent) -> None:
