@@ -15,9 +15,9 @@ class BackoffSchedule(msgspec.Struct, frozen=True):
     longest_ms: int
     growth: float = 2
 
-    def after(self, pause_ms: float) -> int:
+    def after(self, backoff_ms: float) -> int:
         """Return the pause after one of this length, or the first one after 0."""
-        return min(max(int(pause_ms * self.growth), self.first_ms), self.longest_ms)
+        return min(max(int(backoff_ms * self.growth), self.first_ms), self.longest_ms)
 
     def nth(self, failures: int) -> int:
         """Return the pause after this number of consecutive failures, from 1."""

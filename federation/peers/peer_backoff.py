@@ -35,7 +35,7 @@ class _Failing(msgspec.Struct, frozen=True):
     since_ms: int
     """Start of the first failed request."""
     until_ms: int
-    pause_ms: int
+    backoff_ms: int
 
 
 class PeerBackoff(Generic[K]):
@@ -67,17 +67,17 @@ class PeerBackoff(Generic[K]):
         before = self._failing.get(key)
         if wait_ms:
             self._record(
-                key, _Failing(now, now + wait_ms, 0 if before is None else before.pause_ms)
+                key, _Failing(now, now + wait_ms, 0 if before is None else before.backoff_ms)
             )
         elif self._schedule is not None:
             if before is not None and before.until_ms > now:
-                since, pause_ms = (
+                since, backoff_ms = (
                     min(since, before.since_ms),
-                    before.pause_ms or self._schedule.after(0),
+                    before.backoff_ms or self._schedule.after(0),
                 )
             else:
-                pause_ms = self._schedule.after(0 if before is None else before.pause_ms)
-            self._record(key, _Failing(since, now + pause_ms, pause_ms))
+                backoff_ms = self._schedule.after(0 if before is None else before.backoff_ms)
+            self._record(key, _Failing(since, now + backoff_ms, backoff_ms))
 
     def pause(self, key: K, milliseconds: int) -> None:
         """Pause requests to the server for this time."""

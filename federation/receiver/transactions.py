@@ -268,7 +268,7 @@ class TransactionReceiver:
         waiting = [
             (event, outcome.awaits_policy_server)
             for event, outcome in zip(events, outcomes, strict=True)
-            if must_wait(outcome) and not outcome.is_past
+            if must_wait(outcome) and not outcome.is_backfilled
         ]
         unjudged = [event for event, is_unjudged in waiting if is_unjudged]
         naming = [event for event, is_unjudged in waiting if not is_unjudged and is_naming(event)]
@@ -276,7 +276,7 @@ class TransactionReceiver:
             event for event, is_unjudged in waiting if not is_unjudged and not is_naming(event)
         ]
         policy_server = await self._find_policy_server(room_id) if unjudged else None
-        is_outside = origin not in await self._insiders.in_room(snapshot)
+        is_out_of_room = origin not in await self._insiders.in_room(snapshot)
         for group in (unjudged, naming, others):  # most of the others follow the unjudged
             if not group:
                 continue
@@ -286,7 +286,7 @@ class TransactionReceiver:
                     origin,
                     group,
                     policy_server=policy_server if group is unjudged else None,
-                    is_outside=is_outside,
+                    is_out_of_room=is_out_of_room,
                     is_news=any(event.event_id in inside for event in group),
                 )
             except InboxFull:

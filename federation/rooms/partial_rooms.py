@@ -48,7 +48,7 @@ class PartialRooms:
     async def find(self, room_nid: int) -> PartialRoom | None:
         """Return the room if its state is partial, else None."""
         room = (await self.get_all()).get(room_nid)
-        return None if room is None or room.completed is not None else room
+        return None if room is None or room.completed_position is not None else room
 
     async def wait(self, room_nid: int) -> None:
         """Wait until the state of the room is complete. Raises StateIncomplete after

@@ -131,7 +131,7 @@ class RoomServers:
     async def _load(self, room_nids: Sequence[int]) -> Mapping[int, Servers]:
         rows = await self._store.get_servers(room_nids)
         return {
-            nid: {ServerName(row.server): row.since for row in rows.get(nid, ())}
+            nid: {ServerName(row.server): row.joined_position for row in rows.get(nid, ())}
             for nid in room_nids
         }
 

@@ -113,7 +113,7 @@ class Destination(msgspec.Struct):
     failing_since_ts: int | None = None
     """Start of the present failure: since when it does not answer, or since when it asks us to
     wait."""
-    tried_ts: int = 0
+    last_attempt_ts: int = 0
     is_not_answering: bool = False
     """Whether the last failed try took as long as clients wait."""
     last_activity_ts: int = -1
@@ -125,8 +125,8 @@ class Destination(msgspec.Struct):
     failing_tries: int = 0
     """Consecutive tries in which it answered 500 to each item tried alone and accepted none.
     It starts again at 0 after a try that covered all items."""
-    pause_ms: int = 0
-    asked_until_ts: int = 0
+    backoff_ms: int = 0
+    retry_after_ts: int = 0
     """Time until which its last answer asked us to send nothing. 0: it did not ask so."""
     error: str | None = None
 
@@ -145,7 +145,7 @@ class Destination(msgspec.Struct):
     @property
     def is_unreachable(self) -> bool:
         """Whether the last try failed, other than by a request to wait."""
-        return self.failing_since_ts is not None and not self.asked_until_ts
+        return self.failing_since_ts is not None and not self.retry_after_ts
 
     @property
     def has_unsent(self) -> bool:
@@ -165,10 +165,10 @@ class Destination(msgspec.Struct):
 
         A server that asked us to wait is reachable.
         """
-        if not self.is_unreachable or self.last_activity_ts > self.tried_ts:
+        if not self.is_unreachable or self.last_activity_ts > self.last_attempt_ts:
             return False
-        return now_ms < self.tried_ts + min(
-            self.pause_ms,
+        return now_ms < self.last_attempt_ts + min(
+            self.backoff_ms,
             NO_ANSWER_BACKOFF_MS if self.is_not_answering else FAST_FAILURE_BACKOFF_MS,
         )
 

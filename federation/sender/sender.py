@@ -170,7 +170,7 @@ class FederationSender:
             return True
         if self._lease.is_held:
             destination = self._deliveries.peek(server)
-            if destination is None or destination.asked_until_ts:
+            if destination is None or destination.retry_after_ts:
                 return False
             since_ts = destination.failing_since_ts
         else:

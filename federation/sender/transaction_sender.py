@@ -134,7 +134,7 @@ class TransactionSender:
             **asdict(self.counts),
             "active": len(self._destinations),
             "failing": sum(1 for destination in self if destination.is_unreachable),
-            "asked_to_wait": sum(1 for destination in self if destination.asked_until_ts),
+            "asked_to_wait": sum(1 for destination in self if destination.retry_after_ts),
             "behind": sum(1 for destination in self if destination.is_behind),
         }
 
@@ -167,8 +167,11 @@ class TransactionSender:
             if row.failing_since_ts is not None:
                 destination = self.get_or_create(ServerName(server))
                 destination.failing_since_ts, destination.error = row.failing_since_ts, row.error
-                destination.tried_ts, destination.pause_ms = row.tried_ts, row.pause_ms
-                destination.asked_until_ts = row.asked_until_ts
+                destination.last_attempt_ts, destination.backoff_ms = (
+                    row.last_attempt_ts,
+                    row.backoff_ms,
+                )
+                destination.retry_after_ts = row.retry_after_ts
         for server, backlog in backlogs.items():
             destination = self.get_or_create(ServerName(server))
             destination.is_behind = True
@@ -207,13 +210,13 @@ class TransactionSender:
         """Let the next activity of the server cause a retry at once, even after a 429."""
         destination = self._destinations.get(server)
         if destination is not None:
-            destination.failed_after_activity = destination.asked_until_ts = 0
+            destination.failed_after_activity = destination.retry_after_ts = 0
 
     def record_no_answer(self, server: ServerName, seconds: float) -> None:
         """Record that the server did not answer another request, which took this long."""
         destination = self._destinations.get(server)
         if destination is not None and destination.failing_since_ts is not None:
-            destination.tried_ts, destination.is_not_answering = (
+            destination.last_attempt_ts, destination.is_not_answering = (
                 self._now_ms(),
                 seconds * 1000 >= NO_ANSWER_MS,
             )
@@ -308,9 +311,9 @@ class TransactionSender:
         """
         is_after_activity = (
             destination.failing_since_ts is not None
-            and destination.last_activity_ts >= destination.tried_ts
+            and destination.last_activity_ts >= destination.last_attempt_ts
         )
-        destination.tried_ts = self._now_ms()
+        destination.last_attempt_ts = self._now_ms()
         pending.accepted_kinds.clear()  # earlier successes say nothing about failures at this try
         self._policy.check_destination(destination.server)
         try:
@@ -335,7 +338,7 @@ class TransactionSender:
                 await self._on_refusal(destination, pending, error)
             elif (
                 error.status == HTTPStatus.INTERNAL_SERVER_ERROR
-                and destination.pause_ms >= self._server_error_pause_ms
+                and destination.backoff_ms >= self._server_error_pause_ms
             ):
                 await self._on_server_error(destination, pending, error)
             else:
@@ -357,8 +360,8 @@ class TransactionSender:
     ) -> None:
         if destination.failing_since_ts is not None:
             pending.accepted_kinds.update(get_kinds(part))
-        if destination.asked_until_ts:
-            destination.pause_ms = 0
+        if destination.retry_after_ts:
+            destination.backoff_ms = 0
         destination.failing_tries = 0
         self.counts.transactions += 1
         self.counts.events += len(part.pdus)
@@ -475,8 +478,8 @@ class TransactionSender:
         if was_failing:
             self.log.info("{server} accepts transactions again", server=destination.server)
         if is_reached:
-            destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
-            destination.failed_after_activity = destination.asked_until_ts = 0
+            destination.failing_since_ts, destination.error, destination.backoff_ms = None, None, 0
+            destination.failed_after_activity = destination.retry_after_ts = 0
         destination.pending = None
 
     async def _record_delivered(
@@ -511,23 +514,23 @@ class TransactionSender:
                 "{server} {how}: {error}", server=destination.server, how=how, error=error
             )
             destination.failing_since_ts = now
-        destination.asked_until_ts = now + asked_ms if asked_ms else 0
+        destination.retry_after_ts = now + asked_ms if asked_ms else 0
         destination.ephemeral_edus.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
-        pause_ms = self._schedule.after(destination.pause_ms)
+        backoff_ms = self._schedule.after(destination.backoff_ms)
         # before the first await: from now on new events go to the backlog
         backlog = (
             Backlog()
             if destination.is_behind and destination.is_backlog_stored
             else destination.fall_behind()
         )
-        since_ts, asked_until_ts = destination.failing_since_ts, destination.asked_until_ts
+        since_ts, retry_after_ts = destination.failing_since_ts, destination.retry_after_ts
         row = DestinationRow(
-            destination.server, since_ts, now, pause_ms, destination.error, asked_until_ts
+            destination.server, since_ts, now, backoff_ms, destination.error, retry_after_ts
         )
-        was_active = destination.last_activity_ts >= destination.tried_ts
-        destination.is_not_answering = now - destination.tried_ts >= NO_ANSWER_MS
-        self._pause(destination, pause_ms)
+        was_active = destination.last_activity_ts >= destination.last_attempt_ts
+        destination.is_not_answering = now - destination.last_attempt_ts >= NO_ANSWER_MS
+        self._pause(destination, backoff_ms)
         if was_active:
             # it became active during the failed try, and may send us nothing more for a long time
             self._schedule_retry_in(destination, _early_retry_ts(destination) - now)
@@ -541,7 +544,7 @@ class TransactionSender:
             destination.pending = left
         if pending is not None and (
             pending.failing_parts
-            or (pause_ms >= DROP_TRANSACTION_PAUSE_MS and not self._is_retained(pending))
+            or (backoff_ms >= DROP_TRANSACTION_PAUSE_MS and not self._is_retained(pending))
         ):
             destination.requeue_pending()
 
@@ -550,19 +553,21 @@ class TransactionSender:
         if not pending.is_split:
             return False
         pauses = (
-            each.pause_ms for each in self if each.pending is not None and each.pending.is_split
+            each.backoff_ms for each in self if each.pending is not None and each.pending.is_split
         )
         return (
-            sum(1 for pause_ms in pauses if pause_ms >= DROP_TRANSACTION_PAUSE_MS)
+            sum(1 for backoff_ms in pauses if backoff_ms >= DROP_TRANSACTION_PAUSE_MS)
             <= MAX_RETAINED_TRANSACTIONS
         )
 
-    def _pause(self, destination: Destination, pause_ms: int) -> None:
-        destination.tried_ts, destination.pause_ms = self._now_ms(), pause_ms
+    def _pause(self, destination: Destination, backoff_ms: int) -> None:
+        destination.last_attempt_ts, destination.backoff_ms = self._now_ms(), backoff_ms
         self._schedule_retry(destination)
 
     def _schedule_retry(self, destination: Destination) -> None:
-        due_ts = max(destination.tried_ts + destination.pause_ms, destination.asked_until_ts)
+        due_ts = max(
+            destination.last_attempt_ts + destination.backoff_ms, destination.retry_after_ts
+        )
         self._schedule_retry_in(destination, due_ts - self._now_ms())
 
     def _schedule_retry_in(self, destination: Destination, milliseconds: int) -> None:
@@ -580,8 +585,8 @@ class TransactionSender:
 def _early_retry_ts(destination: Destination) -> int:
     """Return the time of the retry that activity of the destination causes, in milliseconds."""
     grown = EARLY_RETRY_MS * int(EARLY_RETRY_GROWTH ** min(destination.failed_after_activity, 10))
-    pause_ms = min(grown, MAX_EARLY_RETRY_MS, destination.pause_ms)
-    return max(destination.tried_ts + pause_ms, destination.asked_until_ts)
+    backoff_ms = min(grown, MAX_EARLY_RETRY_MS, destination.backoff_ms)
+    return max(destination.last_attempt_ts + backoff_ms, destination.retry_after_ts)
 
 
 def _cancel_retry(destination: Destination) -> None:

@@ -106,12 +106,12 @@ def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
 def _describe(row: DestinationSummary, destinations: DestinationAdministration) -> dict[str, Any]:
     return {
         "destination": row.server,
-        "retry_last_ts": row.tried_ts,
-        "retry_interval": row.pause_ms,
+        "retry_last_ts": row.last_attempt_ts,
+        "retry_interval": row.backoff_ms,
         "failure_ts": row.failing_since_ts,
         "last_successful_stream_ordering": row.delivered_upto,
         "error": row.error,
-        "asked_until_ts": row.asked_until_ts or None,
+        "asked_until_ts": row.retry_after_ts or None,
         "refused": destinations.find_refusal(ServerName(row.server)),
         "rooms_missed": row.rooms_missed,
         "device_lists_missed": row.device_lists_missed,

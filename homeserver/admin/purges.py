@@ -60,7 +60,11 @@ async def _begin(
     if event_id is None and body.purge_up_to_ts is None:
         raise BadJson("Either purge_up_to_ts or purge_up_to_event_id is required")
     purge_id = await purges.do_start(
-        room_id, event_id, body.purge_up_to_ts, with_own=body.delete_local_events, by=caller.user_id
+        room_id,
+        event_id,
+        body.purge_up_to_ts,
+        include_local=body.delete_local_events,
+        by=caller.user_id,
     )
     return {"purge_id": purge_id}
 

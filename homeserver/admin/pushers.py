@@ -29,7 +29,7 @@ async def get_push_gateways(pushers: Pushers) -> dict[str, Any]:
                 "pushers": row.pushers,
                 "failing": row.failing,
                 "failing_since_ts": row.failing_since_ts,
-                "success_ts": row.success_ts,
+                "success_ts": row.last_success_ts,
             }
             for row in await pushers.get_gateways()
         ]
@@ -49,6 +49,6 @@ def _describe(row: PusherRow) -> dict[str, Any]:
         "data": msgspec.Raw(row.data),
         "enabled": row.enabled,
         "failing_since_ts": row.failing_since_ts,
-        "success_ts": row.success_ts,
+        "success_ts": row.last_success_ts,
         "error": row.error,
     }

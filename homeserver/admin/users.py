@@ -234,7 +234,7 @@ def _details(users: UserAdministration, details: AccountDetails) -> dict[str, An
         "consent_server_notice_sent": None,
         **_consent_fields(details.consents),
         "user_type": account.user_type,
-        **({"approved": account.awaiting_ts is None} if users.needs_approval else {}),
+        **({"approved": account.approval_pending_ts is None} if users.needs_approval else {}),
     }
 
 

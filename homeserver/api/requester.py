@@ -26,7 +26,7 @@ class Requester(msgspec.Struct, frozen=True):
     """Whether the account has expired."""
     oauth_client: str | None = None
     """The client id of the OAuth 2.0 client that the user logged in with, if any."""
-    device_made_ts: int = 0
+    device_created_ts: int = 0
     """When the device was created, in milliseconds since 1970. A device that logs out and in again
     under the same id counts as another device."""
     rate_limited: bool = True

@@ -58,7 +58,7 @@ async def post_rendezvous(
     rendezvous_id, row = await rendezvous.do_create(caller, _encoded(body.data))
     return {
         "id": rendezvous_id,
-        "sequence_token": row.revision,
+        "sequence_token": row.etag,
         "expires_in_ms": row.expires_ts - row.written_ts,
     }
 
@@ -73,7 +73,7 @@ async def get_rendezvous(
     row = await rendezvous.get(rendezvous_id)
     return {
         "data": row.data.decode("utf-8", "replace"),
-        "sequence_token": row.revision,
+        "sequence_token": row.etag,
         "expires_in_ms": row.expires_ts - rendezvous.now(),
     }
 
@@ -85,7 +85,7 @@ async def put_rendezvous(
     """Replace the data of a session."""
     rendezvous.check_enabled()
     row = await rendezvous.do_write(rendezvous_id, body.sequence_token, _encoded(body.data))
-    return {"sequence_token": row.revision}
+    return {"sequence_token": row.etag}
 
 
 @endpoint("DELETE", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
@@ -183,7 +183,7 @@ def _check_text(context: RequestContext) -> None:
 
 
 def _etag(row: RendezvousRow) -> str:
-    return f'"{row.revision}"'
+    return f'"{row.etag}"'
 
 
 def _older_headers(row: RendezvousRow) -> dict[str, str]:

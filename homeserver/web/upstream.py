@@ -121,7 +121,7 @@ class UpstreamPages:
                     "Referrer-Policy": "no-referrer",
                 }
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
-            case BrowserSignedIn(user_id, next_path, origin, proved_ts, era):
+            case BrowserSignedIn(user_id, next_path, origin, authenticated_ts, epoch):
                 try:
                     await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
                 except UserAwaitingApproval as error:
@@ -131,7 +131,7 @@ class UpstreamPages:
                 encoded = msgspec.json.encode(origin).decode()
                 try:
                     cookie = await self._sessions.do_begin(
-                        user_id, context, era, encoded, proved_ts
+                        user_id, context, epoch, encoded, authenticated_ts
                     )
                 except MatrixError as error:
                     raise error_to_refusal(user_id, error) from None

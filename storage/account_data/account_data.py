@@ -7,7 +7,7 @@ Laws:
   each entry is stored, which is after every earlier one.
 - A deleted entry stays as `{}` for incremental readers. Other readers do not see it. The latest
   MOST_DELETED of a user are stored.
-- The total usage of a user is stored separately (`account_data_sums`) and updated with each entry.
+- The total usage of a user is stored separately (`account_data_usage`) and updated with each entry.
   Deleted entries are counted apart.
 """
 
@@ -154,7 +154,7 @@ class AccountDataStore:
     def get_usage(self, txn: Transaction, user_id: str) -> AccountDataUsage:
         """Return the usage of a user."""
         row = txn.query_one(
-            "SELECT entries, bytes, deleted FROM account_data_sums WHERE user_id = ?", (user_id,)
+            "SELECT entries, bytes, deleted FROM account_data_usage WHERE user_id = ?", (user_id,)
         )
         return AccountDataUsage() if row is None else AccountDataUsage(*row)
 
@@ -209,7 +209,7 @@ class AccountDataStore:
         """Delete all account data of an erased account. Announced as one change without a type."""
         if txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,)):
             txn.announce(Change(txn.next_position(), Topic.ACCOUNT_DATA, user_id=user_id))
-        txn.execute("DELETE FROM account_data_sums WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM account_data_usage WHERE user_id = ?", (user_id,))
         remove_settings(txn, user_id, SettingKind.ACCOUNT_DATA)
 
 
@@ -242,11 +242,11 @@ def _growth(
 
 def _add_usage(txn: WriteTransaction, user_id: str, growth: AccountDataUsage) -> None:
     txn.execute(
-        "INSERT INTO account_data_sums (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?)"
+        "INSERT INTO account_data_usage (user_id, entries, bytes, deleted) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (user_id) DO UPDATE"
-        " SET entries = account_data_sums.entries + excluded.entries,"
-        " bytes = account_data_sums.bytes + excluded.bytes,"
-        " deleted = account_data_sums.deleted + excluded.deleted",
+        " SET entries = account_data_usage.entries + excluded.entries,"
+        " bytes = account_data_usage.bytes + excluded.bytes,"
+        " deleted = account_data_usage.deleted + excluded.deleted",
         (user_id, growth.entries, growth.size, growth.deleted),
     )
 

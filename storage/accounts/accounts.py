@@ -3,7 +3,7 @@
 Laws:
 - An account is never deleted: a deactivated one stays, so its user id is never reused.
 - Whatever invalidates earlier authentications (a new password, a sign-out everywhere, a lock, the
-  deactivation) increments the credential epoch, `era`; a new hash of the same password does not.
+  deactivation) increments the `credential_epoch`; a new hash of the same password does not.
 - Whatever ends sessions or changes the rights of an account moves its `position` and is announced
   (`Topic.ACCOUNT`), so that every node invalidates its caches.
 """
@@ -38,9 +38,9 @@ class AccountRow(msgspec.Struct, frozen=True):
     suspended: bool = False
     user_type: str | None = None
     appservice_id: str | None = None
-    awaiting_ts: int | None = None
+    approval_pending_ts: int | None = None
     """Since when the account awaits approval; None: it does not."""
-    awaiting_languages: str | None = None
+    approval_languages: str | None = None
     """The owner's languages for the e-mail about the approval, as in `Accept-Language`."""
     expires_ts: int | None = None
     """The expiry time, where accounts expire."""
@@ -60,7 +60,10 @@ class AccountState(msgspec.Struct, frozen=True):
 
 def select_account_state(txn: Transaction, user_id: str) -> AccountState | None:
     """Return the current state of an account; None for an unknown user."""
-    sql = "SELECT era, locked, deactivated_ts IS NOT NULL FROM accounts WHERE user_id = ?"
+    sql = (
+        "SELECT credential_epoch, locked, deactivated_ts IS NOT NULL FROM accounts"
+        " WHERE user_id = ?"
+    )
     row = txn.query_one(sql, (user_id,))
     return None if row is None else AccountState(row[0], bool(row[1]), bool(row[2]))
 
@@ -82,8 +85,8 @@ class AccountStore:
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts,"
             " erased, locked, suspended,"
-            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts,"
-            " shadow_banned, era"
+            " user_type, appservice_id, approval_pending_ts, approval_languages, expires_ts,"
+            " shadow_banned, credential_epoch"
             " FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
@@ -100,8 +103,8 @@ class AccountStore:
                 suspended=bool(row[8]),
                 user_type=row[9],
                 appservice_id=row[10],
-                awaiting_ts=row[11],
-                awaiting_languages=row[12],
+                approval_pending_ts=row[11],
+                approval_languages=row[12],
                 expires_ts=row[13],
                 shadow_banned=bool(row[14]),
                 epoch=row[15],
@@ -129,7 +132,7 @@ class AccountStore:
         added = txn.execute(
             "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin,"
             " deactivated_ts, erased,"
-            " locked, suspended, user_type, appservice_id, awaiting_ts, awaiting_languages,"
+            " locked, suspended, user_type, appservice_id, approval_pending_ts, approval_languages,"
             " position)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
@@ -144,8 +147,8 @@ class AccountStore:
                 int(account.suspended),
                 account.user_type,
                 account.appservice_id,
-                account.awaiting_ts,
-                account.awaiting_languages,
+                account.approval_pending_ts,
+                account.approval_languages,
                 position,
             ),
         )
@@ -161,14 +164,14 @@ class AccountStore:
         """
         sql = (
             "UPDATE accounts"
-            " SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
+            " SET is_guest = 0, password_hash = ?, approval_pending_ts = ?, approval_languages = ?"
             " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0"
             " AND suspended = 0"
         )
         values = (
             account.password_hash,
-            account.awaiting_ts,
-            account.awaiting_languages,
+            account.approval_pending_ts,
+            account.approval_languages,
             account.user_id,
         )
         if not txn.execute(sql, values):
@@ -208,12 +211,18 @@ class AccountStore:
             return bool(
                 txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?" + sql, args)
             )
-        sql = "UPDATE accounts SET password_hash = ?, era = era + 1 WHERE user_id = ?"
+        sql = (
+            "UPDATE accounts SET password_hash = ?, credential_epoch = credential_epoch +"
+            " 1 WHERE user_id = ?"
+        )
         return bool(txn.execute(sql, (password_hash, user_id)))
 
     def advance_epoch(self, txn: WriteTransaction, user_id: str) -> None:
         """Increment the credential epoch, which invalidates all earlier authentications."""
-        txn.execute("UPDATE accounts SET era = era + 1 WHERE user_id = ?", (user_id,))
+        txn.execute(
+            "UPDATE accounts SET credential_epoch = credential_epoch + 1 WHERE user_id = ?",
+            (user_id,),
+        )
 
     def set_flags(
         self,
@@ -240,16 +249,23 @@ class AccountStore:
         txn.execute("UPDATE accounts SET user_type = ? WHERE user_id = ?", (user_type, user_id))
         self.set_account_changed(txn, user_id)
 
-    def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:
+    def set_awaiting(
+        self, txn: WriteTransaction, user_id: str, approval_pending_ts: int | None
+    ) -> bool:
         """Set since when an account awaits approval; None: it does not.
 
         Return False if it is in that state already.
         """
-        is_other_state = "awaiting_ts IS NOT NULL" if awaiting_ts is None else "awaiting_ts IS NULL"
+        is_other_state = (
+            "approval_pending_ts IS NOT NULL"
+            if approval_pending_ts is None
+            else "approval_pending_ts IS NULL"
+        )
         changed = bool(
             txn.execute(
-                f"UPDATE accounts SET awaiting_ts = ? WHERE user_id = ? AND {is_other_state}",
-                (awaiting_ts, user_id),
+                f"UPDATE accounts SET approval_pending_ts = ? WHERE user_id = ?"
+                f" AND {is_other_state}",
+                (approval_pending_ts, user_id),
             )
         )
         if changed:
@@ -259,7 +275,8 @@ class AccountStore:
     def has_awaiting(self, txn: Transaction, since: int, but: str) -> bool:
         """Return whether another active account than `but` awaits approval since after `since`."""
         sql = (
-            "SELECT 1 FROM accounts WHERE awaiting_ts > ? AND awaiting_ts IS NOT NULL"
+            "SELECT 1 FROM accounts WHERE approval_pending_ts > ?"
+            " AND approval_pending_ts IS NOT NULL"
             " AND user_id != ?"
             " AND deactivated_ts IS NULL LIMIT 1"
         )
@@ -270,9 +287,10 @@ class AccountStore:
 
         def read(txn: Transaction) -> list[tuple[str, int]]:
             sql = (
-                "SELECT user_id, awaiting_ts FROM accounts WHERE awaiting_ts IS NOT NULL"
+                "SELECT user_id, approval_pending_ts FROM accounts"
+                " WHERE approval_pending_ts IS NOT NULL"
                 " AND deactivated_ts IS NULL"
-                " ORDER BY awaiting_ts, user_id LIMIT ?"
+                " ORDER BY approval_pending_ts, user_id LIMIT ?"
             )
             return [(row[0], row[1]) for row in txn.query(sql, (limit,))]
 
@@ -295,7 +313,7 @@ class AccountStore:
             record_erasure(txn, user_id)
             add_erasure(txn, user_id)
         txn.execute(
-            "INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,)
+            "INSERT INTO leaving_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,)
         )
         self.set_account_changed(txn, user_id)
 
@@ -304,20 +322,19 @@ class AccountStore:
 
         def read(txn: Transaction) -> list[str]:
             return [
-                row[0]
-                for row in txn.query("SELECT user_id FROM departing_accounts ORDER BY user_id")
+                row[0] for row in txn.query("SELECT user_id FROM leaving_accounts ORDER BY user_id")
             ]
 
         return await self._database.read("get_departing_accounts", read)
 
     def remove_leaving_account(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove an account that has left all of its rooms."""
-        txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM leaving_accounts WHERE user_id = ?", (user_id,))
 
     def add_pending_auto_join(self, txn: WriteTransaction, user_id: str, due_ts: int) -> None:
         """Add a new account with pending auto-joins, leased until `due_ts` (ms since 1970)."""
         txn.execute(
-            "INSERT INTO arriving_accounts (user_id, due_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO pending_auto_joins (user_id, due_ts) VALUES (?, ?) ON CONFLICT DO NOTHING",
             (user_id, due_ts),
         )
 
@@ -332,7 +349,7 @@ class AccountStore:
         def write(txn: WriteTransaction) -> list[str]:
             user_ids = _select_arriving(txn, now, limit)
             txn.execute_many(
-                "UPDATE arriving_accounts SET due_ts = ? WHERE user_id = ?",
+                "UPDATE pending_auto_joins SET due_ts = ? WHERE user_id = ?",
                 [(until, user_id) for user_id in user_ids],
             )
             return user_ids
@@ -341,9 +358,9 @@ class AccountStore:
 
     def remove_pending_auto_join(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove an account whose auto-joins are complete."""
-        txn.execute("DELETE FROM arriving_accounts WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM pending_auto_joins WHERE user_id = ?", (user_id,))
 
 
 def _select_arriving(txn: Transaction, now: int, limit: int) -> list[str]:
-    sql = "SELECT user_id FROM arriving_accounts WHERE due_ts <= ? ORDER BY user_id LIMIT ?"
+    sql = "SELECT user_id FROM pending_auto_joins WHERE due_ts <= ? ORDER BY user_id LIMIT ?"
     return [user_id for (user_id,) in txn.query(sql, (now, limit))]

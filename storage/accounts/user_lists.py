@@ -113,7 +113,7 @@ def _select(
     sql = (
         f"{CUSTOM_PLAN}SELECT a.user_id, a.user_type, a.is_guest, a.is_admin,"
         " a.deactivated_ts, a.created_ts,"
-        f" a.erased, a.locked, a.awaiting_ts, {_LAST_SEEN}, n.value, p.value,"
+        f" a.erased, a.locked, a.approval_pending_ts, {_LAST_SEEN}, n.value, p.value,"
         " a.shadow_banned FROM accounts a"
         " LEFT JOIN profiles n ON n.user_id = a.user_id AND n.field = 'displayname'"
         " LEFT JOIN profiles p ON p.user_id = a.user_id AND p.field = 'avatar_url'"
@@ -144,7 +144,7 @@ def _where(wanted: UserFilter) -> tuple[str, list[SQLValue]]:
             args.append(int(value))
     for column, is_set in (
         ("a.deactivated_ts", wanted.deactivated),
-        ("a.awaiting_ts", wanted.awaiting_approval),
+        ("a.approval_pending_ts", wanted.awaiting_approval),
     ):
         if is_set is not None:
             conditions.append(f"{column} IS {'NOT NULL' if is_set else 'NULL'}")

@@ -58,7 +58,8 @@ class AccountValidityStore:
         """Set the expiry time of an account. With `sends_email`, its owner gets an e-mail before
         it."""
         sql = (
-            "UPDATE accounts SET expires_ts = ?, renewal_letter = ?, is_over = 0 WHERE user_id = ?"
+            "UPDATE accounts SET expires_ts = ?, renewal_email = ?, is_expired = 0"
+            " WHERE user_id = ?"
         )
         txn.execute(sql, (expires_ts, EMAIL_DUE if sends_email else EMAIL_DISABLED, user_id))
         self._accounts.set_account_changed(txn, user_id)
@@ -66,12 +67,12 @@ class AccountValidityStore:
     def mark_expired(self, txn: WriteTransaction, now: int, limit: int) -> int:
         """Mark up to `limit` expired accounts, and announce the change; return the number."""
         sql = (
-            "SELECT user_id FROM accounts WHERE expires_ts IS NOT NULL AND is_over = 0"
+            "SELECT user_id FROM accounts WHERE expires_ts IS NOT NULL AND is_expired = 0"
             " AND deactivated_ts IS NULL"
             " AND expires_ts <= ? ORDER BY expires_ts LIMIT ?"
         )
         return self._set_expired(
-            txn, [row[0] for row in txn.query(sql, (now, limit))], is_over=True
+            txn, [row[0] for row in txn.query(sql, (now, limit))], is_expired=True
         )
 
     def unmark_expired(self, txn: WriteTransaction, limit: int) -> int:
@@ -79,13 +80,15 @@ class AccountValidityStore:
 
         For a server on which accounts no longer expire.
         """
-        sql = "SELECT user_id FROM accounts WHERE is_over = 1 ORDER BY user_id LIMIT ?"
-        return self._set_expired(txn, [row[0] for row in txn.query(sql, (limit,))], is_over=False)
+        sql = "SELECT user_id FROM accounts WHERE is_expired = 1 ORDER BY user_id LIMIT ?"
+        return self._set_expired(
+            txn, [row[0] for row in txn.query(sql, (limit,))], is_expired=False
+        )
 
-    def _set_expired(self, txn: WriteTransaction, user_ids: list[str], *, is_over: bool) -> int:
+    def _set_expired(self, txn: WriteTransaction, user_ids: list[str], *, is_expired: bool) -> int:
         for user_id in user_ids:
             txn.execute(
-                "UPDATE accounts SET is_over = ? WHERE user_id = ?", (int(is_over), user_id)
+                "UPDATE accounts SET is_expired = ? WHERE user_id = ?", (int(is_expired), user_id)
             )
             self._accounts.set_account_changed(txn, user_id)
         return len(user_ids)
@@ -103,7 +106,7 @@ class AccountValidityStore:
 
         def read(txn: Transaction) -> list[ExpiringAccountRow]:
             rows = txn.query(
-                "SELECT user_id, expires_ts FROM accounts WHERE renewal_letter = 0"
+                "SELECT user_id, expires_ts FROM accounts WHERE renewal_email = 0"
                 " AND deactivated_ts IS NULL"
                 " AND expires_ts <= ? ORDER BY expires_ts LIMIT ?",
                 (upto, limit),
@@ -118,8 +121,8 @@ class AccountValidityStore:
         Return False if it is set already, or the expiry time has moved.
         """
         sql = (
-            "UPDATE accounts SET renewal_letter = ? WHERE user_id = ? AND expires_ts = ?"
-            " AND renewal_letter = 0"
+            "UPDATE accounts SET renewal_email = ? WHERE user_id = ? AND expires_ts = ?"
+            " AND renewal_email = 0"
         )
         return bool(txn.execute(sql, (state, row.user_id, row.expires_ts)))
 

@@ -74,19 +74,21 @@ def _take(
     replacing: str | None,
 ) -> Lease | None:
     row = txn.query_one(
-        "SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,)
+        "SELECT holder, expires_ts, fencing_token, position FROM leases WHERE name = ?", (name,)
     )
     if row is None:
         position = txn.next_position()
         txn.execute(
-            "INSERT INTO leases (name, holder, expires_ts, run, position) VALUES (?, ?, ?, 1, ?)",
+            "INSERT INTO leases (name, holder, expires_ts, fencing_token, position)"
+            " VALUES (?, ?, ?, 1, ?)",
             (name, holder, expires_ts, position),
         )
         return Lease(1, position)
     if not force and row[0] not in (holder, replacing) and row[1] > now_ms:
         return None
     txn.execute(
-        "UPDATE leases SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?",
+        "UPDATE leases SET holder = ?, expires_ts = ?, fencing_token = fencing_token + 1"
+        " WHERE name = ?",
         (holder, expires_ts, name),
     )
     return Lease(row[2] + 1, row[3])

@@ -130,8 +130,8 @@ class DeviceStore:
     def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
         """Create a device. Return False if one with that ID exists, which keeps its name."""
         added = txn.execute(
-            f"INSERT INTO devices ({_COLUMNS}, seen_hour, made_ts, device_nid)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            f"INSERT INTO devices ({_COLUMNS}, last_seen_hour, device_nid)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
             (
                 device.user_id,
@@ -142,7 +142,6 @@ class DeviceStore:
                 device.last_seen_ip,
                 device.last_seen_user_agent,
                 None if device.last_seen_ts is None else device.last_seen_ts // HOUR_MS,
-                device.created_ts,
                 txn.allocate("device"),
             ),
         )
@@ -169,7 +168,7 @@ class DeviceStore:
         def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
             txn.execute_many(
                 "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?,"
-                " seen_hour = ?"
+                " last_seen_hour = ?"
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
@@ -215,8 +214,8 @@ def select_positions(txn: Transaction, user_ids: Iterable[str]) -> dict[str, int
 
 def _select_old_addresses(txn: Transaction, before: int, limit: int) -> list[tuple[str, str]]:
     return txn.query(
-        "SELECT user_id, device_id FROM devices WHERE seen_hour <= ? AND last_seen_ts < ?"
-        " ORDER BY seen_hour LIMIT ?",
+        "SELECT user_id, device_id FROM devices WHERE last_seen_hour <= ? AND last_seen_ts < ?"
+        " ORDER BY last_seen_hour LIMIT ?",
         (before // HOUR_MS, before, limit),
     )
 
@@ -225,7 +224,7 @@ def _delete_addresses(
     txn: WriteTransaction, before: int, devices: Sequence[tuple[str, str]]
 ) -> None:
     txn.execute_many(
-        "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL, seen_hour = NULL"
+        "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL, last_seen_hour = NULL"
         " WHERE user_id = ? AND device_id = ? AND last_seen_ts < ?",
         [(user_id, device_id, before) for user_id, device_id in devices],
     )

@@ -29,7 +29,7 @@ class DirectoryUser(msgspec.Struct, frozen=True):
     is_local: bool
     display_name: str | None
     avatar_url: str | None
-    name_keys: str
+    name_words: str
     """The words of the display name, each with a space before and after."""
 
 
@@ -79,7 +79,7 @@ class UserDirectoryStore:
         """Return queued users with their positions, oldest first."""
         return dict(
             txn.query(
-                "SELECT user_id, position FROM directory_changes"
+                "SELECT user_id, position FROM user_directory_queue"
                 " ORDER BY position, user_id LIMIT ?",
                 (limit,),
             )
@@ -119,36 +119,37 @@ class UserDirectoryStore:
     ) -> None:
         """Replace the entries of the queued users by these users, each with their words."""
         stale = [(user_id,) for user_id in changes]
-        txn.execute_many("DELETE FROM directory_keys WHERE user_id = ?", stale)
-        txn.execute_many("DELETE FROM directory_users WHERE user_id = ?", stale)
+        txn.execute_many("DELETE FROM user_directory_words WHERE user_id = ?", stale)
+        txn.execute_many("DELETE FROM user_directory WHERE user_id = ?", stale)
         rows: list[tuple[SQLValue, ...]] = []
         keys: list[tuple[str, str]] = []
         for row, words in users:
             rows.append(
-                (row.user_id, int(row.is_local), row.display_name, row.avatar_url, row.name_keys)
+                (row.user_id, int(row.is_local), row.display_name, row.avatar_url, row.name_words)
             )
             keys += [(word, row.user_id) for word in words]
         if rows:
             txn.execute_many(
-                "INSERT INTO directory_users (user_id, is_local, display_name, avatar_url,"
-                " name_keys)"
+                "INSERT INTO user_directory (user_id, is_local, display_name, avatar_url,"
+                " name_words)"
                 " VALUES (?, ?, ?, ?, ?)",
                 rows,
             )
             txn.execute_many(
-                "INSERT INTO directory_keys (word, user_id) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                "INSERT INTO user_directory_words (word, user_id) VALUES (?, ?)"
+                " ON CONFLICT DO NOTHING",
                 keys,
             )
         # a user who changed again since is queued with another position
         txn.execute_many(
-            "DELETE FROM directory_changes WHERE user_id = ? AND position = ?", changes.items()
+            "DELETE FROM user_directory_queue WHERE user_id = ? AND position = ?", changes.items()
         )
 
     def queue_everyone(self, txn: WriteTransaction) -> None:
         """Queue all users, so that their words are computed again."""
         txn.execute(
-            "INSERT INTO directory_changes (user_id, position) SELECT user_id, 0"
-            " FROM directory_users WHERE TRUE"
+            "INSERT INTO user_directory_queue (user_id, position) SELECT user_id, 0"
+            " FROM user_directory WHERE TRUE"
             " ON CONFLICT DO NOTHING"
         )
 
@@ -171,10 +172,11 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     matching, args = _matching_users(query)
     select = (
         f"{CUSTOM_PLAN}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url,"
-        " u.name_keys"
-        f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
+        " u.name_words"
+        f" FROM ({matching}) AS k JOIN user_directory AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
-        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0"
+        " WHERE a.deactivated_ts IS NULL AND a.approval_pending_ts IS NULL"
+        " AND (COALESCE(a.locked, 0) = 0"
         " OR ? = 1) AND "
     )
     args.append(int(query.include_locked))
@@ -205,7 +207,7 @@ def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
         for other in words[1:]:
             ranges = " OR ".join(["(x.word >= ? AND x.word < ?)"] * len(other))
             conditions += (
-                " AND EXISTS (SELECT 1 FROM directory_keys AS x"
+                " AND EXISTS (SELECT 1 FROM user_directory_words AS x"
                 f" WHERE x.user_id = d.user_id AND ({ranges}))"
             )
             bounds += [bound for each in other for bound in (each, each + MAX_CHARACTER)]
@@ -221,8 +223,8 @@ def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
             MAX_MATCHES,
         ]
     selects = [
-        "SELECT * FROM (SELECT d.user_id FROM directory_keys AS d"
-        " JOIN directory_users AS l ON l.user_id = d.user_id"
+        "SELECT * FROM (SELECT d.user_id FROM user_directory_words AS d"
+        " JOIN user_directory AS l ON l.user_id = d.user_id"
         f" WHERE d.word >= ? AND d.word < ?{conditions} AND d.user_id <> ? AND (l.is_local = 1"
         " OR ? = 0)"
         f" ORDER BY d.word, d.user_id LIMIT ?) AS p{number}"
@@ -232,5 +234,5 @@ def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
 
 
 def _row(row: tuple[str, int, str | None, str | None, str]) -> DirectoryUser:
-    user_id, is_local, display_name, avatar_url, name_keys = row
-    return DirectoryUser(user_id, bool(is_local), display_name, avatar_url, name_keys)
+    user_id, is_local, display_name, avatar_url, name_words = row
+    return DirectoryUser(user_id, bool(is_local), display_name, avatar_url, name_words)

@@ -13,7 +13,7 @@ from storage.engine.transaction import WriteTransaction
 def queue_directory_updates(txn: WriteTransaction, changes: Iterable[tuple[str, int]]) -> None:
     """Queue users, with the positions of their changes."""
     txn.execute_many(
-        "INSERT INTO directory_changes (user_id, position) VALUES (?, ?)"
+        "INSERT INTO user_directory_queue (user_id, position) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
         changes,
     )

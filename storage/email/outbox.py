@@ -49,10 +49,10 @@ class EmailOutbox:
         notification: NotificationEmail | None = None,
     ) -> None:
         """Queue an e-mail."""
-        mail_nid = txn.allocate("mail")
+        email_nid = txn.allocate("email")
         sql = (
-            "INSERT INTO outgoing_mail (mail_nid, next_ts, created_ts, attempts, recipient,"
-            " message, pusher_nid, told_position)"
+            "INSERT INTO email_outbox (email_nid, due_ts, created_ts, attempts, recipient,"
+            " message, pusher_nid, previous_position)"
             " VALUES (?, ?, ?, 0, ?, ?, ?, ?)"
         )
         pusher = (
@@ -60,30 +60,32 @@ class EmailOutbox:
             if notification is None
             else (notification.pusher_nid, notification.previous_position)
         )
-        txn.execute(sql, (mail_nid, now, now, recipient, message, *pusher))
+        txn.execute(sql, (email_nid, now, now, recipient, message, *pusher))
         if notification is not None:
-            sql = "INSERT INTO outgoing_mail_events (event_nid, mail_nid) VALUES (?, ?)"
-            txn.execute_many(sql, [(nid, mail_nid) for nid in sorted(set(notification.event_nids))])
+            sql = "INSERT INTO email_outbox_events (event_nid, email_nid) VALUES (?, ?)"
+            txn.execute_many(
+                sql, [(nid, email_nid) for nid in sorted(set(notification.event_nids))]
+            )
 
-    async def get_notified_events(self, mail_nid: int) -> tuple[int | None, list[int]] | None:
+    async def get_notified_events(self, email_nid: int) -> tuple[int | None, list[int]] | None:
         """Return the pusher of an e-mail (None for other kinds of e-mail) and the numbers of the
         events in it. Return None if the e-mail is no longer queued."""
 
         def read(txn: Transaction) -> tuple[int | None, list[int]] | None:
             rows = txn.query(
-                "SELECT m.pusher_nid, e.event_nid FROM outgoing_mail AS m"
-                " LEFT JOIN outgoing_mail_events AS e ON e.mail_nid = m.mail_nid"
-                " WHERE m.mail_nid = ? ORDER BY e.event_nid",
-                (mail_nid,),
+                "SELECT m.pusher_nid, e.event_nid FROM email_outbox AS m"
+                " LEFT JOIN email_outbox_events AS e ON e.email_nid = m.email_nid"
+                " WHERE m.email_nid = ? ORDER BY e.event_nid",
+                (email_nid,),
             )
             return (rows[0][0], [nid for _, nid in rows if nid is not None]) if rows else None
 
         return await self._database.read_quickly("get_told_events", read)
 
-    async def withdraw_email(self, mail_nid: int) -> None:
+    async def withdraw_email(self, email_nid: int) -> None:
         """Delete an e-mail with content that must no longer be sent. Another e-mail will cover the
         rest."""
-        await self._database.write("withdraw_mail", _withdraw, [mail_nid])
+        await self._database.write("withdraw_mail", _withdraw, [email_nid])
 
     async def claim_due(self, now: int, until: int, limit: int) -> Sequence[QueuedEmail]:
         """Take up to `limit` e-mails that are due, oldest first. No other caller gets them before
@@ -91,55 +93,56 @@ class EmailOutbox:
 
         def write(txn: WriteTransaction) -> list[QueuedEmail]:
             rows = txn.query(
-                "SELECT mail_nid, created_ts, attempts, recipient, message FROM outgoing_mail"
-                " WHERE next_ts <= ?"
-                " ORDER BY next_ts LIMIT ?",
+                "SELECT email_nid, created_ts, attempts, recipient, message FROM email_outbox"
+                " WHERE due_ts <= ?"
+                " ORDER BY due_ts LIMIT ?",
                 (now, limit),
             )
             taken = [QueuedEmail(*row) for row in rows]
             for row in taken:
                 sql = (
-                    "UPDATE outgoing_mail SET next_ts = ?, attempts = attempts + 1"
-                    " WHERE mail_nid = ?"
+                    "UPDATE email_outbox SET due_ts = ?, attempts = attempts + 1"
+                    " WHERE email_nid = ?"
                 )
                 txn.execute(sql, (until, row.email_nid))
             return taken
 
         return await self._database.write("take_mail", write)
 
-    async def set_due(self, mail_nid: int, next_ts: int) -> None:
+    async def set_due(self, email_nid: int, due_ts: int) -> None:
         """Schedule the next try of an e-mail."""
-        await self._database.write("set_mail_due", _set_due, mail_nid, next_ts)
+        await self._database.write("set_mail_due", _set_due, email_nid, due_ts)
 
-    async def postpone(self, mail_nid: int, next_ts: int, now: int, error: str) -> None:
+    async def postpone(self, email_nid: int, due_ts: int, now: int, error: str) -> None:
         """Schedule the next try of an e-mail that could not be sent, and record the failure of its
         pusher."""
 
         def write(txn: WriteTransaction) -> None:
-            _set_due(txn, mail_nid, next_ts)
-            _record_failure(txn, mail_nid, now, error)
+            _set_due(txn, email_nid, due_ts)
+            _record_failure(txn, email_nid, now, error)
 
         await self._database.write("put_off_mail", write)
 
-    async def record_sent(self, mail_nid: int, now: int) -> None:
+    async def record_sent(self, email_nid: int, now: int) -> None:
         """Delete an e-mail that was sent, and record the success of its pusher."""
 
         def write(txn: WriteTransaction) -> None:
             sql = (
-                "UPDATE pushers SET failing_since_ts = NULL, tried_ts = ?, success_ts = ?, error"
+                "UPDATE pushers SET failing_since_ts = NULL, last_attempt_ts = ?,"
+                " last_success_ts = ?, error"
                 f" = NULL WHERE {_PUSHER}"
             )
-            txn.execute(sql, (now, now, mail_nid))
-            _remove(txn, [mail_nid])
+            txn.execute(sql, (now, now, email_nid))
+            _remove(txn, [email_nid])
 
         await self._database.write("remove_mail", write)
 
-    async def give_up(self, mail_nid: int, now: int, error: str) -> None:
+    async def give_up(self, email_nid: int, now: int, error: str) -> None:
         """Delete an e-mail that cannot be sent, and record the failure of its pusher."""
 
         def write(txn: WriteTransaction) -> None:
-            _record_failure(txn, mail_nid, now, error)
-            _remove(txn, [mail_nid])
+            _record_failure(txn, email_nid, now, error)
+            _remove(txn, [email_nid])
 
         await self._database.write("give_up_mail", write)
 
@@ -147,48 +150,48 @@ class EmailOutbox:
         """Return the time at which the next e-mail is due, if there is one."""
 
         def read(txn: Transaction) -> int | None:
-            row = txn.query_one("SELECT MIN(next_ts) FROM outgoing_mail")
+            row = txn.query_one("SELECT MIN(due_ts) FROM email_outbox")
             return None if row is None else row[0]
 
         return await self._database.read_quickly("get_next_mail", read)
 
 
-_PUSHER = "pusher_nid = (SELECT pusher_nid FROM outgoing_mail WHERE mail_nid = ?)"
+_PUSHER = "pusher_nid = (SELECT pusher_nid FROM email_outbox WHERE email_nid = ?)"
 
 
-def _set_due(txn: WriteTransaction, mail_nid: int, next_ts: int) -> None:
-    txn.execute("UPDATE outgoing_mail SET next_ts = ? WHERE mail_nid = ?", (next_ts, mail_nid))
+def _set_due(txn: WriteTransaction, email_nid: int, due_ts: int) -> None:
+    txn.execute("UPDATE email_outbox SET due_ts = ? WHERE email_nid = ?", (due_ts, email_nid))
 
 
-def _record_failure(txn: WriteTransaction, mail_nid: int, now: int, error: str) -> None:
+def _record_failure(txn: WriteTransaction, email_nid: int, now: int, error: str) -> None:
     sql = (
         "UPDATE pushers SET failing_since_ts = COALESCE(failing_since_ts, ?),"
-        f" tried_ts = ?, error = ? WHERE {_PUSHER}"
+        f" last_attempt_ts = ?, error = ? WHERE {_PUSHER}"
     )
-    txn.execute(sql, (now, now, error, mail_nid))
+    txn.execute(sql, (now, now, error, email_nid))
 
 
 def withdraw_notification_emails(txn: WriteTransaction, event_nids: Collection[int]) -> None:
     """Delete the unsent e-mails with these events, which lose their content."""
     rows = txn.query_in(
-        "SELECT mail_nid FROM outgoing_mail_events WHERE event_nid IN {keys}", event_nids
+        "SELECT email_nid FROM email_outbox_events WHERE event_nid IN {keys}", event_nids
     )
     if rows:
         _withdraw(txn, sorted({nid for (nid,) in rows}))
 
 
-def _withdraw(txn: WriteTransaction, mail_nids: Collection[int]) -> None:
+def _withdraw(txn: WriteTransaction, email_nids: Collection[int]) -> None:
     pushers = txn.query_in(
-        "SELECT told_position, pusher_nid FROM outgoing_mail"
-        " WHERE pusher_nid IS NOT NULL AND mail_nid IN {keys}",
-        mail_nids,
+        "SELECT previous_position, pusher_nid FROM email_outbox"
+        " WHERE pusher_nid IS NOT NULL AND email_nid IN {keys}",
+        email_nids,
     )
     sql = "UPDATE pushers SET position = ?, due_ts = 0 WHERE pusher_nid = ? AND position > ?"
     txn.execute_many(sql, [(position, pusher_nid, position) for position, pusher_nid in pushers])
-    _remove(txn, mail_nids)
+    _remove(txn, email_nids)
 
 
-def _remove(txn: WriteTransaction, mail_nids: Collection[int]) -> None:
-    keys = [(nid,) for nid in mail_nids]
-    txn.execute_many("DELETE FROM outgoing_mail WHERE mail_nid = ?", keys)
-    txn.execute_many("DELETE FROM outgoing_mail_events WHERE mail_nid = ?", keys)
+def _remove(txn: WriteTransaction, email_nids: Collection[int]) -> None:
+    keys = [(nid,) for nid in email_nids]
+    txn.execute_many("DELETE FROM email_outbox WHERE email_nid = ?", keys)
+    txn.execute_many("DELETE FROM email_outbox_events WHERE email_nid = ?", keys)

@@ -276,7 +276,7 @@ def _select_counts(txn: Transaction, user_id: str, device_id: str) -> tuple[KeyC
     rows = txn.query(
         f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS}"
         " WHERE b.user_id = ? AND b.device_id = ?"
-        " AND m.taken < b.number"
+        " AND m.claimed < b.key_count"
         f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, NULL, NULL FROM fallback_keys"
         " WHERE user_id = ? AND device_id = ?"
         f" UNION ALL SELECT {_HEAD}, NULL, value, 0, 0, 0, NULL, NULL FROM counters WHERE name = ?",
@@ -325,7 +325,7 @@ _SELECT_CURRENT: Final = (
     f"SELECT {_BLOCK}, {BLOCK_COLUMNS}, NULL FROM {BLOCKS} WHERE b.user_id = ? AND b.device_id = ?"
     f" UNION ALL SELECT {_FALLBACK}, algorithm, used, 0, 0, 0, key_id, content FROM fallback_keys"
     " WHERE user_id = ? AND device_id = ?"
-    f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, used FROM used_one_time_keys"
+    f" UNION ALL SELECT {_USED}, NULL, 0, 0, 0, 0, NULL, digests FROM used_one_time_keys"
     " WHERE user_id = ? AND device_id = ?"
     f" UNION ALL SELECT {_DEVICE}, NULL, 0, 0, 0, 0, NULL, k.keys FROM devices AS d"
     " LEFT JOIN device_keys AS k"

@@ -75,17 +75,20 @@ class KeyBlock(msgspec.Struct, frozen=True):
         return 0 if self.is_placeholder else self.key_count - self.claimed
 
 
-BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.number, m.taken, m.claimed_ts, b.names"
-BLOCKS: Final = "one_time_key_blocks AS b JOIN one_time_key_marks AS m ON m.block_nid = b.block_nid"
+BLOCK_COLUMNS: Final = "b.algorithm, b.block_nid, b.key_count, m.claimed, m.claimed_ts, b.key_ids"
+BLOCKS: Final = (
+    "one_time_key_blocks AS b JOIN one_time_key_claims AS m ON m.block_nid = b.block_nid"
+)
 
 _NEXT_KEY: Final = (
-    f"SELECT b.block_nid AS found_key, substr(b.keys, m.taken * b.width + 1, b.width) FROM {BLOCKS}"
-    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.taken < b.number"
+    f"SELECT b.block_nid AS found_key, substr(b.keys, m.claimed * b.width + 1, b.width)"
+    f" FROM {BLOCKS}"
+    " WHERE b.user_id = ? AND b.device_id = ? AND b.algorithm = ? AND m.claimed < b.key_count"
     " AND b.width > 0"
     " ORDER BY b.block_nid LIMIT 1"
 )
 _MOVE_MARKS: Final = (
-    "UPDATE one_time_key_marks SET taken = taken + 1, claimed_ts = ? WHERE block_nid IN {keys}"
+    "UPDATE one_time_key_claims SET claimed = claimed + 1, claimed_ts = ? WHERE block_nid IN {keys}"
 )
 
 _slot = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -149,7 +152,7 @@ def remove_keys(txn: WriteTransaction, user_id: str, device_id: str) -> None:
     """Remove all one-time keys of a device, and the digests of claimed keys."""
     of_device = " WHERE user_id = ? AND device_id = ?"
     for sql in (
-        "DELETE FROM one_time_key_marks WHERE block_nid IN (SELECT block_nid"
+        "DELETE FROM one_time_key_claims WHERE block_nid IN (SELECT block_nid"
         f" FROM one_time_key_blocks{of_device})",
         f"DELETE FROM one_time_key_blocks{of_device}",
         f"DELETE FROM used_one_time_keys{of_device}",
@@ -169,11 +172,11 @@ def replace_by_placeholders(txn: WriteTransaction) -> None:
         " AND o.block_nid < one_time_key_blocks.block_nid)"
     )
     txn.execute(
-        "UPDATE one_time_key_blocks SET number = 1, width = 0, names = '[]', keys = ?", (b"",)
+        "UPDATE one_time_key_blocks SET key_count = 1, width = 0, key_ids = '[]', keys = ?", (b"",)
     )
-    txn.execute("DELETE FROM one_time_key_marks")
+    txn.execute("DELETE FROM one_time_key_claims")
     txn.execute(
-        "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) SELECT block_nid, 0, 0"
+        "INSERT INTO one_time_key_claims (block_nid, claimed_ts, claimed) SELECT block_nid, 0, 0"
         " FROM one_time_key_blocks"
     )
 
@@ -214,7 +217,7 @@ def _select_contents(
         or any((block.algorithm, key_id) in keys for key_id in _names.decode(block.key_ids))
     ]
     rows: Iterable[Row] = txn.query_in(
-        "SELECT block_nid, width, names, keys FROM one_time_key_blocks"
+        "SELECT block_nid, width, key_ids, keys FROM one_time_key_blocks"
         " WHERE user_id = ? AND device_id = ?"
         " AND block_nid IN {keys}",
         relevant,
@@ -242,8 +245,8 @@ def _insert_blocks(
         width = max(map(len, slots.values()))
         packed = b"".join([slot.ljust(width) for slot in slots.values()])
         txn.execute_later(
-            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, number,"
-            " width, names, keys)"
+            "INSERT INTO one_time_key_blocks (user_id, device_id, algorithm, block_nid, key_count,"
+            " width, key_ids, keys)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 user_id,
@@ -257,7 +260,7 @@ def _insert_blocks(
             ),
         )
         txn.execute_later(
-            "INSERT INTO one_time_key_marks (block_nid, claimed_ts, taken) VALUES (?, 0, 0)",
+            "INSERT INTO one_time_key_claims (block_nid, claimed_ts, claimed) VALUES (?, 0, 0)",
             (block_nid,),
         )
 
@@ -299,7 +302,7 @@ def _store_digests(
     ]
     used_up = [block.block_nid for block in blocks if block.remaining == 0]
     if used_up:
-        txn.execute_in_later("DELETE FROM one_time_key_marks WHERE block_nid IN {keys}", used_up)
+        txn.execute_in_later("DELETE FROM one_time_key_claims WHERE block_nid IN {keys}", used_up)
         txn.execute_in_later(
             "DELETE FROM one_time_key_blocks WHERE user_id = ? AND device_id = ?"
             " AND block_nid IN {keys}",
@@ -308,8 +311,8 @@ def _store_digests(
         )
     if just_used or len(newest) < len(stored):
         txn.execute_later(
-            "INSERT INTO used_one_time_keys (user_id, device_id, used) VALUES (?, ?, ?)"
-            " ON CONFLICT (user_id, device_id) DO UPDATE SET used = excluded.used",
+            "INSERT INTO used_one_time_keys (user_id, device_id, digests) VALUES (?, ?, ?)"
+            " ON CONFLICT (user_id, device_id) DO UPDATE SET digests = excluded.digests",
             (user_id, device_id, b"".join([_used.pack(*each) for each in newest])),
         )
 

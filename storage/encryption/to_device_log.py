@@ -33,7 +33,7 @@ would scan all deleted rows that are not vacuumed yet, as during a backup."""
 _SIZE: Final = 16
 """Bytes that describe a message: the device number, the start of its content, its length."""
 _NUMBER: Final = struct.Struct("<I")
-_COLUMNS: Final = ("first_position", "sent_ts", "devices", "opening", "contents")
+_COLUMNS: Final = ("first_position", "sent_ts", "devices", "prefix", "contents")
 
 
 class ToDeviceLogEntry(NamedTuple):
@@ -168,7 +168,7 @@ def select_undelivered(
     found = {
         first: (opening, contents)
         for first, opening, contents in txn.query_in(
-            "SELECT first_position, opening, contents FROM to_device_log"
+            "SELECT first_position, prefix, contents FROM to_device_log"
             " WHERE first_position IN {keys}",
             [row.first for row, _ in wanted],
         )
@@ -199,7 +199,7 @@ def select_events(txn: Transaction, places: Sequence[ToDeviceLogEntry]) -> dict[
     """Return the events at these places, by position. Events whose row has left the log are
     missing."""
     sql = (
-        "SELECT p.position, l.opening, substr(l.contents, CAST(p.start + 1 AS INTEGER),"
+        "SELECT p.position, l.prefix, substr(l.contents, CAST(p.start + 1 AS INTEGER),"
         " CAST(p.length AS INTEGER))"
         " FROM places AS p JOIN to_device_log AS l ON l.first_position = p.first_position"
     )

@@ -6,12 +6,12 @@ or both: then the common file runs first. Some words in these files stand for SQ
 between the databases:
 
 - `BYTES`: the type for bytes.
-- `ROW_NUMBER`: the type of a primary key that is one number of 64 bits. SQLite then stores the rows
-  by this number and needs no index for it.
+- `ROWID`: the type of a primary key that is one number of 64 bits. SQLite then stores the rows by
+  this number, its rowid, and needs no index for it.
 - `CLUSTERED` (after a table): SQLite stores the rows in the primary key. For tables with short
   rows.
-- `ROOMY` (after a table): PostgreSQL leaves free space in each page, so that rows that change often
-  stay in their page and need no new index entries.
+- `LOW_FILLFACTOR` (after a table): PostgreSQL leaves free space in each page, so that rows that
+  change often stay in their page and need no new index entries.
 
 Laws:
 - A released file never changes.
@@ -32,10 +32,10 @@ from storage.engine.transaction import POSITION
 SCHEMA = Path(__file__).parents[1] / "schema"
 
 _FILE = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)(\.(?P<engine>sqlite|postgres))?\.sql")
-_WORD = re.compile(r"\b(BYTES|ROW_NUMBER)\b|[ ](CLUSTERED|ROOMY)\b(?=;)")
+_WORD = re.compile(r"\b(BYTES|ROWID)\b|[ ](CLUSTERED|LOW_FILLFACTOR)\b(?=;)")
 _WORDS: Mapping[str, Mapping[str, str]] = {
-    "sqlite": {"ROW_NUMBER": "INTEGER", "CLUSTERED": " WITHOUT ROWID", "ROOMY": ""},
-    "postgres": {"ROW_NUMBER": "BIGINT", "CLUSTERED": "", "ROOMY": " WITH (fillfactor = 70)"},
+    "sqlite": {"ROWID": "INTEGER", "CLUSTERED": " WITHOUT ROWID", "LOW_FILLFACTOR": ""},
+    "postgres": {"ROWID": "BIGINT", "CLUSTERED": "", "LOW_FILLFACTOR": " WITH (fillfactor = 70)"},
 }
 
 _TOO_NEW = (

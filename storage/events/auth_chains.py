@@ -1,12 +1,12 @@
 """Auth chains of state events by a chain cover, so that no query walks them event by event.
 
 Theory. The auth events of all events form a directed acyclic graph. It is cut into chains: in a
-chain, every event has all earlier events of the chain in its auth chain, and a *place* numbers them
-from 1. A *link* says that from a place of one chain on, another chain is in the auth chain up to
-some place. The auth chain of any set of events is then, in each chain, everything up to one place:
-a few numbers (a *reach*), found by following links from chain to chain, with one query a step. A
-room of 50,000 members has about as many chains, but no event cites the membership of an ordinary
-member, so these chains are never followed.
+chain, every event has all earlier events of the chain in its auth chain, and a *place* (the column
+`sequence_number`) numbers them from 1. A *link* says that from a place of one chain on, another
+chain is in the auth chain up to some place. The auth chain of any set of events is then, in each
+chain, everything up to one place: a few numbers (a *reach*), found by following links from chain to
+chain, with one query a step. A room of 50,000 members has about as many chains, but no event cites
+the membership of an ordinary member, so these chains are never followed.
 
 Laws:
 - "Auth chain" is strict, as the specification defines it: an event is not in its own (spec:
@@ -24,7 +24,7 @@ import msgspec
 from storage.engine.database import Database, Transaction, WriteTransaction
 
 ChainPlace = tuple[int, int]
-"""(chain, place)."""
+"""(chain, sequence number)."""
 Reach = dict[int, int]
 """The last reached place by chain; all places before it are reached too."""
 
@@ -32,21 +32,25 @@ RECENT = 200
 """How many of the events that all states share are tried first: recent ones mostly reach whatever
 any of them does."""
 
-_SELECT_PLACES = "SELECT event_nid, chain, place FROM auth_chain_places WHERE event_nid IN {keys}"
-_SELECT_CHAINS = "SELECT event_nid, chain, place FROM auth_chain_places WHERE chain IN {keys}"
+_SELECT_PLACES = (
+    "SELECT event_nid, chain, sequence_number FROM auth_chains WHERE event_nid IN {keys}"
+)
+_SELECT_CHAINS = "SELECT event_nid, chain, sequence_number FROM auth_chains WHERE chain IN {keys}"
 _SELECT_LASTS = (
-    "SELECT chain, MAX(place) FROM auth_chain_places WHERE chain IN {keys} GROUP BY chain"
+    "SELECT chain, MAX(sequence_number) FROM auth_chains WHERE chain IN {keys} GROUP BY chain"
 )
 _SELECT_LINKS = (
-    "SELECT chain, place, target_chain, target_place FROM auth_chain_links WHERE chain IN {keys}"
+    "SELECT chain, sequence_number, target_chain, target_sequence_number"
+    " FROM auth_chain_links WHERE chain IN {keys}"
 )
 _SELECT_LINKS_TO = (
-    "SELECT chain, place, target_chain, target_place FROM auth_chain_links"
+    "SELECT chain, sequence_number, target_chain, target_sequence_number FROM auth_chain_links"
     " WHERE target_chain IN {keys}"
 )
-_INSERT_PLACE = "INSERT INTO auth_chain_places (event_nid, chain, place) VALUES (?, ?, ?)"
+_INSERT_PLACE = "INSERT INTO auth_chains (event_nid, chain, sequence_number) VALUES (?, ?, ?)"
 _INSERT_LINK = (
-    "INSERT INTO auth_chain_links (chain, place, target_chain, target_place) VALUES (?, ?, ?, ?)"
+    "INSERT INTO auth_chain_links (chain, sequence_number, target_chain,"
+    " target_sequence_number) VALUES (?, ?, ?, ?)"
 )
 
 

@@ -33,7 +33,7 @@ class EventFlag:
     HIGHLIGHTS: Final = 32
     """Highlighted for users with default push rules."""
     HAS_PUSH_ACTIONS: Final = 64
-    """Has another outcome for some local users, stored in the table `push_outcomes`."""
+    """Has another outcome for some local users, stored in the table `event_push_actions`."""
     TO_SEND: Final = 256
     """This server sends it to others: made by a local user in a federated room, or forwarded for
     another server."""
@@ -55,14 +55,15 @@ class EventFlag:
 _STANDING = EventFlag.TIMELINE | EventFlag.PURGED
 IS_SHOWN: Final = f"(flags & {_STANDING}) NOT IN (0, {EventFlag.PURGED}, {_STANDING})"
 """SQL condition: the event is in the timeline and not purged. Its words are those of the index
-`shown_by_depth`. It is no equality, since PostgreSQL would assume that few events meet one."""
+`events_visible_by_depth`. It is no equality, since PostgreSQL would assume that few events meet
+one."""
 IS_UNSHOWN: Final = f"(flags & {_STANDING}) <> {EventFlag.TIMELINE}"
 IS_UNPURGED_MESSAGE: Final = (
     f"state_key IS NULL AND (flags & {EventFlag.PURGED}) <> {EventFlag.PURGED}"
 )
-"""As in the index `messages_by_time`."""
+"""As in the index `events_messages_by_time`."""
 IS_FORGOTTEN: Final = f"(flags & {EventFlag.FORGOTTEN}) <> 0"
-"""As in the index `forgotten_by_depth`."""
+"""As in the index `events_forgotten_by_depth`."""
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):
@@ -279,8 +280,8 @@ def _select_lost(txn: Transaction, redaction_nid: int, position: int) -> LostCon
         (redaction_nid,),
     )
     rooms = txn.query(
-        "SELECT room_nid FROM purged_messages WHERE position > ?"
-        " UNION SELECT room_nid FROM partial_rooms WHERE completed > ?",
+        "SELECT room_nid FROM purge_counts WHERE position > ?"
+        " UNION SELECT room_nid FROM partial_rooms WHERE completed_position > ?",
         (position, position),
     )
     latest = rows[-1][1] if rows else redaction_nid

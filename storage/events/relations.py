@@ -236,7 +236,8 @@ def add_relations(txn: WriteTransaction, rows: Iterable[RelationRow]) -> None:
     txn.execute_many(
         "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type,"
         " sender, origin_server_ts,"
-        " annotation, is_whole) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        " annotation, has_new_content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
         [
             (
                 *key,
@@ -360,7 +361,7 @@ def _children_sql(rel_types: frozenset[str], ignored_senders: int, *, until_left
         parts.append(
             "SELECT r.rel_type, r.event_nid, r.origin_server_ts, r.event_id FROM relations AS r"
             f" WHERE r.target = ? AND r.room_nid = ? AND r.rel_type = '{REPLACE}'"
-            " AND r.is_whole = 1"
+            " AND r.has_new_content = 1"
             " AND r.sender = ? AND r.type = ?"
             " AND EXISTS (SELECT 1 FROM events AS p"
             f" WHERE p.event_nid = ? AND p.redacted_by IS NULL){condition}"

@@ -25,7 +25,7 @@ _EXPIRED: Final = f"(d.failing_since_ts < ? OR (d.failing_since_ts < ? AND NOT {
 """SQL condition: messages for such a server are deleted. Parameters: `dead_since`,
 `strangers_since` of `CleanupAges`."""
 _UNNEEDED: Final = (
-    f"d.tried_ts < ? AND NOT {_SHARES} AND NOT {_HAS_MESSAGES} AND (d.failing_since_ts < ?"
+    f"d.last_attempt_ts < ? AND NOT {_SHARES} AND NOT {_HAS_MESSAGES} AND (d.failing_since_ts < ?"
     f" OR NOT {_IS_BEHIND})"
 )
 """SQL condition: the row of such a server may be deleted. Parameters: `tried_before`, `dead_since`

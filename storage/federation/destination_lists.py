@@ -12,12 +12,12 @@ from storage.federation.destinations import LEASE
 Order = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "delivered_upto"]
 
 _STATES: Final = (
-    "SELECT server, CASE WHEN asked_until_ts = 0 THEN failing_since_ts END, CASE"
-    " WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
+    "SELECT server, CASE WHEN retry_after_ts = 0 THEN failing_since_ts END, CASE"
+    " WHEN failing_since_ts IS NULL THEN 0 ELSE last_attempt_ts END,"
     " CASE WHEN failing_since_ts IS NULL THEN 0"
-    " WHEN asked_until_ts > tried_ts + pause_ms THEN asked_until_ts - tried_ts"
-    " ELSE pause_ms END,"
-    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, asked_until_ts FROM destinations"
+    " WHEN retry_after_ts > last_attempt_ts + backoff_ms THEN retry_after_ts - last_attempt_ts"
+    " ELSE backoff_ms END,"
+    " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END, retry_after_ts FROM destinations"
 )
 """The first columns of a `DestinationSummary`."""
 
@@ -28,13 +28,13 @@ class DestinationSummary(msgspec.Struct, frozen=True):
     server: str
     failing_since_ts: int | None = None
     """None: the last attempt succeeded."""
-    tried_ts: int = 0
+    last_attempt_ts: int = 0
     """The last attempt; 0 while the server is reachable, and so the next two."""
-    pause_ms: int = 0
+    backoff_ms: int = 0
     """The pause before the next attempt."""
     error: str | None = None
     """The error of the last attempt; None while the server is reachable."""
-    asked_until_ts: int = 0
+    retry_after_ts: int = 0
     """Until when its last answer asked us to send nothing; 0: it did not."""
     rooms_missed: int = 0
     """Rooms with pending events."""
@@ -103,8 +103,8 @@ def _select_page(
 ) -> tuple[list[DestinationSummary], int]:
     keys = {
         "destination": lambda row: (row.server,),
-        "retry_last_ts": lambda row: (row.tried_ts, row.server),
-        "retry_interval": lambda row: (row.pause_ms, row.server),
+        "retry_last_ts": lambda row: (row.last_attempt_ts, row.server),
+        "retry_interval": lambda row: (row.backoff_ms, row.server),
         "failure_ts": lambda row: (row.failing_since_ts or 0, row.server),
         "delivered_upto": lambda row: (row.delivered_upto, row.server),
     }
@@ -186,7 +186,7 @@ def _select_rooms(
         txn.query(
             "SELECT p.room_nid, r.position FROM partial_servers AS p"
             " JOIN partial_rooms AS r ON r.room_nid = p.room_nid"
-            " WHERE p.server = ? UNION ALL SELECT room_nid, since FROM room_servers"
+            " WHERE p.server = ? UNION ALL SELECT room_nid, joined_position FROM room_servers"
             " WHERE server = ?",
             (server, server),
         )

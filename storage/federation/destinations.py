@@ -34,10 +34,10 @@ class DestinationRow(msgspec.Struct, frozen=True):
 
     server: str
     failing_since_ts: int | None
-    tried_ts: int
-    pause_ms: int
+    last_attempt_ts: int
+    backoff_ms: int
     error: str | None
-    asked_until_ts: int = 0
+    retry_after_ts: int = 0
     """Until when its last answer asked us to send nothing; 0: it did not."""
 
 
@@ -192,15 +192,15 @@ class DestinationStore:
     def set_reached(self, txn: WriteTransaction, server: str, now_ms: int) -> None:
         """Record that the server is reachable again."""
         txn.execute(
-            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0,"
-            " asked_until_ts = 0 WHERE server = ?",
+            "UPDATE destinations SET failing_since_ts = NULL, last_attempt_ts = ?, backoff_ms = 0,"
+            " retry_after_ts = 0 WHERE server = ?",
             (now_ms, server),
         )
 
 
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
     rows = txn.query(
-        "SELECT server, failing_since_ts, tried_ts, pause_ms, error, asked_until_ts"
+        "SELECT server, failing_since_ts, last_attempt_ts, backoff_ms, error, retry_after_ts"
         " FROM destinations"
     )
     return {row[0]: DestinationRow(*row) for row in rows}
@@ -208,7 +208,7 @@ def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
 
 def _select_failing_since(txn: Transaction, server: str) -> int | None:
     rows = txn.query(
-        "SELECT failing_since_ts FROM destinations WHERE server = ? AND asked_until_ts = 0",
+        "SELECT failing_since_ts FROM destinations WHERE server = ? AND retry_after_ts = 0",
         (server,),
     )
     return rows[0][0] if rows else None
@@ -219,7 +219,7 @@ def _select_failing(
 ) -> list[str]:
     rows = txn.query_in(
         "SELECT server FROM destinations"
-        " WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard < ?",
+        " WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND activity_source < ?",
         servers,
         after=(int(source),),
     )
@@ -228,19 +228,19 @@ def _select_failing(
 
 def _record_activity(txn: WriteTransaction, servers: Sequence[str], source: ActivitySource) -> None:
     txn.execute_many(
-        "UPDATE destinations SET is_heard = ? WHERE server = ? AND is_heard < ?",
+        "UPDATE destinations SET activity_source = ? WHERE server = ? AND activity_source < ?",
         [(int(source), server, int(source)) for server in servers],
     )
 
 
 def _select_activity(txn: Transaction) -> dict[str, ActivitySource]:
-    rows = txn.query("SELECT server, is_heard FROM destinations WHERE is_heard > 0")
+    rows = txn.query("SELECT server, activity_source FROM destinations WHERE activity_source > 0")
     return {server: ActivitySource(source) for server, source in rows}
 
 
 def _clear_activity(txn: WriteTransaction, reported: Mapping[str, ActivitySource]) -> None:
     txn.execute_many(
-        "UPDATE destinations SET is_heard = 0 WHERE server = ? AND is_heard = ?",
+        "UPDATE destinations SET activity_source = 0 WHERE server = ? AND activity_source = ?",
         [(server, int(source)) for server, source in reported.items()],
     )
 
@@ -317,19 +317,20 @@ def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tupl
 
 def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -> None:
     txn.execute(
-        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error,"
-        " asked_until_ts) VALUES (?, ?, ?, ?, ?, ?)"
+        "INSERT INTO destinations (server, failing_since_ts, last_attempt_ts, backoff_ms, error,"
+        " retry_after_ts) VALUES (?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (server) DO UPDATE"
-        " SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
-        " pause_ms = excluded.pause_ms, error = excluded.error,"
-        " asked_until_ts = excluded.asked_until_ts",
+        " SET failing_since_ts = excluded.failing_since_ts, last_attempt_ts ="
+        " excluded.last_attempt_ts,"
+        " backoff_ms = excluded.backoff_ms, error = excluded.error,"
+        " retry_after_ts = excluded.retry_after_ts",
         (
             row.server,
             row.failing_since_ts,
-            row.tried_ts,
-            row.pause_ms,
+            row.last_attempt_ts,
+            row.backoff_ms,
             row.error,
-            row.asked_until_ts,
+            row.retry_after_ts,
         ),
     )
     _add_backlogs(txn, {row.server: backlog})

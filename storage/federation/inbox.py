@@ -70,7 +70,7 @@ class InboxRow(msgspec.Struct, frozen=True):
     origin: str
     received_ts: int
     attempts: int
-    is_outside: bool
+    is_out_of_room: bool
     """The server that sent it was not in the room at that time."""
     pdu: bytes
 
@@ -89,7 +89,7 @@ class _Share(msgspec.Struct, frozen=True):
 
 
 class InboxStore:
-    """Reads and writes the table `inbox`."""
+    """Reads and writes the table `federation_inbox`."""
 
     def __init__(self, *, database: Database, limits: InboxLimits | None = None) -> None:
         self._database = database
@@ -103,17 +103,17 @@ class InboxStore:
         received_ts: int,
         *,
         policy_server: str | None,
-        is_outside: bool = False,
+        is_out_of_room: bool = False,
         domain: str = "",
     ) -> None:
         """Store events of a room; those that wait already are left alone. Raises InboxFull: then
         none is stored.
 
         `policy_server`: the policy server whose verdict they wait for. None: that of other waiting
-        events of this server in the room, since most events follow earlier ones. `is_outside`: the
-        server is not in the room. A copy from a server in the room replaces one from outside, and a
-        copy from the sender's own server replaces any other. `domain`: the registered domain of the
-        server; empty: no limit per domain.
+        events of this server in the room, since most events follow earlier ones. `is_out_of_room`:
+        the server is not in the room. A copy from a server in the room replaces one from outside,
+        and a copy from the sender's own server replaces any other. `domain`: the registered domain
+        of the server; empty: no limit per domain.
         """
         await self._database.write(
             "add_to_inbox",
@@ -123,7 +123,7 @@ class InboxStore:
             list(rows),
             received_ts,
             policy_server,
-            is_outside,
+            is_out_of_room,
             domain,
         )
 
@@ -158,35 +158,37 @@ class InboxStore:
         origin: str,
         rows: list[NewInboxRow],
         received_ts: int,
-        judge: str | None,
-        is_outside: bool,
+        policy_server: str | None,
+        is_out_of_room: bool,
         domain: str,
     ) -> None:
         names = [row.event_id for row in rows]
         own = {row.event_id for row in rows if row.is_own}
         stored: set[str] = set()
         replaced: list[int] = []
-        for name, nid, by, was_outside in txn.query_in(
-            "SELECT event_id, inbox_nid, origin, is_outside FROM inbox WHERE event_id IN {keys}",
+        for name, nid, by, was_out_of_room in txn.query_in(
+            "SELECT event_id, inbox_nid, origin, is_out_of_room FROM federation_inbox"
+            " WHERE event_id IN {keys}",
             names,
         ):
-            if not is_outside and (was_outside or (name in own and by != origin)):
+            if not is_out_of_room and (was_out_of_room or (name in own and by != origin)):
                 replaced.append(nid)
             else:
                 stored.add(name)
         _remove(txn, replaced)
         new = [row for row in rows if row.event_id not in stored]
-        if judge is None:
-            judge = _select_policy_server(txn, room_nid, origin)
+        if policy_server is None:
+            policy_server = _select_policy_server(txn, room_nid, origin)
         if not (
-            self._fits_shared_limits(txn, origin, domain, new, is_outside)
-            and self._fits_server_limits(txn, room_nid, origin, new, judge)
+            self._fits_shared_limits(txn, origin, domain, new, is_out_of_room)
+            and self._fits_server_limits(txn, room_nid, origin, new, policy_server)
         ):
             raise InboxFull(origin)
         first = txn.allocate("inbox", len(new))
         txn.execute_many(
-            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu, judge,"
-            " is_outside, size, domain)"
+            "INSERT INTO federation_inbox (inbox_nid, room_nid, received_ts, event_id,"
+            " origin, pdu, policy_server,"
+            " is_out_of_room, size, domain)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             [
                 (
@@ -196,8 +198,8 @@ class InboxStore:
                     row.event_id,
                     origin,
                     row.pdu,
-                    None if row.names_policy_server else judge,
-                    int(is_outside),
+                    None if row.names_policy_server else policy_server,
+                    int(is_out_of_room),
                     len(row.pdu),
                     domain,
                 )
@@ -211,7 +213,7 @@ class InboxStore:
         origin: str,
         domain: str,
         new: Collection[NewInboxRow],
-        is_outside: bool,
+        is_out_of_room: bool,
     ) -> bool:
         """Whether the new events fit into the limits of all servers, of the domain and of this
         server."""
@@ -220,9 +222,10 @@ class InboxStore:
         limits, added = self._limits, _Share(len(new), sum(len(row.pdu) for row in new))
         together, of_domain, of_one = added, added, added
         for name, of, count, size in txn.query(
-            "SELECT origin, domain, count(*), SUM(size) FROM inbox WHERE is_outside = ?"
+            "SELECT origin, domain, count(*), SUM(size) FROM federation_inbox"
+            " WHERE is_out_of_room = ?"
             " GROUP BY origin, domain",
-            (int(is_outside),),
+            (int(is_out_of_room),),
         ):
             share = _Share(count, int(size))
             together += share
@@ -230,7 +233,7 @@ class InboxStore:
                 of_domain += share
             if name == origin:
                 of_one += share
-        if is_outside:
+        if is_out_of_room:
             return (
                 together.fits(limits.outside_total, limits.outside_total_bytes)
                 and of_domain.count <= limits.per_outside_domain
@@ -255,20 +258,22 @@ class InboxStore:
         room_nid: int,
         origin: str,
         new: Collection[NewInboxRow],
-        judge: str | None,
+        policy_server: str | None,
     ) -> bool:
         limits = self._limits
-        ((stored_count,),) = txn.query("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
+        ((stored_count,),) = txn.query(
+            "SELECT count(*) FROM federation_inbox WHERE origin = ?", (origin,)
+        )
         if stored_count + len(new) > limits.per_server:
             return not new
         more = sum(not row.names_policy_server for row in new)
-        if judge is None or not more:
+        if policy_server is None or not more:
             return True
         ((unjudged, by_one, of_room),) = txn.query(
-            "SELECT count(*), count(CASE WHEN judge = ? THEN 1 END), count(CASE"
+            "SELECT count(*), count(CASE WHEN policy_server = ? THEN 1 END), count(CASE"
             " WHEN room_nid = ? THEN 1 END)"
-            " FROM inbox WHERE origin = ? AND judge IS NOT NULL",
-            (judge, room_nid, origin),
+            " FROM federation_inbox WHERE origin = ? AND policy_server IS NOT NULL",
+            (policy_server, room_nid, origin),
         )
         return bool(
             unjudged + more <= limits.awaiting_verdict
@@ -279,7 +284,8 @@ class InboxStore:
 
 def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str | None:
     row = txn.query_one(
-        "SELECT judge FROM inbox WHERE origin = ? AND room_nid = ? AND judge IS NOT NULL LIMIT 1",
+        "SELECT policy_server FROM federation_inbox WHERE origin = ? AND room_nid = ?"
+        " AND policy_server IS NOT NULL LIMIT 1",
         (origin, room_nid),
     )
     return None if row is None else str(row[0])
@@ -287,41 +293,47 @@ def _select_policy_server(txn: Transaction, room_nid: int, origin: str) -> str |
 
 def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
     rows = txn.query(
-        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts, i.is_outside, i.pdu"
-        " FROM inbox AS i JOIN"
-        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_outside"
+        "SELECT i.inbox_nid, i.event_id, i.origin, i.received_ts, i.attempts,"
+        " i.is_out_of_room, i.pdu"
+        " FROM federation_inbox AS i JOIN"
+        " (SELECT inbox_nid, ROW_NUMBER() OVER (PARTITION BY is_out_of_room"
         " ORDER BY turn, attempts, inbox_nid) AS place FROM"
-        " (SELECT inbox_nid, is_outside, attempts, ROW_NUMBER() OVER"
-        " (PARTITION BY is_outside, origin ORDER BY attempts, inbox_nid) AS turn FROM inbox"
+        " (SELECT inbox_nid, is_out_of_room, attempts, ROW_NUMBER() OVER"
+        " (PARTITION BY is_out_of_room, origin ORDER BY attempts, inbox_nid) AS turn"
+        " FROM federation_inbox"
         " WHERE room_nid = ?) AS turns)"
         " AS places ON places.inbox_nid = i.inbox_nid WHERE places.place <= ?"
-        " ORDER BY i.is_outside, places.place",
+        " ORDER BY i.is_out_of_room, places.place",
         (room_nid, limit),
     )
     return [
-        InboxRow(nid, event_id, origin, received_ts, attempts, bool(is_outside), pdu)
-        for nid, event_id, origin, received_ts, attempts, is_outside, pdu in rows
+        InboxRow(nid, event_id, origin, received_ts, attempts, bool(is_out_of_room), pdu)
+        for nid, event_id, origin, received_ts, attempts, is_out_of_room, pdu in rows
     ]
 
 
 def _select_rooms(txn: Transaction) -> list[int]:
     return [
         room_nid
-        for (room_nid,) in txn.query("SELECT DISTINCT room_nid FROM inbox ORDER BY room_nid")
+        for (room_nid,) in txn.query(
+            "SELECT DISTINCT room_nid FROM federation_inbox ORDER BY room_nid"
+        )
     ]
 
 
 def _count(txn: Transaction) -> int:
-    row = txn.query_one("SELECT count(*) FROM inbox")
+    row = txn.query_one("SELECT count(*) FROM federation_inbox")
     return 0 if row is None else int(row[0])
 
 
 def _remove(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
-    txn.execute_many("DELETE FROM inbox WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids])
+    txn.execute_many(
+        "DELETE FROM federation_inbox WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids]
+    )
 
 
 def _record_attempt(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
     txn.execute_many(
-        "UPDATE inbox SET attempts = attempts + 1 WHERE inbox_nid = ?",
+        "UPDATE federation_inbox SET attempts = attempts + 1 WHERE inbox_nid = ?",
         [(nid,) for nid in inbox_nids],
     )

@@ -24,7 +24,7 @@ class PendingLeave(msgspec.Struct, frozen=True):
     user_id: str
     server: str
     event_id: str
-    since_ts: int
+    left_ts: int
     due_ts: int
     """When it is retried, unless it is removed before."""
     attempts: int
@@ -34,7 +34,7 @@ class PendingLeave(msgspec.Struct, frozen=True):
 
 
 class PendingLeaveStore:
-    """Reads and writes the table `untold_leaves`."""
+    """Reads and writes the table `pending_leaves`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -53,8 +53,8 @@ class PendingLeaveStore:
 
         def write(txn: WriteTransaction) -> PendingLeave | None:
             found = txn.query_one(
-                "SELECT room_nid, user_id, event_id, since_ts, ended,"
-                " (SELECT MAX(attempts) FROM untold_leaves WHERE server = ?) FROM untold_leaves"
+                "SELECT room_nid, user_id, event_id, left_ts, ended_event_id,"
+                " (SELECT MAX(attempts) FROM pending_leaves WHERE server = ?) FROM pending_leaves"
                 " WHERE server = ? AND due_ts <= ? ORDER BY due_ts, room_nid, user_id LIMIT 1",
                 (server, server, now),
             )
@@ -66,7 +66,7 @@ class PendingLeaveStore:
                 room_nid, user_id, server, event_id, since_ts, due, attempts + 1, ended
             )
             sql = (
-                "UPDATE untold_leaves SET due_ts = ?, attempts = ?"
+                "UPDATE pending_leaves SET due_ts = ?, attempts = ?"
                 " WHERE room_nid = ? AND user_id = ? AND server = ?"
             )
             txn.execute(sql, (leave.due_ts, leave.attempts, room_nid, user_id, server))
@@ -81,12 +81,12 @@ class PendingLeaveStore:
 
         def write(txn: WriteTransaction) -> None:
             txn.execute(
-                "UPDATE untold_leaves SET due_ts = ?"
+                "UPDATE pending_leaves SET due_ts = ?"
                 " WHERE room_nid = ? AND user_id = ? AND server = ? AND due_ts = ?",
                 (due, leave.room_nid, leave.user_id, leave.server, leave.due_ts),
             )
             sql = (
-                "UPDATE untold_leaves SET due_ts = ?, attempts = ? WHERE server = ? AND due_ts < ?"
+                "UPDATE pending_leaves SET due_ts = ?, attempts = ? WHERE server = ? AND due_ts < ?"
             )
             txn.execute(sql, (due - 1, leave.attempts, leave.server, due - 1))
 
@@ -96,7 +96,7 @@ class PendingLeaveStore:
         """Postpone all leaves of a server until then (ms)."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = "UPDATE untold_leaves SET due_ts = ? WHERE server = ? AND due_ts < ?"
+            sql = "UPDATE pending_leaves SET due_ts = ? WHERE server = ? AND due_ts < ?"
             txn.execute(sql, (until, server, until))
 
         await self._database.write("postpone_leaves_of_server", write)
@@ -112,7 +112,7 @@ class PendingLeaveStore:
 
         def write(txn: WriteTransaction) -> None:
             sql = (
-                "UPDATE untold_leaves SET due_ts = ? WHERE room_nid = (SELECT room_nid FROM rooms"
+                "UPDATE pending_leaves SET due_ts = ? WHERE room_nid = (SELECT room_nid FROM rooms"
                 " WHERE room_id = ?)"
             )
             txn.execute(sql, (due, room_id))
@@ -125,8 +125,8 @@ class PendingLeaveStore:
 
         def write(txn: WriteTransaction) -> None:
             where = "WHERE room_nid = (SELECT room_nid FROM rooms WHERE room_id = ?)"
-            txn.execute(f"DELETE FROM untold_leaves {where} AND user_id = ?", (room_id, user_id))
-            txn.execute(f"UPDATE untold_leaves SET due_ts = ? {where}", (due, room_id))
+            txn.execute(f"DELETE FROM pending_leaves {where} AND user_id = ?", (room_id, user_id))
+            txn.execute(f"UPDATE pending_leaves SET due_ts = ? {where}", (due, room_id))
 
         await self._database.write("remove_pending_leaves", write)
 
@@ -135,7 +135,7 @@ class PendingLeaveStore:
 
         def write(txn: WriteTransaction) -> None:
             sql = (
-                "DELETE FROM untold_leaves WHERE room_nid = ? AND user_id = ? AND server = ?"
+                "DELETE FROM pending_leaves WHERE room_nid = ? AND user_id = ? AND server = ?"
                 " AND event_id = ?"
             )
             txn.execute(sql, (leave.room_nid, leave.user_id, leave.server, leave.event_id))
@@ -153,13 +153,15 @@ def set_pending_leaves(
 ) -> None:
     """Replace a user's pending leaves of a room by one leave for these servers, each with the id of
     the event that it ends."""
-    txn.execute("DELETE FROM untold_leaves WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
+    txn.execute(
+        "DELETE FROM pending_leaves WHERE room_nid = ? AND user_id = ?", (room_nid, user_id)
+    )
     for server, ended in servers.items():
-        pending = txn.query_one("SELECT COUNT(*) FROM untold_leaves WHERE server = ?", (server,))
+        pending = txn.query_one("SELECT COUNT(*) FROM pending_leaves WHERE server = ?", (server,))
         if pending is not None and pending[0] < MAX_PER_SERVER:
             txn.execute(
-                "INSERT INTO untold_leaves (room_nid, user_id, server, event_id, since_ts,"
-                " due_ts, ended)"
+                "INSERT INTO pending_leaves (room_nid, user_id, server, event_id, left_ts,"
+                " due_ts, ended_event_id)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (room_nid, user_id, server, event_id, now, now, ended),
             )
@@ -167,7 +169,7 @@ def set_pending_leaves(
 
 def _select_servers(txn: Transaction, now: int, limit: int) -> list[str]:
     sql = (
-        "SELECT server FROM untold_leaves WHERE due_ts <= ? GROUP BY server"
+        "SELECT server FROM pending_leaves WHERE due_ts <= ? GROUP BY server"
         " ORDER BY MIN(due_ts) LIMIT ?"
     )
     return [server for (server,) in txn.query(sql, (now, limit))]
@@ -175,7 +177,7 @@ def _select_servers(txn: Transaction, now: int, limit: int) -> list[str]:
 
 def _is_unchanged(txn: Transaction, leave: PendingLeave) -> bool:
     row = txn.query_one(
-        "SELECT event_id, due_ts FROM untold_leaves"
+        "SELECT event_id, due_ts FROM pending_leaves"
         " WHERE room_nid = ? AND user_id = ? AND server = ?",
         (leave.room_nid, leave.user_id, leave.server),
     )

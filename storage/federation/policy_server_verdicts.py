@@ -16,7 +16,7 @@ MAX_AGE_MS: Final = 7 * 24 * 3600 * 1000
 
 
 class PolicyVerdictStore:
-    """Reads and writes the table `policy_judgements`."""
+    """Reads and writes the table `policy_server_verdicts`."""
 
     def __init__(self, *, database: Database, max_per_room: int = MAX_PER_ROOM) -> None:
         self._database = database
@@ -30,12 +30,12 @@ class PolicyVerdictStore:
         return await read("get_policy_verdicts", _select, room_nid, public_key, list(event_ids))
 
     async def add_verdicts(
-        self, room_nid: int, public_key: bytes, verdicts: Mapping[str, bool], judged_ts: int
+        self, room_nid: int, public_key: bytes, verdicts: Mapping[str, bool], decided_ts: int
     ) -> None:
         """Store verdicts. Deletes those that are too old, and those beyond the limit of the
         room."""
         await self._database.write(
-            "add_policy_verdicts", self._add, room_nid, public_key, dict(verdicts), judged_ts
+            "add_policy_verdicts", self._add, room_nid, public_key, dict(verdicts), decided_ts
         )
 
     def _add(
@@ -44,27 +44,30 @@ class PolicyVerdictStore:
         room_nid: int,
         public_key: bytes,
         verdicts: Mapping[str, bool],
-        judged_ts: int,
+        decided_ts: int,
     ) -> None:
         txn.execute_many(
-            "INSERT INTO policy_judgements (room_nid, public_key, event_id, allowed, judged_ts)"
+            "INSERT INTO policy_server_verdicts (room_nid, public_key, event_id, allowed,"
+            " decided_ts)"
             " VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (room_nid, public_key, event_id)"
-            " DO UPDATE SET allowed = excluded.allowed, judged_ts = excluded.judged_ts",
+            " DO UPDATE SET allowed = excluded.allowed, decided_ts = excluded.decided_ts",
             [
-                (room_nid, public_key, event_id, int(allowed), judged_ts)
+                (room_nid, public_key, event_id, int(allowed), decided_ts)
                 for event_id, allowed in verdicts.items()
             ],
         )
-        txn.execute("DELETE FROM policy_judgements WHERE judged_ts < ?", (judged_ts - MAX_AGE_MS,))
+        txn.execute(
+            "DELETE FROM policy_server_verdicts WHERE decided_ts < ?", (decided_ts - MAX_AGE_MS,)
+        )
         oldest_excess = txn.query_one(
-            "SELECT judged_ts FROM policy_judgements WHERE room_nid = ?"
-            " ORDER BY judged_ts DESC LIMIT 1 OFFSET ?",
+            "SELECT decided_ts FROM policy_server_verdicts WHERE room_nid = ?"
+            " ORDER BY decided_ts DESC LIMIT 1 OFFSET ?",
             (room_nid, self._max_per_room),
         )
         if oldest_excess is not None:
             txn.execute(
-                "DELETE FROM policy_judgements WHERE room_nid = ? AND judged_ts <= ?",
+                "DELETE FROM policy_server_verdicts WHERE room_nid = ? AND decided_ts <= ?",
                 (room_nid, oldest_excess[0]),
             )
 
@@ -73,7 +76,7 @@ def _select(
     txn: Transaction, room_nid: int, public_key: bytes, event_ids: Collection[str]
 ) -> dict[str, bool]:
     rows = txn.query_in(
-        "SELECT event_id, allowed FROM policy_judgements"
+        "SELECT event_id, allowed FROM policy_server_verdicts"
         " WHERE room_nid = ? AND public_key = ? AND event_id IN {keys}",
         event_ids,
         before=[room_nid, public_key],

@@ -32,7 +32,7 @@ class FilterStore:
 
         def read(txn: Transaction) -> tuple[str, int] | None:
             sql = (
-                "SELECT definition, touched_ts * is_used FROM filters"
+                "SELECT definition, last_used_ts * is_used FROM filters"
                 " WHERE user_id = ? AND filter_id = ?"
             )
             row = txn.query_one(sql, (user_id, filter_id))
@@ -57,17 +57,17 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
     found = _select_id(txn, user_id, definition)
     if found is not None:
         if found[1] < now_ms:
-            sql = "UPDATE filters SET touched_ts = ? WHERE user_id = ? AND filter_id = ?"
+            sql = "UPDATE filters SET last_used_ts = ? WHERE user_id = ? AND filter_id = ?"
             txn.execute(sql, (now_ms, user_id, found[0]))
         return found[0]
     rows = txn.query(
         "SELECT filter_id, length(definition), is_used FROM filters WHERE user_id = ?"
-        " ORDER BY touched_ts DESC, filter_id DESC",
+        " ORDER BY last_used_ts DESC, filter_id DESC",
         (user_id,),
     )
     number = max((filter_id for filter_id, *_ in rows), default=-1) + 1
     txn.execute(
-        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
+        "INSERT INTO filters (user_id, filter_id, definition, digest, last_used_ts, is_used)"
         " VALUES (?, ?, ?, ?, ?, 0)",
         (user_id, number, definition, _digest(definition), now_ms),
     )
@@ -89,16 +89,16 @@ def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: in
 
 def _record_use(txn: WriteTransaction, user_id: str, filter_id: int, now_ms: int) -> None:
     txn.execute(
-        "UPDATE filters SET touched_ts = CASE WHEN touched_ts < ? THEN ? ELSE touched_ts END,"
+        "UPDATE filters SET last_used_ts = CASE WHEN last_used_ts < ? THEN ? ELSE last_used_ts END,"
         " is_used = 1"
-        " WHERE user_id = ? AND filter_id = ? AND (touched_ts < ? OR is_used = 0)",
+        " WHERE user_id = ? AND filter_id = ? AND (last_used_ts < ? OR is_used = 0)",
         (now_ms, now_ms, user_id, filter_id, now_ms),
     )
 
 
 def _select_id(txn: Transaction, user_id: str, definition: str) -> tuple[int, int] | None:
     row = txn.query_one(
-        "SELECT filter_id, touched_ts FROM filters WHERE user_id = ? AND digest = ?",
+        "SELECT filter_id, last_used_ts FROM filters WHERE user_id = ? AND digest = ?",
         (user_id, _digest(definition)),
     )
     return None if row is None else (int(row[0]), int(row[1]))

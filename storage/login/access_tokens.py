@@ -85,13 +85,13 @@ class TokenState(msgspec.Struct, frozen=True):
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
-    """A refresh token. `ultimate_expires_ts`: the end of the session; refreshes do not move it."""
+    """A refresh token. `session_expires_ts`: the end of the session; refreshes do not move it."""
 
     refresh_nid: int
     user_id: str
     device_id: str
     expires_ts: int | None
-    ultimate_expires_ts: int | None
+    session_expires_ts: int | None
     grace_until_ts: int | None = None
     """The end of its grace period after a competing pair was used; in the past if it was retired,
     because there were too many pairs."""
@@ -101,7 +101,7 @@ class RefreshTokenRow(msgspec.Struct, frozen=True):
         return self.grace_until_ts is not None and self.grace_until_ts <= now
 
 
-_REFRESH: Final = "refresh_nid, user_id, device_id, expires_ts, ultimate_expires_ts, grace_until_ts"
+_REFRESH: Final = "refresh_nid, user_id, device_id, expires_ts, session_expires_ts, grace_until_ts"
 
 
 def has_access_token(txn: Transaction, token_nid: int) -> bool:
@@ -143,7 +143,7 @@ class TokenStore:
             " t.first_used, a.is_guest,"
             " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts,"
             " o.client_id, a.user_type,"
-            f" a.appservice_id, ({agreed}), a.shadow_banned, d.made_ts"
+            f" a.appservice_id, ({agreed}), a.shadow_banned, d.created_ts"
             " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
             " LEFT JOIN devices d ON d.user_id = t.user_id AND d.device_id = t.device_id"
             " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id"
@@ -203,7 +203,7 @@ class TokenStore:
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
         """Return the refresh token with this hash, unless it is spent."""
         row = txn.query_one(
-            f"SELECT {_REFRESH} FROM refresh_tokens WHERE token_hash = ? AND spent_ts IS NULL",
+            f"SELECT {_REFRESH} FROM refresh_tokens WHERE token_hash = ? AND used_ts IS NULL",
             (token_hash,),
         )
         return None if row is None else RefreshTokenRow(*row)
@@ -214,7 +214,7 @@ class TokenStore:
         """Return the newest unspent refresh token of a family; only for sessions of `/refresh`."""
         row = txn.query_one(
             f"SELECT {_REFRESH} FROM refresh_tokens"
-            " WHERE family_hash = ? AND spent_ts IS NULL ORDER BY refresh_nid DESC LIMIT 1",
+            " WHERE family_hash = ? AND used_ts IS NULL ORDER BY refresh_nid DESC LIMIT 1",
             (family_hash,),
         )
         return None if row is None else RefreshTokenRow(*row)
@@ -259,21 +259,21 @@ class TokenStore:
         *,
         now: int,
         expires_ts: int | None,
-        ultimate_expires_ts: int | None,
+        session_expires_ts: int | None,
         family_hash: bytes | None = None,
-        from_nid: int | None = None,
+        parent_nid: int | None = None,
     ) -> int:
         """Add a refresh token; return its number.
 
         `family_hash`: finds the session by one of its earlier refresh tokens; OAuth 2.0 sessions
-        store it in their own table (`storage/oauth/oauth.py`). `from_nid`: the refresh token
+        store it in their own table (`storage/oauth/oauth.py`). `parent_nid`: the refresh token
         exchanged for it.
         """
         refresh_nid = txn.allocate("token")
         txn.execute(
             "INSERT INTO refresh_tokens (token_hash, refresh_nid, user_id, device_id,"
             " created_ts, expires_ts,"
-            " ultimate_expires_ts, family_hash, from_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " session_expires_ts, family_hash, parent_nid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 token_hash,
                 refresh_nid,
@@ -281,9 +281,9 @@ class TokenStore:
                 device_id,
                 now,
                 expires_ts,
-                ultimate_expires_ts,
+                session_expires_ts,
                 family_hash,
-                from_nid,
+                parent_nid,
             ),
         )
         return refresh_nid
@@ -292,7 +292,7 @@ class TokenStore:
         """Retire all but the newest `MAX_UNUSED_PAIRS` unused pairs exchanged for a refresh
         token."""
         sql = (
-            "SELECT refresh_nid FROM refresh_tokens WHERE from_nid = ? AND grace_until_ts IS NULL"
+            "SELECT refresh_nid FROM refresh_tokens WHERE parent_nid = ? AND grace_until_ts IS NULL"
             " ORDER BY refresh_nid DESC LIMIT ? OFFSET ?"
         )
         self._retire(
@@ -312,17 +312,18 @@ class TokenStore:
         get a grace period of `GRACE_MS`; a use within it keeps them valid.
         """
         sql = (
-            "SELECT from_nid, grace_until_ts, created_ts FROM refresh_tokens WHERE refresh_nid = ?"
+            "SELECT parent_nid, grace_until_ts, created_ts FROM refresh_tokens"
+            " WHERE refresh_nid = ?"
         )
         row = txn.query_one(sql, (refresh_nid,))
-        replaced, until, made_ts = (None, None, 0) if row is None else row
+        replaced, until, created_ts = (None, None, 0) if row is None else row
         if until is not None and until <= now:
             return PairUse.TOO_LATE
         txn.execute("UPDATE access_tokens SET first_used = 1 WHERE refresh_nid = ?", (refresh_nid,))
         if replaced is None:
             return PairUse.AGAIN
         txn.execute(
-            "UPDATE refresh_tokens SET from_nid = NULL, grace_until_ts = NULL"
+            "UPDATE refresh_tokens SET parent_nid = NULL, grace_until_ts = NULL"
             " WHERE refresh_nid = ?",
             (refresh_nid,),
         )
@@ -333,12 +334,12 @@ class TokenStore:
         txn.execute(
             "UPDATE access_tokens SET expires_ts = ? WHERE refresh_nid = ?", (now, replaced)
         )
-        txn.execute("UPDATE refresh_tokens SET spent_ts = ? WHERE refresh_nid = ?", (now, replaced))
+        txn.execute("UPDATE refresh_tokens SET used_ts = ? WHERE refresh_nid = ?", (now, replaced))
         txn.execute(
             "UPDATE refresh_tokens SET grace_until_ts = CASE WHEN created_ts BETWEEN ?"
             " AND ? THEN ? ELSE ? END"
-            " WHERE from_nid = ? AND grace_until_ts IS NULL",
-            (made_ts - RACE_MS, made_ts + RACE_MS, now + GRACE_MS, now, replaced),
+            " WHERE parent_nid = ? AND grace_until_ts IS NULL",
+            (created_ts - RACE_MS, created_ts + RACE_MS, now + GRACE_MS, now, replaced),
         )
         return PairUse.FIRST
 
@@ -353,7 +354,7 @@ class TokenStore:
             (user_id, device_id, but, now),
         )
         txn.execute(
-            "DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND spent_ts <= ?",
+            "DELETE FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND used_ts <= ?",
             (user_id, device_id, now - GRACE_MS),
         )
         self._remove_late(txn, user_id, device_id, now)
@@ -363,8 +364,8 @@ class TokenStore:
         behind."""
         sql = (
             "SELECT refresh_nid FROM refresh_tokens WHERE user_id = ? AND device_id = ?"
-            " AND spent_ts IS NULL"
-            " AND from_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC"
+            " AND used_ts IS NULL"
+            " AND parent_nid IS NULL AND grace_until_ts IS NULL ORDER BY refresh_nid DESC"
             " LIMIT ? OFFSET ?"
         )
         args = (user_id, device_id, _TRIM_LIMIT, MAX_USED_PAIRS)
@@ -401,7 +402,7 @@ class TokenStore:
         self, txn: Transaction, token_hash: bytes, now: int, within_ms: int = GRACE_MS
     ) -> bool:
         """Return whether a refresh token was spent within `within_ms` (at most `GRACE_MS`)."""
-        sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND spent_ts > ?"
+        sql = "SELECT 1 FROM refresh_tokens WHERE token_hash = ? AND used_ts > ?"
         return txn.query_one(sql, (token_hash, now - within_ms)) is not None
 
     def expire_tokens_of_device(

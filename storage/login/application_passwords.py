@@ -26,7 +26,7 @@ _COLUMNS = "password_id, user_id, name, password_hash, created_ts, expires_ts, u
 
 
 class ApplicationPasswordStore:
-    """The tables `application_passwords` and `application_sessions`."""
+    """The tables `application_passwords` and `application_password_sessions`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -54,7 +54,7 @@ class ApplicationPasswordStore:
             )
             seen: dict[str, int | None] = dict(
                 txn.query(
-                    "SELECT s.password_id, MAX(d.last_seen_ts) FROM application_sessions s"
+                    "SELECT s.password_id, MAX(d.last_seen_ts) FROM application_password_sessions s"
                     " JOIN devices d ON d.user_id = s.user_id AND d.device_id = s.device_id"
                     " WHERE s.user_id = ? GROUP BY s.password_id",
                     (user_id,),
@@ -96,7 +96,7 @@ class ApplicationPasswordStore:
         """Return whether the session of a device was begun with an application password."""
 
         def read(txn: Transaction) -> bool:
-            sql = "SELECT 1 FROM application_sessions WHERE user_id = ? AND device_id = ?"
+            sql = "SELECT 1 FROM application_password_sessions WHERE user_id = ? AND device_id = ?"
             return txn.query_one(sql, (user_id, device_id)) is not None
 
         return await self._database.read_quickly("is_program", read)
@@ -107,7 +107,7 @@ class ApplicationPasswordStore:
         """Return whether the device exists and was not signed in by this password."""
         sql = (
             "SELECT 1 FROM devices AS d WHERE d.user_id = ? AND d.device_id = ? AND NOT EXISTS"
-            " (SELECT 1 FROM application_sessions AS s WHERE s.user_id = d.user_id"
+            " (SELECT 1 FROM application_password_sessions AS s WHERE s.user_id = d.user_id"
             " AND s.device_id = d.device_id"
             " AND s.password_id = ?)"
         )
@@ -121,10 +121,13 @@ class ApplicationPasswordStore:
         if not txn.execute(sql, (now, password_id, user_id)):
             return False
         txn.execute(
-            "DELETE FROM application_sessions WHERE user_id = ? AND device_id = ?",
+            "DELETE FROM application_password_sessions WHERE user_id = ? AND device_id = ?",
             (user_id, device_id),
         )
-        sql = "INSERT INTO application_sessions (user_id, device_id, password_id) VALUES (?, ?, ?)"
+        sql = (
+            "INSERT INTO application_password_sessions (user_id, device_id, password_id)"
+            " VALUES (?, ?, ?)"
+        )
         txn.execute(sql, (user_id, device_id, password_id))
         return True
 
@@ -143,7 +146,10 @@ class ApplicationPasswordStore:
             "DELETE FROM application_passwords WHERE password_id = ? AND user_id = ?",
             (password_id, user_id),
         )
-        sql = "SELECT device_id FROM application_sessions WHERE user_id = ? AND password_id = ?"
+        sql = (
+            "SELECT device_id FROM application_password_sessions WHERE user_id = ?"
+            " AND password_id = ?"
+        )
         return found[0], [row[0] for row in txn.query(sql, (user_id, password_id))]
 
     def get_expired(self, txn: Transaction, now: int, limit: int) -> list[tuple[str, str]]:
@@ -159,12 +165,12 @@ class ApplicationPasswordStore:
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
         """Remove the sessions of these devices, which are removed or signed in another way."""
-        sql = "DELETE FROM application_sessions WHERE user_id = ? AND device_id = ?"
+        sql = "DELETE FROM application_password_sessions WHERE user_id = ? AND device_id = ?"
         txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:
         """Remove the passwords and sessions of a user; return the number of passwords."""
-        txn.execute("DELETE FROM application_sessions WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM application_password_sessions WHERE user_id = ?", (user_id,))
         return txn.execute("DELETE FROM application_passwords WHERE user_id = ?", (user_id,))
 
 

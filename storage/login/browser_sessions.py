@@ -18,7 +18,7 @@ class BrowserSessionRow(msgspec.Struct, frozen=True):
     expires_ts: int
     is_admin: bool
     suspended: bool
-    origin: str | None = None
+    upstream_login: str | None = None
     """The sign-in at an identity provider that began the session, as JSON; None: another way."""
     account_expires_ts: int | None = None
     epoch: int = 0
@@ -55,12 +55,13 @@ class BrowserSessionStore:
     ) -> BrowserSessionRow | None:
         """Do `get_browser_session` in a transaction."""
         row = txn.query_one(
-            "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin,"
-            " a.expires_ts, a.era"
+            "SELECT b.user_id, b.authenticated_ts, b.expires_ts, a.is_admin, a.suspended,"
+            " b.upstream_login,"
+            " a.expires_ts, a.credential_epoch"
             " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
             " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL"
             " AND a.locked = 0"
-            " AND a.awaiting_ts IS NULL",
+            " AND a.approval_pending_ts IS NULL",
             (token_hash, now),
         )
         if row is None:
@@ -74,17 +75,17 @@ class BrowserSessionStore:
         txn: WriteTransaction,
         token_hash: bytes,
         user_id: str,
-        proved_ts: int,
+        authenticated_ts: int,
         expires_ts: int,
         origin: str | None = None,
     ) -> None:
         """Add a session."""
         session = None if origin is None else msgspec.json.decode(origin, type=_Origin).session
         txn.execute(
-            "INSERT INTO browser_sessions (token_hash, user_id, proved_ts, expires_ts,"
-            " origin, session)"
+            "INSERT INTO browser_sessions (token_hash, user_id, authenticated_ts, expires_ts,"
+            " upstream_login, upstream_session_id)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (token_hash, user_id, proved_ts, expires_ts, origin, session),
+            (token_hash, user_id, authenticated_ts, expires_ts, origin, session),
         )
 
     def remove_browser_session(
@@ -103,8 +104,9 @@ class BrowserSessionStore:
         `beginning`: the prefix, of alphanumeric characters and dots.
         """
         sql = (
-            "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session >= ?"
-            " AND session < ?"
+            "SELECT token_hash, user_id, upstream_login FROM browser_sessions"
+            " WHERE upstream_session_id >= ?"
+            " AND upstream_session_id < ?"
         )
         return [
             (bytes(row[0]), row[1], row[2])
@@ -119,7 +121,10 @@ class BrowserSessionStore:
         The name is `session` in their `origin`. A tuple holds the hash of the cookie, the user, and
         `origin`.
         """
-        sql = "SELECT token_hash, user_id, origin FROM browser_sessions WHERE session = ?"
+        sql = (
+            "SELECT token_hash, user_id, upstream_login FROM browser_sessions"
+            " WHERE upstream_session_id = ?"
+        )
         return [(bytes(row[0]), row[1], row[2]) for row in txn.query(sql, (session,))]
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> int:

@@ -8,11 +8,11 @@ from storage.upstream.sessions import ProviderSessions, upstream_key
 
 
 class LoginTokenRow(msgspec.Struct, frozen=True):
-    """A used token. `origin`: the sign-in at an identity provider behind it, as JSON; `era`: the
-    credential epoch of the account when the token was issued."""
+    """A used token. `upstream_login`: the sign-in at an identity provider behind it, as JSON.
+    `epoch`: the credential epoch of the account when the token was issued."""
 
     user_id: str
-    origin: str | None
+    upstream_login: str | None
     epoch: int
 
 
@@ -32,8 +32,9 @@ class LoginTokenStore:
     ) -> None:
         """Add a token in the current credential epoch. `expires_ts`: milliseconds since 1970."""
         sql = (
-            "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin, sign_in, era)"
-            " SELECT ?, user_id, ?, ?, ?, era FROM accounts WHERE user_id = ?"
+            "INSERT INTO login_tokens (token_hash, user_id, expires_ts, upstream_login,"
+            " upstream_key, credential_epoch)"
+            " SELECT ?, user_id, ?, ?, ?, credential_epoch FROM accounts WHERE user_id = ?"
         )
         txn.execute(sql, (token_hash, expires_ts, origin, upstream_key(origin), user_id))
 
@@ -43,7 +44,7 @@ class LoginTokenStore:
         def write(txn: WriteTransaction) -> LoginTokenRow | None:
             sql = (
                 "DELETE FROM login_tokens WHERE token_hash = ?"
-                " RETURNING user_id, expires_ts, origin, era"
+                " RETURNING user_id, expires_ts, upstream_login, credential_epoch"
             )
             row = txn.query_one(sql, (token_hash,))
             return None if row is None or row[1] <= now else LoginTokenRow(row[0], row[2], row[3])

@@ -113,7 +113,7 @@ class UIAStore:
 
 
 class ConfirmationStore:
-    """The table `confirmations`: the last confirmation of an operation per device."""
+    """The table `uia_confirmations`: the last confirmation of an operation per device."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -125,37 +125,37 @@ class ConfirmationStore:
         """
 
         def read(txn: Transaction) -> int | None:
-            sql = "SELECT confirmed_ts FROM confirmations WHERE user_id = ? AND device_id = ?"
+            sql = "SELECT confirmed_ts FROM uia_confirmations WHERE user_id = ? AND device_id = ?"
             row = txn.query_one(sql, (user_id, device_id))
             return None if row is None else row[0]
 
         return await self._database.read_quickly("get_confirmed", read)
 
-    async def set_confirmed(self, user_id: str, device_id: str, now: int, era: int) -> None:
+    async def set_confirmed(self, user_id: str, device_id: str, now: int, epoch: int) -> None:
         """Set the time, if the device still exists and the account is in this credential epoch."""
 
         def write(txn: WriteTransaction) -> None:
             txn.execute(
-                "DELETE FROM confirmations WHERE user_id = ? AND device_id = ?",
+                "DELETE FROM uia_confirmations WHERE user_id = ? AND device_id = ?",
                 (user_id, device_id),
             )
             txn.execute(
-                "INSERT INTO confirmations (user_id, device_id, confirmed_ts)"
+                "INSERT INTO uia_confirmations (user_id, device_id, confirmed_ts)"
                 " SELECT d.user_id, d.device_id, ? FROM devices d"
-                " JOIN accounts a ON a.user_id = d.user_id AND a.era = ?"
+                " JOIN accounts a ON a.user_id = d.user_id AND a.credential_epoch = ?"
                 " WHERE d.user_id = ? AND d.device_id = ?",
-                (now, era, user_id, device_id),
+                (now, epoch, user_id, device_id),
             )
 
         await self._database.write("set_confirmed", write)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete the confirmations of a user."""
-        txn.execute("DELETE FROM confirmations WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM uia_confirmations WHERE user_id = ?", (user_id,))
 
     def remove_devices(
         self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
     ) -> None:
         """Delete the confirmations of these devices."""
-        sql = "DELETE FROM confirmations WHERE user_id = ? AND device_id = ?"
+        sql = "DELETE FROM uia_confirmations WHERE user_id = ? AND device_id = ?"
         txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])

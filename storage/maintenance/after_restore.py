@@ -68,7 +68,7 @@ def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
     )
     replace_by_placeholders(txn)
     txn.execute("UPDATE fallback_keys SET used = 1")
-    txn.execute("DELETE FROM sliding_connections")
+    txn.execute("DELETE FROM sliding_sync_connections")
     lists = txn.execute("UPDATE remote_device_lists SET is_stale = 1")
     # a change that follows an unknown one makes other servers fetch the whole list
     users = txn.execute(
@@ -86,7 +86,7 @@ def repair_after_restore(txn: WriteTransaction) -> RestoreRepair:
     )
     # a placeholder for each user; no uploaded filter has an empty digest
     txn.execute(
-        "INSERT INTO filters (user_id, filter_id, definition, digest, touched_ts, is_used)"
+        "INSERT INTO filters (user_id, filter_id, definition, digest, last_used_ts, is_used)"
         " SELECT u.user_id, ? + coalesce((SELECT max(f.filter_id) FROM filters AS f"
         " WHERE f.user_id = u.user_id), 0), '{}', ?, 0, 0"
         " FROM (SELECT DISTINCT user_id FROM devices) AS u WHERE true"

@@ -30,7 +30,7 @@ _SELECT_ARRIVED = f"""
     SELECT {_COLUMNS}, pdu FROM events
     WHERE event_nid > ? AND event_nid <= ? AND position IS NOT NULL
     AND room_nid IN (SELECT room_nid FROM room_servers)
-    AND room_nid NOT IN (SELECT room_nid FROM partial_rooms WHERE completed IS NULL)
+    AND room_nid NOT IN (SELECT room_nid FROM partial_rooms WHERE completed_position IS NULL)
     AND room_nid NOT IN (SELECT room_nid FROM partial_events)
 """
 

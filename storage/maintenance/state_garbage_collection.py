@@ -35,7 +35,7 @@ from storage.rooms.partial_rooms import select_partial_roots
 from storage.state.radix_tree import get_child_ids
 
 _START = """
-    INSERT INTO state_collections (room_nid, cycle, progress) VALUES (?, ?, ?)
+    INSERT INTO state_garbage_collections (room_nid, cycle, progress) VALUES (?, ?, ?)
     ON CONFLICT (room_nid) DO UPDATE SET cycle = excluded.cycle, progress = excluded.progress
 """
 _PART = """
@@ -93,12 +93,14 @@ class StateGarbageCollector:
 
     def schedule(self, txn: WriteTransaction, room_nid: int) -> None:
         """Schedule a collection for a room whose events are removed in this transaction."""
-        txn.execute(_START, (room_nid, 2 * txn.allocate("state_collection"), _Progress().to_json()))
+        txn.execute(
+            _START, (room_nid, 2 * txn.allocate("state_garbage_collection"), _Progress().to_json())
+        )
 
     def step(self, txn: WriteTransaction) -> bool:
         """Do some work. Return False if there was nothing to do."""
         row = txn.query_one(
-            "SELECT room_nid, cycle, progress FROM state_collections ORDER BY cycle LIMIT 1"
+            "SELECT room_nid, cycle, progress FROM state_garbage_collections ORDER BY cycle LIMIT 1"
         )
         if row is None:
             return False
@@ -153,7 +155,7 @@ class StateGarbageCollector:
         if rows:
             self._save(txn, room_nid, replace(progress, swept=bytes(rows[-1][0])))
         else:
-            txn.execute("DELETE FROM state_collections WHERE room_nid = ?", (room_nid,))
+            txn.execute("DELETE FROM state_garbage_collections WHERE room_nid = ?", (room_nid,))
         return True
 
     @staticmethod
@@ -169,6 +171,6 @@ class StateGarbageCollector:
     @staticmethod
     def _save(txn: WriteTransaction, room_nid: int, progress: _Progress) -> None:
         txn.execute(
-            "UPDATE state_collections SET progress = ? WHERE room_nid = ?",
+            "UPDATE state_garbage_collections SET progress = ? WHERE room_nid = ?",
             (progress.to_json(), room_nid),
         )

@@ -152,11 +152,11 @@ class MediaListStore:
         `keep_profiles`: nor avatars of users, members or rooms.
         """
         not_an_avatar = (
-            " AND NOT EXISTS (SELECT 1 FROM known_media AS k"
+            " AND NOT EXISTS (SELECT 1 FROM tracked_media AS k"
             " WHERE k.origin = ? AND k.media_id = m.media_id AND ("
-            "EXISTS (SELECT 1 FROM media_in_settings AS s"
+            "EXISTS (SELECT 1 FROM media_setting_references AS s"
             f" WHERE s.media_nid = k.media_nid AND s.kind = {int(SettingKind.PROFILE)})"
-            " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
+            " OR EXISTS (SELECT 1 FROM media_event_references AS e WHERE e.media_nid = k.media_nid"
             f" AND e.role IN ({int(ReferenceRole.MEMBER)}, {int(ReferenceRole.ROOM)}))))"
         )
         sql = (
@@ -187,14 +187,14 @@ class MediaListStore:
 
 
 _IN_ROOM: Final = (
-    " FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
-    " JOIN known_media AS k ON k.media_nid = e.media_nid"
+    " FROM rooms AS r JOIN media_event_references AS e ON e.room_nid = r.room_nid"
+    " JOIN tracked_media AS k ON k.media_nid = e.media_nid"
     f" WHERE r.room_id = ? AND e.role <> {int(ReferenceRole.MEMBER)}"
 )
 _ONLY_IN_ROOM: Final = (
-    " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o"
+    " AND NOT EXISTS (SELECT 1 FROM media_event_references AS o"
     " WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
-    " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
+    " AND NOT EXISTS (SELECT 1 FROM media_setting_references AS s WHERE s.media_nid = e.media_nid)"
 )
 
 

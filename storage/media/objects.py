@@ -1,9 +1,9 @@
 """Journal of the object store: which contents are there, arriving or being deleted.
 
-`coming` (before the object is written) → `here` (in the transaction of the first file's row) →
-`leaving` (in the transaction that deletes the last one) → no row (after the object is deleted). An
-expired `coming` row becomes `leaving`; its writer, if it is still alive, learns of that when it
-tries to set `here`.
+`uploading` (before the object is written) → `stored` (in the transaction of the first file's row) →
+`deleting` (in the transaction that deletes the last one) → no row (after the object is deleted). An
+expired `uploading` row becomes `deleting`; its writer, if it is still alive, learns of that when it
+tries to set `stored`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -22,8 +22,8 @@ class StoredObject(msgspec.Struct, frozen=True):
     size: int
 
 
-class LeavingObject(msgspec.Struct, frozen=True):
-    """An object to be deleted. `is_whole`: False if it may be incomplete."""
+class DeletingObject(msgspec.Struct, frozen=True):
+    """An object to be deleted. `is_complete`: False if it may be incomplete."""
 
     name: str
     is_complete: bool
@@ -53,55 +53,56 @@ class MediaObjectJournal:
 
     async def get_objects(self, hashes: Iterable[bytes]) -> Mapping[bytes, StoredObject]:
         """Return the objects of those contents that have one."""
-        return await self._database.read_quickly("get_media_objects", _select_here, tuple(hashes))
+        return await self._database.read_quickly("get_media_objects", _select_stored, tuple(hashes))
 
-    async def add_coming(self, name: str, hash: bytes, size: int, until_ms: int) -> None:
+    async def add_uploading(self, name: str, hash: bytes, size: int, until_ms: int) -> None:
         """Record that an object will be written, under a new name."""
-        await self._database.write("add_media_object", _add_coming, name, hash, size, until_ms)
+        await self._database.write("add_media_object", _add_uploading, name, hash, size, until_ms)
 
     async def renew(self, name: str, until_ms: int) -> None:
         """Record that it is still being written."""
         await self._database.write("renew_media_object", _renew, name, until_ms)
 
-    def set_here(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
+    def set_stored(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
         """Record that the object is written. If another object has this content by now, that one is
         kept.
 
         Return False if its time had expired: then it is being deleted.
         """
-        if self.is_here(txn, hash):
+        if self.is_stored(txn, hash):
             txn.execute(
-                "UPDATE media_objects SET state = 'leaving', until_ts = 0 WHERE name = ?", (name,)
+                "UPDATE media_objects SET state = 'deleting', leased_until = 0 WHERE name = ?",
+                (name,),
             )
             return True
         sql = (
-            "UPDATE media_objects SET state = 'here', until_ts = 0"
-            " WHERE name = ? AND state = 'coming'"
+            "UPDATE media_objects SET state = 'stored', leased_until = 0"
+            " WHERE name = ? AND state = 'uploading'"
         )
         return txn.execute(sql, (name,)) > 0
 
-    def is_here(self, txn: Transaction, hash: bytes) -> bool:
+    def is_stored(self, txn: Transaction, hash: bytes) -> bool:
         """Whether there is an object with this content."""
-        return bool(_select_here(txn, (hash,)))
+        return bool(_select_stored(txn, (hash,)))
 
-    def set_leaving(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
+    def set_deleting(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
         """Mark the objects of unused contents for deletion."""
         txn.execute_many(
-            "UPDATE media_objects SET state = 'leaving' WHERE hash = ? AND state = 'here'",
+            "UPDATE media_objects SET state = 'deleting' WHERE hash = ? AND state = 'stored'",
             [(hash,) for hash in sorted(hashes)],
         )
 
-    async def take_leaving(self, now_ms: int, after: str, limit: int) -> Sequence[LeavingObject]:
+    async def take_deleting(self, now_ms: int, after: str, limit: int) -> Sequence[DeletingObject]:
         """Return at most `limit` objects to delete, in the order of their names, after `after`.
         Includes those not written in time."""
         return await self._database.write(
-            "take_leaving_media_objects", _take_leaving, now_ms, after, limit
+            "take_leaving_media_objects", _take_deleting, now_ms, after, limit
         )
 
-    async def get_leaving_of(self, hashes: Set[bytes]) -> Sequence[LeavingObject]:
+    async def get_deleting_of(self, hashes: Set[bytes]) -> Sequence[DeletingObject]:
         """Return objects with these contents that are to be deleted."""
         return await self._database.read(
-            "get_leaving_media_objects", _select_leaving_of, tuple(hashes)
+            "get_leaving_media_objects", _select_deleting_of, tuple(hashes)
         )
 
     async def remove(self, names: Sequence[str]) -> None:
@@ -129,53 +130,55 @@ class MediaObjectJournal:
         return await self._database.read("count_media_objects", _count)
 
 
-def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, StoredObject]:
+def _select_stored(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, StoredObject]:
     rows = txn.query_in(
-        "SELECT name, hash, size FROM media_objects WHERE state = 'here' AND hash IN {keys}", hashes
+        "SELECT name, hash, size FROM media_objects WHERE state = 'stored' AND hash IN {keys}",
+        hashes,
     )
     return {bytes(row[1]): StoredObject(row[0], bytes(row[1]), row[2]) for row in rows}
 
 
-def _add_coming(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
+def _add_uploading(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
     txn.execute(
-        "INSERT INTO media_objects (name, hash, size, state, until_ts)"
-        " VALUES (?, ?, ?, 'coming', ?)",
+        "INSERT INTO media_objects (name, hash, size, state, leased_until)"
+        " VALUES (?, ?, ?, 'uploading', ?)",
         (name, hash, size, until_ms),
     )
 
 
 def _renew(txn: WriteTransaction, name: str, until_ms: int) -> None:
     txn.execute(
-        "UPDATE media_objects SET until_ts = ? WHERE name = ? AND state = 'coming'",
+        "UPDATE media_objects SET leased_until = ? WHERE name = ? AND state = 'uploading'",
         (until_ms, name),
     )
 
 
-def _take_leaving(
+def _take_deleting(
     txn: WriteTransaction, now_ms: int, after: str, limit: int
-) -> Sequence[LeavingObject]:
+) -> Sequence[DeletingObject]:
     txn.execute(
-        "UPDATE media_objects SET state = 'leaving' WHERE state = 'coming' AND until_ts < ?",
+        "UPDATE media_objects SET state = 'deleting' WHERE state = 'uploading'"
+        " AND leased_until < ?",
         (now_ms,),
     )
     sql = (
-        "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND name > ?"
+        "SELECT name, leased_until FROM media_objects WHERE state = 'deleting' AND name > ?"
         " ORDER BY name LIMIT ?"
     )
-    return [LeavingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
+    return [DeletingObject(row[0], row[1] == 0) for row in txn.query(sql, (after, limit))]
 
 
-def _select_leaving_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[LeavingObject]:
+def _select_deleting_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[DeletingObject]:
     rows = txn.query_in(
-        "SELECT name, until_ts FROM media_objects WHERE state = 'leaving' AND hash IN {keys}",
+        "SELECT name, leased_until FROM media_objects WHERE state = 'deleting' AND hash IN {keys}",
         hashes,
     )
-    return [LeavingObject(row[0], row[1] == 0) for row in rows]
+    return [DeletingObject(row[0], row[1] == 0) for row in rows]
 
 
 def _remove(txn: WriteTransaction, names: tuple[str, ...]) -> None:
     txn.execute_many(
-        "DELETE FROM media_objects WHERE name = ? AND state = 'leaving'",
+        "DELETE FROM media_objects WHERE name = ? AND state = 'deleting'",
         [(name,) for name in names],
     )
 
@@ -190,7 +193,7 @@ def _select_missing(txn: Transaction, after: bytes, limit: int) -> MissingObject
         )
         seen.update((bytes(hash), int(size)) for hash, size in txn.query(sql, (after, limit)))
     contents = sorted(seen.items())[:limit]
-    here = _select_here(txn, tuple(hash for hash, _ in contents))
+    here = _select_stored(txn, tuple(hash for hash, _ in contents))
     last = contents[-1][0] if len(contents) == limit else None
     return MissingObjects([each for each in contents if each[0] not in here], last)
 
@@ -201,13 +204,13 @@ def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[
         for table in ("media", "remote_media")
         for row in txn.query_in(f"SELECT hash, size FROM {table} WHERE hash IN {{keys}}", hashes)
     }
-    here = _select_here(txn, tuple(sizes))
+    here = _select_stored(txn, tuple(sizes))
     return sorted((hash, size) for hash, size in sizes.items() if hash not in here)
 
 
 def _select_batch(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
     sql = (
-        "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here'"
+        "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'stored'"
         " ORDER BY hash LIMIT ?"
     )
     return [StoredObject(row[0], bytes(row[1]), row[2]) for row in txn.query(sql, (after, limit))]
@@ -220,7 +223,7 @@ def _count(txn: Transaction) -> tuple[ContentTotals, ContentTotals]:
         "UNION SELECT hash, size FROM remote_media) AS contents"
     )
     stored = txn.query_one(
-        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM media_objects WHERE state = 'here'"
+        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM media_objects WHERE state = 'stored'"
     )
     assert total is not None
     assert stored is not None

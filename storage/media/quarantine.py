@@ -68,8 +68,8 @@ class QuarantineStore:
         def write(txn: WriteTransaction) -> int:
             rows = txn.query(
                 "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r"
-                " JOIN media_in_events AS e ON e.room_nid = r.room_nid"
-                " JOIN known_media AS k ON k.media_nid = e.media_nid"
+                " JOIN media_event_references AS e ON e.room_nid = r.room_nid"
+                " JOIN tracked_media AS k ON k.media_nid = e.media_nid"
                 f" WHERE r.room_id = ? AND e.role <> {int(ReferenceRole.MEMBER)}",
                 (room_id,),
             )
@@ -123,7 +123,7 @@ class QuarantineStore:
 
     def is_quarantined(self, txn: Transaction, hash: bytes) -> bool:
         """Whether files with these bytes are quarantined."""
-        if txn.query_one("SELECT 1 FROM held_contents WHERE hash = ?", (hash,)) is not None:
+        if txn.query_one("SELECT 1 FROM quarantined_contents WHERE hash = ?", (hash,)) is not None:
             return True
         return any(
             txn.query_one(
@@ -150,7 +150,7 @@ class QuarantineStore:
     ) -> int:
         others = [address for address in addresses if address.origin != self._own]
         txn.execute_many(
-            "INSERT INTO held_addresses (origin, media_id, by_user_id) SELECT ?, ?, ?"
+            "INSERT INTO quarantined_remote_media (origin, media_id, by_user_id) SELECT ?, ?, ?"
             " WHERE NOT EXISTS"
             " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?)"
             " ON CONFLICT (origin, media_id) DO NOTHING",
@@ -169,7 +169,10 @@ class QuarantineStore:
 
     def _take_pending(self, txn: WriteTransaction, address: ContentURI) -> str | None:
         """Delete the quarantine of a missing copy. Return who set it."""
-        sql = "DELETE FROM held_addresses WHERE origin = ? AND media_id = ? RETURNING by_user_id"
+        sql = (
+            "DELETE FROM quarantined_remote_media WHERE origin = ? AND media_id = ?"
+            " RETURNING by_user_id"
+        )
         rows = txn.query(sql, address)
         return str(rows[0][0]) if rows else None
 
@@ -202,10 +205,11 @@ class QuarantineStore:
         protected = " AND protected = 0" if quarantined else ""
         keys = [(hash,) for hash in hashes]
         if by is None:
-            txn.execute_many("DELETE FROM held_contents WHERE hash = ?", keys)
+            txn.execute_many("DELETE FROM quarantined_contents WHERE hash = ?", keys)
         elif by not in (SYSTEM, SCANNER):
             txn.execute_many(
-                "INSERT INTO held_contents (hash) VALUES (?) ON CONFLICT (hash) DO NOTHING", keys
+                "INSERT INTO quarantined_contents (hash) VALUES (?) ON CONFLICT (hash) DO NOTHING",
+                keys,
             )
         changed: list[ContentURI] = []
         for hash in hashes:

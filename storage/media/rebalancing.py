@@ -124,8 +124,8 @@ class MediaRebalancer:
 
     def _record(self, txn: WriteTransaction, name: str, hash: bytes) -> None:
         """Record the object; it is removed again if no file uses its content by now."""
-        self._table.set_here(txn, name, hash)
-        self._table.set_leaving(txn, {hash} - select_used_hashes(txn, (hash,)))
+        self._table.set_stored(txn, name, hash)
+        self._table.set_deleting(txn, {hash} - select_used_hashes(txn, (hash,)))
 
     async def _restore(self, limit: int) -> int:
         """Move contents from the store to the folder."""
@@ -143,7 +143,7 @@ class MediaRebalancer:
             await self._database.write("retire_media_object", self._retire, stored)
 
     def _retire(self, txn: WriteTransaction, stored: StoredObject) -> None:
-        self._table.set_leaving(txn, {stored.hash})
+        self._table.set_deleting(txn, {stored.hash})
 
     async def _log_progress(self) -> None:
         """Log the progress. It counts all files, so not after each step."""

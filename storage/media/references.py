@@ -96,11 +96,11 @@ class ReferenceBatch(msgspec.Struct, frozen=True):
 
 
 def get_referenced_condition(own: str) -> tuple[str, tuple[str, str]]:
-    """Return the SQL condition that something refers to the file `k` of `known_media`, and its
+    """Return the SQL condition that something refers to the file `k` of `tracked_media`, and its
     arguments. `own`: this server's name."""
     sql = (
-        "(EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid)"
-        " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
+        "(EXISTS (SELECT 1 FROM media_setting_references AS s WHERE s.media_nid = k.media_nid)"
+        " OR EXISTS (SELECT 1 FROM media_event_references AS e WHERE e.media_nid = k.media_nid"
         # the avatar of an erased account
         f" AND NOT (e.role = {int(ReferenceRole.MEMBER)} AND k.origin = ?"
         " AND EXISTS (SELECT 1 FROM media AS o"
@@ -123,7 +123,9 @@ def put_setting(
 ) -> None:
     """Update the references of a profile field or account data; an empty value removes it."""
     addresses = find_content_uris(value)
-    sql = "SELECT media_nid FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
+    sql = (
+        "SELECT media_nid FROM media_setting_references WHERE user_id = ? AND kind = ? AND name = ?"
+    )
     before = {nid for (nid,) in txn.query(sql, (user_id, int(kind), name))}
     if not before and not addresses:
         return
@@ -132,12 +134,12 @@ def put_setting(
         _record_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
     now = set(numbers.values())
     txn.execute_many(
-        "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
+        "DELETE FROM media_setting_references WHERE user_id = ? AND kind = ? AND name = ?"
         " AND media_nid = ?",
         [(user_id, int(kind), name, nid) for nid in before - now],
     )
     txn.execute_many(
-        "INSERT INTO media_in_settings (user_id, kind, name, media_nid) VALUES (?, ?, ?, ?)",
+        "INSERT INTO media_setting_references (user_id, kind, name, media_nid) VALUES (?, ?, ?, ?)",
         [(user_id, int(kind), name, nid) for nid in now - before],
     )
     _set_referenced(txn, now - before)
@@ -146,7 +148,7 @@ def put_setting(
 
 def remove_settings(txn: WriteTransaction, user_id: str, kind: SettingKind) -> None:
     """Remove all references of a user's settings of one kind."""
-    sql = "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? RETURNING media_nid"
+    sql = "DELETE FROM media_setting_references WHERE user_id = ? AND kind = ? RETURNING media_nid"
     record_rechecks(txn, RecheckKind.FILE, {nid for (nid,) in txn.query(sql, (user_id, int(kind)))})
 
 
@@ -163,8 +165,9 @@ def record_rechecks(
     rows = [(int(kind), nid, user_id, cause) for nid in nids]
     if rows:
         txn.execute_many(
-            "INSERT INTO media_rechecks (kind, nid, user_id, upto, cause) VALUES (?, ?, ?, 0, ?)"
-            " ON CONFLICT (kind, nid, user_id) DO UPDATE SET upto = 0, cause = excluded.cause",
+            "INSERT INTO media_reference_rechecks (kind, nid, user_id, progress, cause)"
+            " VALUES (?, ?, ?, 0, ?)"
+            " ON CONFLICT (kind, nid, user_id) DO UPDATE SET progress = 0, cause = excluded.cause",
             rows,
         )
 
@@ -282,7 +285,8 @@ def record_purge(
         ),
     )
     with_files = txn.query_in(
-        "SELECT DISTINCT event_nid FROM media_in_events WHERE room_nid = ? AND event_nid IN {keys}",
+        "SELECT DISTINCT event_nid FROM media_event_references WHERE room_nid = ?"
+        " AND event_nid IN {keys}",
         event_nids,
         before=(room_nid,),
     )
@@ -310,7 +314,7 @@ def number_media(
     ordered = sorted(addresses)
     found = (
         txn.query_each(
-            "SELECT media_nid FROM known_media WHERE origin = ? AND media_id = ?", ordered
+            "SELECT media_nid FROM tracked_media WHERE origin = ? AND media_id = ?", ordered
         )
         if ordered
         else []
@@ -321,7 +325,7 @@ def number_media(
         first = txn.allocate("media", len(new))
         numbers.update(zip(new, range(first, first + len(new)), strict=True))
         columns = ("media_nid", "origin", "media_id")
-        txn.insert_rows("known_media", columns, [(numbers[address], *address) for address in new])
+        txn.insert_rows("tracked_media", columns, [(numbers[address], *address) for address in new])
     return numbers
 
 
@@ -333,7 +337,8 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
     uploads, takes several calls. `upto_event`: the events that have been read; rechecks of later
     ones wait."""
     rows = txn.query(
-        "SELECT kind, nid, user_id, upto, cause FROM media_rechecks WHERE kind <> 0 OR nid <= ?"
+        "SELECT kind, nid, user_id, progress, cause FROM media_reference_rechecks"
+        " WHERE kind <> 0 OR nid <= ?"
         " ORDER BY kind, nid, user_id LIMIT ?",
         (upto_event, limit),
     )
@@ -345,7 +350,7 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
     for kind, nid, user_id, upto, _ in rows:
         if kind == RecheckKind.ROOM:
             sql = (
-                "SELECT event_nid, media_nid FROM media_in_events"
+                "SELECT event_nid, media_nid FROM media_event_references"
                 " WHERE room_nid = ? AND event_nid > ?"
             )
             found = txn.query(f"{sql} ORDER BY event_nid LIMIT {CHUNK}", (nid, upto))
@@ -363,11 +368,16 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
         if len(found) < CHUNK:
             done.append((kind, nid, user_id))
         else:  # some of the last event, or time, may be missing
-            sql = "UPDATE media_rechecks SET upto = ? WHERE kind = ? AND nid = ? AND user_id = ?"
+            sql = (
+                "UPDATE media_reference_rechecks SET progress = ? WHERE kind = ?"
+                " AND nid = ? AND user_id = ?"
+            )
             txn.execute(sql, (found[-1][0] - 1, kind, nid, user_id))
             break
     _set_unreferenced(txn, own, {UNREFERENCED: rechecked}, now_ms)
-    txn.execute_many("DELETE FROM media_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done)
+    txn.execute_many(
+        "DELETE FROM media_reference_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done
+    )
     return len(rows)
 
 
@@ -381,9 +391,9 @@ def _set_unreferenced(
     ]:
         places = ", ".join("?" * len(part))
         txn.execute(
-            "UPDATE known_media AS k SET unreferenced_ts = ?, cause = ?"
+            "UPDATE tracked_media AS k SET unreferenced_ts = ?, cause = ?"
             f" WHERE media_nid IN ({places})"
-            " AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?"
+            " AND unreferenced_ts IS NULL AND (referenced_by_uploader = 1 OR origin <> ?"
             " OR NOT EXISTS (SELECT 1 FROM media AS u"
             f" WHERE u.media_id = k.media_id)) AND NOT {condition}",
             (now_ms, cause, *part, own, *args),
@@ -404,7 +414,8 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
     looked_at, addresses = set(causes) - {row[0] for row in rows}, 0
     for each in _find_references(txn, rows):
         before = txn.query(
-            "SELECT media_nid, role FROM media_in_events WHERE room_nid = ? AND event_nid = ?",
+            "SELECT media_nid, role FROM media_event_references WHERE room_nid = ?"
+            " AND event_nid = ?",
             (each.room_nid, each.event_nid),
         )
         addresses += len(before) + len(each.addresses)
@@ -427,14 +438,15 @@ def _recheck_events(txn: WriteTransaction, own: str, causes: Mapping[int, str], 
             if nid not in kept_nids and (role != ReferenceRole.ATTACHED or loses_attached)
         }
         txn.execute_many(
-            "DELETE FROM media_in_events WHERE media_nid = ? AND event_nid = ?",
+            "DELETE FROM media_event_references WHERE media_nid = ? AND event_nid = ?",
             [(nid, each.event_nid) for nid in removed],
         )
         rechecked.setdefault(causes[each.event_nid], set()).update(removed)
     _set_unreferenced(txn, own, rechecked, now_ms)
     _record_edits(txn, looked_at)
     txn.execute_many(
-        "DELETE FROM media_rechecks WHERE kind = 0 AND nid = ?", [(nid,) for nid in looked_at]
+        "DELETE FROM media_reference_rechecks WHERE kind = 0 AND nid = ?",
+        [(nid,) for nid in looked_at],
     )
     return len(looked_at)
 
@@ -445,8 +457,8 @@ def _select_kept(txn: Transaction, own: str, event_nids: Collection[int]) -> Map
     rows = txn.query_in(
         "SELECT e.event_nid, e.media_nid FROM events AS v"
         " JOIN rooms AS r ON r.room_nid = v.room_nid AND r.joined_count > 0"
-        " JOIN media_in_events AS e ON e.room_nid = v.room_nid AND e.event_nid = v.event_nid"
-        " JOIN known_media AS k ON k.media_nid = e.media_nid AND k.origin = ?"
+        " JOIN media_event_references AS e ON e.room_nid = v.room_nid AND e.event_nid = v.event_nid"
+        " JOIN tracked_media AS k ON k.media_nid = e.media_nid AND k.origin = ?"
         " WHERE v.event_nid IN {keys}",
         event_nids,
         before=(own,),
@@ -463,12 +475,13 @@ def _record_edits(txn: WriteTransaction, event_nids: Collection[int]) -> None:
     for part in _chunks(sorted(event_nids)):
         places = ", ".join("?" * len(part))
         txn.execute(
-            "INSERT INTO media_rechecks (kind, nid, user_id, upto, cause)"
-            " SELECT DISTINCT 0, r.event_nid, '', 0, c.cause FROM media_rechecks AS c"
+            "INSERT INTO media_reference_rechecks (kind, nid, user_id, progress, cause)"
+            " SELECT DISTINCT 0, r.event_nid, '', 0, c.cause FROM media_reference_rechecks AS c"
             " JOIN events AS p ON p.event_nid = c.nid"
             " JOIN relations AS r ON r.target = p.event_id AND r.room_nid = p.room_nid"
             f" AND r.rel_type = '{REPLACE}'"
-            " JOIN media_in_events AS e ON e.room_nid = r.room_nid AND e.event_nid = r.event_nid"
+            " JOIN media_event_references AS e ON e.room_nid = r.room_nid"
+            " AND e.event_nid = r.event_nid"
             f" WHERE c.kind = 0 AND c.user_id = '' AND c.nid IN ({places}) AND NOT EXISTS"
             " (SELECT 1 FROM relations AS s"
             f" WHERE s.event_nid = p.event_nid AND s.rel_type = '{REPLACE}')"
@@ -517,7 +530,8 @@ def _role(type: str) -> ReferenceRole:
 
 def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) -> None:
     txn.execute_many(
-        "INSERT INTO media_in_events (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?)"
+        "INSERT INTO media_event_references (media_nid, event_nid, room_nid, role)"
+        " VALUES (?, ?, ?, ?)"
         " ON CONFLICT DO NOTHING",
         rows,
     )
@@ -526,9 +540,10 @@ def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) ->
 def _record_uploader(txn: WriteTransaction, found: Iterable[tuple[int, ContentURI, str]]) -> None:
     """Record the references by these users to files that they uploaded."""
     txn.execute_many(
-        "UPDATE known_media SET by_uploader = 1 WHERE media_nid = ? AND by_uploader = 0"
+        "UPDATE tracked_media SET referenced_by_uploader = 1 WHERE media_nid = ?"
+        " AND referenced_by_uploader = 0"
         " AND EXISTS (SELECT 1 FROM media AS m"
-        " WHERE m.media_id = known_media.media_id AND m.user_id = ?)",
+        " WHERE m.media_id = tracked_media.media_id AND m.user_id = ?)",
         [
             (nid, user_id)
             for nid, address, user_id in found
@@ -541,7 +556,7 @@ def _set_referenced(txn: WriteTransaction, media_nids: Iterable[int]) -> None:
     for part in _chunks(sorted(media_nids)):
         places = ", ".join("?" * len(part))
         sql = (
-            "UPDATE known_media SET unreferenced_ts = NULL"
+            "UPDATE tracked_media SET unreferenced_ts = NULL"
             f" WHERE media_nid IN ({places}) AND unreferenced_ts IS NOT NULL"
         )
         txn.execute(sql, part)

@@ -182,7 +182,7 @@ class MediaRemovalStore:
         condition, args = get_referenced_condition(self._own)
         sql = (
             f"SELECT CASE WHEN {condition} THEN 1 ELSE 0 END, media_nid, cause"
-            " FROM known_media AS k"
+            " FROM tracked_media AS k"
             " WHERE k.origin = ? AND k.media_id = ? AND k.unreferenced_ts <= ?"
         )
         unreferenced: dict[RemovalReason, list[ContentURI]] = {}
@@ -190,7 +190,7 @@ class MediaRemovalStore:
             row = txn.query_one(sql, (*args, *file.address, before_ms))
             if row is not None and row[0]:
                 txn.execute(
-                    "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],)
+                    "UPDATE tracked_media SET unreferenced_ts = NULL WHERE media_nid = ?", (row[1],)
                 )
             elif row is not None:
                 unreferenced.setdefault(RemovalReason(row[2]), []).append(file.address)
@@ -263,7 +263,7 @@ class MediaRemovalStore:
         self, txn: Transaction, before_ms: int, limit: int
     ) -> list[RemovableFile]:
         rows = txn.query(
-            f"{CUSTOM_PLAN}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            f"{CUSTOM_PLAN}SELECT k.origin, k.media_id, m.hash FROM tracked_media AS k"
             " JOIN media AS m ON m.media_id = k.media_id"
             " WHERE k.origin = ? AND k.unreferenced_ts <= ? AND m.hash IS NOT NULL"
             " AND m.quarantined = 0"
@@ -271,7 +271,7 @@ class MediaRemovalStore:
             (self._own, before_ms, limit),
         )
         rows += txn.query(
-            f"{CUSTOM_PLAN}SELECT k.origin, k.media_id, m.hash FROM known_media AS k"
+            f"{CUSTOM_PLAN}SELECT k.origin, k.media_id, m.hash FROM tracked_media AS k"
             " JOIN remote_media AS m ON m.origin = k.origin AND m.media_id = k.media_id"
             " WHERE k.unreferenced_ts <= ? AND m.quarantined = 0"
             " ORDER BY k.unreferenced_ts LIMIT ?",
@@ -281,7 +281,7 @@ class MediaRemovalStore:
 
     def _remove_missing(self, txn: WriteTransaction, before_ms: int, limit: int) -> int:
         rows = txn.query(
-            f"{CUSTOM_PLAN}SELECT k.media_nid, k.origin, k.media_id FROM known_media AS k"
+            f"{CUSTOM_PLAN}SELECT k.media_nid, k.origin, k.media_id FROM tracked_media AS k"
             " WHERE k.unreferenced_ts <= ? AND NOT EXISTS (SELECT 1 FROM remote_media AS r"
             " WHERE r.origin = k.origin"
             " AND r.media_id = k.media_id) AND NOT (k.origin = ?"
@@ -297,15 +297,16 @@ def _remove_uris(txn: WriteTransaction, addresses: Sequence[tuple[str, str]]) ->
     """Delete the rows of missing files. Keep rows that an expired reference still names, so the
     content URI cannot be reused."""
     txn.execute_many(
-        "DELETE FROM known_media WHERE origin = ? AND media_id = ?"
-        " AND NOT EXISTS (SELECT 1 FROM media_in_events AS e"
-        " WHERE e.media_nid = known_media.media_nid)"
-        " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s"
-        " WHERE s.media_nid = known_media.media_nid)",
+        "DELETE FROM tracked_media WHERE origin = ? AND media_id = ?"
+        " AND NOT EXISTS (SELECT 1 FROM media_event_references AS e"
+        " WHERE e.media_nid = tracked_media.media_nid)"
+        " AND NOT EXISTS (SELECT 1 FROM media_setting_references AS s"
+        " WHERE s.media_nid = tracked_media.media_nid)",
         addresses,
     )
     txn.execute_many(
-        "UPDATE known_media SET unreferenced_ts = NULL WHERE origin = ? AND media_id = ?", addresses
+        "UPDATE tracked_media SET unreferenced_ts = NULL WHERE origin = ? AND media_id = ?",
+        addresses,
     )
 
 

@@ -101,7 +101,7 @@ class MediaRescanStore:
 
     def count_found(self, txn: WriteTransaction, hash: bytes) -> None:
         """Count a known content that was found harmful, if it was marked."""
-        row = txn.query_one("SELECT wanted FROM media_scans WHERE digest = ?", (hash,))
+        row = txn.query_one("SELECT request FROM media_scans WHERE digest = ?", (hash,))
         state = _read_state(txn)
         if row is not None and row[0] == ScanRequest.AGAIN and state.last is not None:
             _write_state(
@@ -141,17 +141,17 @@ class MediaRescanStore:
         new = [hash for hash in selected if hash not in known]
         unscanned = [hash for hash in selected if known.get(hash) is ScanState.UNKNOWN]
         txn.execute_many(
-            f"UPDATE media_scans SET wanted = {ScanRequest.AGAIN:d}, until_ts = 0 WHERE digest = ?",
+            f"UPDATE media_scans SET request = {ScanRequest.AGAIN:d}, due_ts = 0 WHERE digest = ?",
             [(hash,) for hash in clean],
         )
         txn.execute_many(
-            "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
+            "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, request, due_ts)"
             f" VALUES (?, ?, {ScanState.UNKNOWN:d}, '', 0, {ScanRequest.AGAIN:d}, 0)",
             [(hash, hash) for hash in new],
         )
         # A scan that failed may succeed now: it is due without a pause
         txn.execute_many(
-            "UPDATE media_scans SET failures = 0, until_ts = 0 WHERE digest = ? AND failures > 0",
+            "UPDATE media_scans SET failures = 0, due_ts = 0 WHERE digest = ? AND failures > 0",
             [(hash,) for hash in unscanned],
         )
         changed = msgspec.structs.replace(
@@ -208,6 +208,6 @@ def _write_state(txn: WriteTransaction, state: _State) -> None:
 
 def _count_left(txn: Transaction) -> int:
     row = txn.query_one(
-        f"SELECT COUNT(*) FROM media_scans WHERE wanted = {ScanRequest.AGAIN:d} AND wanted > 0"
+        f"SELECT COUNT(*) FROM media_scans WHERE request = {ScanRequest.AGAIN:d} AND request > 0"
     )
     return 0 if row is None else int(row[0])

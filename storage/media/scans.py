@@ -50,11 +50,11 @@ class ScanRow(msgspec.Struct, frozen=True):
     state: ScanState
     version: str
     scanned_ts: int
-    found: str | None = None
+    finding: str | None = None
     by_user_id: str | None = None
     failures: int = 0
     """Consecutive failures while the scanner worked for other contents."""
-    until_ts: int = 0
+    due_ts: int = 0
     """No job scans it before this time; after failures nobody does."""
 
 
@@ -69,8 +69,8 @@ MAX_INSIDE: Final = 20
 """The maximum of clean verdicts on decrypted contents per content."""
 MAX_DOUBLINGS: Final = 20
 """The maximum of doublings of the pause."""
-_RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
-_COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, until_ts"
+_RESULT_COLUMNS: Final = "digest, hash, state, version, scanned_ts, finding, by_user_id"
+_COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, due_ts"
 
 
 class MediaScanStore:
@@ -109,7 +109,7 @@ class MediaScanStore:
 
     async def count_requested(self) -> Mapping[ScanRequest, int]:
         """Count the contents that wait for a job."""
-        sql = "SELECT wanted, COUNT(*) FROM media_scans WHERE wanted > 0 GROUP BY wanted"
+        sql = "SELECT request, COUNT(*) FROM media_scans WHERE request > 0 GROUP BY request"
         rows = await self._database.read("count_wanted_media_scans", lambda txn: txn.query(sql))
         return {
             ScanRequest.AGAIN: 0,
@@ -130,14 +130,14 @@ class MediaScanStore:
         def write(txn: WriteTransaction) -> None:
             if not _add_unscanned(txn, hash, until_ms):
                 txn.execute(
-                    "UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0",
+                    "UPDATE media_scans SET due_ts = ? WHERE digest = ? AND request > 0",
                     (until_ms, hash),
                 )
 
         await self._database.write("postpone_media_scan", write)
 
     async def record_failure(
-        self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int
+        self, hash: bytes, now_ms: int, backoff_ms: int, longest_ms: int
     ) -> None:
         """Record that the scan failed while others succeed. The pause before a retry doubles each
         time.
@@ -145,7 +145,7 @@ class MediaScanStore:
         A content that was clean before counts as clean and is not retried, so that one such file
         does not keep a rescan from ending.
         """
-        first = f"wanted = {ScanRequest.FIRST:d}, failures = failures + 1, until_ts = ?"
+        first = f"request = {ScanRequest.FIRST:d}, failures = failures + 1, due_ts = ?"
 
         def write(txn: WriteTransaction) -> None:
             _add_unscanned(txn, hash, now_ms)
@@ -153,12 +153,12 @@ class MediaScanStore:
             if row is None:
                 return
             if row.state is ScanState.UNKNOWN:
-                pause = min(pause_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
+                pause = min(backoff_ms << min(row.failures, MAX_DOUBLINGS), longest_ms)
                 txn.execute(
                     f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash)
                 )
             else:
-                txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (hash,))
+                txn.execute("UPDATE media_scans SET request = 0 WHERE digest = ?", (hash,))
 
         await self._database.write("record_media_scan_failure", write)
 
@@ -256,7 +256,7 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
     """Record a content without a result as to be scanned. Return whether it was added. Ignores
     contents that no file has."""
     sql = (
-        "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
+        "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, request, due_ts)"
         f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {ScanRequest.FIRST:d}, ? WHERE EXISTS"
         " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media"
         " WHERE hash = ?)"
@@ -268,23 +268,24 @@ def _add_unscanned(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
 def _put(txn: WriteTransaction, row: ScanRow) -> None:
     """Insert or replace a result, unless it was harmful."""
     done = txn.execute(
-        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        f"INSERT INTO media_scans ({_RESULT_COLUMNS}, request, due_ts)"
+        f" VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
-        " scanned_ts = excluded.scanned_ts, found = excluded.found,"
-        " by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
-        " until_ts = 0 WHERE media_scans.state < 2",
+        " scanned_ts = excluded.scanned_ts, finding = excluded.finding,"
+        " by_user_id = excluded.by_user_id, request = 0, failures = 0,"
+        " due_ts = 0 WHERE media_scans.state < 2",
         (
             row.digest,
             row.hash,
             int(row.state),
             row.version,
             row.scanned_ts,
-            row.found,
+            row.finding,
             row.by_user_id,
         ),
     )
     if not done:
-        txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (row.digest,))
+        txn.execute("UPDATE media_scans SET request = 0 WHERE digest = ?", (row.digest,))
 
 
 def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
@@ -292,13 +293,13 @@ def _lease(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Seq
     for request in (ScanRequest.FIRST, ScanRequest.AGAIN):
         sql = (
             "SELECT digest FROM media_scans"
-            f" WHERE wanted = {request:d} AND wanted > 0 AND until_ts <= ?"
-            " ORDER BY until_ts LIMIT ?"
+            f" WHERE request = {request:d} AND request > 0 AND due_ts <= ?"
+            " ORDER BY due_ts LIMIT ?"
         )
         rows += txn.query(sql, (now_ms, limit - len(rows)))
     hashes = [bytes(row[0]) for row in rows]
     txn.execute_many(
-        "UPDATE media_scans SET until_ts = ? WHERE digest = ?",
+        "UPDATE media_scans SET due_ts = ? WHERE digest = ?",
         [(until_ms, hash) for hash in hashes],
     )
     return hashes

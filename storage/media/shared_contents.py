@@ -41,7 +41,7 @@ from storage.media.contents import OpenedContent
 from storage.media.files import MediaFiles, PlacedFile, ReadableBytes, ReceivedFile, StoredThumbnail
 from storage.media.object_calls import ObjectCall, ObjectCallRunner
 from storage.media.object_store import ObjectStore, ObjectStoreFailed, ObjectStream
-from storage.media.objects import LeavingObject, MediaObjectJournal, StoredObject
+from storage.media.objects import DeletingObject, MediaObjectJournal, StoredObject
 from storage.media.spool import Spool
 
 T = TypeVar("T")
@@ -155,10 +155,10 @@ class SharedContents:
         write: Callable[[WriteTransaction, bytes, int], T],
     ) -> T:
         if name is not None:
-            is_here = self._table.set_here(txn, name, stored.hash)
+            is_stored = self._table.set_stored(txn, name, stored.hash)
         else:
-            is_here = self.role != "main" or self._table.is_here(txn, stored.hash)
-        if not is_here:
+            is_stored = self.role != "main" or self._table.is_stored(txn, stored.hash)
+        if not is_stored:
             raise _ObjectDeleted
         return write(txn, stored.hash, stored.size)
 
@@ -174,7 +174,7 @@ class SharedContents:
         it as `here` yet."""
         text = hash.hex()
         name = f"{self._prefix}content/{text[:2]}/{text[2:4]}/{text}-{uuid4().hex}"
-        await self._table.add_coming(name, hash, size, self._until())
+        await self._table.add_uploading(name, hash, size, self._until())
         renewing = LoopingCall(self._renew, name)
         renewing.clock = self._clock
         renewing.start(RENEW_SECONDS, now=False)
@@ -290,7 +290,7 @@ class SharedContents:
     ) -> Set[bytes] | None:
         def remove_both(txn: WriteTransaction) -> Set[bytes]:
             unused = remove_rows(txn)
-            self._table.set_leaving(txn, unused)
+            self._table.set_deleting(txn, unused)
             return unused
 
         removed = await self._files.remove_unused(
@@ -315,7 +315,7 @@ class SharedContents:
         try:
             while self._deleted:
                 hashes, self._deleted = self._deleted, set()
-                await self._delete(await self._table.get_leaving_of(hashes))
+                await self._delete(await self._table.get_deleting_of(hashes))
         except ObjectStoreFailed as error:
             self.log.warn("objects of deleted files will be deleted later: {error}", error=error)
             self._deleted.clear()
@@ -326,15 +326,15 @@ class SharedContents:
         """Delete unused and unfinished objects, in walks over all of them. Return how many. Run by
         a job. A failed deletion is retried by the next walk. Raises ObjectStoreFailed if the store
         deletes none."""
-        leaving = await self._table.take_leaving(
+        deleting = await self._table.take_deleting(
             int(self._clock.seconds() * 1000), self._deleted_upto, limit
         )
-        self._deleted_upto = leaving[-1].name if len(leaving) == limit else ""
-        return await self._delete(leaving)
+        self._deleted_upto = deleting[-1].name if len(deleting) == limit else ""
+        return await self._delete(deleting)
 
-    async def _delete(self, leaving: Sequence[LeavingObject]) -> int:
+    async def _delete(self, deleting: Sequence[DeletingObject]) -> int:
         done = failures = 0
-        for each in leaving:
+        for each in deleting:
             try:
                 await self._remove(each)
             except ObjectStoreFailed as error:
@@ -350,9 +350,9 @@ class SharedContents:
             await self._table.remove([each.name])
         return done
 
-    async def _remove(self, leaving: LeavingObject) -> None:
+    async def _remove(self, deleting: DeletingObject) -> None:
         await self._writing.run(
-            lambda _: self._objects.remove(leaving.name, is_complete=leaving.is_complete)
+            lambda _: self._objects.remove(deleting.name, is_complete=deleting.is_complete)
         )
 
 

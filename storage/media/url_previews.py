@@ -60,7 +60,8 @@ class URLPreviewStore:
             txn, MediaRow(media_id, NO_USER, content, now_ms, None, now_ms, authenticated)
         )
         txn.execute(
-            "INSERT INTO preview_pictures (media_id, made_ts) VALUES (?, ?)", (media_id, now_ms)
+            "INSERT INTO url_preview_images (media_id, created_ts) VALUES (?, ?)",
+            (media_id, now_ms),
         )
         return media_id
 
@@ -81,7 +82,7 @@ class URLPreviewStore:
         for media_id, _hash in pictures:
             if txn.query_one("SELECT 1 FROM url_previews WHERE media_id = ?", (media_id,)) is None:
                 txn.execute("DELETE FROM media WHERE media_id = ? AND quarantined = 0", (media_id,))
-                txn.execute("DELETE FROM preview_pictures WHERE media_id = ?", (media_id,))
+                txn.execute("DELETE FROM url_preview_images WHERE media_id = ?", (media_id,))
         hashes = {hash for _media_id, hash in pictures}
         unused = hashes - select_used_hashes(txn, tuple(hashes))
         remove_scans(txn, unused)
@@ -115,9 +116,10 @@ def _remove_old(txn: WriteTransaction, before_ms: int, limit: int) -> int:
 
 def _select_old(txn: Transaction, before_ms: int, limit: int) -> Sequence[tuple[str, bytes]]:
     sql = (
-        "SELECT m.media_id, m.hash FROM preview_pictures p JOIN media m ON m.media_id = p.media_id "
-        "WHERE p.made_ts < ? AND m.quarantined = 0 "
+        "SELECT m.media_id, m.hash FROM url_preview_images p"
+        " JOIN media m ON m.media_id = p.media_id "
+        "WHERE p.created_ts < ? AND m.quarantined = 0 "
         "AND NOT EXISTS (SELECT 1 FROM url_previews u WHERE u.media_id = p.media_id)"
-        " ORDER BY p.made_ts LIMIT ?"
+        " ORDER BY p.created_ts LIMIT ?"
     )
     return [(row[0], bytes(row[1])) for row in txn.query(sql, (before_ms, limit))]

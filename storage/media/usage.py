@@ -98,13 +98,13 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
         for table in ("media", "remote_media")
     )
     sizes = " UNION ALL ".join(
-        "SELECT k.media_nid, m.size FROM known_media AS k"
+        "SELECT k.media_nid, m.size FROM tracked_media AS k"
         f" JOIN {table} AS m ON m.media_id = k.media_id AND {where}"
         for table, where in (("media", "k.origin = ?"), ("remote_media", "k.origin = m.origin"))
     )
     largest_rooms = txn.query(
         "SELECT r.room_id, COUNT(*), SUM(s.size) FROM"
-        " (SELECT DISTINCT room_nid, media_nid FROM media_in_events"
+        " (SELECT DISTINCT room_nid, media_nid FROM media_event_references"
         f" WHERE role <> {int(ReferenceRole.MEMBER)}) AS e"
         f" JOIN ({sizes}) AS s ON s.media_nid = e.media_nid"
         " JOIN rooms AS r ON r.room_nid = e.room_nid"
@@ -120,7 +120,7 @@ def _select_server(txn: Transaction, own: str, rooms: int, servers: int) -> Serv
             f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b"
             " GROUP BY hash) AS c",
         ),
-        _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
+        _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'stored'"),
         int(quarantined[0]) if quarantined is not None else 0,
         [(room_id, MediaAmount(int(count), int(size))) for room_id, count, size in largest_rooms],
         [
@@ -139,9 +139,9 @@ def _select_room(txn: Transaction, own: str, room_id: str) -> RoomUsage | None:
     if room is None:
         return None
     shown = (
-        "SELECT COUNT(*), SUM(m.size) FROM known_media AS k"
+        "SELECT COUNT(*), SUM(m.size) FROM tracked_media AS k"
         " JOIN {table} AS m ON m.media_id = k.media_id AND {where} WHERE k.media_nid IN"
-        " (SELECT media_nid FROM media_in_events"
+        " (SELECT media_nid FROM media_event_references"
         f" WHERE room_nid = ? AND role <> {int(ReferenceRole.MEMBER)})"
     )
     return RoomUsage(

@@ -22,7 +22,7 @@ class ShadowRoomStore:
 
         def read(txn: Transaction, keys: tuple[int, ...]) -> dict[int, bool]:
             sql = (
-                "SELECT room_nid, is_public FROM unshown_listings"
+                "SELECT room_nid, is_public FROM shadow_room_listings"
                 " WHERE user_id = ? AND room_nid IN {keys}"
             )
             return {
@@ -37,7 +37,7 @@ class ShadowRoomStore:
     ) -> None:
         """Add a room to the directory, or remove it."""
         sql = (
-            "INSERT INTO unshown_listings (user_id, room_nid, is_public) VALUES (?, ?, ?)"
+            "INSERT INTO shadow_room_listings (user_id, room_nid, is_public) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, room_nid) DO UPDATE SET is_public = excluded.is_public"
         )
         txn.execute(sql, (user_id, room_nid, int(is_public)))
@@ -47,9 +47,7 @@ class ShadowRoomStore:
         alias."""
 
         def read(txn: Transaction, keys: tuple[str, ...]) -> dict[str, int | None]:
-            sql = (
-                "SELECT alias, room_nid FROM unshown_aliases WHERE user_id = ? AND alias IN {keys}"
-            )
+            sql = "SELECT alias, room_nid FROM shadow_aliases WHERE user_id = ? AND alias IN {keys}"
             return dict(txn.query_in(sql, keys, (user_id,)))
 
         return await self._database.read_quickly("get_unshown_aliases", read, tuple(aliases))
@@ -59,7 +57,7 @@ class ShadowRoomStore:
 
         def read(txn: Transaction) -> list[str]:
             sql = (
-                "SELECT u.alias FROM unshown_aliases u JOIN room_aliases a ON a.alias = u.alias"
+                "SELECT u.alias FROM shadow_aliases u JOIN room_aliases a ON a.alias = u.alias"
                 " WHERE u.user_id = ? AND u.room_nid = ? ORDER BY a.created_ts, u.alias"
             )
             return [row[0] for row in txn.query(sql, (user_id, room_nid))]
@@ -71,14 +69,14 @@ class ShadowRoomStore:
     ) -> None:
         """Point an alias to a room; None removes it."""
         sql = (
-            "INSERT INTO unshown_aliases (user_id, alias, room_nid) VALUES (?, ?, ?)"
+            "INSERT INTO shadow_aliases (user_id, alias, room_nid) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, alias) DO UPDATE SET room_nid = excluded.room_nid"
         )
         txn.execute(sql, (user_id, alias, room_nid))
 
     async def remove_alias(self, user_id: str, alias: str) -> None:
         """Undo the user's change of an alias."""
-        sql = "DELETE FROM unshown_aliases WHERE user_id = ? AND alias = ?"
+        sql = "DELETE FROM shadow_aliases WHERE user_id = ? AND alias = ?"
         await self._database.write(
             "remove_unshown_alias", lambda txn: txn.execute(sql, (user_id, alias))
         )
@@ -87,7 +85,9 @@ class ShadowRoomStore:
         """Return the room to which the user has upgraded a room."""
 
         def read(txn: Transaction) -> int | None:
-            sql = "SELECT successor_nid FROM unshown_upgrades WHERE user_id = ? AND room_nid = ?"
+            sql = (
+                "SELECT successor_nid FROM shadow_room_upgrades WHERE user_id = ? AND room_nid = ?"
+            )
             row = txn.query_one(sql, (user_id, room_nid))
             return None if row is None else int(row[0])
 
@@ -98,12 +98,12 @@ class ShadowRoomStore:
     ) -> None:
         """Record an upgrade of a room."""
         sql = (
-            "INSERT INTO unshown_upgrades (user_id, room_nid, successor_nid) VALUES (?, ?, ?)"
+            "INSERT INTO shadow_room_upgrades (user_id, room_nid, successor_nid) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, room_nid) DO UPDATE SET successor_nid = excluded.successor_nid"
         )
         txn.execute(sql, (user_id, room_nid, successor_nid))
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete all changes of a user."""
-        for table in ("unshown_listings", "unshown_aliases", "unshown_upgrades"):
+        for table in ("shadow_room_listings", "shadow_aliases", "shadow_room_upgrades"):
             txn.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))

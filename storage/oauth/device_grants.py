@@ -30,8 +30,8 @@ class DeviceGrantRow(msgspec.Struct, frozen=True):
 
 
 _COLUMNS = (
-    "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, asked_ts,"
-    " user_id, allowed, origin"
+    "code_hash, user_code, client_id, device_id, scope, expires_ts, interval_ms, last_poll_ts,"
+    " user_id, allowed, upstream_login"
 )
 
 
@@ -45,7 +45,7 @@ class DeviceGrantStore:
         """Add a grant; False if another one has the same user code."""
         return bool(
             txn.execute(
-                f"INSERT INTO oauth_device_grants ({_COLUMNS}, sign_in)"
+                f"INSERT INTO oauth_device_grants ({_COLUMNS}, upstream_key)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (
                     grant.code_hash,
@@ -82,12 +82,12 @@ class DeviceGrantStore:
         return await self._database.read_quickly("get_device_grant", read)
 
     def set_last_poll(
-        self, txn: WriteTransaction, code_hash: bytes, asked_ts: int, interval_ms: int
+        self, txn: WriteTransaction, code_hash: bytes, last_poll_ts: int, interval_ms: int
     ) -> None:
         """Record the client's last poll and its interval."""
         txn.execute(
-            "UPDATE oauth_device_grants SET asked_ts = ?, interval_ms = ? WHERE code_hash = ?",
-            (asked_ts, interval_ms, code_hash),
+            "UPDATE oauth_device_grants SET last_poll_ts = ?, interval_ms = ? WHERE code_hash = ?",
+            (last_poll_ts, interval_ms, code_hash),
         )
 
     def set_decided(
@@ -103,7 +103,8 @@ class DeviceGrantStore:
         """Store the user's decision; False if the grant is no longer open."""
         return bool(
             txn.execute(
-                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, origin = ?, sign_in = ?"
+                "UPDATE oauth_device_grants SET user_id = ?, allowed = ?, upstream_login ="
+                " ?, upstream_key = ?"
                 " WHERE user_code = ? AND expires_ts > ? AND allowed IS NULL",
                 (user_id, int(allowed), origin, upstream_key(origin), user_code, now),
             )

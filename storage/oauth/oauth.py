@@ -49,8 +49,8 @@ class OAuthSessionRow(msgspec.Struct, frozen=True):
 
 
 _CODE = (
-    "code_hash, user_id, client_id, device_id, scope, redirect_uri, challenge, expires_ts,"
-    " used_for, origin"
+    "code_hash, user_id, client_id, device_id, scope, redirect_uri, code_challenge, expires_ts,"
+    " used_for_family, upstream_login"
 )
 _SESSION = "user_id, device_id, client_id, scope, family_hash"
 _NOT_IN_USE = (
@@ -95,7 +95,10 @@ class OAuthStore:
 
     def set_client_allowed(self, txn: WriteTransaction, client_id: str, now: int) -> bool:
         """Record that a user allowed a client; return whether it is the first time."""
-        sql = "UPDATE oauth_clients SET allowed_ts = ? WHERE client_id = ? AND allowed_ts IS NULL"
+        sql = (
+            "UPDATE oauth_clients SET authorized_ts = ? WHERE client_id = ?"
+            " AND authorized_ts IS NULL"
+        )
         return bool(txn.execute(sql, (now, client_id)))
 
     def remove_unused_clients(
@@ -105,7 +108,7 @@ class OAuthStore:
         them, before `never_before`. Clients with a session, code or device grant stay."""
         return txn.execute(
             "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
-            " WHERE (c.last_used_ts < ? OR (c.allowed_ts IS NULL AND c.last_used_ts < ?))"
+            " WHERE (c.last_used_ts < ? OR (c.authorized_ts IS NULL AND c.last_used_ts < ?))"
             f" AND {_NOT_IN_USE} LIMIT ?)",
             (used_before, never_before, limit),
         )
@@ -114,7 +117,7 @@ class OAuthStore:
         """Of the clients that no user ever allowed, keep the `most` last used, and remove up to
         `limit` of the others."""
         row = txn.query_one(
-            "SELECT last_used_ts FROM oauth_clients WHERE allowed_ts IS NULL"
+            "SELECT last_used_ts FROM oauth_clients WHERE authorized_ts IS NULL"
             " ORDER BY last_used_ts DESC LIMIT 1 OFFSET ?",
             (most,),
         )
@@ -122,7 +125,7 @@ class OAuthStore:
             return 0
         return txn.execute(
             "DELETE FROM oauth_clients WHERE client_id IN (SELECT c.client_id FROM oauth_clients c"
-            f" WHERE c.allowed_ts IS NULL AND c.last_used_ts <= ? AND {_NOT_IN_USE} LIMIT ?)",
+            f" WHERE c.authorized_ts IS NULL AND c.last_used_ts <= ? AND {_NOT_IN_USE} LIMIT ?)",
             (row[0], limit),
         )
 
@@ -131,7 +134,8 @@ class OAuthStore:
     def add_code(self, txn: WriteTransaction, code: OAuthCodeRow) -> None:
         """Add a code."""
         txn.execute(
-            f"INSERT INTO oauth_codes ({_CODE}, sign_in) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO oauth_codes ({_CODE}, upstream_key)"
+            f" VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 code.code_hash,
                 code.user_id,
@@ -155,7 +159,7 @@ class OAuthStore:
     def set_code_used(self, txn: WriteTransaction, code_hash: bytes, used_for: bytes) -> None:
         """Mark a code as used, for a session or in a failed exchange."""
         txn.execute(
-            "UPDATE oauth_codes SET used_for = ? WHERE code_hash = ?", (used_for, code_hash)
+            "UPDATE oauth_codes SET used_for_family = ? WHERE code_hash = ?", (used_for, code_hash)
         )
 
     def remove_old_codes(self, txn: WriteTransaction, expired_before: int, limit: int) -> int:
@@ -236,7 +240,7 @@ class CrossSigningResetStore:
 
         def read(txn: Transaction) -> int:
             row = txn.query_one(
-                "SELECT until_ts FROM cross_signing_resets WHERE user_id = ?", (user_id,)
+                "SELECT expires_ts FROM cross_signing_resets WHERE user_id = ?", (user_id,)
             )
             return 0 if row is None else int(row[0])
 
@@ -245,8 +249,8 @@ class CrossSigningResetStore:
     def set_until(self, txn: WriteTransaction, user_id: str, until_ts: int) -> None:
         """Allow the replacement until a time."""
         txn.execute(
-            "INSERT INTO cross_signing_resets (user_id, until_ts) VALUES (?, ?)"
-            " ON CONFLICT (user_id) DO UPDATE SET until_ts = excluded.until_ts",
+            "INSERT INTO cross_signing_resets (user_id, expires_ts) VALUES (?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET expires_ts = excluded.expires_ts",
             (user_id, until_ts),
         )
 

@@ -187,7 +187,7 @@ class StateCompletion:
                 position,
                 Topic.PARTIAL_STATE,
                 room.room_id,
-                detail=replace(partial, completed=position),
+                detail=replace(partial, completed_position=position),
             )
         )
         positions = self._deliver(txn, room, root, completed.late_messages)
@@ -213,7 +213,7 @@ class StateCompletion:
                 position,
                 Topic.PARTIAL_STATE,
                 room.room_id,
-                detail=replace(partial, completed=position),
+                detail=replace(partial, completed_position=position),
             )
         )
         return new
@@ -272,7 +272,7 @@ class StateCompletion:
             positions = [position for _, position in hidden[start : start + CHUNK]]
             marks = ", ".join("?" * len(positions))
             txn.execute(
-                f"DELETE FROM push_outcomes WHERE room_nid = ? AND position IN ({marks})",
+                f"DELETE FROM event_push_actions WHERE room_nid = ? AND position IN ({marks})",
                 (room_nid, *positions),
             )
         for nid, _ in hidden:

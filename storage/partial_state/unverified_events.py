@@ -26,7 +26,7 @@ MAX_PER_ROOM: Final = 50_000
 again."""
 
 
-class PartOf(IntEnum):
+class NeededIn(IntEnum):
     """The set that such an event belongs to."""
 
     AUTH_CHAIN = 0
@@ -46,7 +46,7 @@ class UnverifiedEvent(msgspec.Struct, frozen=True):
     event_id: str
     depth: int
     pdu: bytes
-    part_of: PartOf
+    needed_in: NeededIn
 
 
 class UnverifiedEventRow(UnverifiedEvent, frozen=True):
@@ -58,7 +58,7 @@ class UnverifiedEventRow(UnverifiedEvent, frozen=True):
 
 
 class UnverifiedEventStore:
-    """Reads and writes the table `unproved_state`."""
+    """Reads and writes the table `unverified_events`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -74,7 +74,7 @@ class UnverifiedEventStore:
 
     async def find(
         self, room_nid: int, event_ids: Collection[str]
-    ) -> Mapping[str, tuple[PartOf, int | None]]:
+    ) -> Mapping[str, tuple[NeededIn, int | None]]:
         """Return those of the events that are recorded: their set, and their number after they have
         been added."""
         return await self._database.read_quickly(
@@ -104,15 +104,15 @@ def add_unverified_events(
     txn: WriteTransaction, room_nid: int, events: Sequence[UnverifiedEvent], next_attempt: int
 ) -> None:
     """Record events. Those already recorded stay as they are, unless their set is a larger one."""
-    row = txn.query_one("SELECT count(*) FROM unproved_state WHERE room_nid = ?", (room_nid,))
+    row = txn.query_one("SELECT count(*) FROM unverified_events WHERE room_nid = ?", (room_nid,))
     room = MAX_PER_ROOM - (0 if row is None else int(row[0]))
     txn.execute_many(
-        "INSERT INTO unproved_state (room_nid, event_id, depth, pdu, part_of, next_attempt)"
+        "INSERT INTO unverified_events (room_nid, event_id, depth, pdu, needed_in, next_attempt_ts)"
         " VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (room_nid, event_id) DO UPDATE SET part_of = excluded.part_of"
-        " WHERE unproved_state.part_of < excluded.part_of",
+        " ON CONFLICT (room_nid, event_id) DO UPDATE SET needed_in = excluded.needed_in"
+        " WHERE unverified_events.needed_in < excluded.needed_in",
         [
-            (room_nid, each.event_id, each.depth, each.pdu, int(each.part_of), next_attempt)
+            (room_nid, each.event_id, each.depth, each.pdu, int(each.needed_in), next_attempt)
             for each in events[:room]
         ],
     )
@@ -121,8 +121,8 @@ def add_unverified_events(
 def mark_as_earlier_state(txn: WriteTransaction, room_nid: int) -> None:
     """Mark the events of a room as an earlier state: the room is joined again."""
     txn.execute(
-        "UPDATE unproved_state SET part_of = ? WHERE room_nid = ? AND part_of > ?",
-        (int(PartOf.EARLIER_STATE), room_nid, int(PartOf.EARLIER_STATE)),
+        "UPDATE unverified_events SET needed_in = ? WHERE room_nid = ? AND needed_in > ?",
+        (int(NeededIn.EARLIER_STATE), room_nid, int(NeededIn.EARLIER_STATE)),
     )
 
 
@@ -149,7 +149,7 @@ class UnverifiedEventWriter:
         """
         nid = room.room_nid
         txn.execute_many(
-            "UPDATE unproved_state SET event_nid = ? WHERE room_nid = ? AND event_id = ?",
+            "UPDATE unverified_events SET event_nid = ? WHERE room_nid = ? AND event_id = ?",
             [(event_nid, nid, event_id) for event_id, event_nid in recorded.items()],
         )
         if not entries:
@@ -188,40 +188,40 @@ class UnverifiedEventWriter:
 
 def _select_rooms(txn: Transaction) -> dict[int, int | None]:
     rows = txn.query(
-        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt END)"
-        " FROM unproved_state GROUP BY room_nid"
+        "SELECT room_nid, min(CASE WHEN event_nid IS NULL THEN next_attempt_ts END)"
+        " FROM unverified_events GROUP BY room_nid"
     )
     return dict(rows)
 
 
 def _select(txn: Transaction, room_nid: int) -> list[UnverifiedEventRow]:
     rows = txn.query(
-        "SELECT event_id, depth, pdu, part_of, event_nid, attempts FROM unproved_state"
+        "SELECT event_id, depth, pdu, needed_in, event_nid, attempts FROM unverified_events"
         " WHERE room_nid = ?"
         " ORDER BY depth, event_id",
         (room_nid,),
     )
     return [
-        UnverifiedEventRow(event_id, depth, bytes(pdu), PartOf(part_of), event_nid, attempts)
-        for event_id, depth, pdu, part_of, event_nid, attempts in rows
+        UnverifiedEventRow(event_id, depth, bytes(pdu), NeededIn(needed_in), event_nid, attempts)
+        for event_id, depth, pdu, needed_in, event_nid, attempts in rows
     ]
 
 
 def _find(
     txn: Transaction, room_nid: int, event_ids: Collection[str]
-) -> dict[str, tuple[PartOf, int | None]]:
+) -> dict[str, tuple[NeededIn, int | None]]:
     rows = txn.query_in(
-        "SELECT event_id, part_of, event_nid FROM unproved_state"
+        "SELECT event_id, needed_in, event_nid FROM unverified_events"
         " WHERE event_id IN {keys} AND room_nid = ?",
         event_ids,
         after=[room_nid],
     )
-    return {event_id: (PartOf(part_of), event_nid) for event_id, part_of, event_nid in rows}
+    return {event_id: (NeededIn(needed_in), event_nid) for event_id, needed_in, event_nid in rows}
 
 
 def _record_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping[str, int]) -> None:
     txn.execute_many(
-        "UPDATE unproved_state SET attempts = attempts + 1, next_attempt = ?"
+        "UPDATE unverified_events SET attempts = attempts + 1, next_attempt_ts = ?"
         " WHERE room_nid = ? AND event_id = ?",
         [(next_attempt, room_nid, event_id) for event_id, next_attempt in next_attempts.items()],
     )
@@ -229,6 +229,6 @@ def _record_attempt(txn: WriteTransaction, room_nid: int, next_attempts: Mapping
 
 def _remove(txn: WriteTransaction, room_nid: int, event_ids: Collection[str]) -> None:
     txn.execute_many(
-        "DELETE FROM unproved_state WHERE room_nid = ? AND event_id = ?",
+        "DELETE FROM unverified_events WHERE room_nid = ? AND event_id = ?",
         [(room_nid, name) for name in event_ids],
     )

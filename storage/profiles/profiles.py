@@ -2,10 +2,10 @@
 stored as bytes.
 
 A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also adds a row
-to `profile_propagations` in the same write. The memberships are rewritten afterwards, even after a
-crash. Removals are recorded, the latest `MAX_REMOVALS` of each user.
+to `profile_propagation_queue` in the same write. The memberships are rewritten afterwards, even
+after a crash. Removals are recorded, the latest `MAX_REMOVALS` of each user.
 
-Fields that a shadow-banned user sets are stored separately (`unshown_profile_fields`). Only that
+Fields that a shadow-banned user sets are stored separately (`shadow_profile_fields`). Only that
 user sees them, so they take no position.
 """
 
@@ -50,7 +50,7 @@ class ProfileStore:
         """As `get_as_owner`, in a transaction."""
         fields = self.get_profiles_in(txn, [user_id]).get(user_id, {})
         for field, value in txn.query(
-            "SELECT field, value FROM unshown_profile_fields WHERE user_id = ?", (user_id,)
+            "SELECT field, value FROM shadow_profile_fields WHERE user_id = ?", (user_id,)
         ):
             if value is None:
                 fields.pop(field, None)
@@ -63,14 +63,14 @@ class ProfileStore:
     ) -> None:
         """Set or remove (None) one field that only the owner sees."""
         txn.execute(
-            "INSERT INTO unshown_profile_fields (user_id, field, value) VALUES (?, ?, ?)"
+            "INSERT INTO shadow_profile_fields (user_id, field, value) VALUES (?, ?, ?)"
             " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value",
             (user_id, field, value),
         )
 
     def remove_shadow_fields(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete the fields that only the owner sees."""
-        txn.execute("DELETE FROM unshown_profile_fields WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM shadow_profile_fields WHERE user_id = ?", (user_id,))
 
     async def get_changes(
         self, since: int, upto: int, limit: int
@@ -152,7 +152,9 @@ class ProfileStore:
         position of the change."""
 
         def read(txn: Transaction) -> dict[str, int]:
-            sql = "SELECT user_id, position FROM profile_propagations ORDER BY position LIMIT ?"
+            sql = (
+                "SELECT user_id, position FROM profile_propagation_queue ORDER BY position LIMIT ?"
+            )
             return dict(txn.query(sql, (limit,)))
 
         return await self._database.read("get_propagations", read)
@@ -160,7 +162,7 @@ class ProfileStore:
     def remove_propagation(self, txn: WriteTransaction, user_id: str, position: int) -> bool:
         """Record that all rooms show the profile of this position. Return False if it has changed
         again since."""
-        sql = "DELETE FROM profile_propagations WHERE user_id = ? AND position = ?"
+        sql = "DELETE FROM profile_propagation_queue WHERE user_id = ? AND position = ?"
         return bool(txn.execute(sql, (user_id, position)))
 
     def _announce(
@@ -168,7 +170,7 @@ class ProfileStore:
     ) -> None:
         if propagate:
             txn.execute(
-                "INSERT INTO profile_propagations (user_id, position) VALUES (?, ?)"
+                "INSERT INTO profile_propagation_queue (user_id, position) VALUES (?, ?)"
                 " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
                 (user_id, position),
             )

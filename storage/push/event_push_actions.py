@@ -32,11 +32,14 @@ _MOST_THREADS = 5000
 _COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS}) <> 0"
 _IS_HIGHLIGHTED = f"(e.flags & {EventFlag.HIGHLIGHTS}) <> 0"
 _EVENTS = (
-    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.HAS_PUSH_ACTIONS}) <> 0"
+    f" FROM events AS e LEFT JOIN event_push_actions AS o ON (e.flags &"
+    f" {EventFlag.HAS_PUSH_ACTIONS}) <> 0"
     " AND o.user_id = ?"
     " AND o.room_nid = e.room_nid AND o.position = e.position"
 )
-_ROWS = " FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
+_ROWS = (
+    " FROM event_push_actions AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
+)
 
 
 class _ActionSource(msgspec.Struct, frozen=True):
@@ -55,12 +58,12 @@ _ALL = _ActionSource(
     _EVENTS,
     _COUNTED,
     "e",
-    f"COALESCE(o.outcome, CASE WHEN {_IS_HIGHLIGHTED} THEN 3"
+    f"COALESCE(o.action, CASE WHEN {_IS_HIGHLIGHTED} THEN 3"
     f" ELSE (e.flags & {EventFlag.NOTIFIES}) / 8 END)",
 )
-_HIGHLIGHTING = _ActionSource(_EVENTS, _IS_HIGHLIGHTED, "e", "COALESCE(o.outcome, 3)")
-_OWN = _ActionSource(_ROWS, f"(e.flags & {EventFlag.HIGHLIGHTS}) = 0", "o", "o.outcome")
-_OWN_ONLY = _ActionSource(_ROWS, "1 = 1", "o", "o.outcome")
+_HIGHLIGHTING = _ActionSource(_EVENTS, _IS_HIGHLIGHTED, "e", "COALESCE(o.action, 3)")
+_OWN = _ActionSource(_ROWS, f"(e.flags & {EventFlag.HIGHLIGHTS}) = 0", "o", "o.action")
+_OWN_ONLY = _ActionSource(_ROWS, "1 = 1", "o", "o.action")
 _BY_ATTENTION = {0: (_ALL,), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
 _HIGHLIGHTED = {0: (_HIGHLIGHTING, _OWN), 1: (_HIGHLIGHTING, _OWN), 2: (_OWN_ONLY,)}
 """The sources with highlighted events."""
@@ -179,15 +182,15 @@ class EventPushActionStore:
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Delete all rows of a user whose account is deleted."""
-        txn.execute("DELETE FROM push_outcomes WHERE user_id = ?", (user_id,))
-        txn.execute("DELETE FROM push_outcome_floors WHERE user_id = ?", (user_id,))
-        txn.execute("DELETE FROM push_attention WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM event_push_actions WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM event_push_action_floors WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM push_rule_history WHERE user_id = ?", (user_id,))
 
 
 def add_outcomes(txn: WriteTransaction, rows: Sequence[tuple[str, int, int, int, int]]) -> None:
     """Insert (user, room, position, event, outcome)."""
     txn.execute_many(
-        "INSERT INTO push_outcomes (user_id, room_nid, position, event_nid, outcome)"
+        "INSERT INTO event_push_actions (user_id, room_nid, position, event_nid, action)"
         " VALUES (?, ?, ?, ?, ?)",
         rows,
     )
@@ -200,14 +203,14 @@ def remove_outcomes(txn: WriteTransaction, room_nid: int, events: Mapping[int, i
     # by the users who may have rows: the table has no index by room
     rows = txn.query_in(
         f"{CUSTOM_PLAN}SELECT o.user_id, o.room_nid, o.position FROM memberships AS m"
-        " JOIN push_outcomes AS o ON o.user_id = m.user_id"
+        " JOIN event_push_actions AS o ON o.user_id = m.user_id"
         " AND o.room_nid = m.room_nid AND o.position >= ? AND o.position <= ?"
         " WHERE m.room_nid = ? AND m.is_local = 1 AND o.event_nid IN {keys}",
         events,
         before=(min(events.values()), max(events.values()), room_nid),
     )
     txn.execute_many(
-        "DELETE FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position = ?", rows
+        "DELETE FROM event_push_actions WHERE user_id = ? AND room_nid = ? AND position = ?", rows
     )
 
 
@@ -362,7 +365,7 @@ def _select_own_messages(
 
 def _select_purged(txn: Transaction, position: int) -> dict[int, int]:
     sql = (
-        "SELECT room_nid, MAX(counted_upto) FROM purged_messages"
+        "SELECT room_nid, MAX(counted_upto) FROM purge_counts"
         " WHERE position > ? AND counted_upto > 0 GROUP BY room_nid"
     )
     return dict(txn.query(sql, (position,)))
@@ -373,7 +376,7 @@ def _select_outcomes(txn: Transaction, user_id: str, rooms: dict[int, int]) -> d
     for room_nid, after in rooms.items():
         found.update(
             txn.query(
-                "SELECT position, outcome FROM push_outcomes"
+                "SELECT position, action FROM event_push_actions"
                 " WHERE user_id = ? AND room_nid = ? AND position > ?",
                 (user_id, room_nid, after),
             )

@@ -57,7 +57,7 @@ class OldPushActionStore:
 def _select_floors(txn: Transaction, user_id: str) -> dict[int, int]:
     return dict(
         txn.query(
-            "SELECT room_nid, position FROM push_outcome_floors WHERE user_id = ?", (user_id,)
+            "SELECT room_nid, position FROM event_push_action_floors WHERE user_id = ?", (user_id,)
         )
     )
 
@@ -77,11 +77,11 @@ def _next_place(txn: Transaction, after: UserRoom) -> UserRoom | None:
     """Return the next place by one probe of the key, or two, however many rows a place has."""
     user_id, room_nid = after
     found = txn.query_one(
-        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id = ? AND room_nid > ?"
+        "SELECT user_id, room_nid FROM event_push_actions WHERE user_id = ? AND room_nid > ?"
         " ORDER BY room_nid LIMIT 1",
         (user_id, room_nid),
     ) or txn.query_one(
-        "SELECT user_id, room_nid FROM push_outcomes WHERE user_id > ?"
+        "SELECT user_id, room_nid FROM event_push_actions WHERE user_id > ?"
         " ORDER BY user_id, room_nid LIMIT 1",
         (user_id,),
     )
@@ -98,7 +98,8 @@ def _select_positions(txn: Transaction, place: UserRoom, before_ts: int) -> list
     if read is None or read[0] is None:
         return []
     rows = txn.query(
-        "SELECT o.position FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid"
+        "SELECT o.position FROM event_push_actions AS o"
+        " JOIN events AS e ON e.event_nid = o.event_nid"
         " WHERE o.user_id = ? AND o.room_nid = ? AND o.position <= ? AND e.origin_server_ts < ?"
         " ORDER BY o.position LIMIT ?",
         (user_id, room_nid, read[0], before_ts, REMOVED_AT_ONCE),
@@ -109,13 +110,13 @@ def _select_positions(txn: Transaction, place: UserRoom, before_ts: int) -> list
 def _remove(txn: WriteTransaction, old: Sequence[_OldRows]) -> None:
     for each in old:
         txn.execute_many(
-            "DELETE FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position = ?",
+            "DELETE FROM event_push_actions WHERE user_id = ? AND room_nid = ? AND position = ?",
             [(*each.place, position) for position in each.positions],
         )
     txn.execute_many(
-        "INSERT INTO push_outcome_floors (user_id, room_nid, position) VALUES (?, ?, ?)"
+        "INSERT INTO event_push_action_floors (user_id, room_nid, position) VALUES (?, ?, ?)"
         " ON CONFLICT (user_id, room_nid) DO UPDATE SET position ="
-        " CASE WHEN excluded.position > push_outcome_floors.position THEN excluded.position"
-        " ELSE push_outcome_floors.position END",
+        " CASE WHEN excluded.position > event_push_action_floors.position THEN excluded.position"
+        " ELSE event_push_action_floors.position END",
         [(*each.place, each.positions[-1]) for each in old],
     )

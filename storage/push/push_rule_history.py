@@ -81,7 +81,7 @@ class PushRuleHistory(msgspec.Struct, frozen=True):
 
 
 class PushRuleHistoryStore:
-    """Reads and writes the table `push_attention`."""
+    """Reads and writes the table `push_rule_history`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -120,7 +120,7 @@ class PushRuleHistoryStore:
                 rows.append((user_id, room_id, position, new))
                 if changes is not None and len(changes) >= MAX_CHANGES:
                     txn.execute(
-                        "DELETE FROM push_attention"
+                        "DELETE FROM push_rule_history"
                         " WHERE user_id = ? AND room_id = ? AND position = ?",
                         (user_id, room_id, changes[0][0]),
                     )
@@ -134,12 +134,12 @@ class PushRuleHistoryStore:
         if len(ended) > MAX_ENDED_ROOMS:
             excess = sorted(ended)[: len(ended) - MAX_ENDED_ROOMS]
             txn.execute_many(
-                "DELETE FROM push_attention WHERE user_id = ? AND room_id = ?",
+                "DELETE FROM push_rule_history WHERE user_id = ? AND room_id = ?",
                 [(user_id, room) for _, room in excess],
             )
         if rows:
             txn.execute_many(
-                "INSERT INTO push_attention (user_id, room_id, position, attention)"
+                "INSERT INTO push_rule_history (user_id, room_id, position, level)"
                 " VALUES (?, ?, ?, ?)",
                 rows,
             )
@@ -148,7 +148,7 @@ class PushRuleHistoryStore:
 def select_histories(txn: Transaction, user_ids: Iterable[str]) -> dict[str, PushRuleHistory]:
     """Return the histories of users; users without one are missing. One query."""
     rows: Iterable[tuple[str, str, int, int]] = txn.query_in(
-        "SELECT user_id, room_id, position, attention FROM push_attention WHERE user_id IN {keys}",
+        "SELECT user_id, room_id, position, level FROM push_rule_history WHERE user_id IN {keys}",
         user_ids,
     )
     return _histories(rows)
@@ -158,8 +158,8 @@ def _select_rules(
     txn: Transaction, user_ids: list[str]
 ) -> dict[str, tuple[bytes | None, PushRuleHistory]]:
     rows = txn.query_in(
-        "SELECT user_id, room_id, position, attention, content FROM"
-        " (SELECT user_id, room_id, position, attention, NULL AS content FROM push_attention"
+        "SELECT user_id, room_id, position, level, content FROM"
+        " (SELECT user_id, room_id, position, level, NULL AS content FROM push_rule_history"
         " UNION ALL SELECT user_id, room_id, 0, 0, content FROM account_data"
         f" WHERE room_id = '{GLOBAL}' AND type = 'm.push_rules' AND deleted = 0) AS own"
         f" WHERE user_id IN {{keys}}",

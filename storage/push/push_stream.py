@@ -94,7 +94,7 @@ _FILTER_CHANGES = (
     " ORDER BY position LIMIT ?"
 )
 _REMOVALS = [
-    "SELECT position, room_nid FROM purged_messages WHERE position > ? AND position <= ?"
+    "SELECT position, room_nid FROM purge_counts WHERE position > ? AND position <= ?"
     " ORDER BY position LIMIT ?",
     "SELECT position, room_nid FROM events WHERE type = 'm.room.redaction'"
     " AND position > ? AND position <= ? ORDER BY position LIMIT ?",

@@ -43,9 +43,9 @@ class PusherRow(msgspec.Struct, frozen=True):
     set_ts: int
     position: int
     failing_since_ts: int | None = None
-    tried_ts: int = 0
-    pause_ms: int = 0
-    success_ts: int | None = None
+    last_attempt_ts: int = 0
+    backoff_ms: int = 0
+    last_success_ts: int | None = None
     due_ts: int | None = None
     error: str | None = None
 
@@ -55,9 +55,9 @@ class PusherState(msgspec.Struct, frozen=True):
 
     position: int
     failing_since_ts: int | None
-    tried_ts: int
-    pause_ms: int
-    success_ts: int | None
+    last_attempt_ts: int
+    backoff_ms: int
+    last_success_ts: int | None
     """When a push was last accepted; None: not since the previous state."""
     error: str | None
 
@@ -66,7 +66,7 @@ class EmailPause(msgspec.Struct, frozen=True):
     """When an e-mail about a room was sent, and the pause before the next one. Milliseconds."""
 
     sent_ts: int
-    pause_ms: int
+    interval_ms: int
 
 
 class GatewayRow(msgspec.Struct, frozen=True):
@@ -77,21 +77,21 @@ class GatewayRow(msgspec.Struct, frozen=True):
     failing: int
     failing_since_ts: int | None
     """Since when the pusher that has failed for the longest time fails."""
-    success_ts: int | None
+    last_success_ts: int | None
     """The last accepted push."""
 
 
 _COLUMNS = (
     "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name,"
     " profile_tag, lang, data,"
-    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts,"
-    " pause_ms, success_ts, due_ts, error"
+    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, last_attempt_ts,"
+    " backoff_ms, last_success_ts, due_ts, error"
 )
 
 
 _STOPPED = (
     "SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1"
-    " OR a.is_over = 1)"
+    " OR a.is_expired = 1)"
 )
 _ACTIVE = f"enabled = 1 AND NOT EXISTS ({_STOPPED})"
 _ACTIVE_OF_FEW = f"enabled = 1 AND ({_STOPPED} LIMIT 1) IS NULL"
@@ -189,9 +189,9 @@ class PusherStore:
             row.set_ts,
             row.position,
             row.failing_since_ts,
-            row.tried_ts,
-            row.pause_ms,
-            row.success_ts,
+            row.last_attempt_ts,
+            row.backoff_ms,
+            row.last_success_ts,
             row.due_ts,
             row.error,
         )
@@ -237,9 +237,9 @@ class PusherStore:
             (
                 state.position,
                 state.failing_since_ts,
-                state.tried_ts,
-                state.pause_ms,
-                state.success_ts,
+                state.last_attempt_ts,
+                state.backoff_ms,
+                state.last_success_ts,
                 state.error,
                 pusher_nid,
             )
@@ -266,16 +266,16 @@ class PusherStore:
         sql = "UPDATE pushers SET position = ?, due_ts = ? WHERE pusher_nid = ? AND enabled = 1"
         if not txn.execute(sql, (position, due_ts, pusher_nid)):
             return False
-        sql = "DELETE FROM email_pauses WHERE pusher_nid = ? AND sent_ts < ?"
+        sql = "DELETE FROM email_rate_limits WHERE pusher_nid = ? AND sent_ts < ?"
         txn.execute(sql, (pusher_nid, forget_before_ts))
         if pauses:
             txn.execute_many(
-                "INSERT INTO email_pauses (pusher_nid, room_nid, sent_ts, pause_ms)"
+                "INSERT INTO email_rate_limits (pusher_nid, room_nid, sent_ts, interval_ms)"
                 " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (pusher_nid, room_nid)"
-                " DO UPDATE SET sent_ts = excluded.sent_ts, pause_ms = excluded.pause_ms",
+                " DO UPDATE SET sent_ts = excluded.sent_ts, interval_ms = excluded.interval_ms",
                 [
-                    (pusher_nid, room_nid, pause.sent_ts, pause.pause_ms)
+                    (pusher_nid, room_nid, pause.sent_ts, pause.interval_ms)
                     for room_nid, pause in pauses.items()
                 ],
             )
@@ -302,7 +302,7 @@ def _remove(txn: WriteTransaction, user_id: str, numbers: Iterable[Row]) -> bool
     rows: list[tuple[int]] = [(pusher_nid,) for (pusher_nid,) in numbers]
     if rows:
         txn.execute_many("DELETE FROM pushers WHERE pusher_nid = ?", rows)
-        txn.execute_many("DELETE FROM email_pauses WHERE pusher_nid = ?", rows)
+        txn.execute_many("DELETE FROM email_rate_limits WHERE pusher_nid = ?", rows)
         _announce(txn, user_id)
     return bool(rows)
 
@@ -346,7 +346,8 @@ def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
     rows = txn.query(
         "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0"
         " ELSE 1 END) AS failing,"
-        " MIN(failing_since_ts), MAX(success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
+        " MIN(failing_since_ts), MAX(last_success_ts) FROM pushers"
+        " WHERE enabled = 1 GROUP BY gateway"
         " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
         (limit,),
     )
@@ -378,7 +379,7 @@ def _select_next_due(txn: Transaction) -> int | None:
 
 
 def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
-    sql = "SELECT room_nid, sent_ts, pause_ms FROM email_pauses WHERE pusher_nid = ?"
+    sql = "SELECT room_nid, sent_ts, interval_ms FROM email_rate_limits WHERE pusher_nid = ?"
     return {
         room_nid: EmailPause(sent, pause) for room_nid, sent, pause in txn.query(sql, (pusher_nid,))
     }
@@ -388,7 +389,8 @@ def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None,
     txn.execute_many(
         "UPDATE pushers SET position = CASE WHEN position > ? THEN position"
         " ELSE ? END, failing_since_ts = ?,"
-        " tried_ts = ?, pause_ms = ?, success_ts = COALESCE(?, success_ts), error = ?"
+        " last_attempt_ts = ?, backoff_ms = ?, last_success_ts = COALESCE(?,"
+        " last_success_ts), error = ?"
         " WHERE pusher_nid = ?",
         [(row[0], *row) for row in rows],
     )

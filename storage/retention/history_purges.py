@@ -70,7 +70,8 @@ class ForgottenBatch(msgspec.Struct, frozen=True):
 
 
 _COLUMNS: Final = (
-    "purge_id, room_nid, cause, before_ts, before_depth, with_own, kept_nid, after_ts, after_nid,"
+    "purge_id, room_nid, cause, before_ts, before_depth, include_local, kept_nid,"
+    " after_ts, after_nid,"
     " messages, by_user_id,"
     " created_ts, upto_nid, finished_ts, error"
 )
@@ -349,7 +350,15 @@ def _set_finished(txn: WriteTransaction, purge_id: str, now_ms: int, error: str 
 
 
 def _purge(row: Row) -> HistoryPurge:
-    purge_id, room_nid, cause, ts, depth, with_own, kept, after_ts, after_nid, *rest = row
+    purge_id, room_nid, cause, ts, depth, include_local, kept, after_ts, after_nid, *rest = row
     return HistoryPurge(
-        purge_id, room_nid, cause, ts, depth, bool(with_own), kept, (after_ts, after_nid), *rest
+        purge_id,
+        room_nid,
+        cause,
+        ts,
+        depth,
+        bool(include_local),
+        kept,
+        (after_ts, after_nid),
+        *rest,
     )

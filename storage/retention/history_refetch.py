@@ -123,7 +123,7 @@ def restore_messages(
             txn.announce(Change(position, Topic.RELATION, detail=each.relation.target))
     add_relations(txn, children)
     # so that other nodes read the room's events again
-    sql = "UPDATE purged_messages SET position = ? WHERE room_nid = ? AND cause = ?"
+    sql = "UPDATE purge_counts SET position = ? WHERE room_nid = ? AND cause = ?"
     txn.execute(sql, (position, room_nid, PurgeCause.FORGOTTEN.value))
     txn.announce(Change(position, Topic.PURGED, detail=PurgedMessages(room_nid, list(found))))
     return len(found)

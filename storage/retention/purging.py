@@ -6,7 +6,7 @@ Laws:
   is known. (Purges of forgotten rooms can be undone: `history_refetch.py`.)
 - One write removes a message's content from every table with a copy, and records how many messages
   were purged, and why.
-- Messages to purge are found by an index that purged ones leave (`messages_by_time`). An
+- Messages to purge are found by an index that purged ones leave (`events_messages_by_time`). An
   interrupted purge continues by searching again, and messages that arrive or are placed late are
   found like the others.
 - The thread of a message stays known, as after a redaction: users mark threads as read up to it.
@@ -144,7 +144,7 @@ class PurgingStore:
         def read(txn: Transaction) -> Sequence[PurgedDay]:
             day, room_nid, cause = after or (2**40, 0, "")
             rows = txn.query(
-                "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purged_messages AS p"
+                "SELECT p.day, p.room_nid, p.cause, r.room_id, p.messages FROM purge_counts AS p"
                 " JOIN rooms AS r ON r.room_nid = p.room_nid"
                 " WHERE (p.day, p.room_nid, p.cause) < (?, ?, ?)"
                 " ORDER BY p.day DESC, p.room_nid DESC, p.cause DESC LIMIT ?",
@@ -158,13 +158,10 @@ class PurgingStore:
         """Delete old records. Return how many rows."""
 
         def write(txn: WriteTransaction) -> int:
-            sql = (
-                "SELECT room_nid, day, cause FROM purged_messages WHERE day < ?"
-                " ORDER BY day LIMIT ?"
-            )
+            sql = "SELECT room_nid, day, cause FROM purge_counts WHERE day < ? ORDER BY day LIMIT ?"
             rows = txn.query(sql, (before_ms // DAY_MS, limit))
             txn.execute_many(
-                "DELETE FROM purged_messages WHERE room_nid = ? AND day = ? AND cause = ?", rows
+                "DELETE FROM purge_counts WHERE room_nid = ? AND day = ? AND cause = ?", rows
             )
             return len(rows)
 
@@ -180,8 +177,8 @@ class PurgingStore:
     ) -> int:
         """Purge messages of a room. `pruned`: what stays of each, by number. Return how many had
         not been purged before."""
-        # by number alone: with a condition on the room PostgreSQL would read `messages_by_time` for
-        # the complete room
+        # by number alone: with a condition on the room PostgreSQL would read
+        # `events_messages_by_time` for the complete room
         candidates = txn.query_in(
             "SELECT event_nid, event_id, position, flags, room_nid, state_key FROM events"
             " WHERE event_nid IN {keys}",
@@ -221,12 +218,12 @@ class PurgingStore:
         position = txn.next_position()
         counted = max((at for _, _, at, flags in rows if at and flags & _PUSH_FLAGS), default=0)
         txn.execute(
-            "INSERT INTO purged_messages (room_nid, day, cause, messages, position, counted_upto)"
+            "INSERT INTO purge_counts (room_nid, day, cause, messages, position, counted_upto)"
             " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, day, cause) DO UPDATE"
             " SET position = excluded.position,"
-            " messages = purged_messages.messages + excluded.messages, counted_upto = CASE"
-            " WHEN purged_messages.counted_upto > excluded.counted_upto THEN"
-            " purged_messages.counted_upto"
+            " messages = purge_counts.messages + excluded.messages, counted_upto = CASE"
+            " WHEN purge_counts.counted_upto > excluded.counted_upto THEN"
+            " purge_counts.counted_upto"
             " ELSE excluded.counted_upto END",
             (room_nid, now_ms // DAY_MS, cause.value, len(nids), position, counted),
         )

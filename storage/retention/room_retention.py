@@ -21,7 +21,7 @@ class RoomRetention(msgspec.Struct, frozen=True):
 
 
 class RoomRetentionStore:
-    """Reads the table `room_lifetimes`."""
+    """Reads the table `room_retention`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -32,7 +32,7 @@ class RoomRetentionStore:
 
         def read(txn: Transaction) -> tuple[list[RoomRetention], int]:
             sql = (
-                "SELECT room_nid, max_lifetime, position FROM room_lifetimes WHERE position > ?"
+                "SELECT room_nid, max_lifetime, position FROM room_retention WHERE position > ?"
                 " ORDER BY position"
             )
             rows = [RoomRetention(*row) for row in txn.query(sql, (position,))]
@@ -57,7 +57,7 @@ def set_room_retention(txn: WriteTransaction, room_nid: int, max_lifetime: int |
     """Set the retention period of a room."""
     position = txn.next_position()
     txn.execute(
-        "INSERT INTO room_lifetimes (room_nid, max_lifetime, position) VALUES (?, ?, ?)"
+        "INSERT INTO room_retention (room_nid, max_lifetime, position) VALUES (?, ?, ?)"
         " ON CONFLICT (room_nid) DO UPDATE"
         " SET max_lifetime = excluded.max_lifetime, position = excluded.position",
         (room_nid, max_lifetime, position),

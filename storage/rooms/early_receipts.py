@@ -112,9 +112,9 @@ def _add(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -
     early = [receipt for receipt in receipts if receipt.event_id not in arrived]
     first = txn.allocate("early_receipt", len(early))
     txn.execute_many(
-        "INSERT INTO early_receipts (room_nid, number, ts, user_id, thread_id, event_id, server)"
+        "INSERT INTO early_receipts (room_nid, ordinal, ts, user_id, thread_id, event_id, server)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (room_nid, user_id, thread_id) DO UPDATE SET"
-        " number = excluded.number, ts = excluded.ts, event_id = excluded.event_id,"
+        " ordinal = excluded.ordinal, ts = excluded.ts, event_id = excluded.event_id,"
         " server = excluded.server",
         [
             (
@@ -129,13 +129,13 @@ def _add(txn: WriteTransaction, server: str, receipts: Sequence[EarlyReceipt]) -
             for number, receipt in enumerate(early, first)
         ],
     )
-    oldest = "SELECT number FROM early_receipts {} ORDER BY number DESC LIMIT 1 OFFSET ?"
+    oldest = "SELECT ordinal FROM early_receipts {} ORDER BY ordinal DESC LIMIT 1 OFFSET ?"
     txn.execute(
         "DELETE FROM early_receipts WHERE server = ?"
-        f" AND number <= ({oldest.format('WHERE server = ?')})",
+        f" AND ordinal <= ({oldest.format('WHERE server = ?')})",
         (server, server, MAX_PER_SERVER),
     )
     txn.execute(
-        f"DELETE FROM early_receipts WHERE number <= ({oldest.format('')})", (MAX_RECEIPTS,)
+        f"DELETE FROM early_receipts WHERE ordinal <= ({oldest.format('')})", (MAX_RECEIPTS,)
     )
     return arrived

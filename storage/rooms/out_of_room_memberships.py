@@ -58,7 +58,7 @@ _COLUMNS = "room_nid, user_id, event_id, server, version, pdu, stripped_state"
 
 
 class OutOfRoomMembershipStore:
-    """Reads and writes the table `outside_memberships`."""
+    """Reads and writes the table `out_of_room_memberships`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -126,7 +126,8 @@ class OutOfRoomMembershipStore:
 
 def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutOfRoomRow]:
     rows = txn.query_in(
-        f"SELECT {_COLUMNS} FROM outside_memberships WHERE room_nid = ? AND user_id IN {{keys}}",
+        f"SELECT {_COLUMNS} FROM out_of_room_memberships WHERE room_nid = ?"
+        f" AND user_id IN {{keys}}",
         user_ids,
         before=(room_nid,),
     )
@@ -137,7 +138,8 @@ def _select_of_user(
     txn: Transaction, user_id: str, room_nids: list[int]
 ) -> dict[int, OutOfRoomRow]:
     rows = txn.query_in(
-        f"SELECT {_COLUMNS} FROM outside_memberships WHERE user_id = ? AND room_nid IN {{keys}}",
+        f"SELECT {_COLUMNS} FROM out_of_room_memberships WHERE user_id = ?"
+        f" AND room_nid IN {{keys}}",
         room_nids,
         before=(user_id,),
     )
@@ -187,8 +189,8 @@ def _set(
 
 def _select_queued(txn: Transaction, room_nid: int, user_id: str) -> list[OutOfRoomRow]:
     rows = txn.query(
-        f"SELECT {_COLUMNS} FROM waiting_invites WHERE room_nid = ? AND user_id = ?"
-        " ORDER BY number",
+        f"SELECT {_COLUMNS} FROM queued_invites WHERE room_nid = ? AND user_id = ?"
+        " ORDER BY ordinal",
         (room_nid, user_id),
     )
     return [_row(row) for row in rows]
@@ -197,7 +199,7 @@ def _select_queued(txn: Transaction, room_nid: int, user_id: str) -> list[OutOfR
 def _remove_queued(
     txn: WriteTransaction, room_nid: int, user_id: str, event_ids: Collection[str]
 ) -> bool:
-    sql = "DELETE FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
+    sql = "DELETE FROM queued_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
     return sum(txn.execute(sql, (room_nid, user_id, event_id)) for event_id in event_ids) > 0
 
 
@@ -214,9 +216,9 @@ def _queue_invite(txn: WriteTransaction, row: OutOfRoomRow, new: NewMembership) 
         row.user_id,
         [each.event_id for each in queued if each.server == row.server],
     )
-    number = txn.allocate("waiting_invite")
+    number = txn.allocate("queued_invite")
     txn.execute(
-        f"INSERT INTO waiting_invites ({_COLUMNS}, number, membership)"
+        f"INSERT INTO queued_invites ({_COLUMNS}, ordinal, membership)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (*structs.astuple(row), number, msgspec.json.encode(new)),
     )
@@ -225,7 +227,7 @@ def _queue_invite(txn: WriteTransaction, row: OutOfRoomRow, new: NewMembership) 
 def _promote_first(txn: WriteTransaction, row: OutOfRoomRow) -> None:
     """Replace a shown membership that has ended by the first queued invite."""
     sql = (
-        "SELECT membership FROM waiting_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
+        "SELECT membership FROM queued_invites WHERE room_nid = ? AND user_id = ? AND event_id = ?"
     )
     found = txn.query_one(sql, (row.room_nid, row.user_id, row.event_id))
     assert found is not None, "it was just read"
@@ -238,7 +240,7 @@ def _put(
     txn: WriteTransaction, row: OutOfRoomRow, new: NewMembership, present: MembershipRow | None
 ) -> None:
     txn.execute(
-        f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        f"INSERT INTO out_of_room_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE"
         " SET event_id = excluded.event_id, server = excluded.server,"
         " version = excluded.version, pdu = excluded.pdu, stripped_state = excluded.stripped_state",

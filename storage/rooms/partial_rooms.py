@@ -22,9 +22,9 @@ class PartialRoom(msgspec.Struct, frozen=True):
     """The number of our join event."""
     position: int
     """The position of the join."""
-    resident: str
+    resident_server: str
     """The server that answered `send_join`."""
-    completed: int | None
+    completed_position: int | None
     """The position from which the state is complete, or from which nobody waits for it: no local
     user is joined, or no server sends it."""
 
@@ -32,13 +32,13 @@ class PartialRoom(msgspec.Struct, frozen=True):
 class PartialEvent(msgspec.Struct, frozen=True):
     """An event that was stored with partial state."""
 
-    place: int
+    ordinal: int
     event_nid: int
-    is_past: bool
+    is_backfilled: bool
     has_gap: bool
 
 
-_COLUMNS = "room_nid, join_nid, position, resident, completed"
+_COLUMNS = "room_nid, join_nid, position, resident_server, completed_position"
 
 
 class PartialRoomStore:
@@ -97,7 +97,8 @@ def add_partial_join(
 ) -> PartialRoom:
     """Record that the room is joined with partial state. The caller deletes earlier rows first."""
     txn.execute(
-        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident) VALUES (?, ?, ?, ?)",
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident_server)"
+        " VALUES (?, ?, ?, ?)",
         (room_nid, join_nid, position, resident),
     )
     txn.execute_many(
@@ -114,14 +115,14 @@ def delete_partial_join(txn: WriteTransaction, room_nid: int) -> None:
     """
     for table in ("partial_rooms", "partial_servers"):
         txn.execute(f"DELETE FROM {table} WHERE room_nid = ?", (room_nid,))
-    txn.execute("UPDATE partial_events SET is_past = 1 WHERE room_nid = ?", (room_nid,))
+    txn.execute("UPDATE partial_events SET is_backfilled = 1 WHERE room_nid = ?", (room_nid,))
 
 
 def abandon_partial_join(txn: WriteTransaction, room_nid: int, position: int) -> None:
     """Record that nobody waits for the state: all local users have left the room, or no server
     sends it. The servers in the room stay known, since they must receive our events."""
     txn.execute(
-        "UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?",
+        "UPDATE partial_rooms SET completed_position = ?, fetched_root = NULL WHERE room_nid = ?",
         (position, room_nid),
     )
 
@@ -129,7 +130,7 @@ def abandon_partial_join(txn: WriteTransaction, room_nid: int, position: int) ->
 def complete_partial_join(txn: WriteTransaction, room_nid: int, position: int) -> None:
     """Record that the state is complete from a position on."""
     txn.execute(
-        "UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?",
+        "UPDATE partial_rooms SET completed_position = ?, fetched_root = NULL WHERE room_nid = ?",
         (position, room_nid),
     )
     for table in ("partial_servers", "partial_events"):
@@ -142,9 +143,10 @@ def record_completion(
     """Record that more of a room's state is known from a position on. `event_nid` is any event of
     the room."""
     txn.execute(
-        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident, completed)"
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident_server,"
+        " completed_position)"
         " VALUES (?, ?, ?, '', ?)"
-        " ON CONFLICT (room_nid) DO UPDATE SET completed = excluded.completed",
+        " ON CONFLICT (room_nid) DO UPDATE SET completed_position = excluded.completed_position",
         (room_nid, event_nid, position, position),
     )
     return PartialRoom(room_nid, event_nid, position, "", position)
@@ -156,7 +158,7 @@ def add_partial_events(
     """Record events (number, whether its state is assumed) that are stored with partial state."""
     first = txn.allocate("partial_event", len(events))
     txn.execute_many(
-        "INSERT INTO partial_events (room_nid, place, event_nid, is_past, has_gap)"
+        "INSERT INTO partial_events (room_nid, ordinal, event_nid, is_backfilled, has_gap)"
         " VALUES (?, ?, ?, ?, ?)",
         [
             (room_nid, first + index, event_nid, int(past), int(has_gap))
@@ -180,7 +182,7 @@ def set_completed_events(
     """Store the recomputed columns of events, by place."""
     txn.execute_many(
         "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
-        " WHERE room_nid = ? AND place = ?",
+        " WHERE room_nid = ? AND ordinal = ?",
         [
             (row.flags, row.state_root, row.replaces, row.current_root, room_nid, place)
             for place, row in rows.items()
@@ -190,19 +192,19 @@ def set_completed_events(
 
 def set_fetched_root(txn: WriteTransaction, room_nid: int, root: bytes | None) -> None:
     """Store the root of the fetched part of the state."""
-    txn.execute("UPDATE partial_rooms SET gathered = ? WHERE room_nid = ?", (root, room_nid))
+    txn.execute("UPDATE partial_rooms SET fetched_root = ? WHERE room_nid = ?", (root, room_nid))
 
 
 def select_fetched_root(txn: Transaction, room_nid: int) -> bytes | None:
     """The form of `get_fetched_root` for use inside a transaction."""
-    row = txn.query_one("SELECT gathered FROM partial_rooms WHERE room_nid = ?", (room_nid,))
+    row = txn.query_one("SELECT fetched_root FROM partial_rooms WHERE room_nid = ?", (room_nid,))
     return None if row is None or row[0] is None else bytes(row[0])
 
 
 def select_partial_roots(txn: Transaction, room_nid: int) -> set[bytes]:
     """Return the state roots that these tables refer to."""
     rows = txn.query(
-        "SELECT gathered FROM partial_rooms WHERE room_nid = ? AND gathered IS NOT NULL"
+        "SELECT fetched_root FROM partial_rooms WHERE room_nid = ? AND fetched_root IS NOT NULL"
         " UNION SELECT state_root FROM partial_events WHERE room_nid = ? AND state_root IS NOT NULL"
         " UNION SELECT current_root FROM partial_events"
         " WHERE room_nid = ? AND current_root IS NOT NULL",
@@ -224,14 +226,14 @@ def _select_servers(txn: Transaction, room_nid: int) -> list[str]:
 
 def _select_events(txn: Transaction, room_nid: int, after: int, limit: int) -> list[PartialEvent]:
     rows = txn.query(
-        "SELECT place, event_nid, is_past, has_gap FROM partial_events"
-        " WHERE room_nid = ? AND place > ?"
-        " ORDER BY place LIMIT ?",
+        "SELECT ordinal, event_nid, is_backfilled, has_gap FROM partial_events"
+        " WHERE room_nid = ? AND ordinal > ?"
+        " ORDER BY ordinal LIMIT ?",
         (room_nid, after, limit),
     )
     return [
-        PartialEvent(place, nid, bool(is_past), bool(has_gap))
-        for place, nid, is_past, has_gap in rows
+        PartialEvent(place, nid, bool(is_backfilled), bool(has_gap))
+        for place, nid, is_backfilled, has_gap in rows
     ]
 
 
@@ -251,7 +253,7 @@ def _is_free(txn: Transaction, room_nid: int, now_ms: int) -> bool:
 def _select_incomplete(txn: Transaction) -> list[int]:
     rows = txn.query(
         "SELECT p.room_nid FROM partial_rooms AS p JOIN rooms AS r ON r.room_nid = p.room_nid"
-        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR"
+        " WHERE r.partial_join IS NOT NULL AND (p.completed_position IS NULL OR"
         " EXISTS (SELECT 1 FROM memberships AS m"
         " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1))"
         " ORDER BY p.room_nid"
@@ -260,7 +262,7 @@ def _select_incomplete(txn: Transaction) -> list[int]:
 
 
 def _count_incomplete(txn: Transaction) -> int:
-    row = txn.query_one("SELECT count(*) FROM partial_rooms WHERE completed IS NULL")
+    row = txn.query_one("SELECT count(*) FROM partial_rooms WHERE completed_position IS NULL")
     assert row is not None
     count: int = row[0]
     return count

@@ -28,7 +28,7 @@ class PendingInvite(msgspec.Struct, frozen=True):
 
 
 class PendingInviteStore:
-    """Reads and writes the table `planned_invites`. Times are milliseconds since 1970."""
+    """Reads and writes the table `pending_invites`. Times are milliseconds since 1970."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -44,7 +44,7 @@ class PendingInviteStore:
         def write(txn: WriteTransaction) -> dict[int, list[PendingInvite]]:
             due = _select_due(txn, now, limit)
             txn.execute_many(
-                "UPDATE planned_invites SET due_ts = ? WHERE room_nid = ? AND due_ts <= ?",
+                "UPDATE pending_invites SET due_ts = ? WHERE room_nid = ? AND due_ts <= ?",
                 [(until, room_nid, now) for room_nid in due],
             )
             return {room_nid: _select_pending(txn, room_nid) for room_nid in due}
@@ -63,12 +63,12 @@ class PendingInviteStore:
 
         def write(txn: WriteTransaction) -> bool:
             held_lease = txn.execute(
-                "DELETE FROM planned_invites WHERE room_nid = ? AND user_id = ? AND due_ts = ?",
+                "DELETE FROM pending_invites WHERE room_nid = ? AND user_id = ? AND due_ts = ?",
                 (room_nid, done, held_until),
             )
             if held_lease and following is not None:
                 txn.execute(
-                    "UPDATE planned_invites SET due_ts = ? WHERE room_nid = ? AND user_id = ?",
+                    "UPDATE pending_invites SET due_ts = ? WHERE room_nid = ? AND user_id = ?",
                     (until, room_nid, following),
                 )
             return bool(held_lease)
@@ -80,7 +80,7 @@ class PendingInviteStore:
 
         def write(txn: WriteTransaction) -> None:
             txn.execute(
-                "UPDATE planned_invites SET due_ts = 0 WHERE room_nid = ? AND due_ts = ?",
+                "UPDATE pending_invites SET due_ts = 0 WHERE room_nid = ? AND due_ts = ?",
                 (room_nid, held_until),
             )
 
@@ -92,7 +92,7 @@ def add_pending_invites(
 ) -> None:
     """Add pending invites in this order, leased to the caller until `held_until`."""
     txn.execute_many(
-        "INSERT INTO planned_invites (room_nid, user_id, turn, sender, content, due_ts)"
+        "INSERT INTO pending_invites (room_nid, user_id, ordinal, sender, content, due_ts)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         [
             (
@@ -109,16 +109,16 @@ def add_pending_invites(
 
 
 def _release(txn: WriteTransaction) -> None:
-    txn.execute("UPDATE planned_invites SET due_ts = 0 WHERE due_ts < ?", (NOT_DUE,))
+    txn.execute("UPDATE pending_invites SET due_ts = 0 WHERE due_ts < ?", (NOT_DUE,))
 
 
 def _select_due(txn: Transaction, now: int, limit: int) -> list[int]:
-    sql = "SELECT room_nid FROM planned_invites WHERE due_ts <= ? ORDER BY due_ts, room_nid LIMIT ?"
+    sql = "SELECT room_nid FROM pending_invites WHERE due_ts <= ? ORDER BY due_ts, room_nid LIMIT ?"
     return [nid for (nid,) in txn.query(sql, (now, limit))]
 
 
 def _select_pending(txn: Transaction, room_nid: int) -> list[PendingInvite]:
-    sql = "SELECT user_id, sender, content FROM planned_invites WHERE room_nid = ? ORDER BY turn"
+    sql = "SELECT user_id, sender, content FROM pending_invites WHERE room_nid = ? ORDER BY ordinal"
     return [
         PendingInvite(user_id, sender, bytes(data))
         for user_id, sender, data in txn.query(sql, (room_nid,))

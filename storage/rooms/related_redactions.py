@@ -35,11 +35,11 @@ class RelatedRedaction(msgspec.Struct, frozen=True):
     """Redact only events of the redaction's sender."""
     due_ts: int | None = None
     """The expiry of the lease on the existing relations; None: these are redacted."""
-    tries: int = 0
+    attempts: int = 0
     """The number of consecutive failures."""
 
 
-_COLUMNS = "target, sender, rel_type, room_nid, reason, only_own, due_ts, tries"
+_COLUMNS = "target, sender, rel_type, room_nid, reason, only_own, due_ts, attempts"
 _BY_KEY = "target = ? AND sender = ? AND rel_type = ?"
 
 
@@ -53,14 +53,16 @@ class RelatedRedactionStore:
         """Record that the lease holder has redacted all existing relations."""
         await self._database.write("set_related_redactions_finished", _postpone, request, None, 0)
 
-    async def postpone(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
-        """Schedule the next attempt after `tries` failures."""
-        await self._database.write("postpone_related_redactions", _postpone, request, due_ts, tries)
+    async def postpone(self, request: RelatedRedaction, due_ts: int, attempts: int) -> None:
+        """Schedule the next attempt after `attempts` failures."""
+        await self._database.write(
+            "postpone_related_redactions", _postpone, request, due_ts, attempts
+        )
 
-    async def reopen(self, request: RelatedRedaction, due_ts: int, tries: int) -> None:
+    async def reopen(self, request: RelatedRedaction, due_ts: int, attempts: int) -> None:
         """Schedule work for relations that arrived after the request was finished. Does nothing if
         it is not finished."""
-        await self._database.write("reopen_related_redactions", _reopen, request, due_ts, tries)
+        await self._database.write("reopen_related_redactions", _reopen, request, due_ts, attempts)
 
     async def get_redactions(self, target: str) -> list[RelatedRedaction]:
         """Return the requests for an event."""
@@ -74,7 +76,7 @@ class RelatedRedactionStore:
         def write(txn: WriteTransaction) -> list[RelatedRedaction]:
             due = _select_due(txn, now, limit)
             for request in due:
-                _postpone(txn, request, until, request.tries)
+                _postpone(txn, request, until, request.attempts)
             return [msgspec.structs.replace(request, due_ts=until) for request in due]
 
         return await self._database.write("take_related_redactions", write)
@@ -85,7 +87,7 @@ def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]
     txn.execute_many(
         f"INSERT INTO related_redactions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, 0)"
         " ON CONFLICT (target, sender, rel_type) DO UPDATE"
-        " SET due_ts = excluded.due_ts, tries = 0, reason = excluded.reason,"
+        " SET due_ts = excluded.due_ts, attempts = 0, reason = excluded.reason,"
         " only_own = related_redactions.only_own * excluded.only_own",
         [
             (
@@ -103,18 +105,19 @@ def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]
 
 
 def _postpone(
-    txn: WriteTransaction, request: RelatedRedaction, due_ts: int | None, tries: int
+    txn: WriteTransaction, request: RelatedRedaction, due_ts: int | None, attempts: int
 ) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts = ?",
-        (due_ts, tries, request.target, request.sender, request.rel_type, request.due_ts),
+        f"UPDATE related_redactions SET due_ts = ?, attempts = ? WHERE {_BY_KEY} AND due_ts = ?",
+        (due_ts, attempts, request.target, request.sender, request.rel_type, request.due_ts),
     )
 
 
-def _reopen(txn: WriteTransaction, request: RelatedRedaction, due_ts: int, tries: int) -> None:
+def _reopen(txn: WriteTransaction, request: RelatedRedaction, due_ts: int, attempts: int) -> None:
     txn.execute(
-        f"UPDATE related_redactions SET due_ts = ?, tries = ? WHERE {_BY_KEY} AND due_ts IS NULL",
-        (due_ts, tries, request.target, request.sender, request.rel_type),
+        f"UPDATE related_redactions SET due_ts = ?, attempts = ? WHERE {_BY_KEY}"
+        f" AND due_ts IS NULL",
+        (due_ts, attempts, request.target, request.sender, request.rel_type),
     )
 
 

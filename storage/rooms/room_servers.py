@@ -17,7 +17,7 @@ class RoomServer(msgspec.Struct, frozen=True):
     """A server in a room."""
 
     server: str
-    since: int
+    joined_position: int
     """The position at which its first user joined."""
 
 
@@ -49,7 +49,7 @@ def count_servers(
     for server, change in changes.items():
         if change > 0:
             txn.execute(
-                "INSERT INTO room_servers (room_nid, server, joined_count, since)"
+                "INSERT INTO room_servers (room_nid, server, joined_count, joined_position)"
                 " VALUES (?, ?, ?, ?)"
                 " ON CONFLICT (room_nid, server) DO UPDATE SET"
                 " joined_count = room_servers.joined_count + excluded.joined_count",
@@ -69,7 +69,8 @@ def count_servers(
 
 def _select(txn: Transaction, room_nids: list[int]) -> dict[int, list[RoomServer]]:
     rows = txn.query_in(
-        "SELECT room_nid, server, MIN(since) FROM (SELECT room_nid, server, since FROM room_servers"
+        "SELECT room_nid, server, MIN(joined_position)"
+        " FROM (SELECT room_nid, server, joined_position FROM room_servers"
         " UNION ALL SELECT s.room_nid, s.server, r.position FROM partial_servers AS s"
         " JOIN partial_rooms AS r ON r.room_nid = s.room_nid) AS together"
         " WHERE room_nid IN {keys} GROUP BY room_nid, server ORDER BY room_nid, server",

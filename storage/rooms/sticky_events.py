@@ -33,7 +33,7 @@ class StickyRow(msgspec.Struct, frozen=True):
     """It is soft-failed, and held back."""
 
 
-_COLUMNS = "event_nid, room_nid, sender, position, expires_ts, waits"
+_COLUMNS = "event_nid, room_nid, sender, position, expires_ts, is_held"
 
 
 class StickyEventStore:
@@ -47,7 +47,7 @@ class StickyEventStore:
 
         def read(txn: Transaction) -> list[StickyRow]:
             sql = (
-                f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND waits = 0"
+                f"SELECT {_COLUMNS} FROM sticky_events WHERE expires_ts > ? AND is_held = 0"
                 " ORDER BY position"
             )
             return [_row(row) for row in txn.query(sql, (now_ms,))]
@@ -60,7 +60,7 @@ class StickyEventStore:
         def read(txn: Transaction) -> list[StickyRow]:
             sql = (
                 f"SELECT {_COLUMNS} FROM sticky_events"
-                " WHERE room_nid = ? AND sender = ? AND waits = 1"
+                " WHERE room_nid = ? AND sender = ? AND is_held = 1"
                 " AND expires_ts > ? ORDER BY position"
             )
             return [_row(row) for row in txn.query(sql, (room_nid, sender, now_ms))]
@@ -73,7 +73,7 @@ class StickyEventStore:
         def read(txn: Transaction) -> set[tuple[int, str]]:
             sql = (
                 "SELECT DISTINCT room_nid, sender FROM sticky_events"
-                " WHERE waits = 1 AND expires_ts > ?"
+                " WHERE is_held = 1 AND expires_ts > ?"
             )
             return {(room_nid, sender) for room_nid, sender in txn.query(sql, (now_ms,))}
 
@@ -129,7 +129,7 @@ def release_sticky_events(
     """Deliver those of the events that are held, since they are no longer soft-failed. Arriving
     events use their positions."""
     rows = txn.query_in(
-        f"SELECT {_COLUMNS} FROM sticky_events WHERE waits = 1 AND event_nid IN {{keys}}",
+        f"SELECT {_COLUMNS} FROM sticky_events WHERE is_held = 1 AND event_nid IN {{keys}}",
         event_nids,
     )
     for row in sorted(map(_row, rows), key=lambda row: row.position):
@@ -138,7 +138,7 @@ def release_sticky_events(
 
 
 def _release(txn: WriteTransaction, room_id: str, row: StickyRow, position: int) -> None:
-    sql = "UPDATE sticky_events SET waits = 0, position = ? WHERE event_nid = ? AND waits = 1"
+    sql = "UPDATE sticky_events SET is_held = 0, position = ? WHERE event_nid = ? AND is_held = 1"
     if txn.execute(sql, (position, row.event_nid)):
         released = replace(row, position=position, is_held=False)
         txn.announce(Change(position, Topic.STICKY, room_id=room_id, detail=released))

@@ -112,7 +112,7 @@ class RoomSummaryStore:
         """Return a page of this server's public directory, the largest rooms first.
 
         `made_by`: a shadow-banned user, who also sees their own changes of the directory
-        (`unshown_listings`).
+        (`shadow_room_listings`).
 
         `term` is a case-insensitive search in name, topic and alias. `room_types` None means all
         types; a None in it means rooms without a type. `before` is (joined_count, room_nid) of the
@@ -226,7 +226,7 @@ def _listed(made_by: str | None) -> tuple[str, list[SQLValue]]:
     """Return the SQL condition that a room is in the directory, and its arguments."""
     if made_by is None:
         return "r.is_public = 1", []
-    made = "SELECT u.room_nid FROM unshown_listings u WHERE u.user_id = ? AND u.is_public ="
+    made = "SELECT u.room_nid FROM shadow_room_listings u WHERE u.user_id = ? AND u.is_public ="
     return f"(r.is_public = 1 OR r.room_nid IN ({made} 1)) AND r.room_nid NOT IN ({made} 0)", [
         made_by,
         made_by,

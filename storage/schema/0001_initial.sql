@@ -1,15 +1,15 @@
 -- The schema of a Mahalla database: one text for SQLite and PostgreSQL.
 --
 -- The full-text index and some settings of PostgreSQL are in `0001_initial.sqlite.sql` and
--- `0001_initial.postgres.sql`. The words in capitals that are not SQL (BYTES, ROW_NUMBER,
--- CLUSTERED, ROOMY) are explained in storage/engine/migrate.py, which also creates
+-- `0001_initial.postgres.sql`. The words in capitals that are not SQL (BYTES, ROWID,
+-- CLUSTERED, LOW_FILLFACTOR) are explained in storage/engine/migrate.py, which also creates
 -- `schema_version`.
 --
 -- Conventions:
 -- - `…_nid` is an internal number that stands for a long identifier. It never leaves the database.
 --   Tables refer to each other by these numbers and by Matrix identifiers. There are no foreign
 --   keys, so that `copy-database` may copy tables in any order.
--- - `position` is a place in the one sequence of changes (storage/engine/streams.py), unless its
+-- - `position` is a number in the one sequence of changes (storage/engine/streams.py), unless its
 --   comment names another stream.
 -- - `…_ts`, `…_until` and other times are milliseconds since 1970, UTC; `…_ms` is a duration in
 --   milliseconds.
@@ -51,9 +51,9 @@ CREATE TABLE leases (
     holder TEXT NOT NULL,
     -- Time at which the lease ends unless the holder renews it.
     expires_ts BIGINT NOT NULL,
-    -- Fencing token: increases each time that the lease is taken. It is part of the transaction ids
-    -- that a sender uses.
-    run BIGINT NOT NULL,
+    -- Increases each time that the lease is taken. It is part of the transaction IDs that a sender
+    -- uses.
+    fencing_token BIGINT NOT NULL,
     -- All changes up to this position are handled, except those that tables of the work itself
     -- list.
     position BIGINT NOT NULL
@@ -68,7 +68,7 @@ CREATE TABLE leases (
 -- storage/rooms/rooms.py.
 CREATE TABLE rooms (
     -- Internal number of the room.
-    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    room_nid ROWID NOT NULL PRIMARY KEY,
     -- The room ID.
     room_id TEXT NOT NULL UNIQUE,
     -- The room version. For a room that we only know from an invite or knock: the version that the
@@ -94,7 +94,7 @@ CREATE TABLE rooms (
     -- While only partial state is known: the event_nid of the join by which this server entered.
     -- NULL: the complete state is known.
     partial_join BIGINT
-) ROOMY;
+) LOW_FILLFACTOR;
 -- The room directory, ordered by number of members.
 CREATE INDEX rooms_in_directory ON rooms (joined_count, room_nid) WHERE is_public = 1;
 
@@ -102,7 +102,7 @@ CREATE INDEX rooms_in_directory ON rooms (joined_count, room_nid) WHERE is_publi
 -- state. Written by storage/rooms/rooms.py.
 CREATE TABLE room_summaries (
     -- The room.
-    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    room_nid ROWID NOT NULL PRIMARY KEY,
     -- Content of m.room.name. NULL: none is set.
     name TEXT,
     -- Content of m.room.topic. NULL: none is set.
@@ -162,13 +162,13 @@ CREATE INDEX space_children_by_child ON space_children (child_id);
 
 -- Invites of remote users into a room that was just created, which are still to be sent. Written by
 -- storage/rooms/pending_invites.py.
-CREATE TABLE planned_invites (
+CREATE TABLE pending_invites (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- The user to invite.
     user_id TEXT NOT NULL,
     -- Order of the invites of a room.
-    turn INTEGER NOT NULL,
+    ordinal INTEGER NOT NULL,
     -- The local user who invites.
     sender TEXT NOT NULL,
     -- Content of the membership event: JSON.
@@ -178,7 +178,7 @@ CREATE TABLE planned_invites (
     due_ts BIGINT NOT NULL,
     PRIMARY KEY (room_nid, user_id)
 );
-CREATE INDEX planned_invites_due ON planned_invites (due_ts);
+CREATE INDEX pending_invites_due ON pending_invites (due_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ CREATE INDEX planned_invites_due ON planned_invites (due_ts);
 -- Written by storage/persist/room_writer.py.
 CREATE TABLE events (
     -- Internal number of the event. Numbers increase in the order in which events are stored.
-    event_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    event_nid ROWID NOT NULL PRIMARY KEY,
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Arrival: the stream position. NULL for outliers, backfilled events, and events that were not
@@ -207,9 +207,9 @@ CREATE TABLE events (
     redacted_by BIGINT,
     -- Bits, see EventFlag: 1 outlier, 2 rejected, 4 soft-failed, 8 notifies users with default push
     -- rules, 16 is in the timeline, 32 is highlighted for users with default push rules, 64
-    -- push_outcomes has rows of the event, 256 is to be sent to other servers, 512 resolved forks
-    -- of the state, 1024 its state was completed later, 2048 purged, 4096 purged because no local
-    -- user remembered the room, 8192 some of its predecessors were missing.
+    -- event_push_actions has rows of the event, 256 is to be sent to other servers, 512 resolved
+    -- forks of the state, 1024 its state was completed later, 2048 purged, 4096 purged because no
+    -- local user remembered the room, 8192 some of its predecessors were missing.
     flags INTEGER NOT NULL,
     -- The event ID.
     event_id TEXT NOT NULL UNIQUE,
@@ -232,20 +232,22 @@ CREATE TABLE events (
 );
 -- /sync: the timeline of a room by arrival.
 CREATE INDEX events_by_position ON events (room_nid, position) WHERE position IS NOT NULL;
--- /messages: visible events, in the order of the room. `unshown_by_depth` has all others.
-CREATE INDEX shown_by_depth ON events (room_nid, depth, event_nid)
+-- /messages: visible events, in the order of the room. `events_hidden_by_depth` has all others.
+CREATE INDEX events_visible_by_depth ON events (room_nid, depth, event_nid)
     WHERE (flags & 2064) NOT IN (0, 2048, 2064);
--- Events by timestamp: state events here, other events that are not purged in `messages_by_time`.
-CREATE INDEX state_by_time ON events (room_nid, origin_server_ts, event_nid)
+-- Events by timestamp: state events here, other events that are not purged in
+-- `events_messages_by_time`.
+CREATE INDEX events_state_by_time ON events (room_nid, origin_server_ts, event_nid)
     WHERE state_key IS NOT NULL;
 -- Purged events whose content other servers may still have.
-CREATE INDEX forgotten_by_depth ON events (room_nid, depth, event_nid) WHERE (flags & 4096) <> 0;
--- Unread counts: events that notify or that have rows in push_outcomes.
-CREATE INDEX events_counted ON events (room_nid, position, sender, flags, thread_root,
+CREATE INDEX events_forgotten_by_depth ON events (room_nid, depth, event_nid)
+    WHERE (flags & 4096) <> 0;
+-- Unread counts: events that notify or that have rows in event_push_actions.
+CREATE INDEX events_unread ON events (room_nid, position, sender, flags, thread_root,
     redacted_by)
     WHERE (flags & 72) <> 0;
 -- Highlights of a room.
-CREATE INDEX events_calling ON events (room_nid, position) WHERE (flags & 32) <> 0;
+CREATE INDEX events_highlighted ON events (room_nid, position) WHERE (flags & 32) <> 0;
 -- The latest activity in threads.
 CREATE INDEX events_in_threads ON events (room_nid, position, event_nid)
     WHERE thread_root IS NOT NULL;
@@ -253,15 +255,16 @@ CREATE INDEX events_in_threads ON events (room_nid, position, event_nid)
 CREATE INDEX events_to_send ON events (position) WHERE (flags & 256) <> 0;
 -- Users who joined, left or changed their name themselves, as the sender to other servers reads
 -- them.
-CREATE INDEX events_own_moves ON events (position)
+CREATE INDEX events_own_memberships ON events (position)
     WHERE type = 'm.room.member' AND state_key = sender;
 -- The stream as pushers read it.
 CREATE INDEX events_to_push ON events (position) WHERE (flags & 72) <> 0;
 -- Redactions in the stream, for nodes that update unread counts.
-CREATE INDEX events_that_redact ON events (position) WHERE type = 'm.room.redaction';
-CREATE INDEX messages_by_time ON events (room_nid, origin_server_ts, event_nid)
+CREATE INDEX events_redactions ON events (position) WHERE type = 'm.room.redaction';
+CREATE INDEX events_messages_by_time ON events (room_nid, origin_server_ts, event_nid)
     WHERE state_key IS NULL AND (flags & 2048) <> 2048;
-CREATE INDEX unshown_by_depth ON events (room_nid, depth, event_nid) WHERE (flags & 2064) <> 16;
+CREATE INDEX events_hidden_by_depth ON events (room_nid, depth, event_nid)
+    WHERE (flags & 2064) <> 16;
 
 -- Missing predecessors: where backfill continues. Written by storage/events/timelines.py.
 CREATE TABLE backward_extremities (
@@ -303,7 +306,7 @@ CREATE TABLE related_redactions (
     -- redacted.
     due_ts BIGINT,
     -- Number of consecutive failed attempts.
-    tries INTEGER NOT NULL DEFAULT 0,
+    attempts INTEGER NOT NULL DEFAULT 0,
     -- 1: redacts only events of `sender`.
     only_own INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (target, sender, rel_type)
@@ -346,13 +349,13 @@ CREATE TABLE relations (
     -- The `key` of an annotation. NULL: not an annotation.
     annotation TEXT,
     -- 0: a replacement without m.new_content, which replaces nothing.
-    is_whole INTEGER NOT NULL,
+    has_new_content INTEGER NOT NULL,
     PRIMARY KEY (target, rel_type, depth, event_nid)
 ) CLUSTERED;
 -- The latest valid edit of an event.
 CREATE INDEX relations_by_edit ON relations (target, room_nid, sender, type, origin_server_ts,
     event_id)
-    WHERE rel_type = 'm.replace' AND is_whole = 1;
+    WHERE rel_type = 'm.replace' AND has_new_content = 1;
 -- The events of a room that are in threads, in the order of the room.
 CREATE INDEX relations_by_thread ON relations (room_nid, depth, event_nid)
     WHERE rel_type = 'm.thread';
@@ -393,10 +396,10 @@ CREATE TABLE sticky_events (
     -- Time at which the event is no longer sticky.
     expires_ts BIGINT NOT NULL,
     -- 1: the event is soft-failed, and is sent to clients once its sender may send it.
-    waits INTEGER NOT NULL
+    is_held INTEGER NOT NULL
 );
-CREATE INDEX sticky_events_by_end ON sticky_events (expires_ts);
-CREATE INDEX sticky_events_waiting ON sticky_events (room_nid, sender) WHERE waits = 1;
+CREATE INDEX sticky_events_by_expiry ON sticky_events (expires_ts);
+CREATE INDEX sticky_events_held ON sticky_events (room_nid, sender) WHERE is_held = 1;
 
 -- Delayed events (MSC4140): those that are scheduled, and for some time those that were sent or
 -- cancelled. Written by storage/rooms/delayed_events.py.
@@ -440,7 +443,8 @@ CREATE TABLE delayed_events (
     -- Time in milliseconds for which the event is sticky once it is sent. NULL: it is not sticky.
     sticky_ms BIGINT
 );
-CREATE INDEX delayed_events_by_end ON delayed_events (finalised_ts) WHERE finalised_ts IS NOT NULL;
+CREATE INDEX delayed_events_by_finalised ON delayed_events (finalised_ts)
+    WHERE finalised_ts IS NOT NULL;
 CREATE INDEX delayed_events_by_event ON delayed_events (event_id) WHERE event_id IS NOT NULL;
 CREATE INDEX delayed_events_by_time ON delayed_events (send_ts) WHERE send_ts IS NOT NULL;
 CREATE INDEX delayed_events_by_user ON delayed_events (user_id, finalised_ts);
@@ -501,41 +505,42 @@ CREATE TABLE state_nodes (
 
 -- Rooms whose unreferenced state nodes are being collected. Written by
 -- storage/maintenance/state_garbage_collection.py.
-CREATE TABLE state_collections (
+CREATE TABLE state_garbage_collections (
     -- The room.
-    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    room_nid ROWID NOT NULL PRIMARY KEY,
     -- Number of this collection: even, and higher than those of earlier collections.
     cycle BIGINT NOT NULL,
     -- Progress of the collection: JSON.
     progress TEXT NOT NULL
 );
 
--- Chain cover of the auth graph: the place of each state event in a chain
--- (storage/events/auth_chains.py). Written by storage/events/auth_chains.py.
-CREATE TABLE auth_chain_places (
+-- Chain cover of the auth graph: the chain of each state event, and its number there. Written by
+-- storage/events/auth_chains.py.
+CREATE TABLE auth_chains (
     -- The event.
-    event_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    event_nid ROWID NOT NULL PRIMARY KEY,
     -- Number of the chain.
     chain BIGINT NOT NULL,
-    -- Place in the chain, from 1. The event has all events at lower places in its auth chain.
-    place BIGINT NOT NULL
+    -- Number in the chain, from 1. All events of the chain with lower numbers are in the event's
+    -- auth chain.
+    sequence_number BIGINT NOT NULL
 );
-CREATE UNIQUE INDEX auth_chain_places_by_chain ON auth_chain_places (chain, place);
+CREATE UNIQUE INDEX auth_chains_by_chain ON auth_chains (chain, sequence_number);
 
 -- Chain cover of the auth graph: links from chain to chain. Written by
 -- storage/events/auth_chains.py.
 CREATE TABLE auth_chain_links (
     -- The chain in which the link starts.
     chain BIGINT NOT NULL,
-    -- The place from which on the link holds.
-    place BIGINT NOT NULL,
+    -- The sequence number from which on the link holds.
+    sequence_number BIGINT NOT NULL,
     -- The chain to which it leads.
     target_chain BIGINT NOT NULL,
-    -- All events of the target chain up to this place are in the auth chain.
-    target_place BIGINT NOT NULL,
-    PRIMARY KEY (chain, place, target_chain)
+    -- All events of the target chain up to this sequence number are in the auth chain.
+    target_sequence_number BIGINT NOT NULL,
+    PRIMARY KEY (chain, sequence_number, target_chain)
 ) CLUSTERED;
-CREATE INDEX auth_chain_links_by_target ON auth_chain_links (target_chain, target_place);
+CREATE INDEX auth_chain_links_by_target ON auth_chain_links (target_chain, target_sequence_number);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -552,7 +557,7 @@ CREATE TABLE memberships (
     -- `join`, `invite`, `knock`, `leave` or `ban`.
     membership TEXT NOT NULL,
     -- The membership event. 0: this server is not in the room, and the event is in
-    -- outside_memberships.
+    -- out_of_room_memberships.
     event_nid BIGINT NOT NULL,
     -- Sender of that event.
     sender TEXT NOT NULL,
@@ -577,30 +582,31 @@ CREATE TABLE memberships (
 -- The rooms of a user.
 CREATE INDEX memberships_by_user ON memberships (user_id, membership);
 -- The members of a room by membership.
-CREATE INDEX memberships_by_kind ON memberships (room_nid, membership, event_nid);
+CREATE INDEX memberships_by_membership ON memberships (room_nid, membership, event_nid);
 -- Changes of a room's members since a position.
 CREATE INDEX memberships_by_position ON memberships (room_nid, position);
 -- Joined local users of a room.
-CREATE INDEX memberships_of_ours ON memberships (room_nid, user_id)
+CREATE INDEX memberships_local_joined ON memberships (room_nid, user_id)
     WHERE membership = 'join' AND is_local = 1;
 -- Local users of a room whose membership changed since a position.
-CREATE INDEX memberships_of_ours_changed ON memberships (room_nid, position) WHERE is_local = 1;
+CREATE INDEX memberships_local_by_position ON memberships (room_nid, position) WHERE is_local = 1;
 -- Local users who are in a room, or who were and have not forgotten it.
-CREATE INDEX memberships_remembered ON memberships (room_nid) WHERE is_local = 1 AND forgotten = 0;
+CREATE INDEX memberships_not_forgotten ON memberships (room_nid)
+    WHERE is_local = 1 AND forgotten = 0;
 -- Invites in the stream, as pushers read it.
 CREATE INDEX memberships_invited ON memberships (position)
     WHERE membership = 'invite' AND is_local = 1;
 -- Joins in the stream, for pushers: joining ends an unread invite.
-CREATE INDEX memberships_arrived ON memberships (position)
+CREATE INDEX memberships_joined ON memberships (position)
     WHERE membership = 'join' AND is_local = 1;
 -- Local users who left or were banned, in the stream.
-CREATE INDEX memberships_departed ON memberships (position)
+CREATE INDEX memberships_left ON memberships (position)
     WHERE membership IN ('leave', 'ban') AND is_local = 1;
 
 -- Invites and knocks of our users in rooms that this server is not in, and the leave events after
 -- them. Their auth events are unknown, so they are not stored as events of the room. Written by
 -- storage/rooms/out_of_room_memberships.py.
-CREATE TABLE outside_memberships (
+CREATE TABLE out_of_room_memberships (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- The local user.
@@ -621,7 +627,7 @@ CREATE TABLE outside_memberships (
 -- Further invites from other servers to the same user and room. When the invite that the user sees
 -- is withdrawn, the first of these takes its place. Written by
 -- storage/rooms/out_of_room_memberships.py.
-CREATE TABLE waiting_invites (
+CREATE TABLE queued_invites (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- The local user.
@@ -629,7 +635,7 @@ CREATE TABLE waiting_invites (
     -- Server that sent the invite.
     server TEXT NOT NULL,
     -- Order of arrival.
-    number BIGINT NOT NULL,
+    ordinal BIGINT NOT NULL,
     -- The invite event.
     event_id TEXT NOT NULL,
     -- Room version that the server stated.
@@ -645,28 +651,28 @@ CREATE TABLE waiting_invites (
 
 -- Servers that still have to be sent the leave event of a local user who rejected an invite or
 -- withdrew a knock. Written by storage/federation/pending_leaves.py.
-CREATE TABLE untold_leaves (
+CREATE TABLE pending_leaves (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- The local user.
     user_id TEXT NOT NULL,
     -- Server to notify.
     server TEXT NOT NULL,
-    -- The leave event in outside_memberships. If another event is stored there, nothing has to be
-    -- sent any more.
+    -- The leave event in out_of_room_memberships. If another event is stored there, nothing has to
+    -- be sent any more.
     event_id TEXT NOT NULL,
     -- Event ID of the invite or knock that was ended, as that server knows it. '': unknown.
-    ended TEXT NOT NULL DEFAULT '',
+    ended_event_id TEXT NOT NULL DEFAULT '',
     -- Time of the leave.
-    since_ts BIGINT NOT NULL,
+    left_ts BIGINT NOT NULL,
     -- Time of the next attempt.
     due_ts BIGINT NOT NULL,
     -- Number of attempts.
     attempts INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (room_nid, user_id, server)
 ) CLUSTERED;
-CREATE INDEX untold_leaves_by_server ON untold_leaves (server, due_ts);
-CREATE INDEX untold_leaves_due ON untold_leaves (due_ts);
+CREATE INDEX pending_leaves_by_server ON pending_leaves (server, due_ts);
+CREATE INDEX pending_leaves_due ON pending_leaves (due_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -683,11 +689,11 @@ CREATE TABLE partial_rooms (
     -- Stream position of the join.
     position BIGINT NOT NULL,
     -- Server that handled the join.
-    resident TEXT NOT NULL,
+    resident_server TEXT NOT NULL,
     -- Root of the part of the state before the join that was fetched so far. NULL: none.
-    gathered BYTES,
+    fetched_root BYTES,
     -- Stream position from which on the complete state is known. NULL: the state is incomplete.
-    completed BIGINT,
+    completed_position BIGINT,
     -- Time until which one node works on it; 0: none does.
     leased_until BIGINT NOT NULL DEFAULT 0
 );
@@ -709,11 +715,11 @@ CREATE TABLE partial_events (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Order in which they were accepted.
-    place BIGINT NOT NULL,
+    ordinal BIGINT NOT NULL,
     -- The event.
     event_nid BIGINT NOT NULL,
     -- 1: the event was backfilled, and is not shown as new.
-    is_past INTEGER NOT NULL,
+    is_backfilled INTEGER NOT NULL,
     -- 1: a predecessor was missing, so the state before the event is assumed.
     has_gap INTEGER NOT NULL,
     -- `events.flags` on the complete state. NULL: not checked yet.
@@ -724,13 +730,13 @@ CREATE TABLE partial_events (
     replaces BIGINT,
     -- `events.current_root` on the complete state. NULL as there, or not checked yet.
     current_root BYTES,
-    PRIMARY KEY (room_nid, place)
+    PRIMARY KEY (room_nid, ordinal)
 ) CLUSTERED;
 CREATE INDEX partial_events_by_event ON partial_events (event_nid);
 
 -- State events from other servers that could not be verified in time because keys were missing.
 -- They are added once they are verified. Written by storage/partial_state/unverified_events.py.
-CREATE TABLE unproved_state (
+CREATE TABLE unverified_events (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- The event.
@@ -741,13 +747,13 @@ CREATE TABLE unproved_state (
     pdu BYTES NOT NULL,
     -- Where it is needed: 0 only in the auth chain of others, 1 in a state of the time before our
     -- users had left, 2 in the state at some event, 3 in the state before our join.
-    part_of INTEGER NOT NULL,
+    needed_in INTEGER NOT NULL,
     -- The event once it was verified and stored. NULL: it is not yet.
     event_nid BIGINT,
     -- Number of failed attempts.
     attempts INTEGER NOT NULL DEFAULT 0,
     -- Time of the next attempt.
-    next_attempt BIGINT NOT NULL,
+    next_attempt_ts BIGINT NOT NULL,
     PRIMARY KEY (room_nid, event_id)
 ) CLUSTERED;
 
@@ -779,7 +785,7 @@ CREATE TABLE receipts (
 -- Public receipts in the stream, as the sender to other servers reads it.
 CREATE INDEX receipts_to_send ON receipts (position) WHERE receipt_type = 'm.read';
 -- Private receipts in the stream, as pushers read it.
-CREATE INDEX private_receipts ON receipts (position) WHERE receipt_type = 'm.read.private';
+CREATE INDEX receipts_private ON receipts (position) WHERE receipt_type = 'm.read.private';
 CREATE INDEX receipts_by_position ON receipts (room_nid, position);
 
 -- Receipts of remote users for events that have not arrived yet. Clients get them when the event
@@ -788,7 +794,7 @@ CREATE TABLE early_receipts (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Order of arrival.
-    number BIGINT NOT NULL,
+    ordinal BIGINT NOT NULL,
     -- Time of the receipt.
     ts BIGINT NOT NULL,
     -- The remote user.
@@ -802,17 +808,17 @@ CREATE TABLE early_receipts (
     PRIMARY KEY (room_nid, user_id, thread_id)
 ) CLUSTERED;
 CREATE INDEX early_receipts_by_event ON early_receipts (event_id);
-CREATE UNIQUE INDEX early_receipts_by_number ON early_receipts (number);
-CREATE INDEX early_receipts_by_server ON early_receipts (server, number);
+CREATE UNIQUE INDEX early_receipts_by_ordinal ON early_receipts (ordinal);
+CREATE INDEX early_receipts_by_server ON early_receipts (server, ordinal);
 
 
 ----------------------------------------------------------------------------------------------------
 -- Push rules and notifications
 ----------------------------------------------------------------------------------------------------
 
--- Results of push rules that differ from what the event's flags and the user's push_attention give.
--- Written by storage/push/event_push_actions.py.
-CREATE TABLE push_outcomes (
+-- Results of push rules that differ from what the event's flags and the user's push_rule_history
+-- give. Written by storage/push/event_push_actions.py.
+CREATE TABLE event_push_actions (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The room.
@@ -822,13 +828,13 @@ CREATE TABLE push_outcomes (
     -- The event.
     event_nid BIGINT NOT NULL,
     -- 0 nothing, 1 notifies, 3 notifies and is highlighted.
-    outcome INTEGER NOT NULL,
+    action INTEGER NOT NULL,
     PRIMARY KEY (user_id, room_nid, position)
 ) CLUSTERED;
 
--- Positions up to which rows of push_outcomes may have been deleted because the user read the
+-- Positions up to which rows of event_push_actions may have been deleted because the user read the
 -- events long ago. Written by storage/push/old_push_actions.py.
-CREATE TABLE push_outcome_floors (
+CREATE TABLE event_push_action_floors (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The room.
@@ -840,7 +846,7 @@ CREATE TABLE push_outcome_floors (
 
 -- How a user's own push rules treat ordinary messages. The latest row before an event applies to
 -- it. Written by storage/push/push_rule_history.py.
-CREATE TABLE push_attention (
+CREATE TABLE push_rule_history (
     -- The local user.
     user_id TEXT NOT NULL,
     -- Room ID in lower case. '': all rooms without a row of their own.
@@ -848,14 +854,14 @@ CREATE TABLE push_attention (
     -- Stream position from which on this applies.
     position BIGINT NOT NULL,
     -- 0 as the flags of the event say, 1 only highlights, 2 nothing, -1 the same as in other rooms.
-    attention INTEGER NOT NULL,
+    level INTEGER NOT NULL,
     PRIMARY KEY (user_id, room_id, position)
 ) CLUSTERED;
 
 -- Pushers, and their delivery state. Written by storage/push/pushers.py.
 CREATE TABLE pushers (
     -- Internal number of the pusher.
-    pusher_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    pusher_nid ROWID NOT NULL PRIMARY KEY,
     -- Events up to this position are not pushed any more: they were pushed, given up, or are older
     -- than the pusher.
     position BIGINT NOT NULL,
@@ -864,11 +870,11 @@ CREATE TABLE pushers (
     -- Time since which pushes fail. NULL: the last push succeeded.
     failing_since_ts BIGINT,
     -- Time of the last attempt.
-    tried_ts BIGINT NOT NULL,
+    last_attempt_ts BIGINT NOT NULL,
     -- Back-off after that attempt in milliseconds; 0: it succeeded.
-    pause_ms BIGINT NOT NULL,
+    backoff_ms BIGINT NOT NULL,
     -- Time of the last accepted push. NULL: there was none.
-    success_ts BIGINT,
+    last_success_ts BIGINT,
     -- E-mail: time at which to check whether an e-mail is due. NULL: nothing is unread.
     due_ts BIGINT,
     -- 0: the client has disabled the pusher.
@@ -899,7 +905,7 @@ CREATE TABLE pushers (
     error TEXT,
     -- The pusher's `data`: JSON object.
     data BYTES NOT NULL
-) ROOMY;
+) LOW_FILLFACTOR;
 CREATE INDEX pushers_by_due ON pushers (due_ts) WHERE due_ts IS NOT NULL;
 CREATE UNIQUE INDEX pushers_by_key ON pushers (app_id, pushkey, user_id);
 CREATE INDEX pushers_by_user ON pushers (user_id);
@@ -915,15 +921,15 @@ CREATE TABLE pusher_changes (
 CREATE INDEX pusher_changes_by_position ON pusher_changes (position);
 
 -- Rate limit of e-mails about one room. Written by storage/push/pushers.py.
-CREATE TABLE email_pauses (
+CREATE TABLE email_rate_limits (
     -- The pusher.
     pusher_nid BIGINT NOT NULL,
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Time of the last e-mail about the room.
     sent_ts BIGINT NOT NULL,
-    -- Milliseconds that the next one has to wait.
-    pause_ms BIGINT NOT NULL,
+    -- Least time between it and the next one, in milliseconds.
+    interval_ms BIGINT NOT NULL,
     PRIMARY KEY (pusher_nid, room_nid)
 ) CLUSTERED;
 
@@ -965,38 +971,39 @@ CREATE TABLE accounts (
     position BIGINT NOT NULL,
     -- Increases when all credentials are revoked: by a new password, a sign-out everywhere, a lock
     -- or deactivation. A pending sign-in with a lower value is refused.
-    era BIGINT NOT NULL DEFAULT 0,
+    credential_epoch BIGINT NOT NULL DEFAULT 0,
     -- Time since which the account waits for approval. NULL: it does not wait.
-    awaiting_ts BIGINT,
+    approval_pending_ts BIGINT,
     -- Languages for the e-mail that announces the approval, as in Accept-Language. NULL: unknown.
-    awaiting_languages TEXT,
+    approval_languages TEXT,
     -- Time at which the account expires. NULL: it does not.
     expires_ts BIGINT,
     -- The e-mail about that: 0 has to be sent, 1 was sent, 2 is not wanted, 3 the user has no
     -- address.
-    renewal_letter INTEGER NOT NULL DEFAULT 0,
+    renewal_email INTEGER NOT NULL DEFAULT 0,
     -- 1: the account has expired. Set within a minute of the time, so that pushers need not compare
     -- times.
-    is_over INTEGER NOT NULL DEFAULT 0
+    is_expired INTEGER NOT NULL DEFAULT 0
 );
 -- Accounts that changed since a position.
 CREATE INDEX accounts_by_position ON accounts (position);
 -- Accounts that get an expiry time when account validity is switched on.
-CREATE INDEX accounts_without_end ON accounts (user_id)
+CREATE INDEX accounts_without_expiry ON accounts (user_id)
     WHERE expires_ts IS NULL AND deactivated_ts IS NULL AND is_guest = 0 AND appservice_id
         IS NULL;
 -- Accounts that have to be sent a renewal e-mail.
-CREATE INDEX accounts_by_end ON accounts (expires_ts)
-    WHERE renewal_letter = 0 AND deactivated_ts IS NULL;
-CREATE INDEX accounts_awaiting ON accounts (awaiting_ts, user_id) WHERE awaiting_ts IS NOT NULL;
+CREATE INDEX accounts_by_expiry ON accounts (expires_ts)
+    WHERE renewal_email = 0 AND deactivated_ts IS NULL;
+CREATE INDEX accounts_pending_approval ON accounts (approval_pending_ts, user_id)
+    WHERE approval_pending_ts IS NOT NULL;
 CREATE INDEX accounts_guests ON accounts (user_id) WHERE is_guest = 1;
-CREATE INDEX accounts_over ON accounts (user_id) WHERE is_over = 1;
-CREATE INDEX accounts_to_note_over ON accounts (expires_ts)
-    WHERE expires_ts IS NOT NULL AND is_over = 0 AND deactivated_ts IS NULL;
+CREATE INDEX accounts_expired ON accounts (user_id) WHERE is_expired = 1;
+CREATE INDEX accounts_to_mark_expired ON accounts (expires_ts)
+    WHERE expires_ts IS NOT NULL AND is_expired = 0 AND deactivated_ts IS NULL;
 
 -- New accounts that have not joined all auto-join rooms yet. Written by
 -- storage/accounts/accounts.py.
-CREATE TABLE arriving_accounts (
+CREATE TABLE pending_auto_joins (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY,
     -- Time at which a node may (again) take this up.
@@ -1005,7 +1012,7 @@ CREATE TABLE arriving_accounts (
 
 -- Deactivated accounts that have not left all their rooms yet. Written by
 -- storage/accounts/accounts.py.
-CREATE TABLE departing_accounts (
+CREATE TABLE leaving_accounts (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY
 );
@@ -1064,7 +1071,7 @@ CREATE INDEX policy_consents_by_version ON policy_consents (policy_id, version, 
 -- storage/accounts/audit.py.
 CREATE TABLE audit_records (
     -- Internal number of the record.
-    record_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    record_nid ROWID NOT NULL PRIMARY KEY,
     -- The local user.
     user_id TEXT NOT NULL,
     -- Time of the event.
@@ -1088,7 +1095,7 @@ CREATE INDEX audit_records_by_user ON audit_records (user_id, ts);
 -- storage/moderation/reports.py.
 CREATE TABLE reports (
     -- Internal number of the report.
-    report_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    report_nid ROWID NOT NULL PRIMARY KEY,
     -- Time of the report.
     received_ts BIGINT NOT NULL,
     -- `event`, `room` or `user`.
@@ -1108,7 +1115,7 @@ CREATE INDEX reports_by_kind ON reports (kind, report_nid);
 
 -- Profile fields that shadow-banned users set. Only they see them. Written by
 -- storage/profiles/profiles.py.
-CREATE TABLE unshown_profile_fields (
+CREATE TABLE shadow_profile_fields (
     -- The local user.
     user_id TEXT NOT NULL,
     -- Name of the field.
@@ -1120,7 +1127,7 @@ CREATE TABLE unshown_profile_fields (
 
 -- Changes of the room directory by shadow-banned users. Only they see them. Written by
 -- storage/moderation/shadow_ban.py.
-CREATE TABLE unshown_listings (
+CREATE TABLE shadow_room_listings (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The room.
@@ -1132,7 +1139,7 @@ CREATE TABLE unshown_listings (
 
 -- Changes of aliases by shadow-banned users. Only they see them. Written by
 -- storage/moderation/shadow_ban.py.
-CREATE TABLE unshown_aliases (
+CREATE TABLE shadow_aliases (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The alias.
@@ -1144,7 +1151,7 @@ CREATE TABLE unshown_aliases (
 
 -- Room upgrades by shadow-banned users. Only they see them. Written by
 -- storage/moderation/shadow_ban.py.
-CREATE TABLE unshown_upgrades (
+CREATE TABLE shadow_room_upgrades (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The old room.
@@ -1196,22 +1203,22 @@ CREATE TABLE refresh_tokens (
     -- Time at which it expires. NULL: never.
     expires_ts BIGINT,
     -- Time at which the session ends, however often it is refreshed. NULL: never.
-    ultimate_expires_ts BIGINT,
+    session_expires_ts BIGINT,
     -- SHA-256 of the common start of all refresh tokens of the session: finds a token that is used
     -- again after its successor. NULL: the session is in oauth_sessions, or was imported.
     family_hash BYTES,
     -- Refresh token from which it was issued, until it is used. NULL: the first token, or a used
     -- one.
-    from_nid BIGINT,
+    parent_nid BIGINT,
     -- Time until which it may still be exchanged although another token from the same exchange was
     -- used first. NULL: none was.
     grace_until_ts BIGINT,
     -- Time at which it was exchanged. NULL: it was not.
-    spent_ts BIGINT
+    used_ts BIGINT
 );
 CREATE INDEX refresh_tokens_by_device ON refresh_tokens (user_id, device_id);
 CREATE INDEX refresh_tokens_by_family ON refresh_tokens (family_hash) WHERE family_hash IS NOT NULL;
-CREATE INDEX refresh_tokens_by_origin ON refresh_tokens (from_nid) WHERE from_nid IS NOT NULL;
+CREATE INDEX refresh_tokens_by_parent ON refresh_tokens (parent_nid) WHERE parent_nid IS NOT NULL;
 
 -- Tokens that sign in a second client once (m.login.token). Written by
 -- storage/login/login_tokens.py.
@@ -1223,14 +1230,15 @@ CREATE TABLE login_tokens (
     -- Time at which it expires.
     expires_ts BIGINT NOT NULL,
     -- Sign-in at the identity provider for which it stands: JSON. NULL: none.
-    origin TEXT,
+    upstream_login TEXT,
     -- Key of that sign-in: provider, space, session ID. NULL: the provider names no session.
-    sign_in TEXT,
-    -- `accounts.era` when it was issued.
-    era BIGINT NOT NULL DEFAULT 0
+    upstream_key TEXT,
+    -- `accounts.credential_epoch` when it was issued.
+    credential_epoch BIGINT NOT NULL DEFAULT 0
 ) CLUSTERED;
 CREATE INDEX login_tokens_by_age ON login_tokens (expires_ts);
-CREATE INDEX login_tokens_by_sign_in ON login_tokens (sign_in) WHERE sign_in IS NOT NULL;
+CREATE INDEX login_tokens_by_upstream_key ON login_tokens (upstream_key)
+    WHERE upstream_key IS NOT NULL;
 CREATE INDEX login_tokens_by_user ON login_tokens (user_id);
 
 -- OpenID tokens with which users identify themselves to other services. Written by
@@ -1243,7 +1251,7 @@ CREATE TABLE openid_tokens (
     -- Time at which it expires.
     expires_ts BIGINT NOT NULL
 );
-CREATE INDEX openid_tokens_by_end ON openid_tokens (expires_ts);
+CREATE INDEX openid_tokens_by_expiry ON openid_tokens (expires_ts);
 CREATE INDEX openid_tokens_by_user ON openid_tokens (user_id);
 
 -- Sessions of user-interactive authentication. Written by storage/login/uia.py.
@@ -1265,7 +1273,7 @@ CREATE INDEX uia_sessions_by_age ON uia_sessions (created_ts);
 CREATE INDEX uia_sessions_by_user ON uia_sessions (user_id) WHERE user_id IS NOT NULL;
 
 -- Last successful user-interactive authentication on each device. Written by storage/login/uia.py.
-CREATE TABLE confirmations (
+CREATE TABLE uia_confirmations (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The device.
@@ -1293,13 +1301,13 @@ CREATE TABLE application_passwords (
     -- Time of the last sign-in. NULL: never used.
     used_ts BIGINT
 ) CLUSTERED;
-CREATE INDEX application_passwords_by_end ON application_passwords (expires_ts)
+CREATE INDEX application_passwords_by_expiry ON application_passwords (expires_ts)
     WHERE expires_ts IS NOT NULL;
 CREATE UNIQUE INDEX application_passwords_by_user ON application_passwords (user_id, name);
 
 -- Devices that signed in with an application password. Written by
 -- storage/login/application_passwords.py.
-CREATE TABLE application_sessions (
+CREATE TABLE application_password_sessions (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The device.
@@ -1317,17 +1325,18 @@ CREATE TABLE browser_sessions (
     -- The local user.
     user_id TEXT NOT NULL,
     -- Time at which the user last authenticated.
-    proved_ts BIGINT NOT NULL,
+    authenticated_ts BIGINT NOT NULL,
     -- Time at which the session expires.
     expires_ts BIGINT NOT NULL,
     -- Sign-in at an identity provider by which the user came: JSON. NULL: none.
-    origin TEXT,
+    upstream_login TEXT,
     -- The provider's ID of that sign-in, by which a logout at the provider finds the row. NULL:
     -- none.
-    session TEXT
+    upstream_session_id TEXT
 ) CLUSTERED;
 CREATE INDEX browser_sessions_by_age ON browser_sessions (expires_ts);
-CREATE INDEX browser_sessions_by_session ON browser_sessions (session) WHERE session IS NOT NULL;
+CREATE INDEX browser_sessions_by_upstream_session ON browser_sessions (upstream_session_id)
+    WHERE upstream_session_id IS NOT NULL;
 CREATE INDEX browser_sessions_by_user ON browser_sessions (user_id);
 
 -- Permissions to replace cross-signing keys without further authentication, given on the account
@@ -1336,24 +1345,24 @@ CREATE TABLE cross_signing_resets (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY,
     -- Time at which the permission ends.
-    until_ts BIGINT NOT NULL
+    expires_ts BIGINT NOT NULL
 );
 
 -- Rendezvous sessions, by which a device signs in another one (MSC4108): the latest message.
 -- Written by storage/login/rendezvous.py.
-CREATE TABLE rendezvous (
+CREATE TABLE rendezvous_sessions (
     -- SHA-256 of the session ID.
     id_hash BYTES NOT NULL PRIMARY KEY,
     -- The message, which the server cannot read.
     data BYTES NOT NULL,
     -- Entity tag: changes with each write.
-    revision TEXT NOT NULL,
+    etag TEXT NOT NULL,
     -- Time of the last write.
     written_ts BIGINT NOT NULL,
     -- Time at which the session expires.
     expires_ts BIGINT NOT NULL
 ) CLUSTERED;
-CREATE INDEX rendezvous_by_age ON rendezvous (expires_ts);
+CREATE INDEX rendezvous_sessions_by_age ON rendezvous_sessions (expires_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -1372,10 +1381,11 @@ CREATE TABLE oauth_clients (
     -- Time of the last use.
     last_used_ts BIGINT NOT NULL,
     -- Time at which a user first authorised it. NULL: never; such a client is deleted soon.
-    allowed_ts BIGINT
+    authorized_ts BIGINT
 );
 CREATE INDEX oauth_clients_by_age ON oauth_clients (last_used_ts);
-CREATE INDEX oauth_clients_never_allowed ON oauth_clients (last_used_ts) WHERE allowed_ts IS NULL;
+CREATE INDEX oauth_clients_never_authorized ON oauth_clients (last_used_ts)
+    WHERE authorized_ts IS NULL;
 
 -- Authorization codes. A used code stays until it expires, so that its reuse is detected. Written
 -- by storage/oauth/oauth.py.
@@ -1393,20 +1403,21 @@ CREATE TABLE oauth_codes (
     -- Redirect URI of the request.
     redirect_uri TEXT NOT NULL,
     -- PKCE code challenge.
-    challenge TEXT NOT NULL,
+    code_challenge TEXT NOT NULL,
     -- Time at which it expires.
     expires_ts BIGINT NOT NULL,
     -- `oauth_sessions.family_hash` of the session that it was exchanged for; empty: the exchange
     -- was refused. NULL: not used.
-    used_for BYTES,
+    used_for_family BYTES,
     -- Sign-in at an identity provider of the user who authorised the client: JSON. NULL: none.
-    origin TEXT,
+    upstream_login TEXT,
     -- Key of that sign-in, as in login_tokens. NULL: none, or the provider names no session.
-    sign_in TEXT
+    upstream_key TEXT
 ) CLUSTERED;
 CREATE INDEX oauth_codes_by_age ON oauth_codes (expires_ts);
 CREATE INDEX oauth_codes_by_client ON oauth_codes (client_id);
-CREATE INDEX oauth_codes_by_sign_in ON oauth_codes (sign_in) WHERE sign_in IS NOT NULL;
+CREATE INDEX oauth_codes_by_upstream_key ON oauth_codes (upstream_key)
+    WHERE upstream_key IS NOT NULL;
 CREATE INDEX oauth_codes_by_user ON oauth_codes (user_id);
 
 -- Devices that signed in by OAuth 2.0. Written by storage/oauth/oauth.py.
@@ -1443,20 +1454,20 @@ CREATE TABLE oauth_device_grants (
     -- Milliseconds that the client has to wait between polls.
     interval_ms BIGINT NOT NULL,
     -- Time of the last poll.
-    asked_ts BIGINT NOT NULL,
+    last_poll_ts BIGINT NOT NULL,
     -- The user who decided. NULL: undecided.
     user_id TEXT,
     -- 1 allowed, 0 denied. NULL: undecided.
     allowed INTEGER,
     -- Sign-in at an identity provider of the user who decided: JSON. NULL: none.
-    origin TEXT,
+    upstream_login TEXT,
     -- Key of that sign-in, as in login_tokens. NULL: none, or the provider names no session.
-    sign_in TEXT
+    upstream_key TEXT
 ) CLUSTERED;
 CREATE INDEX oauth_device_grants_by_age ON oauth_device_grants (expires_ts);
 CREATE INDEX oauth_device_grants_by_client ON oauth_device_grants (client_id);
-CREATE INDEX oauth_device_grants_by_sign_in ON oauth_device_grants (sign_in)
-    WHERE sign_in IS NOT NULL;
+CREATE INDEX oauth_device_grants_by_upstream_key ON oauth_device_grants (upstream_key)
+    WHERE upstream_key IS NOT NULL;
 CREATE INDEX oauth_device_grants_by_user ON oauth_device_grants (user_id);
 
 
@@ -1477,12 +1488,12 @@ CREATE TABLE external_ids (
     linked_ts BIGINT NOT NULL,
     -- Time since which the account is locked because the directory no longer lists the user. NULL:
     -- it does.
-    left_ts BIGINT,
+    removed_ts BIGINT,
     -- Hash of the name that the directory gave at the last synchronisation: only a changed name is
     -- taken over. NULL: none yet.
-    said_name TEXT,
+    synced_name_hash TEXT,
     -- Hash of the addresses that it gave, for the same purpose. NULL: none yet.
-    said_addresses TEXT,
+    synced_addresses_hash TEXT,
     PRIMARY KEY (provider, subject)
 ) CLUSTERED;
 CREATE UNIQUE INDEX external_ids_by_user ON external_ids (user_id, provider);
@@ -1500,14 +1511,15 @@ CREATE TABLE upstream_flows (
     -- Data of the step: JSON.
     content TEXT NOT NULL,
     -- Key of the sign-in at the provider, as in login_tokens. NULL: not signed in yet.
-    sign_in TEXT,
+    upstream_key TEXT,
     -- Key of the user: provider, space, subject. NULL: not signed in yet.
-    person TEXT
+    user_key TEXT
 ) CLUSTERED;
 CREATE INDEX upstream_flows_by_age ON upstream_flows (expires_ts);
 CREATE INDEX upstream_flows_by_browser ON upstream_flows (browser_hash);
-CREATE INDEX upstream_flows_by_person ON upstream_flows (person) WHERE person IS NOT NULL;
-CREATE INDEX upstream_flows_by_sign_in ON upstream_flows (sign_in) WHERE sign_in IS NOT NULL;
+CREATE INDEX upstream_flows_by_user_key ON upstream_flows (user_key) WHERE user_key IS NOT NULL;
+CREATE INDEX upstream_flows_by_upstream_key ON upstream_flows (upstream_key)
+    WHERE upstream_key IS NOT NULL;
 
 -- The sign-in at an identity provider by which each device signed in, for logouts that start at the
 -- provider. Written by storage/upstream/sessions.py.
@@ -1521,44 +1533,44 @@ CREATE TABLE upstream_sessions (
     -- The provider's identifier of the user.
     subject TEXT NOT NULL,
     -- The provider's ID of the sign-in. NULL: it names none.
-    session TEXT,
+    session_id TEXT,
     PRIMARY KEY (user_id, device_id)
 ) CLUSTERED;
-CREATE INDEX upstream_sessions_by_session ON upstream_sessions (provider, session);
+CREATE INDEX upstream_sessions_by_session ON upstream_sessions (provider, session_id);
 CREATE INDEX upstream_sessions_by_subject ON upstream_sessions (provider, subject);
 
 -- Sign-ins that ended at a provider within the last minutes: flows that started by them are
 -- refused. Written by storage/upstream/ended_sessions.py.
-CREATE TABLE ended_sign_ins (
+CREATE TABLE ended_upstream_sessions (
     -- Key as in login_tokens; or a prefix of keys, with a dot at its end; or the provider alone.
-    sign_in TEXT NOT NULL,
+    upstream_key TEXT NOT NULL,
     -- The user whom the provider named. '': it named none.
     subject TEXT NOT NULL,
     -- Time of the logout.
     ended_ts BIGINT NOT NULL,
-    PRIMARY KEY (sign_in, subject)
+    PRIMARY KEY (upstream_key, subject)
 );
-CREATE INDEX ended_sign_ins_by_time ON ended_sign_ins (ended_ts);
+CREATE INDEX ended_upstream_sessions_by_time ON ended_upstream_sessions (ended_ts);
 
 -- SAML assertions that were used, so that none is used twice. Written by
 -- storage/upstream/login_flows.py.
-CREATE TABLE taken_assertions (
+CREATE TABLE used_saml_assertions (
     -- ID of the assertion.
     assertion_id TEXT NOT NULL PRIMARY KEY,
     -- Time from which on it would be refused anyway.
     expires_ts BIGINT NOT NULL
 ) CLUSTERED;
-CREATE INDEX taken_assertions_by_age ON taken_assertions (expires_ts);
+CREATE INDEX used_saml_assertions_by_age ON used_saml_assertions (expires_ts);
 
 -- OpenID Connect logout tokens that were used, so that none is used twice. Written by
 -- storage/upstream/login_flows.py.
-CREATE TABLE taken_logout_tokens (
+CREATE TABLE used_logout_tokens (
     -- SHA-256 of the provider and the token's ID.
     digest BYTES NOT NULL PRIMARY KEY,
     -- Time from which on it would be refused anyway.
-    until_ts BIGINT NOT NULL
+    expires_ts BIGINT NOT NULL
 );
-CREATE INDEX taken_logout_tokens_by_time ON taken_logout_tokens (until_ts);
+CREATE INDEX used_logout_tokens_by_age ON used_logout_tokens (expires_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -1584,7 +1596,7 @@ CREATE INDEX threepids_by_user ON threepids (user_id);
 -- Identity providers that state that an address belongs to its user. The address is removed with
 -- the last of them. An address without a row was validated by the user or set by an administrator.
 -- Written by storage/threepids/threepids.py.
-CREATE TABLE threepid_vouchers (
+CREATE TABLE threepid_assertions (
     -- As in threepids.
     medium TEXT NOT NULL,
     -- As in threepids.
@@ -1618,7 +1630,7 @@ CREATE TABLE threepid_validations (
     -- Time at which the token was confirmed. NULL: not yet.
     validated_ts BIGINT,
     -- Number of wrong codes that were entered.
-    tries INTEGER NOT NULL DEFAULT 0
+    attempts INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX threepid_validations_by_age ON threepid_validations (created_ts);
 CREATE UNIQUE INDEX threepid_validations_by_client ON threepid_validations (client_secret_hash,
@@ -1646,7 +1658,7 @@ CREATE INDEX identity_bindings_to_unbind ON identity_bindings (unbind_ts)
     WHERE unbind_ts IS NOT NULL;
 
 -- Text messages per day, for the daily limit. Written by storage/threepids/sms.py.
-CREATE TABLE text_messages_sent (
+CREATE TABLE sms_counts (
     -- Days since 1970, UTC.
     day BIGINT NOT NULL PRIMARY KEY,
     -- Number of messages.
@@ -1654,12 +1666,12 @@ CREATE TABLE text_messages_sent (
 );
 
 -- Queue of e-mails. Written by storage/email/outbox.py.
-CREATE TABLE outgoing_mail (
+CREATE TABLE email_outbox (
     -- Internal number of the e-mail.
-    mail_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    email_nid ROWID NOT NULL PRIMARY KEY,
     -- Time before which it is not sent. A node that sends it postpones this time, so that no other
     -- node sends it.
-    next_ts BIGINT NOT NULL,
+    due_ts BIGINT NOT NULL,
     -- Time of creation.
     created_ts BIGINT NOT NULL,
     -- Number of failed attempts.
@@ -1672,20 +1684,20 @@ CREATE TABLE outgoing_mail (
     pusher_nid BIGINT,
     -- Stream position up to which that pusher's previous e-mail reported. NULL: another kind of
     -- e-mail.
-    told_position BIGINT
+    previous_position BIGINT
 );
-CREATE INDEX outgoing_mail_by_time ON outgoing_mail (next_ts);
+CREATE INDEX email_outbox_due ON email_outbox (due_ts);
 
 -- Events that are quoted in queued e-mails. An e-mail is deleted when one of its events loses its
 -- content. Written by storage/email/outbox.py.
-CREATE TABLE outgoing_mail_events (
+CREATE TABLE email_outbox_events (
     -- The event.
     event_nid BIGINT NOT NULL,
     -- The e-mail.
-    mail_nid BIGINT NOT NULL,
-    PRIMARY KEY (event_nid, mail_nid)
+    email_nid BIGINT NOT NULL,
+    PRIMARY KEY (event_nid, email_nid)
 ) CLUSTERED;
-CREATE INDEX outgoing_mail_events_by_mail ON outgoing_mail_events (mail_nid);
+CREATE INDEX email_outbox_events_by_email ON email_outbox_events (email_nid);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -1721,7 +1733,7 @@ CREATE INDEX profile_removals_by_position ON profile_removals (position);
 
 -- Users whose membership events still have to be updated after a change of profile. Written by
 -- storage/profiles/profiles.py.
-CREATE TABLE profile_propagations (
+CREATE TABLE profile_propagation_queue (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY,
     -- Stream position of the change.
@@ -1749,7 +1761,7 @@ CREATE TABLE account_data (
 CREATE INDEX account_data_push_rules ON account_data (position)
     WHERE type = 'm.push_rules' AND room_id = '';
 -- Changes of ignored users and invite permissions, which change unread counts.
-CREATE INDEX account_data_hiding ON account_data (position)
+CREATE INDEX account_data_ignored ON account_data (position)
     WHERE room_id = '' AND type IN ('m.ignored_user_list', 'm.invite_permission_config',
         'org.matrix.msc4380.invite_permission_config',
         'org.matrix.msc4155.invite_permission_config');
@@ -1758,7 +1770,7 @@ CREATE INDEX account_data_deleted ON account_data (user_id, position) WHERE dele
 
 -- Size of each user's account data, which is limited. Written by
 -- storage/account_data/account_data.py.
-CREATE TABLE account_data_sums (
+CREATE TABLE account_data_usage (
     -- The local user.
     user_id TEXT NOT NULL PRIMARY KEY,
     -- Number of entries that are not deleted.
@@ -1781,7 +1793,7 @@ CREATE TABLE filters (
     -- keeps the number. NULL does not occur.
     digest BYTES,
     -- Time of the last upload or use, not exact.
-    touched_ts BIGINT NOT NULL DEFAULT 0,
+    last_used_ts BIGINT NOT NULL DEFAULT 0,
     -- 1: used since it was first uploaded. Unused filters are deleted first.
     is_used INTEGER NOT NULL DEFAULT 1,
     PRIMARY KEY (user_id, filter_id)
@@ -1803,7 +1815,7 @@ CREATE TABLE presence_states (
     position BIGINT NOT NULL
 );
 CREATE INDEX presence_states_by_position ON presence_states (position);
-CREATE INDEX presence_states_there ON presence_states (user_id) WHERE state <> 'offline';
+CREATE INDEX presence_states_online ON presence_states (user_id) WHERE state <> 'offline';
 
 -- Thread subscriptions (MSC4306). Written by storage/rooms/thread_subscriptions.py.
 CREATE TABLE thread_subscriptions (
@@ -1841,10 +1853,8 @@ CREATE TABLE devices (
     device_nid BIGINT NOT NULL DEFAULT 0,
     -- Display name. NULL: none.
     display_name TEXT,
-    -- Time of creation.
+    -- Time of creation. Transaction IDs of an earlier device with the same ID do not count.
     created_ts BIGINT NOT NULL,
-    -- The same. Transaction IDs of an earlier device with the same ID are older, and do not count.
-    made_ts BIGINT NOT NULL DEFAULT 0,
     -- Time of the last request, some minutes late. NULL: never.
     last_seen_ts BIGINT,
     -- IP address of that request. NULL: unknown, or deleted after the retention time.
@@ -1852,14 +1862,14 @@ CREATE TABLE devices (
     -- User agent of that request. NULL: as for last_seen_ip.
     last_seen_user_agent TEXT,
     -- Hour since 1970 of last_seen_ts while address or user agent are stored. NULL: neither is.
-    seen_hour BIGINT,
+    last_seen_hour BIGINT,
     PRIMARY KEY (user_id, device_id)
 );
 -- The columns that the delivery of a to-device message needs.
-CREATE UNIQUE INDEX devices_with_numbers ON devices (user_id, device_id, device_nid);
+CREATE UNIQUE INDEX devices_by_id ON devices (user_id, device_id, device_nid);
 -- Devices whose address and user agent are past the retention time.
-CREATE INDEX devices_by_hour ON devices (seen_hour) WHERE seen_hour IS NOT NULL;
-CREATE INDEX devices_by_number ON devices (device_nid);
+CREATE INDEX devices_by_hour ON devices (last_seen_hour) WHERE last_seen_hour IS NOT NULL;
+CREATE INDEX devices_by_nid ON devices (device_nid);
 
 -- Latest change of each user's device list, local and remote. Written by
 -- storage/devices/devices.py.
@@ -1956,7 +1966,7 @@ CREATE TABLE fallback_keys (
 );
 
 -- One-time keys in blocks: keys that were uploaded together. A block never changes. Its keys are
--- claimed from the first on; one_time_key_marks counts them. Written by
+-- claimed from the first on; one_time_key_claims counts them. Written by
 -- storage/encryption/one_time_keys.py.
 CREATE TABLE one_time_key_blocks (
     -- The local user.
@@ -1968,27 +1978,27 @@ CREATE TABLE one_time_key_blocks (
     -- Internal number of the block; increases with each upload.
     block_nid BIGINT NOT NULL,
     -- Number of keys in the block.
-    number INTEGER NOT NULL,
+    key_count INTEGER NOT NULL,
     -- Length in bytes of each key in `keys`. 0: the block has no keys, and makes the device upload
     -- new ones (storage/maintenance/after_restore.py).
     width INTEGER NOT NULL,
     -- IDs of the keys: JSON array.
-    names TEXT NOT NULL,
+    key_ids TEXT NOT NULL,
     -- The keys, each as `"ID":CONTENT` and padded with spaces to `width`.
     keys BYTES NOT NULL,
     PRIMARY KEY (user_id, device_id, algorithm, block_nid)
-) ROOMY;
+) LOW_FILLFACTOR;
 
 -- Number of claimed keys of each block. Stored apart from the block, so that a claim writes only a
 -- few bytes. Written by storage/encryption/one_time_keys.py.
-CREATE TABLE one_time_key_marks (
+CREATE TABLE one_time_key_claims (
     -- The block.
-    block_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    block_nid ROWID NOT NULL PRIMARY KEY,
     -- Time of the latest claim; 0: none.
     claimed_ts BIGINT NOT NULL,
     -- Number of keys that were claimed.
-    taken INTEGER NOT NULL
-) ROOMY;
+    claimed INTEGER NOT NULL
+) LOW_FILLFACTOR;
 
 -- Digests of claimed keys whose block was deleted, so that a repeated upload does not offer them
 -- again. Written by storage/encryption/one_time_keys.py.
@@ -1998,7 +2008,7 @@ CREATE TABLE used_one_time_keys (
     -- The device.
     device_id TEXT NOT NULL,
     -- For each key, the latest last: time of the claim (8 bytes) and digest of the key (16 bytes).
-    used BYTES NOT NULL,
+    digests BYTES NOT NULL,
     PRIMARY KEY (user_id, device_id)
 );
 
@@ -2031,7 +2041,7 @@ CREATE TABLE key_signatures (
     PRIMARY KEY (target_user_id, target_key, signer_user_id, signer_key_id)
 );
 -- A user's own signatures are found without those of others.
-CREATE INDEX key_signatures_of_owners ON key_signatures (target_user_id)
+CREATE INDEX key_signatures_by_owner ON key_signatures (target_user_id)
     WHERE signer_user_id = target_user_id;
 CREATE INDEX key_signatures_by_signer ON key_signatures (signer_user_id, target_user_id);
 
@@ -2099,7 +2109,7 @@ CREATE TABLE to_device_messages (
     -- The event: JSON object of type, sender and content.
     content BYTES NOT NULL
 );
-CREATE UNIQUE INDEX to_device_messages_of_devices ON to_device_messages (device_nid, position);
+CREATE UNIQUE INDEX to_device_messages_by_device ON to_device_messages (device_nid, position);
 
 -- Messages up to this position are not delivered any more, and are deleted in small steps. Written
 -- by storage/encryption/to_device.py.
@@ -2109,20 +2119,20 @@ CREATE TABLE to_device_floors (
     -- Stream position.
     position BIGINT NOT NULL
 );
-CREATE UNIQUE INDEX to_device_floors_of_devices ON to_device_floors (device_nid);
+CREATE UNIQUE INDEX to_device_floors_by_device ON to_device_floors (device_nid);
 
 -- To-device messages that were sent to many devices at once. Those that are not fetched within
 -- minutes are moved to to_device_messages. Written by storage/encryption/to_device_log.py.
 CREATE TABLE to_device_log (
     -- Stream position of the first message. The others follow without a gap.
-    first_position ROW_NUMBER NOT NULL PRIMARY KEY,
+    first_position ROWID NOT NULL PRIMARY KEY,
     -- Time of sending.
     sent_ts BIGINT NOT NULL,
     -- For each message the device_nid (8 bytes, ascending), then for each the offset and then for
     -- each the length of its content in `contents` (4 bytes each). Messages may share a content.
     devices BYTES NOT NULL,
     -- The common start of all messages: type and sender.
-    opening BYTES NOT NULL,
+    prefix BYTES NOT NULL,
     -- The contents, one after the other.
     contents BYTES NOT NULL
 );
@@ -2134,7 +2144,7 @@ CREATE TABLE to_device_log (
 
 -- States of sliding sync connections (MSC4186). A client that lost a response repeats its request
 -- from the state before. Written by storage/sync/sliding_connections.py.
-CREATE TABLE sliding_connections (
+CREATE TABLE sliding_sync_connections (
     -- The local user.
     user_id TEXT NOT NULL,
     -- The device. '': a token without a device.
@@ -2144,12 +2154,12 @@ CREATE TABLE sliding_connections (
     -- Number of the state: part of the `pos` that the client holds.
     state_nid BIGINT NOT NULL,
     -- Time of the last use.
-    used_ts BIGINT NOT NULL,
+    last_used_ts BIGINT NOT NULL,
     -- What the client was sent: msgpack.
     state BYTES NOT NULL,
     PRIMARY KEY (user_id, device_id, conn_id, state_nid)
 );
-CREATE INDEX sliding_connections_by_age ON sliding_connections (used_ts);
+CREATE INDEX sliding_sync_connections_by_age ON sliding_sync_connections (last_used_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -2203,7 +2213,7 @@ CREATE TABLE room_servers (
     -- Number of its joined users.
     joined_count BIGINT NOT NULL,
     -- Stream position at which the first of them joined. Older events are not sent to the server.
-    since BIGINT NOT NULL,
+    joined_position BIGINT NOT NULL,
     PRIMARY KEY (room_nid, server)
 ) CLUSTERED;
 CREATE INDEX room_servers_by_server ON room_servers (server);
@@ -2216,19 +2226,19 @@ CREATE TABLE destinations (
     -- Time since which requests fail. NULL: the server is reachable.
     failing_since_ts BIGINT,
     -- Time of the last attempt.
-    tried_ts BIGINT NOT NULL,
+    last_attempt_ts BIGINT NOT NULL,
     -- Back-off in milliseconds after that attempt.
-    pause_ms BIGINT NOT NULL,
+    backoff_ms BIGINT NOT NULL,
     -- Error of that attempt. NULL: none.
     error TEXT,
-    -- Tells the sending node to try at once: 1 another node received a request from the server, 2
-    -- an operator asks for it; 0 no.
-    is_heard INTEGER NOT NULL DEFAULT 0,
+    -- Source of a report that the server is back; the sending node then tries at once: 1 the
+    -- server, which sent a request to another node, 2 an operator; 0 none.
+    activity_source INTEGER NOT NULL DEFAULT 0,
     -- Time until which the server, by its last response, asked not to be sent anything; 0: it did
     -- not.
-    asked_until_ts BIGINT NOT NULL DEFAULT 0
+    retry_after_ts BIGINT NOT NULL DEFAULT 0
 );
-CREATE INDEX destinations_heard ON destinations (server) WHERE is_heard > 0;
+CREATE INDEX destinations_active_again ON destinations (server) WHERE activity_source > 0;
 
 -- Rooms in which an unreachable server missed events. Written by
 -- storage/federation/destinations.py.
@@ -2285,9 +2295,9 @@ CREATE INDEX received_to_device_by_origin ON received_to_device (origin, receive
 
 -- Events from other servers that were acknowledged and cannot be processed yet, for example because
 -- of missing predecessors. Written by storage/federation/inbox.py.
-CREATE TABLE inbox (
+CREATE TABLE federation_inbox (
     -- Internal number of the entry.
-    inbox_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    inbox_nid ROWID NOT NULL PRIMARY KEY,
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Time of arrival.
@@ -2295,7 +2305,7 @@ CREATE TABLE inbox (
     -- Number of failed attempts to fetch what is missing.
     attempts INTEGER NOT NULL DEFAULT 0,
     -- 1: the server that sent it was not in the room. Such events have a smaller quota.
-    is_outside INTEGER NOT NULL DEFAULT 0,
+    is_out_of_room INTEGER NOT NULL DEFAULT 0,
     -- Length of `pdu` in bytes.
     size INTEGER NOT NULL DEFAULT 0,
     -- The event.
@@ -2305,21 +2315,23 @@ CREATE TABLE inbox (
     -- Registered domain of that server, which also has a quota.
     domain TEXT NOT NULL DEFAULT '',
     -- Policy server whose verdict it, or an earlier event of the room, waits for. NULL: none.
-    judge TEXT,
+    policy_server TEXT,
     -- The event: JSON.
     pdu BYTES NOT NULL
 );
 -- The columns that the quotas need.
-CREATE INDEX inbox_shares ON inbox (origin, domain, is_outside, size);
+CREATE INDEX federation_inbox_quotas ON federation_inbox (origin, domain, is_out_of_room, size);
 -- The columns that decide which event is processed next.
-CREATE INDEX inbox_turns ON inbox (room_nid, is_outside, origin, attempts, inbox_nid);
+CREATE INDEX federation_inbox_order ON federation_inbox (room_nid, is_out_of_room, origin, attempts,
+    inbox_nid);
 -- The quotas of events that wait for policy servers.
-CREATE INDEX inbox_unjudged ON inbox (origin, room_nid, judge) WHERE judge IS NOT NULL;
-CREATE UNIQUE INDEX inbox_by_event ON inbox (event_id);
+CREATE INDEX federation_inbox_awaiting_policy ON federation_inbox (origin, room_nid, policy_server)
+    WHERE policy_server IS NOT NULL;
+CREATE UNIQUE INDEX federation_inbox_by_event ON federation_inbox (event_id);
 
 -- Verdicts of policy servers on events that are not processed yet, so that each is requested only
 -- once. Written by storage/federation/policy_server_verdicts.py.
-CREATE TABLE policy_judgements (
+CREATE TABLE policy_server_verdicts (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Key of the policy server in the room's state.
@@ -2329,11 +2341,11 @@ CREATE TABLE policy_judgements (
     -- 1: allowed.
     allowed INTEGER NOT NULL,
     -- Time of the verdict.
-    judged_ts BIGINT NOT NULL,
+    decided_ts BIGINT NOT NULL,
     PRIMARY KEY (room_nid, public_key, event_id)
 ) CLUSTERED;
-CREATE INDEX policy_judgements_by_age ON policy_judgements (judged_ts);
-CREATE INDEX policy_judgements_of_room ON policy_judgements (room_nid, judged_ts);
+CREATE INDEX policy_server_verdicts_by_age ON policy_server_verdicts (decided_ts);
+CREATE INDEX policy_server_verdicts_by_room ON policy_server_verdicts (room_nid, decided_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -2344,7 +2356,7 @@ CREATE INDEX policy_judgements_of_room ON policy_judgements (room_nid, judged_ts
 CREATE TABLE media (
     -- The media ID.
     media_id TEXT NOT NULL PRIMARY KEY,
-    -- User who uploaded the file or reserved the ID. '': the server itself, for example a picture
+    -- User who uploaded the file or reserved the ID. '': the server itself, for example an image
     -- of a URL preview.
     user_id TEXT NOT NULL,
     -- SHA-256 of the content. NULL: the ID is only reserved.
@@ -2419,21 +2431,20 @@ CREATE TABLE media_objects (
     hash BYTES NOT NULL,
     -- Size in bytes.
     size BIGINT NOT NULL,
-    -- `coming`: being written; `here`; `leaving`: to be deleted.
+    -- `uploading`; `stored`; `deleting`: the object still has to be deleted.
     state TEXT NOT NULL,
-    -- Time until which the writer will have finished, or have extended the time. 0: not being
-    -- written.
-    until_ts BIGINT NOT NULL
+    -- Time until which a node uploads the object, unless it extends the time. 0: no node does.
+    leased_until BIGINT NOT NULL
 );
 CREATE INDEX media_objects_by_hash ON media_objects (hash);
-CREATE INDEX media_objects_coming ON media_objects (until_ts) WHERE state = 'coming';
-CREATE INDEX media_objects_leaving ON media_objects (name) WHERE state = 'leaving';
+CREATE INDEX media_objects_uploading ON media_objects (leased_until) WHERE state = 'uploading';
+CREATE INDEX media_objects_deleting ON media_objects (name) WHERE state = 'deleting';
 
 -- Files, local and remote, that something references or has referenced. Written by
 -- storage/media/references.py.
-CREATE TABLE known_media (
+CREATE TABLE tracked_media (
     -- Internal number of the file.
-    media_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    media_nid ROWID NOT NULL PRIMARY KEY,
     -- The server.
     origin TEXT NOT NULL,
     -- The media ID.
@@ -2444,14 +2455,14 @@ CREATE TABLE known_media (
     cause TEXT NOT NULL DEFAULT 'unreferenced',
     -- 1: the uploader referenced it. Otherwise it may be an attachment of the uploader's encrypted
     -- messages.
-    by_uploader INTEGER NOT NULL DEFAULT 0,
+    referenced_by_uploader INTEGER NOT NULL DEFAULT 0,
     UNIQUE (origin, media_id)
 );
-CREATE INDEX known_media_unreferenced ON known_media (unreferenced_ts)
+CREATE INDEX tracked_media_unreferenced ON tracked_media (unreferenced_ts)
     WHERE unreferenced_ts IS NOT NULL;
 
 -- References from events to files. Written by storage/media/references.py.
-CREATE TABLE media_in_events (
+CREATE TABLE media_event_references (
     -- The file.
     media_nid BIGINT NOT NULL,
     -- The event.
@@ -2463,10 +2474,10 @@ CREATE TABLE media_in_events (
     role INTEGER NOT NULL,
     PRIMARY KEY (media_nid, event_nid)
 ) CLUSTERED;
-CREATE INDEX media_in_events_by_room ON media_in_events (room_nid, event_nid);
+CREATE INDEX media_event_references_by_room ON media_event_references (room_nid, event_nid);
 
 -- References from profiles and account data to files. Written by storage/media/references.py.
-CREATE TABLE media_in_settings (
+CREATE TABLE media_setting_references (
     -- The local user.
     user_id TEXT NOT NULL,
     -- 0 profile field, 1 account data.
@@ -2477,10 +2488,10 @@ CREATE TABLE media_in_settings (
     media_nid BIGINT NOT NULL,
     PRIMARY KEY (user_id, kind, name, media_nid)
 ) CLUSTERED;
-CREATE INDEX media_in_settings_by_media ON media_in_settings (media_nid);
+CREATE INDEX media_setting_references_by_media ON media_setting_references (media_nid);
 
 -- Queue of changes that may have removed references. Written by storage/media/references.py.
-CREATE TABLE media_rechecks (
+CREATE TABLE media_reference_rechecks (
     -- 0 an event lost its content, 1 no local user remembers a room, 2 an account was erased, 3 a
     -- setting changed.
     kind INTEGER NOT NULL,
@@ -2489,8 +2500,8 @@ CREATE TABLE media_rechecks (
     -- The user. '': none.
     user_id TEXT NOT NULL,
     -- Progress: event_nid in a room, or time of an upload of a user.
-    upto BIGINT NOT NULL,
-    -- Cause, as in known_media.
+    progress BIGINT NOT NULL,
+    -- Cause, as in tracked_media.
     cause TEXT NOT NULL DEFAULT 'unreferenced',
     PRIMARY KEY (kind, nid, user_id)
 ) CLUSTERED;
@@ -2498,7 +2509,7 @@ CREATE TABLE media_rechecks (
 -- Deleted files. Written by storage/media/removal.py.
 CREATE TABLE deleted_media (
     -- Internal number of the deletion.
-    deletion_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    deletion_nid ROWID NOT NULL PRIMARY KEY,
     -- Time of the deletion.
     deleted_ts BIGINT NOT NULL,
     -- The server.
@@ -2520,13 +2531,13 @@ CREATE TABLE deleted_media (
     -- User who asked for it. NULL: a rule.
     by_user_id TEXT
 );
-CREATE INDEX deleted_media_by_address ON deleted_media (origin, media_id);
+CREATE INDEX deleted_media_by_uri ON deleted_media (origin, media_id);
 CREATE INDEX deleted_media_by_time ON deleted_media (deleted_ts);
 
 -- Log of quarantines, which nodes follow. Written by storage/media/quarantine.py.
 CREATE TABLE quarantine_changes (
     -- Internal number of the change.
-    change_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    change_nid ROWID NOT NULL PRIMARY KEY,
     -- The server.
     origin TEXT NOT NULL,
     -- The media ID.
@@ -2537,14 +2548,14 @@ CREATE TABLE quarantine_changes (
 
 -- Contents that administrators quarantined. They stay quarantined when they are uploaded again.
 -- Written by storage/media/quarantine.py.
-CREATE TABLE held_contents (
+CREATE TABLE quarantined_contents (
     -- SHA-256 of the content.
     hash BYTES NOT NULL PRIMARY KEY
 );
 
 -- Remote files that were quarantined before they were fetched. Written by
 -- storage/media/quarantine.py.
-CREATE TABLE held_addresses (
+CREATE TABLE quarantined_remote_media (
     -- The server.
     origin TEXT NOT NULL,
     -- The media ID.
@@ -2568,21 +2579,21 @@ CREATE TABLE media_scans (
     -- Time of the verdict.
     scanned_ts BIGINT NOT NULL,
     -- Scanner and finding. NULL: nothing was found.
-    found TEXT,
+    finding TEXT,
     -- User who presented the key of an encrypted file that is harmful. NULL: otherwise.
     by_user_id TEXT,
     -- Queue: 0 not queued, 1 scan again, 2 scan for the first time.
-    wanted INTEGER NOT NULL,
+    request INTEGER NOT NULL,
     -- Time before which it is not taken from the queue: a node scans it, or an attempt failed.
-    until_ts BIGINT NOT NULL,
+    due_ts BIGINT NOT NULL,
     -- Number of consecutive failed attempts.
     failures INTEGER NOT NULL DEFAULT 0
 );
 -- Clean verdicts on the inside of encrypted files, oldest first: they are deleted after some time.
-CREATE INDEX media_scans_inside ON media_scans (scanned_ts) WHERE state = 1 AND digest <> hash;
+CREATE INDEX media_scans_encrypted ON media_scans (scanned_ts) WHERE state = 1 AND digest <> hash;
 CREATE INDEX media_scans_by_hash ON media_scans (hash);
-CREATE INDEX media_scans_found ON media_scans (scanned_ts) WHERE state >= 2;
-CREATE INDEX media_scans_wanted ON media_scans (wanted, until_ts) WHERE wanted > 0;
+CREATE INDEX media_scans_harmful ON media_scans (scanned_ts) WHERE state >= 2;
+CREATE INDEX media_scans_requested ON media_scans (request, due_ts) WHERE request > 0;
 
 -- Cached URL previews. Written by storage/media/url_previews.py.
 CREATE TABLE url_previews (
@@ -2590,7 +2601,7 @@ CREATE TABLE url_previews (
     url TEXT NOT NULL PRIMARY KEY,
     -- The preview: JSON. NULL: the page could not be fetched.
     body TEXT,
-    -- The picture, in `media`. NULL: none.
+    -- The image, in `media`. NULL: none.
     media_id TEXT,
     -- Time until which the preview is used.
     expires_ts BIGINT NOT NULL
@@ -2598,15 +2609,15 @@ CREATE TABLE url_previews (
 CREATE INDEX url_previews_by_expiry ON url_previews (expires_ts);
 CREATE INDEX url_previews_by_media ON url_previews (media_id) WHERE media_id IS NOT NULL;
 
--- Pictures of URL previews, including those of replaced previews, which are deleted later. Written
--- by storage/media/url_previews.py.
-CREATE TABLE preview_pictures (
-    -- The picture.
+-- Images of URL previews, including those of replaced previews, which are deleted later. Written by
+-- storage/media/url_previews.py.
+CREATE TABLE url_preview_images (
+    -- The image.
     media_id TEXT NOT NULL PRIMARY KEY,
     -- Time of creation.
-    made_ts BIGINT NOT NULL
+    created_ts BIGINT NOT NULL
 );
-CREATE INDEX preview_pictures_by_time ON preview_pictures (made_ts);
+CREATE INDEX url_preview_images_by_time ON url_preview_images (created_ts);
 
 
 ----------------------------------------------------------------------------------------------------
@@ -2617,7 +2628,7 @@ CREATE INDEX preview_pictures_by_time ON preview_pictures (made_ts);
 -- each has its own kind. Written by storage/search/search.py.
 CREATE TABLE searchable_events (
     -- The event with which the text is shown.
-    event_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    event_nid ROWID NOT NULL PRIMARY KEY,
     -- The event that has the text: the same, or its latest edit.
     text_nid BIGINT NOT NULL,
     -- The room.
@@ -2637,15 +2648,15 @@ CREATE TABLE searchable_events (
 -- Texts that come from an edit.
 CREATE INDEX searchable_events_edited ON searchable_events (text_nid) WHERE text_nid <> event_nid;
 
--- Events that were outliers when the search index reached their number, and have a place in the
--- room since. Written by storage/search/search.py.
-CREATE TABLE placed_events (
+-- Events that the search index still has to read: they were outliers when it reached their number,
+-- and got their place in the room later. Written by storage/search/search.py.
+CREATE TABLE search_queue (
     -- The event.
-    event_nid ROW_NUMBER NOT NULL PRIMARY KEY
+    event_nid ROWID NOT NULL PRIMARY KEY
 );
 
 -- The user directory. Written by storage/directory/user_directory.py.
-CREATE TABLE directory_users (
+CREATE TABLE user_directory (
     -- The user, local or remote.
     user_id TEXT NOT NULL PRIMARY KEY,
     -- 1: a local user.
@@ -2656,23 +2667,23 @@ CREATE TABLE directory_users (
     avatar_url TEXT,
     -- Words of the display name in the form in which they are compared, each with a space before
     -- and after.
-    name_keys TEXT NOT NULL
+    name_words TEXT NOT NULL
 );
 
 -- Words by which users are found: of display name and user ID, and the user ID itself. Written by
 -- storage/directory/user_directory.py.
-CREATE TABLE directory_keys (
+CREATE TABLE user_directory_words (
     -- The word.
     word TEXT NOT NULL,
     -- The user.
     user_id TEXT NOT NULL,
     PRIMARY KEY (word, user_id)
 ) CLUSTERED;
-CREATE INDEX directory_keys_by_user ON directory_keys (user_id);
+CREATE INDEX user_directory_words_by_user ON user_directory_words (user_id);
 
 -- Users whose directory entry is out of date. Written by storage/directory/user_directory.py,
 -- storage/directory/user_directory_queue.py.
-CREATE TABLE directory_changes (
+CREATE TABLE user_directory_queue (
     -- The user.
     user_id TEXT NOT NULL PRIMARY KEY,
     -- Stream position of the latest change; 0: all users are indexed again.
@@ -2685,15 +2696,15 @@ CREATE TABLE directory_changes (
 ----------------------------------------------------------------------------------------------------
 
 -- m.room.retention of rooms that have or had it. Written by storage/retention/room_retention.py.
-CREATE TABLE room_lifetimes (
+CREATE TABLE room_retention (
     -- The room.
-    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    room_nid ROWID NOT NULL PRIMARY KEY,
     -- Milliseconds; 2^53: the room wants no limit. NULL: the room has no valid setting.
     max_lifetime BIGINT,
     -- Stream position of the change.
     position BIGINT NOT NULL
 );
-CREATE INDEX room_lifetimes_by_position ON room_lifetimes (position);
+CREATE INDEX room_retention_by_position ON room_retention (position);
 
 -- Purges of room history. Written by storage/retention/history_purges.py.
 CREATE TABLE history_purges (
@@ -2708,7 +2719,7 @@ CREATE TABLE history_purges (
     -- Messages at a smaller depth are purged. NULL: at any depth.
     before_depth BIGINT,
     -- 1: also messages of local users.
-    with_own INTEGER NOT NULL,
+    include_local INTEGER NOT NULL,
     -- The newest message at the start, which is not purged. NULL: none is.
     kept_nid BIGINT,
     -- The newest event at the start. Later events are not purged.
@@ -2729,10 +2740,11 @@ CREATE TABLE history_purges (
     error TEXT
 );
 CREATE UNIQUE INDEX history_purges_active ON history_purges (room_nid) WHERE finished_ts IS NULL;
-CREATE INDEX history_purges_by_end ON history_purges (finished_ts) WHERE finished_ts IS NOT NULL;
+CREATE INDEX history_purges_by_finished ON history_purges (finished_ts)
+    WHERE finished_ts IS NOT NULL;
 
 -- Number of purged messages. Written by storage/retention/purging.py.
-CREATE TABLE purged_messages (
+CREATE TABLE purge_counts (
     -- The room.
     room_nid BIGINT NOT NULL,
     -- Day of the purge: days since 1970, UTC.
@@ -2747,17 +2759,17 @@ CREATE TABLE purged_messages (
     counted_upto BIGINT NOT NULL DEFAULT 0,
     PRIMARY KEY (room_nid, day, cause)
 ) CLUSTERED;
-CREATE INDEX purged_messages_by_day ON purged_messages (day, room_nid, cause);
-CREATE INDEX purged_messages_by_position ON purged_messages (position);
+CREATE INDEX purge_counts_by_day ON purge_counts (day, room_nid, cause);
+CREATE INDEX purge_counts_by_position ON purge_counts (position);
 
 -- Rooms that no local user is in; all who were have forgotten them. Written by
 -- storage/retention/history_purges.py.
 CREATE TABLE forgotten_rooms (
     -- The room.
-    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    room_nid ROWID NOT NULL PRIMARY KEY,
     -- Time since which this is known.
     since_ts BIGINT NOT NULL,
     -- Time at which its messages were purged. NULL: not yet.
     purged_ts BIGINT
 );
-CREATE INDEX forgotten_rooms_waiting ON forgotten_rooms (since_ts) WHERE purged_ts IS NULL;
+CREATE INDEX forgotten_rooms_to_purge ON forgotten_rooms (since_ts) WHERE purged_ts IS NULL;

@@ -249,16 +249,14 @@ def queue_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Queue events that were outliers and now have a place in their rooms. The job has already
     passed their numbers."""
     txn.execute_many(
-        "INSERT INTO placed_events (event_nid) VALUES (?) ON CONFLICT DO NOTHING",
+        "INSERT INTO search_queue (event_nid) VALUES (?) ON CONFLICT DO NOTHING",
         [(nid,) for nid in event_nids],
     )
 
 
 def remove_queued_placed(txn: WriteTransaction, event_nids: Iterable[int]) -> None:
     """Remove events from the queue after they were processed."""
-    txn.execute_many(
-        "DELETE FROM placed_events WHERE event_nid = ?", [(nid,) for nid in event_nids]
-    )
+    txn.execute_many("DELETE FROM search_queue WHERE event_nid = ?", [(nid,) for nid in event_nids])
 
 
 def select_latest_nid(txn: Transaction) -> int:
@@ -278,7 +276,7 @@ def select_batch(txn: Transaction, after: int, limit: int, types: Collection[str
     placed = [
         nid
         for (nid,) in txn.query(
-            "SELECT event_nid FROM placed_events ORDER BY event_nid LIMIT ?", (limit,)
+            "SELECT event_nid FROM search_queue ORDER BY event_nid LIMIT ?", (limit,)
         )
     ]
     rows += txn.query_in("SELECT event_nid, type FROM events WHERE event_nid IN {keys}", placed)
@@ -334,7 +332,7 @@ def select_texts(
     )
     edits = txn.query_in(
         "SELECT p.event_nid, r.event_nid, r.origin_server_ts, r.event_id,"
-        " CASE WHEN r.is_whole = 1 AND r.sender = p.sender AND r.type = p.type"
+        " CASE WHEN r.has_new_content = 1 AND r.sender = p.sender AND r.type = p.type"
         " AND p.state_key IS NULL THEN 1 ELSE 0 END"
         " FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
         f" WHERE r.rel_type = '{REPLACE}' AND (p.flags & {_TIMELINE}) <> 0"

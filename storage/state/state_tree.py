@@ -47,7 +47,7 @@ _SELECT_NODES = "SELECT node, content FROM state_nodes WHERE room_nid = ? AND no
 # While a collection runs in the room, new nodes belong to its cycle, so that they are not deleted
 _INSERT_NODE = """
     INSERT INTO state_nodes (room_nid, node, content, cycle)
-    VALUES (?, ?, ?, COALESCE((SELECT cycle FROM state_collections WHERE room_nid = ?), 0))
+    VALUES (?, ?, ?, COALESCE((SELECT cycle FROM state_garbage_collections WHERE room_nid = ?), 0))
     ON CONFLICT (room_nid, node) DO UPDATE SET cycle = excluded.cycle
     WHERE state_nodes.cycle < excluded.cycle
 """

@@ -84,7 +84,7 @@ class SlidingConnectionStore:
     ) -> None:
         """Delete the connections of deleted devices."""
         txn.execute_many(
-            "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ?",
+            "DELETE FROM sliding_sync_connections WHERE user_id = ? AND device_id = ?",
             [(user_id, device_id) for device_id in device_ids],
         )
 
@@ -97,7 +97,7 @@ def _select(
     txn: Transaction, key: SlidingConnectionKey, state_nid: int
 ) -> SlidingConnectionState | None:
     row = txn.query_one(
-        "SELECT used_ts, state FROM sliding_connections"
+        "SELECT last_used_ts, state FROM sliding_sync_connections"
         " WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid = ?",
         (*_args(key), state_nid),
     )
@@ -107,28 +107,29 @@ def _select(
 def _insert(
     txn: WriteTransaction, key: SlidingConnectionKey, former: int | None, state: bytes, now_ms: int
 ) -> int:
-    state_nid = txn.allocate("sliding_state")
+    state_nid = txn.allocate("sliding_sync_state")
     known = 0 if former is None else former
     others = MAX_CONNECTION_STATES - 2  # in addition to the former and the new one
     txn.execute_later(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
+        "DELETE FROM sliding_sync_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
         " AND (state_nid < ?"
-        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_connections AS s"
+        " OR state_nid <> ? AND state_nid <= (SELECT s.state_nid FROM sliding_sync_connections AS s"
         " WHERE s.user_id = ?"
         " AND s.device_id = ? AND s.conn_id = ? AND s.state_nid <> ?"
         " ORDER BY s.state_nid DESC LIMIT 1 OFFSET ?))",
         (*_args(key), known, known, *_args(key), known, others),
     )
     txn.execute_later(
-        "INSERT INTO sliding_connections (user_id, device_id, conn_id, state_nid, used_ts, state)"
+        "INSERT INTO sliding_sync_connections (user_id, device_id, conn_id, state_nid,"
+        " last_used_ts, state)"
         " VALUES (?, ?, ?, ?, ?, ?)",
         (*_args(key), state_nid, now_ms, state),
     )
     if former is None:
         other_ids = txn.query(
-            "SELECT conn_id FROM sliding_connections"
+            "SELECT conn_id FROM sliding_sync_connections"
             " WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
-            " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
+            " GROUP BY conn_id ORDER BY max(last_used_ts) DESC, conn_id",
             _args(key),
         )
         for (conn_id,) in other_ids[MAX_DEVICE_CONNECTIONS - 1 :]:
@@ -138,12 +139,12 @@ def _insert(
 
 def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
     unused = txn.query(
-        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_connections"
-        " WHERE used_ts < ? LIMIT ?",
+        "SELECT user_id, device_id, conn_id, state_nid FROM sliding_sync_connections"
+        " WHERE last_used_ts < ? LIMIT ?",
         (unused_since, limit),
     )
     txn.execute_many(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
+        "DELETE FROM sliding_sync_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?"
         " AND state_nid = ?",
         unused,
     )
@@ -152,7 +153,7 @@ def _delete_unused(txn: WriteTransaction, unused_since: int, limit: int) -> int:
 
 def _touch(txn: WriteTransaction, key: SlidingConnectionKey, now_ms: int) -> None:
     txn.execute(
-        "UPDATE sliding_connections SET used_ts = ?"
+        "UPDATE sliding_sync_connections SET last_used_ts = ?"
         " WHERE user_id = ? AND device_id = ? AND conn_id = ?",
         (now_ms, *_args(key)),
     )
@@ -160,6 +161,6 @@ def _touch(txn: WriteTransaction, key: SlidingConnectionKey, now_ms: int) -> Non
 
 def _delete(txn: WriteTransaction, key: SlidingConnectionKey) -> None:
     txn.execute(
-        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?",
+        "DELETE FROM sliding_sync_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?",
         _args(key),
     )

@@ -4,17 +4,17 @@ from storage.engine.transaction import WriteTransaction
 
 
 class TextMessageStore:
-    """The table `text_messages_sent`."""
+    """The table `sms_counts`."""
 
     def count_message(self, txn: WriteTransaction, day: int, most: int) -> bool:
         """Count a message, and delete earlier days; return False if the maximum is reached.
 
         `day`: days since 1970. `most`: the maximum per day.
         """
-        txn.execute("DELETE FROM text_messages_sent WHERE day < ?", (day,))
+        txn.execute("DELETE FROM sms_counts WHERE day < ?", (day,))
         sql = (
-            "INSERT INTO text_messages_sent (day, messages) VALUES (?, 1) ON CONFLICT (day)"
-            " DO UPDATE SET messages = text_messages_sent.messages + 1"
-            " WHERE text_messages_sent.messages < ?"
+            "INSERT INTO sms_counts (day, messages) VALUES (?, 1) ON CONFLICT (day)"
+            " DO UPDATE SET messages = sms_counts.messages + 1"
+            " WHERE sms_counts.messages < ?"
         )
         return bool(txn.execute(sql, (day, most)))

@@ -45,19 +45,19 @@ class ValidationRow(msgspec.Struct, frozen=True):
     next_link: str | None
     created_ts: int
     validated_ts: int | None = None
-    tries: int = 0
+    attempts: int = 0
     """The number of codes that were entered."""
 
 
 _THREEPID = "medium, address, user_id, validated_ts, added_ts"
 _VALIDATION = (
     "sid, purpose, medium, address, client_secret_hash, token_hash, send_attempt, next_link,"
-    " created_ts, validated_ts, tries"
+    " created_ts, validated_ts, attempts"
 )
 
 
 class ThreepidStore:
-    """The tables `threepids`, `threepid_vouchers` and `threepid_validations`."""
+    """The tables `threepids`, `threepid_assertions` and `threepid_validations`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -93,7 +93,8 @@ class ThreepidStore:
         )
         vouchers: dict[tuple[str, str], set[str]] = {}
         for medium, address, provider in txn.query_in(
-            "SELECT v.medium, v.address, v.provider FROM threepid_vouchers AS v JOIN threepids AS t"
+            "SELECT v.medium, v.address, v.provider FROM threepid_assertions AS v"
+            " JOIN threepids AS t"
             " ON t.medium = v.medium AND t.address = v.address WHERE t.user_id IN {keys}",
             user_ids,
         ):
@@ -125,7 +126,7 @@ class ThreepidStore:
             # an owner without an address now gets the e-mail about the expiry of the account
             # (storage/accounts/validity.py)
             txn.execute(
-                "UPDATE accounts SET renewal_letter = 0 WHERE user_id = ? AND renewal_letter = 3",
+                "UPDATE accounts SET renewal_email = 0 WHERE user_id = ? AND renewal_email = 3",
                 (row.user_id,),
             )
             return True
@@ -140,7 +141,7 @@ class ThreepidStore:
     ) -> None:
         """Add an identity provider that asserts an address."""
         sql = (
-            "INSERT INTO threepid_vouchers (medium, address, provider) VALUES (?, ?, ?)"
+            "INSERT INTO threepid_assertions (medium, address, provider) VALUES (?, ?, ?)"
             " ON CONFLICT DO NOTHING"
         )
         txn.execute(sql, (medium, address, provider))
@@ -149,12 +150,12 @@ class ThreepidStore:
         self, txn: WriteTransaction, medium: str, address: str, provider: str
     ) -> None:
         """Remove an identity provider that asserted an address."""
-        sql = "DELETE FROM threepid_vouchers WHERE medium = ? AND address = ? AND provider = ?"
+        sql = "DELETE FROM threepid_assertions WHERE medium = ? AND address = ? AND provider = ?"
         txn.execute(sql, (medium, address, provider))
 
     def _remove_vouchers(self, txn: WriteTransaction, medium: str, address: str) -> None:
         txn.execute(
-            "DELETE FROM threepid_vouchers WHERE medium = ? AND address = ?", (medium, address)
+            "DELETE FROM threepid_assertions WHERE medium = ? AND address = ?", (medium, address)
         )
 
     def remove_threepid(
@@ -170,9 +171,10 @@ class ThreepidStore:
     def remove_threepids(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all addresses from an account."""
         txn.execute(
-            "DELETE FROM threepid_vouchers WHERE EXISTS (SELECT 1 FROM threepids AS t"
+            "DELETE FROM threepid_assertions WHERE EXISTS (SELECT 1 FROM threepids AS t"
             " WHERE t.user_id = ?"
-            " AND t.medium = threepid_vouchers.medium AND t.address = threepid_vouchers.address)",
+            " AND t.medium = threepid_assertions.medium"
+            " AND t.address = threepid_assertions.address)",
             (user_id,),
         )
         txn.execute("DELETE FROM threepids WHERE user_id = ?", (user_id,))
@@ -212,7 +214,7 @@ class ThreepidStore:
             row.next_link,
             row.created_ts,
             row.validated_ts,
-            row.tries,
+            row.attempts,
         )
         txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (row.sid,))
         sql = (
@@ -235,8 +237,8 @@ class ThreepidStore:
         None if it is unknown or expired, or has had `most` attempts.
         """
         sql = (
-            "UPDATE threepid_validations SET tries = tries + 1"
-            " WHERE sid = ? AND client_secret_hash = ? AND medium = ? AND tries < ?"
+            "UPDATE threepid_validations SET attempts = attempts + 1"
+            " WHERE sid = ? AND client_secret_hash = ? AND medium = ? AND attempts < ?"
             " AND created_ts > ?"
         )
         if not txn.execute(sql, (sid, client_secret_hash, medium, most, created_after)):

@@ -18,8 +18,8 @@ def is_ended(txn: Transaction, origin: str | None) -> bool:
     prefixes = (f"{of_person}.", f"{of_person}.{rest[: rest.rfind('.') + 1]}") if dot else ()
     names = [ProviderSessions(sign_in.provider, name).key for name in {"", session, *prefixes}]
     placeholders = ", ".join("?" for _ in names)
-    is_one = f"sign_in IN ({placeholders}) AND subject IN ('', ?)"
-    sql = f"SELECT 1 FROM ended_sign_ins WHERE {is_one} AND ended_ts >= ?"
+    is_one = f"upstream_key IN ({placeholders}) AND subject IN ('', ?)"
+    sql = f"SELECT 1 FROM ended_upstream_sessions WHERE {is_one} AND ended_ts >= ?"
     return txn.query_one(sql, (*names, sign_in.subject, sign_in.began_ts)) is not None
 
 
@@ -36,8 +36,8 @@ class EndedProviderSessionStore:
         names. `subject`: only those of this person; then the prefix may be empty. `now`:
         milliseconds since 1970."""
         sql = (
-            "INSERT INTO ended_sign_ins (sign_in, subject, ended_ts) VALUES (?, ?, ?)"
-            " ON CONFLICT (sign_in, subject) DO UPDATE SET ended_ts = excluded.ended_ts"
+            "INSERT INTO ended_upstream_sessions (upstream_key, subject, ended_ts) VALUES (?, ?, ?)"
+            " ON CONFLICT (upstream_key, subject) DO UPDATE SET ended_ts = excluded.ended_ts"
         )
         txn.execute(sql, (sign_ins.key, subject or "", now))
 
@@ -46,8 +46,9 @@ class EndedProviderSessionStore:
 
         def write(txn: WriteTransaction) -> int:
             sql = (
-                "DELETE FROM ended_sign_ins WHERE (sign_in, subject) IN"
-                " (SELECT sign_in, subject FROM ended_sign_ins WHERE ended_ts < ? LIMIT ?)"
+                "DELETE FROM ended_upstream_sessions WHERE (upstream_key, subject) IN"
+                " (SELECT upstream_key, subject FROM ended_upstream_sessions"
+                " WHERE ended_ts < ? LIMIT ?)"
             )
             return txn.execute(sql, (ended_before, limit))
 

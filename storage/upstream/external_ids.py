@@ -28,7 +28,9 @@ class ExternalIdRow(msgspec.Struct, frozen=True):
     """Hash of the addresses that were last imported; empty if some could not be imported."""
 
 
-_COLUMNS = "provider, subject, user_id, linked_ts, left_ts, said_name, said_addresses"
+_COLUMNS = (
+    "provider, subject, user_id, linked_ts, removed_ts, synced_name_hash, synced_addresses_hash"
+)
 
 
 class ExternalIdStore:
@@ -66,8 +68,9 @@ class ExternalIdStore:
 
         def read(txn: Transaction) -> list[ExternalIdRow]:
             sql = (
-                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.left_ts, e.said_name,"
-                " e.said_addresses FROM external_ids e"
+                "SELECT e.provider, e.subject, e.user_id, e.linked_ts, e.removed_ts,"
+                " e.synced_name_hash,"
+                " e.synced_addresses_hash FROM external_ids e"
                 " JOIN accounts a ON a.user_id = e.user_id"
                 " WHERE e.provider = ? AND a.deactivated_ts IS NULL ORDER BY e.subject"
             )
@@ -104,15 +107,16 @@ class ExternalIdStore:
         )
 
     def set_removed(
-        self, txn: WriteTransaction, provider: str, subject: str, left_ts: int | None
+        self, txn: WriteTransaction, provider: str, subject: str, removed_ts: int | None
     ) -> bool:
         """Record since when the person is missing in the directory, or with None that they are
         back; False if that is already stored."""
-        differs = "left_ts IS NULL" if left_ts is not None else "left_ts IS NOT NULL"
+        differs = "removed_ts IS NULL" if removed_ts is not None else "removed_ts IS NOT NULL"
         sql = (
-            f"UPDATE external_ids SET left_ts = ? WHERE provider = ? AND subject = ? AND {differs}"
+            f"UPDATE external_ids SET removed_ts = ? WHERE provider = ? AND subject = ?"
+            f" AND {differs}"
         )
-        return bool(txn.execute(sql, (left_ts, provider, subject)))
+        return bool(txn.execute(sql, (removed_ts, provider, subject)))
 
     async def set_synced_hashes(
         self, provider: str, subject: str, name: str, addresses: str
@@ -121,7 +125,7 @@ class ExternalIdStore:
 
         def write(txn: WriteTransaction) -> None:
             sql = (
-                "UPDATE external_ids SET said_name = ?, said_addresses = ?"
+                "UPDATE external_ids SET synced_name_hash = ?, synced_addresses_hash = ?"
                 " WHERE provider = ? AND subject = ?"
             )
             txn.execute(sql, (name, addresses, provider, subject))

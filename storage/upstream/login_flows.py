@@ -52,7 +52,7 @@ class UpstreamFlowStore:
                 person,
             )
             txn.execute(
-                f"INSERT INTO upstream_flows ({_COLUMNS}, sign_in, person)"
+                f"INSERT INTO upstream_flows ({_COLUMNS}, upstream_key, user_key)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
@@ -67,7 +67,7 @@ class UpstreamFlowStore:
 
     def remove_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
         """Remove the flows of an identified person, with or without an account."""
-        txn.execute("DELETE FROM upstream_flows WHERE person = ?", (user_key(provider, subject),))
+        txn.execute("DELETE FROM upstream_flows WHERE user_key = ?", (user_key(provider, subject),))
 
     async def remove_browser(self, browser_hash: bytes) -> None:
         """Remove all flows of a browser."""
@@ -114,7 +114,7 @@ class UpstreamFlowStore:
     def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
         """As `add_used_assertion`, in a transaction."""
         sql = (
-            "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?)"
+            "INSERT INTO used_saml_assertions (assertion_id, expires_ts) VALUES (?, ?)"
             " ON CONFLICT DO NOTHING"
         )
         return bool(txn.execute(sql, (assertion_id, expires_ts)))
@@ -130,8 +130,8 @@ class UpstreamFlowStore:
                 (now, limit),
             )
             assertions = txn.execute(
-                "DELETE FROM taken_assertions WHERE assertion_id IN"
-                " (SELECT assertion_id FROM taken_assertions WHERE expires_ts <= ? LIMIT ?)",
+                "DELETE FROM used_saml_assertions WHERE assertion_id IN"
+                " (SELECT assertion_id FROM used_saml_assertions WHERE expires_ts <= ? LIMIT ?)",
                 (now, limit),
             )
             return min(limit, flows + assertions)
@@ -142,9 +142,9 @@ class UpstreamFlowStore:
 def take_logout_token(txn: WriteTransaction, digest: bytes, until: int, now: int) -> bool:
     """Record that a token is used in this write; False if it was used before. `until`: when the
     token is too old anyway, and its row is removed; both in milliseconds since 1970."""
-    txn.execute("DELETE FROM taken_logout_tokens WHERE until_ts <= ?", (now,))
+    txn.execute("DELETE FROM used_logout_tokens WHERE expires_ts <= ?", (now,))
     sql = (
-        "INSERT INTO taken_logout_tokens (digest, until_ts) VALUES (?, ?)"
+        "INSERT INTO used_logout_tokens (digest, expires_ts) VALUES (?, ?)"
         " ON CONFLICT (digest) DO NOTHING"
     )
     return txn.execute(sql, (digest, until)) > 0

@@ -14,8 +14,8 @@ from storage.engine.transaction import Transaction, WriteTransaction
 
 
 class UpstreamSessionRow(msgspec.Struct, frozen=True):
-    """A device and its sign-in at a provider. `session`: the provider's name for the session, if it
-    has one."""
+    """A device and its sign-in at a provider. `session_id`: the provider's name for the session, if
+    it has one."""
 
     user_id: str
     device_id: str
@@ -24,7 +24,7 @@ class UpstreamSessionRow(msgspec.Struct, frozen=True):
     session_id: str | None
 
 
-_COLUMNS = "user_id, device_id, provider, subject, session"
+_COLUMNS = "user_id, device_id, provider, subject, session_id"
 
 
 class StoredProviderSignIn(msgspec.Struct, frozen=True):
@@ -50,10 +50,10 @@ class ProviderSessions(NamedTuple):
         return f"{self.provider} {self.session}"
 
     def where(self) -> tuple[str, tuple[str, ...]]:
-        """Return the SQL condition on a column `sign_in` (see `upstream_key`) and its values."""
+        """Return the SQL condition on the column `upstream_key`, and its values."""
         if self.is_prefix:
-            return "sign_in >= ? AND sign_in < ?", (self.key, get_prefix_end(self.key))
-        return "sign_in = ?", (self.key,)
+            return "upstream_key >= ? AND upstream_key < ?", (self.key, get_prefix_end(self.key))
+        return "upstream_key = ?", (self.key,)
 
 
 def parse_origin(origin: str) -> StoredProviderSignIn:
@@ -67,8 +67,8 @@ def user_key(provider: str, subject: str) -> str:
 
 
 def upstream_key(origin: str | None) -> str | None:
-    """Return the value of a column `sign_in`, from the JSON of a sign-in; None if the provider has
-    no name for the session."""
+    """Return the value of the column `upstream_key` for a sign-in, from its JSON; None if the provider
+    has no name for the session."""
     sign_in = None if origin is None else parse_origin(origin)
     if sign_in is None or sign_in.session is None:
         return None
@@ -93,7 +93,7 @@ class UpstreamSessionStore:
         """Return the devices of a session, or of a person; of both if both are given."""
         conditions = ["provider = ?"]
         args = [provider]
-        for column, value in (("subject", subject), ("session", session)):
+        for column, value in (("subject", subject), ("session_id", session)):
             if value is not None:
                 conditions.append(f"{column} = ?")
                 args.append(value)
@@ -106,7 +106,7 @@ class UpstreamSessionStore:
         """Return the devices of sessions with this prefix (ASCII alphanumerics and dots)."""
         sql = (
             f"SELECT {_COLUMNS} FROM upstream_sessions"
-            " WHERE provider = ? AND session >= ? AND session < ?"
+            " WHERE provider = ? AND session_id >= ? AND session_id < ?"
         )
         return [
             UpstreamSessionRow(*row)

@@ -126,7 +126,7 @@ MOMENTS: Final[dict[str, Moment]] = {
     "when the bytes have their place": _patch("settle", "files", lambda _: _die),
     "before an object is taken away": _patch("remove", "store", lambda _: _die),
     "when an object is taken away": _patch("remove", "store", _after),
-    "before the rows go": _patch("set_leaving", "table", lambda _: _die),
+    "before the rows go": _patch("set_deleting", "table", lambda _: _die),
     "never": lambda _: None,
 }
 

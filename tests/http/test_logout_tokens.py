@@ -80,7 +80,7 @@ def test_used_logout_tokens_are_stored_until_they_expire(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     def count() -> int:
-        sql = "SELECT COUNT(*) FROM taken_logout_tokens"
+        sql = "SELECT COUNT(*) FROM used_logout_tokens"
         found = linked.run(linked.app.database.read("count", lambda txn: txn.query(sql)))
         return int(found[0][0])
 

@@ -27,7 +27,10 @@ OURS = "/_mahalla/admin/v1/media"
 
 @pytest.fixture
 def alice(tmp_path: Path, sqlite_database: Database, scanners: RunningScanners) -> Iterator[User]:
-    config = f"media_scanning: {{clamd: '{scanners.unix}', forbidden_types: [application/x-executable]}}\n"
+    config = (
+        f"media_scanning:"
+        f" {{clamd: '{scanners.unix}', forbidden_types: [application/x-executable]}}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     yield server.register("alice")
     server.app.media.close_workers()
@@ -151,7 +154,8 @@ def test_a_verdict_is_remembered_without_the_key(alice: User, tmp_path: Path) ->
 
     def select(txn: Transaction) -> list[tuple[Any, ...]]:
         return txn.query(
-            "SELECT digest, hash, version, found, by_user_id FROM media_scans WHERE digest <> hash"
+            "SELECT digest, hash, version, finding, by_user_id FROM media_scans"
+            " WHERE digest <> hash"
         )
 
     (row,) = alice.server.run(alice.server.app.database.read("rows", select))
@@ -304,7 +308,10 @@ def test_while_no_scanner_can_be_asked(alice: User, scanners: RunningScanners) -
 def test_so_many_keys_may_be_tried(
     tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
 ) -> None:
-    config = f"rc_media_scan: {{per_second: 1, burst_count: 2}}\nmedia_scanning: {{clamd: '{scanners.unix}'}}\n"
+    config = (
+        f"rc_media_scan: {{per_second: 1, burst_count: 2}}\nmedia_scanning:"
+        f" {{clamd: '{scanners.unix}'}}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     alice, bob = server.register("alice"), server.register("bob")
     files = [encrypted(alice, b"%d" % number) for number in range(3)]

@@ -31,7 +31,9 @@ def listed(user: User) -> list[str]:
 def kept(server: TestServer, user: User) -> int:
     def count(txn: Transaction) -> int:
         return int(
-            txn.query("SELECT count(*) FROM push_outcomes WHERE user_id = ?", (user.user_id,))[0][0]
+            txn.query("SELECT count(*) FROM event_push_actions WHERE user_id = ?", (user.user_id,))[
+                0
+            ][0]
         )
 
     return server.run(server.app.database.read("test", count))

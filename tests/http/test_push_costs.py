@@ -33,7 +33,7 @@ class Counting:
 
     def rows(self) -> int:
         def count(txn: Transaction) -> int:
-            ((found,),) = txn.query("SELECT count(*) FROM push_outcomes", ())
+            ((found,),) = txn.query("SELECT count(*) FROM event_push_actions", ())
             return int(found)
 
         return self.server.run(self.database.read("count_rows", count))

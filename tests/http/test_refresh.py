@@ -247,7 +247,7 @@ async def test_an_imported_refresh_token_without_family_can_be_refreshed(
             "OLD",
             now=0,
             expires_ts=None,
-            ultimate_expires_ts=None,
+            session_expires_ts=None,
         )
 
     await server.database.write("import", write)

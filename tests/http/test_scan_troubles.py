@@ -367,7 +367,7 @@ def _pauses(user: User, count: int) -> list[int]:
             user.server.app.media.scanning.store.get_scan(hashlib.sha256(TEA).digest())
         )
         assert row is not None
-        pause = row.until_ts // 1000 - int(user.server.clock.seconds())
+        pause = row.due_ts // 1000 - int(user.server.clock.seconds())
         pauses.append(pause)
         user.server.clock.advance(pause)
         (job, *_) = user.server.app.media.scanning.jobs()

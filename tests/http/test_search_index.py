@@ -180,7 +180,7 @@ async def test_outliers_that_get_a_position_later_are_indexed(database: Database
 
     def place(txn: WriteTransaction) -> None:
         make_outlier(txn, said.flags)
-        txn.execute("INSERT INTO placed_events (event_nid) VALUES (?)", (said.nid,))
+        txn.execute("INSERT INTO search_queue (event_nid) VALUES (?)", (said.nid,))
 
     await database.write("place", place)
     assert await database.read("batch", batch, upto) == (upto, frozenset({said.nid}), [said.nid])

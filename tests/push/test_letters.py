@@ -462,7 +462,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
     say(bob, room_id, "the newest, which a purge spares")
     say(bob, other, "cinnamon")
     pass_time(server, 12 * MINUTE, MINUTE)
-    waiting = "SELECT attempts FROM outgoing_mail"
+    waiting = "SELECT attempts FROM email_outbox"
     assert server.run(database.read("read", lambda txn: bool(txn.query(waiting))))
     if how == "redacted":
         assert bob.put(f"{V3}/rooms/{room_id}/redact/{gone}/1", {}).status == 200
@@ -471,7 +471,7 @@ def test_a_delayed_email_omits_messages_that_were_removed_meanwhile(
         until = stored.event.origin_server_ts + 1
         assert server.run(
             server.app.retention.purges.do_start(
-                room_id, None, until, with_own=True, by=bob.user_id
+                room_id, None, until, include_local=True, by=bob.user_id
             )
         )
         assert server.run(server.app.retention.purges.do_step(10)) == 2

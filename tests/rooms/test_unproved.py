@@ -11,7 +11,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.check import Verdict
 from storage.engine.database import Database
-from storage.partial_state.unverified_events import PartOf, UnverifiedEvent, UnverifiedEventStore
+from storage.partial_state.unverified_events import NeededIn, UnverifiedEvent, UnverifiedEventStore
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.partial_rooms import PartialRoomStore
 from tests.conftest import run_coroutine
@@ -84,7 +84,7 @@ async def test_an_unverified_event_is_retried_and_added(
     members = await MembershipStore(database).get_all(snapshot.room.room_nid)
     assert members[b.user][1] == "join"
     (told,) = await PartialRoomStore(database).get_rooms()  # clients get the complete room again
-    assert told.completed is not None
+    assert told.completed_position is not None
     assert not (await newcomer.engine.get_snapshot(room_id)).head.partial_join
     assert (await UnverifiedEventStore(database).get_rooms())[snapshot.room.room_nid] is None
     # and stays there with what follows
@@ -151,7 +151,7 @@ async def test_events_of_some_state_are_resolved_with_the_current_state(
     assert await newcomer.verdict(room_id, rules.event) is Verdict.ACCEPT
     nid = (await newcomer.engine.get_snapshot(room_id)).room.room_nid
     learn(newcomer, b)
-    from_afar = UnverifiedEvent(once.event_id, once.depth, encode_pdu(once), PartOf.SOME_STATE)
+    from_afar = UnverifiedEvent(once.event_id, once.depth, encode_pdu(once), NeededIn.SOME_STATE)
 
     await newcomer.unproved.store(nid, [from_afar])
     newcomer.clock.advance(DAY)
@@ -164,7 +164,7 @@ async def test_an_invalid_event_is_deleted(residents: list[Peer], database: Data
     newcomer = await enter(residents, database, room_id)
     nid = (await newcomer.engine.get_snapshot(room_id)).room.room_nid
     await newcomer.unproved.store(
-        nid, [UnverifiedEvent("$nothing", 1, b'{"type":"m.room.topic"}', PartOf.SOME_STATE)]
+        nid, [UnverifiedEvent("$nothing", 1, b'{"type":"m.room.topic"}', NeededIn.SOME_STATE)]
     )
     store = UnverifiedEventStore(database)
     assert len(await store.get_of_room(nid)) == 2

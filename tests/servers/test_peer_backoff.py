@@ -49,11 +49,11 @@ def test_without_a_schedule_other_failures_leave_no_pause(time: Time) -> None:
 
 def test_pauses_grow_with_failures_in_a_row_and_an_answer_ends_them(time: Time) -> None:
     backoff: PeerBackoff[str] = PeerBackoff(now_ms=time, schedule=BackoffSchedule(100, 400))
-    for pause_ms in (100, 200, 400, 400):
+    for backoff_ms in (100, 200, 400, 400):
         backoff.record_failure(NORTH, GONE)
         backoff.record_failure(NORTH, GONE)  # the same failure
-        assert backoff.left_ms(NORTH) == pause_ms
-        time.now_ms += pause_ms
+        assert backoff.left_ms(NORTH) == backoff_ms
+        time.now_ms += backoff_ms
         assert backoff.left_ms(NORTH) == 0
     backoff.record_failure(NORTH, GONE)
     backoff.record_answer(NORTH)
@@ -121,7 +121,7 @@ def test_a_schedule_grows_within_its_bounds(
 ) -> None:
     schedule = BackoffSchedule(first_ms, first_ms * factor, growth)
     assert schedule.nth(1) == schedule.after(0) == first_ms
-    pause_ms = schedule.nth(failures)
-    assert first_ms <= pause_ms <= schedule.longest_ms
-    assert pause_ms <= schedule.nth(failures + 1)
-    assert pause_ms <= schedule.after(pause_ms) <= schedule.longest_ms
+    backoff_ms = schedule.nth(failures)
+    assert first_ms <= backoff_ms <= schedule.longest_ms
+    assert backoff_ms <= schedule.nth(failures + 1)
+    assert backoff_ms <= schedule.after(backoff_ms) <= schedule.longest_ms

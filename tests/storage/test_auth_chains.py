@@ -130,7 +130,7 @@ async def test_a_member_costs_a_place_and_a_link(database: Database) -> None:
     await database.write("add", store.add, [AuthNode(100, [1, 3, 4, 7], 7)])
 
     def count_rows(txn: Transaction) -> tuple[int, int, int]:
-        places = txn.query("SELECT COUNT(*), COUNT(DISTINCT chain) FROM auth_chain_places")
+        places = txn.query("SELECT COUNT(*), COUNT(DISTINCT chain) FROM auth_chains")
         links = txn.query("SELECT COUNT(*) FROM auth_chain_links WHERE chain > 4")
         return (*places[0], links[0][0])
 

@@ -153,16 +153,16 @@ async def test_activity_of_an_unreachable_server_is_reported_once(
 
 async def test_a_server_that_asked_us_to_wait_is_not_failing(database: Database) -> None:
     store, lists = DestinationStore(database), DestinationListStore(database)
-    for asked_until_ts, pause_ms in ((600_020, 600_000), (1000, 5000)):
-        row = DestinationRow(PEER, 10, 20, 5000, "busy", asked_until_ts)
+    for retry_after_ts, backoff_ms in ((600_020, 600_000), (1000, 5000)):
+        row = DestinationRow(PEER, 10, 20, 5000, "busy", retry_after_ts)
         await store.add_failure(row, Backlog({ROOM_NID: 5}))
         assert await store.get_destinations() == {PEER: row}
         assert await store.get_failing_since(PEER) is None
         assert (await lists.get_one(PEER)) == DestinationSummary(
-            PEER, None, 20, pause_ms, "busy", asked_until_ts, rooms_missed=1
+            PEER, None, 20, backoff_ms, "busy", retry_after_ts, rooms_missed=1
         )
     await database.write("test", store.set_reached, PEER, 30)
-    assert (await store.get_destinations())[PEER].asked_until_ts == 0
+    assert (await store.get_destinations())[PEER].retry_after_ts == 0
 
 
 async def test_a_server_is_in_a_room_while_one_of_its_users_is(database: Database) -> None:
@@ -478,7 +478,7 @@ async def test_own_membership_changes_are_found_without_scanning_events(
 ) -> None:
     plans = record_plans(database, monkeypatch)
     assert list(await DestinationStore(database).get_own_membership_changes(10, 20, 100)) == []
-    assert [plan for plan in plans if "events_own_moves" in plan], plans
+    assert [plan for plan in plans if "events_own_memberships" in plan], plans
 
 
 async def test_recent_departures_are_found_without_reading_all_of_them(
@@ -491,7 +491,8 @@ async def test_recent_departures_are_found_without_reading_all_of_them(
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+            " position, is_local)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             departed + others,
         )

@@ -121,9 +121,9 @@ async def test_the_cost_of_finding_old_addresses_depends_on_their_number(
 
     def fill(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO devices (user_id, device_id, created_ts, made_ts, device_nid,"
-            " last_seen_ts, last_seen_ip, seen_hour)"
-            " VALUES (?, ?, 1, 1, ?, ?, '::1', ?)",
+            "INSERT INTO devices (user_id, device_id, created_ts, device_nid,"
+            " last_seen_ts, last_seen_ip, last_seen_hour)"
+            " VALUES (?, ?, 1, ?, ?, '::1', ?)",
             [(ALICE, f"D{number}", -number, number * HOUR_MS, number) for number in range(3000)],
         )
 

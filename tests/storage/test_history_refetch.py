@@ -46,13 +46,14 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     heard: list[Change] = []
     await database.write("fill", fill)
     sql = (
-        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts, last_access_ts, authenticated)"
+        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts,"
+        " last_access_ts, authenticated)"
         " VALUES ('x3', ?, ?, '', 1, 1, 1, 1)"
     )
     await database.write("files", lambda txn: txn.execute(sql, (ALICE, bytes(32))))
     await forget(database, 1, 3, 5)
     await database.write("look", do_rechecks, OWN, 100, NOW, 10)
-    unreferenced = "SELECT unreferenced_ts FROM known_media WHERE media_id = 'x3'"
+    unreferenced = "SELECT unreferenced_ts FROM tracked_media WHERE media_id = 'x3'"
     assert await database.read("read", rows_of, unreferenced) == [(NOW,)]
     assert await states(database, 3) == [(GONE | EventFlag.FORGOTTEN, 3, False)]
     database.streams.subscribe(heard.extend, Topic.PURGED, Topic.RELATION, stage=Stage.NOTIFY)
@@ -67,7 +68,7 @@ async def test_content_is_restored_with_derived_data(database: Database) -> None
     assert await database.read("read", rows_of, "SELECT event_nid, target FROM relations") == [
         (3, "$1")
     ]
-    assert await database.read("read", rows_of, "SELECT event_nid FROM placed_events") == [(3,)]
+    assert await database.read("read", rows_of, "SELECT event_nid FROM search_queue") == [(3,)]
     assert await database.read("read", rows_of, unreferenced) == [(None,)]
     page = await TimelineStore(database).get_page(1, START, None, Direction.FORWARDS, 5)
     assert [nid for _, nid in page] == [2, 3, 4, 6, 7]
@@ -164,4 +165,4 @@ async def test_rooms_that_were_never_forgotten_cost_one_lookup_in_an_empty_index
         asked = "EXPLAIN QUERY PLAN" if is_sqlite else "EXPLAIN"
         return "\n".join(str(row) for row in txn.query(f"{asked} {GAPS_SQL}", (1, 0, 9, 1, 0, 9)))
 
-    assert "forgotten_by_depth" in await database.write("explain", explain)
+    assert "events_forgotten_by_depth" in await database.write("explain", explain)

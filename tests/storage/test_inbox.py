@@ -99,21 +99,25 @@ async def test_servers_share_a_total_quota_and_outside_servers_a_small_part(
         ),
     )
 
-    async def is_full(*names: str, origin: str, is_outside: bool = False, size: int = 1) -> bool:
+    async def is_full(
+        *names: str, origin: str, is_out_of_room: bool = False, size: int = 1
+    ) -> bool:
         new = [NewInboxRow(name, b"x" * size) for name in names]
         try:
-            await store.add(ROOM, origin, new, 10, policy_server=None, is_outside=is_outside)
+            await store.add(
+                ROOM, origin, new, 10, policy_server=None, is_out_of_room=is_out_of_room
+            )
         except InboxFull:
             return True
         return False
 
-    assert await is_full("$o1", "$o2", "$o3", origin="a.outside", is_outside=True)
-    assert await is_full("$o1", origin="a.outside", is_outside=True, size=26)
-    assert not await is_full("$o1", "$o2", origin="a.outside", is_outside=True)
-    assert await is_full("$o3", "$o4", origin="b.outside", is_outside=True), (
+    assert await is_full("$o1", "$o2", "$o3", origin="a.outside", is_out_of_room=True)
+    assert await is_full("$o1", origin="a.outside", is_out_of_room=True, size=26)
+    assert not await is_full("$o1", "$o2", origin="a.outside", is_out_of_room=True)
+    assert await is_full("$o3", "$o4", origin="b.outside", is_out_of_room=True), (
         "together they have three"
     )
-    assert not await is_full("$o3", origin="b.outside", is_outside=True)
+    assert not await is_full("$o3", origin="b.outside", is_out_of_room=True)
 
     assert await is_full("$big", origin=OTHER, size=61)
     assert not await is_full("$a", "$b", "$c", "$d", origin=PEER)
@@ -124,7 +128,7 @@ async def test_servers_share_a_total_quota_and_outside_servers_a_small_part(
     assert await is_full("$j", origin="fifth.example")
     assert await store.count() == 12
 
-    names = [(row.event_id, row.is_outside) for row in await store.get_of_room(ROOM, 2)]
+    names = [(row.event_id, row.is_out_of_room) for row in await store.get_of_room(ROOM, 2)]
     assert names == [("$a", False), ("$e", False), ("$o1", True), ("$o3", True)]
 
 
@@ -133,11 +137,11 @@ async def test_a_copy_from_a_server_in_the_room_replaces_one_from_outside(
 ) -> None:
     store = InboxStore(database=database)
     await store.add(
-        ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_outside=True
+        ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_out_of_room=True
     )
     await store.add(ROOM, PEER, [NewInboxRow("$a", b"true")], 10, policy_server=None)
     await store.add(
-        ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_outside=True
+        ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_out_of_room=True
     )
 
     assert [(row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)] == [(PEER, b"true")]
@@ -151,7 +155,7 @@ async def test_servers_of_one_domain_share_a_quota(database: Database) -> None:
         ),
     )
 
-    async def is_full(origin: str, name: str, is_outside: bool = False) -> bool:
+    async def is_full(origin: str, name: str, is_out_of_room: bool = False) -> bool:
         domain = ".".join(origin.split(".")[-2:])
         try:
             await store.add(
@@ -160,7 +164,7 @@ async def test_servers_of_one_domain_share_a_quota(database: Database) -> None:
                 rows(name),
                 10,
                 policy_server=None,
-                is_outside=is_outside,
+                is_out_of_room=is_out_of_room,
                 domain=domain,
             )
         except InboxFull:
@@ -195,7 +199,7 @@ async def test_a_copy_from_the_senders_own_server_replaces_others(
         [NewInboxRow("$b", b'{"true":1}', is_own=True)],
         40,
         policy_server=None,
-        is_outside=True,
+        is_out_of_room=True,
     )
 
     found = {row.event_id: (row.origin, row.pdu) for row in await store.get_of_room(ROOM, 10)}

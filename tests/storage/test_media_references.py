@@ -56,7 +56,8 @@ def _add_event(
     state_key: str | None = None,
 ) -> None:
     txn.execute(
-        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
+        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id,"
+        " type, state_key, sender, pdu)"
         " VALUES (?, 1, 1, 1, 16, ?, ?, ?, ?, ?)",
         (nid, f"${nid}", type, state_key, sender, text.encode()),
     )
@@ -71,11 +72,13 @@ def _begin(txn: WriteTransaction) -> None:
     """Insert a room with Alice in it, a file of hers, and a copy of a remote file with the same
     bytes."""
     txn.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+        " creation_ts)"
         " VALUES (1, '!r', '11', 1, '[]', 1, 1)"
     )
     txn.execute(
-        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+        " position, is_local)"
         " VALUES (1, ?, 'join', 1, ?, 1, 1)",
         (ALICE, ALICE),
     )
@@ -201,7 +204,8 @@ async def test_rows_of_missing_files_are_deleted(database: Database) -> None:
     removal = MediaRemovalStore(database=database, own=OWN)
     assert [await removal.remove_missing(NOW, 10) for _ in range(2)] == [2, 0]
     assert (
-        await database.read("count", lambda txn: txn.query("SELECT origin FROM known_media")) == []
+        await database.read("count", lambda txn: txn.query("SELECT origin FROM tracked_media"))
+        == []
     )
 
 
@@ -223,7 +227,7 @@ async def test_one_write_handles_as_many_content_uris_as_one_event_may_have(
 
     looked = [await database.write("look", catch_up, 100) for _ in range(4)]
     assert looked == [False, False, False, True]
-    assert await database.read("count", _count, "media_in_events") == 4 * half
+    assert await database.read("count", _count, "media_event_references") == 4 * half
 
     purging = PurgingStore(database)
     assert [each.event_nid for each in await purging.get_older(1, NOW, BEFORE_FIRST, 100)] == [1]
@@ -233,7 +237,7 @@ async def test_one_write_handles_as_many_content_uris_as_one_event_may_have(
         await database.write("redact", _redact, nid)
     left = []
     while await database.write("recheck", do_rechecks, OWN, 4, NOW, 100):
-        left.append(await database.read("count", _count, "media_in_events"))
+        left.append(await database.read("count", _count, "media_event_references"))
     assert left == [3 * half, 2 * half, half, 0]
 
 
@@ -243,8 +247,10 @@ async def test_edits_of_a_redacted_message_are_rechecked_later(database: Databas
     def edit(txn: WriteTransaction, nid: int, target: int) -> None:
         _add_event(txn, nid, ALICE, f"mxc://north.example/{nid}")
         txn.execute(
-            "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid, type, sender,"
-            " origin_server_ts, is_whole) VALUES (?, 'm.replace', 1, ?, ?, 1, 'm.room.message', ?, 1, 1)",
+            "INSERT INTO relations (target, rel_type, depth, event_nid, event_id, room_nid,"
+            " type, sender,"
+            " origin_server_ts, has_new_content) VALUES (?, 'm.replace', 1, ?, ?, 1,"
+            " 'm.room.message', ?, 1, 1)",
             (f"${target}", nid, f"${nid}", ALICE),
         )
 
@@ -256,7 +262,7 @@ async def test_edits_of_a_redacted_message_are_rechecked_later(database: Databas
     await database.write("redact", _redact, 1)
     counts = []
     while await database.write("recheck", do_rechecks, OWN, 4, NOW, 10):
-        counts.append(await database.read("count", _count, "media_in_events"))
+        counts.append(await database.read("count", _count, "media_event_references"))
     assert counts == [3, 1]
 
 

@@ -171,7 +171,7 @@ async def test_a_harmful_file_stays_harmful_until_an_administrator_releases_it(
     assert await files.quarantine.release(ContentURI(OWN, "a")) == 1
     row = await files.scans.get_scan(_hash(1))
     assert row is not None
-    assert (row.state, row.found) == (ScanState.RELEASED, "clamd: Virus")
+    assert (row.state, row.finding) == (ScanState.RELEASED, "clamd: Virus")
     assert await files.set_verdict(_verdict(1, ScanState.HARMFUL)) == ()
     assert await files.add("b", 1) is ScanState.RELEASED
     assert await files.quarantined_by("a", "b") == [None, None]
@@ -249,7 +249,7 @@ async def test_pauses_grow_until_the_scan_succeeds(files: Files) -> None:
         await files.scans.record_failure(_hash(1), now, 10, 100)
         row = await files.scans.get_scan(_hash(1))
         assert row is not None
-        assert (row.failures, row.until_ts) == (failures, now + pause)
+        assert (row.failures, row.due_ts) == (failures, now + pause)
         assert await files.take(now + pause - 1) == []
         now += pause
         assert await files.take(now) == [1]

@@ -242,7 +242,7 @@ def test_a_new_file_is_readable_by_its_owner_only(empty_sqlite: SQLiteConfig) ->
 
 def test_schema_words_are_replaced_for_each_database(tmp_path: Path) -> None:
     (tmp_path / "0001_a.sql").write_text(
-        "CREATE TABLE a (n ROW_NUMBER, b BYTES) CLUSTERED; CREATE TABLE r (n BIGINT) ROOMY;"
+        "CREATE TABLE a (n ROWID, b BYTES) CLUSTERED; CREATE TABLE r (n BIGINT) LOW_FILLFACTOR;"
     )
     sqlite, postgres = (
         find_migrations(engine, "X", tmp_path)[0].sql for engine in ("sqlite", "postgres")

@@ -110,7 +110,7 @@ async def test_digests_of_claimed_keys_are_deleted_after_a_time(
     )
     assert await device.upload(keys("d"), remembered_from=2001) == 2
     rows = await database.read(
-        "count", lambda txn: txn.query("SELECT names FROM one_time_key_blocks ORDER BY block_nid")
+        "count", lambda txn: txn.query("SELECT key_ids FROM one_time_key_blocks ORDER BY block_nid")
     )
     assert [names for (names,) in rows] == ['["c"]', '["d"]']
 
@@ -126,8 +126,8 @@ async def count_stored(database: Database) -> tuple[int, int]:
     """Return the number of blocks, and the bytes of stored digests."""
     sql = (
         "SELECT (SELECT count(*) FROM one_time_key_blocks), (SELECT count(*)"
-        " FROM one_time_key_marks),"
-        " (SELECT sum(length(used)) FROM used_one_time_keys)"
+        " FROM one_time_key_claims),"
+        " (SELECT sum(length(digests)) FROM used_one_time_keys)"
     )
     blocks, marks, used = (await database.read("count", lambda txn: txn.query(sql)))[0]
     assert blocks == marks, "each block has a mark"
@@ -166,7 +166,7 @@ async def test_blocks_are_small_whatever_is_uploaded(device: Device, database: D
     uploaded = keys(*(f"short{number}" for number in range(BLOCK_KEYS + 30)))
     uploaded |= {f"long{number}": content("x" * 4000) for number in range(9)} | keys("a", "b", "c")
     assert await device.upload(uploaded) == len(uploaded)
-    sql = "SELECT number, length(keys) FROM one_time_key_blocks"
+    sql = "SELECT key_count, length(keys) FROM one_time_key_blocks"
     blocks = await database.read("sizes", lambda txn: txn.query(sql))
     assert sum(number for number, _ in blocks) == len(uploaded)
     assert max(number for number, _ in blocks) <= BLOCK_KEYS

@@ -61,7 +61,7 @@ async def test_sending_one_invite_rewrites_only_the_next(database: Database) -> 
     def select(txn: Transaction) -> list[tuple[object, ...]]:
         return [
             tuple(row)
-            for row in txn.query("SELECT user_id, due_ts FROM planned_invites ORDER BY turn")
+            for row in txn.query("SELECT user_id, due_ts FROM pending_invites ORDER BY ordinal")
         ]
 
     store = PendingInviteStore(database)

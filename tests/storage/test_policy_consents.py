@@ -47,11 +47,13 @@ async def test_accounts_awaiting_approval_are_listed_oldest_first(database: Data
 
     def write(txn: WriteTransaction) -> list[bool]:
         accounts.add_account(
-            txn, AccountRow("@a:x", None, 1, awaiting_ts=5, awaiting_languages="uz")
+            txn, AccountRow("@a:x", None, 1, approval_pending_ts=5, approval_languages="uz")
         )
-        accounts.add_account(txn, AccountRow("@b:x", None, 1, awaiting_ts=4))
+        accounts.add_account(txn, AccountRow("@b:x", None, 1, approval_pending_ts=4))
         accounts.add_account(txn, AccountRow("@c:x", None, 1))
-        accounts.add_account(txn, AccountRow("@z:x", None, 1, awaiting_ts=9, deactivated_ts=2))
+        accounts.add_account(
+            txn, AccountRow("@z:x", None, 1, approval_pending_ts=9, deactivated_ts=2)
+        )
         return [
             accounts.has_awaiting(txn, 3, "@a:x"),
             accounts.has_awaiting(txn, 4, "@a:x"),
@@ -62,7 +64,7 @@ async def test_accounts_awaiting_approval_are_listed_oldest_first(database: Data
     assert await accounts.get_awaiting(10) == [("@b:x", 4), ("@a:x", 5)]
     assert await accounts.get_awaiting(1) == [("@b:x", 4)]
     row = (await accounts.get_accounts(["@a:x"]))["@a:x"]
-    assert (row.awaiting_ts, row.awaiting_languages) == (5, "uz")
+    assert (row.approval_pending_ts, row.approval_languages) == (5, "uz")
 
     def change(txn: WriteTransaction) -> list[bool]:
         return [

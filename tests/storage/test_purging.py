@@ -41,7 +41,8 @@ def add_event(
 ) -> None:
     """An event whose depth, position and time are its number."""
     txn.execute(
-        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags, event_id, type, state_key, sender,"
+        "INSERT INTO events (event_nid, room_nid, position, depth, origin_server_ts, flags,"
+        " event_id, type, state_key, sender,"
         " pdu, thread_root) VALUES (?, ?, ?, ?, ?, ?, ?, 'm.room.message', ?, ?, ?, '$1')",
         (
             nid,
@@ -60,13 +61,15 @@ def add_event(
 
 def add_room(txn: WriteTransaction, nid: int = 1) -> None:
     txn.execute(
-        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth,"
+        " creation_ts)"
         " VALUES (?, ?, '11', 1, '[]', 1, 1)",
         (nid, f"!{nid}:example.org"),
     )
     for user_id in (ALICE, BOB):
         txn.execute(
-            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+            "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender,"
+            " position, is_local)"
             " VALUES (?, ?, 'join', 1, ?, 1, 1)",
             (nid, user_id, user_id),
         )
@@ -126,7 +129,7 @@ async def test_a_purge_removes_content_and_derived_data(database: Database) -> N
         (SHOWN | EventFlag.PURGED, 1, "$1"),
         (SHOWN | EventFlag.PURGED, 3, "$1"),
     ]
-    outcomes = "SELECT user_id, position FROM push_outcomes ORDER BY user_id"
+    outcomes = "SELECT user_id, position FROM event_push_actions ORDER BY user_id"
     assert await database.read("read", rows_of, outcomes) == [(ALICE, 5), (BOB, 5)]
     assert await database.read("read", rows_of, "SELECT event_nid FROM relations") == []
     assert [each.event_nid for each in await store.get_older(1, 6, BEFORE_FIRST, 10)] == [5]
@@ -214,7 +217,8 @@ async def test_files_lose_their_references_with_the_cause(database: Database) ->
     store = PurgingStore(database)
     await database.write("fill", fill)
     sql = (
-        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts, last_access_ts, authenticated)"
+        "INSERT INTO media (media_id, user_id, hash, type, size, created_ts,"
+        " last_access_ts, authenticated)"
         " VALUES (?, ?, ?, '', 1, 1, 1, 1)"
     )
     files = [(f"x{nid}", ALICE, bytes(32)) for nid in (1, 3)]
@@ -222,7 +226,10 @@ async def test_files_lose_their_references_with_the_cause(database: Database) ->
     for nid, cause in ((1, PurgeCause.RETENTION), (3, PurgeCause.PURGE)):
         await database.write("purge", store.purge, 1, pruned(nid), cause, NOW)
     await database.write("recheck", do_rechecks, OWN, 11, NOW, 100)
-    known = "SELECT media_id, cause FROM known_media WHERE unreferenced_ts IS NOT NULL ORDER BY media_id"
+    known = (
+        "SELECT media_id, cause FROM tracked_media WHERE unreferenced_ts IS NOT NULL"
+        " ORDER BY media_id"
+    )
     assert await database.read("read", rows_of, known) == [("x1", "retention"), ("x3", "purge")]
     days = [
         (each.day, each.room_id, each.cause, each.messages)
@@ -447,5 +454,5 @@ async def test_messages_to_purge_are_read_by_number_in_rooms_of_any_size(
 
     await database.write("look", look)
     plan = "\n".join(plans)
-    assert "messages_by_time" not in plan
+    assert "events_messages_by_time" not in plan
     assert "INTEGER PRIMARY KEY" in plan or "events_pkey" in plan

@@ -37,12 +37,14 @@ async def test_rooms_with_removals_come_a_few_at_a_time(database: Database) -> N
     def write(txn: WriteTransaction) -> None:
         for room_nid in range(1, MANY + 1):
             txn.execute(
-                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, origin_server_ts, flags, type, sender,"
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth,"
+                " origin_server_ts, flags, type, sender,"
                 " pdu) VALUES (?, ?, ?, ?, 1, 1, 0, 'm.room.redaction', '@a:example.org', ?)",
                 (room_nid, f"${room_nid}", room_nid, txn.next_position(), b"{}"),
             )
             txn.execute(
-                "INSERT INTO purged_messages (room_nid, day, cause, messages, position) VALUES (?, 1, 'purge', 1, ?)",
+                "INSERT INTO purge_counts (room_nid, day, cause, messages, position)"
+                " VALUES (?, 1, 'purge', 1, ?)",
                 (room_nid + MANY, txn.next_position()),
             )
 

@@ -19,9 +19,12 @@ async def test_due_pushers_are_found_without_scanning_accounts(
             [(name, int(number == 3)) for number, name in enumerate(names)],
         )
         txn.execute_many(
-            "INSERT INTO pushers (pusher_nid, position, set_ts, due_ts, enabled, no_counts, user_id, app_id, pushkey, kind,"
-            " app_display_name, device_display_name, lang, gateway, data, tried_ts, pause_ms)"
-            " VALUES (?, 1, 1, ?, 1, 0, ?, 'app', 'key', 'email', 'App', 'Device', 'en', '', ?, 0, 0)",
+            "INSERT INTO pushers (pusher_nid, position, set_ts, due_ts, enabled, no_counts,"
+            " user_id, app_id, pushkey, kind,"
+            " app_display_name, device_display_name, lang, gateway, data, last_attempt_ts,"
+            " backoff_ms)"
+            " VALUES (?, 1, 1, ?, 1, 0, ?, 'app', 'key', 'email', 'App', 'Device', 'en',"
+            " '', ?, 0, 0)",
             [(number, number, name, b"{}") for number, name in enumerate(names, 1)],
         )
         for table in ("accounts", "pushers"):

@@ -340,7 +340,7 @@ async def test_unfinished_uploads_are_deleted_with_their_parts(
     sqlite_database: Database, bucket: Bucket, tmp_path: Path
 ) -> None:
     table = MediaObjectJournal(sqlite_database)
-    await table.add_coming("mahalla/part", b"h" * 32, PART_BYTES * 2, 1)
+    await table.add_uploading("mahalla/part", b"h" * 32, PART_BYTES * 2, 1)
     begun = bucket.client.create_multipart_upload(Bucket=bucket.name, Key="mahalla/part")
     bucket.client.upload_part(
         Bucket=bucket.name, Key="mahalla/part", UploadId=begun["UploadId"], PartNumber=1, Body=b"x"

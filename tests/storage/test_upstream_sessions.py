@@ -91,6 +91,9 @@ async def test_lookups_use_an_index(sqlite_database: Database) -> None:
 
     plan = await sqlite_database.read("t", plans)
     assert "SCAN" not in plan
-    assert "browser_sessions_by_session (session>? AND session<?)" in plan
-    assert "browser_sessions_by_session (session=?)" in plan
-    assert "upstream_sessions_by_session (provider=? AND session>? AND session<?)" in plan
+    assert (
+        "browser_sessions_by_upstream_session (upstream_session_id>? AND upstream_session_id<?)"
+        in plan
+    )
+    assert "browser_sessions_by_upstream_session (upstream_session_id=?)" in plan
+    assert "upstream_sessions_by_session (provider=? AND session_id>? AND session_id<?)" in plan

@@ -203,7 +203,10 @@ def test_only_changed_values_are_imported(server: TestServer, slapd: Slapd) -> N
         user.put(f"/_matrix/client/v3/profile/{user.user_id}/displayname", {"displayname": "Mine"})
 
     def forget(txn: WriteTransaction) -> None:
-        sql = "UPDATE external_ids SET said_name = NULL, said_addresses = NULL WHERE user_id = ?"
+        sql = (
+            "UPDATE external_ids SET synced_name_hash = NULL, synced_addresses_hash ="
+            " NULL WHERE user_id = ?"
+        )
         txn.execute(sql, (uri.user_id,))
 
     server.run(server.app.database.write("forget", forget))

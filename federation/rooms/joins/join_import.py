@@ -43,7 +43,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.events.events import EventFlag
 from storage.events.timelines import move_backward_extremities
 from storage.partial_state.unverified_events import (
-    PartOf,
+    NeededIn,
     UnverifiedEvent,
     add_unverified_events,
     mark_as_earlier_state,
@@ -163,7 +163,7 @@ class JoinImporter:
             for outcome in outcomes[len(auth_chain) :]
             if outcome.event_id is not None
         }
-        left_out = find_left_out(zip(pdus, outcomes, strict=True), state_ids, PartOf.OUR_STATE)
+        left_out = find_left_out(zip(pdus, outcomes, strict=True), state_ids, NeededIn.OUR_STATE)
         if (
             part is not None
             and not part.members_omitted

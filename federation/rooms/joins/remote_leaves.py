@@ -157,7 +157,7 @@ class RemoteLeaves:
     async def _send_to_server(self, server: ServerName) -> None:
         """Send a server its pending leaves one by one, until it cannot be reached."""
         while (leave := await self._store.lease_due(server, self._now_ms(), _pause_ms)) is not None:
-            is_last = self._now_ms() - leave.since_ts >= MAX_RETRY_MS
+            is_last = self._now_ms() - leave.left_ts >= MAX_RETRY_MS
             try:
                 is_done = await self._send_leave(server, leave)
             except (RemoteError, MatrixError) as error:

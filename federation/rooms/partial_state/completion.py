@@ -46,7 +46,7 @@ from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.relations import RelationRow
 from storage.partial_state.completion import CompletedRoom, LateMessage
-from storage.partial_state.unverified_events import PartOf
+from storage.partial_state.unverified_events import NeededIn
 from storage.persist.redactions import Redaction
 from storage.persist.room_writer import AppendResult, HeadMoved, StateChange
 from storage.persist.state_effects import NO_EFFECT, StateEffect
@@ -150,7 +150,7 @@ class RoomCompletion:
         for change in changes:
             if change.topic is Topic.PARTIAL_STATE and self._started:
                 room = change.detail
-                if isinstance(room, PartialRoom) and room.completed is None:
+                if isinstance(room, PartialRoom) and room.completed_position is None:
                     # later in the reactor: the join has to finish first
                     self._pause(room.room_nid, 0)
             elif (
@@ -283,14 +283,14 @@ class RoomCompletion:
         answering instead. Two of them are asked if two answer, so that the resolution corrects what
         one leaves out or what is outdated.
         """
-        others = [server for server in servers if server != partial.resident]
+        others = [server for server in servers if server != partial.resident_server]
         if len(others) < len(servers):  # the server that we joined through may be asked
             try:
                 return await self._fetch(
-                    [ServerName(partial.resident)],
+                    [ServerName(partial.resident_server)],
                     snapshot,
                     join.event.event_id,
-                    part_of=PartOf.OUR_STATE,
+                    needed_in=NeededIn.OUR_STATE,
                 )
             except (RemoteError, MatrixError):
                 if not others:
@@ -327,12 +327,12 @@ class RoomCompletion:
         snapshot: RoomSnapshot,
         event_id: EventID,
         *,
-        part_of: PartOf = PartOf.SOME_STATE,
+        needed_in: NeededIn = NeededIn.SOME_STATE,
         only: str | None = None,
     ) -> dict[tuple[str, str], int]:
         """Fetch the state before an event from the first server that sends it.
 
-        Events that cannot be verified are stored: as `part_of`, and only those of type `only`.
+        Events that cannot be verified are stored: as `needed_in`, and only those of type `only`.
         Raises RemoteError, MatrixError.
         """
         failure: RemoteError | MatrixError = RemoteError(
@@ -340,7 +340,9 @@ class RoomCompletion:
         )
         for server in servers:
             try:
-                told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)
+                told = await self._states.fetch_state(
+                    server, snapshot, event_id, MAX_NEW, needed_in
+                )
                 entries = await self._imports.get_entries(snapshot.room, told.event_ids)
                 await self._unverified.store(
                     snapshot.room.room_nid,

@@ -26,7 +26,7 @@ from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.events.events import EventFlag
 from storage.partial_state.completion import LateMessage, RecomputedEvent, StateCompletion
-from storage.partial_state.unverified_events import PartOf
+from storage.partial_state.unverified_events import NeededIn
 from storage.persist.room_writer import StateChange
 from storage.rooms.partial_rooms import PartialEvent, PartialRoomStore
 from storage.rooms.rooms import RoomRow
@@ -113,7 +113,7 @@ class Recheck:
             found: list[RecomputedEvent] = []
             for row in rows:
                 found.append(await self._recheck_event(snapshot, walk, row, stored[row.event_nid]))
-                walk.place = row.place
+                walk.place = row.ordinal
                 if found[-1].auth:  # the next resolution may depend on it
                     break
             roots = await self._database.write(
@@ -153,7 +153,7 @@ class Recheck:
                 flags = 0
             else:
                 walk.shown.append(stored)
-                if event.state_key is None and stored.redacted_by is None and not row.is_past:
+                if event.state_key is None and stored.redacted_by is None and not row.is_backfilled:
                     walk.late_messages.append(
                         await self._late_notifications.classify(snapshot, stored, before)
                     )
@@ -167,7 +167,7 @@ class Recheck:
         current: StateChange | None = None
         if verdict not in SHOWN:
             walk.refused[event.event_id] = event.prev_events
-        elif not row.is_past:
+        elif not row.is_backfilled:
             walk.remove_extremities(event)
             walk.extremities[event.event_id] = stored.nid
             if len(walk.extremities) > 1:
@@ -183,7 +183,7 @@ class Recheck:
                 if other.event.state_key is not None and not other.rejected
             ]
         return RecomputedEvent(
-            row.place, stored.nid, event.key if is_change else None, flags, before, current, auth
+            row.ordinal, stored.nid, event.key if is_change else None, flags, before, current, auth
         )
 
     async def _add_last_state(self, walk: RecheckProgress, join: StoredEvent) -> None:
@@ -216,7 +216,7 @@ class Recheck:
         names = [
             name
             for name in event.auth_events
-            if noted.get(name, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
+            if noted.get(name, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
         ]
         if not names:
             return before
@@ -306,7 +306,7 @@ class Recheck:
             room=snapshot.room,
             auth=list(auth.values()),
             before=before,
-            current=None if row.is_past else current,
+            current=None if row.is_backfilled else current,
             signers=required_signers(event),
             create=create,
             judged=PolicyVerdicts(None if named is None else named.event),

@@ -41,7 +41,7 @@ class StateSources:
 
     async def find(self, partial: PartialRoom) -> list[ServerName]:
         """Return the servers of the room to ask, the one that we joined through first."""
-        resident = ServerName(partial.resident)
+        resident = ServerName(partial.resident_server)
         others = sorted(set(await self._servers.in_room(partial.room_nid)) - {resident})
         return [server for server in (resident, *others) if self._policy.allows(server)]
 
@@ -52,7 +52,7 @@ class StateSources:
 
         Servers that asked for a pause are left out.
         """
-        others = [server for server in known if server != partial.resident]
+        others = [server for server in known if server != partial.resident_server]
         at = attempts * (MAX_SERVERS_PER_ATTEMPT - 1) % max(len(others), 1)
         chosen = [*known[: len(known) - len(others)], *others[at:], *others[:at]][
             :MAX_SERVERS_PER_ATTEMPT

@@ -36,7 +36,7 @@ class Outcome(msgspec.Struct, frozen=True):
     missing_prev: Sequence[EventID] = ()
     """The event cannot be placed without these, or the state before it."""
     missing_auth: Sequence[EventID] = ()
-    is_past: bool = False
+    is_backfilled: bool = False
     """It waits, and events that we have follow it. It may be backfilled when a client reads that
     far."""
     is_unverified: bool = False

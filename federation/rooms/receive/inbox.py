@@ -111,13 +111,13 @@ class Inbox:
         events: Sequence[Event],
         *,
         policy_server: ServerName | None = None,
-        is_outside: bool = False,
+        is_out_of_room: bool = False,
         is_news: bool = True,
     ) -> None:
         """Store events until they can be placed. Raises InboxFull: then none of them is stored.
 
-        `policy_server`: the policy server whose answer they wait for. `is_outside`: the origin is
-        not in the room. `is_news`: they end the pause of the room.
+        `policy_server`: the policy server whose answer they wait for. `is_out_of_room`: the
+        origin is not in the room. `is_news`: they end the pause of the room.
         """
         rows = [
             NewInboxRow(event.event_id, encode_pdu(event), is_naming(event), _is_own(event, origin))
@@ -129,7 +129,7 @@ class Inbox:
             rows,
             self._now_ms(),
             policy_server=policy_server,
-            is_outside=is_outside,
+            is_out_of_room=is_out_of_room,
             domain=registered_domain_of(origin),
         )
         if is_news or room.room_nid not in self._paused:
@@ -195,7 +195,7 @@ class Inbox:
             first = await self._store.get_of_room(room_nid, 1)
             origin = (
                 OUTSIDE
-                if not first or first[0].is_outside
+                if not first or first[0].is_out_of_room
                 else registered_domain_of(first[0].origin)
             )
             await self._semaphore.acquire(origin)

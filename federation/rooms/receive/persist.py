@@ -72,7 +72,7 @@ class CheckedArrival(msgspec.Struct, frozen=True):
     """The event itself, if it is stored as an outlier."""
     redactions: Sequence[StoredEvent]
     """Accepted redactions of it that came before it."""
-    is_past: bool
+    is_backfilled: bool
     """It is part of the past: neither news nor a forward extremity."""
     send_on: bool = False
     """We send it to the other servers in the room."""
@@ -112,7 +112,7 @@ class EventPersister:
         """Write the event at its place in the room. Raises HeadMoved when the room, or what is
         stored of the event, has changed."""
         new = await self._new_event(snapshot, arrival)
-        if arrival.is_past or arrival.checked.verdict not in SHOWN:
+        if arrival.is_backfilled or arrival.checked.verdict not in SHOWN:
             row = await self._database.write(
                 "place_aside", self._add_off_timeline, snapshot, arrival, new
             )
@@ -200,7 +200,7 @@ class EventPersister:
         elif await self._is_effective(snapshot, arrival):
             flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
             redaction = await self._redaction(snapshot, arrival)
-            if not arrival.is_past and not arrival.redactions:
+            if not arrival.is_backfilled and not arrival.redactions:
                 classification = await self.classify(snapshot, event, arrival.before)
                 flags |= classification.flags | (
                     EventFlag.HAS_PUSH_ACTIONS if classification.outcomes else 0
@@ -352,7 +352,12 @@ class EventPersister:
                     snapshot.room.room_id
                 )  # it was checked against a state that is outdated
         rows = self._writer.add_outside_timeline(
-            txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
+            txn,
+            snapshot.room,
+            [new],
+            self._now_ms(),
+            is_partial=is_partial,
+            past=arrival.is_backfilled,
         )
         if is_awaited:
             apply_early_receipts(txn, snapshot.room.room_id, rows)

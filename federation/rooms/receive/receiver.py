@@ -55,7 +55,7 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.server_access import SERVER_ACL, ServerAccess
 from federation.rooms.snapshot import RoomSnapshot
 from storage.events.events import EarlierReferences, EventFlag, EventStore
-from storage.partial_state.unverified_events import PartOf
+from storage.partial_state.unverified_events import NeededIn
 from storage.persist.room_writer import HeadMoved, StateChange
 
 MAX_PDUS = 500
@@ -71,7 +71,7 @@ class _Known(msgspec.Struct, frozen=True):
     states: Mapping[EventID, Collection[EventID]]
     signers: Mapping[EventID, Collection[ServerName]]
     """The servers whose signatures each event has. Only events that were checked before."""
-    noted: Mapping[str, PartOf]
+    noted: Mapping[str, NeededIn]
     """Cited events of remote states that could not be verified when we got those states."""
 
 
@@ -294,7 +294,7 @@ class Receiver:
         options: _ReceiveOptions,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
-        noted: Mapping[str, PartOf],
+        noted: Mapping[str, NeededIn],
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
@@ -313,7 +313,7 @@ class Receiver:
         events: Sequence[Event],
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
-        noted: Mapping[str, PartOf],
+        noted: Mapping[str, NeededIn],
     ) -> _Known:
         """Load all that the events name in one batch of reads."""
         own = [event.event_id for event in events]
@@ -379,7 +379,7 @@ class Receiver:
         is_before_join = join is not None and _follows(missing, join)
         is_assumed = join is not None and (options.past or options.upon_gap or is_before_join)
         has_gap = is_assumed and not has_state and bool(missing)
-        is_past = options.past or event.event_id in known.waiting.backward
+        is_backfilled = options.past or event.event_id in known.waiting.backward
         if missing_auth or (missing and not has_state and not has_gap):
             lacking = () if has_state or has_gap else missing
             return Outcome(
@@ -387,12 +387,12 @@ class Receiver:
                 None,
                 missing_prev=lacking,
                 missing_auth=missing_auth,
-                is_past=is_past,
+                is_backfilled=is_backfilled,
             )
         verdicts = await self._get_policy_verdicts(snapshot, options)
         if event.event_id in verdicts.waiting:
             return Outcome(event.event_id, None, awaits_policy_server=True)
-        if not is_past and await exceeds_extremity_limit(snapshot, event, self._events):
+        if not is_backfilled and await exceeds_extremity_limit(snapshot, event, self._events):
             return Outcome(event.event_id, None, exceeds_extremity_limit=True)
         try:
             before = await self._state_before(
@@ -405,10 +405,10 @@ class Receiver:
             before = await self._add_cited(snapshot, from_prev, trusted)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
-        current = None if is_past else StateChange(snapshot.head.state_root)
+        current = None if is_backfilled else StateChange(snapshot.head.state_root)
         if current is not None:
             # the state before another event than our join may be outdated
-            ours = PartOf.OUR_STATE
+            ours = NeededIn.OUR_STATE
             still_valid = [
                 other for other in trusted if known.noted.get(other.event.event_id, ours) is ours
             ]
@@ -419,7 +419,7 @@ class Receiver:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
         # with partial state, the past cannot be checked against what is known of the present
-        judged = None if join is not None and is_past else before
+        judged = None if join is not None and is_backfilled else before
         sources = StoredSources(
             services=self._questions,
             room=snapshot.room,
@@ -449,11 +449,11 @@ class Receiver:
             await self._redactions(snapshot, checked.event, known)
             if own is None or own.redacted_by is None
             else (),
-            is_past,
+            is_backfilled,
             options.send_on,
             has_gap or (join is not None and bool(missing)),
             is_mended=join is None and before is not from_prev,
-            is_after_hole=not is_past
+            is_after_hole=not is_backfilled
             and not is_before_join
             and (bool(missing) or any(map(_hides_gap, prev))),
         )
@@ -558,13 +558,13 @@ def _collect_cited(candidates: Sequence[ReceivedPdu]) -> set[EventID]:
     return cited
 
 
-def _is_trusted(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bool) -> bool:
+def _is_trusted(cited: StoredEvent, noted: Mapping[str, NeededIn], *, in_part: bool) -> bool:
     """Return whether a cited event counts where the state has no event for its key."""
     if cited.rejected or cited.event.state_key is None:
         return False
     if in_part and cited.event.type == MEMBER:
         return True
-    return noted.get(cited.event.event_id, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
+    return noted.get(cited.event.event_id, NeededIn.AUTH_CHAIN) is not NeededIn.AUTH_CHAIN
 
 
 def _hides_gap(stored: StoredEvent) -> bool:

@@ -26,7 +26,7 @@ from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping
 from federation.rooms.receive.unverified_events import find_left_out
 from federation.rooms.snapshot import CREATE, RoomSnapshot
 from storage.events.events import EventFlag, EventStore, StateEntry
-from storage.partial_state.unverified_events import PartOf, UnverifiedEvent
+from storage.partial_state.unverified_events import NeededIn, UnverifiedEvent
 
 MAX_SINGLE_REQUESTS: Final = 30
 """Up to this number, missing events are fetched one by one."""
@@ -75,13 +75,13 @@ class RemoteStates:
         snapshot: RoomSnapshot,
         event_id: EventID,
         max_new: int = MAX_NEW,
-        part_of: PartOf = PartOf.SOME_STATE,
+        needed_in: NeededIn = NeededIn.SOME_STATE,
         *,
         left: TimeLeft = get_longest_time,
     ) -> RemoteState:
         """Fetch the state before an event from a server, and store its events.
 
-        Invalid events are left out. `max_new`: the limit of new events. `part_of`: how far the
+        Invalid events are left out. `max_new`: the limit of new events. `needed_in`: how far the
         state is trusted. `left`: returns the time that is left. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
@@ -108,13 +108,13 @@ class RemoteStates:
             stored = await self._store_outliers(
                 snapshot, await self._fetch(server, missing, left), missing
             )
-            left_out = find_left_out(stored, ids.state, part_of)
+            left_out = find_left_out(stored, ids.state, needed_in)
         else:
             async with self._states.read(server, ask_state, left) as state:
                 pdus: list[Pdu] = [*state.auth_chain, *state.state]
                 del state
                 outcomes = await self._imports.store(snapshot.room, pdus)
-                left_out = find_left_out(zip(pdus, outcomes, strict=True), ids.state, part_of)
+                left_out = find_left_out(zip(pdus, outcomes, strict=True), ids.state, needed_in)
                 del pdus
         entries = await self._store.get_entries(room_nid, ids.state)
         _check_is_state(server, entries.values())

@@ -41,7 +41,7 @@ from storage.cache import StreamValue
 from storage.engine.database import Database
 from storage.engine.streams import Stage, Topic
 from storage.partial_state.unverified_events import (
-    PartOf,
+    NeededIn,
     UnverifiedEvent,
     UnverifiedEventRow,
     UnverifiedEventStore,
@@ -59,7 +59,7 @@ MAX_TRIES: Final = 20
 
 
 def find_left_out(
-    events: Iterable[tuple[Pdu, Outcome]], state: Collection[str], part_of: PartOf
+    events: Iterable[tuple[Pdu, Outcome]], state: Collection[str], needed_in: NeededIn
 ) -> list[UnverifiedEvent]:
     """Return the events of a remote state that cannot be verified now, with those that cite them.
 
@@ -73,7 +73,7 @@ def find_left_out(
         if outcome.event_id is not None and (outcome.is_unverified or outcome.missing_auth):
             depth = as_mapping(pdu).get("depth")
             raw = bytes(pdu) if isinstance(pdu, msgspec.Raw) else msgspec.json.encode(pdu)
-            part = part_of if outcome.event_id in state else PartOf.AUTH_CHAIN
+            part = needed_in if outcome.event_id in state else NeededIn.AUTH_CHAIN
             left[outcome.event_id] = UnverifiedEvent(
                 outcome.event_id, depth if type(depth) is int else 0, raw, part
             )
@@ -83,7 +83,8 @@ def find_left_out(
 def is_of_type(event: UnverifiedEvent, type: str) -> bool:
     """Return whether the event has that type, or is only part of the auth chain."""
     return (
-        event.part_of is PartOf.AUTH_CHAIN or as_mapping(msgspec.Raw(event.pdu)).get("type") == type
+        event.needed_in is NeededIn.AUTH_CHAIN
+        or as_mapping(msgspec.Raw(event.pdu)).get("type") == type
     )
 
 
@@ -152,7 +153,9 @@ class UnverifiedStateEvents:
             await self._store.add(room_nid, left_out, self.schedule_first_attempt())
             self._cached_rooms.invalidate()
 
-    async def find_stored(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
+    async def find_stored(
+        self, room_nid: int, cited: Collection[EventID]
+    ) -> Mapping[str, NeededIn]:
         """Return the cited events that are stored as unverified, even if verified by now.
 
         Makes no query in rooms without such events.
@@ -160,13 +163,13 @@ class UnverifiedStateEvents:
         if room_nid not in await self._cached_rooms.get():
             return {}
         return {
-            name: part_of
-            for name, (part_of, _) in (await self._store.find(room_nid, cited)).items()
+            name: needed_in
+            for name, (needed_in, _) in (await self._store.find(room_nid, cited)).items()
         }
 
     async def add_verified_cited(
         self, room_id: RoomID, cited: Collection[EventID]
-    ) -> Mapping[str, PartOf]:
+    ) -> Mapping[str, NeededIn]:
         """Add cited events to the state that were stored as unverified and verified since.
 
         Returns all cited ones that are stored as unverified. Call it in the turn of the room.
@@ -177,7 +180,7 @@ class UnverifiedStateEvents:
         noted = await self._store.find(room_nid, cited)
         if any(event_nid is None for _, event_nid in noted.values()):
             await self.add_verified(room_id)
-        return {name: part_of for name, (part_of, _) in noted.items()}
+        return {name: needed_in for name, (needed_in, _) in noted.items()}
 
     # ----------------------------------------------------------------------------------------
     # adding to the state
@@ -223,24 +226,28 @@ class UnverifiedStateEvents:
         """Raises HeadMoved."""
         if not proved:
             return
-        chosen: dict[PartOf, dict[StateKey, StoredEvent]] = {
-            PartOf.SOME_STATE: {},
-            PartOf.OUR_STATE: {},
+        chosen: dict[NeededIn, dict[StateKey, StoredEvent]] = {
+            NeededIn.SOME_STATE: {},
+            NeededIn.OUR_STATE: {},
         }
         for row in rows:  # the deepest comes last
             stored = proved.get(EventID(row.event_id))
-            if stored is not None and stored.event.state_key is not None and row.part_of in chosen:
-                chosen[row.part_of][stored.event.key] = stored
-        wanted = chosen[PartOf.SOME_STATE] | chosen[PartOf.OUR_STATE]
+            if (
+                stored is not None
+                and stored.event.state_key is not None
+                and row.needed_in in chosen
+            ):
+                chosen[row.needed_in][stored.event.key] = stored
+        wanted = chosen[NeededIn.SOME_STATE] | chosen[NeededIn.OUR_STATE]
         present = await snapshot.state.load(wanted)
         free = dict.fromkeys(key for key in wanted if key not in present)
-        ours = {key: stored for key, stored in chosen[PartOf.OUR_STATE].items() if key in free}
+        ours = {key: stored for key, stored in chosen[NeededIn.OUR_STATE].items() if key in free}
         states = [
             StateChange(
                 snapshot.head.state_root,
                 {(key.type, key.state_key): each[key].nid for key in free if key in each},
             )
-            for each in (ours, chosen[PartOf.SOME_STATE] | ours)
+            for each in (ours, chosen[NeededIn.SOME_STATE] | ours)
         ]
         create = await snapshot.create_event()
         state = await self._resolver.resolve(

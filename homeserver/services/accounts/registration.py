@@ -345,11 +345,11 @@ class Registration:
             await self.check_username(request.username),
             None,
             now,
-            awaiting_ts=now if self._rules.needs_approval else None,
-            awaiting_languages=request.languages if self._rules.needs_approval else None,
+            approval_pending_ts=now if self._rules.needs_approval else None,
+            approval_languages=request.languages if self._rules.needs_approval else None,
         )
         await self._database.write("register", self._write, account, None, None, request, also)
-        if account.awaiting_ts is None:
+        if account.approval_pending_ts is None:
             await self._new_account_tasks.run(UserID(account.user_id))
         return UserID(account.user_id)
 
@@ -400,8 +400,8 @@ class Registration:
                 is_guest=is_guest,
                 is_admin=request.is_admin,
                 user_type=request.user_type,
-                awaiting_ts=self._now() if needs_approval else None,
-                awaiting_languages=request.languages if needs_approval else None,
+                approval_pending_ts=self._now() if needs_approval else None,
+                approval_languages=request.languages if needs_approval else None,
                 appservice_id=service_id,
             )
             session = (
@@ -457,14 +457,16 @@ class Registration:
                 ip=request.address,
                 by=request.by,
             )
-        if was_guest and account.awaiting_ts is not None:
+        if was_guest and account.approval_pending_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
             # Until the user sets a display name, rooms show the localpart, not the full user id.
             name = msgspec.json.encode(request.display_name or localpart_of(account.user_id))
             self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
-        if account.awaiting_ts is not None and self._approvals is not None:
-            self._approvals.notify_administrators(txn, UserID(account.user_id), account.awaiting_ts)
+        if account.approval_pending_ts is not None and self._approvals is not None:
+            self._approvals.notify_administrators(
+                txn, UserID(account.user_id), account.approval_pending_ts
+            )
         elif not account.is_guest and account.appservice_id is None:
             self._new_account_tasks.schedule(txn, UserID(account.user_id))
         if session is not None:
@@ -555,7 +557,7 @@ class Registration:
             or not (verdict.correct or no_password)
         ):
             raise Forbidden("This session has already registered another account")
-        if account.awaiting_ts is not None and self._approvals is not None:
+        if account.approval_pending_ts is not None and self._approvals is not None:
             raise await self._approvals.get_refusal(user_id)
         await self._sign_in.check_usable(account, "password", address)
         session = None if request.inhibit_login else self._session(request, user_id, account.epoch)
@@ -564,12 +566,12 @@ class Registration:
         return NewAccount(user_id, session, account.epoch)
 
     def _session(
-        self, request: RegistrationRequest, user_id: UserID, era: int | None = None
+        self, request: RegistrationRequest, user_id: UserID, epoch: int | None = None
     ) -> NewSession:
         return self._sessions.prepare(
             user_id,
             address=request.address,
-            epoch=era,
+            epoch=epoch,
             device_id=request.device_id,
             device_name=request.device_name,
             refreshable=request.refreshable,

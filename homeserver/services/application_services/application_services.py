@@ -180,7 +180,7 @@ class ApplicationServiceRequests:
             account = await self._register_sender(service)
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("The application service has not registered this user")
-        if account.awaiting_ts is not None:
+        if account.approval_pending_ts is not None:
             raise Forbidden("The account of this user is waiting for approval")
         device = None if device_id is None else parse_device_id(device_id)
         if device is not None and await self._devices.get_device(wanted, device) is None:

@@ -83,16 +83,16 @@ class Devices:
         """Remove devices with their sessions, after confirmation (application services need none).
         Unknown devices are ignored: a repeated request may have removed them before. Raises
         `AuthenticationRequired`, `Forbidden`."""
-        era = None
+        epoch = None
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
-            era = await self._confirmation.check_confirmed(
+            epoch = await self._confirmation.check_confirmed(
                 caller, operation, auth, address, accepts_earlier=True
             )
 
         def write(txn: WriteTransaction) -> None:
-            if era is not None:
-                check_epoch(txn, caller.user_id, era)
+            if epoch is not None:
+                check_epoch(txn, caller.user_id, epoch)
             there = self._devices.get_ids_in(txn, caller.user_id, device_ids)
             gone = [device_id for device_id in dict.fromkeys(device_ids) if device_id in there]
             self._sessions.remove_devices(txn, caller.user_id, gone, address)

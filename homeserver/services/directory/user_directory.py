@@ -109,10 +109,10 @@ class UserDirectory:
         user_id = row.user_id.casefold()
         localpart = user_id[1:].partition(":")[0]
         is_exact = text.removeprefix("@") in (user_id[1:], localpart) or bool(
-            keys and keys == row.name_keys
+            keys and keys == row.name_words
         )
         has_complete_words = all(
-            any(f" {key} " in f"{row.name_keys} {localpart} " for key in word) for word in words
+            any(f" {key} " in f"{row.name_words} {localpart} " for key in word) for word in words
         )
         return (
             self._locals_first and not row.is_local,
@@ -120,7 +120,7 @@ class UserDirectory:
             not found.shares_room,
             not has_complete_words,
             row.display_name is None and row.avatar_url is None,
-            row.name_keys,
+            row.name_words,
             row.user_id,
         )
 

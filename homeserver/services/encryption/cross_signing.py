@@ -150,18 +150,18 @@ class CrossSigning:
     ) -> bool:
         """Set keys that replace or extend existing ones, after confirmation."""
         operation = "POST keys/device_signing/upload"
-        era = None
+        epoch = None
         allowed = await self._resets.is_allowed(caller.user_id)
         if not allowed and caller.oauth_client is not None:
             await self._resets.require(caller, operation, auth, address)
         elif not allowed:
-            era = await self._confirmation.check_confirmed(
+            epoch = await self._confirmation.check_confirmed(
                 caller, operation, auth, address, accepts_earlier=True
             )
 
         def write(txn: WriteTransaction) -> bool:
-            if era is not None:
-                check_epoch(txn, caller.user_id, era)
+            if epoch is not None:
+                check_epoch(txn, caller.user_id, epoch)
             is_done = self._set_keys(txn, caller.user_id, present, changed)
             if is_done:
                 self._resets.complete(txn, caller, address)

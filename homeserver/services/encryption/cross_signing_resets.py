@@ -60,12 +60,12 @@ class CrossSigningResets:
         self._store = store
         self._uia = uia
 
-    async def do_allow(self, user_id: UserID, ip: str, era: CredentialEpoch) -> None:
+    async def do_allow(self, user_id: UserID, ip: str, epoch: CredentialEpoch) -> None:
         """Allow the replacement to every session of this account. `ip`: address of the browser;
-        `era`: credential epoch of its sign-in. Raises as `check_epoch`."""
+        `epoch`: credential epoch of its sign-in. Raises as `check_epoch`."""
 
         def write(txn: WriteTransaction) -> None:
-            check_epoch(txn, user_id, era)
+            check_epoch(txn, user_id, epoch)
             self._store.set_until(txn, user_id, self._now() + ALLOWED_MS)
             record_event(txn, user_id, AuditEvent.KEYS_RESET_ALLOWED, self._now(), ip=ip)
 

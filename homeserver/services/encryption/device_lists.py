@@ -267,9 +267,9 @@ class DeviceLists:
         """For rooms whose partial state was completed in this interval, return the members, and the
         users who were members only in the partial state."""
         completed = {
-            nid: room.completed
+            nid: room.completed_position
             for nid, room in (await self._partial.get_all()).items()
-            if room.completed is not None and since < room.completed <= upto
+            if room.completed_position is not None and since < room.completed_position <= upto
         }
         members: set[str] = set()
         mistaken: set[str] = set()

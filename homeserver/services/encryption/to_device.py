@@ -140,7 +140,7 @@ class ToDevice:
             caller.device_id or "",
             f"sendToDevice/{type}",
             txn_id,
-            caller.device_made_ts,
+            caller.device_created_ts,
         )
         now = self._now_ms()
         contents = check_contents(

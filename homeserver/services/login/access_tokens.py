@@ -243,7 +243,7 @@ class AccessTokens:
             consent=None if self._consents is None else self._consents.find_consent_block(row),
             is_expired=self._validity.is_expired(row.account_expires_ts),
             oauth_client=row.oauth_client,
-            device_made_ts=row.device_created_ts,
+            device_created_ts=row.device_created_ts,
         )
         if row.user_id not in invalidated_users and _ALL_USERS not in invalidated_users:
             self._cache_owner(token_hash, owner, self._holds_until(row, owner))

@@ -95,7 +95,7 @@ class Approvals:
     async def check(self, user_id: UserID) -> None:
         """Raise `UserAwaitingApproval` if the account awaits approval."""
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
-        if account is not None and account.awaiting_ts is not None:
+        if account is not None and account.approval_pending_ts is not None:
             raise await self.get_refusal(user_id)
 
     async def get_refusal(self, user_id: UserID) -> UserAwaitingApproval:
@@ -133,7 +133,7 @@ class Approvals:
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is None or account.deactivated_ts is not None:
             raise NotFound("There is no such user here")
-        language = self._languages.choose(account.awaiting_languages or ENGLISH)
+        language = self._languages.choose(account.approval_languages or ENGLISH)
         addresses = (await self._addresses([user_id])).get(user_id, ())
 
         def write(txn: WriteTransaction) -> bool:

@@ -123,7 +123,7 @@ class BrowserSessions:
             row.authenticated_ts,
             row.is_admin,
             row.suspended,
-            row.origin,
+            row.upstream_login,
             epoch,
         )
 
@@ -163,7 +163,7 @@ class BrowserSessions:
                     row.user_id,
                     row.authenticated_ts,
                     row.expires_ts,
-                    row.origin,
+                    row.upstream_login,
                 )
 
         return write

@@ -24,7 +24,7 @@ from storage.upstream.ended_sessions import is_ended
 
 
 class BrowserEpoch(msgspec.Struct, frozen=True):
-    """The epoch of an authentication by browser session. `era`: the credential epoch of the
+    """The epoch of an authentication by browser session. `epoch`: the credential epoch of the
     account; `cookie_hash`: the hash of the cookie."""
 
     epoch: int

@@ -191,11 +191,13 @@ class LoginTokens:
             refreshable=refreshable,
         )
         origin = (
-            None if taken.origin is None else msgspec.json.decode(taken.origin, type=ProviderSignIn)
+            None
+            if taken.upstream_login is None
+            else msgspec.json.decode(taken.upstream_login, type=ProviderSignIn)
         )
 
         def write(txn: WriteTransaction) -> None:
-            check_provider_session(txn, taken.origin)
+            check_provider_session(txn, taken.upstream_login)
             self._sessions.add(txn, session)
             if origin is not None:
                 self._upstream_sessions.set_upstream_session(

@@ -2,8 +2,8 @@
 
 Laws:
 - The payload is encrypted between the two devices; the server passes it on and trusts none of it.
-- A writer names the revision that it saw last. A repeated write with the same payload, after a lost
-  response, succeeds without a new revision.
+- A writer names the etag that it saw last. A repeated write with the same payload, after a lost
+  response, succeeds without a new etag.
 - A session ends after five minutes, and their number is bounded.
 
 spec: MSC4388, MSC4108 in its form of 2024
@@ -104,19 +104,19 @@ class RendezvousSessions:
         return row
 
     async def do_write(self, rendezvous_id: str, seen: str, data: bytes) -> RendezvousRow:
-        """Replace the payload, if its revision is still `seen`.
+        """Replace the payload, if its etag is still `seen`.
 
         Raises `NotFound`, `ConcurrentWrite`, `TooLarge`.
         """
         _check_size(data)
         await self.get(rendezvous_id)
-        revision, now = self._secret_text.rendezvous_id(), self.now()
+        etag, now = self._secret_text.rendezvous_id(), self.now()
 
         def write(txn: WriteTransaction) -> RendezvousRow | None:
             row = self._store.get_in(txn, hash_token(rendezvous_id), now)
-            if row is None or row.revision != seen:
+            if row is None or row.etag != seen:
                 return row if row is not None and row.data == data else None
-            written = replace(row, data=data, revision=revision, written_ts=now)
+            written = replace(row, data=data, etag=etag, written_ts=now)
             self._store.set_data(txn, written)
             return written
 

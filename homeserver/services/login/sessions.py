@@ -78,7 +78,7 @@ class NewSession(msgspec.Struct, frozen=True):
     device_name: str | None = None
     refresh_token: str | None = None
     refresh_expires_ts: int | None = None
-    ultimate_expires_ts: int | None = None
+    session_expires_ts: int | None = None
     address: str | None = None
     """The client's IP address, if known."""
     epoch: int | None = None
@@ -218,7 +218,7 @@ class Sessions:
             device_name=device_name,
             refresh_token=refresh_token,
             refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), session_expires),
-            ultimate_expires_ts=session_expires,
+            session_expires_ts=session_expires,
             address=address,
             epoch=epoch,
         )
@@ -418,7 +418,7 @@ class Sessions:
         old = self._tokens.get_refresh_token(txn, token_hash)
         if old is None:
             return None
-        session_expires = old.ultimate_expires_ts
+        session_expires = old.session_expires_ts
         session = NewSession(
             user_id=UserID(old.user_id),
             device_id=DeviceID(old.device_id),
@@ -431,7 +431,7 @@ class Sessions:
             refresh_expires_ts=_earliest(
                 _after(now, self._lifetimes.refresh_token), session_expires
             ),
-            ultimate_expires_ts=session_expires,
+            session_expires_ts=session_expires,
         )
         if old.expires_ts is not None and old.expires_ts <= now:
             return NewSession(session.user_id, session.device_id, access_token, None, now)
@@ -445,14 +445,14 @@ class Sessions:
             return None
         if use is PairUse.FIRST:
             self._accounts.set_account_changed(txn, old.user_id)
-        self._add_tokens(txn, session, from_nid=old.refresh_nid)
+        self._add_tokens(txn, session, parent_nid=old.refresh_nid)
         self._tokens.trim_exchanges(txn, old, now)
         return session
 
     def _add_tokens(
-        self, txn: WriteTransaction, session: NewSession, *, from_nid: int | None = None
+        self, txn: WriteTransaction, session: NewSession, *, parent_nid: int | None = None
     ) -> None:
-        """Write the tokens of a session. `from_nid`: the refresh token exchanged for them."""
+        """Write the tokens of a session. `parent_nid`: the refresh token exchanged for them."""
         refresh_nid = None
         if session.refresh_token is not None:
             family = parse_family(session.refresh_token)
@@ -463,9 +463,9 @@ class Sessions:
                 session.device_id,
                 now=session.created_ts,
                 expires_ts=session.refresh_expires_ts,
-                ultimate_expires_ts=session.ultimate_expires_ts,
+                session_expires_ts=session.session_expires_ts,
                 family_hash=None if family is None else hash_token(family),
-                from_nid=from_nid,
+                parent_nid=parent_nid,
             )
         self._tokens.add_access_token(
             txn,
@@ -475,7 +475,7 @@ class Sessions:
             now=session.created_ts,
             expires_ts=session.access_expires_ts,
             refresh_nid=refresh_nid,
-            first_used=from_nid is None,
+            first_used=parent_nid is None,
         )
 
     async def do_log_out(self, caller: Requester, ip: str | None = None) -> None:

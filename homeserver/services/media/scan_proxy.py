@@ -211,7 +211,7 @@ class ContentScannerAPI:
         request = _media_request(caller, context, held_too=True)
         file = await self._delivery.get_content(server, media_id, request)
         row = await scanning.get_state(file.content.hash)
-        return _finding_error("" if row is None or row.found is None else row.found)
+        return _finding_error("" if row is None or row.finding is None else row.finding)
 
     async def _check_decrypted(
         self, file: EncryptedFile, caller: Requester | None, context: RequestContext

@@ -153,7 +153,7 @@ class Authorization:
         request: AuthorizationRequest,
         user_id: UserID,
         ip: str,
-        era: CredentialEpoch,
+        epoch: CredentialEpoch,
         origin: str | None = None,
     ) -> str:
         """Grant the client a code for this user; return the URL of the redirect. `origin`: from the
@@ -172,7 +172,7 @@ class Authorization:
         )
 
         def write(txn: WriteTransaction) -> None:
-            check_epoch(txn, user_id, era)
+            check_epoch(txn, user_id, epoch)
             self._store.add_code(txn, row)
             self._clients.record_allowed(txn, request.client, ip)
             self._record(txn, AuditEvent.APP_ALLOWED, request, user_id, ip)

@@ -110,7 +110,7 @@ class DeviceGrants:
         client: OAuthClient,
         user_id: UserID,
         address: str,
-        era: CredentialEpoch,
+        epoch: CredentialEpoch,
         origin: str | None = None,
         *,
         allowed: bool,
@@ -120,7 +120,7 @@ class DeviceGrants:
         `check_epoch`."""
 
         def write(txn: WriteTransaction) -> bool:
-            check_epoch(txn, user_id, era)
+            check_epoch(txn, user_id, epoch)
             decided = self._store.set_decided(
                 txn, grant.user_code, user_id, self._now(), origin, allowed=allowed
             )

@@ -419,7 +419,7 @@ class OAuthTokens:
         obstacles = {
             "deactivated": account.deactivated_ts is not None,
             "locked": account.locked,
-            "awaiting_approval": account.awaiting_ts is not None,
+            "awaiting_approval": account.approval_pending_ts is not None,
             "expired": self._validity.is_expired(account.expires_ts),
         }
         return next((name for name, holds in obstacles.items() if holds), None)

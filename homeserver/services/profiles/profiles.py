@@ -51,7 +51,7 @@ class ProfilePropagation(Protocol):
     """Sends changed names and avatars to rooms."""
 
     def wake(self, user_id: UserID) -> None:
-        """Process the new row of this user in `profile_propagations`."""
+        """Process the new row of this user in `profile_propagation_queue`."""
         ...
 
 

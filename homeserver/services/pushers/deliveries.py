@@ -144,13 +144,13 @@ class PushDeliveries:
         self._floor = floor
         for row in failing:
             line = self._find(row)
-            line.failing_since_ts, line.pause_ms, line.error = (
+            line.failing_since_ts, line.backoff_ms, line.error = (
                 row.failing_since_ts,
-                row.pause_ms,
+                row.backoff_ms,
                 row.error,
             )
-            line.tried_ts, line.is_stored = row.tried_ts, True
-            self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
+            line.last_attempt_ts, line.is_stored = row.last_attempt_ts, True
+            self._pause(line, max(0, row.last_attempt_ts + row.backoff_ms - self._now_ms()))
 
     def catch_up(self) -> None:
         """Note that all events that failing pushers missed were read. Their badges may have
@@ -225,7 +225,7 @@ class PushDeliveries:
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
             was_set = set_now or each.position > self._floor
-            if self._shown.get(nid) is not None or (was_set and each.success_ts is not None):
+            if self._shown.get(nid) is not None or (was_set and each.last_success_ts is not None):
                 self.set_badge_due(each, each.position)  # it may have been disabled while they read
             elif set_now:
                 self._shown.record(nid, 0)
@@ -238,7 +238,7 @@ class PushDeliveries:
             line.row, line.url = row, url_of(row)
             is_telling = line.in_flight is not None or line.badge_in_flight is not None
             if was_changed and not is_telling:  # retry at once, perhaps at another gateway
-                line.pause_ms, line.is_queued = 0, False
+                line.backoff_ms, line.is_queued = 0, False
                 line.turn += 1
                 line.cancel()
                 self._touched.add(line)
@@ -429,7 +429,7 @@ class PushDeliveries:
         # only this pusher's position records what waits or is still to be read
         if not (line.is_stored and (line.waiting or self.is_behind)):
             line.failing_since_ts, line.is_stored = None, False
-        line.pause_ms, line.refusals, line.error = 0, 0, None
+        line.backoff_ms, line.refusals, line.error = 0, 0, None
         if line.first is not None:  # an older push may be held
             position = min(position, line.first - 1)
         now = self._now_ms()
@@ -447,16 +447,16 @@ class PushDeliveries:
             line.requeue_badge()
         line.refusals = line.refusals + 1 if error.refused else 0
         line.failing_since_ts = line.failing_since_ts or now
-        line.tried_ts = now
+        line.last_attempt_ts = now
         line.error = str(error)[:MAX_ERROR_CHARS]
         if self._lines.get(line.row.pusher_nid) is not line:
             return
         # an unreachable gateway has its own pause
         if line.refusals > 1 or not (error.unreachable or is_over):
-            line.pause_ms = max(
-                RETRIES.after(line.pause_ms), min(error.wait_ms, RETRIES.longest_ms)
+            line.backoff_ms = max(
+                RETRIES.after(line.backoff_ms), min(error.wait_ms, RETRIES.longest_ms)
             )
-            self._pause(line, line.pause_ms)
+            self._pause(line, line.backoff_ms)
         self._set_standing(line)
 
     def _sent_upto(self, line: PusherQueue) -> int:
@@ -468,10 +468,15 @@ class PushDeliveries:
     def _set_standing(self, line: PusherQueue) -> None:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
-        success_ts = None if last is None else last.success_ts
+        last_success_ts = None if last is None else last.last_success_ts
         position = self._sent_upto(line) if first is None else first - 1
         self._standings[nid] = PusherState(
-            position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
+            position,
+            line.failing_since_ts,
+            line.last_attempt_ts,
+            line.backoff_ms,
+            last_success_ts,
+            line.error,
         )
         self._urgent.add(nid)
 

@@ -258,7 +258,7 @@ class EmailDigests:
                 sent_pauses[room_nid] = EmailPause(now, first)
             else:
                 sent_pauses[room_nid] = EmailPause(
-                    now, min(before.pause_ms * PAUSE_GROWTH, LONGEST_PAUSE_MS)
+                    now, min(before.interval_ms * PAUSE_GROWTH, LONGEST_PAUSE_MS)
                 )
         shown = [
             event.nid
@@ -315,10 +315,10 @@ class EmailDigests:
         """Return `due`, or a later time if an e-mail about the room was sent lately and the user
         was not seen there since."""
         pause = pauses.get(room_nid)
-        if pause is None or pause.sent_ts + pause.pause_ms <= due:
+        if pause is None or pause.sent_ts + pause.interval_ms <= due:
             return due
         was_seen = await self._missed.was_in_room_since(user_id, room_nid, pause.sent_ts)
-        return due if was_seen else pause.sent_ts + pause.pause_ms
+        return due if was_seen else pause.sent_ts + pause.interval_ms
 
     async def _zone_of(self, user_id: UserID) -> tzinfo:
         """Return the time zone in the user's profile, else UTC."""

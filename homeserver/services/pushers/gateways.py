@@ -98,7 +98,7 @@ class Gateway(msgspec.Struct):
     """Scheme, host and port."""
     waiting: deque[SendJob] = msgspec.field(default_factory=deque)
     busy: int = 0
-    pause_ms: int = 0
+    backoff_ms: int = 0
     """The back-off; 0 while the gateway is reachable."""
     timer: IDelayedCall | None = None
     in_line: bool = False
@@ -109,7 +109,7 @@ class Gateway(msgspec.Struct):
 
     @property
     def is_failing(self) -> bool:
-        return self.pause_ms > 0
+        return self.backoff_ms > 0
 
 
 class Gateways:
@@ -238,13 +238,13 @@ class Gateways:
     def _record_unreachable(self, place: str) -> None:
         gateway = self._gateways.get(place)
         if gateway is not None and (gateway.timer is None or not gateway.timer.active()):
-            gateway.pause_ms = RETRIES.after(gateway.pause_ms)
-            gateway.timer = self._clock.callLater(gateway.pause_ms / 1000, self._pump, gateway)
+            gateway.backoff_ms = RETRIES.after(gateway.backoff_ms)
+            gateway.timer = self._clock.callLater(gateway.backoff_ms / 1000, self._pump, gateway)
 
     def _record_answer(self, place: str) -> None:
         gateway = self._gateways.get(place)
         if gateway is not None:
-            gateway.pause_ms = 0
+            gateway.backoff_ms = 0
             if gateway.timer is not None and gateway.timer.active():
                 gateway.timer.cancel()
 

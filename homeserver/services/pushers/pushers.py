@@ -230,7 +230,9 @@ class Pushers:
             self._store.set_pusher(txn, _starting_now(txn, row))
         elif old.enabled != row.enabled:
             # its app still shows the badge that was sent before it was disabled
-            self._store.set_pusher(txn, _starting_now(txn, replace(row, success_ts=old.success_ts)))
+            self._store.set_pusher(
+                txn, _starting_now(txn, replace(row, last_success_ts=old.last_success_ts))
+            )
         elif old.data != row.data:
             self._store.set_pusher(txn, replace(row, position=old.position, due_ts=old.due_ts))
         else:
@@ -240,9 +242,9 @@ class Pushers:
                     row,
                     position=old.position,
                     failing_since_ts=old.failing_since_ts,
-                    tried_ts=old.tried_ts,
-                    pause_ms=old.pause_ms,
-                    success_ts=old.success_ts,
+                    last_attempt_ts=old.last_attempt_ts,
+                    backoff_ms=old.backoff_ms,
+                    last_success_ts=old.last_success_ts,
                     due_ts=old.due_ts,
                     error=old.error,
                 ),

@@ -65,10 +65,10 @@ class PusherQueue(msgspec.Struct, eq=False):
     turn: int = 0
     """The number of the current turn; jobs of older turns are ignored."""
     failing_since_ts: int | None = None
-    pause_ms: int = 0
+    backoff_ms: int = 0
     refusals: int = 0
     """The number of pushes in a row that the gateway refused and that were dropped."""
-    tried_ts: int = 0
+    last_attempt_ts: int = 0
     error: str | None = None
     is_stored: bool = False
     """Whether its position is stored in the database."""

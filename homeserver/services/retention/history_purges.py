@@ -94,14 +94,14 @@ class HistoryPurges:
         event_id: EventID | None,
         before_ts: int | None,
         *,
-        with_own: bool,
+        include_local: bool,
         by: UserID,
     ) -> str:
         """Start to purge the events above an event, or else those sent before a time. Return the ID
         of the purge.
 
-        A future time counts as now. `with_own`: also purge events of local users. Raises NotFound,
-        MatrixError.
+        A future time counts as now. `include_local`: also purge events of local users. Raises
+        NotFound, MatrixError.
         """
         now = self._now_ms()
         if before_ts is not None:
@@ -124,7 +124,7 @@ class HistoryPurges:
             PurgeCause.PURGE.value,
             before_ts,
             depth,
-            with_own,
+            include_local,
             extent.newest_message,
             BEFORE_FIRST,
             0,

@@ -72,7 +72,7 @@ class InvitePolicy:
             raise UserLocked
         if account.suspended:
             raise UserSuspended
-        if account.awaiting_ts is not None:
+        if account.approval_pending_ts is not None:
             raise UserAwaitingApproval
         self._validity.check(account)
         if account.shadow_banned or (self._only_admins_invite and not account.is_admin):

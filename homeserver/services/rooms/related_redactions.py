@@ -177,7 +177,7 @@ class RelatedRedactions:
                     "could not redact what relates to {target}, which will be tried again",
                     target=task.target,
                 )
-                await self._try_later(task, task.tries + 1, _RetryLater(str(error)))
+                await self._try_later(task, task.attempts + 1, _RetryLater(str(error)))
         return len(tasks)
 
     def _now_ms(self) -> int:
@@ -189,14 +189,14 @@ class RelatedRedactions:
         try:
             await self._redact_children(task, progress)
         except _RetryLater as error:
-            await self._try_later(task, 1 if progress.redacted else task.tries + 1, error)
+            await self._try_later(task, 1 if progress.redacted else task.attempts + 1, error)
         else:
             await self._store.set_finished(task)
 
-    async def _try_later(self, task: RelatedRedaction, tries: int, error: _RetryLater) -> None:
-        if tries < MAX_TRIES:
-            wait = max(RETRIES.nth(tries), error.after_ms)
-            await self._store.postpone(task, self._now_ms() + wait, tries)
+    async def _try_later(self, task: RelatedRedaction, attempts: int, error: _RetryLater) -> None:
+        if attempts < MAX_TRIES:
+            wait = max(RETRIES.nth(attempts), error.after_ms)
+            await self._store.postpone(task, self._now_ms() + wait, attempts)
             return
         self._log.warn(
             "gave up redacting what relates to {target}: {error}",
@@ -258,7 +258,7 @@ class RelatedRedactions:
             and _is_valid(found[nid], parent)
         ]
         # after a failed attempt one at a time: a rate-limited policy server may accept that
-        for some in [drafts] if drafts and not task.tries else [[draft] for draft in drafts]:
+        for some in [drafts] if drafts and not task.attempts else [[draft] for draft in drafts]:
             progress.redacted += await self._send(snapshot.room_id, task, some)
 
     async def _send(self, room_id: RoomID, task: RelatedRedaction, drafts: Sequence[Draft]) -> int:
@@ -317,7 +317,7 @@ class RelatedRedactions:
                         await self._redact(snapshot, task, [event_nid], progress)
                     except _RetryLater as error:
                         await self._store.reopen(
-                            task, self._now_ms() + max(RETRIES.first_ms, error.after_ms), tries=1
+                            task, self._now_ms() + max(RETRIES.first_ms, error.after_ms), attempts=1
                         )
                         break
                     if progress.redacted:

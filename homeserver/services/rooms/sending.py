@@ -385,7 +385,7 @@ def identify_request(caller: Requester, scope: str, txn_id: str) -> SentTransact
     if len(txn_id) > MAX_TXN_ID:
         raise InvalidParam(f"A transaction ID has at most {MAX_TXN_ID} characters")
     return SentTransaction(
-        caller.user_id, caller.device_id or "", scope, txn_id, caller.device_made_ts
+        caller.user_id, caller.device_id or "", scope, txn_id, caller.device_created_ts
     )
 
 

@@ -67,4 +67,4 @@ def scan_json(row: ScanRow | None) -> dict[str, Any] | None:
     """
     if row is None:
         return None
-    return {"state": _STATES[row.state], "found": row.found, "scanned_ts": row.scanned_ts or None}
+    return {"state": _STATES[row.state], "found": row.finding, "scanned_ts": row.scanned_ts or None}

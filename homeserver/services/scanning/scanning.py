@@ -192,7 +192,7 @@ class MediaScanner:
             return  # the verdict comes later; until then the file is not served
         if state is ScanState.HARMFUL:
             row = await self._store.get_scan(content.hash)
-            found = "" if row is None or row.found is None else f" ({row.found})"
+            found = "" if row is None or row.finding is None else f" ({row.finding})"
             raise MediaHarmful(f"A scanner has found this file harmful{found}: it is quarantined")
 
     async def check(
@@ -281,7 +281,7 @@ class MediaScanner:
             if self._passes_unscanned:
                 return None
             raise
-        return row.found or "" if row is not None and row.state is ScanState.HARMFUL else None
+        return row.finding or "" if row is not None and row.state is ScanState.HARMFUL else None
 
     # Jobs.
 
@@ -327,7 +327,7 @@ class MediaScanner:
         if row is not None:
             if row.state is not ScanState.UNKNOWN:
                 return row.state
-            if row.failures and self._now_ms() < row.until_ts and not self._work.is_running(hash):
+            if row.failures and self._now_ms() < row.due_ts and not self._work.is_running(hash):
                 raise ScannersUnavailable(
                     "This file cannot be scanned; the server will try again later"
                 )
@@ -463,7 +463,7 @@ class MediaScanner:
         return int(self._paused_until * 1000)
 
     async def _record_failure(
-        self, task: _ScanTask, error: Exception, pause_ms: int
+        self, task: _ScanTask, error: Exception, backoff_ms: int
     ) -> MatrixError:
         """Record that the scanners are available but cannot scan this content."""
         self._metrics.scans.labels("failed").inc()
@@ -472,7 +472,9 @@ class MediaScanner:
             "the file {hash} cannot be scanned: {error}", hash=task.hash.hex(), error=text
         )
         if not task.is_inside:
-            await self._store.record_failure(task.hash, self._now_ms(), pause_ms, MAX_FILE_RETRY_MS)
+            await self._store.record_failure(
+                task.hash, self._now_ms(), backoff_ms, MAX_FILE_RETRY_MS
+            )
         return ScannersUnavailable()
 
     def _store_verdict(
@@ -495,7 +497,7 @@ class MediaScanner:
             txn.after_commit(
                 lambda: self.log.warn(
                     "a file is harmful: {found}; its SHA-256 is {hash}",
-                    found=verdict.found,
+                    found=verdict.finding,
                     hash=verdict.hash.hex(),
                 )
             )

@@ -361,4 +361,4 @@ def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int |
     A user who is not in the room does not wait for it.
     """
     room = partial.get(row.room_nid)
-    return 0 if room is None or row.membership != "join" else room.completed
+    return 0 if room is None or row.membership != "join" else room.completed_position

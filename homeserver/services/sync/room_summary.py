@@ -73,7 +73,7 @@ class RoomSummaries:
         for room_nid, roster in (await self._store.get_namings(user_id, missing, HEROES)).items():
             summary = found[room_nid] = _summarize(roster)
             part = partial.get(room_nid)
-            is_whole = part is None or part.completed is not None
+            is_whole = part is None or part.completed_position is not None
             if is_whole and (roster.name or roster.canonical_alias) and version == self._version:
                 self._cache(room_nid, summary)
         return found

@@ -284,8 +284,8 @@ def _apply_partial_state(
     """Send the full state of a room again once it is no longer partial."""
     if room is None:
         return
-    update.has_partial_state = room.completed is None
-    if room.completed is not None and span.since < room.completed <= span.upto:
+    update.has_partial_state = room.completed_position is None
+    if room.completed_position is not None and span.since < room.completed_position <= span.upto:
         update.full_state = True
         if not request.loads_lazily:
             update.since = 0
@@ -296,7 +296,7 @@ def _lacks_state(row: MembershipRow, partial: Mapping[int, PartialRoom], span: S
     room = partial.get(row.room_nid)
     if room is None or row.membership != "join":
         return False
-    return room.completed is None or room.completed > span.upto
+    return room.completed_position is None or room.completed_position > span.upto
 
 
 def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:

@@ -250,7 +250,7 @@ class PhoneValidation:
                     token_hash=token_hash,
                     created_ts=self._now_ms(),
                     validated_ts=None,
-                    tries=0,
+                    attempts=0,
                 ),
             )
             # also where none is sent: the daily limit must not reveal known numbers

@@ -76,10 +76,10 @@ class CASProvider:
             raise SignInRefused(RefusalReason.CANCELLED, "the callback has no ticket")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
         # sent with `renew`, CAS refuses a ticket that it issued without a new authentication
-        proved_ts = check_reauthentication(
+        authenticated_ts = check_reauthentication(
             flow.provider_state, None, self._clock.seconds(), requires_time=False
         )
-        renew = {} if proved_ts is None else {"renew": "true"}
+        renew = {} if authenticated_ts is None else {"renew": "true"}
         query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
         name, attributes = parse_validation_response(
             await self._documents.get_bytes(f"{self._server}/{path}?{query}")
@@ -91,7 +91,7 @@ class CASProvider:
             subject=subject,
             localpart=self._localpart(name),
             display_name=clean_name(shown[0]) if shown else None,
-            authenticated_ts=proved_ts,
+            authenticated_ts=authenticated_ts,
         )
 
     def _localpart(self, name: str) -> str | None:

@@ -106,7 +106,7 @@ class JWTSignIn:
             raise Forbidden(f"The token has no {self._config.subject_claim}")
         user_id = parse_new_user_id(subject.lower(), self._server_name)
         account = (await self._account_store.get_accounts([user_id])).get(user_id)
-        era = 0 if account is None else account.epoch
+        epoch = 0 if account is None else account.epoch
         if account is None:
             name = clean_name(claims.get(self._config.display_name_claim or ""))
             await self._registration.do_register_for_provider(
@@ -118,7 +118,7 @@ class JWTSignIn:
         session = self._sessions.prepare(
             user_id,
             address=address,
-            epoch=era,
+            epoch=epoch,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,

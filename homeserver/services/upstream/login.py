@@ -103,7 +103,7 @@ class OperationConfirmed(msgspec.Struct, frozen=True):
 class BrowserSignedIn(msgspec.Struct, frozen=True):
     """The user is signed in to this server's pages and continues at the path `next_path`.
     `authenticated_ts`: time of their last authentication, in milliseconds since 1970; 0: unknown.
-    `era`: the credential epoch of their account."""
+    `epoch`: the credential epoch of their account."""
 
     user_id: UserID
     next_path: str
@@ -230,8 +230,8 @@ class UpstreamSignIn:
     ) -> str:
         """Store a checked answer until the browser comes with its cookie; return the id for
         `go_on`."""
-        era = await self._accounts.get_epoch(self._info(flow), identity)
-        held = _next_of(flow, identity, era=era)
+        epoch = await self._accounts.get_epoch(self._info(flow), identity)
+        held = _next_of(flow, identity, epoch=epoch)
         return await self._flows.begin_for(IDENTIFIED, browser_hash, held)
 
     async def resume(self, flow_id: str, browser: FlowBrowser | None, languages: str) -> Step:
@@ -332,27 +332,27 @@ class UpstreamSignIn:
         flow: SignInFlow,
         identity: UpstreamIdentity,
         user_id: UserID,
-        era: int,
+        epoch: int,
         browser: FlowBrowser,
     ) -> Step:
         account = self._accounts.check_usable(
             (await self._account_store.get_accounts([user_id]))[user_id]
         )
-        if account.awaiting_ts is not None:
+        if account.approval_pending_ts is not None:
             raise SignInRefused(
                 RefusalReason.AWAITING_APPROVAL, f"{user_id} awaits approval", user_id=user_id
             )
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
-            return self._signed_in(flow, identity, user_id, era, purpose.next_path)
+            return self._signed_in(flow, identity, user_id, epoch, purpose.next_path)
         assert isinstance(purpose, ForClient)
         if await self._consents.get_missing(user_id):
             # this page shows the terms before it continues to the client
             path = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
-            return self._signed_in(flow, identity, user_id, era, path)
+            return self._signed_in(flow, identity, user_id, epoch, path)
         if self.is_trusted_client(purpose.redirect_url):
-            return await self._leave(flow, identity, user_id, era, purpose)
-        next_flow = _next_of(flow, identity, user_id=user_id, era=era)
+            return await self._leave(flow, identity, user_id, epoch, purpose)
+        next_flow = _next_of(flow, identity, user_id=user_id, epoch=epoch)
         return ConfirmClient(
             await self._flows.begin(CONFIRM_CLIENT, browser, next_flow),
             user_id,
@@ -361,10 +361,10 @@ class UpstreamSignIn:
 
     @staticmethod
     def _signed_in(
-        flow: SignInFlow, identity: UpstreamIdentity, user_id: UserID, era: int, next_path: str
+        flow: SignInFlow, identity: UpstreamIdentity, user_id: UserID, epoch: int, next_path: str
     ) -> BrowserSignedIn:
         return BrowserSignedIn(
-            user_id, next_path, origin_of(flow, identity), identity.authenticated_ts or 0, era
+            user_id, next_path, origin_of(flow, identity), identity.authenticated_ts or 0, epoch
         )
 
     def is_trusted_client(self, redirect_url: str) -> bool:
@@ -376,12 +376,12 @@ class UpstreamSignIn:
         user_id: UserID,
         origin: ProviderSignIn | None,
         redirect_url: str,
-        era: CredentialEpoch,
+        epoch: CredentialEpoch,
     ) -> str:
         """Issue a login token to a user who agreed to continue to a client; return the client's
         address with the token. Raises as `check_epoch`."""
         return add_login_token(
-            redirect_url, await self._login_tokens.do_issue_for_browser(user_id, origin, era)
+            redirect_url, await self._login_tokens.do_issue_for_browser(user_id, origin, epoch)
         )
 
     async def _leave(
@@ -389,12 +389,12 @@ class UpstreamSignIn:
         flow: SignInFlow,
         identity: UpstreamIdentity,
         user_id: UserID,
-        era: int,
+        epoch: int,
         purpose: ForClient,
     ) -> BrowserRedirect:
         origin = origin_of(flow, identity)
         try:
-            url = await self.do_issue_token(user_id, origin, purpose.redirect_url, era)
+            url = await self.do_issue_token(user_id, origin, purpose.redirect_url, epoch)
         except MatrixError as error:
             raise error_to_refusal(user_id, error) from None
         self.log.info(
@@ -420,11 +420,11 @@ def _next_of(
     identity: UpstreamIdentity,
     *,
     user_id: UserID | None = None,
-    era: int | None = None,
+    epoch: int | None = None,
 ) -> SignInFlow:
     """Return the flow with the identity that the provider returned."""
     return msgspec.structs.replace(
-        flow, provider_state={}, identity=identity, user_id=user_id, epoch=era
+        flow, provider_state={}, identity=identity, user_id=user_id, epoch=epoch
     )
 
 

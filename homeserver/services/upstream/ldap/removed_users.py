@@ -183,9 +183,11 @@ class RemovedUsers:
             )
             self.log.info("{user_id} is in the directory again", user_id=link.user_id)
 
-    def _left(self, link: ExternalIdRow, left_ts: int | None) -> Callable[[WriteTransaction], None]:
+    def _left(
+        self, link: ExternalIdRow, removed_ts: int | None
+    ) -> Callable[[WriteTransaction], None]:
         def write(txn: WriteTransaction) -> None:
-            self._links.set_removed(txn, self._config.idp_id, link.subject, left_ts)
+            self._links.set_removed(txn, self._config.idp_id, link.subject, removed_ts)
 
         return write
 

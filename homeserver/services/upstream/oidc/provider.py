@@ -178,10 +178,10 @@ class OIDCSignIn:
         is_plausible = isinstance(auth_time, int | float) and 0 < auth_time < MAX_TIME
         proved = auth_time if is_plausible else None
         must_say = self._config.auth_time_required
-        proved_ts = check_reauthentication(
+        authenticated_ts = check_reauthentication(
             flow.provider_state, proved, self._clock.seconds(), requires_time=must_say
         )
-        return msgspec.structs.replace(identity, authenticated_ts=proved_ts)
+        return msgspec.structs.replace(identity, authenticated_ts=authenticated_ts)
 
     async def _redeem(
         self, metadata: DiscoveryDocument, code: str, verifier: str | None

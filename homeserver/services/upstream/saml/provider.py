@@ -150,10 +150,10 @@ class SAMLProvider:
         check_requirements(
             self._config.attribute_requirements, attributes, PROVIDER_ID, identity.subject
         )
-        proved_ts = check_reauthentication(
+        authenticated_ts = check_reauthentication(
             flow.provider_state, assertion.authenticated_at, self._clock.seconds()
         )
-        return msgspec.structs.replace(identity, authenticated_ts=proved_ts)
+        return msgspec.structs.replace(identity, authenticated_ts=authenticated_ts)
 
     async def metadata(self) -> bytes:
         """Return this server's metadata in XML."""
