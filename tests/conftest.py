@@ -35,7 +35,7 @@ from tests.helpers.databases import (
     make_sqlite_template,
     open_inline,
 )
-from tests.helpers.federated import NUMBERS
+from tests.helpers.federated_rooms import NUMBERS
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 from tests.helpers.sync_comparison import Compared, both_ways

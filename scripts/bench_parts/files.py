@@ -23,7 +23,7 @@ from storage.engine.database import SQLiteConfig
 from tests.helpers.images import picture
 from tests.helpers.interop_servers import InteropServers, python_of_synapse
 from tests.helpers.ports import free_port
-from tests.helpers.running import ServerFiles
+from tests.helpers.server_process import ServerFiles
 
 KB, MB = 1000, 1_000_000
 PARALLEL = 100

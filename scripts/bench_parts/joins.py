@@ -17,7 +17,7 @@ from urllib.parse import quote
 from bench_parts.processes import cpu_seconds, peak_memory_kb
 from tests.helpers.federated_processes import FederatedProcesses, make_large_room
 from tests.helpers.ports import free_port
-from tests.helpers.running import RunningServer
+from tests.helpers.server_process import RunningServer
 
 SIZES = (500, 5_000, 50_000)
 KINDS = ("partial", "full")

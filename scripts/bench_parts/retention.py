@@ -17,7 +17,7 @@ from federation.rooms.events import StoredEvent
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
 from tests.helpers.room_actions import create, join, messages, ok, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.syncing import sync
+from tests.helpers.sync_requests import sync
 
 ROUNDS, TIMES = 15, 30
 MESSAGES = 5000

@@ -12,7 +12,7 @@ from tests.helpers.databases import PostgresTemplates
 from tests.helpers.mail_servers import mail_server
 from tests.helpers.real_browser import EmailLinks
 from tests.helpers.real_server import RealServer, running_server
-from tests.helpers.restorable import Restorable
+from tests.helpers.restored_server import Restorable
 
 CHROMIUM = shutil.which("chromium")
 

@@ -2,7 +2,7 @@
 continue (`js/restored.mjs`)."""
 
 from tests.helpers.js_scripts import run_script
-from tests.helpers.restorable import Restorable
+from tests.helpers.restored_server import Restorable
 
 SECONDS = 600
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.clients.test_nio import expect
 from tests.clients.test_nio_encryption import ENCRYPTION, device, register, say, sync, texts
-from tests.helpers.restorable import Restorable
+from tests.helpers.restored_server import Restorable
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -20,7 +20,7 @@ from tests.clients.test_rust_sdk_encryption import (
     recover,
     unreadable,
 )
-from tests.helpers.restorable import Restorable
+from tests.helpers.restored_server import Restorable
 
 
 def test_the_engine_continues_after_a_restore(restorable: Restorable, tmp_path: Path) -> None:

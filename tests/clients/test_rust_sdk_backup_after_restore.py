@@ -22,7 +22,7 @@ from tests.clients.test_rust_sdk_encryption import (
     reads,
     recover,
 )
-from tests.helpers.restorable import Restorable
+from tests.helpers.restored_server import Restorable
 
 
 def test_key_backups_continue(restorable: Restorable, tmp_path: Path) -> None:

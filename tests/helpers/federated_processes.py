@@ -22,8 +22,8 @@ from storage.engine.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
 from tests.helpers.executors import InlineThreads
-from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.server import CutWeb, CutWire, MemoryRelay, fetch_nothing, follow_nowhere
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 CHUNK = 200
 

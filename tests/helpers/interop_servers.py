@@ -26,7 +26,7 @@ from tests.helpers.certificates import Authority
 from tests.helpers.interop import InteropServer, until
 from tests.helpers.ports import free_port
 from tests.helpers.programs import ROOT, Program, start_program
-from tests.helpers.running import ServerFiles
+from tests.helpers.server_process import ServerFiles
 from tests.helpers.tcp_proxy import TcpProxy
 
 Spawn = Callable[[IO[bytes]], subprocess.Popen[bytes] | Program]

@@ -8,7 +8,7 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.joins.send_join_response import MAX_SMALL_MEMBERS
-from tests.helpers.federated import Side
+from tests.helpers.federated_rooms import Side
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, membership, ok, room_path

@@ -7,7 +7,7 @@ import pytest
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import queues, stream_reader
 from tests.helpers.clocks import settle
-from tests.helpers.federated import create_room
+from tests.helpers.federated_rooms import create_room
 from tests.helpers.push_gateway import set_pusher
 from tests.helpers.server import TestServer, User
 

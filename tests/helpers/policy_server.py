@@ -12,7 +12,7 @@ from federation.protocol.ids import ServerName
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, add_signature, encode_base64
-from tests.helpers.federated import SOUTH
+from tests.helpers.federated_rooms import SOUTH
 
 KEY = SigningKey("policy_server", b"p" * 32)
 SIGN = "/_matrix/policy/v1/sign"

@@ -5,7 +5,7 @@ tests/helpers/ready_process.py.
     program.kill(); program.wait()
     made = run_program("homeserver", "create-user", "anna", given="a password\n")
 
-tests/config/test_command_line.py tests a normal start.
+tests/commands/test_command_line.py tests a normal start.
 """
 
 import os

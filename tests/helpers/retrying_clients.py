@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.helpers.running import Reply, RunningServer, exchange
+from tests.helpers.server_process import Reply, RunningServer, exchange
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pathlib import Path
 from storage.engine.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.ports import free_port
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 

@@ -12,23 +12,23 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-WAITING: Final = ("interop", "nodes", "clients", "upstream")
+WAITING: Final = ("interop", "nodes", "clients", "identity_providers")
 """Folders whose tests start processes and mostly wait. Their first tests keep one worker busy for
 long."""
 
 LONG: Final = (
-    "servers/test_convergence",
-    "servers/test_partial_convergence",
-    "servers/test_sync_agreement",
-    "rooms/test_partitions",
-    "http/test_device_lists_law",
-    "http/test_sync_law",
-    "http/test_sliding_sync_both_ways",
-    "push/test_push_law",
+    "federation/rooms/test_convergence",
+    "federation/rooms/partial_state/test_partial_convergence",
+    "sync/test_sync_agreement",
+    "federation/rooms/test_partition_convergence",
+    "encryption/test_device_lists_law",
+    "sync/test_sync_law",
+    "sliding_sync/test_fast_path",
+    "pushers/test_push_law",
 )
 """Files whose tests need much CPU time."""
 
-TOGETHER: Final = {"interop": True, "clients": False, "upstream": False, "layout": True}
+TOGETHER: Final = {"interop": True, "clients": False, "identity_providers": False, "layout": True}
 """Folders whose tests share expensive fixtures: True for the complete folder, False within a
 file."""
 

@@ -11,6 +11,8 @@ from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import CountedAction, RateLimiter, address_key
 from storage.engine.database import Database
+from tests.encryption.test_dehydrated_devices import PATH as DEHYDRATED
+from tests.encryption.test_dehydrated_devices import new_device
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
 from tests.helpers.room_actions import create, ok, room_path, say
@@ -18,8 +20,6 @@ from tests.helpers.server import TestServer
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
-from tests.http.test_dehydrated_devices import PATH as DEHYDRATED
-from tests.http.test_dehydrated_devices import new_device
 
 LOGIN = "/_matrix/client/v3/login"
 MESSAGE = "/_matrix/client/v3/message"

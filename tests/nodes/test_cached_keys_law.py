@@ -18,7 +18,7 @@ from storage.encryption.published_keys import PublishedKeyStore
 from storage.engine.streams import Streams
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_keys_at_nodes import another_device
+from tests.nodes.test_device_keys import another_device
 from tests.nodes.test_two_nodes import Nodes, nodes
 
 __all__ = ["nodes"]

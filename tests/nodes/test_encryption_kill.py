@@ -15,7 +15,7 @@ from typing import Any, Final
 from storage.encryption.to_device import MIN_LOGGED
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.retrying_clients import CurrentServer, RetryingClient
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 SEED: Final = 20240309
 KILLS: Final = 4

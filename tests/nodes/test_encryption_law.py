@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.keys import V3, identity_keys, query, upload
 from tests.helpers.server import TestServer, User
-from tests.helpers.syncing import sync
-from tests.nodes.test_keys_at_nodes import ENCRYPTED
+from tests.helpers.sync_requests import sync
+from tests.nodes.test_device_keys import ENCRYPTED
 from tests.nodes.test_two_nodes import Nodes, nodes
 
 __all__ = ["nodes"]

@@ -17,7 +17,7 @@ from typing import Any
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.retrying_clients import CurrentServer, RetryingClient
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 SEED = 20240307
 KILLS = 4

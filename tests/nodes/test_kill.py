@@ -19,7 +19,7 @@ from storage.engine.database import PostgresConfig, SQLiteConfig
 from storage.rooms.rooms import RoomStore
 from tests.helpers.databases import open_inline
 from tests.helpers.retrying_clients import CurrentServer, RetryingClient
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 SEED = 20240229
 ROUNDS = 20

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from storage.engine.database import SQLiteConfig
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 MEGABYTES = int(os.environ.get("MAHALLA_UPLOAD_MEGABYTES", "96"))
 MOST_GROWTH = 24 << 20

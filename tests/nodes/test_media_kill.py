@@ -20,7 +20,7 @@ from storage.media.shared_contents import Role
 from tests.helpers.media_crash_process import MILK, MOMENTS, CrashPlan, Opened
 from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
 from tests.helpers.programs import start_program
-from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 SEED = 1447
 ROUNDS = 2

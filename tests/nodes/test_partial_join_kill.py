@@ -14,7 +14,7 @@ from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.federated_processes import FederatedProcesses, make_large_room
 from tests.helpers.interop import until
 from tests.helpers.ports import free_port
-from tests.helpers.running import RunningServer
+from tests.helpers.server_process import RunningServer
 
 SEED = 20251125
 MEMBERS = 1500

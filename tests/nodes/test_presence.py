@@ -13,7 +13,7 @@ from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.server import User
-from tests.helpers.syncing import Rooms, poll, sync
+from tests.helpers.sync_requests import Rooms, poll, sync
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"

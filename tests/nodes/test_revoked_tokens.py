@@ -17,7 +17,7 @@ from psycopg2.extensions import make_dsn
 from homeserver.cluster.peers import TRUST_SECONDS
 from storage.engine.database import PostgresConfig
 from tests.helpers.programs import run_program
-from tests.helpers.running import SECONDS_TO_START, RunningServer, ServerFiles
+from tests.helpers.server_process import SECONDS_TO_START, RunningServer, ServerFiles
 
 V3 = "/_matrix/client/v3"
 SLIDING = "/_matrix/client/v4/sync"
@@ -102,7 +102,7 @@ def test_a_device_deleted_by_an_administrator_is_signed_out_on_all_nodes(
 
 def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> None:
     """Stop the process, but not during a write, whose end all writers would wait for
-    (`tests/storage/test_write_lock.py`)."""
+    (`tests/storage/engine/test_write_lock.py`)."""
     at_work = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
         " AND backend_type = 'client backend' AND state <> 'idle'"

@@ -15,9 +15,9 @@ from tests.helpers.databases import open_inline
 from tests.helpers.federated_media import DOWNLOAD
 from tests.helpers.http import Answer
 from tests.helpers.media_scanning import MINE, TEA, UPLOAD, do_jobs
-from tests.helpers.running import RunningServer, ServerFiles
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
 from tests.helpers.server import TestServer
+from tests.helpers.server_process import RunningServer, ServerFiles
 
 
 @contextmanager

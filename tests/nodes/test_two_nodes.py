@@ -14,8 +14,8 @@ from tests.conftest import run_coroutine
 from tests.helpers.databases import open_inline
 from tests.helpers.room_actions import create, say, set_state
 from tests.helpers.server import TestServer, User
-from tests.helpers.syncing import sync
-from tests.http.sliding import SlidingClient, a_list, act, state_of
+from tests.helpers.sliding_client import SlidingClient, a_list, act, state_of
+from tests.helpers.sync_requests import sync
 
 V3 = "/_matrix/client/v3"
 POSTGRES = "database: {name: psycopg2, args: {}}\n"

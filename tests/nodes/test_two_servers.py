@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.federated_processes import FederatedProcesses
 from tests.helpers.ports import free_port
-from tests.helpers.running import RunningServer
+from tests.helpers.server_process import RunningServer
 
 
 @pytest.fixture

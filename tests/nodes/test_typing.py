@@ -12,9 +12,9 @@ import pytest
 from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
-from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.syncing import Json, Rooms, poll, sync
-from tests.http.sliding import UNSTABLE, SlidingClient, a_list
+from tests.helpers.server_process import RunningServer, ServerFiles
+from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list
+from tests.helpers.sync_requests import Json, Rooms, poll, sync
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"

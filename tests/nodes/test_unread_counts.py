@@ -8,7 +8,7 @@ import pytest
 from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.server import User
-from tests.helpers.syncing import Rooms, sync
+from tests.helpers.sync_requests import Rooms, sync
 
 rooms = Rooms()
 

@@ -12,7 +12,7 @@ from tests.helpers.http import Answer
 from tests.helpers.oauth import BASE, CONFIG, METADATA, Program, returned
 from tests.helpers.room_actions import create
 from tests.helpers.server import TestServer, User
-from tests.http.sliding import SlidingClient, a_list
+from tests.helpers.sliding_client import SlidingClient, a_list
 
 V3 = "/_matrix/client/v3"
 LOCALIZED = {

@@ -1,199 +1,421 @@
-"""Children of events as they are stored: on both databases, of our own events and of those of
-others."""
+"""Children of events: pages of them, their aggregations in the parents, duplicate reactions.
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+spec: client-server-api#forming-relationships-between-events,
+client-server-api#aggregations-of-child-events
+"""
+
+import json
+from typing import Any
+from urllib.parse import quote
 
 import pytest
+from twisted.internet.defer import Deferred
 
-from federation.rooms.events import StoredEvent
-from storage.engine.database import Database, SQLiteConfig
-from storage.events.relations import (
-    REFERENCE,
-    REPLACE,
-    THREAD,
-    Children,
-    Parent,
-    RelationFilter,
-    RelationStore,
+from federation.protocol.ids import RoomID
+from homeserver.services.rooms import relations
+from tests.helpers.room_actions import (
+    create,
+    invite,
+    join,
+    leave,
+    messages,
+    ok,
+    put_event,
+    redact,
+    refused,
+    room_path,
+    say,
 )
-from storage.events.timelines import START, Direction, TimelinePlace
-from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.peers import join, servers
-from tests.helpers.rooms import ALICE, BOB, RoomParts
+from tests.helpers.server import TestServer, User
+from tests.helpers.sync_requests import sync
 
-END = TimelinePlace(2**53, 2**53)
+V1 = "/_matrix/client/v1"
 
 
-def child(rel_type: str, parent: StoredEvent, **content: object) -> dict[str, object]:
-    """The content of a message that relates to another."""
-    return {
-        "body": "child",
-        "m.relates_to": {"rel_type": rel_type, "event_id": parent.event.event_id},
-        **content,
-    }
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
 
 
-async def children_of(
-    store: RelationStore, events: Sequence[StoredEvent], reader: str, ignored: Sequence[str]
-) -> Mapping[int, Sequence[Children]]:
-    parents = [
-        Parent(each.nid, each.event.event_id, each.room_nid, each.event.type, each.event.sender)
-        for each in events
-    ]
-    types = await store.find_parents([each.event_id for each in parents])
-    rel_types = {rel_type for each in types.values() for rel_type in each}
-    having = [each for each in parents if each.event_id in types]
-    return await store.get_children(having, rel_types, reader, ignored) if having else {}
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
 
 
-async def test_children_threads_and_annotations(database: Database) -> None:
-    parts = RoomParts(database)
-    store = RelationStore(database)
-    room_id = await parts.create()
-    await parts.member(room_id, BOB, "join")
-    parent, other = (
-        await parts.send(room_id, ALICE, "parent"),
-        await parts.send(room_id, ALICE, "other"),
+@pytest.fixture
+def room(alice: User, bob: User) -> str:
+    room = create(alice, preset="private_chat")
+    invite(alice, room, bob)
+    join(bob, room)
+    return room
+
+
+def relate(
+    user: User, room: str, target: str, rel_type: str, text: str = "child", **content: Any
+) -> str:
+    """Send a message that relates to another."""
+    relation = {"rel_type": rel_type, "event_id": target}
+    answer = put_event(
+        user,
+        room,
+        "m.room.message",
+        {"msgtype": "m.text", "body": text, "m.relates_to": relation, **content},
     )
-    edits = [
-        await parts.send(room_id, ALICE, child(REPLACE, parent, **{"m.new_content": {}}))
-        for _ in range(2)
-    ]
-    await parts.send(room_id, BOB, child(REPLACE, parent, **{"m.new_content": {}}))
-    replies = [await parts.send(room_id, sender, child(THREAD, parent)) for sender in (ALICE, BOB)]
-    later = await parts.send(room_id, BOB, child(THREAD, other))
-    reference = await parts.send(room_id, BOB, child(REFERENCE, replies[0]))
+    return str(ok(answer)["event_id"])
 
-    nids = [parent.nid, other.nid, replies[0].nid, replies[1].nid]
-    found = await children_of(store, [parent, other, *replies], ALICE, [])
-    assert {nid: {group.rel_type: group for group in groups} for nid, groups in found.items()} == {
-        parent.nid: {
-            REPLACE: Children(REPLACE, [edits[1].nid, edits[0].nid]),
-            THREAD: Children(THREAD, [replies[1].nid, replies[0].nid], 2, True),
-        },
-        other.nid: {THREAD: Children(THREAD, [later.nid], 1, False)},
-        replies[0].nid: {REFERENCE: Children(REFERENCE, [reference.nid])},
+
+def edit(user: User, room: str, target: str, text: str) -> str:
+    """Of two of the same time that with the greater id is the later one, so time goes on."""
+    user.server.clock.advance(1)
+    new = {"msgtype": "m.text", "body": text}
+    return relate(user, room, target, "m.replace", f"* {text}", **{"m.new_content": new})
+
+
+def reaction(target: str, key: str = "👍") -> dict[str, Any]:
+    return {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": key}}
+
+
+def react(user: User, room: str, target: str, key: str = "👍") -> str:
+    return str(ok(put_event(user, room, "m.reaction", reaction(target, key)))["event_id"])
+
+
+def path(room: str, event: str, *rest: str, **query: object) -> str:
+    words = "&".join(f"{name.rstrip('_')}={quote(str(value))}" for name, value in query.items())
+    return "/".join([V1, "rooms", quote(room), "relations", quote(event), *rest]) + (
+        f"?{words}" if words else ""
+    )
+
+
+def children(user: User, room: str, event: str, *rest: str, **query: object) -> list[str]:
+    return [child["event_id"] for child in ok(user.get(path(room, event, *rest, **query)))["chunk"]]
+
+
+def get_event(user: User, room: str, event: str) -> Any:
+    return ok(user.get(room_path(room, "event", event)))
+
+
+def bundle(user: User, room: str, event: str) -> Any:
+    """The aggregations of an event's children."""
+    return get_event(user, room, event)["unsigned"].get("m.relations", {})
+
+
+def ignore(user: User, other: User) -> None:
+    path = f"/_matrix/client/v3/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
+    ok(user.put(path, {"ignored_users": {other.user_id: {}}}))
+
+
+def test_children_come_newest_first_and_by_type(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    say(alice, room, "no relation")
+    first = relate(bob, room, parent, "m.thread")
+    second = react(alice, room, parent)
+    third = relate(bob, room, parent, "m.thread")
+    assert children(bob, room, parent) == [third, second, first]
+    assert children(bob, room, parent, dir="f") == [first, second, third]
+    assert children(bob, room, parent, "m.thread") == [third, first]
+    assert children(bob, room, parent, "m.annotation", "m.reaction") == [second]
+    assert children(bob, room, parent, "m.annotation", "m.room.message") == []
+    unstable = path(room, parent).replace("/v1/", "/unstable/")
+    assert ok(bob.get(unstable)) == ok(bob.get(path(room, parent)))
+
+
+@pytest.mark.parametrize("direction", ["b", "f"])
+def test_pages_of_children_are_all_children(alice: User, room: str, direction: str) -> None:
+    parent = say(alice, room, "parent")
+    sent = [relate(alice, room, parent, "org.example") for _ in range(5)]
+    found: list[str] = []
+    page = ok(alice.get(path(room, parent, dir=direction, limit=2)))
+    assert "prev_batch" not in page
+    found += [event["event_id"] for event in page["chunk"]]
+    pages = 1
+    while "next_batch" in page:
+        token = page["next_batch"]
+        page = ok(alice.get(path(room, parent, dir=direction, limit=2, from_=token)))
+        assert page["prev_batch"] == token
+        found += [event["event_id"] for event in page["chunk"]]
+        pages += 1
+    assert found == (sent if direction == "f" else sent[::-1])
+    assert pages == 3
+
+
+def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    relate(alice, room, parent, "org.example")
+    since = sync(alice)["next_batch"]
+    later = relate(alice, room, parent, "org.example")
+    assert children(alice, room, parent, to=since) == [later]
+    assert refused(alice.get(path(room, parent, from_="x"))) == (400, "M_INVALID_PARAM")
+
+
+def test_children_of_children(alice: User, room: str) -> None:
+    events: list[str] = [say(alice, room, "parent")]
+    for _ in range(5):
+        events.append(relate(alice, room, events[-1], "org.example"))
+    answer = ok(alice.get(path(room, events[0], recurse="true")))
+    assert [event["event_id"] for event in answer["chunk"]] == events[3:0:-1]
+    assert answer["recursion_depth"] == 3
+    answer = ok(alice.get(path(room, events[0], recurse="false")))
+    assert [event["event_id"] for event in answer["chunk"]] == [events[1]]
+    assert answer["recursion_depth"] == 1
+    assert "recursion_depth" not in ok(alice.get(path(room, events[0])))
+    other = relate(alice, room, events[1], "org.example.other")
+    assert other not in children(alice, room, events[0], "org.example", recurse="true")
+
+
+@pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
+def test_very_many_descendants_are_returned_to_a_smaller_depth(
+    alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
+) -> None:
+    """And the answer says so; each page is one of what it tells."""
+    monkeypatch.setattr(relations, "MAX_DESCENDANTS", most)
+    parent = say(alice, room, "parent")
+    replies = [relate(alice, room, parent, "m.thread") for _ in range(2)]
+    edits = [relate(alice, room, each, "org.example") for each in replies]
+    marks = [relate(alice, room, each, "org.example.x") for each in edits]
+    found: list[str] = []
+    token: dict[str, str] = {}
+    while True:
+        answer = ok(alice.get(path(room, parent, recurse="true", limit="2", **token)))
+        assert answer["recursion_depth"] == depth
+        found += [event["event_id"] for event in answer["chunk"]]
+        if "next_batch" not in answer:
+            break
+        token = {"from_": answer["next_batch"]}
+    assert found == [*replies, *edits, *marks][: 2 * depth][::-1]
+
+
+def test_who_may_not_see_the_parent_sees_no_children(
+    server: TestServer, alice: User, room: str
+) -> None:
+    parent = say(alice, room, "parent")
+    relate(alice, room, parent, "org.example")
+    eve = server.register("eve")
+    assert refused(eve.get(path(room, parent))) == (403, "M_FORBIDDEN")
+    assert refused(alice.get(path(room, "$unknown"))) == (404, "M_NOT_FOUND")
+    elsewhere = create(alice)
+    assert refused(alice.get(path(elsewhere, parent))) == (404, "M_NOT_FOUND")
+
+
+def test_who_has_left_sees_no_later_children(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    first = relate(alice, room, parent, "m.thread")
+    leave(bob, room)
+    second = relate(alice, room, parent, "m.thread")
+    assert children(bob, room, parent) == [first]
+    assert children(alice, room, parent) == [second, first]
+    assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == first
+
+
+def test_a_child_in_another_room_does_not_count(alice: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    edit(alice, create(alice), parent, "from elsewhere")
+    assert children(alice, room, parent) == []
+    assert bundle(alice, room, parent) == {}
+
+
+def test_the_latest_edit_comes_with_the_event(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    assert bundle(bob, room, parent) == {}
+    edit(alice, room, parent, "first")
+    second = edit(alice, room, parent, "second")
+    told = bundle(bob, room, parent)["m.replace"]
+    assert told["event_id"] == second
+    assert told["content"]["m.new_content"]["body"] == "second"
+    assert told["room_id"] == room
+    assert told["unsigned"]["membership"] == "join"
+    assert get_event(bob, room, parent)["content"]["body"] == "parent"
+
+
+def test_edits_that_are_none(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    edit(bob, room, parent, "by another")
+    relate(alice, room, parent, "m.replace", "without new content")
+    content = {"m.new_content": {}, "m.relates_to": {"rel_type": "m.replace", "event_id": parent}}
+    ok(put_event(alice, room, "org.example.other", content))
+    assert bundle(alice, room, parent) == {}
+    valid = edit(alice, room, parent, "valid")
+    edit(alice, room, valid, "an edit of an edit")
+    assert bundle(alice, room, parent)["m.replace"]["event_id"] == valid
+    assert bundle(alice, room, valid) == {}
+
+
+def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
+    parent = ok(put_event(alice, room, "m.room.encrypted", {"ciphertext": "x"}))["event_id"]
+    relation = {"rel_type": "m.replace", "event_id": parent}
+    replacement = ok(
+        put_event(alice, room, "m.room.encrypted", {"ciphertext": "y", "m.relates_to": relation})
+    )
+    assert bundle(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
+
+
+def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    first = edit(alice, room, parent, "first")
+    second = edit(alice, room, parent, "second")
+    reply = relate(alice, room, parent, "m.reference")
+    ok(redact(alice, room, second))
+    assert bundle(alice, room, parent)["m.replace"]["event_id"] == first
+    assert second not in children(alice, room, parent)
+    ok(redact(alice, room, parent))
+    assert bundle(alice, room, parent) == {"m.reference": {"chunk": [{"event_id": reply}]}}
+    ok(redact(alice, room, reply))
+    assert bundle(alice, room, parent) == {}
+
+
+def test_references_are_named_oldest_first(alice: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    sent = [relate(alice, room, parent, "m.reference") for _ in range(3)]
+    assert bundle(alice, room, parent) == {
+        "m.reference": {"chunk": [{"event_id": event} for event in sent]}
     }
-    without_bob = await children_of(store, [parent, other, *replies], ALICE, [BOB])
-    assert set(without_bob) == {parent.nid}
-
-    async def page(
-        wanted: RelationFilter,
-        direction: Direction,
-        start: TimelinePlace,
-        end: TimelinePlace | None = None,
-    ) -> list[int]:
-        event_id = parent.event.event_id
-        rows = await store.get_page(parent.room_nid, event_id, wanted, start, end, direction, 10)
-        return [nid for _, nid in rows]
-
-    assert await page(RelationFilter(THREAD), Direction.FORWARDS, START) == [
-        reply.nid for reply in replies
-    ]
-    assert await page(RelationFilter(THREAD, "m.room.message"), Direction.BACKWARDS, END) == [
-        replies[1].nid,
-        replies[0].nid,
-    ]
-    assert await page(RelationFilter(THREAD, "m.sticker"), Direction.BACKWARDS, END) == []
-    first = TimelinePlace(replies[0].depth, replies[0].nid)
-    assert await page(RelationFilter(THREAD), Direction.BACKWARDS, END, first) == [replies[1].nid]
-    assert await page(RelationFilter(THREAD), Direction.FORWARDS, START, first) == [replies[0].nid]
-    assert (await page(RelationFilter(levels=3), Direction.BACKWARDS, END))[0] == reference.nid
-
-    async def threads(
-        start: TimelinePlace = END, ignored: list[str] | None = None, participated: bool = False
-    ) -> list[int]:
-        rows = await store.get_threads(
-            parent.room_nid, start, 10, BOB, ignored or [], participated=participated
-        )
-        return [root for _, root in rows]
-
-    assert await threads() == [other.nid, parent.nid]
-    assert await threads(first) == []
-    assert await threads(TimelinePlace(replies[1].depth, replies[1].nid)) == [parent.nid]
-    assert await threads(ignored=[BOB]) == [parent.nid]
-    assert await threads(participated=True) == [other.nid, parent.nid]
-    second = TimelinePlace(replies[1].depth, replies[1].nid)
-    for end, there, with_bob in ((first, [parent.nid], []), (second, [parent.nid], [parent.nid])):
-        for participated, expected in ((False, there), (True, with_bob)):
-            rows = await store.get_threads(
-                parent.room_nid, END, 10, BOB, [], participated=participated, end=end
-            )
-            assert rows == [(end, nid) for nid in expected]
-        rows = await store.get_threads(
-            parent.room_nid, END, 10, BOB, [BOB], participated=False, end=end
-        )
-        assert rows == [(first, parent.nid)]
-
-    await parts.redact(room_id, BOB, later.event.event_id)
-    assert await threads() == [parent.nid]
-    assert await store.get_related(nids, [BOB], None) == {parent.nid, replies[0].nid}
-    assert await store.get_related(nids, [BOB], [REFERENCE]) == {replies[0].nid}
-    assert await store.get_related(nids, None, [REPLACE]) == {parent.nid}
 
 
-async def test_an_annotation_is_found_again(database: Database) -> None:
-    parts, store = RoomParts(database), RelationStore(database)
-    room_id = await parts.create()
-    parent = await parts.send(room_id, ALICE, "parent")
-    relation = {"rel_type": "m.annotation", "event_id": parent.event.event_id, "key": "👍"}
-    await parts.send(room_id, ALICE, {"m.relates_to": relation}, "m.reaction")
-    about = (parent.room_nid, parent.event.event_id)
-    assert await store.has_annotation(*about, "m.reaction", ALICE, "👍")
-    assert not await store.has_annotation(*about, "m.reaction", ALICE, "🎉")
-    assert not await store.has_annotation(*about, "m.reaction", BOB, "👍")
-    assert not await store.has_annotation(*about, "m.sticker", ALICE, "👍")
+def test_state_has_no_children_to_tell_of(alice: User, room: str) -> None:
+    topic = ok(alice.put(room_path(room, "state", "m.room.topic"), {"topic": "tea"}))["event_id"]
+    reference = relate(alice, room, topic, "m.reference")
+    assert bundle(alice, room, topic) == {}
+    assert children(alice, room, topic) == [reference]
 
 
-@pytest.fixture
-def counter() -> QueryCounter:
-    return QueryCounter()
+def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    first = relate(alice, room, parent, "m.thread")
+    second = relate(bob, room, parent, "m.thread")
+    relate(bob, room, parent, "m.reference")
+    ignore(alice, bob)
+    assert children(alice, room, parent) == [first]
+    told = bundle(alice, room, parent)
+    assert told["m.thread"]["latest_event"]["event_id"] == first
+    assert told["m.thread"]["count"] == 1
+    assert "m.reference" not in told
+    assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
-@pytest.fixture
-def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
-    database = open_inline(sqlite, counter)
-    yield database
-    run_coroutine(database.close(), None)
-
-
-async def test_a_relation_costs_one_statement_and_one_more_in_a_thread(
-    counted: Database, counter: QueryCounter
+def test_pages_contexts_and_limited_timelines_tell_of_children(
+    alice: User, bob: User, room: str
 ) -> None:
-    parts = RoomParts(counted)
-    room_id = await parts.create()
-    parent = await parts.send(room_id, ALICE, "parent")
+    say(alice, room, "earlier")
+    parent = say(alice, room, "parent")
+    since = sync(bob)["next_batch"]
+    last = edit(alice, room, parent, "edited")
 
-    async def cost(content: dict[str, object]) -> int:
-        counter.clear()
-        await parts.send(room_id, ALICE, content)
-        return sum(counter.queries.values())
+    def told(events: list[Any]) -> Any:
+        (event,) = [event for event in events if event["event_id"] == parent]
+        return event["unsigned"].get("m.relations", {}).get("m.replace", {}).get("event_id")
 
-    plain = await cost({"body": "plain"})
-    assert await cost(child(REFERENCE, parent)) == plain + 1
-    assert await cost(child(THREAD, parent)) == plain + 2
+    def timeline(**options: Any) -> Any:
+        return sync(bob, **options)["rooms"]["join"][room]["timeline"]
+
+    assert told(messages(bob, room)["chunk"]) == last
+    assert told(ok(bob.get(room_path(room, "context", last)))["events_before"]) == last
+    assert told([ok(bob.get(room_path(room, "context", parent)))["event"]]) == last
+    limited = timeline(filter={"room": {"timeline": {"limit": 2}}})
+    assert limited["limited"]
+    assert told(limited["events"]) == last
+    whole = timeline(filter={"room": {"timeline": {"limit": 100}}})
+    assert not whole["limited"]
+    assert told(whole["events"]) is None
+    assert "m.relations" not in json.dumps(timeline(since=since))
 
 
-async def test_children_from_other_servers_count(
-    database: Database, sqlite_template: Path, tmp_path: Path
+def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    first = ok(put_event(bob, room, "m.reaction", reaction(parent), "txn"))
+    assert ok(put_event(bob, room, "m.reaction", reaction(parent), "txn")) == first
+    assert refused(put_event(bob, room, "m.reaction", reaction(parent))) == (
+        400,
+        "M_DUPLICATE_ANNOTATION",
+    )
+    react(bob, room, parent, "🎉")
+    react(alice, room, parent)
+    ok(redact(bob, room, first["event_id"]))
+    react(bob, room, parent)
+
+
+@pytest.mark.parametrize("redacted", [False, True])
+def test_the_same_reaction_twice_in_the_same_moment(
+    server: TestServer, alice: User, bob: User, room: str, redacted: bool
 ) -> None:
-    other = open_inline(copy_sqlite(sqlite_template, tmp_path))
-    theirs, ours = servers([other, database])
-    room_id = await theirs.create(theirs.user)
-    version = (await theirs.engine.get_snapshot(room_id)).version
-    await join(theirs, ours, version, room_id)
-    parent = await theirs.send(room_id, theirs.user, "parent")
-    reply = await theirs.send(room_id, theirs.user, child(THREAD, parent))
-    await ours.take(room_id, parent.event, reply.event)
-    known = (await ours.events.get_anywhere([parent.event.event_id]))[parent.event.event_id]
-    stored = (await ours.events.get_anywhere([reply.event.event_id]))[reply.event.event_id]
-    store = RelationStore(database)
-    assert (await children_of(store, [known], ours.user, []))[known.nid] == [
-        Children(THREAD, [stored.nid], 1, False)
+    parent = say(alice, room, "parent")
+    first = react(bob, room, parent) if redacted else None
+    gate: Deferred[None] = Deferred()
+    Deferred.fromCoroutine(server.app.room_engine.engine.in_turn(RoomID(room), lambda: gate))
+    waiting = []
+    if first is not None:  # with it gone, it may be sent again
+        waiting.append(bob.start("PUT", room_path(room, "redact", first, "r"), {}))
+    for txn in ("one", "two"):
+        waiting.append(
+            bob.start("PUT", room_path(room, "send", "m.reaction", txn), reaction(parent))
+        )
+    waiting.append(
+        alice.start("PUT", room_path(room, "send", "m.reaction", "one"), reaction(parent))
+    )
+    gate.callback(None)
+    server.clock.advance(0)
+    refusals = [each.answer.errcode for each in waiting if each.answer.status != 200]
+    assert refusals == ["M_DUPLICATE_ANNOTATION"]
+
+
+@pytest.mark.parametrize(
+    "relation",
+    [
+        None,
+        "m.thread",
+        [],
+        {},
+        {"rel_type": "m.thread"},
+        {"event_id": "$x"},
+        {"rel_type": 1, "event_id": "$x"},
+        {"rel_type": "", "event_id": "$x"},
+        {"rel_type": "x" * 256, "event_id": "$x"},
+        {"rel_type": "m.thread", "event_id": ["$x"]},
+        {"rel_type": "m.thread", "event_id": "x"},
+        {"rel_type": "m.annotation", "event_id": "$x", "key": 3},
+        {"rel_type": "m.annotation", "event_id": "$x", "key": "x" * 5000},
+    ],
+)
+def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relation: Any) -> None:
+    ok(put_event(alice, room, "m.room.message", {"body": "x", "m.relates_to": relation}))
+    ok(put_event(alice, room, "m.room.message", {"body": "y", "m.relates_to": relation}))
+    assert [event["content"]["body"] for event in messages(alice, room, limit=2)["chunk"]] == [
+        "y",
+        "x",
     ]
-    redaction = await theirs.redact(room_id, theirs.user, reply.event.event_id)
-    await ours.take(room_id, redaction.event)
-    assert await children_of(store, [known], ours.user, []) == {}
-    await other.close()
+
+
+def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    reply = relate(alice, room, parent, "m.thread")
+    reference = relate(alice, room, parent, "m.reference")
+
+    def found(**wanted: Any) -> list[str]:
+        wish = json.dumps({"types": ["m.room.message"], **wanted})
+        return [
+            event["event_id"] for event in messages(alice, room, limit=100, filter=wish)["chunk"]
+        ]
+
+    name = "org.matrix.msc3874"
+    assert found(**{f"{name}.not_rel_types": ["m.thread"]}) == [reference, parent]
+    assert found(**{f"{name}.rel_types": ["m.thread"]}) == [reply]
+    assert found(**{f"{name}.rel_types": ["m.thread"], f"{name}.not_rel_types": ["m.thread"]}) == []
+
+
+def test_pages_of_those_who_have_children(alice: User, bob: User, room: str) -> None:
+    parent = say(alice, room, "parent")
+    other = say(alice, room, "other")
+    relate(alice, room, parent, "m.thread")
+    relate(bob, room, other, "m.reference")
+
+    def found(**wanted: Any) -> list[str]:
+        return [
+            event["event_id"]
+            for event in messages(alice, room, limit=100, filter=json.dumps(wanted))["chunk"]
+        ]
+
+    assert found(related_by_rel_types=["m.thread"]) == [parent]
+    assert found(related_by_senders=[bob.user_id]) == [other]
+    assert found(related_by_senders=[bob.user_id], related_by_rel_types=["m.thread"]) == []
+    assert found(related_by_senders=[]) == []
+    wish = {"room": {"timeline": {"related_by_senders": [bob.user_id], "limit": 100}}}
+    events = sync(alice, filter=wish)["rooms"]["join"][room]["timeline"]["events"]
+    assert [event["event_id"] for event in events] == [other]

@@ -6,8 +6,8 @@ contents while it reads a body: it checks that they are JSON, but not that text 
 numbers are in range, or how deep the values nest. This module checks these, usually for all
 contents at once. The check is conservative: a content that is not plainly valid is decoded and
 encoded again. Other servers and some clients cannot read values that nest too deep or integers of
-hundreds of digits. `tests/http/test_to_device_contents.py` compares the contents that pass with a
-real decoder.
+hundreds of digits. `tests/encryption/test_to_device_contents.py` compares the contents that pass
+with a real decoder.
 """
 
 import re

@@ -1,0 +1,52 @@
+"""Removal of devices by their owner: repeated requests, and unknown devices, are not announced."""
+
+import msgspec
+
+from tests.federation.devices.test_encryption_between_servers import another_device, sending
+from tests.helpers.federated_rooms import NORTH
+from tests.helpers.keys import V3, identity_keys, query, sync, upload
+from tests.helpers.network import Fate, Network, Transfer
+from tests.helpers.server import User
+
+
+def remove(user: User, *device_ids: str) -> None:
+    identifier = {"type": "m.id.user", "user": user.user_id}
+    auth = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    answer = user.post(f"{V3}/delete_devices", {"devices": list(device_ids), "auth": auth})
+    assert answer.status == 200, answer.body
+
+
+async def test_the_removal_of_a_device_is_announced_once(network: Network) -> None:
+    room = await sending(network)
+    second = another_device(room.bob)
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    network.settle()
+    query(room.alice, room.bob)
+    told: list[tuple[str, bool]] = []
+
+    def look(letter: Transfer) -> Fate:
+        if (
+            letter.destination == NORTH
+            and "/v1/send/" in letter.request.uri
+            and letter.request.body
+        ):
+            contents = [
+                edu["content"] for edu in msgspec.json.decode(letter.request.body).get("edus", [])
+            ]
+            told.extend((each["device_id"], each["deleted"]) for each in contents)
+        return Fate.ARRIVES
+
+    network.weather = look
+    since = sync(room.bob)["next_batch"]
+    remove(room.bob, "NONE", second.device_id, second.device_id)
+    network.settle()
+    assert told == [(second.device_id, True)]
+    answer = sync(room.bob, since)
+    assert answer["device_lists"]["changed"] == [room.bob.user_id]
+    remove(room.bob, second.device_id)
+    network.settle()
+    assert len(told) == 1, "the response may have been lost"
+    assert sync(room.bob, answer["next_batch"])["device_lists"]["changed"] == []
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id
+    }

@@ -1,0 +1,235 @@
+"""Requests to web servers that are no Matrix servers: plain HTTP, redirects, and addresses that
+are never contacted."""
+
+import gzip
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, fail
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IBodyProducer, IResponse
+from zope.interface import implementer
+
+from federation.http_client.client import HttpClient
+from federation.http_client.errors import OutboundError, ResponseTooLong
+from federation.http_client.tls import TlsTrust
+from tests.federation.protocol.strategies import texts
+from tests.helpers.loopback_servers import CLOCK, LoopbackServers, ok
+
+pytestmark = pytest.mark.reactor(60)
+
+
+def redirect(place: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+async def test_a_post_without_tls(far: LoopbackServers) -> None:
+    port = far.listen(lambda _: ok(b"{}"))
+    answer = await far.client().request(
+        "POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body"
+    )
+    assert (answer.status, answer.body) == (200, b"{}")
+    assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
+    head, _, body = far.requests[0].partition(b"\r\n\r\n")
+    assert {b"X-A: b", b"Content-Length: 4"} <= set(head.split(b"\r\n"))
+    assert body == b"body"
+
+
+@implementer(IAgent)
+class Recorder:
+    """An agent that records the addresses which it is asked for."""
+
+    def __init__(self) -> None:
+        self.uris: list[bytes] = []
+
+    def request(
+        self,
+        method: bytes,
+        uri: bytes,
+        headers: Headers | None = None,
+        bodyProducer: IBodyProducer | None = None,  # noqa: N803
+    ) -> Deferred[IResponse]:
+        self.uris.append(uri)
+        return fail(OutboundError("recorded"))
+
+
+@given(
+    st.sampled_from(
+        [
+            "south.example",
+            "south_west.example:8448",
+            "South.example",
+            "127.0.0.1",
+            "[2001:db8::1]:8448",
+        ]
+    ),
+    texts,
+    st.lists(st.tuples(texts, texts), max_size=3),
+)
+def test_an_address_is_sent_as_it_was_signed(
+    host: str, segment: str, query: list[tuple[str, str]]
+) -> None:
+    path = f"/_matrix/{quote(segment, safe='')}"
+    url = f"https://{host}{path}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+    agent = Recorder()
+    work = HttpClient(clock=CLOCK, agent=agent).exchange(
+        "GET", url, (), b"", max_bytes=1, take=None
+    )
+    Deferred.fromCoroutine(work).addErrback(lambda failure: failure.trap(OutboundError))
+    assert agent.uris == [url.encode()]
+
+
+async def test_an_authority_in_the_environment_is_one_of_the_system(
+    far: LoopbackServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = far.listen(lambda _: ok(b"{}"), "identity.example")
+    far.names.addresses["identity.example"] = ["127.0.0.1"]
+    url = f"https://identity.example:{port}/"
+    with pytest.raises(OutboundError):
+        await far.client(trust=TlsTrust()).request("GET", url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(far.authority.path))
+    assert (await far.client(trust=TlsTrust()).request("GET", url)).status == 200
+
+
+async def test_cookies_are_neither_kept_nor_sent(far: LoopbackServers) -> None:
+    port = far.listen(lambda _: ok(b"{}", "Set-Cookie: a=b; Path=/"))
+    client = far.client()
+    for _ in range(2):
+        await client.request("GET", f"http://127.0.0.1:{port}/")
+    assert len(far.requests) == 2
+    assert not any(b"cookie" in request.lower() for request in far.requests)
+
+
+async def test_a_host_name_may_have_an_underscore(far: LoopbackServers) -> None:
+    port = far.listen(lambda _: ok(b"{}"))
+    far.names.addresses["push_gateway"] = ["127.0.0.1"]
+    assert (await far.client().request("GET", f"http://push_gateway:{port}/")).status == 200
+
+
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("said", ["length", "packed"])
+async def test_of_an_answer_that_is_too_long_the_status_is_known(
+    far: LoopbackServers, status: int, said: str
+) -> None:
+    """Also where it is only when it is unpacked that it turns out to be."""
+    answer = (
+        ok(bytes(20_000))
+        if said == "length"
+        else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
+    )
+    port = far.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
+    with pytest.raises(ResponseTooLong, match="longer than 10000") as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize("status", [200, 502])
+@pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
+async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
+    far: LoopbackServers, status: int, body: str
+) -> None:
+    head = f"HTTP/1.1 {status} X\r\n".encode()
+
+    def answer(_: bytes) -> bytes:
+        if body == "is no body":
+            return head + b"Transfer-Encoding: chunked\r\n\r\nx\r\n"
+        begun = head + b"Content-Length: 20\r\n\r\nhalf"
+        if body == "never ends":
+            return begun
+        far.connections[-1].last_words = begun
+        return b""
+
+    port = far.listen(answer)
+    with pytest.raises(OutboundError) as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=0.3)
+    assert caught.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("after", "endless"),
+    [(b"0\r\n", b"X-%d: y\r\n"), (b"0\r\nX: ", b"%d"), (b"2;", b"x%d")],
+    ids=["trailers", "a trailer", "an extension"],
+)
+async def test_what_is_no_body_has_an_end_too(
+    far: LoopbackServers, after: bytes, endless: bytes
+) -> None:
+    """After a body that never grows longer one may send for as long as is waited."""
+    begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + after
+    port = far.listen(lambda _: begun + b"".join(endless % number for number in range(100_000)))
+    with pytest.raises(OutboundError, match="its answer is") as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=20)
+    assert caught.value.status == 200
+
+
+async def test_what_comes_after_the_body_is_no_part_of_the_head(far: LoopbackServers) -> None:
+    body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
+    port = far.listen(
+        lambda _: (
+            b"HTTP/1.1 429 X\r\nRetry-After: \t60 \t\r\nTransfer-Encoding: chunked\r\n\r\n" + body
+        )
+    )
+    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/")
+    assert answer.headers == {"retry-after": "60"}
+
+
+@pytest.mark.parametrize(
+    "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
+)
+async def test_without_a_whole_head_no_status_is(far: LoopbackServers, begun: bytes) -> None:
+    def answer(_: bytes) -> bytes:
+        far.connections[-1].last_words = begun
+        return b""
+
+    port = far.listen(answer)
+    with pytest.raises(OutboundError) as caught:
+        await far.client().request("POST", f"http://127.0.0.1:{port}/push")
+    assert caught.value.status is None
+
+
+async def test_redirects_are_followed_as_far_as_is_allowed(far: LoopbackServers) -> None:
+    port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
+    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
+    assert (answer.url, answer.body) == (f"http://127.0.0.1:{port}/b", b"b")
+    assert (await far.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
+
+
+async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: LoopbackServers) -> None:
+    inside = far.listen(lambda _: ok(b"secret"), address="::1")
+    port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
+    with pytest.raises(OutboundError, match="does not contact"):
+        await far.client(allowed=["127.0.0.1"]).request(
+            "GET", f"http://127.0.0.1:{port}/", redirects=3
+        )
+    assert len(far.requests) == 1
+
+
+async def test_a_connection_of_another_client_lends_no_rights(far: LoopbackServers) -> None:
+    port = far.listen(lambda _: ok(b"secret"))
+    await far.client().request("GET", f"http://127.0.0.1:{port}/")
+    with pytest.raises(OutboundError, match="does not contact"):
+        await far.client(allowed=[]).request("GET", f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "/path",
+        "http:///path",
+        "http://user:word@127.0.0.1/",
+        "http://127.0.0.1:port/",
+        "http://127.0.0.1:99999/",
+        "http://[::1/",
+        "http://127.0.0.1/a b",
+        "http://127.0.0.1/a\r\nHost: evil",
+        "http://ex ample/",
+        "http://exämple/",
+        "https://127.0.0.1/" + "x" * 9000,
+    ],
+)
+async def test_what_is_no_address_is_asked_nothing(far: LoopbackServers, url: str) -> None:
+    with pytest.raises(OutboundError):
+        await far.client().request("GET", url)

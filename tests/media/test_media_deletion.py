@@ -1,0 +1,524 @@
+"""Files are deleted when no event or profile refers to them any more, and not before."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.engine.database import Database
+from tests.helpers.server import TestServer, User
+
+GRACE = 3600
+CONFIG = f"media_deletion: {{grace_period: {GRACE}s}}\nrc_media_create: {{per_second: 1000, burst_count: 100000}}\n"
+DOWNLOAD = "/_matrix/client/v1/media/download/"
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, CONFIG)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def _upload(user: User, body: bytes) -> str:
+    answer = user.server.client.request(
+        "POST",
+        "/_matrix/media/v3/upload",
+        token=user.token,
+        body=body,
+        headers={"Content-Type": "text/plain"},
+    )
+    assert answer.status == 200, answer.body
+    return str(answer.json["content_uri"])
+
+
+def _room(owner: User, *others: User) -> str:
+    room_id = str(
+        owner.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+    )
+    for other in others:
+        assert other.post(f"/_matrix/client/v3/join/{room_id}").status == 200
+    return room_id
+
+
+_txn = iter(range(10**9))
+
+
+def _send(
+    user: User, room_id: str, content: Any, type: str = "m.room.message", query: str = ""
+) -> str:
+    path = f"/_matrix/client/v3/rooms/{room_id}/send/{type}/{next(_txn)}{query}"
+    answer = user.put(path, content)
+    assert answer.status == 200, answer.body
+    return str(answer.json["event_id"])
+
+
+def _file(mxc: str) -> dict[str, Any]:
+    return {"msgtype": "m.file", "body": "a file", "url": mxc}
+
+
+def _redact(user: User, room_id: str, event_id: str) -> None:
+    assert (
+        user.put(f"/_matrix/client/v3/rooms/{room_id}/redact/{event_id}/{next(_txn)}", {}).status
+        == 200
+    )
+
+
+def _follow(server: TestServer) -> None:
+    server.clock.advance(61)  # what was fetched from the past is looked for only now and then
+    while server.run(server.app.media.upkeep.references.do_track(1000)):
+        pass
+
+
+def _wait(server: TestServer, seconds: float = GRACE) -> int:
+    """Let the grace go by; how many files are deleted then."""
+    _follow(server)
+    server.clock.advance(seconds)
+    return server.run(server.app.media.upkeep.removal.do_remove_unreferenced(1000))
+
+
+def _is_there(user: User, mxc: str) -> bool:
+    status = user.get(DOWNLOAD + mxc.removeprefix("mxc://")).status
+    assert status in (200, 404)
+    return status == 200
+
+
+def _contents(tmp_path: Path) -> int:
+    return sum(path.is_file() for path in (tmp_path / "media_store" / "content").rglob("*"))
+
+
+def test_a_redacted_file_goes_after_the_grace(
+    server: TestServer, alice: User, tmp_path: Path
+) -> None:
+    room_id = _room(alice)
+    kept, gone = _upload(alice, b"kept"), _upload(alice, b"gone")
+    _send(alice, room_id, _file(kept))
+    event_id = _send(alice, room_id, _file(gone))
+    assert _wait(server) == 0
+    _redact(alice, room_id, event_id)
+    assert _wait(server, GRACE - 1) == 0
+    assert _is_there(alice, gone)
+    assert _wait(server, 1) == 1
+    assert (_is_there(alice, gone), _is_there(alice, kept)) == (False, True)
+    assert _contents(tmp_path) == 1
+    (deletion,) = server.run(server.app.media.upkeep.removal.get_deletions(None, 10))
+    assert (deletion.media_id, deletion.user_id, deletion.reason, deletion.by_user_id) == (
+        gone.rpartition("/")[2],
+        alice.user_id,
+        "unreferenced",
+        None,
+    )
+
+
+def test_what_is_redacted_before_anybody_looked_goes_too(server: TestServer, alice: User) -> None:
+    room_id, gone = _room(alice), _upload(alice, b"oops")
+    _redact(alice, room_id, _send(alice, room_id, _file(gone)))
+    assert _wait(server) == 1
+
+
+def test_the_same_bytes_stay_while_another_file_has_them(
+    server: TestServer, alice: User, bob: User, tmp_path: Path
+) -> None:
+    room_id = _room(alice, bob)
+    first, second = _upload(alice, b"same"), _upload(bob, b"same")
+    events = [_send(alice, room_id, _file(first)), _send(bob, room_id, _file(second))]
+    _redact(alice, room_id, events[0])
+    assert _wait(server) == 1
+    assert (_is_there(alice, first), _is_there(alice, second), _contents(tmp_path)) == (
+        False,
+        True,
+        1,
+    )
+    _redact(bob, room_id, events[1])
+    assert (_wait(server), _contents(tmp_path)) == (1, 0)
+
+
+def test_edits_of_a_redacted_message_keep_nothing(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    event_id = _send(alice, room_id, _file(file))
+    edit = {
+        "m.new_content": _file(file),
+        **_file(file),
+        "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
+    }
+    _send(alice, room_id, edit)
+    _follow(server)
+    _redact(alice, room_id, event_id)
+    assert _wait(server) == 1
+
+
+def test_an_edit_of_somebody_else_is_a_message_of_theirs(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    event_id = _send(alice, room_id, _file(file))
+    theirs = _send(
+        bob,
+        room_id,
+        {**_file(file), "m.relates_to": {"rel_type": "m.replace", "event_id": event_id}},
+    )
+    _redact(alice, room_id, event_id)
+    assert _wait(server) == 0
+    _redact(bob, room_id, theirs)
+    assert _wait(server) == 1
+
+
+def test_a_new_reference_restarts_the_grace_period(server: TestServer, alice: User) -> None:
+    room_id, file = _room(alice), _upload(alice, b"x")
+    _redact(alice, room_id, _send(alice, room_id, _file(file)))
+    assert _wait(server, GRACE - 120) == 0
+    event_id = _send(alice, room_id, _file(file))
+    _follow(server)
+    _redact(alice, room_id, event_id)
+    assert _wait(server, GRACE - 120) == 0
+    assert _wait(server, 120) == 1
+
+
+def test_nobody_can_take_away_what_another_attached_to_an_encrypted_message(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    room_id, secret = _room(alice, bob), _upload(alice, b"ciphertext")
+    _send(
+        alice, room_id, {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "…"}, "m.room.encrypted"
+    )
+    _redact(bob, room_id, _send(bob, room_id, _file(secret)))
+    assert _wait(server) == 0
+    query = f"?attach_media={secret}"
+    path = f"/_matrix/client/v3/rooms/{room_id}/send/m.room.encrypted/{next(_txn)}{query}"
+    assert bob.put(path, {"ciphertext": "…"}).errcode == "M_INVALID_PARAM"
+    assert _is_there(bob, secret)
+
+
+@pytest.mark.parametrize("name", ["attach_media", "org.matrix.msc3911.attach_media"])
+def test_what_is_attached_goes_with_its_encrypted_message(
+    server: TestServer, alice: User, name: str
+) -> None:
+    room_id, secret, other = (
+        _room(alice),
+        _upload(alice, b"ciphertext"),
+        _upload(alice, b"thumbnail"),
+    )
+    event_id = _send(
+        alice, room_id, {"ciphertext": "…"}, "m.room.encrypted", f"?{name}={secret}&{name}={other}"
+    )
+    assert _wait(server) == 0
+    _redact(alice, room_id, event_id)
+    assert _wait(server) == 2
+
+
+def test_attachments_have_to_be_addresses(alice: User) -> None:
+    path = f"/_matrix/client/v3/rooms/{_room(alice)}/send/m.room.encrypted/t"
+    for text in ("nonsense", "mxc://example.org/none", "mxc://north.example/abc"):
+        assert alice.put(f"{path}?attach_media={text}", {}).errcode == "M_INVALID_PARAM"
+    assert (
+        alice.put(f"{path}?" + "&".join(["attach_media=mxc://a/b"] * 21), {}).errcode
+        == "M_INVALID_PARAM"
+    )
+
+
+def test_account_data_and_profiles_refer_to_files(server: TestServer, alice: User) -> None:
+    pack, picture = _upload(alice, b"sticker"), _upload(alice, b"picture")
+    data = f"/_matrix/client/v3/user/{alice.user_id}/account_data/im.ponies.user_emotes"
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
+    assert alice.put(data, {"images": {"cat": {"url": pack}}}).status == 200
+    assert alice.put(profile, {"avatar_url": picture}).status == 200
+    assert _wait(server) == 0
+    assert alice.put(data, {"images": {}}).status == 200
+    assert _wait(server) == 0  # messages that are encrypted may have it
+    room_id = _room(alice)
+    _redact(alice, room_id, _send(alice, room_id, _file(pack)))
+    assert _wait(server) == 1
+    assert alice.put(profile, {"avatar_url": ""}).status == 200
+    assert _wait(server) == 1
+
+
+def test_a_picture_that_is_replaced_goes_and_the_one_in_its_place_stays(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    """Though the room remembers the membership that showed it."""
+    room_id = _room(alice, bob)
+    old, new, special = (_upload(alice, body) for body in (b"old", b"new", b"special"))
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
+    member = f"/_matrix/client/v3/rooms/{room_id}/state/m.room.member/{alice.user_id}"
+    for picture in (old, new):
+        assert alice.put(profile, {"avatar_url": picture}).status == 200
+        _follow(server)
+    assert bob.get(member).json["avatar_url"] == new
+    assert _wait(server) == 1
+    assert [_is_there(bob, picture) for picture in (old, new)] == [False, True]
+    assert alice.put(member, {"membership": "join", "avatar_url": special}).status == 200
+    assert alice.put(profile, {"avatar_url": ""}).status == 200
+    assert _wait(server) == 2
+    assert alice.post(f"/_matrix/client/v3/rooms/{room_id}/leave").status == 200
+    assert _wait(server) == 0
+
+
+def test_a_picture_that_is_taken_again_stays(server: TestServer, alice: User, bob: User) -> None:
+    _room(alice, bob)
+    one, other = _upload(alice, b"one"), _upload(alice, b"other")
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
+    for picture in (one, other, one):
+        assert alice.put(profile, {"avatar_url": picture}).status == 200
+        _follow(server)
+    assert _wait(server) == 1
+    assert [_is_there(bob, picture) for picture in (one, other)] == [True, False]
+
+
+def test_the_files_of_a_room_go_when_all_have_forgotten_it(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    _send(alice, room_id, _file(file))
+    for user in (alice, bob):
+        assert _wait(server) == 0
+        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/leave").status == 200
+        assert user.post(f"/_matrix/client/v3/rooms/{room_id}/forget").status == 200
+    assert _wait(server) == 1
+
+
+def _deactivate(user: User, *, erase: bool) -> None:
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user.user_id},
+        "password": "wonderland",
+    }
+    path = "/_matrix/client/v3/account/deactivate"
+    session = user.post(path, {"erase": erase}).json["session"]
+    assert user.post(path, {"erase": erase, "auth": {**auth, "session": session}}).status == 200
+
+
+def test_an_erased_account_takes_its_files_along(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    room_id = _room(alice, bob)
+    shown, secret, picture = (
+        _upload(alice, body) for body in (b"shown", b"ciphertext", b"picture")
+    )
+    alice.put(f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url", {"avatar_url": picture})
+    _send(alice, room_id, _file(shown))
+    _deactivate(alice, erase=True)
+    assert _wait(server) == 2
+    assert [_is_there(bob, file) for file in (shown, secret, picture)] == [True, False, False]
+
+
+def test_an_account_that_ends_leaves_its_encrypted_files(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    _room(alice, bob)
+    secret = _upload(alice, b"ciphertext")
+    _deactivate(alice, erase=False)
+    assert _wait(server) == 0
+    assert _is_there(bob, secret)
+
+
+def test_a_reference_that_comes_late_keeps_the_file(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    room_id, file = _room(alice, bob), _upload(alice, b"x")
+    _redact(alice, room_id, _send(alice, room_id, _file(file)))
+    _follow(server)
+    server.clock.advance(GRACE)
+    _send(bob, room_id, _file(file))  # nobody has looked at it when files are deleted
+    assert server.run(server.app.media.upkeep.removal.do_remove_unreferenced(50)) == 0
+    assert _is_there(bob, file)
+
+
+def test_what_is_made_of_a_file_while_it_goes_does_not_stay(alice: User, tmp_path: Path) -> None:
+    file = _upload(alice, b"x")
+    server = alice.server
+    contents = server.app.media.contents
+    assert alice.delete("/_mahalla/client/v1/media/" + file.rpartition("/")[2]).status == 200
+    server.run(contents.set_thumbnail(hashlib.sha256(b"x").digest(), "a", b"small", 5))
+    assert [
+        path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()
+    ] == []
+
+
+def test_uploaders_see_and_delete_their_files(alice: User, bob: User, tmp_path: Path) -> None:
+    first, second = _upload(alice, b"one"), _upload(alice, b"three")
+    ids = [mxc.rpartition("/")[2] for mxc in (first, second)]
+    page = alice.get("/_mahalla/client/v1/media?limit=1").json
+    assert (page["total"], page["total_size"], page["next_token"]) == (2, 8, 1)
+    assert bob.get("/_mahalla/client/v1/media").json["media"] == []
+    assert bob.delete(f"/_mahalla/client/v1/media/{ids[0]}").status == 404
+    assert alice.delete(f"/_mahalla/client/v1/media/{ids[0]}").json == {"deleted": [ids[0]]}
+    assert alice.delete(f"/_mahalla/client/v1/media/{ids[0]}").status == 404
+    assert [each["media_id"] for each in alice.get("/_mahalla/client/v1/media").json["media"]] == [
+        ids[1]
+    ]
+    assert _contents(tmp_path) == 1
+
+
+# A model: random histories, and references counted from scratch.
+
+
+@dataclass
+class _Event:
+    sender: int
+    files: frozenset[int]
+    edits: int | None = None
+    event_id: str = ""
+    redacted: bool = False
+
+
+@dataclass
+class _Model:
+    uploaders: list[int] = field(default_factory=list)
+    events: list[_Event] = field(default_factory=list)
+    data: dict[int, frozenset[int]] = field(default_factory=dict)
+    pictures: dict[int, frozenset[int]] = field(default_factory=dict)
+    by_uploader: set[int] = field(default_factory=set)
+
+    def referred(self) -> set[int]:
+        counted = [
+            event.files
+            for event in self.events
+            if not event.redacted
+            and not (
+                event.edits is not None
+                and self.events[event.edits].redacted
+                and self.events[event.edits].sender == event.sender
+            )
+        ]
+        return set().union(*counted, *self.data.values(), *self.pictures.values())
+
+    def refer(self, user: int, files: frozenset[int]) -> None:
+        self.by_uploader |= {file for file in files if self.uploaders[file] == user}
+
+
+_STEP = st.tuples(
+    st.sampled_from(
+        ["upload", "send", "send", "edit", "redact", "redact", "avatar", "data", "look", "wait"]
+    ),
+    st.integers(0, 1),
+    st.integers(0, 30),
+    st.integers(0, 30),
+)
+
+
+@pytest.fixture
+def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[User], str]:
+    server = TestServer(tmp_path, sqlite_database, CONFIG)
+    users = [server.register("alice"), server.register("bob")]
+    return server, users, _room(*users)
+
+
+@given(steps=st.lists(_STEP, min_size=8, max_size=30))
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_exactly_the_unreferenced_files_are_deleted(
+    town: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
+) -> None:
+    server, users, room_id = town
+    model = _Model()
+    addresses: list[str] = []
+    gone: set[int] = set()
+
+    def upload(user: int) -> None:
+        addresses.append(_upload(users[user], f"{next(_txn) // 2}".encode()))
+        model.uploaders.append(user)
+
+    def due() -> None:
+        _wait(server)
+        gone.update(set(range(len(addresses))) & model.by_uploader - model.referred())
+
+    upload(0)
+    upload(1)
+    for verb, user, one, two in steps:
+        files = frozenset({one % len(addresses), two % len(addresses)}) - gone
+        if verb == "upload":
+            upload(user)
+        elif verb == "send":
+            content = {
+                "body": " ".join(addresses[file] for file in sorted(files)),
+                "msgtype": "m.text",
+            }
+            model.events.append(_Event(user, files, event_id=_send(users[user], room_id, content)))
+            model.refer(user, files)
+        elif verb == "edit" and model.events:
+            target = one % len(model.events)
+            if (
+                model.events[target].redacted
+                or model.events[target].edits is not None
+                or not model.events[target].event_id
+            ):
+                continue
+            relation = {"rel_type": "m.replace", "event_id": model.events[target].event_id}
+            new = {"body": " ".join(addresses[file] for file in sorted(files)), "msgtype": "m.text"}
+            edit: dict[str, Any] = {
+                "body": "*",
+                "msgtype": "m.text",
+                "m.new_content": new,
+                "m.relates_to": relation,
+            }
+            model.events.append(_Event(user, files, target, _send(users[user], room_id, edit)))
+            model.refer(user, files)
+        elif verb == "redact" and model.events:
+            event = model.events[one % len(model.events)]
+            if not event.redacted and event.event_id:
+                _redact(users[event.sender], room_id, event.event_id)
+                event.redacted = True
+        elif verb == "avatar" and files:
+            file = min(files)  # profile and membership refer to it until they have another
+            path = f"/_matrix/client/v3/profile/{users[user].user_id}/avatar_url"
+            assert users[user].put(path, {"avatar_url": addresses[file]}).status == 200
+            model.pictures[user] = frozenset({file})
+            model.refer(user, frozenset({file}))
+        elif verb == "data":
+            data = {"pack": [addresses[file] for file in sorted(files)]}
+            path = f"/_matrix/client/v3/user/{users[user].user_id}/account_data/pack"
+            assert users[user].put(path, data).status == 200
+            model.data[user] = files
+        elif verb == "look":
+            _follow(server)
+        elif verb == "wait":
+            due()
+    for user in (0, 1):  # the next example begins with nothing in the settings
+        path = f"/_matrix/client/v3/user/{users[user].user_id}/account_data/pack"
+        assert users[user].put(path, {}).status == 200
+        model.data.pop(user, None)
+    due()
+    assert {
+        file for file, address in enumerate(addresses) if not _is_there(users[0], address)
+    } == gone
+
+
+def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + "media_retention: {local_media_max_age: 10d}\n"
+    )
+    alice = server.register("alice")
+    old, kept = _upload(alice, b"old"), _upload(alice, b"protected")
+    sql = "UPDATE media SET protected = 1 WHERE media_id = ?"
+    server.run(
+        server.app.database.write("t", lambda txn: txn.execute(sql, (kept.rpartition("/")[2],)))
+    )
+    server.app.jobs.start()
+    for days in (5, 4):
+        server.clock.advance(days * 24 * 3600)
+        assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 200
+    young = _upload(alice, b"young")
+    server.clock.advance(24 * 3600 + 1)
+    server.clock.advance(601)
+    assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 404
+    assert [alice.get(DOWNLOAD + each.removeprefix("mxc://")).status for each in (kept, young)] == [
+        200,
+        200,
+    ]
+    (noted,) = server.run(server.app.media.upkeep.removal.get_deletions(None, 10))
+    assert (noted.media_id, noted.reason) == (old.rpartition("/")[2], "age")

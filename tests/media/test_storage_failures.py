@@ -1,0 +1,183 @@
+"""Media requests when the disk is full or the object store is unavailable: a clear error, and
+nothing left behind."""
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from storage.engine.database import Database
+from storage.media.object_store import ObjectStoreFailed
+from tests.helpers.images import opened, picture
+from tests.helpers.object_store import hanging_object_store
+from tests.helpers.server import TestServer, User
+
+UPLOAD = "/_matrix/media/v3/upload"
+DOWNLOAD = "/_matrix/client/v1/media/download/"
+LONG = b"x" * (3 << 20)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> Iterator[User]:
+    yield server.register("alice")
+    server.app.media.close_workers()
+
+
+def _upload(user: User, body: bytes) -> Any:
+    return user.server.client.request(
+        "POST", UPLOAD, token=user.token, body=body, headers={"Content-Type": "text/plain"}
+    )
+
+
+def _files(tmp_path: Path) -> list[Path]:
+    return [
+        each
+        for each in (tmp_path / "media_store").rglob("*")
+        if each.is_file() and each.name not in ("lock", "turn")
+    ]
+
+
+@pytest.mark.parametrize("body", [b"short", LONG])
+def test_with_too_little_room_no_file_is_taken_in(
+    sqlite_database: Database, tmp_path: Path, body: bytes
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, "media_free_disk_floor: 1000000T\n")
+    answer = _upload(server.register("alice"), body)
+    assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
+    assert "no room" in answer.json["error"]
+    assert _files(tmp_path) == []
+
+
+def test_with_too_little_room_thumbnails_are_given_out_and_not_kept(
+    sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    alice = server.register("alice")
+    file = _upload(alice, picture(400, 200)).json["content_uri"].removeprefix("mxc://")
+    here = _files(tmp_path)
+    little = os.statvfs(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=little.f_frsize)
+        )
+        for _ in range(2):
+            answer = alice.get(
+                f"/_matrix/client/v1/media/thumbnail/{file}?width=96&height=96&method=crop"
+            )
+            assert (answer.status, opened(answer.body).size) == (200, (96, 96))
+    assert _files(tmp_path) == here
+    server.app.media.close_workers()
+
+
+@pytest.mark.parametrize("body", [b"short", LONG])
+def test_a_full_disk_is_reported_clearly(
+    alice: User, tmp_path: Path, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_handle: int, _data: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        answer = _upload(alice, body)
+    assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
+    assert _files(tmp_path) == []
+    assert _upload(alice, body).status == 200
+
+
+def test_a_broken_disk_is_another_matter(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    answer = _upload(alice, LONG)
+    assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
+    assert alice.get(DOWNLOAD + address).body == b"tea"
+
+
+def test_without_the_object_store_files_cannot_be_had(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+
+    async def away(_hash: bytes) -> None:
+        raise ObjectStoreFailed("there is no way there")
+
+    monkeypatch.setattr(alice.server.app.media.contents, "open", away)
+    assert alice.get(DOWNLOAD + address).status == 503
+
+
+def test_a_store_that_never_answers_is_reported_in_time(
+    sqlite_database: Database, tmp_path: Path
+) -> None:
+    with hanging_object_store() as address:
+        section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, time_limit: 1s}}"
+        alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register(
+            "alice"
+        )
+        began = time.monotonic()
+        answer = _upload(alice, b"tea")
+        assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
+        assert "cannot reach its files" in answer.json["error"]
+        assert time.monotonic() - began < 20
+    assert _files(tmp_path) == []
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path) -> None:
+    connection = alice.server.client.connect()
+    head = f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {alice.token}\r\nContent-Length: {len(LONG)}\r\n\r\n"
+    connection.send(head.encode() + LONG[:-5])
+    assert len(_files(tmp_path)) == 1
+    connection.close()
+    assert _files(tmp_path) == []
+
+
+def test_clients_are_sent_to_where_the_file_is(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    asked: list[tuple[str, str]] = []
+
+    async def elsewhere(_hash: bytes, type: str, disposition: str) -> str:
+        asked.append((type, disposition))
+        return "https://store.example/tea"
+
+    monkeypatch.setattr(alice.server.app.media.contents, "get_url", elsewhere)
+    answer = alice.get(f"{DOWNLOAD}{address}/my%20tea.txt")
+    assert (answer.status, answer.headers["location"]) == (307, "https://store.example/tea")
+    assert answer.headers["cache-control"] == "no-store"
+    assert asked == [("text/plain; charset=utf-8", 'inline; filename="my tea.txt"')]
+
+
+def test_old_clients_are_sent_there_when_they_allow_it(
+    sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    alice = server.register("alice")
+    address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
+    small, large = (
+        _upload(alice, picture(width, 40)).json["content_uri"].removeprefix("mxc://")
+        for width in (40, 400)
+    )
+
+    async def elsewhere(_hash: bytes, _type: str, _disposition: str) -> str:
+        return "https://store.example/tea"
+
+    monkeypatch.setattr(server.app.media.contents, "get_url", elsewhere)
+    path = f"/_matrix/media/v3/download/{address}"
+    assert server.get(path).status == 200
+    assert server.get(f"{path}?allow_redirect=true").status == 307
+    assert server.get(f"{path}?com.beeper.msc3860.allow_redirect=true").status == 307
+    size = "width=96&height=96&method=crop"
+    for file, status in ((small, 307), (large, 200)):  # one is its own thumbnail
+        path = f"/_matrix/media/v3/thumbnail/{file}?{size}"
+        assert server.get(path).status == 200
+        assert server.get(f"{path}&allow_redirect=true").status == status
+        assert alice.get(f"/_matrix/client/v1/media/thumbnail/{file}?{size}").status == status
+    server.app.media.close_workers()

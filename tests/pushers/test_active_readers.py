@@ -1,0 +1,393 @@
+"""A user who reads a room on one device is not notified on another: the push waits a moment for
+the receipt."""
+
+from pathlib import Path
+
+import pytest
+
+from federation.http_client.errors import OutboundError
+from homeserver.services.pushers.active_readers import RECENT_SECONDS, WAIT_SECONDS
+from storage.engine.database import Database
+from tests.helpers.clocks import settle
+from tests.helpers.databases import silence
+from tests.helpers.http import Pending
+from tests.helpers.push_gateway import PushGateway, set_pusher, start
+from tests.helpers.server import TestServer, User
+from tests.helpers.sync_requests import Json, Rooms, poll, token
+
+V3 = "/_matrix/client/v3"
+rooms = Rooms()
+
+
+class Story:
+    """Alice has a telephone with a pusher, and a client at a desk; Bob writes to her."""
+
+    def __init__(self, folder: Path, database: Database, gateway: PushGateway) -> None:
+        self.folder, self.database, self.gateway = folder, database, gateway
+        self.server = start(folder, database, gateway)
+        self.phone, self.bob, carol = (
+            self.server.register(name) for name in ("alice", "bob", "carol")
+        )
+        self.room = rooms.create(self.bob, self.phone, carol)
+        self.desk = log_in(self.server, self.phone)
+        assert set_pusher(self.phone).status == 200
+        self.last = self.say("first")
+        self.gateway.taken.clear()
+        self.polls: list[Pending] = []
+
+    def say(self, text: str, room: str | None = None, more: Json | None = None) -> str:
+        event_id = rooms.say(self.bob, room or self.room, text, more=more)
+        settle(self.server)
+        return event_id
+
+    def in_thread(self, root: str, text: str) -> str:
+        return self.say(text, more={"m.relates_to": {"rel_type": "m.thread", "event_id": root}})
+
+    def read(
+        self,
+        event_id: str,
+        thread: str | None = None,
+        kind: str = "m.read",
+        user: User | None = None,
+    ) -> None:
+        body = {} if thread is None else {"thread_id": thread}
+        path = f"{V3}/rooms/{self.room}/receipt/{kind}/{event_id}"
+        assert (user or self.desk).post(path, body).status == 200
+        settle(self.server)
+
+    def sit_down(self, user: User | None = None) -> None:
+        """The client syncs."""
+        user = user or self.desk
+        self.polls.append(poll(user, token(user), timeout=300_000))
+        settle(self.server)
+
+    def pass_time(self, seconds: float) -> None:
+        for _ in range(round(seconds * 4)):
+            self.server.clock.advance(0.25)
+            settle(self.server)
+
+    def restart(self) -> None:
+        """The server is killed."""
+        old = self.server.app
+        if old.pushers.reading._lease._round.running:
+            old.pushers.reading._lease._round.stop()
+        old.pushers.deliveries.stop()
+        silence(self.database.streams)
+        now = self.server.clock.seconds() + 1
+        self.server = start(self.folder, self.database, self.gateway, seed=2, now=now + 31)
+        self.phone, self.bob, self.desk = (
+            again(self.server, user) for user in (self.phone, self.bob, self.desk)
+        )
+
+
+def log_in(server: TestServer, user: User) -> User:
+    identifier = {"type": "m.id.user", "user": user.user_id}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    return User(server, server.post(f"{V3}/login", body).json)
+
+
+def again(server: TestServer, user: User) -> User:
+    return User(
+        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    )
+
+
+@pytest.fixture
+def gateway() -> PushGateway:
+    return PushGateway()
+
+
+@pytest.fixture
+def story(tmp_path: Path, database: Database, gateway: PushGateway) -> Story:
+    return Story(tmp_path, database, gateway)
+
+
+@pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
+@pytest.mark.parametrize("thread", [None, "main"])
+def test_a_user_who_reads_at_another_device_gets_no_push(
+    story: Story, gateway: PushGateway, kind: str, thread: str | None
+) -> None:
+    story.read(story.last, thread, kind)
+    story.pass_time(5)
+    gateway.asked.clear()
+    for number in range(3):
+        story.sit_down()
+        event_id = story.say(f"and {number}")
+        assert story.polls[-1].done, "the desk is told at once"
+        story.pass_time(1.5)
+        story.read(event_id, thread, kind)
+        story.pass_time(20)
+        story.sit_down()
+    assert gateway.asked == [], "nor is the number told, which was never another"
+
+
+def test_a_user_who_writes_at_another_device_counts_as_reading(
+    story: Story, gateway: PushGateway
+) -> None:
+    story.sit_down()
+    rooms.say(story.desk, story.room, "hello")
+    story.sit_down()
+    event_id = story.say("hello yourself")
+    assert gateway.events == []
+    rooms.say(story.desk, story.room, "and again")
+    story.pass_time(10)
+    assert event_id not in gateway.events
+
+
+def test_an_event_not_read_in_time_is_pushed_and_later_ones_do_not_wait(
+    story: Story, gateway: PushGateway
+) -> None:
+    story.read(story.last)
+    story.sit_down()
+    first = story.say("1")
+    story.pass_time(1)
+    second = story.say("2")
+    story.pass_time(WAIT_SECONDS - 1.25)
+    assert gateway.events == []
+    story.pass_time(0.25)
+    assert gateway.events == [first]
+    story.pass_time(1)
+    assert gateway.events == [first, second]
+    story.sit_down()
+    third = story.say("3")
+    assert gateway.events == [first, second, third], "they have turned away"
+    assert [each.notification["counts"]["unread"] for each in gateway.taken] == [1, 1, 1]
+    story.read(first)
+    story.sit_down()
+    fourth = story.say("4")
+    assert gateway.events[-1] == fourth, "they have not come to the end"
+    story.read(fourth)
+    story.sit_down()
+    story.say("5")
+    assert gateway.events[-1] == fourth, "now they read again"
+
+
+def test_a_later_message_does_not_overtake_one_that_waits(
+    story: Story, gateway: PushGateway
+) -> None:
+    """Both are pushed once the user is not reading any more."""
+    story.read(story.last)
+    story.pass_time(RECENT_SECONDS - 1)
+    story.sit_down()
+    first = story.say("1")
+    story.pass_time(1.5)
+    assert gateway.events == []
+    second = story.say("2")
+    assert gateway.events == [first, second]
+    story.pass_time(10)
+    assert gateway.events == [first, second]
+
+
+def test_a_user_who_does_not_read_the_room_gets_the_push_at_once(
+    story: Story, gateway: PushGateway
+) -> None:
+    story.sit_down()
+    unread = story.say("nobody has read this room")
+    assert gateway.events == [unread]
+    story.read(unread)
+    story.pass_time(RECENT_SECONDS + 1)
+    story.sit_down()
+    late = story.say("they read long ago")
+    assert gateway.events == [unread, late]
+
+
+def test_a_user_without_another_syncing_device_gets_the_push_at_once(
+    story: Story, gateway: PushGateway
+) -> None:
+    story.pass_time(30)
+    story.read(story.last)
+    away = story.say("the desk is switched off")
+    assert gateway.events == [away]
+    story.read(away, user=story.phone)
+    story.sit_down(story.phone)
+    own = story.say("the telephone itself syncs")
+    assert gateway.events == [away, own]
+
+
+def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: PushGateway) -> None:
+    story.sit_down()
+    story.read(story.last)
+    assert story.polls[-1].done
+    story.pass_time(5)
+    event_id = story.say("it works off what the last one brought")
+    story.read(event_id)
+    story.pass_time(10)
+    assert gateway.events == []
+    story.pass_time(10)
+    gone = story.say("it has not come back")
+    assert gateway.events == [gone]
+
+
+def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: PushGateway) -> None:
+    """It is pushed to at once; the pushers of other devices wait for its receipt."""
+    set_pusher(story.desk, "desk", app_id="org.example.desk")
+    story.read(story.last)
+    story.sit_down()
+    event_id = story.say("x")
+    assert [each.pushkey for each in gateway.taken] == ["desk"]
+    story.pass_time(WAIT_SECONDS)
+    assert [each.pushkey for each in gateway.taken] == ["desk", "key"]
+    assert gateway.events == [event_id, event_id]
+
+
+def test_a_push_about_another_room_does_not_wait(story: Story, gateway: PushGateway) -> None:
+    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
+    story.read(story.last)
+    story.sit_down()
+    held = story.say("x")
+    elsewhere = story.say("y", other)
+    assert gateway.events == [elsewhere]
+    story.pass_time(WAIT_SECONDS)
+    assert gateway.events == [elsewhere, held]
+
+
+@pytest.mark.parametrize(
+    "type",
+    [
+        "m.call.invite",
+        "m.rtc.notification",
+        "org.matrix.msc4075.rtc.notification",
+        "org.example.bell",
+    ],
+)
+def test_ringing_events_do_not_wait(story: Story, gateway: PushGateway, type: str) -> None:
+    sound = "ring" if type == "org.example.bell" else "default"
+    rule: Json = {"actions": ["notify", {"set_tweak": "sound", "value": sound}]}
+    rule["conditions"] = [{"kind": "event_match", "key": "type", "pattern": type}]
+    assert story.desk.put(f"{V3}/pushrules/global/override/calls", rule).status == 200
+    story.read(story.last)
+    story.sit_down()
+    held = story.say("x")
+    ring = rooms.send(
+        story.bob, story.room, type, {"call_id": "1", "version": "1", "lifetime": 60_000}
+    )
+    settle(story.server)
+    assert gateway.events == [ring]
+    story.pass_time(WAIT_SECONDS)
+    assert gateway.events == [ring, held]
+
+
+def test_a_mention_waits_for_the_receipt_too(story: Story, gateway: PushGateway) -> None:
+    story.read(story.last)
+    story.sit_down()
+    event_id = story.say("Alice!", more={"m.mentions": {"user_ids": [story.phone.user_id]}})
+    story.read(event_id)
+    story.pass_time(10)
+    assert gateway.events == []
+
+
+def test_reading_a_thread_holds_back_only_pushes_of_that_thread(
+    story: Story, gateway: PushGateway
+) -> None:
+    root = story.last
+    first = story.in_thread(root, "1")
+    story.read(first, root)
+    gateway.taken.clear()
+    story.sit_down()
+    second = story.in_thread(root, "2")
+    outside = story.say("outside of it")
+    assert gateway.events == [outside]
+    story.read(second, root)
+    story.pass_time(10)
+    assert gateway.events == [outside]
+
+
+def test_an_unthreaded_receipt_covers_threads(story: Story, gateway: PushGateway) -> None:
+    story.read(story.last)
+    story.sit_down()
+    event_id = story.in_thread(story.last, "1")
+    story.read(event_id)
+    story.pass_time(10)
+    assert gateway.events == []
+
+
+def test_a_badge_change_is_sent_although_a_push_was_held_back(
+    story: Story, gateway: PushGateway
+) -> None:
+    """Another room is read while a push waits: the new badge is sent once that push is decided."""
+    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
+    elsewhere = story.say("y", other)
+    assert gateway.events == [elsewhere]
+    story.read(story.last)
+    story.pass_time(10)
+    gateway.taken.clear()
+    story.sit_down()
+    held = story.say("x")
+    path = f"{V3}/rooms/{other}/receipt/m.read/{elsewhere}"
+    assert story.desk.post(path, {}).status == 200
+    story.read(held)
+    story.pass_time(5)
+    assert (gateway.events, gateway.badges) == ([], [0])
+
+
+def test_a_message_redacted_during_the_wait_is_not_pushed(
+    story: Story, gateway: PushGateway
+) -> None:
+    story.read(story.last)
+    story.sit_down()
+    rooms.redact(story.bob, story.room, story.say("oops"))
+    story.pass_time(10)
+    assert gateway.events == []
+
+
+def test_a_pusher_deleted_during_the_wait_gets_nothing(story: Story, gateway: PushGateway) -> None:
+    story.read(story.last)
+    story.sit_down()
+    story.say("x")
+    assert story.phone.post(f"{V3}/logout").status == 200
+    story.pass_time(10)
+    assert gateway.events == []
+
+
+def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
+    story: Story, gateway: PushGateway
+) -> None:
+    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
+    story.pass_time(10)
+    story.read(story.last)
+    story.sit_down()
+    held = story.say("x")
+    elsewhere = story.say("y", other)
+    story.server.run(story.server.app.pushers.deliveries.store_states(all_standings=True))
+    story.server.run(story.server.app.pushers.reading._lease._renew())
+    assert gateway.events == [elsewhere]
+    story.restart()
+    assert gateway.events == [elsewhere, held, elsewhere], "from where all had been told"
+
+
+def test_a_message_read_before_a_kill_is_not_pushed_after_it(
+    story: Story, gateway: PushGateway
+) -> None:
+    story.read(story.last)
+    story.sit_down()
+    held = story.say("x")
+    story.read(held)
+    story.restart()
+    story.pass_time(10)
+    assert gateway.events == []
+
+
+def test_a_stop_during_the_wait_loses_no_push(story: Story, gateway: PushGateway) -> None:
+    story.read(story.last)
+    story.sit_down()
+    held = story.say("x")
+    story.server.run(story.server.app.pushers.stop())
+    assert gateway.events == []
+    story.restart()
+    assert gateway.events == [held]
+
+
+def test_a_failed_gateway_is_retried_in_the_order_of_the_stream(
+    story: Story, gateway: PushGateway
+) -> None:
+    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
+    story.read(story.last)
+    story.sit_down()
+    gateway.failure = OutboundError("it is down")
+    held = story.say("x")
+    elsewhere = story.say("y", other)
+    assert [each.notification["event_id"] for each in gateway.asked][-1] == elsewhere
+    story.pass_time(WAIT_SECONDS)
+    gateway.failure = None
+    story.pass_time(60)
+    assert gateway.events == [held, elsewhere]

@@ -1,0 +1,250 @@
+"""Events of an erased user: complete for those who were in the room, without content for those who
+join later, by every way to read a room.
+
+spec: client-server-api#post_matrixclientv3accountdeactivate (`erase`)
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.account_data.account_data import AccountDataStore
+from storage.engine.database import Database, PostgresConfig, SQLiteConfig
+from storage.engine.transaction import WriteTransaction
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.event_search import begin_jobs, search, settle
+from tests.helpers.room_actions import create, join, leave, ok, put_event, room_path, say, set_state
+from tests.helpers.server import TestServer, User
+from tests.helpers.sliding_client import SlidingClient, a_list
+from tests.helpers.sync_requests import sync
+
+SECRET = "elderberry"
+ALL = {"room": {"timeline": {"limit": 1000}}}
+
+
+def relate(user: User, room_id: str, rel_type: str, target: str, text: str, **more: Any) -> str:
+    content = {
+        "msgtype": "m.text",
+        "body": text,
+        "m.relates_to": {"rel_type": rel_type, "event_id": target},
+        **more,
+    }
+    return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
+
+
+class Town:
+    """erin was in a room with bob and carol; carol left again; then erin's account was erased."""
+
+    def __init__(self, server: TestServer) -> None:
+        self.server = server
+        begin_jobs(server)
+        self.erin, self.bob, self.carol = (
+            server.register(name) for name in ("erin", "bob", "carol")
+        )
+        ok(
+            self.erin.put(
+                f"/_matrix/client/v3/profile/{self.erin.user_id}/displayname",
+                {"displayname": SECRET},
+            )
+        )
+        self.room_id = create(
+            self.erin,
+            preset="public_chat",
+            power_level_content_override={"users": {self.bob.user_id: 100}},
+        )
+        for user in (self.bob, self.carol):
+            join(user, self.room_id)
+        set_state(self.erin, self.room_id, "m.room.name", {"name": f"{SECRET} club"})
+        self.said = say(self.erin, self.room_id, f"{SECRET} one")
+        self.root = say(self.bob, self.room_id, "root")
+        self.reply = relate(self.erin, self.room_id, "m.thread", self.root, f"{SECRET} reply")
+        self.edited = say(self.erin, self.room_id, f"{SECRET} two")
+        edit = {"m.new_content": {"msgtype": "m.text", "body": f"{SECRET} three"}}
+        relate(self.erin, self.room_id, "m.replace", self.edited, f"* {SECRET} three", **edit)
+        leave(self.carol, self.room_id)
+        self.unseen = say(self.erin, self.room_id, f"{SECRET} last")
+        set_state(self.erin, self.room_id, "m.room.topic", {"topic": f"{SECRET} and tea"})
+        proof = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.erin.user_id},
+            "password": "wonderland",
+        }
+        ok(self.erin.post("/_matrix/client/v3/account/deactivate", {"erase": True, "auth": proof}))
+        set_state(self.bob, self.room_id, "m.room.topic", {"topic": "tea"})
+        settle(server)
+
+    def path(self, *rest: str, **query: object) -> str:
+        return room_path(self.room_id, *rest, **query)
+
+
+@pytest.fixture
+def town(server: TestServer) -> Town:
+    return Town(server)
+
+
+def by_event(town: Town, user: User) -> Any:
+    return [
+        ok(user.get(town.path("event", each)))
+        for each in (town.said, town.edited, town.reply, town.root)
+    ]
+
+
+def by_messages(town: Town, user: User) -> Any:
+    return [ok(user.get(town.path("messages", dir=way, limit=1000)))["chunk"] for way in "bf"]
+
+
+def by_context(town: Town, user: User) -> Any:
+    answer = ok(user.get(town.path("context", town.said, limit=1000)))
+    return [answer["event"], answer["events_before"], answer["events_after"]]
+
+
+def by_relations(town: Town, user: User) -> Any:
+    path = f"/_matrix/client/v1/rooms/{town.room_id}"
+    relations = [
+        ok(user.get(f"{path}/relations/{each}"))["chunk"] for each in (town.root, town.edited)
+    ]
+    return [relations, ok(user.get(f"{path}/threads"))["chunk"]]
+
+
+def by_sync(town: Town, user: User) -> Any:
+    return sync(user, filter=ALL)["rooms"]["join"][town.room_id]["timeline"]["events"]
+
+
+def by_sliding_sync(town: Town, user: User) -> Any:
+    answer = SlidingClient(user, lists={"all": a_list([0, 9], limit=1000)}).sync()
+    return answer["rooms"][town.room_id]["timeline"]
+
+
+def by_initial_sync(town: Town, user: User) -> Any:
+    return ok(user.get(town.path("initialSync", limit=100)))["messages"]["chunk"]
+
+
+def by_search(_town: Town, user: User) -> Any:
+    around = {"before_limit": 100, "after_limit": 100}
+    return [search(user, word, event_context=around)["results"] for word in ("root", SECRET)]
+
+
+WAYS: tuple[Callable[[Town, User], Any], ...] = (
+    by_event,
+    by_messages,
+    by_context,
+    by_relations,
+    by_sync,
+    by_sliding_sync,
+    by_initial_sync,
+    by_search,
+)
+
+
+def test_who_comes_later_sees_no_content(town: Town) -> None:
+    dora = town.server.register("dora")
+    join(dora, town.room_id)
+    for way in WAYS:
+        shown, kept = repr(way(town, dora)), repr(way(town, town.bob))
+        assert SECRET not in shown, way.__name__
+        assert SECRET in kept, way.__name__
+    event = ok(dora.get(town.path("event", town.said)))
+    assert (event["sender"], event["content"], event["type"]) == (
+        town.erin.user_id,
+        {},
+        "m.room.message",
+    )
+    assert search(dora, SECRET)["count"] == 0
+    # the state is the room's
+    assert ok(dora.get(town.path("state", "m.room.name"))) == {"name": f"{SECRET} club"}
+
+
+def test_who_was_there_goes_on_seeing(town: Town) -> None:
+    """Also when their name changes, and when they leave and come back."""
+    ok(
+        town.bob.put(
+            f"/_matrix/client/v3/profile/{town.bob.user_id}/displayname", {"displayname": "Bobby"}
+        )
+    )
+    assert ok(town.bob.get(town.path("event", town.unseen)))["content"]["body"] == f"{SECRET} last"
+    leave(town.bob, town.room_id)
+    assert ok(town.bob.get(town.path("event", town.unseen)))["content"]["body"] == f"{SECRET} last"
+    join(town.bob, town.room_id)
+    for number in range(30):
+        name = {"displayname": f"Bob {number}"}
+        ok(town.bob.put(f"/_matrix/client/v3/profile/{town.bob.user_id}/displayname", name))
+    for event_id in (town.said, town.unseen):
+        assert SECRET in ok(town.bob.get(town.path("event", event_id)))["content"]["body"]
+
+
+def test_who_had_left_before_sees_what_they_saw(town: Town) -> None:
+    assert SECRET in ok(town.carol.get(town.path("event", town.said)))["content"]["body"]
+    join(town.carol, town.room_id)
+    assert SECRET in ok(town.carol.get(town.path("event", town.said)))["content"]["body"]
+    assert ok(town.carol.get(town.path("event", town.unseen)))["content"] == {}
+
+
+def test_another_server_process_knows_who_was_erased(tmp_path: Path, database: Database) -> None:
+    """As after a restart: it is read, and not only heard of."""
+    town = Town(TestServer(tmp_path, database))
+    again = TestServer(tmp_path, database, seed=2)
+    dora = again.register("dora")
+    join(dora, town.room_id)
+    assert ok(dora.get(town.path("event", town.said)))["content"] == {}
+
+
+def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    said = say(alice, room_id, SECRET)
+    join(bob, room_id)
+    server.run(server.app.user_data.deactivation.do_deactivate(alice.user_id, erase=False))
+    dora = server.register("dora")
+    join(dora, room_id)
+    assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
+
+
+def test_what_an_erased_user_kept_is_gone_from_memory_too(
+    tmp_path: Path, database: Database
+) -> None:
+    """Caches are invalidated at each erasure, even if the account was erased before."""
+    server = TestServer(tmp_path, database)
+    ignored, kept = server.app.settings.ignored, server.app.sync.sliding.room_caches.account_data
+    erin, store = server.register("erin").user_id, AccountDataStore(database)
+
+    def keep(txn: WriteTransaction) -> None:
+        store.set_entry(
+            txn, erin, None, "m.ignored_user_list", b'{"ignored_users":{"@bob:example.org":{}}}'
+        )
+        store.set_entry(txn, erin, "!tea:example.org", "m.tag", b'{"tags":{}}')
+
+    for _ in range(2):
+        server.run(database.write("keep", keep))  # as by an application service, at the last moment
+        assert server.run(ignored.of_user(erin)) == {"@bob:example.org"}
+        assert server.run(kept.of_user(erin)).rooms
+        assert server.run(kept.of_rooms(erin, ["!tea:example.org"]))
+        server.run(server.app.user_data.deactivation.do_deactivate(erin, erase=True))
+        assert server.run(ignored.of_user(erin)) == set()
+        assert server.run(kept.of_rooms(erin, ["!tea:example.org"])) == {}
+
+
+def test_a_page_costs_the_same_however_much_was_erased(
+    tmp_path: Path, database_config: SQLiteConfig | PostgresConfig
+) -> None:
+    counter = QueryCounter()
+    server = TestServer(tmp_path, open_inline(database_config, counter))
+    erin, bob, dora = (server.register(name) for name in ("erin", "bob", "dora"))
+    costs: dict[tuple[str, int], int] = {}
+    rooms = {}
+    for many in (2, 40):
+        rooms[many] = create(erin, preset="public_chat")
+        for number in range(many):
+            say(erin, rooms[many], f"{SECRET} {number}")
+        join(bob, rooms[many])
+    server.run(server.app.user_data.deactivation.do_deactivate(erin.user_id, erase=True))
+    for many, room_id in rooms.items():
+        join(dora, room_id)
+        for user in (bob, dora):
+            ok(user.get(room_path(room_id, "messages", dir="b", limit=100)))
+            counter.clear()
+            shown = ok(user.get(room_path(room_id, "messages", dir="b", limit=100)))["chunk"]
+            costs[user.user_id, many] = counter.queries.total()
+            assert repr(shown).count(SECRET) == (many if user is bob else 0)
+    assert len(set(costs.values())) == 1

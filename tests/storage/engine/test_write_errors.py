@@ -1,0 +1,62 @@
+"""Proves which write of a batch fails, and with which error."""
+
+from typing import Any, cast
+
+import pytest
+
+from storage.engine.database import DatabaseUnavailable, WriteTransaction
+from storage.rooms.sent_transactions import AlreadySent, SentTransaction, add_transaction
+from tests.storage.engine.test_postgres_writer import INSERT, nodes, write
+from tests.storage.engine.test_writer import Stepped, put, stepped
+
+__all__ = ["nodes", "stepped"]
+
+
+@pytest.mark.parametrize("breaks", ["constraint", "syntax"])
+def test_only_the_failing_write_of_a_batch_is_undone(stepped: Stepped, breaks: str) -> None:
+    """Its earlier queries succeeded. The server executes nothing of a message with a syntax
+    error."""
+    write(stepped, "there", put("there"))
+
+    def fn(txn: WriteTransaction) -> None:
+        if breaks == "syntax":
+            txn.query("SELEC 1")
+        txn.query("SELECT 1")
+        txn.execute_later(INSERT, ("there", ""))
+
+    for name in ("before", "breaks", "after"):
+        stepped.queue(name, fn if name == "breaks" else put(name))
+    stepped.queue("breaks last", fn)
+    stepped.step()
+    head = stepped.database.streams.current()
+    assert (stepped.results["before"], stepped.results["after"]) == (head - 1, head)
+    for name in ("breaks", "breaks last"):
+        assert issubclass(stepped.results[name], stepped.database.engine.errors)  # type: ignore[arg-type]
+    assert stepped.names() == ["after", "before", "there"]
+
+
+def test_a_duplicate_request_in_a_lost_batch_is_not_reported_as_sent(
+    nodes: tuple[Stepped, Stepped],
+) -> None:
+    """The second request found the row of the first, which was never committed."""
+    node, _ = nodes
+    request = SentTransaction("@a:b", "A", "PUT /send", "1")
+
+    def record(txn: WriteTransaction) -> None:
+        add_transaction(txn, request, None, b"{}", 0)
+
+    node.queue("first", record)
+    node.queue("again", record)
+    node.queue(
+        "lose", lambda txn: txn.execute_later("SELECT pg_terminate_backend(pg_backend_pid())")
+    )
+    cast(Any, node.database)._writer._pause = lambda _seconds: None
+    node.step()
+    assert (
+        node.results["first"]
+        is node.results["again"]
+        is node.results["lose"]
+        is DatabaseUnavailable
+    )
+    assert write(node, "later", record) is None, "it was not committed"
+    assert write(node, "later again", record) is AlreadySent
