@@ -297,7 +297,7 @@ class RoomCompletion:
                     raise
         rules = await self._tables.trees.get_all(partial.room_nid, join.state_root)
         rules = {key: nid for key, nid in rules.items() if key[0] != MEMBER}
-        told: list[StateChange] = []
+        answers: list[StateChange] = []
         failure: RemoteError | MatrixError = RemoteError(
             "nobody", "no server may be asked now", retryable=True
         )
@@ -307,17 +307,14 @@ class RoomCompletion:
             except (RemoteError, MatrixError) as error:
                 failure = error
                 continue
-            told.append(
-                StateChange(
-                    None, {key: nid for key, nid in entries.items() if key[0] == MEMBER} | rules
-                )
-            )
-            if len(told) == MAX_OTHER_SERVERS:
+            members = {key: nid for key, nid in entries.items() if key[0] == MEMBER}
+            answers.append(StateChange(None, members | rules))
+            if len(answers) == MAX_OTHER_SERVERS:
                 break
-        if not told:
+        if not answers:
             raise failure
         state = await self._resolver.resolve(
-            partial.room_nid, snapshot.version, await snapshot.create_event(), told
+            partial.room_nid, snapshot.version, await snapshot.create_event(), answers
         )
         return {**await self._tables.trees.get_all(partial.room_nid, state.root), **state.entries}
 
@@ -340,13 +337,13 @@ class RoomCompletion:
         )
         for server in servers:
             try:
-                told = await self._states.fetch_state(
+                sent = await self._states.fetch_state(
                     server, snapshot, event_id, MAX_NEW, needed_in
                 )
-                entries = await self._imports.get_entries(snapshot.room, told.event_ids)
+                entries = await self._imports.get_entries(snapshot.room, sent.event_ids)
                 await self._unverified.store(
                     snapshot.room.room_nid,
-                    [each for each in told.left_out if only is None or is_of_type(each, only)],
+                    [each for each in sent.left_out if only is None or is_of_type(each, only)],
                 )
                 return entries
             except (RemoteError, MatrixError) as error:
