@@ -24,10 +24,10 @@ from homeserver.services.text.terms import format_words
 from homeserver.services.text.words import TextFolding
 from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.directory.user_directory import (
-    DirectoryQuery,
     DirectoryUser,
     FoundUser,
     RemoteProfile,
+    UserDirectoryQuery,
     UserDirectoryStore,
 )
 from storage.engine.database import Database
@@ -80,7 +80,7 @@ class UserDirectory:
             return {"results": [], "limited": False}
         text = term.strip()
         words = parse_words(self._folding, text)
-        query = DirectoryQuery(
+        query = UserDirectoryQuery(
             caller.user_id,
             words,
             _id_prefix(text),

@@ -47,7 +47,7 @@ _MAX_CHARS: Final = {DISPLAY_NAME: 256, AVATAR_URL: 1000, "m.tz": 255}
 """Limits of the string fields in characters."""
 
 
-class ProfilePropagation(Protocol):
+class PropagationWorker(Protocol):
     """Sends changed names and avatars to rooms."""
 
     def wake(self, user_id: UserID) -> None:
@@ -107,7 +107,7 @@ class Profiles:
         database: Database,
         accounts: AccountStore,
         profiles: ProfileStore,
-        propagation: ProfilePropagation,
+        propagation: PropagationWorker,
         remote: RemoteProfiles,
         *,
         server_name: ServerName,
