@@ -502,7 +502,7 @@ class TransactionSender:
                 self._store.set_reached(txn, destination.server, now)
 
         if was_behind or was_failing or pending.to_device_upto is not None:
-            await self._database.write("transaction_sent", write)
+            await self._database.write("record_delivered_transaction", write)
 
     async def _on_failure(
         self, destination: Destination, failure: RemoteError | MatrixError

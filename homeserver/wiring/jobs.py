@@ -47,7 +47,7 @@ def jobs_of(
         def step(txn: WriteTransaction) -> int:
             return batch if collector.step(txn) else 0
 
-        return await database.write("collect_state", step)
+        return await database.write("collect_state_garbage", step)
 
     return (
         Job("forget_sent_transactions", forget_sent, 6 * 3600.0),

@@ -101,7 +101,7 @@ class MediaObjectJournal:
     async def get_leaving_of(self, hashes: Set[bytes]) -> Sequence[LeavingObject]:
         """Return objects with these contents that are to be deleted."""
         return await self._database.read(
-            "get_leaving_media_objects", _select_leaving_of, tuple(hashes)
+            "get_leaving_media_objects_of", _select_leaving_of, tuple(hashes)
         )
 
     async def remove(self, names: Sequence[str]) -> None:
@@ -111,18 +111,18 @@ class MediaObjectJournal:
     async def get_missing(self, after: bytes, limit: int) -> MissingObjects:
         """Read `limit` contents in the order of their hashes, after `after`, and return those
         without an object."""
-        return await self._database.read("get_media_without_objects", _select_missing, after, limit)
+        return await self._database.read("get_missing_media_objects", _select_missing, after, limit)
 
     async def get_missing_of(self, hashes: Set[bytes]) -> Sequence[tuple[bytes, int]]:
         """Return those of the contents that files have and that are in no object: hashes and sizes,
         in order."""
         return await self._database.read(
-            "get_some_media_without_objects", _select_missing_of, tuple(hashes)
+            "get_missing_media_objects_of", _select_missing_of, tuple(hashes)
         )
 
     async def get_batch(self, after: bytes, limit: int) -> Sequence[StoredObject]:
         """Return at most `limit` objects in the order of their hashes, after `after`."""
-        return await self._database.read("get_some_media_objects", _select_batch, after, limit)
+        return await self._database.read("get_media_object_batch", _select_batch, after, limit)
 
     async def count(self) -> tuple[ContentTotals, ContentTotals]:
         """Count all contents of files, and those in objects."""

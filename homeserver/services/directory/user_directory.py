@@ -154,15 +154,15 @@ class UserDirectoryUpdates:
         done = 0
         while done < limit:
             folding, changes, users = await self._database.read(
-                "read_people", self._read, min(BATCH, limit - done)
+                "get_user_directory_changes", self._read, min(BATCH, limit - done)
             )
             if folding != self._folding.name:
-                await self._database.write("begin_directory", self._begin)
+                await self._database.write("begin_user_directory", self._begin)
                 continue
             if not changes:
                 self._seen = position
                 break
-            await self._database.write("write_people", self._store.put_users, changes, users)
+            await self._database.write("put_directory_users", self._store.put_users, changes, users)
             done += len(changes)
         return done
 

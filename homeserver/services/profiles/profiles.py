@@ -297,7 +297,7 @@ class Profiles:
     ) -> None:
         if unshown:
             await self._database.write(
-                "remove_unshown_field", self._profiles.set_shadow_field, user_id, field, None
+                "remove_shadow_banned_field", self._profiles.set_shadow_field, user_id, field, None
             )
             return
         propagate = propagate and field in MEMBERSHIP_FIELDS
