@@ -380,7 +380,7 @@ def after_restore(paths: tuple[Path, ...]) -> None:
 
     async def settle(database: Database) -> RestoreRepair | None:
         if database.engine.name == "sqlite":
-            if damage := await database.read("find_damage", find_sqlite_damage):
+            if damage := await database.read("find_sqlite_damage", find_sqlite_damage):
                 raise click.ClickException(
                     f"{database.engine.location} is damaged ({damage}); the cause may be an old "
                     "file that ends in -wal: remove it and the one that ends in -shm, and "
@@ -388,7 +388,7 @@ def after_restore(paths: tuple[Path, ...]) -> None:
                 )
         elif await database.get_nodes():
             return None
-        return await database.write("after_restore", repair_after_restore)
+        return await database.write("repair_after_restore", repair_after_restore)
 
     settled = run_with_database(config, settle)
     if settled is None:

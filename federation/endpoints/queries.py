@@ -13,7 +13,7 @@ import msgspec
 from federation.api.endpoint import ServerAuth, endpoint
 from federation.protocol.errors import Unrecognized
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID
-from federation.remote.directory import DirectoryQuery
+from federation.remote.directory import RoomDirectoryQuery
 
 
 class QueryHandlers(msgspec.Struct, frozen=True):
@@ -23,7 +23,7 @@ class QueryHandlers(msgspec.Struct, frozen=True):
     """Returns the profile of one of our users, or one field. Raises NotFound, Forbidden."""
     get_alias: Callable[[RoomAlias], Awaitable[tuple[RoomID, Sequence[ServerName]]]]
     """Returns the room of a local alias, and servers in it. Raises NotFound."""
-    get_public_rooms: Callable[[DirectoryQuery], Awaitable[dict[str, Any]]]
+    get_public_rooms: Callable[[RoomDirectoryQuery], Awaitable[dict[str, Any]]]
     """Returns a page of our directory. Raises Forbidden, InvalidParam."""
 
 
@@ -73,7 +73,7 @@ async def get_public_rooms(
 ) -> dict[str, Any]:
     """Return a page of the directory."""
     return await answers.get_public_rooms(
-        DirectoryQuery(limit, since, None, None, include_all_networks, third_party_instance_id)
+        RoomDirectoryQuery(limit, since, None, None, include_all_networks, third_party_instance_id)
     )
 
 
@@ -101,7 +101,7 @@ async def query_public_rooms(answers: QueryHandlers, *, body: PublicRoomsRequest
     """Return a page of the filtered directory."""
     wanted = body.filter or PublicRoomsFilter()
     return await answers.get_public_rooms(
-        DirectoryQuery(
+        RoomDirectoryQuery(
             body.limit,
             body.since,
             wanted.generic_search_term,

@@ -447,7 +447,13 @@ class StoreUnavailable(MatrixError):
 
 
 class UnknownPos(MatrixError):
-    errcode, status, default_text = "M_UNKNOWN_POS", 400, "Unknown position: start a new connection"
+    """The client has to start a new connection."""
+
+    errcode, status, default_text = (
+        "M_UNKNOWN_POS",
+        400,
+        "This position is unknown or has expired: start a new connection",
+    )
 
 
 class Unauthorized(MatrixError):

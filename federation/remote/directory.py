@@ -26,7 +26,7 @@ MAX_PAGE_ROOMS: Final = 1000
 """Rooms on one page of a directory."""
 
 
-class DirectoryQuery(msgspec.Struct, frozen=True):
+class RoomDirectoryQuery(msgspec.Struct, frozen=True):
     """A search in a room directory. Hashable: responses are cached by it."""
 
     limit: int
@@ -107,7 +107,9 @@ class RemoteDirectoryClient:
         except BadJson as error:
             raise RemoteError(server, error.text, retryable=False) from error
 
-    async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
+    async def get_public_rooms(
+        self, server: ServerName, query: RoomDirectoryQuery
+    ) -> dict[str, Any]:
         """Return a page of the directory. Rooms without an id are left out.
 
         Raises RemoteError, Forbidden (the policy).

@@ -19,7 +19,7 @@ MAX_EDUS: Final = 100
 MAX_ANSWER_BYTES: Final = 1 << 20
 
 
-class Transaction(msgspec.Struct, frozen=True):
+class FederationTransaction(msgspec.Struct, frozen=True):
     """A transaction. A retry has the same id and content."""
 
     txn_id: str
@@ -37,7 +37,7 @@ class TransactionClient:
         self._requests = requests
         self._origin = encode_canonical(identity.server_name)
 
-    async def send(self, destination: ServerName, transaction: Transaction) -> int:
+    async def send(self, destination: ServerName, transaction: FederationTransaction) -> int:
         """Send a transaction. Return how many events the server reports as refused.
 
         Raises RemoteError, Forbidden.

@@ -194,7 +194,7 @@ class StateResolver:
         likely = {*_OFTEN_CITED, *senders} - disputed.keys()
         agreed = await self._get_entries(room_nid, states[0], likely)
         difference = await self._database.read(
-            "get_auth_difference",
+            "get_auth_difference_of_states",
             self._read_difference,
             room_nid,
             states[0],

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from twisted.internet.interfaces import IDelayedCall
 
 from federation.protocol.ids import ServerName
-from federation.remote.transactions import Transaction
+from federation.remote.transactions import FederationTransaction
 from federation.sender.refused_items import is_to_device
 from storage.federation.destinations import Backlog, ReceiptToSend
 
@@ -45,8 +45,8 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 class PendingTransaction(msgspec.Struct, frozen=True):
     """A transaction under way, and what to record once the destination has accepted it."""
 
-    transaction: Transaction
-    parts: deque[Transaction]
+    transaction: FederationTransaction
+    parts: deque[FederationTransaction]
     """Remaining parts: the complete transaction, or several if the destination refused it."""
     rooms: Mapping[int, int] = msgspec.field(default_factory=dict)
     """Rooms of its events, with the position of the first event that was to be sent."""
@@ -54,7 +54,7 @@ class PendingTransaction(msgspec.Struct, frozen=True):
     """Users whose device list updates it holds, with the position of the first change."""
     to_device_upto: int | None = None
     receipts: Sequence[ReceiptToSend] = ()
-    failing_parts: deque[Transaction] = msgspec.field(default_factory=deque)
+    failing_parts: deque[FederationTransaction] = msgspec.field(default_factory=deque)
     """Single items on which the destination answered 500. They are tried last."""
     accepted_kinds: set[str] = msgspec.field(default_factory=set)
     """Kinds of items (`refusals.get_kinds`) that were accepted since the last try began."""

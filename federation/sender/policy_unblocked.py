@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
-from federation.remote.transactions import Transaction, TransactionClient
+from federation.remote.transactions import FederationTransaction, TransactionClient
 from federation.rooms.concurrent import map_concurrently
 from storage.rooms.room_servers import RoomServerStore
 
@@ -105,7 +105,9 @@ class UnblockedServerNotifier:
     async def _notify(self, server: ServerName) -> None:
         now_ms = int(self._clock.seconds() * 1000)
         try:
-            await self._transactions.send(server, Transaction(f"greeting.{now_ms}", now_ms, (), ()))
+            await self._transactions.send(
+                server, FederationTransaction(f"greeting.{now_ms}", now_ms, (), ())
+            )
         except (RemoteError, MatrixError) as error:
             self._log.info(
                 "{server} is allowed again, but cannot be notified: {error}",

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from federation.remote.transactions import Transaction
+from federation.remote.transactions import FederationTransaction
 
 MIN_TOO_LARGE_BYTES: Final = 16 << 10
 """A shorter transaction is not too large for any server. A proxy that answers 413 to it answers so
@@ -36,12 +36,12 @@ class _Event(msgspec.Struct):
     origin_server_ts: int = 0
 
 
-def is_single_item(transaction: Transaction) -> bool:
+def is_single_item(transaction: FederationTransaction) -> bool:
     """Return whether the transaction holds a single item, so that a refusal is about this item."""
     return len(transaction.pdus) + len(transaction.edus) == 1
 
 
-def is_about_content(status: int, transaction: Transaction) -> bool:
+def is_about_content(status: int, transaction: FederationTransaction) -> bool:
     """Return whether this status may be about the content of the transaction.
 
     Other statuses are about the sender, the address or the time.
@@ -54,7 +54,7 @@ def is_about_content(status: int, transaction: Transaction) -> bool:
     return status in (400, 422)
 
 
-def get_kinds(transaction: Transaction) -> set[str]:
+def get_kinds(transaction: FederationTransaction) -> set[str]:
     """Return the types of the EDUs in the transaction, and "" if it holds events."""
     kinds = {""} if transaction.pdus else set[str]()
     for edu in transaction.edus:
@@ -69,8 +69,8 @@ def is_to_device(edu: bytes) -> bool:
 
 
 def split_transaction(
-    transaction: Transaction, make_id: Callable[[], str]
-) -> tuple[Transaction, Transaction]:
+    transaction: FederationTransaction, make_id: Callable[[], str]
+) -> tuple[FederationTransaction, FederationTransaction]:
     """Split a transaction into two, to be sent one after the other.
 
     To-device messages come first, as they hold the keys of encrypted events. Then come events, then
@@ -84,8 +84,8 @@ def split_transaction(
     ]
     middle = len(parts) // 2
 
-    def make(half: list[tuple[bool, bytes]]) -> Transaction:
-        return Transaction(
+    def make(half: list[tuple[bool, bytes]]) -> FederationTransaction:
+        return FederationTransaction(
             make_id(),
             transaction.origin_server_ts,
             [part for is_pdu, part in half if is_pdu],
@@ -95,7 +95,7 @@ def split_transaction(
     return make(parts[:middle]), make(parts[middle:])
 
 
-def describe_item(transaction: Transaction) -> str:
+def describe_item(transaction: FederationTransaction) -> str:
     """Describe the single item for an operator, without any content written by people."""
     try:
         for pdu in transaction.pdus:

@@ -16,7 +16,7 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.events import encode_event_json
 from federation.protocol.ids import RoomID
 from federation.protocol.redaction import redact
-from federation.remote.transactions import MAX_EDUS, MAX_PDUS, Transaction
+from federation.remote.transactions import MAX_EDUS, MAX_PDUS, FederationTransaction
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.history.retention import RoomRetentionCache
@@ -125,7 +125,7 @@ class TransactionBuilder:
             destination, edus, {nid: row.room_id for nid, row in rooms.items()}
         )
         _take_notices(destination, edus)
-        transaction = Transaction(txn_id, self._now_ms(), pdus, edus.encoded)
+        transaction = FederationTransaction(txn_id, self._now_ms(), pdus, edus.encoded)
         return PendingTransaction(
             transaction,
             deque([transaction] if pdus or edus.encoded else ()),

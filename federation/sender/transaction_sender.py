@@ -33,7 +33,7 @@ from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
-from federation.remote.transactions import Transaction, TransactionClient
+from federation.remote.transactions import FederationTransaction, TransactionClient
 from federation.sender.destination import NO_ANSWER_MS, Destination, PendingTransaction
 from federation.sender.refused_items import (
     describe_item,
@@ -356,7 +356,11 @@ class TransactionSender:
         self._count_accepted(destination, pending, part, refused)
 
     def _count_accepted(
-        self, destination: Destination, pending: PendingTransaction, part: Transaction, refused: int
+        self,
+        destination: Destination,
+        pending: PendingTransaction,
+        part: FederationTransaction,
+        refused: int,
     ) -> None:
         if destination.failing_since_ts is not None:
             pending.accepted_kinds.update(get_kinds(part))
@@ -380,7 +384,7 @@ class TransactionSender:
         if is_single_item(part) or not pending.is_split:
             # a destination that refuses an empty transaction too does not refuse the content
             await self._transactions.send(
-                destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
+                destination.server, FederationTransaction(self._make_id(), self._now_ms(), (), ())
             )
         if self._halve(pending):
             return
@@ -398,7 +402,9 @@ class TransactionSender:
         )
         return True
 
-    def _give_up(self, destination: Destination, part: Transaction, error: RefusedByRemote) -> None:
+    def _give_up(
+        self, destination: Destination, part: FederationTransaction, error: RefusedByRemote
+    ) -> None:
         destination.refused_parts += 1
         self.counts.given_up += 1
         self.log.warn(
@@ -418,7 +424,7 @@ class TransactionSender:
         """
         if not pending.is_split:
             await self._transactions.send(
-                destination.server, Transaction(self._make_id(), self._now_ms(), (), ())
+                destination.server, FederationTransaction(self._make_id(), self._now_ms(), (), ())
             )
         if self._halve(pending):
             return
@@ -500,7 +506,7 @@ class TransactionSender:
                 self._store.set_reached(txn, destination.server, now)
 
         if was_behind or was_failing or pending.to_device_upto is not None:
-            await self._database.write("transaction_sent", write)
+            await self._database.write("record_delivered_transaction", write)
 
     async def _on_failure(
         self, destination: Destination, failure: RemoteError | MatrixError

@@ -97,7 +97,7 @@ def _check_dark(colour: str | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Branding:
+class BrandingOptions:
     """The branding of pages and e-mails."""
 
     name: str | None = option(
@@ -139,7 +139,9 @@ class Branding:
 class PageOptions:
     """Pages and e-mails."""
 
-    branding: Branding = section(Branding, "Name, logo and colours of pages and e-mails.")
+    branding: BrandingOptions = section(
+        BrandingOptions, "Name, logo and colours of pages and e-mails."
+    )
     user_consent: UserConsentOptions = section(
         UserConsentOptions, "Terms of service and privacy policies."
     )

@@ -47,7 +47,7 @@ def make_maintenance_jobs(
         def step(txn: WriteTransaction) -> int:
             return batch if collector.step(txn) else 0
 
-        return await database.write("collect_state", step)
+        return await database.write("collect_state_garbage", step)
 
     return (
         Job("delete_old_client_transactions", forget_sent, 6 * 3600.0),

@@ -25,7 +25,7 @@ from homeserver.services.encryption.cross_signing_resets import (
 from homeserver.services.login.approvals import Approvals, NewAccountTasks
 from homeserver.services.login.captcha import CaptchaVerifier
 from homeserver.services.login.password_login import SignIn
-from homeserver.services.login.uia import UIA, Stage
+from homeserver.services.login.uia import UIA, UIAStage
 from homeserver.services.login.uia_stages import (
     EMAIL_IDENTITY,
     MSISDN_IDENTITY,
@@ -137,7 +137,7 @@ class LoginParts:
                 "registrations_require_3pid has msisdn, but this server sends no text messages:"
                 " nobody could register"
             )
-        stages: list[Stage] = [
+        stages: list[UIAStage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock=clock, tokens=registration_tokens),

@@ -25,7 +25,7 @@ GLOBAL = ""
 MAX_DELETED = 5000
 
 
-class AccountData(msgspec.Struct, frozen=True, gc=False):
+class UserAccountData(msgspec.Struct, frozen=True, gc=False):
     """Contents (JSON objects) by type, global and by room."""
 
     global_data: dict[str, bytes] = msgspec.field(default_factory=dict)
@@ -48,13 +48,13 @@ class AccountDataStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_account_data(self, user_id: str) -> AccountData:
+    async def get_account_data(self, user_id: str) -> UserAccountData:
         """Return all account data of a user, without deleted entries, in one query."""
         return await self._database.read_without_snapshot(
             "get_account_data", self.get_account_data_in, user_id
         )
 
-    def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
+    def get_account_data_in(self, txn: Transaction, user_id: str) -> UserAccountData:
         """As `get_account_data`, in a transaction."""
         sql = (
             "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0"
@@ -62,7 +62,7 @@ class AccountDataStore:
         )
         return _collect(txn.query(sql, (user_id,)))
 
-    async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
+    async def get_account_data_since(self, user_id: str, since: int, upto: int) -> UserAccountData:
         """Return entries that changed after `since`, up to `upto`, in one query. A deleted entry is
         `{}`."""
         return await self._database.read_without_snapshot(
@@ -71,7 +71,7 @@ class AccountDataStore:
 
     def get_account_data_since_in(
         self, txn: Transaction, user_id: str, since: int, upto: int
-    ) -> AccountData:
+    ) -> UserAccountData:
         """As `get_account_data_since`, in a transaction."""
         sql = (
             "SELECT room_id, type, content FROM account_data"
@@ -262,8 +262,8 @@ def _trim_deleted(txn: WriteTransaction, user_id: str) -> None:
     _add_usage(txn, user_id, AccountDataUsage(deleted=-trimmed))
 
 
-def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:
-    data = AccountData()
+def _collect(rows: list[tuple[str, str, bytes]]) -> UserAccountData:
+    data = UserAccountData()
     for room_id, type_, content in rows:
         of = data.rooms.setdefault(room_id, {}) if room_id else data.global_data
         of[type_] = bytes(content)

@@ -294,7 +294,7 @@ class AccountStore:
             )
             return [(row[0], row[1]) for row in txn.query(sql, (limit,))]
 
-        return await self._database.read("get_awaiting_accounts", read)
+        return await self._database.read("get_accounts_awaiting_approval", read)
 
     def set_deactivated(
         self, txn: WriteTransaction, user_id: str, now: int, *, erase: bool
@@ -325,7 +325,7 @@ class AccountStore:
                 row[0] for row in txn.query("SELECT user_id FROM leaving_accounts ORDER BY user_id")
             ]
 
-        return await self._database.read("get_departing_accounts", read)
+        return await self._database.read("get_leaving_accounts", read)
 
     def remove_leaving_account(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove an account that has left all of its rooms."""
@@ -343,7 +343,9 @@ class AccountStore:
 
         Only those whose lease has expired at `now`.
         """
-        if not await self._database.read_quickly("has_arriving_accounts", _select_arriving, now, 1):
+        if not await self._database.read_quickly(
+            "has_pending_auto_joins", _select_arriving, now, 1
+        ):
             return []
 
         def write(txn: WriteTransaction) -> list[str]:
@@ -354,7 +356,7 @@ class AccountStore:
             )
             return user_ids
 
-        return await self._database.write("take_arriving_accounts", write)
+        return await self._database.write("lease_pending_auto_joins", write)
 
     def remove_pending_auto_join(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove an account whose auto-joins are complete."""

@@ -113,7 +113,7 @@ class AccountValidityStore:
             )
             return [ExpiringAccountRow(row[0], row[1]) for row in rows]
 
-        return await self._database.read("get_unwritten_renewals", read)
+        return await self._database.read("get_accounts_to_email", read)
 
     def set_email_state(self, txn: WriteTransaction, row: ExpiringAccountRow, state: int) -> bool:
         """Set the state of the e-mail about this expiry time.

@@ -40,7 +40,7 @@ class ClockCheckStore:
             )
             return None if row is None else ClockCheck(int(row[0]))
 
-        return await self._database.read_quickly("get_seen_time", read)
+        return await self._database.read_quickly("get_clock_check", read)
 
     async def put(self, seen: ClockCheck) -> None:
         """Store the last check."""
@@ -48,4 +48,4 @@ class ClockCheckStore:
         def write(txn: WriteTransaction) -> None:
             set_job_progress(txn, NAME, msgspec.json.encode(seen).decode())
 
-        await self._database.write("note_seen_time", write)
+        await self._database.write("put_clock_check", write)

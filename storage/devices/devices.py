@@ -188,9 +188,11 @@ class DeviceStore:
     async def delete_addresses(self, before: int, limit: int) -> int:
         """Delete the address and user agent of up to `limit` devices that were last seen before
         this time. Return their number."""
-        rows = await self._database.read("find_old_addresses", _select_old_addresses, before, limit)
+        rows = await self._database.read(
+            "get_old_device_addresses", _select_old_addresses, before, limit
+        )
         if rows:
-            await self._database.write("forget_addresses", _delete_addresses, before, rows)
+            await self._database.write("delete_device_addresses", _delete_addresses, before, rows)
         return len(rows)
 
     def remove_devices(

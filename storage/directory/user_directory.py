@@ -40,7 +40,7 @@ class FoundUser(msgspec.Struct, frozen=True):
     shares_room: bool
 
 
-class DirectoryQuery(msgspec.Struct, frozen=True):
+class UserDirectoryQuery(msgspec.Struct, frozen=True):
     """A search, and the user who searches."""
 
     user_id: str
@@ -69,7 +69,7 @@ class UserDirectoryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_users(self, query: DirectoryQuery) -> list[FoundUser]:
+    async def get_users(self, query: UserDirectoryQuery) -> list[FoundUser]:
         """Return users who match and may be found, unordered, a bounded number. Two queries."""
         if not query.words and query.id_prefix is None:
             return []
@@ -168,7 +168,7 @@ _PUBLIC_ROOM = (
 )
 
 
-def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
+def _select_users(txn: Transaction, query: UserDirectoryQuery) -> list[FoundUser]:
     matching, args = _matching_users(query)
     select = (
         f"{CUSTOM_PLAN}SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url,"
@@ -195,7 +195,7 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     return [*found, *(FoundUser(_row(row), shares_room=False) for row in others)]
 
 
-def _matching_users(query: DirectoryQuery) -> tuple[str, list[SQLValue]]:
+def _matching_users(query: UserDirectoryQuery) -> tuple[str, list[SQLValue]]:
     """Return a query for the IDs of matching users, without the user who searches."""
     parts: list[str] = []
     args: list[SQLValue] = []

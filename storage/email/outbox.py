@@ -80,12 +80,12 @@ class EmailOutbox:
             )
             return (rows[0][0], [nid for _, nid in rows if nid is not None]) if rows else None
 
-        return await self._database.read_quickly("get_told_events", read)
+        return await self._database.read_quickly("get_notified_events", read)
 
     async def withdraw_email(self, email_nid: int) -> None:
         """Delete an e-mail with content that must no longer be sent. Another e-mail will cover the
         rest."""
-        await self._database.write("withdraw_mail", _withdraw, [email_nid])
+        await self._database.write("withdraw_email", _withdraw, [email_nid])
 
     async def claim_due(self, now: int, until: int, limit: int) -> Sequence[QueuedEmail]:
         """Take up to `limit` e-mails that are due, oldest first. No other caller gets them before
@@ -107,11 +107,11 @@ class EmailOutbox:
                 txn.execute(sql, (until, row.email_nid))
             return taken
 
-        return await self._database.write("take_mail", write)
+        return await self._database.write("claim_due_emails", write)
 
     async def set_due(self, email_nid: int, due_ts: int) -> None:
         """Schedule the next try of an e-mail."""
-        await self._database.write("set_mail_due", _set_due, email_nid, due_ts)
+        await self._database.write("set_email_due", _set_due, email_nid, due_ts)
 
     async def postpone(self, email_nid: int, due_ts: int, now: int, error: str) -> None:
         """Schedule the next try of an e-mail that could not be sent, and record the failure of its
@@ -121,7 +121,7 @@ class EmailOutbox:
             _set_due(txn, email_nid, due_ts)
             _record_failure(txn, email_nid, now, error)
 
-        await self._database.write("put_off_mail", write)
+        await self._database.write("postpone_email", write)
 
     async def record_sent(self, email_nid: int, now: int) -> None:
         """Delete an e-mail that was sent, and record the success of its pusher."""
@@ -135,7 +135,7 @@ class EmailOutbox:
             txn.execute(sql, (now, now, email_nid))
             _remove(txn, [email_nid])
 
-        await self._database.write("remove_mail", write)
+        await self._database.write("record_sent_email", write)
 
     async def give_up(self, email_nid: int, now: int, error: str) -> None:
         """Delete an e-mail that cannot be sent, and record the failure of its pusher."""
@@ -144,7 +144,7 @@ class EmailOutbox:
             _record_failure(txn, email_nid, now, error)
             _remove(txn, [email_nid])
 
-        await self._database.write("give_up_mail", write)
+        await self._database.write("abandon_email", write)
 
     async def get_next_time(self) -> int | None:
         """Return the time at which the next e-mail is due, if there is one."""
@@ -153,7 +153,7 @@ class EmailOutbox:
             row = txn.query_one("SELECT MIN(due_ts) FROM email_outbox")
             return None if row is None else row[0]
 
-        return await self._database.read_quickly("get_next_mail", read)
+        return await self._database.read_quickly("get_next_email_time", read)
 
 
 _PUSHER = "pusher_nid = (SELECT pusher_nid FROM email_outbox WHERE email_nid = ?)"

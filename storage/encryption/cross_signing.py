@@ -45,7 +45,7 @@ class CrossSigningStore:
     async def get_signed_since(self, signer: str, since: int, upto: int) -> set[str]:
         """Return the users whose keys `signer` signed after `since`, up to `upto`; one query."""
         return await self._database.read_quickly(
-            "get_signed_since", _select_signed, signer, since, upto
+            "get_users_signed_since", _select_signed, signer, since, upto
         )
 
     def set_keys(

@@ -99,7 +99,7 @@ class OutgoingToDeviceStore:
     async def delete_received(self, before_ts: int, limit: int) -> int:
         """Delete the oldest records of messages received before this time. Return how many."""
         return await self._database.write(
-            "forget_received_to_device", _delete_received, before_ts, limit
+            "delete_received_to_device", _delete_received, before_ts, limit
         )
 
 

@@ -59,7 +59,7 @@ class PublishedKeyStore:
         """Return the positions of the latest changes of local users, and the signatures of `signer`
         on keys of other users, by user. One query each."""
         return await self._database.read_quickly(
-            "get_newest_keys", _select_newest, tuple(ours), signer
+            "get_newest_published_keys", _select_newest, tuple(ours), signer
         )
 
     async def get_head(self) -> int:
@@ -68,7 +68,7 @@ class PublishedKeyStore:
 
     async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
         """Return the signatures of `signer` on keys of other users, by user; one query."""
-        return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
+        return await self._database.read_quickly("get_signatures_by", select_signed_by, signer)
 
 
 def are_keys_current(

@@ -98,7 +98,7 @@ class RemoteDeviceStore:
         `max_bytes` bytes of keys.
         """
         return await self._database.write(
-            "take_remote_change", _take_change, change, max_devices, max_bytes
+            "apply_remote_device_update", _take_change, change, max_devices, max_bytes
         )
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:

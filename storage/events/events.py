@@ -173,7 +173,7 @@ class EventStore:
         """Return the events redacted by redactions with a higher number, and the rooms changed
         after a position."""
         return await self._database.read_quickly(
-            "get_lost_since", _select_lost, redaction_nid, position
+            "get_lost_content", _select_lost, redaction_nid, position
         )
 
     async def get_earlier_references(

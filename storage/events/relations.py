@@ -216,7 +216,7 @@ class RelationStore:
         """Return those of the events that have a child by one of the senders and of one of the
         types, if these are given."""
         return await self._database.read_quickly(
-            "get_related", _select_related, list(event_nids), senders, rel_types
+            "get_related_events", _select_related, list(event_nids), senders, rel_types
         )
 
 

@@ -90,13 +90,15 @@ class TimelineStore:
 
     async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, TimelinePlace]:
         """Return the places right after these events."""
-        return await self._database.read_quickly("get_places", _select_places, list(event_nids))
+        return await self._database.read_quickly(
+            "get_timeline_places", _select_places, list(event_nids)
+        )
 
     async def get_place_at(self, room_nid: int, position: int) -> TimelinePlace:
         """Return the place right after the newest event that had arrived at that position; START if
         there was none."""
         return await self._database.read_quickly(
-            "get_place_at", _select_place_at, room_nid, position
+            "get_timeline_place_at", _select_place_at, room_nid, position
         )
 
     async def get_deepest_at(self, room_nid: int, position: int) -> TimelinePlace:
@@ -106,7 +108,7 @@ class TimelineStore:
         While a room's history is forked, new arrivals may be far behind the others in depth.
         """
         return await self._database.read_quickly(
-            "get_deepest_at", _select_deepest_at, room_nid, position
+            "get_deepest_place_at", _select_deepest_at, room_nid, position
         )
 
     async def get_page(
@@ -152,7 +154,7 @@ class TimelineStore:
     async def get_first_after(self, room_nid: int, position: int) -> int | None:
         """Return the number of the first event that arrived after the position."""
         return await self._database.read_quickly(
-            "get_first_after", _select_first_after, room_nid, position
+            "get_first_event_after", _select_first_after, room_nid, position
         )
 
     async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
@@ -165,7 +167,7 @@ class TimelineStore:
     async def get_gaps(self, room_nid: int, lowest: int, highest: int) -> Gaps:
         """Return the events between two depths that other servers may have. One query."""
         return await self._database.read_quickly(
-            "get_gaps", _select_gaps, room_nid, lowest, highest
+            "get_timeline_gaps", _select_gaps, room_nid, lowest, highest
         )
 
 

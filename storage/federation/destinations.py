@@ -143,7 +143,9 @@ class DestinationStore:
         self, servers: Collection[str], source: ActivitySource = ActivitySource.SERVER
     ) -> None:
         """Record that unreachable servers are back, for a node that does not send."""
-        failing = await self._database.read_quickly("get_failing", _select_failing, servers, source)
+        failing = await self._database.read_quickly(
+            "get_failing_servers", _select_failing, servers, source
+        )
         if failing:
             await self._database.write("record_server_activity", _record_activity, failing, source)
 

@@ -72,7 +72,7 @@ class PendingLeaveStore:
             txn.execute(sql, (leave.due_ts, leave.attempts, room_nid, user_id, server))
             return leave
 
-        return await self._database.write("take_pending_leave", write)
+        return await self._database.write("lease_pending_leave", write)
 
     async def postpone(self, leave: PendingLeave, until: int = 0) -> None:
         """Postpone a leave whose server is unreachable until its due time, or `until` (ms) if that

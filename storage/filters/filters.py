@@ -50,7 +50,7 @@ class FilterStore:
 
     async def record_use(self, user_id: str, filter_id: int, now_ms: int) -> None:
         """Record that a filter was used now."""
-        await self._database.write("note_used_filter", _record_use, user_id, filter_id, now_ms)
+        await self._database.write("record_filter_use", _record_use, user_id, filter_id, now_ms)
 
 
 def _add_filter(txn: WriteTransaction, user_id: str, definition: str, now_ms: int) -> int:

@@ -198,7 +198,7 @@ class TokenStore:
                 row[0] is not None, row[1], bool(row[4]), row[2] is not None, bool(row[3])
             )
 
-        return await self._database.read_quickly("get_standing", read)
+        return await self._database.read_quickly("get_token_state", read)
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
         """Return the refresh token with this hash, unless it is spent."""

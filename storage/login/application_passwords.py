@@ -99,7 +99,7 @@ class ApplicationPasswordStore:
             sql = "SELECT 1 FROM application_password_sessions WHERE user_id = ? AND device_id = ?"
             return txn.query_one(sql, (user_id, device_id)) is not None
 
-        return await self._database.read_quickly("is_program", read)
+        return await self._database.read_quickly("is_application_session", read)
 
     def is_foreign_device(
         self, txn: Transaction, user_id: str, device_id: str, password_id: str

@@ -129,7 +129,7 @@ class ConfirmationStore:
             row = txn.query_one(sql, (user_id, device_id))
             return None if row is None else row[0]
 
-        return await self._database.read_quickly("get_confirmed", read)
+        return await self._database.read_quickly("get_confirmed_operation", read)
 
     async def set_confirmed(self, user_id: str, device_id: str, now: int, epoch: int) -> None:
         """Set the time, if the device still exists and the account is in this credential epoch."""

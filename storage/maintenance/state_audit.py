@@ -56,7 +56,9 @@ class StateAuditStore:
 
     async def get_progress(self, name: str) -> str | None:
         """Return the progress of the audit; None before it has begun."""
-        return await self._database.read_quickly("get_audit_note", select_job_progress, name)
+        return await self._database.read_quickly(
+            "get_state_audit_progress", select_job_progress, name
+        )
 
     async def advance_progress(self, name: str, expected: str | None, progress: str) -> bool:
         """Store the progress of the audit, unless another node has advanced it. Return whether it
@@ -68,7 +70,7 @@ class StateAuditStore:
             set_job_progress(txn, name, progress)
             return True
 
-        return await self._database.write("note_audit", move)
+        return await self._database.write("advance_state_audit", move)
 
 
 def _select_arrived(txn: Transaction, after: int, upto: int) -> list[tuple[AuditedEvent, bytes]]:

@@ -96,13 +96,13 @@ class MediaObjectJournal:
         """Return at most `limit` objects to delete, in the order of their names, after `after`.
         Includes those not written in time."""
         return await self._database.write(
-            "take_leaving_media_objects", _take_deleting, now_ms, after, limit
+            "claim_deleted_media_objects", _take_deleting, now_ms, after, limit
         )
 
     async def get_deleting_of(self, hashes: Set[bytes]) -> Sequence[DeletingObject]:
         """Return objects with these contents that are to be deleted."""
         return await self._database.read(
-            "get_leaving_media_objects", _select_deleting_of, tuple(hashes)
+            "get_deleted_media_objects_of", _select_deleting_of, tuple(hashes)
         )
 
     async def remove(self, names: Sequence[str]) -> None:
@@ -112,18 +112,18 @@ class MediaObjectJournal:
     async def get_missing(self, after: bytes, limit: int) -> MissingObjects:
         """Read `limit` contents in the order of their hashes, after `after`, and return those
         without an object."""
-        return await self._database.read("get_media_without_objects", _select_missing, after, limit)
+        return await self._database.read("get_missing_media_objects", _select_missing, after, limit)
 
     async def get_missing_of(self, hashes: Set[bytes]) -> Sequence[tuple[bytes, int]]:
         """Return those of the contents that files have and that are in no object: hashes and sizes,
         in order."""
         return await self._database.read(
-            "get_some_media_without_objects", _select_missing_of, tuple(hashes)
+            "get_missing_media_objects_of", _select_missing_of, tuple(hashes)
         )
 
     async def get_batch(self, after: bytes, limit: int) -> Sequence[StoredObject]:
         """Return at most `limit` objects in the order of their hashes, after `after`."""
-        return await self._database.read("get_some_media_objects", _select_batch, after, limit)
+        return await self._database.read("get_media_object_batch", _select_batch, after, limit)
 
     async def count(self) -> tuple[ContentTotals, ContentTotals]:
         """Count all contents of files, and those in objects."""

@@ -91,7 +91,7 @@ class QuarantineStore:
 
     async def release_all(self, addresses: Sequence[ContentURI]) -> int:
         """Release these files and all with the same bytes. Return how many."""
-        return await self._database.write("release_some_media", self._release, addresses)
+        return await self._database.write("release_all_media", self._release, addresses)
 
     async def set_protected(self, media_ids: Set[str], *, protected: bool) -> int:
         """Protect local files from quarantine and automatic deletion, or unprotect them. Return how

@@ -110,7 +110,7 @@ class MediaScanStore:
     async def count_requested(self) -> Mapping[ScanRequest, int]:
         """Count the contents that wait for a job."""
         sql = "SELECT request, COUNT(*) FROM media_scans WHERE request > 0 GROUP BY request"
-        rows = await self._database.read("count_wanted_media_scans", lambda txn: txn.query(sql))
+        rows = await self._database.read("count_requested_media_scans", lambda txn: txn.query(sql))
         return {
             ScanRequest.AGAIN: 0,
             ScanRequest.FIRST: 0,
@@ -120,7 +120,7 @@ class MediaScanStore:
     async def lease_requested(self, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
         """Lease at most `limit` waiting contents until `until_ms`, first those without a result."""
         return await self._database.write(
-            "take_wanted_media_scans", _lease, now_ms, until_ms, limit
+            "lease_requested_media_scans", _lease, now_ms, until_ms, limit
         )
 
     async def postpone(self, hash: bytes, until_ms: int) -> None:
@@ -166,7 +166,7 @@ class MediaScanStore:
         """Delete at most `limit` clean verdicts on decrypted contents from before then. Return how
         many. The next request scans them again."""
         return await self._database.write(
-            "remove_media_scans_inside", _remove_inside, before_ms, limit
+            "remove_decrypted_media_scans", _remove_inside, before_ms, limit
         )
 
     async def remove_unused(self, hash: bytes) -> None:

@@ -30,7 +30,9 @@ class ShadowRoomStore:
                 for room_nid, is_public in txn.query_in(sql, keys, (user_id,))
             }
 
-        return await self._database.read_quickly("get_unshown_listings", read, tuple(room_nids))
+        return await self._database.read_quickly(
+            "get_shadow_banned_listings", read, tuple(room_nids)
+        )
 
     def set_listing(
         self, txn: WriteTransaction, user_id: str, room_nid: int, is_public: bool
@@ -50,7 +52,7 @@ class ShadowRoomStore:
             sql = "SELECT alias, room_nid FROM shadow_aliases WHERE user_id = ? AND alias IN {keys}"
             return dict(txn.query_in(sql, keys, (user_id,)))
 
-        return await self._database.read_quickly("get_unshown_aliases", read, tuple(aliases))
+        return await self._database.read_quickly("get_shadow_banned_aliases", read, tuple(aliases))
 
     async def get_aliases_of_room(self, user_id: str, room_nid: int) -> list[str]:
         """Return the aliases that the user has pointed to a room, oldest first."""
@@ -62,7 +64,7 @@ class ShadowRoomStore:
             )
             return [row[0] for row in txn.query(sql, (user_id, room_nid))]
 
-        return await self._database.read_quickly("get_unshown_aliases_of_room", read)
+        return await self._database.read_quickly("get_shadow_banned_aliases_of_room", read)
 
     def set_alias(
         self, txn: WriteTransaction, user_id: str, alias: str, room_nid: int | None
@@ -78,7 +80,7 @@ class ShadowRoomStore:
         """Undo the user's change of an alias."""
         sql = "DELETE FROM shadow_aliases WHERE user_id = ? AND alias = ?"
         await self._database.write(
-            "remove_unshown_alias", lambda txn: txn.execute(sql, (user_id, alias))
+            "remove_shadow_banned_alias", lambda txn: txn.execute(sql, (user_id, alias))
         )
 
     async def get_successor(self, user_id: str, room_nid: int) -> int | None:
@@ -91,7 +93,7 @@ class ShadowRoomStore:
             row = txn.query_one(sql, (user_id, room_nid))
             return None if row is None else int(row[0])
 
-        return await self._database.read_quickly("get_unshown_successor", read)
+        return await self._database.read_quickly("get_shadow_banned_successor", read)
 
     def set_successor(
         self, txn: WriteTransaction, user_id: str, room_nid: int, successor_nid: int

@@ -79,7 +79,7 @@ class DeviceGrantStore:
             )
             return _grant(txn.query_one(sql, (user_code, now)))
 
-        return await self._database.read_quickly("get_device_grant", read)
+        return await self._database.read_quickly("get_device_grant_of_user_code", read)
 
     def set_last_poll(
         self, txn: WriteTransaction, code_hash: bytes, last_poll_ts: int, interval_ms: int

@@ -48,7 +48,7 @@ class PresenceStore:
         def read(txn: Transaction) -> list[PresenceRow]:
             return [PresenceRow(*row) for row in txn.query(f"{_SELECT} WHERE state <> 'offline'")]
 
-        return await self._database.read("get_present_people", read)
+        return await self._database.read("get_online_users", read)
 
     async def get_offline(self, after: int, limit: int) -> list[PresenceRow]:
         """Return users whose offline state was sent after a position, or is not sent yet, latest
@@ -62,7 +62,7 @@ class PresenceStore:
             )
             return [PresenceRow(*row) for row in rows]
 
-        return await self._database.read("get_gone_people", read)
+        return await self._database.read("get_offline_users", read)
 
     def set_states(self, txn: WriteTransaction, rows: Iterable[PresenceRow]) -> None:
         """Store the current presence of these users."""

@@ -44,7 +44,9 @@ class ProfileStore:
 
     async def get_as_owner(self, user_id: str) -> dict[str, bytes]:
         """Return a profile as its owner sees it, including fields that no other user sees."""
-        return await self._database.read_quickly("get_own_profile", self.get_as_owner_in, user_id)
+        return await self._database.read_quickly(
+            "get_profile_as_owner", self.get_as_owner_in, user_id
+        )
 
     def get_as_owner_in(self, txn: Transaction, user_id: str) -> dict[str, bytes]:
         """As `get_as_owner`, in a transaction."""

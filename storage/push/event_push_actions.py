@@ -136,7 +136,9 @@ class EventPushActionStore:
     async def get_purged_since(self, position: int) -> Mapping[int, int]:
         """Return by room the position of the last purged message since then that may have been
         counted. One query."""
-        return await self._database.read_quickly("get_purged_counts", _select_purged, position)
+        return await self._database.read_quickly(
+            "get_purged_push_actions", _select_purged, position
+        )
 
     async def get_outcomes(self, user_id: str, rooms: Mapping[int, int]) -> Mapping[int, int]:
         """Return the user's own rows in these rooms after these positions: outcomes by position."""
@@ -156,7 +158,7 @@ class EventPushActionStore:
         """Return the newest events of these rooms, in the given spans, that notified the user:
         newest first."""
         return await self._database.read(
-            "get_notified",
+            "get_notified_users",
             _select_notified,
             user_id,
             list(rooms),

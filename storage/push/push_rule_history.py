@@ -102,7 +102,7 @@ class PushRuleHistoryStore:
         with whether they are joined. Users who never had a membership of the room may be
         missing."""
         return await self._database.read_quickly(
-            "get_changed_rules", _select_changed, room_nid, since
+            "get_changed_push_rules", _select_changed, room_nid, since
         )
 
     def set_levels(

@@ -245,7 +245,7 @@ class PusherStore:
             )
             for pusher_nid, state in states.items()
         ]
-        await self._database.write("set_pusher_standings", _set_standings, rows)
+        await self._database.write("set_pusher_states", _set_standings, rows)
 
     async def set_due(self, due: Mapping[int, int]) -> None:
         """Set when these e-mail pushers are next checked, unless that is sooner already."""

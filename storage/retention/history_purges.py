@@ -144,7 +144,7 @@ class HistoryPurgeStore:
             )
             return PurgeExtent(_select_latest(txn), None if row is None else int(row[0]))
 
-        return await self._database.read("get_extent_of_purge", read)
+        return await self._database.read("get_history_purge_extent", read)
 
     async def get_kept(self, kept_nid: int, nids: Sequence[int]) -> frozenset[int]:
         """Return those of the messages that belong to the kept one: itself, its edits, reactions
@@ -179,7 +179,7 @@ class HistoryPurgeStore:
                 or (target is not None and (target, rel_type) in kept_relations)
             )
 
-        return await self._database.read_quickly("get_kept_by_purge", read)
+        return await self._database.read_quickly("get_events_exempt_from_purge", read)
 
     async def get_redacted(
         self, room_nid: int, nids: Sequence[int]
@@ -205,7 +205,7 @@ class HistoryPurgeStore:
                 for nid, state_key, target_nid, event_id, depth, sent, sender in rows
             }
 
-        return await self._database.read_quickly("get_redacted_by", read)
+        return await self._database.read_quickly("get_redacted_messages", read)
 
     async def record_forgotten(self, after: int, limit: int, now_ms: int) -> ForgottenBatch:
         """Check rooms after one: record those that no local user remembers, and delete the record
@@ -274,7 +274,7 @@ class HistoryPurgeStore:
             )
             return True
 
-        return await self._database.write("begin_forgotten_purge", write)
+        return await self._database.write("start_purge_of_forgotten_room", write)
 
 
 def add_purge(txn: WriteTransaction, purge: HistoryPurge) -> None:

@@ -61,7 +61,7 @@ class HistoryRefetchStore:
                 (room_nid, before_ms, before_depth, limit),
             )
 
-        return await self._database.write("stop_fetching_forgotten", write)
+        return await self._database.write("stop_fetching_messages_before", write)
 
 
 def restore_messages(

@@ -38,7 +38,7 @@ class RoomRetentionStore:
             rows = [RoomRetention(*row) for row in txn.query(sql, (position,))]
             return rows, rows[-1].position if rows else position
 
-        return await self._database.read_quickly("get_room_lifetimes", read)
+        return await self._database.read_quickly("get_room_retention_changes", read)
 
     async def get_rooms(self, after: int, limit: int) -> list[int]:
         """Return the numbers of `limit` rooms after one, in order."""
@@ -50,7 +50,7 @@ class RoomRetentionStore:
             )
             return [nid for (nid,) in rows]
 
-        return await self._database.read_quickly("get_rooms_in_order", read)
+        return await self._database.read_quickly("get_rooms_with_retention", read)
 
 
 def set_room_retention(txn: WriteTransaction, room_nid: int, max_lifetime: int | None) -> None:

@@ -72,7 +72,7 @@ class DelayedEventStore:
             sql = f"{_SELECT} WHERE user_id = ? AND finalised_ts IS NULL ORDER BY send_ts, delay_id"
             return _rows(txn.query(sql, (user_id,)))
 
-        return await self._database.read("get_scheduled_events", read)
+        return await self._database.read("get_scheduled_delayed_events", read)
 
     async def get_finalised(self, user_id: str, limit: int) -> list[DelayedEventRow]:
         """Return a user's events that were sent or cancelled, the latest first."""
@@ -84,7 +84,7 @@ class DelayedEventStore:
             )
             return _rows(txn.query(sql, (user_id, limit)))
 
-        return await self._database.read("get_finalised_events", read)
+        return await self._database.read("get_finalised_delayed_events", read)
 
     async def has_due(self, now: int) -> bool:
         """Whether an event is due that no node leases."""
@@ -96,7 +96,7 @@ class DelayedEventStore:
             )
             return txn.query_one(sql, (now, now)) is not None
 
-        return await self._database.read_quickly("has_due_events", read)
+        return await self._database.read_quickly("has_due_delayed_events", read)
 
     async def get_next_time(self) -> int | None:
         """Return when the next unleased event is due; None: there is none."""
@@ -224,7 +224,7 @@ class DelayedEventStore:
             txn.execute_many("DELETE FROM delayed_events WHERE delay_id = ?", rows)
             return len(rows)
 
-        return await self._database.write("remove_finalised_events", write)
+        return await self._database.write("remove_finalised_delayed_events", write)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all events of a user."""

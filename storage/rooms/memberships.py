@@ -99,7 +99,7 @@ class MembershipStore:
 
     async def get_joined(self, pairs: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
         """Return those of the pairs of room and user where the user is joined."""
-        return await self._database.read_quickly("get_joined", _select_joined, pairs)
+        return await self._database.read_quickly("get_joined_users", _select_joined, pairs)
 
     async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
         """Return (user id, display name, avatar URL) of every joined member."""

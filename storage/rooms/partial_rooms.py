@@ -67,11 +67,13 @@ class PartialRoomStore:
 
     async def take_lease(self, room_nid: int, until_ms: int) -> None:
         """Record that this node works on the room until then."""
-        await self._database.write("take_partial_room", _set_lease, room_nid, until_ms)
+        await self._database.write("lease_partial_room", _set_lease, room_nid, until_ms)
 
     async def is_unleased(self, room_nid: int, now_ms: int) -> bool:
         """Whether no node holds a lease on the room."""
-        return await self._database.read_quickly("is_partial_room_free", _is_free, room_nid, now_ms)
+        return await self._database.read_quickly(
+            "is_partial_room_unleased", _is_free, room_nid, now_ms
+        )
 
     async def has_events(self, room_nid: int) -> bool:
         """Whether the room has events that were stored with partial state."""

@@ -38,7 +38,7 @@ class PendingInviteStore:
     ) -> Mapping[int, Sequence[PendingInvite]]:
         """Lease up to `limit` rooms that no node works on, until `until`. Return their pending
         invites in order, by room number."""
-        if not await self._database.read_quickly("has_planned_invites", _select_due, now, 1):
+        if not await self._database.read_quickly("has_due_planned_invites", _select_due, now, 1):
             return {}
 
         def write(txn: WriteTransaction) -> dict[int, list[PendingInvite]]:
@@ -49,11 +49,11 @@ class PendingInviteStore:
             )
             return {room_nid: _select_pending(txn, room_nid) for room_nid in due}
 
-        return await self._database.write("take_planned_invites", write)
+        return await self._database.write("lease_planned_invites", write)
 
     async def end_all_leases(self) -> None:
         """End all leases."""
-        await self._database.write("release_planned_invites", _release)
+        await self._database.write("end_planned_invite_leases", _release)
 
     async def advance(
         self, room_nid: int, done: str, following: str | None, held_until: int, until: int
@@ -84,7 +84,7 @@ class PendingInviteStore:
                 (room_nid, held_until),
             )
 
-        await self._database.write("end_planned_invites_lease", write)
+        await self._database.write("end_planned_invite_lease", write)
 
 
 def add_pending_invites(

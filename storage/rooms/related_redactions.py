@@ -70,7 +70,7 @@ class RelatedRedactionStore:
 
     async def lease_due(self, now: int, until: int, limit: int) -> list[RelatedRedaction]:
         """Lease up to `limit` due requests until `until`."""
-        if not await self._database.read_quickly("has_related_redactions", _select_due, now, 1):
+        if not await self._database.read_quickly("has_due_related_redactions", _select_due, now, 1):
             return []
 
         def write(txn: WriteTransaction) -> list[RelatedRedaction]:
@@ -79,7 +79,7 @@ class RelatedRedactionStore:
                 _postpone(txn, request, until, request.attempts)
             return [msgspec.structs.replace(request, due_ts=until) for request in due]
 
-        return await self._database.write("take_related_redactions", write)
+        return await self._database.write("lease_related_redactions", write)
 
 
 def add_redactions(txn: WriteTransaction, redactions: Iterable[RelatedRedaction]) -> None:

@@ -75,7 +75,7 @@ class IdentityBindingStore:
                 _key(row),
             )
 
-        await self._database.write("give_up_identity_binding", write)
+        await self._database.write("abandon_identity_binding", write)
 
     async def claim(
         self, user_id: str, unbind_ts: int, medium: str | None, address: str, id_server: str | None
@@ -84,7 +84,13 @@ class IdentityBindingStore:
         if not await self.get_bindings(user_id):
             return []
         return await self._database.write(
-            "claim_identity_bindings", self.set_due, user_id, unbind_ts, medium, address, id_server
+            "set_identity_bindings_due",
+            self.set_due,
+            user_id,
+            unbind_ts,
+            medium,
+            address,
+            id_server,
         )
 
     def set_due(
@@ -134,7 +140,7 @@ class IdentityBindingStore:
             txn.execute(sql, (now + pause(row.attempts), *_key(row)))
             return row
 
-        return await self._database.write("take_identity_binding", write)
+        return await self._database.write("take_due_identity_binding", write)
 
     @staticmethod
     def _get(txn: Transaction, user_id: str) -> list[IdentityBindingRow]:

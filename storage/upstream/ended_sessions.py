@@ -52,4 +52,4 @@ class EndedProviderSessionStore:
             )
             return txn.execute(sql, (ended_before, limit))
 
-        return await self._database.write("remove_old_ended_sign_ins", write)
+        return await self._database.write("remove_old_ended_sessions", write)

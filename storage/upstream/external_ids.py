@@ -130,4 +130,4 @@ class ExternalIdStore:
             )
             txn.execute(sql, (name, addresses, provider, subject))
 
-        await self._database.write("set_said", write)
+        await self._database.write("set_synced_hashes", write)

@@ -108,7 +108,7 @@ class UpstreamFlowStore:
     async def add_used_assertion(self, assertion_id: str, expires_ts: int) -> bool:
         """Record that an assertion is used; False if it was used before."""
         return await self._database.write(
-            "add_taken_assertion", self.take_assertion, assertion_id, expires_ts
+            "add_used_assertion", self.take_assertion, assertion_id, expires_ts
         )
 
     def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:

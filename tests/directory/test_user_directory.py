@@ -389,7 +389,7 @@ def test_a_search_makes_a_fixed_number_of_queries(tmp_path: Path, sqlite: SQLite
         assert counter.queries == {"search_users": 2}
     counter.clear()
     settle(server)
-    assert counter.reads["read_people"] == 0
+    assert counter.reads["get_user_directory_changes"] == 0
     run_coroutine(database.close(), None)
 
 

@@ -47,7 +47,9 @@ class Backup:
         self._network.clock.advance(60)
         self._opened.append(open_inline(sqlite_config(self._path)))
         if settles:
-            Deferred.fromCoroutine(self._opened[-1].write("after_restore", repair_after_restore))
+            Deferred.fromCoroutine(
+                self._opened[-1].write("repair_after_restore", repair_after_restore)
+            )
         return self._network.rebuild(self._name, database=self._opened[-1])
 
     def close(self) -> None:

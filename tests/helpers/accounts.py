@@ -49,7 +49,7 @@ from homeserver.services.login.login_tokens import LoginTokens
 from homeserver.services.login.password_login import SignIn
 from homeserver.services.login.passwords import PasswordPolicy, Passwords
 from homeserver.services.login.sessions import DependentStores, Sessions, TokenLifetimes
-from homeserver.services.login.uia import UIA, Stage
+from homeserver.services.login.uia import UIA, UIAStage
 from homeserver.services.login.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
 from homeserver.services.profiles.access import ProfileAccess
 from homeserver.services.profiles.profiles import Profiles
@@ -194,7 +194,7 @@ class AccountsServer:
             server_name=SERVER_NAME,
             password_login=password_login,
         )
-        stages: list[Stage] = [
+        stages: list[UIAStage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock=clock, tokens=self.registration_tokens),

@@ -176,7 +176,7 @@ def test_names_are_imported_when_they_change(
 
     monkeypatch.setattr(server.app.database, "write", counting)
     server.clock.advance(20)
-    assert {"set_said", "set_profile_field", "set_vouched_threepids"}.isdisjoint(written)
+    assert {"set_synced_hashes", "set_profile_field", "set_provider_emails"}.isdisjoint(written)
     # users keep the names they chose while the directory is unchanged
     assert shown(uma) == ("G.", ["uma@example.org"])
     monkeypatch.setattr("homeserver.services.upstream.ldap.removed_users.MAX_CHANGED", 1)

@@ -72,6 +72,8 @@ class SourceFile:
 
 
 Rule = Callable[[SourceFile], Iterator[str]]
+WholeRule = Callable[[Sequence[SourceFile]], Iterator[str]]
+"""A rule that compares files with each other."""
 
 
 def no_import_in_a_function(file: SourceFile) -> Iterator[str]:
@@ -329,6 +331,26 @@ PYTHON_RULES: tuple[Rule, ...] = (
     constructors_take_keywords,
     docstrings_name_parameters,
 )
+
+
+def public_class_names_are_unique(files: Sequence[SourceFile]) -> Iterator[str]:
+    """Complain of a public class of the product whose name another one has."""
+    first: dict[str, str] = {}
+    for file in files:
+        if not file.is_product or not file.is_python:
+            continue
+        for node in file.tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                place = f"{file.path}:{node.lineno}"
+                other = first.setdefault(node.name, place)
+                if other != place:
+                    yield file.at(
+                        node,
+                        f"class {node.name} is also in {other}: rename one, or make them one class",
+                    )
+
+
+WHOLE_RULES: tuple[WholeRule, ...] = (public_class_names_are_unique,)
 
 
 def no_machine_path(file: SourceFile) -> Iterator[str]:

@@ -4,7 +4,15 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.layout.rules import PACKAGES, PYTHON_RULES, TEXT_RULES, Rule, SourceFile
+from tests.layout.rules import (
+    PACKAGES,
+    PYTHON_RULES,
+    TEXT_RULES,
+    WHOLE_RULES,
+    Rule,
+    SourceFile,
+    WholeRule,
+)
 
 ROOT = Path(__file__).parents[2]
 TEXT_SUFFIXES = {
@@ -52,3 +60,8 @@ def test_python_files(files: list[SourceFile], rule: Rule) -> None:
 @pytest.mark.parametrize("rule", TEXT_RULES, ids=lambda rule: str(rule.__name__))
 def test_all_files(files: list[SourceFile], rule: Rule) -> None:
     assert [violation for file in files for violation in rule(file)] == []
+
+
+@pytest.mark.parametrize("rule", WHOLE_RULES, ids=lambda rule: str(rule.__name__))
+def test_files_together(files: list[SourceFile], rule: WholeRule) -> None:
+    assert list(rule(files)) == []

@@ -221,3 +221,32 @@ def test_a_rule_accepts_similar_code(rule: Rule, text: str, path: str) -> None:
 
 def test_every_rule_has_a_bad_example() -> None:
     assert {rule for rule, _text, _path in BAD} == {*PYTHON_RULES, *TEXT_RULES}
+
+
+def test_a_second_public_class_of_the_same_name_is_found() -> None:
+    def files(*texts: tuple[str, str]) -> list[SourceFile]:
+        return [SourceFile(PurePosixPath(path), text) for path, text in texts]
+
+    found = list(
+        rules.public_class_names_are_unique(
+            files(
+                ("federation/peers/a.py", "class Queue:\n    pass\n"),
+                ("storage/b.py", "import c\nclass Queue(c.D):\n    pass\n"),
+            )
+        )
+    )
+    assert found == [
+        "storage/b.py:2: class Queue is also in federation/peers/a.py:1: "
+        "rename one, or make them one class"
+    ]
+    assert not list(
+        rules.public_class_names_are_unique(
+            files(
+                ("federation/peers/a.py", "class Queue:\n    class Item:\n        pass\n"),
+                ("homeserver/a.py", "class _Queue:\n    class Item:\n        pass\n"),
+                ("homeserver/b.py", "class _Queue:\n    pass\nclass Item:\n    pass\n"),
+                ("homeserver/c.js", "class Queue { }"),
+                ("tests/rooms/test_queue.py", "class Queue:\n    pass\n"),
+            )
+        )
+    )

@@ -271,7 +271,7 @@ async def test_a_refreshed_token_revoked_at_its_first_use_is_not_cached(
 
     async def write_and_revoke(self: Database, name: str, *args: Any) -> Any:
         result = await write(self, name, *args)
-        if name == "set_pair_used":
+        if name == "end_replaced_token_pair":
             monkeypatch.undo()
             await server.sessions.do_log_out_everywhere(alice.id)
         return result

@@ -121,7 +121,7 @@ def test_checking_that_keys_are_current_is_one_read_for_any_number(
     other.register("somebody")
     counter.clear()
     assert query(asking, *users) == first
-    assert dict(counter.queries) == {"get_head": 1, "get_newest_keys": 2}, (
+    assert dict(counter.queries) == {"get_head": 1, "get_newest_published_keys": 2}, (
         "another node has made a change"
     )
     server.run(server.app.database.poll())

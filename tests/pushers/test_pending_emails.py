@@ -231,7 +231,7 @@ def test_an_unsubscribe_link_from_before_a_restore_removes_no_later_pusher(
     restored = open_inline(copy_sqlite(sqlite_template, folder))
     later = start(tmp_path, restored)
     if settles:
-        later.run(restored.write("after_restore", repair_after_restore))
+        later.run(restored.write("repair_after_restore", repair_after_restore))
     carol = later.register("carol")
     add(later, carol)
     assert email_pusher(carol).status == 200

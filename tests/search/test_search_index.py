@@ -148,7 +148,7 @@ def test_an_idle_server_makes_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> 
     settle(server)
     counter.clear()
     settle(server)
-    assert counter.reads["read_new_texts"] == counter.writes["index_texts"] == 0
+    assert counter.reads["get_events_to_index"] == counter.writes["add_to_search_index"] == 0
     run_coroutine(database.close(), None)
 
 

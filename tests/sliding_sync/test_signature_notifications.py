@@ -240,7 +240,7 @@ def test_a_new_device_learns_at_once_that_it_is_signed(
     if seed % 2:
         run_coroutine(database.close(), None)
         database = turns.open(database_config)
-        Deferred.fromCoroutine(database.write("after_restore", repair_after_restore))
+        Deferred.fromCoroutine(database.write("repair_after_restore", repair_after_restore))
         server = TestServer(tmp_path, database, seed=2, now=server.clock.seconds() + 1)
         alice.server = bob.server = server
     query(alice, alice)

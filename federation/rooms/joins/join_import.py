@@ -307,7 +307,7 @@ class JoinImporter:
             partial_join=None if part is None else join.nid,
         )
         appended = await self._database.write(
-            "enter_room",
+            "persist_join",
             self._write_join,
             room,
             snapshot,

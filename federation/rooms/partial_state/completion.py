@@ -393,7 +393,7 @@ class RoomCompletion:
         for start in range(0, len(left), CHUNK):
             chunk = dict(left[start : start + CHUNK])
             root = await tables.database.write(
-                "gather_state",
+                "add_fetched_state",
                 tables.completion.add_fetched_state,
                 room,
                 root,
@@ -499,7 +499,7 @@ class RoomCompletion:
             )
             try:
                 head = await tables.database.write(
-                    "complete_room",
+                    "complete_partial_state",
                     tables.completion.finish,
                     room,
                     partial,
@@ -574,7 +574,7 @@ class RoomCompletion:
             if partial is None or partial.join_nid != snapshot.head.partial_join:
                 return
             head = await self._tables.database.write(
-                "abandon_room", self._tables.completion.abandon, now.room, partial, now.head
+                "abandon_completion", self._tables.completion.abandon, now.room, partial, now.head
             )
             self._engine.advance(now, AppendResult(head, []), {})
 

@@ -114,7 +114,7 @@ class EventPersister:
         new = await self._new_event(snapshot, arrival)
         if arrival.is_backfilled or arrival.checked.verdict not in SHOWN:
             row = await self._database.write(
-                "place_aside", self._add_off_timeline, snapshot, arrival, new
+                "add_off_timeline", self._add_off_timeline, snapshot, arrival, new
             )
             return self._events.get_or_parse(snapshot.room, row)
         remaining = await self._remaining_extremities(snapshot, arrival)
@@ -133,7 +133,7 @@ class EventPersister:
             self._events.expect([arrival.event])
         try:
             appended = await self._database.write(
-                "place_event", self._append, snapshot, arrival, new, extremities, current
+                "append_event", self._append, snapshot, arrival, new, extremities, current
             )
         finally:
             self._events.unexpect([arrival.event])

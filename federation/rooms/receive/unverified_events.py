@@ -256,7 +256,7 @@ class UnverifiedStateEvents:
         resolved = await self._resolver.load(snapshot.room.room_nid, state, free)
         entries = {(key.type, key.state_key): stored.nid for key, stored in resolved.items()}
         head = await self._database.write(
-            "put_in_unproved",
+            "add_unverified_to_state",
             self._writer.add_to_state,
             snapshot.room,
             snapshot.head,

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.account_data.account_data import AccountDataStore, UserAccountData
 from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 
@@ -101,7 +101,7 @@ class AccountDataCache:
         """The number of reads with a query."""
         return self._users.misses + self._rooms_read
 
-    async def of_user(self, user_id: str) -> AccountData:
+    async def of_user(self, user_id: str) -> UserAccountData:
         """Return all account data of a user."""
         while True:
             of_user = await self._users.get(user_id)
@@ -110,7 +110,7 @@ class AccountDataCache:
             elif of_user.changed:
                 await self._read_rooms(user_id, of_user, tuple(of_user.changed))
             else:
-                return AccountData(of_user.everywhere, dict(of_user.rooms))
+                return UserAccountData(of_user.everywhere, dict(of_user.rooms))
 
     async def of_rooms(
         self, user_id: str, room_ids: Collection[str]

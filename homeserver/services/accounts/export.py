@@ -68,7 +68,7 @@ class AccountExport:
         Files are listed with their total number and size; the owner downloads them one by one.
         The export is recorded in the audit log first, with the client's address `ip`.
         """
-        await self._database.write("note_export", self._record, user_id, ip)
+        await self._database.write("record_export", self._record, user_id, ip)
         account = await self._accounts.get_account(user_id)
         overview = await self._own_account.get_overview(user_id)
         data = await self._account_data.get_account_data(user_id)

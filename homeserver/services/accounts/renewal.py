@@ -98,7 +98,7 @@ class Renewals:
                 self._store.set_expiry(txn, user_id, now + self._period_ms - early)
             return len(without_expiry)
 
-        return await self._database.write("give_accounts_ends", write)
+        return await self._database.write("set_missing_expiries", write)
 
     async def do_mark_expired(self, limit: int) -> int:
         """Mark up to `limit` expired accounts, so that nothing is pushed to them.
@@ -107,10 +107,10 @@ class Renewals:
         """
         if not self._validity.enabled:
             return await self._database.write(
-                "forget_accounts_over", self._store.unmark_expired, limit
+                "unmark_expired_accounts", self._store.unmark_expired, limit
             )
         return await self._database.write(
-            "note_accounts_over", self._store.mark_expired, self._now(), limit
+            "mark_expired_accounts", self._store.mark_expired, self._now(), limit
         )
 
     def _spread(self, user_id: str) -> int:
@@ -142,7 +142,7 @@ class Renewals:
                     self._queue(txn, row, token, known, language)
 
         if rows:
-            await self._database.write("write_renewal_letters", write)
+            await self._database.write("send_renewal_emails", write)
         return len(rows)
 
     async def do_send_email(self, user_id: UserID, language: Language) -> None:
@@ -168,7 +168,7 @@ class Renewals:
             self._store.set_email_state(txn, row, EMAIL_SENT)
             self._queue(txn, row, token, known, language)
 
-        await self._database.write("send_renewal_letter", write)
+        await self._database.write("send_renewal_email", write)
 
     def _queue(
         self,
@@ -233,7 +233,7 @@ class Renewals:
             self._store.remove_user(txn, user_id)
             record_event(txn, user_id, AuditEvent.RENEWED, now, by=by)
 
-        await self._database.write("set_end_of_account", write)
+        await self._database.write("set_account_expiry", write)
         return end
 
     def _now(self) -> int:

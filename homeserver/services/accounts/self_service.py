@@ -175,7 +175,7 @@ class AccountSelfService:
         """End the sessions of these devices. `ip`, here and below: the client's IP address."""
         ids = [DeviceID(device_id) for device_id in device_ids]
         await self._database.write(
-            "end_own_devices", self._sessions.remove_devices, user_id, ids, ip
+            "remove_own_devices", self._sessions.remove_devices, user_id, ids, ip
         )
 
     def remove_sessions(self, txn: WriteTransaction, user_id: UserID, ip: str) -> None:

@@ -185,9 +185,9 @@ class Threepids:
         asserted = {user_id: addresses for user_id, addresses in asserted.items() if addresses}
         if not asserted:
             return frozenset()
-        plans = await self._database.read("plan_vouched_threepids", self._plan, asserted, provider)
+        plans = await self._database.read("plan_provider_emails", self._plan, asserted, provider)
         if any(plan.has_changes for plan in plans.values()):
-            plans = await self._database.write("set_vouched_threepids", write)
+            plans = await self._database.write("set_provider_emails", write)
         return {user_id for user_id, plan in plans.items() if plan.refused}
 
     def _plan(

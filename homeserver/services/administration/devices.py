@@ -97,7 +97,7 @@ class DeviceAdministration:
         """
         await self._check_user(user_id)
         if await self._store.get_device(user_id, device_id) is None:
-            await self._database.write("make_device", self._make, user_id, device_id)
+            await self._database.write("create_device", self._make, user_id, device_id)
 
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
         """Rename a device; None leaves the name.

@@ -28,7 +28,7 @@ from federation.protocol.errors import (
     RemoteError,
 )
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
-from federation.remote.directory import DirectoryQuery, RemoteDirectoryClient
+from federation.remote.directory import RemoteDirectoryClient, RoomDirectoryQuery
 from storage.cache import LRU
 
 CACHE_SECONDS: Final = 30
@@ -112,7 +112,9 @@ class RemoteDirectory:
             self._cache.pop(key)
         return await self._find(server, key, ask, ALIAS)
 
-    async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
+    async def get_public_rooms(
+        self, server: ServerName, query: RoomDirectoryQuery
+    ) -> dict[str, Any]:
         """Return a page of another server's directory. Raises Forbidden, OtherServerFailed."""
 
         async def ask() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, could_be_found
 from federation.protocol.power_levels import PowerLevels
-from federation.remote.directory import DirectoryQuery
+from federation.remote.directory import RoomDirectoryQuery
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_servers import RoomServers, sort_by_join
 from federation.rooms.serving.summaries import describe_room
@@ -228,11 +228,11 @@ class RoomDirectory:
             page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
             types = None if room_types is None else tuple(room_types)
             return await self._remote.get_public_rooms(
-                server, DirectoryQuery(page, since, term, types)
+                server, RoomDirectoryQuery(page, since, term, types)
             )
         return await self._page(limit, since, term, room_types, caller, only_federating=False)
 
-    async def get_public_rooms_for_server(self, query: DirectoryQuery) -> dict[str, Any]:
+    async def get_public_rooms_for_server(self, query: RoomDirectoryQuery) -> dict[str, Any]:
         """Return a page of the directory for another server. Raises Forbidden, InvalidParam."""
         if not self._readable_elsewhere:
             raise Forbidden("Other servers may not read the directory of this server")

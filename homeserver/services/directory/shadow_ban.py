@@ -61,7 +61,9 @@ class HiddenRoomChanges:
 
     async def do_list(self, user_id: UserID, room_nid: int, is_public: bool) -> None:
         """Add a room to the directory, or remove it, only for the user."""
-        await self._database.write("list_unshown", self.list_in, user_id, room_nid, is_public)
+        await self._database.write(
+            "add_shadow_banned_listing", self.list_in, user_id, room_nid, is_public
+        )
 
     def list_in(
         self, txn: WriteTransaction, user_id: UserID, room_nid: int, is_public: bool
@@ -76,7 +78,7 @@ class HiddenRoomChanges:
     async def do_move_alias(self, user_id: UserID, alias: str, room_nid: int | None) -> None:
         """Point an alias to a room, only for the user; None removes the alias."""
         await self._database.write(
-            "move_unshown_alias", self.move_alias_in, user_id, alias, room_nid
+            "move_shadow_banned_alias", self.move_alias_in, user_id, alias, room_nid
         )
 
     def move_alias_in(

@@ -24,10 +24,10 @@ from homeserver.services.text.terms import format_words
 from homeserver.services.text.words import TextFolding
 from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.directory.user_directory import (
-    DirectoryQuery,
     DirectoryUser,
     FoundUser,
     RemoteProfile,
+    UserDirectoryQuery,
     UserDirectoryStore,
 )
 from storage.engine.database import Database
@@ -80,7 +80,7 @@ class UserDirectory:
             return {"results": [], "limited": False}
         text = term.strip()
         words = parse_words(self._folding, text)
-        query = DirectoryQuery(
+        query = UserDirectoryQuery(
             caller.user_id,
             words,
             _id_prefix(text),
@@ -155,15 +155,15 @@ class UserDirectoryUpdates:
         done = 0
         while done < limit:
             folding, changes, users = await self._database.read(
-                "read_people", self._read, min(BATCH, limit - done)
+                "get_user_directory_changes", self._read, min(BATCH, limit - done)
             )
             if folding != self._folding.name:
-                await self._database.write("begin_directory", self._begin)
+                await self._database.write("begin_user_directory", self._begin)
                 continue
             if not changes:
                 self._seen = position
                 break
-            await self._database.write("write_people", self._store.put_users, changes, users)
+            await self._database.write("put_directory_users", self._store.put_users, changes, users)
             done += len(changes)
         return done
 

@@ -167,7 +167,7 @@ class CrossSigning:
                 self._resets.complete(txn, caller, address)
             return is_done
 
-        return await self._database.write("set_cross_signing_keys", write)
+        return await self._database.write("replace_cross_signing_keys", write)
 
     async def do_sign(
         self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]

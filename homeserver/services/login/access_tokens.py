@@ -268,7 +268,7 @@ class AccessTokens:
                 self._accounts.set_account_changed(txn, row.user_id)
             return use
 
-        if await self._database.write("set_pair_used", write) is PairUse.TOO_LATE:
+        if await self._database.write("end_replaced_token_pair", write) is PairUse.TOO_LATE:
             raise UnknownToken("The access token was replaced by another", soft_logout=True)
 
     def _cache_owner(self, token_hash: bytes, owner: Requester, expires: float) -> None:

@@ -299,7 +299,9 @@ class SignIn:
     ) -> None:
         """Store an audit record: the user authenticated, but the sign-in was refused."""
         detail = why if isinstance(why, str) else _REFUSAL_REASONS.get(type(why), NOT_ALLOWED)
-        await self._database.write("note_refusal", self._record_refusal, user_id, address, detail)
+        await self._database.write(
+            "record_login_refusal", self._record_refusal, user_id, address, detail
+        )
 
     async def do_record_other_user(
         self, owner: UserID, address: str, operation: str, came: str
@@ -316,7 +318,7 @@ class SignIn:
                 txn, owner, AuditEvent.CONFIRMATION_REFUSED, now, ip=address, detail=detail
             )
 
-        await self._database.write("note_other_person", write)
+        await self._database.write("record_login_as_other_user", write)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """Return the account with this name and password, for a confirmation by a signed-in user.
@@ -409,7 +411,7 @@ class SignIn:
             if found is None and account is not None:
                 # do not wait, so that the response time does not reveal whether the account exists
                 work = self._database.write(
-                    "note_failure", self._record_failure, UserID(account.user_id), address
+                    "record_login_failure", self._record_failure, UserID(account.user_id), address
                 )
                 Deferred.fromCoroutine(work).addErrback(
                     lambda failure: self._log.failure("a failed sign-in was not recorded", failure)

@@ -72,7 +72,7 @@ class AuthenticationRequired(MatrixError):
         return {**self.error.body(), **self._state}
 
 
-class Stage(Protocol):
+class UIAStage(Protocol):
     """An authentication type."""
 
     name: str
@@ -129,7 +129,7 @@ class UIA:
         secret_text: SecretGenerator,
         database: Database,
         store: UIAStore,
-        stages: Sequence[Stage],
+        stages: Sequence[UIAStage],
         lifetime: float = 15 * 60,
     ) -> None:
         self._clock = clock

@@ -68,17 +68,19 @@ class MediaReferences:
         return done
 
     async def _step(self, limit: int) -> int:
-        progress = await self._database.read_quickly("read_media_progress", select_progress)
+        progress = await self._database.read_quickly(
+            "get_media_reference_progress", select_progress
+        )
         after = max(progress.upto, self._scanned)
-        batch = await self._database.read("read_new_media", select_batch, after, limit)
+        batch = await self._database.read("get_new_media_references", select_batch, after, limit)
         if batch.references:
-            await self._database.write("follow_media", put_events, after, batch.upto)
+            await self._database.write("put_media_references", put_events, after, batch.upto)
         elif batch.upto - progress.upto >= PROGRESS_EVERY:
-            await self._database.write("note_followed_media", set_progress, batch.upto)
+            await self._database.write("set_media_reference_progress", set_progress, batch.upto)
         self._scanned = batch.upto
         if batch.count:
             return batch.count
-        return await self._database.write("recheck_media", self._recheck, limit)
+        return await self._database.write("recheck_media_references", self._recheck, limit)
 
     def _recheck(self, txn: WriteTransaction, limit: int) -> int:
         return do_rechecks(txn, self._server_name, self._scanned, self._now_ms(), limit)

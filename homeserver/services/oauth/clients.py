@@ -140,7 +140,7 @@ class OAuthClients:
             return None
         if row.last_used_ts < self._now() - _USED_AGAIN_MS:
             used = OAuthClientRow(row.client_id, row.metadata, row.created_ts, self._now())
-            await self._database.write("use_oauth_client", self._store.add_client, used)
+            await self._database.write("record_oauth_client_use", self._store.add_client, used)
         client = msgspec.json.decode(row.metadata, type=OAuthClient)
         return msgspec.structs.replace(client, client_id=client_id)
 

@@ -7,8 +7,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from homeserver.config.colours import DARK, LIGHT, lighten_for_dark, tinted_background
-from homeserver.config.pages import Branding as BrandingConfig
-from homeserver.config.pages import Logo, read_logo
+from homeserver.config.pages import BrandingOptions, Logo, read_logo
 
 LOGO_PATH: Final = "/_mahalla/logo"
 LOGO_DARK_PATH: Final = "/_mahalla/logo_dark"
@@ -47,7 +46,7 @@ class Branding(msgspec.Struct, frozen=True):
         return f"https://{urlsplit(self.logo_url).netloc}"
 
 
-def read_branding(branding: BrandingConfig, server_name: str) -> Branding:
+def read_branding(branding: BrandingOptions, server_name: str) -> Branding:
     """Read the branding of the configuration. Raises `ValueError` if a logo cannot be read."""
     colour = branding.colour or COLOUR
     logos = [None if path is None else _read(name, path) for name, path in branding_files(branding)]
@@ -65,7 +64,7 @@ def read_branding(branding: BrandingConfig, server_name: str) -> Branding:
 
 
 def branding_files(
-    branding: BrandingConfig,
+    branding: BrandingOptions,
 ) -> tuple[tuple[str, Path | None], tuple[str, Path | None]]:
     """Return the configured files by option name."""
     return ("branding.logo", branding.logo), ("branding.logo_dark", branding.logo_dark)

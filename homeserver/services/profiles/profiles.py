@@ -47,7 +47,7 @@ _MAX_CHARS: Final = {DISPLAY_NAME: 256, AVATAR_URL: 1000, "m.tz": 255}
 """Limits of the string fields in characters."""
 
 
-class ProfilePropagation(Protocol):
+class PropagationWorker(Protocol):
     """Sends changed names and avatars to rooms."""
 
     def wake(self, user_id: UserID) -> None:
@@ -108,7 +108,7 @@ class Profiles:
         database: Database,
         accounts: AccountStore,
         profiles: ProfileStore,
-        propagation: ProfilePropagation,
+        propagation: PropagationWorker,
         remote: RemoteProfiles,
         server_name: ServerName,
         fixed_fields: frozenset[str] = frozenset(),
@@ -297,7 +297,7 @@ class Profiles:
     ) -> None:
         if unshown:
             await self._database.write(
-                "remove_unshown_field", self._profiles.set_shadow_field, user_id, field, None
+                "remove_shadow_banned_field", self._profiles.set_shadow_field, user_id, field, None
             )
             return
         propagate = propagate and field in MEMBERSHIP_FIELDS

@@ -207,7 +207,7 @@ class DelayedEvents:
             self._store.add_event(txn, row)
 
         try:
-            await self._database.write("schedule_event", write)
+            await self._database.write("schedule_delayed_event", write)
         except AlreadySent as earlier:
             return earlier.response.decode()
         self._wake_at(now + delay_ms)
@@ -218,7 +218,7 @@ class DelayedEvents:
 
         async def restart(row: DelayedEventRow) -> bool:
             send_ts = await self._database.write(
-                "restart_event", self._store.set_restarted, row.delay_id, self._now_ms()
+                "restart_delayed_event", self._store.set_restarted, row.delay_id, self._now_ms()
             )
             if send_ts is not None:
                 self._wake_at(send_ts)
@@ -232,7 +232,7 @@ class DelayedEvents:
 
         async def cancel(row: DelayedEventRow) -> bool:
             return await self._database.write(
-                "cancel_event", self._store.set_cancelled, row, self._now_ms()
+                "cancel_delayed_event", self._store.set_cancelled, row, self._now_ms()
             )
 
         await self._manage(delay_id, "cancel", cancel)
@@ -244,13 +244,15 @@ class DelayedEvents:
         async def send(row: DelayedEventRow) -> bool:
             now = self._now_ms()
             if not await self._database.write(
-                "take_event", self._store.take_lease, delay_id, now, now + LEASE_MS
+                "take_delayed_event_lease", self._store.take_lease, delay_id, now, now + LEASE_MS
             ):
                 return False
             try:
                 await self._send(row, "action")
             except (MatrixError, RemoteError):
-                await self._database.write("release_event", self._store.end_lease, delay_id)
+                await self._database.write(
+                    "end_delayed_event_lease", self._store.end_lease, delay_id
+                )
                 if row.send_ts is not None:
                     self._wake_at(row.send_ts)
                 raise
@@ -353,7 +355,7 @@ class DelayedEvents:
         rows: Sequence[DelayedEventRow] = ()
         if await self._store.has_due(now):
             rows = await self._database.write(
-                "take_due_events", self._store.lease_due, now, now + LEASE_MS, limit
+                "lease_due_delayed_events", self._store.lease_due, now, now + LEASE_MS, limit
             )
         for row in rows:
             try:
@@ -361,7 +363,7 @@ class DelayedEvents:
             except MatrixError as error:
                 data = msgspec.json.encode(error.body())
                 await self._database.write(
-                    "fail_delayed_event", self._store.set_failed, row, self._now_ms(), data
+                    "set_delayed_event_failed", self._store.set_failed, row, self._now_ms(), data
                 )
             except Exception:
                 self._log.failure(
@@ -424,7 +426,7 @@ class DelayedEvents:
         except AlreadySent as earlier:  # by a server that crashed before it recorded the outcome
             event_id = str(msgspec.json.decode(earlier.response)["event_id"])
         await self._database.write(
-            "end_delayed_event", self._store.set_sent, row, self._now_ms(), reason, event_id
+            "set_delayed_event_sent", self._store.set_sent, row, self._now_ms(), reason, event_id
         )
 
     # internal

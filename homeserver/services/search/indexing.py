@@ -91,7 +91,7 @@ class MessageIndexer:
         position, now = self._database.streams.current(), self._now_ms()
         if not self._enabled:
             if self._seen < 0:
-                await self._database.write("forget_texts", self._clear)
+                await self._database.write("clear_search_index", self._clear)
             self._seen = position
             return 0
         if position == self._seen and now < self._polled_ms + POLL_MS:
@@ -107,12 +107,14 @@ class MessageIndexer:
         return done
 
     async def _index_some(self, limit: int) -> int:
-        note, batch, rows, latest = await self._database.read("read_new_texts", self._read, limit)
+        note, batch, rows, latest = await self._database.read(
+            "get_events_to_index", self._read, limit
+        )
         if note is None or _parse(note).folding != self._folding.name:
-            await self._database.write("begin_index", self._begin, note)
+            await self._database.write("begin_search_index", self._begin, note)
             return 1
         if batch.count:
-            await self._database.write("index_texts", self._write, note, batch, rows)
+            await self._database.write("add_to_search_index", self._write, note, batch, rows)
         self._metrics.behind.set(max(0, latest - batch.upto))
         return batch.count
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import UnknownPos
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.sliding_sync.pos import added_in, added_to, name_of, stored_nid
@@ -52,16 +52,6 @@ BYTES_PER_ROOM: Final = 64
 TOUCH_INTERVAL_MS: Final = 24 * 3600 * 1000
 
 _weight: Final = itemgetter(1)
-
-
-class UnknownPos(MatrixError):
-    """The client has to start a new connection."""
-
-    errcode, status, default_text = (
-        "M_UNKNOWN_POS",
-        400,
-        "This position is unknown or has expired: start a new connection",
-    )
 
 
 class SentRoom(msgspec.Struct, frozen=True, gc=False):

@@ -45,7 +45,7 @@ from homeserver.services.sync.device_sections import DeviceSectionReader
 from homeserver.services.sync.ephemeral import typing_event
 from homeserver.services.sync.request import STATE_AFTER, SyncRange, SyncRequest
 from homeserver.services.sync.sticky_events import StickyEventReader
-from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.account_data.account_data import AccountDataStore, UserAccountData
 from storage.engine.streams import Topic
 from storage.events.relations import THREAD
 from storage.rooms.memberships import MembershipRow
@@ -331,7 +331,7 @@ class ExtensionReader:
         rooms = await self._parts.account_data_cache.of_rooms(user_id, ids)
         return {ids[room_id]: data for room_id, data in rooms.items()}
 
-    async def _by_room(self, data: AccountData) -> dict[int, Mapping[str, bytes]]:
+    async def _by_room(self, data: UserAccountData) -> dict[int, Mapping[str, bytes]]:
         """Return account data by room number; GLOBAL stands for global account data."""
         rooms = await self._parts.rooms.get_rooms(data.rooms)
         by_room: dict[int, Mapping[str, bytes]] = {

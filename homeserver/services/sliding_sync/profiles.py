@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.errors import UnknownPos
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
@@ -21,7 +22,6 @@ from homeserver.services.sliding_sync.connections import (
     PendingProfiles,
     SentProfiles,
     SlidingConnection,
-    UnknownPos,
 )
 from homeserver.services.sliding_sync.room_update import SlidingRoomUpdate
 from homeserver.services.streams.recent_changes import RecentChanges

@@ -12,7 +12,7 @@ from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.push.unread_counts import READ_TYPES, UnreadCounts
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.unread_changes import UnreadChanges
-from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.account_data.account_data import AccountDataStore, UserAccountData
 from storage.engine.streams import Topic
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import ReceiptStore
@@ -49,7 +49,7 @@ class SlidingUnreadChanges:
         if since >= upto or not sent:
             return NONE
         found = self._recent.read_since(user_id, since)
-        data = AccountData()
+        data = UserAccountData()
         if self._recent.concerns_user(user_id, Topic.ACCOUNT_DATA, since):
             data = await self._account_data.get_account_data_since(user_id, since, upto)
         is_known = found is not None and IGNORED_USERS not in data.global_data

@@ -14,7 +14,7 @@ from homeserver.services.push.push_rules import account_data_events
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.room_update import RoomUpdate
-from storage.account_data.account_data import AccountData, AccountDataStore
+from storage.account_data.account_data import AccountDataStore, UserAccountData
 from storage.engine.streams import Topic
 
 
@@ -28,17 +28,17 @@ class AccountDataSection:
         self._cache = cache
         self._recent = recent
 
-    async def read(self, request: SyncRequest, span: SyncRange) -> AccountData:
+    async def read(self, request: SyncRequest, span: SyncRange) -> UserAccountData:
         """Return what changed in the range, or everything for an initial sync."""
         user_id = request.caller.user_id
         if request.since is None:
             return await self._cache.of_user(user_id)
         if not self._recent.concerns_user(user_id, Topic.ACCOUNT_DATA, span.since):
-            return AccountData()
+            return UserAccountData()
         return await self._store.get_account_data_since(user_id, span.since, span.upto)
 
     async def fill_rooms(
-        self, request: SyncRequest, updates: Sequence[RoomUpdate], changed: AccountData
+        self, request: SyncRequest, updates: Sequence[RoomUpdate], changed: UserAccountData
     ) -> None:
         """Add the account data of each room: what changed, or everything if the room starts
         over."""

@@ -33,7 +33,7 @@ from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.response import add_unread_counts
 from homeserver.services.sync.room_update import RoomUpdate
 from homeserver.services.sync.sticky_events import StickyEventReader
-from storage.account_data.account_data import AccountData
+from storage.account_data.account_data import UserAccountData
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.rooms import RoomRow, RoomStore
@@ -46,7 +46,7 @@ class UserState(msgspec.Struct, frozen=True, gc=False):
 
     memberships: Mapping[int, MembershipRow]
     ignored: Set[str]
-    account_data: AccountData
+    account_data: UserAccountData
     """The new part of it."""
     recounted: Set[int]
     """Rooms whose unread counts may have changed although no event says so."""

@@ -10,7 +10,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.push.unread_counts import UnreadCounts
 from homeserver.services.streams.recent_changes import RecentChanges
-from storage.account_data.account_data import AccountData
+from storage.account_data.account_data import UserAccountData
 from storage.rooms.memberships import MembershipRow
 
 
@@ -22,7 +22,7 @@ class UnreadChanges:
         self._unread = unread
 
     async def find(
-        self, user_id: UserID, since: int, rows: Mapping[int, MembershipRow], data: AccountData
+        self, user_id: UserID, since: int, rows: Mapping[int, MembershipRow], data: UserAccountData
     ) -> set[int]:
         """Return those of the joined rooms. `data`: the user's account data that changed since the
         position."""

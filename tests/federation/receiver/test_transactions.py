@@ -525,7 +525,7 @@ async def test_an_ordinary_event_costs_one_write(tmp_path: Path, sqlite_template
 
     await room.north.push(SOUTH, pdus[1:2])
 
-    assert set(counter.writes) == {"place_event"}
+    assert set(counter.writes) == {"append_event"}
     assert counter.batches == [1]
     for side in (room.north, room.south):
         await side.server.app.database.close()

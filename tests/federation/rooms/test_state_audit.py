@@ -150,7 +150,7 @@ async def test_an_event_is_checked_once_and_local_rooms_never(
     counter.clear()
 
     await whole_round(audit)
-    assert set(counter.reads) == {"get_audit_note", "get_latest_event_nid"}
+    assert set(counter.reads) == {"get_state_audit_progress", "get_latest_event_nid"}
     assert not counter.writes
     for number in range(30):
         say(room.alice, room.room_id, f"{number}")

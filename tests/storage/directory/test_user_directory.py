@@ -7,9 +7,9 @@ from msgspec.structs import replace
 
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.directory.user_directory import (
-    DirectoryQuery,
     DirectoryUser,
     RemoteProfile,
+    UserDirectoryQuery,
     UserDirectoryStore,
 )
 from storage.directory.user_directory_queue import queue_directory_updates
@@ -18,7 +18,7 @@ from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipRow, put_memberships
 
 ME, ALI, VALI, FAR = "@me:a.test", "@ali:a.test", "@vali:a.test", "@ali:far.test"
-QUERY = DirectoryQuery(
+QUERY = UserDirectoryQuery(
     ME, [("ali",)], None, locals_only=False, include_all_local=True, include_locked=False
 )
 
@@ -53,7 +53,7 @@ async def register(database: Database, *users: str) -> None:
     await database.write("register", write)
 
 
-async def ids(store: UserDirectoryStore, query: DirectoryQuery) -> list[tuple[str, bool]]:
+async def ids(store: UserDirectoryStore, query: UserDirectoryQuery) -> list[tuple[str, bool]]:
     return sorted((found.row.user_id, found.shares_room) for found in await store.get_users(query))
 
 

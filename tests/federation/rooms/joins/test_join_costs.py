@@ -113,7 +113,7 @@ async def test_a_message_costs_one_write_and_few_queries_however_many_are_in_the
         event_id = say(costs.alice, room_id, f"{number}")
         costs.network.settle()
 
-    assert costs.south.writes == {"place_event": 1}
+    assert costs.south.writes == {"append_event": 1}
     assert costs.south.queries.total() <= 8, costs.south.queries
     assert ok(costs.bob.get(room_path(room_id, "event", event_id)))["content"]["body"] == "2"
     await costs.close()

@@ -454,7 +454,7 @@ async def test_what_an_ordinary_event_costs(
         assert counter.queries == {
             "get_event_nids": 1,
             "get_earlier_references": 2,
-            "place_event": WRITES_OF_A_MESSAGE,
+            "append_event": WRITES_OF_A_MESSAGE,
         }
     await database.close()
 
