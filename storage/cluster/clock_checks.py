@@ -9,7 +9,7 @@ from storage.cluster.job_progress import select_job_progress, set_job_progress
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 
-NAME: Final = "believed_time"
+NAME: Final = "clock_check"
 
 
 class ClockCheck(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from storage.events.relations import REPLACE
 
 _TIMELINE = int(EventFlag.TIMELINE)
 
-MERGE_JOB: Final = "settle_texts"
+MERGE_JOB: Final = "merge_search_index"
 """The name of the job that removes remains of deleted texts from the index."""
 _PENDING, _RUNNING, _DONE = "pending", "running", "done"
 
@@ -226,7 +226,7 @@ class SearchStore:
     async def merge_deleted(self, pages: int) -> bool:
         """Continue to remove the remains of deleted texts from the database file, about this many
         pages. Return whether there is more to do."""
-        more = await self._database.write("settle_texts", self._merge_deleted, pages)
+        more = await self._database.write("merge_search_index", self._merge_deleted, pages)
         if more is False:
             await self._database.truncate_log()
         return bool(more)

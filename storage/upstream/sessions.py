@@ -67,8 +67,8 @@ def user_key(provider: str, subject: str) -> str:
 
 
 def upstream_key(origin: str | None) -> str | None:
-    """Return the value of the column `upstream_key` for a sign-in, from its JSON; None if the provider
-    has no name for the session."""
+    """Return the value of the column `upstream_key` for a sign-in, from its JSON; None if the
+    provider has no name for the session."""
     sign_in = None if origin is None else parse_origin(origin)
     if sign_in is None or sign_in.session is None:
         return None

@@ -34,7 +34,7 @@ from storage.engine.database import Database
 from storage.engine.transaction import Transaction, WriteTransaction
 from storage.profiles.profiles import ProfileStore
 
-JOB_NAME: Final = "index_people"
+JOB_NAME: Final = "index_user_directory"
 """Of the job, and of its stored progress."""
 BATCH: Final = 200
 """Users who are written together."""
