@@ -469,7 +469,9 @@ def upload_later(user: User, executor: ManualExecutor) -> int:
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
     seconds = count(0, int(FILE_SECONDS))
-    locations = LocationRemover(InlineExecutor(), Clock(), 2, cpu_time=lambda _: next(seconds))
+    locations = LocationRemover(
+        executor=InlineExecutor(), clock=Clock(), max_concurrent=2, cpu_time=lambda _: next(seconds)
+    )
     with pytest.raises(InvalidParam):
         await locations.remove(io.BytesIO(PHOTOS["jpeg"]), "@alice:example.org")
     locations.close()
@@ -478,7 +480,11 @@ async def test_a_picture_that_takes_too_long_is_refused() -> None:
 async def test_an_upload_to_a_busy_machine_is_rate_limited() -> None:
     times = count(0, int(FILE_SECONDS * ELAPSED_TIME_FACTOR))
     locations = LocationRemover(
-        InlineExecutor(), Clock(), 2, now=lambda: next(times), cpu_time=lambda _: 0.0
+        executor=InlineExecutor(),
+        clock=Clock(),
+        max_concurrent=2,
+        now=lambda: next(times),
+        cpu_time=lambda _: 0.0,
     )
     body = io.BytesIO(PHOTOS["jpeg"])
     with pytest.raises(LimitExceeded):
