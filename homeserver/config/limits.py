@@ -17,13 +17,19 @@ class RateLimit:
 
 
 def limit(
-    per_second: float, burst_count: float, text: str, *, not_implemented: bool = False
+    per_second: float,
+    burst_count: float,
+    text: str,
+    *,
+    not_implemented: bool = False,
+    formerly: str | None = None,
 ) -> RateLimit:
     """Declare a rate limit with its own defaults."""
     return option(
         RateLimit(per_second=per_second, burst_count=burst_count),
         text,
         not_implemented=not_implemented,
+        formerly=formerly,
     )
 
 
