@@ -365,8 +365,10 @@ def _check_together(config: Config) -> list[Problem]:
     problems += [
         Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)
     ]
-    if config.storage.refuse_other_locations and not config.storage.remove_photo_locations:
-        problems.append(Problem(("refuse_other_locations",), "needs `remove_photo_locations`"))
+    if config.storage.refuse_unremovable_locations and not config.storage.remove_photo_locations:
+        problems.append(
+            Problem(("refuse_unremovable_locations",), "needs `remove_photo_locations`")
+        )
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     return problems + _check_database(config.storage.database)
 
@@ -459,9 +461,9 @@ def _check_mail(config: Config) -> list[Problem]:
         if medium not in ("email", "msisdn"):
             place: Place = ("registrations_require_3pid", at)
             problems.append(Problem(place, f"can only be `email` or `msisdn`, not {medium!r}"))
-    if config.registration.registration_approval_letters and mail.email.smtp_host is None:
+    if config.registration.registration_approval_emails and mail.email.smtp_host is None:
         problems.append(
-            Problem(("registration_approval_letters",), "needs `email.smtp_host` to send e-mails")
+            Problem(("registration_approval_emails",), "needs `email.smtp_host` to send e-mails")
         )
     if "email" in mail.registrations_require_3pid and mail.email.smtp_host is None:
         problems.append(

@@ -80,7 +80,7 @@ class LoginParts:
             mail.threepids,
             mail.outbox,
             mail.languages,
-            administrator_emails=config.registration.registration_approval_letters,
+            administrator_emails=config.registration.registration_approval_emails,
             base_url=config.name.public_baseurl or "",
             newcomers=newcomers,
         )
@@ -120,7 +120,7 @@ class LoginParts:
             server_name=config.server_name,
             base_url=config.name.public_baseurl or "",
             reveals_known=not config.mail.request_token_inhibit_3pid_errors,
-            daily_limit=config.text_messages.sms_gateway.most_per_day,
+            daily_limit=config.text_messages.sms_gateway.max_per_day,
         )
         registers = web is not None and config.registration.enable_registration
         if (

@@ -127,7 +127,7 @@ class MediaParts:
                 threads.photos,
                 clock,
                 PHOTO_PROCESSES,
-                refuses_unsupported=storage.refuse_other_locations,
+                refuses_unsupported=storage.refuse_unremovable_locations,
             )
             if storage.remove_photo_locations
             else None
@@ -136,7 +136,7 @@ class MediaParts:
             config.folder / storage.media_store_path,
             threads.files,
             clock,
-            storage.media_free_disk_floor,
+            storage.media_min_free_disk,
         )
         self.files.open_folder()
         stores = stores_of(
@@ -170,7 +170,7 @@ class MediaParts:
             storage.max_image_pixels,
             IMAGE_PROCESSES,
             clock,
-            programs=storage.thumbnails_by_programs,
+            programs=storage.external_thumbnailers,
             sizes=sizes_of(storage),
         )
         early_thumbnails = EagerThumbnails(
@@ -179,7 +179,7 @@ class MediaParts:
             clock,
             named_sizes_of(storage) or SPECIFIED_SIZES,
             IMAGE_PROCESSES,
-            programs=storage.thumbnails_by_programs,
+            programs=storage.external_thumbnailers,
         )
         self.repository = MediaRepository(
             server_name,

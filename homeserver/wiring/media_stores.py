@@ -44,7 +44,7 @@ def stores_of(
     `writing` call the object store. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
         return Stores(LocalContents(database, files), (_sweep_job(database, files),))
-    patience = object_store.time_limit / 1000
+    patience = object_store.timeout / 1000
     contents = SharedContents(
         database,
         files,
@@ -87,7 +87,7 @@ def s3_config_of(object_store: MediaObjectStoreOptions) -> S3Config:
         else b64decode(object_store.customer_key),
         storage_class=object_store.storage_class,
         connections=2 * OBJECT_THREADS,
-        max_silence=object_store.time_limit / 1000,
+        max_silence=object_store.timeout / 1000,
     )
 
 

@@ -61,7 +61,7 @@ class OAuthParts:
             self.clients,
             UpstreamDevices(accounts.stores.upstream_sessions),
             limiter,
-            trusted_services=config.sessions.oauth.trusted_services,
+            introspection_clients=config.sessions.oauth.introspection_clients,
             issuer=self.metadata.issuer,
             validity=accounts.validity,
         )

@@ -248,11 +248,11 @@ class UpstreamParts:
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
-        leavers = [
+        removed_users = [
             Job(
                 f"look_for_leavers_{directory.info.provider_id}",
                 directory.removed_users.do_check,
-                directory.config.leavers_check_interval / 1000,
+                directory.config.removed_users_check_interval / 1000,
             )
             for directory in self._directories
         ]
@@ -260,7 +260,7 @@ class UpstreamParts:
             Job("end_old_upstream_flows", self._flows.do_sweep, 600.0),
             Job("forget_ended_sign_ins", self._ended.do_sweep, 600.0),
             *self._saml_jobs,
-            *leavers,
+            *removed_users,
         )
 
     def _directory(self, config: LDAPProviderOptions) -> Directory:
@@ -271,7 +271,7 @@ class UpstreamParts:
             allow_existing_users=config.allow_existing_users,
             enable_registration=config.enable_registration,
         )
-        leavers = RemovedUsers(
+        removed_users = RemovedUsers(
             self._clock,
             self._threads,
             self._links,
@@ -283,7 +283,7 @@ class UpstreamParts:
             asked,
             config,
         )
-        return Directory(info, config, asked, leavers)
+        return Directory(info, config, asked, removed_users)
 
 
 # Both libraries take tens of megabytes, and one takes seconds to load: a server that does not use

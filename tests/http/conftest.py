@@ -74,6 +74,6 @@ def place(tmp_path: Path, sqlite_database: Database) -> Iterator[ScanningServers
 @pytest.fixture
 def held(place: ScanningServers) -> User:
     """A user on a server with a scanning plug-in that the test controls."""
-    return place.server(PLUGIN + "media_scanning: {time_limit: 50s, concurrency: 2}\n").register(
+    return place.server(PLUGIN + "media_scanning: {timeout: 50s, concurrency: 2}\n").register(
         "alice"
     )
