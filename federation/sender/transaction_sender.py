@@ -85,7 +85,7 @@ class SendCounts(msgspec.Struct):
     events: int = 0
     refused_events: int = 0
     edus: int = 0
-    given_up: int = 0
+    dropped: int = 0
 
 
 class TransactionSender:
@@ -133,8 +133,8 @@ class TransactionSender:
             **asdict(self.counts),
             "active": len(self._destinations),
             "failing": sum(1 for destination in self if destination.is_unreachable),
-            "asked_to_wait": sum(1 for destination in self if destination.asked_until_ts),
-            "behind": sum(1 for destination in self if destination.is_behind),
+            "rate_limiting": sum(1 for destination in self if destination.asked_until_ts),
+            "catching_up": sum(1 for destination in self if destination.is_behind),
         }
 
     def get_or_create(self, server: ServerName) -> Destination:
@@ -396,7 +396,7 @@ class TransactionSender:
 
     def _give_up(self, destination: Destination, part: Transaction, error: RefusedByRemote) -> None:
         destination.refused_parts += 1
-        self.counts.given_up += 1
+        self.counts.dropped += 1
         self.log.warn(
             "{server} refuses a part, which is dropped: {part}: {error}",
             server=destination.server,
