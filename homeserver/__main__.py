@@ -29,7 +29,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError, WeakPassword
-from homeserver.app import Server, build
+from homeserver.app import build
 from homeserver.commands.init_files import (
     CONFIG_NAME,
     InitFailed,
@@ -65,17 +65,18 @@ from homeserver.observe.access_log import AccessLog, FormattedAccessLog
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import LogFile
 from homeserver.observe.metrics_page import write_metrics_page
+from homeserver.server import Server
 from homeserver.services.accounts.registration import RegistrationRequest
 from homeserver.services.login.approvals import NoNewAccountTasks
 from homeserver.services.scanning.rescans import RescanRunning, follow_rescan
 from homeserver.services.upstream.oidc.callbacks import describe_redirect_uris
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.databases import database_config_of
-from homeserver.wiring.email import MailParts, smtp_relay
+from homeserver.wiring.databases import read_database_config
+from homeserver.wiring.email import EmailParts, smtp_relay
 from homeserver.wiring.endpoints import declared_routes
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import start_media_threads
-from homeserver.wiring.scanning import rescan_store_of, scans_files
+from homeserver.wiring.scanning import make_rescan_store, scans_files
 from storage.engine.database import Database, SQLiteConfig, make_engine
 from storage.engine.executors import InlineExecutor, ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable
@@ -208,7 +209,7 @@ def run(paths: tuple[Path, ...]) -> None:
     key = read_key(loaded.config)
     registry = CollectorRegistry()
     observer = DatabaseMetrics(
-        registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
+        registry=registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
     )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
@@ -222,7 +223,7 @@ def run(paths: tuple[Path, ...]) -> None:
             threads=start_hashing_threads(reactor),
             directory_threads=start_directory_threads(reactor),
             media_threads=start_media_threads(reactor, loaded.config.storage),
-            mail_thread=ThreadExecutor(reactor, "mail", 1, close_timeout=2.0),
+            mail_thread=ThreadExecutor(reactor=reactor, name="mail", threads=1, close_timeout=2.0),
             wire=outbound.wire,
             web=outbound.client,
             fetch=outbound.fetch,
@@ -349,7 +350,7 @@ def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> Non
     clock = cast(IReactorTime, installed_reactor)
 
     async def rescan(database: Database) -> None:
-        store = rescan_store_of(config.storage.media_scanning, database)
+        store = make_rescan_store(config.storage.media_scanning, database)
         now = int(clock.seconds() * 1000)
         since = 0 if days is None else now - days * 24 * 3600 * 1000
         if await store.start("administrator", now, since) is not None:
@@ -370,7 +371,7 @@ def after_restore(paths: tuple[Path, ...]) -> None:
     Clients and other servers have seen changes that are newer than the backup.
     """
     config = load(paths).config
-    where = database_config_of(config.storage.database, config.folder)
+    where = read_database_config(config.storage.database, config.folder)
     if isinstance(where, SQLiteConfig) and not Path(where.path).exists():
         raise click.ClickException(
             f"there is no database {where.path}: copy the backup there first"
@@ -426,10 +427,10 @@ def copy(source: Path, target: Path) -> None:
         raise click.ClickException(
             f"{source} is for {old.server_name}, but {target} is for {new.server_name}"
         )
-    reading = make_engine(database_config_of(old.storage.database, old.folder))
-    writing = make_engine(database_config_of(new.storage.database, new.folder))
+    reading = make_engine(read_database_config(old.storage.database, old.folder))
+    writing = make_engine(read_database_config(new.storage.database, new.folder))
     try:
-        progress = ProgressLines(sys.stderr.write, time.monotonic)
+        progress = ProgressLines(write=sys.stderr.write, clock=time.monotonic)
         copied = copy_database(reading, writing, progress.report)
     except (CannotCopy, *DATABASE_ERRORS) as error:
         raise click.ClickException(f"nothing was copied: {str(error).strip()}") from error
@@ -473,34 +474,41 @@ def run_with_accounts(
     clock = cast(IReactorTime, reactor)
 
     async def with_accounts(database: Database) -> T:
-        limiter = RateLimiter(clock, {})
+        limiter = RateLimiter(clock=clock, rates={})
         registry = CollectorRegistry()
         try:
-            mail = MailParts(
-                config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry
+            email = EmailParts(
+                config=config,
+                clock=clock,
+                database=database,
+                limiter=limiter,
+                executor=InlineExecutor(),
+                make_relay=smtp_relay,
+                random=os.urandom,
+                registry=registry,
             )
         except ValueError as error:
             raise click.ClickException(str(error)) from error
         accounts = AccountParts(
-            config,
-            clock,
-            database,
-            limiter,
-            start_hashing_threads(reactor),
-            os.urandom,
-            mail,
-            time.monotonic,
+            config=config,
+            clock=clock,
+            database=database,
+            limiter=limiter,
+            threads=start_hashing_threads(reactor),
+            random=os.urandom,
+            email=email,
+            monotonic=time.monotonic,
             consents=None,
         )
         login = LoginParts(
-            config,
-            clock,
-            database,
-            limiter,
-            accounts,
-            mail,
-            None,
-            newcomers=NoNewAccountTasks(),
+            config=config,
+            clock=clock,
+            database=database,
+            limiter=limiter,
+            accounts=accounts,
+            email=email,
+            web=None,
+            new_account_tasks=NoNewAccountTasks(),
             addresses=None,
         )
         return await work(accounts, login)
@@ -534,8 +542,8 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
     """Log every request, or only slow ones if the log level hides information."""
     log = config.observation.log
     return FormattedAccessLog(
-        file.write,
-        file.write_later,
+        write=file.write,
+        write_soon=file.write_later,
         as_json=log.format == "json",
         slow_seconds=config.observation.slow_request_threshold / 1000,
         only_slow=log.level not in ("debug", "info"),

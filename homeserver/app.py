@@ -5,20 +5,12 @@ The clock, the random source and the threads for passwords are arguments, so a t
 server with its own. Two servers can run in one process.
 """
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
-    IReactorFDSet,
-    IReactorSSL,
-    IReactorTCP,
     IReactorTime,
-    IReactorUNIX,
 )
-from twisted.logger import Logger
 
 from federation.http_client.client import WebClient
 from federation.peers.identity import ServerIdentity
@@ -33,7 +25,6 @@ from federation.rooms.serving.remote_spaces import RemoteHierarchies
 from homeserver.api.endpoint import BodyLimit
 from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
-from homeserver.cluster.peers import PeerNodes
 from homeserver.config.configuration import Config
 from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
@@ -42,6 +33,7 @@ from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access_log import AccessLog
 from homeserver.observe.caches import CacheMetrics, UnsizedCache
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
+from homeserver.server import Server
 from homeserver.services.calls.rtc_transports import RTCTransports
 from homeserver.services.discovery.client import ClientDiscovery
 from homeserver.services.discovery.server import ServerDiscovery
@@ -50,125 +42,45 @@ from homeserver.services.login.passwords import Threads
 from homeserver.services.previews.fetching import PreviewClient
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.administration import administration_of_devices, administration_of_users
+from homeserver.wiring.administration import make_device_administration, make_user_administration
 from homeserver.wiring.calls import CallParts
-from homeserver.wiring.capabilities import offers_of
+from homeserver.wiring.capabilities import make_capabilities
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.email import MailParts, MakeRelay, smtp_relay
+from homeserver.wiring.email import EmailParts, MakeRelay, smtp_relay
 from homeserver.wiring.encryption import EncryptionParts
 from homeserver.wiring.endpoints import SOURCES
-from homeserver.wiring.exploring import ExploringParts
-from homeserver.wiring.federated_rooms import FederatedRoomParts, answer_queries
+from homeserver.wiring.federated_rooms import FederatedRoomParts, make_query_answers
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts, edge_jobs, list_source_of, rules_of
-from homeserver.wiring.federation_receiver import IncomingParts
-from homeserver.wiring.federation_sender import FederationOutParts
+from homeserver.wiring.federation_peers import FederationPeerParts, member_list_jobs
+from homeserver.wiring.federation_receiver import FederationReceiverParts
+from homeserver.wiring.federation_sender import FederationSenderParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.jobs import jobs_of
-from homeserver.wiring.limits import rates_of
+from homeserver.wiring.jobs import make_maintenance_jobs
+from homeserver.wiring.limits import read_rates
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts, MediaThreads
 from homeserver.wiring.notifications import NotificationParts
 from homeserver.wiring.oauth import OAuthParts
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.pushers import PusherParts
 from homeserver.wiring.retention import RetentionParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
+from homeserver.wiring.room_lookup import RoomLookupParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.room_services import RoomServiceParts
 from homeserver.wiring.search import SearchParts
-from homeserver.wiring.sync import SyncServiceParts
-from homeserver.wiring.terms import blocks_requests, consents_of
+from homeserver.wiring.sync import SyncingParts
+from homeserver.wiring.terms import blocks_requests, make_consents
 from homeserver.wiring.upstream import UpstreamParts
-from homeserver.wiring.user_data import PeopleParts, identity_server_of
+from homeserver.wiring.user_data import UserDataParts, read_identity_server
 from homeserver.wiring.user_settings import UserSettingParts
 from homeserver.wiring.web import WebParts
 from storage.engine.database import Database
 from storage.engine.executors import Executor
-
-
-class Server(msgspec.Struct, frozen=True, eq=False, kw_only=True):
-    """A complete server: its parts by topic, and how to start and stop it."""
-
-    log: ClassVar[Logger] = Logger()
-
-    config: Config
-    clock: IReactorTime
-    database: Database
-    sites: Sites
-    listeners: Listeners
-    background: Background
-    jobs: Jobs
-    peer_nodes: PeerNodes | None
-
-    accounts: AccountParts
-    calls: CallParts
-    devices: DeviceParts
-    edge: EdgeParts
-    federated_rooms: FederatedRoomParts
-    federation: FederationParts
-    outgoing_federation: FederationOutParts
-    search: SearchParts
-    login: LoginParts
-    history: RoomHistoryParts
-    incoming_federation: IncomingParts
-    mail: MailParts
-    media: MediaParts
-    notifications: NotificationParts
-    oauth: OAuthParts
-    pages: WebParts
-    users: PeopleParts
-    presence: WhoIsThere
-    profiles: ProfileParts
-    push_rules: PushParts
-    pushers: PusherParts
-    retention: RetentionParts
-    room_engine: RoomEngineParts
-    room_reading: RoomReadingParts
-    room_services: RoomServiceParts
-    rooms: RoomDataParts
-    settings: UserSettingParts
-    syncing: SyncServiceParts
-
-    def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
-        """Start to listen, then start the background work. Raises `CannotListenError`, and for TLS
-        `OSError`, `SSL.Error`."""
-        self.media.sweep()
-        self.listeners.start(tcp, tls, unix)
-        self._do(self.edge.member_lists.start())
-        self.background.start()
-        if self.peer_nodes is not None:
-            self.peer_nodes.start(IReactorFDSet(tcp, None))
-        self.listeners.log_addresses()
-
-    def reload(self, config: Config) -> None:
-        """Apply the options that can change without a restart: the federation policy and
-        certificates.
-
-        Raises `OSError`, `ValueError`, `SSL.Error` if a certificate cannot be read; the old one
-        stays then.
-        """
-        source = list_source_of(config.federation)
-        self.edge.policy.change(rules_of(config.federation))
-        self._do(self.edge.member_lists.change(source))
-        self.listeners.reload_certificates()
-
-    def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
-        Deferred.fromCoroutine(work).addErrback(
-            lambda failure: self.log.failure("the federation member list was not read", failure)
-        )
-
-    async def stop(self) -> None:
-        """Stop listening, write pending data, and close the database. Connections end with the
-        process."""
-        self.log.info("stopping")
-        await self.listeners.stop()
-        await self.background.stop()
-        await self.database.close()
 
 
 def build(
@@ -207,228 +119,296 @@ def build(
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
-    limiter = RateLimiter(clock, rates_of(config.limits))
+    limiter = RateLimiter(clock=clock, rates=read_rates(config.limits))
     identity = ServerIdentity(server_name, key)
     base = Foundation(config, clock, database, limiter, identity, registry)
-    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
-    consents = consents_of(base)
+    email = EmailParts(
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        executor=mail_thread,
+        make_relay=make_relay,
+        random=random,
+        registry=registry,
+    )
+    consents = make_consents(base)
     accounts = AccountParts(
-        config,
-        clock,
-        database,
-        limiter,
-        threads,
-        random,
-        mail,
-        monotonic,
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        threads=threads,
+        random=random,
+        email=email,
+        monotonic=monotonic,
         consents=consents if blocks_requests(config.pages.user_consent) else None,
     )
-    edge = EdgeParts(base, wire, fetch)
+    peers = FederationPeerParts(base=base, wire=wire, fetch=fetch)
 
     # rooms: what is stored, then the engine, then what other servers have to do with them
-    rooms = RoomDataParts(base, accounts.others)
-    push_rules = PushParts(base, rooms)
+    rooms = RoomDataParts(base=base, others=accounts.others)
+    push_rules = PushRuleParts(base=base, rooms=rooms)
     classify = push_rules.outcomes.classify
-    room_engine = RoomEngineParts(base, edge, rooms, classify)
-    history = RoomHistoryParts(base, rooms)
-    settings = UserSettingParts(base, accounts)
-    presence = WhoIsThere(base, accounts, rooms.memberships)
-    devices = DeviceParts(base, edge.policy, accounts, rooms, room_engine)
-    federation = FederationParts(base, edge, rooms, room_engine, classify)
-    federation_out = FederationOutParts(
-        base, random, accounts, edge, rooms, room_engine, history, presence, devices
+    room_engine = RoomEngineParts(base=base, peers=peers, rooms=rooms, classify=classify)
+    history = RoomHistoryParts(base=base, rooms=rooms)
+    settings = UserSettingParts(base=base, accounts=accounts)
+    presence = PresenceParts(base=base, accounts=accounts, memberships=rooms.memberships)
+    devices = DeviceParts(
+        base=base, policy=peers.policy, accounts=accounts, rooms=rooms, room_engine=room_engine
     )
-    incoming = IncomingParts(
-        base, edge, rooms, room_engine, history, federation, federation_out.edus
+    federation = FederationParts(
+        base=base, peers=peers, rooms=rooms, room_engine=room_engine, classify=classify
+    )
+    federation_sender = FederationSenderParts(
+        base=base,
+        random=random,
+        accounts=accounts,
+        peers=peers,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        presence=presence,
+        devices=devices,
+    )
+    federation_receiver = FederationReceiverParts(
+        base=base,
+        peers=peers,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        federation=federation,
+        edus=federation_sender.edus,
     )
     federated_rooms = FederatedRoomParts(
-        base,
-        edge,
-        rooms,
-        room_engine,
-        federation,
-        federation_out.sender,
-        settings.invite_policy,
-        classify,
+        base=base,
+        peers=peers,
+        rooms=rooms,
+        room_engine=room_engine,
+        federation=federation,
+        sender=federation_sender.sender,
+        invite_policy=settings.invite_policy,
+        classify=classify,
     )
 
     # what users of this server do with rooms
-    room_reading = RoomReadingParts(base, rooms, room_engine, history, settings, incoming.backfill)
+    room_reading = RoomReadingParts(
+        base=base,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        settings=settings,
+        source=federation_receiver.backfill,
+    )
     notifications = NotificationParts(
-        base, push_rules, rooms, room_engine, history, settings, room_reading
+        base=base,
+        push=push_rules,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        settings=settings,
+        room_reading=room_reading,
     )
-    profiles = ProfileParts(base, accounts, rooms, room_engine, federated_rooms.directory)
+    profiles = ProfileParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_engine=room_engine,
+        remote=federated_rooms.directory,
+    )
     room_services = RoomServiceParts(
-        base,
-        accounts,
-        push_rules,
-        rooms,
-        room_engine,
-        settings,
-        room_reading,
-        federated_rooms,
-        profiles,
+        base=base,
+        accounts=accounts,
+        push=push_rules,
+        rooms=rooms,
+        room_engine=room_engine,
+        settings=settings,
+        room_reading=room_reading,
+        federated_rooms=federated_rooms,
+        profiles=profiles,
     )
-    syncing = SyncServiceParts(
-        base,
-        accounts,
-        rooms,
-        room_engine,
-        history,
-        settings,
-        room_reading,
-        notifications,
-        presence,
-        devices,
+    sync = SyncingParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        settings=settings,
+        room_reading=room_reading,
+        notifications=notifications,
+        presence=presence,
+        devices=devices,
     )
     pushers = PusherParts(
-        base,
-        random,
-        web,
-        accounts,
-        rooms,
-        settings,
-        room_reading,
-        notifications,
-        presence,
-        mail,
+        base=base,
+        random=random,
+        web=web,
+        accounts=accounts,
+        rooms=rooms,
+        settings=settings,
+        room_reading=room_reading,
+        notifications=notifications,
+        presence=presence,
+        email=email,
     )
 
     # accounts, which may join rooms and get pushers when they are made
     login = LoginParts(
-        config,
-        clock,
-        database,
-        limiter,
-        accounts,
-        mail,
-        web,
-        newcomers=(
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        accounts=accounts,
+        email=email,
+        web=web,
+        new_account_tasks=(
             room_services.first_rooms
             if config.registration.auto_join_rooms
             else NoNewAccountTasks()
         ),
         addresses=pushers.new_addresses,
     )
-    people = PeopleParts(
-        base, web, accounts, login, mail, push_rules, rooms, presence, devices, room_services
+    user_data = UserDataParts(
+        base=base,
+        web=web,
+        accounts=accounts,
+        login=login,
+        email=email,
+        push=push_rules,
+        rooms=rooms,
+        presence=presence,
+        devices=devices,
+        services=room_services,
     )
-    calls = CallParts(base, accounts, rooms, history, room_reading, room_services)
-    finding = SearchParts(base, accounts, rooms, room_engine, history, room_reading)
-    encryption = EncryptionParts(base, accounts, login, people.confirmation, devices)
-    retention = RetentionParts(base, accounts, rooms, history, monotonic)
-    exploring = ExploringParts(
-        base,
-        accounts,
-        rooms,
-        room_reading,
-        room_services,
+    calls = CallParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        history=history,
+        room_reading=room_reading,
+        services=room_services,
+    )
+    search = SearchParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_engine=room_engine,
+        history=history,
+        room_reading=room_reading,
+    )
+    encryption = EncryptionParts(
+        base=base,
+        accounts=accounts,
+        login=login,
+        confirmation=user_data.confirmation,
+        devices=devices,
+    )
+    retention = RetentionParts(
+        base=base, accounts=accounts, rooms=rooms, history=history, monotonic=monotonic
+    )
+    exploring = RoomLookupParts(
+        base=base,
+        accounts=accounts,
+        rooms=rooms,
+        room_reading=room_reading,
+        services=room_services,
         remote_spaces=RemoteHierarchies(
-            RemoteDirectoryClient(edge.requests),
-            ServerFallback(edge.policy, server_name),
-            base.now_ms,
+            requests=RemoteDirectoryClient(peers.requests),
+            candidates=ServerFallback(policy=peers.policy, own=server_name),
+            now_ms=base.now_ms,
         ),
-        remote_times=incoming.times,
+        remote_times=federation_receiver.times,
     )
-    files = MediaParts(base, edge, follow, preview_web, media_threads, random, accounts.plugins)
+    media = MediaParts(
+        base=base,
+        peers=peers,
+        follow=follow,
+        preview_web=preview_web,
+        threads=media_threads,
+        random=random,
+        plugins=accounts.plugins,
+    )
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    oauth = OAuthParts(config, clock, database, limiter, accounts, login)
-    pages = WebParts(base, accounts, login, mail, oauth, people, profiles, room_services, consents)
-    upstream = UpstreamParts(
-        base, web, directory_threads, accounts, login, profiles, people, files, pages
+    oauth = OAuthParts(
+        config=config,
+        clock=clock,
+        database=database,
+        limiter=limiter,
+        accounts=accounts,
+        login=login,
     )
-    query_answers = answer_queries(
+    pages = WebParts(
+        base=base,
+        accounts=accounts,
+        login=login,
+        email=email,
+        oauth=oauth,
+        user_data=user_data,
+        profiles=profiles,
+        services=room_services,
+        consents=consents,
+    )
+    upstream = UpstreamParts(
+        base=base,
+        web=web,
+        threads=directory_threads,
+        accounts=accounts,
+        login=login,
+        profiles=profiles,
+        user_data=user_data,
+        media=media,
+        pages=pages,
+    )
+    query_answers = make_query_answers(
         profiles.profiles,
         room_services.directory,
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
     )
     services: Sequence[object] = (
-        administration_of_devices(database, identity, accounts, people),
-        administration_of_users(
-            database, identity, accounts, login, profiles, room_reading, people, upstream
+        make_device_administration(database, identity, accounts, user_data),
+        make_user_administration(
+            database, identity, accounts, login, profiles, room_reading, user_data, upstream
         ),
-        *edge.services,
-        login.acting_services,
-        accounts.application_passwords,
-        accounts.audit,
-        login.registration,
-        login.registration_tokens,
-        accounts.renewals,
-        accounts.sessions,
-        login.shared_secret_registration,
-        login.sign_in,
-        people.account_data,
-        people.accounts,
-        people.devices,
-        people.login_tokens,
-        people.moderation,
-        people.filters,
-        people.push_rules,
-        pushers.pushers,
-        pushers.unsubscribing,
-        calls.delayed_events,
-        calls.openid,
-        calls.turn,
-        encryption.backups,
-        encryption.cross_signing,
-        encryption.dehydrated_devices,
-        *exploring.services,
-        finding.directory,
-        finding.messages,
-        federated_rooms.handshakes,
-        federated_rooms.invitations,
         query_answers,
-        *files.services(),
-        federation_out.destinations,
-        federation_out.everyones_keys,
-        federation_out.own_devices,
-        incoming.form,
-        incoming.served,
-        incoming.transactions,
-        devices.device_keys,
-        devices.device_lists,
-        devices.to_device,
-        notifications.notifications,
-        presence.presence,
-        presence.typing,
-        profiles.access,
-        profiles.profiles,
-        room_engine.access,
-        room_reading.markers,
-        room_reading.reading,
-        room_reading.relations,
-        room_reading.thread_subscriptions,
-        room_reading.thread_updates,
-        room_services.creation,
-        room_services.directory,
-        room_services.memberships,
-        room_services.sending,
-        room_services.upgrades,
-        syncing.old_sync,
-        syncing.sliding_sync,
-        syncing.sync,
         registry,
-        mail.languages,
-        mail.validation,
-        login.phones,
-        people.threepids,
-        people.bindings,
-        *pages.services,
-        *oauth.services,
-        *upstream.services,
-        *offers_of(config, login, mail, oauth),
-        *retention.services,
         rtc,
+        *accounts.services,
+        *calls.services,
+        *devices.services,
+        *peers.services,
+        *encryption.services,
+        *exploring.services,
+        *federated_rooms.services,
+        *federation_sender.services,
+        *search.services,
+        *media.services,
+        *federation_receiver.services,
+        *login.services,
+        *email.services,
+        *notifications.services,
+        *oauth.services,
+        *pages.services,
+        *user_data.services,
+        *presence.services,
+        *profiles.services,
+        *pushers.services,
+        *retention.services,
+        *room_engine.services,
+        *room_reading.services,
+        *room_services.services,
+        *sync.services,
+        *upstream.services,
+        *make_capabilities(config, login, email, oauth),
         ClientDiscovery(
-            name.public_baseurl,
-            {
+            public_baseurl=name.public_baseurl,
+            further={
                 **rtc.in_well_known,
-                **identity_server_of(name),
+                **read_identity_server(name),
                 **name.extra_well_known_client_content,
             },
         ),
         ServerDiscovery(
-            server_name,
+            server_name=server_name,
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
@@ -436,31 +416,31 @@ def build(
         ),
     )
     router = Router(
-        SOURCES,
-        index_by_type(services),
+        sources=SOURCES,
+        services=index_by_type(services),
         guard=Guard(
-            limiter,
+            limiter=limiter,
             tokens=accounts.access_tokens,
             appservices=login.acting_services if login.acting_services.has_services else None,
-            signatures=federation_out.signatures,
-            admission=edge.admission,
-            slow_admission=edge.slow_admission,
+            signatures=federation_sender.signatures,
+            admission=peers.admission,
+            slow_admission=peers.slow_admission,
             token_in_query=config.sessions.accept_token_in_query,
         ),
-        body_limits={BodyLimit.UPLOAD: files.repository.max_upload_size},
+        body_limits={BodyLimit.UPLOAD: media.repository.max_upload_size},
     )
-    maintenance_jobs = jobs_of(
+    maintenance_jobs = make_maintenance_jobs(
         clock,
         database,
         login.uia,
-        people.login_tokens,
-        mail.validations,
+        user_data.login_tokens,
+        email.validations,
         presence.presence,
         accounts.last_seen,
     )
     CacheMetrics(
-        registry,
-        {
+        registry=registry,
+        caches={
             "access_tokens": UnsizedCache(accounts.access_tokens.cache),
             **rooms.caches,
             "rooms": room_engine.engine,
@@ -469,30 +449,30 @@ def build(
             **devices.caches,
             **room_reading.caches,
             **notifications.caches,
-            **syncing.caches,
-            "filters": people.filters.cache,
+            **sync.caches,
+            "filters": user_data.filters.cache,
         },
     )
     all_jobs = [
-        *finding.jobs,
+        *search.jobs,
         *retention.jobs,
         *calls.jobs(),
-        *people.jobs(),
+        *user_data.jobs(),
         *profiles.jobs(),
         *room_services.jobs(),
-        *incoming.jobs(),
-        *federation_out.jobs(),
+        *federation_receiver.jobs(),
+        *federation_sender.jobs(),
         *federated_rooms.jobs(),
         *encryption.jobs(),
         *pushers.jobs(),
-        *files.jobs(),
+        *media.jobs(),
         *pages.jobs(),
         *oauth.jobs(),
         *upstream.jobs(),
-        *edge_jobs(edge.member_lists),
+        *member_list_jobs(peers.member_lists),
         *maintenance_jobs,
     ]
-    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
+    jobs = Jobs(clock=clock, jobs=all_jobs, metrics=JobMetrics(registry))
     # of several nodes, another one may be at this work: there, the jobs resume it
     resumed = (
         (
@@ -510,41 +490,41 @@ def build(
             presence,
             room_engine,
             *resumed,
-            mail,
+            email,
             calls.delayed_events,
-            incoming.inbox,
-            incoming.completions,
+            federation_receiver.inbox,
+            federation_receiver.completions,
             federation.unproved,
             jobs,
-            federation_out.sender,
+            federation_sender.sender,
             pushers,
         ),
         cancel=(
             *(() if accounts.peer_nodes is None else (accounts.peer_nodes,)),
-            incoming.completions,
+            federation_receiver.completions,
             federation.unproved,
-            incoming.inbox,
+            federation_receiver.inbox,
             federated_rooms.leaving,
             federated_rooms.planned_invites,
         ),
         stop=(
             jobs,
             calls.delayed_events,
-            federation_out.sender,
+            federation_sender.sender,
             pushers,
             accounts.last_seen,
             presence.presence,
-            files,
-            mail,
+            media,
+            email,
         ),
     )
     sites = Sites(
-        config,
-        clock,
-        router,
+        config=config,
+        clock=clock,
+        router=router,
         metrics=HttpMetrics(registry),
         access_log=access_log,
-        spool=files.contents.spool,
+        spool=media.contents.spool,
         error_page=pages.error_pages.make,
     )
     return Server(
@@ -552,27 +532,27 @@ def build(
         clock=clock,
         database=database,
         sites=sites,
-        listeners=Listeners(config, sites),
+        listeners=Listeners(config=config, sites=sites),
         background=background,
         jobs=jobs,
         peer_nodes=accounts.peer_nodes,
         accounts=accounts,
         calls=calls,
         devices=devices,
-        edge=edge,
+        peers=peers,
         federated_rooms=federated_rooms,
         federation=federation,
-        outgoing_federation=federation_out,
-        search=finding,
+        federation_sender=federation_sender,
+        search=search,
         login=login,
         history=history,
-        incoming_federation=incoming,
-        mail=mail,
-        media=files,
+        federation_receiver=federation_receiver,
+        email=email,
+        media=media,
         notifications=notifications,
         oauth=oauth,
         pages=pages,
-        users=people,
+        user_data=user_data,
         presence=presence,
         profiles=profiles,
         push_rules=push_rules,
@@ -583,7 +563,7 @@ def build(
         room_services=room_services,
         rooms=rooms,
         settings=settings,
-        syncing=syncing,
+        sync=sync,
     )
 
 

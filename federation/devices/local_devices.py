@@ -39,6 +39,7 @@ class LocalDevices:
 
     def __init__(
         self,
+        *,
         keys: DeviceKeyStore,
         published: PublishedKeyCache,
         log: DeviceListLog,

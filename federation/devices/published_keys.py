@@ -44,7 +44,7 @@ class _Known:
 
     __slots__ = ("checked", "keys", "shown")
 
-    def __init__(self, keys: PublishedKeys, checked: int) -> None:
+    def __init__(self, *, keys: PublishedKeys, checked: int) -> None:
         self.keys = keys
         self.checked = checked
         """The position up to which all changes are included. Changes of this process always are."""
@@ -56,10 +56,10 @@ class PublishedKeyCache:
 
     def __init__(
         self,
+        *,
         store: PublishedKeyStore,
         streams: Streams,
         show: Callable[[str, PublishedKeys], EncodedKeys],
-        *,
         capacity: int,
     ) -> None:
         """`show` encodes the keys of a user for other readers. `capacity`: bound for devices and
@@ -183,7 +183,7 @@ class PublishedKeyCache:
             parts.append(read)
             if changes == self._changes:
                 for user_id in missing:
-                    self._keys.put(user_id, _Known(_of_user(read, user_id), began))
+                    self._keys.put(user_id, _Known(keys=_of_user(read, user_id), checked=began))
         return parts
 
     async def _signed_by(self, reader: str) -> Mapping[str, Sequence[KeySignature]]:

@@ -16,7 +16,7 @@ _COMPATIBLE: Final = IPv6Network("::/96")
 class AddressPolicy:
     """Networks that are never contacted, and exceptions to them."""
 
-    def __init__(self, denied: Iterable[str], allowed: Iterable[str] = ()) -> None:
+    def __init__(self, *, denied: Iterable[str], allowed: Iterable[str] = ()) -> None:
         """Networks as in `10.0.0.0/8`, `fe80::/10`, or single addresses. Raises ValueError."""
         self._denied = [ip_network(each, strict=False) for each in denied]
         self._allowed = [ip_network(each, strict=False) for each in allowed]

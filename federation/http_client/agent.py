@@ -88,7 +88,7 @@ class ConnectionPool:
         """
         host = self._hosts.get(key)
         if host is None:
-            host = self._hosts[key] = _Host(self._clock, key)
+            host = self._hosts[key] = _Host(clock=self._clock, key=key)
         with ExitStack() as used:
             host.users += 1
             used.callback(self._leave, host)
@@ -99,7 +99,12 @@ class ConnectionPool:
             response, connection = await self._send(host, connect, method, uri, headers, body)
             # Twisted would keep the connection of a server before HTTP/1.1, which closes it
             used.callback(self._end_request, connection, keep=response.version >= (b"HTTP", 1, 1))
-            return cast(IResponse, _GuardedResponse(response, connection, used.pop_all().close))
+            return cast(
+                IResponse,
+                _GuardedResponse(
+                    response=response, connection=connection, end=used.pop_all().close
+                ),
+            )
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -125,7 +130,10 @@ class ConnectionPool:
     ) -> tuple[IResponse, GuardedConnection]:
         while True:
             attempt = _Attempt(
-                self._clock, connect, method in REPEATABLE, partial(self._begin_request, host)
+                clock=self._clock,
+                connect=connect,
+                is_repeatable=method in REPEATABLE,
+                begin=partial(self._begin_request, host),
             )
             agent = Agent.usingEndpointFactory(self._clock, attempt, host)
             try:
@@ -182,7 +190,7 @@ class _Host(HTTPConnectionPool):
     cachedConnectionTimeout = MAX_IDLE_SECONDS
     retryAutomatically = False
 
-    def __init__(self, clock: IReactorTime, key: Hashable) -> None:
+    def __init__(self, *, clock: IReactorTime, key: Hashable) -> None:
         super().__init__(clock)  # type: ignore[no-untyped-call]
         self.key = key
         self.requests = DeferredSemaphore(MAX_CONCURRENT_PER_HOST)
@@ -212,6 +220,7 @@ class _Attempt:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         connect: Connect,
         is_repeatable: bool,
@@ -256,7 +265,7 @@ class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
     """An answer whose body is read by way of `_Body`."""
 
     def __init__(
-        self, response: IResponse, connection: GuardedConnection, end: Callable[[], None]
+        self, *, response: IResponse, connection: GuardedConnection, end: Callable[[], None]
     ) -> None:
         super().__init__(response)
         self._connection = connection
@@ -270,14 +279,16 @@ class _GuardedResponse(proxyForInterface(IResponse)):  # type: ignore[misc]
             response.headers.setRawHeaders(b"Content-Encoding", [renamed])
 
     def deliverBody(self, protocol: IProtocol) -> None:
-        self.original.deliverBody(_Body(protocol, self._connection, self._end))
+        self.original.deliverBody(
+            _Body(receiver=protocol, connection=self._connection, end=self._end)
+        )
 
 
 class _Body(Protocol):
     """Passes a body on, and translates the reason of its end."""
 
     def __init__(
-        self, receiver: IProtocol, connection: GuardedConnection, end: Callable[[], None]
+        self, *, receiver: IProtocol, connection: GuardedConnection, end: Callable[[], None]
     ) -> None:
         self._receiver = receiver
         self._connection = connection
@@ -309,7 +320,7 @@ class WebAgent:
     The trust checks its certificate.
     """
 
-    def __init__(self, pool: ConnectionPool, connector: Connector, trust: TlsTrust) -> None:
+    def __init__(self, *, pool: ConnectionPool, connector: Connector, trust: TlsTrust) -> None:
         self._pool = pool
         self._connector = connector
         self._trust = trust

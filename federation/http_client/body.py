@@ -40,10 +40,10 @@ class BodyReader(Protocol):
 
     def __init__(
         self,
+        *,
         status: int,
         headers: Mapping[str, str],
         encoding: str,
-        *,
         max_bytes: int,
         take: TakeBody | None = None,
     ) -> None:

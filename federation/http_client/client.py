@@ -61,7 +61,7 @@ class WebClient(Protocol):
 class HttpClient:
     """Sends requests to untrusted servers."""
 
-    def __init__(self, clock: IReactorTime, agent: IAgent) -> None:
+    def __init__(self, *, clock: IReactorTime, agent: IAgent) -> None:
         self._clock = clock
         self._treq = HTTPClient(agent, _NoCookies(), _Body)
 
@@ -121,7 +121,9 @@ class HttpClient:
         )
         found = _read_headers(response)
         encoding = found.pop("content-encoding", "")
-        reader = BodyReader(response.code, found, encoding, max_bytes=max_bytes, take=take)
+        reader = BodyReader(
+            status=response.code, headers=found, encoding=encoding, max_bytes=max_bytes, take=take
+        )
         response.deliverBody(reader)
         return WebResponse(url, response.code, found, await reader.done)
 

@@ -36,7 +36,7 @@ class GuardedConnection(ProtocolWrapper):
     """The transport of one `HTTP11ClientProtocol`. `ready` fires with that once the other side is
     authenticated."""
 
-    def __init__(self, factory: "GuardFactory", wrapped: IProtocol, tls: TlsName | None) -> None:
+    def __init__(self, *, factory: "GuardFactory", wrapped: IProtocol, tls: TlsName | None) -> None:
         super().__init__(factory, wrapped)
         self.ready: Deferred[IProtocol] = Deferred(lambda _: self.loseConnection())
         self.is_open = False
@@ -153,13 +153,15 @@ class GuardFactory(WrappingFactory[GuardedConnection]):
 
     noisy = False
 
-    def __init__(self, wrapped: IProtocolFactory, tls: TlsName | None) -> None:
+    def __init__(self, *, wrapped: IProtocolFactory, tls: TlsName | None) -> None:
         """`tls`: the expected certificate."""
         super().__init__(wrapped)  # type: ignore[no-untyped-call]
         self._tls = tls
 
     def buildProtocol(self, addr: IAddress | None) -> GuardedConnection:
-        return GuardedConnection(self, self.wrappedFactory.buildProtocol(addr), self._tls)
+        return GuardedConnection(
+            factory=self, wrapped=self.wrappedFactory.buildProtocol(addr), tls=self._tls
+        )
 
 
 def _tls_error(error: SSL.Error) -> OutboundError:

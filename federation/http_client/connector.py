@@ -34,6 +34,7 @@ class Connector:
 
     def __init__(
         self,
+        *,
         tcp: IReactorTCP,
         clock: IReactorTime,
         names: NameResolver,
@@ -56,7 +57,7 @@ class Connector:
         `host`: a name, or an address without brackets. Raises OutboundError. Has no time limit:
         the caller sets one.
         """
-        guards: IProtocolFactory = GuardFactory(factory, tls)
+        guards: IProtocolFactory = GuardFactory(wrapped=factory, tls=tls)
         if tls is not None:
             guards = TLSMemoryBIOFactory(tls, True, guards, self._clock)
             guards.noisy = False
@@ -75,7 +76,7 @@ class Connector:
             self._allowed([host])
         addresses = [proxy.host] if _is_address(proxy.host) else await self._look_up(proxy.host)
         tunnel = await self._connect_first(
-            addresses, proxy.port, TunnelFactory(proxy, host, port, factory)
+            addresses, proxy.port, TunnelFactory(proxy=proxy, host=host, port=port, inner=factory)
         )
         return await cast(Tunnel, tunnel).ready
 

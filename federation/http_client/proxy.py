@@ -67,7 +67,7 @@ def read_proxy(url: str, exceptions: Sequence[str] = ()) -> Proxy:
 class Tunnel(Protocol):
     """Asks the proxy for a connection to a host. `ready` fires with the connected protocol."""
 
-    def __init__(self, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
+    def __init__(self, *, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
         self.ready: Deferred[IProtocol] = Deferred(lambda _: self._abort())
         self._proxy = proxy
         self._host = host
@@ -125,14 +125,14 @@ class TunnelFactory(Factory):
 
     noisy = False
 
-    def __init__(self, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
+    def __init__(self, *, proxy: Proxy, host: str, port: int, inner: IProtocolFactory) -> None:
         self._proxy = proxy
         self._host = host
         self._port = port
         self._inner = inner
 
     def buildProtocol(self, addr: IAddress | None) -> Tunnel:
-        return Tunnel(self._proxy, self._host, self._port, self._inner)
+        return Tunnel(proxy=self._proxy, host=self._host, port=self._port, inner=self._inner)
 
 
 def _is_covered(host: str, exception: str) -> bool:

@@ -54,6 +54,7 @@ class SystemNameResolver:
 
     def __init__(
         self,
+        *,
         reactor: ReactorBase,
         threads: Executor,
         name_servers: Sequence[tuple[str, int]] | None = None,

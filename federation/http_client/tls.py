@@ -36,7 +36,7 @@ class TlsTrust:
     """The trusted authorities. Reading those of the system takes some milliseconds, so make one
     instance and share it."""
 
-    def __init__(self, authorities: Sequence[Path] | None = None, *, verify: bool = True) -> None:
+    def __init__(self, *, authorities: Sequence[Path] | None = None, verify: bool = True) -> None:
         """`authorities`: PEM files instead of the system's. Without `verify`, no certificate is
         checked.
 
@@ -57,14 +57,14 @@ class TlsTrust:
     def towards(self, name: str) -> "TlsName":
         """Expect a server of that name (a host name, or an address without brackets) on one
         connection."""
-        return TlsName(self._context, name, self.verifies)
+        return TlsName(context=self._context, name=name, verifies=self.verifies)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class TlsName:
     """Makes the TLS of one connection, with the name in SNI, and checks the certificate's name."""
 
-    def __init__(self, context: Context, name: str, verifies: bool) -> None:
+    def __init__(self, *, context: Context, name: str, verifies: bool) -> None:
         self._context = context
         self._name = name
         self._verifies = verifies

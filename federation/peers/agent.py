@@ -30,7 +30,7 @@ class FederationAgent:
     """An agent for URLs whose host and port are the name of a Matrix server."""
 
     def __init__(
-        self, routes: Routes, connector: Connector, pool: ConnectionPool, trust: TlsTrust
+        self, *, routes: Routes, connector: Connector, pool: ConnectionPool, trust: TlsTrust
     ) -> None:
         self._routes = routes
         self._connector = connector
@@ -81,9 +81,9 @@ class FederationAgent:
 class HttpWire:
     """A `Wire`."""
 
-    def __init__(self, clock: IReactorTime, agent: FederationAgent) -> None:
+    def __init__(self, *, clock: IReactorTime, agent: FederationAgent) -> None:
         self._clock = clock
-        self._client = HttpClient(clock, agent)
+        self._client = HttpClient(clock=clock, agent=agent)
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
         """Send a request and return the response. Raises RemoteError."""

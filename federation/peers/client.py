@@ -94,6 +94,7 @@ class FederationClient:
 
     def __init__(
         self,
+        *,
         wire: Wire,
         identity: ServerIdentity,
         policy: FederationPolicy,

@@ -47,9 +47,9 @@ class FairSemaphore(Generic[K]):
 
     def __init__(
         self,
+        *,
         permits: int,
         permits_per_key: int | Callable[[K], int],
-        *,
         max_waiting: int | None = None,
         max_waiting_per_key: int | Callable[[K], int | None] | None = None,
         refusal: Callable[[K | None], MatrixError] = lambda _key: LimitExceeded(),

@@ -118,11 +118,11 @@ class Keyring:
 
     def __init__(
         self,
+        *,
         remote: ServerKeyClient,
         store: ServerKeyStore,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
-        *,
         notaries: Sequence[Notary] = (),
         old_keys: Mapping[KeyID, VerifyKey] | None = None,
         pinned_keys: Callable[[ServerName], Mapping[KeyID, bytes]] = lambda _: {},
@@ -139,27 +139,28 @@ class Keyring:
         self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
         self._known: dict[ServerName, _Known] = {}
         self._lacking: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, RETRIES, max_records=MAX_CACHED
+            now_ms=now_ms, schedule=RETRIES, max_records=MAX_CACHED
         )
         """Servers whose keys neither they nor a notary could provide."""
         self._recently_fetched: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, max_records=MAX_CACHED
+            now_ms=now_ms, max_records=MAX_CACHED
         )
         """Servers that have just answered with their keys."""
-        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms=now_ms)
         """Servers that asked us to wait."""
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._fetch_slots = DeferredSemaphore(MAX_CONCURRENT)
         self._unauthenticated: FairSemaphore[_Party] = FairSemaphore(
-            MAX_WAITING_UNAUTHENTICATED,
-            lambda _party: self._unauthenticated.free,
+            permits=MAX_WAITING_UNAUTHENTICATED,
+            permits_per_key=lambda _party: self._unauthenticated.free,
             refusal=lambda _party: LimitExceeded(
                 "Too many unknown servers at the moment", retry_after_ms=RETRIES.first_ms
             ),
         )
         """Requests from unauthenticated servers that wait for keys."""
         self._unauthenticated_fetch_slots: FairSemaphore[str] = FairSemaphore(
-            MAX_CONCURRENT_UNAUTHENTICATED, MAX_CONCURRENT_UNAUTHENTICATED // 2
+            permits=MAX_CONCURRENT_UNAUTHENTICATED,
+            permits_per_key=MAX_CONCURRENT_UNAUTHENTICATED // 2,
         )
         """Key requests to such servers, by registered domain."""
 

@@ -58,6 +58,7 @@ class MemberListRefresher:
 
     def __init__(
         self,
+        *,
         source: MemberListSource | None,
         store: SignedDocumentStore,
         policy: FederationPolicy,

@@ -46,6 +46,7 @@ class KeyNotaryService:
 
     def __init__(
         self,
+        *,
         keyring: Keyring,
         store: ServerKeyStore,
         own_keys: PublishedServerKeys,
@@ -59,7 +60,9 @@ class KeyNotaryService:
         self._identity = identity
         self._policy = policy
         self._now_ms = now_ms
-        self._fetches = TokenBuckets(lambda: now_ms() / 1000, Rate(FETCHES_PER_SECOND, FETCH_BURST))
+        self._fetches = TokenBuckets(
+            now=lambda: now_ms() / 1000, rate=Rate(FETCHES_PER_SECOND, FETCH_BURST)
+        )
 
     async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
         """Return key documents of servers, with our signature added.

@@ -19,6 +19,7 @@ class PublishedServerKeys:
 
     def __init__(
         self,
+        *,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         old_keys: Mapping[KeyID, tuple[str, int]],

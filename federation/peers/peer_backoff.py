@@ -43,9 +43,9 @@ class PeerBackoff(Generic[K]):
 
     def __init__(
         self,
+        *,
         now_ms: Callable[[], int],
         schedule: BackoffSchedule | None = None,
-        *,
         max_records: int = MAX_RECORDS,
     ) -> None:
         """`schedule`: of failures. None: only requests to wait cause a pause."""
@@ -111,7 +111,7 @@ class PeerBackoff(Generic[K]):
 class BackoffWire:
     """A wire that records which servers answer."""
 
-    def __init__(self, wire: Wire, backoff: PeerBackoff[ServerName]) -> None:
+    def __init__(self, *, wire: Wire, backoff: PeerBackoff[ServerName]) -> None:
         self._wire = wire
         self._backoff = backoff
 

@@ -38,15 +38,15 @@ class PeerLimits(msgspec.Struct, frozen=True):
 class PeerQueue:
     """Admits requests of other servers. Each `enter` that returns needs a `leave`."""
 
-    def __init__(self, clock: IReactorTime, limits: PeerLimits) -> None:
+    def __init__(self, *, clock: IReactorTime, limits: PeerLimits) -> None:
         self._clock = clock
         self._limits = limits
         asks = max(limits.requests_per_window, 1)
         rate = Rate(asks / limits.window, asks)  # a bucket refills in a window
-        self._buckets = TokenBuckets(clock.seconds, rate, max_buckets=MAX_COUNTED)
+        self._buckets = TokenBuckets(now=clock.seconds, rate=rate, max_buckets=MAX_COUNTED)
         self._delayed: Counter[ServerName] = Counter()
         self._semaphore: FairSemaphore[ServerName] = FairSemaphore(
-            sys.maxsize, limits.max_concurrent
+            permits=sys.maxsize, permits_per_key=limits.max_concurrent
         )
 
     async def enter(self, server: ServerName) -> None:

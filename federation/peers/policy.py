@@ -98,7 +98,9 @@ class FederationPolicy:
 
     _log = Logger()
 
-    def __init__(self, own: ServerName, rules: PolicyRules, seconds: Callable[[], float]) -> None:
+    def __init__(
+        self, *, own: ServerName, rules: PolicyRules, seconds: Callable[[], float]
+    ) -> None:
         """`own`: the name of this server. `seconds`: a clock."""
         self._own = own
         self._rules = rules

@@ -53,7 +53,7 @@ _QUOTE, _OPEN, _OPEN_LIST, _CLOSE, _CLOSE_LIST = b'"{[}]'
 class Yielder:
     """Lets the reactor run after a certain amount of parsing."""
 
-    def __init__(self, clock: IReactorTime, at_once: int = PARSED_BYTES_PER_TURN) -> None:
+    def __init__(self, *, clock: IReactorTime, at_once: int = PARSED_BYTES_PER_TURN) -> None:
         """`at_once`: bytes between two turns of the reactor."""
         self._clock = clock
         self._at_once = at_once

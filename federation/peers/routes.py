@@ -83,6 +83,7 @@ class Routes:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         web: WellKnownClient,
         names: NameResolver,

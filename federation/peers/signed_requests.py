@@ -50,6 +50,7 @@ class RequestVerifier:
 
     def __init__(
         self,
+        *,
         keyring: Keyring,
         policy: FederationPolicy,
         identity: ServerIdentity,
@@ -59,7 +60,7 @@ class RequestVerifier:
         self._policy = policy
         self._identity = identity
         self._now_ms = now_ms
-        self._resting: PeerBackoff[str] = PeerBackoff(now_ms, max_records=MAX_PAUSED)
+        self._resting: PeerBackoff[str] = PeerBackoff(now_ms=now_ms, max_records=MAX_PAUSED)
         """Addresses that sent a long body with an invalid signature."""
 
     async def get_peer(

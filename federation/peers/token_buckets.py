@@ -31,7 +31,7 @@ class TokenBuckets:
     """The buckets of one limit. For the reactor thread."""
 
     def __init__(
-        self, now: Callable[[], float], rate: Rate, *, max_buckets: int = MAX_BUCKETS
+        self, *, now: Callable[[], float], rate: Rate, max_buckets: int = MAX_BUCKETS
     ) -> None:
         """`now`: a clock, in seconds."""
         self._now = now

@@ -37,7 +37,7 @@ RECEIPT = "m.receipt"
 class EduReceivers:
     """Dispatches EDUs to their handlers. For the reactor thread."""
 
-    def __init__(self, access: ServerAccess, handlers: Mapping[str, EduHandler]) -> None:
+    def __init__(self, *, access: ServerAccess, handlers: Mapping[str, EduHandler]) -> None:
         """`handlers`: by type of EDU."""
         self._access = access
         self.handlers = handlers

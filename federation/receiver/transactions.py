@@ -90,6 +90,7 @@ class TransactionReceiver:
 
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         memberships: Memberships,
         receiver: Receiver,
@@ -112,8 +113,8 @@ class TransactionReceiver:
         self._policy = policy
         self._observer = observer
         self._queue: FairSemaphore[ServerName] = FairSemaphore(
-            sys.maxsize,
-            1,
+            permits=sys.maxsize,
+            permits_per_key=1,
             max_waiting_per_key=MAX_WAITING - 1,
             refusal=lambda _server: LimitExceeded(
                 "Wait for the response to a transaction before you send the next",
@@ -177,7 +178,7 @@ class TransactionReceiver:
         self, origin: ServerName, pdus: Sequence[Piece], edus: Sequence[Piece]
     ) -> Results:
         by_room: dict[RoomID, list[tuple[Mapping[str, Any], int]]] = {}
-        turns = Yielder(self._clock)
+        turns = Yielder(clock=self._clock)
         for piece in pdus:
             pdu, size = _read_event(piece), _size(piece)
             await turns.after(size)
@@ -199,7 +200,7 @@ class TransactionReceiver:
         return results
 
     async def _read_edus(self, edus: Iterable[Piece]) -> AsyncIterator[Mapping[str, Any]]:
-        turns = Yielder(self._clock)
+        turns = Yielder(clock=self._clock)
         for edu in edus:
             yield _read_edu(edu)
             await turns.after(_size(edu))

@@ -73,7 +73,7 @@ class EventClient:
     `seconds`: longest time for the response. Each method may shorten it.
     """
 
-    def __init__(self, requests: FederationClient, clock: IReactorTime) -> None:
+    def __init__(self, *, requests: FederationClient, clock: IReactorTime) -> None:
         self._requests = requests
         self._clock = clock
 
@@ -204,7 +204,7 @@ class EventClient:
             raise RemoteError(
                 server, f"the answer has an unexpected form: {error}", retryable=False
             ) from error
-        turns, events = Yielder(self._clock), list[Pdu]()
+        turns, events = Yielder(clock=self._clock), list[Pdu]()
         for piece in lists.lists[field][:limit]:
             if event := parse_event_piece(piece):
                 events.append(event)
@@ -247,7 +247,7 @@ async def _check_ids(server: ServerName, ids: Sequence[str], clock: IReactorTime
     if len(ids) > MAX_STATE_EVENTS:
         raise RemoteError(server, "the state has too many events", retryable=False)
     found: dict[EventID, None] = {}
-    turns = Yielder(clock, IDS_PER_TURN)
+    turns = Yielder(clock=clock, at_once=IDS_PER_TURN)
     for start in range(0, len(ids), IDS_PER_TURN):
         found.update(
             (EventID(event_id), None)

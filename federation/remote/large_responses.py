@@ -38,14 +38,15 @@ class LargeResponseSlots:
     """The slots for responses of one kind. For the reactor thread."""
 
     def __init__(
-        self, clock: IReactorTime, *, short_bytes: int, slots: Sequence[tuple[int, int]]
+        self, *, clock: IReactorTime, short_bytes: int, slots: Sequence[tuple[int, int]]
     ) -> None:
         """`slots`: slots for responses of more than `short_bytes`, as number and largest size in
         bytes, the smallest first."""
         self._clock = clock
         self._short_bytes = short_bytes
         self._slots: list[tuple[FairSemaphore[str], int]] = [
-            (FairSemaphore(at_once, 1), max_bytes) for at_once, max_bytes in slots
+            (FairSemaphore(permits=at_once, permits_per_key=1), max_bytes)
+            for at_once, max_bytes in slots
         ]
 
     @asynccontextmanager

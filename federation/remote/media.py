@@ -61,7 +61,7 @@ class FileHeaders(msgspec.Struct, frozen=True):
 class MediaClient:
     """Downloads files."""
 
-    def __init__(self, requests: FederationClient, follow: Follow) -> None:
+    def __init__(self, *, requests: FederationClient, follow: Follow) -> None:
         self._requests = requests
         self._follow = follow
 
@@ -81,7 +81,7 @@ class MediaClient:
         response. Raises RefusedByRemote, RemoteFileTooLarge, another RemoteError, Forbidden (the
         policy), OSError (the sink).
         """
-        receiver = _Receiver(server, sink, max_bytes)
+        receiver = _Receiver(server=server, sink=sink, max_bytes=max_bytes)
         limits = (seconds, max_bytes + ENVELOPE_BYTES)
         try:
             await self._download_by_either(server, media_id, timeout_ms, receiver, limits)
@@ -156,7 +156,7 @@ class MediaClient:
 class _Receiver:
     """Reads the responses about one file."""
 
-    def __init__(self, server: ServerName, sink: FileSink, max_bytes: int) -> None:
+    def __init__(self, *, server: ServerName, sink: FileSink, max_bytes: int) -> None:
         self.server = server
         self.location: str | None = None
         self.headers = FileHeaders("", "")

@@ -73,7 +73,7 @@ class MembershipClient:
     """Sends membership requests."""
 
     def __init__(
-        self, requests: FederationClient, states: LargeResponseSlots, clock: IReactorTime
+        self, *, requests: FederationClient, states: LargeResponseSlots, clock: IReactorTime
     ) -> None:
         """`states`: the slots for large states."""
         self._requests = requests

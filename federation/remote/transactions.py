@@ -33,7 +33,7 @@ class Transaction(msgspec.Struct, frozen=True):
 class TransactionClient:
     """Sends transactions."""
 
-    def __init__(self, requests: FederationClient, identity: ServerIdentity) -> None:
+    def __init__(self, *, requests: FederationClient, identity: ServerIdentity) -> None:
         self._requests = requests
         self._origin = encode_canonical(identity.server_name)
 

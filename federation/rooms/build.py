@@ -86,6 +86,7 @@ class Chain:
 
     def __init__(
         self,
+        *,
         snapshot: RoomSnapshot,
         events: RoomEvents,
         identity: ServerIdentity,

@@ -48,7 +48,7 @@ class ReceivedPdu:
     """A PDU from another server, parsed when first needed."""
 
     def __init__(
-        self, version: RoomVersion, pdu: Mapping[str, Any], event: Event | None = None
+        self, *, version: RoomVersion, pdu: Mapping[str, Any], event: Event | None = None
     ) -> None:
         """`event`: given for stored events, which were checked before."""
         self._version = version

@@ -19,7 +19,7 @@ MEMBER: Final = "m.room.member"
 class CurrentStates:
     """Finds the roots of past current states. For the reactor thread."""
 
-    def __init__(self, timelines: Timelines, events: RoomEvents, trees: StateTreeStore) -> None:
+    def __init__(self, *, timelines: Timelines, events: RoomEvents, trees: StateTreeStore) -> None:
         self._timelines = timelines
         self._events = events
         self._trees = trees

@@ -46,7 +46,7 @@ class StoredEffects:
     """Computes the effects of many stored events at once, without the event cache, since few of
     them are needed again."""
 
-    def __init__(self, store: EventStore, identity: ServerIdentity) -> None:
+    def __init__(self, *, store: EventStore, identity: ServerIdentity) -> None:
         self._store = store
         self._identity = identity
 

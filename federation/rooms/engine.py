@@ -88,6 +88,7 @@ class RoomEngine:
     # More than ten: everything on the way of an event into its room.
     def __init__(
         self,
+        *,
         database: Database,
         rooms: RoomStore,
         events: RoomEvents,
@@ -98,7 +99,6 @@ class RoomEngine:
         now_ms: Callable[[], int],
         classify: Classify,
         partial: PartialRooms,
-        *,
         capacity: int,
         vouch: GetPolicySignature | None = None,
     ) -> None:
@@ -163,7 +163,7 @@ class RoomEngine:
 
     def view(self, room_nid: int, root: bytes | None) -> StateView:
         """Return the state at some root of a room."""
-        return StateView(self._trees, self._events, room_nid, root)
+        return StateView(trees=self._trees, events=self._events, room_nid=room_nid, root=root)
 
     async def send(self, room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
         """Add the events of one request to a room, all or none; return them once they are durable.
@@ -193,9 +193,9 @@ class RoomEngine:
             raise Forbidden("You are not in this room")
         if snapshot.head.partial_join is not None:
             await self._wait_for_members(snapshot, drafts)
-        return await Chain(snapshot, self._events, self._identity, self._classify).add(
-            drafts, self._now_ms()
-        )
+        return await Chain(
+            snapshot=snapshot, events=self._events, identity=self._identity, classify=self._classify
+        ).add(drafts, self._now_ms())
 
     async def get_complete(self, room_id: RoomID) -> RoomSnapshot:
         """Return the room once its state is complete. Raises NotFound, StateIncomplete."""
@@ -231,12 +231,12 @@ class RoomEngine:
         others = await self._servers.in_room(snapshot.room.room_nid)
         further_flags = EventFlag.TO_SEND if others else 0
         return Chain(
-            snapshot,
-            self._events,
-            self._identity,
-            self._classify,
-            further_flags,
-            self._vouch if others else None,
+            snapshot=snapshot,
+            events=self._events,
+            identity=self._identity,
+            classify=self._classify,
+            further_flags=further_flags,
+            get_policy_signature=self._vouch if others else None,
         )
 
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
@@ -288,10 +288,10 @@ class RoomEngine:
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = RoomHead(0, (), 0, None, 0, 0)
         chain = Chain(
-            RoomSnapshot(placeholder, version, empty, self.view(0, None)),
-            self._events,
-            self._identity,
-            self._classify,
+            snapshot=RoomSnapshot(placeholder, version, empty, self.view(0, None)),
+            events=self._events,
+            identity=self._identity,
+            classify=self._classify,
         )
         for draft in drafts:
             await chain.add([draft], now)

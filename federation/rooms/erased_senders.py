@@ -34,7 +34,7 @@ class ErasedSenders:
     """Decides which events are shown without their content. For the reactor thread."""
 
     def __init__(
-        self, store: ErasureStore, streams: Streams, states: CurrentStates, events: RoomEvents
+        self, *, store: ErasureStore, streams: Streams, states: CurrentStates, events: RoomEvents
     ) -> None:
         self._store = store
         self._states = states

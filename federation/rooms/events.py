@@ -56,7 +56,7 @@ class StoredEvent:
     client_prefix: bytes
     """The client form, without `room_id`, `unsigned` and the closing brace; encoded once."""
 
-    def __init__(self, event: Event, row: EventRow) -> None:
+    def __init__(self, *, event: Event, row: EventRow) -> None:
         self.event = event
         self.nid = row.event_nid
         self.aged_from = row.origin_server_ts
@@ -164,7 +164,7 @@ class RoomEvents:
     """
 
     def __init__(
-        self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int
+        self, *, store: EventStore, rooms: RoomStore, streams: Streams, capacity: int
     ) -> None:
         """`capacity`: events of `AVERAGE_BYTES` bytes; fewer if they are larger."""
         self._store = store
@@ -282,7 +282,7 @@ class RoomEvents:
         event = load_event(
             ROOM_VERSIONS[room.version], EventID(row.event_id), RoomID(room.room_id), row.pdu
         )
-        return self._put(StoredEvent(event, row))
+        return self._put(StoredEvent(event=event, row=row))
 
     def expect(self, events: Iterable[Event]) -> None:
         """Register events that are about to be written, so that they are not parsed again when the
@@ -312,7 +312,7 @@ class RoomEvents:
             if change.topic is Topic.EVENT and isinstance(change.detail, EventRow):
                 event = self._expected.get(change.detail.event_id)
                 if event is not None:
-                    self._put(StoredEvent(event, change.detail))
+                    self._put(StoredEvent(event=event, row=change.detail))
             elif change.topic in (Topic.REDACTED, Topic.OUTLIER_PLACED, Topic.PURGED):
                 self._changes += 1
                 if isinstance(change.detail, int):

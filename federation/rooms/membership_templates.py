@@ -121,7 +121,7 @@ class TemplateRequests:
     """Makes membership events of our users from templates of other servers."""
 
     def __init__(
-        self, remote: MembershipClient, identity: ServerIdentity, now_ms: Callable[[], int]
+        self, *, remote: MembershipClient, identity: ServerIdentity, now_ms: Callable[[], int]
     ) -> None:
         self._remote = remote
         self._identity = identity

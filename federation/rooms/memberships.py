@@ -15,7 +15,7 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 class Memberships:
     """Reads memberships by user and by room through caches."""
 
-    def __init__(self, store: MembershipStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: MembershipStore, streams: Streams, capacity: int) -> None:
         """`capacity`: users, and as many rooms."""
         self._store = store
         self._by_user: StreamCache[str, dict[int, MembershipRow]] = StreamCache(

@@ -23,7 +23,7 @@ MAX_WAIT: Final = 60.0
 class PartialRooms:
     """Reads the rooms that were joined with partial state. For the reactor thread."""
 
-    def __init__(self, store: PartialRoomStore, streams: Streams, clock: IReactorTime) -> None:
+    def __init__(self, *, store: PartialRoomStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store
         self._streams = streams
         self._clock = clock

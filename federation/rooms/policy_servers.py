@@ -80,6 +80,7 @@ class PolicyServers:
 
     def __init__(
         self,
+        *,
         remote: PolicyServerClient,
         servers: RoomServers,
         policy: FederationPolicy,
@@ -94,10 +95,10 @@ class PolicyServers:
         self._identity = identity
         self._judgements = verdicts
         self._now_ms = now_ms
-        self._busy: PeerBackoff[ServerName] = PeerBackoff(now_ms)
+        self._busy: PeerBackoff[ServerName] = PeerBackoff(now_ms=now_ms)
         """Policy servers that asked us to wait."""
         self._unreachable: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, BackoffSchedule(PAUSE_MS, PAUSE_MS)
+            now_ms=now_ms, schedule=BackoffSchedule(PAUSE_MS, PAUSE_MS)
         )
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:

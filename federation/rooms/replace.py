@@ -33,6 +33,7 @@ class RoomReplacement:
 
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         writer: RoomWriter,

@@ -44,11 +44,11 @@ class StateResolver:
 
     def __init__(
         self,
+        *,
         database: Database,
         trees: StateTreeStore,
         chains: AuthChainStore,
         events: RoomEvents,
-        *,
         capacity: int = 1000,
     ) -> None:
         """`capacity`: resolutions in the cache."""

@@ -23,7 +23,7 @@ class RoomServers:
     """Reads the other servers in rooms through a cache."""
 
     def __init__(
-        self, store: RoomServerStore, memberships: Memberships, streams: Streams, *, capacity: int
+        self, *, store: RoomServerStore, memberships: Memberships, streams: Streams, capacity: int
     ) -> None:
         """`capacity`: rooms."""
         self._store = store

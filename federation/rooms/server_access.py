@@ -25,7 +25,12 @@ class ServerAccess:
     """Evaluates server ACLs through a cache. For the reactor thread."""
 
     def __init__(
-        self, engine: RoomEngine, rooms: RoomStore, memberships: Memberships, servers: RoomServers
+        self,
+        *,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        memberships: Memberships,
+        servers: RoomServers,
     ) -> None:
         self._engine = engine
         self._rooms = rooms

@@ -39,7 +39,7 @@ class ServerFallback:
 
     _log = Logger()
 
-    def __init__(self, policy: FederationPolicy, own: ServerName) -> None:
+    def __init__(self, *, policy: FederationPolicy, own: ServerName) -> None:
         self._policy = policy
         self._own = own
 

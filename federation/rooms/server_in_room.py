@@ -17,7 +17,9 @@ from federation.rooms.snapshot import RoomSnapshot
 class ServerInRoom:
     """Finds rooms that this server is in. For the reactor thread."""
 
-    def __init__(self, engine: RoomEngine, memberships: Memberships, access: ServerAccess) -> None:
+    def __init__(
+        self, *, engine: RoomEngine, memberships: Memberships, access: ServerAccess
+    ) -> None:
         self._engine = engine
         self._memberships = memberships
         self._access = access

@@ -68,6 +68,7 @@ class StateAudit:
 
     def __init__(
         self,
+        *,
         store: StateAuditStore,
         rooms: RoomStore,
         engine: RoomEngine,

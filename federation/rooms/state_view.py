@@ -24,6 +24,7 @@ class StateView:
 
     def __init__(
         self,
+        *,
         trees: StateTreeStore,
         events: RoomEvents,
         room_nid: int,
@@ -82,7 +83,13 @@ class StateView:
         if root == self.root:
             return self
         inherited = self._entries if len(self._entries) <= MAX_INHERITED else {}
-        return StateView(self._trees, self._events, self.room_nid, root, {**inherited, **changes})
+        return StateView(
+            trees=self._trees,
+            events=self._events,
+            room_nid=self.room_nid,
+            root=root,
+            entries={**inherited, **changes},
+        )
 
     def clear_cache(self) -> None:
         """Empty the cache, because an event in it has lost its content."""

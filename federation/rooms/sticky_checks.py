@@ -77,6 +77,7 @@ class StickyChecks:
 
     def __init__(
         self,
+        *,
         store: StickyEventStore,
         rooms: RoomStore,
         engine: RoomEngine,

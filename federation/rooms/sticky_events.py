@@ -67,7 +67,7 @@ class StickyEvents:
     """Reads which events are sticky, and until when."""
 
     def __init__(
-        self, store: StickyEventStore, streams: Streams, now_ms: Callable[[], int]
+        self, *, store: StickyEventStore, streams: Streams, now_ms: Callable[[], int]
     ) -> None:
         self._store = store
         self._now_ms = now_ms

@@ -66,7 +66,7 @@ class Timelines:
     No `StreamCache`: a new event extends a tail, which knows from which position it is complete.
     """
 
-    def __init__(self, store: TimelineStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: TimelineStore, streams: Streams, capacity: int) -> None:
         """`capacity`: rooms."""
         self._store = store
         self._streams = streams

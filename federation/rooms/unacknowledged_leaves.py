@@ -30,7 +30,7 @@ class UnacknowledgedLeaves:
     """Compares states to find leaves that another server lacks. For the reactor thread."""
 
     def __init__(
-        self, events: RoomEvents, resolver: StateResolver, identity: ServerIdentity
+        self, *, events: RoomEvents, resolver: StateResolver, identity: ServerIdentity
     ) -> None:
         self._events = events
         self._resolver = resolver

@@ -55,6 +55,7 @@ class Visibility:
 
     def __init__(
         self,
+        *,
         trees: StateTreeStore,
         events: RoomEvents,
         membership_periods: MembershipPeriods,

@@ -19,7 +19,7 @@ class RequestAuthenticator(Protocol):
 class PeerActivityRecorder:
     """Authenticates with another checker, and reports each peer to the sender."""
 
-    def __init__(self, checker: RequestAuthenticator, sender: FederationSender) -> None:
+    def __init__(self, *, checker: RequestAuthenticator, sender: FederationSender) -> None:
         self._checker = checker
         self._sender = sender
 

@@ -44,6 +44,7 @@ class UnblockedServerNotifier:
 
     def __init__(
         self,
+        *,
         policy: FederationPolicy,
         store: RoomServerStore,
         transactions: TransactionClient,

@@ -29,9 +29,9 @@ T = TypeVar("T")
 class SendSlots:
     """Runs requests, one at a time for each server. For the reactor thread."""
 
-    def __init__(self, clock: IReactorTime, size: int) -> None:
+    def __init__(self, *, clock: IReactorTime, size: int) -> None:
         self._clock = clock
-        self._slots: FairSemaphore[ServerName] = FairSemaphore(size, 1)
+        self._slots: FairSemaphore[ServerName] = FairSemaphore(permits=size, permits_per_key=1)
         self._running = 0
 
     async def run(self, server: ServerName, work: Callable[[], Awaitable[T]]) -> T:

@@ -78,6 +78,7 @@ class FederationSender:
     # More than ten: it dispatches all kinds of changes.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         streams: Streams,
         lease: NodeLease,
@@ -95,7 +96,9 @@ class FederationSender:
     ) -> None:
         self._clock = clock
         self._streams = streams
-        self._lease = LeaseLoop(clock, lease, self, "sender", each_round=self._exchange_activity)
+        self._lease = LeaseLoop(
+            clock=clock, lease=lease, work=self, name="sender", each_round=self._exchange_activity
+        )
         self._store = store
         self._to_device = to_device
         self._device_log = device_log

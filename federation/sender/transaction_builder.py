@@ -64,6 +64,7 @@ class TransactionBuilder:
     # More than ten: a transaction carries all kinds of data.
     def __init__(
         self,
+        *,
         rooms: RoomStore,
         engine: RoomEngine,
         events: RoomEvents,

@@ -95,6 +95,7 @@ class TransactionSender:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: DestinationStore,
@@ -117,8 +118,8 @@ class TransactionSender:
         self._policy = policy
         self._now_ms = now_ms
         self._destinations: dict[ServerName, Destination] = {}
-        self._slots = SendSlots(clock, MAX_CONCURRENT)
-        self._retry_slots = SendSlots(clock, MAX_CONCURRENT_RETRIES)
+        self._slots = SendSlots(clock=clock, size=MAX_CONCURRENT)
+        self._retry_slots = SendSlots(clock=clock, size=MAX_CONCURRENT_RETRIES)
         self._run = self._started_ms = self._number = 0
         self._active = False
         self.counts = SendCounts()

@@ -41,7 +41,7 @@ OnLost = Callable[[Sequence[Range]], None]
 class IncomingChanges:
     """Matches messages of other nodes with the positions that become readable."""
 
-    def __init__(self, streams: Streams, clock: IReactorTime, notes: NodeMessages) -> None:
+    def __init__(self, *, streams: Streams, clock: IReactorTime, notes: NodeMessages) -> None:
         self._streams = streams
         self._clock = clock
         self._notes = notes

@@ -62,8 +62,8 @@ class Job(msgspec.Struct, frozen=True):
 class Jobs:
     """Runs jobs, each with its own timer, from `start` to `stop`."""
 
-    def __init__(self, clock: IReactorTime, jobs: Sequence[Job], metrics: JobMetrics) -> None:
-        self._runners = [_Runner(clock, job, metrics) for job in jobs]
+    def __init__(self, *, clock: IReactorTime, jobs: Sequence[Job], metrics: JobMetrics) -> None:
+        self._runners = [_Runner(clock=clock, job=job, metrics=metrics) for job in jobs]
 
     def start(self) -> None:
         """Start the jobs. The first steps are spread over a minute, so that they do not slow down
@@ -105,7 +105,7 @@ class _Runner:
 
     _log = Logger(namespace="homeserver.jobs")
 
-    def __init__(self, clock: IReactorTime, job: Job, metrics: JobMetrics) -> None:
+    def __init__(self, *, clock: IReactorTime, job: Job, metrics: JobMetrics) -> None:
         self._clock = clock
         self._job = job
         self._batch = FIRST_BATCH

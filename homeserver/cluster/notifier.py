@@ -68,6 +68,7 @@ class Listener:
 
     def __init__(
         self,
+        *,
         caller: Requester,
         room_nid: int | None,
         check_session: CheckAgain,
@@ -126,6 +127,7 @@ class Notifier:
 
     def __init__(
         self,
+        *,
         streams: Streams,
         memberships: Memberships,
         clock: IReactorTime,
@@ -156,7 +158,9 @@ class Notifier:
     def listen(self, caller: Requester, room_nid: int | None = None) -> Listener:
         """Listen for changes that concern the caller, and for changes in the room `room_nid` that
         they view."""
-        listener = Listener(caller, room_nid, self._check_session, self._remove)
+        listener = Listener(
+            caller=caller, room_nid=room_nid, check_session=self._check_session, close=self._remove
+        )
         self._listeners.setdefault(caller.user_id, set()).add(listener)
         if room_nid is not None:
             self._at_rooms.setdefault(room_nid, set()).add(listener)

@@ -96,7 +96,7 @@ class _Draft(msgspec.Struct, array_like=True):
 class OutgoingChanges:
     """Sends this node's changes to the other nodes."""
 
-    def __init__(self, streams: Streams, notes: NodeMessages) -> None:
+    def __init__(self, *, streams: Streams, notes: NodeMessages) -> None:
         self._notes = notes
         self._number = 0
         streams.add_commit_listener(self._on_commit)

@@ -66,7 +66,7 @@ class SharedCache(Protocol):
 class _Waiting:
     """A write that waits until these nodes have confirmed it."""
 
-    def __init__(self, position: int, missing: set[int]) -> None:
+    def __init__(self, *, position: int, missing: set[int]) -> None:
         self.position = position
         self.missing = missing
         self.done: Deferred[None] = Deferred()
@@ -79,6 +79,7 @@ class PeerNodes:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         remembered: SharedCache,
@@ -217,7 +218,7 @@ class PeerNodes:
             calls.close()  # stopped meanwhile
             return
         self._connection = _NotifyConnection(
-            calls, readers, self._on_notifications, self._close_connection
+            calls=calls, readers=readers, take=self._on_notifications, lost=self._close_connection
         )
         self._greeting_due = True
         self._connect()
@@ -282,7 +283,7 @@ class PeerNodes:
         caches any more."""
         self._own_calls.append(position)
         committed = self._monotonic()
-        waiting = _Waiting(position, set())
+        waiting = _Waiting(position=position, missing=set())
         try:
             nodes = await self._database.get_nodes()
         except DatabaseUnavailable:
@@ -314,6 +315,7 @@ class _NotifyConnection:
 
     def __init__(
         self,
+        *,
         calls: NodeChannel,
         readers: IReactorFDSet,
         take: Callable[[Sequence[object]], None],

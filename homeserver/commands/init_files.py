@@ -14,7 +14,8 @@ CONFIG_NAME = "homeserver.yaml"
 
 INIT_CONFIG = """\
 # Configuration of the homeserver {server_name}. docs/operators/configuration.md and
-# homeserver.yaml.sample describe every option. `python -m homeserver config check` checks this file.
+# homeserver.yaml.sample describe every option. `python -m homeserver config check` checks this
+# file.
 
 server_name: {quoted_name}
 {baseurl_line}

@@ -104,7 +104,8 @@ def begin_logging(log: LogOptions) -> LogFile:
     file = LogFile(standard_error() if log.file is None else open_log(log.file))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
-        [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
+        [observer(write=file.write, minimum=LogLevel.levelWithName(log.level))],
+        redirectStandardIO=False,
     )
     return file
 

@@ -25,8 +25,8 @@ from homeserver.http.listeners import TlsContext
 from homeserver.services.login.passwords import HashingThreads
 from homeserver.services.pages.branding import read_branding
 from homeserver.services.terms.policies import load_policies
-from homeserver.wiring.databases import database_config_of
-from homeserver.wiring.http_clients import OutboundParts
+from homeserver.wiring.databases import read_database_config
+from homeserver.wiring.http_clients import HttpClientParts
 from storage.engine.database import Database, open_database
 from storage.engine.executors import ThreadExecutor
 from storage.engine.interface import DatabaseUnavailable, UnsuitableDatabase
@@ -77,7 +77,7 @@ def find_problems(config: Config) -> list[str]:
     Checks the files that the configuration names, and the connection parameters for PostgreSQL.
     """
     found = []
-    database = database_config_of(config.storage.database, config.folder)
+    database = read_database_config(config.storage.database, config.folder)
     if isinstance(database, PostgresConfig):
         try:
             # libpq checks its parameters without connecting
@@ -89,7 +89,7 @@ def find_problems(config: Config) -> list[str]:
     except InitFailed as error:
         found.append(f"signing_key_path: {error}")
     try:
-        TlsTrust(config.federation.federation_custom_ca_list or None)
+        TlsTrust(authorities=config.federation.federation_custom_ca_list or None)
     except BadAuthorities as error:
         found.append(f"federation_custom_ca_list: {error}")
     try:
@@ -102,7 +102,9 @@ def find_problems(config: Config) -> list[str]:
         assert network.tls_certificate_path is not None  # the configuration was checked
         assert network.tls_private_key_path is not None
         try:
-            TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            TlsContext(
+                certificate=network.tls_certificate_path, private_key=network.tls_private_key_path
+            )
         except (OSError, SSL.Error) as error:
             found.append(f"tls_certificate_path, tls_private_key_path: {error}")
     return found
@@ -121,7 +123,7 @@ def claim_storage(config: Config) -> None:
 
     Raises `click.ClickException` if another server uses it. PostgreSQL needs no lock.
     """
-    database = database_config_of(config.storage.database, config.folder)
+    database = read_database_config(config.storage.database, config.folder)
     if isinstance(database, SQLiteConfig):
         try:
             ServerLock.acquire(database)
@@ -134,18 +136,20 @@ def open_storage(
 ) -> Database:
     """Open and migrate the database. Raises `click.ClickException`."""
     try:
-        database = database_config_of(config.storage.database, config.folder)
+        database = read_database_config(config.storage.database, config.folder)
         return open_database(database, reactor, observer)
     except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 
 
-def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
+def open_outbound(config: Config, reactor: ReactorBase) -> HttpClientParts:
     """Build the HTTP clients. Raises `click.ClickException` for bad certificates or a bad proxy."""
-    threads = ThreadExecutor(reactor, "names", DNS_THREADS, close_timeout=1.0)
+    threads = ThreadExecutor(reactor=reactor, name="names", threads=DNS_THREADS, close_timeout=1.0)
     try:
         draw = Random(os.urandom(16)).random
-        outbound = OutboundParts(config, reactor, threads, draw, os.environ)
+        outbound = HttpClientParts(
+            config=config, reactor=reactor, threads=threads, draw=draw, environment=os.environ
+        )
     except BadAuthorities as error:
         raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
     except BadProxy as error:
@@ -160,8 +164,8 @@ def start_hashing_threads(reactor: ReactorBase) -> HashingThreads:
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(
-        reactor,
-        pool,
+        reactor=reactor,
+        pool=pool,
         longest_queue=MAX_QUEUED_CHECKS,
         longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
     )
@@ -173,8 +177,8 @@ def start_directory_threads(reactor: ReactorBase) -> HashingThreads:
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(
-        reactor,
-        pool,
+        reactor=reactor,
+        pool=pool,
         longest_queue=MAX_QUEUED_CHECKS,
         longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
         most_of_one=MAX_DIRECTORY_THREADS_PER_CLIENT,

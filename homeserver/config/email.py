@@ -136,9 +136,9 @@ class MailOptions:
     )
     next_link_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only hosts to which people are sent on (`next_link`, chosen by the client that "
-        "requests the e-mail) after they confirmed an address. `[]`: none. `null`: any, which the page names "
-        "first.",
+        "The only hosts to which people are redirected after they confirmed an address (the client "
+        "that requests the e-mail chooses `next_link`). `[]`: none. `null`: any; the page then "
+        "shows the host first.",
         example="[element.example.org]",
     )
     request_token_inhibit_3pid_errors: bool = option(

@@ -83,9 +83,8 @@ def _check_colour(colour: str | None, ground: Backgrounds, where: str) -> str | 
         return None
     found = int(ratio * 100) / 100  # rounding up could hide that the contrast is too low
     return (
-        f"must have a contrast of at least {MIN_CONTRAST}:1 (WCAG AA) with {where}, so that people can "
-        f"read it: "
-        f"it has {found:.2f}:1 on {on}"
+        f"must have a contrast of at least {MIN_CONTRAST}:1 (WCAG AA) with {where}, so that people"
+        f" can read it: it has {found:.2f}:1 on {on}"
     )
 
 

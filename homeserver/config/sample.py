@@ -30,8 +30,8 @@ SAMPLE_HEAD = """\
 # `python -m homeserver config check` lists the errors of a file, and the options without effect.
 #
 # Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of
-# this file. A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in the
-# environment (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
+# this file. A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in
+# the environment (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
 """
 
 DOCS_HEAD = """\
@@ -43,8 +43,8 @@ This page and the sample are generated from the same declarations.
 
 - The names are those that operators of Synapse know, if the meaning is the same.
 - Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
-  are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the
-  configuration file.
+  are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of
+  the configuration file.
 - A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment
   (the named variable, or the same with `_FILE` for a file name). The environment comes first.
 - *Not yet*: the option is known and checked, but has no effect so far.

@@ -27,8 +27,8 @@ class BodyBudget:
 
     def __init__(
         self,
-        clock: IReactorTime,
         *,
+        clock: IReactorTime,
         max_per_address: int = MAX_BYTES_PER_ADDRESS,
         max_total: int = MAX_BYTES,
     ) -> None:
@@ -45,7 +45,7 @@ class BodyBudget:
 
     def reserve(self, address: str) -> "BodyReservation":
         """Start to count a long body from `address`."""
-        return BodyReservation(self, address_key(address))
+        return BodyReservation(bodies=self, key=address_key(address))
 
     def add(self, key: str, size: int) -> None:
         """Count more bytes. Raises LimitExceeded; then nothing is counted."""
@@ -76,7 +76,7 @@ class BodyReservation:
 
     __slots__ = ("_key", "_size", "_started_at", "_total")
 
-    def __init__(self, bodies: BodyBudget, key: str) -> None:
+    def __init__(self, *, bodies: BodyBudget, key: str) -> None:
         self._total = bodies
         self._key = key
         self._size = 0

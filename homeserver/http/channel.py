@@ -100,9 +100,9 @@ class MatrixChannel(Connection):
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         make_exchange: "Callable[[MatrixChannel], Exchange]",
-        *,
         idle_timeout: float,
         max_header_bytes: int,
     ) -> None:

@@ -119,8 +119,8 @@ class Guard:
 
     def __init__(
         self,
-        limiter: RateLimiter,
         *,
+        limiter: RateLimiter,
         tokens: TokenChecker | None = None,
         appservices: AppserviceChecker | None = None,
         signatures: SignatureChecker | None = None,

@@ -51,7 +51,7 @@ class UnixListener(msgspec.Struct, frozen=True):
 class TlsContext:
     """Makes the TLS context of each connection. Reads the certificate again on `reload`."""
 
-    def __init__(self, certificate: Path, private_key: Path) -> None:
+    def __init__(self, *, certificate: Path, private_key: Path) -> None:
         self._certificate = certificate
         self._private_key = private_key
         self._context = self._read()

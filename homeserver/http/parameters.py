@@ -92,7 +92,7 @@ class _QueryReader:
 
     __slots__ = ("_are_plain", "_by_name", "_cacheable", "_cached", "required")
 
-    def __init__(self, parameters: Sequence[_Parameter], *, cacheable: bool) -> None:
+    def __init__(self, *, parameters: Sequence[_Parameter], cacheable: bool) -> None:
         """`cacheable`: parsed values may be cached, except tokens."""
         self._by_name = {name: each for each in parameters for name in each.wire_names}
         self.required = [each for each in parameters if each.default is _REQUIRED]
@@ -302,7 +302,8 @@ def bind(declaration: Endpoint) -> Binding:
         parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
         # unauthenticated requests carry secrets: codes, sessions, secrets of a browser
         query=_QueryReader(
-            query_parameters, cacheable=declaration.auth not in (Auth.NONE, *OPTIONAL_AUTH)
+            parameters=query_parameters,
+            cacheable=declaration.auth not in (Auth.NONE, *OPTIONAL_AUTH),
         ),
         decode_body=decode_body,
         takes_file=takes_file,

@@ -38,7 +38,7 @@ class RateLimiter:
     """Counts actions against rate limits. A limit without a rate does not limit."""
 
     def __init__(
-        self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS
+        self, *, clock: IReactorTime, rates: Mapping[Limit, Rate], max_buckets: int = MAX_BUCKETS
     ) -> None:
         self._clock = clock
         self._max_buckets = max_buckets
@@ -125,7 +125,7 @@ class RateLimiter:
             buckets.take(key, taken, rate=rate)
 
     def _make_buckets(self, rate: Rate) -> TokenBuckets:
-        return TokenBuckets(self._clock.seconds, rate, max_buckets=self._max_buckets)
+        return TokenBuckets(now=self._clock.seconds, rate=rate, max_buckets=self._max_buckets)
 
     def refund(self, limit: Limit, key: str, cost: float = 1.0) -> None:
         """Refund a counted action."""

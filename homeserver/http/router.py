@@ -96,9 +96,9 @@ class Router:
 
     def __init__(
         self,
+        *,
         sources: Iterable[ModuleType | Handler],
         services: Mapping[type, object],
-        *,
         guard: Guard,
         body_limits: Mapping[BodyLimit, int] | None = None,
     ) -> None:

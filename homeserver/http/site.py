@@ -15,7 +15,6 @@ run to their end without a response.
 
 import errno
 from collections.abc import AsyncIterator, Callable, Mapping
-from functools import partial
 from http import HTTPStatus
 from typing import BinaryIO, Final, cast
 
@@ -107,7 +106,7 @@ class MatrixRequest:
     record: AccessRecord
     """Set when the request is complete or refused."""
 
-    def __init__(self, site: "Site", channel: MatrixChannel) -> None:
+    def __init__(self, *, site: "Site", channel: MatrixChannel) -> None:
         self._site = site
         self._channel = channel
         self._match: Match | None = None
@@ -425,7 +424,7 @@ class MatrixRequest:
     ) -> None:
         if self._lost:
             return
-        stream = self._sending = ResponseStream(self._channel, self._site.clock)
+        stream = self._sending = ResponseStream(channel=self._channel, clock=self._site.clock)
         try:
             await stream.run(head, pieces, in_chunks=in_chunks)
         except Exception as error:
@@ -496,9 +495,9 @@ class Site(ServerFactory):
 
     def __init__(
         self,
+        *,
         router: Router,
         clock: IReactorTime,
-        *,
         metrics: HttpMetrics,
         access_log: AccessLog,
         next_request_id: Callable[[], str],
@@ -510,7 +509,7 @@ class Site(ServerFactory):
         self.clock = clock
         self.metrics = metrics
         self.options = options or SiteOptions()
-        self.body_budget = body_budget or BodyBudget(clock)
+        self.body_budget = body_budget or BodyBudget(clock=clock)
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log
@@ -520,11 +519,14 @@ class Site(ServerFactory):
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(
-            self.clock,
-            partial(MatrixRequest, self),
+            clock=self.clock,
+            make_exchange=self._make_request,
             idle_timeout=self.options.idle_timeout,
             max_header_bytes=self.options.max_header_bytes,
         )
+
+    def _make_request(self, channel: MatrixChannel) -> MatrixRequest:
+        return MatrixRequest(site=self, channel=channel)
 
     def find(self, method: str, path: bytes) -> Match:
         """Find the endpoint, if this listener serves it. Raises as `Router.find` does."""

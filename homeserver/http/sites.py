@@ -41,10 +41,10 @@ class Sites:
 
     def __init__(
         self,
+        *,
         config: Config,
         clock: IReactorTime,
         router: Router,
-        *,
         metrics: HttpMetrics,
         access_log: AccessLog,
         spool: Callable[[int], Spool],
@@ -58,7 +58,7 @@ class Sites:
         self._spool = spool
         self._error_page = error_page
         self._request_ids = make_request_ids()
-        self._bodies = BodyBudget(clock)
+        self._bodies = BodyBudget(clock=clock)
 
     def make(self, listener: ListenerOptions) -> Site:
         """Return the site of one listener."""
@@ -77,8 +77,8 @@ class Sites:
         if not self._config.observation.enable_metrics:
             resources -= {"metrics"}
         return Site(
-            self._router,
-            self._clock,
+            router=self._router,
+            clock=self._clock,
             metrics=self._metrics,
             access_log=self._access_log,
             next_request_id=self._request_ids.__next__,
@@ -99,7 +99,7 @@ class Listeners:
 
     log = Logger()
 
-    def __init__(self, config: Config, sites: Sites) -> None:
+    def __init__(self, *, config: Config, sites: Sites) -> None:
         self._network = config.network
         self._sites = sites
         self._ports: list[IListeningPort] = []
@@ -140,7 +140,8 @@ class Listeners:
             assert self._network.tls_certificate_path is not None
             assert self._network.tls_private_key_path is not None
             context = TlsContext(
-                self._network.tls_certificate_path, self._network.tls_private_key_path
+                certificate=self._network.tls_certificate_path,
+                private_key=self._network.tls_private_key_path,
             )
             self._tls.append(context)
         return listen_tcp(

@@ -27,7 +27,7 @@ class StreamInterrupted(Exception):
 class ResponseStream:
     """One streamed response. `run` returns when all is handed to the connection."""
 
-    def __init__(self, channel: MatrixChannel, clock: IReactorTime) -> None:
+    def __init__(self, *, channel: MatrixChannel, clock: IReactorTime) -> None:
         self.sent = 0
         """Bytes of the body sent so far."""
         self._channel = channel

@@ -32,7 +32,7 @@ def start_coroutine(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
     except Exception:
         _log.failure(_FAILED_TEXT)
         return None
-    return Task(work, context, awaited)
+    return Task(work=work, context=context, awaited=awaited)
 
 
 class Task:
@@ -41,7 +41,7 @@ class Task:
     __slots__ = ("_awaited", "_context", "_work")
 
     def __init__(
-        self, work: Coroutine[Deferred[Any], Any, None], context: Context, awaited: Deferred[Any]
+        self, *, work: Coroutine[Deferred[Any], Any, None], context: Context, awaited: Deferred[Any]
     ) -> None:
         self._work = work
         self._context = context

@@ -68,9 +68,9 @@ class FormattedAccessLog:
 
     def __init__(
         self,
+        *,
         write: Write,
         write_soon: WriteSoon,
-        *,
         as_json: bool,
         slow_seconds: float = 5.0,
         only_slow: bool = False,

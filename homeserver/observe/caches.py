@@ -59,7 +59,7 @@ class UnsizedCache:
 class CacheMetrics(Collector):
     """Metrics of caches."""
 
-    def __init__(self, registry: CollectorRegistry, caches: Mapping[str, CountedCache]) -> None:
+    def __init__(self, *, registry: CollectorRegistry, caches: Mapping[str, CountedCache]) -> None:
         self._caches = caches
         registry.register(self)
 

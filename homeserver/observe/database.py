@@ -55,7 +55,7 @@ class DatabaseMetrics(Collector):
     `slow_seconds` are logged."""
 
     def __init__(
-        self, registry: CollectorRegistry, *, slow_seconds: float, log: Logger | None = None
+        self, *, registry: CollectorRegistry, slow_seconds: float, log: Logger | None = None
     ) -> None:
         self._slow_seconds = slow_seconds
         self._log = log or Logger(namespace="homeserver.database")

@@ -98,7 +98,7 @@ class JsonObserver:
     """Writes each event as a JSON object on one line: `time` (ISO 8601, UTC), `level`, `logger`,
     `text`, and the event's fields."""
 
-    def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
+    def __init__(self, *, write: Write, minimum: LogLevel = LogLevel.info) -> None:
         self._write = write
         self._minimum = minimum
         self._encoder = msgspec.json.Encoder(enc_hook=_to_text)
@@ -133,7 +133,7 @@ class TextObserver:
     """Writes each event as text: time, level, request, message, and the traceback if there is
     one."""
 
-    def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
+    def __init__(self, *, write: Write, minimum: LogLevel = LogLevel.info) -> None:
         self._write = write
         self._minimum = minimum
 

@@ -76,7 +76,9 @@ class PushMetrics(Collector):
 class PushQueueMetrics(Collector):
     """The lengths of the push queues."""
 
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, *, registry: CollectorRegistry, read: Callable[[], Mapping[str, int]]
+    ) -> None:
         """`read` returns the lengths by the names in `QUEUES`."""
         self._read = read
         registry.register(self)

@@ -35,7 +35,9 @@ _FORMER_NAMES: Final[Mapping[str, str]] = {
 class SenderMetrics(Collector):
     """Metrics of the federation sender."""
 
-    def __init__(self, registry: CollectorRegistry, read: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, *, registry: CollectorRegistry, read: Callable[[], Mapping[str, int]]
+    ) -> None:
         """`read` returns the numbers by the names above."""
         self._read = read
         registry.register(self)

@@ -78,6 +78,7 @@ class AccountPage:
     # More than ten: one page, and each of its forms uses another service.
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,
@@ -90,7 +91,6 @@ class AccountPage:
         validations: ThreepidValidation,
         phones: PhoneValidation,
         secret_text: SecretGenerator,
-        *,
         base_url: str,
         has_terms: bool,
     ) -> None:

@@ -35,6 +35,7 @@ class ApplicationPasswordsPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,

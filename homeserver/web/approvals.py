@@ -29,6 +29,7 @@ class ApprovalsPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,

@@ -51,6 +51,7 @@ class AuthFallbackPages:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         uia: UIA,

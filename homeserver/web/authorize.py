@@ -40,6 +40,7 @@ class AuthorizationPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,

@@ -25,6 +25,7 @@ class DeviceLinkPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,

@@ -36,7 +36,7 @@ class FormToken(msgspec.Struct, frozen=True):
 class Forms:
     """Makes and checks CSRF tokens."""
 
-    def __init__(self, cookies: Cookies, secret_text: SecretGenerator) -> None:
+    def __init__(self, *, cookies: Cookies, secret_text: SecretGenerator) -> None:
         self._cookies = cookies
         self._secret_text = secret_text
 

@@ -14,10 +14,10 @@ class LandingPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         languages: Languages,
         address: str | None,
-        *,
         registration_open: bool,
         web_client: str | None = None,
     ) -> None:

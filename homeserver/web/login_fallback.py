@@ -44,12 +44,12 @@ class LoginFallbackPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sign_in: SignIn,
         login_tokens: LoginTokens,
         providers: OfferedProviders,
-        *,
         base_url: str,
         takes_numbers: bool,
     ) -> None:

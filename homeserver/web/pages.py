@@ -52,10 +52,10 @@ class Pages:
 
     def __init__(
         self,
+        *,
         languages: Languages,
         server_name: str,
         branding: Branding | None = None,
-        *,
         shortest_password: int = 1,
     ) -> None:
         """`shortest_password`: minimum length of a new password in characters."""

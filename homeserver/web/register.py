@@ -68,6 +68,7 @@ class RegisterPage:
     # More than ten: one page, and each of its forms uses another service.
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,
@@ -78,7 +79,6 @@ class RegisterPage:
         secret_text: SecretGenerator,
         policies: Policies,
         captcha: ThirdPartyScript | None,
-        *,
         base_url: str,
     ) -> None:
         """`captcha`: the captcha of registration, if there is one."""

@@ -30,6 +30,7 @@ class ResetPasswordPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         accounts: Accounts,
@@ -37,7 +38,6 @@ class ResetPasswordPage:
         validations: ThreepidValidation,
         phones: PhoneValidation,
         secret_text: SecretGenerator,
-        *,
         base_url: str,
     ) -> None:
         self._pages = pages

@@ -40,12 +40,12 @@ class SignInPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sign_in: SignIn,
         registration: Registration,
         choices: ProviderButtons,
-        *,
         resets_passwords: bool = False,
         takes_numbers: bool = False,
     ) -> None:

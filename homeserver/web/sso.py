@@ -46,6 +46,7 @@ class SSOPage:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         forms: Forms,
         sessions: BrowserSessions,

@@ -75,7 +75,7 @@ class TermsPage:
     """Makes the consent page and handles its form."""
 
     def __init__(
-        self, pages: Pages, forms: Forms, sessions: BrowserSessions, consents: Consents, uia: UIA
+        self, *, pages: Pages, forms: Forms, sessions: BrowserSessions, consents: Consents, uia: UIA
     ) -> None:
         self._pages = pages
         self._forms = forms

@@ -88,11 +88,11 @@ class UpstreamPages:
 
     def __init__(
         self,
+        *,
         pages: Pages,
         sign_in: UpstreamSignIn,
         own_sign_in: SignIn,
         sessions: BrowserSessions,
-        *,
         own_pages: str = "",
     ) -> None:
         """`own_pages`: the path of this server's own SSO page for clients of the older API; empty

@@ -1,6 +1,6 @@
 """Wires the account services: stores, sessions, sign-in, registration."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -28,7 +28,7 @@ from homeserver.services.plugins.hooks import Plugins, load_plugin
 from homeserver.services.terms.policies import load_policies
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
 from homeserver.wiring.account_stores import AccountStores
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from storage.account_data.account_data import AccountDataStore
 from storage.accounts.audit import AuditStore
 from storage.engine.database import Database
@@ -43,15 +43,15 @@ class AccountParts:
 
     def __init__(
         self,
+        *,
         config: Config,
         clock: IReactorTime,
         database: Database,
         limiter: RateLimiter,
         threads: Threads,
         random: RandomBytes,
-        mail: MailParts,
+        email: EmailParts,
         monotonic: Callable[[], float],
-        *,
         consents: PendingConsents | None,
     ) -> None:
         """`monotonic` is a clock in seconds that is never set. `consents`: the source of missing
@@ -61,7 +61,7 @@ class AccountParts:
         self.secret_text = SecretGenerator(random)
         self.policies = load_policies(config.pages.user_consent, config.name.public_baseurl or "")
         files = read_registration_files(config.others.app_service_config_files)
-        self.application_services = ApplicationServices(files, server_name)
+        self.application_services = ApplicationServices(files=files, server_name=server_name)
         self.plugins = Plugins(
             [load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins]
         )
@@ -69,17 +69,19 @@ class AccountParts:
         uia_store = UIAStore(database)
 
         self.last_seen = LastSeen(
-            clock, stores.devices, address_retention_ms=config.sessions.user_ips_max_age
+            clock=clock,
+            devices=stores.devices,
+            address_retention_ms=config.sessions.user_ips_max_age,
         )
         account_validity = config.sessions.account_validity
-        self.validity = AccountValidity(clock, enabled=account_validity.enabled)
+        self.validity = AccountValidity(clock=clock, enabled=account_validity.enabled)
         self.access_tokens = AccessTokens(
-            clock,
-            database,
-            stores.access_tokens,
-            stores.accounts,
-            database.streams,
-            self.last_seen,
+            clock=clock,
+            database=database,
+            tokens=stores.access_tokens,
+            accounts=stores.accounts,
+            streams=database.streams,
+            last_seen=self.last_seen,
             validity=self.validity,
             monotonic=monotonic,
             consents=consents,
@@ -89,19 +91,25 @@ class AccountParts:
         self.peer_nodes = None
         self.others = None
         if self.node_notes is not None:
-            OutgoingChanges(database.streams, self.node_notes)
-            self.others = IncomingChanges(database.streams, clock, self.node_notes)
+            OutgoingChanges(streams=database.streams, notes=self.node_notes)
+            self.others = IncomingChanges(
+                streams=database.streams, clock=clock, notes=self.node_notes
+            )
             self.peer_nodes = PeerNodes(
-                clock, database, self.access_tokens, self.node_notes, monotonic
+                clock=clock,
+                database=database,
+                remembered=self.access_tokens,
+                notes=self.node_notes,
+                monotonic=monotonic,
             )
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
-            clock,
-            self.secret_text,
-            database,
-            stores.accounts,
-            stores.devices,
-            stores.access_tokens,
+            clock=clock,
+            secret_text=self.secret_text,
+            database=database,
+            accounts=stores.accounts,
+            devices=stores.devices,
+            tokens=stores.access_tokens,
             limiter=limiter,
             lifetimes=_lifetimes(config),
             dependents=DependentStores(
@@ -114,10 +122,16 @@ class AccountParts:
                     stores.confirmations,
                 ],
                 recorded_with_sessions=[
-                    AuditedStore(clock, stores.browser_sessions, AuditEvent.BROWSER_SIGNED_OUT)
+                    AuditedStore(
+                        clock=clock,
+                        store=stores.browser_sessions,
+                        what=AuditEvent.BROWSER_SIGNED_OUT,
+                    )
                 ],
                 recorded_with_all_sessions=[
-                    AuditedStore(clock, program_store, AuditEvent.APPLICATION_PASSWORD_ENDED)
+                    AuditedStore(
+                        clock=clock, store=program_store, what=AuditEvent.APPLICATION_PASSWORD_ENDED
+                    )
                 ],
                 kept_by_device=[
                     stores.device_keys,
@@ -137,14 +151,14 @@ class AccountParts:
             ),
         )
         self.renewals = Renewals(
-            clock,
-            database,
-            stores.validity,
-            mail.threepids,
-            self.secret_text,
-            self.validity,
-            mail.languages,
-            mail.outbox,
+            clock=clock,
+            database=database,
+            store=stores.validity,
+            threepids=email.threepids,
+            secret_text=self.secret_text,
+            validity=self.validity,
+            languages=email.languages,
+            outbox=email.outbox,
             period_ms=account_validity.period,
             renew_at_ms=account_validity.renew_at,
             subject=account_validity.renew_email_subject,
@@ -152,19 +166,21 @@ class AccountParts:
         )
         application_passwords = config.sessions.application_passwords
         self.application_passwords = ApplicationPasswords(
-            clock,
-            database,
-            program_store,
-            self.passwords,
-            self.secret_text,
-            self.sessions,
+            clock=clock,
+            database=database,
+            store=program_store,
+            passwords=self.passwords,
+            secret_text=self.secret_text,
+            sessions=self.sessions,
             enabled=application_passwords.enabled,
             in_login_flows=application_passwords.in_login_flows,
             max_per_account=application_passwords.limit,
             max_lifetime_ms=application_passwords.max_lifetime,
         )
         self.audit = Audit(
-            clock, AuditStore(database), retention_ms=config.sessions.audit.retention_period
+            clock=clock,
+            store=AuditStore(database),
+            retention_ms=config.sessions.audit.retention_period,
         )
 
     def get_node(self) -> int:
@@ -172,11 +188,16 @@ class AccountParts:
         only one."""
         return 0 if self.peer_nodes is None else self.peer_nodes.node
 
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.application_passwords, self.audit, self.renewals, self.sessions)
+
 
 def _passwords(config: Config, threads: Threads) -> Passwords:
     policy = config.sessions.password_config.policy
     return Passwords(
-        threads,
+        threads=threads,
         rounds=config.sessions.bcrypt_rounds,
         pepper=config.sessions.password_config.pepper or "",
         policy=PasswordPolicy(

@@ -8,50 +8,50 @@ from homeserver.wiring.login import LoginParts
 from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.upstream import UpstreamParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.user_data import UserDataParts
 from storage.accounts.user_lists import UserListStore
 from storage.engine.database import Database
 
 
-def administration_of_users(
+def make_user_administration(
     database: Database,
     identity: ServerIdentity,
     accounts: AccountParts,
     login: LoginParts,
     profiles: ProfileParts,
     room_reading: RoomReadingParts,
-    people: PeopleParts,
+    user_data: UserDataParts,
     upstream: UpstreamParts,
 ) -> UserAdministration:
     """Return the service that lists, shows and changes accounts."""
     return UserAdministration(
-        identity,
-        UserListStore(database),
-        accounts.stores.devices,
-        people.accounts,
-        login.registration,
-        profiles.profiles,
-        people.threepids,
-        upstream.links,
-        login.approvals,
-        people.deactivation,
-        accounts.last_seen,
-        accounts.stores.policy_consents,
-        room_reading.unshown,
+        identity=identity,
+        store=UserListStore(database),
+        devices=accounts.stores.devices,
+        accounts=user_data.accounts,
+        registration=login.registration,
+        profiles=profiles.profiles,
+        threepids=user_data.threepids,
+        links=upstream.links,
+        approvals=login.approvals,
+        deactivation=user_data.deactivation,
+        last_seen=accounts.last_seen,
+        consents=accounts.stores.policy_consents,
+        unshown=room_reading.unshown,
     )
 
 
-def administration_of_devices(
-    database: Database, identity: ServerIdentity, accounts: AccountParts, people: PeopleParts
+def make_device_administration(
+    database: Database, identity: ServerIdentity, accounts: AccountParts, user_data: UserDataParts
 ) -> DeviceAdministration:
     """Return the service that lists and changes the devices of accounts."""
     return DeviceAdministration(
-        identity,
-        database,
-        accounts.stores.devices,
-        accounts.stores.dehydrated_devices,
-        people.accounts,
-        people.devices,
-        accounts.sessions,
-        accounts.last_seen,
+        identity=identity,
+        database=database,
+        store=accounts.stores.devices,
+        dehydrated=accounts.stores.dehydrated_devices,
+        accounts=user_data.accounts,
+        devices=user_data.devices,
+        sessions=accounts.sessions,
+        last_seen=accounts.last_seen,
     )

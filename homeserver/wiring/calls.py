@@ -21,6 +21,7 @@ class CallParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         rooms: RoomDataParts,
@@ -30,32 +31,32 @@ class CallParts:
     ) -> None:
         config, clock, database = base.config, base.clock, base.database
         self.delayed_events = DelayedEvents(
-            clock,
-            database,
-            DelayedEventStore(database),
-            accounts.stores.accounts,
-            services.sending,
-            room_reading.reading,
-            base.limiter,
-            accounts.secret_text,
-            accounts.validity,
-            rooms.events,
-            history.lifetimes,
+            clock=clock,
+            database=database,
+            store=DelayedEventStore(database),
+            accounts=accounts.stores.accounts,
+            sending=services.sending,
+            reading=room_reading.reading,
+            limiter=base.limiter,
+            secret_text=accounts.secret_text,
+            validity=accounts.validity,
+            events=rooms.events,
+            retention=history.retention,
             max_delay_ms=config.rooms.max_event_delay_duration,
         )
         self.openid = OpenID(
-            clock,
-            database,
-            OpenIDTokenStore(database),
-            accounts.stores.accounts,
-            accounts.secret_text,
+            clock=clock,
+            database=database,
+            store=OpenIDTokenStore(database),
+            accounts=accounts.stores.accounts,
+            secret_text=accounts.secret_text,
             server_name=base.identity.server_name,
             validity=accounts.validity,
         )
         self._sticky_events = rooms.sticky_events
         calls = config.calls
         self.turn = Turn(
-            clock,
+            clock=clock,
             uris=calls.turn_uris,
             shared_secret=calls.turn_shared_secret,
             username=calls.turn_username,
@@ -69,7 +70,12 @@ class CallParts:
         return (
             # due events have a timer; the job finds those that another node failed to send
             Job("send_delayed_events", self.delayed_events.do_send_due, 10.0),
-            Job("forget_delayed_events", self.delayed_events.do_delete_outcomes, 3600.0),
-            Job("forget_sticky_events", self._sticky_events.do_remove_expired, 300.0),
-            Job("forget_openid_tokens", self.openid.do_delete_expired, 600.0),
+            Job("delete_finished_delayed_events", self.delayed_events.do_delete_outcomes, 3600.0),
+            Job("delete_expired_sticky_events", self._sticky_events.do_remove_expired, 300.0),
+            Job("delete_expired_openid_tokens", self.openid.do_delete_expired, 600.0),
         )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.delayed_events, self.openid, self.turn)

@@ -5,15 +5,15 @@ from homeserver.config.configuration import Config
 from homeserver.services.discovery.capabilities import Capabilities
 from homeserver.services.discovery.unstable_features import UnstableFeatures
 from homeserver.services.threepids.validation import ADD
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import OAuthParts
 from homeserver.wiring.profiles import fixed_profile_fields
 from homeserver.wiring.room_services import ENCRYPTED_PRESETS
 
 
-def offers_of(
-    config: Config, login: LoginParts, mail: MailParts, oauth: OAuthParts
+def make_capabilities(
+    config: Config, login: LoginParts, email: EmailParts, oauth: OAuthParts
 ) -> tuple[Capabilities, UnstableFeatures]:
     """Return the capabilities and the unstable features that clients may use."""
     return (
@@ -22,7 +22,7 @@ def offers_of(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
-            threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
+            threepid_changes=(email.outbox is not None and config.mail.enable_3pid_changes)
             or login.phones.supports_purpose(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
             login_tokens_confirmed=config.sessions.login_via_existing_session.require_ui_auth,

@@ -13,7 +13,7 @@ NOT_FOR_LIBPQ = frozenset(
 """Arguments in Synapse's configuration files that are for its connection pool, not for libpq."""
 
 
-def database_config_of(section: DatabaseOptions, folder: Path) -> DatabaseConfig:
+def read_database_config(section: DatabaseOptions, folder: Path) -> DatabaseConfig:
     """Return the database configuration. A relative SQLite path starts at `folder`; the default is
     `homeserver.db` there."""
     args: Mapping[str, Any] = section.args

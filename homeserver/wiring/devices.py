@@ -1,7 +1,7 @@
 """Wires devices in end-to-end encryption: their keys, the lists of them, and the messages
 to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from federation.devices.published_keys import PublishedKeyCache
 from federation.peers.policy import FederationPolicy
@@ -27,6 +27,7 @@ class DeviceParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         policy: FederationPolicy,
         accounts: AccountParts,
@@ -35,44 +36,51 @@ class DeviceParts:
     ) -> None:
         database, streams, sizes = base.database, base.database.streams, base.sizes
         self.cross_signing_store = CrossSigningStore(database)
-        self.outgoing_store = OutgoingToDeviceStore(database)
+        self.outgoing_store = OutgoingToDeviceStore(database=database)
         self.published_keys = PublishedKeyCache(
-            PublishedKeyStore(database), streams, build_public_keys, capacity=sizes.devices
+            store=PublishedKeyStore(database),
+            streams=streams,
+            show=build_public_keys,
+            capacity=sizes.devices,
         )
         self.key_counts = OneTimeKeyCounts(
-            streams, accounts.stores.device_keys, capacity=sizes.users
+            streams=streams, keys=accounts.stores.device_keys, capacity=sizes.users
         )
         self.device_keys = DeviceKeys(
-            database, accounts.stores.device_keys, self.key_counts, base.limiter, base.now_ms
+            database=database,
+            keys=accounts.stores.device_keys,
+            counts=self.key_counts,
+            limiter=base.limiter,
+            now_ms=base.now_ms,
         )
         self._encrypted_rooms = EncryptedRoomCache(
-            RoomSummaryStore(database), streams, capacity=sizes.rooms
+            summaries=RoomSummaryStore(database), streams=streams, capacity=sizes.rooms
         )
         self.device_lists = DeviceLists(
-            accounts.stores.devices,
-            self.cross_signing_store,
-            room_engine.engine,
-            rooms.store,
-            rooms.memberships,
-            rooms.membership_store,
-            self._encrypted_rooms,
-            rooms.current_states,
-            rooms.past,
-            rooms.recent,
-            rooms.events,
-            rooms.partial,
+            devices=accounts.stores.devices,
+            cross_signing=self.cross_signing_store,
+            engine=room_engine.engine,
+            rooms=rooms.store,
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            encrypted=self._encrypted_rooms,
+            states=rooms.current_states,
+            past=rooms.past,
+            recent=rooms.recent,
+            events=rooms.events,
+            partial=rooms.partial,
         )
-        self._device_cache = DeviceCache(streams)
+        self._device_cache = DeviceCache(streams=streams)
         self.to_device = ToDevice(
-            database,
-            accounts.stores.to_device,
-            self.outgoing_store,
-            base.identity,
-            policy,
-            rooms.servers,
-            self._device_cache,
-            base.limiter,
-            base.now_ms,
+            database=database,
+            store=accounts.stores.to_device,
+            outgoing=self.outgoing_store,
+            identity=base.identity,
+            policy=policy,
+            servers=rooms.servers,
+            devices=self._device_cache,
+            limiter=base.limiter,
+            now_ms=base.now_ms,
         )
 
     @property
@@ -84,3 +92,8 @@ class DeviceParts:
             "key_counts": UnsizedCache(self.key_counts.cache),
             "published_keys": UnsizedCache(self.published_keys.cache),
         }
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.device_keys, self.device_lists, self.to_device)

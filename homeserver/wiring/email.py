@@ -1,7 +1,7 @@
 """Wires e-mail and third-party addresses."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
@@ -24,15 +24,16 @@ from storage.engine.executors import Executor
 from storage.threepids.threepids import ThreepidStore
 
 MakeRelay = Callable[[EmailOptions], Relay]
-"""Makes a connection to the configured mail server."""
+"""Makes a connection to the configured e-mail server."""
 
 
-class MailParts:
+class EmailParts:
     """The services for e-mail and third-party addresses. Public attributes are for the other parts
     and the router."""
 
     def __init__(
         self,
+        *,
         config: Config,
         clock: IReactorTime,
         database: Database,
@@ -50,18 +51,18 @@ class MailParts:
         self.outbox = None
         if email.smtp_host is not None:
             letters = EmailRenderer(
-                config.server_name,
-                make_sender(email, config.server_name),
-                get_app_name(email),
-                self.branding,
+                server_name=config.server_name,
+                sender=make_sender(email, config.server_name),
+                app_name=get_app_name(email),
+                branding=self.branding,
             )
             self.outbox = Outbox(
-                clock,
-                EmailOutbox(database),
-                letters,
-                make_relay(email),
-                executor,
-                MailMetrics(registry),
+                clock=clock,
+                store=EmailOutbox(database),
+                renderer=letters,
+                relay=make_relay(email),
+                executor=executor,
+                metrics=MailMetrics(registry),
             )
         self.text_message_metrics = TextMessageMetrics(registry)
         allowed, next_hosts = (
@@ -74,10 +75,10 @@ class MailParts:
             return int(clock.seconds() * 1000)
 
         self.validations = ThreepidValidation(
-            now_ms,
-            database,
-            self.threepids,
-            secret_text,
+            now_ms=now_ms,
+            database=database,
+            store=self.threepids,
+            secret_text=secret_text,
             allowed=None
             if allowed is None
             else {
@@ -97,13 +98,13 @@ class MailParts:
             else frozenset(host.lower() for host in next_hosts),
         )
         self.validation = EmailValidation(
-            now_ms,
-            database,
-            self.threepids,
-            self.validations,
-            secret_text,
-            self.outbox,
-            limiter,
+            now_ms=now_ms,
+            database=database,
+            store=self.threepids,
+            validations=self.validations,
+            secret_text=secret_text,
+            outbox=self.outbox,
+            limiter=limiter,
             base_url=config.name.public_baseurl or "",
             reveals_known=not config.mail.request_token_inhibit_3pid_errors,
         )
@@ -119,9 +120,14 @@ class MailParts:
             await self.outbox.stop()
         await self._executor.close()
 
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.languages, self.validation)
+
 
 def smtp_relay(email: EmailOptions) -> Relay:
-    """Return the configured mail server."""
+    """Return the configured e-mail server."""
     assert email.smtp_host is not None
     return SMTPRelay(
         host=email.smtp_host,

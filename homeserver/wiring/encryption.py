@@ -19,6 +19,7 @@ class EncryptionParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         login: LoginParts,
@@ -26,25 +27,32 @@ class EncryptionParts:
         devices: DeviceParts,
     ) -> None:
         self.cross_signing = CrossSigning(
-            base.database,
-            devices.cross_signing_store,
-            devices.published_keys,
-            accounts.stores.devices,
-            confirmation,
-            login.resets,
-            accounts.application_passwords,
+            database=base.database,
+            store=devices.cross_signing_store,
+            published=devices.published_keys,
+            devices=accounts.stores.devices,
+            confirmation=confirmation,
+            resets=login.resets,
+            programs=accounts.application_passwords,
         )
         self.dehydrated_devices = DehydratedDevices(
-            base.database,
-            accounts.stores.dehydrated_devices,
-            accounts.stores.devices,
-            devices.device_keys,
-            accounts.stores.to_device,
-            accounts.sessions,
-            base.now_ms,
+            database=base.database,
+            store=accounts.stores.dehydrated_devices,
+            devices=accounts.stores.devices,
+            keys=devices.device_keys,
+            to_device=accounts.stores.to_device,
+            sessions=accounts.sessions,
+            now_ms=base.now_ms,
         )
-        self.backups = KeyBackups(KeyBackupStore(base.database), base.limiter)
+        self.backups = KeyBackups(
+            store=KeyBackupStore(database=base.database), limiter=base.limiter
+        )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (Job("sweep_key_backups", self.backups.do_sweep, 60.0),)
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.backups, self.cross_signing, self.dehydrated_devices)

@@ -26,7 +26,7 @@ from homeserver.services.profiles.profiles import Profiles
 from homeserver.services.rooms.invite_policy import InvitePolicy
 from homeserver.services.rooms.remote_rooms import RemoteRooms
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
@@ -51,8 +51,9 @@ class FederatedRoomParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         federation: FederationParts,
@@ -61,107 +62,116 @@ class FederatedRoomParts:
         classify: Classify,
     ) -> None:
         clock, database, limiter = base.clock, base.database, base.limiter
-        identity, get_signers, now_ms = base.identity, edge.keyring.get_signers, base.now_ms
+        identity, get_signers, now_ms = base.identity, peers.keyring.get_signers, base.now_ms
         engine, residence = room_engine.engine, room_engine.residence
-        remote = MembershipClient(edge.requests, federation.long_states, clock)
+        remote = MembershipClient(
+            requests=peers.requests, states=federation.long_states, clock=clock
+        )
         answers = JoinResponses(
-            EventStore(database),
-            ServedStateReader(database, rooms.trees, rooms.chains),
-            rooms.servers,
-            RoomSummaryStore(database),
-            identity,
+            store=EventStore(database),
+            states=ServedStateReader(database=database, trees=rooms.trees, chains=rooms.chains),
+            servers=rooms.servers,
+            summaries=RoomSummaryStore(database),
+            identity=identity,
         )
         self.handshakes = MembershipHandshakes(
-            rooms.events,
-            residence,
-            federation.receiver,
-            room_engine.restricted,
-            answers,
-            get_signers,
-            lambda room_id: limiter.check_without_counting(Limit.JOIN_ROOM, room_id),
-            lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
-            identity,
-            now_ms,
+            events=rooms.events,
+            server_in_room=residence,
+            receiver=federation.receiver,
+            restricted=room_engine.restricted,
+            join_responses=answers,
+            get_signers=get_signers,
+            check_join=lambda room_id: limiter.check_without_counting(Limit.JOIN_ROOM, room_id),
+            count_join=lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
+            identity=identity,
+            now_ms=now_ms,
         )
         self.invitations = Invitations(
-            remote,
-            engine,
-            rooms.events,
-            residence,
-            federation.receiver,
-            rooms.outside,
-            invite_policy,
-            sender,
-            federation.questions,
-            edge.keyring.get_keys,
-            classify,
-            identity,
-            clock,
-            now_ms,
+            remote=remote,
+            engine=engine,
+            events=rooms.events,
+            server_in_room=residence,
+            receiver=federation.receiver,
+            out_of_room=rooms.outside,
+            gate=invite_policy,
+            reachability=sender,
+            services=federation.questions,
+            get_keys=peers.keyring.get_keys,
+            classify=classify,
+            identity=identity,
+            clock=clock,
+            now_ms=now_ms,
         )
-        handshake = TemplateRequests(remote, identity, now_ms)
-        candidates = ServerFallback(edge.policy, identity.server_name)
+        handshake = TemplateRequests(remote=remote, identity=identity, now_ms=now_ms)
+        candidates = ServerFallback(policy=peers.policy, own=identity.server_name)
         untold = PendingLeaveStore(database)
         self.remote_memberships = RemoteJoins(
-            remote,
-            handshake,
-            candidates,
-            residence,
-            rooms.store,
-            federation.adoptions,
-            federation.receiver,
-            federation.imports,
-            rooms.outside,
-            federation.questions,
-            untold,
-            identity,
-            now_ms,
+            remote=remote,
+            handshake=handshake,
+            candidates=candidates,
+            server_in_room=residence,
+            rooms=rooms.store,
+            importer=federation.adoptions,
+            receiver=federation.receiver,
+            imports=federation.imports,
+            out_of_room=rooms.outside,
+            services=federation.questions,
+            pending_leaves=untold,
+            identity=identity,
+            now_ms=now_ms,
             use_partial_state=base.config.federation.federation.partial_state_joins,
         )
         self.leaving = RemoteLeaves(
-            remote,
-            handshake,
-            candidates,
-            residence,
-            rooms.store,
-            rooms.outside,
-            untold,
-            engine,
-            identity,
-            now_ms,
+            remote=remote,
+            handshake=handshake,
+            candidates=candidates,
+            server_in_room=residence,
+            rooms=rooms.store,
+            out_of_room=rooms.outside,
+            store=untold,
+            engine=engine,
+            identity=identity,
+            now_ms=now_ms,
         )
         self.planned_invites = PlannedInviteSender(
-            PendingInviteStore(database),
-            rooms.store,
-            engine,
-            self.invitations,
-            invite_policy,
-            clock,
-            now_ms,
+            store=PendingInviteStore(database),
+            rooms=rooms.store,
+            engine=engine,
+            invitations=self.invitations,
+            gate=invite_policy,
+            clock=clock,
+            now_ms=now_ms,
         )
-        self.directory = RemoteDirectory(RemoteDirectoryClient(edge.requests), edge.policy, clock)
+        self.directory = RemoteDirectory(
+            requests=RemoteDirectoryClient(peers.requests), policy=peers.policy, clock=clock
+        )
         self.remote_rooms = RemoteRooms(
-            self.remote_memberships,
-            self.leaving,
-            self.invitations,
-            self.directory,
-            edge.policy,
-            rooms.outside,
-            rooms.store,
-            rooms.memberships,
-            rooms.servers,
-            limiter,
+            remote_memberships=self.remote_memberships,
+            leaving=self.leaving,
+            invitations=self.invitations,
+            directory=self.directory,
+            policy=peers.policy,
+            outside=rooms.outside,
+            rooms=rooms.store,
+            memberships=rooms.memberships,
+            servers=rooms.servers,
+            limiter=limiter,
         )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("tell_leaves", self.leaving.do_send_pending, 60.0),
-            Job("send_planned_invites", self.planned_invites.do_resume, 60.0),
+            Job("send_pending_leaves", self.leaving.do_send_pending, 60.0),
+            Job("send_pending_invites", self.planned_invites.do_resume, 60.0),
         )
 
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.handshakes, self.invitations)
 
-def answer_queries(
+
+def make_query_answers(
     profiles: Profiles, directory: RoomDirectory, *, tells_profiles: bool
 ) -> QueryHandlers:
     """Return what answers queries of other servers about our users and rooms."""

@@ -15,7 +15,7 @@ from federation.rooms.receive.unaltered_copies import UnalteredCopies
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
@@ -29,8 +29,9 @@ class FederationParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         classify: Classify,
@@ -39,81 +40,98 @@ class FederationParts:
         engine, policy_servers = room_engine.engine, room_engine.policy_servers
         self.identity = identity = base.identity
         store = EventStore(database)
-        self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
-        self.placements = placements = EventPersister(
-            database,
-            engine,
-            rooms.events,
-            self.resolver,
-            rooms.writer,
-            identity,
-            classify,
-            now_ms,
+        self.resolver = StateResolver(
+            database=database, trees=rooms.trees, chains=rooms.chains, events=rooms.events
         )
-        self.remote_events = EventClient(edge.requests, clock)
+        self.placements = placements = EventPersister(
+            database=database,
+            engine=engine,
+            events=rooms.events,
+            resolver=self.resolver,
+            writer=rooms.writer,
+            identity=identity,
+            classify=classify,
+            now_ms=now_ms,
+        )
+        self.remote_events = EventClient(requests=peers.requests, clock=clock)
         self.long_states = LargeResponseSlots(
-            clock, short_bytes=MAX_SHORT_STATE_BYTES, slots=STATE_SLOTS
+            clock=clock, short_bytes=MAX_SHORT_STATE_BYTES, slots=STATE_SLOTS
         )
         true_copies = UnalteredCopies(
-            self.remote_events, rooms.servers, edge.policy, identity.server_name, clock.seconds
+            remote=self.remote_events,
+            servers=rooms.servers,
+            policy=peers.policy,
+            own_name=identity.server_name,
+            seconds=clock.seconds,
         )
         questions = CheckServices(
             rooms.events,
             self.resolver,
-            edge.keyring.get_signers,
+            peers.keyring.get_signers,
             policy_servers.is_approved,
             policy_servers.approve_many,
-            edge.keyring.prefetch,
-            edge.keyring.lacks_keys_for,
+            peers.keyring.prefetch,
+            peers.keyring.lacks_keys_for,
             true_copies.find_all,
         )
         self.questions = questions
-        late = ContentRestorer(database, engine, rooms.events, identity, now_ms)
-        outliers = Outliers(
-            database, rooms.events, store, placements, rooms.writer, questions, late, now_ms
+        late = ContentRestorer(
+            database=database, engine=engine, events=rooms.events, identity=identity, now_ms=now_ms
         )
-        self.imports = StateImports(outliers, store, clock)
-        self.effects = StoredEffects(store, identity)
+        outliers = Outliers(
+            database=database,
+            events=rooms.events,
+            store=store,
+            persister=placements,
+            writer=rooms.writer,
+            services=questions,
+            content_restorer=late,
+            now_ms=now_ms,
+        )
+        self.imports = StateImports(outliers=outliers, store=store, clock=clock)
+        self.effects = StoredEffects(store=store, identity=identity)
         self.unproved = UnverifiedStateEvents(
-            database,
-            UnverifiedEventStore(database),
-            UnverifiedEventWriter(rooms.trees),
-            engine,
-            rooms.store,
-            rooms.events,
-            outliers,
-            self.resolver,
-            identity,
-            clock,
+            database=database,
+            store=UnverifiedEventStore(database),
+            writer=UnverifiedEventWriter(rooms.trees),
+            engine=engine,
+            rooms=rooms.store,
+            events=rooms.events,
+            outliers=outliers,
+            resolver=self.resolver,
+            identity=identity,
+            clock=clock,
         )
         self.receiver = Receiver(
-            engine,
-            rooms.events,
-            store,
-            self.resolver,
-            placements,
-            outliers,
-            questions,
-            room_engine.access,
-            self.unproved,
-            late,
+            engine=engine,
+            events=rooms.events,
+            store=store,
+            resolver=self.resolver,
+            persister=placements,
+            outliers=outliers,
+            services=questions,
+            access=room_engine.access,
+            unverified=self.unproved,
+            content_restorer=late,
         )
-        self.unheard = UnacknowledgedLeaves(rooms.events, self.resolver, identity)
+        self.unheard = UnacknowledgedLeaves(
+            events=rooms.events, resolver=self.resolver, identity=identity
+        )
         self.adoptions = JoinImporter(
-            database,
-            engine,
-            rooms.store,
-            rooms.events,
-            rooms.trees,
-            rooms.membership_store,
-            self.imports,
-            self.effects,
-            self.resolver,
-            self.unheard,
-            PartialRoomStore(database),
-            rooms.writer,
-            identity,
-            questions,
-            now_ms,
-            self.unproved.schedule_first_attempt,
+            database=database,
+            engine=engine,
+            rooms=rooms.store,
+            events=rooms.events,
+            trees=rooms.trees,
+            memberships=rooms.membership_store,
+            imports=self.imports,
+            effects=self.effects,
+            resolver=self.resolver,
+            unacknowledged_leaves=self.unheard,
+            partial=PartialRoomStore(database),
+            writer=rooms.writer,
+            identity=identity,
+            services=questions,
+            now_ms=now_ms,
+            first_attempt=self.unproved.schedule_first_attempt,
         )

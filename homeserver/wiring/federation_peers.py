@@ -1,4 +1,4 @@
-"""Wires the edge of federation: requests in both directions, signing keys, policy."""
+"""Wires what connects to other servers: requests in both directions, signing keys, policy."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -36,11 +36,14 @@ SLOW_AT_ONCE: Final = 20
 SILENCE_REMEMBERED_MS: Final = 60_000
 
 
-class EdgeParts:
-    """The edge of federation. Public attributes are for the other parts and the router."""
+class FederationPeerParts:
+    """The connections to other servers.
+
+    Public attributes are for the other parts and the router."""
 
     def __init__(
         self,
+        *,
         base: Foundation,
         wire: Wire,
         fetch: Fetch,
@@ -52,40 +55,47 @@ class EdgeParts:
         store = ServerKeyStore(database)
         old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
         self.own_keys = PublishedServerKeys(
-            identity,
-            now_ms,
-            {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
-            keys.key_refresh_interval,
+            identity=identity,
+            now_ms=now_ms,
+            old_keys={key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
+            valid_ms=keys.key_refresh_interval,
         )
-        self.policy = FederationPolicy(identity.server_name, rules_of(federation), clock.seconds)
+        self.policy = FederationPolicy(
+            own=identity.server_name, rules=read_policy_rules(federation), seconds=clock.seconds
+        )
         self.member_lists = MemberListRefresher(
-            list_source_of(federation),
-            SignedDocumentStore(database),
-            self.policy,
-            fetch,
-            MemberListMetrics(base.registry),
-            clock.seconds,
+            source=read_member_list_source(federation),
+            store=SignedDocumentStore(database),
+            policy=self.policy,
+            fetch=fetch,
+            observer=MemberListMetrics(base.registry),
+            now=clock.seconds,
         )
         self.silences: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms, BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
+            now_ms=now_ms, schedule=BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
         )
         """Servers to which a request recently timed out. Other requests do not wait for them."""
         self.requests = FederationClient(
-            BackoffWire(wire, self.silences), identity, self.policy, now_ms
+            wire=BackoffWire(wire=wire, backoff=self.silences),
+            identity=identity,
+            policy=self.policy,
+            now_ms=now_ms,
         )
         self.keyring = Keyring(
-            ServerKeyClient(self.requests),
-            store,
-            identity,
-            now_ms,
-            notaries=notaries_of(federation),
+            remote=ServerKeyClient(self.requests),
+            store=store,
+            identity=identity,
+            now_ms=now_ms,
+            notaries=read_notaries(federation),
             pinned_keys=self.policy.pinned_keys,
             old_keys={
                 key_id: VerifyKey(parse_public_key(key_id, old.key), old.expired_ts)
                 for key_id, old in old_keys.items()
             },
         )
-        self.signed_requests = RequestVerifier(self.keyring, self.policy, identity, now_ms)
+        self.signed_requests = RequestVerifier(
+            keyring=self.keyring, policy=self.policy, identity=identity, now_ms=now_ms
+        )
         limits = PeerLimits(
             window=rc_federation.window_size / 1000,
             requests_per_window=rc_federation.sleep_limit,
@@ -93,10 +103,17 @@ class EdgeParts:
             max_waiting=rc_federation.reject_limit,
             max_concurrent=rc_federation.concurrent,
         )
-        self.admission = PeerQueue(clock, limits)
-        self.slow_admission = PeerQueue(clock, replace(limits, max_concurrent=SLOW_AT_ONCE))
+        self.admission = PeerQueue(clock=clock, limits=limits)
+        self.slow_admission = PeerQueue(
+            clock=clock, limits=replace(limits, max_concurrent=SLOW_AT_ONCE)
+        )
         self.notary = KeyNotaryService(
-            self.keyring, store, self.own_keys, identity, self.policy, now_ms
+            keyring=self.keyring,
+            store=store,
+            own_keys=self.own_keys,
+            identity=identity,
+            policy=self.policy,
+            now_ms=now_ms,
         )
         self.services = (
             Implementation("Mahalla", program_version()),
@@ -104,10 +121,10 @@ class EdgeParts:
             self.own_keys,
             self.policy,
         )
-        """Services for the endpoints of the edge itself."""
+        """Services for the endpoints of these parts."""
 
 
-def rules_of(federation: FederationOptions) -> PolicyRules:
+def read_policy_rules(federation: FederationOptions) -> PolicyRules:
     """Return the configured policy."""
     return make_rules(
         federation.federation_domain_whitelist,
@@ -118,7 +135,7 @@ def rules_of(federation: FederationOptions) -> PolicyRules:
     )
 
 
-def list_source_of(federation: FederationOptions) -> MemberListSource | None:
+def read_member_list_source(federation: FederationOptions) -> MemberListSource | None:
     """Return the source of the federation's member list; None if there is none. Raises OSError,
     ValueError for certificates that cannot be read."""
     federation_member_list = federation.federation_member_list
@@ -136,12 +153,12 @@ def list_source_of(federation: FederationOptions) -> MemberListSource | None:
     )
 
 
-def edge_jobs(member_lists: MemberListRefresher) -> Sequence[Job]:
-    """Return the background jobs of the edge."""
+def member_list_jobs(member_lists: MemberListRefresher) -> Sequence[Job]:
+    """Return the jobs that keep the member list current."""
     return (Job("refresh_member_list", member_lists.do_refresh, 60.0),)
 
 
-def notaries_of(federation: FederationOptions) -> list[Notary]:
+def read_notaries(federation: FederationOptions) -> list[Notary]:
     """Return the configured notary servers."""
     return [
         Notary(

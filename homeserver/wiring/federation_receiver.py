@@ -1,6 +1,8 @@
 """Wires incoming federation: transactions, events with missing predecessors, and the queries of
 other servers."""
 
+from collections.abc import Sequence
+
 from federation.receiver.edus import EduReceivers
 from federation.receiver.transactions import TransactionReceiver
 from federation.remote.events import LIST_SLOTS, MAX_SHORT_LIST_BYTES
@@ -26,7 +28,7 @@ from federation.rooms.state_audit import StateAudit
 from homeserver.cluster.jobs import Job
 from homeserver.observe.federation import AuditMetrics, FederationMetrics
 from homeserver.wiring.federation import FederationParts
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
@@ -40,14 +42,15 @@ from storage.rooms.partial_rooms import PartialRoomStore
 from storage.rooms.served_states import ServedStateReader
 
 
-class IncomingParts:
+class FederationReceiverParts:
     """Processes transactions and queries of other servers. Public attributes are for the other
     parts and the router."""
 
     def __init__(
         self,
+        *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         history: RoomHistoryParts,
@@ -59,53 +62,58 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = federation.remote_events
-        lists = LargeResponseSlots(clock, short_bytes=MAX_SHORT_LIST_BYTES, slots=LIST_SLOTS)
+        lists = LargeResponseSlots(clock=clock, short_bytes=MAX_SHORT_LIST_BYTES, slots=LIST_SLOTS)
         self.states = RemoteStates(
-            federation.receiver,
-            federation.imports,
-            store,
-            self.remote,
-            lists,
-            federation.long_states,
-            clock,
+            receiver=federation.receiver,
+            imports=federation.imports,
+            store=store,
+            remote=self.remote,
+            lists=lists,
+            states=federation.long_states,
+            clock=clock,
         )
         self.missing = MissingEvents(
-            engine,
-            rooms.events,
-            federation.receiver,
-            self.states,
-            federation.unproved,
-            self.remote,
-            rooms.servers,
-            edge.policy,
-            room_engine.policy_servers.find_refused,
-            federation.identity,
-            TimelineStore(database),
-            clock,
+            engine=engine,
+            events=rooms.events,
+            receiver=federation.receiver,
+            states=self.states,
+            unverified=federation.unproved,
+            remote=self.remote,
+            servers=rooms.servers,
+            policy=peers.policy,
+            find_refused=room_engine.policy_servers.find_refused,
+            identity=federation.identity,
+            timelines=TimelineStore(database),
+            clock=clock,
         )
-        self.times = RemoteTimestampLookup(rooms.events, self.missing, self.remote, clock.seconds)
+        self.times = RemoteTimestampLookup(
+            events=rooms.events, missing=self.missing, remote=self.remote, seconds=clock.seconds
+        )
         self.insiders = RoomParticipants(
-            rooms.servers,
-            rooms.membership_store,
-            rooms.events,
-            federation.unproved,
-            federation.identity.server_name,
+            servers=rooms.servers,
+            memberships=rooms.membership_store,
+            events=rooms.events,
+            unverified=federation.unproved,
+            own_name=federation.identity.server_name,
         )
         self.inbox = Inbox(
-            InboxStore(database),
-            rooms.store,
-            engine,
-            self.missing,
-            self.insiders,
-            clock,
-            metrics,
+            store=InboxStore(database=database),
+            rooms=rooms.store,
+            engine=engine,
+            missing=self.missing,
+            participants=self.insiders,
+            clock=clock,
+            observer=metrics,
         )
-        completion = StateCompletion(rooms.trees, rooms.chains)
+        completion = StateCompletion(trees=rooms.trees, chains=rooms.chains)
         hearing = LateNotifications(
-            federation.placements, federation.resolver, rooms.memberships, rooms.membership_store
+            persister=federation.placements,
+            resolver=federation.resolver,
+            memberships=rooms.memberships,
+            store=rooms.membership_store,
         )
         self.completions = RoomCompletion(
-            RoomTables(
+            tables=RoomTables(
                 database,
                 rooms.store,
                 PartialRoomStore(database),
@@ -114,83 +122,104 @@ class IncomingParts:
                 rooms.writer,
                 completion,
             ),
-            engine,
-            rooms.events,
-            rooms.memberships,
-            StateSources(rooms.servers, edge.policy, base.now_ms),
-            rooms.partial,
-            self.states,
-            federation.imports,
-            federation.unproved,
-            Recheck(
-                database,
-                PartialRoomStore(database),
-                rooms.events,
-                federation.resolver,
-                completion,
-                federation.questions,
-                federation.placements,
-                federation.unproved,
-                hearing,
-                rooms.timelines,
-                federation.unheard,
+            engine=engine,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            sources=StateSources(servers=rooms.servers, policy=peers.policy, now_ms=base.now_ms),
+            partial=rooms.partial,
+            states=self.states,
+            imports=federation.imports,
+            unverified=federation.unproved,
+            recheck=Recheck(
+                database=database,
+                store=PartialRoomStore(database),
+                events=rooms.events,
+                resolver=federation.resolver,
+                writer=completion,
+                services=federation.questions,
+                persister=federation.placements,
+                unverified=federation.unproved,
+                late_notifications=hearing,
+                timelines=rooms.timelines,
+                unacknowledged_leaves=federation.unheard,
             ),
-            federation.resolver,
-            federation.effects,
-            self.inbox,
-            federation.identity,
-            database.streams,
-            clock,
-            metrics,
+            resolver=federation.resolver,
+            effects=federation.effects,
+            inbox=self.inbox,
+            identity=federation.identity,
+            streams=database.streams,
+            clock=clock,
+            observer=metrics,
         )
         self.outside = OutOfRoomUpdates(
-            rooms.outside,
-            rooms.memberships,
-            edge.keyring.get_signers,
-            federation.identity,
+            out_of_room=rooms.outside,
+            memberships=rooms.memberships,
+            get_signers=peers.keyring.get_signers,
+            identity=federation.identity,
         )
         self.transactions = TransactionReceiver(
-            engine,
-            rooms.memberships,
-            federation.receiver,
-            self.inbox,
-            self.insiders,
-            edus,
-            self.outside,
-            edge.policy,
-            metrics,
-            clock,
+            engine=engine,
+            memberships=rooms.memberships,
+            receiver=federation.receiver,
+            inbox=self.inbox,
+            insiders=self.insiders,
+            edus=edus,
+            outside=self.outside,
+            policy=peers.policy,
+            observer=metrics,
+            clock=clock,
         )
-        regaining = HistoryRefetch(database, store, rooms.events, federation.placements)
+        regaining = HistoryRefetch(
+            database=database,
+            event_store=store,
+            events=rooms.events,
+            persister=federation.placements,
+        )
         self.backfill = Backfill(
-            TimelineStore(database), rooms.servers, self.missing, self.remote, regaining, clock
+            timelines=TimelineStore(database),
+            servers=rooms.servers,
+            missing=self.missing,
+            remote=self.remote,
+            refetch=regaining,
+            clock=clock,
         )
-        self.form = TransactionForm(federation.identity, base.now_ms)
+        self.form = TransactionForm(identity=federation.identity, now_ms=base.now_ms)
         self.served = ServedRooms(
-            rooms.events,
-            store,
-            ServedStateReader(database, rooms.trees, rooms.chains),
-            rooms.chains,
-            TimelineStore(database),
-            room_engine.access,
-            ServerVisibility(
-                rooms.trees,
-                rooms.events,
-                rooms.membership_store,
-                rooms.servers,
-                history.lifetimes,
-                history.erased,
+            events=rooms.events,
+            store=store,
+            states=ServedStateReader(database=database, trees=rooms.trees, chains=rooms.chains),
+            chains=rooms.chains,
+            timelines=TimelineStore(database),
+            access=room_engine.access,
+            visibility=ServerVisibility(
+                trees=rooms.trees,
+                events=rooms.events,
+                membership_store=rooms.membership_store,
+                servers=rooms.servers,
+                retention=history.retention,
+                erased=history.erased,
             ),
         )
         self.audit = StateAudit(
-            StateAuditStore(database),
-            rooms.store,
-            engine,
-            rooms.events,
-            StateResolver(database, rooms.trees, rooms.chains, rooms.events, capacity=0),
-            AuditMetrics(registry),
+            store=StateAuditStore(database),
+            rooms=rooms.store,
+            engine=engine,
+            events=rooms.events,
+            resolver=StateResolver(
+                database=database,
+                trees=rooms.trees,
+                chains=rooms.chains,
+                events=rooms.events,
+                capacity=0,
+            ),
+            observer=AuditMetrics(registry),
         )
 
     def jobs(self) -> list[Job]:
         """Return the background jobs."""
         return [Job(AUDIT, self.audit.do_step, 600.0)]
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.form, self.served, self.transactions)

@@ -23,9 +23,9 @@ from homeserver.services.federation.destinations import DestinationAdministratio
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
@@ -40,19 +40,20 @@ from storage.rooms.receipts import ReceiptStore
 from storage.rooms.room_servers import RoomServerStore
 
 
-class FederationOutParts:
+class FederationSenderParts:
     """The sender and its sources. Public attributes are for the other parts and the router."""
 
     def __init__(
         self,
+        *,
         base: Foundation,
         random: RandomBytes,
         accounts: AccountParts,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         history: RoomHistoryParts,
-        presence: WhoIsThere,
+        presence: PresenceParts,
         devices: DeviceParts,
     ) -> None:
         clock, database, limiter = base.clock, base.database, base.limiter
@@ -61,108 +62,117 @@ class FederationOutParts:
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = devices.outgoing_store
         self.own_devices = LocalDevices(
-            accounts.stores.device_keys,
-            devices.published_keys,
-            log,
-            identity,
-            clock,
-            now_ms,
-            lambda origin: limiter.check_without_counting(Limit.KEY_CLAIM_OF_SERVER, origin),
-            lambda origin, keys: limiter.count(Limit.KEY_CLAIM_OF_SERVER, origin, cost=keys),
+            keys=accounts.stores.device_keys,
+            published=devices.published_keys,
+            log=log,
+            identity=identity,
+            clock=clock,
+            now_ms=now_ms,
+            check_claims=lambda origin: limiter.check_without_counting(
+                Limit.KEY_CLAIM_OF_SERVER, origin
+            ),
+            count_claims=lambda origin, keys: limiter.count(
+                Limit.KEY_CLAIM_OF_SERVER, origin, cost=keys
+            ),
         )
         contents = TransactionBuilder(
-            rooms.store,
-            room_engine.engine,
-            rooms.events,
-            rooms.servers,
-            store,
-            outgoing,
-            self.own_devices,
-            rooms.sticky_events,
-            history.lifetimes,
-            identity,
-            now_ms,
+            rooms=rooms.store,
+            engine=room_engine.engine,
+            events=rooms.events,
+            servers=rooms.servers,
+            destinations=store,
+            to_device=outgoing,
+            devices=self.own_devices,
+            sticky=rooms.sticky_events,
+            lifetimes=history.retention,
+            identity=identity,
+            now_ms=now_ms,
         )
-        transactions = TransactionClient(edge.requests, identity)
+        transactions = TransactionClient(requests=peers.requests, identity=identity)
         self.deliveries = TransactionSender(
-            clock,
-            database,
-            store,
-            outgoing,
-            contents,
-            transactions,
-            edge.policy,
-            now_ms,
-            BackoffSchedule(
+            clock=clock,
+            database=database,
+            store=store,
+            to_device=outgoing,
+            contents=contents,
+            transactions=transactions,
+            policy=peers.policy,
+            now_ms=now_ms,
+            schedule=BackoffSchedule(
                 peering.destination_min_retry_interval,
                 peering.destination_max_retry_interval,
                 peering.destination_retry_multiplier,
             ),
         )
         self.sender = FederationSender(
-            clock,
-            database.streams,
-            NodeLease(database, LEASE, random(16).hex(), accounts.get_node),
-            store,
-            outgoing,
-            log,
-            rooms.events,
-            rooms.servers,
-            rooms.sticky_events,
-            self.deliveries,
-            identity,
-            edge.policy,
-            edge.silences,
-            now_ms,
+            clock=clock,
+            streams=database.streams,
+            lease=NodeLease(
+                database=database, name=LEASE, process=random(16).hex(), get_node=accounts.get_node
+            ),
+            store=store,
+            to_device=outgoing,
+            device_log=log,
+            events=rooms.events,
+            servers=rooms.servers,
+            sticky=rooms.sticky_events,
+            deliveries=self.deliveries,
+            identity=identity,
+            policy=peers.policy,
+            backoff=peers.silences,
+            now_ms=now_ms,
         )
         self.greetings = UnblockedServerNotifier(
-            edge.policy, RoomServerStore(database), transactions, clock
+            policy=peers.policy,
+            store=RoomServerStore(database),
+            transactions=transactions,
+            clock=clock,
         )
         self.destinations = DestinationAdministration(
-            DestinationListStore(database),
-            DestinationCleanupStore(database),
-            self.sender,
-            edge.policy,
-            now_ms,
+            store=DestinationListStore(database),
+            cleanup=DestinationCleanupStore(database),
+            sender=self.sender,
+            policy=peers.policy,
+            now_ms=now_ms,
         )
-        self.signatures = PeerActivityRecorder(edge.signed_requests, self.sender)
-        SenderMetrics(base.registry, self.deliveries.get_metrics)
+        self.signatures = PeerActivityRecorder(checker=peers.signed_requests, sender=self.sender)
+        SenderMetrics(registry=base.registry, read=self.deliveries.get_metrics)
         self.remote_devices = RemoteDevices(
-            clock,
-            RemoteDeviceStore(database),
-            DeviceKeyClient(edge.requests),
-            rooms.memberships,
-            rooms.membership_store,
-            self.sender,
-            identity.is_local,
+            clock=clock,
+            store=RemoteDeviceStore(database),
+            remote=DeviceKeyClient(peers.requests),
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            sender=self.sender,
+            is_local=identity.is_local,
         )
         self.everyones_keys = KeyQueries(
-            clock,
-            self.own_devices,
-            devices.published_keys,
-            self.remote_devices,
-            identity,
-            rooms.servers,
-            limiter,
+            clock=clock,
+            own_devices=self.own_devices,
+            published=devices.published_keys,
+            remote=self.remote_devices,
+            identity=identity,
+            servers=rooms.servers,
+            limiter=limiter,
         )
         self._to_device = devices.to_device
-        told = EDUSender(self.sender, rooms.store)
+        told = EDUSender(sender=self.sender, rooms=rooms.store)
         presence.typing.subscribe(told.send_typing)
         presence.presence.subscribe(told.send_presence)
         received = EDUReceivers(
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            rooms.membership_store,
-            presence.typing,
-            ReceiptStore(database),
-            EarlyReceiptStore(database),
-            presence.presence,
-            now_ms,
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            typing=presence.typing,
+            receipts=ReceiptStore(database),
+            early_receipts=EarlyReceiptStore(database),
+            presence=presence.presence,
+            now_ms=now_ms,
         )
         self.edus = EduReceivers(
-            room_engine.access,
-            {
+            access=room_engine.access,
+            handlers={
                 "m.typing": received.receive_typing,
                 "m.receipt": received.receive_receipts,
                 "m.presence": received.receive_presence,
@@ -177,9 +187,14 @@ class FederationOutParts:
         """Return the background jobs."""
         return (
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
-            Job("forget_received_to_device", self._to_device.remove_old_received, 3600.0),
+            Job("delete_old_received_to_device", self._to_device.remove_old_received, 3600.0),
             Job("expire_outgoing_to_device", self.destinations.do_remove_expired, 3600.0),
-            Job("forget_destinations", self.destinations.do_remove_forgotten, 3600.0),
+            Job("delete_unused_destinations", self.destinations.do_remove_forgotten, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
             Job("sweep_device_lists", self.remote_devices.do_sweep, 3600.0),
         )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.destinations, self.everyones_keys, self.own_devices)

@@ -26,12 +26,13 @@ from storage.engine.executors import Executor
 MAX_DOCUMENT_BYTES = 8 << 20
 
 
-class OutboundParts:
+class HttpClientParts:
     """The HTTP clients. `wire` sends requests to other servers, `client` to services that are not
     Matrix servers, such as push gateways. `previews` fetches linked pages."""
 
     def __init__(
         self,
+        *,
         config: Config,
         reactor: ReactorBase,
         threads: Executor,
@@ -48,20 +49,32 @@ class OutboundParts:
         self._reactor = reactor
         self._threads = threads
         self._clock = cast(IReactorTime, reactor)
-        self._names = names if names is not None else SystemNameResolver(reactor, threads)
+        self._names = (
+            names if names is not None else SystemNameResolver(reactor=reactor, threads=threads)
+        )
         self._pool = ConnectionPool(self._clock)
         self._system_trust = TlsTrust()
         trust = TlsTrust(
-            federation.federation_custom_ca_list or None,
+            authorities=federation.federation_custom_ca_list or None,
             verify=federation.federation_verify_certificates,
         )
-        addresses = AddressPolicy(federation.ip_range_blacklist, federation.ip_range_whitelist)
-        self._proxy = proxy_of(federation, environment)
+        addresses = AddressPolicy(
+            denied=federation.ip_range_blacklist, allowed=federation.ip_range_whitelist
+        )
+        self._proxy = choose_proxy(federation, environment)
         connector = self._connector(addresses)
-        self._peers = HttpClient(self._clock, WebAgent(self._pool, connector, trust))
-        routes = Routes(self._clock, self._peers, self._names, draw)
-        self.wire = HttpWire(self._clock, FederationAgent(routes, connector, self._pool, trust))
-        self.client = HttpClient(self._clock, WebAgent(self._pool, connector, self._system_trust))
+        self._peers = HttpClient(
+            clock=self._clock, agent=WebAgent(pool=self._pool, connector=connector, trust=trust)
+        )
+        routes = Routes(clock=self._clock, web=self._peers, names=self._names, draw=draw)
+        self.wire = HttpWire(
+            clock=self._clock,
+            agent=FederationAgent(routes=routes, connector=connector, pool=self._pool, trust=trust),
+        )
+        self.client = HttpClient(
+            clock=self._clock,
+            agent=WebAgent(pool=self._pool, connector=connector, trust=self._system_trust),
+        )
         previews = config.previews
         self.previews = self.client_for(
             previews.url_preview_ip_range_blacklist, previews.url_preview_ip_range_whitelist
@@ -93,8 +106,11 @@ class OutboundParts:
 
     def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> HttpClient:
         """Return a client with an address policy of its own, for example for URL previews."""
-        connector = self._connector(AddressPolicy(denied, allowed))
-        return HttpClient(self._clock, WebAgent(self._pool, connector, self._system_trust))
+        connector = self._connector(AddressPolicy(denied=denied, allowed=allowed))
+        return HttpClient(
+            clock=self._clock,
+            agent=WebAgent(pool=self._pool, connector=connector, trust=self._system_trust),
+        )
 
     def close(self) -> Deferred[None]:
         """Close idle connections, and stop looking up names."""
@@ -103,11 +119,15 @@ class OutboundParts:
 
     def _connector(self, addresses: AddressPolicy) -> Connector:
         return Connector(
-            cast(IReactorTCP, self._reactor), self._clock, self._names, addresses, self._proxy
+            tcp=cast(IReactorTCP, self._reactor),
+            clock=self._clock,
+            names=self._names,
+            addresses=addresses,
+            proxy=self._proxy,
         )
 
 
-def proxy_of(federation: FederationOptions, environment: Mapping[str, str]) -> Proxy | None:
+def choose_proxy(federation: FederationOptions, environment: Mapping[str, str]) -> Proxy | None:
     """Return the proxy of the configuration, else that of the environment; None if there is none.
     Raises BadProxy."""
     url = federation.https_proxy or environment.get("https_proxy") or environment.get("HTTPS_PROXY")

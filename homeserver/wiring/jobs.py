@@ -22,7 +22,7 @@ SENT_REMEMBERED: Final = 24 * 3600
 """Seconds for which a client may repeat a request with its transaction ID."""
 
 
-def jobs_of(
+def make_maintenance_jobs(
     clock: IReactorTime,
     database: Database,
     uia: UIA,
@@ -50,12 +50,12 @@ def jobs_of(
         return await database.write("collect_state", step)
 
     return (
-        Job("forget_sent_transactions", forget_sent, 6 * 3600.0),
-        Job("forget_sliding_connections", forget_connections, 3600.0),
-        Job("end_old_uia_sessions", uia.do_sweep, 300.0),
-        Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
-        Job("end_old_validations", validations.do_sweep, 600.0),
-        Job("forget_addresses_of_devices", last_seen.do_delete_old_addresses, 3600.0),
-        Job("collect_state", collect_state, 60.0),
-        Job("end_remote_presence", presence.do_expire_remote, 60.0),
+        Job("delete_old_client_transactions", forget_sent, 6 * 3600.0),
+        Job("delete_unused_sliding_connections", forget_connections, 3600.0),
+        Job("delete_expired_uia_sessions", uia.do_sweep, 300.0),
+        Job("delete_expired_login_tokens", login_tokens.do_sweep, 600.0),
+        Job("delete_expired_threepid_validations", validations.do_sweep, 600.0),
+        Job("delete_old_device_addresses", last_seen.do_delete_old_addresses, 3600.0),
+        Job("collect_state_garbage", collect_state, 60.0),
+        Job("expire_remote_presence", presence.do_expire_remote, 60.0),
     )

@@ -7,7 +7,7 @@ from homeserver.api.limits import Limit
 from homeserver.config.limits import LimitOptions, RateLimit
 
 
-def rates_of(limits: LimitOptions) -> Mapping[Limit, Rate]:
+def read_rates(limits: LimitOptions) -> Mapping[Limit, Rate]:
     """Return the rate of each configured limit. A limit is named by the path of its option."""
     rates = {}
     for limit in Limit:

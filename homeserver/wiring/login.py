@@ -43,7 +43,7 @@ from homeserver.services.threepids.phone_validation import PhoneValidation
 from homeserver.services.threepids.sms import SMSGatewayRequest, TextMessageSender
 from homeserver.services.threepids.validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from storage.accounts.registration_tokens import RegistrationTokenStore
 from storage.engine.database import Database
 from storage.login.uia import UIAStore
@@ -56,45 +56,45 @@ class LoginParts:
 
     def __init__(
         self,
+        *,
         config: Config,
         clock: IReactorTime,
         database: Database,
         limiter: RateLimiter,
         accounts: AccountParts,
-        mail: MailParts,
+        email: EmailParts,
         web: WebClient | None,
-        *,
-        newcomers: NewAccountTasks,
+        new_account_tasks: NewAccountTasks,
         addresses: NewAccountEmails | None,
     ) -> None:
         """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `newcomers`: the tasks for new accounts. `addresses` handles their e-mail addresses.
+        `new_account_tasks`: the tasks for new accounts. `addresses` handles their e-mail addresses.
 
         Raises `ValueError` if no service can check captchas or send the required messages."""
         server_name = ServerName(config.server_name)
         registration_tokens, uia_store = RegistrationTokenStore(database), UIAStore(database)
         self.approvals = Approvals(
-            clock,
-            database,
-            accounts.stores.accounts,
-            mail.threepids,
-            mail.outbox,
-            mail.languages,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            threepids=email.threepids,
+            outbox=email.outbox,
+            languages=email.languages,
             administrator_emails=config.registration.registration_approval_emails,
             base_url=config.name.public_baseurl or "",
-            newcomers=newcomers,
+            new_account_tasks=new_account_tasks,
         )
         passwords = config.sessions.password_config
         has_others = bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
         self.sign_in = SignIn(
-            clock,
-            database,
-            accounts.stores.accounts,
-            mail.threepids,
-            accounts.passwords,
-            accounts.sessions,
-            limiter,
-            accounts.application_passwords,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            threepids=email.threepids,
+            passwords=accounts.passwords,
+            sessions=accounts.sessions,
+            limiter=limiter,
+            application_passwords=accounts.application_passwords,
             server_name=server_name,
             password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
@@ -105,17 +105,22 @@ class LoginParts:
         )
         self.captcha = None if web is None else _captcha(config, web, accounts.plugins)
         self.phones = PhoneValidation(
-            lambda: int(clock.seconds() * 1000),
-            database,
-            mail.threepids,
-            TextMessageStore(),
-            mail.validations,
-            accounts.secret_text,
-            None
+            now_ms=lambda: int(clock.seconds() * 1000),
+            database=database,
+            store=email.threepids,
+            message_counts=TextMessageStore(),
+            validations=email.validations,
+            secret_text=accounts.secret_text,
+            messages=None
             if web is None
-            else TextMessageSender(web, accounts.plugins, accounts.secret_text, _gateway(config)),
-            limiter,
-            mail.text_message_metrics,
+            else TextMessageSender(
+                web=web,
+                plugins=accounts.plugins,
+                secret_text=accounts.secret_text,
+                gateway=_gateway(config),
+            ),
+            limiter=limiter,
+            metrics=email.text_message_metrics,
             purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
             server_name=config.server_name,
             base_url=config.name.public_baseurl or "",
@@ -135,60 +140,81 @@ class LoginParts:
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
-            RegistrationTokenStage(clock, registration_tokens),
+            RegistrationTokenStage(clock=clock, tokens=registration_tokens),
             *([] if self.captcha is None else [CaptchaStage(self.captcha)]),
-            ThreepidStage(EMAIL_IDENTITY, EMAIL, mail.validations),
-            ThreepidStage(MSISDN_IDENTITY, MSISDN, mail.validations),
-            *(OAuthStage(name, _reset_page(config)) for name in STAGES),
+            ThreepidStage(name=EMAIL_IDENTITY, medium=EMAIL, validations=email.validations),
+            ThreepidStage(name=MSISDN_IDENTITY, medium=MSISDN, validations=email.validations),
+            *(OAuthStage(name=name, url=_reset_page(config)) for name in STAGES),
             SSOStage(),
             TermsStage(accounts.policies),
         ]
-        self.uia = UIA(clock, accounts.secret_text, database, uia_store, stages)
+        self.uia = UIA(
+            clock=clock,
+            secret_text=accounts.secret_text,
+            database=database,
+            store=uia_store,
+            stages=stages,
+        )
         self.resets = CrossSigningResets(
-            clock, database, accounts.stores.cross_signing_resets, self.uia
+            clock=clock, database=database, store=accounts.stores.cross_signing_resets, uia=self.uia
         )
         self.registration = Registration(
-            clock,
-            accounts.secret_text,
-            database,
-            accounts.stores.accounts,
-            accounts.stores.profiles,
-            registration_tokens,
-            mail.threepids,
-            accounts.passwords,
-            accounts.sessions,
-            self.sign_in,
-            self.uia,
-            limiter,
+            clock=clock,
+            secret_text=accounts.secret_text,
+            database=database,
+            accounts=accounts.stores.accounts,
+            profiles=accounts.stores.profiles,
+            tokens=registration_tokens,
+            threepids=email.threepids,
+            passwords=accounts.passwords,
+            sessions=accounts.sessions,
+            sign_in=self.sign_in,
+            uia=self.uia,
+            limiter=limiter,
             server_name=server_name,
             rules=_rules(config, takes_numbers=self.phones.supports_purpose(REGISTER)),
             reserved=accounts.application_services,
             plugins=accounts.plugins,
             consents=accounts.stores.policy_consents,
             approvals=self.approvals,
-            newcomers=newcomers,
+            new_account_tasks=new_account_tasks,
             addresses=addresses,
         )
         self.registration_tokens = RegistrationTokens(
-            clock, accounts.secret_text, database, registration_tokens
+            clock=clock,
+            secret_text=accounts.secret_text,
+            database=database,
+            store=registration_tokens,
         )
         self.acting_services = ApplicationServiceRequests(
-            accounts.application_services,
-            accounts.stores.accounts,
-            accounts.stores.devices,
-            self.registration,
-            self.sign_in,
-            accounts.sessions,
-            accounts.validity,
+            services=accounts.application_services,
+            accounts=accounts.stores.accounts,
+            devices=accounts.stores.devices,
+            registration=self.registration,
+            sign_in=self.sign_in,
+            sessions=accounts.sessions,
+            validity=accounts.validity,
             token_in_query=config.sessions.accept_token_in_query,
         )
         self.shared_secret_registration = SharedSecretRegistration(
-            clock,
-            accounts.secret_text,
-            database,
-            uia_store,
-            self.registration,
+            clock=clock,
+            secret_text=accounts.secret_text,
+            database=database,
+            nonces=uia_store,
+            registration=self.registration,
             secret=config.registration.registration_shared_secret,
+        )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (
+            self.acting_services,
+            self.phones,
+            self.registration,
+            self.registration_tokens,
+            self.shared_secret_registration,
+            self.sign_in,
         )
 
 
@@ -202,8 +228,8 @@ def _captcha(config: Config, web: WebClient, plugins: Plugins) -> CaptchaVerifie
     if not captcha.enable_registration_captcha:
         return None
     return CaptchaVerifier(
-        web,
-        plugins,
+        web=web,
+        plugins=plugins,
         verify_url=captcha.recaptcha_siteverify_api,
         site_key=str(captcha.recaptcha_public_key),
         secret=captcha.recaptcha_private_key,

@@ -28,10 +28,10 @@ from homeserver.services.plugins.hooks import Plugins
 from homeserver.services.previews.fetching import PreviewClient
 from homeserver.services.scanning.encrypted_files import EncryptedBodyReader
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.media_stores import OBJECT_THREADS, stores_of
-from homeserver.wiring.media_upkeep import MediaUpkeep
+from homeserver.wiring.media_maintenance import MediaMaintenanceParts
+from homeserver.wiring.media_stores import OBJECT_THREADS, make_media_storage
 from homeserver.wiring.previews import PreviewParts
 from homeserver.wiring.scanning import ScanningParts, scan_threads
 from storage.engine.executors import Executor, ThreadExecutor
@@ -64,19 +64,34 @@ def start_media_threads(reactor: ReactorBase, storage: StorageOptions) -> MediaT
     """Start the threads of a server."""
     object_threads = OBJECT_THREADS if storage.media_object_store.bucket is not None else 1
     return MediaThreads(
-        files=ThreadExecutor(reactor, "files", FILE_THREADS, close_timeout=2.0),
-        images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, close_timeout=1.0),
-        photos=ThreadExecutor(reactor, "photos", PHOTO_PROCESSES, close_timeout=1.0),
-        pages=ThreadExecutor(reactor, "pages", PAGE_PROCESSES, close_timeout=1.0),
-        objects_out=ThreadExecutor(reactor, "objects_out", object_threads, close_timeout=2.0),
-        objects_in=ThreadExecutor(reactor, "objects_in", object_threads, close_timeout=2.0),
+        files=ThreadExecutor(
+            reactor=reactor, name="files", threads=FILE_THREADS, close_timeout=2.0
+        ),
+        images=ThreadExecutor(
+            reactor=reactor, name="images", threads=IMAGE_PROCESSES, close_timeout=1.0
+        ),
+        photos=ThreadExecutor(
+            reactor=reactor, name="photos", threads=PHOTO_PROCESSES, close_timeout=1.0
+        ),
+        pages=ThreadExecutor(
+            reactor=reactor, name="pages", threads=PAGE_PROCESSES, close_timeout=1.0
+        ),
+        objects_out=ThreadExecutor(
+            reactor=reactor, name="objects_out", threads=object_threads, close_timeout=2.0
+        ),
+        objects_in=ThreadExecutor(
+            reactor=reactor, name="objects_in", threads=object_threads, close_timeout=2.0
+        ),
         scans=ThreadExecutor(
-            reactor, "scans", scan_threads(storage.media_scanning), close_timeout=1.0
+            reactor=reactor,
+            name="scans",
+            threads=scan_threads(storage.media_scanning),
+            close_timeout=1.0,
         ),
     )
 
 
-def freeze_of(storage: StorageOptions) -> MediaFreeze:
+def read_media_freeze(storage: StorageOptions) -> MediaFreeze:
     """Return the freeze: which files require authentication."""
     day = storage.legacy_media_freeze_date
     since = (
@@ -87,12 +102,12 @@ def freeze_of(storage: StorageOptions) -> MediaFreeze:
     return MediaFreeze(storage.enable_authenticated_media, since)
 
 
-def sizes_of(storage: StorageOptions) -> Sequence[ThumbnailSize]:
+def read_allowed_sizes(storage: StorageOptions) -> Sequence[ThumbnailSize]:
     """Return the only sizes of thumbnails; empty if any size may be made."""
-    return () if storage.dynamic_thumbnails else named_sizes_of(storage)
+    return () if storage.dynamic_thumbnails else read_thumbnail_sizes(storage)
 
 
-def named_sizes_of(storage: StorageOptions) -> Sequence[ThumbnailSize]:
+def read_thumbnail_sizes(storage: StorageOptions) -> Sequence[ThumbnailSize]:
     """Return the configured sizes of thumbnails."""
     return [
         ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
@@ -107,8 +122,9 @@ class MediaParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
-        edge: EdgeParts,
+        peers: FederationPeerParts,
         follow: Follow,
         preview_web: PreviewClient,
         threads: MediaThreads,
@@ -121,25 +137,25 @@ class MediaParts:
         storage = config.storage
         self._threads = threads
         self._store = MediaStore(database)
-        self._workers = ImageWorkers(threads.images)
+        self._workers = ImageWorkers(executor=threads.images)
         self._locations = (
             LocationRemover(
-                threads.photos,
-                clock,
-                PHOTO_PROCESSES,
+                executor=threads.photos,
+                clock=clock,
+                max_concurrent=PHOTO_PROCESSES,
                 refuses_unsupported=storage.refuse_unremovable_locations,
             )
             if storage.remove_photo_locations
             else None
         )
         self.files = MediaFiles(
-            config.folder / storage.media_store_path,
-            threads.files,
-            clock,
-            storage.media_min_free_disk,
+            folder=config.folder / storage.media_store_path,
+            executor=threads.files,
+            clock=clock,
+            min_free_bytes=storage.media_min_free_disk,
         )
         self.files.open_folder()
-        stores = stores_of(
+        stores = make_media_storage(
             storage.media_object_store,
             clock,
             database,
@@ -150,48 +166,48 @@ class MediaParts:
         self.contents = stores.contents
         self._store_jobs = stores.jobs
         server_name = identity.server_name
-        quarantine = QuarantineStore(database, server_name)
+        quarantine = QuarantineStore(database=database, own=server_name)
         self.scanning = ScanningParts(
-            storage.media_scanning,
-            clock,
-            database,
-            self.contents,
-            server_name,
-            quarantine,
-            plugins,
-            threads.scans,
-            registry,
+            scanning=storage.media_scanning,
+            clock=clock,
+            database=database,
+            contents=self.contents,
+            own=server_name,
+            quarantine=quarantine,
+            plugins=plugins,
+            threads=threads.scans,
+            registry=registry,
         )
         gate = self.scanning.gate
-        freeze = freeze_of(storage)
+        freeze = read_media_freeze(storage)
         thumbnails = Thumbnails(
-            self.contents,
-            self._workers,
-            storage.max_image_pixels,
-            IMAGE_PROCESSES,
-            clock,
+            contents=self.contents,
+            workers=self._workers,
+            max_pixels=storage.max_image_pixels,
+            max_concurrent=IMAGE_PROCESSES,
+            clock=clock,
             programs=storage.external_thumbnailers,
-            sizes=sizes_of(storage),
+            sizes=read_allowed_sizes(storage),
         )
         early_thumbnails = EagerThumbnails(
-            thumbnails,
-            gate,
-            clock,
-            named_sizes_of(storage) or SPECIFIED_SIZES,
-            IMAGE_PROCESSES,
+            thumbnails=thumbnails,
+            gate=gate,
+            clock=clock,
+            sizes=read_thumbnail_sizes(storage) or SPECIFIED_SIZES,
+            max_concurrent=IMAGE_PROCESSES,
             programs=storage.external_thumbnailers,
         )
         self.repository = MediaRepository(
-            server_name,
-            clock,
-            database,
-            self._store,
-            self.contents,
-            quarantine,
-            gate,
-            UploadQuotas(
-                database,
-                self._store,
+            server_name=server_name,
+            clock=clock,
+            database=database,
+            store=self._store,
+            contents=self.contents,
+            quarantine=quarantine,
+            gate=gate,
+            quotas=UploadQuotas(
+                database=database,
+                store=self._store,
                 quotas=[
                     UploadQuota(each.time_period, each.max_size)
                     for each in storage.media_upload_limits
@@ -202,28 +218,28 @@ class MediaParts:
                 or config.name.public_baseurl
                 or f"https://{server_name}/",
             ),
-            SecretGenerator(random),
-            self._locations,
-            early_thumbnails.schedule if storage.thumbnails_at_upload else None,
+            secret_text=SecretGenerator(random),
+            location_remover=self._locations,
+            on_stored=early_thumbnails.schedule if storage.thumbnails_at_upload else None,
             max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
             freeze=freeze,
         )
         self.copies = RemoteCopies(
-            RemoteMediaStore(database),
-            self.contents,
-            quarantine,
-            gate,
-            RemoteDownloads(
-                MediaClient(edge.requests, follow),
-                clock,
-                self.contents.spool,
-                min(storage.max_upload_size, self.scanning.largest_copy),
+            store=RemoteMediaStore(database),
+            contents=self.contents,
+            quarantine=quarantine,
+            gate=gate,
+            downloads=RemoteDownloads(
+                remote=MediaClient(requests=peers.requests, follow=follow),
+                clock=clock,
+                spool=self.contents.spool,
+                max_bytes=min(storage.max_upload_size, self.scanning.largest_copy),
             ),
-            edge.policy,
-            limiter,
-            clock,
+            policy=peers.policy,
+            limiter=limiter,
+            clock=clock,
             rate=Rate(
                 storage.remote_media_download_per_second, storage.remote_media_download_burst_count
             ),
@@ -231,45 +247,46 @@ class MediaParts:
             freeze=freeze,
         )
         self.previews = PreviewParts(
-            config,
-            clock,
-            database,
-            self.contents,
-            thumbnails,
-            quarantine,
-            gate,
-            preview_web,
-            threads.pages,
-            random,
+            config=config,
+            clock=clock,
+            database=database,
+            contents=self.contents,
+            thumbnails=thumbnails,
+            quarantine=quarantine,
+            gate=gate,
+            web=preview_web,
+            executor=threads.pages,
+            random=random,
         )
         self.delivery = MediaDelivery(
-            server_name,
-            clock,
-            self.repository,
-            self.copies,
-            thumbnails,
-            self.contents,
+            server_name=server_name,
+            clock=clock,
+            repository=self.repository,
+            copies=self.copies,
+            thumbnails=thumbnails,
+            contents=self.contents,
             serves_unauthenticated=storage.legacy_media_endpoints,
         )
         self.for_servers = media_responses(self.delivery)
         self.proxy = ContentScannerAPI(
-            self.delivery,
-            EncryptedBodyReader(identity.key),
-            limiter,
-            self.scanning.scanning,
+            delivery=self.delivery,
+            bodies=EncryptedBodyReader(identity.key),
+            limiter=limiter,
+            scanner=self.scanning.scanning,
         )
-        self.upkeep = MediaUpkeep(
-            storage,
-            clock,
-            database,
-            identity,
-            self._store,
-            self.contents,
-            self.scanning.store,
+        self.upkeep = MediaMaintenanceParts(
+            storage=storage,
+            clock=clock,
+            database=database,
+            identity=identity,
+            store=self._store,
+            contents=self.contents,
+            scans=self.scanning.store,
         )
 
+    @property
     def services(self) -> Sequence[object]:
-        """Return the services for the router."""
+        """The services that endpoints ask for."""
         return (
             self.delivery,
             self.for_servers,
@@ -277,13 +294,13 @@ class MediaParts:
             self.previews.previews,
             self.proxy,
             self.scanning.administration,
-            *self.upkeep.services(),
+            *self.upkeep.services,
         )
 
     def jobs(self) -> list[Job]:
         """Return the background jobs."""
         return [
-            Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
+            Job("delete_expired_media_reservations", self.repository.do_remove_expired, 600.0),
             *self._store_jobs,
             *self.previews.jobs(),
             *self.upkeep.jobs(),

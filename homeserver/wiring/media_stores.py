@@ -25,52 +25,62 @@ OBJECT_THREADS = 8
 """Threads that read from the object store; as many write to it."""
 
 
-class Stores(msgspec.Struct, frozen=True):
+class MediaStorage(msgspec.Struct, frozen=True):
     """The storage of media, and its background jobs."""
 
     contents: MediaContents
     jobs: Sequence[Job]
 
 
-def stores_of(
+def make_media_storage(
     object_store: MediaObjectStoreOptions,
     clock: IReactorTime,
     database: Database,
     files: MediaFiles,
     reading: Executor,
     writing: Executor,
-) -> Stores:
+) -> MediaStorage:
     """Return the storage: the folder alone, or with an object store. The executors `reading` and
     `writing` call the object store. Raises ObjectStoreFailed."""
     if object_store.bucket is None:
-        return Stores(LocalContents(database, files), (_sweep_job(database, files),))
+        return MediaStorage(
+            LocalContents(database=database, files=files), (_sweep_job(database, files),)
+        )
     patience = object_store.timeout / 1000
     contents = SharedContents(
-        database,
-        files,
-        open_s3(s3_config_of(object_store)),
-        ObjectCallRunner(reading, clock, patience),
-        ObjectCallRunner(writing, clock, patience, max_long=OBJECT_THREADS // 2),
-        clock,
+        database=database,
+        files=files,
+        objects=open_s3(read_s3_config(object_store)),
+        reading=ObjectCallRunner(executor=reading, clock=clock, max_silence=patience),
+        writing=ObjectCallRunner(
+            executor=writing, clock=clock, max_silence=patience, max_long=OBJECT_THREADS // 2
+        ),
+        clock=clock,
         role=object_store.role,
         prefix=object_store.prefix,
         redirect=object_store.redirects,
     )
     trimming = FolderTrimmer(
-        database, files, object_store.cache_size if object_store.role == "main" else None
+        database=database,
+        files=files,
+        max_bytes=object_store.cache_size if object_store.role == "main" else None,
     )
-    return Stores(
+    return MediaStorage(
         contents,
         (
             _sweep_job(database, files),
-            Job("level_media_stores", MediaRebalancer(database, contents, clock).rebalance, 60.0),
-            Job("remove_media_objects", contents.delete_unused_objects, 60.0),
+            Job(
+                "rebalance_media",
+                MediaRebalancer(database=database, contents=contents, clock=clock).rebalance,
+                60.0,
+            ),
+            Job("delete_unused_media_objects", contents.delete_unused_objects, 60.0),
             Job("trim_media_folder", trimming.trim, 600.0),
         ),
     )
 
 
-def s3_config_of(object_store: MediaObjectStoreOptions) -> S3Config:
+def read_s3_config(object_store: MediaObjectStoreOptions) -> S3Config:
     """Return the configuration of the object store client."""
     assert object_store.bucket is not None
     return S3Config(

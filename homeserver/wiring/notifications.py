@@ -1,13 +1,13 @@
 """Wires unread counts, push decisions and the list of notifications."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from homeserver.observe.caches import CountedCache, UnsizedCache
 from homeserver.services.notifications.notifications import Notifications
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.unread_counts import UnreadCounts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
@@ -23,8 +23,9 @@ class NotificationParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
-        push: PushParts,
+        push: PushRuleParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         history: RoomHistoryParts,
@@ -33,44 +34,49 @@ class NotificationParts:
     ) -> None:
         database, streams = base.database, base.database.streams
         self.unread = UnreadCounts(
-            push.outcome_store,
-            ReceiptStore(database),
-            rooms.store,
-            rooms.past,
-            push.rules,
-            streams,
+            outcomes=push.outcome_store,
+            receipts=ReceiptStore(database),
+            rooms=rooms.store,
+            past=rooms.past,
+            rules=push.rules,
+            streams=streams,
             capacity=base.sizes.unread_counts,
         )
         self.push_decisions = PushDecisions(
-            room_engine.engine,
-            rooms.membership_store,
-            rooms.past,
-            push.rules,
-            settings.ignored,
-            settings.permissions,
-            push.threads,
-            history.lifetimes,
+            engine=room_engine.engine,
+            memberships=rooms.membership_store,
+            past=rooms.past,
+            rules=push.rules,
+            ignored=settings.ignored,
+            permissions=settings.permissions,
+            threads=push.threads,
+            lifetimes=history.retention,
         )
         self.notifications = Notifications(
-            push.outcome_store,
-            OldPushActionStore(database),
-            RoomRecencyStore(database),
-            rooms.store,
-            rooms.memberships,
-            rooms.past,
-            rooms.events,
-            rooms.outside,
-            self.unread,
-            push.rules,
-            self.push_decisions,
-            settings.ignored,
-            settings.permissions,
-            room_reading.client_events,
-            streams,
-            history.lifetimes,
+            outcomes=push.outcome_store,
+            old=OldPushActionStore(database),
+            recency=RoomRecencyStore(database),
+            rooms=rooms.store,
+            memberships=rooms.memberships,
+            past=rooms.past,
+            events=rooms.events,
+            outside=rooms.outside,
+            unread=self.unread,
+            rules=push.rules,
+            decisions=self.push_decisions,
+            ignored=settings.ignored,
+            permissions=settings.permissions,
+            client_events=room_reading.client_events,
+            streams=streams,
+            lifetimes=history.retention,
         )
 
     @property
     def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
         return {"unread_counts": UnsizedCache(self.unread.cache)}
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.notifications,)

@@ -29,6 +29,7 @@ class OAuthParts:
 
     def __init__(
         self,
+        *,
         config: Config,
         clock: IReactorTime,
         database: Database,
@@ -37,48 +38,48 @@ class OAuthParts:
         login: LoginParts,
     ) -> None:
         self.metadata = OAuthMetadata(
-            config.name.public_baseurl,
+            public_baseurl=config.name.public_baseurl,
             enabled=config.sessions.oauth.enabled,
             registration_open=login.registration.is_open,
         )
-        self.clients = OAuthClients(clock, database, accounts.stores.oauth)
+        self.clients = OAuthClients(clock=clock, database=database, store=accounts.stores.oauth)
         self.authorization = Authorization(
-            clock,
-            database,
-            accounts.stores.oauth,
-            accounts.secret_text,
-            self.clients,
+            clock=clock,
+            database=database,
+            store=accounts.stores.oauth,
+            secret_text=accounts.secret_text,
+            clients=self.clients,
             issuer=self.metadata.issuer,
         )
         self.tokens = OAuthTokens(
-            clock,
-            database,
-            accounts.stores.oauth,
-            accounts.stores.accounts,
-            accounts.stores.access_tokens,
-            accounts.sessions,
-            accounts.secret_text,
-            self.clients,
-            UpstreamDevices(accounts.stores.upstream_sessions),
-            limiter,
+            clock=clock,
+            database=database,
+            store=accounts.stores.oauth,
+            accounts=accounts.stores.accounts,
+            tokens=accounts.stores.access_tokens,
+            sessions=accounts.sessions,
+            secret_text=accounts.secret_text,
+            clients=self.clients,
+            upstream=UpstreamDevices(accounts.stores.upstream_sessions),
+            limiter=limiter,
             introspection_clients=config.sessions.oauth.introspection_clients,
             issuer=self.metadata.issuer,
             validity=accounts.validity,
         )
         self.device_grants = DeviceGrants(
-            clock,
-            database,
-            accounts.stores.device_grants,
-            accounts.secret_text,
-            self.clients,
-            self.tokens,
-            limiter,
+            clock=clock,
+            database=database,
+            store=accounts.stores.device_grants,
+            secret_text=accounts.secret_text,
+            clients=self.clients,
+            tokens=self.tokens,
+            limiter=limiter,
         )
         self.rendezvous = RendezvousSessions(
-            clock,
-            database,
-            RendezvousStore(database),
-            accounts.secret_text,
+            clock=clock,
+            database=database,
+            store=RendezvousStore(database),
+            secret_text=accounts.secret_text,
             creators=config.sessions.oauth.qr_code,
         )
         self.services: Sequence[object] = (
@@ -94,8 +95,8 @@ class OAuthParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("end_old_rendezvous", self.rendezvous.do_sweep, 60.0),
-            Job("forget_oauth_clients", self.clients.do_sweep, 3600.0),
-            Job("forget_oauth_codes", self.authorization.do_sweep, 600.0),
-            Job("forget_device_grants", self.device_grants.do_sweep, 600.0),
+            Job("delete_expired_rendezvous_sessions", self.rendezvous.do_sweep, 60.0),
+            Job("delete_unused_oauth_clients", self.clients.do_sweep, 3600.0),
+            Job("delete_expired_oauth_codes", self.authorization.do_sweep, 600.0),
+            Job("delete_expired_device_grants", self.device_grants.do_sweep, 600.0),
         )

@@ -1,5 +1,7 @@
 """Wires the notifier of waiting requests, typing notifications and presence."""
 
+from collections.abc import Sequence
+
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -17,38 +19,55 @@ from homeserver.wiring.foundation import Foundation
 from storage.presence.presence import PresenceStore
 
 
-class WhoIsThere:
+class PresenceParts:
     """The notifier, typing and presence, as configured."""
 
     log = Logger()
 
-    def __init__(self, base: Foundation, accounts: AccountParts, memberships: Memberships) -> None:
+    def __init__(
+        self, *, base: Foundation, accounts: AccountParts, memberships: Memberships
+    ) -> None:
         config, clock, database = base.config, base.clock, base.database
         limiter, identity, notes = base.limiter, base.identity, accounts.node_notes
         self.notifier = notifier = Notifier(
-            database.streams,
-            memberships,
-            clock,
-            accounts.access_tokens.recheck,
-            accounts.others,
+            streams=database.streams,
+            memberships=memberships,
+            clock=clock,
+            check_session=accounts.access_tokens.recheck,
+            others=accounts.others,
         )
         counter = EphemeralCounter(clock)
-        self.typing = Typing(notifier, clock, counter, memberships, database.streams, notes)
+        self.typing = Typing(
+            notifier=notifier,
+            clock=clock,
+            counter=counter,
+            memberships=memberships,
+            streams=database.streams,
+            notes=notes,
+        )
         presence = config.people.presence
         times = PresenceTimes(
             active=presence.last_active_granularity / 1000,
             idle=presence.idle_timeout / 1000,
             grace=presence.sync_online_timeout / 1000,
         )
-        remote = RemotePresenceCache(clock, identity.server_name)
-        roster = PresenceTable(clock, database, PresenceStore(database), remote, counter)
+        remote = RemotePresenceCache(clock=clock, server_name=identity.server_name)
+        roster = PresenceTable(
+            clock=clock,
+            database=database,
+            store=PresenceStore(database),
+            remote=remote,
+            counter=counter,
+        )
         self.presence = Presence(
-            clock,
-            roster,
-            remote,
-            PresenceBroadcaster(clock, roster, memberships, notifier, times),
-            memberships,
-            limiter,
+            clock=clock,
+            table=roster,
+            remote=remote,
+            broadcaster=PresenceBroadcaster(
+                clock=clock, table=roster, memberships=memberships, notifier=notifier, times=times
+            ),
+            memberships=memberships,
+            limiter=limiter,
             server_name=identity.server_name,
             times=times,
             mode=presence.enabled,
@@ -62,3 +81,8 @@ class WhoIsThere:
                 "cannot load the presence from before the start", failure
             )
         )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.presence, self.typing)

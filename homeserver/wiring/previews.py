@@ -25,6 +25,7 @@ class PreviewParts:
 
     def __init__(
         self,
+        *,
         config: Config,
         clock: IReactorTime,
         database: Database,
@@ -39,7 +40,9 @@ class PreviewParts:
         """`web` has the address policy of previews. `executor`: its threads wait for the processes
         that read pages."""
         previews = config.previews
-        rules = PreviewRules(previews.url_preview_url_blacklist, previews.url_preview_url_allowlist)
+        rules = PreviewRules(
+            denied=previews.url_preview_url_blacklist, allowed=previews.url_preview_url_allowlist
+        )
         headers = [
             (
                 "User-Agent",
@@ -48,28 +51,28 @@ class PreviewParts:
             ("Accept-Language", ", ".join(previews.url_preview_accept_language)),
         ]
         most = min(previews.max_spider_size, config.storage.max_upload_size)
-        self._pages = PageParser(executor)
+        self._pages = PageParser(executor=executor)
         self.previews = URLPreviews(
-            config.server_name,
-            clock,
-            URLPreviewStore(database),
-            contents,
-            thumbnails,
-            quarantine,
-            gate,
-            self._pages,
-            rules,
-            PreviewFetcher(web, clock, rules, headers, most)
+            server_name=config.server_name,
+            clock=clock,
+            store=URLPreviewStore(database),
+            contents=contents,
+            thumbnails=thumbnails,
+            quarantine=quarantine,
+            gate=gate,
+            pages=self._pages,
+            rules=rules,
+            sites=PreviewFetcher(web=web, clock=clock, rules=rules, headers=headers, max_image=most)
             if previews.url_preview_enabled
             else None,
-            SecretGenerator(random),
-            OEmbedProviders(read_provider_files(previews.oembed.additional_providers)),
+            texts=SecretGenerator(random),
+            providers=OEmbedProviders(read_provider_files(previews.oembed.additional_providers)),
             authenticated_only=config.storage.enable_authenticated_media,
         )
 
     def jobs(self) -> list[Job]:
         """Return the background jobs."""
-        return [Job("remove_old_url_previews", self.previews.do_remove_old, 600.0)]
+        return [Job("delete_old_url_previews", self.previews.do_remove_old, 600.0)]
 
     def close_workers(self) -> None:
         """End the processes that read pages."""

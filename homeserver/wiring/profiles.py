@@ -19,6 +19,7 @@ class ProfileParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         rooms: RoomDataParts,
@@ -27,26 +28,26 @@ class ProfileParts:
     ) -> None:
         people = base.config.people
         self.propagation = ProfilePropagation(
-            base.database,
-            accounts.stores.profiles,
-            rooms.store,
-            room_engine.engine,
-            rooms.memberships,
+            database=base.database,
+            profiles=accounts.stores.profiles,
+            rooms=rooms.store,
+            engine=room_engine.engine,
+            memberships=rooms.memberships,
         )
         self.access = ProfileAccess(
-            rooms.membership_store,
+            memberships=rooms.membership_store,
             account_needed=people.require_auth_for_profile_requests,
             room_needed=people.limit_profile_requests_to_users_who_share_rooms,
         )
         self.profiles = Profiles(
-            base.database,
-            accounts.stores.accounts,
-            accounts.stores.profiles,
-            self.propagation,
-            remote,
+            database=base.database,
+            accounts=accounts.stores.accounts,
+            profiles=accounts.stores.profiles,
+            propagation=self.propagation,
+            remote=remote,
             server_name=base.identity.server_name,
             fixed_fields=fixed_profile_fields(base.config),
-            name_rules=name_rules_of(base.config.registration.display_names),
+            name_rules=read_display_name_rules(base.config.registration.display_names),
         )
 
     def start(self) -> None:
@@ -55,10 +56,15 @@ class ProfileParts:
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
-        return (Job("carry_profiles", self.propagation.do_resume, 60.0),)
+        return (Job("propagate_profiles", self.propagation.do_resume, 60.0),)
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.access, self.profiles)
 
 
-def name_rules_of(display_names: DisplayNamesOptions) -> NameRules:
+def read_display_name_rules(display_names: DisplayNamesOptions) -> NameRules:
     """Return the rules for display names."""
     return NameRules(
         longest=display_names.maximum_length,

@@ -19,11 +19,12 @@ USERS_CACHED = 20_000
 ROOMS_CACHED = 20_000
 
 
-class PushParts:
+class PushRuleParts:
     """Push rules, and their results for events."""
 
     def __init__(
         self,
+        *,
         base: Foundation,
         rooms: RoomDataParts,
     ) -> None:
@@ -32,22 +33,34 @@ class PushParts:
         attention = PushRuleHistoryStore(database)
         compiler = RuleCompiler()
         self.outcome_store = EventPushActionStore(database)
-        self.changes = RuleChanges(AccountDataStore(database), attention)
-        self.rules = UserRuleCache(clock, attention, compiler, streams, capacity=USERS_CACHED)
+        self.changes = RuleChanges(account_data=AccountDataStore(database), attention=attention)
+        self.rules = UserRuleCache(
+            clock=clock,
+            attention=attention,
+            compiler=compiler,
+            streams=streams,
+            capacity=USERS_CACHED,
+        )
         room_rules = RoomRuleClasses(
-            clock, attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED
+            clock=clock,
+            store=attention,
+            memberships=memberships,
+            rules=self.rules,
+            compiler=compiler,
+            streams=streams,
+            capacity=ROOMS_CACHED,
         )
         self.threads = ThreadSubscriptionStore(database)
         self.outcomes = PushActionClassifier(
-            clock,
-            base.identity,
-            compiler,
-            self.rules,
-            room_rules,
-            memberships,
-            rooms.membership_store,
-            rooms.events,
-            self.threads,
+            clock=clock,
+            identity=base.identity,
+            compiler=compiler,
+            rules=self.rules,
+            room_rules=room_rules,
+            memberships=memberships,
+            membership_store=rooms.membership_store,
+            events=rooms.events,
+            threads=self.threads,
         )
 
     @property

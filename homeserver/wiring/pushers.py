@@ -23,10 +23,10 @@ from homeserver.services.pushers.stream_reader import PushStreamReader
 from homeserver.services.pushers.unsubscribe import UnsubscribeLinks
 from homeserver.services.tokens.secret_tokens import RandomBytes
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.notifications import NotificationParts
-from homeserver.wiring.presence import WhoIsThere
+from homeserver.wiring.presence import PresenceParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_reading import RoomReadingParts
 from homeserver.wiring.user_settings import UserSettingParts
@@ -48,6 +48,7 @@ class PusherParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         random: RandomBytes,
         web: WebClient,
@@ -56,8 +57,8 @@ class PusherParts:
         settings: UserSettingParts,
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
-        presence: WhoIsThere,
-        mail: MailParts,
+        presence: PresenceParts,
+        email: EmailParts,
     ) -> None:
         """`web` sends requests to push gateways."""
         config, clock, database, registry = base.config, base.clock, base.database, base.registry
@@ -66,69 +67,80 @@ class PusherParts:
         self._store, self._to_device, self._outgoing = (
             store,
             accounts.stores.to_device,
-            OutgoingToDeviceStore(database),
+            OutgoingToDeviceStore(database=database),
         )
         self._waiting = QueueMetrics(registry)
-        self.old_outcomes = PushActionCleanup(OldPushActionStore(database), base.now_ms)
+        self.old_outcomes = PushActionCleanup(
+            store=OldPushActionStore(database), now_ms=base.now_ms
+        )
         self._enabled = push.enabled
         self.pushers = Pushers(
-            base.now_ms,
-            database,
-            store,
-            mail.threepids,
-            by_email=writes_letters(config),
+            now_ms=base.now_ms,
+            database=database,
+            store=store,
+            threepids=email.threepids,
+            by_email=sends_notification_emails(config),
             plain_http=push.allow_plain_http,
         )
         self.new_addresses = (
             self.pushers
-            if writes_letters(config) and config.mail.email.notif_for_new_users
+            if sends_notification_emails(config) and config.mail.email.notif_for_new_users
             else None
         )
         """The handler of new accounts' e-mail addresses."""
         self.unsubscribing = UnsubscribeLinks(
-            database, store, base.identity.key, config.name.public_baseurl or ""
+            database=database,
+            store=store,
+            key=base.identity.key,
+            base_url=config.name.public_baseurl or "",
         )
         metrics = PushMetrics(registry)
         badges = BadgeCounts(
-            rooms.memberships,
-            notifications.unread,
-            settings.ignored,
-            settings.permissions,
+            memberships=rooms.memberships,
+            unread=notifications.unread,
+            ignored=settings.ignored,
+            permissions=settings.permissions,
             by_room=push.group_unread_count_by_room,
         )
         self.deliveries = PushDeliveries(
-            clock,
-            store,
-            rooms.events,
-            rooms.memberships,
-            notifications.push_decisions,
-            EventNames(rooms.membership_store, summary_store, rooms.outside),
-            badges,
-            ActiveReaders(clock, presence.notifier),
-            Gateways(clock, web, metrics),
-            base.now_ms,
-            lambda: int.from_bytes(random(4), "big") / 2**32,
+            clock=clock,
+            store=store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            decisions=notifications.push_decisions,
+            names=EventNames(
+                memberships=rooms.membership_store, summaries=summary_store, outside=rooms.outside
+            ),
+            badges=badges,
+            readers=ActiveReaders(clock=clock, syncs=presence.notifier),
+            gateways=Gateways(clock=clock, web=web, metrics=metrics),
+            now_ms=base.now_ms,
+            draw=lambda: int.from_bytes(random(4), "big") / 2**32,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )
-        PushQueueMetrics(registry, self.deliveries.get_figures)
+        PushQueueMetrics(registry=registry, read=self.deliveries.get_figures)
         self.reading = PushStreamReader(
-            clock,
-            database.streams,
-            NodeLease(database, "push", random(16).hex(), accounts.get_node),
-            PushStream(database),
-            store,
-            accounts.stores.accounts,
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            rooms.outside,
-            notifications.push_decisions,
-            PusherUsers(store, capacity=USERS_CACHED),
-            badges,
-            self.deliveries,
-            self._letters(base, accounts, rooms, settings, room_reading, notifications, mail),
-            base.now_ms,
+            clock=clock,
+            streams=database.streams,
+            lease=NodeLease(
+                database=database, name="push", process=random(16).hex(), get_node=accounts.get_node
+            ),
+            stream=PushStream(database),
+            store=store,
+            accounts=accounts.stores.accounts,
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            outside=rooms.outside,
+            decisions=notifications.push_decisions,
+            roster=PusherUsers(store=store, capacity=USERS_CACHED),
+            badges=badges,
+            deliveries=self.deliveries,
+            emails=self._letters(
+                base, accounts, rooms, settings, room_reading, notifications, email
+            ),
+            now_ms=base.now_ms,
         )
 
     def _letters(
@@ -139,58 +151,57 @@ class PusherParts:
         settings: UserSettingParts,
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
-        mail: MailParts,
+        email: EmailParts,
     ) -> EmailNotifier:
         """Return the service that sends e-mail digests of missed events."""
         config, database = base.config, base.database
         summary_store = RoomSummaryStore(database)
-        email = config.mail.email
-        if mail.outbox is None or not writes_letters(config):
+        if email.outbox is None or not sends_notification_emails(config):
             return NoEmailNotifier()
         missed = MissedEvents(
-            database.streams,
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            ReceiptStore(database),
-            notifications.unread,
-            settings.ignored,
-            notifications.push_decisions,
-            room_reading.invited,
-            room_reading.aggregations,
+            streams=database.streams,
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            receipts=ReceiptStore(database),
+            unread=notifications.unread,
+            ignored=settings.ignored,
+            decisions=notifications.push_decisions,
+            invited=room_reading.invited,
+            aggregations=room_reading.aggregations,
         )
         texts = DigestTexts(
-            rooms.membership_store,
-            summary_store,
-            room_reading.invited,
+            memberships=rooms.membership_store,
+            summaries=summary_store,
+            invited=room_reading.invited,
             server_name=config.server_name,
-            client_url=email.client_base_url,
+            client_url=config.mail.email.client_base_url,
             with_content=config.notifications.push.include_content,
         )
         digests = EmailDigests(
-            base.clock,
-            database,
-            accounts.stores.pushers,
-            accounts.stores.profiles,
-            missed,
-            texts,
-            self.unsubscribing,
-            mail.outbox,
-            mail.languages,
-            base.now_ms,
-            app_name=email.app_name,
-            delay_ms=email.notif_delay_before_mail,
+            clock=base.clock,
+            database=database,
+            store=accounts.stores.pushers,
+            profiles=accounts.stores.profiles,
+            missed=missed,
+            texts=texts,
+            unsubscribing=self.unsubscribing,
+            outbox=email.outbox,
+            languages=email.languages,
+            now_ms=base.now_ms,
+            app_name=config.mail.email.app_name,
+            delay_ms=config.mail.email.notif_delay_before_mail,
         )
         # A circle that stays: digests go out through the outbox, which asks before it sends one
         # whether its events are still unread.
-        mail.outbox.use_unread_check(digests.is_missed)
+        email.outbox.use_unread_check(digests.is_missed)
         return digests
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("count_what_waits", self._count_waiting, COUNTED_EVERY),
-            Job("forget_old_outcomes", self.old_outcomes.do_delete, FORGOTTEN_EVERY),
+            Job("count_push_queues", self._count_waiting, COUNTED_EVERY),
+            Job("delete_old_push_actions", self.old_outcomes.do_delete, FORGOTTEN_EVERY),
         )
 
     async def _count_waiting(self, _batch: int) -> int:
@@ -208,8 +219,13 @@ class PusherParts:
         """Stop pushing."""
         await self.reading.stop()
 
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.pushers, self.unsubscribing)
 
-def writes_letters(config: Config) -> bool:
+
+def sends_notification_emails(config: Config) -> bool:
     """Whether users can receive e-mail digests of missed events."""
     email = config.mail.email
     return email.smtp_host is not None and email.enable_notifs

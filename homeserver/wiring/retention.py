@@ -33,6 +33,7 @@ class RetentionParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         rooms: RoomDataParts,
@@ -40,22 +41,30 @@ class RetentionParts:
         monotonic: Callable[[], float],
     ) -> None:
         config, database, now_ms = base.config, base.database, base.now_ms
-        lifetimes = history.lifetimes
+        lifetimes = history.retention
         messages, purges = PurgingStore(database), HistoryPurgeStore(database)
         metrics = RetentionMetrics(base.registry)
-        time = TrustedClock(ClockCheckStore(database), now_ms, monotonic, metrics)
-        purging = MessagePurging(database, messages, rooms.store, now_ms, metrics.unreadable.inc)
+        time = TrustedClock(
+            store=ClockCheckStore(database), now_ms=now_ms, monotonic=monotonic, metrics=metrics
+        )
+        purging = MessagePurging(
+            database=database,
+            store=messages,
+            rooms=rooms.store,
+            now_ms=now_ms,
+            count_unreadable=metrics.unreadable.inc,
+        )
         self.purges = HistoryPurges(
-            purges,
-            messages,
-            purging,
-            HistoryRefetchStore(database),
-            rooms.store,
-            rooms.events,
-            base.identity,
-            accounts.secret_text,
-            now_ms,
-            metrics,
+            store=purges,
+            messages=messages,
+            purging=purging,
+            regaining=HistoryRefetchStore(database),
+            rooms=rooms.store,
+            events=rooms.events,
+            identity=base.identity,
+            secret_text=accounts.secret_text,
+            now_ms=now_ms,
+            metrics=metrics,
         )
         retention = config.rooms.retention
         rules = lifetimes.rules if lifetimes is not None else None
@@ -67,26 +76,26 @@ class RetentionParts:
             shortest=retention.allowed_lifetime_min,
             longest=retention.allowed_lifetime_max,
         )
-        self.record = PurgeLog(messages, SearchStore(database), now_ms)
+        self.record = PurgeLog(store=messages, texts=SearchStore(database), now_ms=now_ms)
         self.services: Sequence[object] = (self.purges, self.record, self.offered)
         self.jobs = [
             Job("purge_histories", self.purges.do_step, 15.0),
-            Job("forget_history_purges", self.purges.do_remove_old, 3600.0),
+            Job("delete_old_history_purges", self.purges.do_remove_old, 3600.0),
             Job(MERGE_JOB, self.record.do_clean_index, 86_400.0),
-            Job("forget_purged_messages", self.record.do_remove_old, 3600.0),
+            Job("delete_old_purge_counts", self.record.do_remove_old, 3600.0),
         ]
         self.expiries: list[MessageExpiry] = []
         if lifetimes is not None:
             intervals = retention.purge_jobs or ()
             for number, job in enumerate((*intervals, None)):
                 expiry = MessageExpiry(
-                    lifetimes,
-                    RoomRetentionStore(database),
-                    messages,
-                    purging,
-                    time,
-                    metrics,
-                    _is_for(intervals, number),
+                    lifetimes=lifetimes,
+                    rooms=RoomRetentionStore(database),
+                    store=messages,
+                    purging=purging,
+                    time=time,
+                    metrics=metrics,
+                    is_for=_is_for(intervals, number),
                 )
                 seconds = USUAL_INTERVAL if job is None else job.interval / 1000
                 name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"
@@ -95,9 +104,9 @@ class RetentionParts:
         self.forgotten: ForgottenRoomPurges | None = None
         if config.rooms.forgotten_room_retention_period is not None:
             self.forgotten = ForgottenRoomPurges(
-                purges,
-                accounts.secret_text,
-                time,
+                store=purges,
+                secret_text=accounts.secret_text,
+                time=time,
                 period_ms=config.rooms.forgotten_room_retention_period,
             )
             self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))

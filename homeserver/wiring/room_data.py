@@ -31,29 +31,44 @@ from storage.state.state_tree import StateTreeStore
 class RoomDataParts:
     """Stores and caches of rooms."""
 
-    def __init__(self, base: Foundation, others: IncomingChanges | None) -> None:
+    def __init__(self, *, base: Foundation, others: IncomingChanges | None) -> None:
         """`others`: the changes that other nodes announce; None if this is the only node."""
         database, sizes, streams = base.database, base.sizes, base.database.streams
         timelines = TimelineStore(database)
-        self.store = RoomStore(database)
+        self.store = RoomStore(database=database)
         self.membership_store = MembershipStore(database)
-        self.trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
-        self.chains = AuthChainStore(database)
-        self.writer = RoomWriter(self.trees, self.chains)
-        self.events = RoomEvents(EventStore(database), self.store, streams, capacity=sizes.events)
-        self.memberships = Memberships(self.membership_store, streams, capacity=sizes.users)
+        self.trees = StateTreeStore(
+            database=database, cache_bytes=sizes.state_bytes, cache_keys=sizes.state_keys
+        )
+        self.chains = AuthChainStore(database=database)
+        self.writer = RoomWriter(trees=self.trees, chains=self.chains)
+        self.events = RoomEvents(
+            store=EventStore(database), rooms=self.store, streams=streams, capacity=sizes.events
+        )
+        self.memberships = Memberships(
+            store=self.membership_store, streams=streams, capacity=sizes.users
+        )
         self.past = PastMemberships(self.events)
         self.outside = OutOfRoomMemberships(
-            OutOfRoomMembershipStore(database), base.identity, base.now_ms
+            store=OutOfRoomMembershipStore(database), identity=base.identity, now_ms=base.now_ms
         )
         self.servers = RoomServers(
-            RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms
+            store=RoomServerStore(database),
+            memberships=self.memberships,
+            streams=streams,
+            capacity=sizes.rooms,
         )
-        self.timelines = Timelines(timelines, streams, capacity=sizes.rooms)
-        self.current_states = CurrentStates(self.timelines, self.events, self.trees)
-        self.partial = PartialRooms(PartialRoomStore(database), streams, base.clock)
-        self.sticky_events = StickyEvents(StickyEventStore(database), streams, base.now_ms)
-        self.recent = RecentChanges(streams, others)
+        self.timelines = Timelines(store=timelines, streams=streams, capacity=sizes.rooms)
+        self.current_states = CurrentStates(
+            timelines=self.timelines, events=self.events, trees=self.trees
+        )
+        self.partial = PartialRooms(
+            store=PartialRoomStore(database), streams=streams, clock=base.clock
+        )
+        self.sticky_events = StickyEvents(
+            store=StickyEventStore(database), streams=streams, now_ms=base.now_ms
+        )
+        self.recent = RecentChanges(streams=streams, others=others)
 
     @property
     def caches(self) -> Mapping[str, CountedCache]:

@@ -1,5 +1,7 @@
 """Wires the room engine and what checks that people and servers may be in a room."""
 
+from collections.abc import Sequence
+
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
@@ -11,7 +13,7 @@ from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.server_in_room import ServerInRoom
 from federation.rooms.sticky_checks import StickyChecks
-from homeserver.wiring.federation_peers import EdgeParts
+from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.room_data import RoomDataParts
 from storage.federation.policy_server_verdicts import PolicyVerdictStore
@@ -24,36 +26,53 @@ class RoomEngineParts:
     log = Logger()
 
     def __init__(
-        self, base: Foundation, edge: EdgeParts, rooms: RoomDataParts, classify: Classify
+        self,
+        *,
+        base: Foundation,
+        peers: FederationPeerParts,
+        rooms: RoomDataParts,
+        classify: Classify,
     ) -> None:
         database, streams = base.database, base.database.streams
         self.policy_servers = PolicyServers(
-            PolicyServerClient(edge.requests),
-            rooms.servers,
-            edge.policy,
-            base.identity,
-            PolicyVerdictStore(database),
-            base.now_ms,
+            remote=PolicyServerClient(peers.requests),
+            servers=rooms.servers,
+            policy=peers.policy,
+            identity=base.identity,
+            verdicts=PolicyVerdictStore(database=database),
+            now_ms=base.now_ms,
         )
         self.engine = RoomEngine(
-            database,
-            rooms.store,
-            rooms.events,
-            rooms.servers,
-            rooms.trees,
-            rooms.writer,
-            base.identity,
-            base.now_ms,
-            classify,
-            rooms.partial,
+            database=database,
+            rooms=rooms.store,
+            events=rooms.events,
+            servers=rooms.servers,
+            trees=rooms.trees,
+            writer=rooms.writer,
+            identity=base.identity,
+            now_ms=base.now_ms,
+            classify=classify,
+            partial=rooms.partial,
             capacity=base.sizes.rooms,
             vouch=self.policy_servers.add_signature,
         )
-        self.access = ServerAccess(self.engine, rooms.store, rooms.memberships, rooms.servers)
-        self.residence = ServerInRoom(self.engine, rooms.memberships, self.access)
-        self.restricted = RestrictedJoins(rooms.memberships, rooms.store)
+        self.access = ServerAccess(
+            engine=self.engine,
+            rooms=rooms.store,
+            memberships=rooms.memberships,
+            servers=rooms.servers,
+        )
+        self.residence = ServerInRoom(
+            engine=self.engine, memberships=rooms.memberships, access=self.access
+        )
+        self.restricted = RestrictedJoins(memberships=rooms.memberships, rooms=rooms.store)
         self.sticky_checks = StickyChecks(
-            StickyEventStore(database), rooms.store, self.engine, rooms.events, streams, base.now_ms
+            store=StickyEventStore(database),
+            rooms=rooms.store,
+            engine=self.engine,
+            events=rooms.events,
+            streams=streams,
+            now_ms=base.now_ms,
         )
 
     def start(self) -> None:
@@ -63,3 +82,8 @@ class RoomEngineParts:
                 "cannot load the soft-failed sticky events to recheck", failure
             )
         )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.access,)

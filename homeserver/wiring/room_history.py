@@ -19,19 +19,28 @@ from storage.retention.room_retention import RoomRetentionStore
 class RoomHistoryParts:
     """Visibility and retention of events."""
 
-    def __init__(self, base: Foundation, rooms: RoomDataParts) -> None:
+    def __init__(self, *, base: Foundation, rooms: RoomDataParts) -> None:
         database = base.database
-        self.lifetimes = lifetimes_of(base.config.rooms.retention, database, base.now_ms)
-        self.stays = MembershipPeriods(rooms.timelines, rooms.events, TimelineStore(database))
+        self.retention = make_retention_cache(base.config.rooms.retention, database, base.now_ms)
+        self.membership_periods = MembershipPeriods(
+            timelines=rooms.timelines, events=rooms.events, store=TimelineStore(database)
+        )
         self.erased = ErasedSenders(
-            ErasureStore(database), database.streams, rooms.current_states, rooms.events
+            store=ErasureStore(database),
+            streams=database.streams,
+            states=rooms.current_states,
+            events=rooms.events,
         )
         self.visibility = Visibility(
-            rooms.trees, rooms.events, self.stays, self.lifetimes, self.erased
+            trees=rooms.trees,
+            events=rooms.events,
+            membership_periods=self.membership_periods,
+            retention=self.retention,
+            erased=self.erased,
         )
 
 
-def lifetimes_of(
+def make_retention_cache(
     retention: RetentionOptions, database: Database, now_ms: Callable[[], int]
 ) -> RoomRetentionCache | None:
     """Return the lifetimes of messages; None if retention is disabled."""
@@ -42,4 +51,6 @@ def lifetimes_of(
         retention.allowed_lifetime_min,
         retention.allowed_lifetime_max,
     )
-    return RoomRetentionCache(RoomRetentionStore(database), database.streams, rules, now_ms)
+    return RoomRetentionCache(
+        store=RoomRetentionStore(database), streams=database.streams, rules=rules, now_ms=now_ms
+    )

@@ -1,6 +1,6 @@
 """Wires the reading of rooms: events in their client form, history, relations."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from homeserver.observe.caches import CountedCache
 from homeserver.services.directory.shadow_ban import HiddenRoomChanges
@@ -35,6 +35,7 @@ class RoomReadingParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
@@ -47,58 +48,81 @@ class RoomReadingParts:
         relation_store = RelationStore(database)
         visibility, ignored = history.visibility, settings.ignored
         self.aggregations = Aggregations(
-            relation_store,
-            rooms.events,
-            rooms.memberships,
-            visibility,
-            ignored,
-            NoRelationsCache(streams, capacity=base.sizes.events),
+            store=relation_store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            visibility=visibility,
+            ignored_users=ignored,
+            no_relations_cache=NoRelationsCache(streams=streams, capacity=base.sizes.events),
         )
         self.client_events = ClientEvents(
-            rooms.events,
-            SentTransactionStore(database),
-            self.aggregations,
-            rooms.sticky_events,
-            base.now_ms,
+            events=rooms.events,
+            sent_transactions=SentTransactionStore(database),
+            aggregations=self.aggregations,
+            sticky_events=rooms.sticky_events,
+            now_ms=base.now_ms,
         )
-        self._state_responses = StateResponses(streams, capacity=base.sizes.answer_bytes)
+        self._state_responses = StateResponses(streams=streams, capacity=base.sizes.answer_bytes)
         self.reading = RoomReading(
-            engine,
-            rooms.events,
-            rooms.memberships,
-            rooms.membership_store,
-            TimelineStore(database),
-            visibility,
-            history.stays,
-            self.client_events,
-            ignored,
-            self.aggregations,
-            self._state_responses,
-            source,
+            engine=engine,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            timelines=TimelineStore(database),
+            visibility=visibility,
+            membership_periods=history.membership_periods,
+            client_events=self.client_events,
+            ignored_users=ignored,
+            aggregations=self.aggregations,
+            state_responses=self._state_responses,
+            history=source,
         )
-        self.relations = RoomRelations(relation_store, self.reading, self.client_events, ignored)
+        self.relations = RoomRelations(
+            store=relation_store,
+            reading=self.reading,
+            client_events=self.client_events,
+            ignored_users=ignored,
+        )
         self.markers = ReadMarkers(
-            database, AccountDataStore(database), rooms.events, self.reading, base.now_ms
+            database=database,
+            account_data=AccountDataStore(database),
+            events=rooms.events,
+            reading=self.reading,
+            now_ms=base.now_ms,
         )
         self.thread_subscriptions = ThreadSubscriptions(
-            ThreadSubscriptionStore(database), self.reading, streams
+            store=ThreadSubscriptionStore(database), reading=self.reading, streams=streams
         )
         self.thread_updates = ThreadUpdates(
-            ThreadUpdateStore(database),
-            rooms.store,
-            rooms.events,
-            rooms.memberships,
-            visibility,
-            self.client_events,
-            ignored,
-            streams,
+            store=ThreadUpdateStore(database),
+            rooms=rooms.store,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            visibility=visibility,
+            client_events=self.client_events,
+            ignored_users=ignored,
+            streams=streams,
         )
-        self.invited = InvitedRooms(engine, rooms.events, rooms.outside)
+        self.invited = InvitedRooms(engine=engine, events=rooms.events, out_of_room=rooms.outside)
         self.unshown = HiddenRoomChanges(
-            database, ShadowRoomStore(database), AliasStore(database), rooms.store
+            database=database,
+            store=ShadowRoomStore(database),
+            aliases=AliasStore(database),
+            rooms=rooms.store,
         )
 
     @property
     def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
         return {"state_responses": self._state_responses.cache}
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (
+            self.markers,
+            self.reading,
+            self.relations,
+            self.thread_subscriptions,
+            self.thread_updates,
+        )

@@ -18,7 +18,7 @@ from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.federated_rooms import FederatedRoomParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_reading import RoomReadingParts
@@ -43,9 +43,10 @@ class RoomServiceParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
-        push: PushParts,
+        push: PushRuleParts,
         rooms: RoomDataParts,
         room_engine: RoomEngineParts,
         settings: UserSettingParts,
@@ -58,37 +59,42 @@ class RoomServiceParts:
         config = base.config
         profile_on_invite = config.people.include_profile_data_on_invite
         personal_settings = PersonalSettingsCopier(
-            database, AccountDataStore(database), push.changes, engine
+            database=database,
+            account_data=AccountDataStore(database),
+            rule_changes=push.changes,
+            engine=engine,
         )
         relation_store = RelationStore(database)
-        self.guests = GuestAccess(engine, rooms.membership_store, base.clock)
+        self.guests = GuestAccess(
+            engine=engine, memberships=rooms.membership_store, clock=base.clock
+        )
         self.memberships = RoomMemberships(
-            engine,
-            rooms.memberships,
-            rooms.membership_store,
-            rooms.store,
-            unshown,
-            profiles.profiles,
-            limiter,
-            identity,
-            self.guests,
-            room_engine.restricted,
-            personal_settings,
-            settings.invite_policy,
-            room_engine.residence,
-            federated_rooms.remote_rooms,
+            engine=engine,
+            memberships=rooms.memberships,
+            membership_store=rooms.membership_store,
+            rooms=rooms.store,
+            hidden_changes=unshown,
+            profiles=profiles.profiles,
+            limiter=limiter,
+            identity=identity,
+            guest_access=self.guests,
+            restricted_joins=room_engine.restricted,
+            personal_settings=personal_settings,
+            invite_policy=settings.invite_policy,
+            server_in_room=room_engine.residence,
+            remote_rooms=federated_rooms.remote_rooms,
             profile_on_invite=profile_on_invite,
         )
         self.creation = RoomCreation(
-            engine,
-            unshown,
-            profiles.profiles,
-            self.memberships,
-            federated_rooms.planned_invites,
-            limiter,
-            identity,
-            accounts.secret_text,
-            base.now_ms,
+            engine=engine,
+            hidden_changes=unshown,
+            profiles=profiles.profiles,
+            memberships=self.memberships,
+            planned_invites=federated_rooms.planned_invites,
+            limiter=limiter,
+            identity=identity,
+            secret_text=accounts.secret_text,
+            now_ms=base.now_ms,
             default_version=ROOM_VERSIONS[config.rooms.default_room_version],
             encrypted_presets=ENCRYPTED_PRESETS[
                 config.rooms.encryption_enabled_by_default_for_room_type
@@ -99,38 +105,38 @@ class RoomServiceParts:
             namespaces=accounts.application_services,
         )
         self.related_redactions = RelatedRedactions(
-            RelatedRedactionStore(database),
-            relation_store,
-            accounts.stores.accounts,
-            rooms.store,
-            engine,
-            rooms.events,
-            database.streams,
-            base.clock,
+            store=RelatedRedactionStore(database),
+            relations=relation_store,
+            accounts=accounts.stores.accounts,
+            rooms=rooms.store,
+            engine=engine,
+            events=rooms.events,
+            streams=database.streams,
+            clock=base.clock,
         )
         self.sending = RoomSending(
-            engine,
-            rooms.events,
-            unshown,
-            self.memberships,
-            reading,
-            self.guests,
-            relation_store,
-            SentTransactionStore(database),
-            self.related_redactions,
-            identity,
+            engine=engine,
+            events=rooms.events,
+            hidden_changes=unshown,
+            memberships=self.memberships,
+            reading=reading,
+            guest_access=self.guests,
+            relations=relation_store,
+            sent_transactions=SentTransactionStore(database),
+            related_redactions=self.related_redactions,
+            identity=identity,
         )
         self.directory = RoomDirectory(
-            engine,
-            rooms.store,
-            AliasStore(database),
-            RoomSummaryStore(database),
-            reading,
-            rooms.servers,
-            federated_rooms.directory,
-            unshown,
-            identity,
-            base.now_ms,
+            engine=engine,
+            rooms=rooms.store,
+            aliases=AliasStore(database),
+            summaries=RoomSummaryStore(database),
+            reading=reading,
+            servers=rooms.servers,
+            remote=federated_rooms.directory,
+            hidden_changes=unshown,
+            identity=identity,
+            now_ms=base.now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
             readable_by_servers=config.rooms.allow_public_rooms_over_federation,
             enabled=config.rooms.enable_room_list_search,
@@ -138,31 +144,38 @@ class RoomServiceParts:
             namespaces=accounts.application_services,
         )
         self.upgrades = RoomUpgrade(
-            engine,
-            rooms.events,
-            RoomReplacement(engine, rooms.events, rooms.writer, base.now_ms),
-            rooms.store,
-            rooms.membership_store,
-            unshown,
-            SpaceStore(database),
-            reading,
-            profiles.profiles,
-            personal_settings,
-            identity,
-            accounts.secret_text,
+            engine=engine,
+            events=rooms.events,
+            replacements=RoomReplacement(
+                engine=engine, events=rooms.events, writer=rooms.writer, now_ms=base.now_ms
+            ),
+            rooms=rooms.store,
+            membership_store=rooms.membership_store,
+            hidden_changes=unshown,
+            spaces=SpaceStore(database),
+            reading=reading,
+            profiles=profiles.profiles,
+            personal_settings=personal_settings,
+            identity=identity,
+            secret_text=accounts.secret_text,
         )
         self.first_rooms = AutoJoinRooms(
-            database,
-            accounts.stores.accounts,
-            self.memberships,
-            config.registration.auto_join_rooms,
-            base.clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            memberships=self.memberships,
+            rooms=config.registration.auto_join_rooms,
+            clock=base.clock,
         )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
             Job("remove_guests", self.guests.do_remove_guests, 10.0),
-            Job("let_newcomers_in", self.first_rooms.do_resume, 60.0),
-            Job("redact_what_relates", self.related_redactions.do_resume, 60.0),
+            Job("join_auto_join_rooms", self.first_rooms.do_resume, 60.0),
+            Job("redact_related_events", self.related_redactions.do_resume, 60.0),
         )
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.creation, self.directory, self.memberships, self.sending, self.upgrades)

@@ -39,9 +39,9 @@ def scans_files(config: Config) -> bool:
     )
 
 
-def rescan_store_of(scanning: MediaScanningOptions, database: Database) -> MediaRescanStore:
+def make_rescan_store(scanning: MediaScanningOptions, database: Database) -> MediaRescanStore:
     """Return the store of rescans."""
-    return MediaRescanStore(database, scanning.files, scanning.max_size)
+    return MediaRescanStore(database=database, kinds=scanning.files, max_size=scanning.max_size)
 
 
 def scan_threads(scanning: MediaScanningOptions) -> int:
@@ -56,6 +56,7 @@ class ScanningParts:
 
     def __init__(
         self,
+        *,
         scanning: MediaScanningOptions,
         clock: IReactorTime,
         database: Database,
@@ -67,7 +68,7 @@ class ScanningParts:
         registry: CollectorRegistry,
     ) -> None:
         """`own`: this server's name. `threads` wait for scanners."""
-        self.store = MediaScanStore(database, quarantine)
+        self.store = MediaScanStore(database=database, quarantine=quarantine)
         self.gate: ScanGate = NoScanGate()
         self.scanning: MediaScanner | None = None
         self.largest_copy = self.largest_upload = NO_LIMIT
@@ -77,24 +78,24 @@ class ScanningParts:
         metrics = ScanMetrics(registry)
         found = _scanners_of(scanning, plugins, threads)
         if found:
-            rescan_store = rescan_store_of(scanning, database)
-            scanners = Scanners(clock, found)
+            rescan_store = make_rescan_store(scanning, database)
+            scanners = Scanners(clock=clock, scanners=found)
             self._rescans = Rescans(
-                clock,
-                rescan_store,
-                scanners,
+                clock=clock,
+                store=rescan_store,
+                scanners=scanners,
                 on_new_signatures=scanning.rescan_on_new_signatures,
                 interval_ms=scanning.rescan_interval,
                 newer_than_ms=scanning.rescan_newer_than,
             )
             self.gate = self.scanning = MediaScanner(
-                clock,
-                database,
-                self.store,
-                rescan_store,
-                contents,
-                scanners,
-                metrics,
+                clock=clock,
+                database=database,
+                store=self.store,
+                rescans=rescan_store,
+                contents=contents,
+                scanners=scanners,
+                metrics=metrics,
                 kinds=scanning.files,
                 max_size=scanning.max_size,
                 passes_larger=scanning.oversized_files == "pass",
@@ -107,7 +108,9 @@ class ScanningParts:
             if scanning.oversized_files == "refuse":
                 self.largest_copy = scanning.max_size if "remote" in scanning.files else NO_LIMIT
                 self.largest_upload = scanning.max_size if "local" in scanning.files else NO_LIMIT
-        self.administration = ScanAdministration(clock, own, self.store, self._rescans)
+        self.administration = ScanAdministration(
+            clock=clock, own=own, store=self.store, rescans=self._rescans
+        )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
@@ -115,9 +118,11 @@ class ScanningParts:
             return ()
         return (
             Job("scan_media", self.scanning.do_scan_pending, 10.0),
-            Job("mark_media_rescan", self._rescans.do_mark, 30.0),
-            Job("follow_scanner_versions", self._rescans.do_check_version, 60.0),
-            Job("forget_scans_inside", self.scanning.do_delete_decrypted_verdicts, 600.0),
+            Job("queue_media_rescan", self._rescans.do_mark, 30.0),
+            Job("check_scanner_versions", self._rescans.do_check_version, 60.0),
+            Job(
+                "delete_old_encrypted_file_scans", self.scanning.do_delete_decrypted_verdicts, 600.0
+            ),
         )
 
 
@@ -132,7 +137,17 @@ def _scanners_of(
     if plugins.check_files:
         found.append(PluginRules(plugins))
     if scanning.clamd is not None:
-        found.append(ClamdScanner(ScannerAddress(*split_clamd(scanning.clamd)), threads, seconds))
+        found.append(
+            ClamdScanner(
+                place=ScannerAddress(*split_clamd(scanning.clamd)),
+                executor=threads,
+                seconds=seconds,
+            )
+        )
     if scanning.icap is not None:
-        found.append(ICAPScanner(scanning.icap, scanning.icap_method, threads, seconds))
+        found.append(
+            ICAPScanner(
+                url=scanning.icap, method=scanning.icap_method, executor=threads, seconds=seconds
+            )
+        )
     return found

@@ -1,5 +1,7 @@
 """Wires message search and the user directory."""
 
+from collections.abc import Sequence
+
 from homeserver.cluster.jobs import Job
 from homeserver.observe.metrics import SearchMetrics
 from homeserver.services.directory import user_directory as user_directory_service
@@ -29,6 +31,7 @@ class SearchParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         rooms: RoomDataParts,
@@ -41,34 +44,38 @@ class SearchParts:
         folding = TextFolding(search.search_languages)
         self.store = store = SearchStore(database)
         self.indexing = MessageIndexer(
-            database,
-            store,
-            folding,
-            SearchMetrics(base.registry),
-            base.now_ms,
+            database=database,
+            store=store,
+            folding=folding,
+            metrics=SearchMetrics(base.registry),
+            now_ms=base.now_ms,
             enabled=search.enable_search,
         )
         answers = SearchResponses(
-            folding, engine, TimelineStore(database), reading, room_reading.client_events
+            folding=folding,
+            engine=engine,
+            timelines=TimelineStore(database),
+            reading=reading,
+            client_events=room_reading.client_events,
         )
         self.messages = MessageSearch(
-            store,
-            folding,
-            engine,
-            rooms.events,
-            rooms.memberships,
-            rooms.store,
-            history.stays,
-            reading,
-            answers,
-            history.lifetimes,
+            store=store,
+            folding=folding,
+            engine=engine,
+            events=rooms.events,
+            memberships=rooms.memberships,
+            rooms=rooms.store,
+            stays=history.membership_periods,
+            reading=reading,
+            answers=answers,
+            lifetimes=history.retention,
             enabled=search.enable_search,
         )
         user_directory = search.user_directory
         self.people = people = UserDirectoryStore(database)
         self.directory = UserDirectory(
-            people,
-            folding,
+            store=people,
+            folding=folding,
             enabled=user_directory.enabled,
             everyone=user_directory.search_all_users,
             locals_first=user_directory.prefer_local_users,
@@ -76,8 +83,17 @@ class SearchParts:
             with_locked=user_directory.show_locked_users,
         )
         self.updates = UserDirectoryUpdates(
-            database, people, accounts.stores.profiles, folding, base.identity
+            database=database,
+            store=people,
+            profiles=accounts.stores.profiles,
+            folding=folding,
+            identity=base.identity,
         )
         self.jobs = [Job(indexing.JOB_NAME, self.indexing.do_step, REST)]
         if user_directory.enabled:
             self.jobs.append(Job(user_directory_service.JOB_NAME, self.updates.do_step, REST))
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.directory, self.messages)

@@ -28,7 +28,7 @@ from storage.rooms.summaries import RoomSummaryStore
 from storage.sync.sliding_connections import SlidingConnectionStore
 
 
-def sliding_parts(
+def make_sliding_parts(
     base: Foundation,
     synced: SyncParts,
     rooms: RoomDataParts,
@@ -42,20 +42,34 @@ def sliding_parts(
     events, timelines, visibility = rooms.events, rooms.timelines, history.visibility
     engine, client_events = room_engine.engine, room_reading.client_events
     summary_store = RoomSummaryStore(database)
-    recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)
-    orders = RoomOrders(
-        synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms
+    recency = RoomRecency(
+        store=RoomRecencyStore(database), streams=streams, capacity=sizes.listed_rooms
     )
-    traits = RoomTraitCache(summary_store, streams, capacity=sizes.listed_rooms)
+    orders = RoomOrders(
+        memberships=synced.memberships,
+        recency=recency,
+        recent=synced.recent,
+        streams=streams,
+        capacity=sizes.ordered_rooms,
+    )
+    traits = RoomTraitCache(store=summary_store, streams=streams, capacity=sizes.listed_rooms)
     lists = RoomLists(
-        events,
-        synced.rooms,
-        synced.memberships,
-        synced.permissions,
-        RoomTagCache(synced.account_data, streams, capacity=sizes.users),
-        recency,
-        orders,
-        RoomFilters(engine, events, synced.rooms, synced.invited, synced.states, traits, orders),
+        events=events,
+        rooms=synced.rooms,
+        memberships=synced.memberships,
+        permissions=synced.permissions,
+        labels=RoomTagCache(store=synced.account_data, streams=streams, capacity=sizes.users),
+        recency=recency,
+        orders=orders,
+        filters=RoomFilters(
+            engine=engine,
+            events=events,
+            rooms=synced.rooms,
+            invited=synced.invited,
+            states=synced.states,
+            traits=traits,
+            orders=orders,
+        ),
     )
     room_parts = RoomParts(
         events=events,
@@ -73,12 +87,12 @@ def sliding_parts(
         plain_messages=synced.plain_messages,
     )
     receipts = ReceiptReader(
-        synced.receipts,
-        synced.room_caches.receipts,
-        timelines,
-        synced.recent,
-        synced.rooms,
-        synced.ignored_users,
+        receipts=synced.receipts,
+        cache=synced.room_caches.receipts,
+        timelines=timelines,
+        recent=synced.recent,
+        rooms=synced.rooms,
+        ignored=synced.ignored_users,
     )
     extensions = ExtensionParts(
         devices=synced.devices,
@@ -90,19 +104,25 @@ def sliding_parts(
         ignored=synced.ignored_users,
         threads=room_reading.thread_subscriptions,
         profiles=ProfileReader(
-            profiles, synced.memberships, rooms.membership_store, synced.recent, synced.states
+            profiles=profiles,
+            memberships=synced.memberships,
+            membership_store=rooms.membership_store,
+            recent=synced.recent,
+            states=synced.states,
         ),
         sticky=synced.sticky,
-        sent_typing=SentTyping(synced.typing, streams, capacity=sizes.sent_typing_bytes),
+        sent_typing=SentTyping(
+            typing=synced.typing, streams=streams, capacity=sizes.sent_typing_bytes
+        ),
         thread_updates=room_reading.thread_updates,
     )
     return SlidingParts(
         connections=SlidingConnections(
-            SlidingConnectionStore(database),
-            synced.memberships,
-            streams,
-            base.now_ms,
-            database.catch_up,
+            store=SlidingConnectionStore(database),
+            memberships=synced.memberships,
+            streams=streams,
+            now_ms=base.now_ms,
+            catch_up=database.catch_up,
             capacity=sizes.connected_rooms,
         ),
         lists=lists,
@@ -115,7 +135,10 @@ def sliding_parts(
         typing=synced.typing,
         partial=synced.partial,
         unread_changes=SlidingUnreadChanges(
-            synced.recent, synced.unread, synced.receipts, synced.account_data
+            recent=synced.recent,
+            unread=synced.unread,
+            receipts=synced.receipts,
+            account_data=synced.account_data,
         ),
         room_caches=synced.room_caches,
     )

@@ -1,6 +1,6 @@
 """Wires /sync in its three forms: usual, older endpoints, sliding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from homeserver.observe.caches import CountedCache
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
@@ -19,13 +19,13 @@ from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.notifications import NotificationParts
-from homeserver.wiring.presence import WhoIsThere
-from homeserver.wiring.room_account_data import beside_rooms
+from homeserver.wiring.presence import PresenceParts
+from homeserver.wiring.room_account_data_caches import make_room_caches
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
 from homeserver.wiring.room_reading import RoomReadingParts
-from homeserver.wiring.sliding_sync import sliding_parts
+from homeserver.wiring.sliding_sync import make_sliding_parts
 from homeserver.wiring.user_settings import UserSettingParts
 from storage.account_data.account_data import AccountDataStore
 from storage.events.timelines import TimelineStore
@@ -34,11 +34,12 @@ from storage.rooms.recency import RoomRecencyStore
 from storage.rooms.summaries import RoomSummaryStore
 
 
-class SyncServiceParts:
+class SyncingParts:
     """The forms of /sync, which share their readers."""
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         rooms: RoomDataParts,
@@ -47,7 +48,7 @@ class SyncServiceParts:
         settings: UserSettingParts,
         room_reading: RoomReadingParts,
         notifications: NotificationParts,
-        presence: WhoIsThere,
+        presence: PresenceParts,
         devices: DeviceParts,
     ) -> None:
         database, streams, sizes = base.database, base.database.streams, base.sizes
@@ -55,7 +56,10 @@ class SyncServiceParts:
         receipt_store, account_data_store = ReceiptStore(database), AccountDataStore(database)
         most_events = base.config.rooms.filter_timeline_limit
         summaries = RoomSummaries(
-            RoomSummaryStore(database), rooms.partial, streams, capacity=sizes.listed_rooms
+            store=RoomSummaryStore(database),
+            partial=rooms.partial,
+            streams=streams,
+            capacity=sizes.listed_rooms,
         )
         plain_messages = PlainMessages(
             timelines=rooms.timelines,
@@ -70,7 +74,7 @@ class SyncServiceParts:
             timelines=rooms.timelines,
             current_states=rooms.current_states,
             visibility=history.visibility,
-            states=RoomStates(rooms.trees, rooms.events),
+            states=RoomStates(trees=rooms.trees, events=rooms.events),
             summaries=summaries,
             client_events=client_events,
             lazy_members=LazyMembers(capacity=sizes.lazy_members),
@@ -87,7 +91,7 @@ class SyncServiceParts:
             unread=notifications.unread,
             receipts=receipt_store,
             account_data=account_data_store,
-            room_caches=beside_rooms(receipt_store, account_data_store, streams, sizes),
+            room_caches=make_room_caches(receipt_store, account_data_store, streams, sizes),
             typing=presence.typing,
             recent=rooms.recent,
             past_memberships=rooms.past,
@@ -95,29 +99,39 @@ class SyncServiceParts:
             ignored_users=settings.ignored,
             permissions=settings.permissions,
             devices=DeviceSectionReader(
-                accounts.stores.to_device,
-                ToDeviceCache(streams),
-                devices.key_counts,
-                devices.device_lists,
-                rooms.recent,
+                to_device=accounts.stores.to_device,
+                messages=ToDeviceCache(streams=streams),
+                counts=devices.key_counts,
+                lists=devices.device_lists,
+                recent=rooms.recent,
             ),
             presence=PresenceSection(
-                presence.presence,
-                rooms.memberships,
-                rooms.recent,
-                base.clock,
+                presence=presence.presence,
+                memberships=rooms.memberships,
+                store=rooms.membership_store,
+                recent=rooms.recent,
+                clock=base.clock,
                 server_name=base.identity.server_name,
                 includes_offline=base.config.people.presence.include_offline_users_on_sync,
             ),
             sticky=StickyEventReader(
-                rooms.sticky_events, rooms.events, history.visibility, client_events
+                sticky=rooms.sticky_events,
+                events=rooms.events,
+                visibility=history.visibility,
+                client_events=client_events,
             ),
             partial=rooms.partial,
             plain_messages=plain_messages,
         )
-        self.sync = Sync(parts, streams, notifier, base.clock, database.catch_up)
+        self.sync = Sync(
+            parts=parts,
+            streams=streams,
+            notifier=notifier,
+            clock=base.clock,
+            catch_up=database.catch_up,
+        )
         self.old_sync = InitialSync(
-            InitialSyncParts(
+            parts=InitialSyncParts(
                 room_engine.engine,
                 rooms.events,
                 room_reading.reading,
@@ -136,11 +150,11 @@ class SyncServiceParts:
                 RoomRecencyStore(database),
                 room_reading.invited,
             ),
-            streams,
-            notifier,
-            base.clock,
+            streams=streams,
+            notifier=notifier,
+            clock=base.clock,
         )
-        self.sliding = sliding_parts(
+        self.sliding = make_sliding_parts(
             base,
             parts,
             rooms,
@@ -150,11 +164,11 @@ class SyncServiceParts:
             accounts.stores.profiles,
         )
         self.sliding_sync = SlidingSync(
-            self.sliding,
-            streams,
-            notifier,
-            base.clock,
-            database.catch_up,
+            parts=self.sliding,
+            streams=streams,
+            notifier=notifier,
+            clock=base.clock,
+            catch_up=database.catch_up,
             max_events=most_events,
         )
 
@@ -162,3 +176,8 @@ class SyncServiceParts:
     def caches(self) -> Mapping[str, CountedCache]:
         """Return the caches that have metrics."""
         return self.sliding.caches
+
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (self.old_sync, self.sliding_sync, self.sync)

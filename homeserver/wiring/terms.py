@@ -8,17 +8,17 @@ from storage.accounts.accounts import AccountStore
 from storage.accounts.policy_consents import PolicyConsentStore
 
 
-def consents_of(base: Foundation) -> Consents:
+def make_consents(base: Foundation) -> Consents:
     """Return the consents of users to the policies of the configuration."""
     base_url = base.config.name.public_baseurl or ""
     user_consent = base.config.pages.user_consent
     return Consents(
-        base.clock,
-        base.database,
-        AccountStore(base.database),
-        PolicyConsentStore(base.database),
-        load_policies(user_consent, base_url),
-        base.identity.key,
+        clock=base.clock,
+        database=base.database,
+        accounts=AccountStore(base.database),
+        store=PolicyConsentStore(base.database),
+        policies=load_policies(user_consent, base_url),
+        key=base.identity.key,
         base_url=base_url,
         blocked_text=user_consent.block_events_error,
     )

@@ -40,7 +40,7 @@ from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts
 from homeserver.wiring.oauth import has_own_pages
 from homeserver.wiring.profiles import ProfileParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.user_data import UserDataParts
 from homeserver.wiring.web import WebParts
 from storage.federation.signed_documents import SignedDocumentStore
 from storage.upstream.ended_sessions import EndedProviderSessionStore
@@ -53,14 +53,15 @@ class UpstreamParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         web: WebClient,
         threads: Threads,
         accounts: AccountParts,
         login: LoginParts,
         profiles: ProfileParts,
-        people: PeopleParts,
-        files: MediaParts,
+        user_data: UserDataParts,
+        media: MediaParts,
         pages: WebParts,
     ) -> None:
         """`threads` wait for directories and check SAML signatures. Raises `ValueError` for
@@ -69,33 +70,35 @@ class UpstreamParts:
         self._clock = clock
         self._threads = threads
         self._database = database
-        self._people = people
+        self._user_data = user_data
         self._account_parts = accounts
         self._links = ExternalIdStore(database)
         upstream = config.upstream
         flow_store = UpstreamFlowStore(database)
         documents = ProviderHTTP(web)
         base_url = (config.name.public_baseurl or "").rstrip("/") + "/"
-        self._flows = UpstreamFlows(clock, accounts.secret_text, flow_store, pages.cookies)
+        self._flows = UpstreamFlows(
+            clock=clock, secret_text=accounts.secret_text, store=flow_store, cookies=pages.cookies
+        )
         self._accounts = UpstreamAccounts(
-            clock,
-            database,
-            accounts.stores.accounts,
-            self._links,
-            login.registration,
-            profiles.profiles,
-            UpstreamAvatars(web, files.repository, profiles.profiles),
-            people.threepids,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            links=self._links,
+            registration=login.registration,
+            profiles=profiles.profiles,
+            avatars=UpstreamAvatars(web=web, uploads=media.repository, avatars=profiles.profiles),
+            addresses=user_data.threepids,
             server_name=ServerName(config.server_name),
             validity=accounts.validity,
         )
         oidc = tuple(
             OIDCSignIn(
-                clock,
-                documents,
-                accounts.secret_text.browser_token,
-                provider,
-                base_url,
+                clock=clock,
+                documents=documents,
+                new_secret=accounts.secret_text.browser_token,
+                config=provider,
+                base_url=base_url,
                 other_providers=[
                     other for other in upstream.oidc_providers if other is not provider
                 ],
@@ -103,7 +106,9 @@ class UpstreamParts:
             for provider in upstream.oidc_providers
         )
         cas = (
-            CASProvider(clock, documents, upstream.cas_config, base_url)
+            CASProvider(
+                clock=clock, documents=documents, config=upstream.cas_config, base_url=base_url
+            )
             if upstream.cas_config.enabled
             else None
         )
@@ -112,15 +117,20 @@ class UpstreamParts:
         if upstream.saml2_config.is_used:
             library = _load_saml(config, base_url)
             metadata = SAMLMetadata(
-                clock,
-                threads,
-                documents,
-                SignedDocumentStore(database),
-                library,
-                upstream.saml2_config.metadata_urls,
+                clock=clock,
+                threads=threads,
+                documents=documents,
+                store=SignedDocumentStore(database),
+                library=library,
+                urls=upstream.saml2_config.metadata_urls,
             )
             saml = SAMLProvider(
-                clock, threads, flow_store, library, upstream.saml2_config, metadata
+                clock=clock,
+                threads=threads,
+                store=flow_store,
+                library=library,
+                config=upstream.saml2_config,
+                metadata=metadata,
             )
             if upstream.saml2_config.metadata_urls:
                 interval = upstream.saml2_config.metadata_refresh_interval / 1000
@@ -133,22 +143,22 @@ class UpstreamParts:
             if provider is not None
         }
         self.sign_in = UpstreamSignIn(
-            [providers[provider_id] for provider_id in upstream.browser_ids],
-            self._flows,
-            self._accounts,
-            accounts.stores.accounts,
-            people.login_tokens,
-            login.uia,
-            pages.consents,
+            providers=[providers[provider_id] for provider_id in upstream.browser_ids],
+            flows=self._flows,
+            accounts=self._accounts,
+            account_store=accounts.stores.accounts,
+            login_tokens=user_data.login_tokens,
+            uia=login.uia,
+            consents=pages.consents,
             trusted_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
             client_path=SSO_PATH,
         )
         self._ended = EndedProviderSessions(
-            clock,
-            EndedProviderSessionStore(database),
-            accounts.stores.browser_sessions,
-            (
+            clock=clock,
+            store=EndedProviderSessionStore(database),
+            browsers=accounts.stores.browser_sessions,
+            pending=(
                 accounts.stores.login_tokens,
                 accounts.stores.oauth,
                 accounts.stores.device_grants,
@@ -156,24 +166,24 @@ class UpstreamParts:
             ),
         )
         self.sign_out = BackchannelLogout(
-            clock,
-            database,
-            accounts.stores.upstream_sessions,
-            accounts.stores.browser_sessions,
-            self._ended,
-            flow_store,
-            self._links,
-            accounts.sessions,
-            oidc,
+            clock=clock,
+            database=database,
+            store=accounts.stores.upstream_sessions,
+            browsers=accounts.stores.browser_sessions,
+            ended=self._ended,
+            flows=flow_store,
+            links=self._links,
+            sessions=accounts.sessions,
+            providers=oidc,
         )
         self.jwt_sign_in = JWTSignIn(
-            clock,
-            accounts.stores.accounts,
-            login.registration,
-            login.sign_in,
-            accounts.sessions,
-            limiter,
-            upstream.jwt_config,
+            clock=clock,
+            account_store=accounts.stores.accounts,
+            registration=login.registration,
+            sign_in=login.sign_in,
+            sessions=accounts.sessions,
+            limiter=limiter,
+            config=upstream.jwt_config,
             server_name=ServerName(config.server_name),
         )
         infos = tuple(self.sign_in.providers)
@@ -185,33 +195,40 @@ class UpstreamParts:
         # checks accounts by `sign_in`.
         if self._directories:
             login.sign_in.add_external_passwords(
-                DirectoryPasswords(threads, self._directories, self._links, self._accounts)
+                DirectoryPasswords(
+                    threads=threads,
+                    directories=self._directories,
+                    links=self._links,
+                    accounts=self._accounts,
+                )
             )
         if accounts.plugins.check_passwords:
-            login.sign_in.add_external_passwords(PluginPasswords(accounts.plugins, self._accounts))
+            login.sign_in.add_external_passwords(
+                PluginPasswords(plugins=accounts.plugins, accounts=self._accounts)
+            )
         upstream_pages = UpstreamPages(
-            pages.pages,
-            self.sign_in,
-            login.sign_in,
-            pages.sessions,
+            pages=pages.pages,
+            sign_in=self.sign_in,
+            own_sign_in=login.sign_in,
+            sessions=pages.sessions,
             own_pages=SSO_PATH if on_own_pages else "",
         )
         self.links = ExternalIds(
-            clock,
-            database,
-            self._links,
-            people.accounts,
-            (*upstream.browser_ids, *upstream.directory_ids),
+            clock=clock,
+            database=database,
+            store=self._links,
+            accounts=user_data.accounts,
+            providers=(*upstream.browser_ids, *upstream.directory_ids),
         )
         self.services: Sequence[object] = (
             self.sign_in,
             offered,
             LoginFallbackPage(
-                pages.pages,
-                pages.forms,
-                login.sign_in,
-                people.login_tokens,
-                offered,
+                pages=pages.pages,
+                forms=pages.forms,
+                sign_in=login.sign_in,
+                login_tokens=user_data.login_tokens,
+                providers=offered,
                 base_url=base_url,
                 takes_numbers=login.phones.is_enabled,
             ),
@@ -219,29 +236,29 @@ class UpstreamParts:
             self.jwt_sign_in,
             OptionalSAML(saml),
             SAMLLogout(
-                SAML_ID,
-                threads,
-                database,
-                library,
-                metadata,
-                flow_store,
-                accounts.stores.upstream_sessions,
-                accounts.stores.browser_sessions,
-                self._ended,
-                accounts.sessions,
+                provider_id=SAML_ID,
+                threads=threads,
+                database=database,
+                library=library,
+                metadata=metadata,
+                flows=flow_store,
+                upstream_sessions=accounts.stores.upstream_sessions,
+                browser_sessions=accounts.stores.browser_sessions,
+                ended=self._ended,
+                sessions=accounts.sessions,
             ),
             self.links,
             CallbackProviders(oidc, cas),
             upstream_pages,
             SSOPage(
-                pages.pages,
-                pages.forms,
-                pages.sessions,
-                login.sign_in,
-                login.registration,
-                self.sign_in,
-                upstream_pages,
-                pages.consents,
+                pages=pages.pages,
+                forms=pages.forms,
+                sessions=pages.sessions,
+                sign_in=login.sign_in,
+                registration=login.registration,
+                upstream=self.sign_in,
+                upstream_pages=upstream_pages,
+                consents=pages.consents,
             ),
         )
         """Services for the router."""
@@ -250,15 +267,15 @@ class UpstreamParts:
         """Return the background jobs."""
         removed_users = [
             Job(
-                f"look_for_leavers_{directory.info.provider_id}",
+                f"check_removed_users_{directory.info.provider_id}",
                 directory.removed_users.do_check,
                 directory.config.removed_users_check_interval / 1000,
             )
             for directory in self._directories
         ]
         return (
-            Job("end_old_upstream_flows", self._flows.do_sweep, 600.0),
-            Job("forget_ended_sign_ins", self._ended.do_sweep, 600.0),
+            Job("delete_expired_upstream_flows", self._flows.do_sweep, 600.0),
+            Job("delete_old_upstream_sessions", self._ended.do_sweep, 600.0),
             *self._saml_jobs,
             *removed_users,
         )
@@ -272,16 +289,16 @@ class UpstreamParts:
             enable_registration=config.enable_registration,
         )
         removed_users = RemovedUsers(
-            self._clock,
-            self._threads,
-            self._links,
-            self._account_parts.stores.accounts,
-            self._people.accounts,
-            self._people.deactivation,
-            self._accounts,
-            info,
-            asked,
-            config,
+            clock=self._clock,
+            threads=self._threads,
+            links=self._links,
+            account_store=self._account_parts.stores.accounts,
+            accounts=self._user_data.accounts,
+            deactivation=self._user_data.deactivation,
+            upstream_accounts=self._accounts,
+            info=info,
+            directory=asked,
+            config=config,
         )
         return Directory(info, config, asked, removed_users)
 
@@ -294,7 +311,10 @@ def _load_saml(config: Config, base_url: str) -> SAMLLibrary:
     library = import_module("homeserver.services.upstream.saml.library")
     saml2_config = config.upstream.saml2_config
     made = library.PySAML2(
-        saml2_config.sp_config, saml2_config.idp_entityid, base_url, config.folder
+        settings=saml2_config.sp_config,
+        idp_entityid=saml2_config.idp_entityid,
+        base_url=base_url,
+        folder=config.folder,
     )
     return cast(SAMLLibrary, made)
 

@@ -26,12 +26,12 @@ from homeserver.services.threepids.validation import PASSWORD_RESET
 from homeserver.services.upstream.accounts import UpstreamStages
 from homeserver.wiring.accounts import AccountParts
 from homeserver.wiring.devices import DeviceParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import has_own_pages
-from homeserver.wiring.presence import WhoIsThere
-from homeserver.wiring.push_rules import PushParts
+from homeserver.wiring.presence import PresenceParts
+from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_services import RoomServiceParts
 from storage.account_data.account_data import AccountDataStore
@@ -45,21 +45,22 @@ from storage.threepids.identity_bindings import IdentityBindingStore
 from storage.upstream.external_ids import ExternalIdStore
 
 
-class PeopleParts:
+class UserDataParts:
     """The services by which users manage their accounts. Public attributes are for the router."""
 
     log = Logger()
 
     def __init__(
         self,
+        *,
         base: Foundation,
         web: WebClient,
         accounts: AccountParts,
         login: LoginParts,
-        mail: MailParts,
-        push: PushParts,
+        email: EmailParts,
+        push: PushRuleParts,
         rooms: RoomDataParts,
-        presence: WhoIsThere,
+        presence: PresenceParts,
         devices: DeviceParts,
         services: RoomServiceParts,
     ) -> None:
@@ -68,27 +69,29 @@ class PeopleParts:
         limiter, identity = base.limiter, base.identity
         self._forgetting: ForgetOnLeave | None = None
         if config.rooms.forget_rooms_on_leave:
-            self._forgetting = ForgetOnLeave(rooms.membership_store, database.streams, clock)
+            self._forgetting = ForgetOnLeave(
+                store=rooms.membership_store, streams=database.streams, clock=clock
+            )
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.bindings = IdentityBindings(
-            clock,
-            database,
-            web,
-            IdentityBindingStore(database),
-            identity,
-            limiter,
-            config.name.default_identity_server,
+            clock=clock,
+            database=database,
+            web=web,
+            store=IdentityBindingStore(database),
+            identity=identity,
+            limiter=limiter,
+            url=config.name.default_identity_server,
         )
         self.deactivation = Deactivation(
-            clock,
-            database,
-            accounts.stores.accounts,
-            store,
-            accounts.stores.profiles,
-            accounts.sessions,
-            mail.threepids,
-            services.memberships,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            account_data=store,
+            profiles=accounts.stores.profiles,
+            sessions=accounts.sessions,
+            threepids=email.threepids,
+            rooms=services.memberships,
             user_stores=[
                 presence.presence,
                 push.threads,
@@ -97,7 +100,7 @@ class PeopleParts:
                 accounts.stores.pushers,
                 EventPushActionStore(database),
                 accounts.stores.validity,
-                KeyBackupStore(database),
+                KeyBackupStore(database=database),
                 devices.cross_signing_store,
                 ShadowRoomStore(database),
             ],
@@ -110,53 +113,56 @@ class PeopleParts:
             uia=login.uia,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamStages(
-                ExternalIdStore(database),
-                config.upstream.browser_ids,
-                config.upstream.directory_ids,
+                links=ExternalIdStore(database),
+                in_browsers=config.upstream.browser_ids,
+                by_password=config.upstream.directory_ids,
                 by_plugins=accounts.plugins.check_passwords,
             ),
             confirmations=accounts.stores.confirmations,
             confirmed_for_ms=config.sessions.ui_auth.session_timeout,
         )
         self.accounts = Accounts(
-            clock,
-            database,
-            accounts.stores.accounts,
-            accounts.passwords,
-            accounts.sessions,
-            login.sign_in,
-            login.uia,
-            self.confirmation,
-            self.deactivation,
-            mail.threepids,
-            by_email=mail.outbox is not None,
+            clock=clock,
+            database=database,
+            accounts=accounts.stores.accounts,
+            passwords=accounts.passwords,
+            sessions=accounts.sessions,
+            sign_in=login.sign_in,
+            uia=login.uia,
+            confirmation=self.confirmation,
+            deactivation=self.deactivation,
+            threepids=email.threepids,
+            by_email=email.outbox is not None,
             by_phone=login.phones.supports_purpose(PASSWORD_RESET),
         )
         self.threepids = Threepids(
-            base.now_ms,
-            database,
-            mail.threepids,
-            self.confirmation,
-            mail.validations,
+            now_ms=base.now_ms,
+            database=database,
+            store=email.threepids,
+            confirmation=self.confirmation,
+            validations=email.validations,
             address_stores=[accounts.stores.pushers],
             bindings=self.bindings,
             users_may_change=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(
-            self.accounts, accounts.stores.devices, accounts.last_seen, identity
+            accounts=self.accounts,
+            devices=accounts.stores.devices,
+            last_seen=accounts.last_seen,
+            identity=identity,
         )
         self.login_tokens = LoginTokens(
-            clock,
-            accounts.secret_text,
-            database,
-            accounts.stores.login_tokens,
-            accounts.stores.upstream_sessions,
-            accounts.stores.accounts,
-            self.confirmation,
-            login.sign_in,
-            accounts.sessions,
-            limiter,
-            accounts.application_passwords,
+            clock=clock,
+            secret_text=accounts.secret_text,
+            database=database,
+            store=accounts.stores.login_tokens,
+            upstream_sessions=accounts.stores.upstream_sessions,
+            account_store=accounts.stores.accounts,
+            confirmation=self.confirmation,
+            sign_in=login.sign_in,
+            sessions=accounts.sessions,
+            limiter=limiter,
+            application_passwords=accounts.application_passwords,
             issued_to_sessions=config.sessions.login_via_existing_session.enabled,
             requires_confirmation=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
@@ -164,32 +170,36 @@ class PeopleParts:
             or (has_own_pages(config) and login.sign_in.password_login),
         )
         self.devices = Devices(
-            database,
-            accounts.stores.devices,
-            accounts.sessions,
-            self.confirmation,
-            accounts.last_seen,
+            database=database,
+            devices=accounts.stores.devices,
+            sessions=accounts.sessions,
+            confirmation=self.confirmation,
+            last_seen=accounts.last_seen,
         )
         info_uri = config.name.public_baseurl or f"https://{config.server_name}/"
         self.account_data = AccountData(
-            database,
-            store,
+            database=database,
+            store=store,
             max_entries=config.people.max_account_data_entries,
             max_bytes=config.people.max_account_data_size,
             info_uri=info_uri,
             computed={PUSH_RULES: push_rules_content},
         )
-        self.push_rules = PushRules(database, store, push.changes)
-        self.filters = Filters(FilterStore(database), base.now_ms, capacity=base.sizes.filter_bytes)
+        self.push_rules = PushRules(database=database, account_data=store, changes=push.changes)
+        self.filters = Filters(
+            store=FilterStore(database), now_ms=base.now_ms, capacity=base.sizes.filter_bytes
+        )
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("leave_rooms_of_closed_accounts", self.deactivation.do_resume_departures, 600.0),
-            Job("give_accounts_ends", self._renewals.do_set_missing_expiries, 60.0),
-            Job("note_accounts_past_their_day", self._renewals.do_mark_expired, 60.0),
-            Job("unbind_addresses", self.bindings.do_unbind_due, 60.0),
-            Job("write_renewal_letters", self._renewals.do_send_emails, 300.0),
+            Job(
+                "leave_rooms_of_deactivated_accounts", self.deactivation.do_resume_departures, 600.0
+            ),
+            Job("set_account_expiry", self._renewals.do_set_missing_expiries, 60.0),
+            Job("mark_expired_accounts", self._renewals.do_mark_expired, 60.0),
+            Job("unbind_threepids", self.bindings.do_unbind_due, 60.0),
+            Job("send_renewal_emails", self._renewals.do_send_emails, 300.0),
             *(
                 []
                 if self._forgetting is None
@@ -197,8 +207,23 @@ class PeopleParts:
             ),
         )
 
+    @property
+    def services(self) -> Sequence[object]:
+        """The services that endpoints ask for."""
+        return (
+            self.account_data,
+            self.accounts,
+            self.bindings,
+            self.devices,
+            self.filters,
+            self.login_tokens,
+            self.moderation,
+            self.push_rules,
+            self.threepids,
+        )
 
-def identity_server_of(name: ServerNameOptions) -> Mapping[str, object]:
+
+def read_identity_server(name: ServerNameOptions) -> Mapping[str, object]:
     """Return the identity server entry for the client discovery document; empty if there is no such
     server."""
     url = name.default_identity_server

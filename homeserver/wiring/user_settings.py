@@ -12,16 +12,18 @@ from storage.account_data.account_data import AccountDataStore
 class UserSettingParts:
     """Ignored users, and who may invite whom."""
 
-    def __init__(self, base: Foundation, accounts: AccountParts) -> None:
+    def __init__(self, *, base: Foundation, accounts: AccountParts) -> None:
         streams, capacity = base.database.streams, base.sizes.users
         store = AccountDataStore(base.database)
-        self.ignored = IgnoredUsers(store, streams, capacity=capacity)
-        self.permissions = InvitePermissions(store, self.ignored, streams, capacity=capacity)
+        self.ignored = IgnoredUsers(account_data=store, streams=streams, capacity=capacity)
+        self.permissions = InvitePermissions(
+            account_data=store, ignored=self.ignored, streams=streams, capacity=capacity
+        )
         self.invite_policy = InvitePolicy(
-            accounts.stores.accounts,
-            self.permissions,
-            base.limiter,
-            accounts.validity,
+            accounts=accounts.stores.accounts,
+            permissions=self.permissions,
+            limiter=base.limiter,
+            validity=accounts.validity,
             only_admins_invite=base.config.rooms.block_non_admin_invites,
         )
 

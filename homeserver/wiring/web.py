@@ -26,13 +26,13 @@ from homeserver.web.reset_password import ResetPasswordPage
 from homeserver.web.sign_in import SignInPage
 from homeserver.web.terms import TermsPage
 from homeserver.wiring.accounts import AccountParts
-from homeserver.wiring.email import MailParts
+from homeserver.wiring.email import EmailParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.oauth import OAuthParts
 from homeserver.wiring.profiles import ProfileParts
 from homeserver.wiring.room_services import RoomServiceParts
-from homeserver.wiring.user_data import PeopleParts
+from homeserver.wiring.user_data import UserDataParts
 from storage.account_data.account_data import AccountDataStore
 from storage.media.lists import MediaListStore
 from storage.threepids.identity_bindings import IdentityBindingStore
@@ -44,12 +44,13 @@ class WebParts:
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         login: LoginParts,
-        mail: MailParts,
+        email: EmailParts,
         oauth: OAuthParts,
-        people: PeopleParts,
+        user_data: UserDataParts,
         profiles: ProfileParts,
         services: RoomServiceParts,
         consents: Consents,
@@ -59,65 +60,65 @@ class WebParts:
         base_url = config.name.public_baseurl or ""
         self._audit = accounts.audit
         self._application_passwords = accounts.application_passwords
-        self.cookies = Cookies(config.name.public_baseurl, identity.key)
+        self.cookies = Cookies(public_baseurl=config.name.public_baseurl, key=identity.key)
         self.pages = Pages(
-            mail.languages,
-            config.server_name,
-            mail.branding,
+            languages=email.languages,
+            server_name=config.server_name,
+            branding=email.branding,
             shortest_password=accounts.passwords.min_length,
         )
         self.error_pages = ErrorPages(self.pages)
-        self.forms = Forms(self.cookies, accounts.secret_text)
+        self.forms = Forms(cookies=self.cookies, secret_text=accounts.secret_text)
         self.sessions = BrowserSessions(
-            clock,
-            database,
-            accounts.stores.browser_sessions,
-            accounts.secret_text,
-            self.cookies,
+            clock=clock,
+            database=database,
+            store=accounts.stores.browser_sessions,
+            secret_text=accounts.secret_text,
+            cookies=self.cookies,
             validity=accounts.validity,
         )
         self.consents = consents
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
-            self.pages,
-            self.forms,
-            login.sign_in,
-            login.registration,
-            ProviderButtons([buttons]),
-            resets_passwords=mail.outbox is not None
+            pages=self.pages,
+            forms=self.forms,
+            sign_in=login.sign_in,
+            registration=login.registration,
+            choices=ProviderButtons([buttons]),
+            resets_passwords=email.outbox is not None
             or login.phones.supports_purpose(PASSWORD_RESET),
             takes_numbers=login.phones.is_enabled,
         )
         own_account = AccountSelfService(
-            clock,
-            database,
-            people.accounts,
-            login.sign_in,
-            accounts.sessions,
-            accounts.stores.devices,
-            accounts.stores.oauth,
-            oauth.clients,
-            profiles.profiles,
-            people.threepids,
-            people.deactivation,
-            accounts.application_passwords,
-            accounts.validity,
+            clock=clock,
+            database=database,
+            accounts=user_data.accounts,
+            sign_in=login.sign_in,
+            sessions=accounts.sessions,
+            devices=accounts.stores.devices,
+            oauth=accounts.stores.oauth,
+            clients=oauth.clients,
+            profiles=profiles.profiles,
+            threepids=user_data.threepids,
+            deactivation=user_data.deactivation,
+            application_passwords=accounts.application_passwords,
+            validity=accounts.validity,
         )
         account_export = AccountExport(
-            clock,
-            database,
-            identity.server_name,
-            own_account,
-            people.accounts,
-            profiles.profiles,
-            AccountDataStore(database),
-            services.memberships,
-            accounts.application_passwords,
-            accounts.stores.policy_consents,
-            ExternalIdStore(database),
-            IdentityBindingStore(database),
-            accounts.audit,
-            MediaListStore(database, config.server_name),
+            clock=clock,
+            database=database,
+            server_name=identity.server_name,
+            own_account=own_account,
+            accounts=user_data.accounts,
+            profiles=profiles.profiles,
+            account_data=AccountDataStore(database),
+            rooms=services.memberships,
+            application_passwords=accounts.application_passwords,
+            consents=accounts.stores.policy_consents,
+            links=ExternalIdStore(database),
+            bindings=IdentityBindingStore(database),
+            audit=accounts.audit,
+            files=MediaListStore(database=database, own=config.server_name),
         )
         captcha = None
         if login.captcha is not None:
@@ -127,9 +128,9 @@ class WebParts:
                 config.captcha.recaptcha_sources,
             )
         landing = LandingPage(
-            self.pages,
-            mail.languages,
-            config.name.public_baseurl,
+            pages=self.pages,
+            languages=email.languages,
+            address=config.name.public_baseurl,
             registration_open=config.registration.enable_registration,
             web_client=config.name.web_client_location,
         )
@@ -140,79 +141,93 @@ class WebParts:
             sign_in_page,
             landing,
             RegisterPage(
-                self.pages,
-                self.forms,
-                self.sessions,
-                login.registration,
-                mail.validation,
-                mail.validations,
-                login.phones,
-                accounts.secret_text,
-                accounts.policies,
-                captcha,
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                registration=login.registration,
+                validation=email.validation,
+                validations=email.validations,
+                phones=login.phones,
+                secret_text=accounts.secret_text,
+                policies=accounts.policies,
+                captcha=captcha,
                 base_url=base_url,
             ),
             login.approvals,
             ApprovalsPage(
-                self.pages, self.forms, self.sessions, login.approvals, people.deactivation
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                approvals=login.approvals,
+                deactivation=user_data.deactivation,
             ),
             self.consents,
-            TermsPage(self.pages, self.forms, self.sessions, self.consents, login.uia),
+            TermsPage(
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                consents=self.consents,
+                uia=login.uia,
+            ),
             AuthorizationPage(
-                self.pages,
-                self.forms,
-                self.sessions,
-                oauth.authorization,
-                oauth.metadata,
-                self.consents,
-                login.registration,
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                authorization=oauth.authorization,
+                metadata=oauth.metadata,
+                consents=self.consents,
+                registration=login.registration,
             ),
             AuthFallbackPages(
-                self.pages,
-                self.forms,
-                login.uia,
-                mail.validation,
-                mail.validations,
-                login.phones,
-                accounts.secret_text,
-                captcha,
+                pages=self.pages,
+                forms=self.forms,
+                uia=login.uia,
+                validation=email.validation,
+                validations=email.validations,
+                phones=login.phones,
+                secret_text=accounts.secret_text,
+                captcha=captcha,
             ),
             AccountPage(
-                self.pages,
-                self.forms,
-                self.sessions,
-                own_account,
-                account_export,
-                accounts.audit,
-                login.resets,
-                people.threepids,
-                mail.validation,
-                mail.validations,
-                login.phones,
-                accounts.secret_text,
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                account=own_account,
+                export=account_export,
+                audit=accounts.audit,
+                resets=login.resets,
+                threepids=user_data.threepids,
+                validation=email.validation,
+                validations=email.validations,
+                phones=login.phones,
+                secret_text=accounts.secret_text,
                 base_url=base_url,
                 has_terms=bool(config.pages.user_consent.policies),
             ),
             ApplicationPasswordsPage(
-                self.pages, self.forms, self.sessions, own_account, accounts.application_passwords
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                account=own_account,
+                passwords=accounts.application_passwords,
             ),
             ResetPasswordPage(
-                self.pages,
-                self.forms,
-                people.accounts,
-                mail.validation,
-                mail.validations,
-                login.phones,
-                accounts.secret_text,
+                pages=self.pages,
+                forms=self.forms,
+                accounts=user_data.accounts,
+                validation=email.validation,
+                validations=email.validations,
+                phones=login.phones,
+                secret_text=accounts.secret_text,
                 base_url=base_url,
             ),
             DeviceLinkPage(
-                self.pages,
-                self.forms,
-                self.sessions,
-                oauth.device_grants,
-                oauth.metadata,
-                self.consents,
+                pages=self.pages,
+                forms=self.forms,
+                sessions=self.sessions,
+                grants=oauth.device_grants,
+                metadata=oauth.metadata,
+                consents=self.consents,
             ),
         )
         """Services for the router."""
@@ -220,7 +235,7 @@ class WebParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),
-            Job("end_application_passwords", self._application_passwords.do_sweep, 60.0),
-            Job("forget_audit_records", self._audit.do_sweep, 3600.0),
+            Job("delete_expired_browser_sessions", self.sessions.do_sweep, 600.0),
+            Job("delete_expired_application_passwords", self._application_passwords.do_sweep, 60.0),
+            Job("delete_old_audit_records", self._audit.do_sweep, 3600.0),
         )

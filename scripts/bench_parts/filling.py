@@ -45,8 +45,10 @@ async def fill(
 class _Filler:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._rooms = RoomStore(database)
-        self._writer = RoomWriter(StateTreeStore(database), AuthChainStore(database))
+        self._rooms = RoomStore(database=database)
+        self._writer = RoomWriter(
+            trees=StateTreeStore(database=database), chains=AuthChainStore(database=database)
+        )
         self._heads: dict[str, tuple[RoomRow, RoomHead]] = {}
 
     async def store(self, room_id: str, senders: Sequence[str], texts: Sequence[str]) -> None:

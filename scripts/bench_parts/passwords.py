@@ -55,12 +55,12 @@ def _check(passwords: Passwords, stored: str) -> object:
 def measure_hashes() -> None:
     """Measure hashing and checking by cost."""
     for rounds in COSTS:
-        passwords = Passwords(InlineHashing(), rounds=rounds)
+        passwords = Passwords(threads=InlineHashing(), rounds=rounds)
         stored = str(finish(passwords.hash(PASSWORD)))
         label = f"bcrypt_rounds {rounds} ({stored.split('$')[3]})"
         best(f"{label}: hash", 5, partial(_hash, passwords), unit=MILLISECOND)
         best(f"{label}: check", 5, partial(_check, passwords, stored), unit=MILLISECOND)
-    passwords = Passwords(InlineHashing())
+    passwords = Passwords(threads=InlineHashing())
     best(
         "check for an unknown user name",
         5,

@@ -42,7 +42,7 @@ async def measure(folder: Path, count: int) -> None:
     migrate(make_engine(config))
     wire = RecordingWire()
     server = TestServer(folder, open_inline(config), wire=wire)
-    server.app.outgoing_federation.sender.start()
+    server.app.federation_sender.sender.start()
     alice = server.register("alice")
     room_id = RoomID(
         alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]

@@ -102,8 +102,14 @@ async def measure_store(path: Path, size: int) -> None:
     """Print a line for a room in a database. The growth of the file includes SQLite's overhead."""
     engine = make_engine(SQLiteConfig(str(path), synchronous="OFF"))
     migrate(engine)
-    database = Database(engine, Streams(0), InlineExecutor(), InlineExecutor(), NullObserver())
-    states = StateTreeStore(database)
+    database = Database(
+        engine=engine,
+        streams=Streams(0),
+        readers=InlineExecutor(),
+        writer=InlineExecutor(),
+        observer=NullObserver(),
+    )
+    states = StateTreeStore(database=database)
     chance = random.Random(size)
     members = [("m.room.member", f"@user{number}:example.org") for number in range(size)]
     roots: list[bytes | None] = [None]
@@ -145,7 +151,7 @@ async def measure_store(path: Path, size: int) -> None:
     started = process_time()
     await states.get_all(1, root)
     all_ms = (process_time() - started) * 1e3
-    cold = StateTreeStore(database)
+    cold = StateTreeStore(database=database)
     started = process_time()
     await cold.get_all(1, root)
     cold_ms = (process_time() - started) * 1e3

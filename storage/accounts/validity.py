@@ -38,7 +38,7 @@ class RenewalLinkRow(msgspec.Struct, frozen=True):
 class AccountValidityStore:
     """The expiry columns of the table `accounts`, and the table `renewal_links`."""
 
-    def __init__(self, database: Database, accounts: AccountStore) -> None:
+    def __init__(self, *, database: Database, accounts: AccountStore) -> None:
         self._database = database
         self._accounts = accounts
 

@@ -59,11 +59,11 @@ class LeaseLoop:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         lease: NodeLease,
         work: LeasedWork,
         name: str,
-        *,
         each_round: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`name` is the name of the work in the log. `each_round` is called after each round,

@@ -21,7 +21,7 @@ class Lease(msgspec.Struct, frozen=True):
 class LeaseStore:
     """The lease of one kind of work."""
 
-    def __init__(self, database: Database, name: str) -> None:
+    def __init__(self, *, database: Database, name: str) -> None:
         """`name` is the name of the work."""
         self._database = database
         self._name = name

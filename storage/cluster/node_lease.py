@@ -31,11 +31,11 @@ class NodeLease:
     """The lease of this node. For the reactor thread."""
 
     def __init__(
-        self, database: Database, name: str, process: str, get_node: Callable[[], int]
+        self, *, database: Database, name: str, process: str, get_node: Callable[[], int]
     ) -> None:
         """`name` is the name of the work. `process` identifies this process among all on the
         database. `get_node` returns its node number, or 0 if it has none."""
-        self._store = LeaseStore(database, name)
+        self._store = LeaseStore(database=database, name=name)
         self._database = database
         self._process = process
         self._get_node = get_node

@@ -81,7 +81,7 @@ _KEY_COLUMNS = (
 class KeyBackupStore:
     """Stores key backups."""
 
-    def __init__(self, database: Database, *, max_keys: int = MAX_KEYS) -> None:
+    def __init__(self, *, database: Database, max_keys: int = MAX_KEYS) -> None:
         self._database = database
         self._most_keys = max_keys
 

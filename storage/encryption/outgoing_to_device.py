@@ -23,7 +23,7 @@ class OutgoingToDeviceStore:
     """Stores to-device messages between servers."""
 
     def __init__(
-        self, database: Database, *, max_queued: int = MAX_QUEUED, max_received: int = MAX_RECEIVED
+        self, *, database: Database, max_queued: int = MAX_QUEUED, max_received: int = MAX_RECEIVED
     ) -> None:
         """`max_queued`, `max_received`: the limits for one server, give or take a few hundred."""
         self._database = database

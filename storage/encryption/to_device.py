@@ -122,8 +122,8 @@ class ToDeviceStore:
 
     def __init__(
         self,
-        database: Database,
         *,
+        database: Database,
         max_queued: int = MAX_QUEUED,
         max_logged: int = MAX_LOGGED,
     ) -> None:

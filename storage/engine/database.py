@@ -64,6 +64,7 @@ class Database:
 
     def __init__(
         self,
+        *,
         engine: Engine,
         streams: Streams,
         readers: Executor,
@@ -77,7 +78,9 @@ class Database:
         self.engine = engine
         self.streams = streams
         self._readers = readers
-        self._writer = Writer(engine, writer, streams, observer, clock)
+        self._writer = Writer(
+            engine=engine, executor=writer, streams=streams, observer=observer, clock=clock
+        )
         self._observer = observer
         self._clock = clock
         self._idle = deque(open_readers)
@@ -227,7 +230,9 @@ class Database:
         if self._closed:
             raise DatabaseUnavailable("the database is closed")
         work = partial(self._run_read, partial(copy_context().run, fn), args, snapshot)
-        read = _QueuedRead(name, work, self._readers, self._observer, self._clock)
+        read = _QueuedRead(
+            name=name, work=work, readers=self._readers, observer=self._observer, clock=self._clock
+        )
         self._readers.submit(read.run)
         result: T = await read.deferred
         return result
@@ -307,6 +312,7 @@ class _QueuedRead:
 
     def __init__(
         self,
+        *,
         name: str,
         work: Callable[[], tuple[Any, int]],
         readers: Executor,
@@ -358,10 +364,12 @@ def open_database(
     engine = make_engine(config)
     position = migrate(engine)
     return Database(
-        engine,
-        Streams(position),
-        ThreadExecutor(reactor, "database-reader", engine.reader_threads),
-        ThreadExecutor(reactor, "database-writer", 1),
-        observer or NullObserver(),
+        engine=engine,
+        streams=Streams(position),
+        readers=ThreadExecutor(
+            reactor=reactor, name="database-reader", threads=engine.reader_threads
+        ),
+        writer=ThreadExecutor(reactor=reactor, name="database-writer", threads=1),
+        observer=observer or NullObserver(),
         open_readers=[engine.connect_reader() for _ in range(engine.readers_at_start)],
     )

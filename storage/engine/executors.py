@@ -85,7 +85,7 @@ class _Wakeup:
     both threads; every write and most reads go this way.
     """
 
-    def __init__(self, reactor: IReactorFDSet, callback: Callable[[], None]) -> None:
+    def __init__(self, *, reactor: IReactorFDSet, callback: Callable[[], None]) -> None:
         self._reactor = reactor
         self._callback = callback
         self._read_end, self._write_end = os.pipe()
@@ -132,11 +132,11 @@ class ThreadExecutor:
     _log = Logger()
 
     def __init__(
-        self, reactor: ReactorBase, name: str, threads: int, close_timeout: float = 10.0
+        self, *, reactor: ReactorBase, name: str, threads: int, close_timeout: float = 10.0
     ) -> None:
         """`close_timeout` is the number of seconds that `close` waits for running jobs."""
         self._reactor = reactor
-        self._wakeup = _Wakeup(cast(IReactorFDSet, reactor), self._deliver_results)
+        self._wakeup = _Wakeup(reactor=cast(IReactorFDSet, reactor), callback=self._deliver_results)
         self._patience = close_timeout
         self._jobs: deque[Callable[[], None]] = deque()
         self._idle: list[_Worker] = []

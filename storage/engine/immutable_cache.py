@@ -21,7 +21,7 @@ class ImmutableCache(Generic[K, V]):
     """Holds values up to `max_weight`, measured by `weigh`. Not an `LRU`: several threads use
     it."""
 
-    def __init__(self, max_weight: int, weigh: Callable[[V], int]) -> None:
+    def __init__(self, *, max_weight: int, weigh: Callable[[V], int]) -> None:
         self._half = max_weight // 2
         self._weigh = weigh
         self._lock = Lock()

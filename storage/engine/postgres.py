@@ -338,7 +338,8 @@ class PostgresEngine:
         version, encoding, collation = row or (0, "", "")
         if version < 130000:
             raise UnsuitableDatabase(
-                f"PostgreSQL 13 or later is needed; {self.location} is on version {version // 10000}"
+                f"PostgreSQL 13 or later is needed; {self.location} is on version"
+                f" {version // 10000}"
             )
         if encoding != "UTF8" or collation.upper() not in _COLLATIONS:
             raise UnsuitableDatabase(

@@ -113,7 +113,7 @@ class SQLiteConnection:
 
     __slots__ = ("_connection", "_execute", "_log")
 
-    def __init__(self, connection: sqlite3.Connection, log: Path | None = None) -> None:
+    def __init__(self, *, connection: sqlite3.Connection, log: Path | None = None) -> None:
         """`log`: the write-ahead log, to be extended before the first write."""
         self._log = log
         self._connection = connection
@@ -289,7 +289,7 @@ class SQLiteEngine:
     def connect_reader(self) -> Connection:
         connection = self._connect()
         connection.execute("PRAGMA query_only = ON")
-        return SQLiteConnection(connection)
+        return SQLiteConnection(connection=connection)
 
     def connect_writer(self) -> Connection:
         return self._connect_writer()
@@ -347,7 +347,7 @@ class SQLiteEngine:
             if self._config.synchronous == "OFF"
             else Path(f"{os.path.realpath(self._config.path)}-wal")
         )
-        return SQLiteConnection(connection, log)
+        return SQLiteConnection(connection=connection, log=log)
 
     def _enable_wal(self, connection: sqlite3.Connection) -> None:
         """Set WAL mode. The change of a new file does not wait for other processes by itself, so

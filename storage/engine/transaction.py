@@ -111,7 +111,7 @@ class WriteTransaction(Transaction):
 
     __slots__ = ("callbacks", "changes", "counters", "known", "required_position")
 
-    def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
+    def __init__(self, *, connection: Connection, counters: dict[str, int]) -> None:
         """`counters` are the current values. This write changes them in place."""
         super().__init__(connection)
         self.counters = counters

@@ -100,6 +100,7 @@ class Writer:
 
     def __init__(
         self,
+        *,
         engine: Engine,
         executor: Executor,
         streams: Streams,
@@ -207,7 +208,7 @@ class Writer:
         """Run one write. Return the counters after it. Raises errors that end the whole
         transaction."""
         began = self._clock()
-        txn = WriteTransaction(connection, dict(counters))
+        txn = WriteTransaction(connection=connection, counters=dict(counters))
         write.failure = None
         write.waited = began - write.queued
         try:

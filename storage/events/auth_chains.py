@@ -74,7 +74,7 @@ class AuthNode(msgspec.Struct, frozen=True):
 class AuthChainStore:
     """The auth chain index of all rooms."""
 
-    def __init__(self, database: Database, recent: int = RECENT) -> None:
+    def __init__(self, *, database: Database, recent: int = RECENT) -> None:
         self._database = database
         self._recent = recent
 

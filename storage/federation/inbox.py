@@ -91,7 +91,7 @@ class _Share(msgspec.Struct, frozen=True):
 class InboxStore:
     """Reads and writes the table `inbox`."""
 
-    def __init__(self, database: Database, limits: InboxLimits | None = None) -> None:
+    def __init__(self, *, database: Database, limits: InboxLimits | None = None) -> None:
         self._database = database
         self._limits = limits or InboxLimits()
 

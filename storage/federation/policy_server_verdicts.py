@@ -18,7 +18,7 @@ MAX_AGE_MS: Final = 7 * 24 * 3600 * 1000
 class PolicyVerdictStore:
     """Reads and writes the table `policy_judgements`."""
 
-    def __init__(self, database: Database, *, max_per_room: int = MAX_PER_ROOM) -> None:
+    def __init__(self, *, database: Database, max_per_room: int = MAX_PER_ROOM) -> None:
         self._database = database
         self._max_per_room = max_per_room
 

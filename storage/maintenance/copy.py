@@ -88,8 +88,8 @@ def copy_database(
         found = reading.get_schema_version()
         if found != version:
             raise CannotCopy(
-                f"{source.location} has schema version {found}, and this program has {version}: start"
-                " the server on it once with this version of Mahalla, stop it, and copy again"
+                f"{source.location} has schema version {found}, and this program has {version}:"
+                " start the server on it once with this version of Mahalla, stop it, and copy again"
             )
         migrate(target)
         writing = _open(target, writes=True)
@@ -103,8 +103,8 @@ def copy_database(
 
 def _open(engine: SQLiteEngine | PostgresEngine, *, writes: bool) -> CopySide:
     if isinstance(engine, SQLiteEngine):
-        return SQLiteSide(engine, writes=writes)
-    return PostgresSide(engine, writes=writes)
+        return SQLiteSide(engine=engine, writes=writes)
+    return PostgresSide(engine=engine, writes=writes)
 
 
 def _copy(

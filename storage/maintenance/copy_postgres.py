@@ -26,7 +26,7 @@ _ESCAPES = str.maketrans(
 class PostgresSide:
     """See `storage.maintenance.copy_side.CopySide`."""
 
-    def __init__(self, engine: PostgresEngine, *, writes: bool) -> None:
+    def __init__(self, *, engine: PostgresEngine, writes: bool) -> None:
         """Raises CannotCopy while a server uses the database."""
         try:
             self._connection = engine.open(

@@ -10,7 +10,7 @@ REPORT_INTERVAL = 1.0
 class ProgressLines:
     """Writes a line for each finished table, except empty ones, and one each second in between."""
 
-    def __init__(self, write: Callable[[str], object], clock: Callable[[], float]) -> None:
+    def __init__(self, *, write: Callable[[str], object], clock: Callable[[], float]) -> None:
         """`clock` returns seconds, from any starting point."""
         self._write = write
         self._clock = clock

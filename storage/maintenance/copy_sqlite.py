@@ -19,7 +19,7 @@ LOCK_TIMEOUT = 1
 class SQLiteSide:
     """See `storage.maintenance.copy_side.CopySide`."""
 
-    def __init__(self, engine: SQLiteEngine, *, writes: bool) -> None:
+    def __init__(self, *, engine: SQLiteEngine, writes: bool) -> None:
         """Raises CannotCopy if the file does not exist or another process has it open."""
         if not engine.path.exists():
             raise CannotCopy(f"there is no database at {engine.location}")

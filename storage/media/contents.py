@@ -95,7 +95,7 @@ class MediaContents(Protocol):
 class LocalContents:
     """Stores contents only in a folder of this machine."""
 
-    def __init__(self, database: Database, files: MediaFiles) -> None:
+    def __init__(self, *, database: Database, files: MediaFiles) -> None:
         self._database = database
         self._files = files
 

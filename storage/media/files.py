@@ -55,7 +55,7 @@ class ReadableBytes(Protocol):
 class ReceivedFile:
     """Bytes on disk without a place. The owner calls `discard` in the end."""
 
-    def __init__(self, path: Path, hash: bytes, size: int, lock: int) -> None:
+    def __init__(self, *, path: Path, hash: bytes, size: int, lock: int) -> None:
         self.path = path
         self.hash = hash
         self.size = size
@@ -74,7 +74,7 @@ class PlacedFile:
     """A content on disk. It stays after `settle`, which is called once the row that names it is
     committed."""
 
-    def __init__(self, hash: bytes, size: int, entry: Path, lock: int) -> None:
+    def __init__(self, *, hash: bytes, size: int, entry: Path, lock: int) -> None:
         self.hash = hash
         self.size = size
         self.entry = entry
@@ -84,7 +84,7 @@ class PlacedFile:
 class OpenedFile:
     """A content that is open for reading: a source for a response."""
 
-    def __init__(self, executor: Executor, file: FileIO, size: int) -> None:
+    def __init__(self, *, executor: Executor, file: FileIO, size: int) -> None:
         self.size = size
         self._executor = executor
         self._file = file
@@ -112,10 +112,10 @@ class MediaFiles:
     """The media folder. Call `open_folder` first."""
 
     def __init__(
-        self, folder: Path, executor: Executor, clock: IReactorTime, min_free_bytes: int = 0
+        self, *, folder: Path, executor: Executor, clock: IReactorTime, min_free_bytes: int = 0
     ) -> None:
         """`min_free_bytes`: the disk space that must stay free."""
-        self._lock = FolderLock(folder, clock)
+        self._lock = FolderLock(folder=folder, clock=clock)
         self._least_free_bytes = min_free_bytes
         self._folder = folder
         self._incoming = folder / "incoming"
@@ -127,7 +127,9 @@ class MediaFiles:
 
     def spool(self, memory_bytes: int) -> DiskSpool:
         """Return a buffer for incoming bytes, which `receive` takes without a copy."""
-        return DiskSpool(self._incoming, memory_bytes, self._check_free_space)
+        return DiskSpool(
+            folder=self._incoming, memory_bytes=memory_bytes, check_room=self._check_free_space
+        )
 
     def _check_folder(self) -> None:
         """Raise FolderGone if the folder is missing."""
@@ -331,7 +333,7 @@ class MediaFiles:
             part.unlink(missing_ok=True)
             os.close(handle)
             raise
-        return ReceivedFile(part, digest, size, handle)
+        return ReceivedFile(path=part, hash=digest, size=size, lock=handle)
 
     def _place(self, received: ReceivedFile) -> PlacedFile:
         lock = self._lock.lock_shared()
@@ -347,7 +349,7 @@ class MediaFiles:
         except BaseException:
             os.close(lock)
             raise
-        return PlacedFile(received.hash, received.size, entry, lock)
+        return PlacedFile(hash=received.hash, size=received.size, entry=entry, lock=lock)
 
     def _open(self, path: Path) -> OpenedFile | None:
         try:
@@ -359,7 +361,7 @@ class MediaFiles:
         now = time.time()
         if now - found.st_mtime > READ_RESOLUTION_SECONDS:
             os.utime(file.fileno(), (now, now))
-        return OpenedFile(self._executor, file, found.st_size)
+        return OpenedFile(executor=self._executor, file=file, size=found.st_size)
 
     def _open_thumbnail(self, path: Path) -> StoredThumbnail | None:
         try:
@@ -376,7 +378,9 @@ class MediaFiles:
             file.close()
             return StoredThumbnail(beginning, None, found.st_mtime)
         return StoredThumbnail(
-            beginning, OpenedFile(self._executor, file, found.st_size), found.st_mtime
+            beginning,
+            OpenedFile(executor=self._executor, file=file, size=found.st_size),
+            found.st_mtime,
         )
 
     def _delete_remains(self, hashes: dict[Path, bytes | None], used: Set[bytes]) -> None:
@@ -415,7 +419,7 @@ def _receive_file(taken: DetachedFile) -> ReceivedFile:
         taken.path.unlink(missing_ok=True)
         os.close(taken.handle)
         raise
-    return ReceivedFile(taken.path, digest.digest(), size, taken.handle)
+    return ReceivedFile(path=taken.path, hash=digest.digest(), size=size, lock=taken.handle)
 
 
 def _is_in_use(path: Path) -> bool:

@@ -39,7 +39,7 @@ class FolderLock:
     """Gives file descriptors that hold the lock; closing one releases it. Raises OSError,
     FolderGone among them."""
 
-    def __init__(self, folder: Path, clock: IReactorTime) -> None:
+    def __init__(self, *, folder: Path, clock: IReactorTime) -> None:
         self._folder = folder
         self._clock = clock
 

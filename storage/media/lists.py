@@ -67,7 +67,7 @@ class UploadPage(msgspec.Struct, frozen=True):
 class MediaListStore:
     """Reads lists of files. `own`: this server's name."""
 
-    def __init__(self, database: Database, own: str) -> None:
+    def __init__(self, *, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 

@@ -55,7 +55,7 @@ class ObjectCallRunner:
     """Runs calls of an object store in threads."""
 
     def __init__(
-        self, executor: Executor, clock: IReactorTime, max_silence: float, max_long: int = 1
+        self, *, executor: Executor, clock: IReactorTime, max_silence: float, max_long: int = 1
     ) -> None:
         """`max_silence`: seconds that the store may be silent. `max_long`: threads for long
         calls."""
@@ -113,11 +113,11 @@ class ObjectCallRunner:
             )
 
         watch = _SilenceTimer(
-            self._clock,
-            self._patience,
-            lambda: self._bytes_of(call),
-            lambda: self._silent_until(call),
-            give_up,
+            clock=self._clock,
+            patience=self._patience,
+            count=lambda: self._bytes_of(call),
+            silent_until=lambda: self._silent_until(call),
+            give_up=give_up,
         )
         watch.begin()
         self._start(call, job, is_long)
@@ -169,6 +169,7 @@ class _SilenceTimer:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         patience: float,
         count: Callable[[], int],

@@ -38,7 +38,7 @@ class QuarantineChange(msgspec.Struct, frozen=True):
 class QuarantineStore:
     """Quarantines and releases files. `own`: this server's name."""
 
-    def __init__(self, database: Database, own: str) -> None:
+    def __init__(self, *, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 

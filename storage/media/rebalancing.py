@@ -36,7 +36,9 @@ class MediaRebalancer:
 
     log = Logger()
 
-    def __init__(self, database: Database, contents: SharedContents, clock: IReactorTime) -> None:
+    def __init__(
+        self, *, database: Database, contents: SharedContents, clock: IReactorTime
+    ) -> None:
         self._database = database
         self._contents = contents
         self._clock = clock
@@ -162,7 +164,7 @@ class FolderTrimmer:
     deleted them) and, beyond `most_bytes`, the least recently read ones that are in the store. One
     walk computes the age limit for the next."""
 
-    def __init__(self, database: Database, files: MediaFiles, max_bytes: int | None) -> None:
+    def __init__(self, *, database: Database, files: MediaFiles, max_bytes: int | None) -> None:
         """`max_bytes`: None means no limit."""
         self._database = database
         self._files = files

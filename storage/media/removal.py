@@ -83,7 +83,7 @@ _COLUMNS = (
 class MediaRemovalStore:
     """Deletes the rows of files. `own`: this server's name."""
 
-    def __init__(self, database: Database, own: str) -> None:
+    def __init__(self, *, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 

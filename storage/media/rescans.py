@@ -54,7 +54,7 @@ class _State(msgspec.Struct, frozen=True):
 class MediaRescanStore:
     """Stores the current or last rescan."""
 
-    def __init__(self, database: Database, kinds: Collection[FileKind], max_size: int) -> None:
+    def __init__(self, *, database: Database, kinds: Collection[FileKind], max_size: int) -> None:
         """`kinds`: the files to scan, of at most `max_size` bytes."""
         self._database = database
         self._kinds = frozenset(kinds)

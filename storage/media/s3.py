@@ -77,7 +77,8 @@ class S3ObjectStore:
 
     def put(self, name: str, path: Path, progress: UploadProgress) -> None:
         joining = _JoiningClient(
-            self._client, lambda further: self._join(path.stat().st_size, progress, further)
+            client=self._client,
+            join=lambda further: self._join(path.stat().st_size, progress, further),
         )
         with _failing(), S3Transfer(joining, self._transfer) as transfer:
             transfer.upload_file(
@@ -144,7 +145,7 @@ class S3ObjectStore:
 class _JoiningClient:
     """The client that boto3's transfers use, with another way to join the parts."""
 
-    def __init__(self, client: Any, join: Callable[[Mapping[str, Any]], Any]) -> None:
+    def __init__(self, *, client: Any, join: Callable[[Mapping[str, Any]], Any]) -> None:
         self._client = client
         self._join = join
 

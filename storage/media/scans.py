@@ -76,7 +76,7 @@ _COLUMNS: Final = f"{_RESULT_COLUMNS}, failures, until_ts"
 class MediaScanStore:
     """Reads and writes the table `media_scans`."""
 
-    def __init__(self, database: Database, quarantine: QuarantineStore) -> None:
+    def __init__(self, *, database: Database, quarantine: QuarantineStore) -> None:
         self._database = database
         self._quarantine = quarantine
 

@@ -71,13 +71,13 @@ class SharedContents:
 
     def __init__(
         self,
+        *,
         database: Database,
         files: MediaFiles,
         objects: ObjectStore,
         reading: ObjectCallRunner,
         writing: ObjectCallRunner,
         clock: IReactorTime,
-        *,
         role: Role,
         prefix: str,
         redirect: bool,
@@ -206,7 +206,7 @@ class SharedContents:
         if found is None:
             return None
         if found.size > MAX_FETCHED_BYTES:
-            return _OpenedObject(self._objects, self._reading, found)
+            return _OpenedObject(objects=self._objects, calls=self._reading, found=found)
         return await self._files.open(hash) if await self.fetch_to_folder(found) else None
 
     @asynccontextmanager
@@ -269,7 +269,7 @@ class SharedContents:
         if stream is None:
             return None
         try:
-            return self._files.receive_now(_CountingStream(stream, call))
+            return self._files.receive_now(_CountingStream(stream=stream, call=call))
         finally:
             stream.close()
 
@@ -359,7 +359,7 @@ class SharedContents:
 class _CountingStream:
     """A stream that records the received bytes with its call."""
 
-    def __init__(self, stream: ObjectStream, call: ObjectCall) -> None:
+    def __init__(self, *, stream: ObjectStream, call: ObjectCall) -> None:
         self._stream = stream
         self._call = call
 
@@ -372,7 +372,9 @@ class _CountingStream:
 class _OpenedObject:
     """An object as a source: consecutive reads share one response of the store."""
 
-    def __init__(self, objects: ObjectStore, calls: ObjectCallRunner, found: StoredObject) -> None:
+    def __init__(
+        self, *, objects: ObjectStore, calls: ObjectCallRunner, found: StoredObject
+    ) -> None:
         self.size = found.size
         self._objects = objects
         self._calls = calls
@@ -412,7 +414,7 @@ class _OpenedObject:
             self._position = offset
         if self._stream is None:
             raise ObjectStoreFailed(f"the object {self._name} is missing in the store")
-        stream = _CountingStream(self._stream, call)
+        stream = _CountingStream(stream=self._stream, call=call)
         data = bytearray()
         while len(data) < size and (piece := stream.read(size - len(data))):
             data += piece

@@ -43,7 +43,7 @@ class Spool(Protocol):
 class DetachedFile:
     """A file with its lock; the owner closes it."""
 
-    def __init__(self, path: Path, handle: int) -> None:
+    def __init__(self, *, path: Path, handle: int) -> None:
         self.path = path
         self.handle = handle
 
@@ -51,7 +51,7 @@ class DetachedFile:
 class DiskSpool:
     """A spool in the media folder."""
 
-    def __init__(self, folder: Path, memory_bytes: int, check_room: Callable[[], None]) -> None:
+    def __init__(self, *, folder: Path, memory_bytes: int, check_room: Callable[[], None]) -> None:
         """At most `memory_bytes` stay in memory. `check_room` raises OSError if the disk must not
         fill further."""
         self._folder = folder
@@ -117,7 +117,7 @@ class DiskSpool:
         self._check_room()
         path = self._folder / f"{uuid4().hex}.part"
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        self._file = DetachedFile(path, handle)
+        self._file = DetachedFile(path=path, handle=handle)
         fcntl.flock(handle, fcntl.LOCK_EX)
         _write(handle, memory.getbuffer()[: memory.tell()])
         self._memory = None

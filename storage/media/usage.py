@@ -51,7 +51,7 @@ class RoomUsage(msgspec.Struct, frozen=True):
 class MediaUsageStore:
     """Computes disk usage. `own`: this server's name."""
 
-    def __init__(self, database: Database, own: str) -> None:
+    def __init__(self, *, database: Database, own: str) -> None:
         self._database = database
         self._own = own
 

@@ -92,7 +92,7 @@ class CompletedRoom(msgspec.Struct, frozen=True):
 class StateCompletion:
     """Writes the completion inside a write transaction."""
 
-    def __init__(self, trees: StateTreeStore, chains: AuthChainStore) -> None:
+    def __init__(self, *, trees: StateTreeStore, chains: AuthChainStore) -> None:
         self._trees = trees
         self._chains = chains
 

@@ -113,7 +113,7 @@ class AppendResult(msgspec.Struct, frozen=True):
 class RoomWriter:
     """Adds events to rooms, inside a write transaction."""
 
-    def __init__(self, trees: StateTreeStore, chains: AuthChainStore) -> None:
+    def __init__(self, *, trees: StateTreeStore, chains: AuthChainStore) -> None:
         self._trees = trees
         self._chains = chains
 

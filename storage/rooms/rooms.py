@@ -53,11 +53,15 @@ _EMPTY_HEAD = RoomHead(
 class RoomStore:
     """Reads and writes the table `rooms`."""
 
-    def __init__(self, database: Database, capacity: int = 50_000) -> None:
+    def __init__(self, *, database: Database, capacity: int = 50_000) -> None:
         """`capacity`: the number of cached rooms; each takes about 400 bytes."""
         self._database = database
-        self._by_id: ImmutableCache[str, RoomRow] = ImmutableCache(capacity, _weigh)
-        self._by_nid: ImmutableCache[int, RoomRow] = ImmutableCache(capacity, _weigh)
+        self._by_id: ImmutableCache[str, RoomRow] = ImmutableCache(
+            max_weight=capacity, weigh=_weigh
+        )
+        self._by_nid: ImmutableCache[int, RoomRow] = ImmutableCache(
+            max_weight=capacity, weigh=_weigh
+        )
 
     async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
         """Return rooms by id; unknown ids are missing from the answer."""

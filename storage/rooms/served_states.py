@@ -41,7 +41,9 @@ class ServedState(msgspec.Struct, frozen=True):
 class ServedStateReader:
     """Reads states with their auth chains."""
 
-    def __init__(self, database: Database, trees: StateTreeStore, chains: AuthChainStore) -> None:
+    def __init__(
+        self, *, database: Database, trees: StateTreeStore, chains: AuthChainStore
+    ) -> None:
         self._database = database
         self._trees = trees
         self._chains = chains

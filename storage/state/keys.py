@@ -102,7 +102,7 @@ class PendingKeys:
 
     __slots__ = ("_before", "_shared", "_tail")
 
-    def __init__(self, shared: Numbering, before: int, pairs: Sequence[StateKey]) -> None:
+    def __init__(self, *, shared: Numbering, before: int, pairs: Sequence[StateKey]) -> None:
         self._shared = shared
         self._before = before
         self._tail = RoomStateKeys()
@@ -154,7 +154,7 @@ class StateKeys:
 
     def __init__(self, max_pairs: int) -> None:
         self._rooms: ImmutableCache[int, RoomStateKeys] = ImmutableCache(
-            max_pairs, lambda room: room.count + 1
+            max_weight=max_pairs, weigh=lambda room: room.count + 1
         )
         self._lock = Lock()
 
@@ -197,7 +197,9 @@ class StateKeys:
         if pending is None:
             shared = self._rooms.get(room_nid) or RoomStateKeys()
             count = shared.count
-            pending = PendingKeys(shared, count, self._read_from(txn, room_nid, count))
+            pending = PendingKeys(
+                shared=shared, before=count, pairs=self._read_from(txn, room_nid, count)
+            )
             txn.known[self, room_nid] = pending
             txn.after_commit(partial(self._share_committed, room_nid, pending))
         return pending

@@ -70,12 +70,12 @@ class StateTreeStore:
     `cache_keys` (type, state_key) pairs."""
 
     def __init__(
-        self, database: Database, cache_bytes: int = 64 << 20, cache_keys: int = 400_000
+        self, *, database: Database, cache_bytes: int = 64 << 20, cache_keys: int = 400_000
     ) -> None:
         self._database = database
         self._tree = RadixTree()
         self._nodes: ImmutableCache[bytes, bytes] = ImmutableCache(
-            cache_bytes, lambda node: len(node) + _NODE_OVERHEAD
+            max_weight=cache_bytes, weigh=lambda node: len(node) + _NODE_OVERHEAD
         )
         self._keys = StateKeys(cache_keys)
 
@@ -325,21 +325,26 @@ class StateTreeStore:
         ]
         if all(last is not None and last < _INLINE_KEYS for last in lasts):
             with suppress(_NotCached):
-                return read(_Cached(self._nodes, self._keys, room_nid))
+                return read(_Cached(nodes=self._nodes, keys=self._keys, room_nid=room_nid))
         return await self._database.read(name, self._read_in, room_nid, read)
 
     def _read_in(self, txn: Transaction, room_nid: int, read: Callable[[_NodeSource], T]) -> T:
         return read(self._source(txn, room_nid))
 
     def _source(self, txn: Transaction, room_nid: int) -> "_InTransaction":
-        return _InTransaction(self._nodes, self._keys, txn, room_nid)
+        return _InTransaction(nodes=self._nodes, keys=self._keys, txn=txn, room_nid=room_nid)
 
 
 class _InTransaction:
     """Reads from the caches, then from the database."""
 
     def __init__(
-        self, nodes: ImmutableCache[bytes, bytes], keys: StateKeys, txn: Transaction, room_nid: int
+        self,
+        *,
+        nodes: ImmutableCache[bytes, bytes],
+        keys: StateKeys,
+        txn: Transaction,
+        room_nid: int,
     ) -> None:
         self._nodes = nodes
         self._keys = keys
@@ -369,7 +374,9 @@ class _InTransaction:
 class _Cached:
     """Reads from the caches alone."""
 
-    def __init__(self, nodes: ImmutableCache[bytes, bytes], keys: StateKeys, room_nid: int) -> None:
+    def __init__(
+        self, *, nodes: ImmutableCache[bytes, bytes], keys: StateKeys, room_nid: int
+    ) -> None:
         self._nodes = nodes
         self._keys = keys
         self._room_nid = room_nid

@@ -19,7 +19,7 @@ from homeserver.__main__ import main
 from homeserver.commands.process import open_log
 from homeserver.config.load import load_config
 from homeserver.services.scanning.rescans import follow_rescan
-from homeserver.wiring.scanning import rescan_store_of
+from homeserver.wiring.scanning import make_rescan_store
 from storage.accounts.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.engine.database import SQLiteConfig
 from storage.engine.server_lock import ServerLock
@@ -367,7 +367,7 @@ async def test_rescan_media_starts_a_rescan_and_follows_it(data: Path) -> None:
     assert begun.returncode == 0, begun.stderr
     assert begun.stdout == "requested; the server begins within a minute\n"
     database = open_inline(SQLiteConfig(str(data / "homeserver.db")))
-    store = rescan_store_of(load_config([config], {}).config.storage.media_scanning, database)
+    store = make_rescan_store(load_config([config], {}).config.storage.media_scanning, database)
     rescan, _ = await store.get()
     assert rescan is not None
     assert rescan.began_ts - rescan.since_ts == 3 * 24 * 3600 * 1000

@@ -138,7 +138,7 @@ class AccountsServer:
         self.threads = InlineThreads()
         self.rooms = RecordingRooms()
         self.propagation = RecordingPropagation()
-        self.limiter = RateLimiter(clock, rates or {})
+        self.limiter = RateLimiter(clock=clock, rates=rates or {})
 
         self.account_store = AccountStore(database)
         self.device_store = DeviceStore(database)
@@ -150,122 +150,133 @@ class AccountsServer:
         self.uia_store = UIAStore(database)
 
         self.last_seen = LastSeen(
-            clock, self.device_store, address_retention_ms=28 * 24 * 3600 * 1000
+            clock=clock, devices=self.device_store, address_retention_ms=28 * 24 * 3600 * 1000
         )
         self.access_tokens = AccessTokens(
-            clock, database, self.token_store, self.account_store, database.streams, self.last_seen
+            clock=clock,
+            database=database,
+            tokens=self.token_store,
+            accounts=self.account_store,
+            streams=database.streams,
+            last_seen=self.last_seen,
         )
-        self.passwords = Passwords(self.threads, rounds=4, pepper="pepper", policy=policy)
+        self.passwords = Passwords(threads=self.threads, rounds=4, pepper="pepper", policy=policy)
         self.sessions = Sessions(
-            clock,
-            self.secret_text,
-            database,
-            self.account_store,
-            self.device_store,
-            self.token_store,
+            clock=clock,
+            secret_text=self.secret_text,
+            database=database,
+            accounts=self.account_store,
+            devices=self.device_store,
+            tokens=self.token_store,
             limiter=self.limiter,
             lifetimes=lifetimes,
             dependents=DependentStores(ends_with_sessions=[self.login_token_store]),
         )
         self.threepids = ThreepidStore(database)
         self.application_passwords = application_passwords = ApplicationPasswords(
-            clock,
-            database,
-            ApplicationPasswordStore(database),
-            self.passwords,
-            self.secret_text,
-            self.sessions,
+            clock=clock,
+            database=database,
+            store=ApplicationPasswordStore(database),
+            passwords=self.passwords,
+            secret_text=self.secret_text,
+            sessions=self.sessions,
             enabled=False,
         )
         self.sign_in = SignIn(
-            clock,
-            database,
-            self.account_store,
-            self.threepids,
-            self.passwords,
-            self.sessions,
-            self.limiter,
-            application_passwords,
+            clock=clock,
+            database=database,
+            accounts=self.account_store,
+            threepids=self.threepids,
+            passwords=self.passwords,
+            sessions=self.sessions,
+            limiter=self.limiter,
+            application_passwords=application_passwords,
             server_name=SERVER_NAME,
             password_login=password_login,
         )
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
-            RegistrationTokenStage(clock, self.registration_tokens),
+            RegistrationTokenStage(clock=clock, tokens=self.registration_tokens),
         ]
-        self.uia = UIA(clock, self.secret_text, database, self.uia_store, stages)
+        self.uia = UIA(
+            clock=clock,
+            secret_text=self.secret_text,
+            database=database,
+            store=self.uia_store,
+            stages=stages,
+        )
         self.registration = Registration(
-            clock,
-            self.secret_text,
-            database,
-            self.account_store,
-            self.profile_store,
-            self.registration_tokens,
-            self.threepids,
-            self.passwords,
-            self.sessions,
-            self.sign_in,
-            self.uia,
-            self.limiter,
+            clock=clock,
+            secret_text=self.secret_text,
+            database=database,
+            accounts=self.account_store,
+            profiles=self.profile_store,
+            tokens=self.registration_tokens,
+            threepids=self.threepids,
+            passwords=self.passwords,
+            sessions=self.sessions,
+            sign_in=self.sign_in,
+            uia=self.uia,
+            limiter=self.limiter,
             server_name=SERVER_NAME,
             rules=rules,
             reserved=reserved or NoReservedNames(),
         )
         self.deactivation = Deactivation(
-            clock,
-            database,
-            self.account_store,
-            self.account_data_store,
-            self.profile_store,
-            self.sessions,
-            self.threepids,
-            self.rooms,
+            clock=clock,
+            database=database,
+            accounts=self.account_store,
+            account_data=self.account_data_store,
+            profiles=self.profile_store,
+            sessions=self.sessions,
+            threepids=self.threepids,
+            rooms=self.rooms,
         )
         self.confirmation = AccountConfirmation(
             clock=clock, accounts=self.account_store, sign_in=self.sign_in, uia=self.uia
         )
         self.accounts = Accounts(
-            clock,
-            database,
-            self.account_store,
-            self.passwords,
-            self.sessions,
-            self.sign_in,
-            self.uia,
-            self.confirmation,
-            self.deactivation,
-            self.threepids,
+            clock=clock,
+            database=database,
+            accounts=self.account_store,
+            passwords=self.passwords,
+            sessions=self.sessions,
+            sign_in=self.sign_in,
+            uia=self.uia,
+            confirmation=self.confirmation,
+            deactivation=self.deactivation,
+            threepids=self.threepids,
         )
         self.profiles = Profiles(
-            database,
-            self.account_store,
-            self.profile_store,
-            self.propagation,
-            NoProfiles(),
+            database=database,
+            accounts=self.account_store,
+            profiles=self.profile_store,
+            propagation=self.propagation,
+            remote=NoProfiles(),
             server_name=SERVER_NAME,
             fixed_fields=fixed_profile_fields,
         )
         shared = SharedSecretRegistration(
-            clock,
-            self.secret_text,
-            database,
-            self.uia_store,
-            self.registration,
+            clock=clock,
+            secret_text=self.secret_text,
+            database=database,
+            nonces=self.uia_store,
+            registration=self.registration,
             secret=shared_secret,
         )
         self.login_tokens = LoginTokens(
-            clock,
-            self.secret_text,
-            database,
-            self.login_token_store,
-            UpstreamSessionStore(database),
-            self.account_store,
-            self.confirmation,
-            self.sign_in,
-            self.sessions,
-            self.limiter,
-            application_passwords,
+            clock=clock,
+            secret_text=self.secret_text,
+            database=database,
+            store=self.login_token_store,
+            upstream_sessions=UpstreamSessionStore(database),
+            account_store=self.account_store,
+            confirmation=self.confirmation,
+            sign_in=self.sign_in,
+            sessions=self.sessions,
+            limiter=self.limiter,
+            application_passwords=application_passwords,
             issued_to_sessions=login_tokens,
             requires_confirmation=login_tokens_confirmed,
             lifetime_ms=120_000,
@@ -273,18 +284,18 @@ class AccountsServer:
         services: list[object] = [
             self.accounts,
             ApplicationServiceRequests(
-                ApplicationServices((), SERVER_NAME),
-                self.account_store,
-                self.device_store,
-                self.registration,
-                self.sign_in,
-                self.sessions,
-                AccountValidity(clock),
+                services=ApplicationServices(files=(), server_name=SERVER_NAME),
+                accounts=self.account_store,
+                devices=self.device_store,
+                registration=self.registration,
+                sign_in=self.sign_in,
+                sessions=self.sessions,
+                validity=AccountValidity(clock=clock),
             ),
             self.login_tokens,
             AccountData(
-                database,
-                self.account_data_store,
+                database=database,
+                store=self.account_data_store,
                 max_entries=1000,
                 max_bytes=1 << 24,
                 info_uri="https://example.org/",
@@ -296,10 +307,22 @@ class AccountsServer:
                 fixed_profile_fields=fixed_profile_fields,
                 login_tokens=login_tokens,
             ),
-            ClientDiscovery(public_baseurl),
-            Devices(database, self.device_store, self.sessions, self.confirmation, self.last_seen),
-            Filters(FilterStore(database), lambda: int(clock.seconds() * 1000), capacity=1 << 20),
-            ProfileAccess(MembershipStore(database), account_needed=False, room_needed=False),
+            ClientDiscovery(public_baseurl=public_baseurl),
+            Devices(
+                database=database,
+                devices=self.device_store,
+                sessions=self.sessions,
+                confirmation=self.confirmation,
+                last_seen=self.last_seen,
+            ),
+            Filters(
+                store=FilterStore(database),
+                now_ms=lambda: int(clock.seconds() * 1000),
+                capacity=1 << 20,
+            ),
+            ProfileAccess(
+                memberships=MembershipStore(database), account_needed=False, room_needed=False
+            ),
             self.profiles,
             self.registration,
             self.sessions,
@@ -307,13 +330,13 @@ class AccountsServer:
             self.sign_in,
             OfferedProviders(),
             JWTSignIn(
-                clock,
-                self.account_store,
-                self.registration,
-                self.sign_in,
-                self.sessions,
-                self.limiter,
-                JWTOptions(),
+                clock=clock,
+                account_store=self.account_store,
+                registration=self.registration,
+                sign_in=self.sign_in,
+                sessions=self.sessions,
+                limiter=self.limiter,
+                config=JWTOptions(),
                 server_name=SERVER_NAME,
             ),
         ]

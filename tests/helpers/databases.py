@@ -71,12 +71,12 @@ def open_inline(
     connection = engine.connect_reader()
     row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
     return Database(
-        engine,
-        Streams(int(row[0]) if row else 0),
-        readers or InlineExecutor(),
-        writer or InlineExecutor(),
-        observer or NullObserver(),
-        clock,
+        engine=engine,
+        streams=Streams(int(row[0]) if row else 0),
+        readers=readers or InlineExecutor(),
+        writer=writer or InlineExecutor(),
+        observer=observer or NullObserver(),
+        clock=clock,
         open_readers=[connection],
     )
 

@@ -74,7 +74,7 @@ class Side:
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
-        self.edge = server.app.edge
+        self.edge = server.app.peers
         self.federation = server.app.federation
         self.room_engine = server.app.room_engine
         self.rooms = server.app.rooms

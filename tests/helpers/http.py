@@ -259,7 +259,7 @@ def client_for(
     """Build a site with these endpoints only; return a client of it."""
     clock = clock or Clock()
     guard = Guard(
-        RateLimiter(clock, rates or {}),
+        limiter=RateLimiter(clock=clock, rates=rates or {}),
         tokens=tokens or FakeTokens({}),
         appservices=appservices,
         signatures=signatures,
@@ -269,8 +269,8 @@ def client_for(
     access_log = RememberingAccessLog()
     numbers = count(1)
     site = Site(
-        Router(sources, services, guard=guard),
-        clock,
+        router=Router(sources=sources, services=services, guard=guard),
+        clock=clock,
         metrics=HttpMetrics(registry or CollectorRegistry()),
         access_log=access_log,
         next_request_id=lambda: f"r{next(numbers)}",

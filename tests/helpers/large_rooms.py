@@ -87,7 +87,7 @@ def enter_after_a_ban(
     for user in (wanda, *others):
         ok(join_via(user, room_id, NORTH))
     complete(network)
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     network.cut(NORTH, WEST)
     ok(membership(alice, room_id, "ban", wanda))
     ok(join_via(bob, room_id, NORTH))

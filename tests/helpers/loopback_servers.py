@@ -154,7 +154,8 @@ class LoopbackServers:
         port."""
         factory = _Speakers(answer, self)
         if names or certificate is not None:
-            context = TlsContext(*(certificate or self.authority.issue(*names)))
+            chain, key = certificate or self.authority.issue(*names)
+            context = TlsContext(certificate=chain, private_key=key)
             port = cast(IReactorSSL, installed_reactor).listenSSL(
                 0, factory, context, interface=address
             )
@@ -164,15 +165,15 @@ class LoopbackServers:
         return cast(IPv4Address, port.getHost()).port
 
     def trust(self) -> TlsTrust:
-        return TlsTrust([self.authority.path])
+        return TlsTrust(authorities=[self.authority.path])
 
     def connector(self, allowed: Sequence[str] = LOOPBACK) -> Connector:
         connector = MovedConnector(
-            cast(IReactorTCP, installed_reactor),
-            CLOCK,
-            self.names,
-            AddressPolicy(PRIVATE, allowed),
-            self.proxy,
+            tcp=cast(IReactorTCP, installed_reactor),
+            clock=CLOCK,
+            names=self.names,
+            addresses=AddressPolicy(denied=PRIVATE, allowed=allowed),
+            proxy=self.proxy,
         )
         connector.ports = self.moved
         return connector
@@ -181,14 +182,22 @@ class LoopbackServers:
         self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None
     ) -> HttpClient:
         return HttpClient(
-            CLOCK, WebAgent(self.pool, self.connector(allowed), trust or self.trust())
+            clock=CLOCK,
+            agent=WebAgent(
+                pool=self.pool, connector=self.connector(allowed), trust=trust or self.trust()
+            ),
         )
 
     def wire(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> HttpWire:
-        routes = Routes(CLOCK, self.client(allowed), self.names, lambda: 0.5)
+        routes = Routes(clock=CLOCK, web=self.client(allowed), names=self.names, draw=lambda: 0.5)
         return HttpWire(
-            CLOCK,
-            FederationAgent(routes, self.connector(allowed), self.pool, trust or self.trust()),
+            clock=CLOCK,
+            agent=FederationAgent(
+                routes=routes,
+                connector=self.connector(allowed),
+                pool=self.pool,
+                trust=trust or self.trust(),
+            ),
         )
 
     async def end(self) -> None:

@@ -45,23 +45,27 @@ class Opened:
         self.database: Database = open_inline(config)
         self.clock = Clock()
         self.clock.advance(time.time())
-        self.files = MediaFiles(folder / "media_store", InlineExecutor(), Clock())
+        self.files = MediaFiles(
+            folder=folder / "media_store", executor=InlineExecutor(), clock=Clock()
+        )
         self.files.open_folder()
         self.store = S3ObjectStore(store)
         self.contents = SharedContents(
-            self.database,
-            self.files,
-            self.store,
-            ObjectCallRunner(InlineExecutor(), self.clock, 20.0),
-            ObjectCallRunner(InlineExecutor(), self.clock, 20.0),
-            self.clock,
+            database=self.database,
+            files=self.files,
+            objects=self.store,
+            reading=ObjectCallRunner(executor=InlineExecutor(), clock=self.clock, max_silence=20.0),
+            writing=ObjectCallRunner(executor=InlineExecutor(), clock=self.clock, max_silence=20.0),
+            clock=self.clock,
             role=role,
             prefix="",
             redirect=False,
         )
         self.rows = MediaStore(self.database)
         self.table = MediaObjectJournal(self.database)
-        self.levelling = MediaRebalancer(self.database, self.contents, self.clock)
+        self.levelling = MediaRebalancer(
+            database=self.database, contents=self.contents, clock=self.clock
+        )
 
     async def upload(self, data: bytes) -> None:
         def write(txn: WriteTransaction, digest: bytes, size: int) -> None:

@@ -53,20 +53,26 @@ class Node:
         self.clock = Clock()
         self.folder = folder
         self.clock.advance(1_700_000_000)
-        self.files = MediaFiles(folder, InlineExecutor(), Clock())
+        self.files = MediaFiles(folder=folder, executor=InlineExecutor(), clock=Clock())
         self.files.open_folder()
         self.contents = SharedContents(
-            database,
-            self.files,
-            store,
-            ObjectCallRunner(executor or InlineExecutor(), self.clock, patience),
-            ObjectCallRunner(executor or InlineExecutor(), self.clock, patience),
-            self.clock,
+            database=database,
+            files=self.files,
+            objects=store,
+            reading=ObjectCallRunner(
+                executor=executor or InlineExecutor(), clock=self.clock, max_silence=patience
+            ),
+            writing=ObjectCallRunner(
+                executor=executor or InlineExecutor(), clock=self.clock, max_silence=patience
+            ),
+            clock=self.clock,
             role=role,
             prefix="mahalla/",
             **{"redirect": False, **further},
         )
-        self.levelling = MediaRebalancer(database, self.contents, self.clock)
+        self.levelling = MediaRebalancer(
+            database=database, contents=self.contents, clock=self.clock
+        )
 
     async def upload(self, data: bytes, media_id: str = "a") -> bytes:
         """Store data; return its hash."""

@@ -36,7 +36,7 @@ uploaded."""
 async def work_for_ever(
     database: Database, files: MediaFiles, removal: MediaRemoval, random: Random, name: str
 ) -> None:
-    store, contents = MediaStore(database), LocalContents(database, files)
+    store, contents = MediaStore(database), LocalContents(database=database, files=files)
     number = 0
     while True:
         number += 1
@@ -59,9 +59,9 @@ async def work_for_ever(
 async def begin(database: Database, files: MediaFiles, reactor: ReactorBase, seed: int) -> None:
     await files.sweep(MediaStore(database).get_used_hashes)
     removal = MediaRemoval(
-        MediaRemovalStore(database, OWN),
-        LocalContents(database, files),
-        reactor,
+        store=MediaRemovalStore(database=database, own=OWN),
+        contents=LocalContents(database=database, files=files),
+        clock=reactor,
         grace_ms=0,
         local_lifetime_ms=None,
         remote_lifetime_ms=None,
@@ -78,7 +78,11 @@ def main() -> None:
     path, folder, seed = sys.argv[1:]
     reactor = cast(ReactorBase, installed_reactor)
     database = open_database(SQLiteConfig(path), reactor)
-    files = MediaFiles(Path(folder), ThreadExecutor(reactor, "files", 4), reactor)
+    files = MediaFiles(
+        folder=Path(folder),
+        executor=ThreadExecutor(reactor=reactor, name="files", threads=4),
+        clock=reactor,
+    )
     files.open_folder()
     reactor.callWhenRunning(
         lambda: Deferred.fromCoroutine(begin(database, files, reactor, int(seed)))

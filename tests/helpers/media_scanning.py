@@ -91,7 +91,7 @@ def begin_upload(user: User, body: bytes) -> Pending:
 
 def administrator(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 

@@ -81,8 +81,8 @@ class Network:
         """Build a server again on its database, as after a crash; unsent transactions in memory are
         lost. `key` replaces its signing key; `database` replaces its database, for example by an
         older copy."""
-        Deferred.fromCoroutine(self.servers[name].app.outgoing_federation.sender.stop())
-        self.servers[name].app.incoming_federation.completions.stop()
+        Deferred.fromCoroutine(self.servers[name].app.federation_sender.sender.stop())
+        self.servers[name].app.federation_receiver.completions.stop()
         self.servers[name].app.federation.unproved.stop()
         self.servers[name].app.federated_rooms.leaving.stop()
         self.servers[name].app.federated_rooms.planned_invites.stop()
@@ -117,10 +117,10 @@ class Network:
         )
         self.servers[name] = server
         if self._sends:
-            server.app.outgoing_federation.sender.start()
+            server.app.federation_sender.sender.start()
             server.app.federation.unproved.start()
         if self._completes:
-            server.app.incoming_federation.completions.start()
+            server.app.federation_receiver.completions.start()
         return server
 
     def start_sending(self) -> None:
@@ -128,7 +128,7 @@ class Network:
         `settle`."""
         self._sends = True
         for server in self.servers.values():
-            server.app.outgoing_federation.sender.start()
+            server.app.federation_sender.sender.start()
             server.app.federation.unproved.start()
 
     def stop_sending(self) -> None:
@@ -139,7 +139,7 @@ class Network:
         """Let all servers resync partial state, as in production; see `settle`."""
         self._completes = True
         for server in self.servers.values():
-            server.app.incoming_federation.completions.start()
+            server.app.federation_receiver.completions.start()
 
     def settle(self) -> None:
         """Run everything that is due now, on all servers."""

@@ -43,7 +43,7 @@ class NodePair:
         server = TestServer(folder, database, CONFIG, seed=number + 1, wire=wire)
         assert server.app.peer_nodes is not None
         server.app.peer_nodes.start()
-        server.app.outgoing_federation.sender.start()
+        server.app.federation_sender.sender.start()
         for part in (server.app.profiles, server.app.presence, server.app.room_engine):
             part.start()
         return server

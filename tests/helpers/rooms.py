@@ -79,42 +79,55 @@ class RoomParts:
             self.server, SigningKey("key", self.server.encode().ljust(32)[:32])
         )
         self.keys[self.server] = {self.identity.key.key_id: self.identity.key.public_key}
-        self.rooms = RoomStore(database)
-        self.events = RoomEvents(EventStore(database), self.rooms, streams, capacity=1000)
-        self.trees = StateTreeStore(database)
-        self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
-        self.servers = RoomServers(
-            RoomServerStore(database), self.memberships, streams, capacity=1000
+        self.rooms = RoomStore(database=database)
+        self.events = RoomEvents(
+            store=EventStore(database), rooms=self.rooms, streams=streams, capacity=1000
         )
-        self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
-        self.stays = MembershipPeriods(self.timelines, self.events, TimelineStore(database))
-        self.visibility = Visibility(self.trees, self.events, self.stays)
-        self.chains = chains = AuthChainStore(database)
-        writer = self.writer_class(self.trees, chains)
+        self.trees = StateTreeStore(database=database)
+        self.memberships = Memberships(
+            store=MembershipStore(database), streams=streams, capacity=1000
+        )
+        self.servers = RoomServers(
+            store=RoomServerStore(database),
+            memberships=self.memberships,
+            streams=streams,
+            capacity=1000,
+        )
+        self.timelines = Timelines(store=TimelineStore(database), streams=streams, capacity=1000)
+        self.stays = MembershipPeriods(
+            timelines=self.timelines, events=self.events, store=TimelineStore(database)
+        )
+        self.visibility = Visibility(
+            trees=self.trees, events=self.events, membership_periods=self.stays
+        )
+        self.chains = chains = AuthChainStore(database=database)
+        writer = self.writer_class(trees=self.trees, chains=chains)
         self.engine = RoomEngine(
-            database,
-            self.rooms,
-            self.events,
-            self.servers,
-            self.trees,
-            writer,
-            self.identity,
-            self.tick,
-            classify,
-            PartialRooms(PartialRoomStore(database), streams, Clock()),
+            database=database,
+            rooms=self.rooms,
+            events=self.events,
+            servers=self.servers,
+            trees=self.trees,
+            writer=writer,
+            identity=self.identity,
+            now_ms=self.tick,
+            classify=classify,
+            partial=PartialRooms(store=PartialRoomStore(database), streams=streams, clock=Clock()),
             capacity=100,
         )
         store = EventStore(database)
-        self.resolver = StateResolver(database, self.trees, chains, self.events)
+        self.resolver = StateResolver(
+            database=database, trees=self.trees, chains=chains, events=self.events
+        )
         self.placements = EventPersister(
-            database,
-            self.engine,
-            self.events,
-            self.resolver,
-            writer,
-            self.identity,
-            classify,
-            self.tick,
+            database=database,
+            engine=self.engine,
+            events=self.events,
+            resolver=self.resolver,
+            writer=writer,
+            identity=self.identity,
+            classify=classify,
+            now_ms=self.tick,
         )
         questions = CheckServices(
             self.events,
@@ -126,53 +139,70 @@ class RoomParts:
             self.lacks_keys,
             self.find_true,
         )
-        late = ContentRestorer(database, self.engine, self.events, self.identity, self.tick)
-        outliers = Outliers(
-            database, self.events, store, self.placements, writer, questions, late, self.tick
+        late = ContentRestorer(
+            database=database,
+            engine=self.engine,
+            events=self.events,
+            identity=self.identity,
+            now_ms=self.tick,
         )
-        access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
+        outliers = Outliers(
+            database=database,
+            events=self.events,
+            store=store,
+            persister=self.placements,
+            writer=writer,
+            services=questions,
+            content_restorer=late,
+            now_ms=self.tick,
+        )
+        access = ServerAccess(
+            engine=self.engine, rooms=self.rooms, memberships=self.memberships, servers=self.servers
+        )
         self.clock = Clock()
         self.unproved = UnverifiedStateEvents(
-            database,
-            UnverifiedEventStore(database),
-            UnverifiedEventWriter(self.trees),
-            self.engine,
-            self.rooms,
-            self.events,
-            outliers,
-            self.resolver,
-            self.identity,
-            self.clock,
+            database=database,
+            store=UnverifiedEventStore(database),
+            writer=UnverifiedEventWriter(self.trees),
+            engine=self.engine,
+            rooms=self.rooms,
+            events=self.events,
+            outliers=outliers,
+            resolver=self.resolver,
+            identity=self.identity,
+            clock=self.clock,
         )
         self.receiver = Receiver(
-            self.engine,
-            self.events,
-            store,
-            self.resolver,
-            self.placements,
-            outliers,
-            questions,
-            access,
-            self.unproved,
-            late,
+            engine=self.engine,
+            events=self.events,
+            store=store,
+            resolver=self.resolver,
+            persister=self.placements,
+            outliers=outliers,
+            services=questions,
+            access=access,
+            unverified=self.unproved,
+            content_restorer=late,
         )
         self.adoptions = JoinImporter(
-            database,
-            self.engine,
-            self.rooms,
-            self.events,
-            self.trees,
-            MembershipStore(database),
-            StateImports(outliers, store, self.clock),
-            StoredEffects(store, self.identity),
-            self.resolver,
-            UnacknowledgedLeaves(self.events, self.resolver, self.identity),
-            PartialRoomStore(database),
-            writer,
-            self.identity,
-            questions,
-            self.tick,
-            self.unproved.schedule_first_attempt,
+            database=database,
+            engine=self.engine,
+            rooms=self.rooms,
+            events=self.events,
+            trees=self.trees,
+            memberships=MembershipStore(database),
+            imports=StateImports(outliers=outliers, store=store, clock=self.clock),
+            effects=StoredEffects(store=store, identity=self.identity),
+            resolver=self.resolver,
+            unacknowledged_leaves=UnacknowledgedLeaves(
+                events=self.events, resolver=self.resolver, identity=self.identity
+            ),
+            partial=PartialRoomStore(database),
+            writer=writer,
+            identity=self.identity,
+            services=questions,
+            now_ms=self.tick,
+            first_attempt=self.unproved.schedule_first_attempt,
         )
 
     async def auth_chain(self, event: Event) -> list[Mapping[str, Any]]:

@@ -32,9 +32,10 @@ from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
 from federation.remote.media import Follow
-from homeserver.app import Server, build
+from homeserver.app import build
 from homeserver.config.configuration import Config
 from homeserver.config.load import ConfigError, load_config
+from homeserver.server import Server
 from homeserver.services.email.smtp import DeliveryFailed
 from homeserver.services.previews.fetching import PreviewClient
 from homeserver.wiring.media import MediaThreads

@@ -38,7 +38,7 @@ def move(config: SQLiteConfig | PostgresConfig, steps: int, end_at: int, then: f
             sys.setprofile(None)
             signal.setitimer(signal.ITIMER_REAL, then)
 
-    store = ToDeviceStore(open_inline(config))
+    store = ToDeviceStore(database=open_inline(config))
     sys.setprofile(count)
     for _ in range(steps):
         Deferred.fromCoroutine(store.sweep(1, LOG_RETENTION_MS))

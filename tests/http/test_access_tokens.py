@@ -103,12 +103,12 @@ def test_the_database_stores_only_hashes_of_tokens(sqlite: SQLiteConfig) -> None
 def test_the_cache_is_bounded(server: AccountsServer, counter: QueryCounter) -> None:
     users = [server.register(name) for name in ("alice", "bob", "carol")]
     bounded = AccessTokens(
-        server.clock,
-        server.database,
-        server.token_store,
-        server.account_store,
-        server.database.streams,
-        server.last_seen,
+        clock=server.clock,
+        database=server.database,
+        tokens=server.token_store,
+        accounts=server.account_store,
+        streams=server.database.streams,
+        last_seen=server.last_seen,
         max_cached=2,
     )
     counter.clear()
@@ -175,8 +175,15 @@ def test_the_cache_always_agrees_with_the_database(
     )
 
     def make(most_remembered: int) -> AccessTokens:
-        stores = server.token_store, server.account_store, server.database.streams, server.last_seen
-        return AccessTokens(server.clock, server.database, *stores, max_cached=most_remembered)
+        return AccessTokens(
+            clock=server.clock,
+            database=server.database,
+            tokens=server.token_store,
+            accounts=server.account_store,
+            streams=server.database.streams,
+            last_seen=server.last_seen,
+            max_cached=most_remembered,
+        )
 
     def find_requester(tokens: AccessTokens, token: str) -> object:
         found: list[object] = []
@@ -241,12 +248,12 @@ class SlowTokenStore(TokenStore):
 async def test_a_token_read_while_it_is_revoked_is_not_cached(server: AccountsServer) -> None:
     alice = server.register()
     tokens = AccessTokens(
-        server.clock,
-        server.database,
-        SlowTokenStore(server, alice),
-        server.account_store,
-        server.database.streams,
-        server.last_seen,
+        clock=server.clock,
+        database=server.database,
+        tokens=SlowTokenStore(server, alice),
+        accounts=server.account_store,
+        streams=server.database.streams,
+        last_seen=server.last_seen,
     )
     assert await tokens.get_requester(alice.token, CONTEXT) is not None
     assert await tokens.get_requester(alice.token, CONTEXT) is None

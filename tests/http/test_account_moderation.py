@@ -18,7 +18,7 @@ def alice(server: TestServer) -> User:
 
 
 def _make_admin(server: TestServer, user: User) -> None:
-    server.run(server.app.users.accounts.do_set_flags(user.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(user.user_id, is_admin=True))
 
 
 @pytest.mark.parametrize("prefix", [ADMIN, UNSTABLE])

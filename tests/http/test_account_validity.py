@@ -41,7 +41,7 @@ def register_expiring(server: TestServer, name: str = "alice", *, address: bool 
     if address:
         row = ThreepidRow("email", f"{name}@example.org", user.user_id, 1, 1)
         server.run(
-            server.app.database.write("address", server.app.mail.threepids.add_threepid, row)
+            server.app.database.write("address", server.app.email.threepids.add_threepid, row)
         )
     assert server.run(server.app.accounts.renewals.do_set_missing_expiries(10)) == 1
     return user
@@ -195,7 +195,7 @@ def test_a_user_without_email_gets_the_email_once_they_add_an_address(server: Te
     assert server.relay.emails == []
     assert alice.post(SEND_MAIL).errcode == "M_THREEPID_NOT_FOUND"
     row = ThreepidRow("email", "late@example.org", alice.user_id, 1, 1)
-    server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
+    server.run(server.app.database.write("address", server.app.email.threepids.add_threepid, row))
     assert send_emails(server) == 1
     assert [recipient for recipient, _ in server.relay.emails] == ["late@example.org"]
 
@@ -228,7 +228,7 @@ def test_invented_links_are_refused(server: TestServer, query: str) -> None:
 
 def test_administrators_set_expiry_times(server: TestServer) -> None:
     alice, root = register_expiring(server), register_expiring(server, "root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     now = 1_700_000_000_000
     body: dict[str, Any] = {
         "user_id": alice.user_id,

@@ -150,7 +150,7 @@ def test_it_logs_its_users_in(server: TestServer) -> None:
     assert (
         server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
     )
-    server.run(server.app.users.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
+    server.run(server.app.user_data.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert login("_irc_bob").errcode == "M_USER_LOCKED"
 
 
@@ -251,9 +251,9 @@ def test_it_creates_and_removes_devices(server: TestServer) -> None:
 def test_locked_and_deactivated_accounts(server: TestServer) -> None:
     register(server, inhibit_login=True)
     path = f"/account/whoami?user_id={GHOST}"
-    server.run(server.app.users.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
+    server.run(server.app.user_data.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert ask(server, "GET", path).errcode == "M_USER_LOCKED"
-    server.run(server.app.users.deactivation.do_deactivate(GHOST, erase=False))  # type: ignore[arg-type]
+    server.run(server.app.user_data.deactivation.do_deactivate(GHOST, erase=False))  # type: ignore[arg-type]
     assert ask(server, "GET", path).errcode == "M_FORBIDDEN"
 
 

@@ -182,7 +182,7 @@ def test_these_events_end_a_session(server: TestServer, way: str) -> None:
     _end(server, alice, way)
     assert signed_in(browser) is None
     if way == "locked":
-        server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=False))
+        server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=False))
         assert signed_in(browser) is None
     if way in ("password", "a day"):
         server.clock.advance(1)
@@ -202,7 +202,7 @@ def _end(server: TestServer, alice: User, way: str) -> None:
         case "everywhere":
             assert alice.post("/_matrix/client/v3/logout/all").status == 200
         case "locked":
-            server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
+            server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=True))
         case "deactivated":
             assert (
                 alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
@@ -244,11 +244,11 @@ class Ministry:
 def test_providers_have_buttons(server: TestServer) -> None:
     pages = server.app.pages
     page = SignInPage(
-        pages.pages,
-        pages.forms,
-        server.app.login.sign_in,
-        server.app.login.registration,
-        ProviderButtons([Ministry()]),
+        pages=pages.pages,
+        forms=pages.forms,
+        sign_in=server.app.login.sign_in,
+        registration=server.app.login.registration,
+        choices=ProviderButtons([Ministry()]),
     )
     browser = Browser(server)
     response = page.make(context_of(browser), "/x")
@@ -259,7 +259,7 @@ def test_providers_have_buttons(server: TestServer) -> None:
 
 
 def test_without_public_baseurl_the_request_decides_whether_cookies_are_secure() -> None:
-    cookies = Cookies(None, KEY)
+    cookies = Cookies(public_baseurl=None, key=KEY)
     secure, plain = (
         RequestContext("1", "GET", b"/", "::1", {}, is_secure=is_secure)
         for is_secure in (True, False)
@@ -277,7 +277,7 @@ def with_cookies(context: RequestContext, *headers: str) -> RequestContext:
 
 
 def test_only_cookies_signed_by_this_server_are_accepted() -> None:
-    cookies = Cookies(None, KEY)
+    cookies = Cookies(public_baseurl=None, key=KEY)
     header = cookies.make(PLAIN, "a", "b" * 20)
     name, _, value = header.partition(";")[0].partition("=")
     assert cookies.find(with_cookies(PLAIN, header), "a") == "b" * 20
@@ -296,7 +296,12 @@ def test_only_cookies_signed_by_this_server_are_accepted() -> None:
         assert cookies.find(with_cookies(PLAIN, f"a={forged}"), "a") is None, forged
     # the signature of another cookie, and of another key (a replaced one, for example)
     assert cookies.find(with_cookies(PLAIN, f"c={value}"), "c") is None
-    assert Cookies(None, SigningKey("a", b"l" * 32)).find(with_cookies(PLAIN, header), "a") is None
+    assert (
+        Cookies(public_baseurl=None, key=SigningKey("a", b"l" * 32)).find(
+            with_cookies(PLAIN, header), "a"
+        )
+        is None
+    )
     # a forged cookie of the same name, set by another host of the domain, hides nothing
     assert cookies.find(with_cookies(PLAIN, f"a={'x' * 20}.{signature}", header), "a") == "b" * 20
 

@@ -51,7 +51,7 @@ def test_a_device_list_has_the_changes_that_its_stream_id_stands_for(
     upload(bob, device_keys=identity_keys(bob, 1)[1])
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": bob.user_id}}
     second = User(server, server.post(f"{V3}/login", {**login, "password": "wonderland"}).json)
-    devices = server.app.outgoing_federation.own_devices
+    devices = server.app.federation_sender.own_devices
 
     def read() -> tuple[int, set[str]]:
         found = server.run(devices.get_list(UserID(bob.user_id)))

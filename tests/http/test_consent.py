@@ -75,7 +75,7 @@ def consents(server: TestServer, user_id: str) -> list[tuple[str, str]]:
 
 def admin(server: TestServer) -> User:
     user = register(server, "root")
-    server.run(server.app.users.accounts.do_set_flags(user.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(user.user_id, is_admin=True))
     return user
 
 
@@ -295,7 +295,7 @@ def test_administrators_list_consents(tmp_path: Path, sqlite_database: Database)
     server = TestServer(tmp_path, sqlite_database, policies(at_registration=False))
     alice, bob = server.register("alice"), server.register("bob")
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     server.run(server.app.pages.consents.do_accept(alice.user_id, "127.0.0.1"))
     assert root.get("/_mahalla/admin/v1/policies").json == {
         "policies": {

@@ -78,7 +78,7 @@ def test_a_sign_in_during_a_sign_out_everywhere_is_retried(server: AccountsServe
 def test_a_new_hash_of_the_same_password_invalidates_nothing(server: AccountsServer) -> None:
     server.register()
     weak = server.passwords
-    server.sign_in._passwords = type(weak)(server.threads, rounds=5, pepper="pepper")
+    server.sign_in._passwords = type(weak)(threads=server.threads, rounds=5, pepper="pepper")
     server.threads.meanwhile = server.login
     assert server.login().status == 200
 
@@ -116,12 +116,12 @@ def test_a_password_change_is_refused_if_another_was_faster(server: AccountsServ
 
 
 def run_change(server: TestServer) -> None:
-    server.run(server.app.users.accounts.do_set_password(ALICE, NEW, log_out_all=True))
+    server.run(server.app.user_data.accounts.do_set_password(ALICE, NEW, log_out_all=True))
 
 
 def run_lock(server: TestServer) -> None:
-    server.run(server.app.users.accounts.do_set_flags(ALICE, locked=True))
-    server.run(server.app.users.accounts.do_set_flags(ALICE, locked=False))
+    server.run(server.app.user_data.accounts.do_set_flags(ALICE, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(ALICE, locked=False))
 
 
 @pytest.mark.parametrize("event", [run_change, run_lock])
@@ -198,10 +198,10 @@ async def test_operations_of_an_old_epoch_are_refused(
     server.register("alice")
     context = RequestContext("1", "GET", b"/", "127.0.0.1", {})
     programs, sessions = server.app.accounts.application_passwords, server.app.pages.sessions
-    await server.app.users.accounts.do_set_flags(ALICE, locked=True)
+    await server.app.user_data.accounts.do_set_flags(ALICE, locked=True)
     with pytest.raises(UserLocked):
         await programs.do_create(ALICE, "Bot", None, epoch=0)
-    await server.app.users.accounts.do_set_flags(ALICE, locked=False)
+    await server.app.user_data.accounts.do_set_flags(ALICE, locked=False)
     with pytest.raises(AuthenticationInvalidated):
         await programs.do_create(ALICE, "Bot", None, epoch=0)
     with pytest.raises(AuthenticationInvalidated):

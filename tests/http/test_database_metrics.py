@@ -26,7 +26,7 @@ def write_once(txn: WriteTransaction) -> None:
 
 async def test_transactions_are_counted(sqlite: SQLiteConfig) -> None:
     registry = CollectorRegistry()
-    database = open_inline(sqlite, DatabaseMetrics(registry, slow_seconds=10.0))
+    database = open_inline(sqlite, DatabaseMetrics(registry=registry, slow_seconds=10.0))
     await database.read("query_twice", query_twice)
     await database.read("query_twice", query_twice)
     await database.write("write_once", write_once)
@@ -43,7 +43,9 @@ async def test_transactions_are_counted(sqlite: SQLiteConfig) -> None:
 def test_slow_transactions_are_logged() -> None:
     events: list[LogEvent] = []
     observer = cast(ILogObserver, events.append)
-    metrics = DatabaseMetrics(CollectorRegistry(), slow_seconds=0.2, log=Logger(observer=observer))
+    metrics = DatabaseMetrics(
+        registry=CollectorRegistry(), slow_seconds=0.2, log=Logger(observer=observer)
+    )
     metrics.read_done("quick", 5.0, 0.1, 1)
     metrics.read_done("slow_read", 0.5, 0.25, 3)
     metrics.batch_done(4, 0, 0.5, 0.4)

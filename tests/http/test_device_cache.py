@@ -7,7 +7,7 @@ DEVICES = {"D": ("@a:example.org", "D", 1)}
 
 
 def test_made_up_user_ids_do_not_fill_the_memory() -> None:
-    known = DeviceCache(Streams(), capacity=100)
+    known = DeviceCache(streams=Streams(), capacity=100)
     for number in range(50):
         known.add({f"@{number}{'x' * 4000}:example.org": {}}, known.version)
     kept = sum(
@@ -23,7 +23,7 @@ def test_made_up_user_ids_do_not_fill_the_memory() -> None:
 
 def test_a_result_that_a_change_overtakes_is_not_cached() -> None:
     streams = Streams()
-    known = DeviceCache(streams)
+    known = DeviceCache(streams=streams)
     changes = known.version
     streams.publish([Change(1, Topic.DEVICE, user_id="@a:example.org")], 1)
     known.add({"@a:example.org": DEVICES}, changes)

@@ -151,7 +151,10 @@ def test_the_landing_page_links_to_the_account_page(server: TestServer) -> None:
 def test_the_landing_page_of_a_closed_server() -> None:
     languages = Languages()
     page = LandingPage(
-        Pages(languages, "example.org"), languages, None, registration_open=False
+        pages=Pages(languages=languages, server_name="example.org"),
+        languages=languages,
+        address=None,
+        registration_open=False,
     ).get("")
     assert isinstance(page.body, bytes)
     assert b"The administrators of this server create accounts" in page.body

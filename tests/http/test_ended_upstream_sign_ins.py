@@ -44,7 +44,9 @@ def server(tmp_path: Path, database: Database, provider: OpenIDProvider) -> Test
 
 
 def change(server: TestServer) -> None:
-    server.run(server.app.users.accounts.do_set_password(USER, "a new password", log_out_all=True))
+    server.run(
+        server.app.user_data.accounts.do_set_password(USER, "a new password", log_out_all=True)
+    )
 
 
 def log_out_everywhere(server: TestServer) -> None:
@@ -52,8 +54,8 @@ def log_out_everywhere(server: TestServer) -> None:
 
 
 def lock(server: TestServer) -> None:
-    server.run(server.app.users.accounts.do_set_flags(USER, locked=True))
-    server.run(server.app.users.accounts.do_set_flags(USER, locked=False))
+    server.run(server.app.user_data.accounts.do_set_flags(USER, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(USER, locked=False))
 
 
 EVENTS = [change, log_out_everywhere, lock]

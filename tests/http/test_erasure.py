@@ -195,7 +195,7 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
     room_id = create(alice, preset="public_chat")
     said = say(alice, room_id, SECRET)
     join(bob, room_id)
-    server.run(server.app.users.deactivation.do_deactivate(alice.user_id, erase=False))
+    server.run(server.app.user_data.deactivation.do_deactivate(alice.user_id, erase=False))
     dora = server.register("dora")
     join(dora, room_id)
     assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
@@ -206,7 +206,7 @@ def test_what_an_erased_user_kept_is_gone_from_memory_too(
 ) -> None:
     """Caches are invalidated at each erasure, even if the account was erased before."""
     server = TestServer(tmp_path, database)
-    ignored, kept = server.app.settings.ignored, server.app.syncing.sliding.room_caches.account_data
+    ignored, kept = server.app.settings.ignored, server.app.sync.sliding.room_caches.account_data
     erin, store = server.register("erin").user_id, AccountDataStore(database)
 
     def keep(txn: WriteTransaction) -> None:
@@ -220,7 +220,7 @@ def test_what_an_erased_user_kept_is_gone_from_memory_too(
         assert server.run(ignored.of_user(erin)) == {"@bob:example.org"}
         assert server.run(kept.of_user(erin)).rooms
         assert server.run(kept.of_rooms(erin, ["!tea:example.org"]))
-        server.run(server.app.users.deactivation.do_deactivate(erin, erase=True))
+        server.run(server.app.user_data.deactivation.do_deactivate(erin, erase=True))
         assert server.run(ignored.of_user(erin)) == set()
         assert server.run(kept.of_rooms(erin, ["!tea:example.org"])) == {}
 
@@ -238,7 +238,7 @@ def test_a_page_costs_the_same_however_much_was_erased(
         for number in range(many):
             say(erin, rooms[many], f"{SECRET} {number}")
         join(bob, rooms[many])
-    server.run(server.app.users.deactivation.do_deactivate(erin.user_id, erase=True))
+    server.run(server.app.user_data.deactivation.do_deactivate(erin.user_id, erase=True))
     for many, room_id in rooms.items():
         join(dora, room_id)
         for user in (bob, dora):

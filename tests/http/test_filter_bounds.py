@@ -96,4 +96,4 @@ def test_the_filter_cache_is_bounded(tmp_path: Path, sqlite_database: Database) 
     ]
     for filter_id in ids * 2:
         ok(alice.get(sync_path(filter=filter_id)))
-        assert 200_000 < server.app.users.filters.weight < 400_000
+        assert 200_000 < server.app.user_data.filters.weight < 400_000

@@ -50,7 +50,7 @@ class World:
 
     def __init__(self, *, most_of_one: int = 100 * LONG, most: int = 100 * LONG) -> None:
         self.clock = Clock()
-        self.bodies = BodyBudget(self.clock, max_per_address=most_of_one, max_total=most)
+        self.bodies = BodyBudget(clock=self.clock, max_per_address=most_of_one, max_total=most)
         self.signatures = Signatures()
         self.client: Client = client_for(
             [put_send, put_write],

@@ -77,7 +77,7 @@ def scanners() -> Iterator[RunningScanners]:
 
 @pytest.mark.parametrize("method", ["RESPMOD", "REQMOD"])
 def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
-    antivirus = ICAPScanner(scanners.icap, method, InlineExecutor(), 20)
+    antivirus = ICAPScanner(url=scanners.icap, method=method, executor=InlineExecutor(), seconds=20)
     assert version(antivirus).startswith("C-ICAP/")
     found = ScanFinding("icap", "Eicar-Test-Signature.UNOFFICIAL")
     for data, wanted in (
@@ -88,9 +88,11 @@ def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
         (EICAR + bytes(3 << 20), found),
     ):
         assert scan(antivirus, data) == wanted
-    echo = ICAPScanner(scanners.icap_echo, method, InlineExecutor(), 20)
+    echo = ICAPScanner(url=scanners.icap_echo, method=method, executor=InlineExecutor(), seconds=20)
     assert [scan(echo, data) for data in (b"hello", EICAR, bytes(3 << 20))] == [None] * 3
-    missing = ICAPScanner(scanners.icap + "-none", method, InlineExecutor(), 20)
+    missing = ICAPScanner(
+        url=scanners.icap + "-none", method=method, executor=InlineExecutor(), seconds=20
+    )
     for ask in (lambda: version(missing), lambda: scan(missing, b"hello")):
         with pytest.raises(ScannerUnavailable, match="404"):
             ask()
@@ -159,7 +161,10 @@ def scripted(
     thread.start()
     try:
         yield ICAPScanner(
-            f"icap://127.0.0.1:{listening.getsockname()[1]}/scan", method, InlineExecutor(), seconds
+            url=f"icap://127.0.0.1:{listening.getsockname()[1]}/scan",
+            method=method,
+            executor=InlineExecutor(),
+            seconds=seconds,
         )
     finally:
         listening.shutdown(socket.SHUT_RDWR)
@@ -274,7 +279,12 @@ def test_a_server_that_is_silent() -> None:
 
 
 def test_an_unreachable_scanner_is_reported_as_away() -> None:
-    scanner = ICAPScanner(f"icap://127.0.0.1:{free_port()}/scan", "RESPMOD", InlineExecutor(), 5)
+    scanner = ICAPScanner(
+        url=f"icap://127.0.0.1:{free_port()}/scan",
+        method="RESPMOD",
+        executor=InlineExecutor(),
+        seconds=5,
+    )
     for ask in (lambda: version(scanner), lambda: scan(scanner, b"hello")):
         with pytest.raises(ScannerUnavailable):
             ask()
@@ -361,7 +371,9 @@ def test_what_is_not_clamd() -> None:
 
     with scripted(script) as other:
         clamd = ClamdScanner(
-            ScannerAddress(host="127.0.0.1", port=other._place.port), InlineExecutor(), 5
+            place=ScannerAddress(host="127.0.0.1", port=other._place.port),
+            executor=InlineExecutor(),
+            seconds=5,
         )
         with pytest.raises(ScannerUnavailable, match="is not clamd"):
             version(clamd)

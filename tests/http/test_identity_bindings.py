@@ -206,7 +206,7 @@ def deactivate(user: User) -> Any:
 def unbind_due(server: TestServer, minutes: int) -> int:
     """Advance the clock, then run the job."""
     server.clock.advance(60 * minutes)
-    return server.run(server.app.users.bindings.do_unbind_due(10))
+    return server.run(server.app.user_data.bindings.do_unbind_due(10))
 
 
 def test_a_deactivated_account_is_unbound(
@@ -298,7 +298,7 @@ def test_a_removed_address_is_unbound_once_the_identity_server_is_back(
             browser.post(form.action, form.fields)
         case "administrator":
             root = server.register("root")
-            server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+            server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
             assert (
                 root.put(f"/_synapse/admin/v2/users/{alice.user_id}", {"threepids": []}).status
                 == 200

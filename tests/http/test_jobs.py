@@ -69,7 +69,7 @@ def lines() -> Iterator[list[str]]:
 
 def run(clock: Clock, *jobs: Job) -> tuple[Jobs, CollectorRegistry]:
     registry = CollectorRegistry()
-    made = Jobs(clock, jobs, JobMetrics(registry))
+    made = Jobs(clock=clock, jobs=jobs, metrics=JobMetrics(registry))
     made.start()
     return made, registry
 

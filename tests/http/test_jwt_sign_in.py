@@ -104,9 +104,9 @@ def test_invalid_names_and_unusable_accounts_are_refused(server: TestServer) -> 
     assert login(server, token(sub="not a name")).errcode == "M_INVALID_USERNAME"
     assert login(server, token(sub="_bridge")).errcode == "M_INVALID_USERNAME"
     alice = server.register("alice")
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=True))
     assert login(server, token()).errcode == "M_USER_LOCKED"
-    server.run(server.app.users.deactivation.do_deactivate(alice.user_id, erase=False))
+    server.run(server.app.user_data.deactivation.do_deactivate(alice.user_id, erase=False))
     assert login(server, token()).errcode == "M_USER_DEACTIVATED"
 
 

@@ -230,5 +230,5 @@ def test_deactivation_deletes_the_backup(server: TestServer, alice: User, versio
         "password": "wonderland",
     }
     assert alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
-    backups = KeyBackupStore(server.app.database)
+    backups = KeyBackupStore(database=server.app.database)
     assert server.run(backups.get_backup(alice.user_id, None)) is None

@@ -147,7 +147,7 @@ def test_a_count_is_no_older_than_the_last_change_seen_before_the_request(
     steps: list[tuple[str, list[KeyRequest]]],
 ) -> None:
     disk = Disk()
-    counts = OneTimeKeyCounts(disk.streams, cast("DeviceKeyStore", disk), capacity=2)
+    counts = OneTimeKeyCounts(streams=disk.streams, keys=cast("DeviceKeyStore", disk), capacity=2)
     asking: list[Asking] = []
     for step, of in [*steps, ("hear all", [])]:
         match step:
@@ -187,7 +187,7 @@ def test_a_count_is_no_older_than_the_last_change_seen_before_the_request(
 
 def test_counts_that_nobody_reads_are_evicted() -> None:
     streams = Streams()
-    counts = OneTimeKeyCounts(streams, cast("DeviceKeyStore", None), capacity=2)
+    counts = OneTimeKeyCounts(streams=streams, keys=cast("DeviceKeyStore", None), capacity=2)
     tracemalloc.start()
     try:
         for number in range(1, 20_000):
@@ -214,7 +214,7 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     readers: list[OneTimeKeyCounts] = []
     for left in (2, 1, 0):
         server.run(DeviceKeyStore(meanwhile).claim_in_chunks([wish], 0))
-        readers.append(OneTimeKeyCounts(database.streams, store, capacity=10))
+        readers.append(OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10))
         counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
         assert counts.one_time == {wish[2]: left}, "it was read but not announced yet"
         database.streams.publish(told, told[-1].position)

@@ -566,7 +566,7 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
         told.clear()
 
     store = ClaimedMeanwhile(database, claim)
-    counts = OneTimeKeyCounts(database.streams, store, capacity=10)
+    counts = OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10)
     for left in (4, 3, 2):
         assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
     assert store.reads == 3

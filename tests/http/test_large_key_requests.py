@@ -116,7 +116,7 @@ def test_a_query_that_names_very_many_devices_delays_nobody() -> None:
 async def test_nor_does_such_a_query_of_another_server(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = server.app.outgoing_federation.own_devices
+    own = server.app.federation_sender.own_devices
     published = PublishedKeys({"@bob:example.org": MANY_DEVICES})
 
     async def get_published(*_: object, **__: object) -> PublishedKeys:
@@ -184,7 +184,7 @@ def test_other_requests_are_served_while_another_server_queries_very_many(
     }
     wanted[alice.user_id] = []
     found: list[Any] = []
-    Deferred.fromCoroutine(server.app.outgoing_federation.own_devices.get_keys(wanted)).addCallback(
+    Deferred.fromCoroutine(server.app.federation_sender.own_devices.get_keys(wanted)).addCallback(
         found.append
     )
     assert found == []

@@ -4,7 +4,7 @@ from homeserver.services.streams.latest_changes import LatestChanges
 
 
 def test_the_keys_that_changed_since_a_position_come_the_latest_first() -> None:
-    changes = LatestChanges[str](3, 10)
+    changes = LatestChanges[str](capacity=3, complete_from=10)
     for key, position in (("a", 11), ("b", 12), ("a", 13)):
         assert changes.record(key, position) is None
     assert list(changes.since(10)) == ["a", "b"]
@@ -13,7 +13,7 @@ def test_the_keys_that_changed_since_a_position_come_the_latest_first() -> None:
 
 
 def test_an_eviction_raises_the_position_from_which_the_log_is_complete() -> None:
-    changes = LatestChanges[str](2, 10)
+    changes = LatestChanges[str](capacity=2, complete_from=10)
     assert [changes.record(key, 11 + at) for at, key in enumerate("abcb")] == [
         None,
         None,

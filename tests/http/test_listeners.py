@@ -95,8 +95,13 @@ def test_a_unix_socket_has_its_mode(tmp_path: Path) -> None:
     assert reactor.unixServers[0][3] == 0o660
 
 
+def _tls(folder: Path) -> TlsContext:
+    certificate, key = _certificate(folder)
+    return TlsContext(certificate=certificate, private_key=key)
+
+
 def test_tls_is_1_2_or_newer(tmp_path: Path) -> None:
-    context = TlsContext(*_certificate(tmp_path)).getContext()
+    context = _tls(tmp_path).getContext()
     assert _handshake(context, SSL.TLS1_3_VERSION) == "TLSv1.3"
     assert _handshake(context, SSL.TLS1_2_VERSION) == "TLSv1.2"
     with pytest.raises(SSL.Error):
@@ -112,7 +117,7 @@ def test_alpn_chooses_http_1_1(tmp_path: Path, offered: list[bytes], chosen: byt
     client = SSL.Context(SSL.TLS_CLIENT_METHOD)
     client.set_alpn_protos(offered)
 
-    connection = _shake_hands(TlsContext(*_certificate(tmp_path)).getContext(), client)
+    connection = _shake_hands(_tls(tmp_path).getContext(), client)
 
     assert connection.get_state_string() == b"SSL negotiation finished successfully"
     assert connection.get_alpn_proto_negotiated() == chosen
@@ -120,7 +125,7 @@ def test_alpn_chooses_http_1_1(tmp_path: Path, offered: list[bytes], chosen: byt
 
 def test_reload_reads_a_renewed_certificate_and_keeps_the_old_one_on_errors(tmp_path: Path) -> None:
     certificate, key = _certificate(tmp_path)
-    tls = TlsContext(certificate, key)
+    tls = TlsContext(certificate=certificate, private_key=key)
     reactor = MemoryReactorClock()
     listen_tcp(reactor, reactor, TcpListener(8448, ("127.0.0.1",), tls), ServerFactory())
     assert reactor.sslServers[0][2] is tls

@@ -32,12 +32,16 @@ def _logged(
     clock = Clock()
     numbers = count(1)
     site = Site(
-        Router([endpoints], {Bell: bell}, guard=Guard(RateLimiter(clock, {}), tokens=TOKENS)),
-        clock,
+        router=Router(
+            sources=[endpoints],
+            services={Bell: bell},
+            guard=Guard(limiter=RateLimiter(clock=clock, rates={}), tokens=TOKENS),
+        ),
+        clock=clock,
         metrics=HttpMetrics(CollectorRegistry()),
         access_log=FormattedAccessLog(
-            lines.append,
-            lambda make: lines.append(make()),
+            write=lines.append,
+            write_soon=lambda make: lines.append(make()),
             as_json=as_json,
             slow_seconds=5,
             only_slow=only_slow,
@@ -156,7 +160,7 @@ def test_masking_takes_linear_time(query: str) -> None:
 
 def test_every_event_has_its_request() -> None:
     lines: list[str] = []
-    log = Logger("part", observer=JsonObserver(lines.append))
+    log = Logger("part", observer=JsonObserver(write=lines.append))
     token = CURRENT_REQUEST.set(RequestInfo("r7", "put_tag", "@a:b"))
     try:
         log.info("event {event_id} rejected", event_id="$x")
@@ -171,7 +175,7 @@ def test_every_event_has_its_request() -> None:
 def test_a_failure_has_a_traceback_and_its_text_is_one_line() -> None:
     lines: list[str] = []
     texts: list[str] = []
-    both = (JsonObserver(lines.append), TextObserver(texts.append))
+    both = (JsonObserver(write=lines.append), TextObserver(write=texts.append))
     for observer in both:
         log = Logger("part", observer=observer)
         try:
@@ -185,14 +189,14 @@ def test_a_failure_has_a_traceback_and_its_text_is_one_line() -> None:
 
 def test_unencodable_values_are_logged() -> None:
     lines: list[str] = []
-    log = Logger("part", observer=JsonObserver(lines.append))
+    log = Logger("part", observer=JsonObserver(write=lines.append))
     log.info("bad", value="\ud800", keys={(1, 2): 3})
     assert json.loads(lines[0])["text"]
 
 
 def test_low_levels_and_messages_of_twisted_are_dropped() -> None:
     lines: list[str] = []
-    observer = JsonObserver(lines.append, LogLevel.info)
+    observer = JsonObserver(write=lines.append, minimum=LogLevel.info)
     Logger("part", observer=observer).debug("quiet")
     Logger("twisted.internet.protocol", observer=observer).info("starting factory")
     Logger("twisted.internet.protocol", observer=observer).error("broken")

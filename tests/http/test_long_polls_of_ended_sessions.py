@@ -55,7 +55,7 @@ def end(server: TestServer, alice: User, phone: User, how: str) -> None:
             assert alice.post(f"{V3}/logout/all").status == 200
         case "an administrator":
             root = server.register("root")
-            server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+            server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
             path = f"/_synapse/admin/v2/users/{phone.user_id}/devices/{phone.device_id}"
             assert root.delete(path).status == 200
         case _:
@@ -84,7 +84,7 @@ def test_a_long_poll_ends_when_the_account_is_locked(server: TestServer, form: s
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
     waiting = wait(alice, form)
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=True))
     rooms.say(bob, room, "after the lock")
     run_reactor(server)
     assert (waiting.answer.status, waiting.answer.errcode) == (401, "M_USER_LOCKED")

@@ -95,7 +95,7 @@ def test_what_is_inside_of_encrypted_files(alice: User, how: str) -> None:
 def test_what_was_found_inside_is_held_back_for_all(alice: User) -> None:
     bob = alice.server.register("bob")
     root = alice.server.register("root")
-    alice.server.run(alice.server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    alice.server.run(alice.server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     file = encrypted(alice, EICAR)
     address = address_of(file)
     assert post(bob, "scan", {"file": file}).json["clean"] is False

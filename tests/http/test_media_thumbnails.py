@@ -347,11 +347,11 @@ def test_thumbnails_that_take_long_keep_no_upload_waiting(
 
 
 async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     seconds = count(0, JOB_SECONDS)
-    workers = ImageWorkers(InlineExecutor(), cpu_time=lambda _: next(seconds))
+    workers = ImageWorkers(executor=InlineExecutor(), cpu_time=lambda _: next(seconds))
     job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
     assert (await workers.run(job)).kind == "unknown"
     workers.close()
@@ -360,12 +360,18 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
 async def test_of_what_ended_its_process_nothing_is_remembered(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     times = iter([0.0, JOB_SECONDS])  # the first takes too long
-    workers = ImageWorkers(InlineExecutor(), cpu_time=lambda _: next(times, 0.0))
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
+    workers = ImageWorkers(executor=InlineExecutor(), cpu_time=lambda _: next(times, 0.0))
+    thumbnails = Thumbnails(
+        contents=LocalContents(database=sqlite_database, files=files),
+        workers=workers,
+        max_pixels=1 << 20,
+        max_concurrent=2,
+        clock=Clock(),
+    )
     with pytest.raises(CannotThumbnail):
         await thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)
     assert (
@@ -390,7 +396,7 @@ def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path
 
 async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
     executor = ManualExecutor()
-    workers = ImageWorkers(executor)
+    workers = ImageWorkers(executor=executor)
     job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
     waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MAX_WAITING)]
     with pytest.raises(LimitExceeded):

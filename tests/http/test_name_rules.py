@@ -74,7 +74,7 @@ def test_display_name_rules(tmp_path: Path, sqlite_database: Database) -> None:
     assert alice.get(NAME).json == {"displayname": "Alisa"}
     browser.post(form.action, {**form.fields, "name": "Alice"})
     assert alice.get(NAME).json == {"displayname": "Alice"}
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, is_admin=True))
     assert alice.put(NAME, {"displayname": "The admin"}).status == 200
 
 

@@ -380,7 +380,7 @@ def test_a_session_of_a_later_password_login_stays(
     linked: TestServer, provider: OpenIDProvider
 ) -> None:
     alice = sign_in(linked, provider, Browser(linked), sid="p")
-    linked.run(linked.app.users.accounts.do_set_password(alice.user_id, "wonderland"))
+    linked.run(linked.app.user_data.accounts.do_set_password(alice.user_id, "wonderland"))
     identifier = {"type": "m.id.user", "user": alice.user_id}
     body = {
         "type": "m.login.password",

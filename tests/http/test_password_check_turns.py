@@ -83,7 +83,10 @@ async def test_one_address_does_not_occupy_all_threads() -> None:
             cast(RemovedUserCheck, None),
         )
         passwords = DirectoryPasswords(
-            threads, [directory], cast(ExternalIdStore, None), cast(UpstreamAccounts, None)
+            threads=threads,
+            directories=[directory],
+            links=cast(ExternalIdStore, None),
+            accounts=cast(UpstreamAccounts, None),
         )
 
         def ask(name: str, address: str) -> Deferred[UserID | None]:

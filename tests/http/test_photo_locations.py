@@ -338,7 +338,7 @@ OTHERS = {
 def test_files_that_may_say_a_place_and_are_not_looked_at_are_refused_where_that_is_wanted(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    on = "remove_photo_locations: true\nrefuse_other_locations: true\n"
+    on = "remove_photo_locations: true\nrefuse_unremovable_locations: true\n"
     alice = TestServer(tmp_path, sqlite_database, on).register("alice")
     try:
         for name, data in OTHERS.items():
@@ -470,7 +470,9 @@ def upload_later(user: User, executor: ManualExecutor) -> int:
 
 async def test_a_picture_that_takes_too_long_is_refused() -> None:
     seconds = count(0, int(FILE_SECONDS))
-    locations = LocationRemover(InlineExecutor(), Clock(), 2, cpu_time=lambda _: next(seconds))
+    locations = LocationRemover(
+        executor=InlineExecutor(), clock=Clock(), max_concurrent=2, cpu_time=lambda _: next(seconds)
+    )
     with pytest.raises(InvalidParam):
         await locations.remove(io.BytesIO(PHOTOS["jpeg"]), "@alice:example.org")
     locations.close()
@@ -479,7 +481,11 @@ async def test_a_picture_that_takes_too_long_is_refused() -> None:
 async def test_an_upload_to_a_busy_machine_is_rate_limited() -> None:
     times = count(0, int(FILE_SECONDS * ELAPSED_TIME_FACTOR))
     locations = LocationRemover(
-        InlineExecutor(), Clock(), 2, now=lambda: next(times), cpu_time=lambda _: 0.0
+        executor=InlineExecutor(),
+        clock=Clock(),
+        max_concurrent=2,
+        now=lambda: next(times),
+        cpu_time=lambda _: 0.0,
     )
     body = io.BytesIO(PHOTOS["jpeg"])
     with pytest.raises(LimitExceeded):

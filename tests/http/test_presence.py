@@ -578,7 +578,7 @@ def test_presence_of_remote_users(tmp_path: Path, sqlite_database: Database, mod
 
 
 def test_the_status_of_a_shadow_banned_user_is_not_sent(server: TestServer, alice: User) -> None:
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, shadow_banned=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, shadow_banned=True))
     put(alice, "unavailable", status_msg="buy this")
     shown = alice.get(f"/_matrix/client/v3/presence/{alice.user_id}/status").json
     assert (shown["presence"], "status_msg" in shown) == ("unavailable", False)

@@ -124,6 +124,9 @@ def shares_room(one: User, other: User) -> bool:
 @example(
     [("sync", 0, 0), ("put", 0, 0), ("look", 0, 0), ("restart", 0, 0)]
 )  # stored, but not broadcast before the restart
+@example(
+    [("sync", 1, 0), ("wait", 0, 0), ("look", 0, 0), ("join", 1, 0), ("restart", 0, 0)]
+)  # after a restart, the join is no longer among the changes in memory
 def test_a_client_that_received_all_changes_knows_the_presence(
     tmp_path_factory: pytest.TempPathFactory,
     sqlite_template: Path,

@@ -50,7 +50,7 @@ def root(server: TestServer) -> User:
 
 def make_root(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 

@@ -277,7 +277,10 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
 
 
 def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Database) -> None:
-    changes = RuleChanges(AccountDataStore(sqlite_database), PushRuleHistoryStore(sqlite_database))
+    changes = RuleChanges(
+        account_data=AccountDataStore(sqlite_database),
+        attention=PushRuleHistoryStore(sqlite_database),
+    )
 
     async def add(first: int, number: int) -> None:
         def change(kept: StoredRules) -> None:
@@ -295,7 +298,10 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
     sqlite_database: Database,
 ) -> None:
     """Each change looks at all rooms that there are rules about, while all other writes wait."""
-    changes = RuleChanges(AccountDataStore(sqlite_database), PushRuleHistoryStore(sqlite_database))
+    changes = RuleChanges(
+        account_data=AccountDataStore(sqlite_database),
+        attention=PushRuleHistoryStore(sqlite_database),
+    )
 
     def of_type(number: int) -> PushRule:
         return PushRule(

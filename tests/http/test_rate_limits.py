@@ -49,7 +49,7 @@ def test_a_client_that_waits_for_retry_after_is_admitted(began: float, per_secon
     """Times since 1970 are exact to a quarter of a microsecond."""
     clock = Clock()
     clock.advance(began)
-    limiter = RateLimiter(clock, {Limit.LOGIN: Rate(per_second, 5)})
+    limiter = RateLimiter(clock=clock, rates={Limit.LOGIN: Rate(per_second, 5)})
     refused = 0
     for _ in range(10_000):
         try:
@@ -96,7 +96,7 @@ def test_exempt_users_are_not_limited() -> None:
 
 def test_a_large_action_is_allowed_and_delays_the_next() -> None:
     clock = Clock()
-    limiter = RateLimiter(clock, {Limit.KEY_CLAIM_OF_USER: Rate(2, 10)})
+    limiter = RateLimiter(clock=clock, rates={Limit.KEY_CLAIM_OF_USER: Rate(2, 10)})
     limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 3)
     limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 27)
     for seconds in (0, 10.4):
@@ -109,7 +109,7 @@ def test_a_large_action_is_allowed_and_delays_the_next() -> None:
 
 
 def test_check_only_counts_nothing_and_forget_fills_the_bucket() -> None:
-    limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 1)})
+    limiter = RateLimiter(clock=Clock(), rates={Limit.LOGIN_FAILED: Rate(0.1, 1)})
     for _ in range(5):
         limiter.check_without_counting(Limit.LOGIN_FAILED, "@a:b")
     limiter.check(Limit.LOGIN_FAILED, "@a:b")
@@ -125,7 +125,7 @@ def test_check_only_counts_nothing_and_forget_fills_the_bucket() -> None:
     ids=repr,
 )
 def test_failed_actions_are_refunded(failure: Exception) -> None:
-    limiter = RateLimiter(Clock(), {Limit.JOIN_ROOM: Rate(0.1, 2)})
+    limiter = RateLimiter(clock=Clock(), rates={Limit.JOIN_ROOM: Rate(0.1, 2)})
     for _ in range(5):
         with pytest.raises(type(failure)), limiter.count_unless_failed(Limit.JOIN_ROOM, "!r"):
             raise failure
@@ -137,7 +137,7 @@ def test_failed_actions_are_refunded(failure: Exception) -> None:
 
 
 def test_concurrent_attempts_count_where_failures_count() -> None:
-    limiter = RateLimiter(Clock(), {Limit.FALSE_INVITE_CLAIM: Rate(0.1, 2)})
+    limiter = RateLimiter(clock=Clock(), rates={Limit.FALSE_INVITE_CLAIM: Rate(0.1, 2)})
     for _ in range(5):
         with limiter.count_unless_succeeded(Limit.FALSE_INVITE_CLAIM, "a"):
             pass
@@ -155,7 +155,9 @@ def test_concurrent_attempts_count_where_failures_count() -> None:
 
 
 def test_an_attempt_counts_until_it_ends_without_failure() -> None:
-    limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 2), Limit.LOGIN: Rate(0.1, 10)})
+    limiter = RateLimiter(
+        clock=Clock(), rates={Limit.LOGIN_FAILED: Rate(0.1, 2), Limit.LOGIN: Rate(0.1, 10)}
+    )
     both = [CountedAction(Limit.LOGIN_FAILED, "a", 2.0), CountedAction(Limit.LOGIN, "b", 10.0)]
     for _ in range(5):
         with limiter.attempt(both), pytest.raises(LimitExceeded):
@@ -175,7 +177,7 @@ def test_an_attempt_counts_until_it_ends_without_failure() -> None:
 
 
 def test_a_given_rate_replaces_the_configured_one() -> None:
-    limiter = RateLimiter(Clock(), {})
+    limiter = RateLimiter(clock=Clock(), rates={})
     limiter.check(Limit.MESSAGE, "@a:b", rate=Rate(1, 1))
     with pytest.raises(LimitExceeded):
         limiter.check(Limit.MESSAGE, "@a:b", rate=Rate(1, 1))
@@ -183,7 +185,7 @@ def test_a_given_rate_replaces_the_configured_one() -> None:
 
 def test_the_number_of_buckets_is_bounded_and_the_emptiest_are_kept() -> None:
     clock = Clock()
-    limiter = RateLimiter(clock, {Limit.LOGIN: Rate(0.1, 2)}, max_buckets=100)
+    limiter = RateLimiter(clock=clock, rates={Limit.LOGIN: Rate(0.1, 2)}, max_buckets=100)
     limiter.check(Limit.LOGIN, "attacker")
     limiter.check(Limit.LOGIN, "attacker")
     for number in range(1000):
@@ -195,7 +197,7 @@ def test_the_number_of_buckets_is_bounded_and_the_emptiest_are_kept() -> None:
 
 def test_full_buckets_are_evicted() -> None:
     clock = Clock()
-    limiter = RateLimiter(clock, {Limit.LOGIN: Rate(1, 2)}, max_buckets=10)
+    limiter = RateLimiter(clock=clock, rates={Limit.LOGIN: Rate(1, 2)}, max_buckets=10)
     for number in range(10):
         limiter.check(Limit.LOGIN, str(number))
     clock.advance(60)

@@ -16,7 +16,7 @@ NOW = int(START * 1000)
 def server(tmp_path: Path, database: Database) -> TestServer:
     root = TestServer(tmp_path, database).register("root")
     server = TestServer(tmp_path, database, "registration_requires_token: true\n", seed=2)
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return server
 
 

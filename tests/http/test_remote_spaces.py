@@ -15,9 +15,9 @@ from federation.rooms.events import StoredEvent
 from federation.rooms.snapshot import RoomSnapshot
 from homeserver.api.requester import Requester
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.wiring.exploring import ExploringParts
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.limits import rates_of
+from homeserver.wiring.limits import read_rates
+from homeserver.wiring.room_lookup import RoomLookupParts
 from storage.events.timelines import Direction
 from tests.helpers.room_actions import create, join, ok
 from tests.helpers.server import TestServer, User
@@ -64,23 +64,23 @@ def alice(server: TestServer) -> User:
 
 
 @pytest.fixture
-def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
+def parts(server: TestServer, remote: ToldHierarchies) -> RoomLookupParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
     base = Foundation(
         app.config,
         app.clock,
         app.database,
-        RateLimiter(app.clock, rates_of(app.config.limits)),
+        RateLimiter(clock=app.clock, rates=read_rates(app.config.limits)),
         identity,
         CollectorRegistry(),
     )
-    return ExploringParts(
-        base,
-        app.accounts,
-        app.rooms,
-        app.room_reading,
-        app.room_services,
+    return RoomLookupParts(
+        base=base,
+        accounts=app.accounts,
+        rooms=app.rooms,
+        room_reading=app.room_reading,
+        services=app.room_services,
         remote_spaces=remote,
         remote_times=NobodyElse(),
     )
@@ -110,7 +110,7 @@ def space(room_id: str, *children: str, **more: Any) -> dict[str, Any]:
     return told(room_id, room_type="m.space", children_state=links, **more)
 
 
-async def page(parts: ExploringParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
+async def page(parts: RoomLookupParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
     options: dict[str, Any] = {
         "suggested_only": False,
         "max_depth": None,
@@ -126,7 +126,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
 
 
 async def test_rooms_elsewhere_are_asked_about(
-    parts: ExploringParts, remote: ToldHierarchies, alice: User
+    parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     here, room = create_space(alice), create(alice, preset="public_chat")
     add_child(alice, here, FAR, via=["other.org", "third.org"], order="1")
@@ -158,7 +158,7 @@ async def test_rooms_elsewhere_are_asked_about(
 
 
 async def test_only_what_one_may_know_of_is_shown(
-    parts: ExploringParts, remote: ToldHierarchies, alice: User
+    parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     here, club = create_space(alice), create(alice, preset="public_chat")
     bob = alice.server.register("bob")
@@ -180,7 +180,7 @@ async def test_only_what_one_may_know_of_is_shown(
 
 
 async def test_a_space_elsewhere(
-    parts: ExploringParts, remote: ToldHierarchies, alice: User
+    parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     with pytest.raises(Forbidden):
         await page(parts, alice, FAR)
@@ -189,7 +189,7 @@ async def test_a_space_elsewhere(
 
 
 async def test_the_summary_of_a_room_elsewhere(
-    parts: ExploringParts, remote: ToldHierarchies, alice: User
+    parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     caller = Requester(alice.user_id, alice.device_id, 1)
     with pytest.raises(NotFound):
@@ -211,7 +211,7 @@ async def test_the_summary_of_a_room_elsewhere(
 
 
 async def test_what_is_told_counts_before_what_was_known_when_all_of_ours_had_left(
-    parts: ExploringParts, remote: ToldHierarchies, alice: User
+    parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     room = RoomID(create(alice, preset="public_chat", name="Old"))
     ok(alice.post(f"/_matrix/client/v3/rooms/{room}/leave"))

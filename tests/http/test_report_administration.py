@@ -24,7 +24,7 @@ def server(tmp_path: Path, database: Database) -> TestServer:
 @pytest.fixture
 def admin(server: TestServer) -> User:
     user = server.register("admin")
-    server.run(server.app.users.accounts.do_set_flags(user.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(user.user_id, is_admin=True))
     return user
 
 

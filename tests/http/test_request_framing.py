@@ -123,8 +123,8 @@ def send(packets: list[bytes], *, answer_late: bool = False) -> tuple[list[Reque
     late: list[Recorder] = []
     clock, transport = Clock(), StringTransport()
     channel = MatrixChannel(
-        clock,
-        lambda each: Recorder(each, seen, late if answer_late else None),
+        clock=clock,
+        make_exchange=lambda each: Recorder(each, seen, late if answer_late else None),
         idle_timeout=60,
         max_header_bytes=300,
     )

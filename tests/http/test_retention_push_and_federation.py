@@ -43,7 +43,7 @@ async def test_a_server_that_was_away_gets_expired_events_without_content(
 ) -> None:
     peer, wire = "peer.example", RecordingWire()
     server = TestServer(tmp_path, sqlite_database, RULES, wire=wire)
-    server.app.outgoing_federation.sender.start()
+    server.app.federation_sender.sender.start()
     alice = server.register("alice")
     room_id = create_room(alice)
     set_state(alice, room_id, "m.room.retention", {"max_lifetime": HOUR * 1000})

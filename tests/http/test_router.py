@@ -353,7 +353,9 @@ def test_a_file_is_not_json_and_may_be_large(client: Client) -> None:
 
 
 def test_routes_are_listed_with_all_their_paths() -> None:
-    router = Router([endpoints], {Bell: Bell()}, guard=Guard(_limiter(), tokens=TOKENS))
+    router = Router(
+        sources=[endpoints], services={Bell: Bell()}, guard=Guard(limiter=_limiter(), tokens=TOKENS)
+    )
     assert ("GET", "/_matrix/client/unstable/org.example/search") in router.routes()
     assert (
         "PUT",
@@ -366,11 +368,11 @@ def test_routes_are_listed_with_all_their_paths() -> None:
 
 def _limiter() -> RateLimiter:
     no_clock: Any = None
-    return RateLimiter(no_clock, {})
+    return RateLimiter(clock=no_clock, rates={})
 
 
 def _build(handler: Any) -> None:
-    Router([handler], {}, guard=Guard(_limiter(), tokens=TOKENS))
+    Router(sources=[handler], services={}, guard=Guard(limiter=_limiter(), tokens=TOKENS))
 
 
 def _missing_parameter() -> Any:
@@ -472,7 +474,7 @@ def test_a_wrong_declaration_is_a_clear_error(declare: Any, message: str) -> Non
 
 def test_two_handlers_for_one_path_are_refused() -> None:
     with pytest.raises(DeclarationError, match="is already"):
-        Router([_same(), _same()], {}, guard=Guard(_limiter()))
+        Router(sources=[_same(), _same()], services={}, guard=Guard(limiter=_limiter()))
 
 
 def _same() -> Handler:

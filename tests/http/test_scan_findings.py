@@ -26,8 +26,10 @@ from storage.engine.executors import InlineExecutor
 def test_only_what_is_known_by_its_content_is_sure(scanner: str, what: str, sure: bool) -> None:
     place = ScannerAddress(path="/nowhere")
     asked: list[Scanner] = [
-        ClamdScanner(place, InlineExecutor(), 1.0),
-        ICAPScanner("icap://127.0.0.1:1344/x", "RESPMOD", InlineExecutor(), 1.0),
+        ClamdScanner(place=place, executor=InlineExecutor(), seconds=1.0),
+        ICAPScanner(
+            url="icap://127.0.0.1:1344/x", method="RESPMOD", executor=InlineExecutor(), seconds=1.0
+        ),
         ForbiddenTypes(["application/zip"]),
     ]
-    assert Scanners(Clock(), asked).is_certain(ScanFinding(scanner, what)) is sure
+    assert Scanners(clock=Clock(), scanners=asked).is_certain(ScanFinding(scanner, what)) is sure

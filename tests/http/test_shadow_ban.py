@@ -30,7 +30,7 @@ def path_of(user: User) -> str:
 @pytest.fixture
 def root(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 
@@ -360,7 +360,7 @@ def test_deactivation_deletes_all_hidden_changes(
     nid = server.run(server.app.rooms.store.get_rooms([room_id]))[room_id].room_nid
     store = ShadowRoomStore(sqlite_database)
     assert server.run(store.get_listings(mallory.user_id, [nid])) == {nid: True}
-    server.run(server.app.users.deactivation.do_deactivate(mallory.user_id, erase=False))
+    server.run(server.app.user_data.deactivation.do_deactivate(mallory.user_id, erase=False))
     assert server.run(store.get_listings(mallory.user_id, [nid])) == {}
 
 

@@ -384,7 +384,7 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
     required = RequiredState()
     config = RoomConfig(5, required)
     state = ConnectionState(
-        {
+        rooms={
             1: SentRoom(LIVE, 5, required),
             2: SentRoom(LIVE, 1, required),
             3: SentRoom(7, 5, required),
@@ -397,7 +397,7 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
     changes.set_room(3, SentRoom(LIVE, 8, required))
     changes.set_room(4, SentRoom(LIVE, 4, required))
     after = changes.result()
-    assert after.settled(config) == ConnectionState(after.rooms).settled(config) == {2, 3}
+    assert after.settled(config) == ConnectionState(rooms=after.rooms).settled(config) == {2, 3}
     assert after.settled(RoomConfig(4, required)) == {2, 3, 4}
 
 

@@ -29,7 +29,7 @@ def key_of(device: str, conn_id: str = "") -> SlidingConnectionKey:
 
 
 def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
-    cache = ConnectionCache[str](Streams(), capacity=1 << 30)
+    cache = ConnectionCache[str](streams=Streams(), capacity=1 << 30)
     for number in range(MAX_DEVICE_CONNECTIONS + 1):
         cache.put(key_of("PHONE", str(number)), "phone", 10)
     cache.put(key_of("TABLET"), "tablet", 10)
@@ -41,7 +41,7 @@ def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
 
 
 def test_a_cache_of_connections_is_bounded_by_bytes() -> None:
-    cache = ConnectionCache[str](Streams(), capacity=100)
+    cache = ConnectionCache[str](streams=Streams(), capacity=100)
     for number in range(10):
         cache.put(key_of(f"D{number}"), "x", 30)
         assert cache.weight <= 100
@@ -71,7 +71,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
     """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before
     it."""
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    connections = server.app.syncing.sliding.connections
+    connections = server.app.sync.sliding.connections
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(4)]
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
@@ -90,7 +90,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
 
 def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
-    connections = server.app.syncing.sliding.connections
+    connections = server.app.sync.sliding.connections
     alice = server.register("alice")
     create(alice)
     state = [[f"org.example.{number}".ljust(255, "x"), ""] for number in range(200)]
@@ -134,7 +134,9 @@ def typists(answer: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None:
-    views = SentTyping(server.app.presence.typing, server.app.database.streams, capacity=50_000)
+    views = SentTyping(
+        typing=server.app.presence.typing, streams=server.app.database.streams, capacity=50_000
+    )
 
     def key(device: str, conn_id: str = "") -> SlidingConnectionKey:
         return SlidingConnectionKey("@alice:example.org", device, conn_id)
@@ -198,9 +200,11 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.device_id is not None
     room_id = create(alice)
-    parts = server.app.syncing.sliding
+    parts = server.app.sync.sliding
     key = SlidingConnectionKey(alice.user_id, alice.device_id, "")
-    views = SentTyping(server.app.presence.typing, server.app.database.streams, capacity=50_000)
+    views = SentTyping(
+        typing=server.app.presence.typing, streams=server.app.database.streams, capacity=50_000
+    )
     views.record(key, None, "1", TypingView(frozenset({1}), {}))
     client = SlidingClient(
         alice,

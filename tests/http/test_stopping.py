@@ -23,7 +23,7 @@ def test_a_failing_part_does_not_keep_others_from_stopping(
         stopped.append("mail")
 
     monkeypatch.setattr(server.app.pushers, "stop", fail)
-    monkeypatch.setattr(server.app.mail, "stop", end)
+    monkeypatch.setattr(server.app.email, "stop", end)
     with capturedLogs() as logs:
         run_coroutine(server.app.stop(), None)
     assert stopped == ["mail"]

@@ -194,7 +194,7 @@ def test_a_validated_address_resets_the_password(server: TestServer) -> None:
 def test_a_suspended_user_can_add_but_not_remove_addresses(server: TestServer) -> None:
     alice = server.register("alice")
     add(server, alice)
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, suspended=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, suspended=True))
     add(server, alice, "second@example.com")
     known = [row["address"] for row in alice.get(f"{V3}/account/3pid").json["threepids"]]
     assert known == ["alice@example.com", "second@example.com"]
@@ -316,7 +316,7 @@ def test_links_expire(server: TestServer) -> None:
     body = {"username": "alice", "password": "a", "auth": by_email(creds)}
     assert server.post(f"{V3}/register", body).errcode == "M_THREEPID_AUTH_FAILED"
     server.clock.advance(3600)
-    assert server.run(server.app.mail.validations.do_sweep(10)) == 2
+    assert server.run(server.app.email.validations.do_sweep(10)) == 2
 
 
 def test_invented_links_are_refused(server: TestServer) -> None:
@@ -380,7 +380,7 @@ def test_queued_emails_survive_a_restart(tmp_path: Path, database: Database) -> 
     first.relay.failure = DeliveryFailed("no connection", permanent=False)
     request_token(first, "register")
     second = TestServer(tmp_path, database, MAIL, seed=2, now=first.clock.seconds() + 3600)
-    second.app.mail.start()
+    second.app.email.start()
     assert len(second.relay.emails) == 1
 
 

@@ -37,11 +37,17 @@ async def _content(files: MediaFiles, data: bytes) -> MediaContent:
 async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     executor = ManualExecutor()
-    workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
+    workers = ImageWorkers(executor=executor)
+    thumbnails = Thumbnails(
+        contents=LocalContents(database=sqlite_database, files=files),
+        workers=workers,
+        max_pixels=1 << 20,
+        max_concurrent=2,
+        clock=Clock(),
+    )
     asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
     for number, whose in enumerate((ALICE, ALICE, ALICE, BOB, BOB)):
         content = await _content(files, picture(400 + number, 200))
@@ -62,11 +68,17 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
 async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     executor = ManualExecutor()
-    workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
+    workers = ImageWorkers(executor=executor)
+    thumbnails = Thumbnails(
+        contents=LocalContents(database=sqlite_database, files=files),
+        workers=workers,
+        max_pixels=1 << 20,
+        max_concurrent=2,
+        clock=Clock(),
+    )
     content, other = (
         await _content(files, picture(400, 200)),
         await _content(files, picture(300, 200)),
@@ -97,11 +109,17 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
 async def test_who_may_not_wait_for_more_is_refused_alone(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     executor = ManualExecutor()
-    workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
+    workers = ImageWorkers(executor=executor)
+    thumbnails = Thumbnails(
+        contents=LocalContents(database=sqlite_database, files=files),
+        workers=workers,
+        max_pixels=1 << 20,
+        max_concurrent=2,
+        clock=Clock(),
+    )
     content = await _content(files, picture(40, 20))
 
     def ask(size: tuple[int, int], asker: str) -> Deferred[Thumbnail]:
@@ -132,12 +150,18 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
 async def test_a_thumbnail_is_made_once_for_all_who_wait(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     executor = ManualExecutor()
-    workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2, Clock())
+    workers = ImageWorkers(executor=executor)
+    thumbnails = Thumbnails(
+        contents=LocalContents(database=sqlite_database, files=files),
+        workers=workers,
+        max_pixels=1 << 20,
+        max_concurrent=2,
+        clock=Clock(),
+    )
     asked = [
         Deferred.fromCoroutine(
             thumbnails.get(content, 96, 96, "crop", ALICE, ALICE, animated=False)

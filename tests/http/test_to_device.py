@@ -334,7 +334,7 @@ def test_a_wake_is_answered_from_memory_and_a_later_token_removes(
 
 def test_equal_contents_count_once_in_memory() -> None:
     streams = Streams()
-    recent = ToDeviceCache(streams, max_bytes=1000)
+    recent = ToDeviceCache(streams=streams, max_bytes=1000)
 
     def send(first: int, *contents: bytes) -> None:
         bobs = [("@bob:example.org", f"D{n}", n) for n in range(len(contents))]

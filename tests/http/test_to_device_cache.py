@@ -17,7 +17,7 @@ from storage.engine.streams import Change, Streams, Topic
 
 def test_contents_are_stored_once_and_bounded() -> None:
     streams = Streams()
-    recent = ToDeviceCache(streams)
+    recent = ToDeviceCache(streams=streams)
     contents = [b'"%b"' % (b"%d" % number * 50_000) for number in range(10, 400)]
     tracemalloc.start()
     try:
@@ -50,7 +50,7 @@ def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     positions are read from the database."""
     monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 10)
     streams = Streams()
-    recent = ToDeviceCache(streams)
+    recent = ToDeviceCache(streams=streams)
     devices = [("@a:example.org", f"D{number}") for number in range(30)]
     for round_ in range(3):
         recipients = [(user_id, device_id, 1) for user_id, device_id in devices]
@@ -77,7 +77,7 @@ def test_a_message_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatc
     never sent."""
     monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 4)
     streams = Streams()
-    recent = ToDeviceCache(streams)
+    recent = ToDeviceCache(streams=streams)
     streams.publish([], 10)
     news = ToDeviceAdded(11, b"", [("@a:example.org", "D", 1)], [b"1"])
     streams.publish([Change(11, Topic.TO_DEVICE, user_ids=("@a:example.org",), detail=news)], 11)
@@ -91,7 +91,10 @@ def test_unsorted_messages_are_found_and_evicted_in_order() -> None:
     """A few at once, by many requests, while nobody reads: they are found in order, and the oldest
     are evicted first, as if each had been read at once."""
     streams, others = Streams(), Streams()
-    lazy, eager = ToDeviceCache(streams, max_bytes=2500), ToDeviceCache(others, max_bytes=2500)
+    lazy, eager = (
+        ToDeviceCache(streams=streams, max_bytes=2500),
+        ToDeviceCache(streams=others, max_bytes=2500),
+    )
     devices = [("@a:example.org", "D"), ("@a:example.org", "E"), ("@b:example.org", "D")]
     position = 1
     for number in range(5 * MAX_UNSORTED):

@@ -170,7 +170,7 @@ class World:
             "messages": {self.bob.user_id: messages},
         }
         for at in (self.here, 1 - self.here, self.here):
-            edus = self.nodes[at].app.outgoing_federation.edus
+            edus = self.nodes[at].app.federation_sender.edus
             self.nodes[at].run(edus.receive(ServerName("elsewhere.example"), only(edu)))
         for name, number in expected:
             self._expect(name, number)

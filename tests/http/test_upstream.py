@@ -109,7 +109,7 @@ def test_profiles_are_imported_at_each_sign_in_if_configured(
         server.run(sqlite_database.write("t", ThreepidStore(sqlite_database).add_threepid, own))
     profile = f"/_matrix/client/v3/profile/{alice.user_id}"
     assert server.get(profile).json["displayname"] == "Alice the Great"
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, shadow_banned=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, shadow_banned=True))
     browser.open(provider.sign_in(open_provider(browser), **{**ALICE, "name": "Buy this"}))
     alice = redeem(server, browser)
     assert (alice.get(profile).json["displayname"], server.get(profile).json["displayname"]) == (
@@ -331,11 +331,11 @@ def test_no_account_is_created_if_registration_is_disabled(
 
 def test_unusable_accounts_are_refused(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=True))
     browser = Browser(server)
     browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert "This account is locked" in browser.words
-    server.run(server.app.users.deactivation.do_deactivate(alice.user_id, erase=False))
+    server.run(server.app.user_data.deactivation.do_deactivate(alice.user_id, erase=False))
     browser.open(provider.sign_in(open_provider(browser), **ALICE))
     assert (browser.status, "has been closed" in browser.words) == (403, True)
     refused = [
@@ -350,7 +350,7 @@ def test_an_account_that_is_locked_during_a_step_is_refused(
     alice = sign_in(server, provider, Browser(server))
     browser = Browser(server)
     browser.open(provider.sign_in(open_provider(browser), **ALICE))
-    server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=True))
     browser.send()
     assert browser.status == 403
 

@@ -26,7 +26,7 @@ def alice(server: TestServer) -> User:
 
 def assert_addresses(user: User, provider: str, *addresses: str) -> list[str]:
     """Let a provider assert addresses, as at a sign-in; return the user's addresses afterwards."""
-    threepids = user.server.app.users.threepids
+    threepids = user.server.app.user_data.threepids
     user.server.run(threepids.do_set_provider_emails({UserID(user.user_id): addresses}, provider))
     return sorted(
         each["address"] for each in user.get("/_matrix/client/v3/account/3pid").json["threepids"]
@@ -68,7 +68,9 @@ def test_assertions_end_with_the_ownership_of_the_address(
             == 200
         )
     else:
-        server.run(server.app.users.deactivation.do_deactivate(UserID(alice.user_id), erase=False))
+        server.run(
+            server.app.user_data.deactivation.do_deactivate(UserID(alice.user_id), erase=False)
+        )
     bob = server.register("bob")
     assert assert_addresses(bob, CLUB, WORK) == [WORK]
     assert assert_addresses(bob, CLUB, HOME) == [HOME]
@@ -91,7 +93,7 @@ def test_a_sign_in_that_changes_nothing_writes_nothing(
 
 def test_addresses_can_be_swapped_and_rotated(server: TestServer, alice: User) -> None:
     """A provider asserts addresses of several users together; nobody loses their only address."""
-    threepids = server.app.users.threepids
+    threepids = server.app.user_data.threepids
     people = [
         alice,
         *(server.register(name) for name in ("bob", "carol", "dora", "ernest", "outsider")),

@@ -32,7 +32,7 @@ def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
 @pytest.fixture
 def root(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 
@@ -89,7 +89,7 @@ def test_invalid_links_are_refused(root: User, body: dict[str, str]) -> None:
 
 def test_administrators_find_the_user_of_an_address(server: TestServer, root: User) -> None:
     row = ThreepidRow("email", "root@example.org", root.user_id, 1, 1)
-    server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
+    server.run(server.app.database.write("address", server.app.email.threepids.add_threepid, row))
     find = "/_synapse/admin/v1/threepid/{}/users/{}"
     assert root.get(find.format("email", "Root@example.org")).json == {"user_id": root.user_id}
     assert root.get(find.format("email", "nobody@example.org")).errcode == "M_NOT_FOUND"

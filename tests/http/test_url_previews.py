@@ -111,7 +111,7 @@ def test_a_quarantined_image_does_not_come_back_with_a_preview(
     alice: User, pages: LinkedPages
 ) -> None:
     root = alice.server.register("root")
-    alice.server.run(alice.server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    alice.server.run(alice.server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     pages.put(
         PAGE, '<meta property="og:title" content="A"><meta property="og:image" content="/a.png">'
     )

@@ -43,7 +43,7 @@ class Job(msgspec.Struct):
 def processes(tmp_path: Path, clock: Callable[[], float]) -> WorkerProcesses:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    return WorkerProcesses(InlineExecutor(), script, SECONDS, clock)
+    return WorkerProcesses(executor=InlineExecutor(), script=script, seconds=SECONDS, clock=clock)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ REGISTRY_HOST = re.compile(
 INDENTED_IMPORT = re.compile(r"^[ \t]+(import|from)\s", re.MULTILINE)
 DOCSTRING = re.compile(r'\s*(#.*\n\s*)*r?"""\s*[^\s"]')
 LARGE_CONSTRUCTOR = re.compile(r"# More than ten: \S.{9,}")
+EXCEPTION = re.compile(r"(Exception|Error|Refused|Forbidden)$")
 DESCRIBED = re.compile(r"(?:(?<=[.;:] )|(?<=\n)|^)`[a-z_0-9]+`(?:, `[a-z_0-9]+`)*: ")
 """The start of a sentence of a docstring that describes parameters."""
 QUOTED_NAME = re.compile(r"`(\w+)`")
@@ -272,6 +273,28 @@ def constructors_are_small(file: SourceFile) -> Iterator[str]:
             )
 
 
+def constructors_take_keywords(file: SourceFile) -> Iterator[str]:
+    """Complain of positional parameters of a constructor that has more than one parameter.
+
+    Exceptions are raised with their text first. The values of the protocol core are exempt, and so
+    is a constructor that takes any number of arguments.
+    """
+    if not file.is_product or file.path.parts[:2] == ("federation", "protocol"):
+        return
+    for node in file.nodes_with("def __init__"):
+        if not isinstance(node, ast.ClassDef) or any(
+            EXCEPTION.search(ast.unparse(base)) for base in node.bases
+        ):
+            continue
+        for function in node.body:
+            if not isinstance(function, ast.FunctionDef) or function.name != "__init__":
+                continue
+            given = function.args
+            positional = [*given.posonlyargs, *given.args][1:]
+            if positional and given.vararg is None and len(positional + given.kwonlyargs) > 1:
+                yield file.at(function, f"{node.name} takes its arguments by keyword")
+
+
 def docstrings_name_parameters(file: SourceFile) -> Iterator[str]:
     """Complain of a docstring that describes a parameter which the function does not have."""
     for node in file.nodes_with("def "):
@@ -303,6 +326,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     values_are_structs,
     no_untracked_callable,
     constructors_are_small,
+    constructors_take_keywords,
     docstrings_name_parameters,
 )
 

@@ -115,6 +115,11 @@ BAD: list[tuple[Rule, str, str]] = [
         "storage/a.py",
     ),
     (
+        rules.constructors_take_keywords,
+        "class A(Generic[K]):\n    def __init__(self, a, *, b):\n        self.a = a\n",
+        "federation/peers/a.py",
+    ),
+    (
         rules.docstrings_name_parameters,
         'def f(self, a):\n    """Return it. `a`, `b`: the sides."""\n    return a\n',
         "homeserver/a.py",
@@ -185,6 +190,13 @@ GOOD: list[tuple[Rule, str, str]] = [
         "class A:\n    # More than ten: these are the fields of an event.\n"
         f"    def __init__(self, {TEN}, b):\n        self.b = b\n",
         "federation/a.py",
+    ),
+    (
+        rules.constructors_take_keywords,
+        "class A:\n    def __init__(self, a):\n        self.a = a\n"
+        "class B:\n    def __init__(self, *, a, b):\n        self.a = b\n"
+        "class C(MatrixError):\n    def __init__(self, text, status):\n        self.text = text\n",
+        "storage/a.py",
     ),
     (
         rules.docstrings_name_parameters,

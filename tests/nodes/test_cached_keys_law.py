@@ -61,7 +61,10 @@ class Story:
         """One user queries some of them, and gets the same as from a node that has just started."""
         reader = self._somebody()
         published = PublishedKeyCache(
-            PublishedKeyStore(reader.server.app.database), Streams(), build_public_keys, capacity=99
+            store=PublishedKeyStore(reader.server.app.database),
+            streams=Streams(),
+            show=build_public_keys,
+            capacity=99,
         )
         ids = [
             person.user.user_id

@@ -59,7 +59,11 @@ def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(
 ) -> None:
     clock, database = Clock(), Away()
     nodes = PeerNodes(
-        clock, cast(Database, database), Nothing(), NodeMessages(clock), clock.seconds
+        clock=clock,
+        database=cast(Database, database),
+        remembered=Nothing(),
+        notes=NodeMessages(clock),
+        monotonic=clock.seconds,
     )
     nodes.start()
     clock.pump([1.0] * 3)
@@ -133,7 +137,13 @@ class Shared(Away):
 def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
     notes = NodeMessages(clock)
-    nodes = PeerNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
+    nodes = PeerNodes(
+        clock=clock,
+        database=cast(Database, database),
+        remembered=Nothing(),
+        notes=notes,
+        monotonic=clock.seconds,
+    )
     nodes.start(cast(IReactorFDSet, readers))
     clock.pump([0.0, 1.0])
     assert database.told == [GREETING]
@@ -159,7 +169,13 @@ def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
 def test_a_node_that_starts_during_the_count_of_nodes_receives_notes() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
     notes = NodeMessages(clock)
-    nodes = PeerNodes(clock, cast(Database, database), Nothing(), notes, clock.seconds)
+    nodes = PeerNodes(
+        clock=clock,
+        database=cast(Database, database),
+        remembered=Nothing(),
+        notes=notes,
+        monotonic=clock.seconds,
+    )
     database.counting = Deferred()
     nodes.start(cast(IReactorFDSet, readers))
     database.calls.came.append(EphemeralMessage(2, GREETING))
@@ -174,7 +190,11 @@ def test_a_starting_node_greets_until_the_greeting_is_sent() -> None:
     clock, database, readers = Clock(), Shared(), Readers()
     database.fails = 2
     nodes = PeerNodes(
-        clock, cast(Database, database), Nothing(), NodeMessages(clock), clock.seconds
+        clock=clock,
+        database=cast(Database, database),
+        remembered=Nothing(),
+        notes=NodeMessages(clock),
+        monotonic=clock.seconds,
     )
     nodes.start(cast(IReactorFDSet, readers))
     clock.pump([1.0] * 5)

@@ -36,7 +36,7 @@ def another_device(user: User) -> User:
 def get_list(server: TestServer, user: User) -> dict[str, Any]:
     """Return the device list as another server reads it."""
     answer: dict[str, Any] = server.run(
-        server.app.outgoing_federation.own_devices.get_list(UserID(user.user_id))
+        server.app.federation_sender.own_devices.get_list(UserID(user.user_id))
     )
     return answer
 
@@ -78,7 +78,7 @@ def test_the_sending_node_does_not_announce_a_new_device_as_deleted(nodes: Nodes
     second = another_device(there)
     upload(second, device_keys=identity_keys(second, 2)[1])
     edus = nodes.first.run(
-        nodes.first.app.outgoing_federation.own_devices.get_updates(here.user_id, 0)
+        nodes.first.app.federation_sender.own_devices.get_updates(here.user_id, 0)
     )
     told = [json.loads(edu)["content"] for edu in edus]
     assert {content["device_id"] for content in told} == {here.device_id, second.device_id}

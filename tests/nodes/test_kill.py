@@ -159,7 +159,7 @@ async def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(
 ) -> None:
     rooms = live_through_kills(ServerFiles(tmp_path / "server", database_config))
     database = open_inline(database_config)
-    store = RoomStore(database)
+    store = RoomStore(database=database)
     for room in (await store.get_rooms(rooms)).values():
         head = await store.get_head(room.room_nid)
         assert len(head.extremities) == 1, "one server never forks its own rooms"

@@ -37,7 +37,7 @@ class SendingNodes:
             )
             assert server.app.peer_nodes is not None
             server.app.peer_nodes.start()
-            server.app.outgoing_federation.sender.start()
+            server.app.federation_sender.sender.start()
             self.servers.append(server)
         self.alice = self.servers[0].register("alice")
         self.room_id = str(
@@ -84,7 +84,7 @@ async def test_the_first_node_sends_for_both_and_the_second_takes_over(
     nodes.wait()
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one", "two"], []]
 
-    await nodes.servers[0].app.outgoing_federation.sender.stop()
+    await nodes.servers[0].app.federation_sender.sender.stop()
     nodes.say(0, "three")
     nodes.wait(12)
     nodes.say(0, "four")
@@ -118,7 +118,7 @@ async def test_an_operator_can_end_the_backoff_at_either_node(nodes: SendingNode
     nodes.say(0, "one")
     nodes.wait(2)
     nodes.wires[0].busy.clear()
-    nodes.servers[1].app.outgoing_federation.sender.record_activity(ServerName(PEER))
+    nodes.servers[1].app.federation_sender.sender.record_activity(ServerName(PEER))
     nodes.wait(24)
     assert nodes.wires[0].texts(PEER) == ["one"]
     assert root.post(f"{DESTINATIONS}/{PEER}/reset_connection", {}).status == 200
@@ -131,16 +131,14 @@ def register(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeChannel
     connection is closed."""
     calls = nodes.databases[number].engine.open_node_channel()
     assert calls is not None
-    nodes.servers[number].app.outgoing_federation.sender._lease._lease._get_node = lambda: (
-        calls.node
-    )
+    nodes.servers[number].app.federation_sender.sender._lease._lease._get_node = lambda: calls.node
     nodes.wait(seconds)
     return calls
 
 
 def kill(nodes: SendingNodes, number: int, calls: NodeChannel) -> None:
     """Kill a node: it sends nothing any more."""
-    sender = nodes.servers[number].app.outgoing_federation.sender
+    sender = nodes.servers[number].app.federation_sender.sender
     sender._lease._round.stop()
     sender._lease.is_held = False
     sender._deliveries.stop()
@@ -156,7 +154,7 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     await pretend_member(nodes.servers[0], nodes.room_id, f"@bob:{PEER}")
     nodes.wait()
     calls = register(nodes, 0)
-    await nodes.servers[1].app.outgoing_federation.sender.stop()
+    await nodes.servers[1].app.federation_sender.sender.stop()
     kill(nodes, 0, calls)
     nodes.say(0, "one")
     text = "database: {name: psycopg2, args: {}}\n"
@@ -164,7 +162,7 @@ async def test_a_killed_node_that_restarts_continues_at_once(
     again = TestServer(
         tmp_path / "0", nodes.databases[0], text, seed=3, now=now, wire=nodes.wires[0]
     )
-    again.app.outgoing_federation.sender.start()
+    again.app.federation_sender.sender.start()
     settle(again)
     assert [wire.texts(PEER) for wire in nodes.wires] == [["one"], []]
 

@@ -56,7 +56,7 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
     (let_pass,) = (event["event_id"] for event in bans if event["sender"] == f"@wanda:{WEST}")
     assert there.get(room_path(room_id, "event", let_pass)).status == 200
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
     assert is_whole(bob, room_id)
     network.clock.advance(1)

@@ -136,7 +136,7 @@ def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser
 
 
 def test_a_suspended_account_keeps_its_addresses(server: TestServer, browser: Browser) -> None:
-    store, threepids = server.app.accounts.stores.accounts, server.app.mail.threepids
+    store, threepids = server.app.accounts.stores.accounts, server.app.email.threepids
     for medium, address in (("email", "alice@example.org"), ("msisdn", "998901234567")):
         row = ThreepidRow(medium, address, "@alice:example.org", 1, 1)
         server.run(server.app.database.write("t", threepids.add_threepid, row))

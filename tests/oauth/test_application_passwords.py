@@ -291,7 +291,7 @@ def test_logging_out_everywhere_revokes_them_and_a_lock_does_not(
     server: TestServer, browser: Browser
 ) -> None:
     password = make(browser)
-    accounts = server.app.users.accounts
+    accounts = server.app.user_data.accounts
     server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=True))
     assert login(server, password).errcode == "M_USER_LOCKED"
     server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=False))
@@ -316,7 +316,7 @@ def test_administrators_list_and_revoke_them(server: TestServer, browser: Browse
     password = make(browser)
     bot = User(server, login(server, password).json)
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     [found] = root.get(ADMIN).json["application_passwords"]
     assert found == {
         "id": password[4:16],

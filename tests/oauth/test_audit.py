@@ -44,11 +44,11 @@ def test_events_of_an_account_are_recorded_in_order(program: Program, browser: B
     program.take(program.refresh())
     server.clock.advance(RACE_MS / 1000)
     assert program.refresh(stolen).status == 400
-    accounts = server.app.users.accounts
+    accounts = server.app.user_data.accounts
     for locked in (True, True, False):
         server.run(accounts.do_set_flags(ALICE, locked=locked))
     server.run(accounts.do_set_password(ALICE, "new", log_out_all=True))
-    server.run(server.app.users.deactivation.do_deactivate(ALICE, erase=False))
+    server.run(server.app.user_data.deactivation.do_deactivate(ALICE, erase=False))
     assert events(boss) == [
         "registered",
         "session_began",
@@ -230,7 +230,7 @@ def test_all_actions_of_administrators_name_them(server: TestServer) -> None:
 
 def test_a_refusal_after_the_right_password_is_recorded(server: TestServer) -> None:
     boss = admin(server)
-    accounts = server.app.users.accounts
+    accounts = server.app.user_data.accounts
     login = {
         "type": "m.login.password",
         "identifier": {"type": "m.id.user", "user": "alice"},
@@ -245,7 +245,7 @@ def test_a_refusal_after_the_right_password_is_recorded(server: TestServer) -> N
     page.open("/_mahalla/account")
     page.send("/_mahalla/sign_in", name="alice", password="wonderland")
     server.run(accounts.do_set_flags(ALICE, locked=False))
-    server.run(server.app.users.deactivation.do_deactivate(ALICE, erase=False))
+    server.run(server.app.user_data.deactivation.do_deactivate(ALICE, erase=False))
     # a deactivated account has no password, so nobody authenticated as its owner
     server.post("/_matrix/client/v3/login", login)
     records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]

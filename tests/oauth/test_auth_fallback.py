@@ -192,14 +192,16 @@ def test_a_password_change_ends_a_confirmation_from_a_page(
     browser.open(fallback("m.login.password", session))
     browser.send(password="wonderland")
     assert "Thank you, the operation is confirmed" in browser.words
-    server.run(server.app.users.accounts.do_set_password(UserID(alice.user_id), "another password"))
+    server.run(
+        server.app.user_data.accounts.do_set_password(UserID(alice.user_id), "another password")
+    )
     assert end(alice, other, {"session": session}).status == 401
 
 
 def test_a_password_change_ends_a_confirmation(lenient: TestServer) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
     assert end(alice, first, proof()).status == 200
-    accounts = lenient.app.users.accounts
+    accounts = lenient.app.user_data.accounts
     lenient.run(
         accounts.do_set_password(UserID(alice.user_id), "another password")
     )  # all sessions continue
@@ -211,7 +213,7 @@ def test_a_confirmation_during_a_password_change_is_refused(
 ) -> None:
     alice, first, second = (another(lenient) for _ in range(3))
     set_confirmed = ConfirmationStore.set_confirmed
-    accounts = lenient.app.users.accounts
+    accounts = lenient.app.user_data.accounts
 
     async def too_late(self: ConfirmationStore, *args: Any) -> None:
         monkeypatch.undo()

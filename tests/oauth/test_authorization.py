@@ -317,7 +317,7 @@ def test_a_code_expires_after_two_minutes(program: Program, browser: Browser) ->
 
 def test_locking_the_account_ends_the_code(program: Program, browser: Browser) -> None:
     code = program.code(browser)
-    users = program.server.app.users.accounts
+    users = program.server.app.user_data.accounts
     program.server.run(users.do_set_flags(UserID("@alice:example.org"), locked=True))
     program.server.run(users.do_set_flags(UserID("@alice:example.org"), locked=False))
     refused(program.exchange(code))

@@ -224,7 +224,9 @@ def test_clients_that_nobody_allowed_are_removed_sooner(program: Program, browse
 
 def test_the_number_of_clients_that_nobody_allowed_is_bounded(database: Database) -> None:
     clock = Clock()
-    clients = OAuthClients(clock, database, OAuthStore(database), max_never_used=3)
+    clients = OAuthClients(
+        clock=clock, database=database, store=OAuthStore(database), max_never_used=3
+    )
 
     def run(work: Coroutine[Any, Any, T]) -> T:
         done: list[T] = []

@@ -163,7 +163,7 @@ def test_locking_the_account_ends_the_decision(program: Program, browser: Browse
     browser.open(f"{LINK}?user_code={asked['user_code']}")
     sign_in(browser)
     browser.send(LINK, button="allow")
-    accounts = program.server.app.users.accounts
+    accounts = program.server.app.user_data.accounts
     for locked in (True, False):
         program.server.run(accounts.do_set_flags(UserID("@alice:example.org"), locked=locked))
     assert error_of(poll(program, asked)) == "invalid_grant"

@@ -102,14 +102,14 @@ class Recorder:
         """Return all log texts, in every format."""
         lines: list[str] = []
         for observer in (
-            TextObserver(lines.append, LogLevel.debug),
-            JsonObserver(lines.append, LogLevel.debug),
+            TextObserver(write=lines.append, minimum=LogLevel.debug),
+            JsonObserver(write=lines.append, minimum=LogLevel.debug),
         ):
             for event in self.events:
                 observer(event)
         for as_json in (True, False):
             access = FormattedAccessLog(
-                lines.append, lambda make: lines.append(make()), as_json=as_json
+                write=lines.append, write_soon=lambda make: lines.append(make()), as_json=as_json
             )
             for record in self._server.client.access_log.records:
                 access.write(record)

@@ -180,7 +180,7 @@ def test_sessions_expire(tmp_path: Path, sqlite_database: Database) -> None:
 
 
 def test_a_locked_account_keeps_its_sessions(program: Program, alice: User) -> None:
-    accounts = program.server.app.users.accounts
+    accounts = program.server.app.user_data.accounts
     program.server.run(accounts.do_set_flags(alice.user_id, locked=True))
     program.server.clock.advance(301)
     answer = program.refresh()
@@ -246,7 +246,7 @@ def test_an_account_that_expires_before_the_exchange_is_refused(
     alice = server.register("alice")
     program = Program(server)
     code = program.code(Browser(server))
-    store = AccountValidityStore(sqlite_database, AccountStore(sqlite_database))
+    store = AccountValidityStore(database=sqlite_database, accounts=AccountStore(sqlite_database))
     over = int(server.clock.seconds() * 1000) - 1
     server.run(sqlite_database.write("end", store.set_expiry, alice.user_id, over))
     refused(program.exchange(code))
@@ -255,7 +255,7 @@ def test_an_account_that_expires_before_the_exchange_is_refused(
 
 def test_a_password_change_ends_codes(program: Program, browser: Browser) -> None:
     code = program.code(browser)
-    people = program.server.app.users
+    people = program.server.app.user_data
     program.server.run(
         people.accounts.do_set_password(UserID("@alice:example.org"), "a new password")
     )

@@ -5,7 +5,7 @@ import pytest
 from federation.http_client.address_policy import AddressPolicy
 from homeserver.config.outgoing import PRIVATE_NETWORKS
 
-POLICY = AddressPolicy(PRIVATE_NETWORKS, ["10.20.0.0/16", "fd00::5"])
+POLICY = AddressPolicy(denied=PRIVATE_NETWORKS, allowed=["10.20.0.0/16", "fd00::5"])
 
 
 @pytest.mark.parametrize(

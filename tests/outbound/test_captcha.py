@@ -24,7 +24,11 @@ def _verify(request: bytes) -> bytes:
 def _captcha(far: LoopbackServers, url: str) -> CaptchaVerifier:
     far.names.addresses[NAME] = ["127.0.0.1"]
     return CaptchaVerifier(
-        far.client(), Plugins(), verify_url=url, site_key="site-key", secret="our secret"
+        web=far.client(),
+        plugins=Plugins(),
+        verify_url=url,
+        site_key="site-key",
+        secret="our secret",
     )
 
 

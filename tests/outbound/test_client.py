@@ -74,7 +74,9 @@ def test_an_address_is_sent_as_it_was_signed(
     path = f"/_matrix/{quote(segment, safe='')}"
     url = f"https://{host}{path}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
     agent = Recorder()
-    work = HttpClient(CLOCK, agent).exchange("GET", url, (), b"", max_bytes=1, take=None)
+    work = HttpClient(clock=CLOCK, agent=agent).exchange(
+        "GET", url, (), b"", max_bytes=1, take=None
+    )
     Deferred.fromCoroutine(work).addErrback(lambda failure: failure.trap(OutboundError))
     assert agent.uris == [url.encode()]
 

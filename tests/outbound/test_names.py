@@ -49,7 +49,9 @@ async def asking(name: str) -> SrvRecords:
         0, dns.DNSDatagramProtocol(factory), interface="127.0.0.1", maxPacketSize=8192
     )
     names = SystemNameResolver(
-        reactor, InlineExecutor(), [("127.0.0.1", cast(IPv4Address, port.getHost()).port)]
+        reactor=reactor,
+        threads=InlineExecutor(),
+        name_servers=[("127.0.0.1", cast(IPv4Address, port.getHost()).port)],
     )
     try:
         return await names.lookup_services(name)
@@ -77,7 +79,9 @@ async def test_a_name_server_that_fails() -> None:
 
 async def test_addresses_come_from_the_system() -> None:
     names = SystemNameResolver(
-        cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)]
+        reactor=cast(ReactorBase, installed_reactor),
+        threads=InlineExecutor(),
+        name_servers=[("127.0.0.1", 1)],
     )
     assert {"127.0.0.1", "::1"} & set(await names.lookup_addresses("localhost"))
     with pytest.raises(NameNotFound):
@@ -89,7 +93,9 @@ async def test_addresses_come_from_the_system() -> None:
 )
 async def test_what_can_be_no_name(host: str) -> None:
     names = SystemNameResolver(
-        cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)]
+        reactor=cast(ReactorBase, installed_reactor),
+        threads=InlineExecutor(),
+        name_servers=[("127.0.0.1", 1)],
     )
     for ask in (names.lookup_addresses, names.lookup_services):
         with pytest.raises(NameNotFound):

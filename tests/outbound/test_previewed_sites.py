@@ -35,19 +35,31 @@ def _reader(
     seconds: float = 30.0,
 ) -> PreviewFetcher:
     connector = Connector(
-        cast(IReactorTCP, installed_reactor),
-        CLOCK,
-        names or SystemNameResolver(cast(ReactorBase, installed_reactor), InlineExecutor()),
-        AddressPolicy(PRIVATE_NETWORKS, allowed),
-        None,
+        tcp=cast(IReactorTCP, installed_reactor),
+        clock=CLOCK,
+        names=names
+        or SystemNameResolver(
+            reactor=cast(ReactorBase, installed_reactor), threads=InlineExecutor()
+        ),
+        addresses=AddressPolicy(denied=PRIVATE_NETWORKS, allowed=allowed),
+        proxy=None,
     )
-    web = HttpClient(CLOCK, WebAgent(far.pool, connector, far.trust()))
-    return PreviewFetcher(web, CLOCK, PreviewRules((), None), (), MAX_PICTURE, seconds)
+    web = HttpClient(
+        clock=CLOCK, agent=WebAgent(pool=far.pool, connector=connector, trust=far.trust())
+    )
+    return PreviewFetcher(
+        web=web,
+        clock=CLOCK,
+        rules=PreviewRules(denied=(), allowed=None),
+        headers=(),
+        max_image=MAX_PICTURE,
+        seconds=seconds,
+    )
 
 
 @pytest.fixture
 def spool(tmp_path: Path) -> DiskSpool:
-    return DiskSpool(tmp_path, 1 << 20, lambda: None)
+    return DiskSpool(folder=tmp_path, memory_bytes=1 << 20, check_room=lambda: None)
 
 
 @pytest.mark.parametrize(

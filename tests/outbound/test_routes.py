@@ -52,7 +52,7 @@ class Web:
 
 def start() -> tuple[Web, FakeNames, Clock, Routes]:
     web, names, clock = Web(), FakeNames(), Clock()
-    return web, names, clock, Routes(clock, web, names, lambda: 0.0)
+    return web, names, clock, Routes(clock=clock, web=web, names=names, draw=lambda: 0.0)
 
 
 async def hop(routes: Routes) -> Hop:

@@ -56,7 +56,13 @@ class NobodyIgnored:
 def badges_of(counting: Counting) -> BadgeCounts:
     memberships, unread = cast(Memberships, counting), cast(UnreadCounts, counting)
     ignored, permissions = cast(IgnoredUsers, NobodyIgnored()), cast(InvitePermissions, None)
-    return BadgeCounts(memberships, unread, ignored, permissions, by_room=False)
+    return BadgeCounts(
+        memberships=memberships,
+        unread=unread,
+        ignored=ignored,
+        permissions=permissions,
+        by_room=False,
+    )
 
 
 def ask(badges: BadgeCounts) -> list[int]:

@@ -75,7 +75,9 @@ class Pushing:
     def __init__(self, hanging: Callable[[str], bool]) -> None:
         self.clock = Clock()
         self.web = HangingWeb(self.clock, hanging)
-        self.gateways = Gateways(self.clock, self.web, PushMetrics(CollectorRegistry()))
+        self.gateways = Gateways(
+            clock=self.clock, web=self.web, metrics=PushMetrics(CollectorRegistry())
+        )
 
     def push(self, host: str) -> list[str]:
         outcome: list[str] = []

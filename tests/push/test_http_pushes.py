@@ -373,7 +373,7 @@ def test_a_locked_user_gets_no_pushes(server: TestServer, gateway: PushGateway) 
     alice, bob, room_id = two(server)
 
     def lock(locked: bool) -> None:
-        server.run(server.app.users.accounts.do_set_flags(alice.user_id, locked=locked))
+        server.run(server.app.user_data.accounts.do_set_flags(alice.user_id, locked=locked))
         settle(server)
 
     gateway.failure = OutboundError("it is down")

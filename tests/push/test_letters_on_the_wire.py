@@ -21,7 +21,9 @@ def written() -> bytes:
     message = DigestMessage("Ольга Михайловна", "2026-11-29 18:32 UTC", TEXT, LINK)
     room = DigestRoom(NAME, False, LINK, "Открыть комнату", [message], "")
     digest = Digest(f"[{NAME}] {NAME}", "", [room], "", "", LINK, "Больше не писать")
-    letters = EmailRenderer("example.org", f"{NAME} <noreply@example.org>", NAME)
+    letters = EmailRenderer(
+        server_name="example.org", sender=f"{NAME} <noreply@example.org>", app_name=NAME
+    )
     return letters.render_digest(Languages().get("ru"), digest, "alice@example.com", 0)
 
 

@@ -185,7 +185,7 @@ surroundings = st.builds(
 
 def occasion_of(event: Any, around: Surroundings) -> EvaluatedEvent:
     return EvaluatedEvent(
-        event,
+        properties=event,
         room_id=event["room_id"],
         sender=event["sender"],
         member_count=around.member_count,
@@ -344,7 +344,7 @@ def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any)
             "sender": "@somebody:elsewhere.invalid",
         }
         occasion = EvaluatedEvent(
-            event,
+            properties=event,
             room_id=room,
             sender=str(event["sender"]),
             member_count=100,

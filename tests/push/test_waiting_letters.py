@@ -135,7 +135,7 @@ def test_an_email_is_dropped_after_two_days(server: TestServer) -> None:
 @pytest.mark.parametrize("for_good", [False, True])
 def test_the_admin_api_shows_emails_that_are_refused(server: TestServer, for_good: bool) -> None:
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
 
@@ -164,7 +164,7 @@ def test_a_short_database_outage_in_the_outbox_loses_no_email(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob = reader(server), server.register("bob")
-    outbox = server.app.mail.outbox
+    outbox = server.app.email.outbox
     assert outbox is not None
 
     async def fail(_now: int, _until: int, _limit: int) -> list[QueuedEmail]:
@@ -188,7 +188,7 @@ def test_a_bug_in_sending_one_email_does_not_stop_others(
     add(server, carol, "carol@example.com")
     assert email_pusher(carol, "carol@example.com").status == 200
     server.relay.emails.clear()
-    outbox = server.app.mail.outbox
+    outbox = server.app.email.outbox
     assert outbox is not None
     assert outbox._is_missed is not None
     deliver, is_missed, pushers = server.relay.deliver, outbox._is_missed, list[int]()

@@ -25,7 +25,7 @@ def test_an_error_in_one_line_does_not_stop_the_others() -> None:
         if each.row.pusher_nid in broken:
             raise RuntimeError("a bug")
 
-    lines = ChangedQueues(clock, wake)
+    lines = ChangedQueues(clock=clock, wake=wake)
     every = list(range(WOKEN_AT_ONCE * 5 // 2))
     for nid in every:
         lines.add(line(nid))

@@ -135,7 +135,7 @@ def event(position: int) -> Change:
 
 def test_a_membership_that_changes_while_it_is_read_is_read_again() -> None:
     streams, store = Streams(10), SlowMemberships()
-    memberships = Memberships(store, streams, capacity=10)
+    memberships = Memberships(store=store, streams=streams, capacity=10)
     found = Deferred.fromCoroutine(memberships.of_user(ALICE))
     streams.publish([Change(11, Topic.MEMBERSHIP, user_id=ALICE, detail=membership(11))], 11)
     store.asked[0].callback({})
@@ -146,7 +146,7 @@ def test_a_membership_that_changes_while_it_is_read_is_read_again() -> None:
 
 def test_what_other_nodes_write_makes_memberships_be_read_again() -> None:
     streams, store = Streams(10), SlowMemberships()
-    memberships = Memberships(store, streams, capacity=10)
+    memberships = Memberships(store=store, streams=streams, capacity=10)
 
     def read() -> None:
         asked = len(store.asked)
@@ -164,7 +164,7 @@ def test_what_other_nodes_write_makes_memberships_be_read_again() -> None:
 
 def test_a_tail_that_an_event_overtakes_while_it_is_read_is_not_kept_as_complete() -> None:
     streams, store = Streams(10), SlowTimelines()
-    timelines = Timelines(store, streams, capacity=10)
+    timelines = Timelines(store=store, streams=streams, capacity=10)
     first = Deferred.fromCoroutine(timelines.get_latest({1: (0, 10)}, 5))
     streams.publish([event(11)], 11)
     store.asked[0].callback({1: [Arrival(9, 9), Arrival(8, 8)]})
@@ -178,7 +178,7 @@ def test_a_tail_that_an_event_overtakes_while_it_is_read_is_not_kept_as_complete
 
 def test_a_tail_is_bounded_and_knows_how_far_back_it_goes() -> None:
     streams, store = Streams(0), SlowTimelines()
-    timelines = Timelines(store, streams, capacity=10)
+    timelines = Timelines(store=store, streams=streams, capacity=10)
     last = TAIL_LENGTH + 10
     streams.publish([event(position) for position in range(1, last + 1)], last)
     newest = Deferred.fromCoroutine(timelines.get_latest({1: (last - 3, last)}, 5))
@@ -196,7 +196,7 @@ def test_a_tail_is_bounded_and_knows_how_far_back_it_goes() -> None:
 
 def test_recent_changes_know_what_they_do_not_know() -> None:
     streams = Streams(10)
-    recent = RecentChanges(streams)
+    recent = RecentChanges(streams=streams)
     assert recent.rooms_since(ALICE, 9) is None
     streams.publish([event(11)], 11)
     changed = recent.rooms_since(ALICE, 10)
@@ -211,7 +211,7 @@ def test_recent_changes_know_what_they_do_not_know() -> None:
 
 def test_recent_changes_that_concern_very_many_people_are_bounded_by_the_people() -> None:
     streams = Streams()
-    recent = RecentChanges(streams)
+    recent = RecentChanges(streams=streams)
     for position in range(1, 10):
         people = tuple(f"@{position}-{number}:here" for number in range(10_000))
         streams.publish([Change(position, Topic.TO_DEVICE, user_ids=people)], position)
@@ -226,8 +226,18 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
     attention = PushRuleHistoryStore(sqlite_database)
-    rules = UserRuleCache(Clock(), attention, RuleCompiler(), streams, capacity=10)
-    counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
+    rules = UserRuleCache(
+        clock=Clock(), attention=attention, compiler=RuleCompiler(), streams=streams, capacity=10
+    )
+    counts = UnreadCounts(
+        outcomes=store,
+        receipts=NoReceipts(),
+        rooms=parts.rooms,
+        past=past,
+        rules=rules,
+        streams=streams,
+        capacity=10,
+    )
 
     def count() -> "Deferred[Unread]":
         deferred = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
@@ -258,8 +268,18 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
     attention = PushRuleHistoryStore(sqlite_database)
-    rules = UserRuleCache(Clock(), attention, RuleCompiler(), streams, capacity=10)
-    counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
+    rules = UserRuleCache(
+        clock=Clock(), attention=attention, compiler=RuleCompiler(), streams=streams, capacity=10
+    )
+    counts = UnreadCounts(
+        outcomes=store,
+        receipts=NoReceipts(),
+        rooms=parts.rooms,
+        past=past,
+        rules=rules,
+        streams=streams,
+        capacity=10,
+    )
     first = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
     store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
     assert done(first)[1].total == Unread(3, 0)
@@ -276,7 +296,7 @@ async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
 ) -> None:
     room, _ = await database.write("t", add_room, "!r:a.test", "11", 1)
     streams = Streams(10)
-    traits = RoomTraitCache(RoomSummaryStore(database), streams, capacity=10)
+    traits = RoomTraitCache(store=RoomSummaryStore(database), streams=streams, capacity=10)
     assert (await traits.of_rooms([room.room_nid]))[room.room_nid].name is None
     await database.write(
         "t",
@@ -293,8 +313,10 @@ async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
 async def test_whom_another_node_has_erased(database: Database) -> None:
     parts = RoomParts(database)
     streams = Streams(0)
-    states = CurrentStates(parts.timelines, parts.events, parts.trees)
-    erased = ErasedSenders(ErasureStore(database), streams, states, parts.events)
+    states = CurrentStates(timelines=parts.timelines, events=parts.events, trees=parts.trees)
+    erased = ErasedSenders(
+        store=ErasureStore(database), streams=streams, states=states, events=parts.events
+    )
     assert await erased.get() == {}
     await database.write("t", add_erasure, ALICE)
     position = database.streams.current()
@@ -325,7 +347,10 @@ async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(
 ) -> None:
     streams, store = Streams(10), CountedServers(database)
     servers = RoomServers(
-        store, Memberships(MembershipStore(database), streams, capacity=10), streams, capacity=10
+        store=store,
+        memberships=Memberships(store=MembershipStore(database), streams=streams, capacity=10),
+        streams=streams,
+        capacity=10,
     )
     for room_nid in (1, 2, 3):
         assert await servers.in_room(room_nid) == {}

@@ -13,7 +13,7 @@ ONE, OTHER = EventID("$one"), EventID("$other")
 
 def test_a_child_makes_its_parent_unknown() -> None:
     streams = Streams()
-    childless = NoRelationsCache(streams, capacity=10)
+    childless = NoRelationsCache(streams=streams, capacity=10)
     childless.add([ONE, OTHER], childless.version)
     streams.publish([Change(1, Topic.RELATION, detail=ONE)], 1)
     assert childless.event_ids == {OTHER}
@@ -21,7 +21,7 @@ def test_a_child_makes_its_parent_unknown() -> None:
 
 def test_a_child_that_came_during_the_read_makes_nothing_known() -> None:
     streams = Streams()
-    childless = NoRelationsCache(streams, capacity=10)
+    childless = NoRelationsCache(streams=streams, capacity=10)
     heard = childless.version
     streams.publish([Change(1, Topic.RELATION, detail=ONE)], 1)
     childless.add([ONE, OTHER], heard)
@@ -30,7 +30,7 @@ def test_a_child_that_came_during_the_read_makes_nothing_known() -> None:
 
 def test_another_node_may_have_written_children() -> None:
     streams = Streams()
-    childless = NoRelationsCache(streams, capacity=10)
+    childless = NoRelationsCache(streams=streams, capacity=10)
     heard = childless.version
     childless.add([ONE], heard)
     streams.advance_to(5)
@@ -39,7 +39,7 @@ def test_another_node_may_have_written_children() -> None:
 
 
 def test_it_does_not_grow_beyond_its_capacity() -> None:
-    childless = NoRelationsCache(Streams(), capacity=10)
+    childless = NoRelationsCache(streams=Streams(), capacity=10)
     for number in range(100):
         childless.add([EventID(f"${number}")], childless.version)
         assert len(childless.event_ids) <= 10
@@ -54,7 +54,7 @@ def stored(event_id: str, position: int, sent: tuple[str, str] | None) -> Stored
 
 
 def test_events_sent_since_the_start_have_only_announced_children() -> None:
-    childless = NoRelationsCache(streams := Streams(4), capacity=10)
+    childless = NoRelationsCache(streams=(streams := Streams(4)), capacity=10)
     sent = ("DEVICE", "txn")
     new = [stored(ONE, 5, sent), stored(OTHER, 6, sent)]
     assert all(map(childless.is_new_and_childless, new))
@@ -73,7 +73,7 @@ def test_events_sent_since_the_start_have_only_announced_children() -> None:
 
 
 def test_more_parents_than_there_is_room_for() -> None:
-    childless = NoRelationsCache(streams := Streams(), capacity=10)
+    childless = NoRelationsCache(streams=(streams := Streams()), capacity=10)
     new = [stored(f"${number}", number, ("DEVICE", "txn")) for number in range(1, 30)]
     for number in range(1, 25):
         streams.publish([Change(40 + number, Topic.RELATION, detail=f"${number}")], 40 + number)

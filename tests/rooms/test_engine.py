@@ -352,7 +352,7 @@ async def test_an_arrival_read_before_its_announcement_comes_once(
     sent = await parts.send(room_id, ALICE, "once")
     # a node whose streams have not heard yet of what a reading thread of it finds committed
     streams = Streams(sent.position - 1 if sent.position is not None else 0)
-    timelines = Timelines(TimelineStore(sqlite_database), streams, capacity=10)
+    timelines = Timelines(store=TimelineStore(sqlite_database), streams=streams, capacity=10)
     await timelines.get_latest({sent.room_nid: (0, 2**53)}, 10)
     row = (await EventStore(sqlite_database).get_events([sent.nid]))[sent.nid]
     streams.publish(

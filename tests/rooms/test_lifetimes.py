@@ -27,7 +27,9 @@ def make() -> tuple[Streams, SlowLifetimes, RoomRetentionCache]:
     """The server has heard of what was set up to 10: in room 1 messages are kept for 5
     milliseconds."""
     streams, store = Streams(10), SlowLifetimes()
-    lifetimes = RoomRetentionCache(store, streams, RetentionRules(), lambda: 1000)
+    lifetimes = RoomRetentionCache(
+        store=store, streams=streams, rules=RetentionRules(), now_ms=lambda: 1000
+    )
     loaded = Deferred.fromCoroutine(lifetimes.get([1]))
     store.asked.pop().callback(([RoomRetention(1, 5, 10)], 10))
     assert loaded.called

@@ -18,7 +18,9 @@ async def test_fewer_users_with_much_data_are_cached(sqlite_database: Database) 
         parsed.append(user_id)
         return len(str(contents))
 
-    data = ParsedAccountDataCache(store, sqlite_database.streams, ["x"], parse, capacity=3)
+    data = ParsedAccountDataCache(
+        account_data=store, streams=sqlite_database.streams, types=["x"], parse=parse, capacity=3
+    )
 
     async def read(*user_ids: UserID) -> list[str]:
         parsed.clear()
@@ -44,7 +46,11 @@ async def test_added_data_is_cached_unless_it_changed_meanwhile(
 ) -> None:
     store = AccountDataStore(sqlite_database)
     data = ParsedAccountDataCache(
-        store, sqlite_database.streams, ["x"], lambda contents, _: contents.get("x"), capacity=3
+        account_data=store,
+        streams=sqlite_database.streams,
+        types=["x"],
+        parse=lambda contents, _: contents.get("x"),
+        capacity=3,
     )
     await sqlite_database.write("t", store.set_entry, ALICE, None, "x", b"{}")
     heard = data.version

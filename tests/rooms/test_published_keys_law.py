@@ -108,7 +108,7 @@ class Node:
         self.tables = tables
         self.untold: deque[tuple[int, list[Change], int, Callable[[], None]]] = deque()
         store = cast(PublishedKeyStore, Store(tables, waiting, is_alone=is_alone))
-        self.keys = PublishedKeyCache(store, self.streams, _show, capacity=4)
+        self.keys = PublishedKeyCache(store=store, streams=self.streams, show=_show, capacity=4)
 
     def write(self, topic: Topic, user: str, target: str) -> None:
         tables = self.tables

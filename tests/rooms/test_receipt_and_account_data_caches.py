@@ -53,7 +53,7 @@ async def test_cached_receipts_equal_the_stored_ones(
 ) -> None:
     monkeypatch.setattr(receipt_cache, "MAX_CACHED_PER_ROOM", 12)
     chance, store = Random(seed), ReceiptStore(database)
-    kept = ReceiptCache(store, database.streams, capacity=chance.choice([20, 1000]))
+    kept = ReceiptCache(store=store, streams=database.streams, capacity=chance.choice([20, 1000]))
     position = 0
     for number in range(150):
         room_nid, user_id = (
@@ -94,7 +94,7 @@ async def test_cached_receipts_equal_the_stored_ones(
 
 def test_a_receipt_that_arrives_during_a_read_is_not_lost() -> None:
     streams, store = Streams(10), SlowReceipts()
-    kept = ReceiptCache(store, streams, capacity=100)
+    kept = ReceiptCache(store=store, streams=streams, capacity=100)
     reading: list[Deferred[Any]] = [
         Deferred.fromCoroutine(kept.get_room_receipts([1])),
         Deferred.fromCoroutine(kept.get_receipts({1: (0, 10)})),
@@ -120,7 +120,7 @@ async def test_receipts_added_to_cached_rooms_are_bounded_too(
     sqlite_database: Database,
 ) -> None:
     store = ReceiptStore(sqlite_database)
-    kept = ReceiptCache(store, sqlite_database.streams, capacity=100)
+    kept = ReceiptCache(store=store, streams=sqlite_database.streams, capacity=100)
     for room_nid in range(1, 50):
         assert await kept.get_room_receipts([room_nid]) == {room_nid: []}
     for room_nid in range(1, 50):
@@ -144,7 +144,9 @@ async def test_cached_account_data_equal_the_stored_ones(
 ) -> None:
     monkeypatch.setattr(room_account_data_cache, "MAX_CHANGED_ROOMS", 4)
     chance, store, streams = Random(seed), AccountDataStore(database), database.streams
-    kept = AccountDataCache(store, streams, capacity=chance.choice([40_000, 1_000_000]))
+    kept = AccountDataCache(
+        store=store, streams=streams, capacity=chance.choice([40_000, 1_000_000])
+    )
     users, rooms = [ALICE, "@bob:a.test"], [f"!{number}:a.test" for number in range(7)]
 
     async def write(user_id: str, room_id: str | None, content: bytes, *, gone: bool) -> None:
@@ -200,7 +202,7 @@ async def test_account_data_added_to_cached_users_are_bounded_too(
 ) -> None:
     """Entries may be large, and may be set after all of them were read."""
     store, capacity = AccountDataStore(sqlite_database), 1_000_000
-    kept = AccountDataCache(store, sqlite_database.streams, capacity=capacity)
+    kept = AccountDataCache(store=store, streams=sqlite_database.streams, capacity=capacity)
     users = [f"@{number}:a.test" for number in range(30)]
     for user_id in users:
         await kept.of_user(user_id)
@@ -230,7 +232,7 @@ async def test_account_data_added_to_cached_users_are_bounded_too(
 async def test_changed_rooms_count_in_the_size_and_once(sqlite_database: Database) -> None:
     """Clients set the fully-read marker in every room."""
     store = AccountDataStore(sqlite_database)
-    kept = AccountDataCache(store, sqlite_database.streams, capacity=1_000_000)
+    kept = AccountDataCache(store=store, streams=sqlite_database.streams, capacity=1_000_000)
     rooms = [f"!{number}:a.test" for number in range(20)]
 
     async def write() -> None:

@@ -20,8 +20,10 @@ TOMBSTONE = StateKey("m.room.tombstone", "")
 
 
 def replacements(parts: RoomParts) -> RoomReplacement:
-    writer = parts.writer_class(parts.trees, parts.chains)
-    return RoomReplacement(parts.engine, parts.events, writer, parts.tick)
+    writer = parts.writer_class(trees=parts.trees, chains=parts.chains)
+    return RoomReplacement(
+        engine=parts.engine, events=parts.events, writer=writer, now_ms=parts.tick
+    )
 
 
 async def beginning(old: RoomSnapshot) -> Sequence[Draft]:
@@ -90,7 +92,7 @@ async def test_a_room_that_moves_meanwhile_is_replaced_as_it_is_then(database: D
     tombstone = await old.state.get(TOMBSTONE)
     assert tombstone is not None
     assert tombstone.event.content["replacement_room"] == new.room_id
-    assert set(await RoomStore(database).get_rooms(attempts)) == {new.room_id}
+    assert set(await RoomStore(database=database).get_rooms(attempts)) == {new.room_id}
 
 
 async def test_a_user_who_may_not_end_the_old_room_creates_no_new_one(database: Database) -> None:
@@ -106,5 +108,5 @@ async def test_a_user_who_may_not_end_the_old_room_creates_no_new_one(database: 
         await replacements(parts).replace(
             old_id, DEFAULT_ROOM_VERSION, None, beginning, not_theirs, nothing_else, none_earlier
         )
-    assert not await RoomStore(database).get_rooms(created)
+    assert not await RoomStore(database=database).get_rooms(created)
     assert (await parts.send(old_id, ALICE, "goes on")).in_timeline

@@ -41,7 +41,7 @@ async def test_required_state_returns_the_matching_entries(database: Database) -
     states: list[dict[tuple[str, str], int]] = [
         {key: nid for key, nid in whole.items() if chance.random() < 0.6} for _ in range(ROOMS)
     ]
-    trees = StateTreeStore(database)
+    trees = StateTreeStore(database=database)
 
     def write(txn: WriteTransaction) -> list[bytes | None]:
         return [trees.apply(txn, room_nid, None, state) for room_nid, state in enumerate(states, 1)]
@@ -60,7 +60,7 @@ async def test_required_state_returns_the_matching_entries(database: Database) -
             StateRequest(room_nid, root, wanted, members) for room_nid, root in enumerate(roots, 1)
         ]
         queries += reader.query_for(wanted) is not None
-        for reading in (reader, RequiredStates(StateTreeStore(database))):
+        for reading in (reader, RequiredStates(StateTreeStore(database=database))):
             for state, found in zip(states, await reading.get_complete(asked), strict=True):
                 named = {StateKey(MEMBER, user_id) for user_id in members}
                 assert found.entries == {

@@ -23,9 +23,17 @@ CAROL = UserID("@carol:b.test")
 
 def spaces_of(parts: RoomParts) -> Spaces:
     members = MembershipStore(parts.database)
-    previews = SummaryVisibility(parts.memberships, members, parts.rooms)
+    previews = SummaryVisibility(
+        memberships=parts.memberships, membership_store=members, rooms=parts.rooms
+    )
     summaries, store = RoomSummaryStore(parts.database), SpaceStore(parts.database)
-    return Spaces(summaries, store, members, parts.events, previews)
+    return Spaces(
+        summaries=summaries,
+        spaces=store,
+        membership_store=members,
+        events=parts.events,
+        previews=previews,
+    )
 
 
 async def create(
@@ -148,7 +156,7 @@ async def test_a_link_that_the_state_loses_is_none(database: Database) -> None:
     room = (await parts.engine.get_snapshot(space)).room
     event = await parts.send(space, ALICE, {"via": ["a.test"]}, "m.space.child", "!a:a.test")
     await link(parts, space, "!b:a.test")
-    writer = parts.writer_class(parts.trees, parts.chains)
+    writer = parts.writer_class(trees=parts.trees, chains=parts.chains)
     gone = effect_of_absence(event.event, parts.identity)
     await database.write("lose", writer.apply_early_effects, room, [(event.nid, gone)])
     children = (await SpaceStore(database).get_children([room.room_nid]))[room.room_nid]
@@ -164,7 +172,7 @@ async def test_join_rules_that_the_state_loses_let_nobody_in(database: Database)
     assert (await store.get_summaries_by_id([room_id]))[room_id].allowed_rooms == ("!club:a.test",)
     rules = await snapshot.state.get(StateKey("m.room.join_rules", ""))
     assert rules is not None
-    writer = parts.writer_class(parts.trees, parts.chains)
+    writer = parts.writer_class(trees=parts.trees, chains=parts.chains)
     gone = effect_of_absence(rules.event, parts.identity)
     await database.write("lose", writer.apply_early_effects, snapshot.room, [(rules.nid, gone)])
     row = (await store.get_summaries_by_id([room_id]))[room_id]

@@ -176,7 +176,7 @@ class Kept:
 
 def test_a_state_is_put_in_order_in_pieces() -> None:
     clock, kept = Turns(), Kept()
-    imports = StateImports(cast(Outliers, kept), cast(EventStore, None), clock)
+    imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(0, {"body": "x"})
     depths = list(range(45_000))
     random.Random(1).shuffle(depths)
@@ -192,7 +192,7 @@ def test_a_state_is_put_in_order_in_pieces() -> None:
 @pytest.mark.parametrize("is_read", [True, False])
 def test_what_claims_any_depth_is_no_event_and_no_error(depth: object, is_read: bool) -> None:
     clock, kept = Turns(), Kept()
-    imports = StateImports(cast(Outliers, kept), cast(EventStore, None), clock)
+    imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(1, {"body": "x"})
     bad: Any = {**one, "depth": depth}
     told = (
@@ -210,7 +210,7 @@ def test_a_long_list_of_ids_is_checked_in_pieces() -> None:
             return form([*ids, "no id"][1:], ids[:10])
 
     clock = Turns()
-    remote = EventClient(cast(FederationClient, Answers()), clock)
+    remote = EventClient(requests=cast(FederationClient, Answers()), clock=clock)
     told = finish(
         clock,
         remote.get_state_ids(

@@ -21,7 +21,7 @@ def people(network: Network) -> tuple[User, User, User]:
     """Alice on the other server, Bob on this one, and its administrator."""
     alice, bob = pair(network)
     root = bob.server.register("root")
-    bob.server.run(bob.server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    bob.server.run(bob.server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return alice, bob, root
 
 

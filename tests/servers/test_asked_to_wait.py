@@ -184,7 +184,7 @@ async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Netwo
     has much to do now."""
     room = await sending(network)
     _, since = bodies(room.bob)
-    destinations = room.north.server.app.outgoing_federation.destinations
+    destinations = room.north.server.app.federation_sender.destinations
     network.cut(NORTH, SOUTH)
     send(room.alice, 0, {room.bob.user_id: {room.bob.device_id: {"n": 0}}})
     network.settle()
@@ -338,7 +338,7 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
     busy = Busy(network, {"retry-after": "600"}, {})
 
     def look() -> tuple[dict[str, Any], int, int]:
-        figures = room.north.server.app.outgoing_federation.deliveries.get_metrics()
+        figures = room.north.server.app.federation_sender.deliveries.get_metrics()
         return (
             root.get(f"{DESTINATIONS}/{SOUTH}").json,
             figures["failing"],

@@ -63,7 +63,7 @@ async def test_claims_from_a_server_that_is_away_for_longer_fail_at_once(network
 async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
     """The pauses between retries grow: in a long one it is contacted, but once."""
     room = await away(network, 90)
-    sender = room.north.server.app.outgoing_federation.sender
+    sender = room.north.server.app.federation_sender.sender
     for _ in range(NO_ANSWER_BACKOFF_MS // 1000):
         network.clock.advance(1)
     assert not sender.is_failing(ServerName(SOUTH))

@@ -285,9 +285,9 @@ class Towns(RuleBasedStateMachine):
         """Each server's stored states are what the past gives."""
         with capturedLogs() as logged:
             for side in self.sides:
-                while await side.server.app.incoming_federation.audit.do_step(100):
+                while await side.server.app.federation_receiver.audit.do_step(100):
                     pass
-                await side.server.app.incoming_federation.audit.do_step(10_000)
+                await side.server.app.federation_receiver.audit.do_step(10_000)
         differences = [
             formatEvent(entry) for entry in logged if "the state of" in str(entry.get("log_format"))
         ]

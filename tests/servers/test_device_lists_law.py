@@ -135,7 +135,7 @@ class World:
         for server in SERVERS:
             (job,) = (
                 each
-                for each in self.network.servers[server].app.outgoing_federation.jobs()
+                for each in self.network.servers[server].app.federation_sender.jobs()
                 if each.name == name
             )
             Deferred.fromCoroutine(_step(job))

@@ -57,9 +57,7 @@ async def test_the_device_name_that_a_server_sends_is_shown(
             "stream_id": 1 << 40,
             "keys": keys,
         }
-        list_ = await room.south.server.app.outgoing_federation.own_devices.get_list(
-            room.bob.user_id
-        )
+        list_ = await room.south.server.app.federation_sender.own_devices.get_list(room.bob.user_id)
         content |= {"prev_id": [list_["stream_id"]], **beside}
         await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
     assert shown_name(room.alice, room.bob) == shown
@@ -68,7 +66,7 @@ async def test_the_device_name_that_a_server_sends_is_shown(
 async def test_a_new_device_name_is_announced_to_clients(network: Network) -> None:
     room = await sending(network)
     query(room.alice, room.bob)
-    list_ = await room.south.server.app.outgoing_federation.own_devices.get_list(room.bob.user_id)
+    list_ = await room.south.server.app.federation_sender.own_devices.get_list(room.bob.user_id)
     since = sync(room.alice)["next_batch"]
     for number, name in enumerate(("Mobile", "Telephone"), 1):
         content = {

@@ -266,7 +266,7 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
 
     async def ask(server: TestServer) -> int:
         """Return the number of claimed keys. Raises RefusedByRemote."""
-        answer = await server.app.edge.requests.post(ServerName(NORTH), CLAIM, wish)
+        answer = await server.app.peers.requests.post(ServerName(NORTH), CLAIM, wish)
         return len(answer["one_time_keys"].get(room.alice.user_id, {}))
 
     south = room.south.server

@@ -43,8 +43,8 @@ async def each(*edus: object) -> AsyncIterator[object]:
 async def test_a_failing_handler_does_not_affect_others(network: Network, fault: Exception) -> None:
     failing, working = Taken(fault), Taken()
     edus = EduReceivers(
-        network.add(SOUTH).app.room_engine.access,
-        {"org.example.failing": failing.receive, "org.example.working": working.receive},
+        access=network.add(SOUTH).app.room_engine.access,
+        handlers={"org.example.failing": failing.receive, "org.example.working": working.receive},
     )
 
     await edus.receive(
@@ -57,8 +57,8 @@ async def test_a_failing_handler_does_not_affect_others(network: Network, fault:
 
 async def test_an_edu_that_could_not_be_stored_is_not_acknowledged(network: Network) -> None:
     edus = EduReceivers(
-        network.add(SOUTH).app.room_engine.access,
-        {"org.example.failing": Taken(DatabaseUnavailable("gone")).receive},
+        access=network.add(SOUTH).app.room_engine.access,
+        handlers={"org.example.failing": Taken(DatabaseUnavailable("gone")).receive},
     )
 
     with pytest.raises(DatabaseUnavailable):
@@ -68,7 +68,8 @@ async def test_an_edu_that_could_not_be_stored_is_not_acknowledged(network: Netw
 async def test_malformed_and_unknown_edus_are_ignored(network: Network) -> None:
     taken = Taken()
     edus = EduReceivers(
-        network.add(SOUTH).app.room_engine.access, {"org.example.known": taken.receive}
+        access=network.add(SOUTH).app.room_engine.access,
+        handlers={"org.example.known": taken.receive},
     )
 
     malformed: list[object] = [
@@ -94,8 +95,8 @@ async def test_room_acls_are_applied(network: Network) -> None:
     set_state(room.bob, closed, "m.room.server_acl", {"allow": ["*"], "deny": ["NORTH.example"]})
     typing, receipts = Taken(), Taken()
     edus = EduReceivers(
-        room.south.room_engine.access,
-        {"m.typing": typing.receive, "m.receipt": receipts.receive},
+        access=room.south.room_engine.access,
+        handlers={"m.typing": typing.receive, "m.receipt": receipts.receive},
     )
 
     rooms = (closed, elsewhere, open_to_all, f"!unknown:{NORTH}", "!\0")

@@ -38,7 +38,7 @@ async def test_servers_that_come_later_get_no_content(network: Network, version:
     erin.post(f"/_matrix/client/v3/join/{room.room_id}", {})
     said = [say(erin, room.room_id, f"secret {number}") for number in range(3)]
     last = say(room.alice, room.room_id, "open")
-    await room.north.server.app.users.deactivation.do_deactivate(erin.user_id, erase=True)
+    await room.north.server.app.user_data.deactivation.do_deactivate(erin.user_id, erase=True)
 
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -68,7 +68,7 @@ async def test_the_state_is_the_rooms(network: Network) -> None:
     stays.post(f"/_matrix/client/v3/join/{room.room_id}", {})
     topic = set_state(room.alice, room.room_id, "m.room.topic", {"topic": "tea"})
     newer = say(room.alice, room.room_id, "open")
-    await room.north.server.app.users.deactivation.do_deactivate(room.alice.user_id, erase=True)
+    await room.north.server.app.user_data.deactivation.do_deactivate(room.alice.user_id, erase=True)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)

@@ -39,7 +39,7 @@ def hold_until(semaphore: FairSemaphore[str], done: Deferred[None], *keys: str) 
 
 
 async def test_the_stack_does_not_grow_with_a_queue_of_short_work() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(1, 1)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=1, permits_per_key=1)
     await semaphore.acquire(NORTH)
     done: list[int] = []
 
@@ -56,7 +56,7 @@ async def test_the_stack_does_not_grow_with_a_queue_of_short_work() -> None:
 
 
 async def test_one_key_holds_its_share_and_the_others_have_turns() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(3, 2)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=3, permits_per_key=2)
     norths = [acquire(semaphore, NORTH) for _ in range(5)]
     assert called(*norths) == [True, True, False, False, False]
     souths = [acquire(semaphore, SOUTH) for _ in range(3)]
@@ -79,7 +79,7 @@ async def test_one_key_holds_its_share_and_the_others_have_turns() -> None:
 
 
 def test_permits_go_round_among_keys_whoever_queued_first() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(1, 1)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=1, permits_per_key=1)
     acquire(semaphore, WEST)
     norths = [acquire(semaphore, NORTH) for _ in range(3)]
     south = acquire(semaphore, SOUTH)
@@ -91,7 +91,7 @@ def test_permits_go_round_among_keys_whoever_queued_first() -> None:
 
 
 def test_a_key_can_be_given_the_next_permit() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(1, 1)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=1, permits_per_key=1)
     acquire(semaphore, WEST)
     north, south = acquire(semaphore, NORTH), acquire(semaphore, SOUTH)
     semaphore.prioritize(WEST)  # nobody waits for it
@@ -101,7 +101,7 @@ def test_a_key_can_be_given_the_next_permit() -> None:
 
 
 def test_every_key_of_a_permit_needs_a_share() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(10, 1)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=10, permits_per_key=1)
     acquire(semaphore, "alice", NORTH)
     waiting = [acquire(semaphore, "alice", SOUTH), acquire(semaphore, "bob", NORTH)]
     other = acquire(semaphore, "bob", SOUTH)
@@ -114,7 +114,7 @@ def test_every_key_of_a_permit_needs_a_share() -> None:
 
 def test_a_share_that_rises_admits_waiters_on_a_recheck() -> None:
     shares = {NORTH: 0, SOUTH: 1}
-    semaphore: FairSemaphore[str] = FairSemaphore(2, shares.__getitem__)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=2, permits_per_key=shares.__getitem__)
     north = acquire(semaphore, NORTH)
     assert acquire(semaphore, SOUTH).called
     assert not north.called
@@ -125,8 +125,8 @@ def test_a_share_that_rises_admits_waiters_on_a_recheck() -> None:
 
 async def test_a_full_queue_refuses_and_says_for_whom() -> None:
     semaphore: FairSemaphore[str] = FairSemaphore(
-        1,
-        1,
+        permits=1,
+        permits_per_key=1,
         max_waiting=3,
         max_waiting_per_key=lambda key: 2 if key == NORTH else None,
         refusal=lambda key: LimitExceeded(f"full: {key}"),
@@ -145,7 +145,9 @@ async def test_a_full_queue_refuses_and_says_for_whom() -> None:
 
 
 def test_a_permit_is_held_at_once_or_refused() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(2, lambda _key: semaphore.free)
+    semaphore: FairSemaphore[str] = FairSemaphore(
+        permits=2, permits_per_key=lambda _key: semaphore.free
+    )
     with semaphore.hold_now(NORTH):
         assert semaphore.held(NORTH) == 1
         with pytest.raises(LimitExceeded), semaphore.hold_now(NORTH):
@@ -157,7 +159,9 @@ def test_a_permit_is_held_at_once_or_refused() -> None:
 
 async def test_a_waiter_is_refused_after_the_longest_wait() -> None:
     clock = Clock()
-    semaphore: FairSemaphore[str] = FairSemaphore(1, 1, waits=WaitLimits(clock, longest=20))
+    semaphore: FairSemaphore[str] = FairSemaphore(
+        permits=1, permits_per_key=1, waits=WaitLimits(clock, longest=20)
+    )
     done = Deferred[None]()
     hold_until(semaphore, done, NORTH)
     late, patient = acquire(semaphore, SOUTH), Deferred[None]()
@@ -174,7 +178,7 @@ async def test_a_waiter_is_refused_after_the_longest_wait() -> None:
 
 
 async def test_waiters_of_a_key_can_be_refused() -> None:
-    semaphore: FairSemaphore[str] = FairSemaphore(1, 1)
+    semaphore: FairSemaphore[str] = FairSemaphore(permits=1, permits_per_key=1)
     acquire(semaphore, WEST)
     norths, south = [acquire(semaphore, NORTH) for _ in range(2)], acquire(semaphore, SOUTH)
     semaphore.refuse_waiting(LimitExceeded, WEST)  # nobody waits for it
@@ -189,7 +193,9 @@ async def test_waiters_of_a_key_can_be_refused() -> None:
 
 def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
     clock = Clock()
-    semaphore: FairSemaphore[str] = FairSemaphore(3, 2, waits=WaitLimits(clock, slow_after=5))
+    semaphore: FairSemaphore[str] = FairSemaphore(
+        permits=3, permits_per_key=2, waits=WaitLimits(clock, slow_after=5)
+    )
     for key in (NORTH, SOUTH, WEST):
         done = Deferred[None]()
         hold_until(semaphore, done, key)
@@ -214,7 +220,7 @@ def test_slow_keys_share_what_one_key_may_hold_for_a_while() -> None:
 def test_the_number_of_slow_keys_that_are_remembered_is_bounded() -> None:
     clock = Clock()
     semaphore: FairSemaphore[int] = FairSemaphore(
-        MAX_SLOW_KEYS + 2, 1, waits=WaitLimits(clock, slow_after=5)
+        permits=MAX_SLOW_KEYS + 2, permits_per_key=1, waits=WaitLimits(clock, slow_after=5)
     )
 
     async def work(key: int, done: Deferred[None]) -> None:
@@ -242,7 +248,7 @@ class Semaphores(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.semaphore: FairSemaphore[str] = FairSemaphore(
-            3, 2, max_waiting=6, max_waiting_per_key=4
+            permits=3, permits_per_key=2, max_waiting=6, max_waiting_per_key=4
         )
         self.live: list[tuple[Deferred[None], tuple[str, ...]]] = []
 

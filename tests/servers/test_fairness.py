@@ -26,7 +26,7 @@ def enter(turns: PeerQueue, server: ServerName = NORTH) -> Deferred[None]:
 
 
 def test_a_bounded_number_run_at_once_and_the_others_follow_in_order() -> None:
-    turns = PeerQueue(Clock(), LIMITS)
+    turns = PeerQueue(clock=Clock(), limits=LIMITS)
     asked = [enter(turns) for _ in range(5)]
     assert [each.called for each in asked] == [True, True, False, False, False]
     turns.leave(NORTH)
@@ -37,14 +37,14 @@ def test_a_bounded_number_run_at_once_and_the_others_follow_in_order() -> None:
 
 
 def test_servers_do_not_wait_for_one_another() -> None:
-    turns = PeerQueue(Clock(), LIMITS)
+    turns = PeerQueue(clock=Clock(), limits=LIMITS)
     for _ in range(6):
         enter(turns)
     assert enter(turns, SOUTH).called
 
 
 async def test_a_server_with_too_many_waiting_requests_is_refused() -> None:
-    turns = PeerQueue(Clock(), LIMITS)
+    turns = PeerQueue(clock=Clock(), limits=LIMITS)
     for _ in range(6):
         enter(turns)
     with pytest.raises(LimitExceeded):
@@ -56,8 +56,10 @@ async def test_a_server_with_too_many_waiting_requests_is_refused() -> None:
 def test_a_server_above_the_rate_has_each_further_request_delayed() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock,
-        PeerLimits(window=1.0, requests_per_window=3, delay=0.5, max_waiting=9, max_concurrent=9),
+        clock=clock,
+        limits=PeerLimits(
+            window=1.0, requests_per_window=3, delay=0.5, max_waiting=9, max_concurrent=9
+        ),
     )
     asked = [enter(turns) for _ in range(5)]
     assert [each.called for each in asked] == [True, True, True, False, False]
@@ -70,8 +72,10 @@ def test_a_server_above_the_rate_has_each_further_request_delayed() -> None:
 def test_a_server_above_the_rate_is_delayed_until_it_has_paused_for_a_window() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock,
-        PeerLimits(window=1.0, requests_per_window=5, delay=0.1, max_waiting=9, max_concurrent=99),
+        clock=clock,
+        limits=PeerLimits(
+            window=1.0, requests_per_window=5, delay=0.1, max_waiting=9, max_concurrent=99
+        ),
     )
     for _ in range(5):
         assert enter(turns).called
@@ -87,8 +91,10 @@ def test_a_server_above_the_rate_is_delayed_until_it_has_paused_for_a_window() -
 def test_a_limit_of_no_requests_delays_each() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock,
-        PeerLimits(window=1.0, requests_per_window=0, delay=0.5, max_waiting=9, max_concurrent=9),
+        clock=clock,
+        limits=PeerLimits(
+            window=1.0, requests_per_window=0, delay=0.5, max_waiting=9, max_concurrent=9
+        ),
     )
     for _ in range(3):
         asked = enter(turns)
@@ -100,8 +106,10 @@ def test_a_limit_of_no_requests_delays_each() -> None:
 def test_a_cancelled_request_frees_its_slot() -> None:
     clock = Clock()
     turns = PeerQueue(
-        clock,
-        PeerLimits(window=1.0, requests_per_window=3, delay=0.5, max_waiting=9, max_concurrent=1),
+        clock=clock,
+        limits=PeerLimits(
+            window=1.0, requests_per_window=3, delay=0.5, max_waiting=9, max_concurrent=1
+        ),
     )
     enter(turns)
     gone, stays, delayed = enter(turns), enter(turns), enter(turns)
@@ -120,7 +128,7 @@ def test_a_cancelled_request_frees_its_slot() -> None:
 
 def test_memory_is_bounded() -> None:
     clock = Clock()
-    turns = PeerQueue(clock, LIMITS)
+    turns = PeerQueue(clock=clock, limits=LIMITS)
     busy = ServerName("busy.example")
     enter(turns, busy)
     for number in range(3 * MAX_COUNTED):
@@ -162,7 +170,7 @@ def test_a_server_above_the_rate_gets_429_and_loses_no_request() -> None:
         [get_wait],
         {Waiting: waiting},
         signatures=_NorthAsks(),
-        turns=PeerQueue(clock, limits),
+        turns=PeerQueue(clock=clock, limits=limits),
         clock=clock,
     )
     asked = [client.start("GET", "/wait") for _ in range(4)]

@@ -71,7 +71,9 @@ class Rooms:
 
 
 def begin(clock: Clock, rooms: Rooms) -> GuestAccess:
-    return GuestAccess(cast(RoomEngine, rooms), cast(MembershipStore, rooms), clock)
+    return GuestAccess(
+        engine=cast(RoomEngine, rooms), memberships=cast(MembershipStore, rooms), clock=clock
+    )
 
 
 async def test_who_cannot_leave_keeps_no_other_guest() -> None:

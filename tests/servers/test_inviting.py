@@ -275,7 +275,7 @@ def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, st
     network.interceptors.append(answer)
     say(alice, shared, "is anybody there?")
     while (
-        network.servers[NORTH].app.outgoing_federation.sender.is_failing(ServerName(SOUTH))
+        network.servers[NORTH].app.federation_sender.sender.is_failing(ServerName(SOUTH))
         or len(asked) < 5
     ):
         network.clock.advance(10)

@@ -101,17 +101,19 @@ def make(
 ) -> Keyring:
     identity = ServerIdentity(HERE, key("here"))
     requests = FederationClient(
-        world,
-        identity,
-        FederationPolicy(HERE, make_rules(allowed), lambda: world.now / 1000),
-        lambda: world.now,
+        wire=world,
+        identity=identity,
+        policy=FederationPolicy(
+            own=HERE, rules=make_rules(allowed), seconds=lambda: world.now / 1000
+        ),
+        now_ms=lambda: world.now,
     )
     old = {B.key_id: VerifyKey(B.public_key, START - DAY)}
     return Keyring(
-        ServerKeyClient(requests),
-        ServerKeyStore(database),
-        identity,
-        lambda: world.now,
+        remote=ServerKeyClient(requests),
+        store=ServerKeyStore(database),
+        identity=identity,
+        now_ms=lambda: world.now,
         notaries=notaries,
         old_keys=old,
     )

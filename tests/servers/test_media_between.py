@@ -264,7 +264,7 @@ def ask_signed(network: Network, path: str) -> Answer:
 
         return give
 
-    requests = network.servers[SOUTH].app.edge.requests
+    requests = network.servers[SOUTH].app.peers.requests
     network.servers[SOUTH].run(
         requests.download(
             ServerName(NORTH), path, (), take, seconds=30, max_bytes=1 << 20, signed=True

@@ -16,7 +16,7 @@ from federation.protocol.member_list import BadMemberList, Right, parse_member_l
 from federation.protocol.signing import encode_base64
 from homeserver.cluster.jobs import Job
 from homeserver.config.load import ConfigError
-from homeserver.wiring.federation_peers import edge_jobs
+from homeserver.wiring.federation_peers import member_list_jobs
 from tests.helpers.federated import texts
 from tests.helpers.member_lists import DAY, ListAuthority, ListKey, a_list, sign_with_certificate
 from tests.helpers.network import Network
@@ -170,12 +170,12 @@ def config(*, trust: ListKey = KEY, further: str = "") -> str:
 
 
 def start_list(server: TestServer) -> None:
-    Deferred.fromCoroutine(server.app.edge.member_lists.start())
+    Deferred.fromCoroutine(server.app.peers.member_lists.start())
 
 
 def refresh(server: TestServer) -> bool:
     found: list[bool] = []
-    Deferred.fromCoroutine(server.app.edge.member_lists.refresh()).addCallback(found.append)
+    Deferred.fromCoroutine(server.app.peers.member_lists.refresh()).addCallback(found.append)
     return found[0]
 
 
@@ -189,7 +189,7 @@ class Closed:
 
     def say(self, *members: str | Mapping[str, Any], **about: Any) -> None:
         self.address.document = KEY.sign(a_list(*members, **about))
-        if self.north.app.edge.policy.members is None:
+        if self.north.app.peers.policy.members is None:
             start_list(self.north)
         else:
             assert refresh(self.north)
@@ -202,7 +202,7 @@ def closed(network: Network) -> Closed:
 
 def minutes(server: TestServer, count: int) -> None:
     """Let them pass, with the job that looks for lists."""
-    (job,) = edge_jobs(server.app.edge.member_lists)
+    (job,) = member_list_jobs(server.app.peers.member_lists)
     for _ in range(count):
         server.clock.advance(job.interval)
         server.run(take_step(job))
@@ -405,7 +405,7 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
     path = "/_mahalla/admin/v1/federation_policy"
     alice = closed.north.register("alice")
     assert alice.get(path).json["errcode"] == "M_FORBIDDEN"
-    closed.north.run(closed.north.app.users.accounts.do_set_flags(alice.user_id, is_admin=True))
+    closed.north.run(closed.north.app.user_data.accounts.do_set_flags(alice.user_id, is_admin=True))
 
     said = alice.get(f"{path}?server={SOUTH}").json
     assert said["member_list"]["serial"] == 3
@@ -424,7 +424,7 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
     assert not other["allowed"]
     assert "no member" in other["reason"]
     with pytest.raises(Forbidden):
-        closed.north.app.edge.policy.check_origin(EAST)
+        closed.north.app.peers.policy.check_origin(EAST)
 
 
 def test_a_list_that_is_missing_or_ends_is_looked_for_each_minute(closed: Closed) -> None:
@@ -499,7 +499,7 @@ def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(
 def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
     closed.say(SOUTH, serial=3)
     alice = closed.north.register("alice")
-    closed.north.run(closed.north.app.users.accounts.do_set_flags(alice.user_id, is_admin=True))
+    closed.north.run(closed.north.app.user_data.accounts.do_set_flags(alice.user_id, is_admin=True))
     closed.north.clock.advance(DAY)
     shown = alice.get("/_mahalla/admin/v1/federation_policy").json["member_list"]
     assert (shown["in_force"], shown["name"], shown["serial"]) == (False, "test", 3)

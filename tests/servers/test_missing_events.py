@@ -28,7 +28,7 @@ def requests_to(network: Network, server: str, word: str) -> int:
 
 
 async def waiting(side: Side) -> int:
-    return await InboxStore(side.server.app.database).count()
+    return await InboxStore(database=side.server.app.database).count()
 
 
 async def missed(room: Shared, *names: str) -> list[EventID]:
@@ -244,13 +244,13 @@ async def test_acknowledged_events_survive_a_crash(network: Network) -> None:
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
     network.interceptors.clear()
 
-    room.south.server.app.incoming_federation.inbox.stop()
+    room.south.server.app.federation_receiver.inbox.stop()
     again = Side(network.rebuild(SOUTH))
-    again.server.app.incoming_federation.inbox.start()
+    again.server.app.federation_receiver.inbox.start()
 
     assert await again.extremities(room.room_id) == {said[-1]}
     assert await waiting(again) == 0
-    again.server.app.incoming_federation.inbox.stop()
+    again.server.app.federation_receiver.inbox.stop()
 
 
 @pytest.mark.parametrize("asked", ["get_rooms", "get_of_room"])
@@ -263,7 +263,7 @@ async def test_events_wait_while_the_database_is_unavailable(
     network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
     await room.north.push(SOUTH, [await room.pdu(said[-1])])
     network.interceptors.clear()
-    room.south.server.app.incoming_federation.inbox.stop()
+    room.south.server.app.federation_receiver.inbox.stop()
     again = Side(network.rebuild(SOUTH))
 
     async def be_away(*_: object) -> None:
@@ -271,7 +271,7 @@ async def test_events_wait_while_the_database_is_unavailable(
 
     with capturedLogs() as logged, monkeypatch.context() as away:
         away.setattr(InboxStore, asked, be_away)
-        again.server.app.incoming_federation.inbox.start()
+        again.server.app.federation_receiver.inbox.start()
     assert [
         entry.get("error") and str(entry["error"])
         for entry in logged
@@ -281,7 +281,7 @@ async def test_events_wait_while_the_database_is_unavailable(
     assert await waiting(again) == 1
     network.clock.advance(POLL_SECONDS)
     assert await again.extremities(room.room_id) == {said[-1]}
-    again.server.app.incoming_federation.inbox.stop()
+    again.server.app.federation_receiver.inbox.stop()
 
 
 async def test_another_server_in_the_room_helps_out(network: Network) -> None:
@@ -365,29 +365,29 @@ async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
 async def test_a_server_that_invents_events_delays_only_its_own(network: Network) -> None:
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
-    store = InboxStore(app.database, InboxLimits(per_server=3))
-    insiders = app.incoming_federation.insiders
+    store = InboxStore(database=app.database, limits=InboxLimits(per_server=3))
+    insiders = app.federation_receiver.insiders
     inbox = Inbox(
-        store,
-        app.rooms.store,
-        app.room_engine.engine,
-        app.incoming_federation.missing,
-        insiders,
-        network.clock,
-        metrics,
+        store=store,
+        rooms=app.rooms.store,
+        engine=app.room_engine.engine,
+        missing=app.federation_receiver.missing,
+        participants=insiders,
+        clock=network.clock,
+        observer=metrics,
     )
     parts = app.federation
     transactions = TransactionReceiver(
-        app.room_engine.engine,
-        app.rooms.memberships,
-        parts.receiver,
-        inbox,
-        insiders,
-        app.outgoing_federation.edus,
-        app.incoming_federation.outside,
-        app.edge.policy,
-        metrics,
-        network.clock,
+        engine=app.room_engine.engine,
+        memberships=app.rooms.memberships,
+        receiver=parts.receiver,
+        inbox=inbox,
+        insiders=insiders,
+        edus=app.federation_sender.edus,
+        outside=app.federation_receiver.outside,
+        policy=app.peers.policy,
+        observer=metrics,
+        clock=network.clock,
     )
 
     async def push(*events: Event) -> dict[str, dict[str, str]]:

@@ -152,7 +152,7 @@ async def test_messages_that_arrive_before_their_senders_join_are_not_lost(
     network.clock.advance(3)
 
     assert texts(room.alice, room.room_id) == ["salom"]
-    assert await InboxStore(room.north.server.app.database).count() == 0
+    assert await InboxStore(database=room.north.server.app.database).count() == 0
 
 
 async def test_invented_events_of_outsiders_do_not_delay_the_room(network: Network) -> None:
@@ -243,7 +243,7 @@ async def test_few_events_of_outsiders_are_stored(network: Network) -> None:
         kept += sum(result == {} for result in answer["pdus"].values())
 
     assert kept == InboxLimits().per_outside_server
-    assert await InboxStore(room.north.server.app.database).count() == kept
+    assert await InboxStore(database=room.north.server.app.database).count() == kept
 
 
 def without_the_gap(network: Network, name: str) -> None:

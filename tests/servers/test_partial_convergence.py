@@ -73,12 +73,12 @@ class LargeTowns(Towns):
     @rule(at=st.integers(1, 2))
     def complete(self, at: int) -> None:
         """From now on a server fetches the rest."""
-        self.sides[at].server.app.incoming_federation.completions.start()
+        self.sides[at].server.app.federation_receiver.completions.start()
         self.settle()
 
     def _heal(self) -> None:
         for at in range(len(NAMES)):
-            self.sides[at].server.app.incoming_federation.completions.start()
+            self.sides[at].server.app.federation_receiver.completions.start()
         super()._heal()
 
     async def _compare(self) -> None:
@@ -107,7 +107,7 @@ class LargeTowns(Towns):
             assert await app.rooms.partial.find(room_nid) is None, NAMES[at]
             waiting = [
                 msgspec.json.decode(row.pdu)
-                for row in await InboxStore(app.database).get_of_room(room_nid, 1000)
+                for row in await InboxStore(database=app.database).get_of_room(room_nid, 1000)
             ]
             assert not [pdu for pdu in waiting if pdu.get("state_key") == self.users[at].user_id], (
                 NAMES[at]

@@ -260,7 +260,7 @@ async def test_our_events_reach_all_servers_in_the_room(network: Network) -> Non
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    network.servers[SOUTH].app.incoming_federation.completions.stop()
+    network.servers[SOUTH].app.federation_receiver.completions.stop()
     ok(join_via(bob, room_id, NORTH))
 
     say(bob, room_id, "salom")
@@ -290,7 +290,7 @@ async def test_partial_state_is_not_served(network: Network) -> None:
 async def ask(server: TestServer, other: str, path: str, event_id: str) -> tuple[int, str]:
     """Return the refusal of a request to another server."""
     try:
-        await server.app.edge.requests.get(ServerName(other), path, [("event_id", event_id)])
+        await server.app.peers.requests.get(ServerName(other), path, [("event_id", event_id)])
     except RefusedByRemote as refusal:
         return refusal.status, refusal.errcode
     raise AssertionError("it was answered")
@@ -321,12 +321,12 @@ async def test_completion_is_retried_with_other_servers(network: Network) -> Non
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    network.servers[SOUTH].app.incoming_federation.completions.stop()
+    network.servers[SOUTH].app.federation_receiver.completions.stop()
     ok(join_via(bob, room_id, NORTH))
     network.settle()
     network.cut(NORTH, SOUTH)
     network.cut(WEST, SOUTH)
-    network.servers[SOUTH].app.incoming_federation.completions.start()
+    network.servers[SOUTH].app.federation_receiver.completions.start()
     network.settle()
     assert not is_whole(bob, room_id)
     network.mend(WEST, SOUTH)

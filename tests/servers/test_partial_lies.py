@@ -51,7 +51,7 @@ async def test_an_event_that_only_partial_state_allows_is_rejected_later(network
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
     south = Side(bob.server)
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     network.cut(NORTH, WEST)
     ok(membership(alice, room_id, "ban", wanda))
     ok(join_via(bob, room_id, NORTH))
@@ -65,7 +65,7 @@ async def test_an_event_that_only_partial_state_allows_is_rejected_later(network
     reply = say(bob, room_id, "who is that?")
     network.settle()
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
 
     assert is_whole(bob, room_id)
@@ -97,7 +97,7 @@ async def test_an_event_allowed_during_completion_is_rejected_later(
     network.settle()
     assert await south.edge.keyring.renew(ServerName(WEST))
     network.hold()
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
     last = (await south.last(RoomID(room_id)))[0]
     changes = [
@@ -131,7 +131,7 @@ async def test_an_event_that_the_policy_refused_stays_refused(network: Network) 
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     ok(join_via(bob, room_id, NORTH))
     south, west = Side(bob.server), Side(wanda.server)
     content = {"body": "buy now", "msgtype": "m.text"}
@@ -146,11 +146,11 @@ async def test_an_event_that_the_policy_refused_stays_refused(network: Network) 
     await south.federation.receiver.receive_outliers(
         RoomID(room_id), [each.event.pdu for each in cited.values()]
     )
-    bob.server.app.edge.policy.change(make_rules(None, [WEST]))
+    bob.server.app.peers.policy.change(make_rules(None, [WEST]))
     (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
     assert outcome.verdict is Verdict.SOFT_FAIL
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
 
     assert is_whole(bob, room_id)
@@ -167,7 +167,7 @@ async def test_other_servers_are_trusted_about_members_only(
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     ok(join_via(bob, room_id, NORTH))
     network.settle()
     state = await Side(alice.server).state(RoomID(room_id))
@@ -186,7 +186,7 @@ async def test_other_servers_are_trusted_about_members_only(
 
     network.forge(WEST, hide)
     network.cut(NORTH, SOUTH)
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
     network.clock.pump([5.0] * 3)
     network.settle()
@@ -206,7 +206,7 @@ async def test_members_that_one_server_omits_come_from_another(network: Network)
     complete(network)
     ok(membership(alice, room_id, "ban", dora))
     network.settle()
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     ok(join_via(bob, room_id, NORTH))
     network.settle()
     state = await Side(alice.server).state(RoomID(room_id))
@@ -221,7 +221,7 @@ async def test_members_that_one_server_omits_come_from_another(network: Network)
 
     network.cut(NORTH, SOUTH)
     network.forge("east.example", hide)
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
     network.clock.pump([5.0] * 3)
     network.settle()
@@ -238,7 +238,7 @@ async def test_an_event_that_only_complete_state_allows_takes_effect_later(
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     ok(membership(alice, room_id, "ban", wanda))
     north, south = Side(alice.server), Side(bob.server)
     key = StateKey("m.room.member", wanda.user_id)
@@ -299,7 +299,7 @@ async def test_rejected_events_are_not_counted_as_unread(network: Network) -> No
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
     south, pushers = Side(bob.server), bob.server.app.pushers
-    bob.server.app.incoming_federation.completions.stop()
+    bob.server.app.federation_receiver.completions.stop()
     pushers.start()
     ok(set_pusher(bob))
     network.cut(NORTH, WEST)
@@ -312,7 +312,7 @@ async def test_rejected_events_are_not_counted_as_unread(network: Network) -> No
     network.settle()
     assert await pushers.deliveries._badges.get(bob.user_id) == 1
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     complete(network)
 
     assert messages(bob, room_id) == []
@@ -329,7 +329,7 @@ async def test_a_user_removed_without_permission_is_shown_after_completion(
     since = lazily(bob)["next_batch"]
     assert messages(bob, room_id) == []
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
 
     assert is_whole(bob, room_id)
@@ -357,7 +357,7 @@ async def test_late_messages_are_not_news_to_users_who_joined_after(
     ok(join_via(carol, room_id, NORTH))
     since = lazily(carol)["next_batch"]
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
 
     assert is_whole(bob, room_id)
@@ -385,7 +385,7 @@ async def test_an_event_rejected_before_it_was_seen_notifies_nobody(
     )
     assert await take(bob, room_id, east, taken_back) is Verdict.SOFT_FAIL
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
 
     assert is_whole(bob, room_id)
@@ -402,7 +402,7 @@ async def test_a_user_who_joined_after_a_late_message_is_not_notified(
     ok(join_via(carol, room_id, NORTH))
     since = lazily(carol)["next_batch"]
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
 
     news = lazily(carol, since)["rooms"]["join"][room_id]
@@ -429,7 +429,7 @@ async def test_late_messages_are_searchable_and_sticky(network: Network, by_powe
     assert found(bob, "ping") == []
     since = lazily(bob)["next_batch"]
 
-    bob.server.app.incoming_federation.completions.start()
+    bob.server.app.federation_receiver.completions.start()
     network.settle()
     await index(bob.server)
 

@@ -31,7 +31,7 @@ def busy(wait_ms: int) -> RefusedByRemote:
 
 
 def test_a_server_is_left_alone_for_as_long_as_it_asks(time: Time) -> None:
-    backoff: PeerBackoff[str] = PeerBackoff(time)
+    backoff: PeerBackoff[str] = PeerBackoff(now_ms=time)
     backoff.record_failure(NORTH, busy(7000))
     assert (backoff.left_ms(NORTH), backoff.left_ms(SOUTH)) == (7000, 0)
     time.now_ms += 6999
@@ -41,14 +41,14 @@ def test_a_server_is_left_alone_for_as_long_as_it_asks(time: Time) -> None:
 
 
 def test_without_a_schedule_other_failures_leave_no_pause(time: Time) -> None:
-    backoff: PeerBackoff[str] = PeerBackoff(time)
+    backoff: PeerBackoff[str] = PeerBackoff(now_ms=time)
     backoff.record_failure(NORTH, GONE)
     backoff.record_failure(NORTH, RefusedByRemote(NORTH, 403, "M_FORBIDDEN", "no", {}, 0))
     assert backoff.left_ms(NORTH) == 0
 
 
 def test_pauses_grow_with_failures_in_a_row_and_an_answer_ends_them(time: Time) -> None:
-    backoff: PeerBackoff[str] = PeerBackoff(time, BackoffSchedule(100, 400))
+    backoff: PeerBackoff[str] = PeerBackoff(now_ms=time, schedule=BackoffSchedule(100, 400))
     for pause_ms in (100, 200, 400, 400):
         backoff.record_failure(NORTH, GONE)
         backoff.record_failure(NORTH, GONE)  # the same failure
@@ -63,7 +63,7 @@ def test_pauses_grow_with_failures_in_a_row_and_an_answer_ends_them(time: Time) 
 
 
 def test_a_wait_that_a_server_asks_for_does_not_count_as_a_failure(time: Time) -> None:
-    backoff: PeerBackoff[str] = PeerBackoff(time, BackoffSchedule(100, 400))
+    backoff: PeerBackoff[str] = PeerBackoff(now_ms=time, schedule=BackoffSchedule(100, 400))
     backoff.record_failure(NORTH, busy(5000))
     assert backoff.left_ms(NORTH) == 5000
     time.now_ms += 5000
@@ -72,7 +72,7 @@ def test_a_wait_that_a_server_asks_for_does_not_count_as_a_failure(time: Time) -
 
 
 def test_a_server_that_answers_something_else_meanwhile_has_not_failed(time: Time) -> None:
-    backoff: PeerBackoff[str] = PeerBackoff(time, BackoffSchedule(60_000, 60_000))
+    backoff: PeerBackoff[str] = PeerBackoff(now_ms=time, schedule=BackoffSchedule(60_000, 60_000))
     began = time.now_ms
     time.now_ms += 3000
     backoff.record_answer(NORTH)
@@ -84,7 +84,7 @@ def test_a_server_that_answers_something_else_meanwhile_has_not_failed(time: Tim
 
 
 def test_a_server_fails_since_the_first_request_within_its_pauses(time: Time) -> None:
-    backoff: PeerBackoff[str] = PeerBackoff(time, BackoffSchedule(60_000, 60_000))
+    backoff: PeerBackoff[str] = PeerBackoff(now_ms=time, schedule=BackoffSchedule(60_000, 60_000))
     backoff.record_failure(NORTH, asked_at_ms=time.now_ms - 8000)
     time.now_ms += 30_000
     backoff.record_failure(NORTH, asked_at_ms=time.now_ms - 8000)
@@ -96,7 +96,9 @@ def test_a_server_fails_since_the_first_request_within_its_pauses(time: Time) ->
 
 
 def test_only_the_latest_servers_are_remembered(time: Time) -> None:
-    backoff: PeerBackoff[int] = PeerBackoff(time, BackoffSchedule(100, 100), max_records=3)
+    backoff: PeerBackoff[int] = PeerBackoff(
+        now_ms=time, schedule=BackoffSchedule(100, 100), max_records=3
+    )
     for server in (0, 1, 2, 0, 3):
         backoff.record_failure(server)
     assert [backoff.left_ms(server) > 0 for server in range(4)] == [True, False, True, True]

@@ -250,7 +250,7 @@ def set_standing(user: User, standing: str) -> None:
         elif standing == "awaiting":
             accounts.set_awaiting(txn, user.user_id, 1)
         elif standing == "expired":
-            AccountValidityStore(user.server.app.database, accounts).set_expiry(
+            AccountValidityStore(database=user.server.app.database, accounts=accounts).set_expiry(
                 txn, user.user_id, 1
             )
         else:

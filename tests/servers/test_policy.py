@@ -10,7 +10,7 @@ from federation.peers.policy import FederationPolicy, InvalidPattern, ServerPatt
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from homeserver.config.load import ConfigError
-from homeserver.wiring.federation_peers import rules_of
+from homeserver.wiring.federation_peers import read_policy_rules
 from tests.helpers.network import Network
 
 HERE, NORTH, SOUTH = (
@@ -23,9 +23,9 @@ HERE, NORTH, SOUTH = (
 def allows(
     name: str, allowed: list[str] | None, denied: tuple[str, ...] = (), *, enabled: bool = True
 ) -> bool:
-    return FederationPolicy(HERE, make_rules(allowed, denied, enabled=enabled), lambda: 0.0).allows(
-        ServerName(name)
-    )
+    return FederationPolicy(
+        own=HERE, rules=make_rules(allowed, denied, enabled=enabled), seconds=lambda: 0.0
+    ).allows(ServerName(name))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,9 @@ def test_an_expression_that_is_none(pattern: str) -> None:
 
 def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> None:
     clock = Clock()
-    policy = FederationPolicy(HERE, make_rules([NORTH], is_simulation=True), clock.seconds)
+    policy = FederationPolicy(
+        own=HERE, rules=make_rules([NORTH], is_simulation=True), seconds=clock.seconds
+    )
     named: list[str] = []
 
     @provider(ILogObserver)
@@ -113,13 +115,13 @@ def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> No
 async def test_rules_change_while_the_server_runs(network: Network) -> None:
     north = network.add(NORTH)
     network.add(SOUTH)
-    policy, requests = north.app.edge.policy, north.app.edge.requests
+    policy, requests = north.app.peers.policy, north.app.peers.requests
     path = "/_matrix/federation/v1/version"
     assert await requests.get(SOUTH, path, signed=False)
     policy.change(make_rules(["east.example"]))
     with pytest.raises(Forbidden, match=r"does not allow federation with south\.example"):
         await requests.get(SOUTH, path, signed=False)
-    policy.change(rules_of(north.config.federation))
+    policy.change(read_policy_rules(north.config.federation))
     assert await requests.get(SOUTH, path, signed=False)
 
 
@@ -127,7 +129,7 @@ async def test_federation_switched_off(network: Network) -> None:
     off = network.add(NORTH, "federation: {enabled: false}\n")
     south = network.add(SOUTH)
     with pytest.raises(Forbidden):
-        await off.app.edge.requests.get(SOUTH, "/_matrix/federation/v1/version")
+        await off.app.peers.requests.get(SOUTH, "/_matrix/federation/v1/version")
     for path in (
         "/_matrix/federation/v1/version",
         "/_matrix/key/v2/server",

@@ -214,7 +214,7 @@ async def test_a_slow_policy_server_delays_the_sending_server_a_few_seconds(
     network.mend(NORTH, SOUTH)
     network.forge(SOUTH, judge.answer_late)
     network.hold()
-    receive = room.north.server.app.incoming_federation.transactions.receive
+    receive = room.north.server.app.federation_receiver.transactions.receive
     first, second = (
         Deferred.fromCoroutine(receive(ServerName(SOUTH), txn_id, sent, []))
         for txn_id, sent in (("a", pdus), ("b", [elsewhere]))

@@ -114,7 +114,7 @@ async def test_a_banned_users_server_answers_with_partial_state(network: Network
     network.cut(NORTH, SOUTH)
     ok(membership(alice, room_id, "ban", bob))
     network.settle()
-    await alice.server.app.outgoing_federation.sender.stop()
+    await alice.server.app.federation_sender.sender.stop()
     network.mend(NORTH, SOUTH)
     complete(network)
     waiting = bob.start("GET", room_path(room_id, "members"))

@@ -79,7 +79,7 @@ def test_cached_results_of_a_server_that_is_denied_meanwhile_are_not_returned(
     for path in paths:
         ok(bob.get(f"{V3}/{path}"))
 
-    network.servers[SOUTH].app.edge.policy.change(make_rules(None, [NORTH]))
+    network.servers[SOUTH].app.peers.policy.change(make_rules(None, [NORTH]))
 
     for path in paths:
         assert refused(bob.get(f"{V3}/{path}")) == (403, "M_FORBIDDEN"), path
@@ -91,7 +91,7 @@ async def test_profiles_can_be_hidden_from_other_servers(network: Network) -> No
     assert refused(bob.get(f"{V3}/profile/{alice.user_id}"))[0] in (403, 404)
     path = f"/_matrix/federation/v1/query/profile?user_id={quote(alice.user_id)}"
     path = "/_matrix/federation/v1/query/profile"
-    asking = network.servers[SOUTH].app.edge.requests.get(
+    asking = network.servers[SOUTH].app.peers.requests.get(
         ServerName(NORTH), path, [("user_id", alice.user_id)]
     )
     with pytest.raises(RefusedByRemote, match="403 M_FORBIDDEN"):
@@ -268,7 +268,7 @@ def test_a_client_without_an_account_queries_no_other_server(network: Network) -
 
 async def test_queries_of_other_types_are_refused_clearly(network: Network) -> None:
     _alice, bob = pair(network)
-    requests = bob.server.app.edge.requests
+    requests = bob.server.app.peers.requests
     with pytest.raises(RefusedByRemote, match="queries of the type 'weather'") as refusal:
         await requests.get(ServerName(NORTH), "/_matrix/federation/v1/query/weather")
     assert (refusal.value.status, refusal.value.errcode) == (404, "M_UNRECOGNIZED")

@@ -36,7 +36,7 @@ async def sending(network: Network) -> Shared:
 
 def change(network: Network, rules: PolicyRules) -> None:
     """North's policy from now on."""
-    network.servers[NORTH].app.edge.policy.change(rules)
+    network.servers[NORTH].app.peers.policy.change(rules)
     network.settle()
 
 
@@ -96,7 +96,7 @@ async def test_a_refused_server_costs_a_row_a_room_and_no_requests(network: Netw
 
     assert requests_to(network, SOUTH) == before
     assert await missed_rooms(network.servers[NORTH]) == 1
-    destination = network.servers[NORTH].app.outgoing_federation.deliveries.peek(ServerName(SOUTH))
+    destination = network.servers[NORTH].app.federation_sender.deliveries.peek(ServerName(SOUTH))
     assert destination is not None
     assert (
         destination.retry,
@@ -154,7 +154,10 @@ async def test_nothing_waits_for_the_devices_of_who_is_shut_out(network: Network
     room = await sending(network)
     change(network, BLOCKED)
     send(room.alice, room.bob, 1)
-    assert await OutgoingToDeviceStore(network.servers[NORTH].app.database).count_messages() == {}
+    assert (
+        await OutgoingToDeviceStore(database=network.servers[NORTH].app.database).count_messages()
+        == {}
+    )
 
 
 @pytest.mark.parametrize("refusal", [BLOCKED, LISTED], ids=["blocked", "no list"])

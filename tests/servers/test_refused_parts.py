@@ -90,7 +90,7 @@ def said(count: int) -> list[str]:
 
 
 def figures(network: Network) -> Any:
-    return network.servers[NORTH].app.outgoing_federation.deliveries.get_metrics()
+    return network.servers[NORTH].app.federation_sender.deliveries.get_metrics()
 
 
 @pytest.mark.parametrize("status", [400, 422])
@@ -271,7 +271,7 @@ async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
     lost = figures(network)["dropped"]
     assert lost <= 3 + 6, "one a try, and these are ever rarer"
     assert len(reader.seen) <= 6 * 8
-    network.servers[NORTH].app.outgoing_federation.sender.record_activity(ServerName(SOUTH))
+    network.servers[NORTH].app.federation_sender.sender.record_activity(ServerName(SOUTH))
     reader.refuses = lambda _: False
     pass_time(network, 2 * HOUR, 30)
     assert (numbers(room, since), words(room)) == (list(range(lost, 30)), said(20))
@@ -281,7 +281,7 @@ async def test_who_speaks_and_takes_nothing_loses_little(network: Network) -> No
     await much(network)
     Reader(network, lambda body: not is_empty(body))
     for _ in range(600):
-        network.servers[NORTH].app.outgoing_federation.sender.record_activity(ServerName(SOUTH))
+        network.servers[NORTH].app.federation_sender.sender.record_activity(ServerName(SOUTH))
         network.clock.advance(1)
     assert figures(network)["dropped"] <= 3 + 3 + 10, "one a minute"
 

@@ -158,7 +158,7 @@ async def test_what_an_administrator_purged_since_stays_away(network: Network) -
     await forget(network, room)
     north = room.north.server
     root = north.register("root")
-    await north.app.users.accounts.do_set_flags(root.user_id, is_admin=True)
+    await north.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True)
     body = {"purge_up_to_ts": 2**50, "delete_local_events": True}
     ok(root.post(f"/_synapse/admin/v1/purge_history/{room.room_id}", body))
     while await north.app.retention.purges.do_step(100):

@@ -37,11 +37,17 @@ def another_node(network: Network, name: str) -> RemoteDevices:
     """Of another process on the same database, which has seen no change since it was built."""
     app = network.servers[name].app
     rows = MembershipStore(app.database)
-    memberships = Memberships(rows, Streams(), capacity=100)
-    remote = DeviceKeyClient(app.edge.requests)
-    store, sender = RemoteDeviceStore(app.database), app.outgoing_federation.sender
+    memberships = Memberships(store=rows, streams=Streams(), capacity=100)
+    remote = DeviceKeyClient(app.peers.requests)
+    store, sender = RemoteDeviceStore(app.database), app.federation_sender.sender
     return RemoteDevices(
-        network.clock, store, remote, memberships, rows, sender, app.federation.identity.is_local
+        clock=network.clock,
+        store=store,
+        remote=remote,
+        memberships=memberships,
+        membership_store=rows,
+        sender=sender,
+        is_local=app.federation.identity.is_local,
     )
 
 
@@ -224,7 +230,7 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
     network: Network,
 ) -> None:
     room = await sending(network)
-    south = room.south.server.app.outgoing_federation.own_devices
+    south = room.south.server.app.federation_sender.own_devices
     other = another_node(network, NORTH)
     network.interceptors.append(
         lambda _, request: (
@@ -362,7 +368,7 @@ async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network
     network.settle()
     query(room.alice, room.bob)
     north = room.north.server.app
-    (sweep,) = (job for job in north.outgoing_federation.jobs() if job.name == "sweep_device_lists")
+    (sweep,) = (job for job in north.federation_sender.jobs() if job.name == "sweep_device_lists")
     tables = (
         "remote_device_lists",
         "remote_devices",

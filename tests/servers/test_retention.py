@@ -160,7 +160,7 @@ async def test_a_redaction_by_a_remote_moderator_stays(network: Network) -> None
         say(room.bob, room.room_id, text)
     network.settle()
     root = north.register("root")
-    await north.app.users.accounts.do_set_flags(root.user_id, is_admin=True)
+    await north.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True)
     begun = root.post(f"/_synapse/admin/v1/purge_history/{room.room_id}", {"purge_up_to_ts": 2**50})
     assert begun.status == 200
     while await north.app.retention.purges.do_step(10):

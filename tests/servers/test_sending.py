@@ -46,14 +46,14 @@ class Home:
         server = TestServer(
             folder, self._open_database(), self._config, seed=self._seed, wire=self.wire
         )
-        server.app.outgoing_federation.sender.start()
+        server.app.federation_sender.sender.start()
         settle(server)
         return server
 
     def restart(self) -> None:
         """As after kill -9, at a later time: a new process on the same database."""
         later = self.server.clock.seconds() + 1
-        self.server.app.outgoing_federation.deliveries.stop()
+        self.server.app.federation_sender.deliveries.stop()
         self.server = self._build()
         self.server.clock.advance(later - self.server.clock.seconds())
         self.alice = User(
@@ -81,7 +81,7 @@ class Home:
 
 def make_admin(server: TestServer) -> User:
     root = server.register("root")
-    server.run(server.app.users.accounts.do_set_flags(root.user_id, is_admin=True))
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
     return root
 
 
@@ -163,7 +163,7 @@ async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
     home.say("two")
     home.settle()
     assert len(home.wire.transactions(PEER)) == 1, "no try before its time"
-    assert home.server.app.outgoing_federation.sender.is_failing(PEER)  # type: ignore[arg-type]
+    assert home.server.app.federation_sender.sender.is_failing(PEER)  # type: ignore[arg-type]
 
     home.wire.down.clear()
     home.server.clock.advance(5)
@@ -216,11 +216,11 @@ async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
     home.server.clock.advance(2)
     home.wire.down.clear()
     home.wire.requests.clear()
-    home.server.app.outgoing_federation.sender.record_activity(PEER)  # type: ignore[arg-type]
+    home.server.app.federation_sender.sender.record_activity(PEER)  # type: ignore[arg-type]
     home.settle()
 
     assert home.wire.texts(PEER) == ["one"]
-    assert not home.server.app.outgoing_federation.sender.is_failing(PEER)  # type: ignore[arg-type]
+    assert not home.server.app.federation_sender.sender.is_failing(PEER)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("heard_after", [0, 0.3, 5])
@@ -242,7 +242,7 @@ async def test_a_server_that_was_active_once_is_retried_soon(
     home.wire.requests.clear()
 
     home.server.clock.advance(heard_after)
-    home.server.app.outgoing_federation.sender.record_activity(PEER)  # type: ignore[arg-type]
+    home.server.app.federation_sender.sender.record_activity(PEER)  # type: ignore[arg-type]
     home.server.clock.advance(1)
     home.settle()
 
@@ -267,7 +267,7 @@ async def test_an_outage_ends_in_few_transactions(home: Home) -> None:
 
     home.wire.down.clear()
     home.wire.requests.clear()
-    home.server.app.outgoing_federation.sender.record_activity(PEER)  # type: ignore[arg-type]
+    home.server.app.federation_sender.sender.record_activity(PEER)  # type: ignore[arg-type]
     home.settle()
 
     assert len(home.wire.transactions(PEER)) <= 3
@@ -372,9 +372,9 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
     well = {**well, "last_successful_stream_ordering": home.server.app.database.streams.current()}
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
 
-    home.server.app.edge.policy.change(make_rules(None, [PEER]))
+    home.server.app.peers.policy.change(make_rules(None, [PEER]))
     assert "blocked" in admin.get(f"{DESTINATIONS}/{PEER}").json["refused"]
-    home.server.app.edge.policy.change(make_rules(None, [PEER], is_simulation=True))
+    home.server.app.peers.policy.change(make_rules(None, [PEER], is_simulation=True))
     assert admin.get(f"{DESTINATIONS}/{PEER}").json == well
 
 
@@ -405,7 +405,7 @@ async def test_an_operator_tries_a_server_at_once(home: Home, has_spoken_in_vain
         home.server.clock.advance(3600)
         home.settle()
     for _ in range(200 if has_spoken_in_vain else 0):
-        home.server.app.outgoing_federation.sender.record_activity(PEER)  # type: ignore[arg-type]
+        home.server.app.federation_sender.sender.record_activity(PEER)  # type: ignore[arg-type]
         home.server.clock.advance(1)
         home.settle()
     home.wire.down.clear()
@@ -435,7 +435,7 @@ async def test_activity_seen_by_another_node_makes_the_sending_node_retry(
     home.wire.down.clear()
     home.wire.requests.clear()
 
-    other.app.outgoing_federation.sender.record_activity(ServerName(PEER))
+    other.app.federation_sender.sender.record_activity(ServerName(PEER))
     for node in (other, home.server):
         node.clock.advance(10)
         settle(node)
@@ -479,7 +479,7 @@ async def test_nothing_is_sent_to_blocked_servers(
     server = TestServer(
         tmp_path, sqlite_database, f"federation_domain_whitelist: [{OTHER}]\n", wire=wire
     )
-    server.app.outgoing_federation.sender.start()
+    server.app.federation_sender.sender.start()
     alice = server.register("alice")
     room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
     await pretend_member(server, room_id, BOB)

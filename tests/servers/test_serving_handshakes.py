@@ -45,13 +45,13 @@ def world(network: Network, **wish: Any) -> tuple[User, TestServer, str]:
 
 
 def get(server: TestServer, path: str, *values: str, **query: str) -> Any:
-    return server.app.edge.requests.get(TO, make_path(path, *values), list(query.items()))
+    return server.app.peers.requests.get(TO, make_path(path, *values), list(query.items()))
 
 
 def put(
     server: TestServer, path: str, *values: str, body: Mapping[str, Any], query: str = ""
 ) -> Any:
-    return server.app.edge.requests.put(
+    return server.app.peers.requests.put(
         TO, make_path(path, *values), body, [("omit_members", query)] * bool(query)
     )
 

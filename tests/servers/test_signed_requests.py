@@ -26,7 +26,7 @@ def signed(network: Network, uri: str = URI, destination: ServerName = SOUTH) ->
 
 async def test_the_peer_is_known_by_the_key_that_it_publishes(network: Network) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
 
     assert (await checker.get_peer([signed(network)], "GET", URI, b"")).server_name == NORTH
     assert network.log == [(SOUTH, NORTH, "GET", "/_matrix/key/v2/server")]
@@ -34,7 +34,7 @@ async def test_the_peer_is_known_by_the_key_that_it_publishes(network: Network) 
 
 async def test_a_request_for_another_server_is_refused(network: Network) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
 
     with pytest.raises(Unauthorized):
         await checker.get_peer([signed(network, destination=NORTH)], "GET", URI, b"")
@@ -42,7 +42,7 @@ async def test_a_request_for_another_server_is_refused(network: Network) -> None
 
 async def test_a_request_to_another_path_is_refused(network: Network) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
 
     with pytest.raises(Unauthorized):
         await checker.get_peer([signed(network, URI + "0")], "GET", URI, b"")
@@ -50,7 +50,7 @@ async def test_a_request_to_another_path_is_refused(network: Network) -> None:
 
 async def test_a_server_whose_keys_are_unavailable_is_not_authenticated(network: Network) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     network.cut(NORTH, SOUTH)
 
     with pytest.raises(Unauthorized):
@@ -58,7 +58,7 @@ async def test_a_server_whose_keys_are_unavailable_is_not_authenticated(network:
 
 
 async def test_a_server_that_is_not_there_is_a_remote_error(network: Network) -> None:
-    requests = network.add(NORTH).app.edge.requests
+    requests = network.add(NORTH).app.peers.requests
 
     with pytest.raises(RemoteError):
         await requests.get(SOUTH, "/_matrix/federation/v1/version")
@@ -95,7 +95,7 @@ async def test_the_signature_is_over_what_the_body_says_in_whatever_form_it_come
     network: Network, signed_as: bytes, sent: bytes
 ) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     header = signed_body(network, signed_as)
     assert (await checker.get_peer([header], "PUT", SEND, sent)).server_name == NORTH
     for other in (sent.replace(b"a", b"c"), b'{"c":5}', b"", b"{}"):
@@ -116,7 +116,7 @@ DEEP = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
 )
 async def test_a_body_that_is_no_json_is_refused(network: Network, body: bytes) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     with pytest.raises((NotJson, BadJson)):
         await checker.get_peer([signed_body(network, body)], "PUT", SEND, body)
 
@@ -125,7 +125,7 @@ async def test_several_signatures_must_all_be_right_as_far_as_they_can_be_checke
     network: Network,
 ) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     good, unknown = (
         signed_body(network, b"{}"),
         signed_body(network, b"{}", SigningKey("unknown", bytes(32))),
@@ -148,7 +148,7 @@ async def test_several_signatures_must_all_be_right_as_far_as_they_can_be_checke
 
 async def test_signatures_of_two_servers_are_refused(network: Network) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     other = signed_body(network, b"{}", origin=ServerName("east.example"))
     with pytest.raises(Unauthorized, match="several"):
         await checker.get_peer([signed_body(network, b"{}"), other], "PUT", SEND, b"{}")
@@ -156,7 +156,7 @@ async def test_signatures_of_two_servers_are_refused(network: Network) -> None:
 
 async def test_the_case_of_a_name_makes_another_server(network: Network) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     with pytest.raises(Unauthorized):
         await checker.get_peer(
             [signed_body(network, b"{}", origin=ServerName("North.example"))], "PUT", SEND, b"{}"
@@ -167,7 +167,7 @@ async def test_a_blocked_server_is_refused_without_fetching_keys(network: Networ
     network.add(NORTH)
     south = network.add(SOUTH, "federation_domain_whitelist: [east.example]\n")
     with pytest.raises(Forbidden):
-        await south.app.edge.signed_requests.get_peer(
+        await south.app.peers.signed_requests.get_peer(
             [signed_body(network, b"{}")], "PUT", SEND, b"{}"
         )
     assert network.log == []
@@ -178,7 +178,7 @@ async def test_long_bodies_that_nobody_has_signed_cost_little(
 ) -> None:
     """Anybody can send them, in the name of anybody."""
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     made: list[int] = []
 
     def encode(value: object) -> bytes:
@@ -214,7 +214,7 @@ async def test_a_long_body_without_a_canonical_form_costs_little_too(
     network: Network, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
     network.add(NORTH)
-    checker = network.add(SOUTH).app.edge.signed_requests
+    checker = network.add(SOUTH).app.peers.signed_requests
     read: list[int] = []
 
     def decode(body: bytes) -> object:

@@ -49,7 +49,7 @@ class Home:
         self.wire = SilentWire()
         self.server = TestServer(folder, open_inline(sqlite), "", wire=self.wire)  # type: ignore[arg-type]
         self.wire.clock = self.server.clock
-        self.server.app.outgoing_federation.sender.start()
+        self.server.app.federation_sender.sender.start()
         settle(self.server)
         self.alice = self.server.register("alice")
 
@@ -74,7 +74,7 @@ class Home:
         settle(self.server)
 
     def hears_from(self, server: ServerName) -> None:
-        self.server.app.outgoing_federation.sender.record_activity(server)
+        self.server.app.federation_sender.sender.record_activity(server)
 
     def seconds_until_told(self, text: str) -> int:
         """How long it takes until the honest server has a message."""

@@ -49,7 +49,7 @@ async def test_servers_are_queried_in_parallel_each_for_one_user_after_another(
     network: Network,
 ) -> None:
     room, _, _ = await with_stale_lists(network)
-    devices = room.north.server.app.outgoing_federation.remote_devices
+    devices = room.north.server.app.federation_sender.remote_devices
     network.hold()
     assert await devices.do_resync(10) == 3
     assert asked(network) == [EAST, SOUTH]
@@ -62,7 +62,7 @@ async def test_servers_are_queried_in_parallel_each_for_one_user_after_another(
 
 async def test_a_server_that_does_not_answer_delays_only_its_own_users(network: Network) -> None:
     room, _, dave = await with_stale_lists(network)
-    devices = room.north.server.app.outgoing_federation.remote_devices
+    devices = room.north.server.app.federation_sender.remote_devices
     network.hold()
     await devices.do_resync(10)
     network.deliver(
@@ -90,7 +90,7 @@ async def test_a_server_that_asks_us_to_wait_is_not_queried_for_the_next(network
         return WireResponse(429, {"retry-after": "300"}, b'{"errcode":"M_LIMIT_EXCEEDED"}')
 
     network.interceptors.append(refuse)
-    devices = room.north.server.app.outgoing_federation.remote_devices
+    devices = room.north.server.app.federation_sender.remote_devices
     await devices.do_resync(10)
     network.settle()
     assert len(asked_for) == 1

@@ -38,15 +38,19 @@ def audit_of(server: TestServer, registry: CollectorRegistry) -> StateAudit:
     """An audit of a server whose metrics the test can read."""
     app = server.app
     resolver = StateResolver(
-        app.database, app.rooms.trees, app.rooms.chains, app.rooms.events, capacity=0
+        database=app.database,
+        trees=app.rooms.trees,
+        chains=app.rooms.chains,
+        events=app.rooms.events,
+        capacity=0,
     )
     return StateAudit(
-        StateAuditStore(app.database),
-        app.rooms.store,
-        app.room_engine.engine,
-        app.rooms.events,
-        resolver,
-        AuditMetrics(registry),
+        store=StateAuditStore(app.database),
+        rooms=app.rooms.store,
+        engine=app.room_engine.engine,
+        events=app.rooms.events,
+        resolver=resolver,
+        observer=AuditMetrics(registry),
     )
 
 
@@ -123,7 +127,7 @@ async def test_a_wrong_past_state_is_reported(network: Network) -> None:
     await room.north.server.app.database.write("damage", damage)
 
     with told() as differences:
-        await whole_round(network.rebuild(NORTH).app.incoming_federation.audit)
+        await whole_round(network.rebuild(NORTH).app.federation_receiver.audit)
 
     assert len(differences) == 2
     assert f"after {said} differs from its history" in differences[0]
@@ -137,7 +141,7 @@ async def test_an_event_is_checked_once_and_local_rooms_never(
         tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter)
     )
     room = await forked(network)
-    audit = room.north.server.app.incoming_federation.audit
+    audit = room.north.server.app.federation_receiver.audit
     await whole_round(audit)
     own = create_room(room.alice)
     for number in range(30):

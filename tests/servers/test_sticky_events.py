@@ -50,7 +50,7 @@ def keys(wire: RecordingWire) -> list[str]:
 async def test_a_server_that_comes_in_is_told(tmp_path: Path, sqlite_database: Database) -> None:
     wire = RecordingWire()
     server = TestServer(tmp_path, sqlite_database, wire=wire)
-    server.app.outgoing_federation.sender.start()
+    server.app.federation_sender.sender.start()
     alice = server.register("alice")
     room_id = create_room(alice)
     for key in ("laptop", "phone"):
@@ -69,7 +69,7 @@ async def test_an_outage_with_much_talk_loses_none(
 ) -> None:
     wire = RecordingWire()
     server = TestServer(tmp_path, sqlite_database, wire=wire)
-    server.app.outgoing_federation.sender.start()
+    server.app.federation_sender.sender.start()
     alice = server.register("alice")
     room_id = create_room(alice)
     await pretend_member(server, room_id, f"@bob:{PEER}")

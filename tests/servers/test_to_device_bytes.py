@@ -67,7 +67,7 @@ async def test_a_transaction_that_is_refused_for_bytes_is_accepted_completely_la
         "/_matrix/federation/v1/send/large",
         {"origin": SOUTH, "origin_server_ts": 1, "pdus": [], "edus": edus},
     )
-    requests = room.south.server.app.edge.requests
+    requests = room.south.server.app.peers.requests
     with pytest.raises(RefusedByRemote) as refused:
         await requests.put(ServerName(NORTH), path, body)
     assert (refused.value.status, refused.value.errcode) == (429, "M_LIMIT_EXCEEDED")

@@ -28,7 +28,9 @@ def send(user: User, number: int, messages: dict[str, object]) -> Answer:
 
 
 async def waiting(room: Shared) -> dict[str, int]:
-    return dict(await OutgoingToDeviceStore(room.north.server.app.database).count_messages())
+    return dict(
+        await OutgoingToDeviceStore(database=room.north.server.app.database).count_messages()
+    )
 
 
 async def known(room: Shared) -> set[str]:
@@ -37,7 +39,7 @@ async def known(room: Shared) -> set[str]:
 
 async def live(room: Shared, days: int) -> None:
     """Let days pass with their jobs."""
-    destinations = room.north.server.app.outgoing_federation.destinations
+    destinations = room.north.server.app.federation_sender.destinations
     for _ in range(days):
         room.network.clock.advance(DAY)
         room.network.settle()
@@ -80,7 +82,7 @@ async def test_messages_to_unknown_servers_are_rate_limited(network: Network) ->
 async def test_device_ids_do_not_make_an_edu_too_large(network: Network) -> None:
     """The server would reject the transaction, and all later ones."""
     room = await shared(network)
-    store = OutgoingToDeviceStore(room.north.server.app.database)
+    store = OutgoingToDeviceStore(database=room.north.server.app.database)
     many: dict[str, object] = {f"{number:0>250}": {} for number in range(4000)}
     assert send(room.alice, 1, {room.bob.user_id: {**many, "D" * 1_000_000: {}}}).status == 200
     messages = await store.get_messages(SOUTH, 100)
@@ -104,7 +106,7 @@ async def test_unknown_servers_are_given_up_after_a_week_and_leave_nothing(
     await live(room, 6)
     assert await waiting(room) == {}
     assert await known(room) == set()
-    deliveries = room.north.server.app.outgoing_federation.deliveries
+    deliveries = room.north.server.app.federation_sender.deliveries
     assert [each.server for each in deliveries] == []
     assert deliveries.get_metrics()["failing"] == 0
 
@@ -121,4 +123,4 @@ async def test_messages_are_kept_longer_for_a_server_that_shares_a_room(network:
     await live(room, 4)
     assert await waiting(room) == {}
     assert await known(room) == {SOUTH}, "it shares a room"
-    assert room.north.server.app.outgoing_federation.deliveries.peek(ServerName(SOUTH)) is not None
+    assert room.north.server.app.federation_sender.deliveries.peek(ServerName(SOUTH)) is not None

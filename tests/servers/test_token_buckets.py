@@ -16,7 +16,7 @@ class Time:
 
 def test_a_bucket_gives_a_burst_and_then_a_steady_rate() -> None:
     time = Time()
-    buckets = TokenBuckets(time, Rate(0.5, 3))
+    buckets = TokenBuckets(now=time, rate=Rate(0.5, 3))
     for left in (3, 2, 1):
         assert (buckets.count_tokens("a"), buckets.wait("a")) == (left, 0)
         buckets.take("a")
@@ -27,7 +27,7 @@ def test_a_bucket_gives_a_burst_and_then_a_steady_rate() -> None:
 
 
 def test_tokens_that_are_given_back_can_be_taken_again() -> None:
-    buckets = TokenBuckets(Time(), Rate(1, 2))
+    buckets = TokenBuckets(now=Time(), rate=Rate(1, 2))
     buckets.take("a", 5)
     assert buckets.wait("a") == 4
     buckets.give_back("a", 4)
@@ -40,14 +40,14 @@ def test_tokens_that_are_given_back_can_be_taken_again() -> None:
 
 
 def test_another_rate_replaces_the_usual_one() -> None:
-    buckets = TokenBuckets(Time(), Rate(1, 2))
+    buckets = TokenBuckets(now=Time(), rate=Rate(1, 2))
     tight = Rate(0.1, 1)
     buckets.take("a", rate=tight)
     assert buckets.wait("a", rate=tight) == 10
 
 
 def test_the_emptiest_buckets_are_remembered() -> None:
-    buckets = TokenBuckets(Time(), Rate(1, 1), max_buckets=10)
+    buckets = TokenBuckets(now=Time(), rate=Rate(1, 1), max_buckets=10)
     buckets.take("empty", 1000)
     for number in range(100):
         buckets.take(f"{number}")
@@ -70,7 +70,7 @@ def test_no_more_is_let_through_than_a_burst_and_the_rate(
     per_second: float, burst_count: int, pauses: list[float]
 ) -> None:
     time = Time()
-    buckets = TokenBuckets(time, Rate(per_second, burst_count))
+    buckets = TokenBuckets(now=time, rate=Rate(per_second, burst_count))
     began, taken = time.now, 0
     for pause in pauses:
         time.now += pause

@@ -275,7 +275,7 @@ async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network)
     said = say(room.bob, room.room_id, "in time")
     theirs = await room.south.pdu(room.room_id, said)
     network.hold()
-    transactions = room.north.server.app.incoming_federation.transactions
+    transactions = room.north.server.app.federation_receiver.transactions
     slow = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "slow", [event.pdu], []))
     assert not slow.called
 
@@ -326,7 +326,7 @@ async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Netwo
         version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"}
     )
     network.hold()
-    transactions = room.north.server.app.incoming_federation.transactions
+    transactions = room.north.server.app.federation_receiver.transactions
     sent = [
         Deferred.fromCoroutine(transactions.receive(ServerName(EAST), f"{number}", [event.pdu], []))
         for number in range(MAX_WAITING)
@@ -353,7 +353,7 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
         version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"}
     )
     network.hold()
-    transactions = room.north.server.app.incoming_federation.transactions
+    transactions = room.north.server.app.federation_receiver.transactions
     first = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "first", [event.pdu], []))
     dense = (
         b'{"edus":[{"content":{"a":['
@@ -388,7 +388,7 @@ async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
     async def receive(_origin: ServerName, content: Mapping[str, Any]) -> None:
         taken.append(len(content["a"]))
 
-    edus_here = room.south.server.app.outgoing_federation.edus
+    edus_here = room.south.server.app.federation_sender.edus
     monkeypatch.setattr(edus_here, "handlers", {**edus_here.handlers, "org.example.long": receive})
     values: list[Any] = ["x" * 2_000_000, [{}] * 1_000_000, [{}] * 100_000]
     edus = [{"edu_type": "org.example.long", "content": {"a": value}} for value in values]
@@ -465,7 +465,7 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
     body = msgspec.json.encode(
         {"pdus": pdus, "edus": [{"edu_type": "x", "content": {"a": dense}}] * 40}
     )
-    transactions = room.south.server.app.incoming_federation.transactions
+    transactions = room.south.server.app.federation_receiver.transactions
 
     assert await transactions.receive_body(ServerName(NORTH), "x", body) == msgspec.Raw(
         b'{"pdus":{}}'

@@ -110,7 +110,7 @@ async def test_a_partial_join_does_not_undo_the_leave(network: Network) -> None:
     complete(network)
     leave_unheard(network, bob, room_id)
     for server in network.servers.values():
-        server.app.incoming_federation.completions.stop()
+        server.app.federation_receiver.completions.stop()
 
     ok(join_via(carol, room_id, NORTH))
     assert not is_whole(carol, room_id)
@@ -208,7 +208,7 @@ async def test_somebody_else_has_declined_since(network: Network) -> None:
     ok(membership(alice, room_id, "invite", dave))
     leave(dave, room_id)
     for server in network.servers.values():
-        server.app.incoming_federation.completions.stop()
+        server.app.federation_receiver.completions.stop()
 
     ok(join_via(carol, room_id, NORTH))
     complete(network)
@@ -228,7 +228,7 @@ async def test_a_user_who_left_may_not_rejoin_with_partial_state(network: Networ
     network.settle()
     leave_unheard(network, bob, room_id)
     for server in network.servers.values():
-        server.app.incoming_federation.completions.stop()
+        server.app.federation_receiver.completions.stop()
 
     ok(join_via(bob, room_id, NORTH))
     complete(network)

@@ -25,7 +25,7 @@ async def make_store(database: Database) -> AccountValidityStore:
         AccountRow(BRIDGED, None, 6, appservice_id="irc"),
     ):
         assert await database.write("t", accounts.add_account, row)
-    return AccountValidityStore(database, accounts)
+    return AccountValidityStore(database=database, accounts=accounts)
 
 
 async def test_only_accounts_of_people_get_an_expiry_time(database: Database) -> None:

@@ -87,7 +87,7 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
 
 async def test_no_key_backup_reuses_a_lost_version(database: Database) -> None:
     """Clients identify by the version the key with which they encrypt."""
-    devices, backups = DeviceStore(database), KeyBackupStore(database)
+    devices, backups = DeviceStore(database), KeyBackupStore(database=database)
 
     def fill(txn: WriteTransaction) -> None:
         for user_id in (ALICE, BOB):

@@ -78,7 +78,7 @@ async def add(database: Database, store: AuthChainStore, graph: Graph, first: in
 async def test_the_index_gives_the_same_answers_as_the_walk(
     database: Database, graph: Graph, sets: list[set[int]], common: set[int]
 ) -> None:
-    store = AuthChainStore(database, recent=2)
+    store = AuthChainStore(database=database, recent=2)
     first = next(FIRST_NIDS)
     await add(database, store, graph, first)
     nodes, size = graph.nodes, len(graph.nodes)
@@ -125,7 +125,7 @@ def room_of(members: int) -> list[AuthNode]:
 
 
 async def test_a_member_costs_a_place_and_a_link(database: Database) -> None:
-    store = AuthChainStore(database)
+    store = AuthChainStore(database=database)
     await database.write("add", store.add, room_of(50))
     await database.write("add", store.add, [AuthNode(100, [1, 3, 4, 7], 7)])
 
@@ -140,7 +140,7 @@ async def test_a_member_costs_a_place_and_a_link(database: Database) -> None:
 
 
 async def test_the_auth_difference_of_similar_large_states_is_cheap(database: Database) -> None:
-    store = AuthChainStore(database)
+    store = AuthChainStore(database=database)
     nodes = room_of(3000)
     # two conflicting power levels, one of which has a successor
     nodes += [
@@ -161,14 +161,14 @@ async def test_the_auth_difference_of_similar_large_states_is_cheap(database: Da
 
 
 async def test_adding_an_event_again_changes_nothing(database: Database) -> None:
-    store = AuthChainStore(database)
+    store = AuthChainStore(database=database)
     await database.write("add", store.add, room_of(3))
     await database.write("add", store.add, room_of(4))
     assert await store.get_auth_chain([8]) == {1, 2, 3, 4}
 
 
 async def test_unknown_events_are_refused_by_number(database: Database) -> None:
-    store = AuthChainStore(database)
+    store = AuthChainStore(database=database)
     with pytest.raises(UnknownAuthEvent, match="77 is an auth event of 5"):
         await database.write("add", store.add, [AuthNode(5, [77])])
     with pytest.raises(UnknownAuthEvent, match="5"):
@@ -176,7 +176,7 @@ async def test_unknown_events_are_refused_by_number(database: Database) -> None:
 
 
 async def test_a_chain_longer_than_the_limit_is_refused(database: Database) -> None:
-    store = AuthChainStore(database)
+    store = AuthChainStore(database=database)
     await database.write("add", store.add, room_of(3))
     assert len(await store.get_auth_chain([5, 6], limit=4)) == 4
     with pytest.raises(AuthChainTooLong):

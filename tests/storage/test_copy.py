@@ -231,7 +231,7 @@ def test_many_rows_are_copied_in_batches_with_progress(
     close(database)
     lines: list[str] = []
     seconds = iter(range(10_000))
-    progress = ProgressLines(lines.append, lambda: float(next(seconds)))
+    progress = ProgressLines(write=lines.append, clock=lambda: float(next(seconds)))
     steps: list[CopyProgress] = []
 
     def tell(step: CopyProgress) -> None:

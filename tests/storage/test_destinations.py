@@ -74,7 +74,7 @@ async def test_the_states_of_servers_are_listed_page_by_page(database: Database)
     store, lists, waiting = (
         DestinationStore(database),
         DestinationListStore(database),
-        OutgoingToDeviceStore(database),
+        OutgoingToDeviceStore(database=database),
     )
     room = (await database.write("test", get_or_add_room, "!room:example.org", "11", 1)).room_nid
     away, third = "away.example", "third.example"
@@ -85,7 +85,7 @@ async def test_the_states_of_servers_are_listed_page_by_page(database: Database)
     await store.add_failure(DestinationRow(PEER, 15, 25, 6000, "slow"), Backlog())
     await database.write("test", store.set_reached, PEER, 30)
     await database.write("test", waiting.add_messages, {third: b"x"})
-    lease = LeaseStore(database, LEASE)
+    lease = LeaseStore(database=database, name=LEASE)
     await lease.take("me", 0, 1, force=True)
     await lease.renew("me", 1, 300)
 
@@ -181,7 +181,7 @@ async def test_a_server_is_in_a_room_while_one_of_its_users_is(database: Databas
 
 
 async def test_messages_wait_for_their_server_in_order(database: Database) -> None:
-    store = OutgoingToDeviceStore(database)
+    store = OutgoingToDeviceStore(database=database)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
     before = database.streams.current()
@@ -200,7 +200,7 @@ async def test_messages_wait_for_their_server_in_order(database: Database) -> No
 async def test_the_newest_messages_for_an_unreachable_server_stay(
     database: Database,
 ) -> None:
-    store = OutgoingToDeviceStore(database, max_queued=10)
+    store = OutgoingToDeviceStore(database=database, max_queued=10)
     for number in range(600):
         await database.write("test", store.add_messages, {PEER: b"%d" % number})
 
@@ -214,7 +214,7 @@ async def test_expired_messages_and_unneeded_destinations_are_deleted(
 ) -> None:
     store, waiting, forgotten = (
         DestinationStore(database),
-        OutgoingToDeviceStore(database),
+        OutgoingToDeviceStore(database=database),
         DestinationCleanupStore(database),
     )
     ages = CleanupAges(dead_since=100, strangers_since=200, tried_before=300)
@@ -244,7 +244,7 @@ async def test_expired_messages_and_unneeded_destinations_are_deleted(
 
 
 async def test_a_received_message_id_is_new_once(database: Database) -> None:
-    store = OutgoingToDeviceStore(database)
+    store = OutgoingToDeviceStore(database=database)
     assert await database.write("test", store.add_received, PEER, BOB, "m1", 1000)
     assert not await database.write("test", store.add_received, PEER, BOB, "m1", 2000)
     assert await database.write("test", store.add_received, PEER, BOB, "m2", 2000)
@@ -253,7 +253,7 @@ async def test_a_received_message_id_is_new_once(database: Database) -> None:
 
 
 async def test_recorded_message_ids_per_server_are_bounded(database: Database) -> None:
-    store = OutgoingToDeviceStore(database, max_received=300)
+    store = OutgoingToDeviceStore(database=database, max_received=300)
 
     def note(txn: WriteTransaction) -> None:
         store.add_received(txn, "quiet.example", "@carol:quiet.example", "m", 0)

@@ -39,7 +39,7 @@ class SteppedReactor(Clock):
 
 def open_executor(threads: int) -> tuple[ThreadExecutor, SteppedReactor]:
     reactor = SteppedReactor()
-    return ThreadExecutor(cast(ReactorBase, reactor), "test", threads), reactor
+    return ThreadExecutor(reactor=cast(ReactorBase, reactor), name="test", threads=threads), reactor
 
 
 def close(executor: ThreadExecutor, reactor: SteppedReactor) -> None:
@@ -133,7 +133,7 @@ def test_the_pipe_is_not_written_after_it_is_closed(monkeypatch: pytest.MonkeyPa
     """The reactor may close the pipe with the last thread's result, while it handles the wake-up of
     another. The descriptor may then belong to a file."""
     reactor = SteppedReactor()
-    executor = ThreadExecutor(cast(ReactorBase, reactor), "closing", 1)
+    executor = ThreadExecutor(reactor=cast(ReactorBase, reactor), name="closing", threads=1)
     failed: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failed.append)
     lock = executor._lock

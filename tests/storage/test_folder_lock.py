@@ -15,7 +15,7 @@ def begin(taken: list[int | None], lock: FolderLock) -> None:
 
 def test_a_new_writer_waits_for_a_waiting_remover(tmp_path: Path) -> None:
     clock = Clock()
-    lock, other = FolderLock(tmp_path, clock), FolderLock(tmp_path, clock)
+    lock, other = FolderLock(folder=tmp_path, clock=clock), FolderLock(folder=tmp_path, clock=clock)
     writing = lock.lock_shared()
     taken: list[int | None] = []
     begin(taken, other)
@@ -37,7 +37,7 @@ def test_a_new_writer_waits_for_a_waiting_remover(tmp_path: Path) -> None:
 
 def test_a_remover_that_gives_up_releases_its_turn(tmp_path: Path) -> None:
     clock = Clock()
-    lock = FolderLock(tmp_path, clock)
+    lock = FolderLock(folder=tmp_path, clock=clock)
     writing = lock.lock_shared()
     taken: list[int | None] = []
     begin(taken, lock)
@@ -51,9 +51,9 @@ def test_a_remover_that_gives_up_releases_its_turn(tmp_path: Path) -> None:
 
 def test_a_remover_waits_for_another_remover(tmp_path: Path) -> None:
     clock = Clock()
-    lock, taken = FolderLock(tmp_path, clock), list[int | None]()
+    lock, taken = FolderLock(folder=tmp_path, clock=clock), list[int | None]()
     begin(taken, lock)
-    begin(taken, FolderLock(tmp_path, clock))
+    begin(taken, FolderLock(folder=tmp_path, clock=clock))
     assert len(taken) == 1
     assert taken[0] is not None
     os.close(taken[0])

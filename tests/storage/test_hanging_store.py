@@ -81,7 +81,7 @@ class WakingLate:
 
 async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCallRunner(later, clock, 20.0)
+    calls = ObjectCallRunner(executor=later, clock=clock, max_silence=20.0)
 
     def work(call: ObjectCall) -> str:
         for _ in range(100):
@@ -110,7 +110,7 @@ async def test_a_call_whose_bytes_move_is_not_abandoned() -> None:
 
 async def test_a_store_may_be_silent_for_longer_while_it_joins_parts() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCallRunner(later, clock, 20.0)
+    calls = ObjectCallRunner(executor=later, clock=clock, max_silence=20.0)
 
     def join(seconds: int) -> Callable[[ObjectCall], str]:
         def work(call: ObjectCall) -> str:
@@ -147,7 +147,7 @@ def test_the_client_of_a_store_that_joins_slowly_waits(bucket: Bucket, tmp_path:
 
 async def test_a_call_waits_for_a_thread_while_others_move() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCallRunner(later, clock, 20.0)
+    calls = ObjectCallRunner(executor=later, clock=clock, max_silence=20.0)
     first, second = (Deferred.fromCoroutine(calls.run(lambda _: "done")) for _ in range(2))
     clock.advance(15)
     later.jobs.pop(0)()
@@ -170,7 +170,7 @@ async def test_a_call_waits_for_a_thread_while_others_move() -> None:
 
 async def test_short_calls_do_not_wait_for_long_ones() -> None:
     clock, later = Clock(), ManualExecutor()
-    calls = ObjectCallRunner(later, clock, 20.0, max_long=2)
+    calls = ObjectCallRunner(executor=later, clock=clock, max_silence=20.0, max_long=2)
     made: list[str] = []
     long = [
         Deferred.fromCoroutine(calls.run(lambda _, name=name: made.append(name), is_long=True))  # type: ignore[misc]

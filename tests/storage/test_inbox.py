@@ -15,7 +15,7 @@ def rows(*names: str) -> Sequence[NewInboxRow]:
 
 
 async def test_events_with_the_fewest_attempts_come_first(database: Database) -> None:
-    store = InboxStore(database)
+    store = InboxStore(database=database)
     await store.add(ROOM, PEER, rows("$a", "$b"), 10, policy_server=None)
     await store.add(ROOM, OTHER, rows("$b", "$c"), 20, policy_server=JUDGE)  # $b is stored already
     await store.add(SECOND, PEER, rows("$d"), 30, policy_server=None)
@@ -40,8 +40,8 @@ async def test_each_server_has_a_quota_and_a_smaller_one_without_verdicts(
     database: Database,
 ) -> None:
     store = InboxStore(
-        database,
-        InboxLimits(
+        database=database,
+        limits=InboxLimits(
             per_server=8,
             awaiting_verdict=5,
             awaiting_one_policy_server=3,
@@ -86,8 +86,8 @@ async def test_servers_share_a_total_quota_and_outside_servers_a_small_part(
     database: Database,
 ) -> None:
     store = InboxStore(
-        database,
-        InboxLimits(
+        database=database,
+        limits=InboxLimits(
             per_server=6,
             bytes_per_server=60,
             total=9,
@@ -131,7 +131,7 @@ async def test_servers_share_a_total_quota_and_outside_servers_a_small_part(
 async def test_a_copy_from_a_server_in_the_room_replaces_one_from_outside(
     database: Database,
 ) -> None:
-    store = InboxStore(database)
+    store = InboxStore(database=database)
     await store.add(
         ROOM, OTHER, [NewInboxRow("$a", b"forged")], 10, policy_server=None, is_outside=True
     )
@@ -145,8 +145,10 @@ async def test_a_copy_from_a_server_in_the_room_replaces_one_from_outside(
 
 async def test_servers_of_one_domain_share_a_quota(database: Database) -> None:
     store = InboxStore(
-        database,
-        InboxLimits(per_domain=3, per_outside_domain=2, total=8, per_domain_when_half_full=1),
+        database=database,
+        limits=InboxLimits(
+            per_domain=3, per_outside_domain=2, total=8, per_domain_when_half_full=1
+        ),
     )
 
     async def is_full(origin: str, name: str, is_outside: bool = False) -> bool:
@@ -179,7 +181,7 @@ async def test_servers_of_one_domain_share_a_quota(database: Database) -> None:
 async def test_a_copy_from_the_senders_own_server_replaces_others(
     database: Database,
 ) -> None:
-    store = InboxStore(database)
+    store = InboxStore(database=database)
     await store.add(
         ROOM, OTHER, [NewInboxRow("$a", b"{}"), NewInboxRow("$b", b"{}")], 10, policy_server=None
     )

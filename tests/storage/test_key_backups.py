@@ -35,7 +35,7 @@ async def left(database: Database) -> int:
 async def test_a_deleted_backup_is_invisible_at_once_and_its_keys_go_in_steps(
     database: Database, number: int
 ) -> None:
-    store = KeyBackupStore(database)
+    store = KeyBackupStore(database=database)
     first = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, first, keys(number))
     second = await store.add_backup(USER, "a", b"{}")
@@ -61,7 +61,7 @@ async def test_each_write_of_very_many_keys_is_short(
     writes."""
     counter = QueryCounter()
     database = open_inline(database_config, counter)
-    store = KeyBackupStore(database)
+    store = KeyBackupStore(database=database)
     version = await store.add_backup(USER, "a", b"{}")
     number = 3 * PUT_CHUNK + 1
     of_many_rooms = [
@@ -87,7 +87,7 @@ async def test_each_write_of_very_many_keys_is_short(
 
 
 async def test_a_backup_has_a_limit_on_keys(database: Database) -> None:
-    store = KeyBackupStore(database, max_keys=3)
+    store = KeyBackupStore(database=database, max_keys=3)
     version = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, version, keys(3))
     with pytest.raises(BackupFull):
@@ -100,7 +100,7 @@ async def test_a_backup_has_a_limit_on_keys(database: Database) -> None:
 
 
 async def test_an_ended_account_has_no_backup(database: Database) -> None:
-    store = KeyBackupStore(database)
+    store = KeyBackupStore(database=database)
     for _ in range(2):
         await store.put_keys(USER, await store.add_backup(USER, "a", b"{}"), keys(3))
     other = await store.put_keys(
@@ -116,7 +116,7 @@ async def test_an_ended_account_has_no_backup(database: Database) -> None:
 async def test_reading_a_backup_fails_if_it_is_deleted_meanwhile(
     database: Database,
 ) -> None:
-    store = KeyBackupStore(database)
+    store = KeyBackupStore(database=database)
     version = await store.add_backup(USER, "a", b"{}")
     await store.put_keys(USER, version, keys(5))
     first = await store.get_keys(USER, version, None, ("", ""), 3)

@@ -57,7 +57,7 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
 
 @pytest.mark.reactor(120)
 async def test_concurrent_uploads_into_a_backup_are_counted(threaded_database: Database) -> None:
-    backups = KeyBackupStore(threaded_database)
+    backups = KeyBackupStore(database=threaded_database)
     version = await backups.add_backup(ALICE, "m.megolm_backup.v1.curve25519-aes-sha2", b"{}")
 
     def session(upload: int) -> list[BackedUpKey]:

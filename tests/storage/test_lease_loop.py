@@ -18,8 +18,10 @@ class Work:
         self.is_done = True
         self.fails = 0
         self.rounds = 0
-        lease = NodeLease(database, "push", process, lambda: 0)
-        self.loop = LeaseLoop(clock, lease, self, "work", each_round=self.do_round)
+        lease = NodeLease(database=database, name="push", process=process, get_node=lambda: 0)
+        self.loop = LeaseLoop(
+            clock=clock, lease=lease, work=self, name="work", each_round=self.do_round
+        )
 
     def is_idle(self) -> bool:
         return self.is_done
@@ -47,7 +49,7 @@ class Work:
 
 
 async def stored_position(database: Database) -> int:
-    lease = await LeaseStore(database, "push").take("test", 0, 0, force=True)
+    lease = await LeaseStore(database=database, name="push").take("test", 0, 0, force=True)
     assert lease is not None
     return lease.position
 
@@ -92,7 +94,10 @@ async def test_a_node_that_lost_the_lease_ends_its_work_and_takes_it_again_when_
     postgres_database: Database,
 ) -> None:
     clock = Clock()
-    work, store = Work(postgres_database, clock, "a"), LeaseStore(postgres_database, "push")
+    work, store = (
+        Work(postgres_database, clock, "a"),
+        LeaseStore(database=postgres_database, name="push"),
+    )
     work.loop.start()
     assert await store.take("b", 0, 3 * LEASE_DURATION_MS, force=True) is not None
     clock.advance(ROUND_SECONDS)
@@ -123,7 +128,7 @@ async def test_a_loop_that_never_held_the_lease_stops_and_stores_nothing(
     postgres_database: Database,
 ) -> None:
     clock = Clock()
-    store = LeaseStore(postgres_database, "push")
+    store = LeaseStore(database=postgres_database, name="push")
     taken = await store.take("b", 0, LEASE_DURATION_MS, force=True)
     work = Work(postgres_database, clock, "a")
     work.loop.start()

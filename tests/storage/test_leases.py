@@ -5,7 +5,7 @@ from storage.engine.database import Database
 
 
 async def test_the_lease_has_one_holder(database: Database) -> None:
-    lease = LeaseStore(database, "federation")
+    lease = LeaseStore(database=database, name="federation")
     first = await lease.take("a", 1000, 31_000, force=False)
     assert first is not None
 
@@ -20,13 +20,13 @@ async def test_the_lease_has_one_holder(database: Database) -> None:
     third = await lease.take("c", 34_000, 64_000, force=True)
     assert third is not None
     assert third.position == first.position + 5
-    other = await LeaseStore(database, "push").take("a", 1000, 31_000, force=False)
+    other = await LeaseStore(database=database, name="push").take("a", 1000, 31_000, force=False)
     assert other is not None
     assert other.fencing_token == 1
 
 
 async def test_a_renewal_whose_response_was_lost_can_be_repeated(database: Database) -> None:
-    lease = LeaseStore(database, "push")
+    lease = LeaseStore(database=database, name="push")
     assert await lease.take("a", 1000, 31_000, force=False) is not None
     assert await lease.renew("a", 31_000, 5, name="b")
     assert await lease.renew("a", 41_000, 6, name="b"), "the connection broke during the renewal"
@@ -34,7 +34,7 @@ async def test_a_renewal_whose_response_was_lost_can_be_repeated(database: Datab
 
 
 async def test_a_lease_is_taken_only_from_the_named_holder(database: Database) -> None:
-    lease = LeaseStore(database, "push")
+    lease = LeaseStore(database=database, name="push")
     assert await lease.get_holder() is None
     assert await lease.take("a", 1000, 31_000, force=False) is not None
     assert await lease.renew("a", 31_000, 5, name="b")

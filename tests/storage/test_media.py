@@ -93,7 +93,10 @@ async def test_used_hashes(database: Database) -> None:
 async def test_protected_files_are_not_quarantined(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, ROW, replace(ROW, media_id="safe", protected=True))
-    copies, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
+    copies, quarantine = (
+        RemoteMediaStore(database),
+        QuarantineStore(database=database, own="example.org"),
+    )
     copy = RemoteMediaRow("north.example", "copy", CONTENT, NOW, NOW, True)
     await database.write("add", copies.add_copy, copy)
     assert (

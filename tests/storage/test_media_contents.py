@@ -21,14 +21,14 @@ class Refused(Exception):
 
 @pytest.fixture
 def files(tmp_path: Path) -> MediaFiles:
-    files = MediaFiles(tmp_path, InlineExecutor(), Clock())
+    files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     return files
 
 
 @pytest.fixture
 def contents(database: Database, files: MediaFiles) -> LocalContents:
-    return LocalContents(database, files)
+    return LocalContents(database=database, files=files)
 
 
 def _write(txn: WriteTransaction, hash: bytes, size: int) -> bytes:

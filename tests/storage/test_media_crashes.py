@@ -40,6 +40,8 @@ def test_a_kill_at_any_moment_leaves_rows_and_files_consistent(tmp_path: Path) -
     async def get_used(_hashes: Set[bytes]) -> Set[bytes]:
         return {bytes.fromhex(each) for each in rows}
 
-    Deferred.fromCoroutine(MediaFiles(folder, InlineExecutor(), Clock()).sweep(get_used))
+    Deferred.fromCoroutine(
+        MediaFiles(folder=folder, executor=InlineExecutor(), clock=Clock()).sweep(get_used)
+    )
     assert _hashes(folder / "content") == rows
     assert _hashes(folder / "thumbnails") <= rows

@@ -26,7 +26,7 @@ def files(tmp_path: Path) -> MediaFiles:
 
 
 def _open(folder: Path) -> MediaFiles:
-    files = MediaFiles(folder / "media", InlineExecutor(), Clock())
+    files = MediaFiles(folder=folder / "media", executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     return files
 
@@ -120,7 +120,7 @@ async def test_the_sweep_does_nothing_during_uploads(files: MediaFiles, tmp_path
     files.abandon(await files.add(io.BytesIO(DATA)))
     clock = Clock()
     swept: list[int | None] = []
-    sweeper = MediaFiles(tmp_path / "media", InlineExecutor(), clock)
+    sweeper = MediaFiles(folder=tmp_path / "media", executor=InlineExecutor(), clock=clock)
     Deferred.fromCoroutine(sweeper.sweep(_none_used)).addCallback(swept.append)
     clock.advance(1)
     assert swept == []
@@ -143,7 +143,9 @@ from storage.engine.executors import InlineExecutor
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor(), Clock())
+files = media_files.MediaFiles(
+    folder=Path(sys.argv[1]), executor=InlineExecutor(), clock=Clock()
+)
 files.open_folder()
 setattr(*{"write": (os, "fsync", die), "rename": (Path, "rename", die), "link": (os, "link", die),
           "commit": (os, "unlink", die)}[sys.argv[2]])
@@ -208,7 +210,9 @@ from storage.engine.executors import InlineExecutor
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)
 
-files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor(), Clock())
+files = media_files.MediaFiles(
+    folder=Path(sys.argv[1]), executor=InlineExecutor(), clock=Clock()
+)
 files.open_folder()
 stored = []
 Deferred.fromCoroutine(files.add(io.BytesIO(bytes(range(256)) * 3000))).addCallback(stored.append)

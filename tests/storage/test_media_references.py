@@ -93,7 +93,7 @@ async def _files(database: Database) -> None:
 async def test_a_file_is_due_without_its_last_reference(database: Database) -> None:
     await database.write("begin", _begin)
     await _files(database)
-    removal = MediaRemovalStore(database, OWN)
+    removal = MediaRemovalStore(database=database, own=OWN)
     text = "mxc://example.org/own mxc://north.example/copy"
     for nid in (1, 2):
         await database.write("send", _add_event, nid, ALICE, text)
@@ -138,7 +138,7 @@ async def test_an_avatar_is_referenced_while_its_membership_is_current(
     differently."""
     await database.write("begin", _begin)
     await _files(database)
-    removal = MediaRemovalStore(database, OWN)
+    removal = MediaRemovalStore(database=database, own=OWN)
 
     def change(txn: WriteTransaction, nid: int, picture: str | None) -> None:
         membership = NewMembership(ALICE, "join", ALICE, True, None, picture)
@@ -171,7 +171,7 @@ async def test_nothing_is_removed_while_events_are_unread(database: Database) ->
     )
     await database.write("unset", remove_settings, ALICE, SettingKind.PROFILE)
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
-    removal = MediaRemovalStore(database, OWN)
+    removal = MediaRemovalStore(database=database, own=OWN)
     due = await removal.get_unreferenced(NOW, 10)
     assert [each.address.media_id for each in due] == ["own"]
 
@@ -190,7 +190,7 @@ async def test_the_uploads_of_an_erased_account_are_rechecked(database: Database
     await _files(database)
     await database.write("erase", AccountStore(database).set_deactivated, ALICE, NOW, erase=True)
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
-    assert len(await MediaRemovalStore(database, OWN).get_unreferenced(NOW, 10)) == 1
+    assert len(await MediaRemovalStore(database=database, own=OWN).get_unreferenced(NOW, 10)) == 1
 
 
 async def test_rows_of_missing_files_are_deleted(database: Database) -> None:
@@ -198,7 +198,7 @@ async def test_rows_of_missing_files_are_deleted(database: Database) -> None:
     await database.write("set", put_setting, ALICE, SettingKind.ACCOUNT_DATA, " x", addresses)
     await database.write("set", put_setting, ALICE, SettingKind.ACCOUNT_DATA, " x", b"{}")
     await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
-    removal = MediaRemovalStore(database, OWN)
+    removal = MediaRemovalStore(database=database, own=OWN)
     assert [await removal.remove_missing(NOW, 10) for _ in range(2)] == [2, 0]
     assert (
         await database.read("count", lambda txn: txn.query("SELECT origin FROM known_media")) == []
@@ -268,7 +268,7 @@ async def test_uploads_are_listed_in_any_order(database: Database) -> None:
         )
         row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW + number, True)
         await database.write("add", store.add_media, row)
-    lists = MediaListStore(database, OWN)
+    lists = MediaListStore(database=database, own=OWN)
     for order in ORDERS:
         pages = [
             await lists.get_uploads(ALICE, MediaOrder(order, descending=False), start, 2)
@@ -286,7 +286,7 @@ async def test_files_are_found_by_time_and_size(database: Database) -> None:
     store, copies, lists = (
         MediaStore(database),
         RemoteMediaStore(database),
-        MediaListStore(database, OWN),
+        MediaListStore(database=database, own=OWN),
     )
     for number in range(4):
         content = MediaContent(bytes([number]) * 32, number, "a/b", None)

@@ -49,8 +49,8 @@ class Files:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.quarantine = QuarantineStore(database, OWN)
-        self.scans = MediaScanStore(database, self.quarantine)
+        self.quarantine = QuarantineStore(database=database, own=OWN)
+        self.scans = MediaScanStore(database=database, quarantine=self.quarantine)
         self.media = MediaStore(database)
         self.copies = RemoteMediaStore(database)
 
@@ -205,7 +205,7 @@ async def test_results_of_contents_without_a_file_are_deleted(files: Files) -> N
     await files.add("b", 1)
     await files.set_verdict(_verdict(1, ScanState.CLEAN))
     await files.set_verdict(_verdict(1, ScanState.CLEAN, b"\x99" * 32))
-    removal = MediaRemovalStore(files.database, OWN)
+    removal = MediaRemovalStore(database=files.database, own=OWN)
     for media_id, left in (("a", 2), ("b", 0)):
 
         def remove(txn: WriteTransaction, media_id: str = media_id) -> None:
@@ -225,7 +225,7 @@ async def test_results_of_contents_without_a_file_are_deleted(files: Files) -> N
 
 
 async def test_a_clean_file_that_fails_a_rescan_is_not_retried(files: Files) -> None:
-    store = MediaRescanStore(files.database, LOCAL, 100)
+    store = MediaRescanStore(database=files.database, kinds=LOCAL, max_size=100)
     await files.add("a", 1)
     await files.set_verdict(_verdict(1, ScanState.CLEAN))
     await files.add_unscanned("b", _content(2))
@@ -258,7 +258,7 @@ async def test_pauses_grow_until_the_scan_succeeds(files: Files) -> None:
 
 
 async def test_a_rescan_retries_failed_scans_without_a_pause(files: Files) -> None:
-    store = MediaRescanStore(files.database, LOCAL, 100)
+    store = MediaRescanStore(database=files.database, kinds=LOCAL, max_size=100)
     await files.add("a", 1)
     await files.scans.record_failure(_hash(1), NOW, 10, 100)
     assert await store.start("administrator", NOW, 0) is not None
@@ -280,7 +280,7 @@ async def test_old_files_are_scanned_once_they_are_requested(files: Files) -> No
 
 
 async def test_a_stuck_rescan_is_replaced(files: Files) -> None:
-    store = MediaRescanStore(files.database, LOCAL, 100)
+    store = MediaRescanStore(database=files.database, kinds=LOCAL, max_size=100)
     assert await store.start("administrator", NOW, 0) is not None
     assert await store.start("signatures", NOW + STUCK_AFTER_MS - 1, 0) is None
     assert await store.start("signatures", NOW + STUCK_AFTER_MS, 0) is not None
@@ -307,7 +307,9 @@ async def test_a_rescan_marks_each_content_once(files: Files, limit: int) -> Non
     await files.add("new", 11)
 
     def store() -> MediaRescanStore:
-        return MediaRescanStore(files.database, ("local", "remote", "previews"), 100)
+        return MediaRescanStore(
+            database=files.database, kinds=("local", "remote", "previews"), max_size=100
+        )
 
     assert await store().get() == (None, 0)
     assert await store().mark(limit, NOW) == 0
@@ -324,7 +326,7 @@ async def test_a_rescan_marks_each_content_once(files: Files, limit: int) -> Non
 
 
 async def test_the_progress_and_findings_of_a_rescan(files: Files) -> None:
-    store = MediaRescanStore(files.database, LOCAL, 100)
+    store = MediaRescanStore(database=files.database, kinds=LOCAL, max_size=100)
     for number in (1, 2):
         await files.add(f"m{number}", number)
         await files.set_verdict(_verdict(number, ScanState.CLEAN))
@@ -371,7 +373,7 @@ async def test_a_rescan_marks_only_the_kinds_that_are_scanned(
     await files.add_unscanned("g", _content(5))
     await files.add_unscanned("h", _content(6), user="", created_ts=NOW - 1)
     await files.add_unscanned("i", _content(6), created_ts=NOW - 2)
-    store = MediaRescanStore(files.database, kinds, 100)
+    store = MediaRescanStore(database=files.database, kinds=kinds, max_size=100)
     assert await store.start("administrator", NOW, NOW) is not None
     await _mark_all(store, limit)
     assert set(await files.take()) == marked
@@ -380,14 +382,14 @@ async def test_a_rescan_marks_only_the_kinds_that_are_scanned(
 async def test_files_of_other_kinds_count_for_the_limit_of_a_step(files: Files) -> None:
     for number in range(1, 6):
         await files.add_unscanned(f"m{number}", _content(number))
-    store = MediaRescanStore(files.database, PREVIEWS, 100)
+    store = MediaRescanStore(database=files.database, kinds=PREVIEWS, max_size=100)
     assert await store.start("administrator", NOW, 0) is not None
     assert [await store.mark(2, NOW) for _ in range(3)] == [2, 2, 1]
     assert await files.take() == []
 
 
 async def test_a_version_change_is_due_until_a_rescan_starts(files: Files) -> None:
-    store = MediaRescanStore(files.database, LOCAL, 100)
+    store = MediaRescanStore(database=files.database, kinds=LOCAL, max_size=100)
     assert [await store.record_version(each) for each in ("1", "1", "2", "2", "1")] == [
         False,
         False,

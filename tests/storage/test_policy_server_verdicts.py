@@ -7,7 +7,7 @@ KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
 
 async def test_verdicts_are_stored_by_room_and_key(database: Database) -> None:
-    store = PolicyVerdictStore(database)
+    store = PolicyVerdictStore(database=database)
     await store.add_verdicts(1, KEY, {"$good": True, "$bad": False}, 1000)
     await store.add_verdicts(1, OTHER_KEY, {"$good": False}, 1000)
     names = ["$good", "$bad", "$unknown"]
@@ -19,7 +19,7 @@ async def test_verdicts_are_stored_by_room_and_key(database: Database) -> None:
 
 
 async def test_the_number_and_age_of_verdicts_are_limited(database: Database) -> None:
-    store = PolicyVerdictStore(database, max_per_room=3)
+    store = PolicyVerdictStore(database=database, max_per_room=3)
     for number in range(5):
         await store.add_verdicts(1, KEY, {f"${number}": True}, 1000 + number)
     await store.add_verdicts(2, KEY, {"$elsewhere": True}, 1005)

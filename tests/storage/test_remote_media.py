@@ -29,7 +29,7 @@ async def test_a_copy_is_read_back_and_never_replaced(database: Database) -> Non
 
 
 async def test_servers_with_the_largest_copies_come_first(database: Database) -> None:
-    store, usage = RemoteMediaStore(database), MediaUsageStore(database, "example.org")
+    store, usage = RemoteMediaStore(database), MediaUsageStore(database=database, own="example.org")
     assert (await usage.get_of_server(10, 10)).servers == []
     for origin, media_id, size in (
         ("north.example", "a", 3),
@@ -53,14 +53,14 @@ async def test_files_that_were_read_meanwhile_stay(database: Database) -> None:
     for row in rows:
         await database.write("add", store.add_copy, row)
     assert (
-        await QuarantineStore(database, "example.org").quarantine(
+        await QuarantineStore(database=database, own="example.org").quarantine(
             [ContentURI("north.example", "d")], "@root:x"
         )
         == 1
     )
     own = MediaRow("own", "@alice:example.org", rows[1].content, NOW, None, NOW, True)
     await database.write("add", MediaStore(database).add_media, own)
-    removal = MediaRemovalStore(database, "example.org")
+    removal = MediaRemovalStore(database=database, own="example.org")
     found = await removal.get_unread(NOW + 1, 10, own=False)
     assert {each.address.media_id for each in found} == {"a", "b", "c"}
     await store.set_accessed("north.example", "c", NOW + 5)
@@ -94,8 +94,8 @@ async def test_old_files_are_found_even_if_they_are_read(database: Database) -> 
         )
         await database.write("add", media.add_media, mine)
     held = [ContentURI("north.example", "a"), ContentURI("example.org", "a")]
-    quarantine = QuarantineStore(database, "example.org")
-    removal = MediaRemovalStore(database, "example.org")
+    quarantine = QuarantineStore(database=database, own="example.org")
+    removal = MediaRemovalStore(database=database, own="example.org")
     for own in (False, True):
         assert [each.address.media_id for each in await removal.get_old(NOW + 1, 10, own=own)] == [
             "a"
@@ -119,7 +119,10 @@ async def test_old_files_are_found_even_if_they_are_read(database: Database) -> 
 
 
 async def test_a_file_can_be_quarantined_before_its_copy_arrives(database: Database) -> None:
-    store, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
+    store, quarantine = (
+        RemoteMediaStore(database),
+        QuarantineStore(database=database, own="example.org"),
+    )
     address, unknown = ContentURI("north.example", "abc"), ContentURI("north.example", "xyz")
     assert await quarantine.quarantine([address], "@root:x") == 0
     assert await quarantine.quarantine([address], "@other:x") == 0

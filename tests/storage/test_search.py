@@ -187,11 +187,11 @@ async def test_batches_report_the_progress_of_the_index(
         await home.send(room_id, ALICE, "gap")
     registry = CollectorRegistry()
     steps = MessageIndexer(
-        database,
-        SearchStore(database),
-        TextFolding(("uz",)),
-        SearchMetrics(registry),
-        home.tick,
+        database=database,
+        store=SearchStore(database),
+        folding=TextFolding(("uz",)),
+        metrics=SearchMetrics(registry),
+        now_ms=home.tick,
         enabled=True,
     )
     assert await steps.do_step(5) == 5

@@ -46,7 +46,10 @@ async def test_another_node_serves_and_removes_an_uploaded_file(
     assert await south.remove("a", digest) == {digest}
     assert [name for name in bucket.names() if digest.hex() in name] == []
     # the other node deletes its copy when it walks its folder
-    assert await FolderTrimmer(database, north.files, None).trim(FOLDERS + 1) == FOLDERS
+    assert (
+        await FolderTrimmer(database=database, files=north.files, max_bytes=None).trim(FOLDERS + 1)
+        == FOLDERS
+    )
     assert await north.read(digest) is None
     assert await south.read(digest) is None
     assert north.incoming() == south.incoming() == []
@@ -273,7 +276,7 @@ async def test_the_folder_keeps_the_most_recently_read_contents(
         when = 1_700_000_000 + number * 7200
         os.utime(node.files.content_path(digest), (when, when))
     assert await node.read(digests[0]) == bytes(1000)  # read last
-    trimming = FolderTrimmer(sqlite_database, node.files, 2500)
+    trimming = FolderTrimmer(database=sqlite_database, files=node.files, max_bytes=2500)
     for _ in range(2):
         assert await trimming.trim(FOLDERS + 1) == FOLDERS
     assert {path.name for path in node.kept()} == {digests[0].hex(), digests[5].hex()}

@@ -123,7 +123,7 @@ class RoomModel:
 
     async def check(self) -> None:
         """Check that a reader without a cache can read everything that is needed."""
-        fresh = StateTreeStore(self.database)
+        fresh = StateTreeStore(database=self.database)
         for root, state in (self.head, *self.events.values()):
             assert await fresh.get_all(self.room_nid, root) == state
 
@@ -167,7 +167,7 @@ async def test_a_collection_during_writes_keeps_exactly_the_needed_nodes(
     database: Database, actions: list[tuple[object, ...]], nodes: int
 ) -> None:
     collector = StateGarbageCollector(nodes_per_step=nodes)
-    room = RoomModel(database, StateTreeStore(database), collector)
+    room = RoomModel(database, StateTreeStore(database=database), collector)
     await room.create()
     for name, *arguments in actions:
         match name, arguments:
@@ -191,14 +191,14 @@ async def test_a_collection_during_writes_keeps_exactly_the_needed_nodes(
 
 async def test_without_a_removal_nothing_is_collected(database: Database) -> None:
     collector = StateGarbageCollector()
-    room = RoomModel(database, StateTreeStore(database), collector)
+    room = RoomModel(database, StateTreeStore(database=database), collector)
     await room.create()
     assert await database.write("step", collector.step) is False
 
 
 async def test_nodes_made_again_at_any_moment_of_a_collection_stay(database: Database) -> None:
     collector = StateGarbageCollector(nodes_per_step=1)
-    states = StateTreeStore(database)
+    states = StateTreeStore(database=database)
     steps_in_all = 30
     for steps in range(steps_in_all):
         room = RoomModel(database, states, collector)
@@ -218,7 +218,7 @@ async def test_nodes_made_again_at_any_moment_of_a_collection_stay(database: Dat
 
 async def test_a_head_based_on_a_state_without_an_event_stays(database: Database) -> None:
     collector = StateGarbageCollector()
-    room = RoomModel(database, StateTreeStore(database), collector)
+    room = RoomModel(database, StateTreeStore(database=database), collector)
     await room.create()
     await room.remove_event(0)
     # marked as new in this collection, unlike most nodes below it

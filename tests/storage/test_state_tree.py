@@ -126,7 +126,7 @@ async def test_reads_on_the_calling_thread_are_bounded(
 ) -> None:
     """Users can create any number of keys of a type: the reactor thread does not read all of
     them."""
-    states = StateTreeStore(database)
+    states = StateTreeStore(database=database)
     everyone = {member(number): 100 + number for number in range(300)}
     (root,) = await database.write(
         "apply", apply_all, states, None, {CREATE: 1, POWER: 2} | everyone
@@ -143,12 +143,12 @@ async def test_reads_on_the_calling_thread_are_bounded(
 async def test_states_are_read_complete_by_type_by_key_and_as_differences(
     database: Database,
 ) -> None:
-    states = StateTreeStore(database)
+    states = StateTreeStore(database=database)
     everyone = {member(number): 100 + number for number in range(300)}
     first, second = await database.write(
         "apply", apply_all, states, None, {CREATE: 1, POWER: 2} | everyone, {POWER: 3, TOPIC: 4}
     )
-    for reader in (states, StateTreeStore(database)):
+    for reader in (states, StateTreeStore(database=database)):
         assert await reader.get_all(ROOM, first) == {CREATE: 1, POWER: 2} | everyone
         assert await reader.get_entries(ROOM, second, [CREATE, POWER, member(7), member(999)]) == {
             CREATE: 1,
@@ -180,7 +180,7 @@ async def test_states_are_read_complete_by_type_by_key_and_as_differences(
 
 
 async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -> None:
-    writer = StateTreeStore(database)
+    writer = StateTreeStore(database=database)
     everyone = {member(number): 100 + number for number in range(2000)}
     roots = await database.write(
         "apply",
@@ -190,7 +190,7 @@ async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -
         everyone,
         *({member(number): 9000 + number} for number in range(40)),
     )
-    reader = StateTreeStore(database)
+    reader = StateTreeStore(database=database)
 
     def count(txn: Transaction) -> int:
         reader.get_entries_of_in(txn, ROOM, roots, [member(number) for number in range(0, 2000, 9)])
@@ -204,7 +204,7 @@ async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -
 
 @pytest.mark.parametrize("members", [0, 3, 600])
 async def test_a_state_is_read_without_its_members(database: Database, members: int) -> None:
-    store = StateTreeStore(database)
+    store = StateTreeStore(database=database)
     others = {CREATE: 1, POWER: 2}
     state = others | {member(number): 10 + number for number in range(members)}
 
@@ -213,7 +213,7 @@ async def test_a_state_is_read_without_its_members(database: Database, members: 
         return root, store.apply(txn, ROOM, root, {TOPIC: 3, member(members): 9})
 
     root, later = await database.write("write", write)
-    for each in (store, StateTreeStore(database)):
+    for each in (store, StateTreeStore(database=database)):
         assert await each.get_all_but(ROOM, root, "m.room.member") == others
         assert await each.get_all_but(ROOM, later, "m.room.member") == {**others, TOPIC: 3}
         assert await each.get_all_but(ROOM, root, "m.room.topic") == state
@@ -221,7 +221,7 @@ async def test_a_state_is_read_without_its_members(database: Database, members: 
 
 
 async def test_a_write_reads_the_numbering_once(database: Database) -> None:
-    store = StateTreeStore(database)
+    store = StateTreeStore(database=database)
     await database.write(
         "begin", lambda txn: store.apply(txn, ROOM, None, {CREATE: 1, member(0): 2})
     )
@@ -241,11 +241,11 @@ async def test_a_write_reads_the_numbering_once(database: Database) -> None:
     )
     everything = {CREATE: 1} | {member(number): 10 + number for number in range(5)}
     assert await store.get_all(ROOM, root) == everything
-    assert await StateTreeStore(database).get_all(ROOM, root) == everything
+    assert await StateTreeStore(database=database).get_all(ROOM, root) == everything
 
 
 async def test_numbers_of_a_failed_write_are_reused(database: Database) -> None:
-    states = StateTreeStore(database)
+    states = StateTreeStore(database=database)
     [first] = await database.write("apply", apply_all, states, None, {CREATE: 1})
 
     def fail(txn: WriteTransaction) -> None:
@@ -256,12 +256,12 @@ async def test_numbers_of_a_failed_write_are_reused(database: Database) -> None:
     with pytest.raises(RuntimeError, match="undone"):
         await database.write("fail", fail)
     [second] = await database.write("apply", apply_all, states, first, {POWER: 3, TOPIC: 4})
-    for reader in (states, StateTreeStore(database)):
+    for reader in (states, StateTreeStore(database=database)):
         assert await reader.get_all(ROOM, second) == {CREATE: 1, POWER: 3, TOPIC: 4}
 
 
 async def test_a_store_reads_numbers_that_another_node_assigned(database: Database) -> None:
-    here, there = StateTreeStore(database), StateTreeStore(database)
+    here, there = StateTreeStore(database=database), StateTreeStore(database=database)
     [first] = await database.write("apply", apply_all, here, None, {CREATE: 1})
     assert await there.get_entries(ROOM, first, [TOPIC]) == {}
     [second] = await database.write("apply", apply_all, here, first, {TOPIC: 2})
@@ -272,7 +272,7 @@ async def test_a_store_reads_numbers_that_another_node_assigned(database: Databa
 
 
 async def test_uncached_keys_are_not_taken_for_unset(database: Database) -> None:
-    writer, reader = StateTreeStore(database), StateTreeStore(database)
+    writer, reader = StateTreeStore(database=database), StateTreeStore(database=database)
     [first] = await database.write("apply", apply_all, writer, None, {CREATE: 1})
     assert reader.get_cached(ROOM, first, [CREATE]) is None
     await reader.get_all(ROOM, first)
@@ -282,7 +282,7 @@ async def test_uncached_keys_are_not_taken_for_unset(database: Database) -> None
 
 
 async def test_small_caches_evict_and_read_again(database: Database) -> None:
-    states = StateTreeStore(database, cache_bytes=2000, cache_keys=50)
+    states = StateTreeStore(database=database, cache_bytes=2000, cache_keys=50)
     everyone = {member(number): 100 + number for number in range(300)}
     roots = await database.write(
         "apply",
@@ -310,12 +310,12 @@ async def test_any_sequence_of_changes_gives_the_expected_state(
     database: Database, steps: list[dict[int, int]]
 ) -> None:
     changes = [{member(number): value for number, value in step.items()} for step in steps]
-    states = StateTreeStore(database)
+    states = StateTreeStore(database=database)
     roots = await database.write("apply", apply_all, states, None, *changes)
     model: dict[StateKey, int] = {}
     for root, change in zip(roots, changes, strict=True):
         model |= change
-        for reader in (states, StateTreeStore(database)):
+        for reader in (states, StateTreeStore(database=database)):
             assert await reader.get_all(ROOM, root) == model
             assert await reader.get_by_type(ROOM, root, ["m.room.member"]) == model
             assert (

@@ -51,7 +51,7 @@ def numbers_of(messages: Sequence[DeviceMessage]) -> list[int]:
 async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
     database: Database,
 ) -> None:
-    store = ToDeviceStore(database, max_queued=KEPT)
+    store = ToDeviceStore(database=database, max_queued=KEPT)
     await put_devices(database)
 
     await database.write("send", send, store, OTHER, range(1))
@@ -71,7 +71,7 @@ async def test_the_queue_of_a_device_that_does_not_come_back_is_bounded(
 async def test_many_messages_are_invisible_at_once_and_deleted_in_small_steps(
     database: Database,
 ) -> None:
-    store = ToDeviceStore(database, max_logged=0)
+    store = ToDeviceStore(database=database, max_logged=0)
     await put_devices(database)
     number = DELETE_CHUNK + 200
 

@@ -19,7 +19,7 @@ def test_a_copy_has_the_messages_of_the_log(
     if is_back:
         configs.reverse()
     database, user = open_inline(configs[0]), "@bob:example.org"
-    store = ToDeviceStore(database)
+    store = ToDeviceStore(database=database)
     for device in ("D0", "D1"):
         put_device(database, user, device)
     for first in range(0, 100, 20):
@@ -37,7 +37,7 @@ def test_a_copy_has_the_messages_of_the_log(
     Deferred.fromCoroutine(database.close())
     copy_database(make_engine(configs[0]), make_engine(configs[1]), lambda _: None)
     database = open_inline(configs[1])
-    store = ToDeviceStore(database)
+    store = ToDeviceStore(database=database)
     for device, messages in expected.items():
         assert run(store.get_messages(user, device, 0, EVER, 1000)) == messages
     send(database, store, user, ["D0", "D1"] * 10, range(200, 220))

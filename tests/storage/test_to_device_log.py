@@ -132,7 +132,7 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
     """Compares with a list for each device, whatever two nodes send, read, acknowledge and move,
     and even if they restart."""
     user = f"@{uuid4().hex}:example.org"
-    stores = [ToDeviceStore(database), ToDeviceStore(database)]
+    stores = [ToDeviceStore(database=database), ToDeviceStore(database=database)]
     waiting: dict[str, list[tuple[int, int]]] = {device: [] for device in DEVICES}
     for device in DEVICES:
         put_device(database, user, device)
@@ -202,7 +202,7 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
             case _:
                 here = 1 - here
                 if args[0]:
-                    stores[here] = ToDeviceStore(database)
+                    stores[here] = ToDeviceStore(database=database)
     for device in DEVICES:
         read(device, 1000)
     assert run(stores[0].count_messages()) == sum(map(len, waiting.values()))
@@ -221,7 +221,7 @@ def test_queues_hold_what_was_sent_and_not_acknowledged(
 async def test_many_messages_share_few_rows_and_are_read_separately(database: Database) -> None:
     """Rows have about 16 KiB, whatever the lengths. A content that goes to all devices is stored
     once."""
-    user, store = "@bob:example.org", ToDeviceStore(database)
+    user, store = "@bob:example.org", ToDeviceStore(database=database)
     put_device(database, user, "D0")
     lengths = [3, ROW_BYTES + 5, 2, 700, ROW_BYTES - 1000, 900, 100, *[60] * 300]
     contents = [b'"%b"' % (b"x" * length) for length in lengths]
@@ -246,7 +246,7 @@ async def test_many_messages_share_few_rows_and_are_read_separately(database: Da
 
 
 async def test_messages_that_exceed_the_log_are_stored_by_device(database: Database) -> None:
-    user, store = "@bob:example.org", ToDeviceStore(database, max_logged=30)
+    user, store = "@bob:example.org", ToDeviceStore(database=database, max_logged=30)
     put_device(database, user, "D0")
     for first in range(0, 40, 10):
         send(database, store, user, ["D0"] * 10, range(first, first + 10))
@@ -269,7 +269,11 @@ async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
 ) -> None:
     """Another node moves it after a reader has read the messages stored by device, and before the
     reader reads the log."""
-    user, store, other = "@bob:example.org", ToDeviceStore(database), ToDeviceStore(database)
+    user, store, other = (
+        "@bob:example.org",
+        ToDeviceStore(database=database),
+        ToDeviceStore(database=database),
+    )
     put_device(database, user, "D0")
     for first in range(0, 30, 10):
         send(database, store, user, ["D0"] * 10, range(first, first + 10))
@@ -293,7 +297,11 @@ async def test_a_message_that_leaves_the_log_during_a_read_is_still_returned(
 async def test_a_device_snapshot_is_valid_until_a_device_is_added_or_deleted(
     database: Database,
 ) -> None:
-    user, store, devices = "@bob:example.org", ToDeviceStore(database), DeviceStore(database)
+    user, store, devices = (
+        "@bob:example.org",
+        ToDeviceStore(database=database),
+        DeviceStore(database),
+    )
     put_device(database, user, "D0")
     users = run(database.write("find", lambda txn: store.get_devices(txn, [user])))
 
@@ -346,7 +354,9 @@ async def test_readers_on_two_nodes_miss_nothing_while_messages_are_sent_and_mov
     """Threads see the log at many moments, and learn from each other. Each result has all messages
     up to its end, once."""
     second = open_database(database_config, cast(ReactorBase, installed_reactor))
-    nodes = [(database, ToDeviceStore(database)) for database in (threaded_database, second)]
+    nodes = [
+        (database, ToDeviceStore(database=database)) for database in (threaded_database, second)
+    ]
     user = "@bob:example.org"
 
     def put(txn: WriteTransaction) -> None:
@@ -396,7 +406,7 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     database = open_inline(database_config)
-    user, store, random = "@bob:example.org", ToDeviceStore(database), Random(7)
+    user, store, random = "@bob:example.org", ToDeviceStore(database=database), Random(7)
     for device in DEVICES:
         put_device(database, user, device)
     sent: dict[str, list[int]] = {device: [] for device in DEVICES}
@@ -436,7 +446,7 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
             assert os.WTERMSIG(status) == signal.SIGALRM
             rows = count_rows(database)
             were_apart += bool(rows["to_device_log"] and rows["to_device_messages"])
-            for reader in (store, ToDeviceStore(database)):
+            for reader in (store, ToDeviceStore(database=database)):
                 for device in DEVICES:
                     assert (
                         numbers_of(run(reader.get_messages(user, device, 0, EVER, 10**5)))
@@ -449,7 +459,7 @@ def test_a_crash_while_messages_are_moved_loses_and_duplicates_nothing(
 async def test_a_step_of_the_job_moves_a_bounded_number_of_bytes(database: Database) -> None:
     """A content for very many devices is stored once in the log, and once for each device after it
     has been moved."""
-    user, store, number = "@bob:example.org", ToDeviceStore(database), 2000
+    user, store, number = "@bob:example.org", ToDeviceStore(database=database), 2000
     put_device(database, user, "D0")
 
     def write(txn: WriteTransaction) -> None:
@@ -474,7 +484,7 @@ async def test_a_step_of_the_job_moves_a_bounded_number_of_bytes(database: Datab
 async def test_a_step_of_the_job_looks_at_a_bounded_number_of_floors(database: Database) -> None:
     """Active devices have floors as long as the log has messages. These floors stay, and messages
     below other floors are deleted."""
-    user, store = "@bob:example.org", ToDeviceStore(database)
+    user, store = "@bob:example.org", ToDeviceStore(database=database)
     put_device(database, user, "D0")
     send(database, store, user, ["D0"] * 10, range(10))
     floors = 20_000
@@ -498,7 +508,12 @@ async def test_a_step_of_the_job_looks_at_a_bounded_number_of_floors(database: D
 
         connection.set_progress_handler(count, 100)
         connection.execute("BEGIN")
-        _sweep(WriteTransaction(SQLiteConnection(connection), {}), 50, -(1 << 62), 0)
+        _sweep(
+            WriteTransaction(connection=SQLiteConnection(connection=connection), counters={}),
+            50,
+            -(1 << 62),
+            0,
+        )
         connection.execute("ROLLBACK")
         connection.close()
         assert steps < 100, "fifty times some hundred statements would be too many"

@@ -101,7 +101,7 @@ def test_every_thread_sees_each_message_once(
 ) -> None:
     database: Database = open_inline(database_config)
     user, random, law = f"@{uuid4().hex}:example.org", Random(3), Expectation()
-    stores = [ToDeviceStore(database, max_logged=most_logged) for _ in range(2)]
+    stores = [ToDeviceStore(database=database, max_logged=most_logged) for _ in range(2)]
     for device in DEVICES:
         put_device(database, user, device)
     readers = [

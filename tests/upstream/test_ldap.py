@@ -351,7 +351,7 @@ def test_a_returned_user_is_unlocked(
     for uid in ("kate", "karl"):
         slapd.add_person(uid)
     kate, karl = signed_in(server, "kate"), signed_in(server, "karl")
-    server.run(server.app.users.accounts.do_set_flags(karl.user_id, locked=True))
+    server.run(server.app.user_data.accounts.do_set_flags(karl.user_id, locked=True))
     for uid in ("kate", "karl"):
         slapd.dismiss(uid)
         look(server)

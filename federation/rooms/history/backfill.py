@@ -59,6 +59,7 @@ class Backfill:
 
     def __init__(
         self,
+        *,
         timelines: TimelineStore,
         servers: RoomServers,
         missing: MissingEvents,
@@ -73,7 +74,7 @@ class Backfill:
         self._regaining = refetch
         self._clock = clock
         self._work: SharedWork[int, Gap] = SharedWork()
-        self._backoff: PeerBackoff[int] = PeerBackoff(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[int] = PeerBackoff(now_ms=lambda: int(clock.seconds() * 1000))
         """Rooms for which no server could help."""
         self._log = Logger()
 

@@ -45,6 +45,7 @@ class HistoryRefetch:
 
     def __init__(
         self,
+        *,
         database: Database,
         event_store: EventStore,
         events: RoomEvents,

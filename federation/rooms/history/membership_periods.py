@@ -27,7 +27,7 @@ class Departure(msgspec.Struct, frozen=True, gc=False):
 class MembershipPeriods:
     """Finds the departures of users. For the reactor thread."""
 
-    def __init__(self, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
+    def __init__(self, *, timelines: Timelines, events: RoomEvents, store: TimelineStore) -> None:
         self._timelines = timelines
         self._events = events
         self._store = store

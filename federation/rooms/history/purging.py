@@ -32,6 +32,7 @@ class MessagePurging:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: PurgingStore,
         rooms: RoomStore,

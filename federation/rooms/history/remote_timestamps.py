@@ -43,6 +43,7 @@ class RemoteTimestampLookup:
 
     def __init__(
         self,
+        *,
         events: RoomEvents,
         missing: MissingEvents,
         remote: EventClient,

@@ -22,6 +22,7 @@ class RoomRetentionCache:
 
     def __init__(
         self,
+        *,
         store: RoomRetentionStore,
         streams: Streams,
         rules: RetentionRules,

@@ -136,6 +136,7 @@ class Invitations:
     # More than ten: an invite is built, signed by two servers, checked and stored.
     def __init__(
         self,
+        *,
         remote: MembershipClient,
         engine: RoomEngine,
         events: RoomEvents,
@@ -185,7 +186,9 @@ class Invitations:
         create = await snapshot.create_event()
         if _excludes(target, create.sender, create.content):
             raise Forbidden("This room is only for users of this server")
-        chain = Chain(snapshot, self._events, self._identity, self._classify)
+        chain = Chain(
+            snapshot=snapshot, events=self._events, identity=self._identity, classify=self._classify
+        )
         draft = Draft(MEMBER, sender, content, target, unless_same=True)
         (built,) = await chain.add([draft], self._now_ms())
         if isinstance(built, StoredEvent):

@@ -88,6 +88,7 @@ class JoinImporter:
     # More than ten: an import writes to every table of a room.
     def __init__(
         self,
+        *,
         database: Database,
         engine: RoomEngine,
         rooms: RoomStore,
@@ -144,7 +145,7 @@ class JoinImporter:
         room = await self._find_room(version, room_id)
         if await self._memberships.get_local_members(room.room_nid):
             raise BadState("This server is in the room already")
-        own = ReceivedPdu(version, join).read()
+        own = ReceivedPdu(version=version, pdu=join).read()
         pdus = [*auth_chain, *state]
         outcomes = await self._imports.store(room, pdus)
         (outcome,) = await self._imports.store(room, [join])
@@ -196,7 +197,7 @@ class JoinImporter:
             if checked_count == MAX_CREATE_EVENTS:
                 break
             try:
-                event = ReceivedPdu(version, as_mapping(pdu)).read()
+                event = ReceivedPdu(version=version, pdu=as_mapping(pdu)).read()
                 if event.state_key is None or event.key != CREATE or event.room_id != room_id:
                     continue
                 if event.content.get(
@@ -246,9 +247,16 @@ class JoinImporter:
             entries = {stored.event.key: stored.nid for stored in members} | dict(entries)
         before = StateChange(None, entries)
         signers = required_signers(join.event)  # they were checked when it was stored
-        sources = StoredSources(self._questions, room, list(auth.values()), before, None, signers)
+        sources = StoredSources(
+            services=self._questions,
+            room=room,
+            auth=list(auth.values()),
+            before=before,
+            current=None,
+            signers=signers,
+        )
         checked = await check_on_receipt(
-            ReceivedPdu(version, {}, join.event), RoomID(room.room_id), sources
+            ReceivedPdu(version=version, pdu={}, event=join.event), RoomID(room.room_id), sources
         )
         if checked.verdict not in SHOWN:
             raise checked.error or Forbidden("The join is not allowed by the state of the room")

@@ -45,6 +45,7 @@ class MembershipHandshakes:
 
     def __init__(
         self,
+        *,
         events: RoomEvents,
         server_in_room: ServerInRoom,
         receiver: Receiver,

@@ -51,7 +51,11 @@ class OutOfRoomMemberships:
     """Stores memberships in rooms that this server is not in. For the reactor thread."""
 
     def __init__(
-        self, store: OutOfRoomMembershipStore, identity: ServerIdentity, now_ms: Callable[[], int]
+        self,
+        *,
+        store: OutOfRoomMembershipStore,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
     ) -> None:
         self._store = store
         self._identity = identity
@@ -188,8 +192,8 @@ def _to_event(room: RoomRow, row: MembershipRow, stored_row: OutOfRoomRow) -> St
         stored_row.pdu,
     )
     return StoredEvent(
-        event,
-        EventRow(
+        event=event,
+        row=EventRow(
             OUT_OF_ROOM,
             stored_row.event_id,
             row.room_nid,

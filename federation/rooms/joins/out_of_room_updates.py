@@ -33,6 +33,7 @@ class OutOfRoomUpdates:
 
     def __init__(
         self,
+        *,
         out_of_room: OutOfRoomMemberships,
         memberships: Memberships,
         get_signers: GetSigners,

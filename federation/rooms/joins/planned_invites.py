@@ -65,6 +65,7 @@ class PlannedInviteSender:
 
     def __init__(
         self,
+        *,
         store: PendingInviteStore,
         rooms: RoomStore,
         engine: RoomEngine,

@@ -59,6 +59,7 @@ class RemoteJoins:
     # More than ten: a join goes through request, checks, import and storage.
     def __init__(
         self,
+        *,
         remote: MembershipClient,
         handshake: TemplateRequests,
         candidates: ServerFallback,
@@ -72,7 +73,6 @@ class RemoteJoins:
         pending_leaves: PendingLeaveStore,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
-        *,
         use_partial_state: bool,
     ) -> None:
         """`use_partial_state`: join large rooms with partial state, and fetch the rest
@@ -91,7 +91,7 @@ class RemoteJoins:
         self._identity = identity
         self._now_ms = now_ms
         self._omits_members = use_partial_state
-        self._joining: FairSemaphore[RoomID] = FairSemaphore(sys.maxsize, 1)
+        self._joining: FairSemaphore[RoomID] = FairSemaphore(permits=sys.maxsize, permits_per_key=1)
 
     async def join(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]

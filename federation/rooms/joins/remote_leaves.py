@@ -53,6 +53,7 @@ class RemoteLeaves:
 
     def __init__(
         self,
+        *,
         remote: MembershipClient,
         handshake: TemplateRequests,
         candidates: ServerFallback,
@@ -74,7 +75,7 @@ class RemoteLeaves:
         self._engine = engine
         self._identity = identity
         self._now_ms = now_ms
-        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms=now_ms)
         self._tasks: dict[ServerName, Deferred[None]] = {}
         self._is_stopped = False
 

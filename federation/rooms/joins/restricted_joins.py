@@ -20,7 +20,7 @@ JOIN_RULES: Final = StateKey("m.room.join_rules", "")
 class RestrictedJoins:
     """Decides who may join a restricted room."""
 
-    def __init__(self, memberships: Memberships, rooms: RoomStore) -> None:
+    def __init__(self, *, memberships: Memberships, rooms: RoomStore) -> None:
         self._memberships = memberships
         self._rooms = rooms
 

@@ -35,6 +35,7 @@ class JoinResponses:
 
     def __init__(
         self,
+        *,
         store: EventStore,
         states: ServedStateReader,
         servers: RoomServers,

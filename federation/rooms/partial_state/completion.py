@@ -87,6 +87,7 @@ class RoomCompletion:
     # More than ten: it runs all steps that complete a room, each a part of its own.
     def __init__(
         self,
+        *,
         tables: RoomTables,
         engine: RoomEngine,
         events: RoomEvents,

@@ -43,6 +43,7 @@ class LateNotifications:
 
     def __init__(
         self,
+        *,
         persister: EventPersister,
         resolver: StateResolver,
         memberships: Memberships,

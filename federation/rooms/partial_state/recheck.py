@@ -77,6 +77,7 @@ class Recheck:
     # More than ten: a recheck repeats all checks, and repairs what depends on them.
     def __init__(
         self,
+        *,
         database: Database,
         store: PartialRoomStore,
         events: RoomEvents,
@@ -301,18 +302,18 @@ class Recheck:
         create = await snapshot.create_event()
         named = find_naming(await self._resolver.load(snapshot.room.room_nid, current, NAMING))
         sources = _Sources(
-            self._questions,
-            snapshot.room,
-            list(auth.values()),
-            before,
-            None if row.is_past else current,
-            required_signers(event),
-            create,
-            PolicyVerdicts(None if named is None else named.event),
+            questions=self._questions,
+            room=snapshot.room,
+            auth=list(auth.values()),
+            before=before,
+            current=None if row.is_past else current,
+            signers=required_signers(event),
+            create=create,
+            judged=PolicyVerdicts(None if named is None else named.event),
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
-            ReceivedPdu(event.version, event.pdu, event),
+            ReceivedPdu(version=event.version, pdu=event.pdu, event=event),
             RoomID(snapshot.room.room_id),
             sources,
             in_part=stored.nid in walk.assumed,
@@ -328,6 +329,7 @@ class Recheck:
 class _Sources(StoredSources):
     def __init__(
         self,
+        *,
         questions: CheckServices,
         room: RoomRow,
         auth: Sequence[StoredEvent],
@@ -336,11 +338,19 @@ class _Sources(StoredSources):
         signers: Collection[ServerName] | None,
         create: Event | None,
         judged: PolicyVerdicts,
-        *,
         was_approved: bool,
     ) -> None:
         """`was_approved`: the policy server allowed the event when it came."""
-        super().__init__(questions, room, auth, before, current, signers, create, judged)
+        super().__init__(
+            services=questions,
+            room=room,
+            auth=auth,
+            before=before,
+            current=current,
+            signers=signers,
+            create=create,
+            verdicts=judged,
+        )
         self._was_approved = was_approved
 
     async def is_approved(self, event: Event) -> bool:

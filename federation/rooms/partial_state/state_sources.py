@@ -32,11 +32,11 @@ class StateSources:
     """Knows the servers of rooms with partial state, and their last answers."""
 
     def __init__(
-        self, servers: RoomServers, policy: FederationPolicy, now_ms: Callable[[], int]
+        self, *, servers: RoomServers, policy: FederationPolicy, now_ms: Callable[[], int]
     ) -> None:
         self._servers = servers
         self._policy = policy
-        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms)
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(now_ms=now_ms)
         self._refusing: dict[int, set[ServerName]] = {}
 
     async def find(self, partial: PartialRoom) -> list[ServerName]:

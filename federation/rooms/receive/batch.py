@@ -66,7 +66,7 @@ def make_dropped(event: Event, text: str) -> Outcome:
 class Batch:
     """The PDUs of one request."""
 
-    def __init__(self, candidates: Sequence[ReceivedPdu], room_id: RoomID) -> None:
+    def __init__(self, *, candidates: Sequence[ReceivedPdu], room_id: RoomID) -> None:
         self._given = candidates
         self.candidates: dict[EventID, ReceivedPdu] = {}
         """The first valid event of this room for each id."""
@@ -119,7 +119,7 @@ async def parse_events(
 
     Yields to other work in between: an event of only empty objects takes milliseconds.
     """
-    turns = Yielder(clock)
+    turns = Yielder(clock=clock)
     found: dict[EventID, Event] = {}
     for pdu in pdus:
         try:
@@ -148,7 +148,7 @@ async def sort_many_by_reference(
     events: Mapping[EventID, Event], clock: IReactorTime
 ) -> tuple[list[Event], list[Event]]:
     """Like `sort_by_reference`, but yields to other work in between."""
-    sorting, turns = _sort(events), Yielder(clock, 1)
+    sorting, turns = _sort(events), Yielder(clock=clock, at_once=1)
     while True:
         try:
             next(sorting)

@@ -82,6 +82,7 @@ class StoredSources:
 
     def __init__(
         self,
+        *,
         services: CheckServices,
         room: RoomRow,
         auth: Sequence[StoredEvent],

@@ -32,6 +32,7 @@ class ContentRestorer:
 
     def __init__(
         self,
+        *,
         database: Database,
         engine: RoomEngine,
         events: RoomEvents,

@@ -76,6 +76,7 @@ class Inbox:
 
     def __init__(
         self,
+        *,
         store: InboxStore,
         rooms: RoomStore,
         engine: RoomEngine,
@@ -91,7 +92,9 @@ class Inbox:
         self._insiders = participants
         self._clock = clock
         self._observer = observer
-        self._semaphore: FairSemaphore[str] = FairSemaphore(ROOMS_AT_ONCE, ROOMS_OF_ONE)
+        self._semaphore: FairSemaphore[str] = FairSemaphore(
+            permits=ROOMS_AT_ONCE, permits_per_key=ROOMS_OF_ONE
+        )
         self._working: dict[int, bool] = {}
         """Rooms that have a worker, and whether there is news for it."""
         self._paused: dict[int, IDelayedCall] = {}

@@ -70,7 +70,7 @@ refuses. Raises RemoteError while it is unavailable."""
 class GapEvents:
     """Events of one room that are received together: the given ones, and those fetched for them."""
 
-    def __init__(self, given: Iterable[Event], until: float) -> None:
+    def __init__(self, *, given: Iterable[Event], until: float) -> None:
         """`until`: when requests for them to the current server end."""
         self.until = until
         self._given = {event.event_id: event for event in given}
@@ -133,6 +133,7 @@ class MissingEvents:
     # More than ten: it asks other servers, checks, and places what it gets.
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         receiver: Receiver,
@@ -158,7 +159,9 @@ class MissingEvents:
         self._policy = policy
         self._identity = identity
         self._clock = clock
-        self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms=lambda: int(clock.seconds() * 1000)
+        )
         self._log = Logger()
 
     async def receive(
@@ -181,7 +184,7 @@ class MissingEvents:
         room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
-        pool = GapEvents(events, self._clock.seconds() + seconds)
+        pool = GapEvents(given=events, until=self._clock.seconds() + seconds)
         if fetched is not None:
             pool.add(await self._remove_placed(snapshot, fetched), pool.references())
         if past and not await self._ask_policy_server(snapshot, pool):

@@ -34,6 +34,7 @@ class Outliers:
 
     def __init__(
         self,
+        *,
         database: Database,
         events: RoomEvents,
         store: EventStore,
@@ -55,7 +56,7 @@ class Outliers:
     async def add(self, room: RoomRow, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
         """Check and store events of a room, in any order; return their outcomes in the order
         given."""
-        batch = Batch(candidates, RoomID(room.room_id))
+        batch = Batch(candidates=candidates, room_id=RoomID(room.room_id))
         await self._questions.prefetch_keys(batch.ordered)
         for start in range(0, len(batch.ordered), CHUNK):
             await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
@@ -92,7 +93,9 @@ class Outliers:
             if missing:
                 batch.outcomes[name] = Outcome(name, None, missing_auth=missing)
                 continue
-            sources = _OutlierSources(self._questions, room, known, new, signers)
+            sources = _OutlierSources(
+                questions=self._questions, room=room, known=known, new=new, signers=signers
+            )
             checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
             is_unproved = checked.event is None and self._questions.lacks_keys(event)
             batch.outcomes[name] = Outcome(
@@ -142,6 +145,7 @@ class _OutlierSources:
 
     def __init__(
         self,
+        *,
         questions: CheckServices,
         room: RoomRow,
         known: Mapping[EventID, StoredEvent],

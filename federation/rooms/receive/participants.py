@@ -37,6 +37,7 @@ class RoomParticipants:
 
     def __init__(
         self,
+        *,
         servers: RoomServers,
         memberships: MembershipStore,
         events: RoomEvents,

@@ -89,6 +89,7 @@ class EventPersister:
 
     def __init__(
         self,
+        *,
         database: Database,
         engine: RoomEngine,
         events: RoomEvents,

@@ -90,6 +90,7 @@ class Receiver:
 
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         store: EventStore,
@@ -195,9 +196,9 @@ class Receiver:
             raise TooLarge(f"At most {MAX_PDUS} events are taken at once")
         version = (await self._engine.get_snapshot(room_id)).version
         return [
-            ReceivedPdu(version, pdu.pdu, pdu)
+            ReceivedPdu(version=version, pdu=pdu.pdu, event=pdu)
             if isinstance(pdu, Event)
-            else ReceivedPdu(version, pdu)
+            else ReceivedPdu(version=version, pdu=pdu)
             for pdu in pdus
         ]
 
@@ -298,7 +299,7 @@ class Receiver:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
             raise NotFound("This server is not in the room")
-        batch = Batch(candidates, room_id)
+        batch = Batch(candidates=candidates, room_id=room_id)
         known = await self._load_known(snapshot, batch.ordered, states, signers, noted)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_event(
@@ -360,7 +361,7 @@ class Receiver:
         if own is not None:
             # the stored one was checked, and may have been redacted since or lack its content
             event = find_complete(own, candidate) or own.event
-            candidate = ReceivedPdu(event.version, event.pdu, event)
+            candidate = ReceivedPdu(version=event.version, pdu=event.pdu, event=event)
         signers = None if own is not None else known.signers.get(event.event_id)
         try:
             if signers is not None:  # before we ask or store anything because of it
@@ -420,15 +421,15 @@ class Receiver:
         # with partial state, the past cannot be checked against what is known of the present
         judged = None if join is not None and is_past else before
         sources = StoredSources(
-            self._questions,
-            snapshot.room,
-            auth,
-            judged,
-            current,
-            signers,
-            create,
-            verdicts,
-            snapshot.state,
+            services=self._questions,
+            room=snapshot.room,
+            auth=auth,
+            before=judged,
+            current=current,
+            signers=signers,
+            create=create,
+            verdicts=verdicts,
+            loaded=snapshot.state,
         )
         checked = await check_on_receipt(
             candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None

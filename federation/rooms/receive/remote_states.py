@@ -50,6 +50,7 @@ class RemoteStates:
 
     def __init__(
         self,
+        *,
         receiver: Receiver,
         imports: StateImports,
         store: EventStore,

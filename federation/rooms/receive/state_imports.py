@@ -52,7 +52,7 @@ class _DepthOnly(msgspec.Struct):
 class StateImports:
     """Imports states. For the reactor thread."""
 
-    def __init__(self, outliers: Outliers, store: EventStore, clock: IReactorTime) -> None:
+    def __init__(self, *, outliers: Outliers, store: EventStore, clock: IReactorTime) -> None:
         self._outliers = outliers
         self._store = store
         self._clock = clock
@@ -65,7 +65,9 @@ class StateImports:
             later: list[int] = []
             for chunk in _chunks(pdus, waiting):
                 version = ROOM_VERSIONS[room.version]
-                candidates = [ReceivedPdu(version, as_mapping(pdus[at])) for at in chunk]
+                candidates = [
+                    ReceivedPdu(version=version, pdu=as_mapping(pdus[at])) for at in chunk
+                ]
                 for at, outcome in zip(
                     chunk, await self._outliers.add(room, candidates), strict=True
                 ):
@@ -80,11 +82,11 @@ class StateImports:
     async def _by_depth(self, pdus: Sequence[Pdu]) -> Iterable[int]:
         """Return the indexes of the events ordered by claimed depth: sorted in chunks, which are
         merged while they are read."""
-        turns, depths = Yielder(self._clock, DEPTH_CHUNK_BYTES), array("d")
+        turns, depths = Yielder(clock=self._clock, at_once=DEPTH_CHUNK_BYTES), array("d")
         for pdu in pdus:
             depths.append(_depth(pdu))
             await turns.after(_length(pdu))
-        turns, pieces = Yielder(self._clock, 1), []
+        turns, pieces = Yielder(clock=self._clock, at_once=1), []
         for start in range(0, len(pdus), SORT_CHUNK):
             end = min(start + SORT_CHUNK, len(pdus))
             pieces.append(sorted(range(start, end), key=depths.__getitem__))

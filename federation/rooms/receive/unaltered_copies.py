@@ -65,6 +65,7 @@ class UnalteredCopies:
 
     def __init__(
         self,
+        *,
         remote: EventClient,
         servers: RoomServers,
         policy: FederationPolicy,
@@ -78,8 +79,8 @@ class UnalteredCopies:
         self._own = own_name
         self._seconds = seconds
         self._backoff: PeerBackoff[str] = PeerBackoff(
-            lambda: int(seconds() * 1000),
-            BackoffSchedule(BACKOFF_MS, BACKOFF_MS),
+            now_ms=lambda: int(seconds() * 1000),
+            schedule=BackoffSchedule(BACKOFF_MS, BACKOFF_MS),
             max_records=MAX_BACKOFFS,
         )
         """Keyed by event id and by server name."""
@@ -205,7 +206,10 @@ async def replace_altered(
     known = await questions.events.get_anywhere(altered)  # stored events stay unchanged
     lookups = [event for name, event in altered.items() if name not in known]
     found = await questions.find_unaltered(room_nid, lookups, origin) if lookups else []
-    true = {event.event_id: ReceivedPdu(event.version, event.pdu, event) for event in found}
+    true = {
+        event.event_id: ReceivedPdu(version=event.version, pdu=event.pdu, event=event)
+        for event in found
+    }
     return UnalteredBatch(
         candidates, true, () if origin is None else altered.keys() - true.keys() - known.keys()
     )

@@ -94,6 +94,7 @@ class UnverifiedStateEvents:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: UnverifiedEventStore,
         writer: UnverifiedEventWriter,
@@ -332,7 +333,7 @@ class UnverifiedStateEvents:
 
 
 def _candidate(room: RoomRow, row: UnverifiedEventRow) -> ReceivedPdu:
-    return ReceivedPdu(ROOM_VERSIONS[room.version], as_mapping(msgspec.Raw(row.pdu)))
+    return ReceivedPdu(version=ROOM_VERSIONS[room.version], pdu=as_mapping(msgspec.Raw(row.pdu)))
 
 
 def _is_refused(outcome: Outcome) -> bool:

@@ -40,7 +40,11 @@ class RemoteHierarchies:
     """Implements `RemoteSpaces` with requests to other servers. For the reactor thread."""
 
     def __init__(
-        self, requests: RemoteDirectoryClient, candidates: ServerFallback, now_ms: Callable[[], int]
+        self,
+        *,
+        requests: RemoteDirectoryClient,
+        candidates: ServerFallback,
+        now_ms: Callable[[], int],
     ) -> None:
         self._requests = requests
         self._candidates = candidates

@@ -56,7 +56,7 @@ class ServedStateIDs(msgspec.Struct, frozen=True):
 class TransactionForm:
     """Wraps PDUs in a transaction, the form of some responses."""
 
-    def __init__(self, identity: ServerIdentity, now_ms: Callable[[], int]) -> None:
+    def __init__(self, *, identity: ServerIdentity, now_ms: Callable[[], int]) -> None:
         self._identity = identity
         self._now_ms = now_ms
 
@@ -74,6 +74,7 @@ class ServedRooms:
 
     def __init__(
         self,
+        *,
         events: RoomEvents,
         store: EventStore,
         states: ServedStateReader,

@@ -36,6 +36,7 @@ class ServerVisibility:
 
     def __init__(
         self,
+        *,
         trees: StateTreeStore,
         events: RoomEvents,
         membership_store: MembershipStore,

@@ -51,6 +51,7 @@ class Spaces:
 
     def __init__(
         self,
+        *,
         summaries: RoomSummaryStore,
         spaces: SpaceStore,
         membership_store: MembershipStore,

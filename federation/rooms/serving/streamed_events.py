@@ -33,7 +33,7 @@ def splice(store: EventStore, parts: Sequence[Part], name: str) -> Response:
     complete = [part for part in parts if isinstance(part, bytes)]
     if len(complete) == len(parts):
         return Response(headers=headers, body=b"".join(complete))
-    pieces = _Pieces(store, parts)
+    pieces = _Pieces(store=store, parts=parts)
     return Response(headers=headers, body=FileBody(pieces, pieces.size, f"{name}-{pieces.size}"))
 
 
@@ -43,7 +43,7 @@ class _Pieces:
     If an event is redacted after its size was read, spaces fill the difference.
     """
 
-    def __init__(self, store: EventStore, parts: Iterable[Part]) -> None:
+    def __init__(self, *, store: EventStore, parts: Iterable[Part]) -> None:
         """`parts`: bytes, or events as their numbers and sizes."""
         self._store = store
         self._parts: deque[Part] = deque()

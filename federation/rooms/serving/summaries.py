@@ -27,7 +27,7 @@ class SummaryVisibility:
     """Decides who may see summaries of rooms."""
 
     def __init__(
-        self, memberships: Memberships, membership_store: MembershipStore, rooms: RoomStore
+        self, *, memberships: Memberships, membership_store: MembershipStore, rooms: RoomStore
     ) -> None:
         self._memberships = memberships
         self._membership_store = membership_store

@@ -44,9 +44,9 @@ class AccountData:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: AccountDataStore,
-        *,
         max_entries: int | None,
         max_bytes: int | None,
         info_uri: str,

@@ -21,10 +21,14 @@ MAX_IGNORED: Final = 500
 class IgnoredUsers:
     """Reads the lists through a cache. For the reactor thread."""
 
-    def __init__(self, account_data: AccountDataStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, account_data: AccountDataStore, streams: Streams, capacity: int) -> None:
         """`capacity`: users whose lists are cached."""
         self._lists = ParsedAccountDataCache(
-            account_data, streams, [IGNORED_USERS], _parse, capacity=capacity
+            account_data=account_data,
+            streams=streams,
+            types=[IGNORED_USERS],
+            parse=_parse,
+            capacity=capacity,
         )
 
     @property

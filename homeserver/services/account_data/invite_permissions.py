@@ -69,16 +69,20 @@ class InvitePermissions:
 
     def __init__(
         self,
+        *,
         account_data: AccountDataStore,
         ignored: IgnoredUsers,
         streams: Streams,
-        *,
         capacity: int,
     ) -> None:
         """`capacity`: users whose settings are cached."""
         self._ignored = ignored
         self._configs = ParsedAccountDataCache(
-            account_data, streams, CONFIG_TYPES, _parse, capacity=capacity
+            account_data=account_data,
+            streams=streams,
+            types=CONFIG_TYPES,
+            parse=_parse,
+            capacity=capacity,
         )
 
     async def decide(self, user_id: UserID, inviter: UserID) -> InviteDecision:

@@ -20,11 +20,11 @@ class ParsedAccountDataCache(Generic[T]):
 
     def __init__(
         self,
+        *,
         account_data: AccountDataStore,
         streams: Streams,
         types: Sequence[str],
         parse: Callable[[Mapping[str, bytes], UserID], T],
-        *,
         capacity: int,
     ) -> None:
         """`parse`: gets the existing contents by type. `capacity`: cached users."""

@@ -66,7 +66,7 @@ class _CachedUser(msgspec.Struct, gc=False):
 class AccountDataCache:
     """Reads account data, through a cache."""
 
-    def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: AccountDataStore, streams: Streams, capacity: int) -> None:
         """`capacity`: in bytes, approximately."""
         self._store = store
         self._users: StreamCache[str, _CachedUser] = StreamCache(

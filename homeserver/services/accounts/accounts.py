@@ -35,6 +35,7 @@ class Accounts:
     # More than ten: a password change ends sessions, proofs and addresses, each in its own store.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
@@ -45,7 +46,6 @@ class Accounts:
         confirmation: AccountConfirmation,
         deactivation: Deactivation,
         threepids: ThreepidStore,
-        *,
         by_email: bool = False,
         by_phone: bool = False,
     ) -> None:

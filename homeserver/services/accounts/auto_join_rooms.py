@@ -35,6 +35,7 @@ class AutoJoinRooms:
 
     def __init__(
         self,
+        *,
         database: Database,
         accounts: AccountStore,
         memberships: RoomMemberships,

@@ -61,6 +61,7 @@ class Deactivation:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,

@@ -31,6 +31,7 @@ class AccountExport:
     # More than ten: it collects what every topic stores of a user.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         server_name: ServerName,

@@ -138,6 +138,7 @@ class Registration:
     # More than ten: an account is written in one transaction with all that belongs to it.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,
@@ -150,18 +151,17 @@ class Registration:
         sign_in: SignIn,
         uia: UIA,
         limiter: RateLimiter,
-        *,
         server_name: ServerName,
         rules: RegistrationRules,
         reserved: ReservedNames,
         plugins: Plugins | None = None,
         consents: PolicyConsentStore | None = None,
         approvals: Approvals | None = None,
-        newcomers: NewAccountTasks | None = None,
+        new_account_tasks: NewAccountTasks | None = None,
         addresses: NewAccountEmails | None = None,
     ) -> None:
-        """`newcomers`: the tasks for new accounts; they do not run for guests. `addresses` handles
-        the e-mail addresses of new accounts."""
+        """`new_account_tasks`: the tasks for new accounts; they do not run for guests.
+        `addresses` handles the e-mail addresses of new accounts."""
         self._approvals = approvals
         self._consents = consents
         self._plugins = plugins or Plugins()
@@ -179,7 +179,7 @@ class Registration:
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
-        self._new_account_tasks = newcomers or NoNewAccountTasks()
+        self._new_account_tasks = new_account_tasks or NoNewAccountTasks()
         self._addresses = addresses
         self.server_name = server_name
         self._flows = compute_flows(rules)

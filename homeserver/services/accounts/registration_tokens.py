@@ -32,6 +32,7 @@ class RegistrationTokens:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,

@@ -50,6 +50,7 @@ class Renewals:
     # More than ten: it stores, writes e-mails and has four options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: AccountValidityStore,
@@ -58,7 +59,6 @@ class Renewals:
         validity: AccountValidity,
         languages: Languages,
         outbox: Outbox | None,
-        *,
         period_ms: int | None,
         renew_at_ms: int | None,
         subject: str | None,

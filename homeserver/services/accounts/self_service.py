@@ -75,6 +75,7 @@ class AccountSelfService:
     # More than ten: it gathers what every topic knows of an account, for one page.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: Accounts,

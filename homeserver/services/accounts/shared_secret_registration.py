@@ -42,12 +42,12 @@ class SharedSecretRegistration:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,
         nonces: UIAStore,
         registration: Registration,
-        *,
         secret: str | None,
     ) -> None:
         self._clock = clock

@@ -53,6 +53,7 @@ class Threepids:
 
     def __init__(
         self,
+        *,
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
@@ -60,7 +61,6 @@ class Threepids:
         validations: ThreepidValidation,
         address_stores: Sequence[PerAddressStore] = (),
         bindings: BindingRemoval | None = None,
-        *,
         users_may_change: bool,
     ) -> None:
         """`address_stores`: stores with data to delete with an address. `bindings`: at identity

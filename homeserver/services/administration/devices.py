@@ -56,6 +56,7 @@ class DeviceAdministration:
 
     def __init__(
         self,
+        *,
         identity: ServerIdentity,
         database: Database,
         store: DeviceStore,

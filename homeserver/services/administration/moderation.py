@@ -22,6 +22,7 @@ class AccountModeration:
 
     def __init__(
         self,
+        *,
         accounts: Accounts,
         devices: DeviceStore,
         last_seen: LastSeen,

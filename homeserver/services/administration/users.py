@@ -87,6 +87,7 @@ class UserAdministration:
     # More than ten: it is a front of the account services, and adds little of its own.
     def __init__(
         self,
+        *,
         identity: ServerIdentity,
         store: UserListStore,
         devices: DeviceStore,

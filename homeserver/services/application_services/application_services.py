@@ -83,7 +83,7 @@ class ApplicationService(msgspec.Struct, frozen=True):
 class ApplicationServices:
     """The registered application services and their namespaces."""
 
-    def __init__(self, files: Sequence[RegistrationFile], server_name: ServerName) -> None:
+    def __init__(self, *, files: Sequence[RegistrationFile], server_name: ServerName) -> None:
         self._server_name = server_name
         self._by_token = {
             hash_token(file.as_token): _service_of(file, server_name) for file in files
@@ -139,6 +139,7 @@ class ApplicationServiceRequests:
 
     def __init__(
         self,
+        *,
         services: ApplicationServices,
         accounts: AccountStore,
         devices: DeviceStore,
@@ -146,7 +147,6 @@ class ApplicationServiceRequests:
         sign_in: SignIn,
         sessions: Sessions,
         validity: AccountValidity,
-        *,
         token_in_query: bool = True,
     ) -> None:
         """`token_in_query`: whether a token in the query string counts."""

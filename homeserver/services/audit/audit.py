@@ -168,7 +168,7 @@ class AuditedStore:
     """Wraps such a store; records the end of each credential or session in the audit log."""
 
     def __init__(
-        self, clock: IReactorTime, store: CountedCredentialStore, what: AuditEvent
+        self, *, clock: IReactorTime, store: CountedCredentialStore, what: AuditEvent
     ) -> None:
         self._clock = clock
         self._store = store
@@ -183,7 +183,7 @@ class AuditedStore:
 class Audit:
     """Reads and expires audit records."""
 
-    def __init__(self, clock: IReactorTime, store: AuditStore, *, retention_ms: int) -> None:
+    def __init__(self, *, clock: IReactorTime, store: AuditStore, retention_ms: int) -> None:
         self._clock = clock
         self._store = store
         self._keep_ms = retention_ms

@@ -22,8 +22,8 @@ class Turn:
 
     def __init__(
         self,
-        clock: IReactorTime,
         *,
+        clock: IReactorTime,
         uris: Sequence[str],
         shared_secret: str | None,
         username: str | None,

@@ -19,7 +19,7 @@ clients can make up long IDs."""
 class DeviceCache:
     """Caches the devices of local users, as writes have found them."""
 
-    def __init__(self, streams: Streams, *, capacity: int = CAPACITY) -> None:
+    def __init__(self, *, streams: Streams, capacity: int = CAPACITY) -> None:
         self._streams = streams
         self._users: StreamCache[str, Recipients] = StreamCache(
             streams,

@@ -30,6 +30,7 @@ class Devices:
 
     def __init__(
         self,
+        *,
         database: Database,
         devices: DeviceStore,
         sessions: Sessions,

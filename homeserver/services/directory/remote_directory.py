@@ -62,7 +62,7 @@ class RemoteDirectory:
     """Queries other servers on behalf of local users."""
 
     def __init__(
-        self, requests: RemoteDirectoryClient, policy: FederationPolicy, clock: IReactorTime
+        self, *, requests: RemoteDirectoryClient, policy: FederationPolicy, clock: IReactorTime
     ) -> None:
         self._requests = requests
         self._policy = policy
@@ -74,8 +74,8 @@ class RemoteDirectory:
         )
         self._queries: SharedWork[Hashable, _CachedResult] = SharedWork()
         self._slots: FairSemaphore[ServerName] = FairSemaphore(
-            sys.maxsize,
-            CONCURRENT_QUERIES,
+            permits=sys.maxsize,
+            permits_per_key=CONCURRENT_QUERIES,
             refusal=lambda server: LimitExceeded(
                 f"Too many queries to {server} are in progress", retry_after_ms=1000
             ),

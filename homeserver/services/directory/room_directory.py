@@ -71,6 +71,7 @@ class RoomDirectory:
     # More than ten: the last five are options and the rules of application services.
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         rooms: RoomStore,
         aliases: AliasStore,
@@ -81,7 +82,6 @@ class RoomDirectory:
         hidden_changes: HiddenRoomChanges,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
-        *,
         readable_without_account: bool,
         readable_by_servers: bool,
         enabled: bool,

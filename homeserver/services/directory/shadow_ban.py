@@ -21,7 +21,7 @@ class HiddenRoomChanges:
     """Reads the state as a user sees it, and writes changes that only that user sees."""
 
     def __init__(
-        self, database: Database, store: ShadowRoomStore, aliases: AliasStore, rooms: RoomStore
+        self, *, database: Database, store: ShadowRoomStore, aliases: AliasStore, rooms: RoomStore
     ) -> None:
         self._database = database
         self._store = store

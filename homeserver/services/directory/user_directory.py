@@ -53,9 +53,9 @@ class UserDirectory:
 
     def __init__(
         self,
+        *,
         store: UserDirectoryStore,
         folding: TextFolding,
-        *,
         enabled: bool,
         everyone: bool,
         locals_first: bool,
@@ -131,6 +131,7 @@ class UserDirectoryUpdates:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: UserDirectoryStore,
         profiles: ProfileStore,

@@ -11,7 +11,7 @@ class ClientDiscovery:
     keys."""
 
     def __init__(
-        self, public_baseurl: str | None, further: Mapping[str, object] | None = None
+        self, *, public_baseurl: str | None, further: Mapping[str, object] | None = None
     ) -> None:
         self.document: dict[str, object] | None = None
         if public_baseurl is not None:

@@ -12,8 +12,8 @@ class ServerDiscovery:
 
     def __init__(
         self,
-        server_name: ServerName,
         *,
+        server_name: ServerName,
         delegates_to_443: bool = False,
         admin_contact: str | None = None,
         support_page: str | None = None,

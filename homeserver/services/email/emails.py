@@ -95,7 +95,7 @@ class EmailRenderer:
     """Composes e-mails and renders them as MIME messages."""
 
     def __init__(
-        self, server_name: str, sender: str, app_name: str, branding: Branding | None = None
+        self, *, server_name: str, sender: str, app_name: str, branding: Branding | None = None
     ) -> None:
         """`sender`: the `From` header, an address with or without a name."""
         self._branding = branding or Branding(server_name)

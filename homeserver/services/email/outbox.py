@@ -51,6 +51,7 @@ class Outbox:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         store: EmailOutbox,
         renderer: EmailRenderer,

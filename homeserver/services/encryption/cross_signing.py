@@ -52,6 +52,7 @@ class CrossSigning:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: CrossSigningStore,
         published: PublishedKeyCache,

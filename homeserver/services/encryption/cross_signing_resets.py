@@ -30,7 +30,7 @@ class OAuthStage:
     """A UIA stage that tells clients which page to open. Users complete it on that page; a client
     cannot complete it by a request."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, *, name: str, url: str) -> None:
         self.name = name
         self._url = url
 
@@ -53,7 +53,7 @@ class CrossSigningResets:
     """Stores and checks the permissions."""
 
     def __init__(
-        self, clock: IReactorTime, database: Database, store: CrossSigningResetStore, uia: UIA
+        self, *, clock: IReactorTime, database: Database, store: CrossSigningResetStore, uia: UIA
     ) -> None:
         self._clock = clock
         self._database = database

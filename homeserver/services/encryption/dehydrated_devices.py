@@ -64,6 +64,7 @@ class DehydratedDevices:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: DehydratedDeviceStore,
         devices: DeviceStore,

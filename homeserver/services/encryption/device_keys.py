@@ -104,6 +104,7 @@ class DeviceKeys:
 
     def __init__(
         self,
+        *,
         database: Database,
         keys: DeviceKeyStore,
         counts: OneTimeKeyCounts,

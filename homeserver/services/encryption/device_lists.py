@@ -53,6 +53,7 @@ class DeviceLists:
     # More than ten: a change of a list follows from devices, rooms and memberships.
     def __init__(
         self,
+        *,
         devices: DeviceStore,
         cross_signing: CrossSigningStore,
         engine: RoomEngine,

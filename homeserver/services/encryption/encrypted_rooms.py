@@ -14,7 +14,7 @@ ENCRYPTION = "m.room.encryption"
 class EncryptedRoomCache:
     """Caches whether rooms are encrypted."""
 
-    def __init__(self, summaries: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, summaries: RoomSummaryStore, streams: Streams, capacity: int) -> None:
         """`capacity`: rooms."""
         self._summaries = summaries
         self._cache: StreamCache[int, bool] = StreamCache(

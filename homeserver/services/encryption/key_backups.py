@@ -80,7 +80,7 @@ class BackupDefinition(msgspec.Struct, frozen=True):
 class KeyBackups:
     """Stores and reads key backups."""
 
-    def __init__(self, store: KeyBackupStore, limiter: RateLimiter) -> None:
+    def __init__(self, *, store: KeyBackupStore, limiter: RateLimiter) -> None:
         self._store = store
         self._limiter = limiter
 

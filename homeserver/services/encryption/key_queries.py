@@ -81,6 +81,7 @@ class KeyQueries:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         own_devices: LocalDevices,
         published: PublishedKeyCache,

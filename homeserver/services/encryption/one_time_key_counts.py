@@ -45,7 +45,7 @@ class _Entry(msgspec.Struct):
 class OneTimeKeyCounts:
     """Caches the counts of unused one-time keys. For the reactor thread."""
 
-    def __init__(self, streams: Streams, keys: DeviceKeyStore, *, capacity: int) -> None:
+    def __init__(self, *, streams: Streams, keys: DeviceKeyStore, capacity: int) -> None:
         """`capacity`: the number of users whose devices are cached."""
         self._keys = keys
         self._counts: LRU[str, dict[str, _Entry]] = LRU(max_entries=capacity)

@@ -71,6 +71,7 @@ class RemoteDevices:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         store: RemoteDeviceStore,
         remote: DeviceKeyClient,
@@ -92,7 +93,9 @@ class RemoteDevices:
         """Start times of recent immediate resyncs by user, the oldest first."""
         self._resynced_upto = ""
         self._swept_upto = ""
-        self._backoff: PeerBackoff[ServerName] = PeerBackoff(lambda: int(clock.seconds() * 1000))
+        self._backoff: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms=lambda: int(clock.seconds() * 1000)
+        )
         """Servers that asked us to wait with background fetches."""
         self._resyncing: set[ServerName] = set()
         """Servers from which stale lists are being fetched."""

@@ -93,6 +93,7 @@ class ToDevice:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: ToDeviceStore,
         outgoing: OutgoingToDeviceStore,
@@ -318,8 +319,8 @@ class ToDevice:
         strangers = await self._servers.find_unrelated(sender, {*map(ServerName, servers)}, users)
         if len(strangers) > MAX_UNRELATED_SERVERS:
             raise InvalidParam(
-                f"One request may send to at most {MAX_UNRELATED_SERVERS} servers with which you share "
-                "no room"
+                f"One request may send to at most {MAX_UNRELATED_SERVERS} servers with which you"
+                " share no room"
             )
         return strangers
 

@@ -67,6 +67,7 @@ class EDUReceivers:
 
     def __init__(
         self,
+        *,
         rooms: RoomStore,
         events: RoomEvents,
         memberships: Memberships,

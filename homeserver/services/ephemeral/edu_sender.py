@@ -21,7 +21,7 @@ class EDUSender:
 
     log = Logger()
 
-    def __init__(self, sender: FederationSender, rooms: RoomStore) -> None:
+    def __init__(self, *, sender: FederationSender, rooms: RoomStore) -> None:
         self._sender = sender
         self._rooms = rooms
 

@@ -70,6 +70,7 @@ class Typing:
 
     def __init__(
         self,
+        *,
         notifier: Notifier,
         clock: IReactorTime,
         counter: EphemeralCounter,
@@ -90,7 +91,9 @@ class Typing:
         """The timeouts of typing users by room."""
         self._from_this_node: set[tuple[int, UserID]] = set()
         """The typing users (with rooms) that this node received itself."""
-        self._changed: LatestChanges[int] = LatestChanges(MAX_ROOMS, counter.position)
+        self._changed: LatestChanges[int] = LatestChanges(
+            capacity=MAX_ROOMS, complete_from=counter.position
+        )
         """The latest change of each room."""
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
         if notes is not None:

@@ -35,6 +35,7 @@ class DestinationAdministration:
 
     def __init__(
         self,
+        *,
         store: DestinationListStore,
         cleanup: DestinationCleanupStore,
         sender: FederationSender,

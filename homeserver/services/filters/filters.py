@@ -34,7 +34,7 @@ class _CachedFilter(msgspec.Struct):
 class Filters:
     """Stores filters, and caches those in use."""
 
-    def __init__(self, store: FilterStore, now_ms: Callable[[], int], *, capacity: int) -> None:
+    def __init__(self, *, store: FilterStore, now_ms: Callable[[], int], capacity: int) -> None:
         """`capacity`: of the cache, in bytes, approximately."""
         self._store = store
         self._now_ms = now_ms

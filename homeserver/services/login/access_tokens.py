@@ -85,13 +85,13 @@ class AccessTokens:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         tokens: TokenStore,
         accounts: AccountStore,
         streams: Streams,
         last_seen: LastSeen,
-        *,
         validity: AccountValidity | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         max_cached: int = 100_000,
@@ -99,7 +99,7 @@ class AccessTokens:
     ) -> None:
         """`validity`: the expiry of accounts. `monotonic`: a monotonic clock in seconds.
         `consents`: the source of missing consents, which are added to each `Requester`."""
-        self._validity = validity or AccountValidity(clock)
+        self._validity = validity or AccountValidity(clock=clock)
         self._consents = consents
         self._clock = clock
         self._database = database

@@ -13,7 +13,7 @@ from storage.accounts.accounts import AccountRow
 class AccountValidity:
     """Compares expiry times with the clock."""
 
-    def __init__(self, clock: IReactorTime, *, enabled: bool = False) -> None:
+    def __init__(self, *, clock: IReactorTime, enabled: bool = False) -> None:
         self._clock = clock
         self.enabled = enabled
 

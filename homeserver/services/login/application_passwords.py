@@ -46,13 +46,13 @@ class ApplicationPasswords:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: ApplicationPasswordStore,
         passwords: Passwords,
         secret_text: SecretGenerator,
         sessions: Sessions,
-        *,
         enabled: bool = True,
         in_login_flows: bool = False,
         max_per_account: int = 20,
@@ -99,8 +99,8 @@ class ApplicationPasswords:
         """Create a password and return it, to be shown once.
 
         `lifetime_ms`: None for the maximum. `address`: the client's IP address. Raises `Forbidden`
-        where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`, `TooManyApplicationPasswords`,
-        `LimitExceeded`, and what `check_epoch` raises.
+        where they are disabled, `InvalidParam`, `ApplicationPasswordNameInUse`,
+        `TooManyApplicationPasswords`, `LimitExceeded`, and what `check_epoch` raises.
         """
         if not self.enabled:
             raise Forbidden("Application passwords are disabled on this server")

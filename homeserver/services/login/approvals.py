@@ -69,19 +69,19 @@ class Approvals:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
         threepids: ThreepidStore,
         outbox: Outbox | None,
         languages: Languages,
-        *,
         administrator_emails: Mapping[str, str],
         base_url: str,
-        newcomers: NewAccountTasks,
+        new_account_tasks: NewAccountTasks,
     ) -> None:
         """`administrator_emails`: e-mail addresses of administrators to notify of waiting accounts,
-        with their languages. `newcomers`: the tasks for accounts that are approved."""
+        with their languages. `new_account_tasks`: the tasks for accounts that are approved."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -90,7 +90,7 @@ class Approvals:
         self._languages = languages
         self._letters_to = dict(administrator_emails)
         self._base_url = base_url.rstrip("/")
-        self._new_account_tasks = newcomers
+        self._new_account_tasks = new_account_tasks
 
     async def check(self, user_id: UserID) -> None:
         """Raise `UserAwaitingApproval` if the account awaits approval."""

@@ -58,16 +58,16 @@ class BrowserSessions:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: BrowserSessionStore,
         secret_text: SecretGenerator,
         cookies: Cookies,
-        *,
         lifetime_ms: int = LIFETIME_MS,
         validity: AccountValidity | None = None,
     ) -> None:
-        self._validity = validity or AccountValidity(clock)
+        self._validity = validity or AccountValidity(clock=clock)
         self._clock = clock
         self._database = database
         self._store = store

@@ -49,9 +49,9 @@ class CaptchaVerifier:
 
     def __init__(
         self,
+        *,
         web: WebClient,
         plugins: Plugins,
-        *,
         verify_url: str,
         site_key: str,
         secret: str | None,

@@ -29,7 +29,7 @@ _PURPOSE: Final = b"mahalla: cookies of the server's own pages"
 class Cookies:
     """Reads, sets and removes signed cookies."""
 
-    def __init__(self, public_baseurl: str | None, key: SigningKey) -> None:
+    def __init__(self, *, public_baseurl: str | None, key: SigningKey) -> None:
         """`public_baseurl`: the public URL of the server; without it each request tells whether it
         came over TLS. `key`: the server's signing key, the same on all nodes."""
         self._secure = None if public_baseurl is None else public_baseurl.startswith("https://")

@@ -44,9 +44,9 @@ class LastSeen:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         devices: DeviceStore,
-        *,
         address_retention_ms: int | None,
         granularity: float = 120.0,
         interval: float = 30.0,
@@ -93,9 +93,9 @@ class LastSeen:
         )
 
     async def do_delete_old_addresses(self, limit: int) -> int:
-        """Delete up to `limit` addresses of devices not used for `address_retention_ms`; return the number.
+        """Delete up to `limit` addresses of devices not used for `address_retention_ms`.
 
-        A job calls it.
+        Return their number. A job calls it.
         """
         if self._addresses_ms is None:
             return 0

@@ -61,6 +61,7 @@ class LoginTokens:
     # More than ten: the last four are options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,
@@ -72,7 +73,6 @@ class LoginTokens:
         sessions: Sessions,
         limiter: RateLimiter,
         application_passwords: ApplicationPasswords,
-        *,
         issued_to_sessions: bool,
         requires_confirmation: bool,
         lifetime_ms: int,

@@ -26,12 +26,12 @@ class OpenID:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: OpenIDTokenStore,
         accounts: AccountStore,
         secret_text: SecretGenerator,
-        *,
         server_name: ServerName,
         validity: AccountValidity,
     ) -> None:

@@ -31,11 +31,11 @@ _RETRY_AFTER_MS: Final = 2000
 class PasswordAttempts:
     """Admits attempts within the rate limit."""
 
-    def __init__(self, clock: IReactorTime, limiter: RateLimiter) -> None:
+    def __init__(self, *, clock: IReactorTime, limiter: RateLimiter) -> None:
         self._limiter = limiter
         self._attempts: FairSemaphore[str] = FairSemaphore(
-            sys.maxsize,
-            lambda account: limiter.room(Limit.LOGIN_FAILED, account),
+            permits=sys.maxsize,
+            permits_per_key=lambda account: limiter.room(Limit.LOGIN_FAILED, account),
             max_waiting_per_key=MAX_WAITING,
             refusal=lambda _account: LimitExceeded(retry_after_ms=_RETRY_AFTER_MS),
             waits=WaitLimits(clock, longest=MAX_WAIT_SECONDS),

@@ -128,6 +128,7 @@ class SignIn:
     # More than ten: a sign-in passes all checks of an account; four are options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
@@ -136,7 +137,6 @@ class SignIn:
         sessions: Sessions,
         limiter: RateLimiter,
         application_passwords: ApplicationPasswords,
-        *,
         server_name: ServerName,
         password_login: bool = True,
         password_confirmation: bool = True,
@@ -147,7 +147,7 @@ class SignIn:
     ) -> None:
         """`local_passwords`: whether the passwords in this server's database are accepted."""
         self._clock = clock
-        self.validity = validity or AccountValidity(clock)
+        self.validity = validity or AccountValidity(clock=clock)
         self._plugins = plugins or Plugins()
         self._approvals = approvals
         self._database = database
@@ -156,7 +156,7 @@ class SignIn:
         self._passwords = passwords
         self._sessions = sessions
         self._limiter = limiter
-        self._attempts = PasswordAttempts(clock, limiter)
+        self._attempts = PasswordAttempts(clock=clock, limiter=limiter)
         self._application_passwords = application_passwords
         self._server_name = server_name
         self.password_login = password_login

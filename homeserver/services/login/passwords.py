@@ -53,9 +53,9 @@ class HashingThreads:
 
     def __init__(
         self,
+        *,
         reactor: IReactorFromThreads,
         pool: ThreadPool,
-        *,
         longest_queue: int = 200,
         longest_queue_of_one: int = 200,
         most_of_one: int | None = None,
@@ -64,8 +64,8 @@ class HashingThreads:
         self._reactor = reactor
         self._pool = pool
         self._turns: FairSemaphore[str] = FairSemaphore(
-            pool.max,
-            most_of_one or pool.max,
+            permits=pool.max,
+            permits_per_key=most_of_one or pool.max,
             max_waiting=longest_queue,
             max_waiting_per_key=longest_queue_of_one,
             refusal=lambda _asker: _TooManyAtOnce(),
@@ -139,8 +139,8 @@ class Passwords:
 
     def __init__(
         self,
-        threads: Threads,
         *,
+        threads: Threads,
         rounds: int = 12,
         pepper: str = "",
         policy: PasswordPolicy | None = None,

@@ -41,11 +41,11 @@ class RendezvousSessions:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: RendezvousStore,
         secret_text: SecretGenerator,
-        *,
         creators: RendezvousCreators,
     ) -> None:
         """`creators`: the clients that may create a session."""

@@ -158,13 +158,13 @@ class Sessions:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,
         accounts: AccountStore,
         devices: DeviceStore,
         tokens: TokenStore,
-        *,
         limiter: RateLimiter | None = None,
         lifetimes: TokenLifetimes | None = None,
         dependents: DependentStores | None = None,
@@ -176,7 +176,7 @@ class Sessions:
         self._accounts = accounts
         self._devices = devices
         self._tokens = tokens
-        self._limiter = limiter or RateLimiter(clock, {})
+        self._limiter = limiter or RateLimiter(clock=clock, rates={})
         self._lifetimes = lifetimes or TokenLifetimes()
         self._dependents = dependents or DependentStores()
 

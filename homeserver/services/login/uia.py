@@ -124,12 +124,12 @@ class UIA:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         database: Database,
         store: UIAStore,
         stages: Sequence[Stage],
-        *,
         lifetime: float = 15 * 60,
     ) -> None:
         self._clock = clock

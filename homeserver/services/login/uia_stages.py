@@ -102,7 +102,7 @@ class ThreepidStage:
     client-server-api#phone-numbermsisdn-based-identity--homeserver
     """
 
-    def __init__(self, name: str, medium: str, validations: ThreepidValidation) -> None:
+    def __init__(self, *, name: str, medium: str, validations: ThreepidValidation) -> None:
         self.name = name
         self._medium = medium
         self._validations = validations
@@ -140,7 +140,7 @@ class RegistrationTokenStage:
 
     name = REGISTRATION_TOKEN
 
-    def __init__(self, clock: IReactorTime, tokens: RegistrationTokenStore) -> None:
+    def __init__(self, *, clock: IReactorTime, tokens: RegistrationTokenStore) -> None:
         self._clock = clock
         self._tokens = tokens
 

@@ -44,6 +44,7 @@ class MediaAdministration:
 
     def __init__(
         self,
+        *,
         identity: ServerIdentity,
         accounts: AccountStore,
         store: MediaStore,

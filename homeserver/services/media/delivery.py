@@ -53,13 +53,13 @@ class MediaDelivery:
 
     def __init__(
         self,
+        *,
         server_name: ServerName,
         clock: IReactorTime,
         repository: MediaRepository,
         copies: RemoteCopies,
         thumbnails: Thumbnails,
         contents: MediaContents,
-        *,
         serves_unauthenticated: bool,
     ) -> None:
         """`serves_unauthenticated`: whether the endpoints without authentication serve the files

@@ -53,8 +53,8 @@ class DownloadSlots:
         self._slow: list[DownloadSlot] = []
         self._slow_of: Counter[str] = Counter()
         self._quick: FairSemaphore[_Party] = FairSemaphore(
-            MAX_FAST,
-            self._share,
+            permits=MAX_FAST,
+            permits_per_key=self._share,
             max_waiting_per_key=lambda party: (
                 MAX_WAITING_PER_SERVER if party.kind == "server" else MAX_WAITING_PER_USER
             ),
@@ -63,7 +63,7 @@ class DownloadSlots:
 
     async def acquire(self, server: ServerName, whose: str) -> "DownloadSlot":
         """Wait for a slot for a file of this server, requested by a user. Raises LimitExceeded."""
-        place = DownloadSlot(self, server, whose)
+        place = DownloadSlot(lanes=self, server=server, whose=whose)
         await self._quick.acquire(*place.parties)
         place.start()
         return place
@@ -132,7 +132,7 @@ def _refusal(party: _Party | None) -> LimitExceeded:
 class DownloadSlot:
     """A slot for one download."""
 
-    def __init__(self, lanes: DownloadSlots, server: ServerName, whose: str) -> None:
+    def __init__(self, *, lanes: DownloadSlots, server: ServerName, whose: str) -> None:
         self.server = server
         self.parties = (_Party("server", server), _Party("user", whose))
         self.is_slow = False

@@ -37,12 +37,12 @@ class EagerThumbnails:
 
     def __init__(
         self,
+        *,
         thumbnails: Thumbnails,
         gate: ScanGate,
         clock: IReactorTime,
         sizes: Sequence[ThumbnailSize],
         max_concurrent: int,
-        *,
         programs: bool,
     ) -> None:
         """`max_concurrent`: as for `thumbnails`. `programs`: also make thumbnails of videos and
@@ -52,8 +52,8 @@ class EagerThumbnails:
         self._sizes = sizes
         self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
         self._turns = FairSemaphore[str](
-            max_concurrent,
-            max(1, max_concurrent - 1),
+            permits=max_concurrent,
+            permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
             max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _owner: LimitExceeded("Many pictures were uploaded"),

@@ -20,7 +20,7 @@ _BOUNDARY: Final = "elsewhere"
 class _WrappedSource:
     """A file source with a prefix and a suffix."""
 
-    def __init__(self, before: bytes, source: FileSource, size: int, after: bytes) -> None:
+    def __init__(self, *, before: bytes, source: FileSource, size: int, after: bytes) -> None:
         self.size = len(before) + size + len(after)
         self._before = before
         self._source = source
@@ -78,7 +78,9 @@ def _wrap(response: Response) -> Response:
         f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
         f"--{boundary}\r\n{headers_sent}\r\n"
     ).encode()
-    source = _WrappedSource(before, file.source, file.size, f"\r\n--{boundary}--\r\n".encode())
+    source = _WrappedSource(
+        before=before, source=file.source, size=file.size, after=f"\r\n--{boundary}--\r\n".encode()
+    )
     headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
     return Response(headers=headers, body=FileBody(source, source.size, file.etag))
 

@@ -61,13 +61,13 @@ class ImageWorkers:
     """Runs image jobs in worker processes."""
 
     def __init__(
-        self, executor: Executor, cpu_time: Callable[[int], float] = get_cpu_seconds
+        self, *, executor: Executor, cpu_time: Callable[[int], float] = get_cpu_seconds
     ) -> None:
         """`cpu_time`: the CPU time of a process, by its pid."""
         self._processes = WorkerProcesses(
-            executor,
-            WORKER,
-            JOB_SECONDS,
+            executor=executor,
+            script=WORKER,
+            seconds=JOB_SECONDS,
             max_result_bytes=MAX_RESULT_BYTES,
             spent=cpu_time,
         )

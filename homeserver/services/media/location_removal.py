@@ -75,12 +75,12 @@ class LocationRemover:
 
     def __init__(
         self,
+        *,
         executor: Executor,
         clock: IReactorTime,
         max_concurrent: int,
         now: Callable[[], float] = time.monotonic,
         cpu_time: Callable[[int], float] = get_cpu_seconds,
-        *,
         refuses_unsupported: bool = False,
     ) -> None:
         """`max_concurrent`: the number of concurrent workers, as many as the executor has threads.
@@ -89,10 +89,12 @@ class LocationRemover:
         self._refuses_others = refuses_unsupported
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
-        self._processes = WorkerProcesses(executor, script, FILE_SECONDS, now, spent=cpu_time)
+        self._processes = WorkerProcesses(
+            executor=executor, script=script, seconds=FILE_SECONDS, clock=now, spent=cpu_time
+        )
         self._turns = FairSemaphore[str](
-            max_concurrent,
-            max(1, max_concurrent - 1),
+            permits=max_concurrent,
+            permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
             max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _owner: LimitExceeded(

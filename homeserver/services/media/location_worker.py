@@ -104,7 +104,7 @@ class MetadataBytes:
     file."""
 
     def __init__(
-        self, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]
+        self, *, file: BinaryIO, extents: Sequence[tuple[int, int]], patches: list[Patch]
     ) -> None:
         """`extents`: offsets in the file, and lengths. Raises `UnreadableMetadata` if that is too
         much."""
@@ -186,7 +186,13 @@ def patch_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
     else:
         raise UnreadableMetadata
     for parts in long_xmp.values():
-        clean_xmp(MetadataBytes(file, [(start, size) for _, start, size in sorted(parts)], patches))
+        clean_xmp(
+            MetadataBytes(
+                file=file,
+                extents=[(start, size) for _, start, size in sorted(parts)],
+                patches=patches,
+            )
+        )
     return at
 
 
@@ -196,11 +202,17 @@ def patch_segment(
     """Patch one segment."""
     head = read_at(file, start, min(size, 80))
     if marker == 0xED and head.startswith(PHOTOSHOP_HEAD):
-        clean_resources(MetadataBytes(file, [(start, size)], patches), len(PHOTOSHOP_HEAD))
+        clean_resources(
+            MetadataBytes(file=file, extents=[(start, size)], patches=patches), len(PHOTOSHOP_HEAD)
+        )
     elif head.startswith(EXIF_HEAD):
-        clean_exif(MetadataBytes(file, [(start + 6, size - 6)], patches), 0)
+        clean_exif(MetadataBytes(file=file, extents=[(start + 6, size - 6)], patches=patches), 0)
     elif head.startswith(XMP_HEAD):
-        clean_xmp(MetadataBytes(file, [(start + len(XMP_HEAD), size - len(XMP_HEAD))], patches))
+        clean_xmp(
+            MetadataBytes(
+                file=file, extents=[(start + len(XMP_HEAD), size - len(XMP_HEAD))], patches=patches
+            )
+        )
     elif head.startswith(LONG_XMP_HEAD) and len(head) >= len(LONG_XMP_HEAD) + 40:
         at = len(LONG_XMP_HEAD)
         place = int.from_bytes(head[at + 36 : at + 40])
@@ -214,7 +226,7 @@ def patch_png(file: BinaryIO, patches: list[Patch]) -> None:
         size, kind = int.from_bytes(head[:4]), head[4:]
         if kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
             found: list[Patch] = []
-            chunk = MetadataBytes(file, [(at + 4, size + 4)], found)
+            chunk = MetadataBytes(file=file, extents=[(at + 4, size + 4)], patches=found)
             patch_chunk(chunk, kind)
             patches += found
             if found and len(read_at(file, at + 8 + size, 4)) == 4:
@@ -270,7 +282,7 @@ def has_location(text: bytes | None, *, is_hex: bool) -> bool:
     if text is None:
         return True
     found: list[Patch] = []
-    note = MetadataBytes(io.BytesIO(text), [(0, len(text))], found)
+    note = MetadataBytes(file=io.BytesIO(text), extents=[(0, len(text))], patches=found)
     if text.startswith(EXIF_HEAD):
         clean_exif(note, len(EXIF_HEAD))
     elif text[:4] in (b"II*\0", b"MM\0*"):
@@ -288,10 +300,10 @@ def patch_webp(file: BinaryIO, patches: list[Patch]) -> None:
     while len(head := read_at(file, at, 8)) == 8:
         kind, size = head[:4], int.from_bytes(head[4:], "little")
         if kind == b"EXIF":
-            note = MetadataBytes(file, [(at + 8, size)], patches)
+            note = MetadataBytes(file=file, extents=[(at + 8, size)], patches=patches)
             clean_exif(note, len(EXIF_HEAD) if note.data.startswith(EXIF_HEAD) else 0)
         elif kind == b"XMP ":
-            clean_xmp(MetadataBytes(file, [(at + 8, size)], patches))
+            clean_xmp(MetadataBytes(file=file, extents=[(at + 8, size)], patches=patches))
         at += 8 + size + size % 2
 
 
@@ -300,7 +312,7 @@ def patch_boxes(file: BinaryIO, patches: list[Patch]) -> None:
     end = file.seek(0, os.SEEK_END)
     for kind, start, size in boxes(lambda at, count: read_at(file, at, count), 0, end):
         if kind == b"meta":
-            meta = MetadataBytes(file, [(start, size)], [])
+            meta = MetadataBytes(file=file, extents=[(start, size)], patches=[])
             patch_items(file, bytes(meta.data), start, end, patches)
 
 
@@ -339,7 +351,7 @@ def patch_items(
             continue
         first, most = (meta_at + idat_at, idat_size) if is_inside else (0, file_size)
         places = [(first + start, min(size or most, most - start)) for start, size in extents]
-        note = MetadataBytes(file, places, patches)
+        note = MetadataBytes(file=file, extents=places, patches=patches)
         if notes[item] == b"Exif":
             clean_exif(note, 4 + int.from_bytes(note.data[:4]))
         else:

@@ -21,6 +21,7 @@ class OwnUploads:
 
     def __init__(
         self,
+        *,
         server_name: ServerName,
         store: MediaStore,
         lists: MediaListStore,

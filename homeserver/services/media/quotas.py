@@ -27,9 +27,9 @@ class UploadQuotas:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: MediaStore,
-        *,
         quotas: Sequence[UploadQuota],
         total: int | None,
         by_type: Mapping[str, int],

@@ -39,7 +39,7 @@ class MediaReferences:
     """Runs the job, and records the attachments of encrypted messages."""
 
     def __init__(
-        self, database: Database, media: MediaStore, server_name: str, now_ms: Callable[[], int]
+        self, *, database: Database, media: MediaStore, server_name: str, now_ms: Callable[[], int]
     ) -> None:
         self._database = database
         self._media = media

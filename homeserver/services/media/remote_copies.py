@@ -48,6 +48,7 @@ class RemoteCopies:
     # More than ten: the last three are options.
     def __init__(
         self,
+        *,
         store: RemoteMediaStore,
         contents: MediaContents,
         quarantine: QuarantineStore,
@@ -56,7 +57,6 @@ class RemoteCopies:
         policy: FederationPolicy,
         limiter: RateLimiter,
         clock: IReactorTime,
-        *,
         rate: Rate,
         refused_servers: Collection[str],
         freeze: MediaFreeze,

@@ -52,7 +52,7 @@ StoreFile = Callable[[FileHeaders, Spool], Awaitable[None]]
 class _ArrivingFile:
     """Receives one file."""
 
-    def __init__(self, file: Spool, on_begin: Callable[[], None]) -> None:
+    def __init__(self, *, file: Spool, on_begin: Callable[[], None]) -> None:
         self.received = 0
         self.has_begun = False
         self.file = file
@@ -74,6 +74,7 @@ class RemoteDownloads:
 
     def __init__(
         self,
+        *,
         remote: MediaClient,
         clock: IReactorTime,
         spool: Callable[[int], Spool],
@@ -142,7 +143,9 @@ class RemoteDownloads:
         self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, place: DownloadSlot
     ) -> None:
         server, media_id = key
-        arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._arriving.add(key))
+        arriving = _ArrivingFile(
+            file=self._spool(SPOOL_BYTES), on_begin=lambda: self._arriving.add(key)
+        )
         seconds = timeout_ms / 1000 + CHECK_SECONDS + self._max_bytes / BYTES_PER_SECOND
         task = Deferred.fromCoroutine(
             self._remote.download(
@@ -155,7 +158,7 @@ class RemoteDownloads:
             )
         )
         place.connect(lambda: arriving.received, task.cancel)
-        watch = _Watch(self._clock, arriving, task, timeout_ms / 1000)
+        watch = _Watch(clock=self._clock, file=arriving, task=task, first_seconds=timeout_ms / 1000)
         try:
             try:
                 with convert_store_errors():
@@ -223,6 +226,7 @@ class _Watch:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         file: _ArrivingFile,
         task: Deferred[FileHeaders],

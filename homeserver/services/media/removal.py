@@ -40,10 +40,10 @@ class MediaRemoval:
 
     def __init__(
         self,
+        *,
         store: MediaRemovalStore,
         contents: MediaContents,
         clock: IReactorTime,
-        *,
         grace_ms: int,
         local_lifetime_ms: int | None,
         remote_lifetime_ms: int | None,

@@ -71,6 +71,7 @@ class MediaRepository:
     # More than ten: the last four are options.
     def __init__(
         self,
+        *,
         server_name: ServerName,
         clock: IReactorTime,
         database: Database,
@@ -82,7 +83,6 @@ class MediaRepository:
         secret_text: SecretGenerator,
         location_remover: LocationRemover | None,
         on_stored: Callable[[MediaContent, UserID], None] | None,
-        *,
         max_upload_size: int,
         max_pending: int,
         reservation_ms: int,

@@ -103,6 +103,7 @@ class ContentScannerAPI:
 
     def __init__(
         self,
+        *,
         delivery: MediaDelivery,
         bodies: EncryptedBodyReader,
         limiter: RateLimiter,

@@ -99,7 +99,7 @@ class _StoredResult(msgspec.Struct, frozen=True):
 class _Suffix:
     """A source without its first bytes."""
 
-    def __init__(self, source: FileSource, start: int) -> None:
+    def __init__(self, *, source: FileSource, start: int) -> None:
         self._source = source
         self._start = start
 
@@ -117,12 +117,12 @@ class Thumbnails:
 
     def __init__(
         self,
+        *,
         contents: MediaContents,
         workers: ImageWorkers,
         max_pixels: int,
         max_concurrent: int,
         clock: IReactorTime,
-        *,
         programs: bool = False,
         sizes: Sequence[ThumbnailSize] = (),
         now: Callable[[], float] = time.time,
@@ -137,8 +137,8 @@ class Thumbnails:
         self._max_pixels = max_pixels
         self._programs = programs
         self._turns = FairSemaphore[_Party](
-            max_concurrent,
-            max(1, max_concurrent - 1),
+            permits=max_concurrent,
+            permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
             max_waiting_per_key=lambda party: (
                 MAX_WAITING_PER_REQUESTER if party.kind == "asker" else None
@@ -351,7 +351,7 @@ def _unpack(stored: StoredThumbnail) -> _StoredResult:
         start = len(stored.beginning) - len(data)
         return _StoredResult(
             ImageResult("made", type.decode()),
-            _Suffix(stored.file, start),
+            _Suffix(source=stored.file, start=start),
             stored.file.size - start,
         )
     source = MemorySource(data)

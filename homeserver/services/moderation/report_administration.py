@@ -15,7 +15,7 @@ MAX_NUMBER = 2**63 - 1
 class ReportAdministration:
     """Reads and removes reports."""
 
-    def __init__(self, store: ReportStore, events: RoomEvents) -> None:
+    def __init__(self, *, store: ReportStore, events: RoomEvents) -> None:
         self._store = store
         self._events = events
 

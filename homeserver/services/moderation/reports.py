@@ -22,6 +22,7 @@ class Reports:
 
     def __init__(
         self,
+        *,
         store: ReportStore,
         reading: RoomReading,
         accounts: AccountStore,

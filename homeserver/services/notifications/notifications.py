@@ -62,6 +62,7 @@ class Notifications:
     # More than ten: the list joins stored and computed notifications of all kinds.
     def __init__(
         self,
+        *,
         outcomes: EventPushActionStore,
         old: OldPushActionStore,
         recency: RoomRecencyStore,

@@ -87,12 +87,12 @@ class Authorization:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: OAuthStore,
         secret_text: SecretGenerator,
         clients: OAuthClients,
-        *,
         issuer: str,
     ) -> None:
         self._clock = clock

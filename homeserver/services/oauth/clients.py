@@ -84,10 +84,10 @@ class OAuthClients:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: OAuthStore,
-        *,
         max_never_used: int = MAX_NEVER_USED,
     ) -> None:
         self._clock = clock

@@ -50,6 +50,7 @@ class DeviceGrants:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: DeviceGrantStore,

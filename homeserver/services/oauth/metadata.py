@@ -47,7 +47,7 @@ class OAuthMetadata:
     """Holds the metadata document."""
 
     def __init__(
-        self, public_baseurl: str | None, *, enabled: bool, registration_open: bool
+        self, *, public_baseurl: str | None, enabled: bool, registration_open: bool
     ) -> None:
         """Without `public_baseurl` there is no OAuth 2.0 API, since its endpoints have no URL."""
         self.document: dict[str, object] | None = None

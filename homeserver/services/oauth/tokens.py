@@ -94,6 +94,7 @@ class OAuthTokens:
     # More than ten: it bridges OAuth grants and the sessions of accounts; two are options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: OAuthStore,
@@ -104,7 +105,6 @@ class OAuthTokens:
         clients: OAuthClients,
         upstream: UpstreamDevices,
         limiter: RateLimiter,
-        *,
         introspection_clients: Mapping[str, str],
         issuer: str,
         validity: AccountValidity,

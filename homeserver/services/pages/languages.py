@@ -32,7 +32,7 @@ def mark_for_translation(text: str) -> str:
 class Language:
     """A language: its code and its translations of the English texts."""
 
-    def __init__(self, code: str, messages: Mapping[str, str]) -> None:
+    def __init__(self, *, code: str, messages: Mapping[str, str]) -> None:
         self.code = code
         self._messages = messages
 
@@ -60,7 +60,7 @@ class Languages:
             for entry in files("homeserver.services.pages").joinpath("translations").iterdir()
             if entry.name.endswith(".po")
         }
-        self._read = {ENGLISH: Language(ENGLISH, {})}
+        self._read = {ENGLISH: Language(code=ENGLISH, messages={})}
 
     @property
     def codes(self) -> list[str]:
@@ -76,7 +76,7 @@ class Languages:
             messages = {
                 str(each.id): str(each.string) for each in catalog if each.id and each.string
             }
-            self._read[code] = Language(code, messages)
+            self._read[code] = Language(code=code, messages=messages)
         return self._read[code]
 
     def choose(self, accept_language: str) -> Language:

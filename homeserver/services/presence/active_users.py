@@ -47,6 +47,7 @@ class PresenceTable:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: PresenceStore,
@@ -60,7 +61,9 @@ class PresenceTable:
         self._counter = counter
         self.local_users: dict[UserID, LocalPresence] = {}
         """Local users."""
-        self._broadcasts: LatestChanges[UserID] = LatestChanges(MAX_BROADCASTS, counter.position)
+        self._broadcasts: LatestChanges[UserID] = LatestChanges(
+            capacity=MAX_BROADCASTS, complete_from=counter.position
+        )
         """The latest broadcast about each user."""
         self._unwritten: dict[UserID, LocalPresence] = {}
         self._writing = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
@@ -165,7 +168,9 @@ class PresenceTable:
                 (row.position for row in gone if row.position != NOT_SENT), default=complete_from
             )
         latest = {**broadcasts, **dict(self._broadcasts.items())}
-        self._broadcasts = LatestChanges(MAX_BROADCASTS, min(complete_from, since))
+        self._broadcasts = LatestChanges(
+            capacity=MAX_BROADCASTS, complete_from=min(complete_from, since)
+        )
         for user_id, position in sorted(latest.items(), key=lambda each: each[1]):
             oldest = self._broadcasts.record(user_id, position)
             if oldest is not None:

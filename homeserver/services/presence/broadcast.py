@@ -36,6 +36,7 @@ class PresenceBroadcaster:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         table: PresenceTable,
         memberships: Memberships,

@@ -79,13 +79,13 @@ class Presence:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         table: PresenceTable,
         remote: RemotePresenceCache,
         broadcaster: PresenceBroadcaster,
         memberships: Memberships,
         limiter: RateLimiter,
-        *,
         server_name: ServerName,
         times: PresenceTimes,
         mode: Mode,

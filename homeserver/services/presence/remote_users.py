@@ -30,7 +30,7 @@ class PresenceUpdate(msgspec.Struct, frozen=True):
 class RemotePresenceCache:
     """Caches the presence of remote users, the least recently updated first."""
 
-    def __init__(self, clock: IReactorTime, server_name: ServerName) -> None:
+    def __init__(self, *, clock: IReactorTime, server_name: ServerName) -> None:
         """`server_name`: this server's own."""
         self._clock = clock
         self._server_name = server_name

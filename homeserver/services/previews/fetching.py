@@ -71,6 +71,7 @@ class PreviewFetcher:
 
     def __init__(
         self,
+        *,
         web: PreviewClient,
         clock: IReactorTime,
         rules: PreviewRules,
@@ -89,7 +90,7 @@ class PreviewFetcher:
 
     async def fetch(self, url: str, spool: Spool) -> FetchedPage:
         """Fetch a page or an image; an image goes to `spool`. Raises OutboundError."""
-        receiver = _Receiver(spool, self._max_image)
+        receiver = _Receiver(spool=spool, max_image=self._max_image)
         final = await self._fetch(
             url, receiver, "text/html,application/xhtml+xml,image/*;q=0.8,*/*;q=0.5"
         )
@@ -97,7 +98,7 @@ class PreviewFetcher:
 
     async def fetch_document(self, url: str) -> bytes:
         """Fetch a short JSON document. Raises OutboundError."""
-        receiver = _Receiver(None, 0)
+        receiver = _Receiver(spool=None, max_image=0)
         await self._fetch(url, receiver, "application/json")
         if receiver.document is None:
             raise OutboundError("it is not JSON", retryable=False)
@@ -144,7 +145,7 @@ class PreviewFetcher:
 class _Receiver:
     """Receives the responses of a fetch, and ends the transfer when it has enough."""
 
-    def __init__(self, spool: Spool | None, max_image: int) -> None:
+    def __init__(self, *, spool: Spool | None, max_image: int) -> None:
         self.type = ""
         self.charset = ""
         self.is_image = False

@@ -37,9 +37,12 @@ class PageParser:
 
     log = Logger()
 
-    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
         self._processes = WorkerProcesses(
-            executor, Path(__file__).with_name("page_worker.py"), SECONDS_PER_PAGE, clock
+            executor=executor,
+            script=Path(__file__).with_name("page_worker.py"),
+            seconds=SECONDS_PER_PAGE,
+            clock=clock,
         )
 
     async def parse(self, page: bytes, url: str, charset: str) -> PageMetadata:

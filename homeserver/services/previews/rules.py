@@ -23,7 +23,7 @@ Patterns = Sequence[Mapping[str, str]]
 class PreviewRules:
     """The configured lists of denied and allowed URLs."""
 
-    def __init__(self, denied: Patterns, allowed: Patterns | None) -> None:
+    def __init__(self, *, denied: Patterns, allowed: Patterns | None) -> None:
         """`allowed`: None allows all. Raises re.error."""
         self._denied = [_compile(each) for each in denied]
         self._allowed = None if allowed is None else [_compile(each) for each in allowed]

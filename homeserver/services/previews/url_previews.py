@@ -72,6 +72,7 @@ class URLPreviews:
     # More than ten: it runs all steps from the page to the stored preview.
     def __init__(
         self,
+        *,
         server_name: str,
         clock: IReactorTime,
         store: URLPreviewStore,
@@ -84,7 +85,6 @@ class URLPreviews:
         sites: PreviewFetcher | None,
         texts: SecretGenerator,
         providers: OEmbedProviders,
-        *,
         authenticated_only: bool,
     ) -> None:
         self._server_name = server_name
@@ -102,8 +102,8 @@ class URLPreviews:
         self._authenticated_only = authenticated_only
         self._work: SharedWork[str, PreviewRow] = SharedWork()
         self._slots = FairSemaphore[UserID](
-            CONCURRENT,
-            CONCURRENT_PER_USER,
+            permits=CONCURRENT,
+            permits_per_key=CONCURRENT_PER_USER,
             max_waiting=MAX_WAITING,
             max_waiting_per_key=MAX_WAITING_PER_USER,
             refusal=lambda _user_id: LimitExceeded(

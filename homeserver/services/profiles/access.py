@@ -15,7 +15,7 @@ class ProfileAccess:
     """Checks the operator's requirements."""
 
     def __init__(
-        self, memberships: MembershipStore, *, account_needed: bool, room_needed: bool
+        self, *, memberships: MembershipStore, account_needed: bool, room_needed: bool
     ) -> None:
         """`room_needed`: both users have to be in a common room; this implies `account_needed`."""
         self._memberships = memberships

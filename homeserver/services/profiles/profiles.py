@@ -104,12 +104,12 @@ class Profiles:
 
     def __init__(
         self,
+        *,
         database: Database,
         accounts: AccountStore,
         profiles: ProfileStore,
         propagation: ProfilePropagation,
         remote: RemoteProfiles,
-        *,
         server_name: ServerName,
         fixed_fields: frozenset[str] = frozenset(),
         name_rules: NameRules | None = None,

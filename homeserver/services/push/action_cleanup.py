@@ -15,7 +15,7 @@ DAY_MS: Final = 24 * 3600 * 1000
 class PushActionCleanup:
     """Walks through the stored push actions, again and again."""
 
-    def __init__(self, store: OldPushActionStore, now_ms: Callable[[], int]) -> None:
+    def __init__(self, *, store: OldPushActionStore, now_ms: Callable[[], int]) -> None:
         self._store = store
         self._now_ms = now_ms
         self._looked_upto = FIRST

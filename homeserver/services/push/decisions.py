@@ -31,6 +31,7 @@ class PushDecisions:
 
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         memberships: MembershipStore,
         past: PastMemberships,

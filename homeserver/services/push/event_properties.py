@@ -44,8 +44,8 @@ class EvaluatedEvent:
 
     def __init__(
         self,
-        properties: Mapping[str, Any],
         *,
+        properties: Mapping[str, Any],
         room_id: str,
         sender: str,
         member_count: int,
@@ -92,7 +92,7 @@ class EvaluatedEvent:
             )
 
         return cls(
-            properties,
+            properties=properties,
             room_id=event.room_id,
             sender=event.sender,
             member_count=member_count,

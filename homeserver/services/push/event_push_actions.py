@@ -45,6 +45,7 @@ class PushActionClassifier:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         identity: ServerIdentity,
         compiler: RuleCompiler,

@@ -50,7 +50,7 @@ class PushRules:
     """Reads and changes push rules. All methods raise `InvalidParam` for an unknown kind."""
 
     def __init__(
-        self, database: Database, account_data: AccountDataStore, changes: RuleChanges
+        self, *, database: Database, account_data: AccountDataStore, changes: RuleChanges
     ) -> None:
         self._database = database
         self._account_data = account_data

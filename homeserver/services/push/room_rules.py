@@ -79,13 +79,13 @@ class RoomRuleClasses:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         store: PushRuleHistoryStore,
         memberships: Memberships,
         rules: UserRuleCache,
         compiler: RuleCompiler,
         streams: Streams,
-        *,
         capacity: int,
     ) -> None:
         """`capacity`: the number of cached rooms."""

@@ -38,7 +38,7 @@ examines so many.
 class RuleChanges:
     """Changes the rules of users."""
 
-    def __init__(self, account_data: AccountDataStore, attention: PushRuleHistoryStore) -> None:
+    def __init__(self, *, account_data: AccountDataStore, attention: PushRuleHistoryStore) -> None:
         self._account_data = account_data
         self._attention = attention
 
@@ -80,7 +80,8 @@ def _check_numbers(kept: StoredRules, before: StoredRules) -> None:
         MOST_CONDITIONS_IN_ROOMS, len(had) * _wide_conditions(before)
     ):
         raise TooLarge(
-            "There are push rules of your own about too many rooms, for so many that are not about one room"
+            "There are push rules of your own about too many rooms, for so many that are not"
+            " about one room"
         )
     for room, number in has.items():
         if number > max(MOST_WIDE if room is None else MOST_ABOUT_A_ROOM, had[room]):

@@ -79,7 +79,7 @@ class CompiledRule:
         "type",
     )
 
-    def __init__(self, kind: str, rule: PushRule) -> None:
+    def __init__(self, *, kind: str, rule: PushRule) -> None:
         self.rule_id: Final = rule.rule_id
         self.actions: Final = Actions(rule.actions) if rule.actions else NOTHING
         self.conditions: Final = _conditions_of(kind, rule)
@@ -156,8 +156,8 @@ class RuleSet:
         rules (room IDs in lower case)."""
         by_room = self._by_room()
         wide = by_room.get(None, ())
-        ordinary = [_Probe(wide, type, {}) for type in _ORDINARY]
-        call = _Probe(wide, _ORDINARY[0], {"m.mentions": {"room": True}})
+        ordinary = [_Probe(wide=wide, type=type, content={}) for type in _ORDINARY]
+        call = _Probe(wide=wide, type=_ORDINARY[0], content={"m.mentions": {"room": True}})
 
         def find(own: _Placed) -> Attention:
             room_id = next((rule.room_id for _, rule in own if rule.room_id is not None), "")
@@ -195,7 +195,7 @@ class _Probe:
     """A message without special content from a sender who may mention the room. Rules without a
     room are evaluated on it once for all rooms, except those that look at the room ID."""
 
-    def __init__(self, wide: _Placed, type: str, content: Mapping[str, Any]) -> None:
+    def __init__(self, *, wide: _Placed, type: str, content: Mapping[str, Any]) -> None:
         self._event = {"type": type, "content": content, "sender": _SOMEBODY}
         self._looking = [each for each in wide if each[1].asks_for_room]
         self._first = self._find_first("", [each for each in wide if not each[1].asks_for_room])
@@ -213,7 +213,7 @@ class _Probe:
         self, room_id: str, rules: Iterable[tuple[int, CompiledRule]]
     ) -> tuple[int, CompiledRule] | None:
         occasion = EvaluatedEvent(
-            {**self._event, "room_id": room_id},
+            properties={**self._event, "room_id": room_id},
             room_id=room_id,
             sender=_SOMEBODY,
             member_count=_MANY,
@@ -254,7 +254,7 @@ class RuleCompiler:
         key = (kind, msgspec.json.encode(rule))
         compiled = self._rules.get(key)
         if compiled is None:
-            compiled = self._rules[key] = CompiledRule(kind, rule)
+            compiled = self._rules[key] = CompiledRule(kind=kind, rule=rule)
         return compiled
 
     def _intern(self, rules: Iterable[CompiledRule]) -> RuleSet:

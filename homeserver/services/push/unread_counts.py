@@ -154,13 +154,13 @@ class UnreadCounts:
 
     def __init__(
         self,
+        *,
         outcomes: EventPushActionStore,
         receipts: ReceiptStore,
         rooms: RoomStore,
         past: PastMemberships,
         rules: UserRuleCache,
         streams: Streams,
-        *,
         capacity: int,
     ) -> None:
         """`capacity`: the number of cached counts."""

@@ -34,11 +34,11 @@ class UserRuleCache:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         attention: PushRuleHistoryStore,
         compiler: RuleCompiler,
         streams: Streams,
-        *,
         capacity: int,
     ) -> None:
         """`capacity`: the number of cached users."""

@@ -66,7 +66,7 @@ class Syncs(Protocol):
 class ActiveReaders:
     """Records what users read and what was pushed to them."""
 
-    def __init__(self, clock: IReactorTime, syncs: Syncs) -> None:
+    def __init__(self, *, clock: IReactorTime, syncs: Syncs) -> None:
         self._clock = clock
         self._syncs = syncs
         self._last_read: LRU[_Key, float] = LRU(max_entries=REMEMBERED)

@@ -64,11 +64,11 @@ class BadgeCounts:
 
     def __init__(
         self,
+        *,
         memberships: Memberships,
         unread: UnreadCounts,
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
-        *,
         by_room: bool,
     ) -> None:
         """`by_room`: count the rooms with unread messages instead of the messages."""

@@ -80,6 +80,7 @@ class PushDeliveries:
     # More than ten: it runs all steps from the event to the gateway; two are options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         store: PusherStore,
         events: RoomEvents,
@@ -91,7 +92,6 @@ class PushDeliveries:
         gateways: Gateways,
         now_ms: Callable[[], int],
         draw: Draws,
-        *,
         with_content: bool,
         jitter_seconds: float,
     ) -> None:
@@ -116,7 +116,7 @@ class PushDeliveries:
         self._standings: dict[int, PusherState] = {}
         self._urgent: set[int] = set()
         """Pushers whose state is stored without delay: they have begun or ceased to fail."""
-        self._touched = ChangedQueues(clock, self._wake)
+        self._touched = ChangedQueues(clock=clock, wake=self._wake)
         self._active = False
         self._floor = 0
         self.is_behind = False
@@ -133,7 +133,7 @@ class PushDeliveries:
             "gateways_failing": self._gateways.count_failing(),
         }
 
-    # -------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # queueing
 
     def start(self, failing: Iterable[PusherRow], floor: int) -> None:
@@ -249,7 +249,7 @@ class PushDeliveries:
         """Wake the queues that have changed."""
         self._touched.wake()
 
-    # ---------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the lease
 
     def lowest(self) -> int | None:
@@ -297,7 +297,7 @@ class PushDeliveries:
             if noted_line is not None and noted_line.failing_since_ts is not None:
                 noted_line.is_stored = standing.failing_since_ts is not None
 
-    # ------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # sending
 
     async def send(self, line: PusherQueue) -> None:
@@ -475,7 +475,7 @@ class PushDeliveries:
         )
         self._urgent.add(nid)
 
-    # --------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # queues
 
     def _find(self, row: PusherRow) -> PusherQueue:

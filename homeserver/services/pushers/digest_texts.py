@@ -33,10 +33,10 @@ class DigestTexts:
 
     def __init__(
         self,
+        *,
         memberships: MembershipStore,
         summaries: RoomSummaryStore,
         invited: InvitedRooms,
-        *,
         server_name: str,
         client_url: str,
         with_content: bool,

@@ -62,6 +62,7 @@ class EmailDigests:
     # More than ten: it runs all steps from the missed event to the e-mail; two are options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: PusherStore,
@@ -72,7 +73,6 @@ class EmailDigests:
         outbox: Outbox,
         languages: Languages,
         now_ms: Callable[[], int],
-        *,
         app_name: str | None,
         delay_ms: int,
     ) -> None:

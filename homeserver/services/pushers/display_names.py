@@ -33,6 +33,7 @@ class EventNames:
 
     def __init__(
         self,
+        *,
         memberships: MembershipStore,
         summaries: RoomSummaryStore,
         outside: OutOfRoomMemberships,

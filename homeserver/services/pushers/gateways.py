@@ -117,7 +117,7 @@ class Gateways:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, web: WebClient, metrics: PushMetrics) -> None:
+    def __init__(self, *, clock: IReactorTime, web: WebClient, metrics: PushMetrics) -> None:
         self._clock = clock
         self._web = web
         self._metrics = metrics

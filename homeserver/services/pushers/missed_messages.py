@@ -64,6 +64,7 @@ class MissedEvents:
 
     def __init__(
         self,
+        *,
         streams: Streams,
         rooms: RoomStore,
         events: RoomEvents,

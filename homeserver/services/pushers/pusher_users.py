@@ -11,7 +11,7 @@ from storage.push.pushers import PusherRow, PusherStore
 class PusherUsers:
     """The users with enabled pushers."""
 
-    def __init__(self, store: PusherStore, *, capacity: int) -> None:
+    def __init__(self, *, store: PusherStore, capacity: int) -> None:
         """`capacity`: the number of users whose pushers are cached."""
         self._store = store
         self._users: set[str] = set()

@@ -64,11 +64,11 @@ class Pushers:
 
     def __init__(
         self,
+        *,
         now_ms: Callable[[], int],
         database: Database,
         store: PusherStore,
         threepids: ThreepidStore,
-        *,
         by_email: bool,
         plain_http: bool,
     ) -> None:

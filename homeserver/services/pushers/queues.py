@@ -184,7 +184,7 @@ class ChangedQueues:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, wake: Callable[[PusherQueue], None]) -> None:
+    def __init__(self, *, clock: IReactorTime, wake: Callable[[PusherQueue], None]) -> None:
         """`wake` starts to send a queue, if it still exists."""
         self._clock = clock
         self._wake = wake

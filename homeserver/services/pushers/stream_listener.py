@@ -36,6 +36,7 @@ class PushStreamListener:
 
     def __init__(
         self,
+        *,
         streams: Streams,
         roster: PusherUsers,
         badges: BadgeCounts,

@@ -79,6 +79,7 @@ class PushStreamReader:
     # More than ten: each kind of change of the stream concerns another part.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         streams: Streams,
         lease: NodeLease,
@@ -98,7 +99,7 @@ class PushStreamReader:
     ) -> None:
         self._clock = clock
         self._streams = streams
-        self._lease = LeaseLoop(clock, lease, self, "pushers")
+        self._lease = LeaseLoop(clock=clock, lease=lease, work=self, name="pushers")
         self._stream = stream
         self._store = store
         self._accounts = accounts
@@ -122,7 +123,9 @@ class PushStreamReader:
         self._notified_at = 0
         self._notified_users: set[str] = set()
         """Users who were notified of the event at `_notified_at`."""
-        self._listener = PushStreamListener(streams, roster, badges, self._schedule)
+        self._listener = PushStreamListener(
+            streams=streams, roster=roster, badges=badges, schedule=self._schedule
+        )
         self._scheduled = False
         self._rounds = 0
 
@@ -134,7 +137,7 @@ class PushStreamReader:
         """Stop pushing, and store the position up to which everything is sent."""
         await self._lease.stop()
 
-    # ---------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the stream
 
     def _schedule(self) -> None:
@@ -373,7 +376,7 @@ class PushStreamReader:
             )
         await self._queue_badges({receipt.user_id: receipt.position})
 
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # the lease
 
     def is_idle(self) -> bool:

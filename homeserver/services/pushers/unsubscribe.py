@@ -25,7 +25,7 @@ class UnsubscribeLinks:
     """Creates and executes the links."""
 
     def __init__(
-        self, database: Database, store: PusherStore, key: SigningKey, base_url: str
+        self, *, database: Database, store: PusherStore, key: SigningKey, base_url: str
     ) -> None:
         """`key`: the server's signing key; a key only for these links is derived from it."""
         self._database = database

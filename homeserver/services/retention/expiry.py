@@ -33,6 +33,7 @@ class MessageExpiry:
 
     def __init__(
         self,
+        *,
         lifetimes: RoomRetentionCache,
         rooms: RoomRetentionStore,
         store: PurgingStore,

@@ -14,10 +14,10 @@ class ForgottenRoomPurges:
 
     def __init__(
         self,
+        *,
         store: HistoryPurgeStore,
         secret_text: SecretGenerator,
         time: TrustedClock,
-        *,
         period_ms: int,
     ) -> None:
         """`period_ms`: the time between the detection of a forgotten room and its purge."""

@@ -65,6 +65,7 @@ class HistoryPurges:
 
     def __init__(
         self,
+        *,
         store: HistoryPurgeStore,
         messages: PurgingStore,
         purging: MessagePurging,

@@ -17,7 +17,9 @@ _CAUSES: Final = frozenset(cause.value for cause in PurgeCause)
 class PurgeLog:
     """Reads and cleans up the record."""
 
-    def __init__(self, store: PurgingStore, texts: SearchStore, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, *, store: PurgingStore, texts: SearchStore, now_ms: Callable[[], int]
+    ) -> None:
         self._store = store
         self._texts = texts
         self._now_ms = now_ms

@@ -35,6 +35,7 @@ class TrustedClock:
 
     def __init__(
         self,
+        *,
         store: ClockCheckStore,
         now_ms: Callable[[], int],
         monotonic: Callable[[], float],

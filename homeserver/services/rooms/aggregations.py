@@ -52,6 +52,7 @@ class Aggregations:
 
     def __init__(
         self,
+        *,
         store: RelationStore,
         events: RoomEvents,
         memberships: Memberships,

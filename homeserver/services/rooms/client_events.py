@@ -58,6 +58,7 @@ class ClientEvents:
 
     def __init__(
         self,
+        *,
         events: RoomEvents,
         sent_transactions: SentTransactionStore,
         aggregations: Aggregations,

@@ -92,6 +92,7 @@ class RoomCreation:
     # More than ten: the last six are options and the rules of application services.
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         hidden_changes: HiddenRoomChanges,
         profiles: Profiles,
@@ -101,7 +102,6 @@ class RoomCreation:
         identity: ServerIdentity,
         secret_text: SecretGenerator,
         now_ms: Callable[[], int],
-        *,
         default_version: RoomVersion,
         encrypted_presets: frozenset[str],
         default_levels: Mapping[str, object],

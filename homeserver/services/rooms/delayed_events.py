@@ -112,6 +112,7 @@ class DelayedEvents:
     # More than ten: it sends later what `RoomSending` sends now, with the same checks.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: DelayedEventStore,
@@ -123,7 +124,6 @@ class DelayedEvents:
         validity: AccountValidity,
         events: RoomEvents,
         retention: RoomRetentionCache | None,
-        *,
         max_delay_ms: int | None,
     ) -> None:
         """`max_delay_ms`: the longest delay; None: delayed events are disabled."""

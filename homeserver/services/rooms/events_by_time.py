@@ -29,7 +29,7 @@ class EventsByTime:
     """Finds events by their timestamps."""
 
     def __init__(
-        self, reading: RoomReading, timelines: TimelineStore, remote: RemoteTimestamps
+        self, *, reading: RoomReading, timelines: TimelineStore, remote: RemoteTimestamps
     ) -> None:
         self._reading = reading
         self._timelines = timelines

@@ -22,7 +22,7 @@ class ForgetOnLeave:
 
     _log = Logger()
 
-    def __init__(self, store: MembershipStore, streams: Streams, clock: IReactorTime) -> None:
+    def __init__(self, *, store: MembershipStore, streams: Streams, clock: IReactorTime) -> None:
         self._store = store
         self._clock = clock
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.SEND)

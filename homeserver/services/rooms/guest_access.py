@@ -36,7 +36,7 @@ class GuestAccess:
     _log = Logger()
 
     def __init__(
-        self, engine: RoomEngine, memberships: MembershipStore, clock: IReactorTime
+        self, *, engine: RoomEngine, memberships: MembershipStore, clock: IReactorTime
     ) -> None:
         self._engine = engine
         self._memberships = memberships

@@ -39,11 +39,11 @@ class InvitePolicy:
 
     def __init__(
         self,
+        *,
         accounts: AccountStore,
         permissions: InvitePermissions,
         limiter: RateLimiter,
         validity: AccountValidity,
-        *,
         only_admins_invite: bool,
     ) -> None:
         self._accounts = accounts
@@ -52,8 +52,8 @@ class InvitePolicy:
         self._validity = validity
         self._only_admins_invite = only_admins_invite
         self._claims: FairSemaphore[str] = FairSemaphore(
-            sys.maxsize,
-            CLAIMS_AT_ONCE,
+            permits=sys.maxsize,
+            permits_per_key=CLAIMS_AT_ONCE,
             refusal=lambda _address: LimitExceeded(retry_after_ms=RETRY_CLAIM_MS),
         )
         """Claims in progress, by the address they came from."""

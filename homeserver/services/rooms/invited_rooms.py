@@ -16,7 +16,7 @@ class InvitedRooms:
     """Reads stripped state, and the user's own membership event."""
 
     def __init__(
-        self, engine: RoomEngine, events: RoomEvents, out_of_room: OutOfRoomMemberships
+        self, *, engine: RoomEngine, events: RoomEvents, out_of_room: OutOfRoomMemberships
     ) -> None:
         self._engine = engine
         self._events = events

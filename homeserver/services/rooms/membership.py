@@ -69,6 +69,7 @@ class RoomMemberships:
     # More than ten: every rule of joins and invites is a part of its own.
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         memberships: Memberships,
         membership_store: MembershipStore,
@@ -83,7 +84,6 @@ class RoomMemberships:
         invite_policy: InvitePolicy,
         server_in_room: ServerInRoom,
         remote_rooms: RemoteRooms,
-        *,
         profile_on_invite: bool,
     ) -> None:
         """`profile_on_invite`: an invite carries the name and avatar of the invited user."""

@@ -18,7 +18,7 @@ _MAX_TOKEN_LENGTH: Final = 18
 class MutualRooms:
     """Finds rooms that users share."""
 
-    def __init__(self, membership_store: MembershipStore, rooms: RoomStore) -> None:
+    def __init__(self, *, membership_store: MembershipStore, rooms: RoomStore) -> None:
         self._membership_store = membership_store
         self._rooms = rooms
 

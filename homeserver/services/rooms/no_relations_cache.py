@@ -21,7 +21,7 @@ class NoRelationsCache:
     No `LRU`: readers test many ids at once against one set, so it is emptied when it is full.
     """
 
-    def __init__(self, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, streams: Streams, capacity: int) -> None:
         """`capacity`: number of events; an entry takes about 40 bytes."""
         self._capacity = capacity
         self._known: set[str] = set()

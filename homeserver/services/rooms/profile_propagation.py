@@ -40,6 +40,7 @@ class ProfilePropagation:
 
     def __init__(
         self,
+        *,
         database: Database,
         profiles: ProfileStore,
         rooms: RoomStore,

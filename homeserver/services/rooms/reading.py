@@ -92,6 +92,7 @@ class RoomReading:
     # More than ten: it applies all rules of reading, and each is a part of its own.
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         memberships: Memberships,

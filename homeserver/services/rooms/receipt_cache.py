@@ -28,7 +28,7 @@ _Receipts = dict[_Key, ReceiptRow] | None
 class ReceiptCache:
     """Reads receipts through a cache."""
 
-    def __init__(self, store: ReceiptStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: ReceiptStore, streams: Streams, capacity: int) -> None:
         """`capacity`: receipts and rooms."""
         self._store = store
         self._streams = streams

@@ -39,6 +39,7 @@ class ReadMarkers:
 
     def __init__(
         self,
+        *,
         database: Database,
         account_data: AccountDataStore,
         events: RoomEvents,

@@ -102,6 +102,7 @@ class RelatedRedactions:
 
     def __init__(
         self,
+        *,
         store: RelatedRedactionStore,
         relations: RelationStore,
         accounts: AccountStore,

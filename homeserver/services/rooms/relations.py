@@ -31,6 +31,7 @@ class RoomRelations:
 
     def __init__(
         self,
+        *,
         store: RelationStore,
         reading: RoomReading,
         client_events: ClientEvents,

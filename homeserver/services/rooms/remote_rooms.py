@@ -33,6 +33,7 @@ class RemoteRooms:
 
     def __init__(
         self,
+        *,
         remote_memberships: RemoteJoins,
         leaving: RemoteLeaves,
         invitations: Invitations,

@@ -58,6 +58,7 @@ class RoomSending:
 
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         hidden_changes: HiddenRoomChanges,

@@ -70,7 +70,9 @@ class _Link(msgspec.Struct, frozen=True):
 class SpaceHierarchy:
     """Returns pages of trees of rooms."""
 
-    def __init__(self, spaces: Spaces, previews: SummaryVisibility, remote: RemoteSpaces) -> None:
+    def __init__(
+        self, *, spaces: Spaces, previews: SummaryVisibility, remote: RemoteSpaces
+    ) -> None:
         self._spaces = spaces
         self._previews = previews
         self._remote = remote
@@ -98,7 +100,14 @@ class SpaceHierarchy:
         if token is not None and (token.suggested_only, token.max_depth) != (suggested_only, depth):
             raise InvalidParam("suggested_only and max_depth cannot change from page to page")
         page = min(limit or DEFAULT_PAGE, MAX_PAGE)
-        walk = _Walk(self._spaces, self._previews, self._remote, user_id, suggested_only, depth)
+        walk = _Walk(
+            spaces=self._spaces,
+            previews=self._previews,
+            remote=self._remote,
+            user_id=user_id,
+            suggested_only=suggested_only,
+            max_depth=depth,
+        )
         found, start = await walk.go(room_id, token, page + 1)
         if not found:
             raise Forbidden("You may not look at this room, or it does not exist")
@@ -133,6 +142,7 @@ class _Walk:
 
     def __init__(
         self,
+        *,
         spaces: Spaces,
         previews: SummaryVisibility,
         remote: RemoteSpaces,

@@ -30,7 +30,7 @@ _Responses = dict[tuple[bytes | None, StateQuestion], bytes]
 class StateResponses:
     """Caches responses about the rooms that were requested most recently."""
 
-    def __init__(self, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, streams: Streams, capacity: int) -> None:
         """`capacity` in bytes."""
         self._capacity = capacity
         self._rooms: StreamCache[int, _Responses] = StreamCache(

@@ -26,6 +26,7 @@ class RoomPreviews:
 
     def __init__(
         self,
+        *,
         room_memberships: RoomMemberships,
         memberships: Memberships,
         spaces: Spaces,

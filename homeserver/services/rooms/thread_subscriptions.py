@@ -42,7 +42,7 @@ class ThreadSubscriptions:
     """Reads and changes thread subscriptions."""
 
     def __init__(
-        self, store: ThreadSubscriptionStore, reading: RoomReading, streams: Streams
+        self, *, store: ThreadSubscriptionStore, reading: RoomReading, streams: Streams
     ) -> None:
         self._store = store
         self._reading = reading

@@ -40,6 +40,7 @@ class ThreadUpdates:
 
     def __init__(
         self,
+        *,
         store: ThreadUpdateStore,
         rooms: RoomStore,
         events: RoomEvents,

@@ -75,6 +75,7 @@ class RoomUpgrade:
     # More than ten: an upgrade carries over state, memberships, aliases and settings.
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         replacements: RoomReplacement,

@@ -33,6 +33,7 @@ class PersonalSettingsCopier:
 
     def __init__(
         self,
+        *,
         database: Database,
         account_data: AccountDataStore,
         rule_changes: RuleChanges,

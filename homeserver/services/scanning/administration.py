@@ -30,7 +30,7 @@ class ScanAdministration:
     """Reads scans. Without `rescans` this server scans nothing."""
 
     def __init__(
-        self, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None
+        self, *, clock: IReactorTime, own: str, store: MediaScanStore, rescans: Rescans | None
     ) -> None:
         """`own`: this server's name."""
         self._clock = clock
@@ -62,7 +62,8 @@ def scan_json(row: ScanRow | None) -> dict[str, Any] | None:
     """Return a file's scan as administrators and users see it; None if the file was never to be
     scanned.
 
-    Its `state` is `waiting`, `clean`, `harmful`, or `freed` (harmful, but released by an administrator).
+    Its `state` is `waiting`, `clean`, `harmful`, or `freed` (harmful, but released by an
+    administrator).
     """
     if row is None:
         return None

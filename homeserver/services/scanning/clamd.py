@@ -28,7 +28,7 @@ class ClamdScanner:
     name = "clamd"
     is_antivirus = True
 
-    def __init__(self, place: ScannerAddress, executor: Executor, seconds: float) -> None:
+    def __init__(self, *, place: ScannerAddress, executor: Executor, seconds: float) -> None:
         """`executor`: its threads wait for clamd. `seconds`: time limit per file."""
         self._place = place
         self._executor = executor
@@ -70,7 +70,7 @@ class ClamdScanner:
             connection.close()
 
     def _begin(self, command: bytes, seconds: float) -> ScannerConnection:
-        connection = ScannerConnection(self._place, seconds)
+        connection = ScannerConnection(place=self._place, seconds=seconds)
         connection.send(command)
         return connection
 

@@ -37,7 +37,7 @@ class ScannerConnection:
     limit is exceeded."""
 
     def __init__(
-        self, place: ScannerAddress, seconds: float, clock: Callable[[], float] = time.monotonic
+        self, *, place: ScannerAddress, seconds: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Connect. `seconds`: the limit for everything that is done with the connection."""
         self._place = place

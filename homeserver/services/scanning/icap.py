@@ -38,7 +38,7 @@ class ICAPScanner:
     name = "icap"
     is_antivirus = False  # it may refuse a file because of a policy
 
-    def __init__(self, url: str, method: Method, executor: Executor, seconds: float) -> None:
+    def __init__(self, *, url: str, method: Method, executor: Executor, seconds: float) -> None:
         """`url`: `icap://host:port/service`. `executor`: its threads wait for the server.
         `seconds`: time limit per file."""
         self._url = url
@@ -70,7 +70,9 @@ class ICAPScanner:
             connection.close()
 
     def _ask_options(self) -> str:
-        connection = ScannerConnection(self._place, min(self._seconds, CONNECT_SECONDS))
+        connection = ScannerConnection(
+            place=self._place, seconds=min(self._seconds, CONNECT_SECONDS)
+        )
         try:
             connection.send(self._head("OPTIONS", "Encapsulated: null-body=0"))
             status, headers = self._read_head(connection)
@@ -94,7 +96,7 @@ class ICAPScanner:
         else:
             parts = [request, b"HTTP/1.1 200 OK\r\n" + described]
             offsets = f"req-hdr=0, res-hdr={len(request)}, res-body={len(request) + len(parts[1])}"
-        connection = ScannerConnection(self._place, self._seconds)
+        connection = ScannerConnection(place=self._place, seconds=self._seconds)
         connection.send(self._head(self._method, "Allow: 204", f"Encapsulated: {offsets}"), *parts)
         return connection
 

@@ -54,10 +54,10 @@ class Rescans:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         store: MediaRescanStore,
         scanners: Scanners,
-        *,
         on_new_signatures: bool,
         interval_ms: int,
         newer_than_ms: int | None,

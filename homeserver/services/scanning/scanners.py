@@ -25,7 +25,7 @@ its content."""
 class Scanners:
     """Asks the scanners, one after the other."""
 
-    def __init__(self, clock: IReactorTime, scanners: Sequence[Scanner]) -> None:
+    def __init__(self, *, clock: IReactorTime, scanners: Sequence[Scanner]) -> None:
         self._clock = clock
         self._scanners = tuple(scanners)
         self._version: tuple[float, str] | None = None

@@ -119,6 +119,7 @@ class MediaScanner:
     # More than ten: the last eight are options.
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: MediaScanStore,
@@ -126,7 +127,6 @@ class MediaScanner:
         contents: MediaContents,
         scanners: Scanners,
         metrics: ScanMetrics,
-        *,
         kinds: Collection[FileKind],
         max_size: int,
         passes_larger: bool,
@@ -520,8 +520,8 @@ class MediaScanner:
 def _make_slots(at_once: int) -> FairSemaphore[str]:
     """Return slots of which one owner may hold all but one."""
     return FairSemaphore(
-        at_once,
-        max(1, at_once - 1),
+        permits=at_once,
+        permits_per_key=max(1, at_once - 1),
         max_waiting=MAX_WAITING,
         max_waiting_per_key=MAX_WAITING_PER_OWNER,
         refusal=lambda _owner: NotYetUploaded(

@@ -66,12 +66,12 @@ class MessageIndexer:
 
     def __init__(
         self,
+        *,
         database: Database,
         store: SearchStore,
         folding: TextFolding,
         metrics: SearchMetrics,
         now_ms: Callable[[], int],
-        *,
         enabled: bool,
     ) -> None:
         """If search is not `enabled`, the steps delete an existing index."""

@@ -71,6 +71,7 @@ class SearchResponses:
 
     def __init__(
         self,
+        *,
         folding: TextFolding,
         engine: RoomEngine,
         timelines: TimelineStore,

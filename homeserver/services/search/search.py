@@ -93,6 +93,7 @@ class MessageSearch:
     # More than ten: a result passes the rules of visibility and retention.
     def __init__(
         self,
+        *,
         store: SearchStore,
         folding: TextFolding,
         engine: RoomEngine,
@@ -103,7 +104,6 @@ class MessageSearch:
         reading: RoomReading,
         answers: SearchResponses,
         lifetimes: RoomRetentionCache | None,
-        *,
         enabled: bool,
     ) -> None:
         self._store = store

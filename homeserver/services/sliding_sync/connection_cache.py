@@ -18,7 +18,7 @@ T = TypeVar("T")
 class ConnectionCache(Generic[T]):
     """One value for each connection; of a device as many as are stored. For the reactor thread."""
 
-    def __init__(self, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, streams: Streams, capacity: int) -> None:
         """`capacity`: the size in bytes, about."""
         self._capacity = capacity
         self._devices: OrderedDict[tuple[str, str], OrderedDict[str, tuple[T, int]]] = OrderedDict()

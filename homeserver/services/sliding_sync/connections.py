@@ -120,6 +120,7 @@ class ConnectionState:
 
     def __init__(
         self,
+        *,
         rooms: dict[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
@@ -168,10 +169,12 @@ class ConnectionState:
         }
         live = dict.fromkeys(rooms, LIVE)
         return ConnectionState(
-            {**self.rooms, **rooms},
-            {**self.receipts, **live} if last in self.receipts else self.receipts,
-            {**self.account_data, **live} if last in self.account_data else self.account_data,
-            self.profiles,
+            rooms={**self.rooms, **rooms},
+            receipts={**self.receipts, **live} if last in self.receipts else self.receipts,
+            account_data={**self.account_data, **live}
+            if last in self.account_data
+            else self.account_data,
+            profiles=self.profiles,
         )
 
     def derive_settled(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
@@ -237,12 +240,12 @@ class SlidingConnections:
 
     def __init__(
         self,
+        *,
         store: SlidingConnectionStore,
         memberships: Memberships,
         streams: Streams,
         now_ms: Callable[[], int],
         catch_up: Callable[[], Awaitable[int]],
-        *,
         capacity: int,
     ) -> None:
         """`catch_up` reads what other nodes wrote, and returns the position up to which all is
@@ -466,10 +469,10 @@ class StateChanges:
         if same_profiles and not (self._rooms or self._receipts or self._account_data):
             return self._state
         state = ConnectionState(
-            {**self._state.rooms, **self._rooms},
-            {**self._state.receipts, **self._receipts},
-            {**self._state.account_data, **self._account_data},
-            self._profiles,
+            rooms={**self._state.rooms, **self._rooms},
+            receipts={**self._state.receipts, **self._receipts},
+            account_data={**self._state.account_data, **self._account_data},
+            profiles=self._profiles,
         )
         state.derive_settled(self._state, self._rooms)
         if same_profiles and self._adds_rooms():
@@ -579,4 +582,6 @@ def _decode(blob: bytes) -> ConnectionState:
         profiles = SentProfiles(
             frozenset(stored.profile_fields), sent_rooms, lazily, stored.profiles_left
         )
-    return ConnectionState(rooms, stored.receipts, stored.account_data, profiles)
+    return ConnectionState(
+        rooms=rooms, receipts=stored.receipts, account_data=stored.account_data, profiles=profiles
+    )

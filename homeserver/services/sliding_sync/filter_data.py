@@ -33,7 +33,7 @@ class RoomTags(msgspec.Struct, frozen=True, gc=False):
 class RoomTagCache:
     """Reads and caches direct chats and tags."""
 
-    def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: AccountDataStore, streams: Streams, capacity: int) -> None:
         """`capacity`: the number of users in the cache."""
         self._store = store
         self._streams = streams
@@ -83,7 +83,7 @@ class RoomTagCache:
 class RoomTraitCache:
     """Reads and caches name, type and encryption of rooms."""
 
-    def __init__(self, store: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: RoomSummaryStore, streams: Streams, capacity: int) -> None:
         """`capacity`: the number of rooms in the cache."""
         self._store = store
         self._streams = streams

@@ -52,6 +52,7 @@ class RoomFilters:
 
     def __init__(
         self,
+        *,
         engine: RoomEngine,
         events: RoomEvents,
         rooms: RoomStore,

@@ -113,6 +113,7 @@ class RoomLists:
 
     def __init__(
         self,
+        *,
         events: RoomEvents,
         rooms: RoomStore,
         memberships: Memberships,

@@ -42,6 +42,7 @@ class ProfileReader:
 
     def __init__(
         self,
+        *,
         profiles: ProfileStore,
         memberships: Memberships,
         membership_store: MembershipStore,

@@ -38,6 +38,7 @@ class ReceiptReader:
 
     def __init__(
         self,
+        *,
         receipts: ReceiptStore,
         cache: ReceiptCache,
         timelines: Timelines,

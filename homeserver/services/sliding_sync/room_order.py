@@ -76,11 +76,11 @@ class RoomOrders:
 
     def __init__(
         self,
+        *,
         memberships: Memberships,
         recency: RoomRecency,
         recent: RecentChanges,
         streams: Streams,
-        *,
         capacity: int,
     ) -> None:
         """`capacity`: the number of rooms in all orders, about."""

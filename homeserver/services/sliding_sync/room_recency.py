@@ -31,7 +31,7 @@ BUMPING: Final = frozenset(
 class RoomRecency:
     """The newest positions by room."""
 
-    def __init__(self, store: RoomRecencyStore, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, store: RoomRecencyStore, streams: Streams, capacity: int) -> None:
         """`capacity`: the number of rooms that are cached."""
         self._store = store
         self._streams = streams

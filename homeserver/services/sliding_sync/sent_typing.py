@@ -62,10 +62,10 @@ class TypingChanges(msgspec.Struct, frozen=True, gc=False):
 class SentTyping:
     """Records the views of all connections. For the reactor thread."""
 
-    def __init__(self, typing: Typing, streams: Streams, *, capacity: int) -> None:
+    def __init__(self, *, typing: Typing, streams: Streams, capacity: int) -> None:
         """`capacity`: the size in bytes, about."""
         self._typing = typing
-        self._views = ConnectionCache[Mapping[str, TypingView]](streams, capacity=capacity)
+        self._views = ConnectionCache[Mapping[str, TypingView]](streams=streams, capacity=capacity)
 
     @property
     def weight(self) -> int:

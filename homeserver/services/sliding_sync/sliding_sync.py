@@ -110,12 +110,12 @@ class SlidingSync:
 
     def __init__(
         self,
+        *,
         parts: SlidingParts,
         streams: Streams,
         notifier: Notifier,
         clock: IReactorTime,
         catch_up: Callable[[], Awaitable[int]],
-        *,
         max_events: int,
     ) -> None:
         """`catch_up` reads what other nodes wrote, and returns the position up to which all is

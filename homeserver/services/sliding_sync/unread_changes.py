@@ -25,6 +25,7 @@ class SlidingUnreadChanges:
 
     def __init__(
         self,
+        *,
         recent: RecentChanges,
         unread: UnreadCounts,
         receipts: ReceiptStore,
@@ -33,7 +34,7 @@ class SlidingUnreadChanges:
         self._recent = recent
         self._receipts = receipts
         self._account_data = account_data
-        self._recounts = UnreadChanges(recent, unread)
+        self._recounts = UnreadChanges(recent=recent, unread=unread)
 
     async def find(
         self,

@@ -13,7 +13,7 @@ class LatestChanges(Generic[K]):
     It is no `LRU`: a read does not move a key, and an eviction raises `complete_from`.
     """
 
-    def __init__(self, capacity: int, complete_from: int) -> None:
+    def __init__(self, *, capacity: int, complete_from: int) -> None:
         self._capacity = capacity
         self._positions: OrderedDict[K, int] = OrderedDict()
         self.complete_from = complete_from

@@ -143,7 +143,7 @@ class RecentChanges:
     It is no `StreamCache`, since it has no values by key.
     """
 
-    def __init__(self, streams: Streams, others: IncomingChanges | None = None) -> None:
+    def __init__(self, *, streams: Streams, others: IncomingChanges | None = None) -> None:
         """`others`: the changes of other nodes; None on a single node."""
         self._streams = streams
         self._others = others

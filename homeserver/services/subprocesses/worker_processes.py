@@ -63,6 +63,7 @@ class _Worker:
 
     def __init__(
         self,
+        *,
         script: Path,
         seconds: float,
         clock: Callable[[], float],
@@ -146,6 +147,7 @@ class WorkerProcesses:
 
     def __init__(
         self,
+        *,
         executor: Executor,
         script: Path,
         seconds: float,
@@ -183,7 +185,11 @@ class WorkerProcesses:
             worker = self._idle.pop()
         except IndexError:
             worker = _Worker(
-                self._script, self._seconds, self._clock, self._spent, self._max_result_bytes
+                script=self._script,
+                seconds=self._seconds,
+                clock=self._clock,
+                spent=self._spent,
+                most=self._max_result_bytes,
             )
         self._busy.add(worker)
         try:

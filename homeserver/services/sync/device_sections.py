@@ -70,6 +70,7 @@ class DeviceSectionReader:
 
     def __init__(
         self,
+        *,
         to_device: ToDeviceStore,
         messages: ToDeviceCache,
         counts: OneTimeKeyCounts,

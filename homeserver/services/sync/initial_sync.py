@@ -88,7 +88,7 @@ class InitialSync:
     """Answers the older endpoints."""
 
     def __init__(
-        self, parts: InitialSyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime
+        self, *, parts: InitialSyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime
     ) -> None:
         self._parts = parts
         self._streams = streams

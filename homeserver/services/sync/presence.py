@@ -17,7 +17,7 @@ from homeserver.services.presence.presence import Presence
 from homeserver.services.presence.states import LocalPresence, RemotePresence
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.request import SyncRange, SyncRequest
-from storage.rooms.memberships import MembershipRow
+from storage.rooms.memberships import MembershipRow, MembershipStore
 
 FEW: Final = 50
 """Up to this many users are looked up one by one; if there are more, rooms are read instead."""
@@ -31,11 +31,12 @@ class PresenceSection:
 
     def __init__(
         self,
+        *,
         presence: Presence,
         memberships: Memberships,
+        store: MembershipStore,
         recent: RecentChanges,
         clock: IReactorTime,
-        *,
         server_name: ServerName,
         includes_offline: bool,
     ) -> None:
@@ -43,6 +44,7 @@ class PresenceSection:
         them."""
         self._presence = presence
         self._memberships = memberships
+        self._store = store
         self._recent = recent
         self._clock = clock
         self._server_name = server_name
@@ -94,7 +96,7 @@ class PresenceSection:
         """Return the users who share a room and whose presence changed, or who came to share
         one."""
         changed = self._presence.table.get_changed(since)
-        new_joins = self._find_new_joins(span, rows)
+        new_joins = await self._find_new_joins(span, rows)
         if not changed and not new_joins:
             return {}
         found = await self._sharing(user_id, _joined(rows), changed)
@@ -114,16 +116,14 @@ class PresenceSection:
             encoded = person.encoded_event = (second, person.published, msgspec.json.encode(event))
         return msgspec.Raw(encoded[2])
 
-    def _find_new_joins(self, span: SyncRange, rows: MembershipRows) -> list[MembershipRow]:
-        """Return the joins in the user's rooms, including their own, as far as they are in
-        memory."""
-        return [
-            row
-            for row in self._recent.memberships_since(span.since) or ()
-            if row.membership == "join"
-            and row.room_nid in rows
-            and rows[row.room_nid].membership == "join"
-        ]
+    async def _find_new_joins(self, span: SyncRange, rows: MembershipRows) -> list[MembershipRow]:
+        """Return the joins in the user's rooms, including their own: from memory, or from the
+        database when the range begins before the changes in memory, such as after a restart."""
+        joined = _joined(rows)
+        recent = self._recent.memberships_since(span.since)
+        if recent is None:
+            recent = await self._store.get_changed_members(joined, span.since)
+        return [row for row in recent if row.membership == "join" and row.room_nid in joined]
 
     async def _met(self, user_id: UserID, row: MembershipRow) -> People:
         """Return the users who come to share a room by a join: all members if the user joined,

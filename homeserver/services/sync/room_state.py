@@ -35,7 +35,7 @@ class StatePoint(msgspec.Struct, frozen=True, gc=False):
 class RoomStates:
     """Reads states, and their differences, at points of a timeline."""
 
-    def __init__(self, trees: StateTreeStore, events: RoomEvents) -> None:
+    def __init__(self, *, trees: StateTreeStore, events: RoomEvents) -> None:
         self._trees = trees
         self._events = events
 

@@ -39,7 +39,7 @@ class RoomSummaries:
     """Reads and caches summaries. For the reactor thread."""
 
     def __init__(
-        self, store: RoomSummaryStore, partial: PartialRooms, streams: Streams, *, capacity: int
+        self, *, store: RoomSummaryStore, partial: PartialRooms, streams: Streams, capacity: int
     ) -> None:
         """`capacity`: the number of rooms whose summaries are cached."""
         self._store = store

@@ -24,6 +24,7 @@ class StickyEventReader:
 
     def __init__(
         self,
+        *,
         sticky: StickyEvents,
         events: RoomEvents,
         visibility: Visibility,

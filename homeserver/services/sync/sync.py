@@ -83,6 +83,7 @@ class Sync:
 
     def __init__(
         self,
+        *,
         parts: SyncParts,
         streams: Streams,
         notifier: Notifier,
@@ -101,7 +102,7 @@ class Sync:
         self._joined = parts.joined
         self._devices = parts.devices
         self._presence = parts.presence
-        self._unread_changes = UnreadChanges(parts.recent, parts.unread)
+        self._unread_changes = UnreadChanges(recent=parts.recent, unread=parts.unread)
         self._account_data = AccountDataSection(
             store=parts.account_data, cache=parts.room_caches.account_data, recent=parts.recent
         )

@@ -90,7 +90,7 @@ class _SentRequest:
 class ToDeviceCache:
     """The latest messages that this node sent to devices."""
 
-    def __init__(self, streams: Streams, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, *, streams: Streams, max_bytes: int = MAX_BYTES) -> None:
         self._streams = streams
         self._max_bytes = max_bytes
         self._complete_from = streams.current()

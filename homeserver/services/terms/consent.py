@@ -40,13 +40,13 @@ class Consents:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
         store: PolicyConsentStore,
         policies: Policies,
         key: SigningKey,
-        *,
         base_url: str,
         blocked_text: str | None,
     ) -> None:

@@ -68,6 +68,7 @@ class EmailValidation:
 
     def __init__(
         self,
+        *,
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
@@ -75,7 +76,6 @@ class EmailValidation:
         secret_text: SecretGenerator,
         outbox: Outbox | None,
         limiter: RateLimiter,
-        *,
         base_url: str,
         reveals_known: bool,
     ) -> None:

@@ -95,6 +95,7 @@ class IdentityBindings:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         web: WebClient,

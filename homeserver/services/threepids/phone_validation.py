@@ -134,6 +134,7 @@ class PhoneValidation:
     # More than ten: the last five are options.
     def __init__(
         self,
+        *,
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
@@ -143,7 +144,6 @@ class PhoneValidation:
         messages: TextMessageSender | None,
         limiter: RateLimiter,
         metrics: TextMessageMetrics,
-        *,
         purposes: Collection[str],
         server_name: str,
         base_url: str,

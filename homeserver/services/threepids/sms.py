@@ -50,6 +50,7 @@ class TextMessageSender:
 
     def __init__(
         self,
+        *,
         web: WebClient,
         plugins: Plugins,
         secret_text: SecretGenerator,

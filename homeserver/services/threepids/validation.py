@@ -54,11 +54,11 @@ class ThreepidValidation:
 
     def __init__(
         self,
+        *,
         now_ms: Callable[[], int],
         database: Database,
         store: ThreepidStore,
         secret_text: SecretGenerator,
-        *,
         allowed: Mapping[str, Sequence[re.Pattern[str]]] | None,
         lifetimes_ms: Mapping[str, int],
         next_link_hosts: Collection[str] | None,

@@ -78,6 +78,7 @@ class UpstreamAccounts:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
@@ -86,7 +87,6 @@ class UpstreamAccounts:
         profiles: ProfileNames,
         avatars: AvatarImporter,
         addresses: ProviderEmails,
-        *,
         server_name: ServerName,
         validity: AccountValidity,
     ) -> None:
@@ -274,10 +274,10 @@ class UpstreamStages:
 
     def __init__(
         self,
+        *,
         links: ExternalIdStore,
         in_browsers: Sequence[str],
         by_password: Sequence[str],
-        *,
         by_plugins: bool,
     ) -> None:
         """`by_plugins`: whether plug-ins check passwords too."""

@@ -52,7 +52,7 @@ class UpstreamAvatars:
 
     log = Logger()
 
-    def __init__(self, web: WebClient, uploads: MediaUploads, avatars: ProfileAvatars) -> None:
+    def __init__(self, *, web: WebClient, uploads: MediaUploads, avatars: ProfileAvatars) -> None:
         self._web = web
         self._uploads = uploads
         self._avatars = avatars

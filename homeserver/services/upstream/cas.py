@@ -40,7 +40,7 @@ class CASProvider:
     """The CAS server as an identity provider."""
 
     def __init__(
-        self, clock: IReactorTime, documents: ProviderHTTP, config: CASOptions, base_url: str
+        self, *, clock: IReactorTime, documents: ProviderHTTP, config: CASOptions, base_url: str
     ) -> None:
         """`base_url` ends with a slash."""
         self._clock = clock

@@ -37,6 +37,7 @@ class EndedProviderSessions:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         store: EndedProviderSessionStore,
         browsers: BrowserSessionStore,

@@ -34,6 +34,7 @@ class ExternalIds:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: ExternalIdStore,

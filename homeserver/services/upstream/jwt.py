@@ -59,6 +59,7 @@ class JWTSignIn:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         account_store: AccountStore,
         registration: Registration,
@@ -66,7 +67,6 @@ class JWTSignIn:
         sessions: Sessions,
         limiter: RateLimiter,
         config: JWTOptions,
-        *,
         server_name: ServerName,
     ) -> None:
         """Raises `ValueError` if the key does not fit the algorithm."""

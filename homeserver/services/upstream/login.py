@@ -122,6 +122,7 @@ class UpstreamSignIn:
 
     def __init__(
         self,
+        *,
         providers: Sequence[UpstreamProvider],
         flows: UpstreamFlows,
         accounts: UpstreamAccounts,
@@ -129,7 +130,6 @@ class UpstreamSignIn:
         login_tokens: LoginTokens,
         uia: UIA,
         consents: Consents,
-        *,
         trusted_clients: Sequence[str],
         update_profiles: bool,
         client_path: str,
@@ -217,8 +217,9 @@ class UpstreamSignIn:
     async def take_callback_without_cookie(
         self, provider_id: str, flow_id: str
     ) -> tuple[SignInFlow, bytes]:
-        """As `take_callback`, for an answer that a provider's page posts, so that the browser sends no
-        cookie. Pass the result to `store_identity`."""
+        """Do what `take_callback` does, for an answer that a provider's page posts.
+
+        The browser sends no cookie with it. Pass the result to `store_identity`."""
         flow, browser_hash = await self._flows.take_without_cookie(flow_id, AT_PROVIDER)
         if flow.provider != provider_id:
             raise SignInRefused(RefusalReason.OLD)

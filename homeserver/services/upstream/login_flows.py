@@ -91,6 +91,7 @@ class UpstreamFlows:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         secret_text: SecretGenerator,
         store: UpstreamFlowStore,

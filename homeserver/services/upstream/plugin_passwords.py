@@ -21,7 +21,7 @@ from storage.accounts.accounts import AccountRow
 class PluginPasswords:
     """Checks passwords with plug-ins."""
 
-    def __init__(self, plugins: Plugins, accounts: UpstreamAccounts) -> None:
+    def __init__(self, *, plugins: Plugins, accounts: UpstreamAccounts) -> None:
         self._plugins = plugins
         self._accounts = accounts
 

@@ -66,6 +66,7 @@ class DirectoryPasswords:
 
     def __init__(
         self,
+        *,
         threads: Threads,
         directories: Sequence[Directory],
         links: ExternalIdStore,

@@ -47,6 +47,7 @@ class RemovedUsers:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         threads: Threads,
         links: ExternalIdStore,

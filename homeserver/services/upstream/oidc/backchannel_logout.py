@@ -38,6 +38,7 @@ class BackchannelLogout:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         database: Database,
         store: UpstreamSessionStore,

@@ -41,7 +41,7 @@ class ProviderMetadata:
     """Endpoints and keys of one provider."""
 
     def __init__(
-        self, clock: IReactorTime, documents: ProviderHTTP, config: OIDCProviderOptions
+        self, *, clock: IReactorTime, documents: ProviderHTTP, config: OIDCProviderOptions
     ) -> None:
         self._clock = clock
         self._documents = documents

@@ -60,12 +60,12 @@ class OIDCSignIn:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         documents: ProviderHTTP,
         new_secret: Callable[[], str],
         config: OIDCProviderOptions,
         base_url: str,
-        *,
         other_providers: Sequence[OIDCProviderOptions] = (),
     ) -> None:
         """`new_secret` returns an unpredictable text; `base_url` ends with a slash;
@@ -80,10 +80,10 @@ class OIDCSignIn:
             not has_own_callback(other, alone=False) and other.issuer != config.issuer
             for other in other_providers
         )
-        self._metadata = ProviderMetadata(clock, documents, config)
+        self._metadata = ProviderMetadata(clock=clock, documents=documents, config=config)
         self.tokens = TokenVerifier(
-            clock,
-            self._metadata,
+            clock=clock,
+            metadata=self._metadata,
             client_id=config.client_id,
             client_secret=config.client_secret,
             algorithms=config.id_token_signing_alg_values_supported,

@@ -38,9 +38,9 @@ class TokenVerifier:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         metadata: ProviderMetadata,
-        *,
         client_id: str,
         client_secret: str | None,
         algorithms: Sequence[str],

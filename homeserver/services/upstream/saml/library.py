@@ -65,7 +65,7 @@ class PySAML2:
     """Holds the library with its settings and the provider's metadata."""
 
     def __init__(
-        self, settings: Mapping[str, Any], idp_entityid: str | None, base_url: str, folder: Path
+        self, *, settings: Mapping[str, Any], idp_entityid: str | None, base_url: str, folder: Path
     ) -> None:
         """`folder`: base of relative metadata paths. Raises `ValueError` for invalid settings."""
         # the caller logs each refused response once; anybody can send one

@@ -103,6 +103,7 @@ class SAMLLogout:
 
     def __init__(
         self,
+        *,
         provider_id: str,
         threads: Threads,
         database: Database,
@@ -177,7 +178,7 @@ class SAMLLogout:
         if the request was used before."""
         if not self._flows.take_assertion(txn, logout.request_id, int(logout.expires * 1000)):
             return None
-        scope = LogoutScope(logout.name, logout.indexes)
+        scope = LogoutScope(name=logout.name, indexes=logout.indexes)
         known = self._upstream_sessions.get_sessions_by_prefix(txn, self._provider_id, scope.prefix)
         rows = [row for row in known if scope.covers(row.session_id or "")]
         for row in rows:
@@ -243,7 +244,7 @@ class LogoutScope:
     """The sessions that a logout request covers: a user's sessions with these indexes and those
     without an index; all of them if the request has no index."""
 
-    def __init__(self, name: str, indexes: Sequence[str]) -> None:
+    def __init__(self, *, name: str, indexes: Sequence[str]) -> None:
         self.prefix = f"{_hash(name)}."
         """Prefix of the stored texts of all of the user's sessions."""
         self._named = {_hash(index) for index in indexes if index}

@@ -53,6 +53,7 @@ class SAMLMetadata:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         threads: Threads,
         documents: ProviderHTTP,

@@ -85,6 +85,7 @@ class SAMLProvider:
 
     def __init__(
         self,
+        *,
         clock: IReactorTime,
         threads: Threads,
         store: UpstreamFlowStore,

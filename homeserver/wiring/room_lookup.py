@@ -23,36 +23,44 @@ from storage.rooms.spaces import SpaceStore
 from storage.rooms.summaries import RoomSummaryStore
 
 
-class ExploringParts:
+class RoomLookupParts:
     """The services for exploring. `services` are for the router, `spaces` also for the federation
     endpoints."""
 
     def __init__(
         self,
+        *,
         base: Foundation,
         accounts: AccountParts,
         rooms: RoomDataParts,
         room_reading: RoomReadingParts,
         services: RoomServiceParts,
-        *,
         remote_spaces: RemoteSpaces,
         remote_times: RemoteTimestamps,
     ) -> None:
         database, membership_store = base.database, rooms.membership_store
-        previews = SummaryVisibility(rooms.memberships, membership_store, rooms.store)
+        previews = SummaryVisibility(
+            memberships=rooms.memberships, membership_store=membership_store, rooms=rooms.store
+        )
         self.spaces = Spaces(
-            RoomSummaryStore(database),
-            SpaceStore(database),
-            membership_store,
-            rooms.events,
-            previews,
+            summaries=RoomSummaryStore(database),
+            spaces=SpaceStore(database),
+            membership_store=membership_store,
+            events=rooms.events,
+            previews=previews,
         )
-        self.hierarchy = SpaceHierarchy(self.spaces, previews, remote_spaces)
+        self.hierarchy = SpaceHierarchy(spaces=self.spaces, previews=previews, remote=remote_spaces)
         self.previews = RoomPreviews(
-            services.memberships, rooms.memberships, self.spaces, previews, remote_spaces
+            room_memberships=services.memberships,
+            memberships=rooms.memberships,
+            spaces=self.spaces,
+            previews=previews,
+            remote=remote_spaces,
         )
-        self.times = EventsByTime(room_reading.reading, TimelineStore(database), remote_times)
-        self.mutual_rooms = MutualRooms(membership_store, rooms.store)
+        self.times = EventsByTime(
+            reading=room_reading.reading, timelines=TimelineStore(database), remote=remote_times
+        )
+        self.mutual_rooms = MutualRooms(membership_store=membership_store, rooms=rooms.store)
         report_store = ReportStore(database)
         self.services: Sequence[object] = (
             self.hierarchy,
@@ -60,12 +68,12 @@ class ExploringParts:
             self.mutual_rooms,
             self.previews,
             Reports(
-                report_store,
-                room_reading.reading,
-                accounts.stores.accounts,
-                base.identity,
-                base.now_ms,
+                store=report_store,
+                reading=room_reading.reading,
+                accounts=accounts.stores.accounts,
+                identity=base.identity,
+                now_ms=base.now_ms,
             ),
-            ReportAdministration(report_store, rooms.events),
+            ReportAdministration(store=report_store, events=rooms.events),
             self.times,
         )

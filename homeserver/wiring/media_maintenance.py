@@ -23,11 +23,12 @@ from storage.media.scans import MediaScanStore
 from storage.media.usage import MediaUsageStore
 
 
-class MediaUpkeep:
+class MediaMaintenanceParts:
     """Tracks references to files, and deletes files."""
 
     def __init__(
         self,
+        *,
         storage: StorageOptions,
         clock: IReactorTime,
         database: Database,
@@ -39,12 +40,15 @@ class MediaUpkeep:
         server_name = identity.server_name
         self._deletes = storage.media_deletion.enabled
         self.references = MediaReferences(
-            database, store, server_name, lambda: int(clock.seconds() * 1000)
+            database=database,
+            media=store,
+            server_name=server_name,
+            now_ms=lambda: int(clock.seconds() * 1000),
         )
         self.removal = MediaRemoval(
-            MediaRemovalStore(database, server_name),
-            contents,
-            clock,
+            store=MediaRemovalStore(database=database, own=server_name),
+            contents=contents,
+            clock=clock,
             grace_ms=storage.media_deletion.grace_period,
             local_lifetime_ms=storage.media_retention.local_media_lifetime,
             remote_lifetime_ms=storage.media_retention.remote_media_lifetime,
@@ -53,36 +57,39 @@ class MediaUpkeep:
             record_ms=storage.media_deletion.record_lifetime,
         )
 
-        lists = MediaListStore(database, server_name)
-        self.uploads = OwnUploads(server_name, store, lists, scans, self.removal)
+        lists = MediaListStore(database=database, own=server_name)
+        self.uploads = OwnUploads(
+            server_name=server_name, store=store, lists=lists, scans=scans, removal=self.removal
+        )
         self.administration = MediaAdministration(
-            identity,
-            AccountStore(database),
-            store,
-            RemoteMediaStore(database),
-            lists,
-            MediaUsageStore(database, server_name),
-            QuarantineStore(database, server_name),
-            scans,
-            self.removal,
-            clock,
+            identity=identity,
+            accounts=AccountStore(database),
+            store=store,
+            copies=RemoteMediaStore(database),
+            lists=lists,
+            usage=MediaUsageStore(database=database, own=server_name),
+            quarantine=QuarantineStore(database=database, own=server_name),
+            scans=scans,
+            removal=self.removal,
+            clock=clock,
         )
 
+    @property
     def services(self) -> Sequence[object]:
-        """Return the services for the router."""
+        """The services that endpoints ask for."""
         return (self.references, self.uploads, self.administration)
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs. References are tracked even if deletion is disabled, since
         they cannot be reconstructed later."""
         jobs = [
-            Job("follow_media", self.references.do_track, FOLLOW_SECONDS),
-            Job("remove_unread_media", self.removal.do_remove_unused_uploads, 600.0),
-            Job("remove_unread_remote_media", self.removal.do_remove_unused_copies, 600.0),
-            Job("remove_old_media", self.removal.do_remove_old_uploads, 600.0),
-            Job("remove_old_remote_media", self.removal.do_remove_old_copies, 600.0),
-            Job("forget_deleted_media", self.removal.do_delete_records, 3600.0),
+            Job("track_media_references", self.references.do_track, FOLLOW_SECONDS),
+            Job("delete_unused_media", self.removal.do_remove_unused_uploads, 600.0),
+            Job("delete_unused_remote_media", self.removal.do_remove_unused_copies, 600.0),
+            Job("delete_old_media", self.removal.do_remove_old_uploads, 600.0),
+            Job("delete_old_remote_media", self.removal.do_remove_old_copies, 600.0),
+            Job("delete_old_media_records", self.removal.do_delete_records, 3600.0),
         ]
         if self._deletes:
-            jobs.append(Job("remove_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))
+            jobs.append(Job("delete_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))
         return jobs

@@ -9,11 +9,11 @@ from storage.engine.streams import Streams
 from storage.rooms.receipts import ReceiptStore
 
 
-def beside_rooms(
+def make_room_caches(
     receipts: ReceiptStore, account_data: AccountDataStore, streams: Streams, sizes: CacheSizes
 ) -> RoomCaches:
     """Return the caches of receipts and account data."""
     return RoomCaches(
-        ReceiptCache(receipts, streams, capacity=sizes.receipts),
-        AccountDataCache(account_data, streams, capacity=sizes.account_data_bytes),
+        ReceiptCache(store=receipts, streams=streams, capacity=sizes.receipts),
+        AccountDataCache(store=account_data, streams=streams, capacity=sizes.account_data_bytes),
     )
