@@ -15,10 +15,10 @@ class FormerNames(Collector):
 
     def __init__(
         self,
+        *,
         registry: CollectorRegistry,
         collector: Collector,
         names: Mapping[str, str],
-        *,
         values: Mapping[str, str] | None = None,
     ) -> None:
         """`names`: the current name of each metric with the former one, without `_total`. `values`:

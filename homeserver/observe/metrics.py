@@ -107,9 +107,9 @@ class MailMetrics:
         text = "Attempts to send an e-mail, by outcome: sent, failed (will be retried), dropped"
         self._emails = Counter("mahalla_emails", text, ("outcome",), registry=registry)
         FormerNames(
-            registry,
-            self._emails,
-            {"mahalla_emails": "mahalla_letters"},
+            registry=registry,
+            collector=self._emails,
+            names={"mahalla_emails": "mahalla_letters"},
             values={"dropped": "given_up"},
         )
 

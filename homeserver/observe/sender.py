@@ -41,7 +41,7 @@ class SenderMetrics(Collector):
         """`read` returns the numbers by the names above."""
         self._read = read
         registry.register(self)
-        FormerNames(registry, self, _FORMER_NAMES)
+        FormerNames(registry=registry, collector=self, names=_FORMER_NAMES)
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics for Prometheus."""

@@ -30,7 +30,7 @@ def test_a_counter_has_its_former_name_and_label_values() -> None:
 def test_metrics_of_the_sender_have_their_former_names() -> None:
     registry = CollectorRegistry()
     numbers = {name: at for at, name in enumerate((*SENT, *DESTINATIONS))}
-    SenderMetrics(registry, lambda: numbers)
+    SenderMetrics(registry=registry, read=lambda: numbers)
     prefix = "mahalla_federation_"
     for current, former in (
         ("sent_dropped_total", "sent_given_up_total"),
