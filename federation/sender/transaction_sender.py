@@ -85,7 +85,7 @@ class SendCounts(msgspec.Struct):
     events: int = 0
     refused_events: int = 0
     edus: int = 0
-    given_up: int = 0
+    dropped: int = 0
 
 
 class TransactionSender:
@@ -134,8 +134,8 @@ class TransactionSender:
             **asdict(self.counts),
             "active": len(self._destinations),
             "failing": sum(1 for destination in self if destination.is_unreachable),
-            "asked_to_wait": sum(1 for destination in self if destination.retry_after_ts),
-            "behind": sum(1 for destination in self if destination.is_behind),
+            "rate_limiting": sum(1 for destination in self if destination.retry_after_ts),
+            "catching_up": sum(1 for destination in self if destination.is_behind),
         }
 
     def get_or_create(self, server: ServerName) -> Destination:
@@ -389,7 +389,7 @@ class TransactionSender:
         if self._halve(pending):
             return
         pending.parts.popleft()
-        self._give_up(destination, part, error)
+        self._drop(destination, part, error)
         if destination.refused_parts >= MAX_REFUSED_PARTS:
             raise error
 
@@ -397,16 +397,15 @@ class TransactionSender:
         """Split the next part into halves. Return False if it holds a single item."""
         if is_single_item(pending.parts[0]):
             return False
-        pending.parts.extendleft(
-            reversed(split_transaction(pending.parts.popleft(), self._make_id))
-        )
+        halves = split_transaction(pending.parts.popleft(), self._make_id)
+        pending.parts.extendleft(reversed(halves))
         return True
 
-    def _give_up(
+    def _drop(
         self, destination: Destination, part: FederationTransaction, error: RefusedByRemote
     ) -> None:
         destination.refused_parts += 1
-        self.counts.given_up += 1
+        self.counts.dropped += 1
         self.log.warn(
             "{server} refuses a part, which is dropped: {part}: {error}",
             server=destination.server,
@@ -451,7 +450,7 @@ class TransactionSender:
                     or not get_kinds(part) <= pending.accepted_kinds
                 ):
                     raise
-                self._give_up(destination, part, error)
+                self._drop(destination, part, error)
             else:
                 self._count_accepted(destination, pending, part, refused)
             pending.failing_parts.popleft()

@@ -89,11 +89,12 @@ class RegistrationOptions:
         "from an identity provider, but not those that administrators make. Approve on the page "
         "`/_mahalla/approvals`, or with `PUT /_mahalla/admin/v1/users/{user_id}/approval`.",
     )
-    registration_approval_letters: Mapping[str, str] = option(
+    registration_approval_emails: Mapping[str, str] = option(
         {},
         "E-mail addresses of administrators who are notified that an account waits, each with the "
         "language of the e-mail. At most one e-mail an hour.",
         example='{"admin@example.org": en}',
+        formerly="registration_approval_letters",
         check=_check_recipients,
     )
     registration_shared_secret: Secret | None = option(
@@ -237,11 +238,12 @@ class ApplicationPasswordsOptions:
         "password.",
     )
     limit: int = option(20, "How many an account may have.", minimum=1, maximum=1000)
-    longest_lifetime: Duration | None = option(
+    max_lifetime: Duration | None = option(
         None,
         "After how long each ends at the latest, with its sessions. `null`: people choose.",
         minimum=1,
         example="365d",
+        formerly="longest_lifetime",
     )
 
 
@@ -249,11 +251,12 @@ class ApplicationPasswordsOptions:
 class AuditRecordsOptions:
     """Audit records of logins, failures and account changes, for users and administrators."""
 
-    keep_for: Duration = option(
+    retention_period: Duration = option(
         Duration(90 * 24 * 3600 * 1000),
         "How long they are kept.",
         minimum=24 * 3600 * 1000,
         example="90d",
+        formerly="keep_for",
     )
 
 
@@ -272,11 +275,12 @@ class OAuthOptions:
         "or everybody, which older apps (MSC4108 of 2024) and new devices that show the code "
         "need. The server relays 4 KiB between the two devices for some minutes.",
     )
-    trusted_services: Mapping[str, Secret] = option(
+    introspection_clients: Mapping[str, Secret] = option(
         {},
-        "Services that may ask who an access token belongs to (RFC 7662), by name, with their "
-        "secrets.",
+        "Services that may introspect access tokens (RFC 7662), which tells them whose token it "
+        "is: by name, with their secrets.",
         example='{"calendar": "a long random text"}',
+        formerly="trusted_services",
     )
 
 
@@ -334,7 +338,7 @@ class SessionsOptions:
         example="28d",
     )
     audit: AuditRecordsOptions = section(AuditRecordsOptions, "Audit records of accounts.")
-    oauth: OAuthOptions = section(OAuthOptions, "The OAuthOptions 2.0 API.")
+    oauth: OAuthOptions = section(OAuthOptions, "The OAuth 2.0 API.")
     account_validity: AccountValidityOptions = section(
         AccountValidityOptions, "Accounts that expire."
     )

@@ -57,7 +57,8 @@ class LDAPProviderOptions:
     mode: Literal["search", "bind"] = option(
         "search",
         "`search`: `bind_dn` looks the entry up. `bind`: the entry is `ATTRIBUTE=NAME,BASE`, and "
-        "people read it themselves. People who left are found only with `search`.",
+        "people read it themselves. Only `search` finds removed "
+        "users.",
     )
     base: str = required("The entry below which people are.", example="ou=people,dc=example,dc=org")
     bind_dn: str | None = option(None, "The account that looks people up. `null`: anonymous.")
@@ -80,24 +81,27 @@ class LDAPProviderOptions:
         "directory, and not for new accounts only. An address that the directory replaced is "
         "replaced here too.",
     )
-    leavers: Literal["deactivate", "lock", "keep"] = option(
+    removed_users: Literal["deactivate", "lock", "keep"] = option(
         "deactivate",
-        "What happens to the account of somebody who is no longer in the directory: it is closed "
-        "for good, locked until the directory has them again, or kept.",
+        "What happens to the account of somebody who is no longer in the directory: it is "
+        "deactivated for good, locked until the directory has them again, or kept.",
+        formerly="leavers",
     )
-    leavers_check_interval: Duration = option(
+    removed_users_check_interval: Duration = option(
         Duration(20_000),
         "How often the directory is asked who is there.",
         minimum=5_000,
         maximum=3_600_000,
         example="20s",
+        formerly="leavers_check_interval",
     )
-    leavers_at_most: float = option(
+    removed_users_max_share: float = option(
         0.1,
-        "The share of its people that may leave at once (one person always may). More is taken "
-        "for a fault of the directory: nothing is done, and the log says so.",
+        "The largest share of its people that may be removed at once (one person always may). "
+        "More is taken for a fault of the directory: nothing is done, and the log says so.",
         minimum=0.0,
         maximum=1.0,
+        formerly="leavers_at_most",
     )
     timeout: Duration = option(
         Duration(10_000), "How long an answer may take.", minimum=500, maximum=60_000, example="10s"

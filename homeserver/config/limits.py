@@ -17,13 +17,19 @@ class RateLimit:
 
 
 def limit(
-    per_second: float, burst_count: float, text: str, *, not_implemented: bool = False
+    per_second: float,
+    burst_count: float,
+    text: str,
+    *,
+    not_implemented: bool = False,
+    formerly: str | None = None,
 ) -> RateLimit:
     """Declare a rate limit with its own defaults."""
     return option(
         RateLimit(per_second=per_second, burst_count=burst_count),
         text,
         not_implemented=not_implemented,
+        formerly=formerly,
     )
 
 
@@ -88,11 +94,12 @@ class InviteLimits:
     per_room: RateLimit = limit(0.3, 10, "Invitations to one room.")
     per_user: RateLimit = limit(0.003, 5, "Invitations that one user receives.")
     per_issuer: RateLimit = limit(0.3, 10, "Invitations that one user sends.")
-    false_promises: RateLimit = limit(
+    false_claims: RateLimit = limit(
         0.05,
         20,
         "False claims that an e-mail address of a user was invited, by address of the claimant. "
         "True statements of identity servers do not count.",
+        formerly="false_promises",
     )
 
 
@@ -204,11 +211,12 @@ class LimitOptions:
         "Requests for encryption keys by one user. A question for more than 1,000 people counts "
         "once for each thousand.",
     )
-    rc_key_strangers: RateLimit = limit(
+    rc_key_requests_to_new_servers: RateLimit = limit(
         0.1,
         200,
         "Servers without a shared room that are asked for keys for one user. People whom somebody "
         "of this server invited to a room of the user do not count.",
+        formerly="rc_key_strangers",
     )
     rc_claimed_keys: RateLimit = limit(
         100,
@@ -228,11 +236,12 @@ class LimitOptions:
         "Changes of one user's devices that are sent to everybody who shares a room: identity "
         "keys, signatures, names, dehydrated devices.",
     )
-    rc_to_device_strangers: RateLimit = limit(
+    rc_to_device_to_new_servers: RateLimit = limit(
         0.01,
         100,
         "Servers without a shared room to which one user sends to-device messages. People whom "
         "somebody of this server invited to a room of the user do not count.",
+        formerly="rc_to_device_strangers",
     )
     rc_to_device_bytes: RateLimit = limit(
         65536,

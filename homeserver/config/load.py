@@ -29,6 +29,7 @@ from homeserver.config.read import (
     format_value,
     iterate_options,
     read_fields,
+    rename_former_keys,
 )
 from homeserver.config.registration_files import find_errors
 from homeserver.config.retention import find_errors as retention_complaints
@@ -74,7 +75,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A configuration, and notices about keys without effect."""
+    """A configuration, and notices about keys without effect and about former names."""
 
     config: Config
     notices: tuple[str, ...]
@@ -104,8 +105,8 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
             if not any(place[: len(problem.place)] == problem.place for place in wrong)
         )
     if reading.problems or config is None:
-        raise ConfigError(_locate(reading.problems, files, sources))
-    return LoadedConfig(config, _locate(notices, files, sources))
+        raise ConfigError(_locate(reading.problems, files, sources, reading.former))
+    return LoadedConfig(config, _locate(notices, files, sources, reading.former))
 
 
 def _files(path: Path) -> list[Path]:
@@ -136,16 +137,18 @@ def _locate(
     problems: Sequence[Problem],
     files: Sequence[Path],
     sources: Mapping[str, tuple[Path, YamlDocument]],
+    former: Mapping[Place, Place],
 ) -> tuple[str, ...]:
-    """Return the problems with file and line, in the order of files and lines."""
+    """Return the problems with file and line, in the order of files and lines. `former`: the places
+    in the files of options that they set by a former key."""
     found = []
     for problem in problems:
-        top = problem.place[0] if problem.place else None
+        place = _find_in_file(problem.place, former)
+        top = place[0] if place else None
         if not isinstance(top, str) or top not in sources:
             found.append((0, 0, f"{files[0]}: {problem}"))
             continue
         file, document = sources[top]
-        place = problem.place
         while place and place not in document.lines:
             place = place[:-1]
         line = document.lines[place]
@@ -153,14 +156,22 @@ def _locate(
     return tuple(text for _, _, text in sorted(found, key=lambda each: each[:2]))
 
 
+def _find_in_file(place: Place, former: Mapping[Place, Place]) -> Place:
+    """Return the place with the keys that the file has."""
+    for length in range(len(place), 0, -1):
+        place = (*former.get(place[:length], place[:length]), *place[length:])
+    return place
+
+
 def _build(values: Mapping[str, Any], reading: ReadState) -> tuple[Config | None, list[Problem]]:
-    known: list[str] = []
+    known: dict[str, str] = {}
     groups: dict[str, Any] = {}
     for name, kind in GROUPS.items():
+        values = rename_former_keys(kind, values, (), reading)
         made = read_fields(kind, values, (), reading, known)
         groups[name] = None if made is None else kind(**made)
     reading.unknown.extend(((key,), values[key], known) for key in values if key not in known)
-    notices = _classify_unknown(reading) + _not_implemented(reading)
+    notices = _classify_unknown(reading) + _not_implemented(reading) + _former_names(reading)
     if any(group is None for group in groups.values()):
         return None, notices
     config = Config(**groups, folder=reading.folder)
@@ -183,13 +194,13 @@ def _classify_unknown(reading: ReadState) -> list[Problem]:
 
 
 def _nearest_key(
-    key: str, place: Place, known: Sequence[str], synapse: Mapping[str, str]
+    key: str, place: Place, known: Mapping[str, str], synapse: Mapping[str, str]
 ) -> str | None:
     prefix = ".".join(str(step) for step in place[:-1] if isinstance(step, str))
     siblings = [name.rpartition(".")[2] for name in synapse if name.rpartition(".")[0] == prefix]
-    for candidates in (list(known), siblings):
-        if found := difflib.get_close_matches(key.lower(), candidates, n=1, cutoff=0.7):
-            return found[0]
+    for candidates in (known, {name: name for name in siblings}):
+        if found := difflib.get_close_matches(key.lower(), list(candidates), n=1, cutoff=0.7):
+            return candidates[found[0]]
     return None
 
 
@@ -197,6 +208,18 @@ def _not_implemented(reading: ReadState) -> list[Problem]:
     notices = []
     for place in sorted(reading.used & options_without_effect(), key=str):
         notices.append(Problem(place, f"has no effect: {REASONS['later']}"))
+    return notices
+
+
+def _former_names(reading: ReadState) -> list[Problem]:
+    """Return a notice about each option that is set by a former name."""
+    text = "is now {}; the former name works in this release and not in the next one"
+    notices = [
+        Problem(former, text.format(format_place(current)))
+        for current, former in reading.former.items()
+    ]
+    for former, current in reading.former_variables.items():
+        notices.append(Problem((), f"the environment variable {former} {text.format(current)}"))
     return notices
 
 
@@ -342,8 +365,10 @@ def _check_together(config: Config) -> list[Problem]:
     problems += [
         Problem(("oembed", "additional_providers"), text) for text in provider_complaints(providers)
     ]
-    if config.storage.refuse_other_locations and not config.storage.remove_photo_locations:
-        problems.append(Problem(("refuse_other_locations",), "needs `remove_photo_locations`"))
+    if config.storage.refuse_unremovable_locations and not config.storage.remove_photo_locations:
+        problems.append(
+            Problem(("refuse_unremovable_locations",), "needs `remove_photo_locations`")
+        )
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     return problems + _check_database(config.storage.database)
 
@@ -436,9 +461,9 @@ def _check_mail(config: Config) -> list[Problem]:
         if medium not in ("email", "msisdn"):
             place: Place = ("registrations_require_3pid", at)
             problems.append(Problem(place, f"can only be `email` or `msisdn`, not {medium!r}"))
-    if config.registration.registration_approval_letters and mail.email.smtp_host is None:
+    if config.registration.registration_approval_emails and mail.email.smtp_host is None:
         problems.append(
-            Problem(("registration_approval_letters",), "needs `email.smtp_host` to send e-mails")
+            Problem(("registration_approval_emails",), "needs `email.smtp_host` to send e-mails")
         )
     if "email" in mail.registrations_require_3pid and mail.email.smtp_host is None:
         problems.append(

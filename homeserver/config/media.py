@@ -69,14 +69,15 @@ class MediaObjectStoreOptions:
         minimum=0,
         example="10G",
     )
-    time_limit: Duration = option(
+    timeout: Duration = option(
         Duration(20_000),
-        "How long the store may be silent. After that, requests get an error that says that files "
-        "cannot be reached, and background work is retried later. A transfer that makes progress "
-        "is not interrupted.",
+        "How long the store may send nothing. After that, requests get an error that says that "
+        "files cannot be reached, and background work is retried later. A transfer that makes "
+        "progress is not interrupted.",
         minimum=1000,
         maximum=120_000,
         example="20s",
+        formerly="time_limit",
     )
     redirects: bool = option(
         False,

@@ -28,4 +28,4 @@ class MemoryOptions:
         "have the unit `K`.",
         minimum=100,
     )
-    caches: CacheOptions = section(CacheOptions, "CacheOptions of what was read from the database.")
+    caches: CacheOptions = section(CacheOptions, "Caches of what was read from the database.")

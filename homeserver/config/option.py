@@ -62,6 +62,9 @@ class Description:
     """The option is known but not implemented yet; `config check` and start-up say so."""
     check: Callable[[Any], str | None] | None = None
     """A further check of the value. Returns what is wrong, as in `must be …`, or None."""
+    formerly: str | None = None
+    """The key that the option had in the previous release, in the same section. It still works,
+    with a notice."""
 
 
 def option(
@@ -73,10 +76,15 @@ def option(
     example: str | None = None,
     not_implemented: bool = False,
     check: Callable[[Any], str | None] | None = None,
+    formerly: str | None = None,
 ) -> T:
     """Declare an option with a default. `minimum` and `maximum` are in the unit of the value
-    (bytes, milliseconds)."""
-    metadata = {"description": Description(help, minimum, maximum, example, not_implemented, check)}
+    (bytes, milliseconds). `formerly`: remove it after one release."""
+    metadata = {
+        "description": Description(
+            help, minimum, maximum, example, not_implemented, check, formerly
+        )
+    }
     if isinstance(default, dict):
         return field(default_factory=lambda: default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -89,11 +97,11 @@ def required(
     maximum: float | None = None,
     example: str | None = None,
     check: Callable[[Any], str | None] | None = None,
+    formerly: str | None = None,
 ) -> Any:
     """Declare an option that every file must set."""
-    return field(
-        metadata={"description": Description(help, minimum, maximum, example, check=check)}
-    )
+    description = Description(help, minimum, maximum, example, check=check, formerly=formerly)
+    return field(metadata={"description": description})
 
 
 def section(kind: type[T], help: str, *, not_implemented: bool = False) -> T:

@@ -225,7 +225,7 @@ class MatrixRTCOptions:
 class CallsOptions:
     """Calls."""
 
-    matrix_rtc: MatrixRTCOptions = section(MatrixRTCOptions, "CallsOptions with several people.")
+    matrix_rtc: MatrixRTCOptions = section(MatrixRTCOptions, "Calls with several people.")
 
     turn_uris: tuple[str, ...] = option(
         (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]'
@@ -262,5 +262,5 @@ class IntegrationOptions:
         "to them yet.",
     )
     redis: RedisOptions = section(
-        RedisOptions, "RedisOptions or Valkey, for more than one node.", not_implemented=True
+        RedisOptions, "Redis or Valkey, for more than one node.", not_implemented=True
     )

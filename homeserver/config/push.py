@@ -34,4 +34,4 @@ class PushOptions:
 class NotificationOptions:
     """Push notifications."""
 
-    push: PushOptions = section(PushOptions, "PushOptions notifications through push gateways.")
+    push: PushOptions = section(PushOptions, "Push notifications through push gateways.")

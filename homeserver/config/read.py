@@ -1,7 +1,8 @@
 """Converts plain values of a file into sections, checks them, and collects all errors.
 
 A wrong value is one `Problem`, and the default replaces it, so that one run shows all errors of a
-file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them.
+file. Unknown keys go to `ReadState.unknown`; `load.py` decides about them. Former keys of
+options are read as the current ones, and go to `ReadState.former`.
 
 Secrets are looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
 the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path`
@@ -66,8 +67,15 @@ class ReadState:
     """The folder where relative paths start."""
     environment: Mapping[str, str]
     problems: list[Problem] = field(default_factory=list)
-    unknown: list[tuple[Place, Any, Sequence[str]]] = field(default_factory=list)
-    """Unknown keys: the place, the value, and the known keys of that section."""
+    unknown: list[tuple[Place, Any, Mapping[str, str]]] = field(default_factory=list)
+    """Unknown keys: the place, the value, and the known keys of that section: each spelling with
+    the current one."""
+    former: dict[Place, Place] = field(default_factory=dict)
+    """The options that the file sets by a former key: the current place, and the one in the
+    file."""
+    former_variables: dict[str, str] = field(default_factory=dict)
+    """The secrets that the environment sets by a former name: the former name, and the current
+    one."""
     used: set[Place] = field(default_factory=set)
     """The options that the file sets."""
 
@@ -107,7 +115,7 @@ def read_section(
 ) -> Any:
     """Make a section of type `kind` from the mapping at `place`. Return None if a required option
     is missing."""
-    known: list[str] = []
+    known: dict[str, str] = {}
     made = read_fields(kind, values, place, reading, known)
     for key in values:
         if key not in known:
@@ -115,25 +123,66 @@ def read_section(
     return None if made is None else kind(**made)
 
 
+def rename_former_keys(
+    kind: type[Any], values: Mapping[str, Any], place: Place, reading: ReadState
+) -> Mapping[str, Any]:
+    """Return the mapping at `place` with the current keys of options instead of the former ones.
+
+    Former keys go to `ReadState.former`. An option under both keys is a problem.
+    """
+    spellings: dict[str, str] = {}
+    for declared in fields(kind):
+        spellings |= _spellings(kind, declared)
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        current = spellings.get(key, key)
+        if current != key and current in values:
+            shown = format_place((*place, current))
+            reading.add_problem(
+                (*place, key), f"is the former name of {shown}, which is given too; remove {key}"
+            )
+            continue
+        if current != key:
+            reading.former[(*place, current)] = (*place, key)
+        renamed[current] = value
+    return renamed
+
+
+def _spellings(kind: type[Any], declared: Field[Any]) -> dict[str, str]:
+    """Return the keys that set an option, also former ones, each with its current spelling. A
+    secret has more keys, for a file with it."""
+    suffixes = ("", *SECRET_FILE_SUFFIXES) if is_secret(types_of(kind)[declared.name]) else ("",)
+    former = get_description(declared).formerly
+    return {
+        name + suffix: declared.name + suffix
+        for name in (declared.name, former)
+        if name is not None
+        for suffix in suffixes
+    }
+
+
 def read_fields(
-    kind: type[Any], values: Mapping[str, Any], place: Place, reading: ReadState, known: list[str]
+    kind: type[Any],
+    values: Mapping[str, Any],
+    place: Place,
+    reading: ReadState,
+    known: dict[str, str],
 ) -> dict[str, Any] | None:
-    """Read the options of `kind` from `values`. Add the looked-up keys to `known`. Return None if a
-    required option is missing."""
+    """Read the options of `kind` from `values`. Add the looked-up keys to `known`, each with its
+    current spelling. Return None if a required option is missing."""
     types = types_of(kind)
     made: dict[str, Any] = {}
     complete = True
     for declared in fields(kind):
         here = (*place, declared.name)
-        known.append(declared.name)
+        known |= _spellings(kind, declared)
         description = get_description(declared)
         default = get_default(declared)
         found = values.get(declared.name, MISSING)
         if found is not MISSING:
             reading.used.add(here)
         if is_secret(types[declared.name]):
-            known.extend(declared.name + suffix for suffix in SECRET_FILE_SUFFIXES)
-            found = _find_secret(declared.name, values, place, reading, found)
+            found = _find_secret(declared, values, place, reading, found)
         elif is_dataclass(types[declared.name]) and found in (MISSING, None):
             found = {}  # a secret in the section may come from the environment
         if found is MISSING:
@@ -164,9 +213,10 @@ def is_secret(kind: Any) -> bool:
 
 
 def _find_secret(
-    name: str, values: Mapping[str, Any], place: Place, reading: ReadState, found: Any
+    declared: Field[Any], values: Mapping[str, Any], place: Place, reading: ReadState, found: Any
 ) -> Any:
-    variable = environment_name((*place, name))
+    name = declared.name
+    variable = _find_variable(declared, place, reading)
     if variable in reading.environment:
         return reading.environment[variable]
     if f"{variable}_FILE" in reading.environment:
@@ -187,6 +237,23 @@ def _find_secret(
         else:
             found = _secret_in_file(path, (*place, name + suffix), reading)
     return found
+
+
+def _find_variable(declared: Field[Any], place: Place, reading: ReadState) -> str:
+    """Return the environment variable of a secret: the former one if only that is set."""
+    variable = environment_name((*place, declared.name))
+    formerly = get_description(declared).formerly
+    if formerly is None:
+        return variable
+    former = environment_name((*place, formerly))
+    if not {former, f"{former}_FILE"} & set(reading.environment):
+        return variable
+    if {variable, f"{variable}_FILE"} & set(reading.environment):
+        text = f"is in the environment as {variable} and by its former name {former}; remove one"
+        reading.add_problem((*place, declared.name), text)
+        return variable
+    reading.former_variables[former] = variable
+    return former
 
 
 def _secret_in_file(path: str, place: Place, reading: ReadState) -> Any:
@@ -231,7 +298,8 @@ def _read_inner_section(
 ) -> Any:
     if not isinstance(found, dict):
         raise InvalidValue(f"want a section with {', '.join(each.name for each in fields(kind))}")
-    made = read_section(kind, with_defaults(kind, default, found), place, reading)
+    current = rename_former_keys(kind, found, place, reading)
+    made = read_section(kind, with_defaults(kind, default, current), place, reading)
     return default if made is None else made
 
 

@@ -157,6 +157,8 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
                 facts.append(f"{word} {format_number(bound, value_type)}")
         if is_secret(value_type):
             facts.append(f"secret, `{environment_name(here)}`")
+        if description.formerly is not None:
+            facts.append(f"formerly `{description.formerly}`")
         if description.not_implemented:
             facts.append("**not yet**")
         yield f"### `{name}`\n\n{description.help}\n\n*{', '.join(facts)}*\n"

@@ -84,15 +84,20 @@ class MediaScanningOptions:
         minimum=1,
         example="100M",
     )
-    larger_files: Literal["refuse", "pass"] = option(
-        "refuse", "Whether larger files are refused, or given out without a scan."
+    oversized_files: Literal["refuse", "pass"] = option(
+        "refuse",
+        "Whether files larger than `max_size` are refused, or given out without a scan.",
+        formerly="larger_files",
     )
     unreachable: Literal["hold", "pass"] = option(
         "hold",
         "While a scanner cannot be reached: hold files back, or give them out and scan them later.",
     )
-    time_limit: Duration = option(
-        Duration(60_000), "How long the scan of one file may take.", minimum=1000
+    timeout: Duration = option(
+        Duration(60_000),
+        "How long the scan of one file may take.",
+        minimum=1000,
+        formerly="time_limit",
     )
     concurrency: int = option(
         4, "How many files are scanned at the same time.", minimum=1, maximum=64

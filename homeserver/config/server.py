@@ -276,11 +276,12 @@ class StorageOptions:
         Path("media_store"),
         "The folder for uploaded files. It must be on one file system, on a disk.",
     )
-    media_free_disk_floor: Size = option(
+    media_min_free_disk: Size = option(
         Size(256 * 1024 * 1024),
         "With less than this free on that disk, uploads are refused and thumbnails are not stored.",
         minimum=0,
         example="256M",
+        formerly="media_free_disk_floor",
     )
     media_object_store: MediaObjectStoreOptions = section(
         MediaObjectStoreOptions,
@@ -343,14 +344,15 @@ class StorageOptions:
         False,
         "Removes the place where a photograph was taken from uploads (Exif, XMP, IPTC). The "
         "picture is not changed. JPEG, PNG, WebP, HEIC and AVIF. Other formats are kept as they "
-        "are, unless `refuse_other_locations`; so are encrypted files.",
+        "are, unless `refuse_unremovable_locations`; so are encrypted files.",
     )
-    refuse_other_locations: bool = option(
+    refuse_unremovable_locations: bool = option(
         False,
         "With `remove_photo_locations`: refuses files that may contain a place which cannot be "
-        "removed: films (MP4, QuickTime, Matroska, WebM, AVI, ASF), sounds in MP4, TIFF and raw "
+        "removed: videos (MP4, QuickTime, Matroska, WebM, AVI, ASF), audio in MP4, TIFF and raw "
         "camera files (such as DNG), GIF, PSD, JPEG 2000 and JPEG XL. Encrypted files cannot be "
         "inspected, and are accepted.",
+        formerly="refuse_other_locations",
     )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024),
@@ -370,14 +372,15 @@ class StorageOptions:
     )
     thumbnails_at_upload: bool = option(
         False,
-        "Makes thumbnails as soon as a picture, film or document is uploaded, and not at the "
+        "Makes thumbnails as soon as a picture, video or document is uploaded, and not at the "
         "first request: in the sizes of `thumbnail_sizes`, or in the five of the specification.",
     )
-    thumbnails_by_programs: bool = option(
+    external_thumbnailers: bool = option(
         True,
-        "Makes thumbnails of films with ffmpeg and of PDF documents with pdftoppm, if these are "
+        "Makes thumbnails of videos with ffmpeg and of PDF documents with pdftoppm, if these are "
         "installed. They run on untrusted files, with limits on time and memory, and without "
         "network.",
+        formerly="thumbnails_by_programs",
     )
     media_retention: MediaRetentionOptions = section(
         MediaRetentionOptions, "How long files are kept."

@@ -103,10 +103,11 @@ class SMSGatewayOptions:
         maximum=3_600_000,
         example="10m",
     )
-    most_per_day: int = option(
+    max_per_day: int = option(
         200,
         "How many messages are sent in a day (UTC) in total, so that nobody runs up a bill.",
         minimum=1,
+        formerly="most_per_day",
     )
 
 

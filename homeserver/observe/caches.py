@@ -67,7 +67,7 @@ class CacheMetrics(Collector):
         """Return the metrics for Prometheus."""
         lookups = CounterMetricFamily(
             "mahalla_cache_lookups",
-            "Lookups in a cache, by result: hit or miss",
+            "Lookups in a cache, by outcome: hit or miss",
             labels=("cache", "outcome"),
         )
         entries = GaugeMetricFamily(

@@ -2,6 +2,9 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+_FORMER_RESULTS = {"expired": "given_up"}
+"""The values of the label `result` that the label `verdict` has under another name."""
+
 
 class FederationMetrics:
     """Counts received events by result, and waiting events."""
@@ -9,8 +12,9 @@ class FederationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pdus = Counter(
             "mahalla_federation_pdus",
-            "Events from other servers, by result",
-            labelnames=("verdict",),
+            "Events from other servers, by result. The label verdict is the former one; it goes in "
+            "the next release",
+            labelnames=("result", "verdict"),
             registry=registry,
         )
         self._waiting = Gauge(
@@ -25,9 +29,9 @@ class FederationMetrics:
             registry=registry,
         )
 
-    def pdu_received(self, verdict: str) -> None:
-        """Count an event with its verdict."""
-        self._pdus.labels(verdict).inc()
+    def pdu_received(self, result: str) -> None:
+        """Count an event with its result."""
+        self._pdus.labels(result, _FORMER_RESULTS.get(result, result)).inc()
 
     def inbox_changed(self, length: int) -> None:
         """Set the number of events in the inbox."""

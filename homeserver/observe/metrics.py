@@ -18,6 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from homeserver.observe.access_log import AccessRecord
+from homeserver.observe.former_names import FormerNames
 from homeserver.observe.histogram import PlainHistogram
 
 _BUCKETS = (
@@ -103,8 +104,14 @@ class MailMetrics:
     """Metrics of e-mails."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        text = "Attempts to send an e-mail, by outcome: sent, failed (will be retried), given_up"
-        self._emails = Counter("mahalla_letters", text, ("outcome",), registry=registry)
+        text = "Attempts to send an e-mail, by outcome: sent, failed (will be retried), dropped"
+        self._emails = Counter("mahalla_emails", text, ("outcome",), registry=registry)
+        FormerNames(
+            registry=registry,
+            collector=self._emails,
+            names={"mahalla_emails": "mahalla_letters"},
+            values={"dropped": "given_up"},
+        )
 
     def count(self, outcome: str) -> None:
         """Count an attempt to send an e-mail."""

@@ -98,7 +98,7 @@ class QueueMetrics:
         self._pushers = Gauge(
             "mahalla_pushers",
             "Enabled pushers, counted every five minutes, by kind (http, email) and state "
-            "(well, failing)",
+            "(working, failing)",
             labelnames=("kind", "state"),
             registry=registry,
         )
@@ -113,7 +113,7 @@ class QueueMetrics:
     def set_pushers(self, counts: Mapping[tuple[str, str], int]) -> None:
         """Set the number of pushers by kind and state."""
         for kind in ("http", "email"):
-            for state in ("well", "failing"):
+            for state in ("working", "failing"):
                 self._pushers.labels(kind, state).set(counts.get((kind, state), 0))
 
     def set_to_device_messages(self, local: int, remote: int) -> None:

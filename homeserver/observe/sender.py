@@ -7,19 +7,28 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from homeserver.observe.former_names import FormerNames
+
 SENT: Final[Mapping[str, str]] = {
     "transactions": "Transactions that other servers accepted",
     "failures": "Transactions that could not be delivered",
     "events": "Events in accepted transactions, counted for each destination",
     "refused_events": "Events that a destination reported as refused",
     "edus": "EDUs in accepted transactions",
-    "given_up": "Events and EDUs that a destination refused even alone, and that were given up",
+    "dropped": "Events and EDUs that were dropped, because a destination refused them even alone",
 }
 DESTINATIONS: Final[Mapping[str, str]] = {
     "active": "Servers with something to send, or that cannot be reached",
     "failing": "Servers that could not be reached at the last try",
-    "asked_to_wait": "Servers that answered 429 at the last try and are left alone for a while",
-    "behind": "Servers that missed events and catch up room by room",
+    "rate_limiting": "Servers that answered 429 at the last try and are left alone for a while",
+    "catching_up": "Servers that missed events and catch up room by room",
+}
+_FORMER_NAMES: Final[Mapping[str, str]] = {
+    "mahalla_federation_sent_dropped": "mahalla_federation_sent_given_up",
+    "mahalla_federation_destinations_rate_limiting": (
+        "mahalla_federation_destinations_asked_to_wait"
+    ),
+    "mahalla_federation_destinations_catching_up": "mahalla_federation_destinations_behind",
 }
 
 
@@ -32,6 +41,7 @@ class SenderMetrics(Collector):
         """`read` returns the numbers by the names above."""
         self._read = read
         registry.register(self)
+        FormerNames(registry=registry, collector=self, names=_FORMER_NAMES)
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics for Prometheus."""

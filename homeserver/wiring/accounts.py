@@ -175,10 +175,12 @@ class AccountParts:
             enabled=application_passwords.enabled,
             in_login_flows=application_passwords.in_login_flows,
             max_per_account=application_passwords.limit,
-            max_lifetime_ms=application_passwords.longest_lifetime,
+            max_lifetime_ms=application_passwords.max_lifetime,
         )
         self.audit = Audit(
-            clock=clock, store=AuditStore(database), retention_ms=config.sessions.audit.keep_for
+            clock=clock,
+            store=AuditStore(database),
+            retention_ms=config.sessions.audit.retention_period,
         )
 
     def get_node(self) -> int:

@@ -80,7 +80,7 @@ class LoginParts:
             threepids=email.threepids,
             outbox=email.outbox,
             languages=email.languages,
-            administrator_emails=config.registration.registration_approval_letters,
+            administrator_emails=config.registration.registration_approval_emails,
             base_url=config.name.public_baseurl or "",
             new_account_tasks=new_account_tasks,
         )
@@ -125,7 +125,7 @@ class LoginParts:
             server_name=config.server_name,
             base_url=config.name.public_baseurl or "",
             reveals_known=not config.mail.request_token_inhibit_3pid_errors,
-            daily_limit=config.text_messages.sms_gateway.most_per_day,
+            daily_limit=config.text_messages.sms_gateway.max_per_day,
         )
         registers = web is not None and config.registration.enable_registration
         if (

@@ -143,7 +143,7 @@ class MediaParts:
                 executor=threads.photos,
                 clock=clock,
                 max_concurrent=PHOTO_PROCESSES,
-                refuses_unsupported=storage.refuse_other_locations,
+                refuses_unsupported=storage.refuse_unremovable_locations,
             )
             if storage.remove_photo_locations
             else None
@@ -152,7 +152,7 @@ class MediaParts:
             folder=config.folder / storage.media_store_path,
             executor=threads.files,
             clock=clock,
-            min_free_bytes=storage.media_free_disk_floor,
+            min_free_bytes=storage.media_min_free_disk,
         )
         self.files.open_folder()
         stores = make_media_storage(
@@ -186,7 +186,7 @@ class MediaParts:
             max_pixels=storage.max_image_pixels,
             max_concurrent=IMAGE_PROCESSES,
             clock=clock,
-            programs=storage.thumbnails_by_programs,
+            programs=storage.external_thumbnailers,
             sizes=read_allowed_sizes(storage),
         )
         early_thumbnails = EagerThumbnails(
@@ -195,7 +195,7 @@ class MediaParts:
             clock=clock,
             sizes=read_thumbnail_sizes(storage) or SPECIFIED_SIZES,
             max_concurrent=IMAGE_PROCESSES,
-            programs=storage.thumbnails_by_programs,
+            programs=storage.external_thumbnailers,
         )
         self.repository = MediaRepository(
             server_name=server_name,

@@ -46,7 +46,7 @@ def make_media_storage(
         return MediaStorage(
             LocalContents(database=database, files=files), (_sweep_job(database, files),)
         )
-    patience = object_store.time_limit / 1000
+    patience = object_store.timeout / 1000
     contents = SharedContents(
         database=database,
         files=files,
@@ -97,7 +97,7 @@ def read_s3_config(object_store: MediaObjectStoreOptions) -> S3Config:
         else b64decode(object_store.customer_key),
         storage_class=object_store.storage_class,
         connections=2 * OBJECT_THREADS,
-        max_silence=object_store.time_limit / 1000,
+        max_silence=object_store.timeout / 1000,
     )
 
 

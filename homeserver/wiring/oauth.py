@@ -62,7 +62,7 @@ class OAuthParts:
             clients=self.clients,
             upstream=UpstreamDevices(accounts.stores.upstream_sessions),
             limiter=limiter,
-            trusted_services=config.sessions.oauth.trusted_services,
+            introspection_clients=config.sessions.oauth.introspection_clients,
             issuer=self.metadata.issuer,
             validity=accounts.validity,
         )

@@ -98,14 +98,14 @@ class ScanningParts:
                 metrics=metrics,
                 kinds=scanning.files,
                 max_size=scanning.max_size,
-                passes_larger=scanning.larger_files == "pass",
+                passes_larger=scanning.oversized_files == "pass",
                 passes_unscanned=scanning.unreachable == "pass",
                 max_concurrent=scanning.concurrency,
                 max_concurrent_decrypted=scanning.encrypted_concurrency,
-                time_limit_ms=scanning.time_limit,
+                time_limit_ms=scanning.timeout,
                 upload_wait_ms=scanning.upload_wait,
             )
-            if scanning.larger_files == "refuse":
+            if scanning.oversized_files == "refuse":
                 self.largest_copy = scanning.max_size if "remote" in scanning.files else NO_LIMIT
                 self.largest_upload = scanning.max_size if "local" in scanning.files else NO_LIMIT
         self.administration = ScanAdministration(
@@ -131,7 +131,7 @@ def _scanners_of(
 ) -> Sequence[Scanner]:
     """Return the scanners, cheap ones first: a file that one refuses is not sent to the next."""
     found: list[Scanner] = []
-    seconds = scanning.time_limit / 1000
+    seconds = scanning.timeout / 1000
     if scanning.forbidden_types:
         found.append(ForbiddenTypes(scanning.forbidden_types))
     if plugins.check_files:

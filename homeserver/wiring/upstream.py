@@ -265,11 +265,11 @@ class UpstreamParts:
 
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
-        leavers = [
+        removed_users = [
             Job(
-                f"look_for_leavers_{directory.info.provider_id}",
+                f"check_removed_users_{directory.info.provider_id}",
                 directory.removed_users.do_check,
-                directory.config.leavers_check_interval / 1000,
+                directory.config.removed_users_check_interval / 1000,
             )
             for directory in self._directories
         ]
@@ -277,7 +277,7 @@ class UpstreamParts:
             Job("delete_expired_upstream_flows", self._flows.do_sweep, 600.0),
             Job("delete_old_upstream_sessions", self._ended.do_sweep, 600.0),
             *self._saml_jobs,
-            *leavers,
+            *removed_users,
         )
 
     def _directory(self, config: LDAPProviderOptions) -> Directory:
@@ -288,7 +288,7 @@ class UpstreamParts:
             allow_existing_users=config.allow_existing_users,
             enable_registration=config.enable_registration,
         )
-        leavers = RemovedUsers(
+        removed_users = RemovedUsers(
             clock=self._clock,
             threads=self._threads,
             links=self._links,
@@ -300,7 +300,7 @@ class UpstreamParts:
             directory=asked,
             config=config,
         )
-        return Directory(info, config, asked, leavers)
+        return Directory(info, config, asked, removed_users)
 
 
 # Both libraries take tens of megabytes, and one takes seconds to load: a server that does not use

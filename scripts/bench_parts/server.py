@@ -34,7 +34,7 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_key_requests": UNLIMITED,
     "rc_claimed_keys": UNLIMITED,
     "rc_device_changes": UNLIMITED,
-    "rc_to_device_strangers": UNLIMITED,
+    "rc_to_device_to_new_servers": UNLIMITED,
     "rc_to_device_bytes": {"per_second": 1_000_000_000, "burst_count": 1_000_000_000},
     "rc_user_directory": UNLIMITED,
     "rc_receipts": UNLIMITED,

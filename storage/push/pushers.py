@@ -335,7 +335,7 @@ def _select_failing(txn: Transaction) -> list[PusherRow]:
 
 
 def _count(txn: Transaction) -> dict[tuple[str, str], int]:
-    state = "CASE WHEN failing_since_ts IS NULL THEN 'well' ELSE 'failing' END"
+    state = "CASE WHEN failing_since_ts IS NULL THEN 'working' ELSE 'failing' END"
     rows = txn.query(
         f"SELECT kind, {state}, COUNT(*) FROM pushers WHERE enabled = 1 GROUP BY kind, {state}"
     )

@@ -48,7 +48,7 @@ def served(
         "registration_shared_secret": SECRET,
         "sso": {"client_whitelist": [KNOWN]},
         "registration_requires_approval": True,
-        "registration_approval_letters": {"admin@example.org": "ru"},
+        "registration_approval_emails": {"admin@example.org": "ru"},
         "registrations_require_3pid": ["email"],
         "allowed_local_3pids": [{"medium": "email", "pattern": "[^@]+@example[.]org"}],
         "branding": {"name": "Namuna universiteti", "logo": "logo.png", "colour": "#7a2e00"},

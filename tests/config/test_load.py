@@ -348,7 +348,10 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("enable_metrics: 1", "want true or false"),
         ("turn_username: 1.5", "put it in quotes"),
         ("oembed: {additional_providers: [none.json]}", "oembed.additional_providers: "),
-        ("refuse_other_locations: true", "refuse_other_locations: needs `remove_photo_locations`"),
+        (
+            "refuse_unremovable_locations: true",
+            "refuse_unremovable_locations: needs `remove_photo_locations`",
+        ),
         (
             "enable_registration_captcha: true\nrecaptcha_private_key: s",
             "recaptcha_public_key: is needed",

@@ -62,7 +62,8 @@ OIDC = "oidc_providers: [{idp_id: a, idp_name: A, issuer: 'https://a.example', c
             "has no effect in",
         ),
         (
-            "ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', leavers_at_most: 2}]",
+            "ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', "
+            "removed_users_max_share: 2}]",
             "must be at most 1",
         ),
     ],

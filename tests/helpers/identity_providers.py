@@ -116,7 +116,7 @@ def start_npm(
     server at `base`."""
     certificate, key = rsa_certificate(folder)
     for name in ("providers.mjs", "package.json"):
-        shutil.copy(ROOT / "tests" / "upstream" / "js" / name, folder)
+        shutil.copy(ROOT / "tests" / "identity_providers" / "js" / name, folder)
     (folder / "node_modules").symlink_to(NPM / "node_modules")
     options = {
         "host": host,

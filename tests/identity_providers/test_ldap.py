@@ -350,7 +350,7 @@ def test_a_login_of_a_removed_user_starts_a_check(server: TestServer, slapd: Sla
 def test_a_returned_user_is_unlocked(
     tmp_path: Path, sqlite_database: Database, slapd: Slapd
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  leavers: lock"))
+    server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  removed_users: lock"))
     for uid in ("kate", "karl"):
         slapd.add_person(uid)
     kate, karl = signed_in(server, "kate"), signed_in(server, "karl")

@@ -189,7 +189,7 @@ def test_application_passwords_expire(server: TestServer, browser: Browser) -> N
 def test_the_configuration_bounds_application_passwords(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    bounds = "application_passwords: {limit: 2, longest_lifetime: 90d}\n"
+    bounds = "application_passwords: {limit: 2, max_lifetime: 90d}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + bounds)
     server.register("alice")
     browser = Browser(server)

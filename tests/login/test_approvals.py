@@ -23,7 +23,7 @@ registration_requires_approval: true
 WITH_EMAIL = f"""{NEEDS_APPROVAL}
 email: {{smtp_host: mail.example.org, notif_from: "server@example.org"}}
 rc_3pid_validation: *unlimited
-registration_approval_letters: {{admin@example.org: ru}}
+registration_approval_emails: {{admin@example.org: ru}}
 """
 REGISTER = "/_matrix/client/v3/register"
 LOGIN = "/_matrix/client/v3/login"
@@ -284,7 +284,7 @@ def test_invalid_administrator_addresses_are_refused(tmp_path: Path, address: st
     path = tmp_path / "homeserver.yaml"
     path.write_text(
         "server_name: example.org\npublic_baseurl: https://a.example\nemail: {smtp_host: mail.example.org}\n"
-        f"registration_approval_letters: {{'{address}': en}}\n",
+        f"registration_approval_emails: {{'{address}': en}}\n",
         encoding="utf-8",
     )
     with pytest.raises(ConfigError, match="must be e-mail addresses"):

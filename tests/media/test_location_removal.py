@@ -337,7 +337,7 @@ OTHERS = {
 def test_files_that_may_say_a_place_and_are_not_looked_at_are_refused_where_that_is_wanted(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    on = "remove_photo_locations: true\nrefuse_other_locations: true\n"
+    on = "remove_photo_locations: true\nrefuse_unremovable_locations: true\n"
     alice = TestServer(tmp_path, sqlite_database, on).register("alice")
     try:
         for name, data in OTHERS.items():

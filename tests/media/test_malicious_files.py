@@ -276,7 +276,7 @@ def test_documents(alice: User) -> None:
     assert pixel[0] > 200 > 60 > pixel[1]
 
 
-@pytest.mark.parametrize(("further", "count"), [("", 1), ("thumbnails_by_programs: false\n", 0)])
+@pytest.mark.parametrize(("further", "count"), [("", 1), ("external_thumbnailers: false\n", 0)])
 def test_documents_have_thumbnails_before_somebody_asks(
     sqlite_database: Database, tmp_path: Path, further: str, count: int
 ) -> None:
@@ -291,7 +291,7 @@ def test_documents_have_thumbnails_before_somebody_asks(
 def test_no_other_programs_where_they_are_not_wanted(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, "thumbnails_by_programs: false\n")
+    server = TestServer(tmp_path, sqlite_database, "external_thumbnailers: false\n")
     alice = server.register("alice")
     path = f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160"
     assert alice.get(path).status == 400

@@ -46,7 +46,7 @@ def _files(tmp_path: Path) -> list[Path]:
 def test_with_too_little_room_no_file_is_taken_in(
     sqlite_database: Database, tmp_path: Path, body: bytes
 ) -> None:
-    server = TestServer(tmp_path, sqlite_database, "media_free_disk_floor: 1000000T\n")
+    server = TestServer(tmp_path, sqlite_database, "media_min_free_disk: 1000000T\n")
     answer = _upload(server.register("alice"), body)
     assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
     assert "no room" in answer.json["error"]
@@ -117,7 +117,7 @@ def test_a_store_that_never_answers_is_reported_in_time(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     with hanging_object_store() as address:
-        section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, time_limit: 1s}}"
+        section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, timeout: 1s}}"
         alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register(
             "alice"
         )

@@ -34,7 +34,7 @@ email:
 rc_3pid_validation: *unlimited
 login_via_existing_session: {{enabled: true, require_ui_auth: true}}
 registration_shared_secret: {SHARED}
-oauth: {{trusted_services: {{calendar: introspection-secret}}}}
+oauth: {{introspection_clients: {{calendar: introspection-secret}}}}
 jwt_config: {{enabled: true, secret: jwt-signing-secret, algorithm: HS256}}
 """
 

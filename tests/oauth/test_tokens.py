@@ -19,7 +19,7 @@ from tests.helpers.oauth import CONFIG, METADATA, Program
 from tests.helpers.server import TestServer, User
 
 WHOAMI = "/_matrix/client/v3/account/whoami"
-TRUSTING = CONFIG + "oauth: {trusted_services: {calendar: sesame}}\n"
+TRUSTING = CONFIG + "oauth: {introspection_clients: {calendar: sesame}}\n"
 
 
 def refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> None:

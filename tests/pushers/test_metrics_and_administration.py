@@ -141,7 +141,7 @@ def test_metrics_count_pushers_and_to_device_messages(
         settle(server)
     told = metrics(server)
     assert 'mahalla_pushers{kind="http",state="failing"} 1.0' in told
-    assert 'mahalla_pushers{kind="email",state="well"} 0.0' in told
+    assert 'mahalla_pushers{kind="email",state="working"} 0.0' in told
     assert 'mahalla_to_device_waiting{where="local"} 1.0' in told
     assert 'mahalla_to_device_waiting{where="remote"} 1.0' in told, (
         "an EDU for a server that does not answer"

@@ -157,7 +157,7 @@ def test_files_that_are_too_large_to_be_scanned(
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert alice.get("/_matrix/client/v1/media/config").json == {"m.upload.size": 1000}
     assert send(alice, bytes(1000)).status == 200
-    passing = place.server(clamd(scanners, ", max_size: 1000, larger_files: pass"))
+    passing = place.server(clamd(scanners, ", max_size: 1000, oversized_files: pass"))
     user = User(
         passing,
         {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id},

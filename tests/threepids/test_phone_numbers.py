@@ -323,7 +323,7 @@ def test_messages_to_a_number_are_rate_limited(
 def test_the_daily_number_of_messages_is_limited(
     tmp_path: Path, database: Database, gateway: SMSGateway
 ) -> None:
-    config = CONFIG.replace("sender: Example", "sender: Example, most_per_day: 2")
+    config = CONFIG.replace("sender: Example", "sender: Example, max_per_day: 2")
     server = TestServer(tmp_path, database, config, web=gateway)
     assert request_code(server, "register").status == 200
     assert request_code(server, "register", OTHER).status == 200

@@ -64,7 +64,7 @@ POLL_SECONDS: Final = 60.0
 class PduObserver(Protocol):
     """Receives the outcomes of events from other servers. May not raise or block."""
 
-    def pdu_received(self, verdict: str) -> None:
+    def pdu_received(self, result: str) -> None:
         """An event got its outcome: a value of `Verdict`, or `known`, `waiting` or `expired`."""
 
     def inbox_changed(self, length: int) -> None:
@@ -240,7 +240,7 @@ class Inbox:
                 "event {event_id} expired: what it refers to cannot be fetched",
                 event_id=row.event_id,
             )
-            self._observer.pdu_received("given_up")
+            self._observer.pdu_received("expired")
         settled = {row.inbox_nid for row in expired}
         rows = [row for row in rows if row.inbox_nid not in settled]
         try:

@@ -188,7 +188,7 @@ class Outbox:
     async def _put_off(self, row: QueuedEmail, error: str, *, for_good: bool) -> None:
         """Schedule a retry of a failed e-mail, or give it up."""
         if for_good or self._now() - row.created_ts > RETRIED_MS:
-            self._metrics.count("given_up")
+            self._metrics.count("dropped")
             self._log.error("an e-mail was given up: {error}", error=error)
             await self._store.give_up(row.email_nid, self._now(), error[:MAX_ERROR_CHARS])
             return

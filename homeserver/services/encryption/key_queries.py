@@ -9,8 +9,8 @@ Laws:
   between, requests to other servers have a bounded size, and so has the response.
 - Server names are easily made up, and each costs an attempt. So of servers with which the caller
   shares no room, and to none of whose users a local user has sent an invite, only a few are
-  contacted for one request, at a limited rate for each user (`rc_key_strangers`). `failures` names
-  the others.
+  contacted for one request, at a limited rate for each user (`rc_key_requests_to_new_servers`).
+  `failures` names the others.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """

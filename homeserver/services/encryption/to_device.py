@@ -3,7 +3,7 @@
 A message may go to anybody, but each made-up server name costs a queue and many attempts. So a
 request may name only a few servers with which the sender shares no room and to none of whose users
 a local user has sent an invite, and each user may name them at a limited rate
-(`rc_to_device_strangers`). Each message is stored for each device until the device comes back,
+(`rc_to_device_to_new_servers`). Each message is stored for each device until the device comes back,
 perhaps for ever, so the bytes are rate limited too (`rc_to_device_bytes`).
 """
 

@@ -105,11 +105,11 @@ class OAuthTokens:
         clients: OAuthClients,
         upstream: UpstreamDevices,
         limiter: RateLimiter,
-        trusted_services: Mapping[str, str],
+        introspection_clients: Mapping[str, str],
         issuer: str,
         validity: AccountValidity,
     ) -> None:
-        """`trusted_services`: the secrets of services that may introspect tokens, by name."""
+        """`introspection_clients`: the secrets of services that may introspect tokens, by name."""
         self._clock = clock
         self._validity = validity
         self._database = database
@@ -121,7 +121,7 @@ class OAuthTokens:
         self._clients = clients
         self._upstream = upstream
         self._limiter = limiter
-        self._trusted = dict(trusted_services)
+        self._trusted = dict(introspection_clients)
         self._issuer = issuer
 
     # Issuing.

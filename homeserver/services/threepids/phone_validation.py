@@ -329,7 +329,7 @@ class PhoneValidation:
         if not self._counts.count_message(txn, day, self._most_per_day):
             self._metrics.count("refused")
             self._log.error(
-                "the daily limit of text messages is reached (`sms_gateway.most_per_day`)"
+                "the daily limit of text messages is reached (`sms_gateway.max_per_day`)"
             )
             raise LimitExceeded(retry_after_ms=(day + 1) * _DAY_MS - now)
 

@@ -17,8 +17,8 @@ from tests.helpers.server import User
 
 MOST = 2
 LIMITS = f"""
-rc_key_strangers: {{per_second: 0.001, burst_count: {MOST}}}
-rc_to_device_strangers: {{per_second: 0.001, burst_count: {MOST}}}
+rc_key_requests_to_new_servers: {{per_second: 0.001, burst_count: {MOST}}}
+rc_to_device_to_new_servers: {{per_second: 0.001, burst_count: {MOST}}}
 """
 
 

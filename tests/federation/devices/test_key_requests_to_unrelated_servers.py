@@ -113,7 +113,7 @@ async def test_unrelated_servers_are_rate_limited(network: Network, what: str) -
         carol, device_keys=identity_keys(carol, 5)[1], one_time_keys=one_time_keys("A", "B", "C")
     )
     room.north.server = room.alice.server = network.rebuild(
-        NORTH, "rc_key_strangers: {per_second: 0.1, burst_count: 2}\n"
+        NORTH, "rc_key_requests_to_new_servers: {per_second: 0.1, burst_count: 2}\n"
     )
 
     def failed() -> set[str]:

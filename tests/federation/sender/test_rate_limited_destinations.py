@@ -346,7 +346,7 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
         return (
             root.get(f"{DESTINATIONS}/{SOUTH}").json,
             figures["failing"],
-            figures["asked_to_wait"],
+            figures["rate_limiting"],
         )
 
     say(room.alice, room.room_id, "salom")

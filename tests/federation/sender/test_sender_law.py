@@ -110,4 +110,4 @@ async def test_nothing_is_lost_and_nothing_comes_twice(network: Network, seed: i
         came, since = came + page[0], page[1]
     assert came == [*range(sent)]
     standing = figures(network)
-    assert (standing["given_up"], standing["failing"], standing["behind"]) == (0, 0, 0)
+    assert (standing["dropped"], standing["failing"], standing["catching_up"]) == (0, 0, 0)

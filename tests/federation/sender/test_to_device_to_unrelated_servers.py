@@ -15,7 +15,7 @@ from tests.helpers.network import Network
 from tests.helpers.server import User
 
 DAY = 24 * 3600
-_FREE = {NORTH: "rc_to_device_strangers: {per_second: 1000, burst_count: 1000}\n"}
+_FREE = {NORTH: "rc_to_device_to_new_servers: {per_second: 1000, burst_count: 1000}\n"}
 
 
 def made_up(first: int, count: int) -> dict[str, object]:
@@ -66,7 +66,7 @@ async def test_a_request_goes_to_a_bounded_number_of_unknown_servers_and_devices
 
 async def test_messages_to_unknown_servers_are_rate_limited(network: Network) -> None:
     room = await shared(
-        network, config={NORTH: "rc_to_device_strangers: {per_second: 0.1, burst_count: 10}\n"}
+        network, config={NORTH: "rc_to_device_to_new_servers: {per_second: 0.1, burst_count: 10}\n"}
     )
     assert send(room.alice, 1, made_up(0, 10)).status == 200
     refused = send(room.alice, 2, made_up(10, 1))

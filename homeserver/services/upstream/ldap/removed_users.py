@@ -4,8 +4,8 @@ changed names and addresses are imported.
 Laws:
 - A failure removes nobody: only a complete listing counts, and each missing user is queried again
   by subject.
-- If the listing is empty, or more users are missing than `leavers_at_most` allows, the directory
-  counts as faulty: the server only logs an error, until an administrator acts.
+- If the listing is empty, or more users are missing than `removed_users_max_share` allows, the
+  directory counts as faulty: the server only logs an error, until an administrator acts.
 - The directory never unlocks an account that an administrator locked.
 - Names and addresses are imported, each by itself, when they differ from the last known value; a
   bounded number of users per check. Unchanged values write nothing, so users keep the names they
@@ -77,7 +77,7 @@ class RemovedUsers:
         """Check once, ignoring the limit; return 0, no work is left."""
         del limit
         updates = self._config.update_profile_information
-        if self._config.mode != "search" or (self._config.leavers == "keep" and not updates):
+        if self._config.mode != "search" or (self._config.removed_users == "keep" and not updates):
             return 0
         links = await self._links.get_links_of_provider(self._config.idp_id)
         if not links:
@@ -93,7 +93,7 @@ class RemovedUsers:
             listing = await self._threads.run(
                 lambda: self._directory.list_persons(known, MAX_CHANGED, self._refused)
             )
-            if self._config.leavers != "keep":
+            if self._config.removed_users != "keep":
                 await self._do_apply(links, listing.present)
             await self._do_update(listing.changed, {link.subject: link for link in links})
         except (DirectoryError, LimitExceeded) as error:
@@ -118,12 +118,12 @@ class RemovedUsers:
             )
 
     def _is_credible(self, present: int, gone: int, known: int) -> bool:
-        allowed = max(1, int(known * self._config.leavers_at_most))
+        allowed = max(1, int(known * self._config.removed_users_max_share))
         if present == 0:
             self._log_error("lists no users; no account is removed")
         elif gone > allowed:
             self._log_error(
-                f"lacks {gone} of {known} users, and leavers_at_most allows {allowed}; "
+                f"lacks {gone} of {known} users, and removed_users_max_share allows {allowed}; "
                 "no account is removed"
             )
         else:
@@ -163,7 +163,7 @@ class RemovedUsers:
     async def _do_end(self, gone: list[ExternalIdRow]) -> None:
         for link in gone:
             user_id = UserID(link.user_id)
-            if self._config.leavers == "deactivate":
+            if self._config.removed_users == "deactivate":
                 await self._deactivation.do_deactivate(user_id, erase=False)
             elif not (await self._account_store.get_accounts([user_id]))[user_id].locked:
                 await self._accounts.do_set_flags(
@@ -173,7 +173,7 @@ class RemovedUsers:
                 "{user_id} is no longer in the directory {id}: {done}",
                 user_id=user_id,
                 id=self._config.idp_id,
-                done=self._config.leavers,
+                done=self._config.removed_users,
             )
 
     async def _do_restore(self, returned: list[ExternalIdRow]) -> None:

@@ -104,7 +104,7 @@ def test_true_claims_are_not_rate_limited(network: Network) -> None:
 
 
 def test_false_claims_are_rate_limited(network: Network) -> None:
-    limits = "rc_invites: {false_promises: {per_second: 0.1, burst_count: 3}}\n"
+    limits = "rc_invites: {false_claims: {per_second: 0.1, burst_count: 3}}\n"
     north = network.add(NORTH, limits)
     alice, bob = north.register("alice"), north.register("bob")
     room_id = create(alice)
@@ -126,7 +126,7 @@ def test_few_claims_of_one_address_run_concurrently(
 ) -> None:
     """Each has another server asked, which may be slow to answer."""
     north, south = (
-        network.add(NORTH, f"rc_invites: {{false_promises: {limits}}}\n"),
+        network.add(NORTH, f"rc_invites: {{false_claims: {limits}}}\n"),
         network.add(SOUTH),
     )
     bob, eve = north.register("bob"), south.register("eve")
@@ -149,7 +149,7 @@ def test_few_claims_of_one_address_run_concurrently(
 
 
 def test_one_request_cannot_exceed_the_rate_limit(network: Network) -> None:
-    north = network.add(NORTH, "rc_invites: {false_promises: {per_second: 0.1, burst_count: 3}}\n")
+    north = network.add(NORTH, "rc_invites: {false_claims: {per_second: 0.1, burst_count: 3}}\n")
     bob, eve = north.register("bob"), network.add(SOUTH).register("eve")
     lie = told(f"!x:{SOUTH}", eve, bob, token="u")
     asked = len(network.log)
