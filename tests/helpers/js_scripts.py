@@ -37,7 +37,13 @@ def run_script(
     ) as story:
         assert story.stdin is not None
         assert story.stdout is not None
-        limit = Timer(seconds, story.kill)
+        late: list[str] = []
+
+        def end_late() -> None:
+            late.append(f"the script did not end within {seconds} s")
+            story.kill()
+
+        limit = Timer(seconds, end_late)
         limit.start()
         try:
             requests, said = _listen(story.stdout, story.stdin, actions)
@@ -46,7 +52,9 @@ def run_script(
             limit.cancel()
             story.kill()
     assert code == 0, (
-        "\n".join(said[-80:]) + "\n" + "\n".join(json.dumps(request) for request in requests[-20:])
+        "\n".join([*said[-80:], *late])
+        + "\n"
+        + "\n".join(json.dumps(request) for request in requests[-20:])
     )
     assert [request for request in requests if request["status"] >= 500] == []
 

@@ -41,7 +41,7 @@ class RealServer:
     def kill(self) -> None:
         """Kill the process with SIGKILL and start it again at once."""
         self._process.kill()
-        self._process.wait()
+        self._process.wait(_SECONDS_TO_END)
         self._process = self._spawn()
 
     def wait_until_ready(self) -> None:

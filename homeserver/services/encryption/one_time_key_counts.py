@@ -4,6 +4,9 @@ The counts of a device are read once. Afterwards uploads set them and claims cou
 
 Laws:
 - A count is never older than the last change that this process had seen when the device asked.
+  Claims at another node count a moment later: at this node's next write, or when it learns of
+  them. Until then the count is too high. That wakes the device's /sync, so its client publishes
+  new keys in time. Claims do not read this cache.
 - A claimed key is counted down once. A read may be ahead of the stream, so each entry holds the
   position as of which it is true. A read is cached only if no later change arrived meanwhile.
 - The cache is bounded by users. It is no `StreamCache`, since a claim carries a difference, not the

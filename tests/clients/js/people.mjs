@@ -6,12 +6,16 @@
 import { randomInt } from "node:crypto";
 import assert from "node:assert/strict";
 import { createInterface } from "node:readline";
-import { cryptoApi, fetchAndNote, PATIENCE, sdk, until } from "./sdk.mjs";
+import { cryptoApi, describeWaits, fetchAndNote, PATIENCE, sdk, unanswered, until, within } from "./sdk.mjs";
 
 const PASSWORD = "correct horse";
 const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
 const MOST_KILLS = 12;
+// A server that is started may take this long on a busy machine (tests/helpers/running.py).
+const START = 200_000;
+// The longest step has a dozen messages between kills. The SDK also waits by itself, without a limit.
+const STEP = 270_000;
 export const undecryptable = [];
 export const clients = new Set();
 export const ENCRYPTION = { type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } };
@@ -21,7 +25,15 @@ const random = Math.random;
 Math.random = () => random() / 100;
 
 const started = Date.now();
-export const step = (what) => console.error(`${((Date.now() - started) / 1000).toFixed(1)} s: ${what}`);
+export const step = (what) => {
+    console.error(`${((Date.now() - started) / 1000).toFixed(1)} s: ${what}`);
+    clearTimeout(limit);
+    limit = setTimeout(() => {
+        console.error(`this step did not end: ${what}; waits: ${describeWaits()}`);
+        process.exit(1);
+    }, STEP);
+};
+let limit;
 
 // Moments at random, the same again with the same STORY_SEED: the seed is told, so that what went wrong can be told once more.
 const seed = Number(process.env.STORY_SEED ?? randomInt(2 ** 32));
@@ -36,7 +48,8 @@ export function draw(below) {
 
 async function ask(what, server) {
     console.log(JSON.stringify({ ask: what, server }));
-    await lines.next();
+    const { done } = await within(`the server to be there after: ${what}`, lines.next(), START);
+    assert.ok(!done, `nobody answers: ${what}`);
 }
 export const killServer = (server = 0) => ask("kill", server);
 // At some moment within that time, which is told: what went wrong then can be looked for there.
@@ -54,12 +67,13 @@ export function killAgainAndAgain(url) {
         while (!isOver && kills < MOST_KILLS) {
             await killServerAtRandom(1000);
             kills++;
-            while (!(await fetch(`${url}/_matrix/client/versions`).catch(() => null))?.ok) await sleep(50);
+            await eventually("the server to answer after a kill", async () => (await fetch(`${url}/_matrix/client/versions`,
+                { signal: AbortSignal.timeout(10_000) }).catch(() => null))?.ok, START);
         }
     })();
     return async () => {
         isOver = true;
-        await killing;
+        await within("the last kill", killing, START);
         assert.ok(kills > 1, `the server was killed ${kills} times only`);
     };
 }
@@ -232,7 +246,7 @@ export async function useUpKeys(claimer, owner) {
 
 // Sends a message, which all of the readers must be able to read; the session with which it was encrypted.
 export async function say(client, roomId, body, readers) {
-    const { event_id: id } = await client.sendTextMessage(roomId, body);
+    const { event_id: id } = await within(`${client.getUserId()} to have sent: ${body}`, client.sendTextMessage(roomId, body));
     await read(readers, roomId, id, body);
     const { content } = await client.fetchRoomEvent(roomId, id);
     assert.equal(content.algorithm, "m.megolm.v1.aes-sha2");
@@ -250,8 +264,8 @@ export async function devicesOf(client, user) {
 }
 
 // What depends on a later /sync, without an event of its own.
-export async function eventually(what, condition) {
-    for (const ends = Date.now() + PATIENCE; !(await condition());) {
+export async function eventually(what, condition, milliseconds = PATIENCE) {
+    for (const ends = Date.now() + milliseconds; !(await within(what, condition(), ends - Date.now()));) {
         assert.ok(Date.now() < ends, `waited in vain for: ${what}`);
         await sleep(50);
     }
@@ -263,8 +277,8 @@ export const statusFor = (client, whose) =>
 // A request to verify that both have accepted: [the one who asked, the one who was asked].
 async function agreed(asked, request) {
     const incoming = new Promise((resolve) => asked.once(cryptoApi.CryptoEvent.VerificationRequestReceived, resolve));
-    const outgoing = await request();
-    const theirs = await incoming;
+    const outgoing = await within("the request to verify to be sent", request());
+    const theirs = await within("the request to verify to arrive", incoming);
     await theirs.accept();
     await eventually("the request to be accepted", () => outgoing.phase === cryptoApi.VerificationPhase.Ready);
     await eventually("the acceptance to be known", () => theirs.phase === cryptoApi.VerificationPhase.Ready);
@@ -283,10 +297,10 @@ export async function verifyByEmoji(asked, request) {
     const second = theirs.verifier;
     const emoji = [first, second].map((verifier) => shown(verifier, cryptoApi.VerifierEvent.ShowSas));
     const verified = [first.verify(), second.verify()];
-    const [one, other] = await Promise.all(emoji);
+    const [one, other] = await within("the emoji on both sides", Promise.all(emoji));
     assert.deepEqual(one.sas.emoji, other.sas.emoji);
     await Promise.all([one.confirm(), other.confirm()]);
-    await Promise.all(verified);
+    await within("both sides to be verified", Promise.all(verified));
 }
 
 // The one who was asked shows a code, the one who asked scans it.
@@ -299,12 +313,13 @@ export async function verifyByCode(asked, request) {
     const shows = theirs.verifier;
     const scanned = shows.getReciprocateQrCodeCallbacks() ?? shown(shows, cryptoApi.VerifierEvent.ShowReciprocateQr);
     const verified = [scanner.verify(), shows.verify()];
-    (await scanned).confirm();
-    await Promise.all(verified);
+    (await within("the scan to be shown", scanned)).confirm();
+    await within("both sides to be verified", Promise.all(verified));
 }
 
 export function end() {
     assert.deepEqual(undecryptable, []);
+    assert.deepEqual(unanswered, []);
     for (const client of clients) client.stopClient();
     step("all went well");
     process.exit(0);

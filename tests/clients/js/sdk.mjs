@@ -45,11 +45,54 @@ export async function person(url, name, form, options) {
 
 let underWay = 0;
 
+// What the script waits for at the moment, named: requests, events, the SDK.
+const waiting = new Set();
+// Requests that got no response in time. `end` in people.mjs fails if there are any.
+export const unanswered = [];
+
+export const describeWaits = () => [...waiting].map(({ what, since }) =>
+    `${what} (for ${((Date.now() - since) / 1000).toFixed(1)} s)`).join("; ") || "nothing with a name";
+
+// Waits for a promise. After this time it fails and says what it waited for.
+export async function within(what, promise, milliseconds = PATIENCE) {
+    const entry = { what, since: Date.now() };
+    let timer;
+    waiting.add(entry);
+    try {
+        return await Promise.race([promise, new Promise((_, reject) => {
+            timer = setTimeout(() => reject(new Error(`waited in vain for: ${what}; waits: ${describeWaits()}`)), milliseconds);
+        })]);
+    } finally {
+        clearTimeout(timer);
+        waiting.delete(entry);
+    }
+}
+
+// A request with a time limit; it is aborted at the limit. A connection that never answers must not hold the script.
+async function fetchInTime(resource, options) {
+    const limit = new AbortController();
+    const signal = options?.signal ? AbortSignal.any([options.signal, limit.signal]) : limit.signal;
+    const what = `${options?.method ?? "GET"} ${new URL(resource).pathname}`;
+    const entry = { what, since: Date.now() };
+    const timer = setTimeout(() => {
+        unanswered.push(what);
+        console.error(`no response in time: ${what}`);
+        limit.abort(new Error(`no response in time: ${what}`));
+    }, PATIENCE);
+    waiting.add(entry);
+    try {
+        return await fetch(resource, { ...options, signal });
+    } finally {
+        clearTimeout(timer);
+        waiting.delete(entry);
+    }
+}
+
 // A request; prints, as one JSON object on a line, what came of it: {"method", "path", "status", "errcode"}.
 export async function fetchAndNote(resource, options) {
     const waits = new URL(resource).pathname.endsWith("/sync");
     if (!waits) underWay++;
-    const answer = await fetch(resource, options).finally(() => { if (!waits) underWay--; });
+    const answer = await fetchInTime(resource, options).finally(() => { if (!waits) underWay--; });
     const note = { method: options?.method ?? "GET", path: new URL(resource).pathname, status: answer.status };
     if (!answer.ok) note.errcode = (await answer.clone().json()).errcode;
     console.log(JSON.stringify(note));
@@ -67,16 +110,14 @@ export function until(client, what, condition) {
         sdk.RoomEvent.Name, sdk.RoomEvent.LocalEchoUpdated, sdk.RoomEvent.Redaction, sdk.RoomMemberEvent.Typing,
         sdk.RoomMemberEvent.Name, sdk.ClientEvent.AccountData, sdk.ClientEvent.Room, sdk.MatrixEventEvent.Decrypted,
         cryptoApi.CryptoEvent.VerificationRequestReceived];
-    return new Promise((resolve, reject) => {
+    return within(`${what} (${client.getUserId()})`, new Promise((resolve) => {
         const look = () => {
             const found = condition();
             if (!found) return;
-            clearTimeout(timer);
             events.forEach((event) => client.off(event, look));
             resolve(found);
         };
-        const timer = setTimeout(() => reject(new Error(`waited in vain for: ${what}; rooms: ${client.getRooms().map((room) => room.name)}`)), PATIENCE);
         events.forEach((event) => client.on(event, look));
         look();
-    });
+    }));
 }

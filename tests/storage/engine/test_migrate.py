@@ -14,6 +14,11 @@ from storage.engine.interface import DatabaseUnavailable, Engine, UnsuitableData
 from storage.engine.migrate import SCHEMA, MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
+REAL_STEPS = [(step.version, step.name) for step in find_migrations("sqlite", "BLOB")]
+"""Version and name of each step of the real schema."""
+LAST = len(REAL_STEPS)
+NEXT = f"{LAST + 1:04}_nicknames"
+"""The made-up step after the last real one."""
 COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"
 
 
@@ -119,20 +124,20 @@ def test_an_unsuitable_database_is_refused(
 
 @pytest.fixture
 def newer_schema(tmp_path: Path) -> Path:
-    """The real schema and a made-up second step, which changes tables, rows and indexes."""
+    """The real schema and a made-up step after it, which changes tables, rows and indexes."""
     folder = tmp_path / "newer"
     shutil.copytree(SCHEMA, folder)
-    (folder / "0002_nicknames.sql").write_text(
+    (folder / f"{NEXT}.sql").write_text(
         "-- Name by which friends call the user. NULL: none.\n"
         "ALTER TABLE accounts ADD COLUMN nickname TEXT;\n"
         "UPDATE accounts SET nickname = 'n' || user_id;\n"
         "CREATE TABLE friends (user_id TEXT NOT NULL PRIMARY KEY, picture BYTES) CLUSTERED;\n"
         "INSERT INTO friends (user_id) SELECT user_id FROM accounts;\n"
     )
-    (folder / "0002_nicknames.postgres.sql").write_text(
+    (folder / f"{NEXT}.postgres.sql").write_text(
         "CREATE INDEX accounts_by_nickname ON accounts (nickname);\n"
     )
-    (folder / "0002_nicknames.sqlite.sql").write_text(
+    (folder / f"{NEXT}.sqlite.sql").write_text(
         "CREATE INDEX accounts_by_nickname ON accounts (nickname);\n"
     )
     return folder
@@ -148,19 +153,21 @@ def add_account(engine: Engine, user_id: str) -> None:
     connection.close()
 
 
-def test_the_real_schema_is_one_step(engine: Engine) -> None:
-    migrate(engine)
-    assert ask(engine, "SELECT version, name FROM schema_version") == [(1, "initial")]
+def test_the_real_steps_are_run_once_and_in_order(engine: Engine) -> None:
+    assert REAL_STEPS[0] == (1, "initial")
+    for _ in range(2):
+        migrate(engine)
+    assert ask(engine, "SELECT version, name FROM schema_version ORDER BY 1") == REAL_STEPS
 
 
-def test_a_second_step_changes_a_database_with_data(engine: Engine, newer_schema: Path) -> None:
+def test_the_next_step_changes_a_database_with_data(engine: Engine, newer_schema: Path) -> None:
     migrate(engine)
     add_account(engine, "@a:t")
     for _ in range(2):
         migrate(engine, newer_schema)
     assert ask(engine, "SELECT version, name FROM schema_version ORDER BY 1") == [
-        (1, "initial"),
-        (2, "nicknames"),
+        *REAL_STEPS,
+        (LAST + 1, "nicknames"),
     ]
     assert ask(engine, "SELECT nickname FROM accounts") == [("n@a:t",)]
     assert ask(engine, "SELECT user_id, picture FROM friends") == [("@a:t", None)]
@@ -171,21 +178,21 @@ def test_a_database_that_was_migrated_is_refused_by_the_old_program(
 ) -> None:
     migrate(engine, newer_schema)
     add_account(engine, "@a:t")
-    with pytest.raises(SchemaTooNew, match=r"version 2.*up to 1.*newer one"):
+    with pytest.raises(SchemaTooNew, match=rf"version {LAST + 1}.*up to {LAST}\b.*newer one"):
         migrate(engine)
     assert ask(engine, "SELECT user_id, nickname FROM accounts") == [("@a:t", None)]
 
 
-def test_a_failed_second_step_changes_nothing(engine: Engine, newer_schema: Path) -> None:
+def test_a_failed_next_step_changes_nothing(engine: Engine, newer_schema: Path) -> None:
     migrate(engine)
     add_account(engine, "@a:t")
     before = dump(engine)
-    step = newer_schema / "0002_nicknames.sql"
+    step = newer_schema / f"{NEXT}.sql"
     step.write_text(step.read_text() + "INSERT INTO nowhere VALUES (1);\n")
-    with pytest.raises(MigrationFailed, match="0002_nicknames"):
+    with pytest.raises(MigrationFailed, match=NEXT):
         migrate(engine, newer_schema)
     assert dump(engine) == before
-    assert ask(engine, "SELECT version FROM schema_version") == [(1,)]
+    assert ask(engine, "SELECT version, name FROM schema_version ORDER BY 1") == REAL_STEPS
     migrate(engine)
     assert ask(engine, "SELECT user_id FROM accounts") == [("@a:t",)]
 
@@ -212,7 +219,8 @@ def test_nodes_that_start_at_once_migrate_once(
     for node in nodes:
         node.join(60)
     assert failures == []
-    assert ask(engine, "SELECT version FROM schema_version ORDER BY 1") == [(1,), (2,)]
+    versions = [(version,) for version in range(1, LAST + 2)]
+    assert ask(engine, "SELECT version FROM schema_version ORDER BY 1") == versions
 
 
 def test_sqlite_in_memory_is_refused() -> None:
