@@ -3,7 +3,7 @@
 import gc
 
 if __name__ == "__main__":
-    # Imports create 200,000 objects that stay. Garbage collection meanwhile takes a third of the
+    # Imports create 200,000 objects that stay. Garbage collection meanwhile takes half of the
     # start time. See `tune_garbage_collector`.
     gc.disable()
 
