@@ -122,7 +122,8 @@ def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -
         deferred.cancel()
         if seconds is None:
             pytest.fail(
-                "the test waits for something that never happens: time moves only by clock.advance()"
+                "the test waits for something that never happens: time moves only by"
+                " clock.advance()"
             )
         pytest.fail(f"the test was not done after {seconds} seconds")
     if outcome[0] is not None:

@@ -14,7 +14,11 @@ from tests.helpers.room_actions import V3, create, ok
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
 
-CONFIG = 'auto_join_rooms: ["#everyone:example.org", "#missing:example.org", "#closed:example.org", "#news:example.org"]\n'
+CONFIG = (
+    'auto_join_rooms: ["#everyone:example.org", "#missing:example.org",'
+    ' "#closed:example.org",'
+    ' "#news:example.org"]\n'
+)
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ from tests.helpers.images import picture
 from tests.helpers.real_server import RealServer, running_server
 
 SCRIPT = Path(__file__).parent / "js" / "pictures.js"
-PAGE = b"<!doctype html><title>A client</title><input type=file id=file><img id=whole><img id=small><script src=pictures.js></script>"
+PAGE = (
+    b"<!doctype html><title>A client</title><input type=file id=file><img id=whole><img"
+    b" id=small><script src=pictures.js></script>"
+)
 RUNS = "<script>document.title = 'it runs'</script>"
 PUBLIC = "/_matrix/media/v3/download"
 

@@ -43,7 +43,10 @@ def start(tmp_path: Path, sqlite_database: Database) -> Start:
 
     def start(**options: str) -> TestServer:
         section = ", ".join(f"{name}: {value}" for name, value in options.items())
-        config = f"user_directory: {{{section}}}\nrc_user_directory: {{per_second: 1000, burst_count: 1000}}\n"
+        config = (
+            f"user_directory: {{{section}}}\nrc_user_directory:"
+            f" {{per_second: 1000, burst_count: 1000}}\n"
+        )
         server = TestServer(tmp_path, sqlite_database, config, seed=next(seeds))
         begin_jobs(server)
         return server

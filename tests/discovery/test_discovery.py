@@ -59,8 +59,10 @@ def test_configured_documents(tmp_path: Path, sqlite_database: Database) -> None
     server = configured(
         tmp_path,
         sqlite_database,
-        "public_baseurl: https://matrix.example.org/\nextra_well_known_client_content: {org.example: 1}\n"
-        "serve_server_wellknown: true\nadmin_contact: mailto:admin@example.org\nsupport_page: https://example.org/help\n"
+        "public_baseurl: https://matrix.example.org/\nextra_well_known_client_content:"
+        " {org.example: 1}\n"
+        "serve_server_wellknown: true\nadmin_contact: mailto:admin@example.org\nsupport_page:"
+        " https://example.org/help\n"
         f"policy_server_public_key: {POLICY_KEY}",
     )
     assert server.get("/.well-known/matrix/client").json == {

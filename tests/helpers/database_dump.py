@@ -7,7 +7,10 @@ from storage.engine.transaction import Transaction
 def dump_rows(txn: Transaction) -> str:
     """Return all rows of all tables of an SQLite database, as text."""
     # virtual tables of the full-text index only show rows of its other tables
-    stored = "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%' ORDER BY name"
+    stored = (
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE"
+        " VIRTUAL%' ORDER BY name"
+    )
     names = [row[0] for row in txn.query(stored)]
     return "\n".join(
         f"{name}: {row!r}" for name in names for row in txn.query(f"SELECT * FROM {name}")

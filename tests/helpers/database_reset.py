@@ -22,7 +22,10 @@ without statistics."""
 PATIENCE: Final = 0.25
 """Seconds to wait for the end of sessions whose connections are closed."""
 
-OTHERS: Final = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+OTHERS: Final = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid"
+    " <> pg_backend_pid()"
+)
 
 CATALOGUE: Final = """
 SELECT
@@ -36,12 +39,16 @@ SELECT
     (SELECT count(*) FROM pg_statistic),
     (SELECT count(*) FROM pg_namespace),
     (SELECT max(oid) FROM pg_proc),
-    (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase = (SELECT oid FROM pg_database WHERE datname = current_database()))
+    (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase =
+        (SELECT oid FROM pg_database WHERE datname = current_database()))
 """
 
 GROWN: Final = """
-SELECT relname, (pg_relation_size(oid) + coalesce(pg_relation_size(nullif(reltoastrelid, 0)), 0)) / 8192 AS pages
-FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'schema_version'
+SELECT relname,
+    (pg_relation_size(oid) + coalesce(pg_relation_size(nullif(reltoastrelid, 0)), 0)) / 8192
+        AS pages
+FROM pg_class
+WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'schema_version'
     AND pg_relation_size(oid) > 0
 """
 

@@ -155,7 +155,8 @@ class PostgresTemplates:
                 self._run(sql.SQL("DROP DATABASE IF EXISTS mahalla_unfinished WITH (FORCE)"))
                 self._run(
                     sql.SQL(
-                        "CREATE DATABASE mahalla_unfinished ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+                        "CREATE DATABASE mahalla_unfinished ENCODING 'UTF8' LOCALE 'C' TEMPLATE"
+                        " template0"
                     )
                 )
                 migrate(PostgresEngine(self.config("mahalla_unfinished")))

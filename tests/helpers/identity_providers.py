@@ -21,8 +21,14 @@ ROOT = Path(__file__).parents[2]
 NPM = ROOT / ".cache" / "identity_providers"
 CAS = ROOT / ".cache" / "cas" / "bin" / "python"
 NODE = ROOT / ".cache" / "js" / "node_modules" / ".bin" / "node"
-NO_NPM = "NOBODY SIGNED IN WITH OPENID OR SAML: scripts/identity_providers and scripts/node_packages install what is missing"
-NO_CAS = "NOBODY SIGNED IN WITH CAS: the server is not installed here. scripts/identity_providers installs it"
+NO_NPM = (
+    "NOBODY SIGNED IN WITH OPENID OR SAML: scripts/identity_providers and"
+    " scripts/node_packages install what is missing"
+)
+NO_CAS = (
+    "NOBODY SIGNED IN WITH CAS: the server is not installed here. scripts/identity_providers"
+    " installs it"
+)
 HAS_NPM = (NPM / "installed").exists() and NODE.exists()
 HAS_SAML = HAS_NPM and shutil.which("xmlsec1") is not None
 HAS_CAS = CAS.exists()
@@ -34,13 +40,16 @@ SECRET_KEY = "a key of the tests"
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 DEBUG = False
 ROOT_URLCONF = "urls"
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "django.contrib.messages",
-                  "django.contrib.staticfiles", "cas_server"]
-MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware", "django.middleware.csrf.CsrfViewMiddleware",
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions",
+                  "django.contrib.messages", "django.contrib.staticfiles", "cas_server"]
+MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware",
+              "django.middleware.csrf.CsrfViewMiddleware",
               "django.contrib.auth.middleware.AuthenticationMiddleware",
               "django.contrib.messages.middleware.MessageMiddleware"]
-TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True, "OPTIONS": {
-    "context_processors": ["django.template.context_processors.request", "django.contrib.auth.context_processors.auth",
+TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
+              "OPTIONS": {
+    "context_processors": ["django.template.context_processors.request",
+                           "django.contrib.auth.context_processors.auth",
                            "django.contrib.messages.context_processors.messages"]}}]
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "cas.db"}}
 MIGRATION_MODULES = {"auth": None, "contenttypes": None, "sessions": None, "cas_server": None}

@@ -139,7 +139,10 @@ class Person:
         return said.json if said.status == 200 else None
 
     def redact(self, room_id: str, event_id: str) -> str:
-        path = f"/rooms/{quote(room_id, safe='')}/redact/{quote(event_id, safe='')}/{time.monotonic_ns()}"
+        path = (
+            f"/rooms/{quote(room_id, safe='')}/redact/{quote(event_id, safe='')}"
+            f"/{time.monotonic_ns()}"
+        )
         return str(self.ok("PUT", path, {})["event_id"])
 
     def bodies(self, room_id: str, limit: int = 100) -> list[str]:

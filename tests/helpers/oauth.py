@@ -66,7 +66,10 @@ class Program:
 
     @property
     def scope(self) -> str:
-        return f"urn:matrix:org.matrix.msc2967.client:api:* urn:matrix:org.matrix.msc2967.client:device:{self.device_id}"
+        return (
+            f"urn:matrix:org.matrix.msc2967.client:api:*"
+            f" urn:matrix:org.matrix.msc2967.client:device:{self.device_id}"
+        )
 
     def request(self, **changed: str) -> str:
         """Return the authorization URL's path and query. An empty value omits a parameter."""

@@ -105,7 +105,10 @@ class OpenIDProvider:
             claims = {"auth_time": self.now, **claims}
         code = f"code{len(self._codes)}"
         self._codes[code] = ({**claims, "nonce": query["nonce"]}, query)
-        return f"{urlsplit(query['redirect_uri']).path}?{urlencode({'code': code, 'state': query['state']})}"
+        return (
+            f"{urlsplit(query['redirect_uri']).path}"
+            f"?{urlencode({'code': code, 'state': query['state']})}"
+        )
 
     async def request(
         self,

@@ -29,8 +29,10 @@ OWNER = "MAHALLA_TEST_POSTGRES_OWNER"
 """The process id of the first process of a test run."""
 
 MISSING = (
-    "These tests need PostgreSQL 13 or later. Install it (Debian: apt-get install postgresql), or set "
-    f'{GIVEN} to a server of yours (for example "host=localhost user=me password=secret dbname=postgres").'
+    "These tests need PostgreSQL 13 or later. Install it (Debian: apt-get install postgresql), or"
+    " set "
+    f'{GIVEN} to a server of yours (for example "host=localhost user=me password=secret'
+    f' dbname=postgres").'
 )
 
 MEMORY = Path("/dev/shm")

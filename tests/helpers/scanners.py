@@ -73,7 +73,7 @@ virus_scan.DefaultEngine clamd
 Module common clamd_mod.so
 clamd_mod.ClamdSocket {folder}/clamd
 {user}
-"""
+"""  # noqa: E501  (a line of this format cannot be broken)
 
 
 class _Program:

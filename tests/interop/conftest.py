@@ -16,7 +16,11 @@ from tests.helpers.databases import PostgresTemplates
 from tests.helpers.interop import Person
 from tests.helpers.interop_servers import InteropProcess, InteropServers, python_of_synapse
 
-NOT_INSTALLED = "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
+NOT_INSTALLED = (
+    "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse"
+    " installs"
+    " it into .cache/synapse"
+)
 _numbers = count(1)
 
 

@@ -51,8 +51,12 @@ def test_two_services_may_not_import_each_other(tmp_path: Path) -> None:
         tmp_path,
         {
             "homeserver/services/login/sessions.py": "import homeserver.services.rooms.membership",
-            "homeserver/services/rooms/membership.py": "import homeserver.services.rooms.forget_on_leave",
-            "homeserver/services/rooms/forget_on_leave.py": "import homeserver.services.login.tokens",
+            "homeserver/services/rooms/membership.py": (
+                "import homeserver.services.rooms.forget_on_leave"
+            ),
+            "homeserver/services/rooms/forget_on_leave.py": (
+                "import homeserver.services.login.tokens"
+            ),
             "homeserver/services/login/tokens.py": "",
         },
         "siblings",

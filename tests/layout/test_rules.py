@@ -111,7 +111,8 @@ BAD: list[tuple[Rule, str, str]] = [
     ),
     (
         rules.constructors_are_small,
-        f"class A:\n    # More than ten:\n    def __init__(self, {TEN}, *, b):\n        self.b = b\n",
+        "class A:\n    # More than ten:\n"
+        f"    def __init__(self, {TEN}, *, b):\n        self.b = b\n",
         "storage/a.py",
     ),
     (

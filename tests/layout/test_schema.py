@@ -104,9 +104,8 @@ def test_lines_are_short() -> None:
 EXAMPLES: Mapping[str, Sequence[str]] = {
     "-- Things.\nCREATE TABLE t (\n    -- Its name.\n    a TEXT NOT NULL\n);": [],
     "CREATE TABLE t (\n    -- Its name.\n    a TEXT NOT NULL\n);": [MISSING.format(column="t")],
-    "-- Things.\nCREATE TABLE t (\n    a TEXT NOT NULL,\n    -- Its age.\n    b BIGINT NOT NULL\n);": [
-        MISSING.format(column="t.a")
-    ],
+    "-- Things.\nCREATE TABLE t (\n    a TEXT NOT NULL,\n"
+    "    -- Its age.\n    b BIGINT NOT NULL\n);": [MISSING.format(column="t.a")],
     "-- Things.\nCREATE TABLE t (\n    -- Its name.\n    a TEXT\n);": [
         NULLABLE.format(column="t.a")
     ],

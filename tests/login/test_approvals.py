@@ -283,7 +283,8 @@ def test_an_approval_is_revoked(server: TestServer) -> None:
 def test_invalid_administrator_addresses_are_refused(tmp_path: Path, address: str) -> None:
     path = tmp_path / "homeserver.yaml"
     path.write_text(
-        "server_name: example.org\npublic_baseurl: https://a.example\nemail: {smtp_host: mail.example.org}\n"
+        "server_name: example.org\npublic_baseurl: https://a.example\nemail: {smtp_host:"
+        " mail.example.org}\n"
         f"registration_approval_emails: {{'{address}': en}}\n",
         encoding="utf-8",
     )

@@ -124,7 +124,11 @@ def test_turn_servers_with_a_shared_secret(tmp_path: Path, sqlite_database: Data
 
 
 def test_turn_servers_with_a_static_password(tmp_path: Path, sqlite_database: Database) -> None:
-    config = 'turn_uris: ["turn:t.example"]\nturn_username: u\nturn_password: p\nturn_allow_guests: true\n'
+    config = (
+        'turn_uris: ["turn:t.example"]\nturn_username: u\nturn_password:'
+        " p\nturn_allow_guests:"
+        " true\n"
+    )
     server = TestServer(tmp_path, sqlite_database, config)
     guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
     for user in (server.register("alice"), guest):

@@ -43,12 +43,19 @@ PLACE = {
     4: (69.0, 14.0, 24.0),
     27: b"ASCII\0\0\0GPS in Tashkent",
 }
-XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF
- xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" xmlns:exif="http://ns.adobe.com/exif/1.0/"
- xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" exif:GPSLatitude="41,18.683N"
- photoshop:City = 'Toshkent' exif:Flash="x > 1"><exif:GPSLongitude>69,14.4E</exif:GPSLongitude><exif:GPSAltitude/>
- <Iptc4xmpExt:LocationShown xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"><rdf:Bag><rdf:li>Chorsu</rdf:li></rdf:Bag>
- </Iptc4xmpExt:LocationShown><dc:title>Bozor</dc:title></rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>"""
+XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta
+ xmlns:x="adobe:ns:meta/"><rdf:RDF
+ xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about=""
+ xmlns:exif="http://ns.adobe.com/exif/1.0/"
+ xmlns:photoshop="http://ns.adobe.com/photoshop/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/"
+ exif:GPSLatitude="41,18.683N"
+ photoshop:City = 'Toshkent' exif:Flash="x > 1"><exif:GPSLongitude>69,14.4E</exif:GPSLongitude>
+ <exif:GPSAltitude/>
+ <Iptc4xmpExt:LocationShown
+ xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"><rdf:Bag>
+ <rdf:li>Chorsu</rdf:li></rdf:Bag>
+ </Iptc4xmpExt:LocationShown><dc:title>Bozor</dc:title></rdf:Description></rdf:RDF>
+ </x:xmpmeta><?xpacket end="w"?>"""
 WORDS = (b"Toshkent", b"Chorsu", b"41,18", b"69,14", b"Tashkent")
 
 

@@ -13,7 +13,10 @@ from storage.engine.database import Database
 from tests.helpers.server import TestServer, User
 
 GRACE = 3600
-CONFIG = f"media_deletion: {{grace_period: {GRACE}s}}\nrc_media_create: {{per_second: 1000, burst_count: 100000}}\n"
+CONFIG = (
+    f"media_deletion: {{grace_period: {GRACE}s}}\nrc_media_create:"
+    f" {{per_second: 1000, burst_count: 100000}}\n"
+)
 DOWNLOAD = "/_matrix/client/v1/media/download/"
 
 

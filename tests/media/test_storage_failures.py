@@ -117,7 +117,10 @@ def test_a_store_that_never_answers_is_reported_in_time(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     with hanging_object_store() as address:
-        section = f"{{bucket: b, endpoint_url: {address}, access_key_id: k, secret_access_key: s, timeout: 1s}}"
+        section = (
+            f"{{bucket: b, endpoint_url: {address}, access_key_id: k,"
+            " secret_access_key: s, timeout: 1s}"
+        )
         alice = TestServer(tmp_path, sqlite_database, f"media_object_store: {section}\n").register(
             "alice"
         )
@@ -131,7 +134,10 @@ def test_a_store_that_never_answers_is_reported_in_time(
 
 def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path) -> None:
     connection = alice.server.client.connect()
-    head = f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {alice.token}\r\nContent-Length: {len(LONG)}\r\n\r\n"
+    head = (
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer"
+        f" {alice.token}\r\nContent-Length: {len(LONG)}\r\n\r\n"
+    )
     connection.send(head.encode() + LONG[:-5])
     assert len(_files(tmp_path)) == 1
     connection.close()

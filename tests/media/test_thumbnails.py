@@ -438,7 +438,10 @@ def test_one_of_the_sizes_that_are_named(
 def test_only_sizes_that_are_named_are_made(
     tmp_path: Path, sqlite_database: Database, further: str, size: tuple[int, int]
 ) -> None:
-    sizes = "thumbnail_sizes: [{width: 96, height: 96, method: crop}, {width: 320, height: 240, method: scale}]\n"
+    sizes = (
+        "thumbnail_sizes: [{width: 96, height: 96, method: crop}, {width: 320, height: 240,"
+        " method: scale}]\n"
+    )
     alice = TestServer(tmp_path, sqlite_database, sizes + further).register("alice")
     try:
         file = _upload(alice, picture(1000, 500))

@@ -215,7 +215,10 @@ def test_what_is_too_large_is_refused_before_it_is_read(
     alice = server.register("alice")
     assert alice.get("/_matrix/client/v1/media/config").json == {"m.upload.size": 10}
     assert alice.get(DOWNLOAD + _upload(alice, b"0123456789")).body == b"0123456789"
-    head = f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {alice.token}\r\nContent-Length: 11\r\n\r\n"
+    head = (
+        f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer"
+        f" {alice.token}\r\nContent-Length: 11\r\n\r\n"
+    )
     connection = server.client.connect()
     connection.send(head.encode())
     (answer,) = connection.answers()

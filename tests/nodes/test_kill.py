@@ -85,7 +85,10 @@ class Sender(threading.Thread):
             self.sent.append(message)
         elif dice < 0.82 and (whole := [message for message in self.sent if not message.redacted]):
             message = self.random.choice(whole)
-            path = f"{CLIENT}/rooms/{quote(message.room_id)}/redact/{quote(message.event_id)}/r{number}"
+            path = (
+                f"{CLIENT}/rooms/{quote(message.room_id)}/redact/{quote(message.event_id)}"
+                f"/r{number}"
+            )
             reply = self.caller.until_answered("PUT", path, {"reason": f"{self.number}-{number}"})
             message.redacted = True
             self.redactions.append(reply.json["event_id"])
@@ -134,7 +137,10 @@ class Watcher:
         found: list[str] = []
         from_: str | None = prev_batch
         while from_ is not None:
-            path = f"{CLIENT}/rooms/{quote(room_id)}/messages?dir=b&limit=500&from={from_}&to={self.since}"
+            path = (
+                f"{CLIENT}/rooms/{quote(room_id)}/messages?dir=b&limit=500&from={from_}"
+                f"&to={self.since}"
+            )
             page = server.request("GET", path, token=self.token).json
             found.extend(event["event_id"] for event in page["chunk"])
             from_ = page.get("end")

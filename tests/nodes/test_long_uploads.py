@@ -90,8 +90,10 @@ def test_a_long_file_needs_little_memory(tmp_path: Path) -> None:
         asker.join(60)
         growth = _memory(server, "VmHWM") - before
         sys.stdout.write(
-            f"{MEGABYTES} MB: up in {uploaded - began:.1f} s, down in {time.monotonic() - uploaded:.1f} s, "
-            f"memory grew by {growth / (1 << 20):.1f} MB, others waited {asker.longest * 1000:.0f} ms at most\n"
+            f"{MEGABYTES} MB: up in {uploaded - began:.1f} s, down in"
+            f" {time.monotonic() - uploaded:.1f} s, "
+            f"memory grew by {growth / (1 << 20):.1f} MB, others waited {asker.longest * 1000:.0f}"
+            f" ms at most\n"
         )
         expected = hashlib.sha256()
         for piece in _pieces():

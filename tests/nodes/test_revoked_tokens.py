@@ -104,7 +104,8 @@ def stop_between_writes(server: RunningServer, postgresql: PostgresConfig) -> No
     """Stop the process, but not during a write, whose end all writers would wait for
     (`tests/storage/engine/test_write_lock.py`)."""
     at_work = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <>"
+        " pg_backend_pid()"
         " AND backend_type = 'client backend' AND state <> 'idle'"
     )
     while True:

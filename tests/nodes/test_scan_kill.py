@@ -111,7 +111,10 @@ def _scan_what_is_left(
 ) -> None:
     again = tmp_path / "again"
     again.mkdir()
-    config = f"media_store_path: {tmp_path}/server/media_store\nmedia_scanning: {{clamd: '{scanners.unix}'}}\n"
+    config = (
+        f"media_store_path: {tmp_path}/server/media_store\nmedia_scanning:"
+        f" {{clamd: '{scanners.unix}'}}\n"
+    )
     server = TestServer(again, database, config, server_name="localhost", now=4_000_000_000.0)
     do_jobs(server)
 

@@ -57,7 +57,10 @@ def pages() -> LinkedPages:
 @pytest.fixture
 def alice(sqlite_database: Database, tmp_path: Path, pages: LinkedPages) -> Iterator[User]:
     (tmp_path / "providers.json").write_text(json.dumps(PROVIDERS))
-    on = f"url_preview_enabled: true\noembed: {{additional_providers: [{tmp_path / 'providers.json'}]}}\n"
+    on = (
+        f"url_preview_enabled: true\noembed:"
+        f" {{additional_providers: [{tmp_path / 'providers.json'}]}}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, on, preview_web=pages)
     yield server.register("alice")
     server.app.media.close_workers()

@@ -61,8 +61,10 @@ def _kept(tmp_path: Path) -> list[Path]:
 def test_open_graph_metadata(alice: User, pages: LinkedPages, path: str) -> None:
     pages.put(
         PAGE,
-        '<title>Not this</title><meta property="og:title" content="Plov &amp; tea"><meta name="og:site_name" content="Site">'
-        '<meta property="og:description" content=" two\n lines "><meta property="og:image" content="/plov.png">'
+        '<title>Not this</title><meta property="og:title" content="Plov &amp; tea"><meta'
+        ' name="og:site_name" content="Site">'
+        '<meta property="og:description" content=" two\n lines "><meta property="og:image"'
+        ' content="/plov.png">'
         '<meta property="og:image:width" content="5"><meta property="og:title" content="nor this">',
     )
     pages.put("https://site.example/plov.png", picture(300, 200), "image/png")
@@ -139,7 +141,8 @@ def test_title_and_first_words_without_open_graph(alice: User, pages: LinkedPage
     pages.put(
         PAGE,
         "<html><head><title>A\u00a0title</title><style>x</style></head><body><nav>Menu</nav><script>evil()</script>"
-        f"<h1>Head</h1><p>First <b>words</b>.</p><p>{'more ' * 200}</p><footer>Foot</footer></body>",
+        f"<h1>Head</h1><p>First"
+        f" <b>words</b>.</p><p>{'more ' * 200}</p><footer>Foot</footer></body>",
     )
     said = _ask(alice).json
     assert said["og:title"] == "A title"
@@ -151,7 +154,8 @@ def test_title_and_first_words_without_open_graph(alice: User, pages: LinkedPage
 def test_other_metadata_of_a_page(alice: User, pages: LinkedPages) -> None:
     pages.put(
         PAGE,
-        '<base href="https://other.example/dir/"><meta name="twitter:title" content="T"><meta name="description" content="D">'
+        '<base href="https://other.example/dir/"><meta name="twitter:title" content="T"><meta'
+        ' name="description" content="D">'
         '<link rel="apple-touch-icon" href="icon.png">',
     )
     pages.put("https://other.example/dir/icon.png", picture(64, 64), "image/png")
@@ -162,7 +166,8 @@ def test_other_metadata_of_a_page(alice: User, pages: LinkedPages) -> None:
 def test_an_oembed_document_completes_the_metadata(alice: User, pages: LinkedPages) -> None:
     pages.put(
         PAGE,
-        '<meta property="og:title" content="Mine"><link rel="alternate" type="application/json+oembed" href="/oembed?x=1">',
+        '<meta property="og:title" content="Mine"><link rel="alternate"'
+        ' type="application/json+oembed" href="/oembed?x=1">',
     )
     document = {
         "type": "video",
@@ -286,7 +291,10 @@ def test_images_are_deleted_some_time_after_their_previews(
 def test_lists_apply_to_every_url_of_a_redirect(
     sqlite_database: Database, tmp_path: Path, pages: LinkedPages
 ) -> None:
-    denied = '[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}, {path: "/secret/*"}]'
+    denied = (
+        '[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}, {path:'
+        ' "/secret/*"}]'
+    )
     alice = _server(tmp_path, sqlite_database, pages, f"url_preview_url_blacklist: {denied}\n")
     for url in (
         "https://a.internal.example/",

@@ -69,7 +69,7 @@ class History:
         for person in self.people[1:]:
             self.come(person)
 
-    # ----------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # what is done
 
     def come(self, person: Person) -> None:
@@ -160,7 +160,7 @@ class History:
         path = f"{V3}/user/{person.user.user_id}/rooms/{self.room}/account_data/m.marked_unread"
         assert person.user.put(path, {"unread": unread}).status == 200
 
-    # --------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # what is counted
 
     def check(self) -> None:

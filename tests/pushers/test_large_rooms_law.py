@@ -261,7 +261,8 @@ class Town:
             first = list(dict.fromkeys(pushed))
             if self.deeds is CALM:
                 assert first == pushed, "nothing is pushed twice"
-            else:  # of a receipt the next server may see only that there is a newer one, which it comes to later
+            else:
+                # the next server may see that there is a newer receipt, and read it later
                 first = [event_id for event_id in first if event_id not in person.read]
             assert [order[event_id] for event_id in first] == sorted(
                 order[event_id] for event_id in first

@@ -25,7 +25,10 @@ from tests.helpers.databases import open_inline
 from tests.helpers.ports import free_port
 from tests.helpers.server_process import OPEN, RunningServer, ServerFiles
 
-NOT_INSTALLED = "NOTHING WAS PUSHED TO A REAL GATEWAY: ntfy is not installed here. scripts/push_gateway installs it"
+NOT_INSTALLED = (
+    "NOTHING WAS PUSHED TO A REAL GATEWAY: ntfy is not installed here."
+    " scripts/push_gateway installs it"
+)
 SECONDS = 60.0
 V3 = "/_matrix/client/v3"
 

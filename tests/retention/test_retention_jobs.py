@@ -27,7 +27,10 @@ def alice(server: TestServer) -> User:
 def test_each_room_is_handled_by_the_job_of_its_lifetime(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
-    jobs = "purge_jobs: [{longest_max_lifetime: 2d, interval: 5m}, {shortest_max_lifetime: 5d, interval: 1d}]"
+    jobs = (
+        "purge_jobs: [{longest_max_lifetime: 2d, interval: 5m}, {shortest_max_lifetime: 5d,"
+        " interval: 1d}]"
+    )
     server = TestServer(tmp_path, sqlite_database, f"retention: {{enabled: true, {jobs}}}\n")
     alice = server.register("alice")
     for days in (1, 2, 3, 5, 6):

@@ -119,5 +119,8 @@ def test_invalid_requests_are_refused(alice: User, query: dict[str, object], err
 
 def test_the_unstable_path_works(alice: User) -> None:
     room = create(alice)
-    path = f"/_matrix/client/unstable/org.matrix.msc3030/rooms/{quote(room)}/timestamp_to_event?ts={NOW}&dir=b"
+    path = (
+        f"/_matrix/client/unstable/org.matrix.msc3030/rooms/{quote(room)}/timestamp_to_event"
+        f"?ts={NOW}&dir=b"
+    )
     assert ok(alice.get(path)) == nearest(alice, room, NOW, "b")

@@ -100,7 +100,10 @@ def test_an_event_by_its_time_before_one_s_own(network: Network) -> None:
     ok(join_via(bob, room_id, NORTH))
 
     def at(minutes: float, direction: str) -> str:
-        path = f"{V1}/rooms/{quote(room_id)}/timestamp_to_event?ts={start + int(minutes * 60_000)}&dir={direction}"
+        path = (
+            f"{V1}/rooms/{quote(room_id)}/timestamp_to_event?ts={start + int(minutes * 60_000)}"
+            f"&dir={direction}"
+        )
         event_id = ok(bob.get(path))["event_id"]
         return str(
             ok(bob.get(f"{V3}/rooms/{quote(room_id)}/event/{quote(event_id)}"))["content"]["body"]

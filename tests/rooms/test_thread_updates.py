@@ -47,7 +47,10 @@ def threads(answer: dict[str, Any]) -> Updates:
 
 
 def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
-    path = f"/_matrix/client/v1/rooms/{quote(room_id)}/relations/{quote(root)}/m.thread?dir=b&from={token}"
+    path = (
+        f"/_matrix/client/v1/rooms/{quote(room_id)}/relations/{quote(root)}/m.thread?dir=b"
+        f"&from={token}"
+    )
     return [event["content"]["body"] for event in ok(user.get(path))["chunk"]]
 
 

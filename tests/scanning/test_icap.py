@@ -28,7 +28,10 @@ from tests.helpers.ports import free_port
 from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
 
 T = TypeVar("T")
-OPTIONS = b'ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nISTag: "%s"\r\nService: Test\r\nEncapsulated: null-body=0\r\n\r\n'
+OPTIONS = (
+    b'ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nISTag: "%s"\r\nService: Test\r\nEncapsulated:'
+    b" null-body=0\r\n\r\n"
+)
 NO_CONTENT = b"ICAP/1.0 204 No Content\r\n\r\n"
 
 

@@ -225,7 +225,8 @@ def test_pictures_of_previews(place: ScanningServers, scanners: RunningScanners)
         url = f"https://site.example/{name}"
         pages.put(
             url,
-            f'<meta property="og:title" content="A"><meta property="og:image" content="/{name}.png">',
+            f'<meta property="og:title" content="A"><meta property="og:image"'
+            f' content="/{name}.png">',
         )
         pages.put(
             f"{url}.png", picture(30, 20) + (EICAR if name == "harmful" else b""), "image/png"

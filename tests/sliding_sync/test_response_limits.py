@@ -63,7 +63,10 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
     alice = server.register("alice")
     old, older, *oldest = ids = [create(alice) for _ in range(5)]
     for room_id in ids:
-        path = f"/_matrix/client/v3/user/{alice.user_id}/rooms/{quote(room_id)}/account_data/org.example.x"
+        path = (
+            f"/_matrix/client/v3/user/{alice.user_id}/rooms/{quote(room_id)}/account_data"
+            f"/org.example.x"
+        )
         assert alice.put(path, {"of": room_id}).status == 200
     for room_id in reversed(ids):
         put_text(alice, room_id, "a" * 6000)

@@ -183,7 +183,10 @@ def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
     assert [event["event_id"] for event in room["timeline"]["events"]] == [after]
     assert room["timeline"]["limited"] is True
     assert room["state"]["events"] == []
-    path = f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b&limit=1&from={room['timeline']['prev_batch']}"
+    path = (
+        f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b&limit=1"
+        f"&from={room['timeline']['prev_batch']}"
+    )
     assert town.alice.get(path).json["chunk"][0]["event_id"] == late
     whole = sync(town.alice)["rooms"]["join"][town.room_id]
     assert late not in [event["event_id"] for event in whole["timeline"]["events"]]

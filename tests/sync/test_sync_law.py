@@ -207,7 +207,10 @@ class Town:
         )
 
     def do_room_data(self, user: User, where: int, value: int) -> Answer:
-        path = f"/_matrix/client/v3/user/{user.user_id}/rooms/{self.rooms[where]}/account_data/org.example.{value % 2}"
+        path = (
+            f"/_matrix/client/v3/user/{user.user_id}/rooms/{self.rooms[where]}/account_data"
+            f"/org.example.{value % 2}"
+        )
         return user.put(path, {"n": value})
 
     def do_wait(self, _user: User, _where: int, value: int) -> None:

@@ -363,7 +363,8 @@ def test_an_unreadable_policy_file_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "homeserver.yaml"
     documents = "{terms: {version: '1', documents: {en: {name: T, path: a.txt}}}}"
     path.write_text(
-        f"server_name: example.org\npublic_baseurl: https://a.example\nuser_consent: {{policies: {documents}}}\n"
+        f"server_name: example.org\npublic_baseurl: https://a.example\nuser_consent:"
+        f" {{policies: {documents}}}\n"
     )
     config = load_config([path], {}).config
     assert any(

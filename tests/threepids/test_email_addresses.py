@@ -394,7 +394,10 @@ def test_a_deactivated_account_frees_its_address(server: TestServer) -> None:
 def test_registration_can_require_an_address_of_the_institution(
     tmp_path: Path, database: Database
 ) -> None:
-    rules = "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern: '[^@]+@uni\\.example'}]\n"
+    rules = (
+        "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern:"
+        " '[^@]+@uni\\.example'}]\n"
+    )
     server = TestServer(tmp_path, database, MAIL + rules)
     body = {"username": "alice", "password": "wonderland"}
     assert server.post(f"{V3}/register", body).json["flows"] == [
@@ -411,7 +414,10 @@ def test_the_current_rules_apply_to_earlier_validations(
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, MAIL)
     creds = validate(server, "register", "a@elsewhere.example")
-    rules = "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern: '[^@]+@uni\\.example'}]\n"
+    rules = (
+        "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern:"
+        " '[^@]+@uni\\.example'}]\n"
+    )
     stricter = TestServer(tmp_path, sqlite_database, MAIL + rules, seed=2)
     body = {"username": "alice", "password": "wonderland", "auth": by_email(creds)}
     refused = stricter.post(f"{V3}/register", body)

@@ -310,7 +310,10 @@ def test_a_server_can_hide_which_numbers_it_knows(
 def test_messages_to_a_number_are_rate_limited(
     tmp_path: Path, database: Database, gateway: SMSGateway
 ) -> None:
-    limits = "rc_text_messages: {per_number: {per_second: 0.001, burst_count: 2}, per_address: *unlimited}\n"
+    limits = (
+        "rc_text_messages: {per_number: {per_second: 0.001, burst_count: 2}, per_address:"
+        " *unlimited}\n"
+    )
     lines = [line for line in CONFIG.splitlines() if not line.startswith("rc_text_messages")]
     server = TestServer(tmp_path, database, "\n".join(lines) + "\n" + limits, web=gateway)
     answers = [
@@ -342,7 +345,10 @@ def test_the_daily_number_of_messages_is_limited(
 def test_registration_can_require_a_number_of_a_country(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
-    rules = "registrations_require_3pid: [msisdn]\nallowed_local_3pids: [{medium: msisdn, pattern: '998[0-9]+'}]\n"
+    rules = (
+        "registrations_require_3pid: [msisdn]\nallowed_local_3pids: [{medium: msisdn, pattern:"
+        " '998[0-9]+'}]\n"
+    )
     server = TestServer(tmp_path, sqlite_database, CONFIG + rules, web=gateway)
     body = {"username": "alice", "password": "wonderland"}
     assert server.post(f"{V3}/register", body).json["flows"] == [{"stages": ["m.login.msisdn"]}]
@@ -367,7 +373,10 @@ def test_numbers_can_be_disabled_for_registration(
 def test_no_message_is_sent_for_disabled_purposes(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
-    closed = "enable_registration: false\nenable_3pid_changes: false\npassword_config: {enabled: false}\n"
+    closed = (
+        "enable_registration: false\nenable_3pid_changes: false\npassword_config: {enabled:"
+        " false}\n"
+    )
     server = TestServer(tmp_path, sqlite_database, CONFIG + closed, web=gateway)
     for kind in ("register", "account/3pid", "account/password"):
         assert request_code(server, kind).errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"

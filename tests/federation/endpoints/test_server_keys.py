@@ -9,7 +9,10 @@ from federation.protocol.signing import decode_base64, is_signed_by
 from storage.engine.database import Database
 from tests.helpers.server import TestServer
 
-OLD = 'old_signing_keys: {"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: 1576767829750}}\n'
+OLD = (
+    'old_signing_keys: {"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw",'
+    " expired_ts: 1576767829750}}\n"
+)
 
 
 @pytest.mark.parametrize("path", ["", "/ed25519:a_test", "/"])

@@ -32,8 +32,9 @@ JOIN_RULES: Final = ("public", "invite", "knock", "restricted", "knock_restricte
 LEVELS: Final = (100, 50, 0, 100)
 
 STEP_KINDS: Final = (
-    "join", "join", "join", "join", "rename", "leave", "kick", "ban", "unban", "invite", "knock", "restricted_join",
-    "power", "power", "power", "power", "join_rules", "join_rules", "topic", "topic", "own_state", "message", "third_party_invite",
+    "join", "join", "join", "join", "rename", "leave", "kick", "ban", "unban", "invite", "knock",
+    "restricted_join", "power", "power", "power", "power", "join_rules", "join_rules", "topic",
+    "topic", "own_state", "message", "third_party_invite",
 )  # fmt: skip
 
 

@@ -16,7 +16,10 @@ PEER = "peer.example"
 
 
 def stick(user: User, room_id: str, key: str) -> str:
-    path = f"/_matrix/client/v3/rooms/{room_id}/send/org.example.member/{key}?sticky_duration_ms=600000"
+    path = (
+        f"/_matrix/client/v3/rooms/{room_id}/send/org.example.member/{key}"
+        f"?sticky_duration_ms=600000"
+    )
     return str(ok(user.put(path, {"key": key}))["event_id"])
 
 

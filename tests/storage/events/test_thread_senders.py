@@ -22,12 +22,17 @@ from storage.events.timelines import TimelinePlace
 SENDERS = ("@a:example.org", "@b:example.org")
 END = TimelinePlace(2**53, 2**53)
 
-_KEPT = "SELECT target, room_nid, sender, count, depth, event_nid FROM thread_senders ORDER BY target, room_nid, sender"
+_KEPT = (
+    "SELECT target, room_nid, sender, count, depth, event_nid FROM thread_senders ORDER BY"
+    " target, room_nid, sender"
+)
 _FOLLOWS = (
     "SELECT r.target, r.room_nid, r.sender, count(*),"
-    " (SELECT n.depth FROM relations AS n WHERE n.target = r.target AND n.room_nid = r.room_nid AND n.sender = r.sender"
+    " (SELECT n.depth FROM relations AS n WHERE n.target = r.target AND n.room_nid = r.room_nid AND"
+    " n.sender = r.sender"
     " AND n.rel_type = 'm.thread' ORDER BY n.depth DESC, n.event_nid DESC LIMIT 1),"
-    " (SELECT n.event_nid FROM relations AS n WHERE n.target = r.target AND n.room_nid = r.room_nid AND n.sender = r.sender"
+    " (SELECT n.event_nid FROM relations AS n WHERE n.target = r.target AND n.room_nid = r.room_nid"
+    " AND n.sender = r.sender"
     " AND n.rel_type = 'm.thread' ORDER BY n.depth DESC, n.event_nid DESC LIMIT 1)"
     " FROM relations AS r WHERE r.rel_type = 'm.thread' GROUP BY r.target, r.room_nid, r.sender"
     " ORDER BY r.target, r.room_nid, r.sender"
@@ -116,7 +121,8 @@ async def test_a_long_thread_costs_no_more(sqlite_database: Database) -> None:
                 ],
             )
             txn.execute(
-                "INSERT INTO events (event_nid, event_id, room_nid, type, sender, depth, origin_server_ts, flags, pdu)"
+                "INSERT INTO events (event_nid, event_id, room_nid, type, sender, depth,"
+                " origin_server_ts, flags, pdu)"
                 " VALUES (?, ?, 1, 'm.room.message', ?, 1, 1, 0, ?)",
                 (parent.nid, parent.event_id, SENDERS[0], b"{}"),
             )

@@ -325,7 +325,8 @@ def write_config(folder: Path, name: str, config: Config, server_name: str = "ex
     if isinstance(config, SQLiteConfig):
         section = f"{{name: sqlite3, args: {{database: {config.path}}}}}"
     else:
-        section = f"{{name: psycopg2, args: {{{', '.join(f'{k}: {v}' for k, v in config.connect.items())}}}}}"
+        arguments = ", ".join(f"{name}: {value}" for name, value in config.connect.items())
+        section = f"{{name: psycopg2, args: {{{arguments}}}}}"
     path = folder / name
     path.write_text(f"server_name: {server_name}\ndatabase: {section}\n")
     return path

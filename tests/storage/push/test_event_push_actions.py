@@ -56,7 +56,8 @@ def some_events(random: Random, number: int) -> list[Stored]:
 
 def write_events(txn: WriteTransaction, events: list[Stored]) -> None:
     txn.execute_many(
-        "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags,"
+        "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender,"
+        " origin_server_ts, flags,"
         " redacted_by, pdu, thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, ?, ?, ?, ?)",
         [
             (

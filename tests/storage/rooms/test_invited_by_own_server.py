@@ -27,7 +27,8 @@ async def test_invites_by_local_users_are_found(database: Database) -> None:
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO memberships (room_nid, user_id, membership, sender, is_local, event_nid, position)"
+            "INSERT INTO memberships (room_nid, user_id, membership, sender, is_local, event_nid,"
+            " position)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [(*member, number, number) for number, member in enumerate(members)],
         )

@@ -42,7 +42,8 @@ async def test_receipts_of_backfilled_events_move_forwards_too(database: Databas
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO events (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu)"
+            "INSERT INTO events (event_nid, event_id, room_nid, depth, type, sender,"
+            " origin_server_ts, flags, pdu)"
             " VALUES (?, ?, ?, ?, 'm', '', 0, 16, ?)",
             [
                 (1, "$5", 1, 5, b""),

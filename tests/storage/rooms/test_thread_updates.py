@@ -47,7 +47,8 @@ async def test_threads_of_a_range_are_listed_once(
 
     def write(txn: WriteTransaction) -> None:
         txn.execute_many(
-            "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
+            "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender,"
+            " origin_server_ts, flags, pdu,"
             " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, ?)",
             [
                 (at, f"${at}", room, at, depth, sender, b"{}", root)
@@ -128,7 +129,8 @@ async def test_the_cost_of_a_page_is_bounded(
         for at in range(1, replies + 1):
             room, root = (1, "$busy") if at > 1 else (2, "$quiet")
             txn.execute(
-                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender,"
+                " origin_server_ts, flags, pdu,"
                 " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, ?)",
                 (at, f"${at}", room, at, at, PEOPLE[0], b"{}", root),
             )
@@ -183,7 +185,8 @@ async def test_many_rooms_are_read_from_the_latest_event_on(
         for at in range(1, 20 * rooms + 1):
             room = (at - 1) // 20
             txn.execute(
-                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags, pdu,"
+                "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender,"
+                " origin_server_ts, flags, pdu,"
                 " thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, 16, ?, '$root')",
                 (at, f"${at}", room, at, at, PEOPLE[0], b"{}"),
             )

@@ -81,7 +81,11 @@ def test_an_invalid_proof_invites_nobody(
 
 @pytest.mark.parametrize("sender", [NORTH, SOUTH])
 def test_false_claims_do_not_block_invites(network: Network, sender: str) -> None:
-    limit = "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second: 0.1, burst_count: 2}}\n"
+    limit = (
+        "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second:"
+        " 0.1,"
+        " burst_count: 2}}\n"
+    )
     bob = network.add(NORTH, limit).register("bob")
     alice = (network.servers[NORTH] if sender == NORTH else network.add(SOUTH)).register("alice")
     room_id = create(alice)

@@ -466,7 +466,11 @@ async def test_an_invite_of_who_is_in_the_room_is_refused(network: Network) -> N
 
 
 async def test_a_limit_holds_invites_from_elsewhere_back(network: Network) -> None:
-    limit = "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second: 0.1, burst_count: 2}}\n"
+    limit = (
+        "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second:"
+        " 0.1,"
+        " burst_count: 2}}\n"
+    )
     alice = network.add(NORTH, limit).register("alice")
     bob = network.add(SOUTH).register("bob")
     for _ in range(2):
