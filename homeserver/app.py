@@ -306,7 +306,7 @@ def build(
     retention = RetentionParts(
         base=base, accounts=accounts, rooms=rooms, history=history, monotonic=monotonic
     )
-    exploring = RoomLookupParts(
+    room_lookup = RoomLookupParts(
         base=base,
         accounts=accounts,
         rooms=rooms,
@@ -377,7 +377,7 @@ def build(
         *devices.services,
         *peers.services,
         *encryption.services,
-        *exploring.services,
+        *room_lookup.services,
         *federated_rooms.services,
         *federation_sender.services,
         *search.services,

@@ -1,4 +1,4 @@
-"""Wires the upkeep of media: references, deletion, administration."""
+"""Wires the maintenance of media: references, deletion, administration."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Wires the services for exploring: room summaries, spaces, events by time, mutual rooms,
+"""Wires what users look up about rooms: summaries, spaces, events by time, mutual rooms and
 reports."""
 
 from collections.abc import Sequence
@@ -24,8 +24,7 @@ from storage.rooms.summaries import RoomSummaryStore
 
 
 class RoomLookupParts:
-    """The services for exploring. `services` are for the router, `spaces` also for the federation
-    endpoints."""
+    """The services that look up rooms. The federation endpoints need `spaces` too."""
 
     def __init__(
         self,

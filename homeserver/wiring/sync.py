@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from homeserver.observe.caches import CountedCache
+from homeserver.services.account_data.room_account_data_cache import AccountDataCache
+from homeserver.services.rooms.receipt_cache import ReceiptCache
+from homeserver.services.rooms.room_caches import RoomCaches
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.device_sections import DeviceSectionReader
 from homeserver.services.sync.initial_sync import InitialSync, InitialSyncParts
@@ -20,7 +23,6 @@ from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.notifications import NotificationParts
 from homeserver.wiring.presence import PresenceParts
-from homeserver.wiring.room_account_data_caches import make_room_caches
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_engine import RoomEngineParts
 from homeserver.wiring.room_history import RoomHistoryParts
@@ -91,7 +93,12 @@ class SyncingParts:
             unread=notifications.unread,
             receipts=receipt_store,
             account_data=account_data_store,
-            room_caches=make_room_caches(receipt_store, account_data_store, streams, sizes),
+            room_caches=RoomCaches(
+                ReceiptCache(store=receipt_store, streams=streams, capacity=sizes.receipts),
+                AccountDataCache(
+                    store=account_data_store, streams=streams, capacity=sizes.account_data_bytes
+                ),
+            ),
             typing=presence.typing,
             recent=rooms.recent,
             past_memberships=rooms.past,
