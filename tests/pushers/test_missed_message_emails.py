@@ -22,11 +22,8 @@ from tests.threepids.test_email_addresses import SECRET, add, by_email, press, r
 V3 = "/_matrix/client/v3"
 MAIL = """
 public_baseurl: https://matrix.example.org/
-email:
-  smtp_host: mail.example.org
-  notif_from: "%(app)s <noreply@example.org>"
-  app_name: Example
-  enable_notifs: true
+email: {smtp_host: mail.example.org,
+  notif_from: "%(app)s <noreply@example.org>", app_name: Example, enable_notifs: true}
 rc_3pid_validation: *unlimited
 """
 MINUTE, HOUR = 60, 3600
