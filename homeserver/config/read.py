@@ -6,7 +6,8 @@ options are read as the current ones, and go to `ReadState.former`.
 
 Secrets are looked up in this order: the environment (`MAHALLA_` and the option's path in capitals),
 the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path`
-or `<option>_file` names.
+or `<option>_file` names. Secrets with names (`Mapping[str, Secret]`) are YAML in the environment
+and in a file.
 """
 
 import ipaddress
@@ -29,7 +30,7 @@ from homeserver.config.option import (
     get_default,
     get_description,
 )
-from homeserver.config.yaml_text import Place
+from homeserver.config.yaml_text import InvalidYaml, Place, parse_yaml
 
 ENVIRONMENT_PREFIX = "MAHALLA_"
 SECRET_FILE_SUFFIXES = ("_path", "_file")
@@ -182,7 +183,7 @@ def read_fields(
         if found is not MISSING:
             reading.used.add(here)
         if is_secret(types[declared.name]):
-            found = _find_secret(declared, values, place, reading, found)
+            found = _find_secret(declared, types[declared.name], values, place, reading, found)
         elif is_dataclass(types[declared.name]) and found in (MISSING, None):
             found = {}  # a secret in the section may come from the environment
         if found is MISSING:
@@ -208,35 +209,55 @@ def read_fields(
 
 
 def is_secret(kind: Any) -> bool:
-    """Return whether the type is `Secret` or `Secret | None`."""
+    """Return whether the type is `Secret`, `Secret | None` or `Mapping[str, Secret]`."""
     return kind is Secret or Secret in get_args(kind)
 
 
+def is_mapping(kind: Any) -> bool:
+    """Return whether the type is a mapping of names to values of one type."""
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
 def _find_secret(
-    declared: Field[Any], values: Mapping[str, Any], place: Place, reading: ReadState, found: Any
+    declared: Field[Any],
+    kind: Any,
+    values: Mapping[str, Any],
+    place: Place,
+    reading: ReadState,
+    found: Any,
 ) -> Any:
     name = declared.name
+    here = (*place, name)
     variable = _find_variable(declared, place, reading)
     if variable in reading.environment:
-        return reading.environment[variable]
+        return _parse_secret(kind, reading.environment[variable], here, reading)
     if f"{variable}_FILE" in reading.environment:
-        return _secret_in_file(reading.environment[f"{variable}_FILE"], (*place, name), reading)
+        return _secret_in_file(kind, reading.environment[f"{variable}_FILE"], here, reading)
     for suffix in SECRET_FILE_SUFFIXES:
         path = values.get(name + suffix)
         if path is None:
             continue
-        reading.used.add((*place, name + suffix))
+        here = (*place, name + suffix)
+        reading.used.add(here)
         if found is not MISSING and found is not None:
-            reading.add_problem(
-                (*place, name + suffix), f"is given, and so is {name}; one of them is enough"
-            )
+            reading.add_problem(here, f"is given, and so is {name}; one of them is enough")
         elif not isinstance(path, str):
-            reading.add_problem(
-                (*place, name + suffix), f"got {format_value(path)}; want the path of a file"
-            )
+            reading.add_problem(here, f"got {format_value(path)}; want the path of a file")
         else:
-            found = _secret_in_file(path, (*place, name + suffix), reading)
+            found = _secret_in_file(kind, path, here, reading)
     return found
+
+
+def _parse_secret(kind: Any, text: str, place: Place, reading: ReadState) -> Any:
+    """Parse the text of a secret in the environment or in a file of its own."""
+    if not is_mapping(kind):
+        return text
+    try:
+        return parse_yaml(text).values
+    except InvalidYaml as error:
+        reading.add_problem(place, f"got a secret; want YAML with names and values: {error}")
+        return MISSING
 
 
 def _find_variable(declared: Field[Any], place: Place, reading: ReadState) -> str:
@@ -256,9 +277,10 @@ def _find_variable(declared: Field[Any], place: Place, reading: ReadState) -> st
     return former
 
 
-def _secret_in_file(path: str, place: Place, reading: ReadState) -> Any:
+def _secret_in_file(kind: Any, path: str, place: Place, reading: ReadState) -> Any:
     try:
-        return (reading.folder / path).read_text(encoding="utf-8").strip()
+        text = (reading.folder / path).read_text(encoding="utf-8").strip()
+        return _parse_secret(kind, text, place, reading)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         reading.add_problem(place, f"cannot read {path}: {reason}")
@@ -286,7 +308,7 @@ def read_value(kind: Any, found: Any, place: Place, reading: ReadState, default:
         return _read_inner_section(kind, found, place, reading, default)
     if origin is tuple:
         return _read_list(get_args(kind)[0], found, place, reading)
-    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+    if is_mapping(kind):
         return _read_mapping(get_args(kind)[1], found, place, reading)
     if origin is Literal:
         return _read_choice(get_args(kind), found)
@@ -337,7 +359,8 @@ def _read_mapping(kind: Any, found: Any, place: Place, reading: ReadState) -> di
         try:
             values[name] = read_value(kind, each, (*place, name), reading)
         except InvalidValue as unfit:
-            reading.add_problem((*place, name), f"got {format_value(each)}; {unfit}")
+            shown = "a secret" if is_secret(kind) else format_value(each)
+            reading.add_problem((*place, name), f"got {shown}; {unfit}")
     if is_dataclass(kind):  # a missing option in a section is already reported
         return {name: value for name, value in values.items() if value is not None}
     return values

@@ -47,6 +47,7 @@ This page and the sample are generated from the same declarations.
   the configuration file.
 - A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment
   (the named variable, or the same with `_FILE` for a file name). The environment comes first.
+  Secrets that have names are written there as YAML: `calendar: a long random text`.
 - *Not yet*: the option is known and checked, but has no effect so far.
 """
 

@@ -316,6 +316,28 @@ def test_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
     ]
 
 
+def test_named_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
+    folder.write("clients.yaml", "calendar: from the file\n")
+    by_file = "server_name: a.b\noauth:\n  introspection_clients_path: clients.yaml"
+    loaded = folder.load(by_file).config.sessions.oauth.introspection_clients
+    assert loaded == {"calendar": "from the file"}
+    named = {"MAHALLA_OAUTH_INTROSPECTION_CLIENTS": "calendar: from the environment"}
+    loaded = folder.load(by_file, named).config.sessions.oauth.introspection_clients
+    assert loaded == {"calendar": "from the environment"}
+
+
+@pytest.mark.parametrize("text", ["hunter2", "calendar: [hunter2]", "{calendar: hunter2"])
+def test_a_malformed_named_secret_is_not_shown(folder: Folder, text: str) -> None:
+    folder.write("clients.yaml", text)
+    for file in (
+        "server_name: a.b\noauth:\n  introspection_clients_path: clients.yaml",
+        f"server_name: a.b\noauth:\n  introspection_clients: {text.replace('{', '[')}",
+    ):
+        errors = folder.errors(file)
+        assert errors
+        assert "hunter2" not in str(errors)
+
+
 def test_a_secret_is_not_shown(folder: Folder) -> None:
     (line,) = folder.errors("server_name: a.b\nregistration_shared_secret: [hunter2]")
     assert "hunter2" not in line
