@@ -158,7 +158,7 @@ class JobMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Return the metrics for Prometheus."""
-        labels = ("job",)
+        labels = ("name",)  # Prometheus adds a label `job` of its own
         steps = CounterMetricFamily(
             "mahalla_job_steps", "Steps of a job, including failed ones", labels=labels
         )

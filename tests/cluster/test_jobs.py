@@ -93,9 +93,9 @@ def test_a_job_processes_pending_items_and_sleeps() -> None:
     pile.things = 1
     turn(clock, 200)
     assert pile.things == 0
-    assert registry.get_sample_value("mahalla_job_items_total", {"job": "pile"}) == 1001
+    assert registry.get_sample_value("mahalla_job_items_total", {"name": "pile"}) == 1001
     assert (
-        registry.get_sample_value("mahalla_job_last_finished_timestamp_seconds", {"job": "pile"})
+        registry.get_sample_value("mahalla_job_last_finished_timestamp_seconds", {"name": "pile"})
         or 0
     ) > 600
 
@@ -129,7 +129,7 @@ def test_a_job_without_database_is_retried_without_a_traceback(
     turn(clock, 100)
     assert len(steps) >= 2
     assert failures == []
-    assert registry.get_sample_value("mahalla_job_failures_total", {"job": "away"}) == 1
+    assert registry.get_sample_value("mahalla_job_failures_total", {"name": "away"}) == 1
 
 
 def test_a_failed_job_is_retried_and_affects_no_other(failures: list[str]) -> None:
@@ -142,7 +142,7 @@ def test_a_failed_job_is_retried_and_affects_no_other(failures: list[str]) -> No
     turn(clock, 60)
     assert unlucky.things == 0
     assert failures == ["unlucky"]
-    assert registry.get_sample_value("mahalla_job_failures_total", {"job": "unlucky"}) == 2
+    assert registry.get_sample_value("mahalla_job_failures_total", {"name": "unlucky"}) == 2
 
 
 def test_a_job_that_keeps_failing_is_logged_at_growing_intervals(lines: list[str]) -> None:
@@ -174,7 +174,7 @@ def test_a_job_that_keeps_failing_is_logged_at_growing_intervals(lines: list[str
     )
     errors[0] = None
     (line,) = log_lines_within(100)
-    tries = registry.get_sample_value("mahalla_job_failures_total", {"job": "full"})
+    tries = registry.get_sample_value("mahalla_job_failures_total", {"name": "full"})
     assert tries is not None
     assert f"works again: it failed {int(tries)} times" in line
     assert log_lines_within(600) == []
