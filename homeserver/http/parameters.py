@@ -81,7 +81,7 @@ _IDENTIFIER_PARSERS: Final[Mapping[object, TextParser]] = MappingProxyType(
         KeyID: parse_key_id,
     }
 )
-"""Those of the protocol core, so a malformed identifier never reaches a handler."""
+"""The parsers of the protocol core, so a malformed identifier never reaches a handler."""
 
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
