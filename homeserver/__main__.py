@@ -85,8 +85,7 @@ from storage.maintenance.after_restore import (
     find_sqlite_damage,
     repair_after_restore,
 )
-from storage.maintenance.copy import CannotCopy, copy_database
-from storage.maintenance.copy_progress import ProgressLines
+from storage.maintenance.copy import CannotCopy, ProgressLines, copy_database
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
 from homeserver.config.configuration import Config
 from homeserver.http.guard import Guard
-from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.rate_limits import RateLimiter, read_rates
 from homeserver.http.router import Router
 from homeserver.http.sites import Listeners, Sites
 from homeserver.observe.access_log import AccessLog
@@ -56,7 +56,6 @@ from homeserver.wiring.federation_receiver import FederationReceiverParts
 from homeserver.wiring.federation_sender import FederationSenderParts
 from homeserver.wiring.foundation import Foundation
 from homeserver.wiring.jobs import make_maintenance_jobs
-from homeserver.wiring.limits import read_rates
 from homeserver.wiring.login import LoginParts
 from homeserver.wiring.media import MediaParts, MediaThreads
 from homeserver.wiring.notifications import NotificationParts
@@ -525,7 +524,7 @@ def build(
         metrics=HttpMetrics(registry),
         access_log=access_log,
         spool=media.contents.spool,
-        error_page=pages.error_pages.make,
+        error_page=pages.pages.render_error,
     )
     return Server(
         config=config,

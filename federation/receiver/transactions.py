@@ -39,7 +39,6 @@ from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
 from federation.receiver.edus import EduReceivers
-from federation.receiver.response_cache import TransactionResponseCache
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_concurrently
 from federation.rooms.engine import RoomEngine
@@ -48,6 +47,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.receive.inbox import Inbox, PduObserver, must_wait, outcome_label
 from federation.rooms.receive.participants import RoomParticipants, can_be_verified_by
 from federation.rooms.receive.receiver import Receiver
+from storage.cache import LRU
 from storage.federation.inbox import InboxFull
 
 MAX_PDUS: Final = 50
@@ -60,6 +60,13 @@ MAX_WAITING: Final = 10
 MAX_COMMAS_AT_ONCE: Final = 100_000
 """Commas in a body that is parsed at once, which takes a tenth of the time of splitting it. No list
 in such a body has more entries. Other bodies are split."""
+
+MAX_CACHED_RESPONSES: Final = 2
+"""Cached responses to one server. A server repeats only the transaction that it sent last."""
+MAX_CACHED_BYTES: Final = 32 << 20
+"""Bytes of all cached responses. A usual response about fifty events has three thousand bytes."""
+OVERHEAD_BYTES: Final = 500
+"""Memory for a cached response besides its text."""
 
 TO_DEVICE: Final = "m.direct_to_device"
 
@@ -83,6 +90,36 @@ _read_form: Final = msgspec.json.Decoder(_Form).decode
 
 class _Kind(msgspec.Struct):
     edu_type: str = ""
+
+
+class TransactionResponseCache:
+    """A cache of the responses to the latest transactions of each server. For the reactor thread.
+
+    The sender influences how long a response is, and anybody can run many servers. So all responses
+    together have a bound in bytes, and the servers that have sent nothing for longest are evicted
+    first.
+    """
+
+    def __init__(self, most_bytes: int = MAX_CACHED_BYTES) -> None:
+        self._servers: LRU[ServerName, dict[str, bytes]] = LRU(
+            max_weight=most_bytes, weigh=_response_bytes
+        )
+        """By server and transaction id, the oldest first."""
+
+    def find(self, server: ServerName, txn_id: str) -> bytes | None:
+        """Return the response if it is cached."""
+        of_server = self._servers.peek(server)
+        return None if of_server is None else of_server.get(txn_id)
+
+    def add(self, server: ServerName, txn_id: str, response: bytes) -> None:
+        """Cache a response that is not cached yet."""
+        known = self._servers.peek(server) or {}
+        latest = [*known.items(), (txn_id, response)][-MAX_CACHED_RESPONSES:]
+        self._servers.put(server, dict(latest))
+
+
+def _response_bytes(_server: ServerName, responses: dict[str, bytes]) -> int:
+    return sum(len(txn_id) + len(text) + OVERHEAD_BYTES for txn_id, text in responses.items())
 
 
 class TransactionReceiver:

@@ -17,9 +17,10 @@ from collections import deque
 from collections.abc import Callable
 from itertools import chain
 from socket import socket
-from typing import Final
+from typing import Final, Protocol
 
 import httptools
+import msgspec
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
     IDelayedCall,
@@ -35,7 +36,6 @@ from zope.interface import implementer
 
 from homeserver.http.addresses import normalise_address
 from homeserver.http.body_budget import FREE_BYTES, MAX_SECONDS
-from homeserver.http.exchange import Exchange, PipelinedRequest, Transport
 from homeserver.http.request_head import RequestHead, find_token, has_valid_host, strip_authority
 from homeserver.http.response_head import (
     CONTINUE,
@@ -59,6 +59,50 @@ LONG_READ_SIZE: Final = 1 << 16
 """Bytes per read of a long body."""
 VERSIONS: Final = frozenset({"1.0", "1.1"})
 UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
+
+
+class Exchange(Protocol):
+    """A request from its headers to its response. The channel calls `begin`, `add_body` for each
+    piece of the body, then `run`."""
+
+    def begin(self, head: RequestHead, length: int | None) -> None:
+        """The headers have arrived. `length`: the declared length of the body, if any."""
+        ...
+
+    def add_body(self, data: bytes) -> None:
+        """A piece of the body has arrived."""
+        ...
+
+    def run(self) -> None:
+        """The request is complete. The exchange calls `MatrixChannel.done` when it has
+        responded."""
+        ...
+
+    def on_disconnect(self) -> None:
+        """The client has disconnected."""
+        ...
+
+
+class PipelinedRequest(msgspec.Struct):
+    """A pipelined request, received before the previous one was answered."""
+
+    head: RequestHead
+    length: int | None
+    pieces: list[bytes] = msgspec.field(default_factory=list)
+    is_complete: bool = False
+
+
+class Transport(Protocol):
+    """The methods that we use of TCP, TLS and Unix connections."""
+
+    def write(self, data: bytes) -> None: ...
+    def loseConnection(self) -> None: ...
+    def abortConnection(self) -> None: ...
+    def registerProducer(self, producer: object, streaming: bool) -> None: ...
+    def unregisterProducer(self) -> None: ...
+    def pauseProducing(self) -> None: ...
+    def resumeProducing(self) -> None: ...
+    def getPeer(self) -> object: ...
 
 
 @implementer(IPushProducer, IPullProducer)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import cache
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import (
     Annotated,
     Any,
@@ -31,9 +31,24 @@ from federation.api.endpoint import QueryNames
 from federation.api.request import Peer, RequestContext
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH, check_text_depth
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
+from federation.protocol.ids import (
+    DeviceID,
+    EventID,
+    KeyID,
+    RoomAlias,
+    RoomID,
+    ServerName,
+    UserID,
+    parse_device_id,
+    parse_event_id,
+    parse_key_id,
+    parse_room_alias,
+    parse_room_id,
+    parse_server_name,
+    parse_user_id,
+)
 from homeserver.api.endpoint import OPTIONAL_AUTH, Auth, Endpoint
 from homeserver.api.requester import Requester
-from homeserver.http.identifiers import IDENTIFIER_PARSERS, TextParser
 from homeserver.http.request_head import URI_CHARACTERS
 from storage.cache import LRU
 
@@ -52,6 +67,22 @@ _FLAT: Final = (
 )
 """Types of msgspec whose values do not nest or are not decoded."""
 _MAX_INT_DIGITS: Final = 16
+
+TextParser = Callable[[str], object]
+
+_IDENTIFIER_PARSERS: Final[Mapping[object, TextParser]] = MappingProxyType(
+    {
+        UserID: parse_user_id,
+        RoomID: parse_room_id,
+        EventID: parse_event_id,
+        RoomAlias: parse_room_alias,
+        ServerName: parse_server_name,
+        DeviceID: parse_device_id,
+        KeyID: parse_key_id,
+    }
+)
+"""The parsers of the protocol core, so a malformed identifier never reaches a handler."""
+
 _REQUIRED: Final = object()
 _FILLED_IN: Final = (Requester, RequestContext, Peer)
 
@@ -376,7 +407,7 @@ def _describe(where: str, name: str, hint: Any, default: object) -> _Parameter:
 
 def _text_parser(hint: Any) -> TextParser | None:
     if isinstance(hint, NewType):
-        return IDENTIFIER_PARSERS.get(hint)
+        return _IDENTIFIER_PARSERS.get(hint)
     if hint is str:
         return str
     if hint is bool:

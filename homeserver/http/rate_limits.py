@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.peers.token_buckets import MAX_BUCKETS, Rate, TokenBuckets
 from federation.protocol.errors import LimitExceeded
 from homeserver.api.limits import Limit
+from homeserver.config.limits import LimitOptions, RateLimit
 
 
 class CountedAction(NamedTuple):
@@ -140,6 +141,18 @@ class RateLimiter:
     def bucket_count(self, limit: Limit) -> int:
         """Return the number of buckets in memory."""
         return len(self._buckets.get(limit, ()))
+
+
+def read_rates(limits: LimitOptions) -> Mapping[Limit, Rate]:
+    """Return the rate of each configured limit. A limit is named by the path of its option."""
+    rates = {}
+    for limit in Limit:
+        found: object = limits
+        for step in limit.value.split("."):
+            found = getattr(found, step, None)
+        if isinstance(found, RateLimit):
+            rates[limit] = Rate(found.per_second, found.burst_count)
+    return rates
 
 
 def address_key(address: str) -> str:

@@ -1,10 +1,12 @@
-"""Response bodies, and the errors of the site.
+"""Response bodies, their compression, and the errors of the site.
 
 A handler returns a msgspec Struct, a mapping or a list, which is encoded as JSON; `bytes` or
 `msgspec.Raw`, which are JSON already; or a `Response` with a status, headers and any body. A
-`FileBody` body is streamed as it is read, a `StreamedBody` body as it is made.
+`FileBody` body is streamed as it is read, a `StreamedBody` body as it is made. Text longer than one
+packet is compressed with gzip, at the cheapest level.
 """
 
+import zlib
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
@@ -18,6 +20,10 @@ from federation.protocol.errors import LimitExceeded, MatrixError
 
 Json = Mapping[str, object]
 JSON_TYPE: Final = "application/json"
+MIN_COMPRESSED_BYTES: Final = 1400
+"""Shorter bodies fit in one packet."""
+_COMPRESSION_LEVEL: Final = 1
+_GZIP: Final = 31
 
 
 class Empty(msgspec.Struct, frozen=True):
@@ -74,6 +80,19 @@ def encode_body(answer: object) -> bytes:
     if isinstance(answer, msgspec.Raw):
         return bytes(answer)
     return _encoder.encode(answer)
+
+
+def is_worth_compressing(body: bytes, content_type: str) -> bool:
+    """Return whether compressing a body of this type is worth it."""
+    return len(body) >= MIN_COMPRESSED_BYTES and content_type.startswith(
+        ("application/json", "text/", "application/javascript")
+    )
+
+
+def compress(body: bytes) -> bytes:
+    """Return the body as a gzip stream."""
+    compressor = zlib.compressobj(_COMPRESSION_LEVEL, zlib.DEFLATED, _GZIP)
+    return compressor.compress(body) + compressor.flush()
 
 
 def error_response(error: MatrixError) -> Response:

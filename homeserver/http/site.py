@@ -34,7 +34,6 @@ from federation.protocol.errors import (
 )
 from homeserver.http.body_budget import FREE_BYTES, BodyBudget, BodyReservation
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.compression import compress, is_worth_compressing
 from homeserver.http.conditional_requests import (
     ByteRange,
     RangeNotSatisfiable,
@@ -54,10 +53,12 @@ from homeserver.http.responses import (
     RequestCancelled,
     Response,
     StreamedBody,
+    compress,
     encode_body,
+    is_worth_compressing,
 )
 from homeserver.http.router import Match, MethodNotAllowedHere, Router
-from homeserver.http.site_options import SiteOptions as SiteOptions
+from homeserver.http.site_options import SiteOptions
 from homeserver.http.streaming import ResponseStream, StreamInterrupted, chain_pieces, read_pieces
 from homeserver.http.tasks import Task, start_coroutine
 from homeserver.observe.access_log import AccessLog, AccessRecord

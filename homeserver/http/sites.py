@@ -26,7 +26,8 @@ from homeserver.http.listeners import (
 )
 from homeserver.http.responses import Response
 from homeserver.http.router import Router
-from homeserver.http.site import Site, SiteOptions
+from homeserver.http.site import Site
+from homeserver.http.site_options import SiteOptions
 from homeserver.observe.access_log import AccessLog
 from homeserver.observe.context import make_request_ids
 from homeserver.observe.metrics import HttpMetrics

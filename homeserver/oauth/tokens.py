@@ -1,16 +1,18 @@
-"""Token endpoints: issue, revoke and introspect.
+"""Token endpoints: issue, revoke and introspect. Requests are forms with unique names.
 
 spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009,
 RFC 7662, RFC 8628
 """
 
+from base64 import b64decode
 from collections.abc import Mapping
+from typing import Final
+from urllib.parse import parse_qsl, unquote_plus
 
 from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint
 from homeserver.api.limits import Limit
 from homeserver.http.responses import EMPTY, Empty
-from homeserver.oauth.parameters import MAX_BODY, parse_parameters, parse_service, require_parameter
 from homeserver.services.oauth.clients import CODE_GRANT, DEVICE_GRANT, REFRESH_GRANT
 from homeserver.services.oauth.device_grants import INTERVAL_MS, LIFETIME_MS, DeviceGrants
 from homeserver.services.oauth.errors import OAuthError
@@ -24,6 +26,10 @@ from homeserver.services.oauth.metadata import (
 )
 from homeserver.services.oauth.tokens import OAuthTokens
 
+MAX_BODY: Final = 8192
+"""The longest form, in bytes."""
+_MOST_FIELDS: Final = 30
+
 
 @endpoint("POST", TOKEN_PATH, auth=Auth.NONE, limit=Limit.REFRESH, max_body=MAX_BODY)
 async def post_token(
@@ -36,23 +42,24 @@ async def post_token(
 ) -> dict[str, object]:
     """Issue tokens for an authorization code, a refresh token or a device code."""
     metadata.check_enabled()
-    given = parse_parameters(body)
-    client_id = require_parameter(given, "client_id")
-    match require_parameter(given, "grant_type"):
+    given = _parse_parameters(body)
+    client_id = _require_parameter(given, "client_id")
+    match _require_parameter(given, "grant_type"):
         case grant if grant == CODE_GRANT:
             code, redirect_uri, verifier = (
-                require_parameter(given, name) for name in ("code", "redirect_uri", "code_verifier")
+                _require_parameter(given, name)
+                for name in ("code", "redirect_uri", "code_verifier")
             )
             granted = await tokens.do_exchange_code(
                 client_id, code, redirect_uri, verifier, context.client_ip
             )
         case grant if grant == REFRESH_GRANT:
             granted = await tokens.do_refresh(
-                client_id, require_parameter(given, "refresh_token"), context.client_ip
+                client_id, _require_parameter(given, "refresh_token"), context.client_ip
             )
         case grant if grant == DEVICE_GRANT:
             granted = await grants.do_exchange(
-                client_id, require_parameter(given, "device_code"), context.client_ip
+                client_id, _require_parameter(given, "device_code"), context.client_ip
             )
         case _:
             raise OAuthError("unsupported_grant_type", "This grant_type is not supported")
@@ -65,9 +72,9 @@ async def post_device(
 ) -> dict[str, object]:
     """Begin a device authorization grant. spec: RFC 8628 section 3.2"""
     metadata.check_enabled()
-    given = parse_parameters(body)
+    given = _parse_parameters(body)
     codes = await grants.do_create(
-        require_parameter(given, "client_id"), require_parameter(given, "scope")
+        _require_parameter(given, "client_id"), _require_parameter(given, "scope")
     )
     uri = metadata.base + LINK_PATH
     return {
@@ -86,9 +93,9 @@ async def post_revoke(
 ) -> Empty:
     """End a session by one of its tokens. Anybody with the token may do so, also a finder."""
     metadata.check_enabled()
-    given = parse_parameters(body)
+    given = _parse_parameters(body)
     await tokens.do_revoke(
-        require_parameter(given, "token"), given.get("client_id", ""), context.client_ip
+        _require_parameter(given, "token"), given.get("client_id", ""), context.client_ip
     )
     return EMPTY
 
@@ -99,6 +106,46 @@ async def post_introspect(
 ) -> Mapping[str, object]:
     """Return owner and scope of a token, for services that the operator trusts."""
     metadata.check_enabled()
-    given = parse_parameters(body)
-    tokens.check_service(*parse_service(context, given), context.client_ip)
-    return await tokens.introspect(require_parameter(given, "token"))
+    given = _parse_parameters(body)
+    tokens.check_service(*_parse_service(context, given), context.client_ip)
+    return await tokens.introspect(_require_parameter(given, "token"))
+
+
+def _parse_parameters(body: bytes) -> Mapping[str, str]:
+    """Parse a form; parameters without a value count as absent. Raises `OAuthError`. spec: RFC 6749
+    section 3.2"""
+    try:
+        pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MOST_FIELDS)
+    except ValueError:
+        raise OAuthError(
+            "invalid_request", "The body is not a form (application/x-www-form-urlencoded)"
+        ) from None
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise OAuthError("invalid_request", "A parameter occurs twice")
+    if any("\0" in value for value in found.values()):
+        raise OAuthError("invalid_request", "A parameter contains NUL")
+    return found
+
+
+def _require_parameter(parameters: Mapping[str, str], name: str) -> str:
+    """Return a required parameter. Raises `OAuthError`."""
+    value = parameters.get(name)
+    if not value:
+        raise OAuthError("invalid_request", f"{name} is missing")
+    return value
+
+
+def _parse_service(context: RequestContext, parameters: Mapping[str, str]) -> tuple[str, str]:
+    """Return the name and the secret of a service, from the header or the form. spec: RFC 6749
+    section 2.3.1"""
+    scheme, _, encoded = (context.header("Authorization") or "").partition(" ")
+    if scheme.lower() == "basic":
+        try:
+            name, _, secret = (
+                b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")
+            )
+        except ValueError:
+            return "", ""
+        return unquote_plus(name), unquote_plus(secret)
+    return parameters.get("client_id", ""), parameters.get("client_secret", "")

@@ -16,9 +16,11 @@ import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from federation.api.request import RequestContext
-from homeserver.http.responses import Response
+from federation.protocol.errors import MatrixError
+from homeserver.http.responses import Response, error_response
 from homeserver.services.pages.branding import Branding
 from homeserver.services.pages.languages import Language, Languages
+from homeserver.web.error_texts import explain
 
 STYLE: Final = "pages.css"
 CAPTCHA_FIELD: Final = "g-recaptcha-response"
@@ -163,6 +165,20 @@ class Pages:
         page = self.render_message(context, title, [text], link=link)
         headers = {**page.headers, "Refresh": f"0;url={link[1]}", "Cache-Control": "no-store"}
         return msgspec.structs.replace(page, headers=headers, cookies=cookies)
+
+    def render_error(self, error: MatrixError, languages: str) -> Response:
+        """Render the page for an error of a request that no page handles. `languages`: the
+        `Accept-Language` header."""
+        language = self.choose_language(languages)
+        _ = language.gettext
+        fields: dict[str, object] = {
+            "title": _("Error"),
+            "texts": [explain(error, language)],
+            "link": None,
+        }
+        answer = error_response(error)
+        page = self.render("message.html", language, fields, answer.status)
+        return msgspec.structs.replace(page, headers={**answer.headers, **page.headers})
 
     def render_stale_form(self, context: RequestContext) -> Response:
         """Render the page for a form with a wrong or outdated token."""

@@ -17,7 +17,7 @@ from homeserver.services.application_services.application_services import (
     ApplicationServices,
 )
 from homeserver.services.audit.audit import Audit, AuditedStore, AuditEvent
-from homeserver.services.devices.device_settings import DeviceSettings
+from homeserver.services.devices.devices import DeviceSettings
 from homeserver.services.login.access_tokens import AccessTokens, PendingConsents
 from homeserver.services.login.account_validity import AccountValidity
 from homeserver.services.login.application_passwords import ApplicationPasswords
@@ -27,14 +27,51 @@ from homeserver.services.login.sessions import DependentStores, Sessions, TokenL
 from homeserver.services.plugins.hooks import Plugins, load_plugin
 from homeserver.services.terms.policies import load_policies
 from homeserver.services.tokens.secret_tokens import RandomBytes, SecretGenerator
-from homeserver.wiring.account_stores import AccountStores
 from homeserver.wiring.email import EmailParts
 from storage.account_data.account_data import AccountDataStore
+from storage.accounts.accounts import AccountStore
 from storage.accounts.audit import AuditStore
+from storage.accounts.policy_consents import PolicyConsentStore
+from storage.accounts.validity import AccountValidityStore
+from storage.devices.devices import DeviceStore
+from storage.encryption.dehydrated_devices import DehydratedDeviceStore
+from storage.encryption.device_keys import DeviceKeyStore
+from storage.encryption.to_device import ToDeviceStore
 from storage.engine.database import Database
+from storage.login.access_tokens import TokenStore
 from storage.login.application_passwords import ApplicationPasswordStore
-from storage.login.uia import UIAStore
+from storage.login.browser_sessions import BrowserSessionStore
+from storage.login.login_tokens import LoginTokenStore
+from storage.login.uia import ConfirmationStore, UIAStore
+from storage.oauth.device_grants import DeviceGrantStore
+from storage.oauth.oauth import CrossSigningResetStore, OAuthStore
+from storage.profiles.profiles import ProfileStore
+from storage.push.pushers import PusherStore
 from storage.sync.sliding_connections import SlidingConnectionStore
+from storage.upstream.sessions import UpstreamSessionStore
+
+
+class AccountStores:
+    """The stores of accounts, devices and sessions."""
+
+    def __init__(self, database: Database) -> None:
+        self.accounts = AccountStore(database)
+        self.devices = DeviceStore(database)
+        self.profiles = ProfileStore(database)
+        self.device_keys = DeviceKeyStore(database)
+        self.to_device = ToDeviceStore(database=database)
+        self.pushers = PusherStore(database)
+        self.dehydrated_devices = DehydratedDeviceStore(database)
+        self.access_tokens = TokenStore(database)
+        self.login_tokens = LoginTokenStore(database)
+        self.browser_sessions = BrowserSessionStore(database)
+        self.oauth = OAuthStore(database)
+        self.device_grants = DeviceGrantStore(database)
+        self.cross_signing_resets = CrossSigningResetStore(database)
+        self.confirmations = ConfirmationStore(database)
+        self.upstream_sessions = UpstreamSessionStore(database)
+        self.policy_consents = PolicyConsentStore(database)
+        self.validity = AccountValidityStore(database=database, accounts=self.accounts)
 
 
 class AccountParts:

@@ -12,9 +12,9 @@ from federation.rooms.history.history_refetch import HistoryRefetch
 from federation.rooms.history.remote_timestamps import RemoteTimestampLookup
 from federation.rooms.joins.out_of_room_updates import OutOfRoomUpdates
 from federation.rooms.partial_state.completion import RoomCompletion
+from federation.rooms.partial_state.completion_stores import CompletionStores
 from federation.rooms.partial_state.late_notifications import LateNotifications
 from federation.rooms.partial_state.recheck import Recheck
-from federation.rooms.partial_state.room_tables import RoomTables
 from federation.rooms.partial_state.state_sources import StateSources
 from federation.rooms.receive.inbox import Inbox
 from federation.rooms.receive.missing_events import MissingEvents
@@ -113,7 +113,7 @@ class FederationReceiverParts:
             store=rooms.membership_store,
         )
         self.completions = RoomCompletion(
-            tables=RoomTables(
+            stores=CompletionStores(
                 database,
                 rooms.store,
                 PartialRoomStore(database),

@@ -7,7 +7,7 @@ from federation.http_client.client import WebClient
 from homeserver.cluster.jobs import Job
 from homeserver.config.configuration import Config
 from homeserver.observe.push import PushMetrics, PushQueueMetrics, QueueMetrics
-from homeserver.services.push.action_cleanup import PushActionCleanup
+from homeserver.services.push.old_push_actions import PushActionCleanup
 from homeserver.services.pushers.active_readers import ActiveReaders
 from homeserver.services.pushers.badges import BadgeCounts
 from homeserver.services.pushers.deliveries import PushDeliveries

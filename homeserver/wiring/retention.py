@@ -9,8 +9,7 @@ from homeserver.config.retention import PurgeJobOptions
 from homeserver.observe.metrics import RetentionMetrics
 from homeserver.services.retention.configuration import RetentionConfiguration
 from homeserver.services.retention.expiry import MessageExpiry
-from homeserver.services.retention.forgotten_rooms import ForgottenRoomPurges
-from homeserver.services.retention.history_purges import HistoryPurges
+from homeserver.services.retention.history_purges import ForgottenRoomPurges, HistoryPurges
 from homeserver.services.retention.purge_log import PurgeLog
 from homeserver.services.retention.trusted_clock import TrustedClock
 from homeserver.wiring.accounts import AccountParts

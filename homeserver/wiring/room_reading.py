@@ -22,9 +22,9 @@ from homeserver.wiring.room_history import RoomHistoryParts
 from homeserver.wiring.user_settings import UserSettingParts
 from storage.account_data.account_data import AccountDataStore
 from storage.directory.aliases import AliasStore
+from storage.directory.shadow_ban import ShadowRoomStore
 from storage.events.relations import RelationStore
 from storage.events.timelines import TimelineStore
-from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.rooms.sent_transactions import SentTransactionStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 from storage.rooms.thread_updates import ThreadUpdateStore

@@ -35,10 +35,10 @@ from homeserver.wiring.push_rules import PushRuleParts
 from homeserver.wiring.room_data import RoomDataParts
 from homeserver.wiring.room_services import RoomServiceParts
 from storage.account_data.account_data import AccountDataStore
+from storage.directory.shadow_ban import ShadowRoomStore
 from storage.encryption.key_backups import KeyBackupStore
 from storage.filters.filters import FilterStore
 from storage.login.openid_tokens import OpenIDTokenStore
-from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.push.event_push_actions import EventPushActionStore
 from storage.rooms.delayed_events import DelayedEventStore
 from storage.threepids.identity_bindings import IdentityBindingStore

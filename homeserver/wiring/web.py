@@ -17,7 +17,6 @@ from homeserver.web.approvals import ApprovalsPage
 from homeserver.web.auth_fallback import AuthFallbackPages
 from homeserver.web.authorize import AuthorizationPage
 from homeserver.web.device_link import DeviceLinkPage
-from homeserver.web.error_pages import ErrorPages
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages, ThirdPartyScript
@@ -67,7 +66,6 @@ class WebParts:
             branding=email.branding,
             shortest_password=accounts.passwords.min_length,
         )
-        self.error_pages = ErrorPages(self.pages)
         self.forms = Forms(cookies=self.cookies, secret_text=accounts.secret_text)
         self.sessions = BrowserSessions(
             clock=clock,

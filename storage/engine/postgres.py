@@ -12,6 +12,7 @@ from io import BytesIO
 from itertools import islice
 
 import psycopg2
+from psycopg2 import errorcodes
 from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
@@ -30,20 +31,20 @@ from storage.engine.interface import (
     UnsuitableDatabase,
 )
 from storage.engine.postgres_config import PostgresConfig, make_connection_string
-from storage.engine.postgres_errors import is_outage, is_worth_retrying
 from storage.engine.postgres_notify import CHANNEL, PostgresNodeChannel, confirmed_write_payload
 from storage.engine.postgres_statements import (
+    BYTES,
     WRITE_LOCK,
     adapt,
     array_parameters,
     column_types,
+    encode_rows,
     expand_keys,
     make_lateral_change,
     make_lateral_query,
     split_values,
     transpose,
 )
-from storage.engine.postgres_values import BYTES, encode_rows
 from storage.engine.prepared import NUMERIC_TYPES, Argument, NumberArray, PreparedStatements
 
 _TAKE_WRITE_LOCK = f"SELECT pg_advisory_xact_lock({WRITE_LOCK})".encode()
@@ -57,6 +58,15 @@ ROWS_PER_MESSAGE = 500
 
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """The collations that order text by code point, as SQLite does, and never change."""
+
+_RETRIED_CLASSES = ("40", "08", "57P0", "0A000", "26000")
+"""Prefixes of SQLSTATEs: conflict between transactions, lost connection, server shutting down or
+starting, a table that another program changed under a prepared statement (a new connection has
+none), a lost prepared statement (`DISCARD ALL`)."""
+
+_OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
+"""Prefixes of SQLSTATEs: lost connection, insufficient resources, operator intervention, system
+error, lock timeout."""
 
 
 class PostgresConnection:
@@ -324,10 +334,25 @@ class PostgresEngine:
         return PostgresNodeChannel(self.open({}))
 
     def is_worth_retrying(self, error: BaseException) -> bool:
-        return is_worth_retrying(error)
+        if not isinstance(error, psycopg2.Error):
+            return False
+        if error.pgcode is None:
+            # For a message that could not be sent, the driver raises a plain DatabaseError.
+            is_unsent = type(error) is psycopg2.DatabaseError
+            return is_unsent or isinstance(
+                error, psycopg2.OperationalError | psycopg2.InterfaceError
+            )
+        return (
+            error.pgcode.startswith(_RETRIED_CLASSES)
+            or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+        )
 
     def is_outage(self, error: BaseException) -> bool:
-        return is_outage(error)
+        if not isinstance(error, psycopg2.Error):
+            return False
+        if error.pgcode is None:
+            return self.is_worth_retrying(error)
+        return error.pgcode.startswith(_OUTAGE_CLASSES)
 
     def check(self, connection: Connection) -> None:
         row = connection.query_one(

@@ -1126,7 +1126,7 @@ CREATE TABLE shadow_profile_fields (
 ) CLUSTERED;
 
 -- Changes of the room directory by shadow-banned users. Only they see them. Written by
--- storage/moderation/shadow_ban.py.
+-- storage/directory/shadow_ban.py.
 CREATE TABLE shadow_room_listings (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1138,7 +1138,7 @@ CREATE TABLE shadow_room_listings (
 ) CLUSTERED;
 
 -- Changes of aliases by shadow-banned users. Only they see them. Written by
--- storage/moderation/shadow_ban.py.
+-- storage/directory/shadow_ban.py.
 CREATE TABLE shadow_aliases (
     -- The local user.
     user_id TEXT NOT NULL,
@@ -1150,7 +1150,7 @@ CREATE TABLE shadow_aliases (
 ) CLUSTERED;
 
 -- Room upgrades by shadow-banned users. Only they see them. Written by
--- storage/moderation/shadow_ban.py.
+-- storage/directory/shadow_ban.py.
 CREATE TABLE shadow_room_upgrades (
     -- The local user.
     user_id TEXT NOT NULL,

@@ -1,12 +1,17 @@
-"""Account data, tags and filters."""
+"""Account data, tags and filters, and the limits of account data."""
+
+from pathlib import Path
 
 import pytest
 
 from storage.engine.database import Database
 from tests.helpers.accounts import AccountsServer, User
+from tests.helpers.room_actions import V3, create, ok, refused, room_path, say
+from tests.helpers.server import TestServer
 
 ROOM = "user/{me}/rooms/!room:example.org"
 DELETE = "/_matrix/client/unstable/org.matrix.msc3391/"
+FULL = (403, "M_USER_LIMIT_EXCEEDED")
 
 
 @pytest.fixture
@@ -174,3 +179,44 @@ def test_odd_characters_in_paths_are_refused(alice: User, method: str, path: str
 )
 def test_odd_characters_in_bodies_are_refused(alice: User, path: str, body: object) -> None:
     assert 400 <= alice.post(path, body).status < 500
+
+
+def data_path(user_id: str, type_: str, room_id: str | None = None) -> str:
+    return (
+        f"{V3}/user/{user_id}/" + (f"rooms/{room_id}/" if room_id else "") + f"account_data/{type_}"
+    )
+
+
+def test_the_number_of_entries_is_limited(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "max_account_data_entries: 100\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice)
+    for number in range(100):
+        ok(alice.put(data_path(alice.user_id, "m.x", f"!r{number}:example.org"), {"a": 1}))
+    assert refused(alice.put(data_path(alice.user_id, "m.y"), {"a": 1})) == FULL
+    ok(alice.put(data_path(alice.user_id, "m.y"), {}))  # which deletes it
+    assert (
+        alice.put(data_path(alice.user_id, "m.y"), {"a": 1}).json["info_uri"]
+        == "https://example.org/"
+    )
+    assert refused(alice.put(f"{V3}/user/{alice.user_id}/rooms/{room_id}/tags/u.x", {})) == FULL
+    ok(alice.put(data_path(alice.user_id, "m.x", "!r0:example.org"), {"a": 2}))
+    ok(alice.delete(data_path(alice.user_id, "m.x", "!r1:example.org")))
+    ok(alice.put(data_path(alice.user_id, "m.y"), {"a": 1}))  # there is space again
+    assert refused(alice.put(data_path(alice.user_id, "m.x", "!r1:example.org"), {"a": 1})) == FULL
+    # entries that the server manages are not refused
+    ok(alice.post(room_path(room_id, "read_markers"), {"m.fully_read": say(alice, room_id, "x")}))
+    ok(alice.put(f"{V3}/pushrules/global/override/own", {"actions": [], "conditions": []}))
+    ok(bob.put(data_path(bob.user_id, "m.y"), {"a": 1}))
+
+
+def test_the_number_of_bytes_is_limited(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "max_account_data_size: 100K\n")
+    alice = server.register("alice")
+    ok(alice.put(data_path(alice.user_id, "m.x"), {"a": "x" * 60_000}))
+    assert refused(alice.put(data_path(alice.user_id, "m.y"), {"a": "x" * 60_000})) == FULL
+    assert alice.get(data_path(alice.user_id, "m.y")).status == 404
+    ok(alice.put(data_path(alice.user_id, "m.x"), {"a": "x" * 40_000}))
+    ok(alice.put(data_path(alice.user_id, "m.y"), {"a": "x" * 60_000}))
+    ok(alice.put(data_path(alice.user_id, "m.x"), {}))
+    ok(alice.put(data_path(alice.user_id, "m.z"), {"a": "x" * 40_000}))

@@ -145,3 +145,21 @@ async def test_a_locked_user_can_only_log_out(sqlite_database: Database, alice: 
     ok(alice.post(f"{V3}/logout"))
     await set_flags(sqlite_database, alice, locked=False)
     assert refused(alice.get(f"{V3}/account/whoami")) == (401, "M_UNKNOWN_TOKEN")
+
+
+async def test_a_suspended_user_can_verify_devices_and_back_up_keys(
+    sqlite_database: Database, alice: User, bob: User
+) -> None:
+    await set_flags(sqlite_database, bob, suspended=True)
+
+    definition = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {}}
+    version = bob.post(f"{V3}/room_keys/version", definition).json["version"]
+    assert bob.put(f"{V3}/room_keys/keys?version={version}", {"rooms": {}}).status == 200
+    assert bob.delete(f"{V3}/room_keys/version/{version}").status == 200
+    wanted = {"one_time_keys": {bob.user_id: {bob.device_id: "signed_curve25519"}}}
+    assert bob.post(f"{V3}/keys/claim", wanted).status == 200
+    own: object = {"messages": {bob.user_id: {"*": {}}}}
+    assert bob.put(f"{V3}/sendToDevice/m.key.verification.request/1", own).status == 200
+    theirs: object = {"messages": {alice.user_id: {"*": {}}}}
+    answer = bob.put(f"{V3}/sendToDevice/m.key.verification.request/2", theirs)
+    assert refused(answer) == SUSPENDED

@@ -43,10 +43,3 @@ def test_invalid_transports_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"matrix_rtc\.transports"):
         TestServer(tmp_path, sqlite_database, f"matrix_rtc: {{transports: [{transport}]}}\n")
-
-
-def test_no_previews_of_pages(server: TestServer) -> None:
-    capabilities = ok(server.register("alice").get("/_matrix/client/v3/capabilities"))[
-        "capabilities"
-    ]
-    assert capabilities["io.element.msc4452.preview_url"] == {"enabled": False}

@@ -190,3 +190,8 @@ def test_links_to_register_and_sign_in(server: TestServer) -> None:
     assert alice.user_id == "@alice:example.org"
     assert alice.post("/_matrix/client/v3/logout").status == 200
     assert alice.post("/_matrix/client/v3/logout").errcode == "M_UNKNOWN_TOKEN"
+
+
+def test_url_previews_are_no_capability_by_default(server: TestServer) -> None:
+    answer = server.register("alice").get("/_matrix/client/v3/capabilities")
+    assert answer.json["capabilities"]["io.element.msc4452.preview_url"] == {"enabled": False}

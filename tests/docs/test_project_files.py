@@ -1,7 +1,9 @@
-"""Changelog, version, hooks and CI agree with each other."""
+"""Changelog, version, hooks and CI agree with each other; the list of benchmarks is readable."""
 
 import configparser
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,12 @@ def test_continuous_integration_runs_on_every_supported_debian() -> None:
     assert job["container"]["image"] == "debian:${{ matrix.debian }}"
     assert [step["run"] for step in job["steps"] if "run" in step][-1] == ".ci/run"
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_each_scenario_has_a_name_and_a_description() -> None:
+    path = {"PYTHONPATH": f"{ROOT / 'scripts'}:{ROOT}"}
+    command = [sys.executable, "-m", "bench_parts.main", "--list"]
+    output = subprocess.run(command, env=path, capture_output=True, text=True, check=True).stdout
+    lines = output.splitlines()
+    assert len(lines) > 30
+    assert [line for line in lines if not re.match(r"[a-z_0-9]+ {2,}\S", line)] == []

@@ -38,7 +38,8 @@ from homeserver.http.guard import (
 )
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Handler, Router
-from homeserver.http.site import Site, SiteOptions
+from homeserver.http.site import Site
+from homeserver.http.site_options import SiteOptions
 from homeserver.observe.access_log import AccessRecord
 from homeserver.observe.metrics import HttpMetrics
 

@@ -10,13 +10,14 @@ from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import CountedAction, RateLimiter, address_key
+from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
 from tests.encryption.test_dehydrated_devices import PATH as DEHYDRATED
 from tests.encryption.test_dehydrated_devices import new_device
 from tests.helpers.http import Client, client_for
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, one_time_keys, upload
-from tests.helpers.room_actions import create, ok, room_path, say
-from tests.helpers.server import TestServer
+from tests.helpers.room_actions import create, ok, redact, room_path, say
+from tests.helpers.server import TestServer, User
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
@@ -317,3 +318,29 @@ def test_membership_changes_and_messages_count_separately(
             action
         )
         server.clock.advance(10)
+
+
+async def make_admin(server: TestServer, user: User) -> None:
+    store = AccountStore(server.app.database)
+    await server.app.database.write("set_flags", store.set_flags, user.user_id, is_admin=True)
+
+
+@pytest.mark.parametrize("configured", [True, False])
+async def test_redactions_of_administrators_have_a_limit_of_their_own(
+    tmp_path: Path, sqlite_database: Database, configured: bool
+) -> None:
+    config = "rc_admin_redaction: {per_second: 0.001, burst_count: 3}\n" if configured else ""
+    server = TestServer(tmp_path, sqlite_database, config)
+    admin, bob = server.register("admin"), server.register("bob")
+    await make_admin(server, admin)
+    for user, limited in ((admin, configured), (bob, False)):
+        room = create(user)
+        said = [say(user, room, "x") for _ in range(4)]
+        for event_id in said[:3]:
+            ok(redact(user, room, event_id))
+        answer = redact(user, room, said[3])
+        if limited:
+            assert (answer.status, answer.errcode) == (429, "M_LIMIT_EXCEEDED")
+        else:
+            ok(answer)
+        say(user, room, "messages are another matter")

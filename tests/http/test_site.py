@@ -16,7 +16,8 @@ from homeserver.http import probes
 from homeserver.http.addresses import find_forwarded_address, normalise_address
 from homeserver.http.channel import LINGER_BYTES, LINGER_SECONDS
 from homeserver.http.response_head import DatedHeads
-from homeserver.http.site import DISCONNECTED, SiteOptions
+from homeserver.http.site import DISCONNECTED
+from homeserver.http.site_options import SiteOptions
 from tests.helpers.http import Client, Connection, client_for
 from tests.http import endpoints
 from tests.http.conftest import TOKENS

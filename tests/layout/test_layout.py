@@ -13,6 +13,7 @@ from tests.layout.rules import (
     SourceFile,
     WholeRule,
 )
+from tests.layout.small_files import small_files_have_a_reason
 
 ROOT = Path(__file__).parents[2]
 TEXT_SUFFIXES = {
@@ -62,6 +63,8 @@ def test_all_files(files: list[SourceFile], rule: Rule) -> None:
     assert [violation for file in files for violation in rule(file)] == []
 
 
-@pytest.mark.parametrize("rule", WHOLE_RULES, ids=lambda rule: str(rule.__name__))
+@pytest.mark.parametrize(
+    "rule", [*WHOLE_RULES, small_files_have_a_reason], ids=lambda rule: str(rule.__name__)
+)
 def test_files_together(files: list[SourceFile], rule: WholeRule) -> None:
     assert list(rule(files)) == []

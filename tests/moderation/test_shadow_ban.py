@@ -2,8 +2,8 @@
 
 import pytest
 
+from storage.directory.shadow_ban import ShadowRoomStore
 from storage.engine.database import Database
-from storage.moderation.shadow_ban import ShadowRoomStore
 from tests.helpers.browser import Browser
 from tests.helpers.room_actions import (
     V3,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.push.action_cleanup import KEPT_DAYS
+from homeserver.services.push.old_push_actions import KEPT_DAYS
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from tests.helpers.server import TestServer, User

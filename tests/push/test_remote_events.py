@@ -1,11 +1,12 @@
-"""Notifications of local users about remote events: push rules apply as to local ones."""
+"""Local users are notified of remote events: push rules and pushers work as for local events."""
 
 from pathlib import Path
 
 from federation.protocol.ids import RoomID
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.federated_rooms import SOUTH, shared
+from tests.helpers.federated_rooms import NORTH, SOUTH, shared
 from tests.helpers.network import Network
+from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import V3, create, invite, join, leave, ok, say
 from tests.helpers.room_actions import say as write
 from tests.helpers.server import User
@@ -159,3 +160,40 @@ async def test_many_invites_cost_no_more_queries_than_few(
     assert counted[0] == counted[1]
     for side in (room.north, room.south):
         await side.server.app.database.close()
+
+
+def test_an_invite_and_messages_from_elsewhere_are_pushed(network: Network) -> None:
+    """The server is not in the room to which the user is invited."""
+    gateway = PushGateway()
+    alice = network.add(NORTH).register("alice")
+    south = network.add(SOUTH, web=gateway)
+    bob = south.register("bob")
+    south.app.pushers.start()
+    network.start_sending()
+    ok(set_pusher(bob))
+    ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}))
+    room_id = create(alice, name="tea")
+    network.settle()
+
+    invite(alice, room_id, bob)
+    network.settle()
+    [push] = gateway.taken
+    assert push.notification["type"] == "m.room.member"
+    assert push.notification["user_is_target"] is True
+    assert push.notification["room_name"] == "tea"
+    assert push.notification["sender_display_name"] == "Alice"
+    assert push.notification["counts"] == {"unread": 1}
+
+    join(bob, room_id)
+    network.settle()
+    gateway.taken.clear()
+    sent = ok(
+        alice.put(
+            f"{V3}/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "hello"}
+        )
+    )
+    network.settle()
+    [push] = gateway.taken
+    assert push.notification["event_id"] == sent["event_id"]
+    assert push.notification["content"]["body"] == "hello"
+    assert push.notification["room_name"] == "tea"

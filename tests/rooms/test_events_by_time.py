@@ -9,7 +9,19 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.http import Answer
-from tests.helpers.room_actions import create, join, leave, membership, ok, refused, say, set_state
+from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
+from tests.helpers.room_actions import (
+    create,
+    join,
+    leave,
+    membership,
+    ok,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
 from tests.helpers.server import START, TestServer, User
 
 NOW = int(START * 1000)
@@ -124,3 +136,23 @@ def test_the_unstable_path_works(alice: User) -> None:
         f"?ts={NOW}&dir=b"
     )
     assert ok(alice.get(path)) == nearest(alice, room, NOW, "b")
+
+
+def test_an_event_before_the_own_join_is_found_on_another_server(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    room_id = create(alice, preset="public_chat")
+    start = int(network.clock.seconds() * 1000)
+    for number in range(5):
+        network.clock.advance(60)
+        say(alice, room_id, f"{number}")
+    ok(join_via(bob, room_id, NORTH))
+
+    def at(minutes: float, direction: str) -> str:
+        found = nearest(bob, room_id, start + int(minutes * 60_000), direction)
+        return str(ok(bob.get(room_path(room_id, "event", found["event_id"])))["content"]["body"])
+
+    assert at(1.5, "f") == "1"
+    assert at(2.5, "b") == "1"
+    assert at(3, "f") == "2"
+    network.cut(NORTH, SOUTH)
+    assert nearest(bob, room_id, start + 9 * 60_000, "b")["event_id"]

@@ -14,9 +14,8 @@ from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
 from federation.rooms.events import StoredEvent
 from federation.rooms.snapshot import RoomSnapshot
 from homeserver.api.requester import Requester
-from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.rate_limits import RateLimiter, read_rates
 from homeserver.wiring.foundation import Foundation
-from homeserver.wiring.limits import read_rates
 from homeserver.wiring.room_lookup import RoomLookupParts
 from storage.events.timelines import Direction
 from tests.helpers.room_actions import create, join, ok

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from federation.rooms.engine import MAX_REBUILDS
 from storage.engine.database import Database
+from storage.persist.room_writer import AppendResult, HeadMoved, RoomWriter
 from tests.helpers.databases import QueryCounter, open_inline, sqlite_config
 from tests.helpers.room_actions import (
     V3,
@@ -28,6 +30,7 @@ from tests.helpers.server import TestServer, User
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 VERSIONS = ["1", "3", "10", "11", "12"]
+LAST = {"msgtype": "m.text", "body": "at last"}
 
 
 @pytest.fixture
@@ -360,3 +363,58 @@ def test_what_a_send_and_a_join_cost(tmp_path: Path, sqlite_template: Path) -> N
     counter.clear()
     assert len(messages(bob, room_id, limit=30)["chunk"]) == 30
     assert sum(counter.queries.values()) <= 4, json.dumps(counter.queries)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        {"ban": "50"},
+        {"users": {"@alice:example.org": "100"}},
+        {"events": {"m.x": True}},
+        {"notifications": {"room": "1"}},
+    ],
+)
+def test_local_power_levels_are_integers_in_every_version(
+    alice: User, levels: dict[str, Any]
+) -> None:
+    """spec: server-server-api#definitions"""
+    room = {"room_version": "9"}  # versions in which other servers may still send strings
+    room_id = alice.post(f"{V3}/createRoom", room).json["room_id"]
+    answer = put_state(alice, room_id, "m.room.power_levels", levels)
+    assert refused(answer) == (400, "M_BAD_JSON")
+    answer = alice.post(f"{V3}/createRoom", {**room, "power_level_content_override": levels})
+    assert refused(answer) == (400, "M_BAD_JSON")
+
+
+def outrun(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """Let another node move the head before this one writes, so many times."""
+    left = iter(range(times))
+    append = RoomWriter.append
+
+    def append_late(self: RoomWriter, *args: Any, **more: Any) -> AppendResult:
+        if next(left, None) is not None:
+            raise HeadMoved("!room:example.org")
+        return append(self, *args, **more)
+
+    monkeypatch.setattr(RoomWriter, "append", append_late)
+
+
+def test_another_node_may_be_faster_many_times(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = server.register("alice")
+    room = create(alice)
+    outrun(monkeypatch, 50)
+    assert put_event(alice, room, "m.room.message", LAST).status == 200
+
+
+def test_a_send_that_is_always_outrun_is_refused_and_can_be_retried(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log names no bug, and the repeated message is stored once."""
+    alice = server.register("alice")
+    room = create(alice)
+    outrun(monkeypatch, MAX_REBUILDS)
+    assert put_event(alice, room, "m.room.message", LAST).status == 503
+    assert put_event(alice, room, "m.room.message", LAST).status == 200
+    assert all_texts(alice, room) == ["at last"]

@@ -6,6 +6,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, WEST
 from tests.helpers.room_actions import (
     create,
     invite,
@@ -185,3 +187,34 @@ def test_via_must_be_server_names(alice: User) -> None:
     room = create(alice, preset="public_chat")
     assert refused(alice.get(summary_path(room, via=["no server"]))) == (400, "M_INVALID_PARAM")
     assert ok(alice.get(summary_path(room, via=["other.org", "example.org"])))["room_id"] == room
+
+
+def test_the_summary_of_a_room_on_another_server(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    garden = create(alice, name="Garden", preset="public_chat", room_alias_name="garden")
+    cellar = create(alice, name="Cellar", preset="private_chat")
+
+    assert refused(bob.get(summary_path(garden, via=[WEST]))) == (404, "M_NOT_FOUND")
+    for path in (summary_path(garden, via=[NORTH]), summary_path(f"#garden:{NORTH}")):
+        found = ok(bob.get(path))
+        assert (found["name"], found["membership"], found["num_joined_members"]) == (
+            "Garden",
+            "leave",
+            1,
+        )
+    hidden = bob.get(summary_path(cellar, via=[NORTH]))
+    assert refused(hidden) == (404, "M_NOT_FOUND")
+
+
+def test_the_summary_of_a_remote_room_needs_a_server_that_knows_it(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    room = create(alice, preset="public_chat", name="Tea", room_alias_name="tea")
+    secret = create(alice, preset="private_chat")
+
+    told = ok(bob.get(summary_path(room, via=[NORTH])))
+
+    assert (told["room_id"], told["name"], told["membership"]) == (room, "Tea", "leave")
+    assert ok(bob.get(summary_path(f"#tea:{NORTH}")))["room_id"] == room
+    assert ok(bob.server.get(summary_path(room, via=[NORTH])))["name"] == "Tea"
+    assert refused(bob.get(summary_path(secret, via=[NORTH]))) == (404, "M_NOT_FOUND")
+    assert refused(bob.get(summary_path("!none:nowhere.example"))) == (404, "M_NOT_FOUND")

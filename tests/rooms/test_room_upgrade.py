@@ -11,6 +11,8 @@ import pytest
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.http import Answer
 from tests.helpers.interleaving import Interleaving
+from tests.helpers.network import Network
+from tests.helpers.remote_membership import NORTH, SOUTH, join_via
 from tests.helpers.room_actions import (
     V3,
     create,
@@ -399,3 +401,24 @@ def test_invalid_state_does_not_prevent_an_upgrade(alice: User) -> None:
     new = upgrade(alice, old)
     assert get_state(alice, new, "m.room.topic") is None
     assert get_state(alice, new, "m.room.avatar") is None
+
+
+def test_a_user_of_another_server_follows_an_upgrade_with_their_settings(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    network.start_sending()
+    old = old_room(alice, preset="public_chat")
+    ok(join_via(bob, old, NORTH))
+    tags = f"{V3}/user/{quote(bob.user_id)}/rooms/{{}}/tags"
+    ok(bob.put(tags.format(quote(old)) + "/m.favourite", {"order": 0.5}))
+    ok(alice.post(room_path(old, "ban"), {"user_id": "@spammer:west.example"}))
+    network.settle()
+    network.log.clear()
+    new = upgrade(alice, old)
+    network.settle()
+    assert get_state(bob, old, "m.room.tombstone")["replacement_room"] == new
+    # servers of users who are banned from the beginning are not notified of the new room
+    assert {to for _, to, _, _ in network.log} == {SOUTH}
+
+    ok(join_via(bob, new, NORTH))
+
+    assert ok(bob.get(tags.format(quote(new))))["tags"] == {"m.favourite": {"order": 0.5}}

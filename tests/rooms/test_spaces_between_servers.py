@@ -1,7 +1,7 @@
-"""Space hierarchies and upgrades of rooms on several servers."""
+"""Space hierarchies of rooms on several servers."""
 
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 
@@ -9,9 +9,9 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, join_via
-from tests.helpers.room_actions import create, get_state, invite, ok, refused, room_path, set_state
+from tests.helpers.room_actions import create, invite, ok, set_state
 from tests.helpers.server import User
-from tests.helpers.spaces import hierarchy, rooms_below, summary_path
+from tests.helpers.spaces import hierarchy, rooms_below
 
 SPACE = {"type": "m.space"}
 
@@ -26,14 +26,20 @@ def bob(network: Network) -> User:
     return network.add(SOUTH).register("bob")
 
 
-def space_of(user: User, *children: str, **wish: Any) -> str:
+def space_of(user: User, *children: str, via: Sequence[str] = (NORTH, SOUTH), **wish: Any) -> str:
     """A public space with these children, which are on the other servers or this one."""
     space = create(user, **{"preset": "public_chat", "creation_content": SPACE, **wish})
     for number, child in enumerate(children):
-        set_state(
-            user, space, "m.space.child", {"via": [NORTH, SOUTH], "order": str(number)}, child
-        )
+        link = {"via": list(via), "order": str(number)}
+        set_state(user, space, "m.space.child", link, child)
     return space
+
+
+def names_below(user: User, room_id: str, **query: object) -> list[str]:
+    """Return the names of the rooms in a space, the root first."""
+    return [
+        room.get("name", room["room_id"]) for room in hierarchy(user, room_id, **query)["rooms"]
+    ]
 
 
 def asked(network: Network) -> int:
@@ -128,37 +134,47 @@ def test_a_room_s_acl_is_for_this_too(alice: User, bob: User) -> None:
     assert rooms_below(bob, root) == [root]
 
 
-def test_the_summary_of_a_room_elsewhere(alice: User, bob: User) -> None:
-    room = create(alice, preset="public_chat", name="Tea", room_alias_name="tea")
-    secret = create(alice, preset="private_chat")
-
-    told = ok(bob.get(summary_path(room, via=[NORTH])))
-
-    assert (told["room_id"], told["name"], told["membership"]) == (room, "Tea", "leave")
-    assert ok(bob.get(summary_path(f"#tea:{NORTH}")))["room_id"] == room
-    assert ok(bob.server.get(summary_path(room, via=[NORTH])))["name"] == "Tea"
-    assert refused(bob.get(summary_path(secret, via=[NORTH]))) == (404, "M_NOT_FOUND")
-    assert refused(bob.get(summary_path("!none:nowhere.example"))) == (404, "M_NOT_FOUND")
-
-
-def test_an_upgrade_is_followed_from_elsewhere_with_one_s_settings(
+def test_private_rooms_are_hidden_and_their_server_is_not_asked_again(
     network: Network, alice: User, bob: User
 ) -> None:
-    network.start_sending()
-    old = create(alice, preset="public_chat", room_version="11")
-    ok(join_via(bob, old, NORTH))
-    tags = f"/_matrix/client/v3/user/{quote(bob.user_id)}/rooms/{{}}/tags"
-    ok(bob.put(tags.format(quote(old)) + "/m.favourite", {"order": 0.5}))
-    ok(alice.post(room_path(old, "ban"), {"user_id": "@spammer:west.example"}))
-    network.settle()
-    network.log.clear()
-    new = str(ok(alice.post(room_path(old, "upgrade"), {"new_version": "12"}))["replacement_room"])
-    network.settle()
-    assert get_state(bob, old, "m.room.tombstone")["replacement_room"] == new
-    assert {to for _, to, _, _ in network.log} == {
-        SOUTH
-    }  # who is banned from the beginning is not told of the room
+    garden = create(alice, name="Garden", preset="public_chat")
+    cellar = create(alice, name="Cellar", preset="private_chat")
+    attic = create(alice, name="Attic", preset="public_chat")
+    upstairs = space_of(alice, attic, name="Upstairs", via=[NORTH])
+    house = space_of(alice, garden, cellar, upstairs, name="House", via=[NORTH])
+    ok(join_via(bob, house, NORTH))
+    town = space_of(bob, house, name="Town", via=[SOUTH])
 
-    ok(join_via(bob, new, NORTH))
+    assert names_below(bob, house) == ["House", "Garden", "Upstairs", "Attic"]
+    assert names_below(bob, town, max_depth=1) == ["Town", "House"]
+    requests = len(network.log)
+    assert names_below(bob, house) == ["House", "Garden", "Upstairs", "Attic"]
+    assert len(network.log) == requests
 
-    assert ok(bob.get(tags.format(quote(new))))["tags"] == {"m.favourite": {"order": 0.5}}
+
+def test_a_server_that_is_away_hides_its_rooms_and_no_others(
+    network: Network, alice: User, bob: User
+) -> None:
+    garden = create(alice, name="Garden", preset="public_chat")
+    shed = create(bob, name="Shed", preset="public_chat")
+    house = space_of(bob, garden, shed, name="House", via=[NORTH])
+    network.cut(NORTH, SOUTH)
+
+    assert names_below(bob, house) == ["House", "Shed"]
+
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(5 * 60 + 1)
+    assert names_below(bob, house) == ["House", "Garden", "Shed"]
+
+
+def test_a_restricted_room_is_shown_to_users_who_may_join_it(alice: User, bob: User) -> None:
+    house = space_of(alice, name="House")
+    rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": house}]}
+    kitchen = create(
+        alice,
+        name="Kitchen",
+        initial_state=[{"type": "m.room.join_rules", "content": rule}],
+    )
+    set_state(alice, house, "m.space.child", {"via": [NORTH]}, kitchen)
+    ok(join_via(bob, house, NORTH))
+    assert names_below(bob, house) == ["House", "Kitchen"]

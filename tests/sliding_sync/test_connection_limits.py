@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.sent_typing import (
     ENTRY_BYTES,
     ROOM_BYTES,
     SentTyping,
     TypingView,
+    TypingViewCache,
 )
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import LazyMembers
@@ -24,31 +24,33 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list, act
 from tests.sliding_sync.test_extensions import ended
 
+SMALL, OTHER = ({pos: TypingView(frozenset(), {})} for pos in ("1", "2"))
+
 
 def key_of(device: str, conn_id: str = "") -> SlidingConnectionKey:
     return SlidingConnectionKey("@alice:example.org", device, conn_id)
 
 
 def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
-    cache = ConnectionCache[str](streams=Streams(), capacity=1 << 30)
+    cache = TypingViewCache(streams=Streams(), capacity=1 << 30)
     for number in range(MAX_DEVICE_CONNECTIONS + 1):
-        cache.put(key_of("PHONE", str(number)), "phone", 10)
-    cache.put(key_of("TABLET"), "tablet", 10)
+        cache.put(key_of("PHONE", str(number)), SMALL, 10)
+    cache.put(key_of("TABLET"), OTHER, 10)
     assert cache.get(key_of("PHONE", "0")) is None
-    assert cache.get(key_of("PHONE", "1")) == ("phone", 10)
-    assert cache.get(key_of("TABLET")) == ("tablet", 10)
-    cache.put(key_of("TABLET"), "again", 10)
+    assert cache.get(key_of("PHONE", "1")) == (SMALL, 10)
+    assert cache.get(key_of("TABLET")) == (OTHER, 10)
+    cache.put(key_of("TABLET"), SMALL, 10)
     assert cache.weight == (MAX_DEVICE_CONNECTIONS + 1) * 10
 
 
 def test_a_cache_of_connections_is_bounded_by_bytes() -> None:
-    cache = ConnectionCache[str](streams=Streams(), capacity=100)
+    cache = TypingViewCache(streams=Streams(), capacity=100)
     for number in range(10):
-        cache.put(key_of(f"D{number}"), "x", 30)
+        cache.put(key_of(f"D{number}"), SMALL, 30)
         assert cache.weight <= 100
     assert cache.get(key_of("D6")) is None
     assert cache.get(key_of("D9")) is not None
-    cache.put(key_of("HUGE"), "x", 101)
+    cache.put(key_of("HUGE"), SMALL, 101)
     assert cache.weight == 0
 
 
@@ -168,7 +170,7 @@ def test_who_types_is_right_for_who_is_forgotten_too(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
 ) -> None:
     if is_forgotten:
-        monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
+        monkeypatch.setattr(TypingViewCache, "get", lambda _self, _key: None)
     alice, bob = server.register("alice"), server.register("bob")
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (older, newer):

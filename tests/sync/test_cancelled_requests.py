@@ -19,10 +19,10 @@ from urllib.parse import quote
 import pytest
 
 from homeserver.services.sliding_sync import batches, room_entry
-from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.connections import SlidingConnection, SlidingConnections
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.room_order import RoomOrders
+from homeserver.services.sliding_sync.sent_typing import TypingViewCache
 from homeserver.services.streams import recent_changes
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
@@ -406,7 +406,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
         monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._clear)
     if seed % 3 == 2:  # what was sent to connections
-        monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
+        monkeypatch.setattr(TypingViewCache, "get", lambda _self, _key: None)
         find = SlidingConnections.find
 
         async def find_and_forget(

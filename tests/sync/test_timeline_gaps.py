@@ -1,5 +1,9 @@
-"""Events that a server missed and could not fetch leave a gap in a room: a client that gets a later
-event learns of the gap, and finds the missing events by reading back."""
+"""Clients find events that the server got late by reading back.
+
+A server that missed events and could not fetch them has a gap in a room; a client that gets a later
+event learns of the gap. After two servers were cut off from each other, messages arrive late, at an
+earlier place; a client that gets only the last of them finds all others behind it.
+"""
 
 from typing import Any
 from urllib.parse import quote
@@ -15,9 +19,20 @@ from tests.helpers.remote_membership import join_via
 from tests.helpers.room_actions import V3, create, join, leave, ok, room_path, say
 from tests.helpers.server import User
 from tests.helpers.sliding_client import SlidingClient, a_list
-from tests.sync.test_gaps_after_forks import behind
 
 FEW = quote('{"room":{"timeline":{"limit":30}}}')
+LAST = quote('{"room":{"timeline":{"limit":2}}}')
+
+
+def behind(user: User, room_id: str, timeline: list[Any], prev_batch: str) -> set[str]:
+    """Return all messages that a client with this timeline has, reading back page by page."""
+    found = {event["event_id"] for event in timeline}
+    token: str | None = prev_batch
+    while token is not None:
+        page = ok(user.get(room_path(room_id, "messages", dir="b", limit=2, **{"from": token})))
+        found |= {event["event_id"] for event in page["chunk"]}
+        token = page.get("end")
+    return found
 
 
 def follow(user: User, since: str | None = None) -> Any:
@@ -170,3 +185,41 @@ async def test_a_gap_before_a_hidden_event_is_reported(network: Network) -> None
     assert [event["event_id"] for event in timeline["events"]] == said[2:]
     assert timeline["limited"]
     assert said[0] in behind(room.bob, room.room_id, timeline["events"], timeline["prev_batch"])
+
+
+def late(network: Network) -> tuple[User, str, str, list[EventID], list[EventID]]:
+    """Return Alice, the room, the token from before the servers were cut off, her messages since,
+    and the messages that arrived then."""
+    alice, dave = network.add(NORTH).register("alice"), network.add(SOUTH).register("dave")
+    network.start_sending()
+    room_id = create(alice, preset="public_chat")
+    ok(dave.post(f"{V3}/join/{room_id}?via={NORTH}"))
+    network.settle()
+    since = str(ok(alice.get(f"{V3}/sync"))["next_batch"])
+    network.cut(NORTH, SOUTH)
+    ours = [say(alice, room_id, f"north {number}") for number in range(5)]
+    theirs = [say(dave, room_id, f"south {number}") for number in range(3)]
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    for _ in range(60):
+        network.clock.advance(60)
+        network.settle()
+    return alice, room_id, since, ours, theirs
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_sync_finds_all_late_messages(network: Network, is_new: bool) -> None:
+    alice, room_id, since, ours, theirs = late(network)
+    answer = ok(alice.get(f"{V3}/sync?filter={LAST}" + ("" if is_new else f"&since={since}")))
+    timeline = answer["rooms"]["join"][room_id]["timeline"]
+    assert [event["event_id"] for event in timeline["events"]] == theirs[1:]
+    assert timeline["limited"]
+    assert {*ours, *theirs} <= behind(alice, room_id, timeline["events"], timeline["prev_batch"])
+
+
+def test_sliding_sync_finds_all_late_messages(network: Network) -> None:
+    alice, room_id, _, ours, theirs = late(network)
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=2)})
+    room = client.sync()["rooms"][room_id]
+    assert [event["event_id"] for event in room["timeline"]] == theirs[1:]
+    assert {*ours, *theirs} <= behind(alice, room_id, room["timeline"], room["prev_batch"])

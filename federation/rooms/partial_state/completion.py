@@ -33,8 +33,8 @@ from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_templates import MEMBER
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
+from federation.rooms.partial_state.completion_stores import CompletionStores
 from federation.rooms.partial_state.recheck import Recheck, RecheckProgress
-from federation.rooms.partial_state.room_tables import RoomTables
 from federation.rooms.partial_state.state_sources import StateSources
 from federation.rooms.receive.inbox import Inbox
 from federation.rooms.receive.remote_states import RemoteStates
@@ -88,7 +88,7 @@ class RoomCompletion:
     def __init__(
         self,
         *,
-        tables: RoomTables,
+        stores: CompletionStores,
         engine: RoomEngine,
         events: RoomEvents,
         memberships: Memberships,
@@ -106,7 +106,7 @@ class RoomCompletion:
         clock: IReactorTime,
         observer: PartialRoomObserver,
     ) -> None:
-        self._tables = tables
+        self._stores = stores
         self._engine = engine
         self._events = events
         self._memberships = memberships
@@ -170,12 +170,12 @@ class RoomCompletion:
     async def _resume(self, *, take_over: bool = False) -> None:
         try:
             now = int(self._clock.seconds() * 1000)
-            for nid in await self._tables.partial.get_incomplete():
+            for nid in await self._stores.partial.get_incomplete():
                 if nid in self._working or nid in self._paused:
                     continue
-                if take_over or await self._tables.partial.is_unleased(nid, now):
+                if take_over or await self._stores.partial.is_unleased(nid, now):
                     self._start_work(nid)
-            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+            self._observer.partial_rooms_changed(await self._stores.partial.count_incomplete())
         finally:
             if self._started:
                 self._next_poll = self._clock.callLater(
@@ -191,7 +191,7 @@ class RoomCompletion:
     async def _work(self, room_nid: int) -> None:
         done = False
         try:
-            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+            self._observer.partial_rooms_changed(await self._stores.partial.count_incomplete())
             await self._semaphore.acquire()
             try:
                 done = await self._attempt(room_nid)
@@ -218,20 +218,20 @@ class RoomCompletion:
                     room_nid, RETRIES.nth(attempts) / 1000 if is_waited_for else ABANDONED_PAUSE
                 )
         if self._started:
-            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+            self._observer.partial_rooms_changed(await self._stores.partial.count_incomplete())
 
     async def _attempt(self, room_nid: int) -> bool:
         """Try once to complete a room; return whether it is done. Raises RemoteError,
         MatrixError."""
         partial = (await self._partial.get_all()).get(room_nid)
-        room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        room = (await self._stores.rooms.get_rooms_by_nid([room_nid]))[room_nid]
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         if partial is None or snapshot.head.partial_join is None:
             return True
         if not await self._memberships.local_members(room_nid):
             await self._abandon(snapshot)
             return True
-        await self._tables.partial.take_lease(
+        await self._stores.partial.take_lease(
             room_nid, int(self._clock.seconds() * 1000) + LEASE_MS
         )
         join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
@@ -295,7 +295,7 @@ class RoomCompletion:
             except (RemoteError, MatrixError):
                 if not others:
                     raise
-        rules = await self._tables.trees.get_all(partial.room_nid, join.state_root)
+        rules = await self._stores.trees.get_all(partial.room_nid, join.state_root)
         rules = {key: nid for key, nid in rules.items() if key[0] != MEMBER}
         answers: list[StateChange] = []
         failure: RemoteError | MatrixError = RemoteError(
@@ -316,7 +316,7 @@ class RoomCompletion:
         state = await self._resolver.resolve(
             partial.room_nid, snapshot.version, await snapshot.create_event(), answers
         )
-        return {**await self._tables.trees.get_all(partial.room_nid, state.root), **state.entries}
+        return {**await self._stores.trees.get_all(partial.room_nid, state.root), **state.entries}
 
     async def _fetch(
         self,
@@ -369,7 +369,7 @@ class RoomCompletion:
             entries = await self._fetch(servers, snapshot, event_id)
         except (RemoteError, MatrixError):
             return None
-        base = await self._tables.trees.get_all(snapshot.room.room_nid, walk.before_join.root)
+        base = await self._stores.trees.get_all(snapshot.room.room_nid, walk.before_join.root)
         if base.keys() - entries.keys():
             return StateChange(None, entries)
         return StateChange(
@@ -381,9 +381,9 @@ class RoomCompletion:
         self, room: RoomRow, entries: dict[tuple[str, str], int]
     ) -> bytes | None:
         """Store the state before the join; return its root."""
-        tables, nid = self._tables, room.room_nid
-        root = await tables.partial.get_fetched_root(nid)
-        present = await tables.trees.get_all(nid, root)
+        stores, nid = self._stores, room.room_nid
+        root = await stores.partial.get_fetched_root(nid)
+        present = await stores.trees.get_all(nid, root)
         replace_existing = any(entries.get(key) != event_nid for key, event_nid in present.items())
         left = [
             (key, event_nid)
@@ -392,9 +392,9 @@ class RoomCompletion:
         ]
         for start in range(0, len(left), CHUNK):
             chunk = dict(left[start : start + CHUNK])
-            root = await tables.database.write(
+            root = await stores.database.write(
                 "add_fetched_state",
-                tables.completion.add_fetched_state,
+                stores.completion.add_fetched_state,
                 room,
                 root,
                 chunk,
@@ -410,10 +410,10 @@ class RoomCompletion:
         Memberships in the partial state stay: they are as new or newer. Return the other entries
         that differ from the current state.
         """
-        tables, nid = self._tables, room.room_nid
-        part = await tables.trees.get_all(nid, snapshot.state.root)
-        complete = {**await tables.trees.get_all(nid, known.root), **known.entries}
-        rows = await tables.memberships.get_all(nid)
+        stores, nid = self._stores, room.room_nid
+        part = await stores.trees.get_all(nid, snapshot.state.root)
+        complete = {**await stores.trees.get_all(nid, known.root), **known.entries}
+        rows = await stores.memberships.get_all(nid)
         new = [
             event_nid
             for (type, key), event_nid in complete.items()
@@ -454,8 +454,8 @@ class RoomCompletion:
             if effect.membership and not effect.membership.is_local
         ]
         if remote:
-            await self._tables.database.write(
-                "add_members", self._tables.writer.apply_early_effects, room, remote
+            await self._stores.database.write(
+                "add_members", self._stores.writer.apply_early_effects, room, remote
             )
 
     async def _finish(
@@ -471,7 +471,7 @@ class RoomCompletion:
 
         `part`: the current state that `differing` was computed from.
         """
-        tables = self._tables
+        stores = self._stores
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             if snapshot.head.partial_join != partial.join_nid:
@@ -498,9 +498,9 @@ class RoomCompletion:
                 *await self._find_late_events(snapshot, walk),
             )
             try:
-                head = await tables.database.write(
+                head = await stores.database.write(
                     "complete_partial_state",
-                    tables.completion.finish,
+                    stores.completion.finish,
                     room,
                     partial,
                     snapshot.head,
@@ -558,7 +558,7 @@ class RoomCompletion:
             ).items()
         )
         absent = {key for key, nid in changes.items() if nid is None}
-        was = await self._tables.trees.get_entries(room.room_nid, snapshot.state.root, absent)
+        was = await self._stores.trees.get_entries(room.room_nid, snapshot.state.root, absent)
         nids = {*was.values(), *(gone[key] for key in absent & gone.keys())}
         for nid, stored in (await self._events.get_events(nids)).items():
             effects.append((nid, effect_of_absence(stored.event, self._identity)))
@@ -573,8 +573,8 @@ class RoomCompletion:
             partial = await self._partial.find(room_nid)
             if partial is None or partial.join_nid != snapshot.head.partial_join:
                 return
-            head = await self._tables.database.write(
-                "abandon_completion", self._tables.completion.abandon, now.room, partial, now.head
+            head = await self._stores.database.write(
+                "abandon_completion", self._stores.completion.abandon, now.room, partial, now.head
             )
             self._engine.advance(now, AppendResult(head, []), {})
 

@@ -1,6 +1,7 @@
-"""A user's devices. spec: client-server-api#device-management"""
+"""A user's devices, and their settings. spec: client-server-api#device-management"""
 
 from collections.abc import Sequence
+from typing import Final
 
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
@@ -10,12 +11,18 @@ from homeserver.services.login.credential_epoch import check_epoch
 from homeserver.services.login.last_seen import LastSeen
 from homeserver.services.login.sessions import Sessions
 from homeserver.services.login.uia import AuthData
+from storage.account_data.account_data import AccountDataStore
 from storage.devices.devices import DeviceRow, DeviceStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
-MAX_DEVICE_NAME = 100
+MAX_DEVICE_NAME: Final = 100
 """Characters."""
+SETTING_PREFIXES: Final = (
+    "m.local_notification_settings.",
+    "org.matrix.msc3890.local_notification_settings.",
+)
+"""Prefixes of the types of account data of one device; the device ID follows."""
 
 
 def check_device_name(name: str | None) -> str | None:
@@ -104,3 +111,18 @@ class Devices:
         if device is None:
             raise NotFound("You have no such device")
         return device
+
+
+class DeviceSettings:
+    """Removes account data of a single device, which is deleted with it. Proposal: MSC3890."""
+
+    def __init__(self, store: AccountDataStore) -> None:
+        self._store = store
+
+    def remove_devices(
+        self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]
+    ) -> None:
+        """Remove the account data of devices, and announce it to the user's other devices."""
+        for device_id in device_ids:
+            for prefix in SETTING_PREFIXES:
+                self._store.remove_entry(txn, user_id, None, prefix + device_id)

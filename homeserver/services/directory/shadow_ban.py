@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from federation.protocol.ids import UserID
 from homeserver.api.requester import Requester
 from storage.directory.aliases import AliasRow, AliasStore
+from storage.directory.shadow_ban import ShadowRoomStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.rooms.rooms import RoomStore
 
 

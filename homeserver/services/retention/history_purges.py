@@ -1,5 +1,5 @@
-"""Purges the history of rooms on request of an administrator, as a job that continues after a
-restart.
+"""Purges the history of rooms, as a job that continues after a restart: on request of an
+administrator, or because all local users have forgotten the room.
 
 Laws:
 - State stays. The newest visible message stays too, with its edits, reactions and votes, and the
@@ -22,6 +22,7 @@ from federation.protocol.ids import EventID, RoomID, UserID
 from federation.rooms.events import RoomEvents
 from federation.rooms.history.purging import MessagePurging
 from homeserver.observe.metrics import RetentionMetrics
+from homeserver.services.retention.trusted_clock import TrustedClock
 from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
@@ -45,6 +46,8 @@ from storage.rooms.rooms import RoomStore
 AT_ONCE: Final = 100
 """Messages that are purged in one write."""
 CANCELLED_AT_ONCE: Final = 1000
+ROOMS_AT_ONCE: Final = 200
+"""Rooms that are checked in one write: whether all local users have forgotten them."""
 MAX_POSITION: Final = 2**62
 VISIBLE_TYPES: Final = (
     "m.room.message",
@@ -248,3 +251,47 @@ class HistoryPurges:
     async def do_remove_old(self, limit: int) -> int:
         """Delete the records of up to `limit` purges that ended long ago. Return their number."""
         return await self._store.remove_finished(self._now_ms() - RECORD_KEPT_MS, limit)
+
+
+class ForgottenRoomPurges:
+    """Finds rooms that all local users have forgotten, and starts their purges after a delay."""
+
+    def __init__(
+        self,
+        *,
+        store: HistoryPurgeStore,
+        secret_text: SecretGenerator,
+        time: TrustedClock,
+        period_ms: int,
+    ) -> None:
+        """`period_ms`: the time between the detection of a forgotten room and its purge."""
+        self._store = store
+        self._secret_text = secret_text
+        self._time = time
+        self._period_ms = period_ms
+        self._upto = 0
+
+    async def do_step(self, limit: int) -> int:
+        """Check up to `limit` rooms and return their number. After the last one, start the purges
+        that are due.
+
+        Does nothing while the clock is not trusted.
+        """
+        now = await self._time.read()
+        if now is None:
+            return 0
+        done = 0
+        while done < limit:
+            checked = await self._store.record_forgotten(
+                self._upto, min(ROOMS_AT_ONCE, limit - done), now
+            )
+            done += checked.count
+            self._upto = checked.upto
+            if checked.count == 0:
+                self._upto = 0
+                while await self._store.start_forgotten(
+                    now - self._period_ms, now, self._secret_text.purge_id()
+                ):
+                    pass
+                break
+        return done

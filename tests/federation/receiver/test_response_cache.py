@@ -3,7 +3,7 @@
 import tracemalloc
 
 from federation.protocol.ids import ServerName
-from federation.receiver.response_cache import MAX_PER_SERVER, TransactionResponseCache
+from federation.receiver.transactions import MAX_CACHED_RESPONSES, TransactionResponseCache
 from tests.helpers.federated_rooms import NORTH, SOUTH, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say
@@ -32,7 +32,7 @@ def test_the_latest_answers_of_each_server_are_remembered() -> None:
         answers.add(NORTHERN, f"{number}", b"n%d" % number)
         answers.add(SOUTHERN, f"{number}", b"s%d" % number)
     kept = [number for number in range(5) if answers.find(NORTHERN, f"{number}") is not None]
-    assert kept == list(range(5 - MAX_PER_SERVER, 5))
+    assert kept == list(range(5 - MAX_CACHED_RESPONSES, 5))
     assert (answers.find(NORTHERN, "4"), answers.find(SOUTHERN, "4")) == (b"n4", b"s4")
 
 

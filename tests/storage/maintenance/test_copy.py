@@ -16,8 +16,7 @@ from storage.engine.database import (
     WriteTransaction,
     make_engine,
 )
-from storage.maintenance.copy import CannotCopy, CopyProgress, copy_database
-from storage.maintenance.copy_progress import ProgressLines
+from storage.maintenance.copy import CannotCopy, CopyProgress, ProgressLines, copy_database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import PostgresTemplates, open_inline
 from tests.helpers.event_search import found, index

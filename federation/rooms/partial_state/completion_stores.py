@@ -1,4 +1,8 @@
-"""The stores that the completion of a room's state uses."""
+"""The stores that complete a room with partial state, in one value for `RoomCompletion`.
+
+The completion reads the room and its members from them, stores each finished step (`partial`), and
+makes the last write (`completion`).
+"""
 
 import msgspec
 
@@ -11,8 +15,8 @@ from storage.rooms.rooms import RoomStore
 from storage.state.state_tree import StateTreeStore
 
 
-class RoomTables(msgspec.Struct, frozen=True):
-    """The stores of a room's tables."""
+class CompletionStores(msgspec.Struct, frozen=True):
+    """The stores of a room with partial state."""
 
     database: Database
     rooms: RoomStore

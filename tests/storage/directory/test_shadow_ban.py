@@ -1,9 +1,9 @@
 """Changes of rooms by shadow-banned users, which only they see."""
 
 from storage.directory.aliases import AliasRow, AliasStore
+from storage.directory.shadow_ban import ShadowRoomStore
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
-from storage.moderation.shadow_ban import ShadowRoomStore
 from storage.rooms.rooms import add_room, set_public
 from storage.rooms.summaries import RoomSummaryStore
 
