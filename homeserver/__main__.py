@@ -196,7 +196,7 @@ def sample(docs: bool) -> None:
 def run(paths: tuple[Path, ...]) -> None:
     """Start the server and serve until SIGTERM or Ctrl-C."""
     loaded = load(paths)
-    log_file = begin_logging(loaded.config.observation.log)
+    log_file = begin_logging(loaded.config.monitoring.log)
     log = Logger(namespace="homeserver")
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
@@ -209,7 +209,7 @@ def run(paths: tuple[Path, ...]) -> None:
     key = read_key(loaded.config)
     registry = CollectorRegistry()
     observer = DatabaseMetrics(
-        registry=registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
+        registry=registry, slow_seconds=loaded.config.monitoring.slow_query_threshold / 1000
     )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
@@ -264,7 +264,7 @@ def run(paths: tuple[Path, ...]) -> None:
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
-    with PidFile(loaded.config.observation.pid_file):
+    with PidFile(loaded.config.monitoring.pid_file):
         reactor.run()
     if failures:
         raise click.ClickException(failures[0])
@@ -540,12 +540,12 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:
     """Log every request, or only slow ones if the log level hides information."""
-    log = config.observation.log
+    log = config.monitoring.log
     return FormattedAccessLog(
         write=file.write,
         write_soon=file.write_later,
         as_json=log.format == "json",
-        slow_seconds=config.observation.slow_request_threshold / 1000,
+        slow_seconds=config.monitoring.slow_request_threshold / 1000,
         only_slow=log.level not in ("debug", "info"),
     )
 

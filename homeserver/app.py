@@ -147,7 +147,7 @@ def build(
     peers = FederationPeerParts(base=base, wire=wire, fetch=fetch)
 
     # rooms: what is stored, then the engine, then what other servers have to do with them
-    rooms = RoomDataParts(base=base, others=accounts.others)
+    rooms = RoomDataParts(base=base, incoming_changes=accounts.incoming_changes)
     push_rules = PushRuleParts(base=base, rooms=rooms)
     classify = push_rules.outcomes.classify
     room_engine = RoomEngineParts(base=base, peers=peers, rooms=rooms, classify=classify)
@@ -262,7 +262,7 @@ def build(
         email=email,
         web=web,
         new_account_tasks=(
-            room_services.first_rooms
+            room_services.auto_join_rooms
             if config.registration.auto_join_rooms
             else NoNewAccountTasks()
         ),
@@ -362,7 +362,7 @@ def build(
     query_answers = make_query_answers(
         profiles.profiles,
         room_services.directory,
-        tells_profiles=config.federation.allow_profile_lookup_over_federation,
+        answers_profile_queries=config.federation.allow_profile_lookup_over_federation,
     )
     services: Sequence[object] = (
         make_device_administration(database, identity, accounts, user_data),
@@ -476,7 +476,7 @@ def build(
     # of several nodes, another one may be at this work: there, the jobs resume it
     resumed = (
         (
-            room_services.first_rooms,
+            room_services.auto_join_rooms,
             room_services.related_redactions,
             federated_rooms.planned_invites,
         )
@@ -494,7 +494,7 @@ def build(
             calls.delayed_events,
             federation_receiver.inbox,
             federation_receiver.completions,
-            federation.unproved,
+            federation.unverified_events,
             jobs,
             federation_sender.sender,
             pushers,
@@ -502,7 +502,7 @@ def build(
         cancel=(
             *(() if accounts.peer_nodes is None else (accounts.peer_nodes,)),
             federation_receiver.completions,
-            federation.unproved,
+            federation.unverified_events,
             federation_receiver.inbox,
             federated_rooms.leaving,
             federated_rooms.planned_invites,

@@ -132,13 +132,13 @@ class Notifier:
         memberships: Memberships,
         clock: IReactorTime,
         check_session: CheckAgain,
-        others: IncomingChanges | None = None,
+        incoming_changes: IncomingChanges | None = None,
     ) -> None:
-        """`others`: the source of changes that other nodes commit; None if there are no other
+        """`incoming_changes`: the source of changes that other nodes commit; None if there are no other
         nodes."""
         self._streams = streams
         self._check_session = check_session
-        self._others = others
+        self._incoming_changes = incoming_changes
         self._memberships = memberships
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
@@ -152,8 +152,8 @@ class Notifier:
         self._users: dict[str, None] = {}
         streams.subscribe(self._on_changes, stage=Stage.NOTIFY)
         streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
-        if others is not None:
-            others.subscribe(self._on_late_changes, self._on_lost_changes)
+        if incoming_changes is not None:
+            incoming_changes.subscribe(self._on_late_changes, self._on_lost_changes)
 
     def listen(self, caller: Requester, room_nid: int | None = None) -> Listener:
         """Listen for changes that concern the caller, and for changes in the room `room_nid` that
@@ -254,7 +254,7 @@ class Notifier:
         changes = self._streams.get_remote_changes(after, upto)
         if changes is not None:
             self._on_changes(changes)
-        elif self._others is None:
+        elif self._incoming_changes is None:
             self.wake_users(self._listeners)
 
     def _on_late_changes(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:

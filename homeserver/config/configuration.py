@@ -54,8 +54,8 @@ class Config:
     limits: LimitOptions
     previews: URLPreviewOptions
     calls: CallsOptions
-    others: IntegrationOptions
-    observation: MonitoringOptions
+    integrations: IntegrationOptions
+    monitoring: MonitoringOptions
     folder: Path
     """The folder of the (first) configuration file; not an option."""
 
@@ -90,7 +90,7 @@ GROUPS: dict[str, type] = {
     "limits": LimitOptions,
     "previews": URLPreviewOptions,
     "calls": CallsOptions,
-    "others": IntegrationOptions,
-    "observation": MonitoringOptions,
+    "integrations": IntegrationOptions,
+    "monitoring": MonitoringOptions,
 }
 """All groups of `Config` by attribute name."""

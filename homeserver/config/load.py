@@ -224,7 +224,7 @@ def _former_names(reading: ReadState) -> list[Problem]:
 
 
 def _partly_implemented(config: Config) -> list[Problem]:
-    if not config.others.app_service_config_files:
+    if not config.integrations.app_service_config_files:
         return []
     text = (
         "is partly implemented: application services log in and act for their users, "
@@ -248,10 +248,10 @@ def _missing_companions(config: Config) -> list[Problem]:
         or any("metrics" in resource.names for resource in listener.resources)
         for listener in config.network.listeners
     ]
-    if config.observation.enable_metrics and not any(serves_metrics):
+    if config.monitoring.enable_metrics and not any(serves_metrics):
         text = "has no effect without a listener of `type: metrics` or with the resource `metrics`"
         notices.append(Problem(("enable_metrics",), text))
-    if not config.observation.enable_metrics:
+    if not config.monitoring.enable_metrics:
         text = "serves no metrics without `enable_metrics: true`"
         notices.extend(
             Problem(("listeners", at), text) for at, shows in enumerate(serves_metrics) if shows
@@ -359,7 +359,7 @@ def _check_together(config: Config) -> list[Problem]:
     if branding.logo_dark is not None and branding.logo is None:
         problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += _check_account_validity(config)
-    paths = config.others.app_service_config_files
+    paths = config.integrations.app_service_config_files
     problems += [Problem(("app_service_config_files",), text) for text in find_errors(paths)]
     providers = config.previews.oembed.additional_providers
     problems += [

@@ -71,12 +71,12 @@ class FederationPeerParts:
             observer=MemberListMetrics(base.registry),
             now=clock.seconds,
         )
-        self.silences: PeerBackoff[ServerName] = PeerBackoff(
+        self.unresponsive_servers: PeerBackoff[ServerName] = PeerBackoff(
             now_ms=now_ms, schedule=BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
         )
         """Servers to which a request recently timed out. Other requests do not wait for them."""
         self.requests = FederationClient(
-            wire=BackoffWire(wire=wire, backoff=self.silences),
+            wire=BackoffWire(wire=wire, backoff=self.unresponsive_servers),
             identity=identity,
             policy=self.policy,
             now_ms=now_ms,

@@ -28,13 +28,13 @@ class PresenceParts:
         self, *, base: Foundation, accounts: AccountParts, memberships: Memberships
     ) -> None:
         config, clock, database = base.config, base.clock, base.database
-        limiter, identity, notes = base.limiter, base.identity, accounts.node_notes
+        limiter, identity, notes = base.limiter, base.identity, accounts.node_messages
         self.notifier = notifier = Notifier(
             streams=database.streams,
             memberships=memberships,
             clock=clock,
             check_session=accounts.access_tokens.recheck,
-            others=accounts.others,
+            incoming_changes=accounts.incoming_changes,
         )
         counter = EphemeralCounter(clock)
         self.typing = Typing(

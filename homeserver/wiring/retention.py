@@ -101,15 +101,15 @@ class RetentionParts:
                 name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"
                 self.expiries.append(expiry)
                 self.jobs.append(Job(name, expiry.do_step, seconds))
-        self.forgotten: ForgottenRoomPurges | None = None
+        self.forgotten_rooms: ForgottenRoomPurges | None = None
         if config.rooms.forgotten_room_retention_period is not None:
-            self.forgotten = ForgottenRoomPurges(
+            self.forgotten_rooms = ForgottenRoomPurges(
                 store=purges,
                 secret_text=accounts.secret_text,
                 time=time,
                 period_ms=config.rooms.forgotten_room_retention_period,
             )
-            self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))
+            self.jobs.append(Job("purge_forgotten_rooms", self.forgotten_rooms.do_step, 3600.0))
 
 
 def _is_for(jobs: Sequence[PurgeJobOptions], number: int) -> Callable[[int], bool]:

@@ -104,7 +104,7 @@ class RoomReadingParts:
             streams=streams,
         )
         self.invited = InvitedRooms(engine=engine, events=rooms.events, out_of_room=rooms.outside)
-        self.unshown = HiddenRoomChanges(
+        self.hidden_changes = HiddenRoomChanges(
             database=database,
             store=ShadowRoomStore(database),
             aliases=AliasStore(database),

@@ -21,7 +21,7 @@ from storage.directory.user_directory import UserDirectoryStore
 from storage.events.timelines import TimelineStore
 from storage.search.search import SearchStore
 
-REST: float = 1.0
+PAUSE_SECONDS: float = 1.0
 """Seconds until new messages and changed names can be found."""
 
 
@@ -89,9 +89,11 @@ class SearchParts:
             folding=folding,
             identity=base.identity,
         )
-        self.jobs = [Job(indexing.JOB_NAME, self.indexing.do_step, REST)]
+        self.jobs = [Job(indexing.JOB_NAME, self.indexing.do_step, PAUSE_SECONDS)]
         if user_directory.enabled:
-            self.jobs.append(Job(user_directory_service.JOB_NAME, self.updates.do_step, REST))
+            self.jobs.append(
+                Job(user_directory_service.JOB_NAME, self.updates.do_step, PAUSE_SECONDS)
+            )
 
     @property
     def services(self) -> Sequence[object]:

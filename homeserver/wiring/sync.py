@@ -137,13 +137,13 @@ class SyncingParts:
             clock=base.clock,
             catch_up=database.catch_up,
         )
-        self.old_sync = InitialSync(
+        self.initial_sync = InitialSync(
             parts=InitialSyncParts(
                 room_engine.engine,
                 rooms.events,
                 room_reading.reading,
                 rooms.store,
-                room_reading.unshown,
+                room_reading.hidden_changes,
                 rooms.memberships,
                 TimelineStore(database),
                 client_events,
@@ -187,4 +187,4 @@ class SyncingParts:
     @property
     def services(self) -> Sequence[object]:
         """The services that endpoints ask for."""
-        return (self.old_sync, self.sliding_sync, self.sync)
+        return (self.initial_sync, self.sliding_sync, self.sync)

@@ -67,9 +67,9 @@ class UserDataParts:
         """`web` sends requests to the identity server."""
         config, clock, database = base.config, base.clock, base.database
         limiter, identity = base.limiter, base.identity
-        self._forgetting: ForgetOnLeave | None = None
+        self._forget_on_leave: ForgetOnLeave | None = None
         if config.rooms.forget_rooms_on_leave:
-            self._forgetting = ForgetOnLeave(
+            self._forget_on_leave = ForgetOnLeave(
                 store=rooms.membership_store, streams=database.streams, clock=clock
             )
         self._renewals = accounts.renewals
@@ -202,8 +202,8 @@ class UserDataParts:
             Job("send_renewal_emails", self._renewals.do_send_emails, 300.0),
             *(
                 []
-                if self._forgetting is None
-                else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]
+                if self._forget_on_leave is None
+                else [Job("forget_left_rooms", self._forget_on_leave.do_forget, 60.0)]
             ),
         )
 

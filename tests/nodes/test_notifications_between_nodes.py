@@ -137,7 +137,7 @@ class Pair:
         notes, heard = NodeMessages(self.clock), NodeMessages(self.clock)
         OutgoingChanges(streams=self.here, notes=notes)
         self.others = IncomingChanges(streams=self.there, clock=self.clock, notes=heard)
-        self.recent = RecentChanges(streams=self.there, others=self.others)
+        self.recent = RecentChanges(streams=self.there, incoming_changes=self.others)
         self.truth = RecentChanges(streams=Streams())
         self.longest = 0
         heard.connect(lambda _bodies: succeed(None))
@@ -234,7 +234,7 @@ def test_a_note_about_positions_that_never_came_says_nothing_about_later_changes
     clock, streams = Clock(), Streams(10)
     notes = NodeMessages(clock)
     others = IncomingChanges(streams=streams, clock=clock, notes=notes)
-    recent = RecentChanges(streams=streams, others=others)
+    recent = RecentChanges(streams=streams, incoming_changes=others)
     notes.receive(2, '[["written",[[[10,1000]],[]]]]')
     assert streams.get_remote_changes(10, 11) == []
     clock.advance(31.0)

@@ -41,7 +41,7 @@ def kept(server: TestServer, user: User) -> int:
 
 def forget(server: TestServer, limit: int = 10) -> None:
     """Run the job until it has visited everything."""
-    while server.run(server.app.pushers.old_outcomes.do_delete(limit)) == limit:
+    while server.run(server.app.pushers.push_action_cleanup.do_delete(limit)) == limit:
         pass
 
 

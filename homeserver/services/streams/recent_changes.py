@@ -143,10 +143,12 @@ class RecentChanges:
     It is no `StreamCache`, since it has no values by key.
     """
 
-    def __init__(self, *, streams: Streams, others: IncomingChanges | None = None) -> None:
-        """`others`: the changes of other nodes; None on a single node."""
+    def __init__(
+        self, *, streams: Streams, incoming_changes: IncomingChanges | None = None
+    ) -> None:
+        """`incoming_changes`: the changes of other nodes; None on a single node."""
         self._streams = streams
-        self._others = others
+        self._incoming_changes = incoming_changes
         self._dropped_upto = self._complete_from = streams.current()
         self._holes: list[Range] = []
         """Ranges that other nodes wrote and whose changes are not known yet."""
@@ -158,8 +160,8 @@ class RecentChanges:
         """The changes after a position, cached until the next change."""
         streams.subscribe(self._on_changes, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
-        if others is not None:
-            others.subscribe(self._on_late_changes, self._on_lost_ranges)
+        if incoming_changes is not None:
+            incoming_changes.subscribe(self._on_late_changes, self._on_lost_ranges)
 
     def rooms_since(self, user_id: UserID, position: int) -> ChangedRooms | None:
         """Return the rooms with changes after the position that may concern the user.
@@ -283,7 +285,7 @@ class RecentChanges:
             self._on_changes(announced)
             return
         self._since_position.clear()
-        if self._others is None or len(self._holes) >= MAX_GAPS:
+        if self._incoming_changes is None or len(self._holes) >= MAX_GAPS:
             self._drop(upto)
         else:
             self._holes.append((after, upto))
