@@ -153,12 +153,12 @@ def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
     try:
         if config.exists():
             existing = load((config,)).config
-            made: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
+            written: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
         else:
-            made = write_init_files(folder, server_name, public_baseurl, os.urandom)
+            written = write_init_files(folder, server_name, public_baseurl, os.urandom)
     except (InitFailed, OSError) as error:
         raise click.ClickException(str(error)) from error
-    for path in made:
+    for path in written:
         click.echo(f"created {path}")
 
 

@@ -49,7 +49,7 @@ async def get_destinations(
         "destinations": [_describe(row, destinations) for row in rows],
         "total": count,
     }
-    return _with_next(answer, from_ + len(rows), count)
+    return _add_next_token(answer, from_ + len(rows), count)
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}", auth=Auth.ADMIN)
@@ -80,7 +80,7 @@ async def get_destination_rooms(
         ],
         "total": count,
     }
-    return _with_next(answer, from_ + len(rooms), count)
+    return _add_next_token(answer, from_ + len(rooms), count)
 
 
 @endpoint("POST", f"{_PATH}/{{destination}}/reset_connection", auth=Auth.ADMIN)
@@ -99,7 +99,7 @@ def _check_page(from_: int, limit: int) -> None:
         )
 
 
-def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
+def _add_next_token(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
     return {**answer, "next_token": str(end)} if end < count else answer
 
 

@@ -19,7 +19,7 @@ from storage.media.scans import ScanRow
 from storage.media.usage import MediaAmount, UserUsage
 
 _V1: Final = "/_synapse/admin/v1"
-_OURS: Final = "/_mahalla/admin/v1"
+_PREFIX: Final = "/_mahalla/admin/v1"
 MAX_PAGE_SIZE: Final = 10_000
 """The largest number of entries in one response."""
 CHANGES_PAGE_SIZE: Final = 100
@@ -154,7 +154,7 @@ async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict
     return {"local": own, "remote": others}
 
 
-@endpoint("DELETE", f"{_OURS}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
+@endpoint("DELETE", f"{_PREFIX}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
 async def delete_room_media(
     media: MediaAdministration, caller: Requester, *, room_id: RoomID
 ) -> dict[str, Any]:
@@ -284,7 +284,7 @@ async def get_media_statistics(
     return answer
 
 
-@endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/media/usage", auth=Auth.ADMIN)
 async def get_media_usage(
     media: MediaAdministration, *, rooms: int = 10, servers: int = 10
 ) -> dict[str, Any]:
@@ -306,7 +306,7 @@ async def get_media_usage(
     }
 
 
-@endpoint("GET", f"{_OURS}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
 async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
     """Return how much media unencrypted events of a room refer to: local files and copies of remote
     files."""
@@ -314,7 +314,7 @@ async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID
     return {"local": _amount(usage.own), "remote": _amount(usage.copies)}
 
 
-@endpoint("GET", f"{_OURS}/media/deleted", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/media/deleted", auth=Auth.ADMIN)
 async def get_deleted_media(
     media: MediaAdministration,
     *,

@@ -122,9 +122,9 @@ async def put_user(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUserBody
 ) -> Response:
     """Create an account (201), or change one. Raises as `UserAdministration.do_put`."""
-    made = await users.do_put(user_id, _changes(body), caller.user_id)
+    created = await users.do_put(user_id, _changes(body), caller.user_id)
     answer = _details(users, await users.get_details(user_id))
-    return Response(HTTPStatus.CREATED if made else HTTPStatus.OK, {}, answer)
+    return Response(HTTPStatus.CREATED if created else HTTPStatus.OK, {}, answer)
 
 
 @endpoint("POST", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)

@@ -39,10 +39,10 @@ class SentEvent(msgspec.Struct, frozen=True):
     event_id: EventID
 
 
-def _paths(rest: str) -> tuple[str, str]:
+def _paths(suffix: str) -> tuple[str, str]:
     return (
-        f"/_matrix/client/v3/rooms/{{room_id}}/{rest}",
-        f"/_matrix/client/r0/rooms/{{room_id}}/{rest}",
+        f"/_matrix/client/v3/rooms/{{room_id}}/{suffix}",
+        f"/_matrix/client/r0/rooms/{{room_id}}/{suffix}",
     )
 
 

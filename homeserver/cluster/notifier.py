@@ -134,8 +134,8 @@ class Notifier:
         check_session: CheckAgain,
         incoming_changes: IncomingChanges | None = None,
     ) -> None:
-        """`incoming_changes`: the source of changes that other nodes commit; None if there are no other
-        nodes."""
+        """`incoming_changes`: the source of changes that other nodes commit; None if there are no
+        other nodes."""
         self._streams = streams
         self._check_session = check_session
         self._incoming_changes = incoming_changes
@@ -166,16 +166,16 @@ class Notifier:
             self._at_rooms.setdefault(room_nid, set()).add(listener)
         return listener
 
-    def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
-        """Return whether a device of the user other than `besides` is listening, or was within
-        `SYNC_GAP_SECONDS` seconds."""
+    def is_syncing(self, user_id: str, except_device: str | None = None) -> bool:
+        """Return whether a device of the user other than `except_device` is listening, or was
+        within `SYNC_GAP_SECONDS` seconds."""
         listening = (listener.device_id for listener in self._listeners.get(user_id, ()))
-        if any(device_id is None or device_id != besides for device_id in listening):
+        if any(device_id is None or device_id != except_device for device_id in listening):
             return True
         since = self._clock.seconds() - SYNC_GAP_SECONDS
         left = self._left.peek(user_id) or {}
         return any(
-            at >= since and (device_id is None or device_id != besides)
+            at >= since and (device_id is None or device_id != except_device)
             for device_id, at in left.items()
         )
 

@@ -97,12 +97,12 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
     reading = ReadState(folder=files[0].parent.absolute(), environment=environment)
     config, notices = _build(values, reading)
     if config is not None:
-        wrong = [problem.place for problem in reading.problems]
+        invalid = [problem.place for problem in reading.problems]
         # Defaults replace wrong values; they need no further checks
         reading.problems.extend(
             problem
             for problem in _check_together(config)
-            if not any(place[: len(problem.place)] == problem.place for place in wrong)
+            if not any(place[: len(problem.place)] == problem.place for place in invalid)
         )
     if reading.problems or config is None:
         raise ConfigError(_locate(reading.problems, files, sources, reading.former))
@@ -168,8 +168,8 @@ def _build(values: Mapping[str, Any], reading: ReadState) -> tuple[Config | None
     groups: dict[str, Any] = {}
     for name, kind in GROUPS.items():
         values = rename_former_keys(kind, values, (), reading)
-        made = read_fields(kind, values, (), reading, known)
-        groups[name] = None if made is None else kind(**made)
+        options = read_fields(kind, values, (), reading, known)
+        groups[name] = None if options is None else kind(**options)
     reading.unknown.extend(((key,), values[key], known) for key in values if key not in known)
     notices = _classify_unknown(reading) + _not_implemented(reading) + _former_names(reading)
     if any(group is None for group in groups.values()):
@@ -187,8 +187,8 @@ def _classify_unknown(reading: ReadState) -> list[Problem]:
         if pattern in synapse:
             notices.append(Problem(place, f"has no effect: {REASONS[synapse[pattern]]}"))
             continue
-        near = _nearest_key(str(place[-1]), place, known, synapse)
-        hint = f"; did you mean {near}?" if near else ""
+        nearest = _nearest_key(str(place[-1]), place, known, synapse)
+        hint = f"; did you mean {nearest}?" if nearest else ""
         reading.add_problem(place, f"unknown option (its value is {format_value(value)}){hint}")
     return notices
 

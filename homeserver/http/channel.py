@@ -423,21 +423,21 @@ class MatrixChannel(Connection):
     def _check_idle(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        quiet = now - self._active_at
+        idle = now - self._active_at
         if self._exchange is not None and self._reading is None:
             self._set_timer(self._idle_timeout, self._check_idle)
-        elif quiet >= self._idle_timeout:
+        elif idle >= self._idle_timeout:
             self._close()
         elif self._is_too_slow(now):
             self._end(too_slow_response())
         else:
-            self._set_timer(self._idle_timeout - quiet, self._check_idle)
+            self._set_timer(self._idle_timeout - idle, self._check_idle)
 
     def _is_too_slow(self, now: float) -> bool:
-        taken = now - self._started_at
+        elapsed = now - self._started_at
         if self._in_head:
-            return self._head_bytes > 0 and taken >= self._idle_timeout
-        return self._body_bytes <= FREE_BYTES and taken >= MAX_SECONDS
+            return self._head_bytes > 0 and elapsed >= self._idle_timeout
+        return self._body_bytes <= FREE_BYTES and elapsed >= MAX_SECONDS
 
     def _close(self) -> None:
         if self.transport is not None:

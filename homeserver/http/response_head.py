@@ -24,7 +24,7 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
 
 
-class DatedHeads:
+class ResponseHeadCache:
     """The `Date` header and the head of a usual response, remade each second. The day is remade
     each day."""
 

@@ -44,7 +44,7 @@ from homeserver.http.conditional_requests import (
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.page_paths import allows_cors
 from homeserver.http.request_head import RequestHead, find_cookies
-from homeserver.http.response_head import NO_BODY, DatedHeads, header_lines, status_line
+from homeserver.http.response_head import NO_BODY, ResponseHeadCache, header_lines, status_line
 from homeserver.http.responses import (
     JSON_TYPE,
     DatabaseNotReachable,
@@ -201,7 +201,7 @@ class MatrixRequest:
         allowed."""
         self._lost = True
         if self._task is None:
-            self.admit()
+            self.release_body()
             if self.file is not None:
                 self.file.close()
         if self._has_started and not self._finished:
@@ -243,7 +243,7 @@ class MatrixRequest:
     def _refuse_body(self, refusal: MatrixError) -> None:
         self._begin()
         self._chunks.clear()
-        self.admit()
+        self.release_body()
         if self.file is not None:
             self.file.close()
         self._channel.refuse()
@@ -279,13 +279,13 @@ class MatrixRequest:
         except Exception:
             self._respond_bug()
         finally:
-            self.admit()
+            self.release_body()
             if self.file is not None:
                 self.file.close()
 
     # Called by the router.
 
-    def admit(self) -> None:
+    def release_body(self) -> None:
         if self._reservation is not None:
             self._reservation.release()
 
@@ -515,7 +515,7 @@ class Site(ServerFactory):
         self._access_log = access_log
         self._found: dict[tuple[str, bytes], Match] = {}
         """Matches of paths without parameters."""
-        self.heads = DatedHeads()
+        self.heads = ResponseHeadCache()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(

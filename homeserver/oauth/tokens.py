@@ -36,23 +36,24 @@ async def post_token(
 ) -> dict[str, object]:
     """Issue tokens for an authorization code, a refresh token or a device code."""
     metadata.check_enabled()
-    given = parse_parameters(body)
-    client_id = require_parameter(given, "client_id")
-    match require_parameter(given, "grant_type"):
+    parameters = parse_parameters(body)
+    client_id = require_parameter(parameters, "client_id")
+    match require_parameter(parameters, "grant_type"):
         case grant if grant == CODE_GRANT:
             code, redirect_uri, verifier = (
-                require_parameter(given, name) for name in ("code", "redirect_uri", "code_verifier")
+                require_parameter(parameters, name)
+                for name in ("code", "redirect_uri", "code_verifier")
             )
             granted = await tokens.do_exchange_code(
                 client_id, code, redirect_uri, verifier, context.client_ip
             )
         case grant if grant == REFRESH_GRANT:
             granted = await tokens.do_refresh(
-                client_id, require_parameter(given, "refresh_token"), context.client_ip
+                client_id, require_parameter(parameters, "refresh_token"), context.client_ip
             )
         case grant if grant == DEVICE_GRANT:
             granted = await grants.do_exchange(
-                client_id, require_parameter(given, "device_code"), context.client_ip
+                client_id, require_parameter(parameters, "device_code"), context.client_ip
             )
         case _:
             raise OAuthError("unsupported_grant_type", "This grant_type is not supported")
@@ -65,9 +66,9 @@ async def post_device(
 ) -> dict[str, object]:
     """Begin a device authorization grant. spec: RFC 8628 section 3.2"""
     metadata.check_enabled()
-    given = parse_parameters(body)
+    parameters = parse_parameters(body)
     codes = await grants.do_create(
-        require_parameter(given, "client_id"), require_parameter(given, "scope")
+        require_parameter(parameters, "client_id"), require_parameter(parameters, "scope")
     )
     uri = metadata.base + LINK_PATH
     return {
@@ -86,9 +87,9 @@ async def post_revoke(
 ) -> Empty:
     """End a session by one of its tokens. Anybody with the token may do so, also a finder."""
     metadata.check_enabled()
-    given = parse_parameters(body)
+    parameters = parse_parameters(body)
     await tokens.do_revoke(
-        require_parameter(given, "token"), given.get("client_id", ""), context.client_ip
+        require_parameter(parameters, "token"), parameters.get("client_id", ""), context.client_ip
     )
     return EMPTY
 
@@ -99,6 +100,6 @@ async def post_introspect(
 ) -> Mapping[str, object]:
     """Return owner and scope of a token, for services that the operator trusts."""
     metadata.check_enabled()
-    given = parse_parameters(body)
-    tokens.check_service(*parse_service(context, given), context.client_ip)
-    return await tokens.introspect(require_parameter(given, "token"))
+    parameters = parse_parameters(body)
+    tokens.check_service(*parse_service(context, parameters), context.client_ip)
+    return await tokens.introspect(require_parameter(parameters, "token"))

@@ -193,24 +193,24 @@ class AuthFallbackPages:
     ) -> Response:
         language = self._pages.choose_language(context.languages)
         _ = language.gettext
-        filled = fields or {}
+        entered = fields or {}
         token = self._forms.token(context)
         problem = "" if error is None else explain(error, language)
         if isinstance(error, Forbidden) and stage == PASSWORD:
             problem = _("The password is wrong.")
         if isinstance(error, Forbidden) and stage == REGISTRATION_TOKEN:
             problem = _("This registration token is not valid.")
-        shown: dict[str, object] = {
+        values: dict[str, object] = {
             "path": PATH.replace("{stage}", stage),
             "session_id": session_id,
             "form_token": token.text,
             "stage": STAGES[stage],
             "what": operation_name(operation.name),
             "user_id": operation.user_id or "",
-            "address": filled.get("address", ""),
-            "number": filled.get("number", ""),
-            "sid": "" if isinstance(error, SessionExpired) else filled.get("sid", ""),
-            "client_secret": filled.get("client_secret", ""),
+            "address": entered.get("address", ""),
+            "number": entered.get("number", ""),
+            "sid": "" if isinstance(error, SessionExpired) else entered.get("sid", ""),
+            "client_secret": entered.get("client_secret", ""),
             "problem": problem,
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
@@ -218,7 +218,7 @@ class AuthFallbackPages:
         return self._pages.render(
             "auth_fallback.html",
             language,
-            shown,
+            values,
             status,
             cookies=token.cookies,
             third_party_script=widget,

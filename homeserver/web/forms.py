@@ -63,8 +63,8 @@ class Forms:
         secret = self._secret(context)
         if secret is None:
             return None
-        given = fields.get(TOKEN_FIELD, "").encode("utf-8", "surrogatepass")
-        return fields if hmac.compare_digest(given, _token_of(secret).encode()) else None
+        sent_token = fields.get(TOKEN_FIELD, "").encode("utf-8", "surrogatepass")
+        return fields if hmac.compare_digest(sent_token, _token_of(secret).encode()) else None
 
     def _secret(self, context: RequestContext) -> str | None:
         return self._cookies.find(context, COOKIE_NAME) or self._cookies.find(

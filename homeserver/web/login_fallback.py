@@ -63,17 +63,21 @@ class LoginFallbackPage:
         self._takes_numbers = takes_numbers
 
     def make(
-        self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None
+        self,
+        context: RequestContext,
+        parameters: Mapping[str, str],
+        *,
+        error: MatrixError | None = None,
     ) -> Response:
-        """Make the page. `given`: the client's parameters, the fields of the form, and the login
-        token of a user who returns from a provider."""
+        """Make the page. `parameters`: the client's parameters, the fields of the form, and the
+        login token of a user who returns from a provider."""
         language = self._pages.choose_language(context.languages)
         token = self._forms.token(context)
-        forwarded = {name: given[name] for name in FORWARDED if given.get(name)}
+        forwarded = {name: parameters[name] for name in FORWARDED if parameters.get(name)}
         problem = ""
         if error is not None:
             _ = language.gettext
-            wrong = isinstance(error, Forbidden) and not given.get("login_token")
+            wrong = isinstance(error, Forbidden) and not parameters.get("login_token")
             problem = (
                 _("The user name or the password is wrong.") if wrong else explain(error, language)
             )
@@ -81,8 +85,8 @@ class LoginFallbackPage:
             "path": PATH,
             "form_token": token.text,
             "forwarded": forwarded,
-            "login_token": given.get("login_token", "") if error is None else "",
-            "name": given.get("name", "")[:255],
+            "login_token": parameters.get("login_token", "") if error is None else "",
+            "name": parameters.get("name", "")[:255],
             "takes_numbers": self._takes_numbers,
             "has_password": self._sign_in.accepts_passwords,
             "buttons": self._buttons(forwarded),
@@ -114,8 +118,8 @@ class LoginFallbackPage:
         )
 
     async def _begin(self, context: RequestContext, fields: Mapping[str, str]) -> NewSession:
-        given = fields.get("device_id") or None
-        device_id = None if given is None else parse_device_id(given)
+        text = fields.get("device_id") or None
+        device_id = None if text is None else parse_device_id(text)
         device_name = check_device_name(fields.get("initial_device_display_name") or None)
         token = fields.get("login_token", "")
         if token:

@@ -54,7 +54,7 @@ class CallbackProviders(msgspec.Struct, frozen=True):
 async def get_oidc_callback(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    askable: CallbackProviders,
+    providers: CallbackProviders,
     context: RequestContext,
     *,
     provider: str | None = None,
@@ -68,7 +68,7 @@ async def get_oidc_callback(
     try:
         flow = await sign_in.take_callback(state, browser)
         chosen = next(
-            (each for each in askable.oidc if each.info.provider_id == flow.provider), None
+            (each for each in providers.oidc if each.info.provider_id == flow.provider), None
         )
         if chosen is None or browser is None:
             raise SignInRefused(RefusalReason.OLD)
@@ -98,7 +98,7 @@ async def post_backchannel_logout(sign_out: BackchannelLogout, *, body: bytes) -
 async def get_cas_ticket(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    askable: CallbackProviders,
+    providers: CallbackProviders,
     context: RequestContext,
     *,
     flow: str = "",
@@ -108,9 +108,9 @@ async def get_cas_ticket(
     browser = sign_in.find_browser(context)
     try:
         begun = await sign_in.take_callback(flow, browser)
-        if askable.cas is None or begun.provider != CAS_ID or browser is None:
+        if providers.cas is None or begun.provider != CAS_ID or browser is None:
             raise SignInRefused(RefusalReason.OLD)
-        identity = await askable.cas.identify(flow, begun, ticket)
+        identity = await providers.cas.identify(flow, begun, ticket)
         return await pages.show(
             context, await sign_in.complete(begun, identity, browser, context.languages)
         )
@@ -140,8 +140,8 @@ async def post_saml_response(
             SAML_ID, form.get("RelayState", "")
         )
         identity = await saml.provider.identify(flow, form.get("SAMLResponse", ""))
-        held = await sign_in.store_identity(flow, identity, browser_hash)
-        return see_other(f"{RESUME_PATH}?flow={held}")
+        flow_id = await sign_in.store_identity(flow, identity, browser_hash)
+        return see_other(f"{RESUME_PATH}?flow={flow_id}")
     except SignInRefused as refused:
         return await pages.refuse(context, refused)
 

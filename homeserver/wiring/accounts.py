@@ -91,15 +91,15 @@ class AccountParts:
         self.peer_nodes = None
         self.incoming_changes = None
         if self.node_messages is not None:
-            OutgoingChanges(streams=database.streams, notes=self.node_messages)
+            OutgoingChanges(streams=database.streams, messages=self.node_messages)
             self.incoming_changes = IncomingChanges(
-                streams=database.streams, clock=clock, notes=self.node_messages
+                streams=database.streams, clock=clock, messages=self.node_messages
             )
             self.peer_nodes = PeerNodes(
                 clock=clock,
                 database=database,
-                remembered=self.access_tokens,
-                notes=self.node_messages,
+                cache=self.access_tokens,
+                messages=self.node_messages,
                 monotonic=monotonic,
             )
         self.passwords = _passwords(config, threads)

@@ -28,7 +28,7 @@ class PresenceParts:
         self, *, base: Foundation, accounts: AccountParts, memberships: Memberships
     ) -> None:
         config, clock, database = base.config, base.clock, base.database
-        limiter, identity, notes = base.limiter, base.identity, accounts.node_messages
+        limiter, identity, messages = base.limiter, base.identity, accounts.node_messages
         self.notifier = notifier = Notifier(
             streams=database.streams,
             memberships=memberships,
@@ -43,7 +43,7 @@ class PresenceParts:
             counter=counter,
             memberships=memberships,
             streams=database.streams,
-            notes=notes,
+            messages=messages,
         )
         presence = config.people.presence
         times = PresenceTimes(
@@ -71,7 +71,7 @@ class PresenceParts:
             server_name=identity.server_name,
             times=times,
             mode=presence.enabled,
-            notes=notes,
+            messages=messages,
         )
 
     def start(self) -> None:

@@ -32,7 +32,8 @@ class RoomDataParts:
     """Stores and caches of rooms."""
 
     def __init__(self, *, base: Foundation, incoming_changes: IncomingChanges | None) -> None:
-        """`incoming_changes`: the changes that other nodes announce; None if this is the only node."""
+        """`incoming_changes`: the changes that other nodes announce; None if this is the only
+        node."""
         database, sizes, streams = base.database, base.sizes, base.database.streams
         timelines = TimelineStore(database)
         self.store = RoomStore(database=database)

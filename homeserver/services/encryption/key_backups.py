@@ -197,7 +197,7 @@ class KeyBackups:
         keys = list(_stored(rooms))
         size = sum([len(key.session_data) + KEY_OVERHEAD_BYTES for key in keys])
         if caller.rate_limited:
-            self._limiter.check_one_count_many(Limit.BACKUP_BYTES, caller.user_id, size)
+            self._limiter.check_and_overdraw(Limit.BACKUP_BYTES, caller.user_id, size)
         try:
             with _translated():
                 backup = await self._store.put_keys(caller.user_id, _number(version), keys)

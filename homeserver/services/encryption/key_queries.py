@@ -114,7 +114,7 @@ class KeyQueries:
         if keys > MAX_KEYS:
             raise InvalidParam(f"At most {MAX_KEYS} keys can be claimed at once")
         if caller.rate_limited:
-            self._limiter.check_one_count_many(CLAIMED_BY_USER, caller.user_id, keys)
+            self._limiter.check_and_overdraw(CLAIMED_BY_USER, caller.user_id, keys)
 
     async def query(
         self, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int

@@ -149,7 +149,7 @@ class ToDevice:
         size = _size_of(contents) + REQUEST_OVERHEAD_BYTES
         if caller.rate_limited:
             try:
-                self._limiter.check_one_count_many(Limit.TO_DEVICE_BYTES, caller.user_id, size)
+                self._limiter.check_and_overdraw(Limit.TO_DEVICE_BYTES, caller.user_id, size)
             except LimitExceeded:
                 if await self._was_sent(sent):
                     return

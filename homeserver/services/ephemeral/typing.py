@@ -76,14 +76,14 @@ class Typing:
         counter: EphemeralCounter,
         memberships: Memberships,
         streams: Streams,
-        notes: NodeMessages | None,
+        messages: NodeMessages | None,
     ) -> None:
-        """`notes`: sends notes to other nodes; None on a single node."""
+        """`messages`: sends notes to other nodes; None on a single node."""
         self._notifier = notifier
         self._clock = clock
         self._counter = counter
         self._memberships = memberships
-        self._notes = notes
+        self._messages = messages
         self._subscribers: tuple[Subscriber, ...] = ()
         self._unknown_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + REMOTE_GRACE_SECONDS
         """Until then, users may stop typing who started before the start of this node."""
@@ -96,11 +96,11 @@ class Typing:
         )
         """The latest change of each room."""
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
-        if notes is not None:
-            notes.subscribe(KIND, TypingNote, self._on_note)
-            notes.subscribe(CROSSED, MissedStopNote, self._on_crossed)
-            notes.subscribe(ASKED, TypingQuery, self._on_question)
-            notes.send_on_connect(ASKED, TypingQuery())
+        if messages is not None:
+            messages.subscribe(KIND, TypingNote, self._on_note)
+            messages.subscribe(CROSSED, MissedStopNote, self._on_crossed)
+            messages.subscribe(ASKED, TypingQuery, self._on_question)
+            messages.send_on_connect(ASKED, TypingQuery())
 
     @property
     def position(self) -> int:
@@ -109,7 +109,7 @@ class Typing:
 
     def advance_to(self, position: int) -> None:
         """Advance to a client's ephemeral position, which another node may have assigned."""
-        if self._notes is not None:
+        if self._messages is not None:
             self._counter.advance_to(position)
 
     def subscribe(self, subscriber: Subscriber) -> None:
@@ -263,10 +263,10 @@ class Typing:
     def _send_note(
         self, room_nid: int, user_id: UserID, timeout_ms: int | None, *, is_own: bool
     ) -> None:
-        if self._notes is not None:
+        if self._messages is not None:
             duration = 0 if timeout_ms is None else min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
             note = TypingNote(self._counter.position, room_nid, user_id, duration, is_own)
-            self._notes.queue(KIND, (room_nid, user_id), note)
+            self._messages.queue(KIND, (room_nid, user_id), note)
 
     def _on_note(self, _node: int, note: TypingNote) -> None:
         """Apply another node's note. Subscribers hear of local users too: the node with the
@@ -279,8 +279,8 @@ class Typing:
                 self.stop(note.room_nid, note.user_id, note.position)
             elif self._clock.seconds() < self._unknown_until:
                 self._record_change(note.room_nid, note.position)
-            if has_crossed and self._notes is not None:
-                self._notes.queue(
+            if has_crossed and self._messages is not None:
+                self._messages.queue(
                     CROSSED, note.room_nid, MissedStopNote(self._counter.position, note.room_nid)
                 )
         if note.is_own:

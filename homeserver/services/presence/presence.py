@@ -89,9 +89,9 @@ class Presence:
         server_name: ServerName,
         times: PresenceTimes,
         mode: Mode,
-        notes: NodeMessages | None,
+        messages: NodeMessages | None,
     ) -> None:
-        """`mode`: False disables presence, "untracked" limits it to remote users. `notes`: sends
+        """`mode`: False disables presence, "untracked" limits it to remote users. `messages`: sends
         notes to other nodes; None on a single node."""
         self._clock = clock
         self.table = table
@@ -103,13 +103,13 @@ class Presence:
         self._times = times
         self.is_on = mode is not False
         self._tracks = mode is True
-        self._notes = notes
+        self._messages = messages
         self._resending = LoopingCall(self._resend_notes)
         self._resending.clock = clock
-        if notes is not None and self._tracks:
-            notes.subscribe(KIND, PresenceNote, self._on_note)
-        if notes is not None and self.is_on:
-            notes.subscribe(REMOTE, RemotePresenceNote, self._on_remote_note)
+        if messages is not None and self._tracks:
+            messages.subscribe(KIND, PresenceNote, self._on_note)
+        if messages is not None and self.is_on:
+            messages.subscribe(REMOTE, RemotePresenceNote, self._on_remote_note)
 
     # local users
 
@@ -230,7 +230,7 @@ class Presence:
             return
         for user_id in self._remote.receive(origin, updates):
             self.broadcaster.mark_changed(user_id)
-        if self._notes is not None:
+        if self._messages is not None:
             for update in updates:
                 status = (
                     None if update.status_msg is None else update.status_msg[:STATUS_BETWEEN_NODES]
@@ -238,7 +238,7 @@ class Presence:
                 note = RemotePresenceNote(
                     origin, msgspec.structs.replace(update, status_msg=status)
                 )
-                self._notes.queue(REMOTE, update.user_id, note)
+                self._messages.queue(REMOTE, update.user_id, note)
 
     async def do_expire_remote(self, limit: int) -> int:
         """Mark at most `limit` remote users without recent updates as offline. Return their
@@ -255,7 +255,7 @@ class Presence:
         if self._tracks:
             for person in await self.table.start():
                 self._on_change(person)
-            if self._notes is not None and not self._resending.running:
+            if self._messages is not None and not self._resending.running:
                 self._resending.start(RESEND)
 
     async def stop(self) -> None:
@@ -298,9 +298,9 @@ class Presence:
 
     def _send_note(self, person: LocalPresence, *, resend: bool) -> None:
         state = person.local_state(self._clock.seconds(), self._times)
-        if self._notes is not None and (resend or state != person.sent_state):
+        if self._messages is not None and (resend or state != person.sent_state):
             person.sent_state, person.sent_last_active = state, person.last_active
-            self._notes.queue(
+            self._messages.queue(
                 KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active)
             )
 
@@ -310,8 +310,8 @@ class Presence:
                 self._send_note(person, resend=True)
 
     def _send_new_status(self, user_id: UserID) -> None:
-        if self._notes is not None:
-            self._notes.queue(
+        if self._messages is not None:
+            self._messages.queue(
                 KIND,
                 (user_id, "status"),
                 PresenceNote(user_id, "offline", None, has_new_status=True),
@@ -345,9 +345,9 @@ class Presence:
             if wanted == "online":
                 person.last_active = self._clock.seconds()
         self._on_change(person)
-        if wanted is not None and self._notes is not None:
+        if wanted is not None and self._messages is not None:
             note = PresenceNote(caller.user_id, wanted, None, chosen_device=key)
-            self._notes.queue(KIND, (caller.user_id, key), note)
+            self._messages.queue(KIND, (caller.user_id, key), note)
         return device
 
     def _may_choose(self, caller: Requester) -> bool:

@@ -57,9 +57,9 @@ _Key = tuple[str, int, str | None]
 class Syncs(Protocol):
     """Reports which devices are in a sync."""
 
-    def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
-        """Return whether a device of the user other than `besides` is in a sync, or was in the last
-        seconds."""
+    def is_syncing(self, user_id: str, except_device: str | None = None) -> bool:
+        """Return whether a device of the user other than `except_device` is in a sync, or was in
+        the last seconds."""
         ...
 
 
@@ -97,7 +97,7 @@ class ActiveReaders:
             return False
         if rings(told, actions):
             return False
-        return self._syncs.is_syncing(pusher.user_id, besides=pusher.device_id)
+        return self._syncs.is_syncing(pusher.user_id, except_device=pusher.device_id)
 
     def record_unread(self, user_id: str, told: EventToPush) -> None:
         """Record that the delay did not help and the event is pushed."""
