@@ -33,10 +33,10 @@ class PushRuleParts:
         history = PushRuleHistoryStore(database)
         compiler = RuleCompiler()
         self.outcome_store = EventPushActionStore(database)
-        self.changes = RuleChanges(account_data=AccountDataStore(database), attention=history)
+        self.changes = RuleChanges(account_data=AccountDataStore(database), history=history)
         self.rules = UserRuleCache(
             clock=clock,
-            attention=history,
+            history=history,
             compiler=compiler,
             streams=streams,
             capacity=USERS_CACHED,

@@ -109,7 +109,9 @@ class PusherParts:
             memberships=rooms.memberships,
             decisions=notifications.push_decisions,
             names=EventNames(
-                memberships=rooms.membership_store, summaries=summary_store, outside=rooms.outside
+                memberships=rooms.membership_store,
+                summaries=summary_store,
+                out_of_room=rooms.outside,
             ),
             badges=badges,
             readers=ActiveReaders(clock=clock, syncs=presence.notifier),
@@ -132,9 +134,9 @@ class PusherParts:
             rooms=rooms.store,
             events=rooms.events,
             memberships=rooms.memberships,
-            outside=rooms.outside,
+            out_of_room=rooms.outside,
             decisions=notifications.push_decisions,
-            roster=PusherUsers(store=store, capacity=USERS_CACHED),
+            pusher_users=PusherUsers(store=store, capacity=USERS_CACHED),
             badges=badges,
             deliveries=self.deliveries,
             emails=self._email_notifier(

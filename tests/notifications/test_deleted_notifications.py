@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.push.action_cleanup import KEPT_DAYS
+from homeserver.services.push.action_cleanup import RETENTION_DAYS
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from tests.helpers.server import TestServer, User
@@ -55,7 +55,7 @@ def test_only_old_and_read_notifications_are_deleted(server: TestServer, limit: 
     mention(alice, read, bob, "old")
     mention(alice, unread, bob, "unread")
     rooms.read(bob, muted, mention(alice, muted, bob, "old and muted"))
-    server.clock.advance((KEPT_DAYS - 1) * DAY)
+    server.clock.advance((RETENTION_DAYS - 1) * DAY)
     rooms.read(bob, read, mention(alice, read, bob, "new"))
     before = kept(server, bob)
     forget(server, limit)

@@ -282,8 +282,8 @@ class Town:
 
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_module, "NOTIFIED_AT_ONCE", 2)
-    monkeypatch.setattr(lines_module, "WOKEN_AT_ONCE", 2)
+    monkeypatch.setattr(reading_module, "NOTIFY_BATCH", 2)
+    monkeypatch.setattr(lines_module, "WAKES_PER_TURN", 2)
     monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", 2)
 
 

@@ -68,9 +68,9 @@ class Notifications:
         recency: RoomRecencyStore,
         rooms: RoomStore,
         memberships: Memberships,
-        past: PastMemberships,
+        past_memberships: PastMemberships,
         events: RoomEvents,
-        outside: OutOfRoomMemberships,
+        out_of_room: OutOfRoomMemberships,
         unread: UnreadCounts,
         rules: UserRuleCache,
         decisions: PushDecisions,
@@ -85,9 +85,9 @@ class Notifications:
         self._recency = recency
         self._rooms = rooms
         self._memberships = memberships
-        self._past = past
+        self._past_memberships = past_memberships
         self._events = events
-        self._outside = outside
+        self._out_of_room = out_of_room
         self._unread = unread
         self._rules = rules
         self._decisions = decisions
@@ -168,7 +168,7 @@ class Notifications:
                 if event is None or event.redacted_by is not None:
                     continue
                 actions = rules.rule_set.find(
-                    await self._decisions.occasion_of(event), user_id, row.display_name
+                    await self._decisions.prepare(event), user_id, row.display_name
                 )
                 if actions.notify and (actions.highlight or not highlights_only):
                     outcome = NOTIFIES | (HIGHLIGHTED if actions.highlight else 0)
@@ -179,13 +179,13 @@ class Notifications:
         self, user_id: UserID, rows: Collection[MembershipRow]
     ) -> Mapping[int, StoredEvent]:
         """Return the events of the invites by room."""
-        outside = [row for row in rows if is_out_of_room(row)]
-        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in outside])
+        out_of_room = [row for row in rows if is_out_of_room(row)]
+        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in out_of_room])
         stored = await self._events.get_events(
             row.event_nid for row in rows if not is_out_of_room(row)
         )
         inside = {event.room_nid: event for event in stored.values()}
-        return {**await self._outside.find_events(user_id, rooms, outside), **inside}
+        return {**await self._out_of_room.find_events(user_id, rooms, out_of_room), **inside}
 
     async def _find(
         self,
@@ -227,7 +227,9 @@ class Notifications:
         """Return the part of a room that counts: since the user joined, or only the invite; above
         `floor`."""
         after = (
-            await self._past.get_joined_since(row) if row.membership == "join" else row.position - 1
+            await self._past_memberships.get_joined_since(row)
+            if row.membership == "join"
+            else row.position - 1
         )
         if row.membership == "invite":
             upto = min(upto, row.position)
@@ -261,7 +263,7 @@ class Notifications:
             for each in found
             if own[each.room_nid].membership == "join"
         }
-        marks = await self._unread.read_marks(caller.user_id, joined.values())
+        read_positions = await self._unread.get_read_positions(caller.user_id, joined.values())
         forms = await self._client_events.present(
             caller.user_id,
             caller.device_id,
@@ -273,7 +275,7 @@ class Notifications:
                 "room_id": event.event.room_id,
                 "event": form,
                 "ts": event.event.origin_server_ts,
-                "read": _is_read(marks.get(each.room_nid), event),
+                "read": _is_read(read_positions.get(each.room_nid), event),
                 "actions": await self._actions(
                     caller.user_id, rules, own[each.room_nid], each, event
                 ),
@@ -290,7 +292,7 @@ class Notifications:
         event: StoredEvent,
     ) -> Sequence[Action]:
         present = rules.rule_set.find(
-            await self._decisions.occasion_of(event), user_id, row.display_name
+            await self._decisions.prepare(event), user_id, row.display_name
         )
         is_highlight = each.outcome >= HIGHLIGHTED
         if present.notify and present.highlight == is_highlight:
@@ -298,9 +300,9 @@ class Notifications:
         return ["notify", {"set_tweak": HIGHLIGHT}] if is_highlight else ["notify"]
 
 
-def _is_read(mark: ReadPositions | None, event: StoredEvent) -> bool:
+def _is_read(read: ReadPositions | None, event: StoredEvent) -> bool:
     position = event.position or 0
-    return mark is not None and position <= mark.of(event.thread_root or MAIN)
+    return read is not None and position <= read.of(event.thread_root or MAIN)
 
 
 def _parse_token(text: str) -> int:

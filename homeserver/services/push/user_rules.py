@@ -1,4 +1,4 @@
-"""A cache of users' push rules: compiled, with the history of what they made of ordinary messages.
+"""A cache of users' push rules: compiled, with the history of the notification levels of rooms.
 
 For the reactor thread.
 """
@@ -26,7 +26,7 @@ class UserRules(msgspec.Struct, frozen=True):
     """The rules of one user. Users who have changed nothing share one object."""
 
     rule_set: RuleSet
-    attention: PushRuleHistory
+    history: PushRuleHistory
 
 
 class UserRuleCache:
@@ -36,14 +36,14 @@ class UserRuleCache:
         self,
         *,
         clock: IReactorTime,
-        attention: PushRuleHistoryStore,
+        history: PushRuleHistoryStore,
         compiler: RuleCompiler,
         streams: Streams,
         capacity: int,
     ) -> None:
         """`capacity`: the number of cached users."""
         self._clock = clock
-        self._attention = attention
+        self._history = history
         self._compiler = compiler
         self._default: Final = UserRules(compiler.default, PushRuleHistory())
         self._cache: StreamCache[UserID, UserRules] = StreamCache(
@@ -81,7 +81,7 @@ class UserRuleCache:
         return found
 
     async def _load(self, user_ids: Sequence[UserID]) -> Mapping[UserID, UserRules]:
-        own = await self._attention.get_rules(user_ids)
+        own = await self._history.get_rules(user_ids)
         found = dict.fromkeys(user_ids, self._default)
         for user_id in user_ids:
             if user_id in own:

@@ -82,40 +82,40 @@ class ActiveReaders:
         if (self._pushed.peek(key) or 0) <= position:
             self._last_read.put(key, self._clock.seconds())
 
-    def is_reading(self, pusher: PusherRow, told: EventToPush, actions: Actions) -> bool:
+    def is_reading(self, pusher: PusherRow, event: EventToPush, actions: Actions) -> bool:
         """Return whether to delay this push, because its user is reading where the event is
         shown."""
-        keys = _keys_of(pusher.user_id, told)
+        keys = _keys_of(pusher.user_id, event)
         last = max(self._last_read.peek(key) or 0.0 for key in keys)
         if not last:
-            self._record_pushed(keys, told)
+            self._record_pushed(keys, event)
             return False
         if self._clock.seconds() - last > RECENT_SECONDS or not self._syncs.is_syncing(
             pusher.user_id
         ):
-            self.record_unread(pusher.user_id, told)
+            self.record_unread(pusher.user_id, event)
             return False
-        if rings(told, actions):
+        if rings(event, actions):
             return False
         return self._syncs.is_syncing(pusher.user_id, except_device=pusher.device_id)
 
-    def record_unread(self, user_id: str, told: EventToPush) -> None:
+    def record_unread(self, user_id: str, event: EventToPush) -> None:
         """Record that the delay did not help and the event is pushed."""
-        keys = _keys_of(user_id, told)
+        keys = _keys_of(user_id, event)
         for key in keys:
             self._last_read.pop(key)
-        self._record_pushed(keys, told)
+        self._record_pushed(keys, event)
 
-    def _record_pushed(self, keys: tuple[_Key, _Key], told: EventToPush) -> None:
+    def _record_pushed(self, keys: tuple[_Key, _Key], event: EventToPush) -> None:
         for key in keys:
-            self._pushed.put(key, max(told.position, self._pushed.peek(key) or 0))
+            self._pushed.put(key, max(event.position, self._pushed.peek(key) or 0))
 
 
-def rings(told: EventToPush, actions: Actions) -> bool:
+def rings(event: EventToPush, actions: Actions) -> bool:
     """Return whether the event is a call."""
-    return told.stored.event.type in RINGING or actions.sound == RING
+    return event.stored.event.type in RINGING or actions.sound == RING
 
 
-def _keys_of(user_id: str, told: EventToPush) -> tuple[_Key, _Key]:
+def _keys_of(user_id: str, event: EventToPush) -> tuple[_Key, _Key]:
     """Return the thread and the room of an event: reading either one reads the event."""
-    return (user_id, told.room_nid, told.thread), (user_id, told.room_nid, UNTHREADED)
+    return (user_id, event.room_nid, event.thread), (user_id, event.room_nid, UNTHREADED)
