@@ -45,7 +45,7 @@ from homeserver.services.tokens.secret_tokens import SecretGenerator
 from homeserver.web.error_texts import PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import CAPTCHA_FIELD, Pages, ThirdPartyScript, see_other
-from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
+from homeserver.web.sign_in import DEFAULT_PAGE, REGISTER_PATH, sign_in_link
 from homeserver.web.terms import find_consent_problem, terms_fields
 
 EMAIL_PATH: Final = "/_mahalla/register/email"
@@ -110,7 +110,7 @@ class RegisterPage:
         if not self._registration.is_open:
             return self._closed(context, language)
         token = self._forms.token(context)
-        next_path = local_path_or(fields.get("next", ""), HOME)
+        next_path = local_path_or(fields.get("next", ""), DEFAULT_PAGE)
         rules = self._registration.rules
         values: dict[str, object] = {
             "state": state,
@@ -167,7 +167,7 @@ class RegisterPage:
     async def send_email(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send an e-mail to validate an address."""
         secret = self._secret_text.session_id()
-        next_path = local_path_or(fields.get("next", ""), HOME)
+        next_path = local_path_or(fields.get("next", ""), DEFAULT_PAGE)
         query = urlencode({"address": fields.get("address", ""), "client_secret": secret})
         return_url = f"{self._base_url}{register_link(next_path)}&{query}"
         language = self._pages.choose_language(context.languages)
@@ -238,7 +238,7 @@ class RegisterPage:
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
         cookie = await self._sessions.do_begin(registered.user_id, context, registered.epoch)
-        return see_other(local_path_or(fields.get("next", ""), HOME), cookies=(cookie,))
+        return see_other(local_path_or(fields.get("next", ""), DEFAULT_PAGE), cookies=(cookie,))
 
     async def _confirm(
         self, request: RegistrationRequest, fields: Mapping[str, str], ip: str

@@ -33,7 +33,7 @@ from homeserver.services.upstream.saml.provider import (
 )
 from homeserver.services.upstream.saml.provider import PROVIDER_ID as SAML_ID
 from homeserver.web.pages import see_other
-from homeserver.web.sign_in import HOME, sign_in_link
+from homeserver.web.sign_in import DEFAULT_PAGE, sign_in_link
 from homeserver.web.upstream import RESUME_PATH, UpstreamPages, read_form
 
 LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
@@ -160,7 +160,7 @@ async def get_saml_logout(
     spec: saml-bindings-2.0-os section 3.4
     """
     if not request:
-        return see_other(sign_in_link(local_path_or(relay_state, HOME)))
+        return see_other(sign_in_link(local_path_or(relay_state, DEFAULT_PAGE)))
     try:
         message = parse_query(context.uri.partition(b"?")[2].decode("latin-1"))
     except SignInRefused as refused:
@@ -180,7 +180,7 @@ async def post_saml_logout(
         return await _answer_envelope(logout, body)
     form = read_form(body)
     if "SAMLRequest" not in form:
-        return see_other(sign_in_link(local_path_or(form.get("RelayState", ""), HOME)))
+        return see_other(sign_in_link(local_path_or(form.get("RelayState", ""), DEFAULT_PAGE)))
     message = SAMLLogoutMessage(form["SAMLRequest"], form.get("RelayState"))
     return await pages.sign_out(context, logout, message)
 

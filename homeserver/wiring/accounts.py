@@ -60,7 +60,7 @@ class AccountParts:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretGenerator(random)
         self.policies = load_policies(config.pages.user_consent, config.name.public_baseurl or "")
-        files = read_registration_files(config.incoming_changes.app_service_config_files)
+        files = read_registration_files(config.integrations.app_service_config_files)
         self.application_services = ApplicationServices(files=files, server_name=server_name)
         self.plugins = Plugins(
             [load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins]

@@ -152,7 +152,7 @@ class FederationReceiverParts:
             observer=metrics,
         )
         self.out_of_room_updates = OutOfRoomUpdates(
-            out_of_room=rooms.out_of_room_updates,
+            out_of_room=rooms.out_of_room,
             memberships=rooms.memberships,
             get_signers=peers.keyring.get_signers,
             identity=federation.identity,

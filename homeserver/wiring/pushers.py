@@ -111,7 +111,7 @@ class PusherParts:
             names=EventNames(
                 memberships=rooms.membership_store,
                 summaries=summary_store,
-                out_of_room=rooms.outside,
+                out_of_room=rooms.out_of_room,
             ),
             badges=badges,
             readers=ActiveReaders(clock=clock, syncs=presence.notifier),
@@ -134,7 +134,7 @@ class PusherParts:
             rooms=rooms.store,
             events=rooms.events,
             memberships=rooms.memberships,
-            out_of_room=rooms.outside,
+            out_of_room=rooms.out_of_room,
             decisions=notifications.push_decisions,
             pusher_users=PusherUsers(store=store, capacity=USERS_CACHED),
             badges=badges,

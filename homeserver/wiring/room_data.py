@@ -49,8 +49,8 @@ class RoomDataParts:
         self.memberships = Memberships(
             store=self.membership_store, streams=streams, capacity=sizes.users
         )
-        self.past = PastMemberships(self.events)
-        self.outside = OutOfRoomMemberships(
+        self.past_memberships = PastMemberships(self.events)
+        self.out_of_room = OutOfRoomMemberships(
             store=OutOfRoomMembershipStore(database), identity=base.identity, now_ms=base.now_ms
         )
         self.servers = RoomServers(

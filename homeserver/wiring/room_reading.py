@@ -103,7 +103,9 @@ class RoomReadingParts:
             ignored_users=ignored,
             streams=streams,
         )
-        self.invited = InvitedRooms(engine=engine, events=rooms.events, out_of_room=rooms.outside)
+        self.invited = InvitedRooms(
+            engine=engine, events=rooms.events, out_of_room=rooms.out_of_room
+        )
         self.hidden_changes = HiddenRoomChanges(
             database=database,
             store=ShadowRoomStore(database),

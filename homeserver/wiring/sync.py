@@ -101,7 +101,7 @@ class SyncingParts:
             ),
             typing=presence.typing,
             recent=rooms.recent,
-            past_memberships=rooms.past,
+            past_memberships=rooms.past_memberships,
             states=rooms.current_states,
             ignored_users=settings.ignored,
             permissions=settings.permissions,

@@ -281,7 +281,7 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
 def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Database) -> None:
     changes = RuleChanges(
         account_data=AccountDataStore(sqlite_database),
-        attention=PushRuleHistoryStore(sqlite_database),
+        history=PushRuleHistoryStore(sqlite_database),
     )
 
     async def add(first: int, number: int) -> None:
@@ -302,7 +302,7 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
     """Each change looks at all rooms that there are rules about, while all other writes wait."""
     changes = RuleChanges(
         account_data=AccountDataStore(sqlite_database),
-        attention=PushRuleHistoryStore(sqlite_database),
+        history=PushRuleHistoryStore(sqlite_database),
     )
 
     def of_type(number: int) -> PushRule:

@@ -203,7 +203,7 @@ def test_compiled_rules_give_the_same_actions_as_literal_ones(
     rules = compiler.compile(stored)
     occasion = occasion_of(event, around)
     assert list(rules.find(occasion, BOB, around.display_name).raw) == expected
-    narrowed = compiler.narrow(rules, event["room_id"])
+    narrowed = compiler.restrict_to_room(rules, event["room_id"])
     assert list(narrowed.find(occasion, BOB, around.display_name).raw) == expected, (
         "rules about other rooms are no loss"
     )
@@ -251,8 +251,8 @@ def test_equal_rules_are_one_object() -> None:
     one = compiler.compile(json.dumps({"own": {"override": muted[:1]}}).encode())
     both = compiler.compile(json.dumps({"own": {"override": muted}}).encode())
     assert one is not both
-    assert compiler.narrow(one, ROOMS[0]) is compiler.narrow(both, ROOMS[0])
-    assert compiler.narrow(one, ROOMS[1]) is compiler.default
+    assert compiler.restrict_to_room(one, ROOMS[0]) is compiler.restrict_to_room(both, ROOMS[0])
+    assert compiler.restrict_to_room(one, ROOMS[1]) is compiler.default
 
 
 NOTHING_FITS = [

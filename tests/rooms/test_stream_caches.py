@@ -226,13 +226,13 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     past = PastMemberships(parts.events)
     attention = PushRuleHistoryStore(sqlite_database)
     rules = UserRuleCache(
-        clock=Clock(), attention=attention, compiler=RuleCompiler(), streams=streams, capacity=10
+        clock=Clock(), history=attention, compiler=RuleCompiler(), streams=streams, capacity=10
     )
     counts = UnreadCounts(
         outcomes=store,
         receipts=NoReceipts(),
         rooms=parts.rooms,
-        past=past,
+        past_memberships=past,
         rules=rules,
         streams=streams,
         capacity=10,
@@ -268,13 +268,13 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     past = PastMemberships(parts.events)
     attention = PushRuleHistoryStore(sqlite_database)
     rules = UserRuleCache(
-        clock=Clock(), attention=attention, compiler=RuleCompiler(), streams=streams, capacity=10
+        clock=Clock(), history=attention, compiler=RuleCompiler(), streams=streams, capacity=10
     )
     counts = UnreadCounts(
         outcomes=store,
         receipts=NoReceipts(),
         rooms=parts.rooms,
-        past=past,
+        past_memberships=past,
         rules=rules,
         streams=streams,
         capacity=10,

@@ -237,7 +237,7 @@ class Notifications:
         if after >= upto:
             return []
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
-        return rules.attention.spans(room.room_id.lower(), after, upto)
+        return rules.history.spans(room.room_id.lower(), after, upto)
 
     async def _present(
         self,
