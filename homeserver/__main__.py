@@ -509,7 +509,7 @@ def run_with_accounts(
             email=email,
             web=None,
             new_account_tasks=NoNewAccountTasks(),
-            addresses=None,
+            new_account_emails=None,
         )
         return await work(accounts, login)
 

@@ -266,7 +266,7 @@ def build(
             if config.registration.auto_join_rooms
             else NoNewAccountTasks()
         ),
-        addresses=pushers.new_addresses,
+        new_account_emails=pushers.new_addresses,
     )
     user_data = UserDataParts(
         base=base,
@@ -401,7 +401,7 @@ def build(
         *make_capabilities(config, login, email, oauth),
         ClientDiscovery(
             public_baseurl=name.public_baseurl,
-            further={
+            extra_fields={
                 **rtc.in_well_known,
                 **read_identity_server(name),
                 **name.extra_well_known_client_content,

@@ -65,10 +65,11 @@ class LoginParts:
         email: EmailParts,
         web: WebClient | None,
         new_account_tasks: NewAccountTasks,
-        addresses: NewAccountEmails | None,
+        new_account_emails: NewAccountEmails | None,
     ) -> None:
         """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `new_account_tasks`: the tasks for new accounts. `addresses` handles their e-mail addresses.
+        `new_account_tasks`: the tasks for new accounts. `new_account_emails` handles their e-mail
+        addresses.
 
         Raises `ValueError` if no service can check captchas or send the required messages."""
         server_name = ServerName(config.server_name)
@@ -178,7 +179,7 @@ class LoginParts:
             consents=accounts.stores.policy_consents,
             approvals=self.approvals,
             new_account_tasks=new_account_tasks,
-            addresses=addresses,
+            new_account_emails=new_account_emails,
         )
         self.registration_tokens = RegistrationTokens(
             clock=clock,

@@ -67,7 +67,7 @@ class ProfileParts:
 def read_display_name_rules(display_names: DisplayNamesOptions) -> NameRules:
     """Return the rules for display names."""
     return NameRules(
-        longest=display_names.maximum_length,
+        max_length=display_names.maximum_length,
         pattern=display_names.pattern,
         forbidden=display_names.forbidden,
     )

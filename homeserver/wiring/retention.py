@@ -58,7 +58,7 @@ class RetentionParts:
             store=purges,
             messages=messages,
             purging=purging,
-            regaining=HistoryRefetchStore(database),
+            refetch=HistoryRefetchStore(database),
             rooms=rooms.store,
             events=rooms.events,
             identity=base.identity,
@@ -73,8 +73,8 @@ class RetentionParts:
             default_max=None
             if rules is None or rules.default_max is None
             else rules.effective(None),
-            shortest=retention.allowed_lifetime_min,
-            longest=retention.allowed_lifetime_max,
+            min_lifetime=retention.allowed_lifetime_min,
+            max_lifetime=retention.allowed_lifetime_max,
         )
         self.record = PurgeLog(store=messages, texts=SearchStore(database), now_ms=now_ms)
         self.services: Sequence[object] = (self.purges, self.record, self.offered)

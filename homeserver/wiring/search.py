@@ -77,7 +77,7 @@ class SearchParts:
             store=people,
             folding=folding,
             enabled=user_directory.enabled,
-            everyone=user_directory.search_all_users,
+            search_all_users=user_directory.search_all_users,
             locals_first=user_directory.prefer_local_users,
             locals_only=user_directory.exclude_remote_users,
             with_locked=user_directory.show_locked_users,

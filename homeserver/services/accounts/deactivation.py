@@ -83,7 +83,7 @@ class Deactivation:
         self._sessions = sessions
         self._threepids = threepids
         self._rooms = rooms
-        self._kept_by_user = tuple(user_stores)
+        self._user_stores = tuple(user_stores)
         self._bindings = bindings
 
     async def do_deactivate(
@@ -113,7 +113,7 @@ class Deactivation:
             record_event(txn, user_id, AuditEvent.DEACTIVATED, now, ip=ip, by=by)
             self._sessions.remove_sessions(txn, user_id, None, ip)
             self._threepids.remove_threepids(txn, user_id)
-            for store in self._kept_by_user:
+            for store in self._user_stores:
                 store.remove_user(txn, user_id)
             if self._bindings is not None:
                 self._bindings.schedule_unbind_all(txn, user_id)
@@ -130,9 +130,9 @@ class Deactivation:
 
         Return 0: the job has no backlog to continue with at once.
         """
-        departing = await self._accounts.get_leaving_accounts()
+        leaving = await self._accounts.get_leaving_accounts()
         closed_before = int(self._clock.seconds() * 1000) - LATE_JOIN_MS
-        for user_id, account in (await self._accounts.get_accounts(departing)).items():
+        for user_id, account in (await self._accounts.get_accounts(leaving)).items():
             try:
                 has_left = await self._rooms.leave_all_rooms(UserID(user_id))
             except Exception:

@@ -57,5 +57,5 @@ def compute_flows(rules: RegistrationRules) -> list[list[str]]:
     if not first and not required and not rules.without_verification:
         return []
     shortest = [*first, *terms, *required]
-    further = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
-    return [shortest or [DUMMY], *([*shortest, *stages] for stages in further)]
+    additional = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
+    return [shortest or [DUMMY], *([*shortest, *stages] for stages in additional)]

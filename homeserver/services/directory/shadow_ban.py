@@ -54,9 +54,9 @@ class HiddenRoomChanges:
     async def is_listed(self, caller: Requester | None, room_nid: int) -> bool:
         """Return whether the caller sees the room in the directory."""
         if caller is not None and caller.is_shadow_banned:
-            made = await self._store.get_listings(caller.user_id, [room_nid])
-            if room_nid in made:
-                return made[room_nid]
+            listings = await self._store.get_listings(caller.user_id, [room_nid])
+            if room_nid in listings:
+                return listings[room_nid]
         return (await self._rooms.get_public_flags([room_nid]))[room_nid]
 
     async def do_list(self, user_id: UserID, room_nid: int, is_public: bool) -> None:

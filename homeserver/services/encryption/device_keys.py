@@ -177,13 +177,15 @@ def present_keys(
     by usage. `wanted`: devices by user; an empty list means all devices."""
     answer: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
-        made = published.signatures.get(user_id)
-        signatures = group_signatures_by_target(made) if made else {}
-        shown = answer["device_keys"][user_id] = {}
+        rows = published.signatures.get(user_id)
+        signatures = group_signatures_by_target(rows) if rows else {}
+        user_devices = answer["device_keys"][user_id] = {}
         named = frozenset(devices)  # a set: both lists may be very long
         for row in published.devices.get(user_id, ()):
             if not named or row.device_id in named:
-                shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
+                user_devices[row.device_id] = _present_device(
+                    row, signatures.get(row.device_id, ())
+                )
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:
                 answer.setdefault(f"{usage}_keys", {})[user_id] = encode_key(

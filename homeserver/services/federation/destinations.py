@@ -43,7 +43,7 @@ class DestinationAdministration:
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
-        self._forgotten = cleanup
+        self._cleanup = cleanup
         self._now_ms = now_ms
         self._sender = sender
         self._policy = policy
@@ -83,17 +83,17 @@ class DestinationAdministration:
 
     async def do_remove_expired(self, limit: int) -> int:
         """Remove some of the expired to-device messages; return their number."""
-        return await self._forgotten.remove_expired(self._ages(), limit)
+        return await self._cleanup.remove_expired(self._ages(), limit)
 
     async def do_remove_forgotten(self, limit: int) -> int:
         """Remove some of the servers that share no room with us and have nothing pending; return
         their number. Only on the node that sends."""
         if not self._sender.is_sending:
             return 0
-        gone = await self._forgotten.remove_unneeded(self._ages(), limit)
-        for server in gone:
+        removed = await self._cleanup.remove_unneeded(self._ages(), limit)
+        for server in removed:
             self._sender.remove(ServerName(server))
-        return len(gone)
+        return len(removed)
 
     def _ages(self) -> CleanupAges:
         now = self._now_ms()

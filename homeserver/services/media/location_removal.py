@@ -90,9 +90,9 @@ class LocationRemover:
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
         self._processes = WorkerProcesses(
-            executor=executor, script=script, seconds=FILE_SECONDS, clock=now, spent=cpu_time
+            executor=executor, script=script, seconds=FILE_SECONDS, clock=now, cpu_time_of=cpu_time
         )
-        self._turns = FairSemaphore[str](
+        self._slots = FairSemaphore[str](
             permits=max_concurrent,
             permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
@@ -105,8 +105,8 @@ class LocationRemover:
             waits=WaitLimits(clock, slow_after=SLOW_SECONDS, longest=MAX_WAIT_SECONDS),
         )
 
-    async def remove(self, body: BinaryIO, whose: str) -> None:
-        """Overwrite the location in a file, and seek to its start. `whose`: the uploader.
+    async def remove(self, body: BinaryIO, owner: str) -> None:
+        """Overwrite the location in a file, and seek to its start. `owner`: the uploader.
 
         Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
         `refuses_unsupported`; `LimitExceeded`, OSError.
@@ -121,7 +121,7 @@ class LocationRemover:
             )
         if not _SUPPORTED.match(head):
             return
-        async with self._turns.hold(whose):
+        async with self._slots.hold(owner):
             await self._remove(body)
 
     async def _remove(self, body: BinaryIO) -> None:

@@ -58,12 +58,12 @@ class UploadQuotas:
 
     def check_in(self, txn: Transaction, user_id: UserID, size: int, now_ms: int) -> None:
         """As `check_upload`, for the quotas that count all files of the user, in a transaction."""
-        moments = [now_ms - allowance.period_ms for allowance in self._allowances]
+        starts = [now_ms - allowance.period_ms for allowance in self._allowances]
         if self._total is not None:
-            moments.append(0)
-        if not moments:
+            starts.append(0)
+        if not starts:
             return
-        sums = self._store.sum_sizes(txn, user_id, moments)
+        sums = self._store.sum_sizes(txn, user_id, starts)
         for allowance, used in zip(self._allowances, sums, strict=False):
             if used + size > allowance.size:
                 raise UserLimitExceeded(

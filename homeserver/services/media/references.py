@@ -25,7 +25,7 @@ from storage.media.reference_follower import (
 from storage.media.references import add_attachments, do_rechecks, select_batch
 from storage.media.removal import MAX_UNREAD_EVENTS
 
-FOLLOW_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 5.0
 RECHECK_MS: Final = 60_000
 """The interval at which the job reads without an announcement: backfilled events are not
 announced."""

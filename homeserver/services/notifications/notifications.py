@@ -198,7 +198,7 @@ class Notifications:
     ) -> Sequence[NotifiedEvent]:
         rules = await self._rules.of_user(user_id)
         ignored = await self._ignored.of_user(user_id)
-        floors = await self._old.get_floors(user_id)
+        oldest_positions = await self._old.get_floors(user_id)
         latest = await self._recency.get_latest_positions(own)
         order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
         found: list[NotifiedEvent] = []
@@ -210,7 +210,7 @@ class Notifications:
                 (
                     nid,
                     await self._spans(
-                        rules, own[nid], floors.get(nid, 0), min(before, latest[nid])
+                        rules, own[nid], oldest_positions.get(nid, 0), min(before, latest[nid])
                     ),
                 )
                 for nid in chunk

@@ -78,7 +78,7 @@ class DigestTexts:
             more_rooms=_("Further rooms: %(count)s") % {"count": missed.further_rooms}
             if missed.further_rooms
             else "",
-            remark=_(
+            footer=_(
                 "You receive this e-mail because notifications by e-mail are switched on for your "
                 "account."
             ),

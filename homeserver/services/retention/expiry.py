@@ -22,7 +22,7 @@ from storage.retention.room_retention import RoomRetentionStore
 
 ROOMS_AT_ONCE: Final = 500
 """Rooms that one query checks for expired messages."""
-AT_ONCE: Final = 100
+BATCH: Final = 100
 """Messages that are purged in one write: this takes some milliseconds of the writer."""
 
 
@@ -103,7 +103,7 @@ class MessageExpiry:
         done, after = 0, BEFORE_FIRST
         while done < limit:
             messages = await self._store.get_older(
-                room_nid, before_ms, after, min(AT_ONCE, limit - done)
+                room_nid, before_ms, after, min(BATCH, limit - done)
             )
             if not messages:
                 break

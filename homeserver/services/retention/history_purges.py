@@ -42,7 +42,7 @@ from storage.retention.purging import (
 )
 from storage.rooms.rooms import RoomStore
 
-AT_ONCE: Final = 100
+BATCH: Final = 100
 """Messages that are purged in one write."""
 CANCELLED_AT_ONCE: Final = 1000
 MAX_POSITION: Final = 2**62
@@ -54,7 +54,7 @@ VISIBLE_TYPES: Final = (
     "org.matrix.msc3381.poll.start",
 )
 """Event types of visible messages, of which the newest stays."""
-RECORD_KEPT_MS: Final = 365 * DAY_MS
+RETENTION_MS: Final = 365 * DAY_MS
 """How long the outcome of a purge can be read."""
 
 
@@ -69,7 +69,7 @@ class HistoryPurges:
         store: HistoryPurgeStore,
         messages: PurgingStore,
         purging: MessagePurging,
-        regaining: HistoryRefetchStore,
+        refetch: HistoryRefetchStore,
         rooms: RoomStore,
         events: RoomEvents,
         identity: ServerIdentity,
@@ -80,7 +80,7 @@ class HistoryPurges:
         self._store = store
         self._messages = messages
         self._purging = purging
-        self._regaining = regaining
+        self._refetch = refetch
         self._rooms = rooms
         self._events = events
         self._identity = identity
@@ -158,7 +158,7 @@ class HistoryPurges:
             if purge is None:
                 break
             try:
-                done += await self._continue(purge, min(AT_ONCE, limit - done))
+                done += await self._continue(purge, min(BATCH, limit - done))
             except DatabaseUnavailable:
                 raise
             except Exception:  # a bug of ours would repeat for ever and stop the other purges
@@ -173,56 +173,56 @@ class HistoryPurges:
         if purge.after == BEFORE_FIRST and purge.cause == PurgeCause.PURGE.value:
             await self._cancel_refetches(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
-        within = [
+        in_period = [
             each
             for each in found
             if purge.before_ts is None or each.origin_server_ts < purge.before_ts
         ]
-        if not within:
+        if not in_period:
             await self._purging.truncate_log()
             await self._store.set_finished(purge.purge_id, self._now_ms(), None)
             return 0
-        last = within[-1]
+        last = in_period[-1]
 
         def record(txn: WriteTransaction, count: int) -> None:
             record_progress(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
         await self._purging.purge(
             purge.room_nid,
-            await self._choose(purge, within),
+            await self._choose(purge, in_period),
             PurgeCause(purge.cause),
             record,
             lambda txn: check_running(txn, purge, self._now_ms()),
         )
-        return len(within)
+        return len(in_period)
 
     async def _cancel_refetches(self, purge: HistoryPurge) -> None:
         """Make sure that purged events are not fetched from other servers again."""
         before_ms = MAX_POSITION if purge.before_ts is None else purge.before_ts
         before_depth = MAX_POSITION if purge.before_depth is None else purge.before_depth
-        while await self._regaining.stop_fetching(
+        while await self._refetch.stop_fetching(
             purge.room_nid, before_ms, before_depth, CANCELLED_AT_ONCE
         ):
             pass
 
     async def _choose(
-        self, purge: HistoryPurge, within: Sequence[PurgeableMessage]
+        self, purge: HistoryPurge, candidates: Sequence[PurgeableMessage]
     ) -> Sequence[PurgeableMessage]:
         """Return the messages to purge."""
         if purge.cause == PurgeCause.FORGOTTEN.value:
-            return [each for each in within if self._is_wanted(purge, each)]
-        nids = [each.event_nid for each in within]
+            return [each for each in candidates if self._is_wanted(purge, each)]
+        nids = [each.event_nid for each in candidates]
         redacted = await self._store.get_redacted(purge.room_nid, nids)
-        kept: Set[int] = frozenset()
+        retained: Set[int] = frozenset()
         if purge.kept_nid is not None:
             asked = [
                 *nids,
                 *(target.event_nid for target in redacted.values() if target is not None),
             ]
-            kept = await self._store.get_kept(purge.kept_nid, asked)
+            retained = await self._store.get_kept(purge.kept_nid, asked)
 
         def is_purged(message: PurgeableMessage) -> bool:
-            return message.event_nid not in kept and self._is_wanted(purge, message)
+            return message.event_nid not in retained and self._is_wanted(purge, message)
 
         def is_needed(message: PurgeableMessage) -> bool:
             """Return whether the message redacts an event that stays."""
@@ -236,7 +236,7 @@ class HistoryPurges:
             )
             return target is None or is_late or not is_purged(target)
 
-        return [each for each in within if is_purged(each) and not is_needed(each)]
+        return [each for each in candidates if is_purged(each) and not is_needed(each)]
 
     def _is_wanted(self, purge: HistoryPurge, message: PurgeableMessage) -> bool:
         if message.event_nid > purge.upto_nid:
@@ -247,4 +247,4 @@ class HistoryPurges:
 
     async def do_remove_old(self, limit: int) -> int:
         """Delete the records of up to `limit` purges that ended long ago. Return their number."""
-        return await self._store.remove_finished(self._now_ms() - RECORD_KEPT_MS, limit)
+        return await self._store.remove_finished(self._now_ms() - RETENTION_MS, limit)

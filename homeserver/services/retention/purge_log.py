@@ -9,7 +9,7 @@ from federation.protocol.errors import InvalidParam
 from storage.retention.purging import DAY_MS, PurgeCause, PurgingStore
 from storage.search.search import SearchStore
 
-KEPT_MS: Final = 2 * 365 * DAY_MS
+RETENTION_MS: Final = 2 * 365 * DAY_MS
 """How long the record is kept."""
 _CAUSES: Final = frozenset(cause.value for cause in PurgeCause)
 
@@ -45,7 +45,7 @@ class PurgeLog:
 
     async def do_remove_old(self, limit: int) -> int:
         """Delete up to `limit` old rows of the record, and return their number."""
-        return await self._store.remove_days(self._now_ms() - KEPT_MS, limit)
+        return await self._store.remove_days(self._now_ms() - RETENTION_MS, limit)
 
     async def do_clean_index(self, limit: int) -> int:
         """Remove words of purged messages from the index, about `limit` pages of it. Return `limit`

@@ -148,7 +148,7 @@ class Aggregations:
         self, seen: Sequence[VisibleEvent], wanted: RoomEventFilter
     ) -> list[VisibleEvent]:
         """Return those of the events that have the children which the filter asks for."""
-        if not wanted.asks_for_children or not seen:
+        if not wanted.filters_by_relation or not seen:
             return list(seen)
         nids = await self._store.get_related(
             [each.event.nid for each in seen],

@@ -59,7 +59,7 @@ class RemoteRooms:
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """Return the room of another server's alias, and servers in it. Raises NotFound, Forbidden,
         OtherServerFailed."""
-        return await self._directory.get_alias(alias, anew=True)
+        return await self._directory.get_alias(alias, refresh=True)
 
     async def do_join(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]

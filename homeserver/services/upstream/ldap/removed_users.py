@@ -167,7 +167,7 @@ class RemovedUsers:
                 await self._deactivation.do_deactivate(user_id, erase=False)
             elif not (await self._account_store.get_accounts([user_id]))[user_id].locked:
                 await self._accounts.do_set_flags(
-                    user_id, locked=True, also=self._left(link, self._now())
+                    user_id, locked=True, extra_write=self._left(link, self._now())
                 )
             self.log.warn(
                 "{user_id} is no longer in the directory {id}: {done}",
@@ -179,7 +179,7 @@ class RemovedUsers:
     async def _do_restore(self, returned: list[ExternalIdRow]) -> None:
         for link in returned:
             await self._accounts.do_set_flags(
-                UserID(link.user_id), locked=False, also=self._left(link, None)
+                UserID(link.user_id), locked=False, extra_write=self._left(link, None)
             )
             self.log.info("{user_id} is in the directory again", user_id=link.user_id)
 
