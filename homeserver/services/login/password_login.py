@@ -327,7 +327,10 @@ class SignIn:
         `LimitExceeded`.
         """
         return await self._check(
-            name, password, address, extra_write=[CountedAction(Limit.LOGIN, address_key(address))]
+            name,
+            password,
+            address,
+            further_limits=[CountedAction(Limit.LOGIN, address_key(address))],
         )
 
     async def is_identifier_of(self, name: str, user_id: UserID) -> bool:
@@ -345,12 +348,12 @@ class SignIn:
         *,
         own: bool = True,
         program: ApplicationPasswordRow | None = None,
-        extra_write: Sequence[CountedAction] = (),
+        further_limits: Sequence[CountedAction] = (),
     ) -> AccountRow:
         """Check a name and password, with rate limits; return the account.
 
         `own`: whether account passwords are accepted. `program`: the application password that the
-        password claims to be; then only it is accepted. `extra_write`: further limits that a
+        password claims to be; then only it is accepted. `further_limits`: further limits that a
         failure counts against. Raises as `check_password`.
         """
         if isinstance(name, EmailAddress | PhoneNumber):
@@ -360,7 +363,7 @@ class SignIn:
             candidates = self._candidates(name)
         key = candidates[-1] if candidates else name[:_MAX_NAME_LENGTH]
         self._limiter.check_without_counting(Limit.LOGIN_FAILED, address_key(address))
-        async with self._attempts.attempt(key, extra_write) as attempt:
+        async with self._attempts.attempt(key, further_limits) as attempt:
             account = await self._find(
                 name, candidates, password, address, own=own, program=program
             )

@@ -151,7 +151,7 @@ class RoomSending:
         )
         also = self._related.store_tasks(related)
         draft = Draft(
-            "m.room.redaction", caller.user_id, content, None, target, None, sent, extra_write=also
+            "m.room.redaction", caller.user_id, content, None, target, None, sent, also=also
         )
         answer = await self._send(caller, room_id, draft, sent)
         if with_rel_types and not caller.is_shadow_banned:
