@@ -187,7 +187,7 @@ async def get_room_state_with_key(
 ) -> Any:
     """Return one state entry: its content or the complete event."""
     return await reading.get_state_entry(
-        caller, room_id, StateKey(event_type, state_key), whole=format == "event"
+        caller, room_id, StateKey(event_type, state_key), as_event=format == "event"
     )
 
 

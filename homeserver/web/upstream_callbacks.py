@@ -26,7 +26,7 @@ from homeserver.services.upstream.oidc.provider import OIDCSignIn
 from homeserver.services.upstream.saml.logout import SAMLLogout, SAMLLogoutMessage, parse_query
 from homeserver.services.upstream.saml.provider import LOGOUT_PATH as SAML_LOGOUT_PATH
 from homeserver.services.upstream.saml.provider import (
-    LONGEST_RESPONSE,
+    MAX_RESPONSE_LENGTH,
     METADATA_PATH,
     RESPONSE_PATH,
     OptionalSAML,
@@ -39,7 +39,7 @@ from homeserver.web.upstream import RESUME_PATH, UpstreamPages, read_form
 LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
 MAX_LOGOUT: Final = 65536
 SOAP: Final = "text/xml"
-MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
+MAX_SAML_FORM: Final = 2 * MAX_RESPONSE_LENGTH
 """Base64 in a form is longer than the response itself."""
 
 

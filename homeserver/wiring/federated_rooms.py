@@ -151,7 +151,7 @@ class FederatedRoomParts:
             invitations=self.invitations,
             directory=self.directory,
             policy=peers.policy,
-            outside=rooms.out_of_room,
+            out_of_room=rooms.out_of_room,
             rooms=rooms.store,
             memberships=rooms.memberships,
             servers=rooms.servers,

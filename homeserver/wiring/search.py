@@ -65,7 +65,7 @@ class SearchParts:
             events=rooms.events,
             memberships=rooms.memberships,
             rooms=rooms.store,
-            stays=history.membership_periods,
+            membership_periods=history.membership_periods,
             reading=reading,
             answers=answers,
             lifetimes=history.retention,

@@ -58,7 +58,7 @@ class ParsedAccountDataCache(Generic[T]):
     @property
     def version(self) -> int:
         """The number of invalidations. Read it before reading a user's account data, and pass it to
-        `learn`."""
+        `add`."""
         return self._cache.changes
 
     def add(self, user_id: UserID, contents: Mapping[str, bytes], version: int) -> T:

@@ -207,7 +207,7 @@ def parse_words(folding: TextFolding, text: str) -> list[tuple[str, ...]]:
         return []
     if any(len(line) != len(lines[0]) for line in lines):
         lines = lines[:1]
-    words = [tuple(dict.fromkeys(spellings)) for spellings in zip(*lines, strict=True)]
+    words = [tuple(dict.fromkeys(alternatives)) for alternatives in zip(*lines, strict=True)]
     return list(dict.fromkeys(words))[:MAX_WORDS]
 
 

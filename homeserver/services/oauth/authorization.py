@@ -48,7 +48,7 @@ PARAMETERS: Final = (
 )
 """The parameters of a request that are read."""
 CODE_LIFETIME_MS: Final = 120_000
-LONGEST_STATE: Final = 2000
+MAX_STATE_LENGTH: Final = 2000
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _STORED_MS: Final = 24 * 3600 * 1000
 """How long a code stays stored after it expired, so that its reuse ends the session."""
@@ -118,7 +118,7 @@ class Authorization:
             raise AuthorizationRefused(
                 returning, "invalid_request", "response_mode must be query or fragment"
             )
-        if state is not None and len(state) > LONGEST_STATE:
+        if state is not None and len(state) > MAX_STATE_LENGTH:
             raise OAuthError("invalid_request", "state is too long")
         if parameters.get("response_type") != "code":
             raise AuthorizationRefused(

@@ -73,7 +73,7 @@ class Aggregations:
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)
-        heard = self._no_relations.version
+        version = self._no_relations.version
         types = await self._store.find_parents([event.event.event_id for event in parents.values()])
         rel_types = set(chain.from_iterable(types.values()))
         children: Mapping[int, Sequence[Children]] = {}
@@ -85,7 +85,7 @@ class Aggregations:
         if not ignored:
             self._no_relations.add(
                 [event.event.event_id for nid, event in parents.items() if nid not in children],
-                heard,
+                version,
             )
         if not children:
             return {}
@@ -114,9 +114,11 @@ class Aggregations:
 
     def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
         """Return the events that may have children, by what is cached."""
-        are_childless = map(self._no_relations.event_ids.__contains__, map(_event_id, events))
-        for event in compress(events, map(not_, are_childless)):
-            if event.event.state_key is None and not self._no_relations.is_new_and_childless(event):
+        without_relations = map(self._no_relations.event_ids.__contains__, map(_event_id, events))
+        for event in compress(events, map(not_, without_relations)):
+            if event.event.state_key is None and not self._no_relations.is_new_without_relations(
+                event
+            ):
                 yield event
 
     async def _see_children(

@@ -45,11 +45,11 @@ class EventsByTime:
         reader = await self._reading.find_access(caller.user_id, room_id)
         found = await self._find_local(caller, reader, ts, direction)
         if await self._timelines.get_backward_extremities(reader.snapshot.room.room_nid):
-            nearer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
-            if nearer is not None and await self._reading.get_visible(
-                caller, reader, [nearer.nid], _EVERYTHING
+            closer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
+            if closer is not None and await self._reading.get_visible(
+                caller, reader, [closer.nid], _EVERYTHING
             ):
-                found = nearer
+                found = closer
         if found is None:
             way = "after" if direction is Direction.FORWARDS else "before"
             raise NotFound(f"You can see no event of this room {way} {_format_time(ts)}")

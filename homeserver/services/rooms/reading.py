@@ -127,7 +127,7 @@ class RoomReading:
         from_: str | None,
         to: str | None,
         limit: int,
-        wanted: RoomEventFilter,
+        filter_: RoomEventFilter,
     ) -> dict[str, Any]:
         """Return a page of the timeline. spec:
         client-server-api#get_matrixclientv3roomsroomidmessages"""
@@ -146,13 +146,13 @@ class RoomReading:
                 left = max(left, (await self._timelines.get_places([nid]))[nid])
             start = min(start, left)
         shown: list[VisibleEvent] = []
-        room = MAX_PAGE_BYTES
+        bytes_left = MAX_PAGE_BYTES
         place, exhausted = start, False
         for _ in range(MAX_PAGES_READ):
             requested = limit - len(shown)
             page, gap = await self._get_page(reader, place, end, direction, requested)
             is_short = len(page) < requested
-            seen, page, room = await self._see_page(caller, reader, page, wanted, room)
+            seen, page, bytes_left = await self._see_page(caller, reader, page, filter_, bytes_left)
             shown += seen
             if page and start == END:
                 start = page[0][0]  # the token has to precede events that are yet to come
@@ -166,9 +166,14 @@ class RoomReading:
             # if a fetch may succeed later the page still has an end, but clients are not sent in
             # circles
             exhausted = (
-                is_short and room > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
+                is_short and bytes_left > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
             )
-            if exhausted or room <= 0 or len(shown) >= limit or (shown and gap is not Gap.NONE):
+            if (
+                exhausted
+                or bytes_left <= 0
+                or len(shown) >= limit
+                or (shown and gap is not Gap.NONE)
+            ):
                 break
         chunk = await self._client_events.present(
             caller.user_id, caller.device_id, shown, with_room_id=True
@@ -180,7 +185,7 @@ class RoomReading:
         # without `end` there are no more events; forwards more may always follow
         if not exhausted or (direction is Direction.FORWARDS and shown):
             answer["end"] = format_room_token(place)
-        if wanted.lazy_load_members and shown:
+        if filter_.lazy_load_members and shown:
             answer["state"] = await self._members_of(
                 caller, reader.state, [seen.event for seen in shown]
             )
@@ -204,11 +209,11 @@ class RoomReading:
         room_id: RoomID,
         event_id: EventID,
         limit: int,
-        wanted: RoomEventFilter,
+        filter_: RoomEventFilter,
     ) -> dict[str, Any]:
         """Return an event with the events around it. spec:
         client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
-        find = self.find_access if wanted.lazy_load_members else self._find_whole
+        find = self.find_access if filter_.lazy_load_members else self._find_complete
         reader = await find(caller.user_id, room_id)
         seen = await self.get_visible_event(caller, reader, event_id)
         event = seen.event
@@ -219,14 +224,14 @@ class RoomReading:
         before, _ = await self._get_page(reader, before_here, None, Direction.BACKWARDS, half)
         after, _ = await self._get_page(reader, here, None, Direction.FORWARDS, half)
         events_before, before, _ = await self._see_page(
-            caller, reader, before, wanted, MAX_PAGE_BYTES // 2
+            caller, reader, before, filter_, MAX_PAGE_BYTES // 2
         )
         events_after, after, _ = await self._see_page(
-            caller, reader, after, wanted, MAX_PAGE_BYTES // 2
+            caller, reader, after, filter_, MAX_PAGE_BYTES // 2
         )
-        everything = [*events_before, seen, *events_after]
+        events_around = [*events_before, seen, *events_after]
         presented = await self._client_events.present(
-            caller.user_id, caller.device_id, everything, with_room_id=True
+            caller.user_id, caller.device_id, events_around, with_room_id=True
         )
         last = (events_after[-1] if events_after else seen).event
         state = (
@@ -234,14 +239,14 @@ class RoomReading:
             if reader.left_before(last)
             else self._engine.view(room_nid, last.state_root)
         )
-        if wanted.lazy_load_members:
+        if filter_.lazy_load_members:
             state_events = await self._members_of(
-                caller, state, [each.event for each in everything], reader.state
+                caller, state, [each.event for each in events_around], reader.state
             )
         else:
-            whole = (await state.load_all()).values()
+            full_state = (await state.load_all()).values()
             state_events = present_state(
-                whole, await self._client_events.find_redactions(caller.user_id, whole)
+                full_state, await self._client_events.find_redactions(caller.user_id, full_state)
             )
         first_place = before[-1][0] if before else here
         return {
@@ -255,21 +260,21 @@ class RoomReading:
 
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Return the full state that the caller may see, as a list of events."""
-        reader = await self._find_whole(caller.user_id, room_id)
+        reader = await self._find_complete(caller.user_id, room_id)
         return await self._present_state(caller, reader.state, None, ("state",), list)
 
     async def get_state_entry(
-        self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
+        self, caller: Requester, room_id: RoomID, key: StateKey, *, as_event: bool
     ) -> msgspec.Raw | Mapping[str, Any]:
-        """Return the content of one entry of the state that the caller may see, or with `whole` the
-        event. Raises NotFound."""
+        """Return the content of one entry of the state that the caller may see, or with `as_event`
+        the event. Raises NotFound."""
         reader = await self.find_access(caller.user_id, room_id)
         event = await reader.state.get(key)
         if event is None and key.type == MEMBER:
-            event = await (await self._find_whole(caller.user_id, room_id)).state.get(key)
+            event = await (await self._find_complete(caller.user_id, room_id)).state.get(key)
         if event is None:
             raise NotFound("The room has no such state")
-        if not whole:
+        if not as_event:
             return event.event.content
         reasons = await self._client_events.find_redactions(caller.user_id, [event])
         return present_state_event(event, with_room_id=True, reasons=reasons)
@@ -287,7 +292,7 @@ class RoomReading:
 
         spec: client-server-api#get_matrixclientv3roomsroomidmembers
         """
-        reader = await self._find_whole(caller.user_id, room_id)
+        reader = await self._find_complete(caller.user_id, room_id)
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
         def choose(events: Iterable[StoredEvent]) -> list[StoredEvent]:
@@ -307,7 +312,7 @@ class RoomReading:
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Return names and avatars of the joined members, by user. Only for joined members. Raises
         Forbidden."""
-        reader = await self._find_whole(caller.user_id, room_id)
+        reader = await self._find_complete(caller.user_id, room_id)
         if reader.membership is None or reader.membership.membership != "join":
             raise Forbidden("You are not in this room")
 
@@ -396,9 +401,9 @@ class RoomReading:
             departure,
         )
 
-    async def _find_whole(self, user_id: UserID, room_id: RoomID) -> ReadAccess:
-        """As `find_access`, when the room's full state is here. Raises Forbidden,
-        StateIncomplete."""
+    async def _find_complete(self, user_id: UserID, room_id: RoomID) -> ReadAccess:
+        """Wait until the room's full state is here, and return what `find_access` returns then.
+        Raises Forbidden, StateIncomplete."""
         reader = await self.find_access(user_id, room_id)
         if reader.snapshot.head.partial_join is None:
             return reader
@@ -410,37 +415,37 @@ class RoomReading:
         caller: Requester,
         reader: ReadAccess,
         page: list[tuple[TimelinePlace, int]],
-        wanted: RoomEventFilter,
-        room: int,
+        filter_: RoomEventFilter,
+        bytes_left: int,
     ) -> tuple[list[VisibleEvent], list[tuple[TimelinePlace, int]], int]:
-        """Return what `see` returns for a page, up to `room` bytes of events; the part of the page
-        that was read; the bytes that are left."""
+        """Return what `get_visible` returns for a page, up to `bytes_left` bytes of events; the
+        part of the page that was read; the bytes that are left."""
         shown: list[VisibleEvent] = []
         for begin in range(0, len(page), EVENTS_PER_READ):
-            portion = page[begin : begin + EVENTS_PER_READ]
-            seen = await self.get_visible(caller, reader, [nid for _, nid in portion], wanted)
+            batch = page[begin : begin + EVENTS_PER_READ]
+            seen = await self.get_visible(caller, reader, [nid for _, nid in batch], filter_)
             shown += seen
-            room -= sum([len(each.event.client_prefix) for each in seen])
-            if room <= 0:
-                return shown, page[: begin + EVENTS_PER_READ], room
-        return shown, page, room
+            bytes_left -= sum([len(each.event.client_prefix) for each in seen])
+            if bytes_left <= 0:
+                return shown, page[: begin + EVENTS_PER_READ], bytes_left
+        return shown, page, bytes_left
 
     async def get_visible(
-        self, caller: Requester, reader: ReadAccess, nids: Sequence[int], wanted: RoomEventFilter
+        self, caller: Requester, reader: ReadAccess, nids: Sequence[int], filter_: RoomEventFilter
     ) -> list[VisibleEvent]:
         """Return those of the events that the caller may see and that pass the filter, without
         those of users whom they ignore."""
-        if not wanted.allows_room(reader.snapshot.room_id):
+        if not filter_.allows_room(reader.snapshot.room_id):
             return []
         events = await self._events.get_events(nids)
         seen = await self._visibility.filter(
             caller.user_id, reader.membership, [events[nid] for nid in nids]
         )
         seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
-        if wanted.passes_all_events:
+        if filter_.passes_all_events:
             return seen
-        seen = [each for each in seen if wanted.allows_event(each.event.event)]
-        return await self._aggregations.filter_by_relations(seen, wanted)
+        seen = [each for each in seen if filter_.allows_event(each.event.event)]
+        return await self._aggregations.filter_by_relations(seen, filter_)
 
     async def get_visible_event(
         self, caller: Requester, reader: ReadAccess, event_id: EventID
@@ -466,15 +471,17 @@ class RoomReading:
             each.event.nid: each
             for each in await self._visibility.filter(caller.user_id, reader.membership, events)
         }
-        gone = [event for event in events if event.nid not in seen]
-        if gone:
-            left = await self._visibility.filter_removed(caller.user_id, reader.membership, gone)
+        missing = [event for event in events if event.nid not in seen]
+        if missing:
+            removed = await self._visibility.filter_removed(
+                caller.user_id, reader.membership, missing
+            )
             aggregations = await self._aggregations.load(
-                caller.user_id, [each.event for each in left]
+                caller.user_id, [each.event for each in removed]
             )
             seen |= {
                 nid: each
-                for each in left
+                for each in removed
                 if (nid := each.event.nid) in aggregations and aggregations[nid].thread is not None
             }
         return [seen[nid] for nid in nids if nid in seen]

@@ -226,10 +226,10 @@ class _Walk:
 
     async def _load(self, room_ids: Collection[RoomID], depth: int) -> None:
         """Read rooms that the walk will reach, and also what is below them while there are few."""
-        wave = [room_id for room_id in dict.fromkeys(room_ids) if room_id not in self._known]
-        while wave:
-            found = await self._spaces.load(wave)
-            self._known.update((room_id, found.get(room_id)) for room_id in wave)
+        frontier = [room_id for room_id in dict.fromkeys(room_ids) if room_id not in self._known]
+        while frontier:
+            found = await self._spaces.load(frontier)
+            self._known.update((room_id, found.get(room_id)) for room_id in frontier)
             self._visible |= await self._previews.find_visible_to_user(
                 self._user_id, [room.row for room in found.values()]
             )
@@ -242,8 +242,8 @@ class _Walk:
                 if room.row.room_nid in self._visible
                 for child in wanted_children(room.children, self._suggested_only)
             )
-            wave = [room_id for room_id in below if room_id not in self._known]
-            if len(self._known) + len(wave) > READ_AHEAD:
+            frontier = [room_id for room_id in below if room_id not in self._known]
+            if len(self._known) + len(frontier) > READ_AHEAD:
                 return
 
     async def _query(self, links: Sequence[_Link]) -> None:

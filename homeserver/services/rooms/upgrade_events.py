@@ -79,8 +79,8 @@ def new_power_levels(
         name: level for name, level in result["users"].items() if is_user_id(name)
     }
     events: dict[str, int] = result.get("events", {})
-    single = [result[name] for name in LEVEL_DEFAULTS if name in result]
-    highest = max([_OWNER_LEVEL, *single, *events.values(), *users.values()])
+    defaults = [result[name] for name in LEVEL_DEFAULTS if name in result]
+    highest = max([_OWNER_LEVEL, *defaults, *events.values(), *users.values()])
     if version.creators_privileged:
         users = {
             name: level

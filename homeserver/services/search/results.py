@@ -49,8 +49,8 @@ class SearchResult(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """Return the text that was searched."""
-        said = self.text_event.event
-        return text_of(said.type, said.state_key, said.content)
+        event = self.text_event.event
+        return text_of(event.type, event.state_key, event.content)
 
     def value_of(self, key: GroupKey) -> str:
         """Return the group that the result belongs to."""
@@ -96,16 +96,16 @@ class SearchResponses:
         contexts: Sequence[_Context] = ()
         if criteria.event_context is not None:
             contexts = await self._get_contexts(caller, criteria.event_context, shown)
-        everything = {
+        events_by_nid = {
             each.event.nid: each
             for context in contexts
             for each in (*context.before, *context.after)
         }
-        everything.update((each.event.nid, each.seen) for each in shown)
+        events_by_nid.update((each.event.nid, each.seen) for each in shown)
         presented = await self._client_events.present(
-            caller.user_id, caller.device_id, list(everything.values()), with_room_id=True
+            caller.user_id, caller.device_id, list(events_by_nid.values()), with_room_id=True
         )
-        forms = dict(zip(everything, presented, strict=True))
+        forms = dict(zip(events_by_nid, presented, strict=True))
         results: list[dict[str, Any]] = [
             {"rank": self._rank(each, terms) / MAX_RANK, "result": forms[each.event.nid]}
             for each in shown

@@ -40,8 +40,8 @@ class ConnectionCache(Generic[T]):
         of_device[key.conn_id] = (value, weight)
         self.weight += weight - (0 if former is None else former[1])
         if len(of_device) > MAX_DEVICE_CONNECTIONS:
-            _, (_, dropped) = of_device.popitem(last=False)
-            self.weight -= dropped
+            _, (_, removed) = of_device.popitem(last=False)
+            self.weight -= removed
         self._devices.move_to_end(device)
         while self.weight > self._capacity:
             self._evict(next(iter(self._devices)))

@@ -99,8 +99,8 @@ class ConnectionState:
     """The data that a client has, by room number; missing rooms were never sent. Immutable."""
 
     __slots__ = (
+        "_complete_rooms",
         "_direct_checked",
-        "_settled",
         "account_data",
         "added",
         "profiles",
@@ -127,16 +127,16 @@ class ConnectionState:
         self.receipts = receipts
         self.account_data = account_data
         self.profiles = profiles
-        self._settled: tuple[RoomConfig, frozenset[int]] | None = None
+        self._complete_rooms: tuple[RoomConfig, frozenset[int]] | None = None
         self._direct_checked: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
-    def settled(self, config: RoomConfig) -> frozenset[int]:
+    def complete_rooms(self, config: RoomConfig) -> frozenset[int]:
         """Return the live rooms that were sent with all that the config asks for: these need only
         changes.
 
         A client asks for the same again and again, so the result for the latest config is cached.
         """
-        if self._settled is None or self._settled[0] is not config:
+        if self._complete_rooms is None or self._complete_rooms[0] is not config:
             covered: dict[tuple[int, int], bool] = {}
             found: list[int] = []
             for nid, sent in self.rooms.items():
@@ -147,8 +147,8 @@ class ConnectionState:
                     covered[key] = sent.covers(config)
                 if covered[key]:
                     found.append(nid)
-            self._settled = (config, frozenset(found))
-        return self._settled[1]
+            self._complete_rooms = (config, frozenset(found))
+        return self._complete_rooms[1]
 
     def with_rooms(self, added: Iterable[tuple[int, bool]]) -> "ConnectionState":
         """Return a state with more rooms, sent like the last room of this one."""
@@ -167,14 +167,16 @@ class ConnectionState:
             profiles=self.profiles,
         )
 
-    def derive_settled(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
+    def derive_complete_rooms(
+        self, former: "ConnectionState", changed: Mapping[int, SentRoom]
+    ) -> None:
         """Derive the settled rooms from those of the former state and the rooms that changed."""
-        if former._settled is not None:
-            config, settled = former._settled
+        if former._complete_rooms is not None:
+            config, complete_rooms = former._complete_rooms
             covered = {
                 nid for nid, sent in changed.items() if sent.upto == LIVE and sent.covers(config)
             }
-            self._settled = (config, settled - changed.keys() | covered)
+            self._complete_rooms = (config, complete_rooms - changed.keys() | covered)
 
     async def find_changed_direct(
         self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
@@ -464,7 +466,7 @@ class StateChanges:
             account_data={**self._state.account_data, **self._account_data},
             profiles=self._profiles,
         )
-        state.derive_settled(self._state, self._rooms)
+        state.derive_complete_rooms(self._state, self._rooms)
         if same_profiles and self._adds_rooms():
             state.added = [(nid, sent.is_direct) for nid, sent in self._rooms.items()]
         return state

@@ -132,8 +132,8 @@ class SentTyping:
 
     def find(self, key: SlidingConnectionKey, pos: str | None) -> TypingView | None:
         """Return the view of a client with this `pos`, if it is recorded."""
-        kept = self._views.get(key)
-        return None if kept is None or pos is None else kept[0].get(pos)
+        view_and_tokens = self._views.get(key)
+        return None if view_and_tokens is None or pos is None else view_and_tokens[0].get(pos)
 
     def record(
         self, key: SlidingConnectionKey, before: str | None, pos: str, view: TypingView

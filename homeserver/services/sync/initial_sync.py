@@ -174,7 +174,7 @@ class InitialSync:
             self._parts.presence.watch(_request(caller, since), listener)
         try:
             while True:
-                chunk, end = await self._look(caller, room_id, since)
+                chunk, end = await self._read_changes(caller, room_id, since)
                 remaining = deadline - self._clock.seconds()
                 if chunk or remaining <= 0 or not await listener.wait(self._clock, remaining):
                     return {"start": str(since), "end": str(end), "chunk": chunk}
@@ -203,8 +203,8 @@ class InitialSync:
             if "end" in page:
                 messages["start"] = page["end"]
         room_nid = reader.snapshot.room.room_nid
-        kept = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
-        entries = kept.get(room_id, {})
+        of_room = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
+        entries = of_room.get(room_id, {})
         is_public = await parts.hidden_changes.is_listed(caller, room_nid)
         answer: dict[str, Any] = {
             "room_id": room_id,
@@ -219,7 +219,7 @@ class InitialSync:
             answer["membership"] = reader.membership.membership
         return answer
 
-    async def _look(
+    async def _read_changes(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
     ) -> tuple[list[Any], SyncToken]:
         """Return the changes since the token, and the token after them."""
@@ -232,7 +232,7 @@ class InitialSync:
             for nid, page in pages.items()
             for arrival in page
         )
-        is_whole = len(arrivals) < MAX_EVENTS
+        is_complete = len(arrivals) < MAX_EVENTS
         arrivals = arrivals[:MAX_EVENTS]
         seen: list[tuple[int, VisibleEvent]] = []
         for nid in {nid for _, _, nid in arrivals}:
@@ -245,7 +245,7 @@ class InitialSync:
         chunk: list[Any] = await self._parts.client_events.present(
             caller.user_id, caller.device_id, [each for _, each in seen], with_room_id=True
         )
-        if not is_whole:
+        if not is_complete:
             return chunk, SyncToken(arrivals[-1][0], since.ephemeral)
         joined = {nid: reader for nid, reader in readers.items() if _membership(reader) == "join"}
         chunk += await self._ephemeral(caller, joined, since, now)

@@ -104,9 +104,11 @@ def _wanted_nids(entries: Entries, room_id: str, wanted: RoomEventFilter) -> lis
     return [nid for key, nid in entries.items() if wanted.allows(key.type, None)]
 
 
-def without_members(entries: Entries, kept: Set[str]) -> Entries:
+def without_members(entries: Entries, members: Set[str]) -> Entries:
     """Drop memberships, except those of some users."""
-    return {key: nid for key, nid in entries.items() if key.type != MEMBER or key.state_key in kept}
+    return {
+        key: nid for key, nid in entries.items() if key.type != MEMBER or key.state_key in members
+    }
 
 
 def changes_of(timeline: Sequence[StoredEvent]) -> Entries:

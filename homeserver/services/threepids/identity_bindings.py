@@ -78,7 +78,7 @@ class IdentityServerError(MatrixError):
         return {"errcode": self._errcode, "error": self.text}
 
 
-class _Bound(msgspec.Struct):
+class _Binding(msgspec.Struct):
     medium: str
     address: str
 
@@ -132,15 +132,15 @@ class IdentityBindings:
         )
         _check(answer)
         try:
-            bound = msgspec.json.decode(answer.body, type=_Bound)
+            binding = msgspec.json.decode(answer.body, type=_Binding)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise OtherServerFailed("The identity server sent an invalid response") from None
         if (
-            max(len(bound.medium), len(bound.address)) > MAX_ADDRESS_LENGTH
-            or "\0" in bound.medium + bound.address
+            max(len(binding.medium), len(binding.address)) > MAX_ADDRESS_LENGTH
+            or "\0" in binding.medium + binding.address
         ):
             raise OtherServerFailed("The identity server returned an invalid address")
-        row = IdentityBindingRow(caller.user_id, bound.medium, bound.address, id_server)
+        row = IdentityBindingRow(caller.user_id, binding.medium, binding.address, id_server)
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_binding(txn, row)

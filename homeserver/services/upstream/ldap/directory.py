@@ -41,7 +41,7 @@ PAGE_SIZE: Final = 500
 MAX_ENTRIES: Final = 2_000_000
 SUBJECTS_PER_FILTER: Final = 50
 """Number of subjects in one filter."""
-LONGEST_PASSWORD: Final = 512
+MAX_PASSWORD_LENGTH: Final = 512
 _BINARY: Final = frozenset({"objectguid"})
 """Attributes with binary values; a subject holds them in hexadecimal."""
 _REFUSED: Final = frozenset(
@@ -70,7 +70,7 @@ class LDAPDirectory:
 
     def check_password(self, name: str, password: str) -> DirectoryPasswordCheck:
         """As `DirectoryClient.check_password`."""
-        if not password or len(password) > LONGEST_PASSWORD or "\0" in password or not name:
+        if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password or not name:
             return DirectoryPasswordCheck(None)
         if self._config.mode == "bind":
             return self._ask(lambda server: self._bind_directly(server, name, password))
@@ -79,14 +79,14 @@ class LDAPDirectory:
 
     def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
         """As `DirectoryClient.check_password_of`."""
-        if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
+        if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password:
             return DirectoryPasswordCheck(None)
         return self._ask(
             lambda server: self._search_and_bind(server, self._is_subject(subject), password)
         )
 
     def list_persons(
-        self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
+        self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
         """As `DirectoryClient.list_persons`."""
         wanted = self._wanted() if known else [self._config.attributes.subject]
@@ -103,7 +103,7 @@ class LDAPDirectory:
                     subject = self._subject(attributes)
                     present.add(subject)
                     is_later = subject in later
-                    if subject in known and (is_later or len(changed) < most):
+                    if subject in known and (is_later or len(changed) < max_changed):
                         identity = self._entry(dn, attributes).identity
                         if hash_profile(identity) != known[subject]:
                             (changed_later if is_later else changed).append(identity)

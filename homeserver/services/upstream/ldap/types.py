@@ -52,10 +52,10 @@ class DirectoryClient(Protocol):
         ...
 
     def list_persons(
-        self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
+        self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
-        """List all persons. Of those in `known` (by subject), return as changed up to `most` whose
-        name or addresses differ, followed by all such in `later`. Raises `DirectoryError`."""
+        """List all persons. Of those in `known` (by subject), return as changed up to `max_changed`
+        whose name or addresses differ, followed by all such in `later`. Raises `DirectoryError`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

@@ -176,10 +176,10 @@ class OIDCSignIn:
         auth_time = claims.get("auth_time")
         # ignore implausible times: some parsers accept `-Infinity`
         is_plausible = isinstance(auth_time, int | float) and 0 < auth_time < MAX_TIME
-        proved = auth_time if is_plausible else None
-        must_say = self._config.auth_time_required
+        authenticated = auth_time if is_plausible else None
+        requires_time = self._config.auth_time_required
         authenticated_ts = check_reauthentication(
-            flow.provider_state, proved, self._clock.seconds(), requires_time=must_say
+            flow.provider_state, authenticated, self._clock.seconds(), requires_time=requires_time
         )
         return msgspec.structs.replace(identity, authenticated_ts=authenticated_ts)
 

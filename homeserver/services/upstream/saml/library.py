@@ -37,7 +37,7 @@ from saml2.validate import validate_on_or_after
 
 from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 from homeserver.services.upstream.saml.logout import (
-    LONGEST_REQUEST,
+    MAX_REQUEST_LENGTH,
     DetachedSignature,
     SAMLLogoutMessage,
     SAMLLogoutRequest,
@@ -58,7 +58,7 @@ sessions."""
 LOGOUT_ID_SECONDS: Final = 2 * 24 * 3600
 """How long the id of a logout request is stored, so that it is used once. The library, too, refuses
 older ones."""
-LONGEST_NAME: Final = 512
+MAX_NAME_LENGTH: Final = 512
 
 
 class PySAML2:
@@ -250,7 +250,7 @@ def _session_of(parsed: AuthnResponse) -> SAMLSession | None:
         str(each.session_index) for each in parsed.assertion.authn_statement if each.session_index
     ]
     index = indexes[0] if indexes else ""
-    if not name.text or len(name.text) > LONGEST_NAME or len(index) > LONGEST_NAME:
+    if not name.text or len(name.text) > MAX_NAME_LENGTH or len(index) > MAX_NAME_LENGTH:
         return None
     return SAMLSession(
         name.text.strip(), index, name.format, name.name_qualifier, name.sp_name_qualifier
@@ -316,9 +316,9 @@ def _check_detached(client: Saml2Client, idp: str, detached: DetachedSignature) 
 
 def inflate(data: bytes) -> bytes:
     """Return the raw DEFLATE data of the `HTTP-Redirect` binding decompressed. Raises `ValueError`
-    if the result is longer than `LONGEST_REQUEST`."""
+    if the result is longer than `MAX_REQUEST_LENGTH`."""
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-    text = decompressor.decompress(data, LONGEST_REQUEST)
+    text = decompressor.decompress(data, MAX_REQUEST_LENGTH)
     if decompressor.unconsumed_tail:
         raise ValueError("it is too long")
     return text

@@ -32,8 +32,8 @@ from storage.login.browser_sessions import BrowserSessionStore
 from storage.upstream.login_flows import UpstreamFlowStore
 from storage.upstream.sessions import ProviderSessions, UpstreamSessionStore
 
-LONGEST_REQUEST: Final = 64 * 1024
-LONGEST_RELAY_STATE: Final = 80
+MAX_REQUEST_LENGTH: Final = 64 * 1024
+MAX_RELAY_STATE_LENGTH: Final = 80
 """In bytes; limit of the SAML bindings specification."""
 _HASH_CHARS: Final = 24
 _REQUEST, _RELAY_STATE, _ALGORITHM, _SIGNATURE = "SAMLRequest", "RelayState", "SigAlg", "Signature"
@@ -142,7 +142,7 @@ class SAMLLogout:
         session = decode_session(sign_in.session or "")
         if session is None:
             return None
-        relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
+        relay_state = next_path if len(next_path.encode()) <= MAX_RELAY_STATE_LENGTH else ""
         try:
             await metadata.make_ready()
             return await self._threads.run(
@@ -160,7 +160,7 @@ class SAMLLogout:
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
-        if not message.request or len(message.request) > LONGEST_REQUEST:
+        if not message.request or len(message.request) > MAX_REQUEST_LENGTH:
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the logout request is missing or too long"
             )
