@@ -52,8 +52,8 @@ _MEMBER_COUNT: Final = 100
 
 
 class NotificationLevel(IntEnum):
-    """How an ordinary message in a room notifies a user. Unread counts start from it; events with
-    special properties may differ."""
+    """The effect of an ordinary message in a room on a user. Unread counts start from it; events
+    with special properties may differ."""
 
     ALL = 0
     """Use the flags of the event, as the predefined rules do."""

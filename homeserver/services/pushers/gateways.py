@@ -230,7 +230,7 @@ class Gateways:
         if logged is not None and now - logged < UNREADABLE_SECONDS:
             return
         self.log.warn(
-            "the push gateway {place} accepts pushes, but its answers are unreadable",
+            "the push gateway {origin} accepts pushes, but its answers are unreadable",
             origin=origin,
         )
         self._unreadable.put(origin, now)
