@@ -60,6 +60,6 @@ class DeletedMedia(msgspec.Struct, frozen=True):
 async def delete_own_media(
     uploads: OwnUploads, caller: Requester, *, media_id: str
 ) -> DeletedMedia:
-    """Delete one of the caller's uploads for everybody, even if events refer to it. Raises
-    NotFound, Forbidden."""
+    """Delete one of the caller's uploads, even if events refer to it. Raises NotFound,
+    Forbidden."""
     return DeletedMedia([await uploads.do_delete(caller.user_id, media_id)])

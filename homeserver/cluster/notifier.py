@@ -7,7 +7,7 @@ Laws:
   listening ones are visited.
 - If the database is unavailable, so that the concerned users are unknown, they are woken later.
 - A commit of another node wakes the users that it concerns, as that node describes it
-  (`homeserver/cluster/incoming_changes.py`); without a description, it wakes everybody.
+  (`homeserver/cluster/incoming_changes.py`); without a description, it wakes all users.
 - After a wait, the session is checked again before the client receives anything.
 - Listeners are woken in batches, in later turns of the reactor: a message to a thousand of them
   does not delay other requests, and the work of the writer after its commit comes first.

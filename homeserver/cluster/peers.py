@@ -144,7 +144,7 @@ class PeerNodes:
             with suppress(DatabaseUnavailable):  # the poll logs the failure
                 await self._open_connection(self._readers)
         if self._greeting_due and (connection := self._connection) is not None:
-            # A node that believes to be alone learns of this one only by this message.
+            # A node that counts itself as the only one learns of this node only by this message.
             with suppress(DatabaseUnavailable):
                 await self._database.send_ephemeral(connection.node, [GREETING])
                 self._greeting_due = False

@@ -78,7 +78,7 @@ class IncomingRequest(Protocol):
     record: AccessRecord
 
     def read_body(self) -> bytes:
-        """Return the body, if it is no file."""
+        """Return the body, unless it is a file."""
         ...
 
     def release_body(self) -> None:

@@ -22,8 +22,8 @@ MakeLine = Callable[[], str]
 MAX_BUFFERED_LINES: Final = 1000
 """The largest number of lines that are buffered."""
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
-"""Keys of Twisted's old and new logging that are no fields of the event, besides all that begin
-with `log_`."""
+"""Keys of Twisted's old and new logging that are not fields of the event; all that begin with
+`log_` are not either."""
 _TWISTED: Final = ("twisted.", "log_legacy")
 """Loggers of Twisted itself; the second one is its old logging."""
 

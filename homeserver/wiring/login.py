@@ -67,7 +67,7 @@ class LoginParts:
         new_account_tasks: NewAccountTasks,
         new_account_emails: NewAccountEmails | None,
     ) -> None:
-        """`web` leads to the captcha service; None for commands, which register nobody by captcha.
+        """`web` leads to the captcha service; None for commands, which register no user by captcha.
         `new_account_tasks`: the tasks for new accounts. `new_account_emails` handles their e-mail
         addresses.
 

@@ -107,7 +107,7 @@ class AccountData:
     async def do_remove(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str
     ) -> None:
-        """Remove one entry if there is one. Raises as `do_set`."""
+        """Remove one entry if there is one. Raises what `do_set` raises."""
         _check_owner(caller, user_id)
         self._check_type(type_)
 

@@ -45,7 +45,7 @@ class RegistrationRules(msgspec.Struct, frozen=True):
 
 
 def compute_flows(rules: RegistrationRules) -> list[list[str]]:
-    """Return the UIA flows of registration; none where the rules admit nobody."""
+    """Return the UIA flows of registration; none if the rules admit no user."""
     first = [
         *([REGISTRATION_TOKEN] if rules.requires_token else []),
         *([RECAPTCHA] if rules.captcha else []),

@@ -41,7 +41,7 @@ MAX_TS: Final = 2**53 - 1
 _DAY_MS: Final = 24 * 3600 * 1000
 _JITTER: Final = 0.1
 """Fraction of the period by which accounts older than the feature may expire earlier, so that not
-everybody gets an e-mail on the same day."""
+all users get an e-mail on the same day."""
 
 
 class Renewals:

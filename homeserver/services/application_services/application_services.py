@@ -1,9 +1,9 @@
 """Application services (bridges, bots): their namespaces, accounts and requests.
 
 Laws:
-- An application service acts for its own user and accounts in its `users` namespaces, and for
-  nobody else.
-- Nobody else can create a name in an exclusive namespace, whatever way creates the account or
+- An application service acts for its own user and accounts in its `users` namespaces, and for no
+  others.
+- No other user can create a name in an exclusive namespace, whatever way creates the account or
   alias.
 - A namespace is a regular expression that has to match from the start of a name, but not to its
   end.

@@ -68,7 +68,7 @@ class HiddenRoomChanges:
     def list_in(
         self, txn: WriteTransaction, user_id: UserID, room_nid: int, is_public: bool
     ) -> None:
-        """As `do_list`, in the caller's write."""
+        """Do what `do_list` does, in the caller's write."""
         self._store.set_listing(txn, user_id, room_nid, is_public)
 
     async def is_removed(self, caller: Requester, alias: str) -> bool:
@@ -84,7 +84,7 @@ class HiddenRoomChanges:
     def move_alias_in(
         self, txn: WriteTransaction, user_id: UserID, alias: str, room_nid: int | None
     ) -> None:
-        """As `do_move_alias`, in the caller's write."""
+        """Do what `do_move_alias` does, in the caller's write."""
         self._store.set_alias(txn, user_id, alias, room_nid)
 
     async def do_remove_alias(self, caller: Requester, alias: str) -> None:

@@ -114,7 +114,7 @@ class DeviceLists:
         }
 
     async def _signed(self, user_id: UserID, since: int, upto: int) -> set[str]:
-        """Return the users of whom this user signed a key: only this user sees these changes."""
+        """Return the users whose key this user signed: only this user sees these changes."""
         if not self._recent.concerns_user(user_id, Topic.SIGNATURE, since):
             return set()
         return await self._cross_signing.get_signed_since(user_id, since, upto)
@@ -142,8 +142,8 @@ class DeviceLists:
     async def _sharing_at(
         self, user_id: UserID, own: Mapping[int, MembershipRow], others: Set[str], upto: int
     ) -> set[str]:
-        """Return those of `others` with whom the user shared an encrypted room at `upto`. One of
-        the two may have left since, and may come back before the next response."""
+        """Return those of `others` who shared an encrypted room with the user at `upto`. One of the
+        two may have left since, and may come back before the next response."""
         if not others:
             return set()
         later = self._recent.memberships_since(upto)
@@ -308,7 +308,7 @@ class DeviceLists:
     async def _sharing_now(
         self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]
     ) -> set[str]:
-        """Return those of `others` with whom the user shares an encrypted room now."""
+        """Return those of `others` who share an encrypted room with the user now."""
         if len(others) > MAX_SINGLE_LOOKUPS:
             common = await self._membership_store.get_shared_rooms(user_id, others)
             rooms = await self._encrypted.filter_encrypted(

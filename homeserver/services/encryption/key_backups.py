@@ -116,7 +116,7 @@ class KeyBackups:
             )
 
     async def do_delete(self, user_id: UserID, version: str) -> None:
-        """Delete a version and its keys. Deleting it again is no error. Raises NotFound."""
+        """Delete a version and its keys. Deleting it again is not an error. Raises NotFound."""
         with _translated():
             await self._store.remove_backup(user_id, _number(version))
 

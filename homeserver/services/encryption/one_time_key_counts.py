@@ -9,8 +9,8 @@ Laws:
   new keys in time. Claims do not read this cache.
 - A claimed key is counted down once. A read may be ahead of the stream, so each entry holds the
   position as of which it is true. A read is cached only if no later change arrived meanwhile.
-- The cache is bounded by users. It is no `StreamCache`, since a claim carries a difference, not the
-  count that is left.
+- The cache is bounded by users. It is not a `StreamCache`, since a claim carries a difference, not
+  the count that is left.
 
 spec: client-server-api#end-to-end-encryption
 """

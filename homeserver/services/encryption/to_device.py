@@ -326,8 +326,8 @@ class ToDevice:
     async def _find_unrelated(
         self, sender: UserID, servers: Iterable[str], users: Iterable[str]
     ) -> Collection[ServerName]:
-        """Return the servers with which the sender shares no room and of which none of these users
-        was invited to one. Raises InvalidParam."""
+        """Return the servers that share no room with the sender and whose users, among these, were
+        not invited to one. Raises InvalidParam."""
         unrelated = await self._servers.find_unrelated(sender, {*map(ServerName, servers)}, users)
         if len(unrelated) > MAX_UNRELATED_SERVERS:
             raise InvalidParam(

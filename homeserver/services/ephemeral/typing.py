@@ -272,8 +272,8 @@ class Typing:
             self._messages.queue(KIND, (room_nid, user_id), message)
 
     def _on_message(self, _node: int, message: TypingMessage) -> None:
-        """Apply another node's message. Subscribers hear of local users too: the node with the
-        federation sender notifies other servers."""
+        """Apply another node's message. Subscribers are also called for local users: the node with
+        the federation sender notifies other servers."""
         if message.timeout_ms:
             self.start(message.room_nid, message.user_id, message.timeout_ms, message.position)
         else:

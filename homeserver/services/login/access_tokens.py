@@ -5,8 +5,8 @@ Laws:
   invalidates it, on every node as soon as the change arrives there.
 - On several nodes the cache is trusted only for a while after the last message of the other nodes
   (`homeserver/cluster/peers.py`); after that each request reads the database.
-- A token that was read while such a change arrived is not cached: its row may be outdated. Nor is a
-  token from a refresh at its first use, which is such a change itself.
+- A token that was read while such a change arrived is not cached: its row may be outdated. Neither
+  is a token from a refresh at its first use, since that is such a change itself.
 - Both maps hold the same entry for a token; its removal from the cache clears its `owner`.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.

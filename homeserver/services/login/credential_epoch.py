@@ -65,7 +65,7 @@ def check_epoch(txn: Transaction, user_id: str, epoch: CredentialEpoch) -> None:
 def check_session(txn: Transaction, caller: Requester) -> None:
     """Check that the caller's access token still exists and that the account is usable.
 
-    For operations that the access token alone authenticates. Raises `UnknownToken`,
+    For operations that only the access token authenticates. Raises `UnknownToken`,
     `UserDeactivated`, `UserLocked`.
     """
     if caller.appservice_id is None and not has_access_token(txn, caller.token_nid):

@@ -354,7 +354,7 @@ class SignIn:
 
         `own`: whether account passwords are accepted. `program`: the application password that the
         password claims to be; then only it is accepted. `further_limits`: further limits that a
-        failure counts against. Raises as `check_password`.
+        failure counts against. Raises what `check_password` raises.
         """
         if isinstance(name, EmailAddress | PhoneNumber):
             owner = await self._threepids.get_owner(name.medium, name)

@@ -143,7 +143,8 @@ class DependentStores(msgspec.Struct, frozen=True):
     recorded_with_sessions: Sequence[AuditedCredentialStore] = ()
     """The same, with an audit record."""
     recorded_with_all_sessions: Sequence[AuditedCredentialStore] = ()
-    """As `recorded_with_sessions`, but these survive a lock."""
+    """Revoked with all sessions of a user, with an audit record, but not when the account is
+    locked."""
     kept_by_device: Sequence[PerDeviceStore] = ()
     """Deleted with a device."""
     kept_by_session: Sequence[PerDeviceStore] = ()

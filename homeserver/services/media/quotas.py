@@ -57,7 +57,8 @@ class UploadQuotas:
             await self._database.read("check_media_quotas", self.check_in, user_id, size, now_ms)
 
     def check_in(self, txn: Transaction, user_id: UserID, size: int, now_ms: int) -> None:
-        """As `check_upload`, for the quotas that count all files of the user, in a transaction."""
+        """Check, in a transaction, the quotas that count all files of the user. Raises what
+        `check_upload` raises."""
         starts = [now_ms - allowance.period_ms for allowance in self._allowances]
         if self._total is not None:
             starts.append(0)

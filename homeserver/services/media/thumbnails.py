@@ -60,7 +60,7 @@ ASPECT_STEPS: Final = 16
 MAX_STORED: Final = 40
 """The stored thumbnails per content; further ones are made each time."""
 NO_IMAGE_SECONDS: Final = 86_400
-"""How long it is stored that a file is no image: a newer decoder may read it."""
+"""The time for which it is stored that a file is not an image: a newer decoder may read it."""
 
 SLOW_SECONDS: Final = 5.0
 """A picture that takes longer is slow."""

@@ -157,7 +157,7 @@ class Authorization:
         origin: str | None = None,
     ) -> str:
         """Grant the client a code for this user; return the URL of the redirect. `origin`: from the
-        `BrowserSession`. Raises as `check_epoch`."""
+        `BrowserSession`. Raises what `check_epoch` raises."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),

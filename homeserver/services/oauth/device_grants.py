@@ -116,8 +116,8 @@ class DeviceGrants:
         allowed: bool,
     ) -> bool:
         """Store the user's decision on a grant that `find` returned; False if the grant is no
-        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises as
-        `check_epoch`."""
+        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises what
+        `check_epoch` raises."""
 
         def write(txn: WriteTransaction) -> bool:
             check_epoch(txn, user_id, epoch)

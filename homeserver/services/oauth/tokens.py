@@ -324,9 +324,9 @@ class OAuthTokens:
     # Revoking.
 
     async def do_revoke(self, token: str, client_id: str, address: str) -> None:
-        """End the session of an access or refresh token; an unknown token is no error. `client_id`:
-        as the presenter claims; if it is not the session's, the audit log records that somebody
-        found the token. `address`: the presenter's."""
+        """End the session of an access or refresh token; an unknown token is not an error.
+        `client_id`: as the presenter claims; if it is not the session's, the audit log records that
+        somebody found the token. `address`: the presenter's."""
         if is_damaged(token):
             return
         token_hash = hash_token(token)

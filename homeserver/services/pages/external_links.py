@@ -42,7 +42,7 @@ def parse_link(text: str) -> SplitResult | None:
 
 
 def parse_web_link(text: str) -> SplitResult | None:
-    """As `parse_link`, for web URLs only."""
+    """Parse a link as `parse_link` does, but accept only web URLs."""
     parts = parse_link(text)
     return parts if parts is not None and parts.scheme in _WEB else None
 

@@ -249,7 +249,7 @@ class Profiles:
         _check_value(field, msgspec.json.encode(value))
 
     async def do_set_by_admin(self, user_id: UserID, field: str, value: str) -> None:
-        """Set a display name or an avatar as an administrator; "" removes it. Everybody sees the
+        """Set a display name or an avatar as an administrator; "" removes it. All users see the
         change. Raises `InvalidParam`."""
         if value:
             await self._set(user_id, field, msgspec.json.encode(value), True)

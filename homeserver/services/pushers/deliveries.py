@@ -3,8 +3,8 @@
 Laws:
 - Each pusher has one push in flight at a time, in the order of the stream. A push that is held,
   because its user is reading there, delays no other push.
-- Dropped are pushes for events that were read meanwhile or redacted, for rooms that the user has
-  left, for senders whom the user ignores by then, and pushes older than a day.
+- Pushes are dropped if they are older than a day, if the event was read meanwhile or redacted, and
+  if the user has left the room or ignores the sender by then.
 - After a failed push the pusher retries after a pause that grows to an hour. The pusher stays
   unless its gateway rejects the pushkey (`rejected`). A push that its gateway refuses for its
   content delays no other push; several such refusals in a row count as a failure, without a retry

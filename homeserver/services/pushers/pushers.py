@@ -105,7 +105,7 @@ class Pushers:
         await self._database.write("set_pusher", self._set, row, request)
 
     async def do_remove(self, user_id: UserID, app_id: str, pushkey: str) -> None:
-        """Remove a pusher. A missing pusher is no error."""
+        """Remove a pusher. A missing pusher is not an error."""
         if app_id == EMAIL_APP:
             pushkey = pushkey.strip().lower()
         await self._database.write(

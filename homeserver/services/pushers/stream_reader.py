@@ -273,7 +273,7 @@ class PushStreamReader:
             UserID(user_id) for user_id in smaller if user_id in larger and user_id != event.sender
         }
         if event.type == "m.room.member" and event.state_key in users:
-            recipients.add(UserID(event.state_key or ""))  # an invited user is no member yet
+            recipients.add(UserID(event.state_key or ""))  # an invited user is not a member yet
         if not recipients:
             return
         stored = (await self._events.get_events([event.event_nid])).get(event.event_nid)

@@ -87,7 +87,8 @@ class MessageExpiry:
             self._upto = rooms[-1]
 
     async def _purge_safely(self, room_nid: int, before_ms: int, limit: int) -> int:
-        """As `_purge`, but a bug of ours in one room does not stop the others."""
+        """Purge a room as `_purge` does. An unexpected error in one room does not stop the
+        others."""
         try:
             return await self._purge(room_nid, before_ms, limit)
         except DatabaseUnavailable:

@@ -53,7 +53,7 @@ VISIBLE_TYPES: Final = (
     "m.poll.start",
     "org.matrix.msc3381.poll.start",
 )
-"""Event types of visible messages, of which the newest stays."""
+"""Event types of visible messages; the newest one stays."""
 RETENTION_MS: Final = 365 * DAY_MS
 """How long the outcome of a purge can be read."""
 

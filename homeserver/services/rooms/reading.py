@@ -450,8 +450,8 @@ class RoomReading:
     async def get_visible_event(
         self, caller: Requester, reader: ReadAccess, event_id: EventID
     ) -> VisibleEvent:
-        """Return one event of the room, as `get_visible_roots`. Raises NotFound, also if the caller
-        may not see it."""
+        """Return one event of the room, as `get_visible_roots` returns it. Raises NotFound, also if
+        the caller may not see it."""
         event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
         seen = (
             await self.get_visible_roots(caller, reader, [event.nid]) if event is not None else []

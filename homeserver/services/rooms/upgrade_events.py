@@ -36,7 +36,7 @@ COPIED_STATE: Final = tuple(
 )
 """State that is copied unchanged. The sender of these events does not matter."""
 COPIED_TYPES: Final = (CHILD, PARENT, "m.room.image_pack")
-"""Event types of which every entry is copied."""
+"""Event types whose entries are all copied."""
 
 _GROUPS: Final = ("users", "events", "notifications")
 _TOMBSTONE_LEVEL: Final = 150

@@ -210,7 +210,7 @@ class MediaScanner:
     async def check_content(
         self, content: MediaContent, timeout_ms: int, owner: str, *, is_protected: bool = False
     ) -> None:
-        """As `check`, for every kind of file."""
+        """Do what `check` does, for every kind of file."""
         if content.size > self._max_size:
             if self._passes_larger:
                 return
@@ -520,7 +520,7 @@ class MediaScanner:
 
 
 def _make_slots(at_once: int) -> FairSemaphore[str]:
-    """Return slots of which one owner may hold all but one."""
+    """Return slots; one owner may hold all but one of them."""
     return FairSemaphore(
         permits=at_once,
         permits_per_key=max(1, at_once - 1),

@@ -4,7 +4,7 @@ Laws:
 - A response reveals nothing that the caller may not see, not even that it exists. The index only
   suggests events, and `RoomReading` decides about each, as for every other read. An edited message
   is found by its latest text, by users who may see both events.
-- The work of a request is bounded: one index query with a limit of hits, of which a limited number
+- The work of a request is bounded: one index query with a limit of hits; a limited number of them
   is examined. If more are left, the response has a token to continue.
 
 spec: client-server-api#server-side-search

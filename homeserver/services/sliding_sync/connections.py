@@ -501,7 +501,7 @@ class StateChanges:
 
 
 def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
-    """Return the rooms of which not everything up to the `pos` was sent: mostly none."""
+    """Return the rooms from which not everything up to the `pos` was sent: mostly none."""
     return (
         [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
     )

@@ -82,7 +82,7 @@ class RoomSelection(msgspec.Struct, frozen=True, gc=False):
         return names
 
     def rooms_to_check(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
-        """Return the rooms of which a client with this state may lack something.
+        """Return the rooms in which a client with this state may lack something.
 
         `changed`: the rooms with new events; None if that is not known.
         """

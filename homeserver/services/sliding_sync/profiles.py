@@ -101,8 +101,8 @@ class ProfileReader:
         lazy: Set[int],
         updates: Mapping[int, SlidingRoomUpdate],
     ) -> tuple[set[str], set[str], set[int]]:
-        """Return the members who come into view, other users who do, and the rooms of which all
-        members do.
+        """Return the members who come into view, the other users who do, and the rooms whose
+        members all do.
 
         With lazily loaded members, all members come into view only if the client has events from
         before it asked for profiles.
@@ -138,8 +138,8 @@ class ProfileReader:
     async def _members(
         self, user_id: UserID, waiting: Sequence[PendingProfiles]
     ) -> tuple[set[str], tuple[PendingProfiles, ...]]:
-        """Return the next local members of rooms of which all members are to be sent, and those who
-        are left."""
+        """Return the next local members of rooms whose members are all to be sent, and the parts
+        that remain."""
         sent: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
         for number, part in enumerate(waiting):

@@ -1,9 +1,9 @@
 """The receipts extension. Proposal: MSC3960.
 
-With a room that is new to the client, or of which it gets older events, the client gets the
-receipts on the events in the timeline, and the user's own. Later it gets new receipts, also those
-from while the room was out of view. An m.receipt event has room for one receipt of a user on an
-event; the others come in the next response, which is sent at once.
+With a room that is new to the client, or whose older events it gets, the client gets the receipts
+on the events in the timeline, and the user's own. Later it gets new receipts, also those from while
+the room was out of view. An m.receipt event has room for one receipt of a user on an event; the
+others come in the next response, which is sent at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -57,7 +57,7 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
         }
 
     def complete_types(self) -> set[str] | None:
-        """Return the types of which any entry may be asked for; None if any type may be."""
+        """Return the types whose entries may all be asked for; None if any type may be."""
         types: set[str] = set()
         for clause in self.clauses:
             for type, state_key in clause.include:

@@ -35,7 +35,8 @@ class RequestedState(msgspec.Struct, gc=False):
 
 
 class StateQuery(msgspec.Struct, frozen=True, gc=False):
-    """A required state as a query for entries and types of which every room has few."""
+    """A required state as a query for entries, and for types that have few entries in every
+    room."""
 
     wanted: RequiredState
     asked: Sequence[StateKey]

@@ -8,9 +8,9 @@ What a client was sent is recorded under the `pos` of the response. A response m
 two responses with different views have the same `pos`.
 
 The record is in memory only, since typing ends within seconds. A client without a record, after a
-restart or an eviction, gets all typing users, which corrects what it had before. That alone does
-not end its wait; otherwise a client that is evicted repeatedly would never wait. The rooms in which
-it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
+restart or an eviction, gets all typing users, which corrects what it had before. That does not end
+its wait by itself; otherwise a client that is evicted repeatedly would never wait. The rooms in
+which it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
 """
 
 from collections.abc import Mapping, Sequence, Set

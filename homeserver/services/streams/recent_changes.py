@@ -63,7 +63,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     topic: Topic
     room_nid: int | None = None
     reader: str | None = None
-    """The only user whom the change in the room concerns; None for all."""
+    """The only user that the change in the room concerns; None for all."""
     user_id: str | None = None
     row: MembershipRow | None = None
     is_encryption: bool = False
@@ -140,7 +140,7 @@ class _ChangesSince:
 class RecentChanges:
     """An index of the newest changes of the main sequence.
 
-    It is no `StreamCache`, since it has no values by key.
+    It is not a `StreamCache`, since it has no values by key.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 All rooms of a response are read together, so the number of queries does not grow with the number of
 rooms. A client that is up to date costs no query: what it needs is in memory.
 
-A room that the user has left is shown as it was then. Of later changes, such as a ban or a
-retracted knock, the client gets the user's own membership and nothing else.
+A room that the user has left is shown as it was then. From later changes, such as a ban or a
+retracted knock, the client gets only the user's own membership.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """

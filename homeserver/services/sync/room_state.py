@@ -68,7 +68,7 @@ class RoomStates:
         out."""
         diff = await self._trees.get_diff(point.room_nid, former, point.root)
         changes = {StateKey(*key): new for key, (_, new) in diff.items() if new is not None}
-        # an entry that equals the former one is no change
+        # an entry that equals the former one is not a change
         _apply(
             changes,
             {

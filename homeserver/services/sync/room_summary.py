@@ -2,8 +2,8 @@
 
 The summary of a room with a name or an alias is the same for all its members. It is cached until
 the stream announces a change of the room's state or members. A summary that was read during such a
-change is not cached, nor that of a room with partial state, whose members become known without the
-stream.
+change is not cached. Neither is the summary of a room with partial state, whose members become
+known without the stream.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_roomsummary
 """

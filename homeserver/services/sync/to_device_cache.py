@@ -46,7 +46,7 @@ def make_messages(found: Iterable[CachedMessage]) -> list[DeviceMessage]:
     return [
         DeviceMessage(
             position, b"%b%b}" % (added.prefix, added.contents[position - added.first])
-        )  # as `make_event` has it
+        )  # as `make_event` does it
         for position, _, added in found
     ]
 

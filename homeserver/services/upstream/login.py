@@ -379,7 +379,7 @@ class UpstreamSignIn:
         epoch: CredentialEpoch,
     ) -> str:
         """Issue a login token to a user who agreed to continue to a client; return the client's
-        address with the token. Raises as `check_epoch`."""
+        address with the token. Raises what `check_epoch` raises."""
         return add_login_token(
             redirect_url, await self._login_tokens.do_issue_for_browser(user_id, origin, epoch)
         )
@@ -440,8 +440,8 @@ def error_to_refusal(user_id: UserID, error: MatrixError) -> SignInRefused:
 
 
 def is_url_prefix(known: str, address: str) -> bool:
-    """Return whether `address` equals `known` or is below it. `https://a.example` is no prefix of
-    `https://a.example.org`."""
+    """Return whether `address` equals `known` or is below it. `https://a.example` is not a prefix
+    of `https://a.example.org`."""
     return address.startswith(known) and (
         known.endswith("/") or address[len(known) :][:1] in ("", "/", "?", "#")
     )

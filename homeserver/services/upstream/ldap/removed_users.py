@@ -2,7 +2,7 @@
 changed names and addresses are imported.
 
 Laws:
-- A failure removes nobody: only a complete listing counts, and each missing user is queried again
+- A failure removes no user: only a complete listing counts, and each missing user is queried again
   by subject.
 - If the listing is empty, or more users are missing than `removed_users_max_share` allows, the
   directory counts as faulty: the server only logs an error, until an administrator acts.

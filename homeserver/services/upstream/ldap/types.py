@@ -48,7 +48,8 @@ class DirectoryClient(Protocol):
         ...
 
     def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
-        """As `check_password`, for the person with this subject. Requires the mode `search`."""
+        """Check a password as `check_password` does, for the person with this subject. Requires the
+        mode `search`."""
         ...
 
     def list_persons(
