@@ -91,7 +91,7 @@ from storage.maintenance.copy_progress import ProgressLines
 T = TypeVar("T")
 
 SECONDS_TO_FLUSH = 1.0
-"""How long lines of the access log are buffered."""
+"""The longest time for which lines of the access log are buffered."""
 SECONDS_TO_STOP = 4.0
 """Time limit of a stop."""
 

@@ -47,7 +47,7 @@ peer."""
 POLLS_BETWEEN_COUNTS: Final = 15
 """The number of polls between two checks whether this node is alone."""
 OWN_NOTIFICATIONS: Final = 1000
-"""How many of its latest notifications a node recognises as its own."""
+"""The number of its latest notifications that a node recognises as its own."""
 
 
 class SharedCache(Protocol):

@@ -49,7 +49,7 @@ from homeserver.http.response_head import (
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
 ABORT_SECONDS: Final = 15
-"""How long a closed connection may take to send its buffered bytes."""
+"""Time limit for a closed connection to send its buffered bytes."""
 MAX_HEADERS: Final = 100
 MAX_PIPELINED_BYTES: Final = 1 << 16
 """Pipelined bytes that are buffered while a request is being answered; then reading pauses."""

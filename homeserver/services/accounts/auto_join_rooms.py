@@ -24,7 +24,7 @@ from storage.engine.interface import DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 
 JOIN_WAIT_SECONDS: Final = 10
-"""How long a registration waits for the joins."""
+"""Time limit of a registration that waits for the joins."""
 MAX_AT_START: Final = 10_000
 LEASE_MS: Final = 10 * 60_000
 """After this time another node may retry the joins; joins by way of other servers can be slow."""

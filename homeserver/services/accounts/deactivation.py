@@ -30,8 +30,8 @@ from storage.profiles.profiles import ProfileStore
 from storage.threepids.threepids import ThreepidStore
 
 LATE_JOIN_MS: Final = 3 * 3600_000
-"""How long a late join of a deactivated account is possible: a join asks twenty servers, for five
-minutes each."""
+"""The time in which a late join of a deactivated account is possible: a join asks twenty servers,
+for five minutes each."""
 
 
 class UserRooms(Protocol):

@@ -35,7 +35,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.profiles.profiles import ProfileStore
 
 JOB_NAME: Final = "index_user_directory"
-"""Of the job, and of its stored progress."""
+"""The name of the job and of its stored progress."""
 BATCH: Final = 200
 """Users who are written together."""
 DEFAULT_LIMIT: Final = 10

@@ -31,7 +31,7 @@ BATCH: Final = 10
 FIRST_DELAY_MS: Final = 60_000
 MAX_DELAY_MS: Final = 2 * 3600_000
 LEASE_MS: Final = 10 * 60_000
-"""How long the e-mails that a node has taken are reserved for it."""
+"""The lease of the e-mails that a node has taken."""
 RETRIED_MS: Final = 48 * 3600_000
 """Age at which an e-mail is given up."""
 RETRY_SECONDS: Final = 60.0

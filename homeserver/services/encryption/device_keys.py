@@ -42,20 +42,20 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 MAX_ONE_TIME_KEYS: Final = 1000
-"""Of a device, in one upload and in total."""
+"""Limit for a device, in one upload and in total."""
 MAX_ALGORITHMS: Final = 10
-"""Of the one-time keys of a device."""
+"""Limit for the one-time keys of a device."""
 MAX_FALLBACK_KEYS: Final = 10
-"""Of a device: one for each algorithm."""
+"""Limit for a device, which has one for each algorithm."""
 MAX_QUOTED_NAME: Final = 255
 """Characters of a key's name that an error quotes."""
 MAX_KEY_BYTES: Final = 4096
-"""Of a one-time or fallback key, with its signatures."""
+"""Size limit of a one-time or fallback key with its signatures."""
 MAX_DEVICE_KEYS_BYTES: Final = 64 << 10
-"""Of the identity keys of a device: the limit of other servers."""
+"""Size limit of the identity keys of a device, as on other servers."""
 CLAIMS_REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
-"""How long the record of a claimed key is kept. A repeated upload in that time does not bring the
-key back."""
+"""The retention period of the record of a claimed key. A repeated upload in that time does not
+bring the key back."""
 PUBLIC_USAGES: Final = ("master", "self_signing")
 """The cross-signing keys that other users see."""
 

@@ -41,7 +41,7 @@ from storage.rooms.rooms import RoomStore
 
 ENCRYPTION: Final = StateKey("m.room.encryption", "")
 MAX_CHANGES_BACK: Final = 50
-"""How many changes of a room's encryption event are followed back."""
+"""The maximum number of changes of a room's encryption event that are followed back."""
 MAX_SINGLE_LOOKUPS: Final = 50
 """Users whose rooms are looked up one by one, usually from memory. The rooms of more users are read
 in one query."""

@@ -54,10 +54,10 @@ RESPONSE: Final = b"{}"
 TOO_MANY: Final = f"One request may send to at most {MAX_MESSAGES} devices"
 TOO_LARGE: Final = "A to-device message may have at most 64 KiB"
 MAX_MESSAGE_BYTES: Final = 64 << 10
-"""Of one message: the limit of an event."""
+"""Size limit of one message: that of an event."""
 MAX_RECEIVED_BYTES: Final = 256 << 10
-"""Of one message from another server. Other servers may permit more than we do, and losing a room
-key is worse."""
+"""Size limit of one message from another server. Other servers may permit more than we do, and
+losing a room key is worse."""
 MAX_EDU_BYTES: Final = 256 << 10
 """Bytes of contents, user IDs and device IDs after which the next EDU begins."""
 MESSAGE_OVERHEAD_BYTES: Final = 200
@@ -65,10 +65,10 @@ MESSAGE_OVERHEAD_BYTES: Final = 200
 REQUEST_OVERHEAD_BYTES: Final = 1_000
 """Storage of the record of one request."""
 MAX_COPIED_BYTES: Final = 64 << 20
-"""Of all copies of messages to all devices of users, in one request or EDU."""
+"""Size limit of all copies of messages to all devices of users, in one request or EDU."""
 COPIES_TOO_LARGE: Final = "The messages, copied to all devices, are too large for one request"
 DUPLICATES_KNOWN_MS: Final = 30 * 24 * 3600 * 1000
-"""How long IDs of messages from other servers are stored to detect duplicates."""
+"""The time for which IDs of messages from other servers are stored to detect duplicates."""
 
 WARNING_INTERVAL_MS: Final = 60_000
 """Minimum time between warnings that a remote user sends too much."""

@@ -2,7 +2,7 @@
 Nodes send each other messages, and a starting node queries the others.
 
 Positions belong to the ephemeral counter. A client with a position from before the start gets all
-rooms with typing users. In which rooms users stopped typing is not known then, but the client's
+rooms with typing users. The rooms where users stopped typing are not known then, but the client's
 token names the rooms for which it received typing users.
 
 spec: client-server-api#typing-notifications

@@ -20,13 +20,14 @@ from storage.federation.destination_lists import (
 )
 
 UNKNOWN_SERVER_DAYS: Final = 7
-"""How long to-device messages wait for an unreachable server that shares no room with us."""
+"""The time for which to-device messages wait for an unreachable server that shares no room with
+us."""
 DEAD_DAYS: Final = 90
-"""How long to-device messages wait for any unreachable server, and other data for one that shares
-no room with us any more."""
+"""The time for which to-device messages wait for any unreachable server, and other data for one
+that shares no room with us any more."""
 QUIET_DAYS: Final = 1
-"""How long the state of such a server is stored after the last attempt when nothing waits for
-it."""
+"""The time for which the state of such a server is stored after the last attempt when nothing waits
+for it."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 

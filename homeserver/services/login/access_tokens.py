@@ -77,8 +77,8 @@ class _Entry(msgspec.Struct):
 class AccessTokens:
     """Finds the owners of access tokens.
 
-    Not a `StreamCache`: after a write of another node it reads which accounts have changed, and a
-    revoked token is cleared in every map that holds its entry.
+    It is not a `StreamCache`: after a write of another node it reads which accounts have changed,
+    and a revoked token is cleared in every map that holds its entry.
     """
 
     _log = Logger()

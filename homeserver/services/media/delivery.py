@@ -30,7 +30,7 @@ class MediaRequest(msgspec.Struct, frozen=True):
     authenticated: bool
     """Whether the request has a valid access token."""
     timeout_ms: int
-    """How long to wait for a file that is not here yet."""
+    """The time to wait for a file that is not here yet."""
     allow_remote: bool = True
     """Whether the file may be fetched from another server."""
     include_quarantined: bool = False

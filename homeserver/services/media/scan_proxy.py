@@ -38,7 +38,7 @@ from homeserver.services.scanning.scanning import MediaScanner
 from storage.media.media import MediaContent
 
 WAIT_MS: Final = 20_000
-"""How long such a request waits for an upload, and for each of the two scans: clients send no
+"""Time limit of such a request for an upload, and for each of the two scans: clients send no
 timeout."""
 CLEAN: Final = "The file is clean"
 

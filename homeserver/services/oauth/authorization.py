@@ -51,7 +51,7 @@ CODE_LIFETIME_MS: Final = 120_000
 MAX_STATE_LENGTH: Final = 2000
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _STORED_MS: Final = 24 * 3600 * 1000
-"""How long a code stays stored after it expired, so that its reuse ends the session."""
+"""The time for which a code stays stored after it expired, so that its reuse ends the session."""
 
 
 class ResponseTarget(msgspec.Struct, frozen=True):

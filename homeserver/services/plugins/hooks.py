@@ -61,8 +61,8 @@ class Hooks:
         self, username: str | None, emails: Sequence[str], address: str
     ) -> Awaitable[str | None] | str | None:
         """Return why this account must not be created, as a sentence for the user; None allows it.
-        `address`: the client's IP address, "" if an identity provider vouches for the user. Not
-        called for accounts that administrators create."""
+        `address`: the client's IP address, "" if an identity provider vouches for the user. It is
+        not called for accounts that administrators create."""
 
     @hookspec
     def check_sign_in(

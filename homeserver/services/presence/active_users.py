@@ -32,7 +32,7 @@ MAX_BROADCASTS: Final = 20_000
 WRITE_INTERVAL: Final = 30.0
 """Seconds."""
 RESTORED_SECONDS: Final = 24 * 3600.0
-"""How far back a start restores users who went offline."""
+"""A start restores users who went offline at most this long ago."""
 STATES: Final[dict[str, State]] = {
     "online": "online",
     "unavailable": "unavailable",

@@ -30,11 +30,11 @@ class PresenceTimes(msgspec.Struct, frozen=True):
     """Delays after which a user becomes less present, in seconds."""
 
     active: float
-    """How long after the last activity a user is currently active."""
+    """Seconds after the last activity for which a user is currently active."""
     idle: float
-    """After how long without activity a user becomes unavailable."""
+    """Seconds without activity after which a user becomes unavailable."""
     grace: float
-    """How long after its last /sync a device still counts as present."""
+    """Seconds after its last /sync for which a device still counts as present."""
 
 
 class PublishedPresence(msgspec.Struct, frozen=True):

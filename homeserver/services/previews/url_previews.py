@@ -52,14 +52,14 @@ CONCURRENT_PER_USER: Final = 5
 MAX_WAITING: Final = 500
 MAX_WAITING_PER_USER: Final = 50
 CACHE_MS: Final = 3600 * 1000
-"""How long a preview is cached."""
+"""The time for which a preview is cached."""
 FAILED_MS: Final = 5 * 60 * 1000
-"""How long a failure, or a preview whose image could not be stored, is cached."""
+"""The time for which a failure, or a preview whose image could not be stored, is cached."""
 IMAGE_MS: Final = 2 * 24 * 3600 * 1000
 """Minimum time for which an image without a preview stays: clients may still show it."""
 SPOOL_BYTES: Final = 1 << 18
 SCAN_MS: Final = 20_000
-"""How long a preview waits for the scan of its image."""
+"""Time limit of a preview that waits for the scan of its image."""
 
 Properties = dict[str, str | int]
 

@@ -27,7 +27,7 @@ _ESCAPED = re.compile(r"\\([\\.])|(\.)")
 
 
 class EvaluatedEvent:
-    """An event and its room's current member count and power levels. Not to be stored."""
+    """An event and its room's current member count and power levels. It is not stored."""
 
     __slots__ = (
         "_members",

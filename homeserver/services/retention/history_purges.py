@@ -55,7 +55,7 @@ VISIBLE_TYPES: Final = (
 )
 """Event types of visible messages; the newest one stays."""
 RETENTION_MS: Final = 365 * DAY_MS
-"""How long the outcome of a purge can be read."""
+"""The time for which the outcome of a purge can be read."""
 
 
 class HistoryPurges:

@@ -10,7 +10,7 @@ from storage.retention.purging import DAY_MS, PurgeCause, PurgingStore
 from storage.search.search import SearchStore
 
 RETENTION_MS: Final = 2 * 365 * DAY_MS
-"""How long the record is kept."""
+"""The retention period of the log."""
 _CAUSES: Final = frozenset(cause.value for cause in PurgeCause)
 
 

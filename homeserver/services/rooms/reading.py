@@ -57,7 +57,7 @@ MAX_PAGES_READ: Final = 5
 """The most pages that are read when the filter or the room's history visibility leaves pages
 empty."""
 MAX_FETCHES: Final = 3
-"""How often history is fetched from other servers for one page."""
+"""The maximum number of fetches from other servers for one page."""
 END: Final = TimelinePlace(2**53, 2**53)
 """The place after all events."""
 

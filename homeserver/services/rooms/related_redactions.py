@@ -51,8 +51,8 @@ LEASE_MS: Final = 5 * 60_000
 RETRIES: Final = BackoffSchedule(60_000, 3_600_000)
 """The delay after a failed attempt; doubled each time."""
 MAX_TRIES: Final = 24
-"""The task is dropped after this many failed attempts in a row, which take most of a day. What was
-refused permanently is not retried."""
+"""The task is dropped after this many failed attempts in a row, which take most of a day. Permanent
+refusals are not retried."""
 
 
 class RelatedRedactionRequest(msgspec.Struct, frozen=True):

@@ -31,11 +31,11 @@ from storage.search.search import (
 )
 
 JOB_NAME: Final = "index_messages"
-"""Of the job, and of its stored progress."""
+"""The name of the job and of its stored progress."""
 BATCH: Final = 200
 """Events whose texts are written together: this takes some milliseconds of the writer."""
 POLL_MS: Final = 60_000
-"""How long the job waits for an announced change before it looks anyway: backfilled events are not
+"""The time that the job waits for an announced change before it polls: backfilled events are not
 announced."""
 
 BODY, ROOM_NAME, TOPIC = range(3)

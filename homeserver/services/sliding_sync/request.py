@@ -93,7 +93,7 @@ def merge_states(states: Iterable[RequiredState]) -> RequiredState:
 
 
 class RoomConfig(msgspec.Struct, frozen=True, gc=False):
-    """How much of a room the client asks for."""
+    """The part of a room that the client asks for."""
 
     timeline_limit: int
     required_state: RequiredState

@@ -4,8 +4,8 @@ position.
 A room may leave the windows of a client and come back. Then the client gets the typing users again,
 since clients should drop them when a room leaves the view. Proposal: MSC4508.
 
-What a client was sent is recorded under the `pos` of the response. A response may get lost, so no
-two responses with different views have the same `pos`.
+The typing users that a client was sent are recorded under the `pos` of the response. A response may
+get lost, so no two responses with different views have the same `pos`.
 
 The record is in memory only, since typing ends within seconds. A client without a record, after a
 restart or an eviction, gets all typing users, which corrects what it had before. That does not end

@@ -1,7 +1,7 @@
 """Rooms whose unread counts may have changed although no event, receipt or other change says so.
 
-Either the user changed whom they ignore, or unread messages were purged. What another node purged
-is read from the database.
+Either the user changed whom they ignore, or unread messages were purged. Purges by another node are
+read from the database.
 """
 
 from collections.abc import Mapping

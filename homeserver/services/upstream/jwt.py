@@ -7,7 +7,7 @@ Laws:
 - The configured claim is the local part. The signing program chooses it, so it is trusted with
   every account.
 
-Not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
+It is not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
 """
 
 from collections.abc import Mapping

@@ -55,8 +55,9 @@ class DirectoryClient(Protocol):
     def list_persons(
         self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
-        """List all persons. Of those in `known` (by subject), return as changed up to `max_changed`
-        whose name or addresses differ, followed by all such in `later`. Raises `DirectoryError`."""
+        """List all persons. Return as changed up to `max_changed` persons in `known` (by subject)
+        whose name or addresses differ, followed by all such persons in `later`. Raises
+        `DirectoryError`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

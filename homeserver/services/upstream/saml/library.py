@@ -56,8 +56,8 @@ MAX_LOGOUT_REQUEST_AGE: Final = 300
 """Maximum age of a logout request in seconds, so that an intercepted one does not end later
 sessions."""
 LOGOUT_ID_SECONDS: Final = 2 * 24 * 3600
-"""How long the id of a logout request is stored, so that it is used once. The library, too, refuses
-older ones."""
+"""The time for which the ID of a logout request is stored, so that it is used once. The library,
+too, refuses older ones."""
 MAX_NAME_LENGTH: Final = 512
 
 
