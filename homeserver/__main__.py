@@ -390,16 +390,14 @@ def after_restore(paths: tuple[Path, ...]) -> None:
             return None
         return await database.write("repair_after_restore", repair_after_restore)
 
-    settled = run_with_database(config, settle)
-    if settled is None:
+    repair = run_with_database(config, settle)
+    if repair is None:
         raise click.ClickException(
             "the server is running: stop all its processes first, since they cache what will change"
         )
-    click.echo(f"{settled.devices} devices will publish new one-time keys,")
-    click.echo(f"the device lists of {settled.stale_lists} remote users will be fetched again,")
-    click.echo(
-        f"and other servers will fetch those of {settled.users} users; start the server now."
-    )
+    click.echo(f"{repair.devices} devices will publish new one-time keys,")
+    click.echo(f"the device lists of {repair.stale_lists} remote users will be fetched again,")
+    click.echo(f"and other servers will fetch those of {repair.users} users; start the server now.")
 
 
 @main.command("copy-database", short_help="Copy a database to an empty one.")

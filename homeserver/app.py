@@ -49,7 +49,7 @@ from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.email import EmailParts, MakeRelay, smtp_relay
 from homeserver.wiring.encryption import EncryptionParts
 from homeserver.wiring.endpoints import SOURCES
-from homeserver.wiring.federated_rooms import FederatedRoomParts, make_query_answers
+from homeserver.wiring.federated_rooms import FederatedRoomParts, make_query_handlers
 from homeserver.wiring.federation import FederationParts
 from homeserver.wiring.federation_peers import FederationPeerParts, member_list_jobs
 from homeserver.wiring.federation_receiver import FederationReceiverParts
@@ -359,7 +359,7 @@ def build(
         media=media,
         pages=pages,
     )
-    query_answers = make_query_answers(
+    query_handlers = make_query_handlers(
         profiles.profiles,
         room_services.directory,
         answers_profile_queries=config.federation.allow_profile_lookup_over_federation,
@@ -369,7 +369,7 @@ def build(
         make_user_administration(
             database, identity, accounts, login, profiles, room_reading, user_data, upstream
         ),
-        query_answers,
+        query_handlers,
         registry,
         rtc,
         *accounts.services,

@@ -46,13 +46,13 @@ async def get_users_media(
     _check_page(from_, limit)
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
     scans = await media.get_scans(page.rows)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "media": [describe_upload(row, scans) for row in page.rows],
         "total": page.count,
     }
     if from_ + limit < page.count:
-        answer["next_token"] = from_ + len(page.rows)
-    return answer
+        response["next_token"] = from_ + len(page.rows)
+    return response
 
 
 @endpoint("DELETE", f"{_V1}/users/{{user_id}}/media", auth=Auth.ADMIN)
@@ -267,7 +267,7 @@ async def get_media_statistics(
         or search_term.lower() in f"{usage.user_id}\n{usage.display_name or ''}".lower()
     ]
     found.sort(key=_USAGE_ORDERS[order_by], reverse=dir == "b")
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "users": [
             {
                 "user_id": usage.user_id,
@@ -280,8 +280,8 @@ async def get_media_statistics(
         "total": len(found),
     }
     if from_ + limit < len(found):
-        answer["next_token"] = from_ + limit
-    return answer
+        response["next_token"] = from_ + limit
+    return response
 
 
 @endpoint("GET", f"{_PREFIX}/media/usage", auth=Auth.ADMIN)
@@ -324,7 +324,7 @@ async def get_deleted_media(
     """Return the deleted files, latest first, with the time and the reason."""
     _check_page(0, limit)
     found = await media.get_deletions(from_, limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "deleted": [
             {
                 "deleted_ts": each.deleted_ts,
@@ -342,8 +342,8 @@ async def get_deleted_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = found[-1].number
-    return answer
+        response["next_token"] = found[-1].number
+    return response
 
 
 def _check_page(start: int, limit: int) -> None:

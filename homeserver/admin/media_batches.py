@@ -85,7 +85,7 @@ async def get_selected_media(
         _filter(selection), _after(selection, MAX_PAGE_SIZE), limit, own=of == "local"
     )
     scans = await media.get_scans(found)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "media": [
             describe_copy(row, scans)
             if isinstance(row, RemoteMediaRow)
@@ -94,8 +94,8 @@ async def get_selected_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = _token(media.uri_of(found[-1]))
-    return answer
+        response["next_token"] = _token(media.uri_of(found[-1]))
+    return response
 
 
 @endpoint("POST", f"{_PREFIX}/delete", auth=Auth.ADMIN)
@@ -208,7 +208,7 @@ def _token(address: ContentURI) -> str:
 
 
 def _describe_result(result: BulkResult) -> dict[str, Any]:
-    answer: dict[str, Any] = {"media": result.uris, "total": result.count}
+    response: dict[str, Any] = {"media": result.uris, "total": result.count}
     if result.last is not None:
-        answer["next_token"] = _token(result.last)
-    return answer
+        response["next_token"] = _token(result.last)
+    return response

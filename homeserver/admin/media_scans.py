@@ -27,7 +27,7 @@ async def get_harmful_media(
             f"from must not be negative, and limit must be between 1 and {MAX_PAGE_SIZE}"
         )
     found = await scans.get_findings(from_, limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "harmful": [
             {
                 "sha256": each.scan.hash.hex(),
@@ -49,8 +49,8 @@ async def get_harmful_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = from_ + limit
-    return answer
+        response["next_token"] = from_ + limit
+    return response
 
 
 class RescanRequest(msgspec.Struct, frozen=True, kw_only=True):

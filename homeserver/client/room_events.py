@@ -81,12 +81,12 @@ async def send_message(
             caller, room_id, event_type, None, body, delay, txn_id, ts, _check_sticky(sticky)
         )
         return {"delay_id": delay_id}
-    answer = await sending.do_send(
+    response = await sending.do_send(
         caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky)
     )
     if files:
-        await references.do_attach(msgspec.json.decode(answer, type=SentEvent).event_id, files)
-    return answer
+        await references.do_attach(msgspec.json.decode(response, type=SentEvent).event_id, files)
+    return response
 
 
 RelationTypes = Annotated[

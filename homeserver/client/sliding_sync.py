@@ -181,10 +181,10 @@ async def post_unstable_sliding_sync(
     )
     presence.start_sync(caller, set_presence)
     try:
-        answer = await sliding_sync.sync(request)
+        response = await sliding_sync.sync(request)
     finally:
         presence.end_sync(caller)
-    return answer if parsed.txn_id is None else {**answer, "txn_id": parsed.txn_id}
+    return response if parsed.txn_id is None else {**response, "txn_id": parsed.txn_id}
 
 
 @endpoint(

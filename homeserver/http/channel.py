@@ -408,14 +408,14 @@ class MatrixChannel(Connection):
         is_uri = 2 * len(self._uri) > self._max_header_bytes
         self._end(too_long_response(self._max_header_bytes, is_uri=is_uri))
 
-    def _end(self, answer: bytes) -> None:
+    def _end(self, response: bytes) -> None:
         """Send a last answer and refuse further input."""
         if self._refused:
             return
         exchange, self._exchange, self._reading = self._exchange, None, None
         if exchange is not None:
             exchange.on_disconnect()
-        self.send(answer)
+        self.send(response)
         self.refuse()
 
     # Time-outs.

@@ -252,15 +252,15 @@ class MatrixRequest:
     async def _serve(self, match: Match) -> None:
         CURRENT_REQUEST.set(self.record)
         try:
-            answer = await self._site.router.call(match, self)
-            if not isinstance(answer, Response):
-                self._respond_json(answer)
-            elif isinstance(answer.body, FileBody):
-                await self._respond_file(answer, answer.body)
-            elif isinstance(answer.body, StreamedBody):
-                await self._respond_pieces(answer, answer.body)
+            response = await self._site.router.call(match, self)
+            if not isinstance(response, Response):
+                self._respond_json(response)
+            elif isinstance(response.body, FileBody):
+                await self._respond_file(response, response.body)
+            elif isinstance(response.body, StreamedBody):
+                await self._respond_pieces(response, response.body)
             else:
-                self._respond(answer)
+                self._respond(response)
         except MatrixError as error:
             self._respond_error(error)
         except RemoteError as error:
@@ -332,9 +332,9 @@ class MatrixRequest:
             )
         self._respond(response)
 
-    def _respond_json(self, answer: object) -> None:
+    def _respond_json(self, response: object) -> None:
         """Send the most common response: JSON with status 200 and no headers of its own."""
-        site, body = self._site, encode_body(answer)
+        site, body = self._site, encode_body(response)
         if (
             not allows_cors(self._path)
             or self.head.method == "HEAD"

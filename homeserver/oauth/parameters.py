@@ -11,13 +11,13 @@ from homeserver.services.oauth.errors import OAuthError
 
 MAX_BODY: Final = 8192
 """The `max_body` of endpoints that take such a form, in bytes."""
-_MOST_FIELDS: Final = 30
+_MAX_FIELDS: Final = 30
 
 
 def parse_parameters(body: bytes) -> Mapping[str, str]:
     """Parse a form; parameters without a value count as absent. Raises `OAuthError`."""
     try:
-        pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MOST_FIELDS)
+        pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
         raise OAuthError(
             "invalid_request", "The body is not a form (application/x-www-form-urlencoded)"

@@ -24,6 +24,6 @@ class ErrorPages:
             "texts": [explain(error, language)],
             "link": None,
         }
-        answer = error_response(error)
-        page = self._pages.render("message.html", language, fields, answer.status)
-        return Response(page.status, {**answer.headers, **page.headers}, page.body)
+        response = error_response(error)
+        page = self._pages.render("message.html", language, fields, response.status)
+        return Response(page.status, {**response.headers, **page.headers}, page.body)

@@ -111,8 +111,8 @@ class LoginFallbackPage:
             session = await self._begin(context, fields)
         except MatrixError as error:
             return self.make(context, fields, error=error)
-        answer = {**session_response(session.user_id, session), **in_login}
-        script = _script(msgspec.json.encode(answer).decode())
+        response = {**session_response(session.user_id, session), **in_login}
+        script = _script(msgspec.json.encode(response).decode())
         language = self._pages.choose_language(context.languages)
         return self._pages.render(
             "login_fallback_done.html", language, {"user_id": session.user_id}, script=script
@@ -151,13 +151,13 @@ class LoginFallbackPage:
         ]
 
 
-def _script(answer: str) -> str:
+def _script(response: str) -> str:
     """Return the script that calls the client, with the response escaped for a script element."""
     for char in "<>&\u2028\u2029":
-        answer = answer.replace(char, f"\\u{ord(char):04x}")
+        response = response.replace(char, f"\\u{ord(char):04x}")
     return (
         "if (window.matrixLogin && window.matrixLogin.onLogin)"
-        f" {{ window.matrixLogin.onLogin({answer}); }}"
+        f" {{ window.matrixLogin.onLogin({response}); }}"
     )
 
 

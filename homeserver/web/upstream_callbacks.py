@@ -89,8 +89,8 @@ async def post_backchannel_logout(sign_out: BackchannelLogout, *, body: bytes) -
     try:
         await sign_out.do_end(read_form(body).get("logout_token", ""))
     except SignInRefused as refused:
-        answer = {"error": "invalid_request", "error_description": str(refused)[:200]}
-        return Response(HTTPStatus.BAD_REQUEST, headers, answer)
+        response = {"error": "invalid_request", "error_description": str(refused)[:200]}
+        return Response(HTTPStatus.BAD_REQUEST, headers, response)
     return Response(HTTPStatus.OK, headers, {})
 
 
@@ -177,7 +177,7 @@ async def post_saml_logout(
     """The same in a form, or in a SOAP envelope from the provider itself. spec:
     saml-bindings-2.0-os sections 3.5, 3.2"""
     if (context.header("content-type") or "").partition(";")[0].strip().lower() == SOAP:
-        return await _answer_envelope(logout, body)
+        return await _respond_to_envelope(logout, body)
     form = read_form(body)
     if "SAMLRequest" not in form:
         return see_other(sign_in_link(local_path_or(form.get("RelayState", ""), DEFAULT_PAGE)))
@@ -185,18 +185,18 @@ async def post_saml_logout(
     return await pages.sign_out(context, logout, message)
 
 
-async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
+async def _respond_to_envelope(logout: SAMLLogout, body: bytes) -> Response:
     """Handle a SOAP envelope; a refusal has only a status. spec: saml-bindings-2.0-os section
     3.2.3.3"""
     headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
     try:
-        answer = await logout.do_end(
+        response = await logout.do_end(
             SAMLLogoutMessage(body.decode("utf-8", "replace"), is_soap=True)
         )
     except SignInRefused as refused:
         logout.log.warn("a logout request is refused: {why}", why=str(refused))
         return Response(HTTPStatus.FORBIDDEN, headers, b"")
-    return Response(HTTPStatus.OK, headers, (answer or "").encode())
+    return Response(HTTPStatus.OK, headers, (response or "").encode())
 
 
 @endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)

@@ -133,7 +133,7 @@ class AccountParts:
                         clock=clock, store=program_store, what=AuditEvent.APPLICATION_PASSWORD_ENDED
                     )
                 ],
-                kept_by_device=[
+                deleted_with_device=[
                     stores.device_keys,
                     stores.to_device,
                     stores.dehydrated_devices,
@@ -141,7 +141,7 @@ class AccountParts:
                     DeviceSettings(AccountDataStore(database)),
                     stores.pushers,
                 ],
-                kept_by_session=[
+                deleted_with_session=[
                     stores.oauth,
                     program_store,
                     stores.confirmations,

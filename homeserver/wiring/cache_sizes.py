@@ -23,7 +23,7 @@ class CacheSizes:
         self.unread_counts = scaled(200_000)
         self.receipts = scaled(50_000)
         self.account_data_bytes = scaled(16 << 20)
-        self.answer_bytes = scaled(16 << 20)
+        self.response_bytes = scaled(16 << 20)
         self.sent_typing_bytes = scaled(32 << 20)
         """The typing notifications that were sent to sliding sync clients."""
         self.filter_bytes = scaled(16 << 20)

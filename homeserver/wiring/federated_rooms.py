@@ -171,7 +171,7 @@ class FederatedRoomParts:
         return (self.handshakes, self.invitations)
 
 
-def make_query_answers(
+def make_query_handlers(
     profiles: Profiles, directory: RoomDirectory, *, answers_profile_queries: bool
 ) -> QueryHandlers:
     """Return the handlers of other servers' queries about our users and rooms.

@@ -33,7 +33,7 @@ from storage.federation.signed_documents import SignedDocumentStore
 
 SLOW_AT_ONCE: Final = 20
 """Concurrent requests per server that may wait long, for example for a file during its upload."""
-SILENCE_REMEMBERED_MS: Final = 60_000
+UNRESPONSIVE_MS: Final = 60_000
 
 
 class FederationPeerParts:
@@ -72,7 +72,7 @@ class FederationPeerParts:
             now=clock.seconds,
         )
         self.unresponsive_servers: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms=now_ms, schedule=BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
+            now_ms=now_ms, schedule=BackoffSchedule(UNRESPONSIVE_MS, UNRESPONSIVE_MS)
         )
         """Servers to which a request recently timed out. Other requests do not wait for them."""
         self.requests = FederationClient(

@@ -86,7 +86,9 @@ class LoginParts:
             new_account_tasks=new_account_tasks,
         )
         passwords = config.sessions.password_config
-        has_others = bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
+        has_other_passwords = (
+            bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
+        )
         self.sign_in = SignIn(
             clock=clock,
             database=database,
@@ -97,7 +99,8 @@ class LoginParts:
             limiter=limiter,
             application_passwords=accounts.application_passwords,
             server_name=server_name,
-            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
+            password_login=passwords.enabled is True
+            and (passwords.localdb_enabled or has_other_passwords),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             local_passwords=passwords.localdb_enabled,
             plugins=accounts.plugins,

@@ -189,7 +189,7 @@ class MediaParts:
             programs=storage.external_thumbnailers,
             sizes=read_allowed_sizes(storage),
         )
-        early_thumbnails = EagerThumbnails(
+        eager_thumbnails = EagerThumbnails(
             thumbnails=thumbnails,
             gate=gate,
             clock=clock,
@@ -220,7 +220,7 @@ class MediaParts:
             ),
             secret_text=SecretGenerator(random),
             location_remover=self._locations,
-            on_stored=early_thumbnails.schedule if storage.thumbnails_at_upload else None,
+            on_stored=eager_thumbnails.schedule if storage.thumbnails_at_upload else None,
             max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,

@@ -62,7 +62,7 @@ class RoomReadingParts:
             sticky_events=rooms.sticky_events,
             now_ms=base.now_ms,
         )
-        self._state_responses = StateResponses(streams=streams, capacity=base.sizes.answer_bytes)
+        self._state_responses = StateResponses(streams=streams, capacity=base.sizes.response_bytes)
         self.reading = RoomReading(
             engine=engine,
             events=rooms.events,

@@ -51,7 +51,7 @@ class SearchParts:
             now_ms=base.now_ms,
             enabled=search.enable_search,
         )
-        answers = SearchResponses(
+        responses = SearchResponses(
             folding=folding,
             engine=engine,
             timelines=TimelineStore(database),
@@ -67,7 +67,7 @@ class SearchParts:
             rooms=rooms.store,
             membership_periods=history.membership_periods,
             reading=reading,
-            answers=answers,
+            responses=responses,
             lifetimes=history.retention,
             enabled=search.enable_search,
         )

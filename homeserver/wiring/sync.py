@@ -56,7 +56,7 @@ class SyncingParts:
         database, streams, sizes = base.database, base.database.streams, base.sizes
         client_events, notifier = room_reading.client_events, presence.notifier
         receipt_store, account_data_store = ReceiptStore(database), AccountDataStore(database)
-        most_events = base.config.rooms.filter_timeline_limit
+        max_events = base.config.rooms.filter_timeline_limit
         summaries = RoomSummaries(
             store=RoomSummaryStore(database),
             partial=rooms.partial,
@@ -82,7 +82,7 @@ class SyncingParts:
             lazy_members=LazyMembers(capacity=sizes.lazy_members),
             aggregations=room_reading.aggregations,
             plain_messages=plain_messages,
-            max_events=most_events,
+            max_events=max_events,
         )
         parts = SyncParts(
             rooms=rooms.store,
@@ -176,7 +176,7 @@ class SyncingParts:
             notifier=notifier,
             clock=base.clock,
             catch_up=database.catch_up,
-            max_events=most_events,
+            max_events=max_events,
         )
 
     @property

@@ -193,9 +193,7 @@ class UserDataParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job(
-                "leave_rooms_of_deactivated_accounts", self.deactivation.do_resume_departures, 600.0
-            ),
+            Job("leave_rooms_of_deactivated_accounts", self.deactivation.do_leave_rooms, 600.0),
             Job("set_account_expiry", self._renewals.do_set_missing_expiries, 60.0),
             Job("mark_expired_accounts", self._renewals.do_mark_expired, 60.0),
             Job("unbind_threepids", self.bindings.do_unbind_due, 60.0),

@@ -125,7 +125,7 @@ class Deactivation:
         await self._rooms.leave_all_rooms(user_id)
         return SUCCESS if self._bindings is None else await self._bindings.do_unbind_now(user_id)
 
-    async def do_resume_departures(self, _limit: int) -> int:
+    async def do_leave_rooms(self, _limit: int) -> int:
         """Retry to leave the remaining rooms of deactivated accounts.
 
         Return 0: the job has no backlog to continue with at once.

@@ -91,7 +91,7 @@ class RoomDirectory:
         """`enabled`: False returns an empty directory. `readable_by_servers`: whether other servers
         may read it."""
         self._namespaces = namespaces
-        self._readable_elsewhere = readable_by_servers
+        self._readable_by_servers = readable_by_servers
         self._servers = servers
         self._remote = remote
         self._hidden_changes = hidden_changes
@@ -236,7 +236,7 @@ class RoomDirectory:
 
     async def get_public_rooms_for_server(self, query: RoomDirectoryQuery) -> dict[str, Any]:
         """Return a page of the directory for another server. Raises Forbidden, InvalidParam."""
-        if not self._readable_elsewhere:
+        if not self._readable_by_servers:
             raise Forbidden("Other servers may not read the directory of this server")
         if query.third_party_instance_id is not None:
             if query.include_all_networks:
@@ -283,15 +283,15 @@ class RoomDirectory:
         more = len(rows) > page
         backwards = cursor is not None and cursor.backwards
         rows = rows[-page:] if backwards else rows[:page]
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "chunk": [describe_room(row) for row in rows],
             "total_room_count_estimate": await self._summaries.count_public_rooms(made_by),
         }
         if rows and (more or backwards):
-            answer["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
+            response["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
         if rows and (more if backwards else cursor is not None):
-            answer["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
-        return answer
+            response["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
+        return response
 
     async def _may_set_state(self, snapshot: RoomSnapshot, caller: Requester, type: str) -> bool:
         own = await self._reading.find_membership(caller.user_id, snapshot)

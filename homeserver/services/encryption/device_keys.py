@@ -53,7 +53,7 @@ MAX_KEY_BYTES: Final = 4096
 """Size limit of a one-time or fallback key with its signatures."""
 MAX_DEVICE_KEYS_BYTES: Final = 64 << 10
 """Size limit of the identity keys of a device, as on other servers."""
-CLAIMS_REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
+CLAIM_RETENTION_MS: Final = 7 * 24 * 3600 * 1000
 """The retention period of the record of a claimed key. A repeated upload in that time does not
 bring the key back."""
 PUBLIC_USAGES: Final = ("master", "self_signing")
@@ -142,7 +142,7 @@ class DeviceKeys:
         InvalidParam, UnknownToken."""
         try:
             counts = self._keys.upload_keys(
-                txn, user_id, device_id, keys, self._now_ms() - CLAIMS_REMEMBERED_MS
+                txn, user_id, device_id, keys, self._now_ms() - CLAIM_RETENTION_MS
             )
         except NoSuchDevice:
             raise UnknownToken("The session has ended") from None
@@ -175,11 +175,11 @@ def present_keys(
 ) -> dict[str, Any]:
     """Return users' keys as `reader` (None: anybody) sees them: device keys, and cross-signing keys
     by usage. `wanted`: devices by user; an empty list means all devices."""
-    answer: dict[str, Any] = {"device_keys": {}}
+    response: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
         rows = published.signatures.get(user_id)
         signatures = group_signatures_by_target(rows) if rows else {}
-        user_devices = answer["device_keys"][user_id] = {}
+        user_devices = response["device_keys"][user_id] = {}
         named = frozenset(devices)  # a set: both lists may be very long
         for row in published.devices.get(user_id, ()):
             if not named or row.device_id in named:
@@ -188,10 +188,10 @@ def present_keys(
                 )
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:
-                answer.setdefault(f"{usage}_keys", {})[user_id] = encode_key(
+                response.setdefault(f"{usage}_keys", {})[user_id] = encode_key(
                     key, signatures.get(key.public_key, ())
                 )
-    return answer
+    return response
 
 
 def build_public_keys(user_id: str, published: PublishedKeys) -> EncodedKeys:

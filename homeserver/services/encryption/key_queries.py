@@ -121,7 +121,7 @@ class KeyQueries:
     ) -> dict[str, Any]:
         """Return device keys and cross-signing keys. `wanted`: devices by user; an empty list means
         all devices. Raises TooLarge."""
-        answer: dict[str, Any] = {"device_keys": {}}
+        response: dict[str, Any] = {"device_keys": {}}
         size = 0
         all_devices = [user_id for user_id, devices in wanted.items() if not devices]
         for users in (
@@ -129,23 +129,23 @@ class KeyQueries:
             if await self._published.is_current(all_devices)
             else ()
         ):
-            if answer["device_keys"]:
+            if response["device_keys"]:
                 await deferLater(self._clock, 0)
-            size += _show(answer, await self._published.get_encoded(users, caller.user_id))
+            size += _show(response, await self._published.get_encoded(users, caller.user_id))
             _check_size(size)
         failures: Mapping[str, Any] = {}
-        if len(answer["device_keys"]) < len(wanted):
+        if len(response["device_keys"]) < len(wanted):
             rest = {
                 user_id: devices
                 for user_id, devices in wanted.items()
-                if user_id not in answer["device_keys"]
+                if user_id not in response["device_keys"]
             }
-            failures = await self._add_keys(answer, size, caller, rest, timeout_ms)
-        return {**answer, "failures": failures}
+            failures = await self._add_keys(response, size, caller, rest, timeout_ms)
+        return {**response, "failures": failures}
 
     async def _add_keys(
         self,
-        answer: dict[str, Any],
+        response: dict[str, Any],
         size: int,
         caller: Requester,
         wanted: Mapping[str, Sequence[str]],
@@ -163,7 +163,7 @@ class KeyQueries:
             for server, users in by_server.items()
         }
         for users in _batches([*local, *remote], PRESENT_BATCH):
-            if answer["device_keys"]:
+            if response["device_keys"]:
                 await deferLater(self._clock, 0)
             published = await self._read(
                 caller.user_id, [each for each in users if each in local], users, asked
@@ -185,7 +185,7 @@ class KeyQueries:
                     size, room_left[server] = size + of_user, room_left[server] - of_user
                     shown[user_id] = wanted[user_id]
             for kind, keys in present_keys(published, caller.user_id, shown).items():
-                answer.setdefault(kind, {}).update(keys)
+                response.setdefault(kind, {}).update(keys)
         return failures
 
     async def claim(
@@ -269,8 +269,8 @@ class KeyQueries:
                 if seconds <= 0:
                     failures.setdefault(server, {"error": "It did not answer in time"})
                     break
-                answer, failure = await request(server, batch, seconds)
-                found.update(answer)
+                response, failure = await request(server, batch, seconds)
+                found.update(response)
                 if failure is not None:
                     failures[server] = {"error": str(failure)}
 
@@ -345,13 +345,13 @@ def _split_by_size(
         yield batch
 
 
-def _show(answer: dict[str, Any], known: Mapping[str, EncodedKeys]) -> int:
+def _show(response: dict[str, Any], known: Mapping[str, EncodedKeys]) -> int:
     """Add the public keys of these users to the response and return their size in bytes."""
-    answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
+    response["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
         if shown.cross_signing:
             for usage, key in shown.cross_signing.items():
-                answer.setdefault(f"{usage}_keys", {})[user_id] = key
+                response.setdefault(f"{usage}_keys", {})[user_id] = key
     return sum([shown.size for shown in known.values()])
 
 

@@ -126,10 +126,10 @@ class RemoteDevices:
         asked_at = self._clock.seconds()
         fetches = [Deferred.fromCoroutine(self._fetch(user_id, seconds)) for user_id in to_fetch]
         failure: Exception | None = None
-        answer: Mapping[str, UserKeys] = {}
+        response: Mapping[str, UserKeys] = {}
         try:
             if to_query:
-                answer = await self._remote.query(server, to_query, seconds)
+                response = await self._remote.query(server, to_query, seconds)
         except (RemoteError, MatrixError) as error:
             failure = error
         for fetch in fetches:
@@ -138,7 +138,7 @@ class RemoteDevices:
             except (RemoteError, MatrixError) as error:
                 failure = error
         self._record(server, asked_at, failure)
-        return answer, failure
+        return response, failure
 
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float

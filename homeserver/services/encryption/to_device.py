@@ -295,9 +295,9 @@ class ToDevice:
         self._limiter.check_without_counting(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
         def write(txn: WriteTransaction) -> int:
-            there = self._store.get_devices(txn, local)
+            existing = self._store.get_devices(txn, local)
             recipients, contents = _find_recipients(
-                there, local, sent, max_bytes, skip_too_large=True
+                existing, local, sent, max_bytes, skip_too_large=True
             )
             # messages without a recipient need no duplicate detection, and cost nothing
             if not recipients or not self._outgoing.add_received(

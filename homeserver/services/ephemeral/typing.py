@@ -33,8 +33,8 @@ MAX_ROOMS: Final = 10_000
 """Rooms whose latest change is stored."""
 
 KIND: Final = "typing"
-CROSSED: Final = "typing_crossed"
-ASKED: Final = "typing_asked"
+STOP_MISSED: Final = "typing_crossed"
+QUERY: Final = "typing_asked"
 """Kinds of messages to other nodes."""
 
 Subscriber = Callable[[int, UserID, bool], None]
@@ -99,9 +99,9 @@ class Typing:
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
         if messages is not None:
             messages.subscribe(KIND, TypingMessage, self._on_message)
-            messages.subscribe(CROSSED, MissedStopMessage, self._on_crossed)
-            messages.subscribe(ASKED, TypingQuery, self._on_question)
-            messages.send_on_connect(ASKED, TypingQuery())
+            messages.subscribe(STOP_MISSED, MissedStopMessage, self._on_missed_stop)
+            messages.subscribe(QUERY, TypingQuery, self._on_query)
+            messages.send_on_connect(QUERY, TypingQuery())
 
     @property
     def position(self) -> int:
@@ -277,16 +277,16 @@ class Typing:
         if message.timeout_ms:
             self.start(message.room_nid, message.user_id, message.timeout_ms, message.position)
         else:
-            has_crossed = (
+            may_have_missed = (
                 message.position <= self._counter.position
             )  # clients here may have missed it
             if message.user_id in self._timers.get(message.room_nid, ()):
                 self.stop(message.room_nid, message.user_id, message.position)
             elif self._clock.seconds() < self._unknown_until:
                 self._record_change(message.room_nid, message.position)
-            if has_crossed and self._messages is not None:
+            if may_have_missed and self._messages is not None:
                 self._messages.queue(
-                    CROSSED,
+                    STOP_MISSED,
                     message.room_nid,
                     MissedStopMessage(self._counter.position, message.room_nid),
                 )
@@ -294,10 +294,10 @@ class Typing:
             for subscriber in self._subscribers:
                 subscriber(message.room_nid, message.user_id, message.timeout_ms > 0)
 
-    def _on_crossed(self, _node: int, message: MissedStopMessage) -> None:
+    def _on_missed_stop(self, _node: int, message: MissedStopMessage) -> None:
         self._record_change(message.room_nid, message.position)
 
-    def _on_question(self, _node: int, _message: TypingQuery) -> None:
+    def _on_query(self, _node: int, _message: TypingQuery) -> None:
         for room_nid, user_id in self._from_this_node:
             left = self._timers[room_nid][user_id].getTime() - self._clock.seconds()
             self._send_message(room_nid, user_id, int(left * 1000), is_own=False)

@@ -68,7 +68,7 @@ class HashingThreads:
             permits_per_key=max_threads_per_key or pool.max,
             max_waiting=max_queue,
             max_waiting_per_key=max_queue_per_key,
-            refusal=lambda _asker: _TooManyAtOnce(),
+            refusal=lambda _key: _TooManyAtOnce(),
         )
 
     async def run(self, work: Callable[[], T], key: str = "") -> T:

@@ -102,7 +102,7 @@ class MediaRepository:
         self._quotas = quotas
         self._texts = secret_text
         self._locations = location_remover
-        self._on_kept = on_stored
+        self._on_stored = on_stored
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
         self._freeze = freeze
@@ -175,8 +175,8 @@ class MediaRepository:
 
     async def _finish(self, content: MediaContent, user_id: UserID) -> None:
         await self._gate.scan_stored("local", content, user_id)
-        if self._on_kept is not None:
-            self._on_kept(content, user_id)
+        if self._on_stored is not None:
+            self._on_stored(content, user_id)
 
     async def _store_file(
         self,

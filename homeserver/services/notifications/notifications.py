@@ -123,12 +123,12 @@ class Notifications:
             caller.user_id, invites, limit, highlights_only=highlights_only
         )
         found = sorted([*found, *decided], key=lambda each: each.position, reverse=True)[:limit]
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "notifications": await self._present(caller, rows, found, decided)
         }
         if len(found) == limit:
-            answer["next_token"] = f"n{found[-1].position - 1}"
-        return answer
+            response["next_token"] = f"n{found[-1].position - 1}"
+        return response
 
     async def _find_undecided(
         self, rows: Mapping[int, MembershipRow]

@@ -90,8 +90,8 @@ class PresenceBroadcaster:
             changed = [user_id for user_id in pending if self._record(user_id)]
             if changed:
                 self._call_subscribers(changed)
-            woken = await self._wake(changed) if self._watchers else 0
-            self._not_before = now + woken / WAKES_A_SECOND
+            users = await self._wake(changed) if self._watchers else 0
+            self._not_before = now + users / WAKES_A_SECOND
         except Exception:
             self._pending = {**pending, **self._pending}
             self._not_before = now + RETRY_AFTER
@@ -135,15 +135,15 @@ class PresenceBroadcaster:
     async def _wake(self, changed: Sequence[UserID]) -> int:
         """Wake the watchers who share a room with the changed users, and return their number."""
         watchers = self._watchers
-        woken: set[str] = set()
+        users: set[str] = set()
         for user_id in changed:
             if user_id in watchers:
-                woken.add(user_id)
+                users.add(user_id)
             for nid, row in list((await self._memberships.of_user(user_id)).items()):
                 if row.membership == "join":
-                    woken |= watchers.keys() & (await self._memberships.local_members(nid))
+                    users |= watchers.keys() & (await self._memberships.local_members(nid))
         listeners = [
-            listener for user_id in woken for listener in watchers.get(UserID(user_id), ())
+            listener for user_id in users for listener in watchers.get(UserID(user_id), ())
         ]
         self._notifier.wake(listeners)
         return len(listeners)

@@ -194,11 +194,13 @@ class Presence:
 
     async def shares_room(self, user_id: UserID, other: UserID) -> bool:
         """Return whether both users are joined to a common room."""
-        mine, theirs = (
+        own_rows, other_rows = (
             await self._memberships.of_user(user_id),
             await self._memberships.of_user(other),
         )
-        few, many = (mine, theirs) if len(mine) < len(theirs) else (theirs, mine)
+        few, many = (
+            (own_rows, other_rows) if len(own_rows) < len(other_rows) else (other_rows, own_rows)
+        )
         return any(
             row.membership == "join" and nid in many and many[nid].membership == "join"
             for nid, row in few.items()

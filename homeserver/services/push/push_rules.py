@@ -35,7 +35,7 @@ from homeserver.services.push.stored_rules import (
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 
-REMEMBERED: Final = 256
+MAX_CACHED: Final = 256
 MAX_CACHED_BYTES: Final = 4096
 """Rules whose stored form is larger are not cached but encoded each time."""
 _MAX_RULE_ID: Final = 255
@@ -207,7 +207,7 @@ def account_data_events(
     if first or PUSH_RULES in entries:
         stored = entries.get(PUSH_RULES)
         encode = (
-            _remembered_content
+            _cached_content
             if stored is None or len(stored) <= MAX_CACHED_BYTES
             else _encoded_content
         )
@@ -219,7 +219,7 @@ def _encoded_content(user_id: str, stored: bytes | None) -> msgspec.Raw:
     return msgspec.Raw(msgspec.json.encode(push_rules_content(user_id, stored)))
 
 
-_remembered_content = lru_cache(REMEMBERED)(_encoded_content)
+_cached_content = lru_cache(MAX_CACHED)(_encoded_content)
 """The encoded rules by their stored form, some six kilobytes each."""
 
 

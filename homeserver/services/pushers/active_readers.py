@@ -33,7 +33,7 @@ RECENT_SECONDS: Final = 120.0
 """A user who last read longer ago than this is not an active reader: with longer pauses people look
 away.
 """
-REMEMBERED: Final = 20_000
+MAX_CACHED: Final = 20_000
 """Entries in each of the two caches, one for a user and a room or thread."""
 RINGING: Final = frozenset(
     {
@@ -69,9 +69,9 @@ class ActiveReaders:
     def __init__(self, *, clock: IReactorTime, syncs: Syncs) -> None:
         self._clock = clock
         self._syncs = syncs
-        self._last_read: LRU[_Key, float] = LRU(max_entries=REMEMBERED)
+        self._last_read: LRU[_Key, float] = LRU(max_entries=MAX_CACHED)
         """When the user last read everything there, in seconds of the clock."""
-        self._pushed: LRU[_Key, float] = LRU(max_entries=REMEMBERED)
+        self._pushed: LRU[_Key, float] = LRU(max_entries=MAX_CACHED)
         """The position of the last event there that was pushed without a delay or after one that
         did not help."""
 

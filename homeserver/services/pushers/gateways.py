@@ -44,7 +44,7 @@ FAST_SECONDS: Final = 2.0
 MAX_CACHED_FAST: Final = 1000
 """Gateways that are cached as fast."""
 TIMEOUT_SECONDS: Final = 20.0
-MAX_ANSWER_BYTES: Final = 64 * 1024
+MAX_RESPONSE_BYTES: Final = 64 * 1024
 RETRIES: Final = BackoffSchedule(5_000, 10 * 60_000)
 UNREADABLE_SECONDS: Final = 24 * 3600.0
 """The interval at which unreadable answers of one gateway are logged."""
@@ -87,7 +87,7 @@ class PushFailed(Exception):
         self.wait_ms = wait_ms
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _GatewayResponse(msgspec.Struct, frozen=True):
     rejected: list[str] = []
 
 
@@ -170,36 +170,36 @@ class Gateways:
         if gateway is not None:
             gateway.request_starts.append(started)
         try:
-            answer = await self._ask(url, body)
+            response = await self._ask(url, body)
         except PushFailed as error:
             self._metrics.failed(origin)
             if error.unreachable:
                 self._record_unreachable(origin)
             else:
-                self._record_answer(origin)
+                self._record_response(origin)
             raise
         finally:
             if gateway is not None:
                 gateway.request_starts.remove(started)
                 self._record_speed(gateway, self._clock.seconds() - started <= FAST_SECONDS)
-        self._record_answer(origin)
-        is_rejected = answer is not None and pushkey in answer.rejected
-        outcome = UNREADABLE if answer is None else REJECTED if is_rejected else SENT
+        self._record_response(origin)
+        is_rejected = response is not None and pushkey in response.rejected
+        outcome = UNREADABLE if response is None else REJECTED if is_rejected else SENT
         self._metrics.sent(origin, outcome, self._clock.seconds() - started)
-        if answer is None:
+        if response is None:
             self._record_unreadable(origin)
         return not is_rejected
 
-    async def _ask(self, url: str, body: bytes) -> _Answer | None:
+    async def _ask(self, url: str, body: bytes) -> _GatewayResponse | None:
         """Return the answer to an accepted push; None if it is unreadable. Raises `PushFailed`."""
         try:
-            answer = await self._web.request(
+            response = await self._web.request(
                 "POST",
                 url,
                 _HEADERS,
                 body,
                 seconds=TIMEOUT_SECONDS,
-                max_bytes=MAX_ANSWER_BYTES,
+                max_bytes=MAX_RESPONSE_BYTES,
                 redirects=0,
             )
         except OutboundError as error:
@@ -213,14 +213,18 @@ class Gateways:
             raise PushFailed(
                 f"it answered {error.status}", refused=error.status in REFUSALS
             ) from error
-        if not _is_success(answer.status):
+        if not _is_success(response.status):
             raise PushFailed(
-                f"it answered {answer.status}",
-                refused=answer.status in REFUSALS,
-                wait_ms=read_retry_after(answer.headers, self._clock.seconds()),
+                f"it answered {response.status}",
+                refused=response.status in REFUSALS,
+                wait_ms=read_retry_after(response.headers, self._clock.seconds()),
             )
         try:
-            return msgspec.json.decode(answer.body, type=_Answer) if answer.body else _Answer()
+            return (
+                msgspec.json.decode(response.body, type=_GatewayResponse)
+                if response.body
+                else _GatewayResponse()
+            )
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
@@ -241,7 +245,7 @@ class Gateways:
             gateway.backoff_ms = RETRIES.after(gateway.backoff_ms)
             gateway.timer = self._clock.callLater(gateway.backoff_ms / 1000, self._pump, gateway)
 
-    def _record_answer(self, origin: str) -> None:
+    def _record_response(self, origin: str) -> None:
         gateway = self._gateways.get(origin)
         if gateway is not None:
             gateway.backoff_ms = 0

@@ -27,7 +27,7 @@ class PurgeLog:
     async def get_page(self, from_: str | None, limit: int) -> dict[str, Any]:
         """Return a page of the record by days and rooms, the latest first. Raises InvalidParam."""
         rows = await self._store.get_days(None if from_ is None else self._parse(from_), limit)
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "purged": [
                 {
                     "day": datetime.fromtimestamp(row.day * DAY_MS / 1000, UTC).date().isoformat(),
@@ -40,8 +40,8 @@ class PurgeLog:
         }
         if len(rows) >= limit:
             last = rows[-1]
-            answer["next_token"] = f"{last.day}_{last.room_nid}_{last.cause}"
-        return answer
+            response["next_token"] = f"{last.day}_{last.room_nid}_{last.cause}"
+        return response
 
     async def do_remove_old(self, limit: int) -> int:
         """Delete up to `limit` old rows of the record, and return their number."""

@@ -401,7 +401,7 @@ class DelayedEvents:
         room_id, ts = RoomID(row.room_id), row.origin_server_ts
         try:
             if row.state_key is None:
-                answer = await self._sending.do_send(
+                response = await self._sending.do_send(
                     caller,
                     room_id,
                     row.type,
@@ -411,7 +411,7 @@ class DelayedEvents:
                     sticky_ms=row.sticky_ms,
                     sent=sent,
                 )
-                event_id = str(msgspec.json.decode(answer)["event_id"])
+                event_id = str(msgspec.json.decode(response)["event_id"])
             else:
                 event_id = await self._sending.do_set_state(
                     caller,

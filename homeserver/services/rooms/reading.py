@@ -178,18 +178,18 @@ class RoomReading:
         chunk = await self._client_events.present(
             caller.user_id, caller.device_id, shown, with_room_id=True
         )
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "chunk": chunk,
             "start": from_ if from_ is not None else format_room_token(start),
         }
         # without `end` there are no more events; forwards more may always follow
         if not exhausted or (direction is Direction.FORWARDS and shown):
-            answer["end"] = format_room_token(place)
+            response["end"] = format_room_token(place)
         if filter_.lazy_load_members and shown:
-            answer["state"] = await self._members_of(
+            response["state"] = await self._members_of(
                 caller, reader.state, [seen.event for seen in shown]
             )
-        return answer
+        return response
 
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
         """Return one event. Raises NotFound, also if the caller may not see it."""

@@ -153,10 +153,10 @@ class RoomSending:
         draft = Draft(
             "m.room.redaction", caller.user_id, content, None, target, None, sent, also=also
         )
-        answer = await self._send(caller, room_id, draft, sent)
+        response = await self._send(caller, room_id, draft, sent)
         if with_rel_types and not caller.is_shadow_banned:
             await self._related.do_redact(room_id, related)
-        return answer
+        return response
 
     async def do_set_state(
         self,

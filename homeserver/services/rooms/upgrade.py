@@ -156,7 +156,7 @@ class RoomUpgrade:
         async def drafts(old: RoomSnapshot) -> list[Draft]:
             return await self._first_events(caller, old, version, creators)
 
-        async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
+        async def final_events(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
             return await self._last_events(caller, old, new_id)
 
         async def find_earlier(old: RoomSnapshot) -> RoomSnapshot | None:
@@ -168,7 +168,7 @@ class RoomUpgrade:
 
         try:
             return await self._replacements.replace(
-                old_id, version, self._new_id(version), drafts, endings, move, find_earlier
+                old_id, version, self._new_id(version), drafts, final_events, move, find_earlier
             )
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None

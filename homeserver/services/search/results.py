@@ -121,18 +121,18 @@ class SearchResponses:
                     result["context"]["profile_info"] = await self._find_profiles(
                         each.event, senders
                     )
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "results": results,
             "highlights": self._get_highlights(criteria.search_term, terms, shown),
         }
         if criteria.include_state:
             rooms = dict.fromkeys(each.event.event.room_id for each in shown)
-            answer["state"] = {
+            response["state"] = {
                 room_id: await self._reading.get_state(caller, room_id) for room_id in rooms
             }
         if groups:
-            answer["groups"] = groups
-        return answer
+            response["groups"] = groups
+        return response
 
     def _rank(self, found: SearchResult, terms: Sequence[SearchTerm]) -> int:
         """Return the rank of a result. It is computed here if the results are ordered by time."""
@@ -151,11 +151,11 @@ class SearchResponses:
     async def _get_contexts(
         self, caller: Requester, wanted: EventContext, shown: Sequence[SearchResult]
     ) -> Sequence[_Context]:
-        places = [
+        positions = [
             (each.event.room_nid, TimelinePlace(each.event.depth, each.event.nid)) for each in shown
         ]
         before, after = min(wanted.before_limit, MAX_CONTEXT), min(wanted.after_limit, MAX_CONTEXT)
-        pages = await self._timelines.get_around(places, before, after)
+        pages = await self._timelines.get_around(positions, before, after)
         rooms: dict[int, tuple[ReadAccess, dict[int, None]]] = {}
         for each, (earlier, later) in zip(shown, pages, strict=True):
             _, nids = rooms.setdefault(each.event.room_nid, (each.reader, {}))
@@ -168,7 +168,7 @@ class SearchResponses:
                 seen[one.event.nid] = one
         return [
             _build_context(place, earlier, later, seen)
-            for (_, place), (earlier, later) in zip(places, pages, strict=True)
+            for (_, place), (earlier, later) in zip(positions, pages, strict=True)
         ]
 
     async def _find_profiles(

@@ -102,7 +102,7 @@ class MessageSearch:
         rooms: RoomStore,
         membership_periods: MembershipPeriods,
         reading: RoomReading,
-        answers: SearchResponses,
+        responses: SearchResponses,
         lifetimes: RoomRetentionCache | None,
         enabled: bool,
     ) -> None:
@@ -114,7 +114,7 @@ class MessageSearch:
         self._rooms = rooms
         self._membership_periods = membership_periods
         self._reading = reading
-        self._answers = answers
+        self._responses = responses
         self._lifetimes = lifetimes
         self._enabled = enabled
         self._semaphore = DeferredSemaphore(CONCURRENT_QUERIES)
@@ -147,7 +147,7 @@ class MessageSearch:
         hits = await self._get_hits(query, ranker)
         max_results = MAX_WITH_STATE if criteria.include_state else MAX_RESULTS
         limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), max_results)
-        return await self._answer(search, hits, cursor, limit)
+        return await self._respond(search, hits, cursor, limit)
 
     async def _get_hits(
         self, query: TextQuery, ranker: Callable[[str], int] | None
@@ -211,7 +211,7 @@ class MessageSearch:
     async def _room_nids(self, room_ids: Iterable[str]) -> Sequence[int]:
         return [row.room_nid for row in (await self._rooms.get_rooms(room_ids)).values()]
 
-    async def _answer(
+    async def _respond(
         self, search: _Search, hits: Sequence[SearchHit], cursor: SearchCursor, limit: int
     ) -> dict[str, Any]:
         candidates = sorted(hits, key=_order, reverse=True)
@@ -232,7 +232,7 @@ class MessageSearch:
             group.key: self._group(group.key, cursor, shown, found[limit:], remaining, next_batch)
             for group in search.criteria.groupings.group_by
         }
-        answer = await self._answers.build(
+        response = await self._responses.build(
             search.caller, search.criteria, search.terms, shown, groups
         )
         oldest = await self._oldest_shown({hit.room_nid for hit in hits})
@@ -242,10 +242,10 @@ class MessageSearch:
             if hit.ts >= oldest.get(hit.room_nid, 0)
             and _is_always_visible(search.own.get(hit.room_nid), hit)
         }
-        answer["count"] = len(visible | {each.hit.event_nid for each in found})
+        response["count"] = len(visible | {each.hit.event_nid for each in found})
         if next_batch is not None:
-            answer["next_batch"] = format_cursor(next_batch)
-        return {"search_categories": {"room_events": answer}}
+            response["next_batch"] = format_cursor(next_batch)
+        return {"search_categories": {"room_events": response}}
 
     async def _oldest_shown(self, room_nids: Iterable[int]) -> Mapping[int, int]:
         """Return the time of the oldest message that may be shown, by room with retention."""
@@ -286,21 +286,21 @@ class MessageSearch:
         for each in shown:
             groups.setdefault(each.value_of(key), []).append(each)
         following = {each.value_of(key) for each in more}
-        answer: dict[str, Any] = {}
+        response: dict[str, Any] = {}
         for order, (value, members) in enumerate(groups.items(), 1):
-            answer[value] = {
+            response[value] = {
                 "results": [each.event.event.event_id for each in members],
                 "order": order,
             }
             is_this = cursor.group == key and cursor.value == value
             if is_this and next_batch is not None:
-                answer[value]["next_batch"] = format_cursor(next_batch)
+                response[value]["next_batch"] = format_cursor(next_batch)
             elif cursor.group is None and (
                 value in following or remaining or (next_batch is not None and not more)
             ):
                 in_group = SearchCursor(cursor.window, group=key, value=value)
-                answer[value]["next_batch"] = format_cursor(_after(members[-1].hit, in_group))
-        return answer
+                response[value]["next_batch"] = format_cursor(_after(members[-1].hit, in_group))
+        return response
 
     async def _examine(self, search: _Search, hits: Sequence[SearchHit]) -> list[SearchResult]:
         """Return the hits that the caller may see and that match the filter, in the same order."""

@@ -55,9 +55,9 @@ class ConnectionCache(Generic[T]):
         self._devices.move_to_end(device)
 
     def _evict(self, device: tuple[str, str]) -> None:
-        gone = self._devices.pop(device, None)
-        if gone is not None:
-            self.weight -= sum(each for _, each in gone.values())
+        evicted = self._devices.pop(device, None)
+        if evicted is not None:
+            self.weight -= sum(each for _, each in evicted.values())
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:

@@ -191,13 +191,13 @@ class ExtensionReader:
         moved = connection.token is not None and connection.position < upto
         request = _as_sync(reading.request, connection.token if moved else None)
         devices = await self._parts.devices.read(request, SyncRange(connection.position, upto), ())
-        answer: dict[str, Any] = {
+        section: dict[str, Any] = {
             "device_one_time_keys_count": devices.counts.one_time,
             "device_unused_fallback_key_types": devices.counts.unused_fallback,
         }
         if connection.token is not None:
-            answer["device_lists"] = devices.lists
-        response.add("e2ee", answer, has_changes=devices.has_changes)
+            section["device_lists"] = devices.lists
+        response.add("e2ee", section, has_changes=devices.has_changes)
 
     async def _add_receipts(
         self, reading: ExtensionInput, wanted: ExtensionScope, response: ExtensionResponse

@@ -91,13 +91,13 @@ class RequiredStates:
             if (query := self.query_for(each.wanted)) is not None
         ]
         if queries:
-            answers = await self._trees.get_entries_of_rooms(
+            results = await self._trees.get_entries_of_rooms(
                 [
                     (each.room_nid, each.root, [*keys, *q.extra], q.types)
                     for each, q, keys in queries
                 ]
             )
-            for (each, query, keys), found in zip(queries, answers, strict=True):
+            for (each, query, keys), found in zip(queries, results, strict=True):
                 read[each.room_nid] = query.select(keys, found)
         for each in missing:
             if each.room_nid not in read:

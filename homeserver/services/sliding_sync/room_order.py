@@ -117,7 +117,7 @@ class RoomOrders:
             if version == self._version:
                 break
         order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
-        self._remember(user_id, order)
+        self._cache(user_id, order)
         return order
 
     def cache_filtered(
@@ -145,7 +145,7 @@ class RoomOrders:
                 if nid in filtered.rooms:
                     filtered.rooms[nid] = filtered.rooms.pop(nid)
 
-    def _remember(self, user_id: str, order: RoomOrder) -> None:
+    def _cache(self, user_id: str, order: RoomOrder) -> None:
         self._forget(user_id)
         self._known[user_id] = order
         self._weight += _weigh(order)

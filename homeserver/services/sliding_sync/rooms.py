@@ -375,8 +375,8 @@ class RoomEntries:
             if wanted.lazy_members:
                 await self._add_members(update, root, confirmed_members, new_members)
             elif update.state.changed_members:
-                gone = [(nid, user_id) for user_id in update.state.changed_members]
-                confirmed_members.difference_update(gone)
+                changed_members = [(nid, user_id) for user_id in update.state.changed_members]
+                confirmed_members.difference_update(changed_members)
         for update in updates:
             if update.left_before and not is_out_of_room(update.own):
                 _add_own_membership(update)
@@ -421,8 +421,8 @@ class RoomEntries:
             members = update.timeline_members if wanted.lazy_members else ()
             requests.append(StateRequest(nid, roots[nid], wanted, members))
             if update.sent is not None:
-                gone = [member for member in confirmed_members if member[0] == nid]
-                confirmed_members.difference_update(gone)
+                changed_members = [member for member in confirmed_members if member[0] == nid]
+                confirmed_members.difference_update(changed_members)
             new_members.update(zip(repeat(nid), members))
         states = await self._parts.states.get_complete(requests)
         for update, state in zip(updates, states, strict=True):

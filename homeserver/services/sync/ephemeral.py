@@ -72,8 +72,8 @@ class EphemeralSection:
                 by_nid[nid].ephemeral += receipt_events(visible)
         if not is_current:
             return None
-        read_whole = [nid for nid, (after, _) in ranges.items() if after == 0]
-        return OwnReceipts({nid: _of_user(receipts[nid], user_id) for nid in read_whole}, changes)
+        full_rooms = [nid for nid, (after, _) in ranges.items() if after == 0]
+        return OwnReceipts({nid: _of_user(receipts[nid], user_id) for nid in full_rooms}, changes)
 
     def fill_typing(
         self,

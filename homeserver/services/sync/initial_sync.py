@@ -109,7 +109,7 @@ class InitialSync:
         )
         rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
         data = await self._parts.account_data.get_account_data(caller.user_id)
-        answers: list[dict[str, Any]] = []
+        rooms_json: list[dict[str, Any]] = []
         size = 0
         for row in rows:
             room_id = RoomID(rooms[row.room_nid].room_id)
@@ -117,20 +117,20 @@ class InitialSync:
                 if size > MAX_STATE_BYTES:
                     continue
                 try:
-                    answer = await self._room(caller, room_id, now, limit)
+                    response = await self._room(caller, room_id, now, limit)
                 except Forbidden:
                     continue  # a declined invite: the caller was never in the room
-                size += len(bytes(answer["state"]))
-                answers.append(answer)
+                size += len(bytes(response["state"]))
+                rooms_json.append(response)
             elif row.membership == "invite" and not await self._parts.permissions.hides(row):
                 invite = await self._parts.invited.find_membership_event(rooms[row.room_nid], row)
                 if invite is not None:
                     shown = present_state_event(invite, with_room_id=True)
-                    answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
+                    rooms_json.append({"room_id": room_id, "membership": "invite", "invite": shown})
         return {
             "end": str(now),
             "presence": await self._presence(caller, None, now),
-            "rooms": answers,
+            "rooms": rooms_json,
             "account_data": account_data_events(caller.user_id, data.global_data, first=True),
         }
 
@@ -206,7 +206,7 @@ class InitialSync:
         of_room = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
         entries = of_room.get(room_id, {})
         is_public = await parts.hidden_changes.is_listed(caller, room_nid)
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "room_id": room_id,
             "messages": {**messages, "end": str(now)},
             "state": await parts.reading.get_state(caller, room_id),
@@ -216,8 +216,8 @@ class InitialSync:
             ],
         }
         if reader.membership is not None:
-            answer["membership"] = reader.membership.membership
-        return answer
+            response["membership"] = reader.membership.membership
+        return response
 
     async def _read_changes(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken

@@ -100,7 +100,7 @@ class JoinedRooms:
         self._lazy_members = lazy_members
         self._aggregations = aggregations
         self._plain_messages = plain_messages
-        self._most_events = max_events
+        self._max_events = max_events
 
     def begin(self, request: SyncRequest) -> set[RoomMember]:
         """Return the lazily loaded members that the device has confirmed by this token."""
@@ -137,7 +137,7 @@ class JoinedRooms:
     def timeline_limit(self, filter: RoomEventFilter) -> int:
         """Return the number of events that a timeline may have."""
         limit = limit_of(filter)
-        return limit if self._most_events < 0 else min(limit, self._most_events)
+        return limit if self._max_events < 0 else min(limit, self._max_events)
 
     def _fill_plainly(
         self,

@@ -119,7 +119,7 @@ class RoomSection:
             return {}, token
         rooms = await self._sort(request, span, rows, by_nid)
         await self._joined.fill(request, [*rooms.joined, *rooms.left], span, token, user.ignored)
-        await self._fill_departures(request, rooms.left)
+        await self._fill_left_rooms(request, rooms.left)
         own = await self._ephemeral.fill_receipts(request, span, rooms.joined, user.ignored)
         typed = self._ephemeral.fill_typing(request, rooms.joined, token.typing_rooms, user.ignored)
         if typed != token.typing_rooms:
@@ -215,7 +215,7 @@ class RoomSection:
                 return RoomUpdate(room, row, span.since, full_state=True, has_rejoined=True)
         return RoomUpdate(room, row, span.since, full_state=False)
 
-    async def _fill_departures(self, request: SyncRequest, left: Sequence[RoomUpdate]) -> None:
+    async def _fill_left_rooms(self, request: SyncRequest, left: Sequence[RoomUpdate]) -> None:
         """Add the leave event of rooms that this server is not in: a declined invite, a retracted
         knock."""
         for update in left:

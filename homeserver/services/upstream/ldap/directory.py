@@ -89,7 +89,7 @@ class LDAPDirectory:
         self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
         """As `DirectoryClient.list_persons`."""
-        wanted = self._wanted() if known else [self._config.attributes.subject]
+        wanted = self._wanted_attributes() if known else [self._config.attributes.subject]
 
         def ask(server: Server) -> DirectoryListing:
             present: set[str] = set()
@@ -138,13 +138,13 @@ class LDAPDirectory:
         failures = []
         for server in list(self._servers):
             try:
-                answer = query(server)
+                response = query(server)
             except (LDAPException, OSError) as error:
                 failures.append(f"{server.name}: {error}")
                 continue
             if server is not self._servers[0]:  # try the working server first next time
                 self._servers = [server, *(each for each in self._servers if each is not server)]
-            return answer
+            return response
         raise DirectoryError("; ".join(failures))
 
     @contextmanager
@@ -186,7 +186,9 @@ class LDAPDirectory:
         with self._connected(
             server, self._config.bind_dn, self._config.bind_password
         ) as connection:
-            entries = list(self._search(connection, self._filter(person), self._wanted()))
+            entries = list(
+                self._search(connection, self._filter(person), self._wanted_attributes())
+            )
         if len(entries) != 1:  # none, or ambiguous
             return DirectoryPasswordCheck(None, exists=bool(entries))
         entry = self._entry(*entries[0])
@@ -215,7 +217,9 @@ class LDAPDirectory:
                 )
             # users can read their own entry, and often no other
             entries = list(
-                self._search(connection, self._filter("(objectClass=*)"), self._wanted(), entry=dn)
+                self._search(
+                    connection, self._filter("(objectClass=*)"), self._wanted_attributes(), entry=dn
+                )
             )
         finally:
             connection.unbind()
@@ -278,7 +282,7 @@ class LDAPDirectory:
 
     # Reading entries.
 
-    def _wanted(self) -> list[str]:
+    def _wanted_attributes(self) -> list[str]:
         names = self._config.attributes
         return [
             name for name in (names.uid, names.subject, names.name, names.mail) if name is not None

@@ -199,9 +199,9 @@ class PySAML2:
                 expires=timegm(str_to_time(content.issue_instant)) + LOGOUT_ID_SECONDS,
                 name=str(content.name_id.text).strip(),
                 indexes=[str(each.text).strip() for each in content.session_index],
-                answer=_envelope_with_answer(client, content)
+                response=_envelope_with_response(client, content)
                 if message.is_soap
-                else _answer_to(client, idp, content, message.relay_state),
+                else _response_to(client, idp, content, message.relay_state),
             )
         # the library raises exceptions of any type, and anybody can send a request
         except Exception as error:
@@ -348,7 +348,7 @@ def unwrap_soap(text: str) -> bytes:
     return etree.tostring(bodies[0][0], with_tail=False)
 
 
-def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
+def _envelope_with_response(client: Saml2Client, request: Any) -> str:
     sign = bool(client.logout_responses_signed)
     response = client.create_logout_response(
         request, [BINDING_SOAP], success_status_factory(), sign=sign
@@ -356,7 +356,9 @@ def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
     return str(make_soap_enveloped_saml_thingy(str(response)))
 
 
-def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | None) -> str | None:
+def _response_to(
+    client: Saml2Client, idp: str, request: Any, relay_state: str | None
+) -> str | None:
     url = _logout_url(client, idp)
     if url is None:
         return None

@@ -72,7 +72,7 @@ class SAMLLogoutMessage(msgspec.Struct, frozen=True):
 
 class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     """A checked logout request. `indexes`: the user's sessions to end; all if empty. `expires`:
-    until when to store the request's id, in seconds since 1970. `answer`: the URL that takes the
+    until when to store the request's id, in seconds since 1970. `response`: the URL that takes the
     browser to the provider with our response, None if the provider has no such URL; for SOAP, the
     envelope with the response."""
 
@@ -80,7 +80,7 @@ class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     expires: float
     name: str
     indexes: Sequence[str]
-    answer: str | None
+    response: str | None
 
 
 class SAMLLogoutLibrary(Protocol):
@@ -156,7 +156,7 @@ class SAMLLogout:
 
     async def do_end(self, message: SAMLLogoutMessage) -> str | None:
         """End what a provider's logout request names; return our response, as
-        `SAMLLogoutRequest.answer`. Raises `Refused`."""
+        `SAMLLogoutRequest.response`. Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
@@ -171,7 +171,7 @@ class SAMLLogout:
             self.log.info(
                 "{provider} ended {count} sessions", provider=self._provider_id, count=ended
             )
-        return logout.answer
+        return logout.response
 
     def _end(self, txn: WriteTransaction, logout: SAMLLogoutRequest) -> int | None:
         """End the named sessions in the write that marks the request as used. Return how many; None

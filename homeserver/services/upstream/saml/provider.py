@@ -164,9 +164,9 @@ class SAMLProvider:
         subject = _first(attributes, SUBJECT_ATTRIBUTE) or assertion.persistent_name
         templates = self._config.user_mapping_provider.config
         source = _first(attributes, templates.mxid_source_attribute)
-        given, surname = _first(attributes, "givenName"), _first(attributes, "sn", "surname")
+        given_name, surname = _first(attributes, "givenName"), _first(attributes, "sn", "surname")
         display_name = _first(attributes, "displayName") or " ".join(
-            each for each in (given, surname) if each
+            each for each in (given_name, surname) if each
         )
         return UpstreamIdentity(
             subject=check_subject(subject or ""),
