@@ -33,14 +33,14 @@ class ResponseHeadCache:
         self._day_part = b""
         self._second = -1
         self._line = b""
-        self._usual_head = b""
+        self._json_head = b""
 
     def json_head_at(self, seconds: float) -> bytes:
         """Return the head of a JSON response with status 200, up to the value of its length.
         `seconds`: since 1970."""
         if int(seconds) != self._second:
             self.date_line_at(seconds)
-        return self._usual_head
+        return self._json_head
 
     def date_line_at(self, seconds: float) -> bytes:
         """Return the `Date` line. `seconds`: since 1970."""
@@ -58,7 +58,7 @@ class ResponseHeadCache:
                 *divmod(minute, 60),
                 second,
             )
-            self._usual_head = (
+            self._json_head = (
                 status_line(HTTPStatus.OK) + self._line + JSON_HEADERS + b"Content-Length: "
             )
         return self._line

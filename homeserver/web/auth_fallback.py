@@ -75,7 +75,7 @@ class AuthFallbackPages:
         """Return the page of a stage."""
         operation = await self._find(stage, session_id)
         return (
-            self._old(context)
+            self._stale_form(context)
             if operation is None
             else self._page(context, stage, session_id, operation)
         )
@@ -86,7 +86,7 @@ class AuthFallbackPages:
         """Handle the form of a stage."""
         operation = await self._find(stage, session_id)
         if operation is None:
-            return self._old(context)
+            return self._stale_form(context)
         try:
             if stage == EMAIL_IDENTITY and "client_secret" not in fields:
                 return await self._send_email(context, session_id, operation, fields)
@@ -94,7 +94,7 @@ class AuthFallbackPages:
                 return await self._send_code(context, session_id, operation, fields)
             auth = await self._auth(stage, operation, fields)
             if not await self._uia.do_complete_stage(session_id, stage, auth, context.client_ip):
-                return self._old(context)
+                return self._stale_form(context)
         except MatrixError as error:
             return self._page(context, stage, session_id, operation, fields=fields, error=error)
         return self._pages.render(
@@ -224,7 +224,7 @@ class AuthFallbackPages:
             third_party_script=widget,
         )
 
-    def _old(self, context: RequestContext) -> Response:
+    def _stale_form(self, context: RequestContext) -> Response:
         _ = self._pages.choose_language(context.languages).gettext
         texts = [
             _(

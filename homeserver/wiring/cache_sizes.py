@@ -2,7 +2,7 @@
 
 from homeserver.config.memory import MemoryOptions
 
-USUAL_FACTOR = 0.5
+BASE_FACTOR = 0.5
 
 
 class CacheSizes:
@@ -12,7 +12,7 @@ class CacheSizes:
         factor = memory.caches.global_factor
 
         def scaled(size: int) -> int:
-            return max(100, int(size * factor / USUAL_FACTOR))
+            return max(100, int(size * factor / BASE_FACTOR))
 
         self.events = max(100, int(memory.event_cache_size * factor))
         self.rooms = scaled(20_000)

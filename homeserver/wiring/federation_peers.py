@@ -31,7 +31,7 @@ from homeserver.wiring.foundation import Foundation
 from storage.federation.server_keys import ServerKeyStore
 from storage.federation.signed_documents import SignedDocumentStore
 
-SLOW_AT_ONCE: Final = 20
+MAX_SLOW_REQUESTS: Final = 20
 """Concurrent requests per server that may wait long, for example for a file during its upload."""
 UNRESPONSIVE_MS: Final = 60_000
 
@@ -105,7 +105,7 @@ class FederationPeerParts:
         )
         self.admission = PeerQueue(clock=clock, limits=limits)
         self.slow_admission = PeerQueue(
-            clock=clock, limits=replace(limits, max_concurrent=SLOW_AT_ONCE)
+            clock=clock, limits=replace(limits, max_concurrent=MAX_SLOW_REQUESTS)
         )
         self.notary = KeyNotaryService(
             keyring=self.keyring,

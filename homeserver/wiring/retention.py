@@ -24,7 +24,7 @@ from storage.retention.purging import PurgingStore
 from storage.retention.room_retention import RoomRetentionStore
 from storage.search.search import MERGE_JOB, SearchStore
 
-USUAL_INTERVAL: float = 3600.0
+DEFAULT_INTERVAL: float = 3600.0
 """Seconds between two runs of the job for rooms that no configured job covers."""
 
 
@@ -97,7 +97,7 @@ class RetentionParts:
                     metrics=metrics,
                     is_for=_is_for(intervals, number),
                 )
-                seconds = USUAL_INTERVAL if job is None else job.interval / 1000
+                seconds = DEFAULT_INTERVAL if job is None else job.interval / 1000
                 name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"
                 self.expiries.append(expiry)
                 self.jobs.append(Job(name, expiry.do_step, seconds))

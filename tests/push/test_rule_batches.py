@@ -238,7 +238,7 @@ def body_of(words: Iterable[int]) -> str:
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly_module, "USERS_CACHED", 3)
     monkeypatch.setattr(room_rules_module, "MAX_CHANGES", 3)
-    monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(own_rules_module, "USERS_PER_READ", 2)
     monkeypatch.setattr(room_rules_module, "USERS_PER_TURN", 2)
     monkeypatch.setattr(outcomes_module, "CLASSES_PER_TURN", 2)
 

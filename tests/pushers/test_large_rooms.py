@@ -101,7 +101,7 @@ def test_rules_of_a_large_room_are_compiled_and_evaluated_in_batches(
         assert user.post(f"{V3}/join/{room_id}").status == 200
         word = {"actions": ["notify"], "pattern": f"word{number}"}
         assert user.put(f"{V3}/pushrules/global/content/own", word).status == 200
-    monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(own_rules_module, "USERS_PER_READ", AT_ONCE)
     monkeypatch.setattr(room_rules_module, "USERS_PER_TURN", AT_ONCE)
     monkeypatch.setattr(outcomes_module, "CLASSES_PER_TURN", AT_ONCE)
     compiled, classified, asked = list[bytes | None](), list[UserRules](), set[RuleSet]()

@@ -331,12 +331,12 @@ class Registration:
         return await self._make(own, None, service_id=service_id)
 
     async def do_register_for_provider(
-        self, request: RegistrationRequest, extra_write: ExtraWrite
+        self, request: RegistrationRequest, extra: ExtraWrite
     ) -> UserID:
         """Create an account for a user authenticated by an identity provider; begin no session.
 
-        Works also where registration is closed. `extra_write`: runs in the write. Raises
-        `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`, and what `extra_write` raises.
+        Works also where registration is closed. `extra`: runs in the write. Raises
+        `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`, and what `extra` raises.
         """
         assert request.username is not None
         await self._check_allowed(request.username, request.emails, "")
@@ -348,9 +348,7 @@ class Registration:
             approval_pending_ts=now if self._rules.needs_approval else None,
             approval_languages=request.languages if self._rules.needs_approval else None,
         )
-        await self._database.write(
-            "register", self._write, account, None, None, request, extra_write
-        )
+        await self._database.write("register", self._write, account, None, None, request, extra)
         if account.approval_pending_ts is None:
             await self._new_account_tasks.run(UserID(account.user_id))
         return UserID(account.user_id)
@@ -427,11 +425,11 @@ class Registration:
         session: NewSession | None,
         confirmation: Confirmation | None,
         request: RegistrationRequest,
-        extra_write: ExtraWrite | None = None,
+        extra: ExtraWrite | None = None,
     ) -> None:
         """Store the account and all that belongs to it, in one write.
 
-        Raises `UIASessionUsed`, `UserInUse`, `ThreepidInUse`, and what `extra_write` raises.
+        Raises `UIASessionUsed`, `UserInUse`, `ThreepidInUse`, and what `extra` raises.
         """
         if confirmation is not None:
             self._uia.claim(txn, confirmation, account.user_id)
@@ -500,8 +498,8 @@ class Registration:
             )
             if self._threepids.add_threepid(txn, row):
                 self._record_address(txn, account, EMAIL, address, request)
-        if extra_write is not None:
-            extra_write(txn, UserID(account.user_id))
+        if extra is not None:
+            extra(txn, UserID(account.user_id))
 
     def _add_validated(
         self,

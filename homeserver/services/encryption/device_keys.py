@@ -61,7 +61,7 @@ PUBLIC_USAGES: Final = ("master", "self_signing")
 
 Key = str | dict[str, Any]
 _NONE: Final = msgspec.Raw(b"{}")
-_read_usual: Final = msgspec.json.Decoder(
+_decode_common: Final = msgspec.json.Decoder(
     dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]
 ).decode
 """Decodes keys in the usual forms. They contain no floats and do not nest, which saves these
@@ -213,7 +213,7 @@ def _parse_keys(field: str, raw: msgspec.Raw) -> dict[tuple[str, str], bytes]:
     keys: Mapping[str, Key]
     encode: Callable[[object], bytes]
     try:
-        keys, encode = _read_usual(raw), encode_checked
+        keys, encode = _decode_common(raw), encode_checked
     except ValueError:
         try:
             keys, encode = _read(bytes(raw)), encode_canonical_json

@@ -26,15 +26,15 @@ from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeyCountsC
 from storage.encryption.one_time_keys import KeyRequest
 from storage.engine.streams import Change, Stage, Streams, Topic
 
-USUAL_ALGORITHM: Final = "signed_curve25519"
+COMMON_ALGORITHM: Final = "signed_curve25519"
 
 
 def with_zero(counts: KeyCounts) -> KeyCounts:
     """Return the counts with an entry for the usual algorithm, even if it is 0: clients take a
     missing algorithm as unchanged."""
-    if USUAL_ALGORITHM in counts.one_time:
+    if COMMON_ALGORITHM in counts.one_time:
         return counts
-    return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
+    return replace(counts, one_time={**counts.one_time, COMMON_ALGORITHM: 0})
 
 
 class _Entry(msgspec.Struct):

@@ -67,7 +67,7 @@ REQUEST_OVERHEAD_BYTES: Final = 1_000
 MAX_COPIED_BYTES: Final = 64 << 20
 """Size limit of all copies of messages to all devices of users, in one request or EDU."""
 COPIES_TOO_LARGE: Final = "The messages, copied to all devices, are too large for one request"
-DUPLICATES_KNOWN_MS: Final = 30 * 24 * 3600 * 1000
+DUPLICATE_DETECTION_MS: Final = 30 * 24 * 3600 * 1000
 """The time for which IDs of messages from other servers are stored to detect duplicates."""
 
 WARNING_INTERVAL_MS: Final = 60_000
@@ -196,8 +196,8 @@ class ToDevice:
                 [content for devices in local_users.values() for content in devices.values()],
             )
             known = self._devices.find(local_users.keys())
-        opening = _opening(caller.user_id, type)
-        max_bytes = MAX_MESSAGE_BYTES - len(opening) - 1
+        prefix = _event_prefix(caller.user_id, type)
+        max_bytes = MAX_MESSAGE_BYTES - len(prefix) - 1
         cached_recipients = (
             None if known is None else _find_recipients(known.users, local, contents, max_bytes)
         )
@@ -222,7 +222,7 @@ class ToDevice:
             copied = 0 if recipients[1] is contents else _size_of(recipients[1])
             if copied > MAX_COPIED_BYTES:
                 raise TooLarge(COPIES_TOO_LARGE)
-            self._store.add_messages(txn, opening, *recipients, now)
+            self._store.add_messages(txn, prefix, *recipients, now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
             return found, copied
@@ -276,8 +276,8 @@ class ToDevice:
         ]
         interned = dict(zip(encoded, encoded, strict=True))  # equal contents share one object
         sent = [interned[content] for content in encoded]
-        opening = _opening(message.sender, message.type)
-        max_bytes = MAX_RECEIVED_BYTES - len(opening) - 1
+        prefix = _event_prefix(message.sender, message.type)
+        max_bytes = MAX_RECEIVED_BYTES - len(prefix) - 1
         now = self._now_ms()
         try:
             self._limiter.check_without_counting(
@@ -307,7 +307,7 @@ class ToDevice:
             size = _size_of(contents)
             if size > MAX_COPIED_BYTES:
                 raise TooLarge(COPIES_TOO_LARGE)
-            self._store.add_messages(txn, opening, recipients, contents, now)
+            self._store.add_messages(txn, prefix, recipients, contents, now)
             return size
 
         if stored := await self._database.write("receive_to_device", write):
@@ -321,7 +321,7 @@ class ToDevice:
 
     async def remove_old_received(self, limit: int) -> int:
         """Remove up to `limit` old IDs of received messages, and return their number."""
-        return await self._outgoing.delete_received(self._now_ms() - DUPLICATES_KNOWN_MS, limit)
+        return await self._outgoing.delete_received(self._now_ms() - DUPLICATE_DETECTION_MS, limit)
 
     async def _find_unrelated(
         self, sender: UserID, servers: Iterable[str], users: Iterable[str]
@@ -441,7 +441,7 @@ def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[st
     }
 
 
-def _opening(sender: str, type: str) -> bytes:
+def _event_prefix(sender: str, type: str) -> bytes:
     """Return the start of the events that devices get; the content follows."""
     encode = msgspec.json.encode
     return b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))

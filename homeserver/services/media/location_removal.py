@@ -86,7 +86,7 @@ class LocationRemover:
         """`max_concurrent`: the number of concurrent workers, as many as the executor has threads.
         `refuses_unsupported`: refuse files that may contain a location which is not removed. `now`:
         a clock; `cpu_time`: the CPU time of a process."""
-        self._refuses_others = refuses_unsupported
+        self._refuses_unsupported = refuses_unsupported
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
         self._processes = WorkerProcesses(
@@ -113,7 +113,11 @@ class LocationRemover:
         """
         head = body.read(HEAD_BYTES)
         body.seek(0)
-        if self._refuses_others and _UNSUPPORTED.match(head) and not _PICTURE_BRANDS.match(head):
+        if (
+            self._refuses_unsupported
+            and _UNSUPPORTED.match(head)
+            and not _PICTURE_BRANDS.match(head)
+        ):
             raise InvalidParam(
                 "This server refuses files that may contain a location, and cannot remove it"
                 " from files of this kind, such as videos: send a picture as JPEG, PNG, WebP, HEIC"

@@ -50,7 +50,7 @@ from storage.rooms.rooms import RoomStore
 
 MAX_LIMIT: Final = 100
 """Notifications on one page."""
-ROOMS_AT_ONCE: Final = 50
+ROOM_BATCH: Final = 50
 """Rooms that one query reads."""
 HIGHLIGHT: Final = "highlight"
 _TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
@@ -81,7 +81,7 @@ class Notifications:
         lifetimes: RoomRetentionCache | None,
     ) -> None:
         self._outcomes = outcomes
-        self._old = old
+        self._floors = old
         self._recency = recency
         self._rooms = rooms
         self._memberships = memberships
@@ -158,10 +158,10 @@ class Notifications:
         rules = await self._rules.of_user(user_id)
         order = sorted(invites, key=lambda row: row.position, reverse=True)
         found: dict[NotifiedEvent, StoredEvent] = {}
-        for start in range(0, len(order), ROOMS_AT_ONCE):
+        for start in range(0, len(order), ROOM_BATCH):
             if len(found) >= limit:
                 break
-            chunk = order[start : start + ROOMS_AT_ONCE]
+            chunk = order[start : start + ROOM_BATCH]
             events = await self._load_invites(user_id, chunk)
             for row in chunk:
                 event = events.get(row.room_nid)
@@ -198,12 +198,12 @@ class Notifications:
     ) -> Sequence[NotifiedEvent]:
         rules = await self._rules.of_user(user_id)
         ignored = await self._ignored.of_user(user_id)
-        oldest_positions = await self._old.get_floors(user_id)
+        oldest_positions = await self._floors.get_floors(user_id)
         latest = await self._recency.get_latest_positions(own)
         order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
         found: list[NotifiedEvent] = []
-        for start in range(0, len(order), ROOMS_AT_ONCE):
-            chunk = order[start : start + ROOMS_AT_ONCE]
+        for start in range(0, len(order), ROOM_BATCH):
+            chunk = order[start : start + ROOM_BATCH]
             if len(found) == limit and latest[chunk[0]] < found[-1].position:
                 break
             spans = [

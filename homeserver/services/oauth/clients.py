@@ -44,8 +44,8 @@ NEVER_USED_MS: Final = 7 * 24 * 3600 * 1000
 """Time after which a registration that no user ever allowed is removed."""
 MAX_NEVER_USED: Final = 10_000
 """Maximum number of these; a new one replaces the least recently used."""
-_REMOVED_AT_ONCE: Final = 100
-_USED_AGAIN_MS: Final = 24 * 3600 * 1000
+_REMOVE_BATCH: Final = 100
+_USE_INTERVAL_MS: Final = 24 * 3600 * 1000
 
 
 class OAuthClient(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -106,7 +106,7 @@ class OAuthClients:
 
         def write(txn: WriteTransaction) -> None:
             if self._store.add_client(txn, row):
-                self._store.remove_clients_beyond(txn, self._max_never_used, _REMOVED_AT_ONCE)
+                self._store.remove_clients_beyond(txn, self._max_never_used, _REMOVE_BATCH)
 
         await self._database.write("add_oauth_client", write)
         return msgspec.structs.replace(client, client_id=client_id)
@@ -138,7 +138,7 @@ class OAuthClients:
             row = await self._store.get_client(client_id)
         if row is None:
             return None
-        if row.last_used_ts < self._now() - _USED_AGAIN_MS:
+        if row.last_used_ts < self._now() - _USE_INTERVAL_MS:
             used = OAuthClientRow(row.client_id, row.metadata, row.created_ts, self._now())
             await self._database.write("record_oauth_client_use", self._store.add_client, used)
         client = msgspec.json.decode(row.metadata, type=OAuthClient)

@@ -6,7 +6,7 @@ from homeserver.services.retention.trusted_clock import TrustedClock
 from homeserver.services.tokens.secret_tokens import SecretGenerator
 from storage.retention.history_purges import HistoryPurgeStore
 
-ROOMS_AT_ONCE: Final = 200
+ROOM_BATCH: Final = 200
 
 
 class ForgottenRoomPurges:
@@ -39,7 +39,7 @@ class ForgottenRoomPurges:
         done = 0
         while done < limit:
             checked = await self._store.record_forgotten(
-                self._upto, min(ROOMS_AT_ONCE, limit - done), now
+                self._upto, min(ROOM_BATCH, limit - done), now
             )
             done += checked.count
             self._upto = checked.upto

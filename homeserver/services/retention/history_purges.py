@@ -44,7 +44,7 @@ from storage.rooms.rooms import RoomStore
 
 BATCH: Final = 100
 """Messages that are purged in one write."""
-CANCELLED_AT_ONCE: Final = 1000
+CANCEL_BATCH: Final = 1000
 MAX_POSITION: Final = 2**62
 VISIBLE_TYPES: Final = (
     "m.room.message",
@@ -201,7 +201,7 @@ class HistoryPurges:
         before_ms = MAX_POSITION if purge.before_ts is None else purge.before_ts
         before_depth = MAX_POSITION if purge.before_depth is None else purge.before_depth
         while await self._refetch.stop_fetching(
-            purge.room_nid, before_ms, before_depth, CANCELLED_AT_ONCE
+            purge.room_nid, before_ms, before_depth, CANCEL_BATCH
         ):
             pass
 

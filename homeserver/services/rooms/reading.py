@@ -146,13 +146,13 @@ class RoomReading:
                 left = max(left, (await self._timelines.get_places([nid]))[nid])
             start = min(start, left)
         shown: list[VisibleEvent] = []
-        bytes_left = MAX_PAGE_BYTES
+        space = MAX_PAGE_BYTES
         place, exhausted = start, False
         for _ in range(MAX_PAGES_READ):
             requested = limit - len(shown)
             page, gap = await self._get_page(reader, place, end, direction, requested)
             is_short = len(page) < requested
-            seen, page, bytes_left = await self._see_page(caller, reader, page, filter_, bytes_left)
+            seen, page, space = await self._see_page(caller, reader, page, filter_, space)
             shown += seen
             if page and start == END:
                 start = page[0][0]  # the token has to precede events that are yet to come
@@ -166,14 +166,9 @@ class RoomReading:
             # if a fetch may succeed later the page still has an end, but clients are not sent in
             # circles
             exhausted = (
-                is_short and bytes_left > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
+                is_short and space > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
             )
-            if (
-                exhausted
-                or bytes_left <= 0
-                or len(shown) >= limit
-                or (shown and gap is not Gap.NONE)
-            ):
+            if exhausted or space <= 0 or len(shown) >= limit or (shown and gap is not Gap.NONE):
                 break
         chunk = await self._client_events.present(
             caller.user_id, caller.device_id, shown, with_room_id=True
@@ -416,19 +411,19 @@ class RoomReading:
         reader: ReadAccess,
         page: list[tuple[TimelinePlace, int]],
         filter_: RoomEventFilter,
-        bytes_left: int,
+        space: int,
     ) -> tuple[list[VisibleEvent], list[tuple[TimelinePlace, int]], int]:
-        """Return what `get_visible` returns for a page, up to `bytes_left` bytes of events; the
+        """Return what `get_visible` returns for a page, up to `space` bytes of events; the
         part of the page that was read; the bytes that are left."""
         shown: list[VisibleEvent] = []
         for begin in range(0, len(page), EVENTS_PER_READ):
             batch = page[begin : begin + EVENTS_PER_READ]
             seen = await self.get_visible(caller, reader, [nid for _, nid in batch], filter_)
             shown += seen
-            bytes_left -= sum([len(each.event.client_prefix) for each in seen])
-            if bytes_left <= 0:
-                return shown, page[: begin + EVENTS_PER_READ], bytes_left
-        return shown, page, bytes_left
+            space -= sum([len(each.event.client_prefix) for each in seen])
+            if space <= 0:
+                return shown, page[: begin + EVENTS_PER_READ], space
+        return shown, page, space
 
     async def get_visible(
         self, caller: Requester, reader: ReadAccess, nids: Sequence[int], filter_: RoomEventFilter
@@ -471,17 +466,15 @@ class RoomReading:
             each.event.nid: each
             for each in await self._visibility.filter(caller.user_id, reader.membership, events)
         }
-        missing = [event for event in events if event.nid not in seen]
-        if missing:
-            removed = await self._visibility.filter_removed(
-                caller.user_id, reader.membership, missing
-            )
+        hidden = [event for event in events if event.nid not in seen]
+        if hidden:
+            stubs = await self._visibility.filter_removed(caller.user_id, reader.membership, hidden)
             aggregations = await self._aggregations.load(
-                caller.user_id, [each.event for each in removed]
+                caller.user_id, [each.event for each in stubs]
             )
             seen |= {
                 nid: each
-                for each in removed
+                for each in stubs
                 if (nid := each.event.nid) in aggregations and aggregations[nid].thread is not None
             }
         return [seen[nid] for nid in nids if nid in seen]

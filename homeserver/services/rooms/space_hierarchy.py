@@ -108,7 +108,7 @@ class SpaceHierarchy:
             suggested_only=suggested_only,
             max_depth=depth,
         )
-        found, start = await walk.go(room_id, token, page + 1)
+        found, start = await walk.run(room_id, token, page + 1)
         if not found:
             raise Forbidden("You may not look at this room, or it does not exist")
         shown = found[start : start + page]
@@ -164,7 +164,7 @@ class _Walk:
         room."""
         self._queried = 0
 
-    async def go(
+    async def run(
         self, root: RoomID, token: _Token | None, count: int
     ) -> tuple[list[StoredSpaceRoom | RemoteRoom], int]:
         """Return the rooms from the root on, in order, and where among them the page of at most

@@ -425,7 +425,7 @@ class StateChanges:
     def __init__(self, state: ConnectionState) -> None:
         self._state = state
         self._rooms: dict[int, SentRoom] = {}
-        self._outside = False
+        self._has_unjoined = False
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
         self._profiles = state.profiles
@@ -434,7 +434,7 @@ class StateChanges:
         """Set what was sent of a room. `is_joined`: whether the user is in it."""
         if self._state.rooms.get(room_nid) != sent:
             self._rooms[room_nid] = sent
-            self._outside = self._outside or not is_joined
+            self._has_unjoined = self._has_left_rooms or not is_joined
 
     def mark_not_live(self, room_nid: int, position: int) -> None:
         """Mark a live room with unsent changes: the client has it up to the position."""
@@ -476,7 +476,7 @@ class StateChanges:
         (`with_rooms`)."""
         former = self._state.rooms
         if (
-            self._outside
+            self._has_unjoined
             or not self._rooms
             or not former
             or not former.keys().isdisjoint(self._rooms)
