@@ -434,7 +434,7 @@ class StateChanges:
         """Set what was sent of a room. `is_joined`: whether the user is in it."""
         if self._state.rooms.get(room_nid) != sent:
             self._rooms[room_nid] = sent
-            self._has_unjoined = self._has_left_rooms or not is_joined
+            self._has_unjoined = self._has_unjoined or not is_joined
 
     def mark_not_live(self, room_nid: int, position: int) -> None:
         """Mark a live room with unsent changes: the client has it up to the position."""
