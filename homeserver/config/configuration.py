@@ -47,7 +47,7 @@ class Config:
     pages: PageOptions
     notifications: NotificationOptions
     rooms: RoomOptions
-    people: UserOptions
+    users: UserOptions
     search: SearchOptions
     memory: MemoryOptions
     federation: FederationOptions
@@ -83,7 +83,7 @@ GROUPS: dict[str, type] = {
     "pages": PageOptions,
     "notifications": NotificationOptions,
     "rooms": RoomOptions,
-    "people": UserOptions,
+    "users": UserOptions,
     "search": SearchOptions,
     "memory": MemoryOptions,
     "federation": FederationOptions,

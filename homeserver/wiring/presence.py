@@ -45,14 +45,14 @@ class PresenceParts:
             streams=database.streams,
             messages=messages,
         )
-        presence = config.people.presence
+        presence = config.users.presence
         times = PresenceTimes(
             active=presence.last_active_granularity / 1000,
             idle=presence.idle_timeout / 1000,
             grace=presence.sync_online_timeout / 1000,
         )
         remote = RemotePresenceCache(clock=clock, server_name=identity.server_name)
-        roster = PresenceTable(
+        table = PresenceTable(
             clock=clock,
             database=database,
             store=PresenceStore(database),
@@ -61,10 +61,10 @@ class PresenceParts:
         )
         self.presence = Presence(
             clock=clock,
-            table=roster,
+            table=table,
             remote=remote,
             broadcaster=PresenceBroadcaster(
-                clock=clock, table=roster, memberships=memberships, notifier=notifier, times=times
+                clock=clock, table=table, memberships=memberships, notifier=notifier, times=times
             ),
             memberships=memberships,
             limiter=limiter,

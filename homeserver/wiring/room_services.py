@@ -61,7 +61,7 @@ class RoomServiceParts:
             room_reading.hidden_changes,
         )
         config = base.config
-        profile_on_invite = config.people.include_profile_data_on_invite
+        profile_on_invite = config.users.include_profile_data_on_invite
         personal_settings = PersonalSettingsCopier(
             database=database,
             account_data=AccountDataStore(database),

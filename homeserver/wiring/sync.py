@@ -119,7 +119,7 @@ class SyncingParts:
                 recent=rooms.recent,
                 clock=base.clock,
                 server_name=base.identity.server_name,
-                includes_offline=base.config.people.presence.include_offline_users_on_sync,
+                includes_offline=base.config.users.presence.include_offline_users_on_sync,
             ),
             sticky=StickyEventReader(
                 sticky=rooms.sticky_events,

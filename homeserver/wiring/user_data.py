@@ -180,8 +180,8 @@ class UserDataParts:
         self.account_data = AccountData(
             database=database,
             store=store,
-            max_entries=config.people.max_account_data_entries,
-            max_bytes=config.people.max_account_data_size,
+            max_entries=config.users.max_account_data_entries,
+            max_bytes=config.users.max_account_data_size,
             info_uri=info_uri,
             computed={PUSH_RULES: push_rules_content},
         )

@@ -344,17 +344,17 @@ def patch_items(
     }
     if b"iinf" not in inner or b"iloc" not in inner:
         return
-    notes = metadata_items(meta, *inner[b"iinf"])
+    items = metadata_items(meta, *inner[b"iinf"])
     idat_at, idat_size = inner.get(b"idat", (0, 0))
     for item, is_inside, extents in item_extents(meta, *inner[b"iloc"]):
-        if item not in notes:
+        if item not in items:
             continue
         first, space = (meta_at + idat_at, idat_size) if is_inside else (0, file_size)
         extents_in_file = [
             (first + start, min(size or space, space - start)) for start, size in extents
         ]
         metadata = MetadataBytes(file=file, extents=extents_in_file, patches=patches)
-        if notes[item] == b"Exif":
+        if items[item] == b"Exif":
             clean_exif(metadata, 4 + int.from_bytes(metadata.data[:4]))
         else:
             clean_xmp(metadata)

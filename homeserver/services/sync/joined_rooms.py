@@ -228,10 +228,10 @@ class JoinedRooms:
     ) -> dict[str, dict[str, Any]]:
         """Return the rooms in their JSON form, by id, without unread counts."""
         await self._encode_timelines(request, updates)
-        stated = list(chain.from_iterable(map(_state, updates)))
+        state_events = list(chain.from_iterable(map(_state, updates)))
         reasons = (
-            await self._client_events.find_redactions(request.caller.user_id, stated)
-            if stated
+            await self._client_events.find_redactions(request.caller.user_id, state_events)
+            if state_events
             else NO_REDACTIONS
         )
         rooms: dict[str, dict[str, Any]] = {}

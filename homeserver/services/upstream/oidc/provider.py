@@ -142,11 +142,11 @@ class OIDCSignIn:
         )
 
     async def identify(
-        self, flow: SignInFlow, came_to: str | None, code: str, error: str, issuer: str
+        self, flow: SignInFlow, callback_provider: str | None, code: str, error: str, issuer: str
     ) -> UpstreamIdentity:
-        """Redeem a code and return the identity. `came_to`: the provider whose own callback path
-        was requested, None for the shared path. Raises `Refused`."""
-        if came_to != (self.info.provider_id if self._has_own_callback else None):
+        """Redeem a code and return the identity. `callback_provider`: the provider whose own
+        callback path was requested, None for the shared path. Raises `Refused`."""
+        if callback_provider != (self.info.provider_id if self._has_own_callback else None):
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the callback used another provider's redirect URI"
             )
