@@ -288,7 +288,7 @@ def create_user(
 
     async def register(accounts: AccountParts, login: LoginParts) -> str:
         await login.registration.check_username(localpart, privileged=True)
-        # checked first, so that the operator does not enter a password in vain
+        # checked first, so that the operator does not enter a useless password
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
         else:

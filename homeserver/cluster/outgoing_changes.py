@@ -139,7 +139,7 @@ class OutgoingChanges:
 
 
 def subtract_ranges(ranges: Iterable[Range], removed: Iterable[Range]) -> list[Range]:
-    """Return what remains of these ranges without others."""
+    """Return the parts of `ranges` that are not in `removed`."""
     left = list(ranges)
     for after, upto in removed:
         left = [

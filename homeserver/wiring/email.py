@@ -1,4 +1,4 @@
-"""Wires e-mail and third-party addresses."""
+"""Wires e-mail and third-party identifiers."""
 
 import re
 from collections.abc import Callable, Sequence

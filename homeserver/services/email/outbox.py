@@ -167,7 +167,7 @@ class Outbox:
             await self._put_off(row, str(error), permanent=error.permanent)
         except DatabaseUnavailable:
             raise
-        except Exception as error:  # a bug of ours: it must not stop other e-mails
+        except Exception as error:  # an unexpected error: it must not stop other e-mails
             self._log.failure("an e-mail could not be sent")
             await self._put_off(row, type(error).__name__, permanent=False)
         else:
@@ -205,7 +205,7 @@ class Outbox:
         await self._store.postpone(row.email_nid, now + delay, now, error[:MAX_ERROR_CHARS])
 
     def _fail(self, failure: Failure) -> None:
-        """Log a failure (the database is unavailable, or a bug of ours) and retry soon."""
+        """Log a failure (the database is unavailable, or an unexpected error) and retry soon."""
         if failure.check(DatabaseUnavailable):
             self._log.warn("e-mails are sent later: {error}", error=failure.value)
         else:

@@ -7,7 +7,7 @@ who share none any more. The input comes from the recent changes in memory; a cl
 for long costs a few queries.
 
 A response may end before the current position (when to-device messages are left for the next
-response). So memberships are looked up as of that position, not only as they are now. Otherwise a
+response). So memberships are looked up at that position, not only as they are now. Otherwise a
 membership change that another one followed would appear in neither response.
 
 This server gets no device updates of remote users who share no room with it, and may delete their

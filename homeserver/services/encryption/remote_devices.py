@@ -331,7 +331,7 @@ class RemoteDevices:
             self._record(domain_of(user_id), asked_at, error)
             self._backoff.record_failure(domain_of(user_id), error)
             return isinstance(error, RefusedByRemote) and not get_retry_after_ms(error)
-        except Exception:  # a bug of ours; no caller handles it
+        except Exception:  # an unexpected error; no caller handles it
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
         return True
 

@@ -1,7 +1,7 @@
 """Rendezvous sessions for the sign-in by QR code: a small payload, shared by two devices.
 
 Laws:
-- The payload is encrypted between the two devices; the server passes it on and trusts none of it.
+- The payload is encrypted between the two devices; the server passes it on and does not trust it.
 - A writer names the etag that it saw last. A repeated write with the same payload, after a lost
   response, succeeds without a new etag.
 - A session ends after five minutes, and their number is bounded.

@@ -32,7 +32,7 @@ announced."""
 PROGRESS_EVERY: Final = MAX_UNREAD_EVENTS // 2
 """The number of events without files after which progress is stored."""
 MAX_ATTACHED: Final = 20
-"""The most files that a client may attach to an event (MSC3911)."""
+"""The maximum number of files that a client may attach to an event (MSC3911)."""
 
 
 class MediaReferences:

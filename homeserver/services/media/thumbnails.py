@@ -65,9 +65,9 @@ NO_IMAGE_SECONDS: Final = 86_400
 SLOW_SECONDS: Final = 5.0
 """A picture that takes longer is slow."""
 MAX_WAITING: Final = 1000
-"""The most thumbnails that wait to be made."""
+"""The maximum number of thumbnails that wait to be made."""
 MAX_WAITING_PER_REQUESTER: Final = 100
-"""The most per requester."""
+"""The maximum number per requester."""
 
 Method = Literal["crop", "scale"]
 

@@ -4,9 +4,9 @@ Laws:
 - Metadata are bounded, and every URI belongs to the host of `client_uri`. A logo, terms or privacy
   URI of another host is dropped; a redirect URI is refused.
 - The same metadata give the same id: a client on a thousand phones is one row.
-- A registration without sessions is removed after a time. One that no user ever allowed is removed
-  sooner, and the number of these is bounded: anybody can register, so registrations must not
-  accumulate.
+- A registration without sessions is removed after a time. A client that no user has allowed is
+  removed sooner, and the number of these is bounded: anybody can register, so registrations must
+  not accumulate.
 
 spec: client-server-api#client-registration, RFC 7591
 """

@@ -209,7 +209,7 @@ class Presence:
     def build_content(
         self, presence: LocalPresence | RemotePresence, published: PublishedPresence
     ) -> dict[str, object]:
-        """Return the content of an m.presence event, as of now."""
+        """Return the current content of an m.presence event."""
         content: dict[str, object] = {"presence": published.state}
         if presence.last_active is not None:
             content["last_active_ago"] = max(

@@ -113,7 +113,7 @@ class LocalPresence(msgspec.Struct, eq=False):
         )
 
     def current(self, now: float, times: PresenceTimes) -> PublishedPresence:
-        """Return the presence as of `now`."""
+        """Return the presence at `now`."""
         wanted = {
             device.requested for device in self._all_devices() if device.is_present(now, times)
         }

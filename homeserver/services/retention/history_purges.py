@@ -161,7 +161,7 @@ class HistoryPurges:
                 done += await self._continue(purge, min(BATCH, limit - done))
             except DatabaseUnavailable:
                 raise
-            except Exception:  # a bug of ours would repeat for ever and stop the other purges
+            except Exception:  # an unexpected error would repeat forever and stop the other purges
                 self._log.failure("the purge {id} failed", id=purge.purge_id)
                 self._metrics.failures.inc()
                 await self._store.set_finished(

@@ -19,7 +19,7 @@ FIRST_PAGE: Final = 5
 """The reader may nearly always see the first event that is found."""
 PAGE: Final = 200
 MAX_PAGES: Final = 20
-"""The most pages that are read when the reader may see no event of a page."""
+"""The maximum number of pages that are read when the reader may see no event of a page."""
 MAX_TS: Final = 2**53 - 1
 
 _EVERYTHING: Final = RoomEventFilter()

@@ -43,7 +43,7 @@ from storage.rooms.rooms import RoomStore
 CURRENT_MEMBERSHIPS: Final = frozenset({"join", "invite", "knock"})
 BANNED: Final = frozenset({"ban"})
 MAX_SERVERS: Final = 20
-"""The most servers that are used of those in a request."""
+"""The maximum number of servers that are used of those in a request."""
 
 NameAndAvatar = tuple[str | None, str | None]
 

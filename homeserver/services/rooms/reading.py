@@ -1,7 +1,7 @@
 """Reading rooms: pages of the timeline, single events with their context, state, members.
 
 Laws:
-- Access is decided here only: `find_access` finds how a user may read the room, `Visibility`
+- Access is decided only here: `find_access` finds how a user may read the room, `Visibility`
   filters events. A former member may read the room as it was when they left, whatever their
   membership became since; anyone may read world readable rooms. The state that is returned is
   `ReadAccess.state`, or the state at an event that the reader sees and that came before they left.
@@ -54,8 +54,8 @@ MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of events. A page ends with the events that exceed it, whatever the limit of the
 request."""
 MAX_PAGES_READ: Final = 5
-"""The most pages that are read when the filter or the room's history visibility leaves pages
-empty."""
+"""The maximum number of pages that are read when the filter or the room's history visibility leaves
+pages empty."""
 MAX_FETCHES: Final = 3
 """The maximum number of fetches from other servers for one page."""
 END: Final = TimelinePlace(2**53, 2**53)

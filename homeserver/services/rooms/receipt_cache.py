@@ -16,7 +16,7 @@ from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.receipts import ReceiptRow, ReceiptStore
 
 MAX_CACHED_PER_ROOM: Final = 200
-"""The most receipts of a room in the cache."""
+"""The maximum number of receipts of a room in the cache."""
 
 _Key = tuple[str, str, str]
 

@@ -25,7 +25,7 @@ from storage.rooms.rooms import RoomRow, RoomStore
 INVITE_PATH: Final = "/_matrix/federation/v2/invite/"
 """The path that is requested from a server when one of its users is invited."""
 MAX_FORMER_SERVERS: Final = 10
-"""The most servers used of those that were in the room when we left it."""
+"""The maximum number of servers that are used of those that were in the room when we left it."""
 
 
 class RemoteRooms:

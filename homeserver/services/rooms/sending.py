@@ -44,7 +44,7 @@ from storage.rooms.sent_transactions import AlreadySent, SentTransaction, SentTr
 
 MAX_TXN_ID: Final = 255
 MAX_REMOTE_ALIASES: Final = 10
-"""The most aliases of other servers that are resolved for one event."""
+"""The maximum number of aliases of other servers that are resolved for one event."""
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 SERVER_ONLY_TYPES: Final = frozenset({"m.room.create"})
 

@@ -34,12 +34,13 @@ DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 100
 MAX_DEPTH: Final = 50
 MAX_ROOMS: Final = 10_000
-"""The most rooms of a tree that are visited."""
+"""The maximum number of rooms of a tree that are visited."""
 MAX_QUERIED: Final = 500
-"""The most rooms that other servers are queried for, for one page; most responses are cached."""
+"""The maximum number of rooms that other servers are queried for, for one page; most responses are
+cached."""
 MAX_PER_QUERY: Final = 20
 READ_AHEAD: Final = 2000
-"""The most rooms that are read before the walk reaches them."""
+"""The maximum number of rooms that are read before the walk reaches them."""
 
 _TOKEN: Final = re.compile(r"([0-9]{1,6})_([01])_([0-9]{1,3})_(!.{1,255})", re.ASCII | re.DOTALL)
 

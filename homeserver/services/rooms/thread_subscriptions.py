@@ -19,7 +19,7 @@ from storage.events.relations import THREAD
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 MAX_CHANGES: Final = 100
-"""The most changes of a page."""
+"""The maximum number of changes of a page."""
 
 
 class NotInThread(MatrixError):

@@ -61,8 +61,8 @@ from storage.media.scans import MediaScanStore, ScanRequest, ScanRow, ScanState
 PIECE_BYTES: Final = 1 << 20
 MAX_WAIT_MS: Final = 60_000
 MAX_WAITING: Final = 1000
-"""The most scans that wait in memory. Further ones are left to the job, or have to be requested
-again."""
+"""The maximum number of scans that wait in memory. Further ones are left to the job, or have to be
+requested again."""
 MAX_WAITING_PER_OWNER: Final = 50
 COUNT_SECONDS: Final = 30.0
 """The interval for counting pending scans, which reads all of them."""

@@ -76,11 +76,11 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
 
 
 class PendingProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Profiles that did not fit into a response; the next ones go on."""
+    """Profiles that did not fit into a response; the next ones continue."""
 
     room_nids: list[int]
     after: str
-    """Members of these rooms with user ids after this one are left."""
+    """Members of these rooms with user IDs after this one remain."""
 
 
 class SentProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):

@@ -31,7 +31,8 @@ from storage.rooms.memberships import MembershipRow, MembershipStore
 
 ALL_FIELDS: Final = frozenset({"*"})
 MAX_PROFILES: Final = 500
-"""Profiles in one response of users who are merely members of a room; the next responses go on."""
+"""Profiles in one response of users who are merely members of a room; the next responses
+continue."""
 MAX_PARTS: Final = 16
 MAX_CHANGES: Final = 5_000
 """Fields of any profiles that may have changed since a client's last response."""

@@ -19,7 +19,7 @@ RoomMember = tuple[int, str]
 """Room number and user."""
 
 MAX_MEMBERS = 5_000
-"""The most members stored for one device; beyond that, some are sent again."""
+"""The maximum number of members stored for one device; beyond that, some are sent again."""
 MAX_RESPONSES = 8
 """The latest responses to one token that are stored: there are several if a device repeats a
 request."""
