@@ -7,10 +7,10 @@ Laws:
   clients query all members.
 - Clients query all members of a room at once. The work is done in pieces: other requests run in
   between, requests to other servers have a bounded size, and so has the response.
-- Server names are easily made up, and each costs an attempt. So only a few unrelated servers (they
-  share no room with the caller, and no local user has invited any of their users) are contacted for
-  one request, at a limited rate for each user (`rc_key_requests_to_new_servers`). `failures` names
-  the others.
+- Server names are easily made up, and each costs an attempt. So one request contacts only a few
+  unrelated servers, at a limited rate for each user (`rc_key_requests_to_new_servers`). A server is
+  unrelated if it shares no room with the caller and no local user has invited any of its users.
+  `failures` names the others.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
 """

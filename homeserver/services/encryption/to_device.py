@@ -1,10 +1,10 @@
 """To-device messages. spec: client-server-api#send-to-device-messaging
 
 A message may go to anybody, but each made-up server name costs a queue and many attempts. So a
-request may name only a few unrelated servers (they share no room with the sender, and no local user
-has invited any of their users), and each user may name them at a limited rate
-(`rc_to_device_to_new_servers`). Each message is stored for each device until the device comes back,
-perhaps forever, so the bytes are rate limited too (`rc_to_device_bytes`).
+request may name only a few unrelated servers, at a limited rate for each user
+(`rc_to_device_to_new_servers`). A server is unrelated if it shares no room with the sender and no
+local user has invited any of its users. Each message is stored for each device until the device
+comes back, perhaps forever, so the bytes are rate limited too (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence

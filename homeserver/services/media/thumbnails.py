@@ -2,8 +2,8 @@
 
 Turns are fair among the owners of files, as crafted pictures may take long, and among the
 requesters, as one may request many. Owners and requesters whose pictures were slow recently share a
-part of the turns. A size is rounded up to a step of a ladder with one of a few aspect ratios, or to
-one of the configured sizes, so that the many sizes that clients request share a few files. A
+part of the turns. A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or
+to one of the configured sizes. So the many sizes that clients request share a few files. A
 thumbnail is at least as large as requested, and never larger than the original. A stored one is
 streamed, so it needs no memory.
 
@@ -330,7 +330,7 @@ def choose(
 
 
 def round_up(width: int, height: int) -> tuple[int, int]:
-    """Return the next size of the ladder with nearly the same aspect ratio; the largest for larger
+    """Return the next of the `SIZE_STEPS` with nearly the same aspect ratio; the largest for larger
     requests."""
     longest = max(width, height)
     step = next((step for step in SIZE_STEPS if step >= longest), SIZE_STEPS[-1])
