@@ -331,7 +331,7 @@ def level_in(rules: RuleSet, room: str) -> NotificationLevel:
 
 
 @given(kept_rules)
-def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any) -> None:
+def test_the_level_of_rooms_agrees_with_the_rules_for_one_message(kept: Any) -> None:
     """It holds although most rules are evaluated once for all rooms."""
     compiler = RuleCompiler()
     rules = compiler.compile(json.dumps(kept).encode())
@@ -361,7 +361,7 @@ def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any)
         assert level_in(rules, room) == expected
 
 
-def test_the_attention_of_a_room_follows_the_rules_of_the_user() -> None:
+def test_the_level_of_a_room_follows_the_rules_of_the_user() -> None:
     compiler = RuleCompiler()
     here = ROOMS[0]
     muted = {
