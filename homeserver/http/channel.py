@@ -150,7 +150,8 @@ class MatrixChannel(Connection):
             self._send_now = None if get_handle is None else get_handle().send
             self._read_more = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
-            # Answers are written whole. Nagle's algorithm would delay the last packet by 40 ms.
+            # Responses are written in one piece. Nagle's algorithm would delay the last packet by
+            # 40 ms.
             transport.setTcpNoDelay(True)
         self._set_read_size(READ_SIZE)
         self.peer_address = normalise_address(str(getattr(transport.getPeer(), "host", ""))) or ""

@@ -421,8 +421,8 @@ class RoomEntries:
             members = update.timeline_members if wanted.lazy_members else ()
             requests.append(StateRequest(nid, roots[nid], wanted, members))
             if update.sent is not None:
-                changed_members = [member for member in confirmed_members if member[0] == nid]
-                confirmed_members.difference_update(changed_members)
+                of_room = [member for member in confirmed_members if member[0] == nid]
+                confirmed_members.difference_update(of_room)
             new_members.update(zip(repeat(nid), members))
         states = await self._parts.states.get_complete(requests)
         for update, state in zip(updates, states, strict=True):

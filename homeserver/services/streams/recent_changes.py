@@ -278,7 +278,7 @@ class RecentChanges:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Add the changes of another node. If it did not announce them, record a hole, or drop
+        """Add the changes of another node. If it did not announce them, record a gap, or drop
         everything up to there."""
         announced = self._streams.get_remote_changes(after, upto)
         if announced is not None:

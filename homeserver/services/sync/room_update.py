@@ -120,9 +120,9 @@ def visible_after_leaving(
 def after_gaps(
     seen: Sequence[VisibleEvent], arrived: Sequence[StoredEvent]
 ) -> tuple[Sequence[VisibleEvent], bool]:
-    """Drop the events before a hole in the history, and return whether there was one.
+    """Drop the events before a gap in the history, and return whether there was one.
 
-    A timeline has no holes: the client fetches the missing events by going back from `prev_batch`.
+    A timeline has no gaps: the client fetches the missing events by going back from `prev_batch`.
     """
     if not any(map(_is_after_gap, map(_flags, arrived))):
         return seen, False
