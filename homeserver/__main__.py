@@ -90,7 +90,7 @@ from storage.maintenance.copy import CannotCopy, ProgressLines, copy_database
 T = TypeVar("T")
 
 SECONDS_TO_FLUSH = 1.0
-"""How long lines of the access log are buffered."""
+"""The longest time for which lines of the access log are buffered."""
 SECONDS_TO_STOP = 4.0
 """Time limit of a stop."""
 
@@ -152,12 +152,12 @@ def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
     try:
         if config.exists():
             existing = load((config,)).config
-            made: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
+            written: Sequence[Path] = [write_missing_key(existing, server_name, os.urandom)]
         else:
-            made = write_init_files(folder, server_name, public_baseurl, os.urandom)
+            written = write_init_files(folder, server_name, public_baseurl, os.urandom)
     except (InitFailed, OSError) as error:
         raise click.ClickException(str(error)) from error
-    for path in made:
+    for path in written:
         click.echo(f"created {path}")
 
 
@@ -195,7 +195,7 @@ def sample(docs: bool) -> None:
 def run(paths: tuple[Path, ...]) -> None:
     """Start the server and serve until SIGTERM or Ctrl-C."""
     loaded = load(paths)
-    log_file = begin_logging(loaded.config.observation.log)
+    log_file = begin_logging(loaded.config.monitoring.log)
     log = Logger(namespace="homeserver")
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
@@ -208,7 +208,7 @@ def run(paths: tuple[Path, ...]) -> None:
     key = read_key(loaded.config)
     registry = CollectorRegistry()
     observer = DatabaseMetrics(
-        registry=registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000
+        registry=registry, slow_seconds=loaded.config.monitoring.slow_query_threshold / 1000
     )
     outbound = open_outbound(loaded.config, reactor)
     claim_storage(loaded.config)
@@ -263,7 +263,7 @@ def run(paths: tuple[Path, ...]) -> None:
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
-    with PidFile(loaded.config.observation.pid_file):
+    with PidFile(loaded.config.monitoring.pid_file):
         reactor.run()
     if failures:
         raise click.ClickException(failures[0])
@@ -287,7 +287,7 @@ def create_user(
 
     async def register(accounts: AccountParts, login: LoginParts) -> str:
         await login.registration.check_username(localpart, privileged=True)
-        # checked first, so that the operator does not enter a password in vain
+        # checked first, so that the operator does not enter a useless password
         if password_file is not None:
             password = password_file.readline().rstrip("\n")
         else:
@@ -389,16 +389,14 @@ def after_restore(paths: tuple[Path, ...]) -> None:
             return None
         return await database.write("repair_after_restore", repair_after_restore)
 
-    settled = run_with_database(config, settle)
-    if settled is None:
+    repair = run_with_database(config, settle)
+    if repair is None:
         raise click.ClickException(
             "the server is running: stop all its processes first, since they cache what will change"
         )
-    click.echo(f"{settled.devices} devices will publish new one-time keys,")
-    click.echo(f"the device lists of {settled.stale_lists} remote users will be fetched again,")
-    click.echo(
-        f"and other servers will fetch those of {settled.users} users; start the server now."
-    )
+    click.echo(f"{repair.devices} devices will publish new one-time keys,")
+    click.echo(f"the device lists of {repair.stale_lists} remote users will be fetched again,")
+    click.echo(f"and other servers will fetch those of {repair.users} users; start the server now.")
 
 
 @main.command("copy-database", short_help="Copy a database to an empty one.")
@@ -508,7 +506,7 @@ def run_with_accounts(
             email=email,
             web=None,
             new_account_tasks=NoNewAccountTasks(),
-            addresses=None,
+            new_account_emails=None,
         )
         return await work(accounts, login)
 
@@ -539,12 +537,12 @@ def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:
     """Log every request, or only slow ones if the log level hides information."""
-    log = config.observation.log
+    log = config.monitoring.log
     return FormattedAccessLog(
         write=file.write,
         write_soon=file.write_later,
         as_json=log.format == "json",
-        slow_seconds=config.observation.slow_request_threshold / 1000,
+        slow_seconds=config.monitoring.slow_request_threshold / 1000,
         only_slow=log.level not in ("debug", "info"),
     )
 

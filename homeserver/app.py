@@ -49,7 +49,7 @@ from homeserver.wiring.devices import DeviceParts
 from homeserver.wiring.email import EmailParts, MakeRelay, smtp_relay
 from homeserver.wiring.encryption import EncryptionParts
 from homeserver.wiring.endpoints import SOURCES
-from homeserver.wiring.federated_rooms import FederatedRoomParts, make_query_answers
+from homeserver.wiring.federated_rooms import FederatedRoomParts, make_query_handlers
 from homeserver.wiring.federation import FederationParts
 from homeserver.wiring.federation_peers import FederationPeerParts, member_list_jobs
 from homeserver.wiring.federation_receiver import FederationReceiverParts
@@ -146,7 +146,7 @@ def build(
     peers = FederationPeerParts(base=base, wire=wire, fetch=fetch)
 
     # rooms: what is stored, then the engine, then what other servers have to do with them
-    rooms = RoomDataParts(base=base, others=accounts.others)
+    rooms = RoomDataParts(base=base, incoming_changes=accounts.incoming_changes)
     push_rules = PushRuleParts(base=base, rooms=rooms)
     classify = push_rules.outcomes.classify
     room_engine = RoomEngineParts(base=base, peers=peers, rooms=rooms, classify=classify)
@@ -261,11 +261,11 @@ def build(
         email=email,
         web=web,
         new_account_tasks=(
-            room_services.first_rooms
+            room_services.auto_join_rooms
             if config.registration.auto_join_rooms
             else NoNewAccountTasks()
         ),
-        addresses=pushers.new_addresses,
+        new_account_emails=pushers.new_addresses,
     )
     user_data = UserDataParts(
         base=base,
@@ -358,17 +358,17 @@ def build(
         media=media,
         pages=pages,
     )
-    query_answers = make_query_answers(
+    query_handlers = make_query_handlers(
         profiles.profiles,
         room_services.directory,
-        tells_profiles=config.federation.allow_profile_lookup_over_federation,
+        answers_profile_queries=config.federation.allow_profile_lookup_over_federation,
     )
     services: Sequence[object] = (
         make_device_administration(database, identity, accounts, user_data),
         make_user_administration(
             database, identity, accounts, login, profiles, room_reading, user_data, upstream
         ),
-        query_answers,
+        query_handlers,
         registry,
         rtc,
         *accounts.services,
@@ -400,7 +400,7 @@ def build(
         *make_capabilities(config, login, email, oauth),
         ClientDiscovery(
             public_baseurl=name.public_baseurl,
-            further={
+            extra_fields={
                 **rtc.in_well_known,
                 **read_identity_server(name),
                 **name.extra_well_known_client_content,
@@ -475,7 +475,7 @@ def build(
     # of several nodes, another one may be at this work: there, the jobs resume it
     resumed = (
         (
-            room_services.first_rooms,
+            room_services.auto_join_rooms,
             room_services.related_redactions,
             federated_rooms.planned_invites,
         )
@@ -493,7 +493,7 @@ def build(
             calls.delayed_events,
             federation_receiver.inbox,
             federation_receiver.completions,
-            federation.unproved,
+            federation.unverified_events,
             jobs,
             federation_sender.sender,
             pushers,
@@ -501,7 +501,7 @@ def build(
         cancel=(
             *(() if accounts.peer_nodes is None else (accounts.peer_nodes,)),
             federation_receiver.completions,
-            federation.unproved,
+            federation.unverified_events,
             federation_receiver.inbox,
             federated_rooms.leaving,
             federated_rooms.planned_invites,

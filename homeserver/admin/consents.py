@@ -43,13 +43,13 @@ async def get_users_of_policy(
     if policy is None:
         raise NotFound("There is no such policy")
     users = await consents.get_users(policy, agreed=agreed, after=from_, limit=limit)
-    answer: dict[str, object] = {
+    response: dict[str, object] = {
         "version": policy.version,
         "users": [{"user_id": user_id, "agreed_ts": ts} for user_id, ts in users.items()],
     }
     if len(users) == limit:
-        answer["next"] = list(users)[-1]
-    return answer
+        response["next"] = list(users)[-1]
+    return response
 
 
 @endpoint("GET", "/_mahalla/admin/v1/users/{user_id}/consents", auth=Auth.ADMIN)

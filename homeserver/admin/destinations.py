@@ -45,11 +45,11 @@ async def get_destinations(
     _check_page(from_, limit)
     order: Order = "delivered_upto" if order_by == "last_successful_stream_ordering" else order_by
     rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "destinations": [_describe(row, destinations) for row in rows],
         "total": count,
     }
-    return _with_next(answer, from_ + len(rows), count)
+    return _add_next_token(response, from_ + len(rows), count)
 
 
 @endpoint("GET", f"{_PATH}/{{destination}}", auth=Auth.ADMIN)
@@ -73,14 +73,14 @@ async def get_destination_rooms(
     `stream_ordering` is the position of the first event that the destination has not received."""
     _check_page(from_, limit)
     rooms, count = await destinations.get_rooms(destination, dir == "b", from_, limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "rooms": [
             {"room_id": room.room_id, "stream_ordering": room.position, "is_behind": room.is_behind}
             for room in rooms
         ],
         "total": count,
     }
-    return _with_next(answer, from_ + len(rooms), count)
+    return _add_next_token(response, from_ + len(rooms), count)
 
 
 @endpoint("POST", f"{_PATH}/{{destination}}/reset_connection", auth=Auth.ADMIN)
@@ -99,8 +99,8 @@ def _check_page(from_: int, limit: int) -> None:
         )
 
 
-def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
-    return {**answer, "next_token": str(end)} if end < count else answer
+def _add_next_token(response: dict[str, Any], end: int, count: int) -> dict[str, Any]:
+    return {**response, "next_token": str(end)} if end < count else response
 
 
 def _describe(row: DestinationSummary, destinations: DestinationAdministration) -> dict[str, Any]:

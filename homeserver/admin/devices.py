@@ -91,8 +91,8 @@ async def delete_device_of_user(
     user_id: UserID,
     device_id: DeviceID,
 ) -> Empty:
-    """Delete a device and end its session. An unknown device is no error. Raises `InvalidParam`,
-    `NotFound` for an unknown user."""
+    """Delete a device and end its session. It is not an error if the device is unknown. Raises
+    `InvalidParam`, `NotFound` for an unknown user."""
     await devices.do_remove(user_id, [device_id], caller.user_id, context.client_ip)
     return EMPTY
 
@@ -106,7 +106,7 @@ async def post_delete_devices_of_user(
     user_id: UserID,
     body: AdminDeleteDevicesBody,
 ) -> Empty:
-    """Delete several devices and end their sessions. Raises as `delete_device_of_user`."""
+    """Delete several devices and end their sessions. Raises what `delete_device_of_user` raises."""
     if body.devices is UNSET:
         raise MissingParam("devices is missing: a list of device IDs")
     ids = [parse_device_id(each) for each in body.devices]

@@ -19,7 +19,7 @@ async def get_federation_policy(
     applies to that server.
     """
     rules, members = policy.rules, policy.latest_members
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "enabled": rules.enabled,
         "simulation": rules.is_simulation,
         "allowed": _patterns(rules.allowed),
@@ -27,7 +27,7 @@ async def get_federation_policy(
         "member_list": None,
     }
     if rules.has_member_list:
-        answer["member_list"] = {
+        response["member_list"] = {
             "in_force": policy.members is not None,
             "name": members.name if members is not None else None,
             "serial": members.serial if members is not None else None,
@@ -38,13 +38,13 @@ async def get_federation_policy(
             else [_member(each) for each in members.members.values()],
         }
     if server is not None:
-        answer["server"] = {
+        response["server"] = {
             "server_name": server,
             "allowed": policy.find_refusal(server) is None,
             "reason": policy.find_refusal(server),
             "rights": {right.value: policy.find_refusal(server, right) is None for right in Right},
         }
-    return answer
+    return response
 
 
 def _patterns(patterns: ServerPatterns | None) -> list[str] | None:

@@ -19,7 +19,7 @@ from storage.media.scans import ScanRow
 from storage.media.usage import MediaAmount, UserUsage
 
 _V1: Final = "/_synapse/admin/v1"
-_OURS: Final = "/_mahalla/admin/v1"
+_PREFIX: Final = "/_mahalla/admin/v1"
 MAX_PAGE_SIZE: Final = 10_000
 """The largest number of entries in one response."""
 CHANGES_PAGE_SIZE: Final = 100
@@ -46,13 +46,13 @@ async def get_users_media(
     _check_page(from_, limit)
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
     scans = await media.get_scans(page.rows)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "media": [describe_upload(row, scans) for row in page.rows],
         "total": page.count,
     }
     if from_ + limit < page.count:
-        answer["next_token"] = from_ + len(page.rows)
-    return answer
+        response["next_token"] = from_ + len(page.rows)
+    return response
 
 
 @endpoint("DELETE", f"{_V1}/users/{{user_id}}/media", auth=Auth.ADMIN)
@@ -154,7 +154,7 @@ async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict
     return {"local": own, "remote": others}
 
 
-@endpoint("DELETE", f"{_OURS}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
+@endpoint("DELETE", f"{_PREFIX}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
 async def delete_room_media(
     media: MediaAdministration, caller: Requester, *, room_id: RoomID
 ) -> dict[str, Any]:
@@ -267,7 +267,7 @@ async def get_media_statistics(
         or search_term.lower() in f"{usage.user_id}\n{usage.display_name or ''}".lower()
     ]
     found.sort(key=_USAGE_ORDERS[order_by], reverse=dir == "b")
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "users": [
             {
                 "user_id": usage.user_id,
@@ -280,11 +280,11 @@ async def get_media_statistics(
         "total": len(found),
     }
     if from_ + limit < len(found):
-        answer["next_token"] = from_ + limit
-    return answer
+        response["next_token"] = from_ + limit
+    return response
 
 
-@endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/media/usage", auth=Auth.ADMIN)
 async def get_media_usage(
     media: MediaAdministration, *, rooms: int = 10, servers: int = 10
 ) -> dict[str, Any]:
@@ -306,7 +306,7 @@ async def get_media_usage(
     }
 
 
-@endpoint("GET", f"{_OURS}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/media/usage/rooms/{{room_id}}", auth=Auth.ADMIN)
 async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
     """Return how much media unencrypted events of a room refer to: local files and copies of remote
     files."""
@@ -314,7 +314,7 @@ async def get_media_usage_of_room(media: MediaAdministration, *, room_id: RoomID
     return {"local": _amount(usage.own), "remote": _amount(usage.copies)}
 
 
-@endpoint("GET", f"{_OURS}/media/deleted", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/media/deleted", auth=Auth.ADMIN)
 async def get_deleted_media(
     media: MediaAdministration,
     *,
@@ -324,7 +324,7 @@ async def get_deleted_media(
     """Return the deleted files, latest first, with the time and the reason."""
     _check_page(0, limit)
     found = await media.get_deletions(from_, limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "deleted": [
             {
                 "deleted_ts": each.deleted_ts,
@@ -342,8 +342,8 @@ async def get_deleted_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = found[-1].number
-    return answer
+        response["next_token"] = found[-1].number
+    return response
 
 
 def _check_page(start: int, limit: int) -> None:

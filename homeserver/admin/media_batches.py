@@ -19,7 +19,7 @@ from storage.media.content_uris import ContentURI
 from storage.media.lists import MediaFilter
 from storage.media.remote_media import RemoteMediaRow
 
-_OURS: Final = "/_mahalla/admin/v1/media"
+_PREFIX: Final = "/_mahalla/admin/v1/media"
 MAX_PAGE_SIZE: Final = 10_000
 """The largest number of files in one list."""
 MAX_BATCH: Final = 1000
@@ -49,7 +49,7 @@ class MediaSelection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     limit: int = 100
 
 
-@endpoint("GET", _OURS, auth=Auth.ADMIN)
+@endpoint("GET", _PREFIX, auth=Auth.ADMIN)
 async def get_selected_media(
     media: MediaAdministration,
     *,
@@ -85,7 +85,7 @@ async def get_selected_media(
         _filter(selection), _after(selection, MAX_PAGE_SIZE), limit, own=of == "local"
     )
     scans = await media.get_scans(found)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "media": [
             describe_copy(row, scans)
             if isinstance(row, RemoteMediaRow)
@@ -94,11 +94,11 @@ async def get_selected_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = _token(media.uri_of(found[-1]))
-    return answer
+        response["next_token"] = _token(media.uri_of(found[-1]))
+    return response
 
 
-@endpoint("POST", f"{_OURS}/delete", auth=Auth.ADMIN)
+@endpoint("POST", f"{_PREFIX}/delete", auth=Auth.ADMIN)
 async def delete_selected_media(
     media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
@@ -111,7 +111,7 @@ async def delete_selected_media(
     return _describe_result(result)
 
 
-@endpoint("POST", f"{_OURS}/quarantine", auth=Auth.ADMIN)
+@endpoint("POST", f"{_PREFIX}/quarantine", auth=Auth.ADMIN)
 async def quarantine_selected_media(
     media: MediaAdministration, caller: Requester, *, body: MediaSelection
 ) -> dict[str, Any]:
@@ -123,7 +123,7 @@ async def quarantine_selected_media(
     return _describe_result(result)
 
 
-@endpoint("POST", f"{_OURS}/unquarantine", auth=Auth.ADMIN)
+@endpoint("POST", f"{_PREFIX}/unquarantine", auth=Auth.ADMIN)
 async def unquarantine_selected_media(
     media: MediaAdministration, *, body: MediaSelection
 ) -> dict[str, Any]:
@@ -134,7 +134,7 @@ async def unquarantine_selected_media(
     )
 
 
-@endpoint("POST", f"{_OURS}/protect", auth=Auth.ADMIN)
+@endpoint("POST", f"{_PREFIX}/protect", auth=Auth.ADMIN)
 async def protect_selected_media(
     media: MediaAdministration, *, body: MediaSelection
 ) -> dict[str, Any]:
@@ -142,7 +142,7 @@ async def protect_selected_media(
     return await _protect(media, body, protected=True)
 
 
-@endpoint("POST", f"{_OURS}/unprotect", auth=Auth.ADMIN)
+@endpoint("POST", f"{_PREFIX}/unprotect", auth=Auth.ADMIN)
 async def unprotect_selected_media(
     media: MediaAdministration, *, body: MediaSelection
 ) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _token(address: ContentURI) -> str:
 
 
 def _describe_result(result: BulkResult) -> dict[str, Any]:
-    answer: dict[str, Any] = {"media": result.uris, "total": result.count}
+    response: dict[str, Any] = {"media": result.uris, "total": result.count}
     if result.last is not None:
-        answer["next_token"] = _token(result.last)
-    return answer
+        response["next_token"] = _token(result.last)
+    return response

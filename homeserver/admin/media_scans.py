@@ -10,14 +10,14 @@ from homeserver.api.endpoint import Auth, endpoint
 from homeserver.services.scanning.administration import ScanAdministration, scan_json
 from storage.media.rescans import Rescan
 
-_OURS = "/_mahalla/admin/v1/media"
+_PREFIX = "/_mahalla/admin/v1/media"
 MAX_PAGE_SIZE = 1000
 """The largest number of findings in one response."""
 MAX_FILES = 100
 """The largest number of files listed for one finding."""
 
 
-@endpoint("GET", f"{_OURS}/harmful", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/harmful", auth=Auth.ADMIN)
 async def get_harmful_media(
     scans: ScanAdministration, *, from_: Annotated[int, QueryNames("from")] = 0, limit: int = 100
 ) -> dict[str, Any]:
@@ -27,7 +27,7 @@ async def get_harmful_media(
             f"from must not be negative, and limit must be between 1 and {MAX_PAGE_SIZE}"
         )
     found = await scans.get_findings(from_, limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "harmful": [
             {
                 "sha256": each.scan.hash.hex(),
@@ -49,8 +49,8 @@ async def get_harmful_media(
         ]
     }
     if len(found) == limit:
-        answer["next_token"] = from_ + limit
-    return answer
+        response["next_token"] = from_ + limit
+    return response
 
 
 class RescanRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +60,7 @@ class RescanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Only files that arrived within this time; by default all files."""
 
 
-@endpoint("POST", f"{_OURS}/rescan", auth=Auth.ADMIN)
+@endpoint("POST", f"{_PREFIX}/rescan", auth=Auth.ADMIN)
 async def post_rescan(
     scans: ScanAdministration, *, body: RescanRequest = RescanRequest()
 ) -> dict[str, Any]:
@@ -70,7 +70,7 @@ async def post_rescan(
     return _describe(await scans.do_rescan(body.newer_than_ms), 0)
 
 
-@endpoint("GET", f"{_OURS}/rescan", auth=Auth.ADMIN)
+@endpoint("GET", f"{_PREFIX}/rescan", auth=Auth.ADMIN)
 async def get_rescan(scans: ScanAdministration) -> dict[str, Any]:
     """Return the progress of the running rescan, or the result of the last one."""
     rescan, left = await scans.get_rescan()

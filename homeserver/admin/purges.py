@@ -46,7 +46,8 @@ async def purge_history_before(
     event_id: EventID,
     body: PurgeBody = PurgeBody(),
 ) -> dict[str, str]:
-    """Start a purge up to the event in the path, which itself stays. Raises as `purge_history`."""
+    """Start a purge up to the event in the path, which itself stays. Raises what `purge_history`
+    raises."""
     return await _begin(purges, caller, room_id, event_id, body)
 
 

@@ -44,10 +44,10 @@ async def post_registration_token(
     tokens: RegistrationTokens, caller: Requester, *, body: NewTokenBody = NewTokenBody()
 ) -> dict[str, Any]:
     """Create a registration token. Raises `InvalidParam`."""
-    made = await tokens.do_create(
+    created = await tokens.do_create(
         body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id
     )
-    return _describe(made)
+    return _describe(created)
 
 
 @endpoint("GET", f"{_PATH}/{{token}}", auth=Auth.ADMIN)

@@ -39,8 +39,8 @@ async def get_event_reports(
     """Return reports of events. `user_id` and `room_id` match parts of the reporter's id and of the
     room id."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id, target=event_sender_user_id)
-    rows, answer = await _get_page(reports, ReportKind.EVENT, wanted, from_, limit, dir)
-    return {"event_reports": [_event_report(row) for row in rows], **answer}
+    rows, response = await _get_page(reports, ReportKind.EVENT, wanted, from_, limit, dir)
+    return {"event_reports": [_event_report(row) for row in rows], **response}
 
 
 @endpoint("GET", f"{_EVENTS}/{{report_id}}", auth=Auth.ADMIN)
@@ -70,8 +70,8 @@ async def get_user_reports(
     """Return reports of users. `user_id` and `target_user_id` match parts of the ids of the
     reporter and of the reported user."""
     wanted = ReportFilter(reporter_part=user_id, target_part=target_user_id)
-    rows, answer = await _get_page(reports, ReportKind.USER, wanted, from_, limit, dir)
-    return {"user_reports": [_user_report(row) for row in rows], **answer}
+    rows, response = await _get_page(reports, ReportKind.USER, wanted, from_, limit, dir)
+    return {"user_reports": [_user_report(row) for row in rows], **response}
 
 
 @endpoint("GET", f"{_USERS}/{{report_id}}", auth=Auth.ADMIN)
@@ -100,8 +100,8 @@ async def get_room_reports(
     """Return reports of rooms. `user_id` and `room_id` match parts of the reporter's id and of the
     room id."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id)
-    rows, answer = await _get_page(reports, ReportKind.ROOM, wanted, from_, limit, dir)
-    return {"room_reports": [_room_report(row) for row in rows], **answer}
+    rows, response = await _get_page(reports, ReportKind.ROOM, wanted, from_, limit, dir)
+    return {"room_reports": [_room_report(row) for row in rows], **response}
 
 
 @endpoint("GET", f"{_ROOMS}/{{report_id}}", auth=Auth.ADMIN)
@@ -131,10 +131,10 @@ async def _get_page(
             f"from must not be negative, and limit must be between 0 and {MAX_PAGE_SIZE}"
         )
     rows, count = await reports.get_page(kind, wanted, from_, limit, newest_first=dir == "b")
-    answer: dict[str, Any] = {"total": count}
+    response: dict[str, Any] = {"total": count}
     if rows and from_ + len(rows) < count:
-        answer["next_token"] = from_ + len(rows)
-    return list(rows), answer
+        response["next_token"] = from_ + len(rows)
+    return list(rows), response
 
 
 def _event_report(row: Report) -> dict[str, Any]:

@@ -122,9 +122,9 @@ async def put_user(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUserBody
 ) -> Response:
     """Create an account (201), or change one. Raises as `UserAdministration.do_put`."""
-    made = await users.do_put(user_id, _changes(body), caller.user_id)
-    answer = _details(users, await users.get_details(user_id))
-    return Response(HTTPStatus.CREATED if made else HTTPStatus.OK, {}, answer)
+    created = await users.do_put(user_id, _changes(body), caller.user_id)
+    response = _details(users, await users.get_details(user_id))
+    return Response(HTTPStatus.CREATED if created else HTTPStatus.OK, {}, response)
 
 
 @endpoint("POST", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
@@ -176,13 +176,13 @@ async def _page(
     limit: int,
 ) -> dict[str, Any]:
     page = await users.get_page(wanted, order, backwards=direction == "b", first=first, limit=limit)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "users": [_entry(users, user) for user in page.users],
         "total": page.total,
     }
     if first + len(page.users) < page.total and page.users:
-        answer["next_token"] = str(first + len(page.users))
-    return answer
+        response["next_token"] = str(first + len(page.users))
+    return response
 
 
 def _entry(users: UserAdministration, user: ListedUser) -> dict[str, Any]:

@@ -29,10 +29,10 @@ class DeactivateBody(msgspec.Struct, frozen=True, kw_only=True):
 )
 async def get_whoami(caller: Requester) -> dict[str, object]:
     """Return the user and the device of the access token."""
-    answer: dict[str, object] = {"user_id": caller.user_id, "is_guest": caller.is_guest}
+    response: dict[str, object] = {"user_id": caller.user_id, "is_guest": caller.is_guest}
     if caller.device_id is not None:
-        answer["device_id"] = caller.device_id
-    return answer
+        response["device_id"] = caller.device_id
+    return response
 
 
 @endpoint(

@@ -82,7 +82,7 @@ async def get_whois(
     moderation: AccountModeration, caller: Requester, *, user_id: UserID
 ) -> dict[str, object]:
     """Return when and from where each device was last seen. Users may ask about themselves only,
-    administrators about everybody."""
+    administrators about all users."""
     devices = await moderation.get_last_seen_devices(caller, user_id)
     return {
         "user_id": user_id,

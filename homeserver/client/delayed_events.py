@@ -76,20 +76,20 @@ async def get_delayed_events(
     delay_id: list[str] | None = None,
 ) -> dict[str, Any]:
     """Return the caller's delayed events, with the field names of both drafts."""
-    answer: dict[str, Any] = {}
+    response: dict[str, Any] = {}
     if status != "finalised":
         scheduled = await delayed.get_scheduled(caller)
         if delay_id:
             scheduled = [event for event in scheduled if event["delay_id"] in delay_id]
-        answer |= {"delayed_events": scheduled, "scheduled": scheduled}
+        response |= {"delayed_events": scheduled, "scheduled": scheduled}
     if status != "scheduled":
         finalised = await delayed.get_finalised(caller)
         if delay_id:
             finalised = [
                 event for event in finalised if event["delayed_event"]["delay_id"] in delay_id
             ]
-        answer["finalised"] = finalised
-    return answer
+        response["finalised"] = finalised
+    return response
 
 
 @endpoint("GET", *_ONE, auth=Auth.GUEST, limit=Limit.DELAYED_EVENT)

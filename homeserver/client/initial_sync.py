@@ -24,25 +24,29 @@ DEFAULT_TIMEOUT_MS = 30_000
     auth=Auth.GUEST,
 )
 async def room_initial_sync(
-    old_sync: InitialSync, caller: Requester, *, room_id: RoomID, limit: int = DEFAULT_LIMIT
+    initial_sync: InitialSync, caller: Requester, *, room_id: RoomID, limit: int = DEFAULT_LIMIT
 ) -> dict[str, Any]:
     """Return a room with its latest messages. Non-members may read world-readable rooms."""
-    return await old_sync.get_room(caller, room_id, limit)
+    return await initial_sync.get_room(caller, room_id, limit)
 
 
 @endpoint("GET", "/_matrix/client/v3/initialSync", "/_matrix/client/r0/initialSync", auth=Auth.USER)
 async def initial_sync(
-    old_sync: InitialSync, caller: Requester, *, limit: int = DEFAULT_LIMIT, archived: bool = False
+    initial_sync: InitialSync,
+    caller: Requester,
+    *,
+    limit: int = DEFAULT_LIMIT,
+    archived: bool = False,
 ) -> dict[str, Any]:
     """Return all rooms of the caller with their latest messages."""
-    return await old_sync.get_all(caller, limit, archived=archived)
+    return await initial_sync.get_all(caller, limit, archived=archived)
 
 
 @endpoint(
     "GET", "/_matrix/client/v3/events", "/_matrix/client/r0/events", auth=Auth.GUEST, long_poll=True
 )
 async def get_events(
-    old_sync: InitialSync,
+    initial_sync: InitialSync,
     caller: Requester,
     *,
     from_: str | None = None,
@@ -51,7 +55,7 @@ async def get_events(
 ) -> dict[str, Any]:
     """Return new events, in one room or in all rooms of the caller."""
     since = parse_sync_token(from_) if from_ else None
-    return await old_sync.get_events(caller, room_id, since, timeout)
+    return await initial_sync.get_events(caller, room_id, since, timeout)
 
 
 @endpoint(
@@ -61,7 +65,7 @@ async def get_events(
     auth=Auth.USER,
 )
 async def get_one_event(
-    old_sync: InitialSync, caller: Requester, *, event_id: EventID
+    initial_sync: InitialSync, caller: Requester, *, event_id: EventID
 ) -> msgspec.Raw:
     """Return one event from any room that the caller may read."""
-    return await old_sync.get_event(caller, event_id)
+    return await initial_sync.get_event(caller, event_id)

@@ -17,11 +17,11 @@ MAX_BODY = 16 * 1024 * 1024
 """The largest upload of keys, in bytes. Clients send several hundred keys at once."""
 
 
-def _paths(rest: str) -> tuple[str, str, str]:
+def _paths(suffix: str) -> tuple[str, str, str]:
     return (
-        f"/_matrix/client/v3/room_keys/{rest}",
-        f"/_matrix/client/r0/room_keys/{rest}",
-        f"/_matrix/client/unstable/room_keys/{rest}",
+        f"/_matrix/client/v3/room_keys/{suffix}",
+        f"/_matrix/client/r0/room_keys/{suffix}",
+        f"/_matrix/client/unstable/room_keys/{suffix}",
     )
 
 

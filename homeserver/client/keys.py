@@ -17,8 +17,8 @@ from homeserver.services.encryption.key_queries import KeyQueries
 from homeserver.services.streams.sync_tokens import parse_sync_token
 
 
-def _paths(rest: str) -> tuple[str, str]:
-    return f"/_matrix/client/v3/keys/{rest}", f"/_matrix/client/r0/keys/{rest}"
+def _paths(suffix: str) -> tuple[str, str]:
+    return f"/_matrix/client/v3/keys/{suffix}", f"/_matrix/client/r0/keys/{suffix}"
 
 
 @endpoint("POST", *_paths("upload"), auth=Auth.GUEST, max_body=1024 * 1024, while_suspended=True)

@@ -182,11 +182,11 @@ async def post_refresh(
     sessions: Sessions, context: RequestContext, *, body: RefreshBody
 ) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""
-    answer = session_response(
+    response = session_response(
         None, await sessions.do_refresh(body.refresh_token, context.client_ip)
     )
     return {
-        key: answer[key]
+        key: response[key]
         for key in ("access_token", "refresh_token", "expires_in_ms")
-        if key in answer
+        if key in response
     }

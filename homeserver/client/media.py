@@ -136,7 +136,7 @@ async def get_public_download(
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
-    """Return a file without authentication, if it is from before the freeze of these paths."""
+    """Return a file without authentication, if it is older than the freeze of these paths."""
     request = MediaRequest(
         context.client_ip,
         False,
@@ -185,7 +185,7 @@ async def get_public_thumbnail(
     allow_remote: bool = True,
     allow_redirect: AllowRedirect = False,
 ) -> Response:
-    """Return a thumbnail without authentication, if it is from before the freeze of these paths."""
+    """Return a thumbnail without authentication, if it is older than the freeze of these paths."""
     request = MediaRequest(
         context.client_ip,
         False,

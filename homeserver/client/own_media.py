@@ -31,7 +31,7 @@ async def get_own_media(
         raise InvalidParam(f"from must not be negative, and limit must be between 1 and {MAX_PAGE}")
     page = await uploads.get_page(caller.user_id, from_, limit)
     scans = await uploads.get_scans(page)
-    answer: dict[str, Any] = {
+    response: dict[str, Any] = {
         "media": [
             {
                 "media_id": row.media_id,
@@ -48,8 +48,8 @@ async def get_own_media(
         "total_size": page.size,
     }
     if from_ + len(page.rows) < page.count:
-        answer["next_token"] = from_ + len(page.rows)
-    return answer
+        response["next_token"] = from_ + len(page.rows)
+    return response
 
 
 class DeletedMedia(msgspec.Struct, frozen=True):
@@ -60,6 +60,6 @@ class DeletedMedia(msgspec.Struct, frozen=True):
 async def delete_own_media(
     uploads: OwnUploads, caller: Requester, *, media_id: str
 ) -> DeletedMedia:
-    """Delete one of the caller's uploads for everybody, even if events refer to it. Raises
-    NotFound, Forbidden."""
+    """Delete one of the caller's uploads, even if events refer to it. Raises NotFound,
+    Forbidden."""
     return DeletedMedia([await uploads.do_delete(caller.user_id, media_id)])

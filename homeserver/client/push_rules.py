@@ -13,9 +13,11 @@ from homeserver.services.push.default_rules import Action, Condition
 from homeserver.services.push.push_rules import PushRules
 
 
-def _paths(*rests: str) -> tuple[str, ...]:
+def _paths(*suffixes: str) -> tuple[str, ...]:
     return tuple(
-        f"/_matrix/client/{version}/pushrules{rest}" for rest in rests for version in ("v3", "r0")
+        f"/_matrix/client/{version}/pushrules{suffix}"
+        for suffix in suffixes
+        for version in ("v3", "r0")
     )
 
 

@@ -17,10 +17,10 @@ from homeserver.services.rooms.reading import RoomReading
 from homeserver.services.rooms.receipts import ReadMarkers
 
 
-def _paths(rest: str) -> tuple[str, str]:
+def _paths(suffix: str) -> tuple[str, str]:
     return (
-        f"/_matrix/client/v3/rooms/{{room_id}}/{rest}",
-        f"/_matrix/client/r0/rooms/{{room_id}}/{rest}",
+        f"/_matrix/client/v3/rooms/{{room_id}}/{suffix}",
+        f"/_matrix/client/r0/rooms/{{room_id}}/{suffix}",
     )
 
 
@@ -83,13 +83,13 @@ async def set_read_marker(
 ) -> Empty:
     """Move the fully read marker and receipts in one request."""
     presence.record_activity(caller)
-    marks = {
+    receipts = {
         "m.fully_read": body.fully_read,
         "m.read": body.read,
         "m.read.private": body.read_private,
     }
     await markers.do_move(
-        caller, room_id, {kind: event_id for kind, event_id in marks.items() if event_id}, None
+        caller, room_id, {kind: event_id for kind, event_id in receipts.items() if event_id}, None
     )
     return EMPTY
 

@@ -14,8 +14,8 @@ from homeserver.services.rooms.thread_updates import MAX_UPDATES, ThreadUpdates
 from storage.events.timelines import Direction
 
 
-def _paths(rest: str) -> tuple[str, str]:
-    path = f"rooms/{{room_id}}/relations/{{event_id}}{rest}"
+def _paths(suffix: str) -> tuple[str, str]:
+    path = f"rooms/{{room_id}}/relations/{{event_id}}{suffix}"
     return f"/_matrix/client/v1/{path}", f"/_matrix/client/unstable/{path}"
 
 

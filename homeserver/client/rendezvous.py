@@ -22,10 +22,10 @@ from storage.login.rendezvous import RendezvousRow
 _BODY: Final = 16384
 """The largest JSON body, in bytes. Leaves space for escapes in the data."""
 _PATH: Final = "/_matrix/client/unstable/io.element.msc4388/rendezvous"
-_ONE: Final = _PATH + "/{rendezvous_id}"
+_SESSION_PATH: Final = _PATH + "/{rendezvous_id}"
 OLDER_PATH: Final = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
-_OLDER_ONE: Final = OLDER_PATH + "/{rendezvous_id}"
-_COST_OF_ONE: Final = 0.01
+_OLDER_SESSION_PATH: Final = OLDER_PATH + "/{rendezvous_id}"
+_SESSION_COST: Final = 0.01
 """The rate limit cost of one request: devices poll about once a second."""
 
 
@@ -38,7 +38,7 @@ class UpdateSessionBody(msgspec.Struct, frozen=True):
     data: str
 
 
-@endpoint("GET", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+@endpoint("GET", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, cost=_SESSION_COST)
 async def get_rendezvous_support(
     rendezvous: RendezvousSessions, caller: Requester | None
 ) -> dict[str, object]:
@@ -63,7 +63,7 @@ async def post_rendezvous(
     }
 
 
-@endpoint("GET", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+@endpoint("GET", _SESSION_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_SESSION_COST)
 async def get_rendezvous(
     rendezvous: RendezvousSessions, context: RequestContext, *, rendezvous_id: str
 ) -> dict[str, object]:
@@ -78,7 +78,9 @@ async def get_rendezvous(
     }
 
 
-@endpoint("PUT", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
+@endpoint(
+    "PUT", _SESSION_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_SESSION_COST, max_body=_BODY
+)
 async def put_rendezvous(
     rendezvous: RendezvousSessions, *, rendezvous_id: str, body: UpdateSessionBody
 ) -> dict[str, object]:
@@ -88,7 +90,7 @@ async def put_rendezvous(
     return {"sequence_token": row.etag}
 
 
-@endpoint("DELETE", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+@endpoint("DELETE", _SESSION_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_SESSION_COST)
 async def delete_rendezvous(rendezvous: RendezvousSessions, *, rendezvous_id: str) -> Empty:
     """Delete a session."""
     rendezvous.check_enabled()
@@ -110,7 +112,7 @@ async def post_older_rendezvous(
     )
 
 
-@endpoint("GET", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+@endpoint("GET", _OLDER_SESSION_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_SESSION_COST)
 async def get_older_rendezvous(
     rendezvous: RendezvousSessions, context: RequestContext, *, rendezvous_id: str
 ) -> Response:
@@ -124,7 +126,12 @@ async def get_older_rendezvous(
 
 
 @endpoint(
-    "PUT", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY
+    "PUT",
+    _OLDER_SESSION_PATH,
+    auth=Auth.NONE,
+    limit=Limit.RENDEZVOUS,
+    cost=_SESSION_COST,
+    max_body=_BODY,
 )
 async def put_older_rendezvous(
     rendezvous: RendezvousSessions, context: RequestContext, *, rendezvous_id: str, body: bytes
@@ -154,7 +161,7 @@ async def put_older_rendezvous(
     return Response(HTTPStatus.ACCEPTED, _older_headers(row))
 
 
-@endpoint("DELETE", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+@endpoint("DELETE", _OLDER_SESSION_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_SESSION_COST)
 async def delete_older_rendezvous(
     rendezvous: RendezvousSessions, *, rendezvous_id: str
 ) -> Response:

@@ -39,10 +39,10 @@ class SentEvent(msgspec.Struct, frozen=True):
     event_id: EventID
 
 
-def _paths(rest: str) -> tuple[str, str]:
+def _paths(suffix: str) -> tuple[str, str]:
     return (
-        f"/_matrix/client/v3/rooms/{{room_id}}/{rest}",
-        f"/_matrix/client/r0/rooms/{{room_id}}/{rest}",
+        f"/_matrix/client/v3/rooms/{{room_id}}/{suffix}",
+        f"/_matrix/client/r0/rooms/{{room_id}}/{suffix}",
     )
 
 
@@ -81,12 +81,12 @@ async def send_message(
             caller, room_id, event_type, None, body, delay, txn_id, ts, _check_sticky(sticky)
         )
         return {"delay_id": delay_id}
-    answer = await sending.do_send(
+    response = await sending.do_send(
         caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky)
     )
     if files:
-        await references.do_attach(msgspec.json.decode(answer, type=SentEvent).event_id, files)
-    return answer
+        await references.do_attach(msgspec.json.decode(response, type=SentEvent).event_id, files)
+    return response
 
 
 RelationTypes = Annotated[
@@ -187,7 +187,7 @@ async def get_room_state_with_key(
 ) -> Any:
     """Return one state entry: its content or the complete event."""
     return await reading.get_state_entry(
-        caller, room_id, StateKey(event_type, state_key), whole=format == "event"
+        caller, room_id, StateKey(event_type, state_key), as_event=format == "event"
     )
 
 

@@ -13,7 +13,7 @@ import msgspec
 from federation.protocol.errors import InvalidParam
 from homeserver.services.rooms.thread_subscriptions import MAX_CHANGES
 from homeserver.services.rooms.thread_updates import MAX_UPDATES
-from homeserver.services.sliding_sync.profiles import EVERY_FIELD
+from homeserver.services.sliding_sync.profiles import ALL_FIELDS
 from homeserver.services.sliding_sync.request import (
     ANY,
     ExtensionRequests,
@@ -143,7 +143,7 @@ def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | No
     if body.fields is not None and len(body.fields) > MAX_FIELDS:
         raise InvalidParam(f"At most {MAX_FIELDS} profile fields can be requested by name")
     return ProfilesRequest(
-        name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields)
+        name, scope, ALL_FIELDS if body.fields is None else frozenset(body.fields)
     )
 
 

@@ -165,7 +165,7 @@ async def post_unstable_sliding_sync(
     set_presence: PresenceState | None = None,
 ) -> dict[str, Any]:
     """Return updates of the requested rooms and extensions, in the unstable form."""
-    max_events = sliding_sync.most_events
+    max_events = sliding_sync.max_events
     parsed = (_parse_unstable_cached if len(body) <= MAX_CACHED_BODY else _parse_unstable)(
         body, caller.user_id, max_events
     )
@@ -181,10 +181,10 @@ async def post_unstable_sliding_sync(
     )
     presence.start_sync(caller, set_presence)
     try:
-        answer = await sliding_sync.sync(request)
+        response = await sliding_sync.sync(request)
     finally:
         presence.end_sync(caller)
-    return answer if parsed.txn_id is None else {**answer, "txn_id": parsed.txn_id}
+    return response if parsed.txn_id is None else {**response, "txn_id": parsed.txn_id}
 
 
 @endpoint(
@@ -208,7 +208,7 @@ async def post_sliding_sync(
     set_presence = None if body.set_presence is None else _PRESENCE_STATES.get(body.set_presence)
     if set_presence is None and body.set_presence is not None:
         raise InvalidParam(f"set_presence must be one of {', '.join(_PRESENCE_STATES)}")
-    max_events = sliding_sync.most_events
+    max_events = sliding_sync.max_events
     request = SlidingRequest(
         caller=caller,
         conn_id=body.conn_id or "",

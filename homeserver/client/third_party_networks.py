@@ -10,8 +10,8 @@ from federation.protocol.ids import RoomAlias, UserID
 from homeserver.api.endpoint import Auth, endpoint
 
 
-def _paths(rest: str) -> tuple[str, str]:
-    return f"/_matrix/client/v3/thirdparty/{rest}", f"/_matrix/client/r0/thirdparty/{rest}"
+def _paths(suffix: str) -> tuple[str, str]:
+    return f"/_matrix/client/v3/thirdparty/{suffix}", f"/_matrix/client/r0/thirdparty/{suffix}"
 
 
 @endpoint("GET", *_paths("protocols"), auth=Auth.USER)

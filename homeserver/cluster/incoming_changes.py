@@ -2,8 +2,8 @@
 services that follow the stream.
 
 A range of positions becomes readable on this node when it polls the database or writes itself. The
-message of the other node about that range may have arrived before (then `Streams.told` returns its
-changes), may arrive later, or never.
+message of the other node about that range may have arrived before (then
+`Streams.get_remote_changes` returns its changes), may arrive later, or never.
 
 Laws:
 
@@ -41,10 +41,10 @@ OnLost = Callable[[Sequence[Range]], None]
 class IncomingChanges:
     """Matches messages of other nodes with the positions that become readable."""
 
-    def __init__(self, *, streams: Streams, clock: IReactorTime, notes: NodeMessages) -> None:
+    def __init__(self, *, streams: Streams, clock: IReactorTime, messages: NodeMessages) -> None:
         self._streams = streams
         self._clock = clock
-        self._notes = notes
+        self._messages = messages
         self._pending: list[tuple[float, CommitMessage]] = []
         """Messages about positions that may not be readable yet, with their arrival times, oldest
         first."""
@@ -52,7 +52,7 @@ class IncomingChanges:
         """Ranges that are readable but not known."""
         self._last: tuple[Range, Sequence[Change] | None] | None = None
         self._subscribers: list[tuple[OnLate, OnLost]] = []
-        notes.subscribe(KIND, CommitMessage, self._on_message)
+        messages.subscribe(KIND, CommitMessage, self._on_message)
         streams.set_remote_change_source(self._find_changes)
         streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
 
@@ -60,13 +60,13 @@ class IncomingChanges:
         """Subscribe to changes that were not known in time."""
         self._subscribers.append((late, lost))
 
-    def _on_message(self, _node: int, written: CommitMessage) -> None:
-        if written.ranges:
-            self._pending = [*self._pending, (self._clock.seconds(), written)][-MAX_PENDING:]
-            if written.upto <= self._streams.current():
+    def _on_message(self, _node: int, message: CommitMessage) -> None:
+        if message.ranges:
+            self._pending = [*self._pending, (self._clock.seconds(), message)][-MAX_PENDING:]
+            if message.upto <= self._streams.current():
                 self._deliver()
 
-    def _fresh_messages(self) -> list[CommitMessage]:
+    def _pending_messages(self) -> list[CommitMessage]:
         oldest = self._clock.seconds() - PENDING_SECONDS
         if self._pending and self._pending[0][0] < oldest:
             self._pending = [
@@ -79,18 +79,20 @@ class IncomingChanges:
     def _find_changes(self, after: int, upto: int) -> Sequence[Change] | None:
         range_ = (after, upto)
         if self._last is None or self._last[0] != range_:
-            known = [message for message in self._fresh_messages() if message.is_known]
+            known = [message for message in self._pending_messages() if message.is_known]
             changes: Sequence[Change] | None = None
             if not subtract_ranges(
                 [range_], [each for message in known for each in message.ranges]
             ):
-                news = [
-                    news
+                remote_changes = [
+                    change
                     for message in known
-                    for news in message.changes
-                    if after < news.position <= upto
+                    for change in message.changes
+                    if after < change.position <= upto
                 ]
-                changes = sorted((each.change for each in news), key=lambda change: change.position)
+                changes = sorted(
+                    (each.change for each in remote_changes), key=lambda change: change.position
+                )
             self._last = (range_, changes)
         return self._last[1]
 
@@ -103,7 +105,7 @@ class IncomingChanges:
     def _deliver(self) -> None:
         """Deliver messages whose positions have become readable, and report late or lost ranges."""
         current = self._streams.current()
-        readable = [message for message in self._fresh_messages() if message.upto <= current]
+        readable = [message for message in self._pending_messages() if message.upto <= current]
         self._pending = [
             (arrived_at, message) for arrived_at, message in self._pending if message.upto > current
         ]
@@ -113,15 +115,15 @@ class IncomingChanges:
             self._unknown = left
             if late and message.is_known:
                 changes = [
-                    news.change
-                    for news in message.changes
-                    if any(low < news.position <= high for low, high in late)
+                    each.change
+                    for each in message.changes
+                    if any(low < each.position <= high for low, high in late)
                 ]
                 for on_late, _ in self._subscribers:
                     on_late(late, changes)
             elif late:
                 self._report_lost(late)
-        if self._unknown and self._notes.is_connected:
+        if self._unknown and self._messages.is_connected:
             self._clock.callLater(LATE_SECONDS, self._give_up, self._unknown[-1][1])
         elif self._unknown:
             self._give_up(current)

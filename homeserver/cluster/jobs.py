@@ -69,7 +69,7 @@ class Jobs:
         """Start the jobs. The first steps are spread over a minute, so that they do not slow down
         the start."""
         for number, runner in enumerate(self._runners, 1):
-            runner.rest(60.0 * number / (len(self._runners) + 1))
+            runner.schedule(60.0 * number / (len(self._runners) + 1))
 
     async def stop(self) -> None:
         """Start no further step, and wait for running ones."""
@@ -115,7 +115,7 @@ class _Runner:
         self._failing: _Failing | None = None
         self._counts = metrics.counts_of(job.name)
 
-    def rest(self, seconds: float) -> None:
+    def schedule(self, seconds: float) -> None:
         """Run the next step after a pause."""
         self._next = self._clock.callLater(seconds, self._begin)
 
@@ -184,23 +184,23 @@ class _Runner:
             pause = min(self._job.interval, MAX_RETRY_SECONDS)
         else:
             self._record_success()
-            took = self._clock.seconds() - started
+            elapsed = self._clock.seconds() - started
             self._counts.items += done
-            self._counts.seconds += took
+            self._counts.seconds += elapsed
             if done < self._batch:
                 self._counts.finished = self._clock.seconds()
                 pause = self._job.interval
             else:
                 # At most double the batch: one quick step says little about the next.
-                fitting = round(self._batch * min(2.0, STEP_SECONDS / max(took, 0.001)))
-                self._batch = min(MAX_BATCH, max(1, fitting))
-                pause = max(MIN_PAUSE, took)
+                batch = round(self._batch * min(2.0, STEP_SECONDS / max(elapsed, 0.001)))
+                self._batch = min(MAX_BATCH, max(1, batch))
+                pause = max(MIN_PAUSE, elapsed)
         self._counts.steps += 1
         self._running = False
         if self._stopped is not None:
             self._stopped.callback(None)
         else:
-            self.rest(pause)
+            self.schedule(pause)
 
 
 def _failure_kind(error: Exception) -> _Kind:

@@ -7,7 +7,7 @@ Laws:
   listening ones are visited.
 - If the database is unavailable, so that the concerned users are unknown, they are woken later.
 - A commit of another node wakes the users that it concerns, as that node describes it
-  (`homeserver/cluster/incoming_changes.py`); without a description, it wakes everybody.
+  (`homeserver/cluster/incoming_changes.py`); without a description, it wakes all users.
 - After a wait, the session is checked again before the client receives anything.
 - Listeners are woken in batches, in later turns of the reactor: a message to a thousand of them
   does not delay other requests, and the work of the writer after its commit comes first.
@@ -132,13 +132,13 @@ class Notifier:
         memberships: Memberships,
         clock: IReactorTime,
         check_session: CheckAgain,
-        others: IncomingChanges | None = None,
+        incoming_changes: IncomingChanges | None = None,
     ) -> None:
-        """`others`: the source of changes that other nodes commit; None if there are no other
-        nodes."""
+        """`incoming_changes`: the source of changes that other nodes commit; None if there are no
+        other nodes."""
         self._streams = streams
         self._check_session = check_session
-        self._others = others
+        self._incoming_changes = incoming_changes
         self._memberships = memberships
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
@@ -152,8 +152,8 @@ class Notifier:
         self._users: dict[str, None] = {}
         streams.subscribe(self._on_changes, stage=Stage.NOTIFY)
         streams.watch(self._on_remote_write, stage=Stage.NOTIFY)
-        if others is not None:
-            others.subscribe(self._on_late_changes, self._on_lost_changes)
+        if incoming_changes is not None:
+            incoming_changes.subscribe(self._on_late_changes, self._on_lost_changes)
 
     def listen(self, caller: Requester, room_nid: int | None = None) -> Listener:
         """Listen for changes that concern the caller, and for changes in the room `room_nid` that
@@ -166,16 +166,16 @@ class Notifier:
             self._at_rooms.setdefault(room_nid, set()).add(listener)
         return listener
 
-    def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
-        """Return whether a device of the user other than `besides` is listening, or was within
-        `SYNC_GAP_SECONDS` seconds."""
+    def is_syncing(self, user_id: str, except_device: str | None = None) -> bool:
+        """Return whether a device of the user other than `except_device` is listening, or was
+        within `SYNC_GAP_SECONDS` seconds."""
         listening = (listener.device_id for listener in self._listeners.get(user_id, ()))
-        if any(device_id is None or device_id != besides for device_id in listening):
+        if any(device_id is None or device_id != except_device for device_id in listening):
             return True
         since = self._clock.seconds() - SYNC_GAP_SECONDS
         left = self._left.peek(user_id) or {}
         return any(
-            at >= since and (device_id is None or device_id != besides)
+            at >= since and (device_id is None or device_id != except_device)
             for device_id, at in left.items()
         )
 
@@ -254,7 +254,7 @@ class Notifier:
         changes = self._streams.get_remote_changes(after, upto)
         if changes is not None:
             self._on_changes(changes)
-        elif self._others is None:
+        elif self._incoming_changes is None:
             self.wake_users(self._listeners)
 
     def _on_late_changes(self, _ranges: Sequence[Range], changes: Sequence[Change]) -> None:

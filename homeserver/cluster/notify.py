@@ -136,7 +136,7 @@ class NodeMessages:
 
     def _take_payloads(self) -> list[str]:
         payloads: list[str] = []
-        taken: list[bytes] = []
+        batch: list[bytes] = []
         length = 0
         while self._queue and len(payloads) < MAX_PAYLOADS:
             first = next(iter(self._queue))
@@ -144,12 +144,12 @@ class NodeMessages:
             if len(encoded) > MAX_PAYLOAD_BYTES:
                 continue
             if length + len(encoded) > MAX_PAYLOAD_BYTES:
-                payloads.append(_payload(taken))
-                taken, length = [], 0
-            taken.append(encoded)
+                payloads.append(_payload(batch))
+                batch, length = [], 0
+            batch.append(encoded)
             length += len(encoded) + 1
-        if taken:
-            payloads.append(_payload(taken))
+        if batch:
+            payloads.append(_payload(batch))
         return payloads
 
 

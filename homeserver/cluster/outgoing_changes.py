@@ -82,47 +82,47 @@ class _Draft(msgspec.Struct, array_like=True):
     """A queued message, which may still grow."""
 
     ranges: list[Range]
-    news: list[msgspec.Raw]
+    changes: list[msgspec.Raw]
     is_known: bool = True
 
     def has_room(self, length: int) -> bool:
         return (
             self.is_known
             and len(self.ranges) < MAX_RANGES
-            and length + sum(map(len, self.news)) <= MAX_MESSAGE_BYTES
+            and length + sum(map(len, self.changes)) <= MAX_MESSAGE_BYTES
         )
 
 
 class OutgoingChanges:
     """Sends this node's changes to the other nodes."""
 
-    def __init__(self, *, streams: Streams, notes: NodeMessages) -> None:
-        self._notes = notes
+    def __init__(self, *, streams: Streams, messages: NodeMessages) -> None:
+        self._messages = messages
         self._number = 0
         streams.add_commit_listener(self._on_commit)
 
     def _on_commit(self, after: int, upto: int, changes: Sequence[Change]) -> None:
-        if not self._notes.is_connected:
+        if not self._messages.is_connected:
             return
         if len(changes) > MAX_CHANGES:
             self._add_unknown((after, upto))
             return
-        start, news, reached = after, list[msgspec.Raw](), after
+        start, batch, end = after, list[msgspec.Raw](), after
         for position, group in groupby(changes, _position):
             encoded = [msgspec.Raw(msgspec.json.encode(_describe(change))) for change in group]
-            if news and sum(map(len, news)) + sum(map(len, encoded)) > MAX_MESSAGE_BYTES:
-                self._add((start, reached), news)
-                start, news = reached, []
-            news += encoded
-            reached = position
-        self._add((start, upto), news)
+            if batch and sum(map(len, batch)) + sum(map(len, encoded)) > MAX_MESSAGE_BYTES:
+                self._add((start, end), batch)
+                start, batch = end, []
+            batch += encoded
+            end = position
+        self._add((start, upto), batch)
 
-    def _add(self, range: Range, news: list[msgspec.Raw]) -> None:
-        length = sum(map(len, news))
+    def _add(self, range: Range, changes: list[msgspec.Raw]) -> None:
+        length = sum(map(len, changes))
         if length > MAX_MESSAGE_BYTES:
             self._add_unknown(range)
             return
-        draft = self._notes.get_queued(KIND, self._number)
+        draft = self._messages.get_queued(KIND, self._number)
         if not isinstance(draft, _Draft) or not draft.has_room(length):
             self._number += 1
             draft = _Draft([], [])
@@ -130,16 +130,16 @@ class OutgoingChanges:
             draft.ranges[-1] = (draft.ranges[-1][0], range[1])
         else:
             draft.ranges.append(range)
-        draft.news += news
-        self._notes.queue(KIND, self._number, draft)
+        draft.changes += changes
+        self._messages.queue(KIND, self._number, draft)
 
     def _add_unknown(self, range: Range) -> None:
         self._number += 1
-        self._notes.queue(KIND, self._number, _Draft([range], [], is_known=False))
+        self._messages.queue(KIND, self._number, _Draft([range], [], is_known=False))
 
 
 def subtract_ranges(ranges: Iterable[Range], removed: Iterable[Range]) -> list[Range]:
-    """Return what remains of these ranges without others."""
+    """Return the parts of `ranges` that are not in `removed`."""
     left = list(ranges)
     for after, upto in removed:
         left = [

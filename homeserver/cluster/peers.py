@@ -47,7 +47,7 @@ peer."""
 POLLS_BETWEEN_COUNTS: Final = 15
 """The number of polls between two checks whether this node is alone."""
 OWN_NOTIFICATIONS: Final = 1000
-"""How many of its latest notifications a node recognises as its own."""
+"""The number of its latest notifications that a node recognises as its own."""
 
 
 class SharedCache(Protocol):
@@ -82,21 +82,21 @@ class PeerNodes:
         *,
         clock: IReactorTime,
         database: Database,
-        remembered: SharedCache,
-        notes: NodeMessages,
+        cache: SharedCache,
+        messages: NodeMessages,
         monotonic: Callable[[], float],
     ) -> None:
         self._clock = clock
         self._database = database
-        self._remembered = remembered
-        self._notes = notes
+        self._cache = cache
+        self._messages = messages
         self._monotonic = monotonic
         self._polling = LoopingCall(self._start_poll)
         self._polling.clock = clock
         self._is_cut_off = False
         self._readers: IReactorFDSet | None = None
         self._connection: _NotifyConnection | None = None
-        self._called_upto = 0
+        self._notified_upto = 0
         self._confirmed_upto = 0
         self._is_confirming = False
         self._written_upto = 0
@@ -104,11 +104,11 @@ class PeerNodes:
         self._polls_until_count = 1
         self._greeting_due = False
         self._messages_received = 0
-        self._own_calls: deque[int] = deque(maxlen=OWN_NOTIFICATIONS)
+        self._own_writes: deque[int] = deque(maxlen=OWN_NOTIFICATIONS)
         self._confirmed_by_node: dict[int, int] = {}
         """The position that each node has confirmed."""
         self._waiting: list[_Waiting] = []
-        notes.subscribe(KIND, CommitMessage, self._on_remote_write)
+        messages.subscribe(KIND, CommitMessage, self._on_remote_write)
 
     @property
     def node(self) -> int:
@@ -120,7 +120,7 @@ class PeerNodes:
         are trusted only while it does."""
         self._readers = readers
         if readers is not None:
-            self._remembered.trust_until(0.0)
+            self._cache.trust_until(0.0)
             self._database.set_node_barrier(self._wait_until_confirmed)
         self._polling.start(POLL_SECONDS, now=readers is not None)
 
@@ -144,12 +144,12 @@ class PeerNodes:
             with suppress(DatabaseUnavailable):  # the poll logs the failure
                 await self._open_connection(self._readers)
         if self._greeting_due and (connection := self._connection) is not None:
-            # A node that believes to be alone learns of this one only by this message.
+            # A node that counts itself as the only one learns of this node only by this message.
             with suppress(DatabaseUnavailable):
                 await self._database.send_ephemeral(connection.node, [GREETING])
                 self._greeting_due = False
         if await self._poll():
-            self._confirm_calls()
+            self._confirm_writes()
         self._polls_until_count -= 1
         if self._polls_until_count <= 0:
             self._polls_until_count = POLLS_BETWEEN_COUNTS
@@ -157,22 +157,22 @@ class PeerNodes:
                 await self._count_nodes()
 
     def _connect(self) -> None:
-        if self._connection is not None and not self._notes.is_connected:
-            self._notes.connect(partial(self._database.send_ephemeral, self._connection.node))
+        if self._connection is not None and not self._messages.is_connected:
+            self._messages.connect(partial(self._database.send_ephemeral, self._connection.node))
 
     async def _count_nodes(self) -> None:
         """Stop sending if this node is alone, until another node connects."""
         connection, received = self._connection, self._messages_received
-        if connection is None or not self._notes.is_connected:
+        if connection is None or not self._messages.is_connected:
             return
         nodes = await self._database.get_nodes()
         # More messages mean that a node has connected meanwhile.
         if nodes <= {connection.node} and received == self._messages_received:
-            self._notes.connect(None)
+            self._messages.connect(None)
 
-    def _on_remote_write(self, _node: int, written: CommitMessage) -> None:
-        if written.ranges:
-            self._written_upto = max(self._written_upto, written.upto)
+    def _on_remote_write(self, _node: int, message: CommitMessage) -> None:
+        if message.ranges:
+            self._written_upto = max(self._written_upto, message.upto)
         if not self._is_catching_up and self._written_upto > self._database.streams.current():
             self._is_catching_up = True
             catching_up = Deferred.fromCoroutine(self._catch_up())
@@ -205,20 +205,23 @@ class PeerNodes:
             self.log.info("the database can be reached again")
         self._is_cut_off = False
         if connection is not None:
-            await self._remembered.wait_for_invalidation()
+            await self._cache.wait_for_invalidation()
             if connection is self._connection:
-                self._remembered.trust_until(began + TRUST_SECONDS)
+                self._cache.trust_until(began + TRUST_SECONDS)
         return True
 
     async def _open_connection(self, readers: IReactorFDSet) -> None:
-        calls = await self._database.open_node_channel()
-        if calls is None:
+        channel = await self._database.open_node_channel()
+        if channel is None:
             return
         if self._readers is None:
-            calls.close()  # stopped meanwhile
+            channel.close()  # stopped meanwhile
             return
         self._connection = _NotifyConnection(
-            calls=calls, readers=readers, take=self._on_notifications, lost=self._close_connection
+            channel=channel,
+            readers=readers,
+            take=self._on_notifications,
+            lost=self._close_connection,
         )
         self._greeting_due = True
         self._connect()
@@ -227,15 +230,15 @@ class PeerNodes:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        self._remembered.trust_until(0.0)
-        self._notes.connect(None)
+        self._cache.trust_until(0.0)
+        self._messages.connect(None)
         connection.close()
 
-    def _on_notifications(self, calls: Sequence[object]) -> None:
-        for call in calls:
-            match call:
-                case ConfirmedWrite(position=position) if position not in self._own_calls:
-                    self._called_upto = max(self._called_upto, position)
+    def _on_notifications(self, notifications: Sequence[object]) -> None:
+        for notification in notifications:
+            match notification:
+                case ConfirmedWrite(position=position) if position not in self._own_writes:
+                    self._notified_upto = max(self._notified_upto, position)
                 case PositionApplied(node=node, position=position):
                     self._record_confirmed(node, position)
                 case EphemeralMessage(node=node, body=body) if (
@@ -243,11 +246,11 @@ class PeerNodes:
                 ):
                     self._messages_received += 1
                     self._connect()
-                    self._notes.receive(node, body)
-        self._confirm_calls()
+                    self._messages.receive(node, body)
+        self._confirm_writes()
 
-    def _confirm_calls(self) -> None:
-        if self._called_upto > self._confirmed_upto and not self._is_confirming:
+    def _confirm_writes(self) -> None:
+        if self._notified_upto > self._confirmed_upto and not self._is_confirming:
             self._is_confirming = True
             confirming = Deferred.fromCoroutine(self._confirm())
             confirming.addErrback(
@@ -259,10 +262,10 @@ class PeerNodes:
     async def _confirm(self) -> None:
         try:
             while (
-                self._called_upto > self._confirmed_upto
+                self._notified_upto > self._confirmed_upto
                 and (connection := self._connection) is not None
             ):
-                upto = self._called_upto
+                upto = self._notified_upto
                 if not await self._poll():
                     return
                 await self._database.notify_applied(connection.node, upto)
@@ -281,7 +284,7 @@ class PeerNodes:
     async def _wait_until_confirmed(self, position: int) -> None:
         """Wait until all other nodes have confirmed that position, or until none can trust older
         caches any more."""
-        self._own_calls.append(position)
+        self._own_writes.append(position)
         committed = self._monotonic()
         waiting = _Waiting(position=position, missing=set())
         try:
@@ -316,28 +319,28 @@ class _NotifyConnection:
     def __init__(
         self,
         *,
-        calls: NodeChannel,
+        channel: NodeChannel,
         readers: IReactorFDSet,
         take: Callable[[Sequence[object]], None],
         lost: Callable[[], None],
     ) -> None:
-        self._calls = calls
+        self._channel = channel
         self._readers = readers
         self._on_notifications = take
         self._lost = lost
-        self.node = calls.node
+        self.node = channel.node
         readers.addReader(self)
 
     def fileno(self) -> int:
-        return self._calls.fileno()
+        return self._channel.fileno()
 
     def doRead(self) -> None:
         try:
-            calls = self._calls.receive()
+            notifications = self._channel.receive()
         except NodeChannelLost:
             self._lost()
             return
-        self._on_notifications(calls)
+        self._on_notifications(notifications)
 
     def connectionLost(self, reason: Failure) -> None:
         self._lost()
@@ -347,4 +350,4 @@ class _NotifyConnection:
 
     def close(self) -> None:
         self._readers.removeReader(self)
-        self._calls.close()
+        self._channel.close()

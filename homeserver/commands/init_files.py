@@ -69,10 +69,10 @@ def write_init_files(
     if config.exists():
         raise InitFailed(f"{config} already exists and was not changed")
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
+    written = []
     if not key.exists():
         _write_key(key, random)
-        made.append(key)
+        written.append(key)
     baseurl_line = f"public_baseurl: {json.dumps(public_baseurl)}\n" if public_baseurl else ""
     text = INIT_CONFIG.format(
         server_name=server_name,
@@ -81,7 +81,7 @@ def write_init_files(
         key_name=json.dumps(key.name),
     )
     _write_new(config, text, 0o600)
-    return [*made, config]
+    return [*written, config]
 
 
 def write_missing_key(config: Config, server_name: str, random: RandomBytes) -> Path:

@@ -21,7 +21,8 @@ from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
 T = TypeVar("T")
 
 COLLECTOR_THRESHOLDS = (10_000, 20, 100)
-"""Of `gc`: a collection of the youngest generation runs every 10,000 net allocations, and so on."""
+"""The thresholds of `gc`: a collection of the youngest generation runs every 10,000 net
+allocations, and so on."""
 
 
 def tune_garbage_collector() -> None:

@@ -166,8 +166,8 @@ def start_hashing_threads(reactor: ReactorBase) -> HashingThreads:
     return HashingThreads(
         reactor=reactor,
         pool=pool,
-        longest_queue=MAX_QUEUED_CHECKS,
-        longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
+        max_queue=MAX_QUEUED_CHECKS,
+        max_queue_per_key=MAX_QUEUED_CHECKS_PER_CLIENT,
     )
 
 
@@ -179,7 +179,7 @@ def start_directory_threads(reactor: ReactorBase) -> HashingThreads:
     return HashingThreads(
         reactor=reactor,
         pool=pool,
-        longest_queue=MAX_QUEUED_CHECKS,
-        longest_queue_of_one=MAX_QUEUED_CHECKS_PER_CLIENT,
-        most_of_one=MAX_DIRECTORY_THREADS_PER_CLIENT,
+        max_queue=MAX_QUEUED_CHECKS,
+        max_queue_per_key=MAX_QUEUED_CHECKS_PER_CLIENT,
+        max_threads_per_key=MAX_DIRECTORY_THREADS_PER_CLIENT,
     )

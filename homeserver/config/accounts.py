@@ -13,8 +13,8 @@ from homeserver.config.option import Duration, Secret, option, section
 
 
 def _check_rooms(rooms: tuple[str, ...]) -> str | None:
-    wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
-    return f"must be room aliases or ids, not {', '.join(map(repr, wrong))}" if wrong else None
+    invalid = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
+    return f"must be room aliases or ids, not {', '.join(map(repr, invalid))}" if invalid else None
 
 
 def _is_address(text: str) -> bool:
@@ -25,8 +25,8 @@ def _is_address(text: str) -> bool:
 
 
 def _check_recipients(recipients: Mapping[str, str]) -> str | None:
-    wrong = [address for address in recipients if not _is_address(address)]
-    return f"must be e-mail addresses, not {', '.join(map(repr, wrong))}" if wrong else None
+    invalid = [address for address in recipients if not _is_address(address)]
+    return f"must be e-mail addresses, not {', '.join(map(repr, invalid))}" if invalid else None
 
 
 def _check_names(names: tuple[str, ...]) -> str | None:

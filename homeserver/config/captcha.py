@@ -24,8 +24,8 @@ def _check_address(url: str) -> str | None:
 
 
 def _check_sources(sources: tuple[str, ...]) -> str | None:
-    wrong = [source for source in sources if not _is_header_safe_url(source)]
-    return f"must be https:// addresses, not {', '.join(map(repr, wrong))}" if wrong else None
+    invalid = [source for source in sources if not _is_header_safe_url(source)]
+    return f"must be https:// addresses, not {', '.join(map(repr, invalid))}" if invalid else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

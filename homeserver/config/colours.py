@@ -20,7 +20,7 @@ _TINT_SHARE: Final = 1 / 12
 class Backgrounds:
     """The backgrounds of a page: of the page itself and of input fields."""
 
-    paper: str
+    page: str
     field: str
 
 
@@ -40,16 +40,16 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def tinted_background(colour: str, ground: Backgrounds) -> str:
+def tinted_background(colour: str, backgrounds: Backgrounds) -> str:
     """Return the background of parts that are highlighted with this colour."""
-    return _mix(ground.paper, colour, _TINT_SHARE)
+    return _mix(backgrounds.page, colour, _TINT_SHARE)
 
 
-def find_lowest_contrast(colour: str, ground: Backgrounds) -> tuple[float, str]:
+def find_lowest_contrast(colour: str, backgrounds: Backgrounds) -> tuple[float, str]:
     """Return the lowest contrast of a colour with its backgrounds, and that background: the page, a
     field, or its own tint."""
-    grounds = (ground.paper, ground.field, tinted_background(colour, ground))
-    return min((contrast(colour, each), each) for each in grounds)
+    candidates = (backgrounds.page, backgrounds.field, tinted_background(colour, backgrounds))
+    return min((contrast(colour, each), each) for each in candidates)
 
 
 def lighten_for_dark(colour: str) -> str:

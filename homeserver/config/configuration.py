@@ -47,15 +47,15 @@ class Config:
     pages: PageOptions
     notifications: NotificationOptions
     rooms: RoomOptions
-    people: UserOptions
+    users: UserOptions
     search: SearchOptions
     memory: MemoryOptions
     federation: FederationOptions
     limits: LimitOptions
     previews: URLPreviewOptions
     calls: CallsOptions
-    others: IntegrationOptions
-    observation: MonitoringOptions
+    integrations: IntegrationOptions
+    monitoring: MonitoringOptions
     folder: Path
     """The folder of the (first) configuration file; not an option."""
 
@@ -83,14 +83,14 @@ GROUPS: dict[str, type] = {
     "pages": PageOptions,
     "notifications": NotificationOptions,
     "rooms": RoomOptions,
-    "people": UserOptions,
+    "users": UserOptions,
     "search": SearchOptions,
     "memory": MemoryOptions,
     "federation": FederationOptions,
     "limits": LimitOptions,
     "previews": URLPreviewOptions,
     "calls": CallsOptions,
-    "others": IntegrationOptions,
-    "observation": MonitoringOptions,
+    "integrations": IntegrationOptions,
+    "monitoring": MonitoringOptions,
 }
 """All groups of `Config` by attribute name."""

@@ -41,8 +41,10 @@ def _check_documents(documents: Mapping[str, "PolicyDocumentOptions"]) -> str | 
 
 
 def _check_policies(policies: Mapping[str, "PolicyOptions"]) -> str | None:
-    wrong = [name for name in policies if not _ID.fullmatch(name)]
-    return f"must have names of letters, digits and . _ ~ -, not {wrong[0]!r}" if wrong else None
+    invalid = [name for name in policies if not _ID.fullmatch(name)]
+    return (
+        f"must have names of letters, digits and . _ ~ -, not {invalid[0]!r}" if invalid else None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,8 +17,10 @@ def check_idp_id(idp_id: str) -> str | None:
 
 
 def _check_uris(uris: tuple[str, ...]) -> str | None:
-    wrong = [uri for uri in uris if not uri.startswith(("ldap://", "ldaps://"))]
-    return "must have addresses that start with ldap:// or ldaps://" if wrong or not uris else None
+    invalid = [uri for uri in uris if not uri.startswith(("ldap://", "ldaps://"))]
+    return (
+        "must have addresses that start with ldap:// or ldaps://" if invalid or not uris else None
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

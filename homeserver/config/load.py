@@ -97,12 +97,12 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
     reading = ReadState(folder=files[0].parent.absolute(), environment=environment)
     config, notices = _build(values, reading)
     if config is not None:
-        wrong = [problem.place for problem in reading.problems]
+        invalid = [problem.place for problem in reading.problems]
         # Defaults replace wrong values; they need no further checks
         reading.problems.extend(
             problem
             for problem in _check_together(config)
-            if not any(place[: len(problem.place)] == problem.place for place in wrong)
+            if not any(place[: len(problem.place)] == problem.place for place in invalid)
         )
     if reading.problems or config is None:
         raise ConfigError(_locate(reading.problems, files, sources, reading.former))
@@ -168,8 +168,8 @@ def _build(values: Mapping[str, Any], reading: ReadState) -> tuple[Config | None
     groups: dict[str, Any] = {}
     for name, kind in GROUPS.items():
         values = rename_former_keys(kind, values, (), reading)
-        made = read_fields(kind, values, (), reading, known)
-        groups[name] = None if made is None else kind(**made)
+        options = read_fields(kind, values, (), reading, known)
+        groups[name] = None if options is None else kind(**options)
     reading.unknown.extend(((key,), values[key], known) for key in values if key not in known)
     notices = _classify_unknown(reading) + _not_implemented(reading) + _former_names(reading)
     if any(group is None for group in groups.values()):
@@ -187,8 +187,8 @@ def _classify_unknown(reading: ReadState) -> list[Problem]:
         if pattern in synapse:
             notices.append(Problem(place, f"has no effect: {REASONS[synapse[pattern]]}"))
             continue
-        near = _nearest_key(str(place[-1]), place, known, synapse)
-        hint = f"; did you mean {near}?" if near else ""
+        nearest = _nearest_key(str(place[-1]), place, known, synapse)
+        hint = f"; did you mean {nearest}?" if nearest else ""
         reading.add_problem(place, f"unknown option (its value is {format_value(value)}){hint}")
     return notices
 
@@ -224,7 +224,7 @@ def _former_names(reading: ReadState) -> list[Problem]:
 
 
 def _partly_implemented(config: Config) -> list[Problem]:
-    if not config.others.app_service_config_files:
+    if not config.integrations.app_service_config_files:
         return []
     text = (
         "is partly implemented: application services log in and act for their users, "
@@ -248,10 +248,10 @@ def _missing_companions(config: Config) -> list[Problem]:
         or any("metrics" in resource.names for resource in listener.resources)
         for listener in config.network.listeners
     ]
-    if config.observation.enable_metrics and not any(serves_metrics):
+    if config.monitoring.enable_metrics and not any(serves_metrics):
         text = "has no effect without a listener of `type: metrics` or with the resource `metrics`"
         notices.append(Problem(("enable_metrics",), text))
-    if not config.observation.enable_metrics:
+    if not config.monitoring.enable_metrics:
         text = "serves no metrics without `enable_metrics: true`"
         notices.extend(
             Problem(("listeners", at), text) for at, shows in enumerate(serves_metrics) if shows
@@ -359,7 +359,7 @@ def _check_together(config: Config) -> list[Problem]:
     if branding.logo_dark is not None and branding.logo is None:
         problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += _check_account_validity(config)
-    paths = config.others.app_service_config_files
+    paths = config.integrations.app_service_config_files
     problems += [Problem(("app_service_config_files",), text) for text in find_errors(paths)]
     providers = config.previews.oembed.additional_providers
     problems += [

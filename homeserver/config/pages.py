@@ -69,16 +69,16 @@ def _check_logo_url(url: str | None) -> str | None:
         return "must be an https:// address"
     # The URL is part of a header, where these characters are separators
     unsafe = not url.isascii() or not url.isprintable() or any(sign in url for sign in " ;,'\"")
-    wrong = unsafe or parts.scheme != "https" or not parts.hostname or parts.username is not None
-    return "must be an https:// address" if wrong else None
+    invalid = unsafe or parts.scheme != "https" or not parts.hostname or parts.username is not None
+    return "must be an https:// address" if invalid else None
 
 
-def _check_colour(colour: str | None, ground: Backgrounds, where: str) -> str | None:
+def _check_colour(colour: str | None, backgrounds: Backgrounds, where: str) -> str | None:
     if colour is None:
         return None
     if not is_colour(colour):
         return "must be a colour such as #086f66"
-    ratio, on = find_lowest_contrast(colour, ground)
+    ratio, on = find_lowest_contrast(colour, backgrounds)
     if ratio >= MIN_CONTRAST:
         return None
     found = int(ratio * 100) / 100  # rounding up could hide that the contrast is too low

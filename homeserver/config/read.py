@@ -44,9 +44,9 @@ DURATION_UNITS = {
     "y": 31_536_000_000,
 }
 SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-SPELT_DURATIONS = {unit: DURATION_UNITS[unit] for unit in "dhms"}
-SPELT_SIZES = {unit: SIZE_UNITS[unit] for unit in "GMK"}
-WORDS_FOR_BOOL = {"yes": True, "on": True, "no": False, "off": False}
+FORMATTED_DURATION_UNITS = {unit: DURATION_UNITS[unit] for unit in "dhms"}
+FORMATTED_SIZE_UNITS = {unit: SIZE_UNITS[unit] for unit in "GMK"}
+BOOLEAN_WORDS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,11 @@ def read_section(
     """Make a section of type `kind` from the mapping at `place`. Return None if a required option
     is missing."""
     known: dict[str, str] = {}
-    made = read_fields(kind, values, place, reading, known)
+    options = read_fields(kind, values, place, reading, known)
     for key in values:
         if key not in known:
             reading.unknown.append(((*place, key), values[key], known))
-    return None if made is None else kind(**made)
+    return None if options is None else kind(**options)
 
 
 def rename_former_keys(
@@ -131,12 +131,12 @@ def rename_former_keys(
 
     Former keys go to `ReadState.former`. An option under both keys is a problem.
     """
-    spellings: dict[str, str] = {}
+    current_keys: dict[str, str] = {}
     for declared in fields(kind):
-        spellings |= _spellings(kind, declared)
+        current_keys |= _accepted_keys(kind, declared)
     renamed: dict[str, Any] = {}
     for key, value in values.items():
-        current = spellings.get(key, key)
+        current = current_keys.get(key, key)
         if current != key and current in values:
             shown = format_place((*place, current))
             reading.add_problem(
@@ -149,7 +149,7 @@ def rename_former_keys(
     return renamed
 
 
-def _spellings(kind: type[Any], declared: Field[Any]) -> dict[str, str]:
+def _accepted_keys(kind: type[Any], declared: Field[Any]) -> dict[str, str]:
     """Return the keys that set an option, also former ones, each with its current spelling. A
     secret has more keys, for a file with it."""
     suffixes = ("", *SECRET_FILE_SUFFIXES) if is_secret(types_of(kind)[declared.name]) else ("",)
@@ -172,11 +172,11 @@ def read_fields(
     """Read the options of `kind` from `values`. Add the looked-up keys to `known`, each with its
     current spelling. Return None if a required option is missing."""
     types = types_of(kind)
-    made: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     complete = True
     for declared in fields(kind):
         here = (*place, declared.name)
-        known |= _spellings(kind, declared)
+        known |= _accepted_keys(kind, declared)
         description = get_description(declared)
         default = get_default(declared)
         found = values.get(declared.name, MISSING)
@@ -194,7 +194,7 @@ def read_fields(
                     + (f", as in {description.example}" if description.example else ""),
                 )
                 complete = False
-            made[declared.name] = default
+            options[declared.name] = default
             continue
         try:
             value = read_value(types[declared.name], found, here, reading, default)
@@ -204,8 +204,8 @@ def read_fields(
             reading.add_problem(here, f"got {shown}; {unfit}")
             complete = complete and default is not MISSING
             value = default
-        made[declared.name] = value
-    return made if complete else None
+        options[declared.name] = value
+    return options if complete else None
 
 
 def is_secret(kind: Any) -> bool:
@@ -368,7 +368,7 @@ def _read_mapping(kind: Any, found: Any, place: Place, reading: ReadState) -> di
 
 def _read_choice(choices: Sequence[object], found: Any) -> object:
     word = (
-        WORDS_FOR_BOOL.get(found.lower(), found)
+        BOOLEAN_WORDS.get(found.lower(), found)
         if isinstance(found, str) and True in choices
         else found
     )
@@ -414,8 +414,8 @@ def _read_plain(kind: Any, found: Any, reading: ReadState) -> Any:
 def _read_bool(found: Any) -> bool:
     if isinstance(found, bool):
         return found
-    if isinstance(found, str) and found.lower() in WORDS_FOR_BOOL:
-        return WORDS_FOR_BOOL[found.lower()]
+    if isinstance(found, str) and found.lower() in BOOLEAN_WORDS:
+        return BOOLEAN_WORDS[found.lower()]
     raise InvalidValue("want true or false")
 
 
@@ -453,7 +453,13 @@ def format_number(number: float, value_type: Any) -> str:
     kind = without_none(value_type)
     if kind is Permissions:
         return f"0o{number:03o}"
-    units = SPELT_DURATIONS if kind is Duration else SPELT_SIZES if kind is Size else {}
+    units = (
+        FORMATTED_DURATION_UNITS
+        if kind is Duration
+        else FORMATTED_SIZE_UNITS
+        if kind is Size
+        else {}
+    )
     for unit, factor in units.items():
         if number and number % factor == 0:
             return f"{number // factor:.0f}{unit}"
@@ -475,8 +481,8 @@ def check_bounds(value: Any, value_type: Any, description: Description) -> None:
             raise InvalidValue(f"must be at least {format_number(description.minimum, value_type)}")
         if description.maximum is not None and value > description.maximum:
             raise InvalidValue(f"must be at most {format_number(description.maximum, value_type)}")
-    if description.check is not None and (wrong := description.check(value)):
-        raise InvalidValue(wrong)
+    if description.check is not None and (problem := description.check(value)):
+        raise InvalidValue(problem)
 
 
 def iterate_options(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:

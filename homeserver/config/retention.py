@@ -82,5 +82,5 @@ def find_errors(retention: RetentionOptions) -> list[tuple[tuple[str | int, ...]
     return found
 
 
-def _exceeds(least: int | None, longest: int | None) -> bool:
-    return least is not None and longest is not None and least > longest
+def _exceeds(shortest: int | None, longest: int | None) -> bool:
+    return shortest is not None and longest is not None and shortest > longest

@@ -67,8 +67,8 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
     description = get_description(declared)
     default = get_default(declared)
     indent = "  " * depth
-    remark = "NOT YET: " if description.not_implemented else ""
-    for line in wrap(remark + description.help, WIDTH - 2 * depth, break_on_hyphens=False):
+    prefix = "NOT YET: " if description.not_implemented else ""
+    for line in wrap(prefix + description.help, WIDTH - 2 * depth, break_on_hyphens=False):
         yield f"#{indent}# {line}" if depth else f"# {line}"
     if default is MISSING:
         yield f"{declared.name}: {description.example}"
@@ -144,25 +144,25 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         description = get_description(declared)
         default = get_default(declared)
         name = ".".join(str(step) for step in here)
-        facts = [_type_name(value_type)]
+        properties = [_type_name(value_type)]
         if is_dataclass(value_type) and not _is_limit(declared):
-            facts = ["section"]
+            properties = ["section"]
         elif default is MISSING:
-            facts.append("required")
+            properties.append("required")
         elif declared.name == "listeners":
-            facts.append("default port 8008 of this machine alone")
+            properties.append("default port 8008 of this machine alone")
         elif not (isinstance(default, tuple) and len(default) > 5):
-            facts.append(f"default `{format_default(default, value_type)}`")
+            properties.append(f"default `{format_default(default, value_type)}`")
         for word, bound in (("at least", description.minimum), ("at most", description.maximum)):
             if bound is not None and bound != 1:
-                facts.append(f"{word} {format_number(bound, value_type)}")
+                properties.append(f"{word} {format_number(bound, value_type)}")
         if is_secret(value_type):
-            facts.append(f"secret, `{environment_name(here)}`")
+            properties.append(f"secret, `{environment_name(here)}`")
         if description.formerly is not None:
-            facts.append(f"formerly `{description.formerly}`")
+            properties.append(f"formerly `{description.formerly}`")
         if description.not_implemented:
-            facts.append("**not yet**")
-        yield f"### `{name}`\n\n{description.help}\n\n*{', '.join(facts)}*\n"
+            properties.append("**not yet**")
+        yield f"### `{name}`\n\n{description.help}\n\n*{', '.join(properties)}*\n"
         if description.example and "\n" in description.example:
             yield f"```yaml\n{declared.name}:{description.example}\n```\n"
         elif description.example:

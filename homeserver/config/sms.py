@@ -61,7 +61,7 @@ def join_texts(template: object) -> str:
 
 def _check_body(body: Mapping[str, JSON]) -> str | None:
     texts = join_texts(body)
-    missing = [blank for blank in ("{number}", "{text}") if blank not in texts]
+    missing = [placeholder for placeholder in ("{number}", "{text}") if placeholder not in texts]
     return f"must contain {' and '.join(missing)}" if missing else None
 
 

@@ -49,7 +49,7 @@ from homeserver.http.response_head import (
 LINGER_SECONDS: Final = 5
 LINGER_BYTES: Final = 1 << 20
 ABORT_SECONDS: Final = 15
-"""How long a closed connection may take to send its buffered bytes."""
+"""Time limit for a closed connection to send its buffered bytes."""
 MAX_HEADERS: Final = 100
 MAX_PIPELINED_BYTES: Final = 1 << 16
 """Pipelined bytes that are buffered while a request is being answered; then reading pauses."""
@@ -194,7 +194,8 @@ class MatrixChannel(Connection):
             self._send_now = None if get_handle is None else get_handle().send
             self._read_more = getattr(transport, "doRead", None)
         if ITCPTransport.providedBy(transport):
-            # Answers are written whole. Nagle's algorithm would delay the last packet by 40 ms.
+            # Responses are written in one piece. Nagle's algorithm would delay the last packet by
+            # 40 ms.
             transport.setTcpNoDelay(True)
         self._set_read_size(READ_SIZE)
         self.peer_address = normalise_address(str(getattr(transport.getPeer(), "host", ""))) or ""
@@ -452,14 +453,14 @@ class MatrixChannel(Connection):
         is_uri = 2 * len(self._uri) > self._max_header_bytes
         self._end(too_long_response(self._max_header_bytes, is_uri=is_uri))
 
-    def _end(self, answer: bytes) -> None:
+    def _end(self, response: bytes) -> None:
         """Send a last answer and refuse further input."""
         if self._refused:
             return
         exchange, self._exchange, self._reading = self._exchange, None, None
         if exchange is not None:
             exchange.on_disconnect()
-        self.send(answer)
+        self.send(response)
         self.refuse()
 
     # Time-outs.
@@ -467,21 +468,21 @@ class MatrixChannel(Connection):
     def _check_idle(self) -> None:
         self._timer = None
         now = self._clock.seconds()
-        quiet = now - self._active_at
+        idle = now - self._active_at
         if self._exchange is not None and self._reading is None:
             self._set_timer(self._idle_timeout, self._check_idle)
-        elif quiet >= self._idle_timeout:
+        elif idle >= self._idle_timeout:
             self._close()
         elif self._is_too_slow(now):
             self._end(too_slow_response())
         else:
-            self._set_timer(self._idle_timeout - quiet, self._check_idle)
+            self._set_timer(self._idle_timeout - idle, self._check_idle)
 
     def _is_too_slow(self, now: float) -> bool:
-        taken = now - self._started_at
+        elapsed = now - self._started_at
         if self._in_head:
-            return self._head_bytes > 0 and taken >= self._idle_timeout
-        return self._body_bytes <= FREE_BYTES and taken >= MAX_SECONDS
+            return self._head_bytes > 0 and elapsed >= self._idle_timeout
+        return self._body_bytes <= FREE_BYTES and elapsed >= MAX_SECONDS
 
     def _close(self) -> None:
         if self.transport is not None:

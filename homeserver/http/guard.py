@@ -70,8 +70,8 @@ class AppserviceChecker(Protocol):
     async def get_requester(
         self, token: str, user_id: str | None, device_id: str | None, context: RequestContext
     ) -> Requester | None:
-        """Return the requester, or None if the token is no application service's. Raises
-        `Forbidden` for a user outside the namespace."""
+        """Return the requester, or None if the token does not belong to an application service.
+        Raises `Forbidden` for a user outside the namespace."""
         ...
 
 
@@ -156,8 +156,8 @@ class Guard:
         an ordinary user that the endpoint admits; then `find_caller` decides."""
         if self._tokens is None:
             return None
-        # This is no application service's token: those are checked before a token is cached, and no
-        # new application services appear later
+        # This token does not belong to an application service: those are checked before a token is
+        # cached, and no new application services appear later
         caller = self._tokens.get_cached(token, client_ip, headers)
         if (
             caller is None

@@ -1,4 +1,4 @@
-"""Tells the paths of pages for people from the paths of APIs.
+"""Distinguishes the paths of pages for people from the paths of APIs.
 
 Laws:
 

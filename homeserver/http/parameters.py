@@ -84,7 +84,7 @@ _IDENTIFIER_PARSERS: Final[Mapping[object, TextParser]] = MappingProxyType(
 """The parsers of the protocol core, so a malformed identifier never reaches a handler."""
 
 _REQUIRED: Final = object()
-_FILLED_IN: Final = (Requester, RequestContext, Peer)
+_REQUEST_TYPES: Final = (Requester, RequestContext, Peer)
 
 
 class DeclarationError(Exception):
@@ -253,7 +253,7 @@ def _unescape(text: str) -> str:
 def known_services(services: Mapping[type, object]) -> Mapping[Any, object]:
     """Return the values that positional parameters may have: services by type, and the special
     types, which stand for themselves."""
-    return {**services, **{each: each for each in _FILLED_IN}}
+    return {**services, **{each: each for each in _REQUEST_TYPES}}
 
 
 def find_services(
@@ -328,7 +328,7 @@ def bind(declaration: Endpoint) -> Binding:
     return Binding(
         positional=tuple(positional),
         filled_positions=tuple(
-            (at, each) for at, each in enumerate(positional) if each in _FILLED_IN
+            (at, each) for at, each in enumerate(positional) if each in _REQUEST_TYPES
         ),
         parsed_in_path=tuple(each for each in path_parameters.values() if each.parse is not str),
         # unauthenticated requests carry secrets: codes, sessions, secrets of a browser
@@ -493,19 +493,21 @@ def json_decoder(
     return decode
 
 
-def _takes_any(kind: kinds.Type, within: tuple[type, ...] = ()) -> bool:
+def _takes_any(kind: kinds.Type, enclosing: tuple[type, ...] = ()) -> bool:
     """Return whether values of the type can nest without limit: they hold any value, or one of
     their own type."""
     match kind:
         case kinds.AnyType():
             return True
         case kinds.StructType():
-            inner = (*within, kind.cls)
-            return kind.cls in within or any(_takes_any(field.type, inner) for field in kind.fields)
+            inner = (*enclosing, kind.cls)
+            return kind.cls in enclosing or any(
+                _takes_any(field.type, inner) for field in kind.fields
+            )
         case kinds.DictType():
-            return _takes_any(kind.value_type, within)
+            return _takes_any(kind.value_type, enclosing)
         case kinds.UnionType():
-            return any(_takes_any(each, within) for each in kind.types)
+            return any(_takes_any(each, enclosing) for each in kind.types)
         case kinds.ListType() | kinds.VarTupleType():
-            return _takes_any(kind.item_type, within)
+            return _takes_any(kind.item_type, enclosing)
     return not isinstance(kind, _FLAT)

@@ -60,7 +60,7 @@ class RateLimiter:
         that count only failures."""
         self._take(limit, key, 1, 0, rate)
 
-    def check_one_count_many(self, limit: Limit, key: str, cost: float) -> None:
+    def check_and_overdraw(self, limit: Limit, key: str, cost: float) -> None:
         """Raise `LimitExceeded` if the bucket is empty; otherwise count `cost`, even if it is more
         than the bucket holds. So a large action is always possible, and the next one waits
         longer."""
@@ -111,9 +111,14 @@ class RateLimiter:
         self._take(limit, key, None, cost, rate)
 
     def _take(
-        self, limit: Limit, key: str, required: float | None, taken: float, rate: Rate | None = None
+        self,
+        limit: Limit,
+        key: str,
+        required: float | None,
+        tokens: float,
+        rate: Rate | None = None,
     ) -> None:
-        """Take `taken` tokens. Raises `LimitExceeded` if fewer than `required` are left; None
+        """Take `tokens` tokens. Raises `LimitExceeded` if fewer than `required` are left; None
         requires nothing."""
         buckets = self._buckets.get(limit)
         if buckets is None:
@@ -122,8 +127,8 @@ class RateLimiter:
             buckets = self._buckets[limit] = self._make_buckets(rate)
         if required is not None and (wait := buckets.wait(key, required, rate=rate)):
             raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
-        if taken:
-            buckets.take(key, taken, rate=rate)
+        if tokens:
+            buckets.take(key, tokens, rate=rate)
 
     def _make_buckets(self, rate: Rate) -> TokenBuckets:
         return TokenBuckets(now=self._clock.seconds, rate=rate, max_buckets=self._max_buckets)

@@ -24,7 +24,7 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
 
 
-class DatedHeads:
+class ResponseHeadCache:
     """The `Date` header and the head of a usual response, remade each second. The day is remade
     each day."""
 
@@ -33,14 +33,14 @@ class DatedHeads:
         self._day_part = b""
         self._second = -1
         self._line = b""
-        self._usual_head = b""
+        self._json_head = b""
 
     def json_head_at(self, seconds: float) -> bytes:
         """Return the head of a JSON response with status 200, up to the value of its length.
         `seconds`: since 1970."""
         if int(seconds) != self._second:
             self.date_line_at(seconds)
-        return self._usual_head
+        return self._json_head
 
     def date_line_at(self, seconds: float) -> bytes:
         """Return the `Date` line. `seconds`: since 1970."""
@@ -58,7 +58,7 @@ class DatedHeads:
                 *divmod(minute, 60),
                 second,
             )
-            self._usual_head = (
+            self._json_head = (
                 status_line(HTTPStatus.OK) + self._line + JSON_HEADERS + b"Content-Length: "
             )
         return self._line
@@ -91,14 +91,14 @@ def header_lines(
 def malformed_response() -> bytes:
     """Return the complete response to a malformed request, or to one without exactly one Host (RFC
     9112 section 3.2)."""
-    return _last_answer(
+    return _closing_response(
         HTTPStatus.BAD_REQUEST, "M_UNKNOWN", "This is not a well-formed HTTP request"
     )
 
 
 def unknown_expectation_response() -> bytes:
     """Return the complete response to an unsupported Expect header (RFC 9110 section 10.1.1)."""
-    return _last_answer(
+    return _closing_response(
         HTTPStatus.EXPECTATION_FAILED, "M_UNKNOWN", "The only supported expectation is 100-continue"
     )
 
@@ -111,26 +111,26 @@ def too_long_response(max_bytes: int, *, is_uri: bool) -> bytes:
             f"The URI and headers together may have at most {max_bytes} bytes; "
             "upload a long filter with POST /filter and use its id"
         )
-        return _last_answer(HTTPStatus.REQUEST_URI_TOO_LONG, "M_TOO_LARGE", text)
+        return _closing_response(HTTPStatus.REQUEST_URI_TOO_LONG, "M_TOO_LARGE", text)
     text = f"There may be at most 100 headers, with at most {max_bytes} bytes"
-    return _last_answer(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE", text)
+    return _closing_response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "M_TOO_LARGE", text)
 
 
 def too_slow_response() -> bytes:
     """Return the complete response to a request that takes too long to arrive."""
-    return _last_answer(
+    return _closing_response(
         HTTPStatus.REQUEST_TIMEOUT, "M_UNKNOWN", "The request took too long to arrive"
     )
 
 
 def unknown_method_response() -> bytes:
     """Return the complete response to an unknown method."""
-    return _last_answer(
+    return _closing_response(
         HTTPStatus.METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "This is not an HTTP method"
     )
 
 
-def _last_answer(status: HTTPStatus, errcode: str, text: str) -> bytes:
+def _closing_response(status: HTTPStatus, errcode: str, text: str) -> bytes:
     body = b'{"errcode":"%s","error":"%s"}' % (errcode.encode(), text.encode())
     head = b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
     return status_line(status) + JSON_HEADERS + head + body

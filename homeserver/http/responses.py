@@ -73,13 +73,13 @@ class InternalServerError(MatrixError):
 _encoder = msgspec.json.Encoder()
 
 
-def encode_body(answer: object) -> bytes:
+def encode_body(response: object) -> bytes:
     """Encode a response body. Raises TypeError if it is not JSON, which is a bug of the handler."""
-    if isinstance(answer, bytes):
-        return answer
-    if isinstance(answer, msgspec.Raw):
-        return bytes(answer)
-    return _encoder.encode(answer)
+    if isinstance(response, bytes):
+        return response
+    if isinstance(response, msgspec.Raw):
+        return bytes(response)
+    return _encoder.encode(response)
 
 
 def is_worth_compressing(body: bytes, content_type: str) -> bool:

@@ -78,10 +78,10 @@ class IncomingRequest(Protocol):
     record: AccessRecord
 
     def read_body(self) -> bytes:
-        """Return the body, if it is no file."""
+        """Return the body, unless it is a file."""
         ...
 
-    def admit(self) -> None:
+    def release_body(self) -> None:
         """The request was authenticated and admitted: stop counting its body against the budget."""
         ...
 
@@ -237,7 +237,7 @@ class Router:
             incoming.record.caller = caller.user_id
         if route.is_limited:
             self._guard.check_rate_limit(route.declaration, caller, incoming.client_ip)
-        incoming.admit()
+        incoming.release_body()
         binding = route.binding
         keywords = binding.make_keywords(route.names, match.values, incoming.query)
         if binding.decode_body is not None:

@@ -43,7 +43,7 @@ from homeserver.http.conditional_requests import (
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.page_paths import allows_cors
 from homeserver.http.request_head import RequestHead, find_cookies
-from homeserver.http.response_head import NO_BODY, DatedHeads, header_lines, status_line
+from homeserver.http.response_head import NO_BODY, ResponseHeadCache, header_lines, status_line
 from homeserver.http.responses import (
     JSON_TYPE,
     DatabaseNotReachable,
@@ -202,7 +202,7 @@ class MatrixRequest:
         allowed."""
         self._lost = True
         if self._task is None:
-            self.admit()
+            self.release_body()
             if self.file is not None:
                 self.file.close()
         if self._has_started and not self._finished:
@@ -244,7 +244,7 @@ class MatrixRequest:
     def _refuse_body(self, refusal: MatrixError) -> None:
         self._begin()
         self._chunks.clear()
-        self.admit()
+        self.release_body()
         if self.file is not None:
             self.file.close()
         self._channel.refuse()
@@ -253,15 +253,15 @@ class MatrixRequest:
     async def _serve(self, match: Match) -> None:
         CURRENT_REQUEST.set(self.record)
         try:
-            answer = await self._site.router.call(match, self)
-            if not isinstance(answer, Response):
-                self._respond_json(answer)
-            elif isinstance(answer.body, FileBody):
-                await self._respond_file(answer, answer.body)
-            elif isinstance(answer.body, StreamedBody):
-                await self._respond_pieces(answer, answer.body)
+            response = await self._site.router.call(match, self)
+            if not isinstance(response, Response):
+                self._respond_json(response)
+            elif isinstance(response.body, FileBody):
+                await self._respond_file(response, response.body)
+            elif isinstance(response.body, StreamedBody):
+                await self._respond_pieces(response, response.body)
             else:
-                self._respond(answer)
+                self._respond(response)
         except MatrixError as error:
             self._respond_error(error)
         except RemoteError as error:
@@ -280,13 +280,13 @@ class MatrixRequest:
         except Exception:
             self._respond_bug()
         finally:
-            self.admit()
+            self.release_body()
             if self.file is not None:
                 self.file.close()
 
     # Called by the router.
 
-    def admit(self) -> None:
+    def release_body(self) -> None:
         if self._reservation is not None:
             self._reservation.release()
 
@@ -333,9 +333,9 @@ class MatrixRequest:
             )
         self._respond(response)
 
-    def _respond_json(self, answer: object) -> None:
+    def _respond_json(self, response: object) -> None:
         """Send the most common response: JSON with status 200 and no headers of its own."""
-        site, body = self._site, encode_body(answer)
+        site, body = self._site, encode_body(response)
         if (
             not allows_cors(self._path)
             or self.head.method == "HEAD"
@@ -516,7 +516,7 @@ class Site(ServerFactory):
         self._access_log = access_log
         self._found: dict[tuple[str, bytes], Match] = {}
         """Matches of paths without parameters."""
-        self.heads = DatedHeads()
+        self.heads = ResponseHeadCache()
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
         return MatrixChannel(

@@ -75,7 +75,7 @@ class Sites:
             if listener.type == "metrics"
             else names | ALWAYS_SERVED
         )
-        if not self._config.observation.enable_metrics:
+        if not self._config.monitoring.enable_metrics:
             resources -= {"metrics"}
         return Site(
             router=self._router,

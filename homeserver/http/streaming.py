@@ -1,7 +1,7 @@
 """Streams a long response, with at most one piece and the connection's buffer in memory.
 
 A client that reads nothing for `STALL_SECONDS` is disconnected; otherwise it could keep a file open
-for ever.
+forever.
 """
 
 from collections.abc import AsyncIterator, Sequence

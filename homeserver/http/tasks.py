@@ -18,7 +18,7 @@ _log: Final = Logger()
 _FAILED_TEXT: Final = "a request coroutine failed"
 
 
-def start_coroutine(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
+def start_coroutine(coroutine: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
     """Run a coroutine in its own context until it waits. Return the rest of it, or None if it has
     ended.
 
@@ -26,24 +26,28 @@ def start_coroutine(work: Coroutine[Deferred[Any], Any, None]) -> "Task | None":
     """
     context = copy_context()
     try:
-        awaited = context.run(work.send, None)
+        awaited = context.run(coroutine.send, None)
     except StopIteration:
         return None
     except Exception:
         _log.failure(_FAILED_TEXT)
         return None
-    return Task(work=work, context=context, awaited=awaited)
+    return Task(coroutine=coroutine, context=context, awaited=awaited)
 
 
 class Task:
     """The rest of a coroutine that has started."""
 
-    __slots__ = ("_awaited", "_context", "_work")
+    __slots__ = ("_awaited", "_context", "_coroutine")
 
     def __init__(
-        self, *, work: Coroutine[Deferred[Any], Any, None], context: Context, awaited: Deferred[Any]
+        self,
+        *,
+        coroutine: Coroutine[Deferred[Any], Any, None],
+        context: Context,
+        awaited: Deferred[Any],
     ) -> None:
-        self._work = work
+        self._coroutine = coroutine
         self._context = context
         self._awaited: Deferred[Any] | None = awaited
         awaited.addCallbacks(self._resume, self._fail)
@@ -61,10 +65,10 @@ class Task:
 
     def _resume(self, result: object) -> None:
         """Run until the next wait. `result` is the result of the awaited Deferred."""
-        self._run(self._work.send, result)
+        self._run(self._coroutine.send, result)
 
     def _fail(self, failure: Failure) -> None:
-        self._run(failure.throwExceptionIntoGenerator, self._work)
+        self._run(failure.throwExceptionIntoGenerator, self._coroutine)
 
     def _run(self, step: Callable[[Any], Deferred[Any]], value: object) -> None:
         self._awaited = None

@@ -18,7 +18,7 @@ async def post_client(clients: OAuthClients, metadata: OAuthMetadata, *, body: b
     """Register a client; return its metadata with its id."""
     metadata.check_enabled()
     try:
-        given = decode_object(body)
+        registration = decode_object(body)
     except (BadJson, NotJson):
         raise OAuthError("invalid_client_metadata", "The body must be a JSON object") from None
-    return Response(HTTPStatus.CREATED, {}, await clients.do_register(given))
+    return Response(HTTPStatus.CREATED, {}, await clients.do_register(registration))

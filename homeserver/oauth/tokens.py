@@ -28,7 +28,7 @@ from homeserver.services.oauth.tokens import OAuthTokens
 
 MAX_BODY: Final = 8192
 """The longest form, in bytes."""
-_MOST_FIELDS: Final = 30
+_MAX_FIELDS: Final = 30
 
 
 @endpoint("POST", TOKEN_PATH, auth=Auth.NONE, limit=Limit.REFRESH, max_body=MAX_BODY)
@@ -42,12 +42,12 @@ async def post_token(
 ) -> dict[str, object]:
     """Issue tokens for an authorization code, a refresh token or a device code."""
     metadata.check_enabled()
-    given = _parse_parameters(body)
-    client_id = _require_parameter(given, "client_id")
-    match _require_parameter(given, "grant_type"):
+    parameters = _parse_parameters(body)
+    client_id = _require_parameter(parameters, "client_id")
+    match _require_parameter(parameters, "grant_type"):
         case grant if grant == CODE_GRANT:
             code, redirect_uri, verifier = (
-                _require_parameter(given, name)
+                _require_parameter(parameters, name)
                 for name in ("code", "redirect_uri", "code_verifier")
             )
             granted = await tokens.do_exchange_code(
@@ -55,11 +55,11 @@ async def post_token(
             )
         case grant if grant == REFRESH_GRANT:
             granted = await tokens.do_refresh(
-                client_id, _require_parameter(given, "refresh_token"), context.client_ip
+                client_id, _require_parameter(parameters, "refresh_token"), context.client_ip
             )
         case grant if grant == DEVICE_GRANT:
             granted = await grants.do_exchange(
-                client_id, _require_parameter(given, "device_code"), context.client_ip
+                client_id, _require_parameter(parameters, "device_code"), context.client_ip
             )
         case _:
             raise OAuthError("unsupported_grant_type", "This grant_type is not supported")
@@ -72,9 +72,9 @@ async def post_device(
 ) -> dict[str, object]:
     """Begin a device authorization grant. spec: RFC 8628 section 3.2"""
     metadata.check_enabled()
-    given = _parse_parameters(body)
+    parameters = _parse_parameters(body)
     codes = await grants.do_create(
-        _require_parameter(given, "client_id"), _require_parameter(given, "scope")
+        _require_parameter(parameters, "client_id"), _require_parameter(parameters, "scope")
     )
     uri = metadata.base + LINK_PATH
     return {
@@ -93,9 +93,9 @@ async def post_revoke(
 ) -> Empty:
     """End a session by one of its tokens. Anybody with the token may do so, also a finder."""
     metadata.check_enabled()
-    given = _parse_parameters(body)
+    parameters = _parse_parameters(body)
     await tokens.do_revoke(
-        _require_parameter(given, "token"), given.get("client_id", ""), context.client_ip
+        _require_parameter(parameters, "token"), parameters.get("client_id", ""), context.client_ip
     )
     return EMPTY
 
@@ -106,16 +106,16 @@ async def post_introspect(
 ) -> Mapping[str, object]:
     """Return owner and scope of a token, for services that the operator trusts."""
     metadata.check_enabled()
-    given = _parse_parameters(body)
-    tokens.check_service(*_parse_service(context, given), context.client_ip)
-    return await tokens.introspect(_require_parameter(given, "token"))
+    parameters = _parse_parameters(body)
+    tokens.check_service(*_parse_service(context, parameters), context.client_ip)
+    return await tokens.introspect(_require_parameter(parameters, "token"))
 
 
 def _parse_parameters(body: bytes) -> Mapping[str, str]:
     """Parse a form; parameters without a value count as absent. Raises `OAuthError`. spec: RFC 6749
     section 3.2"""
     try:
-        pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MOST_FIELDS)
+        pairs = parse_qsl(body.decode("utf-8"), errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
         raise OAuthError(
             "invalid_request", "The body is not a form (application/x-www-form-urlencoded)"

@@ -129,8 +129,8 @@ def _uri(record: AccessRecord) -> str:
     return mask_secrets(record.uri.decode("latin-1"))
 
 
-def _timestamp(moment: float) -> str:
-    seconds, milliseconds = divmod(int(moment * 1000), 1000)
+def _timestamp(time: float) -> str:
+    seconds, milliseconds = divmod(int(time * 1000), 1000)
     return f"{_second(seconds)}.{milliseconds:03d}Z"
 
 
@@ -143,7 +143,7 @@ def _second(seconds: int) -> str:
 def mask_secrets(uri: str) -> str:
     """Return a URI with secrets masked: secret path segments, and query fields whose name, or a
     nested URI in whose value (`next`), contains a secret word."""
-    path, mark, query = uri.partition("?")
+    path, separator, query = uri.partition("?")
     if (
         "/rendezvous/" in path
         or "/registration_tokens/" in path
@@ -152,8 +152,8 @@ def mask_secrets(uri: str) -> str:
     ):
         path = _SECRET_IN_PATH.sub(r"\1…", path)
     if not _may_be_secret(query):
-        return path + mark + query  # as most queries
-    return path + mark + "&".join(map(_without_secret, query.split("&")))
+        return path + separator + query  # as most queries
+    return path + separator + "&".join(map(_without_secret, query.split("&")))
 
 
 def _without_secret(field: str) -> str:

@@ -1,4 +1,4 @@
-"""Exports metrics under their former names too, for one release, so that dashboards go on working.
+"""Exports metrics under their former names too, for one release, so that dashboards keep working.
 
 Remove a former name in the release after the one that introduced the current name.
 """

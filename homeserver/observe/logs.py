@@ -22,8 +22,8 @@ MakeLine = Callable[[], str]
 MAX_BUFFERED_LINES: Final = 1000
 """The largest number of lines that are buffered."""
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
-"""Keys of Twisted's old and new logging that are no fields of the event, besides all that begin
-with `log_`."""
+"""Keys of Twisted's old and new logging that are not fields of the event; all that begin with
+`log_` are not either."""
 _TWISTED: Final = ("twisted.", "log_legacy")
 """Loggers of Twisted itself; the second one is its old logging."""
 
@@ -142,10 +142,12 @@ class TextObserver:
         if not _should_log(event, self._minimum):
             return
         fields = _fields(event)
-        who = f" [{fields['request_id']}]" if fields.get("request_id") else ""
+        request_id = f" [{fields['request_id']}]" if fields.get("request_id") else ""
         text = _text(event).replace("\r", "\\r").replace("\n", "\\n")
         level = event.get("log_level", LogLevel.info).name
-        self._write(f"{_time(event)} {level:8} {event.get('log_namespace') or '-'}{who} {text}\n")
+        self._write(
+            f"{_time(event)} {level:8} {event.get('log_namespace') or '-'}{request_id} {text}\n"
+        )
         traceback = _traceback(event)
         if traceback is not None:
             self._write("".join(f"    {line}\n" for line in traceback.splitlines()))
@@ -159,5 +161,5 @@ def _text(event: LogEvent) -> str:
 
 
 def _time(event: LogEvent) -> str:
-    moment = datetime.fromtimestamp(event.get("log_time") or 0, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    time = datetime.fromtimestamp(event.get("log_time") or 0, UTC)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

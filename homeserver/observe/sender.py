@@ -1,4 +1,4 @@
-"""Metrics of outgoing federation. Server names are no labels: there may be thousands."""
+"""Metrics of outgoing federation. Server names are not labels: there may be thousands."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final

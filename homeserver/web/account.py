@@ -126,16 +126,16 @@ class AccountPage:
             "deactivate": self._deactivate,
         }
 
-    async def show(self, context: RequestContext, given: Fields) -> Response:
+    async def show(self, context: RequestContext, parameters: Fields) -> Response:
         """Return the requested view, or a redirect to sign in first."""
         session = await self._sessions.get(context)
         if session is None:
-            return see_other(sign_in_link(_link(given, *_PRESERVED)))
+            return see_other(sign_in_link(_link(parameters, *_PRESERVED)))
         try:
-            return await self._page(context, session, given)
+            return await self._page(context, session, parameters)
         except NotFound:
             # the browser may be signed in to another account than the client that linked here
-            fallback = {"action": PROFILE, "here": _link(given, "action", "device_id")}
+            fallback = {"action": PROFILE, "here": _link(parameters, "action", "device_id")}
             return await self._page(context, session, fallback, error=NoSuchSession())
 
     async def submit(self, context: RequestContext, fields: Fields) -> Response:
@@ -179,21 +179,23 @@ class AccountPage:
         self,
         context: RequestContext,
         session: BrowserSession,
-        given: Fields,
+        parameters: Fields,
         *,
         error: MatrixError | None = None,
     ) -> Response:
         language = self._pages.choose_language(context.languages)
-        action = given.get("action", "")
+        action = parameters.get("action", "")
         action = UNSTABLE_ACTIONS.get(action, action)
         view = _VIEWS.get(action, "home")
-        if view == "number" and not given.get("sid"):
+        if view == "number" and not parameters.get("sid"):
             view = "home"  # no code was sent yet
         overview = await self._account.get_overview(session.user_id)
         token = self._forms.token(context)
         device = None
         if view == "device":
-            device = await self._account.get_device(session.user_id, given.get("device_id", ""))
+            device = await self._account.get_device(
+                session.user_id, parameters.get("device_id", "")
+            )
         fields: dict[str, object] = {
             "view": view,
             "action": action if action in (*ACTIONS, ADD_ADDRESS, ADD_NUMBER) else "",
@@ -201,7 +203,7 @@ class AccountPage:
             "export_path": EXPORT_PATH,
             "terms_path": CONSENT_PATH if self._has_terms else "",
             "sign_out_path": SIGN_OUT_PATH,
-            "here": given.get("here") or _link(given, "action", "device_id"),
+            "here": parameters.get("here") or _link(parameters, "action", "device_id"),
             "form_token": token.text,
             "user_id": session.user_id,
             "overview": overview,
@@ -211,16 +213,16 @@ class AccountPage:
             else "",
             "device": device,
             "moment": format_time,
-            "address": given.get("address", ""),
-            "client_secret": given.get("client_secret", ""),
-            "sid": given.get("sid", ""),
+            "address": parameters.get("address", ""),
+            "client_secret": parameters.get("client_secret", ""),
+            "sid": parameters.get("sid", ""),
             "may_add_numbers": self._phones.supports_purpose(ADD),
             "may_add_addresses": self._validation.is_enabled,
             "records": [] if view != "home" else await self._records(session.user_id, language),
             "records_open": UNFOLDED_RECORDS,
             "reset_allowed": await self._resets.is_allowed(session.user_id),
             "problem": "" if error is None else explain(error, language),
-            "done": "" if error is not None else _done_text(given.get("done", ""), language),
+            "done": "" if error is not None else _done_text(parameters.get("done", ""), language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         return self._pages.render("account.html", language, fields, status, cookies=token.cookies)
@@ -389,9 +391,9 @@ class AccountPage:
         return self._pages.render_message(context, _("Your account is closed"), texts)
 
 
-def _link(given: Fields, *names: str) -> str:
+def _link(parameters: Fields, *names: str) -> str:
     """Return the path of the page with those of the named parameters that are given."""
-    query = {name: given[name] for name in names if given.get(name)}
+    query = {name: parameters[name] for name in names if parameters.get(name)}
     return f"{ACCOUNT_PATH}?{urlencode(query)}" if query else ACCOUNT_PATH
 
 
@@ -441,7 +443,7 @@ async def get_account_page(
     done: str = "",
 ) -> Response:
     """The account page."""
-    given = {
+    parameters = {
         "action": action,
         "device_id": device_id,
         "address": address,
@@ -449,7 +451,7 @@ async def get_account_page(
         "client_secret": client_secret,
         "done": done,
     }
-    return await page.show(context, given)
+    return await page.show(context, parameters)
 
 
 @endpoint("POST", ACCOUNT_PATH, auth=Auth.NONE, max_body=MAX_BODY)

@@ -19,7 +19,7 @@ from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
-MOST_SHOWN: Final = 100
+MAX_SHOWN: Final = 100
 
 
 class ApprovalsPage:
@@ -67,7 +67,7 @@ class ApprovalsPage:
         )
 
     async def _decide(self, session: BrowserSession, user_id: UserID, decision: str) -> Response:
-        waits = user_id in {each.user_id for each in await self._approvals.get_awaiting(MOST_SHOWN)}
+        waits = user_id in {each.user_id for each in await self._approvals.get_awaiting(MAX_SHOWN)}
         done = "gone"
         try:
             if (
@@ -95,7 +95,7 @@ class ApprovalsPage:
             "gone": _("This account is no longer awaiting approval."),
         }
         token = self._forms.token(context)
-        shown: dict[str, object] = {
+        values: dict[str, object] = {
             "path": APPROVALS_PATH,
             "sign_out_path": SIGN_OUT_PATH,
             "here": APPROVALS_PATH,
@@ -108,11 +108,11 @@ class ApprovalsPage:
                         "%Y-%m-%d %H:%M UTC"
                     ),
                 )
-                for each in await self._approvals.get_awaiting(MOST_SHOWN)
+                for each in await self._approvals.get_awaiting(MAX_SHOWN)
             ],
             "done": results.get(done, ""),
         }
-        return self._pages.render("approvals.html", language, shown, cookies=token.cookies)
+        return self._pages.render("approvals.html", language, values, cookies=token.cookies)
 
 
 @endpoint("GET", APPROVALS_PATH, auth=Auth.NONE)

@@ -75,7 +75,7 @@ class AuthFallbackPages:
         """Return the page of a stage."""
         operation = await self._find(stage, session_id)
         return (
-            self._old(context)
+            self._stale_form(context)
             if operation is None
             else self._page(context, stage, session_id, operation)
         )
@@ -86,7 +86,7 @@ class AuthFallbackPages:
         """Handle the form of a stage."""
         operation = await self._find(stage, session_id)
         if operation is None:
-            return self._old(context)
+            return self._stale_form(context)
         try:
             if stage == EMAIL_IDENTITY and "client_secret" not in fields:
                 return await self._send_email(context, session_id, operation, fields)
@@ -94,7 +94,7 @@ class AuthFallbackPages:
                 return await self._send_code(context, session_id, operation, fields)
             auth = await self._auth(stage, operation, fields)
             if not await self._uia.do_complete_stage(session_id, stage, auth, context.client_ip):
-                return self._old(context)
+                return self._stale_form(context)
         except MatrixError as error:
             return self._page(context, stage, session_id, operation, fields=fields, error=error)
         return self._pages.render(
@@ -193,24 +193,24 @@ class AuthFallbackPages:
     ) -> Response:
         language = self._pages.choose_language(context.languages)
         _ = language.gettext
-        filled = fields or {}
+        entered = fields or {}
         token = self._forms.token(context)
         problem = "" if error is None else explain(error, language)
         if isinstance(error, Forbidden) and stage == PASSWORD:
             problem = _("The password is wrong.")
         if isinstance(error, Forbidden) and stage == REGISTRATION_TOKEN:
             problem = _("This registration token is not valid.")
-        shown: dict[str, object] = {
+        values: dict[str, object] = {
             "path": PATH.replace("{stage}", stage),
             "session_id": session_id,
             "form_token": token.text,
             "stage": STAGES[stage],
             "what": operation_name(operation.name),
             "user_id": operation.user_id or "",
-            "address": filled.get("address", ""),
-            "number": filled.get("number", ""),
-            "sid": "" if isinstance(error, SessionExpired) else filled.get("sid", ""),
-            "client_secret": filled.get("client_secret", ""),
+            "address": entered.get("address", ""),
+            "number": entered.get("number", ""),
+            "sid": "" if isinstance(error, SessionExpired) else entered.get("sid", ""),
+            "client_secret": entered.get("client_secret", ""),
             "problem": problem,
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
@@ -218,13 +218,13 @@ class AuthFallbackPages:
         return self._pages.render(
             "auth_fallback.html",
             language,
-            shown,
+            values,
             status,
             cookies=token.cookies,
             third_party_script=widget,
         )
 
-    def _old(self, context: RequestContext) -> Response:
+    def _stale_form(self, context: RequestContext) -> Response:
         _ = self._pages.choose_language(context.languages).gettext
         texts = [
             _(

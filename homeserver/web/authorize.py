@@ -58,7 +58,7 @@ class AuthorizationPage:
         self._consents = consents
 
     async def answer(
-        self, context: RequestContext, given: Mapping[str, str], decision: str | None
+        self, context: RequestContext, parameters: Mapping[str, str], decision: str | None
     ) -> Response:
         """Return the page for a request, or a redirect: to sign in first, or back to the client
         with the decision (`allow`, `deny`; None: not decided yet)."""
@@ -66,13 +66,13 @@ class AuthorizationPage:
         language = self._pages.choose_language(context.languages)
         try:
             _check_once(context)
-            request = await self._authorization.check(given)
+            request = await self._authorization.check(parameters)
         except AuthorizationRefused as error:
             return await self._refuse(context, language, error)
         except OAuthError as error:
-            return self._wrong(context, language, error)
+            return self._error_page(context, language, error)
         session = await self._sessions.get(context)
-        here = f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(given))}"
+        here = f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(parameters))}"
         if decision is None and "create" in request.prompts and self._registration.is_open:
             return see_other(register_link(here))
         again = decision is None and "login" in request.prompts
@@ -95,13 +95,13 @@ class AuthorizationPage:
             return see_other(
                 await self._authorization.do_deny(request, session.user_id, context.client_ip)
             )
-        return self._page(context, language, given, request, session)
+        return self._page(context, language, parameters, request, session)
 
     def _page(
         self,
         context: RequestContext,
         language: Language,
-        given: Mapping[str, str],
+        parameters: Mapping[str, str],
         request: AuthorizationRequest,
         session: BrowserSession,
     ) -> Response:
@@ -110,9 +110,9 @@ class AuthorizationPage:
         fields: dict[str, object] = {
             "path": AUTHORIZE_PATH,
             "sign_out_path": SIGN_OUT_PATH,
-            "here": f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(given))}",
+            "here": f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(parameters))}",
             "form_token": token.text,
-            "parameters": given,
+            "parameters": parameters,
             "user_id": session.user_id,
             "client": request.client,
             "device_id": request.scope.device_id,
@@ -139,14 +139,14 @@ class AuthorizationPage:
         ):
             return see_other(url)
         _ = language.gettext
-        return self._wrong(
+        return self._error_page(
             context,
             language,
             error,
             (_("Continue to %(host)s") % {"host": link_text(error.target.redirect_uri)}, url),
         )
 
-    def _wrong(
+    def _error_page(
         self,
         context: RequestContext,
         language: Language,
@@ -177,8 +177,8 @@ def _check_once(context: RequestContext) -> None:
         raise OAuthError("invalid_request", f"{repeated} occurs twice")
 
 
-def _without_prompt(given: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in given.items() if name != "prompt"}
+def _without_prompt(parameters: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in parameters.items() if name != "prompt"}
 
 
 @endpoint("GET", AUTHORIZE_PATH, auth=Auth.NONE)
@@ -210,8 +210,8 @@ async def get_authorize(
         prompt,
         login_hint,
     )
-    given = {name: value for name, value in zip(PARAMETERS, values, strict=True) if value}
-    return await page.answer(context, given, None)
+    parameters = {name: value for name, value in zip(PARAMETERS, values, strict=True) if value}
+    return await page.answer(context, parameters, None)
 
 
 @endpoint("POST", AUTHORIZE_PATH, auth=Auth.NONE, max_body=MAX_BODY)
@@ -222,5 +222,5 @@ async def post_authorize(
     fields = forms.parse(context, body)
     if fields is None:
         return pages.render_stale_form(context)
-    given = {name: fields[name] for name in PARAMETERS if fields.get(name)}
-    return await page.answer(context, given, fields.get("decision"))
+    parameters = {name: fields[name] for name in PARAMETERS if fields.get(name)}
+    return await page.answer(context, parameters, fields.get("decision"))

@@ -21,7 +21,7 @@ VISITOR_COOKIE: Final = "mahalla_visitor"
 TOKEN_FIELD: Final = "form_token"
 MAX_BODY: Final = 16384
 """The `max_body` of endpoints that take a form, in bytes."""
-_MOST_FIELDS: Final = 60
+_MAX_FIELDS: Final = 60
 
 
 class FormToken(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class Forms:
                 body.decode("utf-8"),
                 keep_blank_values=True,
                 errors="strict",
-                max_num_fields=_MOST_FIELDS,
+                max_num_fields=_MAX_FIELDS,
             )
         except ValueError:
             return None
@@ -63,8 +63,8 @@ class Forms:
         secret = self._secret(context)
         if secret is None:
             return None
-        given = fields.get(TOKEN_FIELD, "").encode("utf-8", "surrogatepass")
-        return fields if hmac.compare_digest(given, _token_of(secret).encode()) else None
+        sent_token = fields.get(TOKEN_FIELD, "").encode("utf-8", "surrogatepass")
+        return fields if hmac.compare_digest(sent_token, _token_of(secret).encode()) else None
 
     def _secret(self, context: RequestContext) -> str | None:
         return self._cookies.find(context, COOKIE_NAME) or self._cookies.find(

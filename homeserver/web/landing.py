@@ -31,16 +31,18 @@ class LandingPage:
         }
         self._pages = pages
         self._languages = languages
-        self._made: dict[str, Response] = {}
+        self._rendered: dict[str, Response] = {}
 
     def get(self, accept_language: str) -> Response:
         """Return the page in the language for an `Accept-Language` header."""
         if self._redirect is not None:
             return self._redirect
         language = self._languages.choose(accept_language)
-        if language.code not in self._made:
-            self._made[language.code] = self._pages.render("landing.html", language, self._fields)
-        return self._made[language.code]
+        if language.code not in self._rendered:
+            self._rendered[language.code] = self._pages.render(
+                "landing.html", language, self._fields
+            )
+        return self._rendered[language.code]
 
 
 @endpoint("GET", "/", auth=Auth.NONE)

@@ -2,7 +2,8 @@
 
 The client opens it in a web view and defines `window.matrixLogin.onLogin`; the page calls that with
 the response of `POST /login`. Parameters in the URL (`device_id`, …) are forwarded. A user who
-returns from an identity provider presses one more button, so that a URL alone signs nobody in.
+returns from an identity provider presses one more button, so that a URL by itself does not sign a
+user in.
 
 spec: client-server-api#login-fallback
 """
@@ -63,17 +64,21 @@ class LoginFallbackPage:
         self._takes_numbers = takes_numbers
 
     def make(
-        self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None
+        self,
+        context: RequestContext,
+        parameters: Mapping[str, str],
+        *,
+        error: MatrixError | None = None,
     ) -> Response:
-        """Make the page. `given`: the client's parameters, the fields of the form, and the login
-        token of a user who returns from a provider."""
+        """Make the page. `parameters`: the client's parameters, the fields of the form, and the
+        login token of a user who returns from a provider."""
         language = self._pages.choose_language(context.languages)
         token = self._forms.token(context)
-        forwarded = {name: given[name] for name in FORWARDED if given.get(name)}
+        forwarded = {name: parameters[name] for name in FORWARDED if parameters.get(name)}
         problem = ""
         if error is not None:
             _ = language.gettext
-            wrong = isinstance(error, Forbidden) and not given.get("login_token")
+            wrong = isinstance(error, Forbidden) and not parameters.get("login_token")
             problem = (
                 _("The user name or the password is wrong.") if wrong else explain(error, language)
             )
@@ -81,8 +86,8 @@ class LoginFallbackPage:
             "path": PATH,
             "form_token": token.text,
             "forwarded": forwarded,
-            "login_token": given.get("login_token", "") if error is None else "",
-            "name": given.get("name", "")[:255],
+            "login_token": parameters.get("login_token", "") if error is None else "",
+            "name": parameters.get("name", "")[:255],
             "takes_numbers": self._takes_numbers,
             "has_password": self._sign_in.accepts_passwords,
             "buttons": self._buttons(forwarded),
@@ -106,16 +111,16 @@ class LoginFallbackPage:
             session = await self._begin(context, fields)
         except MatrixError as error:
             return self.make(context, fields, error=error)
-        answer = {**session_response(session.user_id, session), **in_login}
-        script = _script(msgspec.json.encode(answer).decode())
+        response = {**session_response(session.user_id, session), **in_login}
+        script = _script(msgspec.json.encode(response).decode())
         language = self._pages.choose_language(context.languages)
         return self._pages.render(
             "login_fallback_done.html", language, {"user_id": session.user_id}, script=script
         )
 
     async def _begin(self, context: RequestContext, fields: Mapping[str, str]) -> NewSession:
-        given = fields.get("device_id") or None
-        device_id = None if given is None else parse_device_id(given)
+        text = fields.get("device_id") or None
+        device_id = None if text is None else parse_device_id(text)
         device_name = check_device_name(fields.get("initial_device_display_name") or None)
         token = fields.get("login_token", "")
         if token:
@@ -146,13 +151,13 @@ class LoginFallbackPage:
         ]
 
 
-def _script(answer: str) -> str:
+def _script(response: str) -> str:
     """Return the script that calls the client, with the response escaped for a script element."""
     for char in "<>&\u2028\u2029":
-        answer = answer.replace(char, f"\\u{ord(char):04x}")
+        response = response.replace(char, f"\\u{ord(char):04x}")
     return (
         "if (window.matrixLogin && window.matrixLogin.onLogin)"
-        f" {{ window.matrixLogin.onLogin({answer}); }}"
+        f" {{ window.matrixLogin.onLogin({response}); }}"
     )
 
 

@@ -20,16 +20,16 @@ _HEADERS: Final = {
 @endpoint("GET", LOGO_PATH, auth=Auth.NONE)
 async def get_logo(pages: Pages) -> Response:
     """The logo."""
-    return _answer(pages.branding.logo)
+    return _respond(pages.branding.logo)
 
 
 @endpoint("GET", LOGO_DARK_PATH, auth=Auth.NONE)
 async def get_logo_dark(pages: Pages) -> Response:
     """The logo for dark pages."""
-    return _answer(pages.branding.logo_dark)
+    return _respond(pages.branding.logo_dark)
 
 
-def _answer(logo: Logo | None) -> Response:
+def _respond(logo: Logo | None) -> Response:
     if logo is None:
         raise NotFound("There is no logo")
     return Response(200, {**_HEADERS, "Content-Type": logo.content_type}, logo.content)

@@ -65,7 +65,7 @@ class Pages:
         """Name, logo and colours of the pages."""
         self._languages = languages
         self._server_name = server_name
-        self._shortest_password = shortest_password
+        self._min_password_length = shortest_password
         self._environment = Environment(
             loader=PackageLoader("homeserver.web"),
             autoescape=True,
@@ -109,7 +109,7 @@ class Pages:
                 "_": language.gettext,
                 "lang": language.tag,
                 "server_name": self._server_name,
-                "shortest_password": self._shortest_password,
+                "shortest_password": self._min_password_length,
                 "brand": self.branding,
                 "style": self._style,
                 "script": script,

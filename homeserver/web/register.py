@@ -45,8 +45,8 @@ from homeserver.services.tokens.secret_tokens import SecretGenerator
 from homeserver.web.error_texts import PasswordsDiffer, explain
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import CAPTCHA_FIELD, Pages, ThirdPartyScript, see_other
-from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
-from homeserver.web.terms import find_objection, terms_fields
+from homeserver.web.sign_in import DEFAULT_PAGE, REGISTER_PATH, sign_in_link
+from homeserver.web.terms import find_consent_problem, terms_fields
 
 EMAIL_PATH: Final = "/_mahalla/register/email"
 NUMBER_PATH: Final = "/_mahalla/register/number"
@@ -110,9 +110,9 @@ class RegisterPage:
         if not self._registration.is_open:
             return self._closed(context, language)
         token = self._forms.token(context)
-        next_path = local_path_or(fields.get("next", ""), HOME)
+        next_path = local_path_or(fields.get("next", ""), DEFAULT_PAGE)
         rules = self._registration.rules
-        shown: dict[str, object] = {
+        values: dict[str, object] = {
             "state": state,
             "path": REGISTER_PATH,
             "email_path": EMAIL_PATH,
@@ -141,7 +141,7 @@ class RegisterPage:
         return self._pages.render(
             "register.html",
             language,
-            shown,
+            values,
             status,
             cookies=token.cookies,
             third_party_script=widget,
@@ -158,8 +158,8 @@ class RegisterPage:
             sid = await self._validations.find(REGISTER, EMAIL, address, secret)
             fields = {**fields, "sid": sid or ""}
         is_validated = bool(fields.get("sid"))
-        asks = email == "required" or (email == "optional" and not without_address)
-        if asks and not is_validated:
+        asks_email = email == "required" or (email == "optional" and not without_address)
+        if asks_email and not is_validated:
             return self.make(context, fields, state="address")
         asks_number = self._registration.rules.phone == "required"
         return self.make(context, fields, state="number" if asks_number else "account")
@@ -167,7 +167,7 @@ class RegisterPage:
     async def send_email(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send an e-mail to validate an address."""
         secret = self._secret_text.session_id()
-        next_path = local_path_or(fields.get("next", ""), HOME)
+        next_path = local_path_or(fields.get("next", ""), DEFAULT_PAGE)
         query = urlencode({"address": fields.get("address", ""), "client_secret": secret})
         return_url = f"{self._base_url}{register_link(next_path)}&{query}"
         language = self._pages.choose_language(context.languages)
@@ -226,19 +226,19 @@ class RegisterPage:
                 raise PasswordsDiffer
             if self._terms:
                 language = self._pages.choose_language(context.languages)
-                objection = find_objection(self._policies, self._terms, fields, language)
-                if objection:
-                    raise ConsentNotGiven(objection)
+                problem = find_consent_problem(self._policies, self._terms, fields, language)
+                if problem:
+                    raise ConsentNotGiven(problem)
             registered = await self._confirm(request, fields, context.client_ip)
         except UserAwaitingApproval as error:
             return self._awaiting_approval(context, error)
         except _StageFailed as refused:
-            shown = {**fields, "confirmation": refused.session_id}
-            return self.make(context, shown, state="account", error=refused.error)
+            values = {**fields, "confirmation": refused.session_id}
+            return self.make(context, values, state="account", error=refused.error)
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
         cookie = await self._sessions.do_begin(registered.user_id, context, registered.epoch)
-        return see_other(local_path_or(fields.get("next", ""), HOME), cookies=(cookie,))
+        return see_other(local_path_or(fields.get("next", ""), DEFAULT_PAGE), cookies=(cookie,))
 
     async def _confirm(
         self, request: RegistrationRequest, fields: Mapping[str, str], ip: str

@@ -52,7 +52,7 @@ class ResetPasswordPage:
     def make(
         self,
         context: RequestContext,
-        given: Mapping[str, str],
+        parameters: Mapping[str, str],
         *,
         state: str,
         error: MatrixError | None = None,
@@ -76,10 +76,10 @@ class ResetPasswordPage:
             "form_token": token.text,
             "by_email": self._validation.is_enabled,
             "by_code": self._phones.supports_purpose(PASSWORD_RESET),
-            "address": given.get("address", ""),
-            "number": given.get("number", ""),
-            "sid": given.get("sid", ""),
-            "client_secret": given.get("client_secret", ""),
+            "address": parameters.get("address", ""),
+            "number": parameters.get("number", ""),
+            "sid": parameters.get("sid", ""),
+            "client_secret": parameters.get("client_secret", ""),
             "problem": "" if error is None else explain(error, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
@@ -89,25 +89,27 @@ class ResetPasswordPage:
 
     async def send_email(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send an e-mail to an account's address. The page is the same if no account has it."""
-        given = {
+        parameters = {
             "address": fields.get("address", ""),
             "client_secret": self._secret_text.session_id(),
         }
-        return_url = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
+        return_url = (
+            f"{self._base_url}{RESET_PATH}?{urlencode(parameters)}" if self._base_url else None
+        )
         language = self._pages.choose_language(context.languages)
         try:
             await self._validation.do_request_token(
                 PASSWORD_RESET,
-                given["address"],
-                given["client_secret"],
+                parameters["address"],
+                parameters["client_secret"],
                 1,
                 return_url,
                 language,
                 context.client_ip,
             )
         except MatrixError as error:
-            return self.make(context, given, state="address", error=error)
-        return self.make(context, given, state="email")
+            return self.make(context, parameters, state="address", error=error)
+        return self.make(context, parameters, state="email")
 
     async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send a code to an account's number. The page is the same if no account has it."""
@@ -119,8 +121,8 @@ class ResetPasswordPage:
             )
         except MatrixError as error:
             return self.make(context, fields, state="address", error=error)
-        given = {"number": f"+{session.number}", "sid": session.sid, "client_secret": secret}
-        return self.make(context, given, state="password")
+        parameters = {"number": f"+{session.number}", "sid": session.sid, "client_secret": secret}
+        return self.make(context, parameters, state="password")
 
     async def set_password(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Set the new password, after the address was confirmed or with the typed code."""

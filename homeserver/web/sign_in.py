@@ -31,7 +31,7 @@ SIGN_IN_PATH: Final = "/_mahalla/sign_in"
 REGISTER_PATH: Final = "/_mahalla/register"
 RESET_PATH: Final = "/_mahalla/reset_password"
 SIGN_OUT_PATH: Final = "/_mahalla/sign_out"
-HOME: Final = ACCOUNT_PATH
+DEFAULT_PAGE: Final = ACCOUNT_PATH
 """The default path to continue to after signing in."""
 
 
@@ -124,7 +124,7 @@ async def get_sign_in(
     again: bool = False,
 ) -> Response:
     """The page; a redirect for users who are signed in, unless they have to sign in `again`."""
-    next_path = local_path_or(next, HOME)
+    next_path = local_path_or(next, DEFAULT_PAGE)
     if not again and await sessions.get(context) is not None:
         return see_other(next_path)
     return page.make(context, next_path, name=name[:255], reauthenticate=again)
@@ -145,7 +145,7 @@ async def post_sign_in(
     fields = forms.parse(context, body)
     if fields is None:
         return pages.render_stale_form(context)
-    next_path = local_path_or(fields.get("next", ""), HOME)
+    next_path = local_path_or(fields.get("next", ""), DEFAULT_PAGE)
     name = fields.get("name", "").strip()
     try:
         account = await sign_in.check_sign_in(
@@ -176,7 +176,7 @@ async def post_sign_out(
     fields = forms.parse(context, body)
     if fields is None:
         return pages.render_stale_form(context)
-    next_path = local_path_or(fields.get("next", ""), HOME)
+    next_path = local_path_or(fields.get("next", ""), DEFAULT_PAGE)
     session = await sessions.get(context)
     await upstream.do_end_flows(context)
     cookie = await sessions.do_end(context)

@@ -29,19 +29,19 @@ from homeserver.web.pages import AUTH_DONE, Pages, see_other
 from homeserver.web.sign_in import sign_in_link
 
 FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.terms/fallback/web"
-_TICK: Final = "agree_"
+_CHECKBOX_PREFIX: Final = "agree_"
 
 
 def terms_fields(
-    policies: Policies, owed: Sequence[Policy], language: Language
+    policies: Policies, required: Sequence[Policy], language: Language
 ) -> dict[str, object]:
     """Return the fields for the template `terms_fields.html`."""
-    documents = [(policy, policy.choose(language)) for policy in owed]
+    documents = [(policy, policy.choose(language)) for policy in required]
     return {
         "versions": policies.fingerprint,
         "documents": [
             {
-                "field": f"{_TICK}{policy.policy_id}",
+                "field": f"{_CHECKBOX_PREFIX}{policy.policy_id}",
                 "name": document.name,
                 "url": document.url,
                 "lang": document.code.replace("_", "-"),
@@ -51,14 +51,14 @@ def terms_fields(
     }
 
 
-def find_objection(
-    policies: Policies, owed: Sequence[Policy], fields: Mapping[str, str], language: Language
+def find_consent_problem(
+    policies: Policies, required: Sequence[Policy], fields: Mapping[str, str], language: Language
 ) -> str:
     """Return why a form with these fields is not an agreement; empty if it is one."""
     _ = language.gettext
     if fields.get("versions") != policies.fingerprint:
         return _("The documents have changed since you opened this page. Please read them again.")
-    if any(fields.get(f"{_TICK}{policy.policy_id}") != "true" for policy in owed):
+    if any(fields.get(f"{_CHECKBOX_PREFIX}{policy.policy_id}") != "true" for policy in required):
         return _("To continue, accept each of the documents.")
     return ""
 
@@ -84,12 +84,15 @@ class TermsPage:
         self._uia = uia
 
     async def answer(
-        self, context: RequestContext, given: Mapping[str, str], fields: Mapping[str, str] | None
+        self,
+        context: RequestContext,
+        parameters: Mapping[str, str],
+        fields: Mapping[str, str] | None,
     ) -> Response:
-        """Return the page, or handle its form with `fields`. `given`: `user`, `signature`,
+        """Return the page, or handle its form with `fields`. `parameters`: `user`, `signature`,
         `next`."""
-        user, signature = given.get("user", ""), given.get("signature", "")
-        next_path = local_path_or(given.get("next", ""), "")
+        user, signature = parameters.get("user", ""), parameters.get("signature", "")
+        next_path = local_path_or(parameters.get("next", ""), "")
         signed = bool(user) and self._consents.is_signed(user, signature)
         if signed:
             user_id = UserID(user)
@@ -99,16 +102,16 @@ class TermsPage:
                 return see_other(sign_in_link(f"{CONSENT_PATH}?{urlencode({'next': next_path})}"))
             user_id = session.user_id
         language = self._pages.choose_language(context.languages)
-        owed = await self._consents.get_missing(user_id)
+        required = await self._consents.get_missing(user_id)
         problem = ""
-        if fields is not None and owed:
-            problem = find_objection(self._consents.policies, owed, fields, language)
+        if fields is not None and required:
+            problem = find_consent_problem(self._consents.policies, required, fields, language)
             if not problem:
                 await self._consents.do_accept(user_id, context.client_ip)
-                owed = ()
-        if not owed and next_path:
+                required = ()
+        if not required and next_path:
             return see_other(next_path)
-        shown: dict[str, object] = {
+        values: dict[str, object] = {
             "path": CONSENT_PATH,
             "user": user if signed else "",
             "signature": signature if signed else "",
@@ -116,7 +119,9 @@ class TermsPage:
             "user_id": user_id,
             "session": "",
         }
-        return self._page(context, language, "ask" if owed else "done", owed, problem, shown)
+        return self._page(
+            context, language, "ask" if required else "done", required, problem, values
+        )
 
     async def answer_fallback(
         self, context: RequestContext, session_id: str, fields: Mapping[str, str] | None
@@ -135,30 +140,32 @@ class TermsPage:
             return self._pages.render_message(
                 context, _("This page has expired"), texts, HTTPStatus.BAD_REQUEST
             )
-        problem = "" if fields is None else find_objection(policies, policies.all, fields, language)
-        shown: dict[str, object] = {"path": FALLBACK_PATH, "session": session_id, "user_id": ""}
-        shown |= {"user": "", "signature": "", "next_path": ""}
+        problem = (
+            "" if fields is None else find_consent_problem(policies, policies.all, fields, language)
+        )
+        values: dict[str, object] = {"path": FALLBACK_PATH, "session": session_id, "user_id": ""}
+        values |= {"user": "", "signature": "", "next_path": ""}
         if fields is None or problem:
-            return self._page(context, language, "ask", policies.all, problem, shown)
+            return self._page(context, language, "ask", policies.all, problem, values)
         await self._uia.do_accept_stage(session_id, TERMS)
-        return self._page(context, language, "done", (), "", shown, script=AUTH_DONE)
+        return self._page(context, language, "done", (), "", values, script=AUTH_DONE)
 
     def _page(
         self,
         context: RequestContext,
         language: Language,
         state: str,
-        owed: Sequence[Policy],
+        required: Sequence[Policy],
         problem: str,
-        shown: dict[str, object],
+        values: dict[str, object],
         *,
         script: str = "",
     ) -> Response:
         token = self._forms.token(context)
-        everything = owed or self._consents.policies.all
+        listed = required or self._consents.policies.all
         fields = {
-            **shown,
-            **terms_fields(self._consents.policies, everything, language),
+            **values,
+            **terms_fields(self._consents.policies, listed, language),
             "state": state,
             "problem": problem,
             "form_token": token.text,

@@ -209,11 +209,11 @@ class UpstreamPages:
     ) -> Response:
         """Handle a provider's logout request; the browser takes our response back to it."""
         try:
-            answer = await logout.do_end(message)
+            response = await logout.do_end(message)
         except SignInRefused as refused:
             return await self.refuse(context, refused)
-        if answer is not None:
-            return see_other(answer)
+        if response is not None:
+            return see_other(response)
         _ = self._pages.choose_language(context.languages).gettext
         return self._pages.render_message(context, _("You are signed out"), [])
 

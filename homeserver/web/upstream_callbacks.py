@@ -26,20 +26,20 @@ from homeserver.services.upstream.oidc.provider import OIDCSignIn
 from homeserver.services.upstream.saml.logout import SAMLLogout, SAMLLogoutMessage, parse_query
 from homeserver.services.upstream.saml.provider import LOGOUT_PATH as SAML_LOGOUT_PATH
 from homeserver.services.upstream.saml.provider import (
-    LONGEST_RESPONSE,
+    MAX_RESPONSE_LENGTH,
     METADATA_PATH,
     RESPONSE_PATH,
     OptionalSAML,
 )
 from homeserver.services.upstream.saml.provider import PROVIDER_ID as SAML_ID
 from homeserver.web.pages import see_other
-from homeserver.web.sign_in import HOME, sign_in_link
+from homeserver.web.sign_in import DEFAULT_PAGE, sign_in_link
 from homeserver.web.upstream import RESUME_PATH, UpstreamPages, read_form
 
 LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
 MAX_LOGOUT: Final = 65536
 SOAP: Final = "text/xml"
-MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
+MAX_SAML_FORM: Final = 2 * MAX_RESPONSE_LENGTH
 """Base64 in a form is longer than the response itself."""
 
 
@@ -54,7 +54,7 @@ class CallbackProviders(msgspec.Struct, frozen=True):
 async def get_oidc_callback(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    askable: CallbackProviders,
+    providers: CallbackProviders,
     context: RequestContext,
     *,
     provider: str | None = None,
@@ -68,7 +68,7 @@ async def get_oidc_callback(
     try:
         flow = await sign_in.take_callback(state, browser)
         chosen = next(
-            (each for each in askable.oidc if each.info.provider_id == flow.provider), None
+            (each for each in providers.oidc if each.info.provider_id == flow.provider), None
         )
         if chosen is None or browser is None:
             raise SignInRefused(RefusalReason.OLD)
@@ -89,8 +89,8 @@ async def post_backchannel_logout(sign_out: BackchannelLogout, *, body: bytes) -
     try:
         await sign_out.do_end(read_form(body).get("logout_token", ""))
     except SignInRefused as refused:
-        answer = {"error": "invalid_request", "error_description": str(refused)[:200]}
-        return Response(HTTPStatus.BAD_REQUEST, headers, answer)
+        response = {"error": "invalid_request", "error_description": str(refused)[:200]}
+        return Response(HTTPStatus.BAD_REQUEST, headers, response)
     return Response(HTTPStatus.OK, headers, {})
 
 
@@ -98,7 +98,7 @@ async def post_backchannel_logout(sign_out: BackchannelLogout, *, body: bytes) -
 async def get_cas_ticket(
     pages: UpstreamPages,
     sign_in: UpstreamSignIn,
-    askable: CallbackProviders,
+    providers: CallbackProviders,
     context: RequestContext,
     *,
     flow: str = "",
@@ -108,9 +108,9 @@ async def get_cas_ticket(
     browser = sign_in.find_browser(context)
     try:
         begun = await sign_in.take_callback(flow, browser)
-        if askable.cas is None or begun.provider != CAS_ID or browser is None:
+        if providers.cas is None or begun.provider != CAS_ID or browser is None:
             raise SignInRefused(RefusalReason.OLD)
-        identity = await askable.cas.identify(flow, begun, ticket)
+        identity = await providers.cas.identify(flow, begun, ticket)
         return await pages.show(
             context, await sign_in.complete(begun, identity, browser, context.languages)
         )
@@ -140,8 +140,8 @@ async def post_saml_response(
             SAML_ID, form.get("RelayState", "")
         )
         identity = await saml.provider.identify(flow, form.get("SAMLResponse", ""))
-        held = await sign_in.store_identity(flow, identity, browser_hash)
-        return see_other(f"{RESUME_PATH}?flow={held}")
+        flow_id = await sign_in.store_identity(flow, identity, browser_hash)
+        return see_other(f"{RESUME_PATH}?flow={flow_id}")
     except SignInRefused as refused:
         return await pages.refuse(context, refused)
 
@@ -160,7 +160,7 @@ async def get_saml_logout(
     spec: saml-bindings-2.0-os section 3.4
     """
     if not request:
-        return see_other(sign_in_link(local_path_or(relay_state, HOME)))
+        return see_other(sign_in_link(local_path_or(relay_state, DEFAULT_PAGE)))
     try:
         message = parse_query(context.uri.partition(b"?")[2].decode("latin-1"))
     except SignInRefused as refused:
@@ -177,26 +177,26 @@ async def post_saml_logout(
     """The same in a form, or in a SOAP envelope from the provider itself. spec:
     saml-bindings-2.0-os sections 3.5, 3.2"""
     if (context.header("content-type") or "").partition(";")[0].strip().lower() == SOAP:
-        return await _answer_envelope(logout, body)
+        return await _respond_to_envelope(logout, body)
     form = read_form(body)
     if "SAMLRequest" not in form:
-        return see_other(sign_in_link(local_path_or(form.get("RelayState", ""), HOME)))
+        return see_other(sign_in_link(local_path_or(form.get("RelayState", ""), DEFAULT_PAGE)))
     message = SAMLLogoutMessage(form["SAMLRequest"], form.get("RelayState"))
     return await pages.sign_out(context, logout, message)
 
 
-async def _answer_envelope(logout: SAMLLogout, body: bytes) -> Response:
+async def _respond_to_envelope(logout: SAMLLogout, body: bytes) -> Response:
     """Handle a SOAP envelope; a refusal has only a status. spec: saml-bindings-2.0-os section
     3.2.3.3"""
     headers = {"Cache-Control": "no-cache, no-store", "Pragma": "no-cache", "Content-Type": SOAP}
     try:
-        answer = await logout.do_end(
+        response = await logout.do_end(
             SAMLLogoutMessage(body.decode("utf-8", "replace"), is_soap=True)
         )
     except SignInRefused as refused:
         logout.log.warn("a logout request is refused: {why}", why=str(refused))
         return Response(HTTPStatus.FORBIDDEN, headers, b"")
-    return Response(HTTPStatus.OK, headers, (answer or "").encode())
+    return Response(HTTPStatus.OK, headers, (response or "").encode())
 
 
 @endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)

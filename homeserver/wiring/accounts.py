@@ -97,7 +97,7 @@ class AccountParts:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretGenerator(random)
         self.policies = load_policies(config.pages.user_consent, config.name.public_baseurl or "")
-        files = read_registration_files(config.others.app_service_config_files)
+        files = read_registration_files(config.integrations.app_service_config_files)
         self.application_services = ApplicationServices(files=files, server_name=server_name)
         self.plugins = Plugins(
             [load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins]
@@ -124,19 +124,19 @@ class AccountParts:
             consents=consents,
         )
         is_shared = config.storage.database.name == "psycopg2"  # SQLite supports one node only
-        self.node_notes = NodeMessages(clock) if is_shared else None
+        self.node_messages = NodeMessages(clock) if is_shared else None
         self.peer_nodes = None
-        self.others = None
-        if self.node_notes is not None:
-            OutgoingChanges(streams=database.streams, notes=self.node_notes)
-            self.others = IncomingChanges(
-                streams=database.streams, clock=clock, notes=self.node_notes
+        self.incoming_changes = None
+        if self.node_messages is not None:
+            OutgoingChanges(streams=database.streams, messages=self.node_messages)
+            self.incoming_changes = IncomingChanges(
+                streams=database.streams, clock=clock, messages=self.node_messages
             )
             self.peer_nodes = PeerNodes(
                 clock=clock,
                 database=database,
-                remembered=self.access_tokens,
-                notes=self.node_notes,
+                cache=self.access_tokens,
+                messages=self.node_messages,
                 monotonic=monotonic,
             )
         self.passwords = _passwords(config, threads)
@@ -170,7 +170,7 @@ class AccountParts:
                         clock=clock, store=program_store, what=AuditEvent.APPLICATION_PASSWORD_ENDED
                     )
                 ],
-                kept_by_device=[
+                deleted_with_device=[
                     stores.device_keys,
                     stores.to_device,
                     stores.dehydrated_devices,
@@ -178,7 +178,7 @@ class AccountParts:
                     DeviceSettings(AccountDataStore(database)),
                     stores.pushers,
                 ],
-                kept_by_session=[
+                deleted_with_session=[
                     stores.oauth,
                     program_store,
                     stores.confirmations,

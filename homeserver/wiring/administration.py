@@ -37,7 +37,7 @@ def make_user_administration(
         deactivation=user_data.deactivation,
         last_seen=accounts.last_seen,
         consents=accounts.stores.policy_consents,
-        unshown=room_reading.unshown,
+        hidden_changes=room_reading.hidden_changes,
     )
 
 

@@ -2,7 +2,7 @@
 
 from homeserver.config.memory import MemoryOptions
 
-USUAL_FACTOR = 0.5
+BASE_FACTOR = 0.5
 
 
 class CacheSizes:
@@ -12,7 +12,7 @@ class CacheSizes:
         factor = memory.caches.global_factor
 
         def scaled(size: int) -> int:
-            return max(100, int(size * factor / USUAL_FACTOR))
+            return max(100, int(size * factor / BASE_FACTOR))
 
         self.events = max(100, int(memory.event_cache_size * factor))
         self.rooms = scaled(20_000)
@@ -23,7 +23,7 @@ class CacheSizes:
         self.unread_counts = scaled(200_000)
         self.receipts = scaled(50_000)
         self.account_data_bytes = scaled(16 << 20)
-        self.answer_bytes = scaled(16 << 20)
+        self.response_bytes = scaled(16 << 20)
         self.sent_typing_bytes = scaled(32 << 20)
         """The typing notifications that were sent to sliding sync clients."""
         self.filter_bytes = scaled(16 << 20)

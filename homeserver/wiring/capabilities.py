@@ -26,7 +26,7 @@ def make_capabilities(
             or login.phones.supports_purpose(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
             login_tokens_confirmed=config.sessions.login_via_existing_session.require_ui_auth,
-            longest_delay_ms=config.rooms.max_event_delay_duration,
+            max_delay_ms=config.rooms.max_event_delay_duration,
             url_previews=config.previews.url_preview_enabled,
         ),
         UnstableFeatures(

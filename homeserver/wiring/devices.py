@@ -65,7 +65,7 @@ class DeviceParts:
             membership_store=rooms.membership_store,
             encrypted=self._encrypted_rooms,
             states=rooms.current_states,
-            past=rooms.past,
+            past_memberships=rooms.past_memberships,
             recent=rooms.recent,
             events=rooms.events,
             partial=rooms.partial,

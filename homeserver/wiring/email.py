@@ -1,4 +1,4 @@
-"""Wires e-mail and third-party addresses."""
+"""Wires e-mail and third-party identifiers."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class EmailParts:
         self._executor = executor
         self.outbox = None
         if email.smtp_host is not None:
-            letters = EmailRenderer(
+            renderer = EmailRenderer(
                 server_name=config.server_name,
                 sender=make_sender(email, config.server_name),
                 app_name=get_app_name(email),
@@ -59,7 +59,7 @@ class EmailParts:
             self.outbox = Outbox(
                 clock=clock,
                 store=EmailOutbox(database),
-                renderer=letters,
+                renderer=renderer,
                 relay=make_relay(email),
                 executor=executor,
                 metrics=MailMetrics(registry),

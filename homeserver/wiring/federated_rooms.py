@@ -63,11 +63,11 @@ class FederatedRoomParts:
     ) -> None:
         clock, database, limiter = base.clock, base.database, base.limiter
         identity, get_signers, now_ms = base.identity, peers.keyring.get_signers, base.now_ms
-        engine, residence = room_engine.engine, room_engine.residence
+        engine, server_in_room = room_engine.engine, room_engine.server_in_room
         remote = MembershipClient(
-            requests=peers.requests, states=federation.long_states, clock=clock
+            requests=peers.requests, states=federation.state_slots, clock=clock
         )
-        answers = JoinResponses(
+        join_responses = JoinResponses(
             store=EventStore(database),
             states=ServedStateReader(database=database, trees=rooms.trees, chains=rooms.chains),
             servers=rooms.servers,
@@ -76,10 +76,10 @@ class FederatedRoomParts:
         )
         self.handshakes = MembershipHandshakes(
             events=rooms.events,
-            server_in_room=residence,
+            server_in_room=server_in_room,
             receiver=federation.receiver,
             restricted=room_engine.restricted,
-            join_responses=answers,
+            join_responses=join_responses,
             get_signers=get_signers,
             check_join=lambda room_id: limiter.check_without_counting(Limit.JOIN_ROOM, room_id),
             count_join=lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
@@ -90,12 +90,12 @@ class FederatedRoomParts:
             remote=remote,
             engine=engine,
             events=rooms.events,
-            server_in_room=residence,
+            server_in_room=server_in_room,
             receiver=federation.receiver,
-            out_of_room=rooms.outside,
+            out_of_room=rooms.out_of_room,
             gate=invite_policy,
             reachability=sender,
-            services=federation.questions,
+            services=federation.check_services,
             get_keys=peers.keyring.get_keys,
             classify=classify,
             identity=identity,
@@ -104,19 +104,19 @@ class FederatedRoomParts:
         )
         handshake = TemplateRequests(remote=remote, identity=identity, now_ms=now_ms)
         candidates = ServerFallback(policy=peers.policy, own=identity.server_name)
-        untold = PendingLeaveStore(database)
+        pending_leaves = PendingLeaveStore(database)
         self.remote_memberships = RemoteJoins(
             remote=remote,
             handshake=handshake,
             candidates=candidates,
-            server_in_room=residence,
+            server_in_room=server_in_room,
             rooms=rooms.store,
-            importer=federation.adoptions,
+            importer=federation.join_importer,
             receiver=federation.receiver,
             imports=federation.imports,
-            out_of_room=rooms.outside,
-            services=federation.questions,
-            pending_leaves=untold,
+            out_of_room=rooms.out_of_room,
+            services=federation.check_services,
+            pending_leaves=pending_leaves,
             identity=identity,
             now_ms=now_ms,
             use_partial_state=base.config.federation.federation.partial_state_joins,
@@ -125,10 +125,10 @@ class FederatedRoomParts:
             remote=remote,
             handshake=handshake,
             candidates=candidates,
-            server_in_room=residence,
+            server_in_room=server_in_room,
             rooms=rooms.store,
-            out_of_room=rooms.outside,
-            store=untold,
+            out_of_room=rooms.out_of_room,
+            store=pending_leaves,
             engine=engine,
             identity=identity,
             now_ms=now_ms,
@@ -151,7 +151,7 @@ class FederatedRoomParts:
             invitations=self.invitations,
             directory=self.directory,
             policy=peers.policy,
-            outside=rooms.outside,
+            out_of_room=rooms.out_of_room,
             rooms=rooms.store,
             memberships=rooms.memberships,
             servers=rooms.servers,
@@ -171,12 +171,14 @@ class FederatedRoomParts:
         return (self.handshakes, self.invitations)
 
 
-def make_query_answers(
-    profiles: Profiles, directory: RoomDirectory, *, tells_profiles: bool
+def make_query_handlers(
+    profiles: Profiles, directory: RoomDirectory, *, answers_profile_queries: bool
 ) -> QueryHandlers:
-    """Return what answers queries of other servers about our users and rooms."""
+    """Return the handlers of other servers' queries about our users and rooms.
+
+    `answers_profile_queries`: whether other servers may read profiles."""
     return QueryHandlers(
-        profiles.get_for_server if tells_profiles else refuse_profile,
+        profiles.get_for_server if answers_profile_queries else refuse_profile,
         directory.get_local_alias,
         directory.get_public_rooms_for_server,
     )

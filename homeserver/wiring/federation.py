@@ -43,7 +43,7 @@ class FederationParts:
         self.resolver = StateResolver(
             database=database, trees=rooms.trees, chains=rooms.chains, events=rooms.events
         )
-        self.placements = placements = EventPersister(
+        self.persister = persister = EventPersister(
             database=database,
             engine=engine,
             events=rooms.events,
@@ -54,17 +54,17 @@ class FederationParts:
             now_ms=now_ms,
         )
         self.remote_events = EventClient(requests=peers.requests, clock=clock)
-        self.long_states = LargeResponseSlots(
+        self.state_slots = LargeResponseSlots(
             clock=clock, short_bytes=MAX_SHORT_STATE_BYTES, slots=STATE_SLOTS
         )
-        true_copies = UnalteredCopies(
+        unaltered_copies = UnalteredCopies(
             remote=self.remote_events,
             servers=rooms.servers,
             policy=peers.policy,
             own_name=identity.server_name,
             seconds=clock.seconds,
         )
-        questions = CheckServices(
+        check_services = CheckServices(
             rooms.events,
             self.resolver,
             peers.keyring.get_signers,
@@ -72,25 +72,25 @@ class FederationParts:
             policy_servers.approve_many,
             peers.keyring.prefetch,
             peers.keyring.lacks_keys_for,
-            true_copies.find_all,
+            unaltered_copies.find_all,
         )
-        self.questions = questions
-        late = ContentRestorer(
+        self.check_services = check_services
+        content_restorer = ContentRestorer(
             database=database, engine=engine, events=rooms.events, identity=identity, now_ms=now_ms
         )
         outliers = Outliers(
             database=database,
             events=rooms.events,
             store=store,
-            persister=placements,
+            persister=persister,
             writer=rooms.writer,
-            services=questions,
-            content_restorer=late,
+            services=check_services,
+            content_restorer=content_restorer,
             now_ms=now_ms,
         )
         self.imports = StateImports(outliers=outliers, store=store, clock=clock)
         self.effects = StoredEffects(store=store, identity=identity)
-        self.unproved = UnverifiedStateEvents(
+        self.unverified_events = UnverifiedStateEvents(
             database=database,
             store=UnverifiedEventStore(database),
             writer=UnverifiedEventWriter(rooms.trees),
@@ -107,17 +107,17 @@ class FederationParts:
             events=rooms.events,
             store=store,
             resolver=self.resolver,
-            persister=placements,
+            persister=persister,
             outliers=outliers,
-            services=questions,
+            services=check_services,
             access=room_engine.access,
-            unverified=self.unproved,
-            content_restorer=late,
+            unverified=self.unverified_events,
+            content_restorer=content_restorer,
         )
-        self.unheard = UnacknowledgedLeaves(
+        self.unacknowledged_leaves = UnacknowledgedLeaves(
             events=rooms.events, resolver=self.resolver, identity=identity
         )
-        self.adoptions = JoinImporter(
+        self.join_importer = JoinImporter(
             database=database,
             engine=engine,
             rooms=rooms.store,
@@ -127,11 +127,11 @@ class FederationParts:
             imports=self.imports,
             effects=self.effects,
             resolver=self.resolver,
-            unacknowledged_leaves=self.unheard,
+            unacknowledged_leaves=self.unacknowledged_leaves,
             partial=PartialRoomStore(database),
             writer=rooms.writer,
             identity=identity,
-            services=questions,
+            services=check_services,
             now_ms=now_ms,
-            first_attempt=self.unproved.schedule_first_attempt,
+            first_attempt=self.unverified_events.schedule_first_attempt,
         )

@@ -31,9 +31,9 @@ from homeserver.wiring.foundation import Foundation
 from storage.federation.server_keys import ServerKeyStore
 from storage.federation.signed_documents import SignedDocumentStore
 
-SLOW_AT_ONCE: Final = 20
+MAX_SLOW_REQUESTS: Final = 20
 """Concurrent requests per server that may wait long, for example for a file during its upload."""
-SILENCE_REMEMBERED_MS: Final = 60_000
+UNRESPONSIVE_MS: Final = 60_000
 
 
 class FederationPeerParts:
@@ -71,12 +71,12 @@ class FederationPeerParts:
             observer=MemberListMetrics(base.registry),
             now=clock.seconds,
         )
-        self.silences: PeerBackoff[ServerName] = PeerBackoff(
-            now_ms=now_ms, schedule=BackoffSchedule(SILENCE_REMEMBERED_MS, SILENCE_REMEMBERED_MS)
+        self.unresponsive_servers: PeerBackoff[ServerName] = PeerBackoff(
+            now_ms=now_ms, schedule=BackoffSchedule(UNRESPONSIVE_MS, UNRESPONSIVE_MS)
         )
         """Servers to which a request recently timed out. Other requests do not wait for them."""
         self.requests = FederationClient(
-            wire=BackoffWire(wire=wire, backoff=self.silences),
+            wire=BackoffWire(wire=wire, backoff=self.unresponsive_servers),
             identity=identity,
             policy=self.policy,
             now_ms=now_ms,
@@ -105,7 +105,7 @@ class FederationPeerParts:
         )
         self.admission = PeerQueue(clock=clock, limits=limits)
         self.slow_admission = PeerQueue(
-            clock=clock, limits=replace(limits, max_concurrent=SLOW_AT_ONCE)
+            clock=clock, limits=replace(limits, max_concurrent=MAX_SLOW_REQUESTS)
         )
         self.notary = KeyNotaryService(
             keyring=self.keyring,

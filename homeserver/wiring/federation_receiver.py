@@ -69,7 +69,7 @@ class FederationReceiverParts:
             store=store,
             remote=self.remote,
             lists=lists,
-            states=federation.long_states,
+            states=federation.state_slots,
             clock=clock,
         )
         self.missing = MissingEvents(
@@ -77,7 +77,7 @@ class FederationReceiverParts:
             events=rooms.events,
             receiver=federation.receiver,
             states=self.states,
-            unverified=federation.unproved,
+            unverified=federation.unverified_events,
             remote=self.remote,
             servers=rooms.servers,
             policy=peers.policy,
@@ -89,11 +89,11 @@ class FederationReceiverParts:
         self.times = RemoteTimestampLookup(
             events=rooms.events, missing=self.missing, remote=self.remote, seconds=clock.seconds
         )
-        self.insiders = RoomParticipants(
+        self.participants = RoomParticipants(
             servers=rooms.servers,
             memberships=rooms.membership_store,
             events=rooms.events,
-            unverified=federation.unproved,
+            unverified=federation.unverified_events,
             own_name=federation.identity.server_name,
         )
         self.inbox = Inbox(
@@ -101,13 +101,13 @@ class FederationReceiverParts:
             rooms=rooms.store,
             engine=engine,
             missing=self.missing,
-            participants=self.insiders,
+            participants=self.participants,
             clock=clock,
             observer=metrics,
         )
         completion = StateCompletion(trees=rooms.trees, chains=rooms.chains)
-        hearing = LateNotifications(
-            persister=federation.placements,
+        late_notifications = LateNotifications(
+            persister=federation.persister,
             resolver=federation.resolver,
             memberships=rooms.memberships,
             store=rooms.membership_store,
@@ -129,19 +129,19 @@ class FederationReceiverParts:
             partial=rooms.partial,
             states=self.states,
             imports=federation.imports,
-            unverified=federation.unproved,
+            unverified=federation.unverified_events,
             recheck=Recheck(
                 database=database,
                 store=PartialRoomStore(database),
                 events=rooms.events,
                 resolver=federation.resolver,
                 writer=completion,
-                services=federation.questions,
-                persister=federation.placements,
-                unverified=federation.unproved,
-                late_notifications=hearing,
+                services=federation.check_services,
+                persister=federation.persister,
+                unverified=federation.unverified_events,
+                late_notifications=late_notifications,
                 timelines=rooms.timelines,
-                unacknowledged_leaves=federation.unheard,
+                unacknowledged_leaves=federation.unacknowledged_leaves,
             ),
             resolver=federation.resolver,
             effects=federation.effects,
@@ -151,8 +151,8 @@ class FederationReceiverParts:
             clock=clock,
             observer=metrics,
         )
-        self.outside = OutOfRoomUpdates(
-            out_of_room=rooms.outside,
+        self.out_of_room_updates = OutOfRoomUpdates(
+            out_of_room=rooms.out_of_room,
             memberships=rooms.memberships,
             get_signers=peers.keyring.get_signers,
             identity=federation.identity,
@@ -162,25 +162,25 @@ class FederationReceiverParts:
             memberships=rooms.memberships,
             receiver=federation.receiver,
             inbox=self.inbox,
-            insiders=self.insiders,
+            insiders=self.participants,
             edus=edus,
-            outside=self.outside,
+            outside=self.out_of_room_updates,
             policy=peers.policy,
             observer=metrics,
             clock=clock,
         )
-        regaining = HistoryRefetch(
+        history_refetch = HistoryRefetch(
             database=database,
             event_store=store,
             events=rooms.events,
-            persister=federation.placements,
+            persister=federation.persister,
         )
         self.backfill = Backfill(
             timelines=TimelineStore(database),
             servers=rooms.servers,
             missing=self.missing,
             remote=self.remote,
-            refetch=regaining,
+            refetch=history_refetch,
             clock=clock,
         )
         self.form = TransactionForm(identity=federation.identity, now_ms=base.now_ms)

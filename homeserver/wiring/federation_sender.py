@@ -119,10 +119,10 @@ class FederationSenderParts:
             deliveries=self.deliveries,
             identity=identity,
             policy=peers.policy,
-            backoff=peers.silences,
+            backoff=peers.unresponsive_servers,
             now_ms=now_ms,
         )
-        self.greetings = UnblockedServerNotifier(
+        self.unblocked_notifier = UnblockedServerNotifier(
             policy=peers.policy,
             store=RoomServerStore(database),
             transactions=transactions,
@@ -146,7 +146,7 @@ class FederationSenderParts:
             sender=self.sender,
             is_local=identity.is_local,
         )
-        self.everyones_keys = KeyQueries(
+        self.key_queries = KeyQueries(
             clock=clock,
             own_devices=self.own_devices,
             published=devices.published_keys,
@@ -156,10 +156,10 @@ class FederationSenderParts:
             limiter=limiter,
         )
         self._to_device = devices.to_device
-        told = EDUSender(sender=self.sender, rooms=rooms.store)
-        presence.typing.subscribe(told.send_typing)
-        presence.presence.subscribe(told.send_presence)
-        received = EDUReceivers(
+        edu_sender = EDUSender(sender=self.sender, rooms=rooms.store)
+        presence.typing.subscribe(edu_sender.send_typing)
+        presence.presence.subscribe(edu_sender.send_presence)
+        edu_receivers = EDUReceivers(
             rooms=rooms.store,
             events=rooms.events,
             memberships=rooms.memberships,
@@ -173,9 +173,9 @@ class FederationSenderParts:
         self.edus = EduReceivers(
             access=room_engine.access,
             handlers={
-                "m.typing": received.receive_typing,
-                "m.receipt": received.receive_receipts,
-                "m.presence": received.receive_presence,
+                "m.typing": edu_receivers.receive_typing,
+                "m.receipt": edu_receivers.receive_receipts,
+                "m.presence": edu_receivers.receive_presence,
                 "m.direct_to_device": devices.to_device.receive,
                 "m.device_list_update": self.remote_devices.receive_device_list_update,
                 "m.signing_key_update": self.remote_devices.receive_signing_key_update,
@@ -197,4 +197,4 @@ class FederationSenderParts:
     @property
     def services(self) -> Sequence[object]:
         """The services that endpoints ask for."""
-        return (self.destinations, self.everyones_keys, self.own_devices)
+        return (self.destinations, self.key_queries, self.own_devices)

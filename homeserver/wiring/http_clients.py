@@ -83,17 +83,17 @@ class HttpClientParts:
     async def fetch(self, url: str) -> bytes:
         """Fetch a document of the federation; its certificate is checked like those of other
         servers. Raises OutboundError."""
-        answer = await self._peers.request(
+        response = await self._peers.request(
             "GET", url, seconds=60, max_bytes=MAX_DOCUMENT_BYTES, redirects=5
         )
-        if answer.status != HTTPStatus.OK:
-            raise OutboundError(f"it responds with {answer.status}")
-        return answer.body
+        if response.status != HTTPStatus.OK:
+            raise OutboundError(f"it responds with {response.status}")
+        return response.body
 
     async def follow(self, url: str, take: TakeBody, seconds: float, max_bytes: int) -> int:
         """Follow a URL that another server named: pass the body to `take`, and return the status.
         Raises OutboundError."""
-        answer = await self._peers.request(
+        response = await self._peers.request(
             "GET",
             url,
             seconds=seconds,
@@ -102,7 +102,7 @@ class HttpClientParts:
             only_https=True,
             take=take,
         )
-        return answer.status
+        return response.status
 
     def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> HttpClient:
         """Return a client with an address policy of its own, for example for URL previews."""

@@ -18,7 +18,7 @@ from storage.maintenance.state_garbage_collection import StateGarbageCollector
 from storage.rooms.sent_transactions import SentTransactionStore
 from storage.sync.sliding_connections import SlidingConnectionStore
 
-SENT_REMEMBERED: Final = 24 * 3600
+SENT_RETENTION_SECONDS: Final = 24 * 3600
 """Seconds for which a client may repeat a request with its transaction ID."""
 
 
@@ -36,7 +36,9 @@ def make_maintenance_jobs(
     connections = SlidingConnectionStore(database)
 
     async def forget_sent(batch: int) -> int:
-        return await sent.remove_before(int((clock.seconds() - SENT_REMEMBERED) * 1000), batch)
+        return await sent.remove_before(
+            int((clock.seconds() - SENT_RETENTION_SECONDS) * 1000), batch
+        )
 
     async def forget_connections(batch: int) -> int:
         return await connections.remove_unused(int(clock.seconds() * 1000) - MAX_IDLE_MS, batch)

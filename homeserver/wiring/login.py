@@ -65,10 +65,11 @@ class LoginParts:
         email: EmailParts,
         web: WebClient | None,
         new_account_tasks: NewAccountTasks,
-        addresses: NewAccountEmails | None,
+        new_account_emails: NewAccountEmails | None,
     ) -> None:
-        """`web` leads to the captcha service; None for commands, which register nobody by captcha.
-        `new_account_tasks`: the tasks for new accounts. `addresses` handles their e-mail addresses.
+        """`web` leads to the captcha service; None for commands, which register no user by captcha.
+        `new_account_tasks`: the tasks for new accounts. `new_account_emails` handles their e-mail
+        addresses.
 
         Raises `ValueError` if no service can check captchas or send the required messages."""
         server_name = ServerName(config.server_name)
@@ -85,7 +86,9 @@ class LoginParts:
             new_account_tasks=new_account_tasks,
         )
         passwords = config.sessions.password_config
-        has_others = bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
+        has_other_passwords = (
+            bool(config.upstream.ldap_providers) or accounts.plugins.check_passwords
+        )
         self.sign_in = SignIn(
             clock=clock,
             database=database,
@@ -96,7 +99,8 @@ class LoginParts:
             limiter=limiter,
             application_passwords=accounts.application_passwords,
             server_name=server_name,
-            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
+            password_login=passwords.enabled is True
+            and (passwords.localdb_enabled or has_other_passwords),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             local_passwords=passwords.localdb_enabled,
             plugins=accounts.plugins,
@@ -178,7 +182,7 @@ class LoginParts:
             consents=accounts.stores.policy_consents,
             approvals=self.approvals,
             new_account_tasks=new_account_tasks,
-            addresses=addresses,
+            new_account_emails=new_account_emails,
         )
         self.registration_tokens = RegistrationTokens(
             clock=clock,

@@ -55,8 +55,8 @@ class MediaThreads(msgspec.Struct, frozen=True):
     images: Executor
     photos: Executor
     pages: Executor
-    objects_out: Executor
-    objects_in: Executor
+    object_reads: Executor
+    object_writes: Executor
     scans: Executor
 
 
@@ -76,10 +76,10 @@ def start_media_threads(reactor: ReactorBase, storage: StorageOptions) -> MediaT
         pages=ThreadExecutor(
             reactor=reactor, name="pages", threads=PAGE_PROCESSES, close_timeout=1.0
         ),
-        objects_out=ThreadExecutor(
+        object_reads=ThreadExecutor(
             reactor=reactor, name="objects_out", threads=object_threads, close_timeout=2.0
         ),
-        objects_in=ThreadExecutor(
+        object_writes=ThreadExecutor(
             reactor=reactor, name="objects_in", threads=object_threads, close_timeout=2.0
         ),
         scans=ThreadExecutor(
@@ -160,8 +160,8 @@ class MediaParts:
             clock,
             database,
             self.files,
-            threads.objects_out,
-            threads.objects_in,
+            threads.object_reads,
+            threads.object_writes,
         )
         self.contents = stores.contents
         self._store_jobs = stores.jobs
@@ -189,7 +189,7 @@ class MediaParts:
             programs=storage.external_thumbnailers,
             sizes=read_allowed_sizes(storage),
         )
-        early_thumbnails = EagerThumbnails(
+        eager_thumbnails = EagerThumbnails(
             thumbnails=thumbnails,
             gate=gate,
             clock=clock,
@@ -220,7 +220,7 @@ class MediaParts:
             ),
             secret_text=SecretGenerator(random),
             location_remover=self._locations,
-            on_stored=early_thumbnails.schedule if storage.thumbnails_at_upload else None,
+            on_stored=eager_thumbnails.schedule if storage.thumbnails_at_upload else None,
             max_upload_size=min(storage.max_upload_size, self.scanning.largest_upload),
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
@@ -274,7 +274,7 @@ class MediaParts:
             limiter=limiter,
             scanner=self.scanning.scanning,
         )
-        self.upkeep = MediaMaintenanceParts(
+        self.maintenance = MediaMaintenanceParts(
             storage=storage,
             clock=clock,
             database=database,
@@ -294,7 +294,7 @@ class MediaParts:
             self.previews.previews,
             self.proxy,
             self.scanning.administration,
-            *self.upkeep.services,
+            *self.maintenance.services,
         )
 
     def jobs(self) -> list[Job]:
@@ -303,18 +303,18 @@ class MediaParts:
             Job("delete_expired_media_reservations", self.repository.do_remove_expired, 600.0),
             *self._store_jobs,
             *self.previews.jobs(),
-            *self.upkeep.jobs(),
+            *self.maintenance.jobs(),
             *self.scanning.jobs(),
         ]
 
     def sweep(self) -> None:
         """Delete the remains of a crash. Call it before the server listens."""
         Deferred.fromCoroutine(self.files.sweep(self._store.get_used_hashes)).addCallbacks(
-            self._swept,
+            self._log_sweep,
             lambda failure: self.log.failure("cannot clean up the media folder", failure),
         )
 
-    def _swept(self, count: int | None) -> None:
+    def _log_sweep(self, count: int | None) -> None:
         if count is None:
             self.log.info("another node is writing files, so the media folder is cleaned up later")
         elif count:
@@ -334,6 +334,6 @@ class MediaParts:
         await self._threads.images.close()
         await self._threads.photos.close()
         await self._threads.pages.close()
-        await self._threads.objects_out.close()
-        await self._threads.objects_in.close()
+        await self._threads.object_reads.close()
+        await self._threads.object_writes.close()
         await self._threads.scans.close()

@@ -9,7 +9,7 @@ from homeserver.cluster.jobs import Job
 from homeserver.config.server import StorageOptions
 from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.media.own_uploads import OwnUploads
-from homeserver.services.media.references import FOLLOW_SECONDS, MediaReferences
+from homeserver.services.media.references import POLL_SECONDS, MediaReferences
 from homeserver.services.media.removal import MediaRemoval
 from storage.accounts.accounts import AccountStore
 from storage.engine.database import Database
@@ -83,7 +83,7 @@ class MediaMaintenanceParts:
         """Return the background jobs. References are tracked even if deletion is disabled, since
         they cannot be reconstructed later."""
         jobs = [
-            Job("track_media_references", self.references.do_track, FOLLOW_SECONDS),
+            Job("track_media_references", self.references.do_track, POLL_SECONDS),
             Job("delete_unused_media", self.removal.do_remove_unused_uploads, 600.0),
             Job("delete_unused_remote_media", self.removal.do_remove_unused_copies, 600.0),
             Job("delete_old_media", self.removal.do_remove_old_uploads, 600.0),

@@ -46,14 +46,14 @@ def make_media_storage(
         return MediaStorage(
             LocalContents(database=database, files=files), (_sweep_job(database, files),)
         )
-    patience = object_store.timeout / 1000
+    timeout = object_store.timeout / 1000
     contents = SharedContents(
         database=database,
         files=files,
         objects=open_s3(read_s3_config(object_store)),
-        reading=ObjectCallRunner(executor=reading, clock=clock, max_silence=patience),
+        reading=ObjectCallRunner(executor=reading, clock=clock, max_silence=timeout),
         writing=ObjectCallRunner(
-            executor=writing, clock=clock, max_silence=patience, max_long=OBJECT_THREADS // 2
+            executor=writing, clock=clock, max_silence=timeout, max_long=OBJECT_THREADS // 2
         ),
         clock=clock,
         role=object_store.role,

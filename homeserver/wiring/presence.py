@@ -28,13 +28,13 @@ class PresenceParts:
         self, *, base: Foundation, accounts: AccountParts, memberships: Memberships
     ) -> None:
         config, clock, database = base.config, base.clock, base.database
-        limiter, identity, notes = base.limiter, base.identity, accounts.node_notes
+        limiter, identity, messages = base.limiter, base.identity, accounts.node_messages
         self.notifier = notifier = Notifier(
             streams=database.streams,
             memberships=memberships,
             clock=clock,
             check_session=accounts.access_tokens.recheck,
-            others=accounts.others,
+            incoming_changes=accounts.incoming_changes,
         )
         counter = EphemeralCounter(clock)
         self.typing = Typing(
@@ -43,16 +43,16 @@ class PresenceParts:
             counter=counter,
             memberships=memberships,
             streams=database.streams,
-            notes=notes,
+            messages=messages,
         )
-        presence = config.people.presence
+        presence = config.users.presence
         times = PresenceTimes(
             active=presence.last_active_granularity / 1000,
             idle=presence.idle_timeout / 1000,
             grace=presence.sync_online_timeout / 1000,
         )
         remote = RemotePresenceCache(clock=clock, server_name=identity.server_name)
-        roster = PresenceTable(
+        table = PresenceTable(
             clock=clock,
             database=database,
             store=PresenceStore(database),
@@ -61,17 +61,17 @@ class PresenceParts:
         )
         self.presence = Presence(
             clock=clock,
-            table=roster,
+            table=table,
             remote=remote,
             broadcaster=PresenceBroadcaster(
-                clock=clock, table=roster, memberships=memberships, notifier=notifier, times=times
+                clock=clock, table=table, memberships=memberships, notifier=notifier, times=times
             ),
             memberships=memberships,
             limiter=limiter,
             server_name=identity.server_name,
             times=times,
             mode=presence.enabled,
-            notes=notes,
+            messages=messages,
         )
 
     def start(self) -> None:

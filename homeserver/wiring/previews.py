@@ -50,7 +50,7 @@ class PreviewParts:
             ),
             ("Accept-Language", ", ".join(previews.url_preview_accept_language)),
         ]
-        most = min(previews.max_spider_size, config.storage.max_upload_size)
+        max_image = min(previews.max_spider_size, config.storage.max_upload_size)
         self._pages = PageParser(executor=executor)
         self.previews = URLPreviews(
             server_name=config.server_name,
@@ -62,7 +62,9 @@ class PreviewParts:
             gate=gate,
             pages=self._pages,
             rules=rules,
-            sites=PreviewFetcher(web=web, clock=clock, rules=rules, headers=headers, max_image=most)
+            sites=PreviewFetcher(
+                web=web, clock=clock, rules=rules, headers=headers, max_image=max_image
+            )
             if previews.url_preview_enabled
             else None,
             texts=SecretGenerator(random),

@@ -26,7 +26,7 @@ class ProfileParts:
         room_engine: RoomEngineParts,
         remote: RemoteProfiles,
     ) -> None:
-        people = base.config.people
+        users = base.config.users
         self.propagation = ProfilePropagation(
             database=base.database,
             profiles=accounts.stores.profiles,
@@ -36,8 +36,8 @@ class ProfileParts:
         )
         self.access = ProfileAccess(
             memberships=rooms.membership_store,
-            account_needed=people.require_auth_for_profile_requests,
-            room_needed=people.limit_profile_requests_to_users_who_share_rooms,
+            account_needed=users.require_auth_for_profile_requests,
+            room_needed=users.limit_profile_requests_to_users_who_share_rooms,
         )
         self.profiles = Profiles(
             database=base.database,
@@ -67,7 +67,7 @@ class ProfileParts:
 def read_display_name_rules(display_names: DisplayNamesOptions) -> NameRules:
     """Return the rules for display names."""
     return NameRules(
-        longest=display_names.maximum_length,
+        max_length=display_names.maximum_length,
         pattern=display_names.pattern,
         forbidden=display_names.forbidden,
     )

@@ -30,20 +30,20 @@ class PushRuleParts:
     ) -> None:
         clock, database, streams = base.clock, base.database, base.database.streams
         memberships = rooms.memberships
-        attention = PushRuleHistoryStore(database)
+        history = PushRuleHistoryStore(database)
         compiler = RuleCompiler()
         self.outcome_store = EventPushActionStore(database)
-        self.changes = RuleChanges(account_data=AccountDataStore(database), attention=attention)
+        self.changes = RuleChanges(account_data=AccountDataStore(database), history=history)
         self.rules = UserRuleCache(
             clock=clock,
-            attention=attention,
+            history=history,
             compiler=compiler,
             streams=streams,
             capacity=USERS_CACHED,
         )
         room_rules = RoomRuleClasses(
             clock=clock,
-            store=attention,
+            store=history,
             memberships=memberships,
             rules=self.rules,
             compiler=compiler,

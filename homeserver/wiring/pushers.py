@@ -70,7 +70,7 @@ class PusherParts:
             OutgoingToDeviceStore(database=database),
         )
         self._waiting = QueueMetrics(registry)
-        self.old_outcomes = PushActionCleanup(
+        self.push_action_cleanup = PushActionCleanup(
             store=OldPushActionStore(database), now_ms=base.now_ms
         )
         self._enabled = push.enabled
@@ -109,7 +109,9 @@ class PusherParts:
             memberships=rooms.memberships,
             decisions=notifications.push_decisions,
             names=EventNames(
-                memberships=rooms.membership_store, summaries=summary_store, outside=rooms.outside
+                memberships=rooms.membership_store,
+                summaries=summary_store,
+                out_of_room=rooms.out_of_room,
             ),
             badges=badges,
             readers=ActiveReaders(clock=clock, syncs=presence.notifier),
@@ -132,18 +134,18 @@ class PusherParts:
             rooms=rooms.store,
             events=rooms.events,
             memberships=rooms.memberships,
-            outside=rooms.outside,
+            out_of_room=rooms.out_of_room,
             decisions=notifications.push_decisions,
-            roster=PusherUsers(store=store, capacity=USERS_CACHED),
+            pusher_users=PusherUsers(store=store, capacity=USERS_CACHED),
             badges=badges,
             deliveries=self.deliveries,
-            emails=self._letters(
+            emails=self._email_notifier(
                 base, accounts, rooms, settings, room_reading, notifications, email
             ),
             now_ms=base.now_ms,
         )
 
-    def _letters(
+    def _email_notifier(
         self,
         base: Foundation,
         accounts: AccountParts,
@@ -192,8 +194,8 @@ class PusherParts:
             app_name=config.mail.email.app_name,
             delay_ms=config.mail.email.notif_delay_before_mail,
         )
-        # A circle that stays: digests go out through the outbox, which asks before it sends one
-        # whether its events are still unread.
+        # The outbox sends the digests and first asks them whether the events are still unread:
+        # each needs the other, so this reference is set after construction.
         email.outbox.use_unread_check(digests.is_missed)
         return digests
 
@@ -201,7 +203,7 @@ class PusherParts:
         """Return the background jobs."""
         return (
             Job("count_push_queues", self._count_waiting, COUNTED_EVERY),
-            Job("delete_old_push_actions", self.old_outcomes.do_delete, FORGOTTEN_EVERY),
+            Job("delete_old_push_actions", self.push_action_cleanup.do_delete, FORGOTTEN_EVERY),
         )
 
     async def _count_waiting(self, _batch: int) -> int:

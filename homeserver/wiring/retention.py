@@ -23,7 +23,7 @@ from storage.retention.purging import PurgingStore
 from storage.retention.room_retention import RoomRetentionStore
 from storage.search.search import MERGE_JOB, SearchStore
 
-USUAL_INTERVAL: float = 3600.0
+DEFAULT_INTERVAL: float = 3600.0
 """Seconds between two runs of the job for rooms that no configured job covers."""
 
 
@@ -57,7 +57,7 @@ class RetentionParts:
             store=purges,
             messages=messages,
             purging=purging,
-            regaining=HistoryRefetchStore(database),
+            refetch=HistoryRefetchStore(database),
             rooms=rooms.store,
             events=rooms.events,
             identity=base.identity,
@@ -72,8 +72,8 @@ class RetentionParts:
             default_max=None
             if rules is None or rules.default_max is None
             else rules.effective(None),
-            shortest=retention.allowed_lifetime_min,
-            longest=retention.allowed_lifetime_max,
+            min_lifetime=retention.allowed_lifetime_min,
+            max_lifetime=retention.allowed_lifetime_max,
         )
         self.record = PurgeLog(store=messages, texts=SearchStore(database), now_ms=now_ms)
         self.services: Sequence[object] = (self.purges, self.record, self.offered)
@@ -96,19 +96,19 @@ class RetentionParts:
                     metrics=metrics,
                     is_for=_is_for(intervals, number),
                 )
-                seconds = USUAL_INTERVAL if job is None else job.interval / 1000
+                seconds = DEFAULT_INTERVAL if job is None else job.interval / 1000
                 name = "purge_old_messages" if job is None else f"purge_old_messages_{number + 1}"
                 self.expiries.append(expiry)
                 self.jobs.append(Job(name, expiry.do_step, seconds))
-        self.forgotten: ForgottenRoomPurges | None = None
+        self.forgotten_rooms: ForgottenRoomPurges | None = None
         if config.rooms.forgotten_room_retention_period is not None:
-            self.forgotten = ForgottenRoomPurges(
+            self.forgotten_rooms = ForgottenRoomPurges(
                 store=purges,
                 secret_text=accounts.secret_text,
                 time=time,
                 period_ms=config.rooms.forgotten_room_retention_period,
             )
-            self.jobs.append(Job("purge_forgotten_rooms", self.forgotten.do_step, 3600.0))
+            self.jobs.append(Job("purge_forgotten_rooms", self.forgotten_rooms.do_step, 3600.0))
 
 
 def _is_for(jobs: Sequence[PurgeJobOptions], number: int) -> Callable[[int], bool]:

@@ -31,8 +31,9 @@ from storage.state.state_tree import StateTreeStore
 class RoomDataParts:
     """Stores and caches of rooms."""
 
-    def __init__(self, *, base: Foundation, others: IncomingChanges | None) -> None:
-        """`others`: the changes that other nodes announce; None if this is the only node."""
+    def __init__(self, *, base: Foundation, incoming_changes: IncomingChanges | None) -> None:
+        """`incoming_changes`: the changes that other nodes announce; None if this is the only
+        node."""
         database, sizes, streams = base.database, base.sizes, base.database.streams
         timelines = TimelineStore(database)
         self.store = RoomStore(database=database)
@@ -48,8 +49,8 @@ class RoomDataParts:
         self.memberships = Memberships(
             store=self.membership_store, streams=streams, capacity=sizes.users
         )
-        self.past = PastMemberships(self.events)
-        self.outside = OutOfRoomMemberships(
+        self.past_memberships = PastMemberships(self.events)
+        self.out_of_room = OutOfRoomMemberships(
             store=OutOfRoomMembershipStore(database), identity=base.identity, now_ms=base.now_ms
         )
         self.servers = RoomServers(
@@ -68,7 +69,7 @@ class RoomDataParts:
         self.sticky_events = StickyEvents(
             store=StickyEventStore(database), streams=streams, now_ms=base.now_ms
         )
-        self.recent = RecentChanges(streams=streams, others=others)
+        self.recent = RecentChanges(streams=streams, incoming_changes=incoming_changes)
 
     @property
     def caches(self) -> Mapping[str, CountedCache]:

@@ -62,7 +62,7 @@ class RoomEngineParts:
             memberships=rooms.memberships,
             servers=rooms.servers,
         )
-        self.residence = ServerInRoom(
+        self.server_in_room = ServerInRoom(
             engine=self.engine, memberships=rooms.memberships, access=self.access
         )
         self.restricted = RestrictedJoins(memberships=rooms.memberships, rooms=rooms.store)

@@ -62,7 +62,7 @@ class RoomReadingParts:
             sticky_events=rooms.sticky_events,
             now_ms=base.now_ms,
         )
-        self._state_responses = StateResponses(streams=streams, capacity=base.sizes.answer_bytes)
+        self._state_responses = StateResponses(streams=streams, capacity=base.sizes.response_bytes)
         self.reading = RoomReading(
             engine=engine,
             events=rooms.events,
@@ -103,8 +103,10 @@ class RoomReadingParts:
             ignored_users=ignored,
             streams=streams,
         )
-        self.invited = InvitedRooms(engine=engine, events=rooms.events, out_of_room=rooms.outside)
-        self.unshown = HiddenRoomChanges(
+        self.invited = InvitedRooms(
+            engine=engine, events=rooms.events, out_of_room=rooms.out_of_room
+        )
+        self.hidden_changes = HiddenRoomChanges(
             database=database,
             store=ShadowRoomStore(database),
             aliases=AliasStore(database),

@@ -55,9 +55,13 @@ class RoomServiceParts:
         profiles: ProfileParts,
     ) -> None:
         database, limiter, identity = base.database, base.limiter, base.identity
-        engine, reading, unshown = room_engine.engine, room_reading.reading, room_reading.unshown
+        engine, reading, hidden_changes = (
+            room_engine.engine,
+            room_reading.reading,
+            room_reading.hidden_changes,
+        )
         config = base.config
-        profile_on_invite = config.people.include_profile_data_on_invite
+        profile_on_invite = config.users.include_profile_data_on_invite
         personal_settings = PersonalSettingsCopier(
             database=database,
             account_data=AccountDataStore(database),
@@ -73,7 +77,7 @@ class RoomServiceParts:
             memberships=rooms.memberships,
             membership_store=rooms.membership_store,
             rooms=rooms.store,
-            hidden_changes=unshown,
+            hidden_changes=hidden_changes,
             profiles=profiles.profiles,
             limiter=limiter,
             identity=identity,
@@ -81,13 +85,13 @@ class RoomServiceParts:
             restricted_joins=room_engine.restricted,
             personal_settings=personal_settings,
             invite_policy=settings.invite_policy,
-            server_in_room=room_engine.residence,
+            server_in_room=room_engine.server_in_room,
             remote_rooms=federated_rooms.remote_rooms,
             profile_on_invite=profile_on_invite,
         )
         self.creation = RoomCreation(
             engine=engine,
-            hidden_changes=unshown,
+            hidden_changes=hidden_changes,
             profiles=profiles.profiles,
             memberships=self.memberships,
             planned_invites=federated_rooms.planned_invites,
@@ -117,7 +121,7 @@ class RoomServiceParts:
         self.sending = RoomSending(
             engine=engine,
             events=rooms.events,
-            hidden_changes=unshown,
+            hidden_changes=hidden_changes,
             memberships=self.memberships,
             reading=reading,
             guest_access=self.guests,
@@ -134,7 +138,7 @@ class RoomServiceParts:
             reading=reading,
             servers=rooms.servers,
             remote=federated_rooms.directory,
-            hidden_changes=unshown,
+            hidden_changes=hidden_changes,
             identity=identity,
             now_ms=base.now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
@@ -151,7 +155,7 @@ class RoomServiceParts:
             ),
             rooms=rooms.store,
             membership_store=rooms.membership_store,
-            hidden_changes=unshown,
+            hidden_changes=hidden_changes,
             spaces=SpaceStore(database),
             reading=reading,
             profiles=profiles.profiles,
@@ -159,7 +163,7 @@ class RoomServiceParts:
             identity=identity,
             secret_text=accounts.secret_text,
         )
-        self.first_rooms = AutoJoinRooms(
+        self.auto_join_rooms = AutoJoinRooms(
             database=database,
             accounts=accounts.stores.accounts,
             memberships=self.memberships,
@@ -171,7 +175,7 @@ class RoomServiceParts:
         """Return the background jobs."""
         return (
             Job("remove_guests", self.guests.do_remove_guests, 10.0),
-            Job("join_auto_join_rooms", self.first_rooms.do_resume, 60.0),
+            Job("join_auto_join_rooms", self.auto_join_rooms.do_resume, 60.0),
             Job("redact_related_events", self.related_redactions.do_resume, 60.0),
         )
 

@@ -21,7 +21,7 @@ from storage.directory.user_directory import UserDirectoryStore
 from storage.events.timelines import TimelineStore
 from storage.search.search import SearchStore
 
-REST: float = 1.0
+PAUSE_SECONDS: float = 1.0
 """Seconds until new messages and changed names can be found."""
 
 
@@ -51,7 +51,7 @@ class SearchParts:
             now_ms=base.now_ms,
             enabled=search.enable_search,
         )
-        answers = SearchResponses(
+        responses = SearchResponses(
             folding=folding,
             engine=engine,
             timelines=TimelineStore(database),
@@ -65,9 +65,9 @@ class SearchParts:
             events=rooms.events,
             memberships=rooms.memberships,
             rooms=rooms.store,
-            stays=history.membership_periods,
+            membership_periods=history.membership_periods,
             reading=reading,
-            answers=answers,
+            responses=responses,
             lifetimes=history.retention,
             enabled=search.enable_search,
         )
@@ -77,7 +77,7 @@ class SearchParts:
             store=people,
             folding=folding,
             enabled=user_directory.enabled,
-            everyone=user_directory.search_all_users,
+            search_all_users=user_directory.search_all_users,
             locals_first=user_directory.prefer_local_users,
             locals_only=user_directory.exclude_remote_users,
             with_locked=user_directory.show_locked_users,
@@ -89,9 +89,11 @@ class SearchParts:
             folding=folding,
             identity=base.identity,
         )
-        self.jobs = [Job(indexing.JOB_NAME, self.indexing.do_step, REST)]
+        self.jobs = [Job(indexing.JOB_NAME, self.indexing.do_step, PAUSE_SECONDS)]
         if user_directory.enabled:
-            self.jobs.append(Job(user_directory_service.JOB_NAME, self.updates.do_step, REST))
+            self.jobs.append(
+                Job(user_directory_service.JOB_NAME, self.updates.do_step, PAUSE_SECONDS)
+            )
 
     @property
     def services(self) -> Sequence[object]:

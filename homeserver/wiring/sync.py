@@ -56,7 +56,7 @@ class SyncingParts:
         database, streams, sizes = base.database, base.database.streams, base.sizes
         client_events, notifier = room_reading.client_events, presence.notifier
         receipt_store, account_data_store = ReceiptStore(database), AccountDataStore(database)
-        most_events = base.config.rooms.filter_timeline_limit
+        max_events = base.config.rooms.filter_timeline_limit
         summaries = RoomSummaries(
             store=RoomSummaryStore(database),
             partial=rooms.partial,
@@ -82,7 +82,7 @@ class SyncingParts:
             lazy_members=LazyMembers(capacity=sizes.lazy_members),
             aggregations=room_reading.aggregations,
             plain_messages=plain_messages,
-            max_events=most_events,
+            max_events=max_events,
         )
         parts = SyncParts(
             rooms=rooms.store,
@@ -101,7 +101,7 @@ class SyncingParts:
             ),
             typing=presence.typing,
             recent=rooms.recent,
-            past_memberships=rooms.past,
+            past_memberships=rooms.past_memberships,
             states=rooms.current_states,
             ignored_users=settings.ignored,
             permissions=settings.permissions,
@@ -119,7 +119,7 @@ class SyncingParts:
                 recent=rooms.recent,
                 clock=base.clock,
                 server_name=base.identity.server_name,
-                includes_offline=base.config.people.presence.include_offline_users_on_sync,
+                includes_offline=base.config.users.presence.include_offline_users_on_sync,
             ),
             sticky=StickyEventReader(
                 sticky=rooms.sticky_events,
@@ -137,13 +137,13 @@ class SyncingParts:
             clock=base.clock,
             catch_up=database.catch_up,
         )
-        self.old_sync = InitialSync(
+        self.initial_sync = InitialSync(
             parts=InitialSyncParts(
                 room_engine.engine,
                 rooms.events,
                 room_reading.reading,
                 rooms.store,
-                room_reading.unshown,
+                room_reading.hidden_changes,
                 rooms.memberships,
                 TimelineStore(database),
                 client_events,
@@ -176,7 +176,7 @@ class SyncingParts:
             notifier=notifier,
             clock=base.clock,
             catch_up=database.catch_up,
-            max_events=most_events,
+            max_events=max_events,
         )
 
     @property
@@ -187,4 +187,4 @@ class SyncingParts:
     @property
     def services(self) -> Sequence[object]:
         """The services that endpoints ask for."""
-        return (self.old_sync, self.sliding_sync, self.sync)
+        return (self.initial_sync, self.sliding_sync, self.sync)

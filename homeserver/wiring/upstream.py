@@ -154,7 +154,7 @@ class UpstreamParts:
             update_profiles=upstream.sso.update_profile_information,
             client_path=SSO_PATH,
         )
-        self._ended = EndedProviderSessions(
+        self._ended_sessions = EndedProviderSessions(
             clock=clock,
             store=EndedProviderSessionStore(database),
             browsers=accounts.stores.browser_sessions,
@@ -170,7 +170,7 @@ class UpstreamParts:
             database=database,
             store=accounts.stores.upstream_sessions,
             browsers=accounts.stores.browser_sessions,
-            ended=self._ended,
+            ended=self._ended_sessions,
             flows=flow_store,
             links=self._links,
             sessions=accounts.sessions,
@@ -244,7 +244,7 @@ class UpstreamParts:
                 flows=flow_store,
                 upstream_sessions=accounts.stores.upstream_sessions,
                 browser_sessions=accounts.stores.browser_sessions,
-                ended=self._ended,
+                ended=self._ended_sessions,
                 sessions=accounts.sessions,
             ),
             self.links,
@@ -275,7 +275,7 @@ class UpstreamParts:
         ]
         return (
             Job("delete_expired_upstream_flows", self._flows.do_sweep, 600.0),
-            Job("delete_old_upstream_sessions", self._ended.do_sweep, 600.0),
+            Job("delete_old_upstream_sessions", self._ended_sessions.do_sweep, 600.0),
             *self._saml_jobs,
             *removed_users,
         )
@@ -310,13 +310,13 @@ class UpstreamParts:
 def _load_saml(config: Config, base_url: str) -> SAMLLibrary:
     library = import_module("homeserver.services.upstream.saml.library")
     saml2_config = config.upstream.saml2_config
-    made = library.PySAML2(
+    loaded = library.PySAML2(
         settings=saml2_config.sp_config,
         idp_entityid=saml2_config.idp_entityid,
         base_url=base_url,
         folder=config.folder,
     )
-    return cast(SAMLLibrary, made)
+    return cast(SAMLLibrary, loaded)
 
 
 def _load_directory(config: LDAPProviderOptions) -> DirectoryClient:

@@ -67,9 +67,9 @@ class UserDataParts:
         """`web` sends requests to the identity server."""
         config, clock, database = base.config, base.clock, base.database
         limiter, identity = base.limiter, base.identity
-        self._forgetting: ForgetOnLeave | None = None
+        self._forget_on_leave: ForgetOnLeave | None = None
         if config.rooms.forget_rooms_on_leave:
-            self._forgetting = ForgetOnLeave(
+            self._forget_on_leave = ForgetOnLeave(
                 store=rooms.membership_store, streams=database.streams, clock=clock
             )
         self._renewals = accounts.renewals
@@ -180,8 +180,8 @@ class UserDataParts:
         self.account_data = AccountData(
             database=database,
             store=store,
-            max_entries=config.people.max_account_data_entries,
-            max_bytes=config.people.max_account_data_size,
+            max_entries=config.users.max_account_data_entries,
+            max_bytes=config.users.max_account_data_size,
             info_uri=info_uri,
             computed={PUSH_RULES: push_rules_content},
         )
@@ -193,17 +193,15 @@ class UserDataParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job(
-                "leave_rooms_of_deactivated_accounts", self.deactivation.do_resume_departures, 600.0
-            ),
+            Job("leave_rooms_of_deactivated_accounts", self.deactivation.do_leave_rooms, 600.0),
             Job("set_account_expiry", self._renewals.do_set_missing_expiries, 60.0),
             Job("mark_expired_accounts", self._renewals.do_mark_expired, 60.0),
             Job("unbind_threepids", self.bindings.do_unbind_due, 60.0),
             Job("send_renewal_emails", self._renewals.do_send_emails, 300.0),
             *(
                 []
-                if self._forgetting is None
-                else [Job("forget_left_rooms", self._forgetting.do_forget, 60.0)]
+                if self._forget_on_leave is None
+                else [Job("forget_left_rooms", self._forget_on_leave.do_forget, 60.0)]
             ),
         )
 

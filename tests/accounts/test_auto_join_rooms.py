@@ -68,9 +68,9 @@ async def test_pending_joins_are_retried_at_the_start(
     server: TestServer,
 ) -> None:
     carol, everyone = await make_pending_join(server)
-    server.app.room_services.first_rooms.start()
+    server.app.room_services.auto_join_rooms.start()
     assert rooms_of(carol) == {everyone}
-    assert await server.app.room_services.first_rooms.do_resume(50, at_start=True) == 0
+    assert await server.app.room_services.auto_join_rooms.do_resume(50, at_start=True) == 0
 
 
 @pytest.mark.parametrize("name", ["sqlite3", "psycopg2"])
@@ -97,7 +97,7 @@ async def test_joins_of_a_stopped_node_are_retried_after_the_lease(
     for _ in range(3):
         server.clock.advance(60)
     assert rooms_of(carol) == {everyone}
-    assert await server.app.room_services.first_rooms.do_resume(50, at_start=True) == 0
+    assert await server.app.room_services.auto_join_rooms.do_resume(50, at_start=True) == 0
 
 
 async def test_a_node_stops_when_its_lease_expires(
@@ -113,9 +113,9 @@ async def test_a_node_stops_when_its_lease_expires(
         remove(self, txn, user_id)
 
     monkeypatch.setattr(AccountStore, "remove_pending_auto_join", remove_slowly)
-    assert await server.app.room_services.first_rooms.do_resume(50, at_start=True) == 1
+    assert await server.app.room_services.auto_join_rooms.do_resume(50, at_start=True) == 1
     assert rooms_of(carol) == set()
-    assert await server.app.room_services.first_rooms.do_resume(50) == 1
+    assert await server.app.room_services.auto_join_rooms.do_resume(50) == 1
     assert rooms_of(carol) == {everyone}
 
 

@@ -208,11 +208,11 @@ async def test_rooms_are_left_after_a_restart(database: Database) -> None:
     assert not alice.is_signed_in()
 
     server.rooms.failure = None
-    await server.deactivation.do_resume_departures(1)
+    await server.deactivation.do_leave_rooms(1)
     assert server.rooms.left == [alice.id]
     server.clock.advance(3 * 3600)  # late joins are no longer possible
     for _ in range(2):
-        await server.deactivation.do_resume_departures(1)
+        await server.deactivation.do_leave_rooms(1)
     assert server.rooms.left == [alice.id] * 2
 
 
@@ -234,7 +234,7 @@ async def test_a_failure_of_one_account_does_not_keep_others_in_their_rooms(
         return await leave_all_rooms(user_id)
 
     monkeypatch.setattr(server.rooms, "leave_all_rooms", leave)
-    await server.deactivation.do_resume_departures(1)
+    await server.deactivation.do_leave_rooms(1)
     assert sorted(server.rooms.left) == [each.id for each in closed[1:]]
 
 

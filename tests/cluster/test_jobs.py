@@ -11,7 +11,7 @@ from zope.interface import provider
 
 from homeserver.cluster.jobs import FIRST_BATCH, Job, Jobs
 from homeserver.observe.metrics import JobMetrics
-from homeserver.wiring.jobs import SENT_REMEMBERED
+from homeserver.wiring.jobs import SENT_RETENTION_SECONDS
 from storage.engine.database import Database, Transaction
 from storage.engine.interface import DatabaseUnavailable
 from tests.helpers.server import TestServer
@@ -268,7 +268,7 @@ async def test_old_transaction_ids_are_deleted(
     room = alice.post("/_matrix/client/v3/createRoom").json["room_id"]
     send = f"/_matrix/client/v3/rooms/{room}/send/m.room.message/"
     alice.put(send + "old", {"body": "tea"})
-    server.clock.advance(SENT_REMEMBERED - 60)
+    server.clock.advance(SENT_RETENTION_SECONDS - 60)
     alice.put(send + "new", {"body": "tea"})
     assert await sqlite_database.read("remembered", remembered) == ["new", "old"]
     server.clock.pump([600.0] * 40)

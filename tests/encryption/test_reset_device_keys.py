@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from homeserver.services.encryption.one_time_key_counts import USUAL_ALGORITHM
+from homeserver.services.encryption.one_time_key_counts import COMMON_ALGORITHM
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.server import TestServer, User
 
@@ -36,9 +36,9 @@ def test_new_identity_keys_delete_the_keys_signed_with_the_old_ones(alice: User,
     assert claim(bob, alice) is not None
 
     new = identity_keys(alice, 2)[1]
-    assert upload(alice, device_keys=new) == {USUAL_ALGORITHM: 0}
+    assert upload(alice, device_keys=new) == {COMMON_ALGORITHM: 0}
     answer = sync(alice)
-    assert answer["device_one_time_keys_count"] == {USUAL_ALGORITHM: 0}
+    assert answer["device_one_time_keys_count"] == {COMMON_ALGORITHM: 0}
     assert answer["device_unused_fallback_key_types"] == []
     assert claim(bob, alice) is None
     assert query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["keys"] == new["keys"]
@@ -54,10 +54,10 @@ def test_new_keys_may_reuse_ids_of_the_old_ones(alice: User, bob: User) -> None:
     left = upload(
         alice, device_keys=identity_keys(alice, 2)[1], one_time_keys=new, fallback_keys=fallback
     )
-    assert left == {USUAL_ALGORITHM: 2}
+    assert left == {COMMON_ALGORITHM: 2}
     claimed = [claim(bob, alice) for _ in range(3)]
     assert claimed == [{name: key} for name, key in (new | fallback).items()]
-    assert sync(alice)["device_one_time_keys_count"] == {USUAL_ALGORITHM: 0}
+    assert sync(alice)["device_one_time_keys_count"] == {COMMON_ALGORITHM: 0}
 
 
 def test_other_metadata_or_signatures_of_the_same_keys_delete_nothing(
@@ -68,7 +68,7 @@ def test_other_metadata_or_signatures_of_the_same_keys_delete_nothing(
         alice, device_keys=identity, one_time_keys=one_time_keys("a", "b"), fallback_keys=FALLBACK
     )
     left = upload(alice, device_keys={**identity, "algorithms": ["another"], "signatures": {}})
-    assert left == {USUAL_ALGORITHM: 2}
+    assert left == {COMMON_ALGORITHM: 2}
     assert [list(claim(bob, alice)) for _ in range(3)] == [
         [f"signed_curve25519:{n}"] for n in ("a", "b", "fallback")
     ]

@@ -48,7 +48,7 @@ def test_contents_are_stored_once_and_bounded() -> None:
 def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device never gets a message again that it acknowledged, however many others did; evicted
     positions are read from the database."""
-    monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 10)
+    monkeypatch.setattr(to_device_cache, "MAX_DROPPED", 10)
     streams = Streams()
     recent = ToDeviceCache(streams=streams)
     devices = [("@a:example.org", f"D{number}") for number in range(30)]
@@ -75,7 +75,7 @@ def test_acknowledged_positions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_message_after_all_floors_outlives_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """When there are too many floors, no message that goes with them is taken for one that was
     never sent."""
-    monkeypatch.setattr(to_device_cache, "MAX_FLOORS", 4)
+    monkeypatch.setattr(to_device_cache, "MAX_DROPPED", 4)
     streams = Streams()
     recent = ToDeviceCache(streams=streams)
     streams.publish([], 10)

@@ -31,7 +31,7 @@ BOUNDS = [
     (device_sections, "DELETE_CHUNK", 4),
     (to_device, "DELETE_CHUNK", 4),
     (to_device, "MIN_LOGGED", 3),
-    (to_device_cache, "MANY_MESSAGES", 4),
+    (to_device_cache, "LARGE_REQUEST", 4),
 ]
 """Small enough for short histories to reach them."""
 SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"

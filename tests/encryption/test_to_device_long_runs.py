@@ -61,9 +61,9 @@ def test_each_message_arrives_once_and_in_order(
     """The caches are small, so that everything is evicted again and again: floors, messages, and
     devices with nothing to remove."""
     for module, name, number in (
-        (to_device_cache, "MAX_FLOORS", 7),
+        (to_device_cache, "MAX_DROPPED", 7),
         (to_device_cache, "MAX_MESSAGES", 150),
-        (to_device_cache, "MANY_MESSAGES", 9),
+        (to_device_cache, "LARGE_REQUEST", 9),
         (device_sections, "MESSAGES_PER_RESPONSE", AN_ANSWER),
         (device_sections, "MAX_DEVICES", 12),
     ):

@@ -209,7 +209,7 @@ async def adopt(resident: Side, newcomer: Side, user_id: UserID, room_id: RoomID
             for name in stored.event.auth_events
             if name not in chain
         ]
-    await newcomer.federation.adoptions.import_join(
+    await newcomer.federation.join_importer.import_join(
         version,
         room_id,
         [event.pdu for event in state.values()],

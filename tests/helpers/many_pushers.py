@@ -17,8 +17,8 @@ CROWD: Final = 8
 
 def shrink_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce the batch sizes of push and of waking to `AT_ONCE`."""
-    monkeypatch.setattr(stream_reader, "NOTIFIED_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(queues, "WOKEN_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(stream_reader, "NOTIFY_BATCH", AT_ONCE)
+    monkeypatch.setattr(queues, "WAKES_PER_TURN", AT_ONCE)
 
 
 def room_with_pushers(server: TestServer) -> tuple[User, RoomID]:

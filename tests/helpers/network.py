@@ -83,7 +83,7 @@ class Network:
         older copy."""
         Deferred.fromCoroutine(self.servers[name].app.federation_sender.sender.stop())
         self.servers[name].app.federation_receiver.completions.stop()
-        self.servers[name].app.federation.unproved.stop()
+        self.servers[name].app.federation.unverified_events.stop()
         self.servers[name].app.federated_rooms.leaving.stop()
         self.servers[name].app.federated_rooms.planned_invites.stop()
         silence(self.servers[name].app.database.streams)
@@ -118,7 +118,7 @@ class Network:
         self.servers[name] = server
         if self._sends:
             server.app.federation_sender.sender.start()
-            server.app.federation.unproved.start()
+            server.app.federation.unverified_events.start()
         if self._completes:
             server.app.federation_receiver.completions.start()
         return server
@@ -129,7 +129,7 @@ class Network:
         self._sends = True
         for server in self.servers.values():
             server.app.federation_sender.sender.start()
-            server.app.federation.unproved.start()
+            server.app.federation.unverified_events.start()
 
     def stop_sending(self) -> None:
         """Let servers that are built later send nothing, like a node while another node sends."""

@@ -63,7 +63,7 @@ class NodePair:
         self._connect_both()
 
     def _notes(self, number: int) -> NodeMessages:
-        notes = self.servers[number].app.accounts.node_notes
+        notes = self.servers[number].app.accounts.node_messages
         assert notes is not None
         return notes
 

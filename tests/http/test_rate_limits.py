@@ -98,15 +98,15 @@ def test_exempt_users_are_not_limited() -> None:
 def test_a_large_action_is_allowed_and_delays_the_next() -> None:
     clock = Clock()
     limiter = RateLimiter(clock=clock, rates={Limit.KEY_CLAIM_OF_USER: Rate(2, 10)})
-    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 3)
-    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 27)
+    limiter.check_and_overdraw(Limit.KEY_CLAIM_OF_USER, "a", 3)
+    limiter.check_and_overdraw(Limit.KEY_CLAIM_OF_USER, "a", 27)
     for seconds in (0, 10.4):
         clock.advance(seconds)
         with pytest.raises(LimitExceeded):
-            limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 0)
+            limiter.check_and_overdraw(Limit.KEY_CLAIM_OF_USER, "a", 0)
     clock.advance(0.2)
-    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "a", 0)
-    limiter.check_one_count_many(Limit.KEY_CLAIM_OF_USER, "b", 1)
+    limiter.check_and_overdraw(Limit.KEY_CLAIM_OF_USER, "a", 0)
+    limiter.check_and_overdraw(Limit.KEY_CLAIM_OF_USER, "b", 1)
 
 
 def test_check_only_counts_nothing_and_forget_fills_the_bucket() -> None:

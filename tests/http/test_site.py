@@ -15,7 +15,7 @@ from zope.interface import implementer
 from homeserver.http import probes
 from homeserver.http.addresses import find_forwarded_address, normalise_address
 from homeserver.http.channel import LINGER_BYTES, LINGER_SECONDS
-from homeserver.http.response_head import DatedHeads
+from homeserver.http.response_head import ResponseHeadCache
 from homeserver.http.site import DISCONNECTED
 from homeserver.http.site_options import SiteOptions
 from tests.helpers.http import Client, Connection, client_for
@@ -540,7 +540,7 @@ def test_health_and_metrics() -> None:
 
 @given(st.lists(st.integers(0, 3 * 86400), min_size=1, max_size=5))
 def test_the_date_header_follows_the_clock(steps: list[int]) -> None:
-    lines, now = DatedHeads(), 1_700_000_000
+    lines, now = ResponseHeadCache(), 1_700_000_000
     for step in steps:
         now += step
         line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()

@@ -44,9 +44,7 @@ async def test_hashing_threads_have_a_bounded_queue() -> None:
     try:
         passwords = Passwords(threads=HashingThreads(reactor=THREADED, pool=pool), rounds=4)
         assert (await passwords.verify("x", await passwords.hash("x"))).correct
-        full = Passwords(
-            threads=HashingThreads(reactor=THREADED, pool=pool, longest_queue=0), rounds=4
-        )
+        full = Passwords(threads=HashingThreads(reactor=THREADED, pool=pool, max_queue=0), rounds=4)
         with pytest.raises(LimitExceeded):
             await full.hash("x")
     finally:
@@ -58,9 +56,7 @@ async def test_a_flood_from_one_address_does_not_delay_another() -> None:
     pool = ThreadPool(minthreads=1, maxthreads=1)
     pool.start()
     try:
-        threads = HashingThreads(
-            reactor=THREADED, pool=pool, longest_queue=100, longest_queue_of_one=20
-        )
+        threads = HashingThreads(reactor=THREADED, pool=pool, max_queue=100, max_queue_per_key=20)
         done: list[str] = []
         first = Event()
 

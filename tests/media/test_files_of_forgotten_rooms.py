@@ -36,7 +36,7 @@ async def test_files_of_forgotten_rooms_stay_for_those_who_are_still_there(
     leave(room.alice, room.room_id)
     ok(membership(room.alice, room.room_id, "forget"))
     network.settle()
-    forgotten, upkeep = north.app.retention.forgotten, north.app.media.upkeep
+    forgotten, upkeep = north.app.retention.forgotten_rooms, north.app.media.maintenance
     assert forgotten is not None
     for _ in range(16):
         network.clock.advance(DAY / 8)

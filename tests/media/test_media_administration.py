@@ -92,7 +92,7 @@ def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(
     room = create(bob)
     say(bob, room, f"mxc://{own} mxc://{theirs}")
     bob.get(f"{DOWNLOAD}/{theirs}")
-    while bob.server.run(bob.server.app.media.upkeep.references.do_track(1000)):
+    while bob.server.run(bob.server.app.media.maintenance.references.do_track(1000)):
         pass
     for address in (own, theirs):
         root.post(f"{ADMIN}/media/quarantine/{address}")
@@ -114,7 +114,7 @@ def test_a_file_is_held_back_before_there_is_a_copy(people: tuple[User, User, Us
     )
     room = create(bob)
     say(bob, room, f"mxc://{second}")
-    while bob.server.run(bob.server.app.media.upkeep.references.do_track(1000)):
+    while bob.server.run(bob.server.app.media.maintenance.references.do_track(1000)):
         pass
     assert root.post(f"{ADMIN}/media/quarantine/{first}").json == {}
     assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 0}
@@ -161,7 +161,7 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
     room = create(bob)
     say(bob, room, f"mxc://{own} mxc://{theirs}")
     bob.get(f"{DOWNLOAD}/{theirs}")
-    while bob.server.run(bob.server.app.media.upkeep.references.do_track(1000)):
+    while bob.server.run(bob.server.app.media.maintenance.references.do_track(1000)):
         pass
     assert root.get(f"{ADMIN}/room/{room}/media").json == {
         "local": [f"mxc://{own}"],
@@ -213,7 +213,7 @@ def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> Non
     say(bob, other, f"mxc://{addresses['shared']}")
     root.post(f"{ADMIN}/media/protect/{_id(addresses['safe'])}")
     bob.get(f"{DOWNLOAD}/{addresses['theirs']}")
-    while bob.server.run(bob.server.app.media.upkeep.references.do_track(1000)):
+    while bob.server.run(bob.server.app.media.maintenance.references.do_track(1000)):
         pass
     path = f"/_mahalla/admin/v1/rooms/{room}/media"
     assert bob.delete(path).errcode == "M_FORBIDDEN"
@@ -381,7 +381,7 @@ def chosen(people: tuple[User, User, User], network: Network) -> dict[str, str]:
         say(bob, room, f"mxc://{files[name]}")
     say(bob, room, f"mxc://{theirs['theirs']}")
     say(bob, other, f"mxc://{files['shared']}")
-    while bob.server.run(bob.server.app.media.upkeep.references.do_track(1000)):
+    while bob.server.run(bob.server.app.media.maintenance.references.do_track(1000)):
         pass
     root.post(f"{ADMIN}/media/protect/{_id(files['safe'])}")
     root.post(f"{ADMIN}/media/quarantine/{files['held']}")

@@ -81,7 +81,7 @@ def _redact(user: User, room_id: str, event_id: str) -> None:
 
 def _follow(server: TestServer) -> None:
     server.clock.advance(61)  # what was fetched from the past is looked for only now and then
-    while server.run(server.app.media.upkeep.references.do_track(1000)):
+    while server.run(server.app.media.maintenance.references.do_track(1000)):
         pass
 
 
@@ -89,7 +89,7 @@ def _wait(server: TestServer, seconds: float = GRACE) -> int:
     """Let the grace go by; how many files are deleted then."""
     _follow(server)
     server.clock.advance(seconds)
-    return server.run(server.app.media.upkeep.removal.do_remove_unreferenced(1000))
+    return server.run(server.app.media.maintenance.removal.do_remove_unreferenced(1000))
 
 
 def _is_there(user: User, mxc: str) -> bool:
@@ -116,7 +116,7 @@ def test_a_redacted_file_goes_after_the_grace(
     assert _wait(server, 1) == 1
     assert (_is_there(alice, gone), _is_there(alice, kept)) == (False, True)
     assert _contents(tmp_path) == 1
-    (deletion,) = server.run(server.app.media.upkeep.removal.get_deletions(None, 10))
+    (deletion,) = server.run(server.app.media.maintenance.removal.get_deletions(None, 10))
     assert (deletion.media_id, deletion.user_id, deletion.reason, deletion.by_user_id) == (
         gone.rpartition("/")[2],
         alice.user_id,
@@ -336,7 +336,7 @@ def test_a_reference_that_comes_late_keeps_the_file(
     _follow(server)
     server.clock.advance(GRACE)
     _send(bob, room_id, _file(file))  # nobody has looked at it when files are deleted
-    assert server.run(server.app.media.upkeep.removal.do_remove_unreferenced(50)) == 0
+    assert server.run(server.app.media.maintenance.removal.do_remove_unreferenced(50)) == 0
     assert _is_there(bob, file)
 
 
@@ -523,5 +523,5 @@ def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: D
         200,
         200,
     ]
-    (noted,) = server.run(server.app.media.upkeep.removal.get_deletions(None, 10))
+    (noted,) = server.run(server.app.media.maintenance.removal.get_deletions(None, 10))
     assert (noted.media_id, noted.reason) == (old.rpartition("/")[2], "age")

@@ -12,8 +12,8 @@ from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_workers import ImageWorkers
 from homeserver.services.media.thumbnails import (
     ASPECT_STEPS,
-    LADDER,
     MAX_WAITING_PER_REQUESTER,
+    SIZE_STEPS,
     Thumbnail,
     Thumbnails,
 )
@@ -89,10 +89,13 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
             thumbnails.get(content, size, 8, "crop", whose, asker, animated=False)
         )
 
-    many = [ask(content, size, ALICE, MALLORY) for size in range(LADDER[0], LADDER[-1], 8)]
+    many = [ask(content, size, ALICE, MALLORY) for size in range(SIZE_STEPS[0], SIZE_STEPS[-1], 8)]
     assert len(executor.jobs) == 1
     theirs = ask(other, 96, BOB, BOB)
-    same, another = ask(content, LADDER[-1], ALICE, BOB), ask(content, LADDER[-2], ALICE, BOB)
+    same, another = (
+        ask(content, SIZE_STEPS[-1], ALICE, BOB),
+        ask(content, SIZE_STEPS[-2], ALICE, BOB),
+    )
     assert len(executor.jobs) == 2
     for _ in range(5):  # Alice's pictures have one of two turns, and of that Bob every second
         executor.run_queued()
@@ -129,7 +132,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
 
     sizes = [
         (step, step * part // ASPECT_STEPS)
-        for step in LADDER
+        for step in SIZE_STEPS
         for part in range(1, ASPECT_STEPS + 1)
     ]
     asked = [

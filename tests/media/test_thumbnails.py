@@ -17,9 +17,9 @@ from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import JOB_SECONDS, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import (
     ASPECT_STEPS,
-    LADDER,
     MAX_STORED,
     NO_IMAGE_SECONDS,
+    SIZE_STEPS,
     Method,
     Thumbnails,
     ThumbnailSize,
@@ -123,7 +123,7 @@ def test_sizes_are_few_and_no_smaller_than_what_is_asked_for() -> None:
         size[0] >= wanted[0] and size[1] >= wanted[1]
         for size, wanted in zip(sizes, asked, strict=True)
     )
-    assert len(set(sizes)) <= len(LADDER) * (2 * ASPECT_STEPS - 1)
+    assert len(set(sizes)) <= len(SIZE_STEPS) * (2 * ASPECT_STEPS - 1)
 
 
 @pytest.mark.parametrize("method", ["crop", "scale"])
@@ -227,7 +227,7 @@ def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(64, 64))
     sizes = [
         (step, step * part // ASPECT_STEPS)
-        for step in LADDER
+        for step in SIZE_STEPS
         for part in range(1, ASPECT_STEPS + 1)
     ]
     for size in sizes[: MAX_STORED + 5]:

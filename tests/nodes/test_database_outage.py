@@ -61,8 +61,8 @@ def test_the_log_says_once_that_the_database_is_away_and_once_that_it_is_back(
     nodes = PeerNodes(
         clock=clock,
         database=cast(Database, database),
-        remembered=Nothing(),
-        notes=NodeMessages(clock),
+        cache=Nothing(),
+        messages=NodeMessages(clock),
         monotonic=clock.seconds,
     )
     nodes.start()
@@ -140,8 +140,8 @@ def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
     nodes = PeerNodes(
         clock=clock,
         database=cast(Database, database),
-        remembered=Nothing(),
-        notes=notes,
+        cache=Nothing(),
+        messages=notes,
         monotonic=clock.seconds,
     )
     nodes.start(cast(IReactorFDSet, readers))
@@ -172,8 +172,8 @@ def test_a_node_that_starts_during_the_count_of_nodes_receives_notes() -> None:
     nodes = PeerNodes(
         clock=clock,
         database=cast(Database, database),
-        remembered=Nothing(),
-        notes=notes,
+        cache=Nothing(),
+        messages=notes,
         monotonic=clock.seconds,
     )
     database.counting = Deferred()
@@ -192,8 +192,8 @@ def test_a_starting_node_greets_until_the_greeting_is_sent() -> None:
     nodes = PeerNodes(
         clock=clock,
         database=cast(Database, database),
-        remembered=Nothing(),
-        notes=NodeMessages(clock),
+        cache=Nothing(),
+        messages=NodeMessages(clock),
         monotonic=clock.seconds,
     )
     nodes.start(cast(IReactorFDSet, readers))

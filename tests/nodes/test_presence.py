@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import ServerName, UserID
-from homeserver.services.presence.presence import NOTE_LIFETIME
+from homeserver.services.presence.presence import MESSAGE_LIFETIME
 from homeserver.services.presence.remote_users import PresenceUpdate
 from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
@@ -84,7 +84,7 @@ def test_a_syncing_user_stays_present_and_goes_with_a_dead_node(
         assert waiting.done
         assert status(bob[1], alice[0])["presence"] == "online"
     nodes.end_first()
-    nodes.wait(NOTE_LIFETIME + 2)
+    nodes.wait(MESSAGE_LIFETIME + 2)
     assert status(bob[1], alice[0])["presence"] == "offline"
 
 

@@ -329,7 +329,7 @@ async def test_a_badge_changed_by_the_other_node_is_pushed_when_the_database_is_
         raise DatabaseUnavailable("the database is down")
 
     with monkeypatch.context() as patched:
-        patched.setattr(reading._roster, "get", be_away)
+        patched.setattr(reading._pusher_users, "get", be_away)
         assert nodes.on(1, nodes.alice).post(f"{V3}/rooms/{room_id}/leave").status == 200
         nodes.wait(12)
         assert reading._position() < nodes.databases[0].streams.current()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from homeserver.services.push.old_push_actions import KEPT_DAYS
+from homeserver.services.push.old_push_actions import RETENTION_DAYS
 from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from tests.helpers.server import TestServer, User
@@ -41,7 +41,7 @@ def kept(server: TestServer, user: User) -> int:
 
 def forget(server: TestServer, limit: int = 10) -> None:
     """Run the job until it has visited everything."""
-    while server.run(server.app.pushers.old_outcomes.do_delete(limit)) == limit:
+    while server.run(server.app.pushers.push_action_cleanup.do_delete(limit)) == limit:
         pass
 
 
@@ -55,7 +55,7 @@ def test_only_old_and_read_notifications_are_deleted(server: TestServer, limit: 
     mention(alice, read, bob, "old")
     mention(alice, unread, bob, "unread")
     rooms.read(bob, muted, mention(alice, muted, bob, "old and muted"))
-    server.clock.advance((KEPT_DAYS - 1) * DAY)
+    server.clock.advance((RETENTION_DAYS - 1) * DAY)
     rooms.read(bob, read, mention(alice, read, bob, "new"))
     before = kept(server, bob)
     forget(server, limit)

@@ -119,7 +119,7 @@ def test_the_newest_event_of_a_room_need_not_notify(
     alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For any number of rooms per query."""
-    monkeypatch.setattr("homeserver.services.notifications.notifications.ROOMS_AT_ONCE", 1)
+    monkeypatch.setattr("homeserver.services.notifications.notifications.ROOM_BATCH", 1)
     places = [rooms.create(alice, bob) for _ in range(3)]
     sent = [rooms.say(alice, place) for place in places]
     for place in places[::-1]:

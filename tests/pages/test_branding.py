@@ -168,10 +168,10 @@ def test_contrast_ratios() -> None:
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # the example of WCAG
     css = files("homeserver.web").joinpath("templates/pages.css").read_text()
     light, dark = css.split("prefers-color-scheme: dark")[:2]
-    assert f"--paper: {LIGHT.paper}" in light
+    assert f"--paper: {LIGHT.page}" in light
     assert f"--field: {LIGHT.field}" in light
     assert f"--accent: {COLOUR}" in light
-    assert f"--paper: {DARK.paper}" in dark
+    assert f"--paper: {DARK.page}" in dark
     assert f"--field: {DARK.field}" in dark
     assert find_lowest_contrast(COLOUR, LIGHT)[0] >= MIN_CONTRAST
 

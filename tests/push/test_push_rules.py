@@ -8,10 +8,10 @@ import pytest
 from federation.protocol.errors import TooLarge
 from homeserver.services.push.default_rules import PushRule
 from homeserver.services.push.rule_changes import (
-    MOST_ABOUT_A_ROOM,
-    MOST_CONDITIONS_IN_ROOMS,
-    MOST_ROOMS,
-    MOST_WIDE,
+    MAX_GENERAL_RULES,
+    MAX_ROOM_CONDITIONS,
+    MAX_ROOMS,
+    MAX_RULES_PER_ROOM,
     RuleChanges,
 )
 from homeserver.services.push.stored_rules import StoredRules
@@ -262,24 +262,26 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
     def put(path: str, **body: object) -> int:
         return alice.put(GLOBAL + path, {"actions": [], **body}).status
 
-    assert [put(f"content/{number}", pattern="tea") for number in range(MOST_WIDE)] == [
+    assert [put(f"content/{number}", pattern="tea") for number in range(MAX_GENERAL_RULES)] == [
         200
-    ] * MOST_WIDE
+    ] * MAX_GENERAL_RULES
     answer = alice.put(GLOBAL + "content/more", {"actions": [], "pattern": "tea"})
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert put("content/0", pattern="coffee") == 200, "those that there are can be changed"
     assert put("sender/@bob:example.org") == 413
     assert put("room/!one:example.org") == 200, "rules about rooms are counted by room"
     here = {"kind": "event_match", "key": "room_id", "pattern": "!one:example.org"}
-    statuses = [put(f"override/{number}", conditions=[here]) for number in range(MOST_ABOUT_A_ROOM)]
-    assert statuses == [*[200] * (MOST_ABOUT_A_ROOM - 1), 413]
+    statuses = [
+        put(f"override/{number}", conditions=[here]) for number in range(MAX_RULES_PER_ROOM)
+    ]
+    assert statuses == [*[200] * (MAX_RULES_PER_ROOM - 1), 413]
     assert put("override/x", conditions=[{**here, "pattern": "!two:example.org"}]) == 200
 
 
 def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Database) -> None:
     changes = RuleChanges(
         account_data=AccountDataStore(sqlite_database),
-        attention=PushRuleHistoryStore(sqlite_database),
+        history=PushRuleHistoryStore(sqlite_database),
     )
 
     async def add(first: int, number: int) -> None:
@@ -289,9 +291,9 @@ def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Databa
 
         await sqlite_database.write("set_push_rules", changes.change, "@alice:example.org", change)
 
-    run_coroutine(add(0, MOST_ROOMS), None)
+    run_coroutine(add(0, MAX_ROOMS), None)
     with pytest.raises(TooLarge):
-        run_coroutine(add(MOST_ROOMS, 1), None)
+        run_coroutine(add(MAX_ROOMS, 1), None)
 
 
 def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
@@ -300,7 +302,7 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
     """Each change looks at all rooms that there are rules about, while all other writes wait."""
     changes = RuleChanges(
         account_data=AccountDataStore(sqlite_database),
-        attention=PushRuleHistoryStore(sqlite_database),
+        history=PushRuleHistoryStore(sqlite_database),
     )
 
     def of_type(number: int) -> PushRule:
@@ -320,11 +322,11 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
         run_coroutine(sqlite_database.write("set_push_rules", changes.change, user, change), None)
 
     began = time.process_time()
-    add("@alice:example.org", MOST_WIDE, MOST_CONDITIONS_IN_ROOMS // MOST_WIDE - 1)
+    add("@alice:example.org", MAX_GENERAL_RULES, MAX_ROOM_CONDITIONS // MAX_GENERAL_RULES - 1)
     assert time.process_time() - began < 1.5
     with pytest.raises(TooLarge):
-        add("@bob:example.org", MOST_WIDE, MOST_ROOMS - 1)
-    add("@bob:example.org", 20, MOST_ROOMS - 1)
+        add("@bob:example.org", MAX_GENERAL_RULES, MAX_ROOMS - 1)
+    add("@bob:example.org", 20, MAX_ROOMS - 1)
 
 
 def test_texts_in_rules_are_limited(alice: User) -> None:

@@ -237,10 +237,10 @@ def body_of(words: Iterable[int]) -> str:
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(assembly_module, "USERS_CACHED", 3)
-    monkeypatch.setattr(room_rules_module, "CHANGES_KEPT", 3)
-    monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", 2)
-    monkeypatch.setattr(room_rules_module, "CLASSIFIED_AT_ONCE", 2)
-    monkeypatch.setattr(outcomes_module, "JUDGED_AT_ONCE", 2)
+    monkeypatch.setattr(room_rules_module, "MAX_CHANGES", 3)
+    monkeypatch.setattr(own_rules_module, "USERS_PER_READ", 2)
+    monkeypatch.setattr(room_rules_module, "USERS_PER_TURN", 2)
+    monkeypatch.setattr(outcomes_module, "CLASSES_PER_TURN", 2)
 
 
 @pytest.mark.parametrize("seed", range(RUNS))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.event_properties import EvaluatedEvent
 from homeserver.services.push.push_rules import ruleset
-from homeserver.services.push.rule_changes import MOST_WIDE
-from homeserver.services.push.rule_sets import Attention, RuleCompiler, RuleSet
+from homeserver.services.push.rule_changes import MAX_GENERAL_RULES
+from homeserver.services.push.rule_sets import NotificationLevel, RuleCompiler, RuleSet
 from tests.push.literal_rules import Surroundings, evaluate
 
 BOB = "@bob:a.test"
@@ -203,7 +203,7 @@ def test_compiled_rules_give_the_same_actions_as_literal_ones(
     rules = compiler.compile(stored)
     occasion = occasion_of(event, around)
     assert list(rules.find(occasion, BOB, around.display_name).raw) == expected
-    narrowed = compiler.narrow(rules, event["room_id"])
+    narrowed = compiler.restrict_to_room(rules, event["room_id"])
     assert list(narrowed.find(occasion, BOB, around.display_name).raw) == expected, (
         "rules about other rooms are no loss"
     )
@@ -220,7 +220,7 @@ def test_rules_give_one_result_for_all_users_whom_the_event_does_not_name(
     if (
         (isinstance(listed, list) and BOB in listed)
         or event.get("state_key") == BOB
-        or rules.asks_for_names
+        or rules.uses_display_names
     ):
         return
     occasion = occasion_of(event, around)
@@ -251,8 +251,8 @@ def test_equal_rules_are_one_object() -> None:
     one = compiler.compile(json.dumps({"own": {"override": muted[:1]}}).encode())
     both = compiler.compile(json.dumps({"own": {"override": muted}}).encode())
     assert one is not both
-    assert compiler.narrow(one, ROOMS[0]) is compiler.narrow(both, ROOMS[0])
-    assert compiler.narrow(one, ROOMS[1]) is compiler.default
+    assert compiler.restrict_to_room(one, ROOMS[0]) is compiler.restrict_to_room(both, ROOMS[0])
+    assert compiler.restrict_to_room(one, ROOMS[1]) is compiler.default
 
 
 NOTHING_FITS = [
@@ -287,7 +287,7 @@ def test_costly_rules_are_evaluated_quickly(condition: dict[str, str], content: 
     asked = {"kind": "event_match", "key": "content.body", **condition}
     own = [
         {"rule_id": str(number), "actions": [], "conditions": [asked]}
-        for number in range(MOST_WIDE)
+        for number in range(MAX_GENERAL_RULES)
     ]
     rules = RuleCompiler().compile(json.dumps({"own": {"override": own}}).encode())
     occasion = occasion_of(message(content), Surroundings(BOB, None, 3, 0, {}))
@@ -310,7 +310,7 @@ def test_mentions_of_thousands_of_users_are_evaluated_quickly() -> None:
 
 
 def test_every_keyword_is_found_in_a_long_text() -> None:
-    words = [f"keyword{number:03}" for number in range(MOST_WIDE)]
+    words = [f"keyword{number:03}" for number in range(MAX_GENERAL_RULES)]
     own = [{"rule_id": word, "actions": ["notify", word], "pattern": word} for word in words]
     rules = RuleCompiler().compile(json.dumps({"own": {"content": own}}).encode())
     near = " ".join(f"{word}s" for word in words[:15])
@@ -325,13 +325,13 @@ def message(content: Any) -> Any:
     return {"type": "m.text", "content": content, "sender": "@alice:a.test", "room_id": ROOMS[0]}
 
 
-def attention_in(rules: RuleSet, room: str) -> Attention:
-    elsewhere, of_rooms = rules.find_attentions()
+def level_in(rules: RuleSet, room: str) -> NotificationLevel:
+    elsewhere, of_rooms = rules.find_levels()
     return of_rooms.get(room.lower(), elsewhere)
 
 
 @given(kept_rules)
-def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any) -> None:
+def test_the_level_of_rooms_agrees_with_the_rules_for_one_message(kept: Any) -> None:
     """It holds although most rules are evaluated once for all rooms."""
     compiler = RuleCompiler()
     rules = compiler.compile(json.dumps(kept).encode())
@@ -352,16 +352,16 @@ def test_the_attention_of_rooms_agrees_with_the_rules_for_one_message(kept: Any)
         )
         return rules.find(occasion)
 
-    for room in rules.find_attentions()[1].keys() & {*ROOMS}:
+    for room in rules.find_levels()[1].keys() & {*ROOMS}:
         if any(says(room, type, {}).notify for type in ("m.room.message", "m.room.encrypted")):
-            expected = Attention.ALL
+            expected = NotificationLevel.ALL
         else:
             is_call = says(room, "m.room.message", {"m.mentions": {"room": True}}).highlight
-            expected = Attention.CALLS if is_call else Attention.NOTHING
-        assert attention_in(rules, room) == expected
+            expected = NotificationLevel.ROOM_MENTIONS if is_call else NotificationLevel.NOTHING
+        assert level_in(rules, room) == expected
 
 
-def test_the_attention_of_a_room_follows_the_rules_of_the_user() -> None:
+def test_the_level_of_a_room_follows_the_rules_of_the_user() -> None:
     compiler = RuleCompiler()
     here = ROOMS[0]
     muted = {
@@ -378,12 +378,10 @@ def test_the_attention_of_a_room_follows_the_rules_of_the_user() -> None:
         },
     }
     compiled = {name: compiler.compile(json.dumps(kept).encode()) for name, kept in rules.items()}
-    found = {
-        name: tuple(attention_in(each, room) for room in ROOMS) for name, each in compiled.items()
-    }
+    found = {name: tuple(level_in(each, room) for room in ROOMS) for name, each in compiled.items()}
     assert found == {
-        "muted": (Attention.NOTHING, Attention.ALL),
-        "mentions only": (Attention.CALLS, Attention.ALL),
-        "all off": (Attention.NOTHING, Attention.NOTHING),
-        "keyword": (Attention.ALL, Attention.ALL),
+        "muted": (NotificationLevel.NOTHING, NotificationLevel.ALL),
+        "mentions only": (NotificationLevel.ROOM_MENTIONS, NotificationLevel.ALL),
+        "all off": (NotificationLevel.NOTHING, NotificationLevel.NOTHING),
+        "keyword": (NotificationLevel.ALL, NotificationLevel.ALL),
     }

@@ -348,7 +348,7 @@ def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
     story.sit_down()
     held = story.say("x")
     elsewhere = story.say("y", other)
-    story.server.run(story.server.app.pushers.deliveries.store_states(all_standings=True))
+    story.server.run(story.server.app.pushers.deliveries.store_states(all_states=True))
     story.server.run(story.server.app.pushers.reading._lease._renew())
     assert gateway.events == [elsewhere]
     story.restart()

@@ -178,7 +178,7 @@ def test_a_pusher_that_is_enabled_while_the_database_is_away_gets_the_badge(
         raise DatabaseUnavailable("it is away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(later.app.pushers.reading._roster, "refresh", be_away)
+        patched.setattr(later.app.pushers.reading._pusher_users, "refresh", be_away)
         set_pusher(alice, **{ENABLED: True})
         settle(later)
     pass_time(later, 15, 1)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from homeserver.services.email.smtp import DeliveryFailed
-from homeserver.services.pushers.missed_messages import MOST_ROOMS
+from homeserver.services.pushers.missed_messages import MAX_ROOMS
 from storage.engine.database import Database
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.room_actions import say
@@ -66,13 +66,13 @@ def test_the_first_unread_message_decides_when_the_email_is_sent(server: TestSer
 
 def test_an_email_counts_the_rooms_it_leaves_out(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    for number in range(MOST_ROOMS + 3):
+    for number in range(MAX_ROOMS + 3):
         say(bob, room_of(alice, bob, name=f"Room {number}"), "hello")
     settle(server)
     pass_time(server, 11 * MINUTE, MINUTE)
     [(_, letter)] = server.relay.emails
     plain, html = texts(letter)
-    assert plain.count("== Room") == MOST_ROOMS
+    assert plain.count("== Room") == MAX_ROOMS
     assert "Further rooms: 3" in plain
     assert "Further rooms: 3" in html
 

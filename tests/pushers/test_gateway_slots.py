@@ -13,10 +13,10 @@ from federation.http_client.client import WebResponse
 from federation.http_client.errors import OutboundError
 from homeserver.observe.push import PushMetrics
 from homeserver.services.pushers.gateways import (
-    AT_ONCE,
-    AT_ONCE_IN_ALL,
-    AT_ONCE_TO_SLOW,
-    QUICK_SECONDS,
+    FAST_SECONDS,
+    MAX_PER_GATEWAY,
+    MAX_TO_FAST,
+    MAX_TO_SLOW,
     RETRIES,
     TIMEOUT_SECONDS,
     Gateways,
@@ -89,15 +89,15 @@ class Pushing:
 def test_a_gateway_that_answers_gets_a_slot_however_many_others_hang() -> None:
     pushing = Pushing(lambda url: "hangs" in url)
     for number in range(100):
-        for _ in range(2 * AT_ONCE):
+        for _ in range(2 * MAX_PER_GATEWAY):
             pushing.push(f"hangs{number}.example")
-    assert pushing.web.under_way.total() == AT_ONCE_TO_SLOW
+    assert pushing.web.under_way.total() == MAX_TO_SLOW
     fresh = pushing.push("good.example")
     assert fresh == [], "nobody knows it yet"
     pushing.clock.pump([1.0] * int(TIMEOUT_SECONDS * 40))
     assert fresh == ["taken"], "it has its turn among those that hang"
     for number in range(100, 200):
-        for _ in range(2 * AT_ONCE):
+        for _ in range(2 * MAX_PER_GATEWAY):
             pushing.push(f"hangs{number}.example")
     assert pushing.push("good.example") == ["taken"], "from then on it waits for none of them"
     pushing.gateways.stop()
@@ -106,17 +106,17 @@ def test_a_gateway_that_answers_gets_a_slot_however_many_others_hang() -> None:
 def test_gateways_that_begin_to_hang_lose_their_slots_soon() -> None:
     evil = False
     pushing = Pushing(lambda url: evil and "turns" in url)
-    hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]
+    hosts = [f"turns{number}.example" for number in range(MAX_TO_FAST // MAX_PER_GATEWAY + 5)]
     assert pushing.push("good.example") == ["taken"]
     assert all(pushing.push(host) == ["taken"] for host in hosts)
     evil = True
     for host in hosts:
-        for _ in range(AT_ONCE):
+        for _ in range(MAX_PER_GATEWAY):
             pushing.push(host)
-    assert pushing.web.under_way.total() == AT_ONCE_IN_ALL
+    assert pushing.web.under_way.total() == MAX_TO_FAST
     waits = pushing.push("good.example")
     assert waits == []
-    pushing.clock.advance(QUICK_SECONDS)
+    pushing.clock.advance(FAST_SECONDS)
     assert waits == ["taken"]
     assert pushing.push("good.example") == ["taken"]
     pushing.clock.pump([1.0] * 60)
@@ -131,7 +131,7 @@ def test_hanging_gateways_are_detected_again_after_a_stop() -> None:
     """A node stops its pushes when it loses the lease of the pushers, and may take it again."""
     hangs = False
     pushing = Pushing(lambda url: hangs and "turns" in url)
-    hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]
+    hosts = [f"turns{number}.example" for number in range(MAX_TO_FAST // MAX_PER_GATEWAY + 5)]
     for _ in range(2):
         pushing.gateways.stop()
         hangs = False
@@ -139,29 +139,29 @@ def test_hanging_gateways_are_detected_again_after_a_stop() -> None:
         assert all(pushing.push(host) == ["taken"] for host in ["good.example", *hosts])
         hangs = True
         for host in hosts:
-            for _ in range(AT_ONCE):
+            for _ in range(MAX_PER_GATEWAY):
                 pushing.push(host)
         waits = pushing.push("good.example")
         assert waits == []
-    pushing.clock.advance(QUICK_SECONDS)
+    pushing.clock.advance(FAST_SECONDS)
     assert waits == ["taken"]
     pushing.gateways.stop()
 
 
-@pytest.mark.parametrize("number", [1, AT_ONCE, AT_ONCE + 3])
+@pytest.mark.parametrize("number", [1, MAX_PER_GATEWAY, MAX_PER_GATEWAY + 3])
 def test_one_gateway_has_a_bounded_number_of_slots(number: int) -> None:
     pushing = Pushing(lambda _: True)
     for _ in range(number):
         pushing.push("hangs.example")
-    assert pushing.web.under_way.total() == min(number, AT_ONCE)
+    assert pushing.web.under_way.total() == min(number, MAX_PER_GATEWAY)
     pushing.gateways.stop()
 
 
 def test_a_gateway_that_hung_is_retried_with_one_request() -> None:
     pushing = Pushing(lambda _: True)
-    for _ in range(3 * AT_ONCE):
+    for _ in range(3 * MAX_PER_GATEWAY):
         pushing.push("hangs.example")
-    assert pushing.web.under_way.total() == AT_ONCE
+    assert pushing.web.under_way.total() == MAX_PER_GATEWAY
     pushing.clock.pump([1.0] * int(TIMEOUT_SECONDS + RETRIES.first_ms / 1000))
     assert pushing.web.under_way.total() == 1
     pushing.gateways.stop()

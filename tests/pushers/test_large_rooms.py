@@ -12,7 +12,7 @@ from homeserver.services.push import event_push_actions as outcomes_module
 from homeserver.services.push import room_rules as room_rules_module
 from homeserver.services.push import user_rules as own_rules_module
 from homeserver.services.push.actions import Actions
-from homeserver.services.push.conditions import NOBODY
+from homeserver.services.push.conditions import UNMENTIONED
 from homeserver.services.push.event_properties import EvaluatedEvent
 from homeserver.services.push.room_rules import RoomRuleClasses, RuleClass
 from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
@@ -101,9 +101,9 @@ def test_rules_of_a_large_room_are_compiled_and_evaluated_in_batches(
         assert user.post(f"{V3}/join/{room_id}").status == 200
         word = {"actions": ["notify"], "pattern": f"word{number}"}
         assert user.put(f"{V3}/pushrules/global/content/own", word).status == 200
-    monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(room_rules_module, "CLASSIFIED_AT_ONCE", AT_ONCE)
-    monkeypatch.setattr(outcomes_module, "JUDGED_AT_ONCE", AT_ONCE)
+    monkeypatch.setattr(own_rules_module, "USERS_PER_READ", AT_ONCE)
+    monkeypatch.setattr(room_rules_module, "USERS_PER_TURN", AT_ONCE)
+    monkeypatch.setattr(outcomes_module, "CLASSES_PER_TURN", AT_ONCE)
     compiled, classified, asked = list[bytes | None](), list[UserRules](), set[RuleSet]()
     compile, classify, find = RuleCompiler.compile, RoomRuleClasses.classify, RuleSet.find
 
@@ -118,7 +118,10 @@ def test_rules_of_a_large_room_are_compiled_and_evaluated_in_batches(
         return classify(rules, own, room_id)
 
     def note_asked(
-        rules: RuleSet, occasion: EvaluatedEvent, user_id: str = NOBODY, name: str | None = None
+        rules: RuleSet,
+        occasion: EvaluatedEvent,
+        user_id: str = UNMENTIONED,
+        name: str | None = None,
     ) -> Actions:
         asked.add(rules)
         return find(rules, occasion, user_id, name)

@@ -282,9 +282,9 @@ class Town:
 
 @pytest.fixture
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading_module, "NOTIFIED_AT_ONCE", 2)
-    monkeypatch.setattr(lines_module, "WOKEN_AT_ONCE", 2)
-    monkeypatch.setattr(own_rules_module, "READ_AT_ONCE", 2)
+    monkeypatch.setattr(reading_module, "NOTIFY_BATCH", 2)
+    monkeypatch.setattr(lines_module, "WAKES_PER_TURN", 2)
+    monkeypatch.setattr(own_rules_module, "USERS_PER_READ", 2)
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_gateway_with_unreadable_answers_is_logged_once_a_day(
             say(bob, room_id, str(number))
             settle(server)
         told = [event for event in logged if "answers are unreadable" in event["log_format"]]
-        assert [event["place"] for event in told] == ["https://push.example.com"]
+        assert [event["origin"] for event in told] == ["https://push.example.com"]
         server.clock.advance(24 * 3600)
         settle(server)
         say(bob, room_id, "a day later")

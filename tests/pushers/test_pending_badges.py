@@ -53,13 +53,13 @@ def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_ne
     settle(server)
     deliveries = server.app.pushers.deliveries
     monkeypatch.setattr(deliveries_module, "MAX_COUNTED", 1)
-    waiting = [line for line in deliveries._lines.values() if not line.is_stored]
+    waiting = [line for line in deliveries._queues.values() if not line.is_stored]
     assert len(waiting) > 3
     noted = []
     for _ in waiting:
-        server.run(deliveries.store_states(all_standings=False))
-        noted.append(sum(line.is_stored for line in deliveries._lines.values()))
-    assert noted[0] < noted[-1] == len(deliveries._lines)
+        server.run(deliveries.store_states(all_states=False))
+        noted.append(sum(line.is_stored for line in deliveries._queues.values()))
+    assert noted[0] < noted[-1] == len(deliveries._queues)
 
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
@@ -112,7 +112,7 @@ def test_pending_events_are_pushed_after_a_second_crash_during_the_replay(
 
     with monkeypatch.context() as patched:
         patched.setattr(PushStream, "get_batch", take_long)
-        patched.setattr(reading_module, "AT_ONCE", 1)
+        patched.setattr(reading_module, "READ_BATCH", 1)
         long = crash(server, tmp_path, gateway)
         pass_time(long, 60, 1)
         assert gateway.events == told[:stretches]
@@ -192,7 +192,7 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     pass_time(server, 3, 1)
     monkeypatch.setattr(badges, "get", count_slowly)
     noted: list[None] = []
-    Deferred.fromCoroutine(deliveries.store_states(all_standings=False)).addCallback(noted.append)
+    Deferred.fromCoroutine(deliveries.store_states(all_states=False)).addCallback(noted.append)
     assert noted == []
     monkeypatch.setattr(badges, "get", count)
     if later:

@@ -3,7 +3,7 @@
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from homeserver.services.pushers.queues import WOKEN_AT_ONCE, ChangedQueues, PusherQueue
+from homeserver.services.pushers.queues import WAKES_PER_TURN, ChangedQueues, PusherQueue
 from storage.push.pushers import PusherRow
 
 
@@ -18,7 +18,7 @@ def test_an_error_in_one_line_does_not_stop_the_others() -> None:
     """It holds in the first batch and in a later turn of the reactor."""
     clock = Clock()
     woken: list[int] = []
-    broken = {0, WOKEN_AT_ONCE + 1}
+    broken = {0, WAKES_PER_TURN + 1}
 
     def wake(each: PusherQueue) -> None:
         woken.append(each.row.pusher_nid)
@@ -26,12 +26,12 @@ def test_an_error_in_one_line_does_not_stop_the_others() -> None:
             raise RuntimeError("a bug")
 
     lines = ChangedQueues(clock=clock, wake=wake)
-    every = list(range(WOKEN_AT_ONCE * 5 // 2))
+    every = list(range(WAKES_PER_TURN * 5 // 2))
     for nid in every:
         lines.add(line(nid))
     with capturedLogs() as logged:
         lines.wake()
-        assert woken == every[:WOKEN_AT_ONCE]
+        assert woken == every[:WAKES_PER_TURN]
         clock.advance(0)
         clock.advance(0)
     assert woken == every

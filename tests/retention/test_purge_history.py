@@ -211,7 +211,7 @@ def test_a_forgotten_room_is_purged(server: TestServer, alice: User, root: User)
         leave(bob, each)
         ok(membership(alice, each, "forget"))
     ok(membership(bob, room_id, "forget"))
-    forgotten = server.app.retention.forgotten
+    forgotten = server.app.retention.forgotten_rooms
     assert forgotten is not None
     for seconds, purged in ((0, 0), (27 * DAY, 0), (DAY, 1), (DAY, 1)):
         server.clock.advance(seconds)
@@ -225,7 +225,7 @@ def test_a_forgotten_room_is_purged(server: TestServer, alice: User, root: User)
 
 def begin_forgotten(server: TestServer) -> None:
     """Check rooms, and again when forgotten ones are due."""
-    forgotten = server.app.retention.forgotten
+    forgotten = server.app.retention.forgotten_rooms
     assert forgotten is not None
     for seconds in (0, 28 * DAY):
         server.clock.advance(seconds)

@@ -357,7 +357,7 @@ def test_media_is_deleted_with_the_last_message_that_shows_it(
     purge(server)
     follow(server)
     server.clock.advance(3600)
-    upkeep = server.app.media.upkeep
+    upkeep = server.app.media.maintenance
     assert server.run(upkeep.removal.do_remove_unreferenced(1000)) == 2
     deletions = server.run(upkeep.removal.get_deletions(None, 10))
     assert {each.reason for each in deletions} == {"retention"}
@@ -380,7 +380,7 @@ def upload(user: User, text: str) -> str:
 
 def follow(server: TestServer) -> None:
     server.clock.advance(61)
-    while server.run(server.app.media.upkeep.references.do_track(1000)):
+    while server.run(server.app.media.maintenance.references.do_track(1000)):
         pass
 
 

@@ -57,19 +57,19 @@ def test_events_sent_since_the_start_have_only_announced_children() -> None:
     childless = NoRelationsCache(streams=(streams := Streams(4)), capacity=10)
     sent = ("DEVICE", "txn")
     new = [stored(ONE, 5, sent), stored(OTHER, 6, sent)]
-    assert all(map(childless.is_new_and_childless, new))
+    assert all(map(childless.is_new_without_relations, new))
     # from before the start; from another server; of which that is not known
     assert not any(
         map(
-            childless.is_new_and_childless,
+            childless.is_new_without_relations,
             [stored(ONE, 4, sent), stored(ONE, 5, NO_TRANSACTION), stored(ONE, 5, None)],
         )
     )
     streams.publish([Change(7, Topic.RELATION, detail=ONE)], 7)
-    assert list(map(childless.is_new_and_childless, new)) == [False, True]
+    assert list(map(childless.is_new_without_relations, new)) == [False, True]
     streams.advance_to(9)  # another node wrote
-    assert not any(map(childless.is_new_and_childless, new))
-    assert childless.is_new_and_childless(stored(OTHER, 10, sent))
+    assert not any(map(childless.is_new_without_relations, new))
+    assert childless.is_new_without_relations(stored(OTHER, 10, sent))
 
 
 def test_more_parents_than_there_is_room_for() -> None:
@@ -77,4 +77,4 @@ def test_more_parents_than_there_is_room_for() -> None:
     new = [stored(f"${number}", number, ("DEVICE", "txn")) for number in range(1, 30)]
     for number in range(1, 25):
         streams.publish([Change(40 + number, Topic.RELATION, detail=f"${number}")], 40 + number)
-        assert not any(map(childless.is_new_and_childless, new[:number]))
+        assert not any(map(childless.is_new_without_relations, new[:number]))

@@ -224,15 +224,15 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
-    attention = PushRuleHistoryStore(sqlite_database)
+    history = PushRuleHistoryStore(sqlite_database)
     rules = UserRuleCache(
-        clock=Clock(), attention=attention, compiler=RuleCompiler(), streams=streams, capacity=10
+        clock=Clock(), history=history, compiler=RuleCompiler(), streams=streams, capacity=10
     )
     counts = UnreadCounts(
         outcomes=store,
         receipts=NoReceipts(),
         rooms=parts.rooms,
-        past=past,
+        past_memberships=past,
         rules=rules,
         streams=streams,
         capacity=10,
@@ -266,15 +266,15 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
-    attention = PushRuleHistoryStore(sqlite_database)
+    history = PushRuleHistoryStore(sqlite_database)
     rules = UserRuleCache(
-        clock=Clock(), attention=attention, compiler=RuleCompiler(), streams=streams, capacity=10
+        clock=Clock(), history=history, compiler=RuleCompiler(), streams=streams, capacity=10
     )
     counts = UnreadCounts(
         outcomes=store,
         receipts=NoReceipts(),
         rooms=parts.rooms,
-        past=past,
+        past_memberships=past,
         rules=rules,
         streams=streams,
         capacity=10,

@@ -32,4 +32,4 @@ def test_only_what_is_known_by_its_content_is_sure(scanner: str, what: str, sure
         ),
         ForbiddenTypes(["application/zip"]),
     ]
-    assert Scanners(clock=Clock(), scanners=asked).is_certain(ScanFinding(scanner, what)) is sure
+    assert Scanners(clock=Clock(), scanners=asked).is_conclusive(ScanFinding(scanner, what)) is sure

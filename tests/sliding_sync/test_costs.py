@@ -390,15 +390,19 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
             3: SentRoom(7, 5, required),
         }
     )
-    assert state.settled(config) == {1}
+    assert state.complete_rooms(config) == {1}
     changes = StateChanges(state)
     changes.mark_not_live(1, 9)
     changes.set_room(2, SentRoom(LIVE, 5, required))
     changes.set_room(3, SentRoom(LIVE, 8, required))
     changes.set_room(4, SentRoom(LIVE, 4, required))
     after = changes.result()
-    assert after.settled(config) == ConnectionState(rooms=after.rooms).settled(config) == {2, 3}
-    assert after.settled(RoomConfig(4, required)) == {2, 3, 4}
+    assert (
+        after.complete_rooms(config)
+        == ConnectionState(rooms=after.rooms).complete_rooms(config)
+        == {2, 3}
+    )
+    assert after.complete_rooms(RoomConfig(4, required)) == {2, 3, 4}
 
 
 def test_counts_of_rooms_in_which_nothing_changed_cost_nothing(

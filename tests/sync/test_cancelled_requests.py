@@ -441,7 +441,7 @@ def test_nothing_is_missed(
 def call_one_another(servers: list[TestServer], random: Random) -> None:
     """Each hears what the other says: at once, later, or not at all."""
     for number, server in enumerate(servers):
-        notes, other = (each.app.accounts.node_notes for each in (server, servers[1 - number]))
+        notes, other = (each.app.accounts.node_messages for each in (server, servers[1 - number]))
         assert notes is not None
         assert other is not None
 

@@ -60,8 +60,8 @@ class AccountData:
         """
         self._database = database
         self._store = store
-        self._most_entries = max_entries
-        self._largest = max_bytes
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._info_uri = info_uri
         self._computed = computed
         self._managed = frozenset({_FULLY_READ, *computed})
@@ -107,7 +107,7 @@ class AccountData:
     async def do_remove(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str
     ) -> None:
-        """Remove one entry if there is one. Raises as `do_set`."""
+        """Remove one entry if there is one. Raises what `do_set` raises."""
         _check_owner(caller, user_id)
         self._check_type(type_)
 
@@ -176,10 +176,10 @@ class AccountData:
             None if deleted else self._store.get_larger_usage(txn, user_id, room_id, type_, content)
         )
         if sums is not None:
-            if self._most_entries is not None and sums.entries > self._most_entries:
-                raise self._refusal(f"{self._most_entries} entries")
-            if self._largest is not None and sums.size > self._largest:
-                raise self._refusal(f"{self._largest} bytes")
+            if self._max_entries is not None and sums.entries > self._max_entries:
+                raise self._refusal(f"{self._max_entries} entries")
+            if self._max_bytes is not None and sums.size > self._max_bytes:
+                raise self._refusal(f"{self._max_bytes} bytes")
         self._store.set_entry(txn, user_id, room_id, type_, content, deleted=deleted)
 
     def _check_type(self, type_: str) -> None:
@@ -188,9 +188,9 @@ class AccountData:
         if not type_ or len(type_.encode()) > _MAX_TYPE_BYTES or "\0" in type_:
             raise InvalidParam("A type must have 1 to 255 bytes, without NUL")
 
-    def _refusal(self, bound: str) -> UserLimitExceeded:
+    def _refusal(self, limit: str) -> UserLimitExceeded:
         return UserLimitExceeded(
-            f"You may store at most {bound} of account data on this server",
+            f"You may store at most {limit} of account data on this server",
             info_uri=self._info_uri,
         )
 

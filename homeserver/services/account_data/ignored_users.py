@@ -50,10 +50,10 @@ class IgnoredUsers:
         and pass it to `learn`."""
         return self._lists.version
 
-    def add(self, user_id: UserID, account_data: Mapping[str, bytes], heard: int) -> Set[str]:
+    def add(self, user_id: UserID, account_data: Mapping[str, bytes], version: int) -> Set[str]:
         """Return the users whom a user ignores, and cache them. `account_data`: all global account
-        data of the user, read when `heard` had this value."""
-        return self._lists.add(user_id, account_data, heard)
+        data of the user, read when `version` had this value."""
+        return self._lists.add(user_id, account_data, version)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
         """Return the users whom each of these users ignores, with at most one query."""

@@ -58,14 +58,14 @@ class ParsedAccountDataCache(Generic[T]):
     @property
     def version(self) -> int:
         """The number of invalidations. Read it before reading a user's account data, and pass it to
-        `learn`."""
+        `add`."""
         return self._cache.changes
 
-    def add(self, user_id: UserID, contents: Mapping[str, bytes], heard: int) -> T:
+    def add(self, user_id: UserID, contents: Mapping[str, bytes], version: int) -> T:
         """Parse and return a user's data, and cache it if nothing has changed. `contents`: all
-        global account data of the user, read when `self.heard` was `heard`."""
+        global account data of the user, read when `self.version` was `version`."""
         parsed = self._parse_all(user_id, contents)
-        self._cache.put(user_id, parsed, since=heard)
+        self._cache.put(user_id, parsed, since=version)
         return parsed[0]
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
@@ -85,5 +85,7 @@ class ParsedAccountDataCache(Generic[T]):
         return self._parse(of_user, user_id), sum(map(len, of_user.values()))
 
     def _users_of(self, change: Change) -> Sequence[UserID]:
-        is_ours = change.room_id is None and (change.detail is None or change.detail in self._types)
-        return (UserID(change.user_id),) if is_ours and change.user_id is not None else ()
+        is_relevant = change.room_id is None and (
+            change.detail is None or change.detail in self._types
+        )
+        return (UserID(change.user_id),) if is_relevant and change.user_id is not None else ()

@@ -27,7 +27,7 @@ MAX_SHARE: Final = 16
 class _CachedUser(msgspec.Struct, gc=False):
     """The cached account data of a user."""
 
-    everywhere: dict[str, bytes] | None
+    global_data: dict[str, bytes] | None
     """Global account data; None after a change of it."""
     rooms: dict[str, dict[str, bytes]]
     size: int
@@ -40,9 +40,9 @@ class _CachedUser(msgspec.Struct, gc=False):
         if change.topic is not Topic.ACCOUNT_DATA or (room_id is None and change.detail is None):
             return False
         if room_id is None:
-            if self.everywhere is not None:
-                self.size += ENTRY_BYTES - _weigh(self.everywhere)
-                self.everywhere = None
+            if self.global_data is not None:
+                self.size += ENTRY_BYTES - _weigh(self.global_data)
+                self.global_data = None
             return True
         former = self.rooms.pop(room_id, None)
         if former is not None:
@@ -105,12 +105,12 @@ class AccountDataCache:
         """Return all account data of a user."""
         while True:
             of_user = await self._users.get(user_id)
-            if of_user.everywhere is None:
+            if of_user.global_data is None:
                 self._users.invalidate(user_id)
             elif of_user.changed:
                 await self._read_rooms(user_id, of_user, tuple(of_user.changed))
             else:
-                return UserAccountData(of_user.everywhere, dict(of_user.rooms))
+                return UserAccountData(of_user.global_data, dict(of_user.rooms))
 
     async def of_rooms(
         self, user_id: str, room_ids: Collection[str]

@@ -134,12 +134,12 @@ class Accounts:
         by: UserID | None = None,
         ip: str | None = None,
         epoch: CredentialEpoch | None = None,
-        also: Callable[[WriteTransaction], None] | None = None,
+        extra_write: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
         """Set a password, and end all sessions (`log_out_all`) or all but one (`log_out_but`).
 
         `by`: the administrator who sets it. `ip`, `epoch`: the IP address and credential epoch of
-        the owner who sets it. `also`: runs in the same write. Raises `WeakPassword`,
+        the owner who sets it. `extra_write`: runs in the same write. Raises `WeakPassword`,
         `InvalidParam`, and what `check_epoch` raises.
         """
         self._passwords.check_policy(new_password)
@@ -154,8 +154,8 @@ class Accounts:
                 self._sessions.remove_sessions(txn, user_id, log_out_but, ip)
             else:
                 self._sessions.revoke_unused_credentials(txn, user_id)
-            if also is not None:
-                also(txn)
+            if extra_write is not None:
+                extra_write(txn)
 
         await self._database.write("set_password", write)
 
@@ -190,11 +190,12 @@ class Accounts:
         suspended: bool | None = None,
         shadow_banned: bool | None = None,
         by: UserID | None = None,
-        also: Callable[[WriteTransaction], None] | None = None,
+        extra_write: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
         """Set or clear flags of an account; None leaves a flag unchanged.
 
-        `by`: the administrator who sets them. `also`: runs in the same write. Raises `NotFound`.
+        `by`: the administrator who sets them. `extra_write`: runs in the same write. Raises
+        `NotFound`.
         """
         account = await self.get_account(user_id)
 
@@ -231,8 +232,8 @@ class Accounts:
                 record_event(txn, user_id, what, self._now(), by=by)
             if locked:
                 self._sessions.revoke_credentials(txn, user_id)
-            if also is not None:
-                also(txn)
+            if extra_write is not None:
+                extra_write(txn)
 
         await self._database.write("set_account_flags", write)
 

@@ -24,7 +24,7 @@ from storage.engine.interface import DatabaseUnavailable
 from storage.engine.transaction import WriteTransaction
 
 JOIN_WAIT_SECONDS: Final = 10
-"""How long a registration waits for the joins."""
+"""Time limit of a registration that waits for the joins."""
 MAX_AT_START: Final = 10_000
 LEASE_MS: Final = 10 * 60_000
 """After this time another node may retry the joins; joins by way of other servers can be slow."""
@@ -96,8 +96,8 @@ class AutoJoinRooms:
         now = self._now_ms()
         due_by = ALL_TIMES if at_start else now
         until = now + LEASE_MS
-        taken = await self._accounts.lease_pending_auto_joins(due_by, until, limit)
-        for number, user_id in enumerate(taken):
+        leased = await self._accounts.lease_pending_auto_joins(due_by, until, limit)
+        for number, user_id in enumerate(leased):
             if self._now_ms() >= until:  # other nodes may have taken the rest
                 return number
             try:
@@ -106,7 +106,7 @@ class AutoJoinRooms:
                 raise
             except Exception:
                 self._log.failure("auto-joins of {user_id} are retried later", user_id=user_id)
-        return len(taken)
+        return len(leased)
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)

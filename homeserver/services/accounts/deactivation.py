@@ -30,8 +30,8 @@ from storage.profiles.profiles import ProfileStore
 from storage.threepids.threepids import ThreepidStore
 
 LATE_JOIN_MS: Final = 3 * 3600_000
-"""How long a late join of a deactivated account is possible: a join asks twenty servers, for five
-minutes each."""
+"""The time in which a late join of a deactivated account is possible: a join asks twenty servers,
+for five minutes each."""
 
 
 class UserRooms(Protocol):
@@ -83,7 +83,7 @@ class Deactivation:
         self._sessions = sessions
         self._threepids = threepids
         self._rooms = rooms
-        self._kept_by_user = tuple(user_stores)
+        self._user_stores = tuple(user_stores)
         self._bindings = bindings
 
     async def do_deactivate(
@@ -113,7 +113,7 @@ class Deactivation:
             record_event(txn, user_id, AuditEvent.DEACTIVATED, now, ip=ip, by=by)
             self._sessions.remove_sessions(txn, user_id, None, ip)
             self._threepids.remove_threepids(txn, user_id)
-            for store in self._kept_by_user:
+            for store in self._user_stores:
                 store.remove_user(txn, user_id)
             if self._bindings is not None:
                 self._bindings.schedule_unbind_all(txn, user_id)
@@ -125,14 +125,14 @@ class Deactivation:
         await self._rooms.leave_all_rooms(user_id)
         return SUCCESS if self._bindings is None else await self._bindings.do_unbind_now(user_id)
 
-    async def do_resume_departures(self, _limit: int) -> int:
+    async def do_leave_rooms(self, _limit: int) -> int:
         """Retry to leave the remaining rooms of deactivated accounts.
 
         Return 0: the job has no backlog to continue with at once.
         """
-        departing = await self._accounts.get_leaving_accounts()
+        leaving = await self._accounts.get_leaving_accounts()
         closed_before = int(self._clock.seconds() * 1000) - LATE_JOIN_MS
-        for user_id, account in (await self._accounts.get_accounts(departing)).items():
+        for user_id, account in (await self._accounts.get_accounts(leaving)).items():
             try:
                 has_left = await self._rooms.leave_all_rooms(UserID(user_id))
             except Exception:

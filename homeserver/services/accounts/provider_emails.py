@@ -24,7 +24,7 @@ class EmailChanges(msgspec.Struct, frozen=True):
     new: Sequence[str]
     confirmed: Sequence[str]
     """Addresses that another provider asserts already."""
-    disowned: Sequence[str]
+    withdrawn: Sequence[str]
     """Addresses that only other providers still assert."""
     removed: Sequence[str]
     """Addresses to remove."""
@@ -34,7 +34,7 @@ class EmailChanges(msgspec.Struct, frozen=True):
     @property
     def has_changes(self) -> bool:
         """Whether there is anything to write."""
-        return bool(self.new or self.confirmed or self.disowned or self.removed)
+        return bool(self.new or self.confirmed or self.withdrawn or self.removed)
 
 
 def compute_email_changes(
@@ -42,53 +42,53 @@ def compute_email_changes(
     owners: Mapping[str, str],
     asserted: Mapping[UserID, Sequence[str]],
     provider: str,
-    most: int,
+    max_emails: int,
 ) -> Mapping[UserID, EmailChanges]:
     """Return the changes of each account for which `provider` asserts addresses.
 
     `rows`: the addresses of these accounts. `owners`: the current owners of the asserted
-    addresses. `most`: the maximum per account.
+    addresses. `max_emails`: the maximum per account.
 
     First, all addresses that are no longer asserted count as free. An account that would get
     nothing in exchange keeps its own; accounts that had claimed those are planned again. Each
     account keeps its addresses at most once, so the loop ends.
     """
-    losses = {
-        user_id: _find_losses(rows.get(user_id, ()), asserted[user_id], provider)
+    unasserted = {
+        user_id: _find_unasserted(rows.get(user_id, ()), asserted[user_id], provider)
         for user_id in asserted
     }
-    freed = {address for gone in losses.values() for address in gone}
+    available = {address for addresses in unasserted.values() for address in addresses}
     claims: dict[str, UserID] = {}
     plans: dict[UserID, EmailChanges] = {}
     # plan accounts that free an address first, so that no account outside a ring breaks it
-    unplanned = sorted(asserted, key=lambda user_id: not losses[user_id], reverse=True)
-    while unplanned:
-        user_id = unplanned.pop()
-        taken = {
+    pending = sorted(asserted, key=lambda user_id: not unasserted[user_id], reverse=True)
+    while pending:
+        user_id = pending.pop()
+        unavailable = {
             address
             for address in asserted[user_id]
-            if (owners.get(address, user_id) != user_id and address not in freed)
+            if (owners.get(address, user_id) != user_id and address not in available)
             or address in claims
         }
         plan = plans[user_id] = _plan(
-            rows.get(user_id, ()), taken, asserted[user_id], provider, most
+            rows.get(user_id, ()), unavailable, asserted[user_id], provider, max_emails
         )
         claims.update(dict.fromkeys(plan.new, user_id))
-        kept = [
+        retained = [
             address
-            for address in losses[user_id]
-            if address not in plan.removed and address in freed
+            for address in unasserted[user_id]
+            if address not in plan.removed and address in available
         ]
-        freed.difference_update(kept)
-        for address in kept:
+        available.difference_update(retained)
+        for address in retained:
             if (claimant := claims.get(address)) is not None:
                 for claimed in plans.pop(claimant).new:
                     del claims[claimed]
-                unplanned.append(claimant)
+                pending.append(claimant)
     return plans
 
 
-def _find_losses(
+def _find_unasserted(
     rows: Sequence[ThreepidRow], addresses: Collection[str], provider: str
 ) -> list[str]:
     """Return the addresses that no provider asserts any more."""
@@ -101,33 +101,34 @@ def _find_losses(
 
 def _plan(
     rows: Sequence[ThreepidRow],
-    taken: Collection[str],
+    unavailable: Collection[str],
     addresses: Sequence[str],
     provider: str,
-    most: int,
+    max_emails: int,
 ) -> EmailChanges:
-    """Plan one account. `rows`: its addresses; `taken`: those of `addresses` it cannot have."""
-    gone = _find_losses(rows, addresses, provider)
+    """Plan one account. `rows`: its addresses; `unavailable`: those of `addresses` it cannot
+    have."""
+    unasserted = _find_unasserted(rows, addresses, provider)
     known = {row.address for row in rows if row.medium == EMAIL}
     unknown = [address for address in dict.fromkeys(addresses) if address not in known]
-    new = [address for address in unknown if address not in taken]
-    if not new and known == set(gone):
-        gone = []  # keep the old address rather than none
-    free = max(0, most - len(rows) + len(gone))
+    new = [address for address in unknown if address not in unavailable]
+    if not new and known == set(unasserted):
+        unasserted = []  # keep the old address rather than none
+    capacity = max(0, max_emails - len(rows) + len(unasserted))
     return EmailChanges(
-        new=new[:free],
+        new=new[:capacity],
         confirmed=[
             row.address
             for row in rows
             if row.asserted_by and row.address in addresses and provider not in row.asserted_by
         ],
-        disowned=[
+        withdrawn=[
             row.address
             for row in rows
             if provider in row.asserted_by
             and len(row.asserted_by) > 1
             and row.address not in addresses
         ],
-        removed=gone,
-        refused=[address for address in unknown if address in taken],
+        removed=unasserted,
+        refused=[address for address in unknown if address in unavailable],
     )

@@ -158,10 +158,10 @@ class Registration:
         consents: PolicyConsentStore | None = None,
         approvals: Approvals | None = None,
         new_account_tasks: NewAccountTasks | None = None,
-        addresses: NewAccountEmails | None = None,
+        new_account_emails: NewAccountEmails | None = None,
     ) -> None:
         """`new_account_tasks`: the tasks for new accounts; they do not run for guests.
-        `addresses` handles the e-mail addresses of new accounts."""
+        `new_account_emails` handles the e-mail addresses of new accounts."""
         self._approvals = approvals
         self._consents = consents
         self._plugins = plugins or Plugins()
@@ -180,7 +180,7 @@ class Registration:
         self._rules = rules
         self._reserved = reserved
         self._new_account_tasks = new_account_tasks or NoNewAccountTasks()
-        self._addresses = addresses
+        self._new_account_emails = new_account_emails
         self.server_name = server_name
         self._flows = compute_flows(rules)
 
@@ -258,7 +258,7 @@ class Registration:
         """
         self.check_open()
         request = replace(request, address=address)
-        taken: MatrixError | None = None
+        conflict: MatrixError | None = None
         if request.guest_token is not None:
             await self._check_guest(request.guest_token, request.username)
         elif request.username is not None:
@@ -271,15 +271,15 @@ class Registration:
                     auth is None or auth.get("session") is None
                 ) and self._rules.reveals_taken_names:
                     raise
-                taken = error
+                conflict = error
         if request.password is not None:
             self._passwords.check_policy(request.password)
         operation = UIAOperation("POST register", None, address)
         confirmation = await self._uia.check(operation, self._flows, auth, keep_session=True)
         if confirmation.result is not None:
             return await self._repeat(request, UserID(confirmation.result), address)
-        if taken is not None:
-            raise taken
+        if conflict is not None:
+            raise conflict
         proved = confirmation.completed.get(EMAIL_IDENTITY)
         emails = [] if proved is None else [parse_proof(proved).address]
         await self._check_allowed(request.username, emails, address)
@@ -331,12 +331,12 @@ class Registration:
         return await self._make(own, None, service_id=service_id)
 
     async def do_register_for_provider(
-        self, request: RegistrationRequest, also: ExtraWrite
+        self, request: RegistrationRequest, extra: ExtraWrite
     ) -> UserID:
         """Create an account for a user authenticated by an identity provider; begin no session.
 
-        Works also where registration is closed. `also`: runs in the write. Raises `Forbidden`,
-        `InvalidUsername`, `Exclusive`, `UserInUse`, and what `also` raises.
+        Works also where registration is closed. `extra`: runs in the write. Raises
+        `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`, and what `extra` raises.
         """
         assert request.username is not None
         await self._check_allowed(request.username, request.emails, "")
@@ -348,7 +348,7 @@ class Registration:
             approval_pending_ts=now if self._rules.needs_approval else None,
             approval_languages=request.languages if self._rules.needs_approval else None,
         )
-        await self._database.write("register", self._write, account, None, None, request, also)
+        await self._database.write("register", self._write, account, None, None, request, extra)
         if account.approval_pending_ts is None:
             await self._new_account_tasks.run(UserID(account.user_id))
         return UserID(account.user_id)
@@ -356,9 +356,9 @@ class Registration:
     async def _check_allowed(
         self, username: str | None, emails: Sequence[str], address: str
     ) -> None:
-        objection = await self._plugins.check_registration(username, emails, address)
-        if objection is not None:
-            raise Forbidden(objection)
+        refusal = await self._plugins.check_registration(username, emails, address)
+        if refusal is not None:
+            raise Forbidden(refusal)
 
     async def do_register_guest(
         self, device_name: str | None, refreshable: bool, address: str
@@ -425,11 +425,11 @@ class Registration:
         session: NewSession | None,
         confirmation: Confirmation | None,
         request: RegistrationRequest,
-        also: ExtraWrite | None = None,
+        extra: ExtraWrite | None = None,
     ) -> None:
         """Store the account and all that belongs to it, in one write.
 
-        Raises `UIASessionUsed`, `UserInUse`, `ThreepidInUse`, and what `also` raises.
+        Raises `UIASessionUsed`, `UserInUse`, `ThreepidInUse`, and what `extra` raises.
         """
         if confirmation is not None:
             self._uia.claim(txn, confirmation, account.user_id)
@@ -492,14 +492,14 @@ class Registration:
                 if proved is not None:
                     self._add_validated(txn, account, parse_proof(proved), request)
         for address in request.emails:
-            vouched_by = frozenset(() if request.asserted_by is None else (request.asserted_by,))
+            asserting = frozenset(() if request.asserted_by is None else (request.asserted_by,))
             row = ThreepidRow(
-                EMAIL, address, account.user_id, account.created_ts, account.created_ts, vouched_by
+                EMAIL, address, account.user_id, account.created_ts, account.created_ts, asserting
             )
             if self._threepids.add_threepid(txn, row):
                 self._record_address(txn, account, EMAIL, address, request)
-        if also is not None:
-            also(txn, UserID(account.user_id))
+        if extra is not None:
+            extra(txn, UserID(account.user_id))
 
     def _add_validated(
         self,
@@ -533,8 +533,8 @@ class Registration:
             by=request.by,
             detail=address,
         )
-        if self._addresses is not None and medium == EMAIL:
-            self._addresses.add_email_pusher(
+        if self._new_account_emails is not None and medium == EMAIL:
+            self._new_account_emails.add_email_pusher(
                 txn, UserID(account.user_id), address, request.languages
             )
 

@@ -45,7 +45,7 @@ class RegistrationRules(msgspec.Struct, frozen=True):
 
 
 def compute_flows(rules: RegistrationRules) -> list[list[str]]:
-    """Return the UIA flows of registration; none where the rules admit nobody."""
+    """Return the UIA flows of registration; none if the rules admit no user."""
     first = [
         *([REGISTRATION_TOKEN] if rules.requires_token else []),
         *([RECAPTCHA] if rules.captcha else []),
@@ -57,5 +57,5 @@ def compute_flows(rules: RegistrationRules) -> list[list[str]]:
     if not first and not required and not rules.without_verification:
         return []
     shortest = [*first, *terms, *required]
-    further = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
-    return [shortest or [DUMMY], *([*shortest, *stages] for stages in further)]
+    additional = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
+    return [shortest or [DUMMY], *([*shortest, *stages] for stages in additional)]

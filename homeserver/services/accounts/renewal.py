@@ -39,9 +39,9 @@ from storage.threepids.threepids import ThreepidStore
 RENEW_PATH: Final = "/_matrix/client/unstable/account_validity/renew"
 MAX_TS: Final = 2**53 - 1
 _DAY_MS: Final = 24 * 3600 * 1000
-_SPREAD: Final = 0.1
+_JITTER: Final = 0.1
 """Fraction of the period by which accounts older than the feature may expire earlier, so that not
-everybody gets an e-mail on the same day."""
+all users get an e-mail on the same day."""
 
 
 class Renewals:
@@ -94,8 +94,8 @@ class Renewals:
             now = self._now()
             without_expiry = self._store.get_without_expiry(txn, limit)
             for user_id, created_ts in without_expiry:
-                early = 0 if created_ts > now - _DAY_MS else self._spread(user_id)
-                self._store.set_expiry(txn, user_id, now + self._period_ms - early)
+                jitter_ms = 0 if created_ts > now - _DAY_MS else self._jitter_ms(user_id)
+                self._store.set_expiry(txn, user_id, now + self._period_ms - jitter_ms)
             return len(without_expiry)
 
         return await self._database.write("set_missing_expiries", write)
@@ -113,8 +113,8 @@ class Renewals:
             "mark_expired_accounts", self._store.mark_expired, self._now(), limit
         )
 
-    def _spread(self, user_id: str) -> int:
-        return int(self._period_ms * _SPREAD * (zlib.crc32(user_id.encode()) / 2**32))
+    def _jitter_ms(self, user_id: str) -> int:
+        return int(self._period_ms * _JITTER * (zlib.crc32(user_id.encode()) / 2**32))
 
     async def do_send_emails(self, limit: int) -> int:
         """E-mail the owners of up to `limit` accounts that expire soon.

@@ -195,7 +195,7 @@ class AccountSelfService:
         `WeakPassword`, `InvalidParam`, and what `check_epoch` raises.
         """
         await self._accounts.do_set_password(
-            session.user_id, new_password, ip=ip, epoch=session.epoch, also=end_others
+            session.user_id, new_password, ip=ip, epoch=session.epoch, extra_write=end_others
         )
 
     async def do_deactivate(self, session: BrowserSession, ip: str, *, erase: bool) -> None:

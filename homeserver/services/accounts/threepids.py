@@ -70,7 +70,7 @@ class Threepids:
         self._store = store
         self._confirmation = confirmation
         self._validations = validations
-        self._kept_by_address = tuple(address_stores)
+        self._address_stores = tuple(address_stores)
         self._bindings = bindings
         self._changes = users_may_change
 
@@ -150,7 +150,7 @@ class Threepids:
         if self._store.remove_threepid(txn, user_id, medium, address):
             what = AuditEvent.ADDRESS_REMOVED if medium == EMAIL else AuditEvent.NUMBER_REMOVED
             record_event(txn, user_id, what, self._now_ms(), by=by, detail=address)
-            for store in self._kept_by_address:
+            for store in self._address_stores:
                 store.remove_address(txn, user_id, address)
 
     async def do_set_provider_emails(
@@ -169,7 +169,7 @@ class Threepids:
             now = self._now_ms()
             plans = self._plan(txn, asserted, provider)
             for user_id, plan in plans.items():
-                for address in plan.disowned:
+                for address in plan.withdrawn:
                     self._store.remove_assertion(txn, EMAIL, address, provider)
                 for address in plan.removed:
                     self._remove(txn, user_id, EMAIL, address)

@@ -121,9 +121,9 @@ class DeviceAdministration:
         await self._check_user(user_id)
         wanted = list(dict.fromkeys(device_ids))
         for start in range(0, len(wanted), MAX_PER_WRITE):
-            some = wanted[start : start + MAX_PER_WRITE]
+            batch = wanted[start : start + MAX_PER_WRITE]
             await self._database.write(
-                "remove_devices_of_account", self._remove, user_id, some, by, ip
+                "remove_devices_of_account", self._remove, user_id, batch, by, ip
             )
 
     async def _check_user(self, user_id: UserID) -> None:
@@ -138,8 +138,8 @@ class DeviceAdministration:
         return device
 
     def _make(self, txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:
-        standing = select_account_state(txn, user_id)
-        if standing is None or standing.deactivated:
+        account = select_account_state(txn, user_id)
+        if account is None or account.deactivated:
             raise InvalidParam("The account is deactivated and cannot have devices")
         self._sessions.add_device(txn, user_id, device_id, None)
 

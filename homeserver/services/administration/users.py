@@ -100,7 +100,7 @@ class UserAdministration:
         deactivation: Deactivation,
         last_seen: LastSeen,
         consents: PolicyConsentStore,
-        unshown: HiddenRoomChanges,
+        hidden_changes: HiddenRoomChanges,
     ) -> None:
         self._identity = identity
         self._store = store
@@ -114,7 +114,7 @@ class UserAdministration:
         self._deactivation = deactivation
         self._last_seen = last_seen
         self._consents = consents
-        self._unshown = unshown
+        self._hidden_changes = hidden_changes
 
     @property
     def needs_approval(self) -> bool:
@@ -229,10 +229,10 @@ class UserAdministration:
         def discard_hidden_changes(txn: WriteTransaction) -> None:
             if not banned:
                 self._profiles.remove_hidden_changes(txn, user_id)
-                self._unshown.remove_user(txn, user_id)
+                self._hidden_changes.remove_user(txn, user_id)
 
         await self._accounts.do_set_flags(
-            user_id, shadow_banned=banned, by=by, also=discard_hidden_changes
+            user_id, shadow_banned=banned, by=by, extra_write=discard_hidden_changes
         )
 
     async def _check(

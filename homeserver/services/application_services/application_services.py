@@ -1,9 +1,9 @@
 """Application services (bridges, bots): their namespaces, accounts and requests.
 
 Laws:
-- An application service acts for its own user and accounts in its `users` namespaces, and for
-  nobody else.
-- Nobody else can create a name in an exclusive namespace, whatever way creates the account or
+- An application service acts for its own user and accounts in its `users` namespaces, and for no
+  others.
+- No other user can create a name in an exclusive namespace, whatever way creates the account or
   alias.
 - A namespace is a regular expression that has to match from the start of a name, but not to its
   end.
@@ -172,21 +172,21 @@ class ApplicationServiceRequests:
         service = self._services.find(token)
         if service is None:
             return None
-        wanted = service.sender if user_id is None else parse_user_id(user_id)
-        if not self._services.may_use(service, wanted):
+        acting_as = service.sender if user_id is None else parse_user_id(user_id)
+        if not self._services.may_use(service, acting_as):
             raise Forbidden("The user is not in the namespaces of the application service")
-        account = (await self._accounts.get_accounts([wanted])).get(wanted)
-        if account is None and wanted == service.sender:
+        account = (await self._accounts.get_accounts([acting_as])).get(acting_as)
+        if account is None and acting_as == service.sender:
             account = await self._register_sender(service)
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("The application service has not registered this user")
         if account.approval_pending_ts is not None:
             raise Forbidden("The account of this user is waiting for approval")
         device = None if device_id is None else parse_device_id(device_id)
-        if device is not None and await self._devices.get_device(wanted, device) is None:
+        if device is not None and await self._devices.get_device(acting_as, device) is None:
             raise UnknownDevice
         return Requester(
-            user_id=wanted,
+            user_id=acting_as,
             device_id=device,
             token_nid=0,
             is_guest=account.is_guest,
@@ -196,7 +196,7 @@ class ApplicationServiceRequests:
             is_suspended=account.suspended,
             is_shadow_banned=account.shadow_banned,
             is_expired=self._validity.is_expired(account.expires_ts),
-            rate_limited=service.rate_limited and wanted != service.sender,
+            rate_limited=service.rate_limited and acting_as != service.sender,
         )
 
     async def _register_sender(self, service: ApplicationService) -> AccountRow | None:
@@ -214,15 +214,15 @@ class ApplicationServiceRequests:
             return token.strip() or None if scheme.lower() == "bearer" else None
         return in_query or None if self._token_in_query else None
 
-    async def do_register(self, token: str | None, wish: RegistrationRequest) -> NewAccount:
+    async def do_register(self, token: str | None, request: RegistrationRequest) -> NewAccount:
         """Create an account without a password for an application service. Raises `MissingToken`,
         `UnknownToken`, `MissingParam`, `Exclusive`, `UserInUse`, `InvalidUsername`."""
         service = self._service_of(token)
-        if wish.username is None:
+        if request.username is None:
             raise MissingParam("username is missing")
-        user_id = self._registration.parse_username(wish.username)
+        user_id = self._registration.parse_username(request.username)
         self._services.check_user(service, user_id)
-        return await self._registration.do_register_for_service(wish, service.service_id)
+        return await self._registration.do_register_for_service(request, service.service_id)
 
     async def do_sign_in(
         self,

@@ -172,12 +172,14 @@ class AuditedStore:
     ) -> None:
         self._clock = clock
         self._store = store
-        self._what = what
+        self._event = what
 
     def remove_user(self, txn: WriteTransaction, user_id: str, ip: str | None) -> None:
         """Delete the user's rows and record each; see `AuditedCredentialStore.remove_user`."""
         for _ in range(self._store.remove_user(txn, user_id)):
-            record_event(txn, UserID(user_id), self._what, int(self._clock.seconds() * 1000), ip=ip)
+            record_event(
+                txn, UserID(user_id), self._event, int(self._clock.seconds() * 1000), ip=ip
+            )
 
 
 class Audit:
@@ -186,7 +188,7 @@ class Audit:
     def __init__(self, *, clock: IReactorTime, store: AuditStore, retention_ms: int) -> None:
         self._clock = clock
         self._store = store
-        self._keep_ms = retention_ms
+        self._retention_ms = retention_ms
 
     async def get_records(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
         """Return up to `limit` records of a user, newest first."""
@@ -206,5 +208,5 @@ class Audit:
     async def do_sweep(self, limit: int) -> int:
         """Delete up to `limit` records past the retention time; return the number."""
         return await self._store.remove_old(
-            int(self._clock.seconds() * 1000) - self._keep_ms, limit
+            int(self._clock.seconds() * 1000) - self._retention_ms, limit
         )

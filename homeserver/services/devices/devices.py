@@ -100,9 +100,11 @@ class Devices:
         def write(txn: WriteTransaction) -> None:
             if epoch is not None:
                 check_epoch(txn, caller.user_id, epoch)
-            there = self._devices.get_ids_in(txn, caller.user_id, device_ids)
-            gone = [device_id for device_id in dict.fromkeys(device_ids) if device_id in there]
-            self._sessions.remove_devices(txn, caller.user_id, gone, address)
+            existing = self._devices.get_ids_in(txn, caller.user_id, device_ids)
+            removed = [
+                device_id for device_id in dict.fromkeys(device_ids) if device_id in existing
+            ]
+            self._sessions.remove_devices(txn, caller.user_id, removed, address)
 
         await self._database.write("remove_devices", write)
 

@@ -97,9 +97,9 @@ class RemoteDirectory:
         return {field: profile[field]}
 
     async def get_alias(
-        self, alias: RoomAlias, *, anew: bool = False
+        self, alias: RoomAlias, *, refresh: bool = False
     ) -> tuple[RoomID, Sequence[ServerName]]:
-        """Return the room of a remote alias, and servers in it. `anew`: ignore the cache, for a
+        """Return the room of a remote alias, and servers in it. `refresh`: ignore the cache, for a
         join: an upgrade may just have moved the alias. Raises NotFound, Forbidden,
         OtherServerFailed."""
         server = domain_of(alias)
@@ -108,7 +108,7 @@ class RemoteDirectory:
             return await self._requests.get_alias(server, alias)
 
         key = ("alias", alias)
-        if anew:
+        if refresh:
             self._cache.pop(key)
         return await self._find(server, key, ask, ALIAS)
 

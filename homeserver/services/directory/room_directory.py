@@ -91,13 +91,13 @@ class RoomDirectory:
         """`enabled`: False returns an empty directory. `readable_by_servers`: whether other servers
         may read it."""
         self._namespaces = namespaces
-        self._readable_elsewhere = readable_by_servers
+        self._readable_by_servers = readable_by_servers
         self._servers = servers
         self._remote = remote
-        self._unshown = hidden_changes
+        self._hidden_changes = hidden_changes
         self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
-        self._shown = enabled
+        self._is_enabled = enabled
         self._engine = engine
         self._rooms = rooms
         self._aliases = aliases
@@ -123,7 +123,7 @@ class RoomDirectory:
     async def _find(
         self, caller: Requester | None, alias: RoomAlias
     ) -> tuple[RoomID, Sequence[ServerName]]:
-        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
+        row = (await self._hidden_changes.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
@@ -142,20 +142,20 @@ class RoomDirectory:
             snapshot = await self._reading.check_joined(caller.user_id, room_id)
         else:
             snapshot = await self._engine.get_snapshot(room_id)
-        if caller.is_shadow_banned and await self._unshown.is_removed(caller, alias):
-            await self._unshown.do_move_alias(caller.user_id, alias, snapshot.room.room_nid)
+        if caller.is_shadow_banned and await self._hidden_changes.is_removed(caller, alias):
+            await self._hidden_changes.do_move_alias(caller.user_id, alias, snapshot.room.room_nid)
             return
         row = AliasRow(alias, snapshot.room.room_nid, caller.user_id, self._now_ms())
         try:
             await self._aliases.add_alias(row)
         except AliasTaken:
             raise AliasExists(f"The alias {alias} already exists") from None
-        await self._unshown.do_remove_alias(caller, alias)
+        await self._hidden_changes.do_remove_alias(caller, alias)
 
     async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
         """Remove an alias: allowed for its creator, administrators, and users who may change the
         room's canonical alias. Raises NotFound, Forbidden, Exclusive."""
-        row = (await self._unshown.get_aliases(caller, [alias])).get(alias)
+        row = (await self._hidden_changes.get_aliases(caller, [alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not exist")
         controls = not caller.is_admin and self._namespaces.check_alias(caller, alias)
@@ -168,23 +168,25 @@ class RoomDirectory:
                     "may change"
                 )
         if caller.is_shadow_banned and row.creator != caller.user_id:  # others would notice
-            await self._unshown.do_move_alias(caller.user_id, alias, None)
+            await self._hidden_changes.do_move_alias(caller.user_id, alias, None)
             return
         await self._aliases.remove_alias(alias)
-        await self._unshown.do_remove_alias(caller, alias)
+        await self._hidden_changes.do_remove_alias(caller, alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
         """Return the local aliases of a room that the caller may read. Raises NotFound,
         Forbidden."""
         snapshot = await self._reading.check_may_read(caller.user_id, room_id)
-        return await self._unshown.get_aliases_of_room(caller, snapshot.room.room_nid)
+        return await self._hidden_changes.get_aliases_of_room(caller, snapshot.room.room_nid)
 
     async def get_visibility(self, caller: Requester | None, room_id: RoomID) -> str:
         """Return `public` if the room is listed in the directory, else `private`. Raises
         NotFound."""
         snapshot = await self._engine.get_snapshot(room_id)
         return (
-            "public" if await self._unshown.is_listed(caller, snapshot.room.room_nid) else "private"
+            "public"
+            if await self._hidden_changes.is_listed(caller, snapshot.room.room_nid)
+            else "private"
         )
 
     async def do_set_visibility(self, caller: Requester, room_id: RoomID, visibility: str) -> None:
@@ -196,7 +198,7 @@ class RoomDirectory:
         ):
             raise Forbidden("You may not change whether this room is listed")
         if caller.is_shadow_banned:  # others would see the change
-            await self._unshown.do_list(
+            await self._hidden_changes.do_list(
                 caller.user_id, snapshot.room.room_nid, visibility == "public"
             )
             return
@@ -216,7 +218,7 @@ class RoomDirectory:
         InvalidParam, NotFound."""
         if caller is None and not self._readable_without_account:
             raise MissingToken("The directory of this server requires an account")
-        if not self._shown:
+        if not self._is_enabled:
             return {"chunk": [], "total_room_count_estimate": 0}
         if term is not None and len(term) > MAX_TERM:
             raise InvalidParam(f"The search term may have at most {MAX_TERM} characters")
@@ -234,7 +236,7 @@ class RoomDirectory:
 
     async def get_public_rooms_for_server(self, query: RoomDirectoryQuery) -> dict[str, Any]:
         """Return a page of the directory for another server. Raises Forbidden, InvalidParam."""
-        if not self._readable_elsewhere:
+        if not self._readable_by_servers:
             raise Forbidden("Other servers may not read the directory of this server")
         if query.third_party_instance_id is not None:
             if query.include_all_networks:
@@ -242,7 +244,7 @@ class RoomDirectory:
                     "third_party_instance_id and include_all_networks exclude each other"
                 )
             return {"chunk": [], "total_room_count_estimate": 0}
-        if not self._shown:
+        if not self._is_enabled:
             return {"chunk": [], "total_room_count_estimate": 0}
         if query.term is not None and len(query.term) > MAX_TERM:
             raise InvalidParam(f"The search term may have at most {MAX_TERM} characters")
@@ -281,15 +283,15 @@ class RoomDirectory:
         more = len(rows) > page
         backwards = cursor is not None and cursor.backwards
         rows = rows[-page:] if backwards else rows[:page]
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "chunk": [describe_room(row) for row in rows],
             "total_room_count_estimate": await self._summaries.count_public_rooms(made_by),
         }
         if rows and (more or backwards):
-            answer["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
+            response["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
         if rows and (more if backwards else cursor is not None):
-            answer["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
-        return answer
+            response["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
+        return response
 
     async def _may_set_state(self, snapshot: RoomSnapshot, caller: Requester, type: str) -> bool:
         own = await self._reading.find_membership(caller.user_id, snapshot)

@@ -54,9 +54,9 @@ class HiddenRoomChanges:
     async def is_listed(self, caller: Requester | None, room_nid: int) -> bool:
         """Return whether the caller sees the room in the directory."""
         if caller is not None and caller.is_shadow_banned:
-            made = await self._store.get_listings(caller.user_id, [room_nid])
-            if room_nid in made:
-                return made[room_nid]
+            listings = await self._store.get_listings(caller.user_id, [room_nid])
+            if room_nid in listings:
+                return listings[room_nid]
         return (await self._rooms.get_public_flags([room_nid]))[room_nid]
 
     async def do_list(self, user_id: UserID, room_nid: int, is_public: bool) -> None:
@@ -68,7 +68,7 @@ class HiddenRoomChanges:
     def list_in(
         self, txn: WriteTransaction, user_id: UserID, room_nid: int, is_public: bool
     ) -> None:
-        """As `do_list`, in the caller's write."""
+        """Do what `do_list` does, in the caller's write."""
         self._store.set_listing(txn, user_id, room_nid, is_public)
 
     async def is_removed(self, caller: Requester, alias: str) -> bool:
@@ -84,7 +84,7 @@ class HiddenRoomChanges:
     def move_alias_in(
         self, txn: WriteTransaction, user_id: UserID, alias: str, room_nid: int | None
     ) -> None:
-        """As `do_move_alias`, in the caller's write."""
+        """Do what `do_move_alias` does, in the caller's write."""
         self._store.set_alias(txn, user_id, alias, room_nid)
 
     async def do_remove_alias(self, caller: Requester, alias: str) -> None:

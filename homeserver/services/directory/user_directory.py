@@ -35,7 +35,7 @@ from storage.engine.transaction import Transaction, WriteTransaction
 from storage.profiles.profiles import ProfileStore
 
 JOB_NAME: Final = "index_user_directory"
-"""Of the job, and of its stored progress."""
+"""The name of the job and of its stored progress."""
 BATCH: Final = 200
 """Users who are written together."""
 DEFAULT_LIMIT: Final = 10
@@ -57,16 +57,16 @@ class UserDirectory:
         store: UserDirectoryStore,
         folding: TextFolding,
         enabled: bool,
-        everyone: bool,
+        search_all_users: bool,
         locals_first: bool,
         locals_only: bool,
         with_locked: bool,
     ) -> None:
-        """`everyone`: local users find all local users."""
+        """`search_all_users`: local users find all local users."""
         self._store = store
         self._folding = folding
         self._enabled = enabled
-        self._everyone = everyone
+        self._search_all_users = search_all_users
         self._locals_first = locals_first
         self._locals_only = locals_only
         self._with_locked = with_locked
@@ -85,7 +85,7 @@ class UserDirectory:
             words,
             _id_prefix(text),
             self._locals_only,
-            self._everyone,
+            self._search_all_users,
             self._with_locked,
         )
         found = await self._store.get_users(query)
@@ -94,10 +94,10 @@ class UserDirectory:
                 self._order, text.casefold(), format_words(self._folding.lines(text)), words
             )
         )
-        most = min(max(1, DEFAULT_LIMIT if limit is None else limit), MAX_LIMIT)
+        max_results = min(max(1, DEFAULT_LIMIT if limit is None else limit), MAX_LIMIT)
         return {
-            "results": [_present(each.row) for each in found[:most]],
-            "limited": len(found) > most,
+            "results": [_present(each.row) for each in found[:max_results]],
+            "limited": len(found) > max_results,
         }
 
     def _order(
@@ -171,14 +171,14 @@ class UserDirectoryUpdates:
         self, txn: Transaction, limit: int
     ) -> tuple[str | None, dict[str, int], list[tuple[DirectoryUser, list[str]]]]:
         changes = self._store.select_changes(txn, limit)
-        ours = [user_id for user_id in changes if self._identity.is_local(user_id)]
-        own = self._store.select_local(txn, ours)
+        local = [user_id for user_id in changes if self._identity.is_local(user_id)]
+        own = self._store.select_local(txn, local)
         profiles = self._profiles.get_profiles_in(txn, own)
         users = [
             self._make(user_id, *_names_of(profiles.get(user_id, {})), is_local=True)
             for user_id in sorted(own)
         ]
-        remote = self._store.select_remote_names(txn, changes.keys() - set(ours))
+        remote = self._store.select_remote_names(txn, changes.keys() - set(local))
         users += [
             self._make(user_id, *choose_names(names), is_local=False)
             for user_id, names in remote.items()
@@ -207,7 +207,7 @@ def parse_words(folding: TextFolding, text: str) -> list[tuple[str, ...]]:
         return []
     if any(len(line) != len(lines[0]) for line in lines):
         lines = lines[:1]
-    words = [tuple(dict.fromkeys(spellings)) for spellings in zip(*lines, strict=True)]
+    words = [tuple(dict.fromkeys(alternatives)) for alternatives in zip(*lines, strict=True)]
     return list(dict.fromkeys(words))[:MAX_WORDS]
 
 
@@ -241,5 +241,5 @@ def _id_prefix(text: str) -> str | None:
 
 
 def _present(row: DirectoryUser) -> dict[str, str]:
-    shown = {"user_id": row.user_id, "display_name": row.display_name, "avatar_url": row.avatar_url}
-    return {name: value for name, value in shown.items() if value is not None}
+    form = {"user_id": row.user_id, "display_name": row.display_name, "avatar_url": row.avatar_url}
+    return {name: value for name, value in form.items() if value is not None}

@@ -13,7 +13,7 @@ from homeserver.services.rooms.delayed_events import MAX_SCHEDULED
 class Capabilities:
     """Builds and encodes the responses of GET capabilities, once at start.
 
-    `fixed_profile_fields`: fields that users cannot change themselves. `longest_delay_ms`: the
+    `fixed_profile_fields`: fields that users cannot change themselves. `max_delay_ms`: the
     maximum delay of delayed events, None if they are disabled. `login_tokens_confirmed`: whether a
     request for a login token has to be confirmed.
     """
@@ -28,7 +28,7 @@ class Capabilities:
         login_tokens: bool = False,
         login_tokens_confirmed: bool = False,
         threepid_changes: bool = False,
-        longest_delay_ms: int | None = None,
+        max_delay_ms: int | None = None,
         url_previews: bool = False,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
@@ -50,8 +50,8 @@ class Capabilities:
             "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
             "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
         }
-        if longest_delay_ms is not None:
-            limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MAX_SCHEDULED}
+        if max_delay_ms is not None:
+            limits = {"max_delay_ms": max_delay_ms, "max_scheduled": MAX_SCHEDULED}
             of_all["org.matrix.msc4140.delayed_events"] = limits
         moderation = {"suspend": True, "lock": True}
         of_admins = {"m.account_moderation": moderation, "uk.timedout.msc4323": moderation}

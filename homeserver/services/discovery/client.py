@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 
 class ClientDiscovery:
-    """The discovery document. `public_baseurl`: None if it is not configured; `further`: additional
-    keys."""
+    """The discovery document. `public_baseurl`: None if it is not configured; `extra_fields`:
+    additional keys."""
 
     def __init__(
-        self, *, public_baseurl: str | None, further: Mapping[str, object] | None = None
+        self, *, public_baseurl: str | None, extra_fields: Mapping[str, object] | None = None
     ) -> None:
         self.document: dict[str, object] | None = None
         if public_baseurl is not None:
-            self.document = {"m.homeserver": {"base_url": public_baseurl}, **(further or {})}
+            self.document = {"m.homeserver": {"base_url": public_baseurl}, **(extra_fields or {})}
 
     @property
     def in_login(self) -> dict[str, object]:

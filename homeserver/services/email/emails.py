@@ -48,13 +48,13 @@ RFC 2047 section 2, RFC 2045 section 6.7"""
 
 
 class EmailContent(msgspec.Struct, frozen=True):
-    """The content of an e-mail: a subject, paragraphs, a link with its text, and a final remark."""
+    """The content of an e-mail: a subject, paragraphs, a link with its text, and a footer."""
 
     subject: str
     paragraphs: tuple[str, ...]
     link: str | None = None
     link_text: str = ""
-    remark: str = ""
+    footer: str = ""
 
 
 class DigestMessage(msgspec.Struct, frozen=True):
@@ -86,7 +86,7 @@ class Digest(msgspec.Struct, frozen=True):
     rooms: Sequence[DigestRoom]
     more_rooms: str
     """A text with the number of further rooms."""
-    remark: str
+    footer: str
     unsubscribe_link: str
     unsubscribe_text: str
 
@@ -166,7 +166,7 @@ class EmailRenderer:
                     "password in your app."
                 ),
             ),
-            remark=_("If it was not you, you do not need to do anything."),
+            footer=_("If it was not you, you do not need to do anything."),
         )
 
     def account_pending(self, language: Language, user_id: str, link: str) -> EmailContent:
@@ -254,7 +254,7 @@ class EmailRenderer:
     def _set_body(
         self, message: EmailMessage, language: Language, template: str, fields: Mapping[str, object]
     ) -> None:
-        further = {
+        headers = {
             "language": language,
             "app_name": self._app_name,
             "server": self._server_name,
@@ -262,9 +262,9 @@ class EmailRenderer:
             "logo": "" if self._logo is None else f"cid:{LOGO}",
             **fields,
         }
-        message.set_content(self._environment.get_template(f"{template}.txt").render(further))
+        message.set_content(self._environment.get_template(f"{template}.txt").render(headers))
         message.add_alternative(
-            self._environment.get_template(f"{template}.html").render(further), subtype="html"
+            self._environment.get_template(f"{template}.html").render(headers), subtype="html"
         )
         if self._logo is not None:
             html = message.get_body(("html",))

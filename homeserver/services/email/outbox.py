@@ -31,7 +31,7 @@ BATCH: Final = 10
 FIRST_DELAY_MS: Final = 60_000
 MAX_DELAY_MS: Final = 2 * 3600_000
 LEASE_MS: Final = 10 * 60_000
-"""How long the e-mails that a node has taken are reserved for it."""
+"""The lease of the e-mails that a node has taken."""
 RETRIED_MS: Final = 48 * 3600_000
 """Age at which an e-mail is given up."""
 RETRY_SECONDS: Final = 60.0
@@ -97,11 +97,15 @@ class Outbox:
         return True
 
     def add_rendered(
-        self, txn: WriteTransaction, message: bytes, recipient: str, tells: NotificationEmail | None
+        self,
+        txn: WriteTransaction,
+        message: bytes,
+        recipient: str,
+        notification: NotificationEmail | None,
     ) -> None:
-        """Queue a rendered e-mail in the caller's write. `tells`: the pusher and the events of a
-        digest."""
-        self._store.add_email(txn, recipient, message, self._now(), tells)
+        """Queue a rendered e-mail in the caller's write. `notification`: the pusher and the events
+        of a digest."""
+        self._store.add_email(txn, recipient, message, self._now(), notification)
         txn.after_commit(self.wake)
 
     def wake(self) -> None:
@@ -160,12 +164,12 @@ class Outbox:
                 lambda: self._relay.deliver(self._sender, row.recipient, row.message),
             )
         except DeliveryFailed as error:
-            await self._put_off(row, str(error), for_good=error.permanent)
+            await self._put_off(row, str(error), permanent=error.permanent)
         except DatabaseUnavailable:
             raise
-        except Exception as error:  # a bug of ours: it must not stop other e-mails
+        except Exception as error:  # an unexpected error: it must not stop other e-mails
             self._log.failure("an e-mail could not be sent")
-            await self._put_off(row, type(error).__name__, for_good=False)
+            await self._put_off(row, type(error).__name__, permanent=False)
         else:
             self._metrics.count("sent")
             await self._store.record_sent(row.email_nid, self._now())
@@ -185,9 +189,9 @@ class Outbox:
         await self._store.withdraw_email(row.email_nid)
         return False
 
-    async def _put_off(self, row: QueuedEmail, error: str, *, for_good: bool) -> None:
+    async def _put_off(self, row: QueuedEmail, error: str, *, permanent: bool) -> None:
         """Schedule a retry of a failed e-mail, or give it up."""
-        if for_good or self._now() - row.created_ts > RETRIED_MS:
+        if permanent or self._now() - row.created_ts > RETRIED_MS:
             self._metrics.count("dropped")
             self._log.error("an e-mail was given up: {error}", error=error)
             await self._store.give_up(row.email_nid, self._now(), error[:MAX_ERROR_CHARS])
@@ -201,7 +205,7 @@ class Outbox:
         await self._store.postpone(row.email_nid, now + delay, now, error[:MAX_ERROR_CHARS])
 
     def _fail(self, failure: Failure) -> None:
-        """Log a failure (the database is unavailable, or a bug of ours) and retry soon."""
+        """Log a failure (the database is unavailable, or an unexpected error) and retry soon."""
         if failure.check(DatabaseUnavailable):
             self._log.warn("e-mails are sent later: {error}", error=failure.value)
         else:

@@ -94,11 +94,11 @@ class _Connection(smtplib.SMTP):
     def auth(
         self, mechanism: str, authobject: Callable[..., Any], *, initial_response_ok: bool = True
     ) -> tuple[int, bytes]:
-        def answer(challenge: bytes | None = None) -> Any:
+        def response(challenge: bytes | None = None) -> Any:
             text = authobject(challenge)
             return None if text is None else _InUtf8(text)
 
-        return super().auth(mechanism, answer, initial_response_ok=initial_response_ok)
+        return super().auth(mechanism, response, initial_response_ok=initial_response_ok)
 
 
 class _PlainConnection(_Connection):

@@ -78,7 +78,7 @@ class CrossSigning:
 
         spec: client-server-api#post_matrixclientv3keysdevice_signingupload
         """
-        given = {
+        uploaded = {
             usage: _parse(caller.user_id, usage, key)
             for usage, key in (
                 (MASTER, keys.master_key),
@@ -87,26 +87,28 @@ class CrossSigning:
             )
             if key is not None
         }
-        if not given:
+        if not uploaded:
             raise MissingParam("No key was given")
-        while not await self._set(caller, given, auth, address):
+        while not await self._set(caller, uploaded, auth, address):
             pass  # another upload was faster: compare again
 
     async def _set(
-        self, caller: Requester, given: Keys, auth: AuthData | None, address: str
+        self, caller: Requester, uploaded: Keys, auth: AuthData | None, address: str
     ) -> bool:
         """Set keys. Return False if another upload changed them meanwhile."""
-        present = (await self._published.get_published([caller.user_id])).cross_signing.get(
+        stored_keys = (await self._published.get_published([caller.user_id])).cross_signing.get(
             caller.user_id, {}
         )
-        master = given.get(MASTER) or present.get(MASTER)
+        master = uploaded.get(MASTER) or stored_keys.get(MASTER)
         if master is None:
             raise MissingParam("There is no master key, and none was given")
         for usage in (SELF_SIGNING, USER_SIGNING):
-            if usage in given:
-                _check_signed(given[usage], master)
+            if usage in uploaded:
+                _check_signed(uploaded[usage], master)
         changed = [
-            key for usage, key in given.items() if usage not in present or present[usage] != key
+            key
+            for usage, key in uploaded.items()
+            if usage not in stored_keys or stored_keys[usage] != key
         ]
         if changed and await self._programs.is_application_session(caller):
             raise Forbidden(
@@ -114,22 +116,22 @@ class CrossSigning:
                 "which would outlive it"
             )
         if (
-            MASTER in present
-            and any(_is_new(key, present) for key in given.values())
+            MASTER in stored_keys
+            and any(_is_new(key, stored_keys) for key in uploaded.values())
             and caller.appservice_id is None
         ):
-            return await self._replace(caller, present, changed, auth, address)
+            return await self._replace(caller, stored_keys, changed, auth, address)
         if not changed:
             return True
         return await self._database.write(
-            "set_cross_signing_keys", self._set_keys, caller.user_id, present, changed
+            "set_cross_signing_keys", self._set_keys, caller.user_id, stored_keys, changed
         )
 
     def _set_keys(
         self,
         txn: WriteTransaction,
         user_id: UserID,
-        present: Keys,
+        stored_keys: Keys,
         changed: Sequence[CrossSigningKey],
     ) -> bool:
         """As `CrossSigningStore.set_keys`. Raises Forbidden.
@@ -138,12 +140,12 @@ class CrossSigning:
         """
         if self._devices.get_ids_in(txn, user_id, [key.public_key for key in changed]):
             raise Forbidden("One of the keys has the name of one of your devices")
-        return self._store.set_keys(txn, present, changed)
+        return self._store.set_keys(txn, stored_keys, changed)
 
     async def _replace(
         self,
         caller: Requester,
-        present: Keys,
+        stored_keys: Keys,
         changed: Sequence[CrossSigningKey],
         auth: AuthData | None,
         address: str,
@@ -162,7 +164,7 @@ class CrossSigning:
         def write(txn: WriteTransaction) -> bool:
             if epoch is not None:
                 check_epoch(txn, caller.user_id, epoch)
-            is_done = self._set_keys(txn, caller.user_id, present, changed)
+            is_done = self._set_keys(txn, caller.user_id, stored_keys, changed)
             if is_done:
                 self._resets.complete(txn, caller, address)
             return is_done
@@ -219,9 +221,9 @@ class CrossSigning:
         return failures if await self._database.write("add_key_signatures", write) else None
 
 
-def _is_new(key: CrossSigningKey, present: Keys) -> bool:
+def _is_new(key: CrossSigningKey, stored_keys: Keys) -> bool:
     """Return whether the key differs from the stored one. Signatures do not count."""
-    old = present.get(key.usage)
+    old = stored_keys.get(key.usage)
     return old is None or _without_signatures(
         msgspec.json.decode(old.content)
     ) != _without_signatures(msgspec.json.decode(key.content))
@@ -250,21 +252,21 @@ def _check_new_signatures(
     InvalidSignature."""
     if not isinstance(content, dict) or not isinstance(content.get("signatures"), dict):
         raise InvalidParam("The signed value has to be an object with signatures")
-    own, theirs = keys.get(signer, {}), keys.get(target, {})
+    own, target_keys = keys.get(signer, {}), keys.get(target, {})
     if target == signer and name in identity_keys:
         stored, signing = identity_keys[name], _public(own, SELF_SIGNING)
-    elif MASTER in theirs and theirs[MASTER].public_key == name:
-        stored = theirs[MASTER].content
+    elif MASTER in target_keys and target_keys[MASTER].public_key == name:
+        stored = target_keys[MASTER].content
         signing = _device_public(identity_keys) if target == signer else _public(own, USER_SIGNING)
     else:
         raise NotFound("There is no such device or master key")
     if _without_signatures(content) != _without_signatures(msgspec.json.decode(stored)):
         raise InvalidParam("The signed key differs from the published one")
-    made = content["signatures"].get(signer)
-    if not isinstance(made, dict) or not made:
+    own_signatures = content["signatures"].get(signer)
+    if not isinstance(own_signatures, dict) or not own_signatures:
         raise InvalidSignature("The object has no signature of yours")
     found: list[KeySignature] = []
-    for key_id, signature in made.items():
+    for key_id, signature in own_signatures.items():
         if key_id not in signing or not isinstance(signature, str):
             continue
         only = {**content, "signatures": {signer: {key_id: signature}}}

@@ -62,7 +62,7 @@ class CrossSigningResets:
 
     async def do_allow(self, user_id: UserID, ip: str, epoch: CredentialEpoch) -> None:
         """Allow the replacement to every session of this account. `ip`: address of the browser;
-        `epoch`: credential epoch of its sign-in. Raises as `check_epoch`."""
+        `epoch`: credential epoch of its sign-in. Raises what `check_epoch` raises."""
 
         def write(txn: WriteTransaction) -> None:
             check_epoch(txn, user_id, epoch)

@@ -42,26 +42,26 @@ from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
 
 MAX_ONE_TIME_KEYS: Final = 1000
-"""Of a device, in one upload and in total."""
+"""Limit for a device, in one upload and in total."""
 MAX_ALGORITHMS: Final = 10
-"""Of the one-time keys of a device."""
+"""Limit for the one-time keys of a device."""
 MAX_FALLBACK_KEYS: Final = 10
-"""Of a device: one for each algorithm."""
+"""Limit for a device, which has one for each algorithm."""
 MAX_QUOTED_NAME: Final = 255
 """Characters of a key's name that an error quotes."""
 MAX_KEY_BYTES: Final = 4096
-"""Of a one-time or fallback key, with its signatures."""
+"""Size limit of a one-time or fallback key with its signatures."""
 MAX_DEVICE_KEYS_BYTES: Final = 64 << 10
-"""Of the identity keys of a device: the limit of other servers."""
-CLAIMS_REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
-"""How long the record of a claimed key is kept. A repeated upload in that time does not bring the
-key back."""
+"""Size limit of the identity keys of a device, as on other servers."""
+CLAIM_RETENTION_MS: Final = 7 * 24 * 3600 * 1000
+"""The retention period of the record of a claimed key. A repeated upload in that time does not
+bring the key back."""
 PUBLIC_USAGES: Final = ("master", "self_signing")
 """The cross-signing keys that other users see."""
 
 Key = str | dict[str, Any]
 _NONE: Final = msgspec.Raw(b"{}")
-_read_usual: Final = msgspec.json.Decoder(
+_decode_common: Final = msgspec.json.Decoder(
     dict[str, str | dict[str, str | bool | dict[str, dict[str, str]]]]
 ).decode
 """Decodes keys in the usual forms. They contain no floats and do not nest, which saves these
@@ -142,7 +142,7 @@ class DeviceKeys:
         InvalidParam, UnknownToken."""
         try:
             counts = self._keys.upload_keys(
-                txn, user_id, device_id, keys, self._now_ms() - CLAIMS_REMEMBERED_MS
+                txn, user_id, device_id, keys, self._now_ms() - CLAIM_RETENTION_MS
             )
         except NoSuchDevice:
             raise UnknownToken("The session has ended") from None
@@ -175,21 +175,23 @@ def present_keys(
 ) -> dict[str, Any]:
     """Return users' keys as `reader` (None: anybody) sees them: device keys, and cross-signing keys
     by usage. `wanted`: devices by user; an empty list means all devices."""
-    answer: dict[str, Any] = {"device_keys": {}}
+    response: dict[str, Any] = {"device_keys": {}}
     for user_id, devices in wanted.items():
-        made = published.signatures.get(user_id)
-        signatures = group_signatures_by_target(made) if made else {}
-        shown = answer["device_keys"][user_id] = {}
+        rows = published.signatures.get(user_id)
+        signatures = group_signatures_by_target(rows) if rows else {}
+        user_devices = response["device_keys"][user_id] = {}
         named = frozenset(devices)  # a set: both lists may be very long
         for row in published.devices.get(user_id, ()):
             if not named or row.device_id in named:
-                shown[row.device_id] = _present_device(row, signatures.get(row.device_id, ()))
+                user_devices[row.device_id] = _present_device(
+                    row, signatures.get(row.device_id, ())
+                )
         for usage, key in published.cross_signing.get(user_id, {}).items():
             if usage != "user_signing" or user_id == reader:
-                answer.setdefault(f"{usage}_keys", {})[user_id] = encode_key(
+                response.setdefault(f"{usage}_keys", {})[user_id] = encode_key(
                     key, signatures.get(key.public_key, ())
                 )
-    return answer
+    return response
 
 
 def build_public_keys(user_id: str, published: PublishedKeys) -> EncodedKeys:
@@ -211,7 +213,7 @@ def _parse_keys(field: str, raw: msgspec.Raw) -> dict[tuple[str, str], bytes]:
     keys: Mapping[str, Key]
     encode: Callable[[object], bytes]
     try:
-        keys, encode = _read_usual(raw), encode_checked
+        keys, encode = _decode_common(raw), encode_checked
     except ValueError:
         try:
             keys, encode = _read(bytes(raw)), encode_canonical_json

@@ -7,7 +7,7 @@ who share none any more. The input comes from the recent changes in memory; a cl
 for long costs a few queries.
 
 A response may end before the current position (when to-device messages are left for the next
-response). So memberships are looked up as of that position, not only as they are now. Otherwise a
+response). So memberships are looked up at that position, not only as they are now. Otherwise a
 membership change that another one followed would appear in neither response.
 
 This server gets no device updates of remote users who share no room with it, and may delete their
@@ -41,7 +41,7 @@ from storage.rooms.rooms import RoomStore
 
 ENCRYPTION: Final = StateKey("m.room.encryption", "")
 MAX_CHANGES_BACK: Final = 50
-"""How many changes of a room's encryption event are followed back."""
+"""The maximum number of changes of a room's encryption event that are followed back."""
 MAX_SINGLE_LOOKUPS: Final = 50
 """Users whose rooms are looked up one by one, usually from memory. The rooms of more users are read
 in one query."""
@@ -62,7 +62,7 @@ class DeviceLists:
         membership_store: MembershipStore,
         encrypted: EncryptedRoomCache,
         states: CurrentStates,
-        past: PastMemberships,
+        past_memberships: PastMemberships,
         recent: RecentChanges,
         events: RoomEvents,
         partial: PartialRooms,
@@ -75,7 +75,7 @@ class DeviceLists:
         self._membership_store = membership_store
         self._encrypted = encrypted
         self._states = states
-        self._past = past
+        self._past_memberships = past_memberships
         self._recent = recent
         self._events = events
         self._partial = partial
@@ -86,31 +86,35 @@ class DeviceLists:
             return {"changed": [], "left": []}
         own = await self._memberships.of_user(user_id)
         changed = await self._changed_devices(since, upto)
-        moves = await self._moves(own, since, upto)
-        turned_on = self._recent.encryption_since(since)
+        changes = await self._membership_changes(own, since, upto)
+        newly_encrypted = self._recent.encryption_since(since)
         signed = await self._signed(user_id, since, upto)
-        completed, mistaken = await self._completed(own, since, upto)
-        if not (changed or moves or signed or turned_on is None or turned_on or completed):
+        completed, never_members = await self._completed(own, since, upto)
+        if not (
+            changed or changes or signed or newly_encrypted is None or newly_encrypted or completed
+        ):
             return {"changed": [], "left": []}
-        newly, gone = await self._compare_memberships(own, moves, since, upto)
+        newly, left = await self._compare_memberships(own, changes, since, upto)
         newly |= (
-            await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto)
+            await self._newly_encrypted(
+                own if newly_encrypted is None else newly_encrypted, own, since, upto
+            )
             | completed
         )
-        gone |= mistaken
-        if not (changed or newly or gone or signed):
+        left |= never_members
+        if not (changed or newly or left or signed):
             return {"changed": [], "left": []}
-        shared = await self._sharing_now(user_id, own, (changed | gone) - newly) | (
+        shared = await self._sharing_now(user_id, own, (changed | left) - newly) | (
             newly - {user_id}
         )
         shared |= await self._sharing_at(user_id, own, changed - shared, upto)
         return {
             "changed": sorted((changed & shared) | (changed & {user_id}) | newly & shared | signed),
-            "left": sorted(gone - shared - {user_id}),
+            "left": sorted(left - shared - {user_id}),
         }
 
     async def _signed(self, user_id: UserID, since: int, upto: int) -> set[str]:
-        """Return the users of whom this user signed a key: only this user sees these changes."""
+        """Return the users whose key this user signed: only this user sees these changes."""
         if not self._recent.concerns_user(user_id, Topic.SIGNATURE, since):
             return set()
         return await self._cross_signing.get_signed_since(user_id, since, upto)
@@ -123,7 +127,7 @@ class DeviceLists:
             else users
         )
 
-    async def _moves(
+    async def _membership_changes(
         self, own: Mapping[int, MembershipRow], since: int, upto: int
     ) -> Sequence[MembershipRow]:
         """Return membership changes in the user's rooms: from memory all of them, from the database
@@ -138,8 +142,8 @@ class DeviceLists:
     async def _sharing_at(
         self, user_id: UserID, own: Mapping[int, MembershipRow], others: Set[str], upto: int
     ) -> set[str]:
-        """Return those of `others` with whom the user shared an encrypted room at `upto`. One of
-        the two may have left since, and may come back before the next response."""
+        """Return those of `others` who shared an encrypted room with the user at `upto`. One of the
+        two may have left since, and may come back before the next response."""
         if not others:
             return set()
         later = self._recent.memberships_since(upto)
@@ -147,13 +151,13 @@ class DeviceLists:
             later = await self._membership_store.get_changed_members(
                 await self._encrypted.filter_encrypted(own), upto
             )
-        concerned = {
+        changed_rooms = {
             row.room_nid
             for row in later
             if row.room_nid in own and row.user_id in {*others, user_id}
         }
         rows: list[MembershipRow] = []
-        for nid in await self._encrypted.filter_encrypted(concerned):
+        for nid in await self._encrypted.filter_encrypted(changed_rooms):
             rows += (await self._membership_store.get_memberships(nid, {*others, user_id})).values()
         joined = await self._states.joined_at(rows, upto)
         return {other for nid, other in joined if (nid, user_id) in joined} - {user_id}
@@ -161,20 +165,20 @@ class DeviceLists:
     async def _compare_memberships(
         self,
         own: Mapping[int, MembershipRow],
-        moves: Sequence[MembershipRow],
+        changes: Sequence[MembershipRow],
         since: int,
         upto: int,
     ) -> tuple[set[str], set[str]]:
         """Return the users who share a new encrypted room by these membership changes, and those
         who may share none any more."""
         newly: set[str] = set()
-        gone: set[str] = set()
-        if not moves:
-            return newly, gone
-        encrypted = await self._encrypted.filter_encrypted({row.room_nid for row in moves})
+        left: set[str] = set()
+        if not changes:
+            return newly, left
+        encrypted = await self._encrypted.filter_encrypted({row.room_nid for row in changes})
         latest = {(nid, own[nid].user_id): own[nid] for nid in encrypted}
         latest.update(
-            ((row.room_nid, row.user_id), row) for row in moves if row.room_nid in encrypted
+            ((row.room_nid, row.user_id), row) for row in changes if row.room_nid in encrypted
         )
         rows = latest.values()
         before = await self._states.joined_at(rows, since)
@@ -182,11 +186,13 @@ class DeviceLists:
         for nid in encrypted:
             user_id = own[nid].user_id
             was_in, is_in = (nid, user_id) in before, (nid, user_id) in after
-            came = {member for room_nid, member in after - before if room_nid == nid}
-            went = {member for room_nid, member in before - after if room_nid == nid}
+            joined_room = {member for room_nid, member in after - before if room_nid == nid}
+            left_room = {member for room_nid, member in before - after if room_nid == nid}
             if was_in != is_in:
                 present = await self._members_at(nid, upto)
-                came, went = (present, set()) if is_in else (set(), (present - came) | went)
+                joined_room, left_room = (
+                    (present, set()) if is_in else (set(), (present - joined_room) | left_room)
+                )
             elif is_in:
                 stayed = {
                     (nid, row.user_id): row
@@ -194,26 +200,30 @@ class DeviceLists:
                     if row.room_nid == nid and not row.is_local
                 }
                 moved = [stayed[each] for each in stayed.keys() & before & after]
-                came |= await self._returned(own[nid], moved, since, upto)
-            if is_in and came and await self._was_encrypted(nid, upto):
-                newly |= came
-            if was_in and went and await self._was_encrypted(nid, since):
-                gone |= went
-        return newly, gone
+                joined_room |= await self._returned(own[nid], moved, since, upto)
+            if is_in and joined_room and await self._was_encrypted(nid, upto):
+                newly |= joined_room
+            if was_in and left_room and await self._was_encrypted(nid, since):
+                left |= left_room
+        return newly, left
 
     async def _returned(
         self, own: MembershipRow, stayed: Iterable[MembershipRow], since: int, upto: int
     ) -> set[str]:
         """Return remote users who left a room and came back; all remote members if the client's own
         user did. `stayed`: members before and after, with a membership change in between."""
-        if await self._past.has_joined_since(own, since):
+        if await self._past_memberships.has_joined_since(own, since):
             here = f":{domain_of(own.user_id)}"
             return {
                 user_id
                 for user_id in await self._members_at(own.room_nid, upto)
                 if not user_id.endswith(here)
             }
-        return {row.user_id for row in stayed if await self._past.has_joined_since(row, since)}
+        return {
+            row.user_id
+            for row in stayed
+            if await self._past_memberships.has_joined_since(row, since)
+        }
 
     async def _members_at(self, room_nid: int, position: int) -> set[str]:
         """Return the members of a room at a position."""
@@ -238,14 +248,18 @@ class DeviceLists:
         return True
 
     async def _newly_encrypted(
-        self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
+        self,
+        newly_encrypted: Iterable[int],
+        own: Mapping[int, MembershipRow],
+        since: int,
+        upto: int,
     ) -> set[str]:
         """Return the members of rooms where encryption was turned on, by an event that this server
         received or by a state that it fetched."""
         newly: set[int] = set()
         by_state: set[int] = set()
         encrypted = await self._encrypted.filter_encrypted(
-            await self._joined_at(own, turned_on, upto)
+            await self._joined_at(own, newly_encrypted, upto)
         )
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
@@ -272,15 +286,17 @@ class DeviceLists:
             if room.completed_position is not None and since < room.completed_position <= upto
         }
         members: set[str] = set()
-        mistaken: set[str] = set()
+        never_members: set[str] = set()
         is_in = await self._joined_at(own, completed, upto)
         was_in = await self._joined_at(own, completed, since)
         for nid in await self._encrypted.filter_encrypted(is_in | was_in):
             if nid in is_in:
                 members |= await self._members_at(nid, upto)
             moved = await self._membership_store.get_changed_members([nid], completed[nid] - 1)
-            mistaken.update(row.user_id for row in moved if row.left_position == completed[nid])
-        return members, mistaken
+            never_members.update(
+                row.user_id for row in moved if row.left_position == completed[nid]
+            )
+        return members, never_members
 
     async def _joined_at(
         self, own: Mapping[int, MembershipRow], room_nids: Iterable[int], position: int
@@ -292,7 +308,7 @@ class DeviceLists:
     async def _sharing_now(
         self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]
     ) -> set[str]:
-        """Return those of `others` with whom the user shares an encrypted room now."""
+        """Return those of `others` who share an encrypted room with the user now."""
         if len(others) > MAX_SINGLE_LOOKUPS:
             common = await self._membership_store.get_shared_rooms(user_id, others)
             rooms = await self._encrypted.filter_encrypted(
@@ -306,9 +322,9 @@ class DeviceLists:
         joined = {nid for nid, row in own.items() if row.membership == "join"}
         sharing: set[str] = set()
         for other in others:
-            theirs = await self._memberships.of_user(UserID(other))
+            other_rows = await self._memberships.of_user(UserID(other))
             in_common = {
-                nid for nid, row in theirs.items() if row.membership == "join" and nid in joined
+                nid for nid, row in other_rows.items() if row.membership == "join" and nid in joined
             }
             if other != user_id and in_common and await self._encrypted.filter_encrypted(in_common):
                 sharing.add(other)

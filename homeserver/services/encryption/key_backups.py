@@ -116,7 +116,7 @@ class KeyBackups:
             )
 
     async def do_delete(self, user_id: UserID, version: str) -> None:
-        """Delete a version and its keys. Deleting it again is no error. Raises NotFound."""
+        """Delete a version and its keys. Deleting it again is not an error. Raises NotFound."""
         with _translated():
             await self._store.remove_backup(user_id, _number(version))
 
@@ -197,7 +197,7 @@ class KeyBackups:
         keys = list(_stored(rooms))
         size = sum([len(key.session_data) + KEY_OVERHEAD_BYTES for key in keys])
         if caller.rate_limited:
-            self._limiter.check_one_count_many(Limit.BACKUP_BYTES, caller.user_id, size)
+            self._limiter.check_and_overdraw(Limit.BACKUP_BYTES, caller.user_id, size)
         try:
             with _translated():
                 backup = await self._store.put_keys(caller.user_id, _number(version), keys)

@@ -7,9 +7,9 @@ Laws:
   clients query all members.
 - Clients query all members of a room at once. The work is done in pieces: other requests run in
   between, requests to other servers have a bounded size, and so has the response.
-- Server names are easily made up, and each costs an attempt. So of servers with which the caller
-  shares no room, and to none of whose users a local user has sent an invite, only a few are
-  contacted for one request, at a limited rate for each user (`rc_key_requests_to_new_servers`).
+- Server names are easily made up, and each costs an attempt. So one request contacts only a few
+  unrelated servers, at a limited rate for each user (`rc_key_requests_to_new_servers`). A server is
+  unrelated if it shares no room with the caller and no local user has invited any of its users.
   `failures` names the others.
 
 spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_matrixclientv3keysclaim
@@ -114,38 +114,38 @@ class KeyQueries:
         if keys > MAX_KEYS:
             raise InvalidParam(f"At most {MAX_KEYS} keys can be claimed at once")
         if caller.rate_limited:
-            self._limiter.check_one_count_many(CLAIMED_BY_USER, caller.user_id, keys)
+            self._limiter.check_and_overdraw(CLAIMED_BY_USER, caller.user_id, keys)
 
     async def query(
         self, caller: Requester, wanted: Mapping[str, Sequence[str]], timeout_ms: int
     ) -> dict[str, Any]:
         """Return device keys and cross-signing keys. `wanted`: devices by user; an empty list means
         all devices. Raises TooLarge."""
-        answer: dict[str, Any] = {"device_keys": {}}
+        response: dict[str, Any] = {"device_keys": {}}
         size = 0
         all_devices = [user_id for user_id, devices in wanted.items() if not devices]
         for users in (
-            _pieces(all_devices, PRESENT_BATCH)
+            _batches(all_devices, PRESENT_BATCH)
             if await self._published.is_current(all_devices)
             else ()
         ):
-            if answer["device_keys"]:
+            if response["device_keys"]:
                 await deferLater(self._clock, 0)
-            size += _show(answer, await self._published.get_encoded(users, caller.user_id))
+            size += _show(response, await self._published.get_encoded(users, caller.user_id))
             _check_size(size)
         failures: Mapping[str, Any] = {}
-        if len(answer["device_keys"]) < len(wanted):
+        if len(response["device_keys"]) < len(wanted):
             rest = {
                 user_id: devices
                 for user_id, devices in wanted.items()
-                if user_id not in answer["device_keys"]
+                if user_id not in response["device_keys"]
             }
-            failures = await self._add_keys(answer, size, caller, rest, timeout_ms)
-        return {**answer, "failures": failures}
+            failures = await self._add_keys(response, size, caller, rest, timeout_ms)
+        return {**response, "failures": failures}
 
     async def _add_keys(
         self,
-        answer: dict[str, Any],
+        response: dict[str, Any],
         size: int,
         caller: Requester,
         wanted: Mapping[str, Sequence[str]],
@@ -162,8 +162,8 @@ class KeyQueries:
             server: MAX_BYTES_PER_SERVER + MAX_BYTES_PER_USER * len(users)
             for server, users in by_server.items()
         }
-        for users in _pieces([*local, *remote], PRESENT_BATCH):
-            if answer["device_keys"]:
+        for users in _batches([*local, *remote], PRESENT_BATCH):
+            if response["device_keys"]:
                 await deferLater(self._clock, 0)
             published = await self._read(
                 caller.user_id, [each for each in users if each in local], users, asked
@@ -185,7 +185,7 @@ class KeyQueries:
                     size, room_left[server] = size + of_user, room_left[server] - of_user
                     shown[user_id] = wanted[user_id]
             for kind, keys in present_keys(published, caller.user_id, shown).items():
-                answer.setdefault(kind, {}).update(keys)
+                response.setdefault(kind, {}).update(keys)
         return failures
 
     async def claim(
@@ -199,8 +199,8 @@ class KeyQueries:
             return {"one_time_keys": await self._own_devices.do_claim(wanted), "failures": {}}
         local, by_server = await self._group_by_server(wanted)
         claimed: dict[str, Any] = {}
-        for piece in _split_by_weight(local, len):
-            claimed |= await self._own_devices.do_claim(piece)
+        for batch in _split_by_size(local, len):
+            claimed |= await self._own_devices.do_claim(batch)
         if not by_server:
             return {"one_time_keys": claimed, "failures": {}}
         remote, failures = await self._request_all(caller, by_server, timeout_ms, self._claim, len)
@@ -228,19 +228,19 @@ class KeyQueries:
             return set()
         users = (user_id for of_server in by_server.values() for user_id in of_server)
         unknown = await self._servers.find_unrelated(caller.user_id, by_server.keys(), users)
-        strangers = [server for server in by_server if server in unknown]
-        if not strangers:
+        unrelated = [server for server in by_server if server in unknown]
+        if not unrelated:
             return set()
         try:
             self._limiter.check_without_counting(Limit.KEY_REQUEST_NEW_SERVERS, caller.user_id)
         except LimitExceeded:
-            return set(strangers)
+            return set(unrelated)
         self._limiter.count(
             Limit.KEY_REQUEST_NEW_SERVERS,
             caller.user_id,
-            cost=min(len(strangers), MAX_UNRELATED_SERVERS),
+            cost=min(len(unrelated), MAX_UNRELATED_SERVERS),
         )
-        return set(strangers[MAX_UNRELATED_SERVERS:])
+        return set(unrelated[MAX_UNRELATED_SERVERS:])
 
     async def _request_all(
         self,
@@ -251,7 +251,7 @@ class KeyQueries:
             [ServerName, Mapping[str, T], float],
             Awaitable[tuple[Mapping[str, V], Exception | None]],
         ],
-        weigh: Callable[[T], int],
+        size_of: Callable[[T], int],
     ) -> tuple[dict[str, V], dict[str, dict[str, str]]]:
         """Send each server requests of a bounded size, one after another, until the timeout. Return
         the results by user, and the failures by server. `request` raises nothing."""
@@ -264,13 +264,13 @@ class KeyQueries:
         }
 
         async def request_one(server: ServerName, users: Mapping[str, T]) -> None:
-            for piece in _split_by_weight(users, weigh):
+            for batch in _split_by_size(users, size_of):
                 seconds = until - self._clock.seconds()
                 if seconds <= 0:
                     failures.setdefault(server, {"error": "It did not answer in time"})
                     break
-                answer, failure = await request(server, piece, seconds)
-                found.update(answer)
+                response, failure = await request(server, batch, seconds)
+                found.update(response)
                 if failure is not None:
                     failures[server] = {"error": str(failure)}
 
@@ -287,17 +287,17 @@ class KeyQueries:
     ) -> PublishedKeys:
         """Return the published keys: of the users in `asked` the fresh ones, of others the stored
         ones."""
-        fresh = {user_id: asked[user_id] for user_id in users if user_id in asked}
-        others = {*users} - {*local} - fresh.keys()
+        fetched = {user_id: asked[user_id] for user_id in users if user_id in asked}
+        others = {*users} - {*local} - fetched.keys()
         stored = await self._published.get_published(local, others, caller)
         return PublishedKeys(
             {
                 **stored.devices,
-                **{user_id: _rows(user_id, keys) for user_id, keys in fresh.items()},
+                **{user_id: _rows(user_id, keys) for user_id, keys in fetched.items()},
             },
             {
                 **stored.cross_signing,
-                **{user_id: _cross_signing(user_id, keys) for user_id, keys in fresh.items()},
+                **{user_id: _cross_signing(user_id, keys) for user_id, keys in fetched.items()},
             },
             stored.signatures,
         )
@@ -321,37 +321,37 @@ class KeyQueries:
         return local, by_server
 
 
-def _pieces(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
+def _batches(users: Sequence[str], number: int) -> Iterator[Sequence[str]]:
     return (users[at : at + number] for at in range(0, max(len(users), 1), number))
 
 
-def _split_by_weight(
-    users: Mapping[str, T], weigh: Callable[[T], int]
+def _split_by_size(
+    users: Mapping[str, T], size_of: Callable[[T], int]
 ) -> Iterator[Mapping[str, T]]:
     """Split the users into pieces that weigh at most `REMOTE_BATCH`, unless a single user weighs
     more."""
-    if users and sum(map(weigh, users.values())) <= REMOTE_BATCH:
+    if users and sum(map(size_of, users.values())) <= REMOTE_BATCH:
         yield users
         return
-    piece: dict[str, T] = {}
-    weight = 0
+    batch: dict[str, T] = {}
+    size = 0
     for user_id, what in users.items():
-        if piece and weight + weigh(what) > REMOTE_BATCH:
-            yield piece
-            piece, weight = {}, 0
-        piece[user_id] = what
-        weight += weigh(what)
-    if piece:
-        yield piece
+        if batch and size + size_of(what) > REMOTE_BATCH:
+            yield batch
+            batch, size = {}, 0
+        batch[user_id] = what
+        size += size_of(what)
+    if batch:
+        yield batch
 
 
-def _show(answer: dict[str, Any], known: Mapping[str, EncodedKeys]) -> int:
+def _show(response: dict[str, Any], known: Mapping[str, EncodedKeys]) -> int:
     """Add the public keys of these users to the response and return their size in bytes."""
-    answer["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
+    response["device_keys"].update({user_id: shown.devices for user_id, shown in known.items()})
     for user_id, shown in known.items():
         if shown.cross_signing:
             for usage, key in shown.cross_signing.items():
-                answer.setdefault(f"{usage}_keys", {})[user_id] = key
+                response.setdefault(f"{usage}_keys", {})[user_id] = key
     return sum([shown.size for shown in known.values()])
 
 

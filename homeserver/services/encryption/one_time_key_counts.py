@@ -8,9 +8,9 @@ Laws:
   them. Until then the count is too high. That wakes the device's /sync, so its client publishes
   new keys in time. Claims do not read this cache.
 - A claimed key is counted down once. A read may be ahead of the stream, so each entry holds the
-  position as of which it is true. A read is cached only if no later change arrived meanwhile.
-- The cache is bounded by users. It is no `StreamCache`, since a claim carries a difference, not the
-  count that is left.
+  position at which it is true. A read is cached only if no later change arrived meanwhile.
+- The cache is bounded by users. It is not a `StreamCache`, since a claim carries a difference, not
+  the count that is left.
 
 spec: client-server-api#end-to-end-encryption
 """
@@ -26,15 +26,15 @@ from storage.encryption.device_keys import DeviceKeyStore, KeyCounts, KeyCountsC
 from storage.encryption.one_time_keys import KeyRequest
 from storage.engine.streams import Change, Stage, Streams, Topic
 
-USUAL_ALGORITHM: Final = "signed_curve25519"
+COMMON_ALGORITHM: Final = "signed_curve25519"
 
 
 def with_zero(counts: KeyCounts) -> KeyCounts:
     """Return the counts with an entry for the usual algorithm, even if it is 0: clients take a
     missing algorithm as unchanged."""
-    if USUAL_ALGORITHM in counts.one_time:
+    if COMMON_ALGORITHM in counts.one_time:
         return counts
-    return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
+    return replace(counts, one_time={**counts.one_time, COMMON_ALGORITHM: 0})
 
 
 class _Entry(msgspec.Struct):
@@ -42,7 +42,7 @@ class _Entry(msgspec.Struct):
 
     counts: KeyCounts
     since: int
-    """The position as of which the counts are true. Later claims are counted down as they come."""
+    """The position at which the counts are true. Later claims are counted down as they come."""
 
 
 class OneTimeKeyCounts:
@@ -70,7 +70,7 @@ class OneTimeKeyCounts:
             return known
         counts, position = await self._keys.get_counts(user_id, device_id)
         if position < self._latest_change:
-            # correct as of the read, but changes arrived since: do not cache it
+            # correct at the time of the read, but changes arrived since: do not cache it
             return with_zero(counts)
         return self._put(user_id, device_id, counts, position)
 

@@ -126,10 +126,10 @@ class RemoteDevices:
         asked_at = self._clock.seconds()
         fetches = [Deferred.fromCoroutine(self._fetch(user_id, seconds)) for user_id in to_fetch]
         failure: Exception | None = None
-        answer: Mapping[str, UserKeys] = {}
+        response: Mapping[str, UserKeys] = {}
         try:
             if to_query:
-                answer = await self._remote.query(server, to_query, seconds)
+                response = await self._remote.query(server, to_query, seconds)
         except (RemoteError, MatrixError) as error:
             failure = error
         for fetch in fetches:
@@ -138,7 +138,7 @@ class RemoteDevices:
             except (RemoteError, MatrixError) as error:
                 failure = error
         self._record(server, asked_at, failure)
-        return answer, failure
+        return response, failure
 
     async def claim(
         self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
@@ -331,7 +331,7 @@ class RemoteDevices:
             self._record(domain_of(user_id), asked_at, error)
             self._backoff.record_failure(domain_of(user_id), error)
             return isinstance(error, RefusedByRemote) and not get_retry_after_ms(error)
-        except Exception:  # a bug of ours; no caller handles it
+        except Exception:  # an unexpected error; no caller handles it
             self.log.failure("the devices of {user_id} could not be fetched", user_id=user_id)
         return True
 

@@ -1,10 +1,10 @@
 """To-device messages. spec: client-server-api#send-to-device-messaging
 
 A message may go to anybody, but each made-up server name costs a queue and many attempts. So a
-request may name only a few servers with which the sender shares no room and to none of whose users
-a local user has sent an invite, and each user may name them at a limited rate
-(`rc_to_device_to_new_servers`). Each message is stored for each device until the device comes back,
-perhaps for ever, so the bytes are rate limited too (`rc_to_device_bytes`).
+request may name only a few unrelated servers, at a limited rate for each user
+(`rc_to_device_to_new_servers`). A server is unrelated if it shares no room with the sender and no
+local user has invited any of its users. Each message is stored for each device until the device
+comes back, perhaps forever, so the bytes are rate limited too (`rc_to_device_bytes`).
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -54,10 +54,10 @@ RESPONSE: Final = b"{}"
 TOO_MANY: Final = f"One request may send to at most {MAX_MESSAGES} devices"
 TOO_LARGE: Final = "A to-device message may have at most 64 KiB"
 MAX_MESSAGE_BYTES: Final = 64 << 10
-"""Of one message: the limit of an event."""
+"""Size limit of one message: that of an event."""
 MAX_RECEIVED_BYTES: Final = 256 << 10
-"""Of one message from another server. Other servers may permit more than we do, and losing a room
-key is worse."""
+"""Size limit of one message from another server. Other servers may permit more than we do, and
+losing a room key is worse."""
 MAX_EDU_BYTES: Final = 256 << 10
 """Bytes of contents, user IDs and device IDs after which the next EDU begins."""
 MESSAGE_OVERHEAD_BYTES: Final = 200
@@ -65,10 +65,10 @@ MESSAGE_OVERHEAD_BYTES: Final = 200
 REQUEST_OVERHEAD_BYTES: Final = 1_000
 """Storage of the record of one request."""
 MAX_COPIED_BYTES: Final = 64 << 20
-"""Of all copies of messages to all devices of users, in one request or EDU."""
-TOO_MUCH: Final = "The messages, copied to all devices, are too large for one request"
-DUPLICATES_KNOWN_MS: Final = 30 * 24 * 3600 * 1000
-"""How long IDs of messages from other servers are stored to detect duplicates."""
+"""Size limit of all copies of messages to all devices of users, in one request or EDU."""
+COPIES_TOO_LARGE: Final = "The messages, copied to all devices, are too large for one request"
+DUPLICATE_DETECTION_MS: Final = 30 * 24 * 3600 * 1000
+"""The time for which IDs of messages from other servers are stored to detect duplicates."""
 
 WARNING_INTERVAL_MS: Final = 60_000
 """Minimum time between warnings that a remote user sends too much."""
@@ -149,7 +149,7 @@ class ToDevice:
         size = _size_of(contents) + REQUEST_OVERHEAD_BYTES
         if caller.rate_limited:
             try:
-                self._limiter.check_one_count_many(Limit.TO_DEVICE_BYTES, caller.user_id, size)
+                self._limiter.check_and_overdraw(Limit.TO_DEVICE_BYTES, caller.user_id, size)
             except LimitExceeded:
                 if await self._was_sent(sent):
                     return
@@ -177,49 +177,59 @@ class ToDevice:
         """Write the messages. Return the bytes of copies that wildcards added. Raises AlreadySent,
         MatrixError."""
         local: Mapping[str, Iterable[str]] = messages
-        others: Mapping[str, Mapping[str, bytes]] = {}
+        remote: Mapping[str, Mapping[str, bytes]] = {}
         known, changes = self._devices.find(messages.keys()), self._devices.version
         if known is None:
             checked = _by_user(messages, contents)
-            ours = {
+            local_users = {
                 user_id: devices
                 for user_id, devices in checked.items()
                 if self._identity.is_local(user_id)
             }
-            others = {
-                user_id: devices for user_id, devices in checked.items() if user_id not in ours
+            remote = {
+                user_id: devices
+                for user_id, devices in checked.items()
+                if user_id not in local_users
             }
             local, contents = (
-                ours,
-                [content for devices in ours.values() for content in devices.values()],
+                local_users,
+                [content for devices in local_users.values() for content in devices.values()],
             )
-            known = self._devices.find(ours.keys())
-        opening = _opening(caller.user_id, type)
-        largest = MAX_MESSAGE_BYTES - len(opening) - 1
-        prepared = None if known is None else _address(known.users, local, contents, largest)
-        outgoing = self._build_edus(caller.user_id, type, others) if others else ()
-        if outgoing and (strangers := await self._strangers(caller.user_id, outgoing[0], others)):
+            known = self._devices.find(local_users.keys())
+        prefix = _event_prefix(caller.user_id, type)
+        max_bytes = MAX_MESSAGE_BYTES - len(prefix) - 1
+        cached_recipients = (
+            None if known is None else _find_recipients(known.users, local, contents, max_bytes)
+        )
+        outgoing = self._build_edus(caller.user_id, type, remote) if remote else ()
+        if outgoing and (
+            unrelated := await self._find_unrelated(caller.user_id, outgoing[0], remote)
+        ):
             if await self._was_sent(sent):
                 raise AlreadySent(sent, RESPONSE)
-            self._count_strangers(caller, len(strangers))
+            self._count_unrelated(caller, len(unrelated))
 
         def write(txn: WriteTransaction) -> tuple[Mapping[str, Recipients] | None, int]:
             add_transaction(txn, sent, None, RESPONSE, now)
-            there = self._store.get_recipients(txn, local, known)
-            addressed = prepared if there is None else _address(there, local, contents, largest)
-            assert addressed is not None, "the cached devices are current, so they were prepared"
+            found = self._store.get_recipients(txn, local, known)
+            recipients = (
+                cached_recipients
+                if found is None
+                else _find_recipients(found, local, contents, max_bytes)
+            )
+            assert recipients is not None, "the cached devices are current, so they were prepared"
             # another list means that a wildcard may have added copies
-            copied = 0 if addressed[1] is contents else _size_of(addressed[1])
+            copied = 0 if recipients[1] is contents else _size_of(recipients[1])
             if copied > MAX_COPIED_BYTES:
-                raise TooLarge(TOO_MUCH)
-            self._store.add_messages(txn, opening, *addressed, now)
+                raise TooLarge(COPIES_TOO_LARGE)
+            self._store.add_messages(txn, prefix, *recipients, now)
             for edus in outgoing:
                 self._outgoing.add_messages(txn, edus)
-            return there, copied
+            return found, copied
 
-        there, copied = await self._database.write("send_to_device", write)
-        if there is not None:
-            self._devices.add(there, changes)
+        found, copied = await self._database.write("send_to_device", write)
+        if found is not None:
+            self._devices.add(found, changes)
         return copied
 
     async def _was_sent(self, sent: SentTransaction) -> bool:
@@ -266,8 +276,8 @@ class ToDevice:
         ]
         interned = dict(zip(encoded, encoded, strict=True))  # equal contents share one object
         sent = [interned[content] for content in encoded]
-        opening = _opening(message.sender, message.type)
-        largest = MAX_RECEIVED_BYTES - len(opening) - 1
+        prefix = _event_prefix(message.sender, message.type)
+        max_bytes = MAX_RECEIVED_BYTES - len(prefix) - 1
         now = self._now_ms()
         try:
             self._limiter.check_without_counting(
@@ -285,8 +295,10 @@ class ToDevice:
         self._limiter.check_without_counting(Limit.TO_DEVICE_BYTES_OF_SERVER, origin)
 
         def write(txn: WriteTransaction) -> int:
-            there = self._store.get_devices(txn, local)
-            recipients, contents = _address(there, local, sent, largest, leave_out=True)
+            existing = self._store.get_devices(txn, local)
+            recipients, contents = _find_recipients(
+                existing, local, sent, max_bytes, skip_too_large=True
+            )
             # messages without a recipient need no duplicate detection, and cost nothing
             if not recipients or not self._outgoing.add_received(
                 txn, origin, message.sender, message.message_id, now
@@ -294,8 +306,8 @@ class ToDevice:
                 return 0
             size = _size_of(contents)
             if size > MAX_COPIED_BYTES:
-                raise TooLarge(TOO_MUCH)
-            self._store.add_messages(txn, opening, recipients, contents, now)
+                raise TooLarge(COPIES_TOO_LARGE)
+            self._store.add_messages(txn, prefix, recipients, contents, now)
             return size
 
         if stored := await self._database.write("receive_to_device", write):
@@ -309,39 +321,39 @@ class ToDevice:
 
     async def remove_old_received(self, limit: int) -> int:
         """Remove up to `limit` old IDs of received messages, and return their number."""
-        return await self._outgoing.delete_received(self._now_ms() - DUPLICATES_KNOWN_MS, limit)
+        return await self._outgoing.delete_received(self._now_ms() - DUPLICATE_DETECTION_MS, limit)
 
-    async def _strangers(
+    async def _find_unrelated(
         self, sender: UserID, servers: Iterable[str], users: Iterable[str]
     ) -> Collection[ServerName]:
-        """Return the servers with which the sender shares no room and of which none of these users
-        was invited to one. Raises InvalidParam."""
-        strangers = await self._servers.find_unrelated(sender, {*map(ServerName, servers)}, users)
-        if len(strangers) > MAX_UNRELATED_SERVERS:
+        """Return the servers that share no room with the sender and whose users, among these, were
+        not invited to one. Raises InvalidParam."""
+        unrelated = await self._servers.find_unrelated(sender, {*map(ServerName, servers)}, users)
+        if len(unrelated) > MAX_UNRELATED_SERVERS:
             raise InvalidParam(
                 f"One request may send to at most {MAX_UNRELATED_SERVERS} servers with which you"
                 " share no room"
             )
-        return strangers
+        return unrelated
 
-    def _count_strangers(self, caller: Requester, strangers: int) -> None:
+    def _count_unrelated(self, caller: Requester, unrelated: int) -> None:
         """Raises LimitExceeded."""
         if caller.rate_limited:
             self._limiter.check_without_counting(Limit.TO_DEVICE_NEW_SERVERS, caller.user_id)
-            self._limiter.count(Limit.TO_DEVICE_NEW_SERVERS, caller.user_id, cost=strangers)
+            self._limiter.count(Limit.TO_DEVICE_NEW_SERVERS, caller.user_id, cost=unrelated)
 
     def _build_edus(
-        self, sender: UserID, type: str, others: Mapping[str, Mapping[str, bytes]]
+        self, sender: UserID, type: str, remote: Mapping[str, Mapping[str, bytes]]
     ) -> list[dict[str, bytes]]:
         """Return rounds of EDU contents by server; a server with many messages is in several
         rounds. Messages to a server that the policy refuses for now are queued, as for an
         unreachable one; those to a server that it blocks are dropped. Raises InvalidParam,
         TooLarge."""
-        if sum(map(len, others.values())) > MAX_MESSAGES:
+        if sum(map(len, remote.values())) > MAX_MESSAGES:
             raise InvalidParam(TOO_MANY)
         by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
         sizes: dict[ServerName, int] = {}
-        for user_id, devices in others.items():
+        for user_id, devices in remote.items():
             if not is_user_id(user_id):
                 continue
             server = domain_of(user_id)
@@ -359,7 +371,7 @@ class ToDevice:
                     sizes[server] = 0
                 sizes[server] = sizes.get(server, 0) + size
                 parts[-1].setdefault(user_id, {})[device_id] = msgspec.json.decode(content)
-        rounds: list[dict[str, bytes]] = []
+        batches: list[dict[str, bytes]] = []
         for server, parts in by_server.items():
             for number, part in enumerate(filter(None, parts)):
                 edu = {
@@ -368,28 +380,28 @@ class ToDevice:
                     "message_id": token_urlsafe(18),
                     "messages": part,
                 }
-                if number == len(rounds):
-                    rounds.append({})
-                rounds[number][server] = encode_canonical(edu)
-        return rounds
+                if number == len(batches):
+                    batches.append({})
+                batches[number][server] = encode_canonical(edu)
+        return batches
 
 
-def _address(
-    there: Mapping[str, Recipients],
+def _find_recipients(
+    existing: Mapping[str, Recipients],
     devices_of: Mapping[str, Iterable[str]],
     contents: Sequence[bytes],
-    largest: int,
+    max_bytes: int,
     *,
-    leave_out: bool = False,
+    skip_too_large: bool = False,
 ) -> tuple[Sequence[Recipient], Sequence[bytes]]:
     """Return the existing devices among the addressed ones, and the content for each of them.
-    `contents` are in the order of `devices_of`. A content of more than `largest` bytes is left out
-    if `leave_out`, else this raises TooLarge. Raises InvalidParam."""
-    has_too_large = max(map(len, contents), default=0) > largest
-    if has_too_large and not leave_out:
+    `contents` are in the order of `devices_of`. A content of more than `max_bytes` bytes is left
+    out if `skip_too_large`, else this raises TooLarge. Raises InvalidParam."""
+    has_too_large = max(map(len, contents), default=0) > max_bytes
+    if has_too_large and not skip_too_large:
         raise TooLarge(TOO_LARGE)
     found: list[Any] = [
-        there[user_id].get(device_id)
+        existing[user_id].get(device_id)
         for user_id, devices in devices_of.items()
         for device_id in devices
     ]
@@ -397,11 +409,11 @@ def _address(
         return found, contents
     recipients: list[Recipient] = []
     sent: list[bytes] = []
-    coming = iter(contents)
+    remaining = iter(contents)
     for user_id, devices in devices_of.items():
-        of_user = there[user_id]
-        for device_id, content in zip(devices, coming, strict=False):
-            if len(content) > largest:
+        of_user = existing[user_id]
+        for device_id, content in zip(devices, remaining, strict=False):
+            if len(content) > max_bytes:
                 continue
             recipient = of_user.get(device_id)
             if recipient is not None:
@@ -422,13 +434,14 @@ def _size_of(contents: Sequence[bytes]) -> int:
 
 def _by_user(messages: Messages, contents: Iterable[bytes]) -> dict[str, dict[str, bytes]]:
     """Return the contents, which are in the order of `messages`, by user and device."""
-    coming = iter(contents)
+    remaining = iter(contents)
     return {
-        user_id: dict(zip(devices, coming, strict=False)) for user_id, devices in messages.items()
+        user_id: dict(zip(devices, remaining, strict=False))
+        for user_id, devices in messages.items()
     }
 
 
-def _opening(sender: str, type: str) -> bytes:
+def _event_prefix(sender: str, type: str) -> bytes:
     """Return the start of the events that devices get; the content follows."""
     encode = msgspec.json.encode
     return b'{"type":%b,"sender":%b,"content":' % (encode(type), encode(sender))

@@ -1,5 +1,5 @@
 """Checks the contents of to-device messages without decoding them. A content that no client can
-parse would break the recipient's `/sync` for ever.
+parse would break the recipient's `/sync` forever.
 
 Decoding and encoding again is the largest cost of a message to many devices. msgspec skips the
 contents while it reads a body: it checks that they are JSON, but not that text is UTF-8, that

@@ -130,7 +130,7 @@ class EDUReceivers:
             for _, _, receipt in found
             if receipt.data.thread_id is not None
         }
-        standings = await find_threads(
+        threads = await find_threads(
             self._events, [event for id, event in events.items() if id in threaded]
         )
         new: list[NewReceipt] = []
@@ -151,9 +151,7 @@ class EDUReceivers:
                 ts = self._now_ms()
             if event is None or event.is_outlier:
                 early.append(EarlyReceipt(room.room_nid, user_id, thread_id, event_id, ts))
-            elif thread_id == UNTHREADED or is_valid_thread(
-                thread_id, event_id, standings[event_id]
-            ):
+            elif thread_id == UNTHREADED or is_valid_thread(thread_id, event_id, threads[event_id]):
                 new.append(
                     NewReceipt(
                         room.room_nid,
@@ -186,17 +184,17 @@ class EDUReceivers:
         updates: list[PresenceUpdate] = []
         for entry in push[:MAX_PRESENCES]:
             try:
-                person = msgspec.convert(entry, PresenceEntry)
+                presence = msgspec.convert(entry, PresenceEntry)
             except msgspec.ValidationError:
                 continue
-            if _is_user_of(origin, person.user_id):
+            if _is_user_of(origin, presence.user_id):
                 updates.append(
                     PresenceUpdate(
-                        UserID(person.user_id),
-                        person.presence,
-                        _bounded(person.last_active_ago),
-                        person.currently_active,
-                        person.status_msg,
+                        UserID(presence.user_id),
+                        presence.presence,
+                        _clamp(presence.last_active_ago),
+                        presence.currently_active,
+                        presence.status_msg,
                     )
                 )
         # users in memory were checked before; others may be made up, and would evict real ones
@@ -205,13 +203,13 @@ class EDUReceivers:
             for update in updates
             if self._presence.table.find(update.user_id) is None
         }
-        strangers = new - await self._membership_store.get_users_sharing_rooms(new) if new else new
+        unrelated = new - await self._membership_store.get_users_sharing_rooms(new) if new else new
         self._presence.receive(
-            origin, [update for update in updates if update.user_id not in strangers]
+            origin, [update for update in updates if update.user_id not in unrelated]
         )
 
 
-def _bounded(ago_ms: int | None) -> int | None:
+def _clamp(ago_ms: int | None) -> int | None:
     return None if ago_ms is None else min(max(ago_ms, 0), MAX_AGO_MS)
 
 

@@ -1,8 +1,8 @@
 """Typing notifications: in memory, each with a timeout. A user who leaves a room stops typing.
-Nodes send each other notes, and a starting node queries the others.
+Nodes send each other messages, and a starting node queries the others.
 
 Positions belong to the ephemeral counter. A client with a position from before the start gets all
-rooms with typing users. In which rooms users stopped typing is not known then, but the client's
+rooms with typing users. The rooms where users stopped typing are not known then, but the client's
 token names the rooms for which it received typing users.
 
 spec: client-server-api#typing-notifications
@@ -33,16 +33,16 @@ MAX_ROOMS: Final = 10_000
 """Rooms whose latest change is stored."""
 
 KIND: Final = "typing"
-CROSSED: Final = "typing_crossed"
-ASKED: Final = "typing_asked"
-"""Kinds of notes to other nodes."""
+STOP_MISSED: Final = "typing_crossed"
+QUERY: Final = "typing_asked"
+"""Kinds of messages to other nodes."""
 
 Subscriber = Callable[[int, UserID, bool], None]
 """Called with the number of a room, a user, and whether they type; may not raise or block."""
 
 
-class TypingNote(msgspec.Struct, frozen=True, array_like=True):
-    """A note to other nodes: a user starts or stops typing."""
+class TypingMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message to other nodes: a user starts or stops typing."""
 
     position: int
     room_nid: int
@@ -53,16 +53,17 @@ class TypingNote(msgspec.Struct, frozen=True, array_like=True):
     """Whether the change came from a client of this server."""
 
 
-class MissedStopNote(msgspec.Struct, frozen=True, array_like=True):
-    """A note to other nodes: a user stopped typing in a room, but the sending node answered clients
-    up to `position` without knowing it. A client with such a position would miss the stop."""
+class MissedStopMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message to other nodes: a user stopped typing in a room, but the sending node answered
+    clients up to `position` without knowing it. A client with such a position would miss the
+    stop."""
 
     position: int
     room_nid: int
 
 
 class TypingQuery(msgspec.Struct, frozen=True, array_like=True):
-    """A note of a starting node: each node sends it the typing users that it received itself."""
+    """A message of a starting node: each node sends it the typing users that it received itself."""
 
 
 class Typing:
@@ -76,14 +77,14 @@ class Typing:
         counter: EphemeralCounter,
         memberships: Memberships,
         streams: Streams,
-        notes: NodeMessages | None,
+        messages: NodeMessages | None,
     ) -> None:
-        """`notes`: sends notes to other nodes; None on a single node."""
+        """`messages`: sends messages to other nodes; None on a single node."""
         self._notifier = notifier
         self._clock = clock
         self._counter = counter
         self._memberships = memberships
-        self._notes = notes
+        self._messages = messages
         self._subscribers: tuple[Subscriber, ...] = ()
         self._unknown_until = clock.seconds() + MAX_TIMEOUT_MS / 1000 + REMOTE_GRACE_SECONDS
         """Until then, users may stop typing who started before the start of this node."""
@@ -96,11 +97,11 @@ class Typing:
         )
         """The latest change of each room."""
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.NOTIFY)
-        if notes is not None:
-            notes.subscribe(KIND, TypingNote, self._on_note)
-            notes.subscribe(CROSSED, MissedStopNote, self._on_crossed)
-            notes.subscribe(ASKED, TypingQuery, self._on_question)
-            notes.send_on_connect(ASKED, TypingQuery())
+        if messages is not None:
+            messages.subscribe(KIND, TypingMessage, self._on_message)
+            messages.subscribe(STOP_MISSED, MissedStopMessage, self._on_missed_stop)
+            messages.subscribe(QUERY, TypingQuery, self._on_query)
+            messages.send_on_connect(QUERY, TypingQuery())
 
     @property
     def position(self) -> int:
@@ -109,7 +110,7 @@ class Typing:
 
     def advance_to(self, position: int) -> None:
         """Advance to a client's ephemeral position, which another node may have assigned."""
-        if self._notes is not None:
+        if self._messages is not None:
             self._counter.advance_to(position)
 
     def subscribe(self, subscriber: Subscriber) -> None:
@@ -122,7 +123,7 @@ class Typing:
             self.stop(room_nid, user_id)
         else:
             self.start(room_nid, user_id, timeout_ms)
-        self._send_note(room_nid, user_id, timeout_ms, is_own=True)
+        self._send_message(room_nid, user_id, timeout_ms, is_own=True)
         for subscriber in self._subscribers:
             subscriber(room_nid, user_id, timeout_ms is not None)
 
@@ -142,13 +143,15 @@ class Typing:
             self.start(room_nid, user_id, DEFAULT_TIMEOUT_MS)
         else:
             return
-        self._send_note(room_nid, user_id, DEFAULT_TIMEOUT_MS if is_typing else None, is_own=False)
+        self._send_message(
+            room_nid, user_id, DEFAULT_TIMEOUT_MS if is_typing else None, is_own=False
+        )
 
     def start(
         self, room_nid: int, user_id: UserID, timeout_ms: int, position: int | None = None
     ) -> None:
-        """Set that a user types, with a timeout. `position`: that of another node's note; that node
-        also sends the end."""
+        """Set that a user types, with a timeout. `position`: that of another node's message; that
+        node also sends the end."""
         users = self._timers.setdefault(room_nid, {})
         known = users.get(user_id)
         seconds = min(max(timeout_ms, 1), MAX_TIMEOUT_MS) / 1000
@@ -178,7 +181,7 @@ class Typing:
 
     def _end(self, room_nid: int, user_id: UserID) -> None:
         self.stop(room_nid, user_id)
-        self._send_note(room_nid, user_id, None, is_own=False)
+        self._send_message(room_nid, user_id, None, is_own=False)
 
     def get_changed(
         self, room_nids: Iterable[int], since: int | None
@@ -258,44 +261,50 @@ class Typing:
                 user_id = UserID(row.user_id)
                 if user_id in self._timers.get(row.room_nid, ()):
                     self.stop(row.room_nid, user_id)
-                    self._send_note(row.room_nid, user_id, None, is_own=False)
+                    self._send_message(row.room_nid, user_id, None, is_own=False)
 
-    def _send_note(
+    def _send_message(
         self, room_nid: int, user_id: UserID, timeout_ms: int | None, *, is_own: bool
     ) -> None:
-        if self._notes is not None:
+        if self._messages is not None:
             duration = 0 if timeout_ms is None else min(max(timeout_ms, 1), MAX_TIMEOUT_MS)
-            note = TypingNote(self._counter.position, room_nid, user_id, duration, is_own)
-            self._notes.queue(KIND, (room_nid, user_id), note)
+            message = TypingMessage(self._counter.position, room_nid, user_id, duration, is_own)
+            self._messages.queue(KIND, (room_nid, user_id), message)
 
-    def _on_note(self, _node: int, note: TypingNote) -> None:
-        """Apply another node's note. Subscribers hear of local users too: the node with the
-        federation sender notifies other servers."""
-        if note.timeout_ms:
-            self.start(note.room_nid, note.user_id, note.timeout_ms, note.position)
+    def _on_message(self, _node: int, message: TypingMessage) -> None:
+        """Apply another node's message. Subscribers are also called for local users: the node with
+        the federation sender notifies other servers."""
+        if message.timeout_ms:
+            self.start(message.room_nid, message.user_id, message.timeout_ms, message.position)
         else:
-            has_crossed = note.position <= self._counter.position  # clients here may have missed it
-            if note.user_id in self._timers.get(note.room_nid, ()):
-                self.stop(note.room_nid, note.user_id, note.position)
+            may_have_missed = (
+                message.position <= self._counter.position
+            )  # clients here may have missed it
+            if message.user_id in self._timers.get(message.room_nid, ()):
+                self.stop(message.room_nid, message.user_id, message.position)
             elif self._clock.seconds() < self._unknown_until:
-                self._record_change(note.room_nid, note.position)
-            if has_crossed and self._notes is not None:
-                self._notes.queue(
-                    CROSSED, note.room_nid, MissedStopNote(self._counter.position, note.room_nid)
+                self._record_change(message.room_nid, message.position)
+            if may_have_missed and self._messages is not None:
+                self._messages.queue(
+                    STOP_MISSED,
+                    message.room_nid,
+                    MissedStopMessage(self._counter.position, message.room_nid),
                 )
-        if note.is_own:
+        if message.is_own:
             for subscriber in self._subscribers:
-                subscriber(note.room_nid, note.user_id, note.timeout_ms > 0)
+                subscriber(message.room_nid, message.user_id, message.timeout_ms > 0)
 
-    def _on_crossed(self, _node: int, note: MissedStopNote) -> None:
-        self._record_change(note.room_nid, note.position)
+    def _on_missed_stop(self, _node: int, message: MissedStopMessage) -> None:
+        self._record_change(message.room_nid, message.position)
 
-    def _on_question(self, _node: int, _note: TypingQuery) -> None:
+    def _on_query(self, _node: int, _message: TypingQuery) -> None:
         for room_nid, user_id in self._from_this_node:
             left = self._timers[room_nid][user_id].getTime() - self._clock.seconds()
-            self._send_note(room_nid, user_id, int(left * 1000), is_own=False)
+            self._send_message(room_nid, user_id, int(left * 1000), is_own=False)
 
     def _record_change(self, room_nid: int, position: int | None) -> None:
-        taken = self._counter.next() if position is None else self._counter.adopt_position(position)
-        self._changed.record(room_nid, taken)
+        recorded = (
+            self._counter.next() if position is None else self._counter.adopt_position(position)
+        )
+        self._changed.record(room_nid, recorded)
         self._notifier.wake_room(room_nid)

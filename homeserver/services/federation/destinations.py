@@ -20,13 +20,14 @@ from storage.federation.destination_lists import (
 )
 
 UNKNOWN_SERVER_DAYS: Final = 7
-"""How long to-device messages wait for an unreachable server that shares no room with us."""
+"""The time for which to-device messages wait for an unreachable server that shares no room with
+us."""
 DEAD_DAYS: Final = 90
-"""How long to-device messages wait for any unreachable server, and other data for one that shares
-no room with us any more."""
+"""The time for which to-device messages wait for any unreachable server, and other data for one
+that shares no room with us any more."""
 QUIET_DAYS: Final = 1
-"""How long the state of such a server is stored after the last attempt when nothing waits for
-it."""
+"""The time for which the state of such a server is stored after the last attempt when nothing waits
+for it."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -43,7 +44,7 @@ class DestinationAdministration:
         now_ms: Callable[[], int],
     ) -> None:
         self._store = store
-        self._forgotten = cleanup
+        self._cleanup = cleanup
         self._now_ms = now_ms
         self._sender = sender
         self._policy = policy
@@ -83,17 +84,17 @@ class DestinationAdministration:
 
     async def do_remove_expired(self, limit: int) -> int:
         """Remove some of the expired to-device messages; return their number."""
-        return await self._forgotten.remove_expired(self._ages(), limit)
+        return await self._cleanup.remove_expired(self._ages(), limit)
 
     async def do_remove_forgotten(self, limit: int) -> int:
         """Remove some of the servers that share no room with us and have nothing pending; return
         their number. Only on the node that sends."""
         if not self._sender.is_sending:
             return 0
-        gone = await self._forgotten.remove_unneeded(self._ages(), limit)
-        for server in gone:
+        removed = await self._cleanup.remove_unneeded(self._ages(), limit)
+        for server in removed:
             self._sender.remove(ServerName(server))
-        return len(gone)
+        return len(removed)
 
     def _ages(self) -> CleanupAges:
         now = self._now_ms()

@@ -94,12 +94,12 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
         )
 
     @property
-    def asks_for_children(self) -> bool:
+    def filters_by_relation(self) -> bool:
         """Whether only events with certain children pass."""
         return self.related_by_senders is not None or self.related_by_rel_types is not None
 
     @property
-    def _asks_for_parents(self) -> bool:
+    def _filters_by_parent(self) -> bool:
         return self.rel_types is not None or bool(self.not_rel_types)
 
     def allows_room(self, room_id: str) -> bool:
@@ -110,7 +110,7 @@ class RoomEventFilter(EventFilter, frozen=True, dict=True):
         """Return whether an event of an allowed room passes, without regard to its children."""
         if not self.allows(event.type, event.sender):
             return False
-        if self._asks_for_parents and not self._allows_relation(event):
+        if self._filters_by_parent and not self._allows_relation(event):
             return False
         return self.contains_url is None or self.contains_url == isinstance(
             event.content.get("url"), str

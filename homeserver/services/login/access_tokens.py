@@ -5,8 +5,8 @@ Laws:
   invalidates it, on every node as soon as the change arrives there.
 - On several nodes the cache is trusted only for a while after the last message of the other nodes
   (`homeserver/cluster/peers.py`); after that each request reads the database.
-- A token that was read while such a change arrived is not cached: its row may be outdated. Nor is a
-  token from a refresh at its first use, which is such a change itself.
+- A token that was read while such a change arrived is not cached: its row may be outdated. Neither
+  is a token from a refresh at its first use, since that is such a change itself.
 - Both maps hold the same entry for a token; its removal from the cache clears its `owner`.
 - The cache is bounded and evicts the least recently used token.
 - An entry is read again when its token or account expires.
@@ -77,8 +77,8 @@ class _Entry(msgspec.Struct):
 class AccessTokens:
     """Finds the owners of access tokens.
 
-    Not a `StreamCache`: after a write of another node it reads which accounts have changed, and a
-    revoked token is cleared in every map that holds its entry.
+    It is not a `StreamCache`: after a write of another node it reads which accounts have changed,
+    and a revoked token is cleared in every map that holds its entry.
     """
 
     _log = Logger()
@@ -183,20 +183,20 @@ class AccessTokens:
     async def _check_again(self, caller: Requester) -> None:
         await self.wait_for_invalidation()
         now = int(self._clock.seconds() * 1000)
-        standing = await self._tokens.get_token_state(
+        account = await self._tokens.get_token_state(
             caller.token_nid, caller.user_id, caller.device_id, now
         )
-        if standing is None or standing.deactivated:
+        if account is None or account.deactivated:
             raise UnknownToken
-        if standing.locked:
+        if account.locked:
             raise UserLocked(soft_logout=True)
-        if not standing.exists:
+        if not account.exists:
             # The client has refreshed the session twice in the meantime: it must keep its keys.
-            raise UnknownToken(soft_logout=True) if standing.is_refreshed else UnknownToken
+            raise UnknownToken(soft_logout=True) if account.is_refreshed else UnknownToken
         if (
-            standing.expires_ts is not None
-            and standing.expires_ts <= now
-            and not standing.is_refreshed
+            account.expires_ts is not None
+            and account.expires_ts <= now
+            and not account.is_refreshed
         ):
             raise UnknownToken("The access token has expired", soft_logout=True)
 
@@ -251,10 +251,10 @@ class AccessTokens:
 
     def _holds_until(self, row: AccessTokenRow, owner: Requester) -> float:
         """Return when to read the token again, in seconds since 1970."""
-        account_ends = (
+        account_expiry = (
             None if owner.is_expired else self._validity.effective_expiry(row.account_expires_ts)
         )
-        ends = [ts for ts in (row.expires_ts, account_ends) if ts is not None]
+        ends = [ts for ts in (row.expires_ts, account_expiry) if ts is not None]
         return min(ends) / 1000 if ends else float("inf")
 
     async def _end_replaced_pair(self, row: AccessTokenRow) -> None:

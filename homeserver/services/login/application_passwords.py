@@ -67,7 +67,7 @@ class ApplicationPasswords:
         self._sessions = sessions
         self.enabled = enabled
         self.in_login_flows = enabled and in_login_flows
-        self._most = max_per_account
+        self._max_per_account = max_per_account
         self.max_lifetime_ms = max_lifetime_ms
 
     async def get_passwords(self, user_id: UserID) -> Sequence[ApplicationPasswordRow]:
@@ -125,9 +125,9 @@ class ApplicationPasswords:
 
         def write(txn: WriteTransaction) -> None:
             check_epoch(txn, user_id, epoch)
-            if self._store.count_passwords(txn, user_id) >= self._most:
+            if self._store.count_passwords(txn, user_id) >= self._max_per_account:
                 raise TooManyApplicationPasswords(
-                    f"An account has at most {self._most} application passwords"
+                    f"An account has at most {self._max_per_account} application passwords"
                 )
             if not self._store.add_password(txn, row):
                 raise ApplicationPasswordNameInUse(

@@ -88,7 +88,7 @@ class Approvals:
         self._threepids = threepids
         self._outbox = outbox
         self._languages = languages
-        self._letters_to = dict(administrator_emails)
+        self._administrator_emails = dict(administrator_emails)
         self._base_url = base_url.rstrip("/")
         self._new_account_tasks = new_account_tasks
 
@@ -109,7 +109,7 @@ class Approvals:
             txn, since_ts - EMAIL_INTERVAL_MS, user_id
         ):
             return
-        for address, code in self._letters_to.items():
+        for address, code in self._administrator_emails.items():
             language = self._languages.choose(code)
             email = self._outbox.renderer.account_pending(
                 language, user_id, f"{self._base_url}{APPROVALS_PATH}"

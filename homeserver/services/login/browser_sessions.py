@@ -99,9 +99,9 @@ class BrowserSessions:
             check_provider_session(txn, origin)
             if old is not None:
                 self._end(txn, hash_token(old), context.client_ip, unless_of=user_id)
-            proved = now if authenticated_ts is None else authenticated_ts
+            authenticated = now if authenticated_ts is None else authenticated_ts
             self._store.add_browser_session(
-                txn, hash_token(token), user_id, proved, now + self._lifetime_ms, origin
+                txn, hash_token(token), user_id, authenticated, now + self._lifetime_ms, origin
             )
             record_event(txn, user_id, AuditEvent.BROWSER_SIGNED_IN, now, ip=context.client_ip)
 

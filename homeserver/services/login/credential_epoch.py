@@ -47,17 +47,17 @@ def check_epoch(txn: Transaction, user_id: str, epoch: CredentialEpoch) -> None:
 
     Raises `UserDeactivated`, `UserLocked` or `AuthenticationInvalidated`.
     """
-    standing = select_account_state(txn, user_id)
+    account = select_account_state(txn, user_id)
     number = epoch.epoch if isinstance(epoch, BrowserEpoch) else epoch
-    if standing is not None and standing.epoch == number:
+    if account is not None and account.epoch == number:
         if isinstance(epoch, BrowserEpoch) and not has_browser_session(
             txn, epoch.cookie_hash, user_id
         ):
             raise AuthenticationInvalidated
         return
-    if standing is None or standing.deactivated:
+    if account is None or account.deactivated:
         raise UserDeactivated
-    if standing.locked:
+    if account.locked:
         raise UserLocked(soft_logout=True)
     raise AuthenticationInvalidated
 
@@ -65,15 +65,15 @@ def check_epoch(txn: Transaction, user_id: str, epoch: CredentialEpoch) -> None:
 def check_session(txn: Transaction, caller: Requester) -> None:
     """Check that the caller's access token still exists and that the account is usable.
 
-    For operations that the access token alone authenticates. Raises `UnknownToken`,
+    For operations that only the access token authenticates. Raises `UnknownToken`,
     `UserDeactivated`, `UserLocked`.
     """
     if caller.appservice_id is None and not has_access_token(txn, caller.token_nid):
         raise UnknownToken("The session has ended")
-    standing = select_account_state(txn, caller.user_id)
-    if standing is None or standing.deactivated:
+    account = select_account_state(txn, caller.user_id)
+    if account is None or account.deactivated:
         raise UserDeactivated
-    if standing.locked:
+    if account.locked:
         raise UserLocked(soft_logout=True)
 
 

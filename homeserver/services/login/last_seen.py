@@ -53,7 +53,7 @@ class LastSeen:
     ) -> None:
         """`address_retention_ms`: how long to store the last address of a device; None: as long as
         the device exists."""
-        self._addresses_ms = address_retention_ms
+        self._address_retention_ms = address_retention_ms
         self._clock = clock
         self._devices = devices
         self._granularity = granularity
@@ -97,10 +97,10 @@ class LastSeen:
 
         Return their number. A job calls it.
         """
-        if self._addresses_ms is None:
+        if self._address_retention_ms is None:
             return 0
         return await self._devices.delete_addresses(
-            int(self._clock.seconds() * 1000) - self._addresses_ms, limit
+            int(self._clock.seconds() * 1000) - self._address_retention_ms, limit
         )
 
     async def flush(self) -> None:
@@ -110,10 +110,11 @@ class LastSeen:
         """
         if not self._pending:
             return
-        sightings, self._pending = self._pending, {}
+        pending, self._pending = self._pending, {}
         try:
             await self._devices.set_sightings(
-                [each for of_one in sightings.values() for each in of_one.values()], _SIGN_IN_EVENTS
+                [each for user_devices in pending.values() for each in user_devices.values()],
+                _SIGN_IN_EVENTS,
             )
         except DatabaseUnavailable as error:
             self._log.warn(

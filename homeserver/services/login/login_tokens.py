@@ -175,29 +175,29 @@ class LoginTokens:
         # Count only failures: tokens cannot be guessed, and a whole class may come back from its
         # provider at the same time, from one address.
         self._limiter.check_without_counting(Limit.LOGIN_FAILED, address_key(address))
-        taken = await self._store.take_login_token(hash_token(token), self._now())
-        found = {} if taken is None else await self._account_store.get_accounts([taken.user_id])
-        account = None if taken is None else found[taken.user_id]
-        if taken is None or account is None or account.deactivated_ts is not None:
+        row = await self._store.take_login_token(hash_token(token), self._now())
+        found = {} if row is None else await self._account_store.get_accounts([row.user_id])
+        account = None if row is None else found[row.user_id]
+        if row is None or account is None or account.deactivated_ts is not None:
             self._limiter.count(Limit.LOGIN_FAILED, address_key(address))
             raise Forbidden("The login token is not valid or has expired; request a new one")
         await self._sign_in.check_usable(account, "token", address)
         session = self._sessions.prepare(
             UserID(account.user_id),
             address=address,
-            epoch=taken.epoch,
+            epoch=row.epoch,
             device_id=device_id,
             device_name=device_name,
             refreshable=refreshable,
         )
         origin = (
             None
-            if taken.upstream_login is None
-            else msgspec.json.decode(taken.upstream_login, type=ProviderSignIn)
+            if row.upstream_login is None
+            else msgspec.json.decode(row.upstream_login, type=ProviderSignIn)
         )
 
         def write(txn: WriteTransaction) -> None:
-            check_provider_session(txn, taken.upstream_login)
+            check_provider_session(txn, row.upstream_login)
             self._sessions.add(txn, session)
             if origin is not None:
                 self._upstream_sessions.set_upstream_session(

@@ -42,19 +42,21 @@ class PasswordAttempts:
         )
 
     @asynccontextmanager
-    async def attempt(self, key: str, also: Sequence[CountedAction] = ()) -> AsyncIterator[Attempt]:
+    async def attempt(
+        self, key: str, further_limits: Sequence[CountedAction] = ()
+    ) -> AsyncIterator[Attempt]:
         """Wait until the attempt may begin; it lasts as long as the context.
 
         It counts only if it is marked as failed. If it is not and nothing is raised, the password
-        was right. `key`: the account. `also`: further limits that a failure counts against. Raises
-        `LimitExceeded`.
+        was right. `key`: the account. `further_limits`: further limits that a failure counts
+        against. Raises `LimitExceeded`.
         """
         if not self._attempts.held(key):
             self._limiter.check_without_counting(Limit.LOGIN_FAILED, key)
         await self._attempts.acquire(key)
         attempt = Attempt()
         try:
-            with self._limiter.attempt(also) as attempt:
+            with self._limiter.attempt(further_limits) as attempt:
                 yield attempt
             if not attempt.has_failed:
                 self._limiter.reset(Limit.LOGIN_FAILED, key)

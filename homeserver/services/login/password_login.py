@@ -59,7 +59,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.login.application_passwords import ApplicationPasswordRow
 from storage.threepids.threepids import ThreepidStore
 
-_WRONG: Final = "Wrong user name or password"
+_WRONG_CREDENTIALS: Final = "Wrong user name or password"
 _MAX_NAME_LENGTH: Final = 255
 _ATTEMPTS: Final = 3
 """Attempts of one sign-in: if the account changes while the password is checked, it is checked
@@ -287,9 +287,9 @@ class SignIn:
         try:
             if self._approvals is not None:
                 await self._approvals.check(UserID(user_id))
-            objection = await self._plugins.check_sign_in(user_id, way, address)
-            if objection is not None:
-                raise Forbidden(objection)
+            refusal = await self._plugins.check_sign_in(user_id, way, address)
+            if refusal is not None:
+                raise Forbidden(refusal)
         except (Forbidden, UserAwaitingApproval) as error:
             await self.do_record_refusal(UserID(user_id), address, error)
             raise
@@ -327,7 +327,10 @@ class SignIn:
         `LimitExceeded`.
         """
         return await self._check(
-            name, password, address, also=[CountedAction(Limit.LOGIN, address_key(address))]
+            name,
+            password,
+            address,
+            further_limits=[CountedAction(Limit.LOGIN, address_key(address))],
         )
 
     async def is_identifier_of(self, name: str, user_id: UserID) -> bool:
@@ -345,13 +348,13 @@ class SignIn:
         *,
         own: bool = True,
         program: ApplicationPasswordRow | None = None,
-        also: Sequence[CountedAction] = (),
+        further_limits: Sequence[CountedAction] = (),
     ) -> AccountRow:
         """Check a name and password, with rate limits; return the account.
 
-        `own`: whether account passwords are accepted. `program`: the application password that
-        the password claims to be; then only it is accepted. `also`: further limits that a failure
-        counts against. Raises as `check_password`.
+        `own`: whether account passwords are accepted. `program`: the application password that the
+        password claims to be; then only it is accepted. `further_limits`: further limits that a
+        failure counts against. Raises what `check_password` raises.
         """
         if isinstance(name, EmailAddress | PhoneNumber):
             owner = await self._threepids.get_owner(name.medium, name)
@@ -360,7 +363,7 @@ class SignIn:
             candidates = self._candidates(name)
         key = candidates[-1] if candidates else name[:_MAX_NAME_LENGTH]
         self._limiter.check_without_counting(Limit.LOGIN_FAILED, address_key(address))
-        async with self._attempts.attempt(key, also) as attempt:
+        async with self._attempts.attempt(key, further_limits) as attempt:
             account = await self._find(
                 name, candidates, password, address, own=own, program=program
             )
@@ -369,7 +372,7 @@ class SignIn:
                 # Count after the attempt, so that a class that signs in at once is not held back;
                 # but count every failure, so that someone who guesses waits longer.
                 self._limiter.count(Limit.LOGIN_FAILED, address_key(address), cost=_ADDRESS_COST)
-                raise Forbidden(_WRONG)
+                raise Forbidden(_WRONG_CREDENTIALS)
         return account
 
     async def _find(

@@ -39,10 +39,10 @@ _SALT_LENGTH: Final = 16
 class Threads(Protocol):
     """Runs slow work."""
 
-    def run(self, work: Callable[[], T], asker: str = "") -> Awaitable[T]:
+    def run(self, work: Callable[[], T], key: str = "") -> Awaitable[T]:
         """Return the result of `work`, which may run in another thread.
 
-        `asker`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
+        `key`: the key for fairness, such as a client address. Raises `LimitExceeded` when the
         queue is full.
         """
         ...
@@ -56,24 +56,24 @@ class HashingThreads:
         *,
         reactor: IReactorFromThreads,
         pool: ThreadPool,
-        longest_queue: int = 200,
-        longest_queue_of_one: int = 200,
-        most_of_one: int | None = None,
+        max_queue: int = 200,
+        max_queue_per_key: int = 200,
+        max_threads_per_key: int | None = None,
     ) -> None:
-        """`most_of_one`: the threads that one asker may occupy; None: all."""
+        """`max_threads_per_key`: the threads that one asker may occupy; None: all."""
         self._reactor = reactor
         self._pool = pool
-        self._turns: FairSemaphore[str] = FairSemaphore(
+        self._slots: FairSemaphore[str] = FairSemaphore(
             permits=pool.max,
-            permits_per_key=most_of_one or pool.max,
-            max_waiting=longest_queue,
-            max_waiting_per_key=longest_queue_of_one,
-            refusal=lambda _asker: _TooManyAtOnce(),
+            permits_per_key=max_threads_per_key or pool.max,
+            max_waiting=max_queue,
+            max_waiting_per_key=max_queue_per_key,
+            refusal=lambda _key: _TooManyAtOnce(),
         )
 
-    async def run(self, work: Callable[[], T], asker: str = "") -> T:
+    async def run(self, work: Callable[[], T], key: str = "") -> T:
         """Run `work` in the pool; see `Threads.run`."""
-        async with self._turns.hold(asker):
+        async with self._slots.hold(key):
             return await deferToThreadPool(self._reactor, self._pool, work)
 
 

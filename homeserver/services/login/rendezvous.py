@@ -1,7 +1,7 @@
 """Rendezvous sessions for the sign-in by QR code: a small payload, shared by two devices.
 
 Laws:
-- The payload is encrypted between the two devices; the server passes it on and trusts none of it.
+- The payload is encrypted between the two devices; the server passes it on and does not trust it.
 - A writer names the etag that it saw last. A repeated write with the same payload, after a lost
   response, succeeds without a new etag.
 - A session ends after five minutes, and their number is bounded.
@@ -53,7 +53,7 @@ class RendezvousSessions:
         self._database = database
         self._store = store
         self._secret_text = secret_text
-        self._who = creators
+        self._creators = creators
 
     def check_enabled(self, *, older: bool = False) -> None:
         """Raise `Unrecognized` where the sign-in by QR code is disabled.
@@ -61,12 +61,12 @@ class RendezvousSessions:
         `older`: the variant without access tokens, enabled only where everybody may create a
         session.
         """
-        if self._who == "off" or (older and self._who != "everybody"):
+        if self._creators == "off" or (older and self._creators != "everybody"):
             raise Unrecognized("This server has no sign-in by QR code")
 
     def may_create(self, caller: Requester | None) -> bool:
         """Return whether the caller may create a session."""
-        return self._who == "everybody" or (caller is not None and not caller.is_guest)
+        return self._creators == "everybody" or (caller is not None and not caller.is_guest)
 
     async def do_create(self, caller: Requester | None, data: bytes) -> tuple[str, RendezvousRow]:
         """Create a session; return its id and row.

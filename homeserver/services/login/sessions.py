@@ -10,7 +10,7 @@ Laws:
 - A refresh token that is shown after its successor was used is refused with `soft_logout`, so that
   the client keeps the device and its keys. Within a minute nothing else happens, since two tabs of
   a client may refresh at the same time. Later, one of the two holders has stolen the token and we
-  cannot tell which: all tokens of the session expire, and the holder of the password goes on with
+  cannot tell which: all tokens of the session expire, and the holder of the password continues with
   the device. All refresh tokens of a session share a prefix (their family), so a used token is
   recognised without being stored. OAuth 2.0 has no soft logout: there the session ends.
 - Stores that hold data per device (keys, to-device messages) delete it in the write that removes
@@ -96,17 +96,17 @@ def session_response(user_id: UserID | None, session: NewSession | None) -> dict
 
     `home_server` is deprecated, but old clients still read it.
     """
-    answer: dict[str, object] = {}
+    response: dict[str, object] = {}
     if user_id is not None:
-        answer |= {"user_id": user_id, "home_server": domain_of(user_id)}
+        response |= {"user_id": user_id, "home_server": domain_of(user_id)}
     if session is None:
-        return answer
-    answer |= {"access_token": session.access_token, "device_id": session.device_id}
+        return response
+    response |= {"access_token": session.access_token, "device_id": session.device_id}
     if session.refresh_token is not None:
-        answer["refresh_token"] = session.refresh_token
+        response["refresh_token"] = session.refresh_token
     if session.expires_in_ms is not None:
-        answer["expires_in_ms"] = session.expires_in_ms
-    return answer
+        response["expires_in_ms"] = session.expires_in_ms
+    return response
 
 
 class PerDeviceStore(Protocol):
@@ -143,14 +143,15 @@ class DependentStores(msgspec.Struct, frozen=True):
     recorded_with_sessions: Sequence[AuditedCredentialStore] = ()
     """The same, with an audit record."""
     recorded_with_all_sessions: Sequence[AuditedCredentialStore] = ()
-    """As `recorded_with_sessions`, but these survive a lock."""
-    kept_by_device: Sequence[PerDeviceStore] = ()
+    """Revoked with all sessions of a user, with an audit record, but not when the account is
+    locked."""
+    deleted_with_device: Sequence[PerDeviceStore] = ()
     """Deleted with a device."""
-    kept_by_session: Sequence[PerDeviceStore] = ()
+    deleted_with_session: Sequence[PerDeviceStore] = ()
     """Also deleted by a new sign-in on the device."""
     set_by_tokens: Sequence[PerDeviceStore] = ()
-    """Stores in `kept_by_device` that send data of the account elsewhere (pushers). Also cleared
-    when a token of the device was stolen."""
+    """Stores in `deleted_with_device` that send data of the account elsewhere (pushers). Also
+    cleared when a token of the device was stolen."""
 
 
 class Sessions:
@@ -241,7 +242,7 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
-            for store in self._dependents.kept_by_session:
+            for store in self._dependents.deleted_with_session:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
@@ -348,14 +349,12 @@ class Sessions:
             )
             return error
         if renewed is None:
-            return self._refuse_spent(txn, refresh_token, address)
+            return self._refuse_used(txn, refresh_token, address)
         if renewed.refresh_token is None:
             return UnknownToken("The session has expired", soft_logout=True)
         return renewed
 
-    def _refuse_spent(
-        self, txn: WriteTransaction, refresh_token: str, address: str
-    ) -> UnknownToken:
+    def _refuse_used(self, txn: WriteTransaction, refresh_token: str, address: str) -> UnknownToken:
         """Refuse a refresh token that is no longer valid; expire the session if it was stolen.
 
         Harmless: a token replaced a moment ago (another tab of the client), and one that was never
@@ -509,7 +508,10 @@ class Sessions:
         if not removed:
             return
         self._tokens.remove_tokens_of_devices(txn, user_id, removed)
-        for store in (*self._dependents.kept_by_device, *self._dependents.kept_by_session):
+        for store in (
+            *self._dependents.deleted_with_device,
+            *self._dependents.deleted_with_session,
+        ):
             store.remove_devices(txn, user_id, removed)
         self._devices.remove_devices(txn, user_id, removed)
         self._accounts.set_account_changed(txn, user_id)
@@ -536,9 +538,12 @@ class Sessions:
         `ip`: the client's IP address, if known.
         """
         devices = self._devices.get_devices_in(txn, [user_id]).get(user_id, [])
-        kept_device = None if except_caller is None else except_caller.device_id
+        excepted_device = None if except_caller is None else except_caller.device_id
         self.remove_devices(
-            txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != kept_device], ip
+            txn,
+            user_id,
+            [DeviceID(d.device_id) for d in devices if d.device_id != excepted_device],
+            ip,
         )
         if except_caller is None:
             self._tokens.remove_tokens(txn, user_id)

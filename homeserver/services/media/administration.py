@@ -89,13 +89,13 @@ class MediaAdministration:
         return row
 
     async def find_files(
-        self, wished: MediaFilter, after: ContentURI, limit: int, *, own: bool
+        self, filter_: MediaFilter, after: ContentURI, limit: int, *, own: bool
     ) -> Sequence[MediaRow | RemoteMediaRow]:
         """Return files of this server's users, or copies of other servers' files, ordered by
         content URI, after the given one."""
         if own:
-            return await self._lists.find_uploads(wished, after, limit)
-        return await self._lists.find_copies(wished, after, limit)
+            return await self._lists.find_uploads(filter_, after, limit)
+        return await self._lists.find_copies(filter_, after, limit)
 
     async def get_scans(self, rows: Iterable[MediaRow | RemoteMediaRow]) -> Mapping[bytes, ScanRow]:
         """Return the scans of files, by their hashes."""
@@ -191,7 +191,9 @@ class MediaAdministration:
     ) -> Sequence[str]:
         """Delete a page of a user's uploads; return the IDs. Raises InvalidParam, NotFound."""
         page = await self.get_uploads(user_id, order, start, limit)
-        return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
+        return await self._do_delete(
+            [row.media_id for row in page.rows], by, include_quarantined=True
+        )
 
     async def do_delete_room_files(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
         """Delete the files of a room, including copies of other servers' files, even if quarantined
@@ -222,7 +224,9 @@ class MediaAdministration:
             if not found:
                 return deleted
             after = found[-1]
-            deleted += await self._do_delete(found, by, held_too=False, unread_since=before_ms)
+            deleted += await self._do_delete(
+                found, by, include_quarantined=False, unread_since=before_ms
+            )
 
     async def do_purge_copies(self, before_ms: int, by: UserID) -> int:
         """Delete copies of other servers' files that were not accessed since; return their number.
@@ -243,42 +247,42 @@ class MediaAdministration:
     # MissingParam for a filter that matches everything.
 
     async def do_delete_matching(
-        self, wished: MediaFilter, after: ContentURI, limit: int, by: UserID, *, own: bool
+        self, filter_: MediaFilter, after: ContentURI, limit: int, by: UserID, *, own: bool
     ) -> BulkResult:
         """Delete the files. Quarantined and protected ones stay, unless the filter asks for them.
         Raises LimitExceeded."""
-        held_too = bool(wished.quarantined or wished.protected)
-        wished = replace(
-            wished, quarantined=bool(wished.quarantined), protected=bool(wished.protected)
+        include_quarantined = bool(filter_.quarantined or filter_.protected)
+        filter_ = replace(
+            filter_, quarantined=bool(filter_.quarantined), protected=bool(filter_.protected)
         )
-        page, last = await self._select(wished, after, limit, own)
+        page, last = await self._select(filter_, after, limit, own)
         deleted = await self._removal.do_delete(
-            page, RemovalReason.ADMINISTRATOR, by, include_quarantined=held_too
+            page, RemovalReason.ADMINISTRATOR, by, include_quarantined=include_quarantined
         )
         return BulkResult(_format_uris(deleted), len(deleted), last)
 
     async def do_quarantine_matching(
-        self, wished: MediaFilter, after: ContentURI, limit: int, by: UserID, *, own: bool
+        self, filter_: MediaFilter, after: ContentURI, limit: int, by: UserID, *, own: bool
     ) -> BulkResult:
         """Quarantine those that are not quarantined or protected, and all with the same bytes."""
         page, last = await self._select(
-            replace(wished, quarantined=False, protected=False), after, limit, own
+            replace(filter_, quarantined=False, protected=False), after, limit, own
         )
         return BulkResult(_format_uris(page), await self._quarantine.quarantine(page, by), last)
 
     async def do_release_matching(
-        self, wished: MediaFilter, after: ContentURI, limit: int, *, own: bool
+        self, filter_: MediaFilter, after: ContentURI, limit: int, *, own: bool
     ) -> BulkResult:
         """Release those that are quarantined, and all with the same bytes."""
-        page, last = await self._select(replace(wished, quarantined=True), after, limit, own)
+        page, last = await self._select(replace(filter_, quarantined=True), after, limit, own)
         return BulkResult(_format_uris(page), await self._quarantine.release_all(page), last)
 
     async def do_protect_matching(
-        self, wished: MediaFilter, after: ContentURI, limit: int, *, protected: bool
+        self, filter_: MediaFilter, after: ContentURI, limit: int, *, protected: bool
     ) -> BulkResult:
         """Protect files of this server from quarantine and automatic deletion, or end that."""
         page, last = await self._select(
-            replace(wished, protected=not protected), after, limit, own=True
+            replace(filter_, protected=not protected), after, limit, own=True
         )
         ids = {address.media_id for address in page}
         return BulkResult(
@@ -286,23 +290,23 @@ class MediaAdministration:
         )
 
     async def _select(
-        self, wished: MediaFilter, after: ContentURI, limit: int, own: bool
+        self, filter_: MediaFilter, after: ContentURI, limit: int, own: bool
     ) -> tuple[Sequence[ContentURI], ContentURI | None]:
         """Return content URIs, and the last if there may be more. Raises MissingParam."""
-        self._check_selective(wished)
-        found = [self.uri_of(row) for row in await self.find_files(wished, after, limit, own=own)]
+        self._check_selective(filter_)
+        found = [self.uri_of(row) for row in await self.find_files(filter_, after, limit, own=own)]
         return found, found[-1] if len(found) == limit else None
 
-    def _check_selective(self, wished: MediaFilter) -> None:
+    def _check_selective(self, filter_: MediaFilter) -> None:
         """Refuse a filter that by mistake would match nearly everything."""
         now = int(self._clock.seconds() * 1000)
         is_selective = (
-            any(each is not None for each in (wished.user_id, wished.room_id, wished.origin))
+            any(each is not None for each in (filter_.user_id, filter_.room_id, filter_.origin))
             or any(
                 time is not None and MATRIX_START_MS <= time <= now
-                for time in (wished.from_ms, wished.until_ms)
+                for time in (filter_.from_ms, filter_.until_ms)
             )
-            or (wished.larger_than is not None and wished.larger_than > 0)
+            or (filter_.larger_than is not None and filter_.larger_than > 0)
         )
         if not is_selective:
             raise MissingParam(
@@ -325,7 +329,7 @@ class MediaAdministration:
         media_ids: Sequence[str],
         by: UserID,
         *,
-        held_too: bool,
+        include_quarantined: bool,
         unread_since: int | None = None,
     ) -> Sequence[str]:
         addresses = [ContentURI(self._identity.server_name, media_id) for media_id in media_ids]
@@ -333,7 +337,7 @@ class MediaAdministration:
             addresses,
             RemovalReason.ADMINISTRATOR,
             by,
-            include_quarantined=held_too,
+            include_quarantined=include_quarantined,
             unread_since=unread_since,
         )
         return [address.media_id for address in deleted]

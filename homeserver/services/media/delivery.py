@@ -30,7 +30,7 @@ class MediaRequest(msgspec.Struct, frozen=True):
     authenticated: bool
     """Whether the request has a valid access token."""
     timeout_ms: int
-    """How long to wait for a file that is not here yet."""
+    """The time to wait for a file that is not here yet."""
     allow_remote: bool = True
     """Whether the file may be fetched from another server."""
     include_quarantined: bool = False
@@ -70,7 +70,7 @@ class MediaDelivery:
         self._copies = copies
         self._thumbnails = thumbnails
         self._contents = contents
-        self._serves_everybody = serves_unauthenticated
+        self._serves_unauthenticated = serves_unauthenticated
 
     async def download(
         self, server_name: ServerName, media_id: str, file_name: str, asked: MediaRequest
@@ -132,7 +132,7 @@ class MediaDelivery:
     ) -> OwnedContent:
         """Return a file and its owner, when it may be served. Raises what the two `get_content` do,
         and Unrecognized."""
-        if not asked.authenticated and not self._serves_everybody:
+        if not asked.authenticated and not self._serves_unauthenticated:
             raise Unrecognized("This server serves files by the authenticated endpoints only")
         if server_name == self._server_name:
             return await self._repository.get_content(

@@ -52,7 +52,7 @@ class DownloadSlots:
         self.clock = clock
         self._slow: list[DownloadSlot] = []
         self._slow_of: Counter[str] = Counter()
-        self._quick: FairSemaphore[_Party] = FairSemaphore(
+        self._fast: FairSemaphore[_Party] = FairSemaphore(
             permits=MAX_FAST,
             permits_per_key=self._share,
             max_waiting_per_key=lambda party: (
@@ -61,31 +61,31 @@ class DownloadSlots:
             refusal=_refusal,
         )
 
-    async def acquire(self, server: ServerName, whose: str) -> "DownloadSlot":
+    async def acquire(self, server: ServerName, user: str) -> "DownloadSlot":
         """Wait for a slot for a file of this server, requested by a user. Raises LimitExceeded."""
-        place = DownloadSlot(lanes=self, server=server, whose=whose)
-        await self._quick.acquire(*place.parties)
-        place.start()
-        return place
+        slot = DownloadSlot(slots=self, server=server, user=user)
+        await self._fast.acquire(*slot.parties)
+        slot.start()
+        return slot
 
-    def move_to_slow(self, place: "DownloadSlot") -> bool:
+    def move_to_slow(self, slot: "DownloadSlot") -> bool:
         """Move a slow download to a slow slot. False: there is none, and nobody waits for its fast
         slot."""
         if len(self._slow) >= MAX_SLOW:
-            if not self._is_wanted(place):
+            if not self._is_wanted(slot):
                 return False
             self._cancel_slowest()
-        self._slow.append(place)
-        self._slow_of[place.server] += 1
-        self._quick.release(*place.parties)
+        self._slow.append(slot)
+        self._slow_of[slot.server] += 1
+        self._fast.release(*slot.parties)
         return True
 
-    def release(self, place: "DownloadSlot") -> None:
+    def release(self, slot: "DownloadSlot") -> None:
         """Release the slot of a download."""
-        if not place.is_slow:
-            self._quick.release(*place.parties)
-        elif place in self._slow:
-            self._remove(place)
+        if not slot.is_slow:
+            self._fast.release(*slot.parties)
+        elif slot in self._slow:
+            self._remove(slot)
 
     def _share(self, party: _Party) -> int:
         if party.kind == "user":
@@ -95,16 +95,16 @@ class DownloadSlots:
             return 0
         return 1 if slow else MAX_FAST_PER_SERVER
 
-    def _is_wanted(self, place: "DownloadSlot") -> bool:
+    def _is_wanted(self, slot: "DownloadSlot") -> bool:
         """Whether a file of another server could start if this slot were free."""
 
         def has_share(party: _Party) -> bool:
-            return self._quick.held(party) < self._share(party)
+            return self._fast.held(party) < self._share(party)
 
-        own_server, own_user = place.parties
+        own_server, own_user = slot.parties
         return any(
             server != own_server and has_share(server) and (user == own_user or has_share(user))
-            for server, user in self._quick.waiting_keys()
+            for server, user in self._fast.waiting_keys()
         )
 
     def _cancel_slowest(self) -> None:
@@ -112,11 +112,11 @@ class DownloadSlots:
         self._remove(slowest)
         slowest.cancel()
 
-    def _remove(self, place: "DownloadSlot") -> None:
+    def _remove(self, slot: "DownloadSlot") -> None:
         """Remove a download from the slow ones."""
-        self._slow.remove(place)
-        self._slow_of -= Counter({place.server: 1})
-        self._quick.recheck()
+        self._slow.remove(slot)
+        self._slow_of -= Counter({slot.server: 1})
+        self._fast.recheck()
 
 
 def _refusal(party: _Party | None) -> LimitExceeded:
@@ -132,12 +132,12 @@ def _refusal(party: _Party | None) -> LimitExceeded:
 class DownloadSlot:
     """A slot for one download."""
 
-    def __init__(self, *, lanes: DownloadSlots, server: ServerName, whose: str) -> None:
+    def __init__(self, *, slots: DownloadSlots, server: ServerName, user: str) -> None:
         self.server = server
-        self.parties = (_Party("server", server), _Party("user", whose))
+        self.parties = (_Party("server", server), _Party("user", user))
         self.is_slow = False
         self.is_cancelled = False
-        self._lanes = lanes
+        self._slots = slots
         self._received: Callable[[], int] = lambda: 0
         self._give_up: Callable[[], None] = lambda: None
         self._began = 0.0
@@ -145,7 +145,7 @@ class DownloadSlot:
 
     def start(self) -> None:
         """Start to measure: the slot is held from now on."""
-        self._began = self._lanes.clock.seconds()
+        self._began = self._slots.clock.seconds()
         self._check_later(0)
 
     def connect(self, received: Callable[[], int], give_up: Callable[[], None]) -> None:
@@ -156,14 +156,14 @@ class DownloadSlot:
 
     def speed(self) -> float:
         """Return the average speed in bytes per second."""
-        return self._received() / max(1.0, self._lanes.clock.seconds() - self._began)
+        return self._received() / max(1.0, self._slots.clock.seconds() - self._began)
 
     def release(self) -> None:
         """End the download and release the slot."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._lanes.release(self)
+        self._slots.release(self)
 
     def cancel(self) -> None:
         """Cancel the download, since others need the slot."""
@@ -171,11 +171,11 @@ class DownloadSlot:
         self._give_up()
 
     def _check_later(self, before: int) -> None:
-        self._timer = self._lanes.clock.callLater(CHECK_SECONDS, self._check, before)
+        self._timer = self._slots.clock.callLater(CHECK_SECONDS, self._check, before)
 
     def _check(self, before: int) -> None:
         received = self._received()
         self._timer = None
-        self.is_slow = received - before < MIN_FAST_BYTES and self._lanes.move_to_slow(self)
+        self.is_slow = received - before < MIN_FAST_BYTES and self._slots.move_to_slow(self)
         if not self.is_slow:
             self._check_later(received)

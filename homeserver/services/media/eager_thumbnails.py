@@ -51,7 +51,7 @@ class EagerThumbnails:
         self._gate = gate
         self._sizes = sizes
         self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
-        self._turns = FairSemaphore[str](
+        self._slots = FairSemaphore[str](
             permits=max_concurrent,
             permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
@@ -60,23 +60,25 @@ class EagerThumbnails:
             waits=WaitLimits(clock, slow_after=SLOW_SECONDS),
         )
 
-    def schedule(self, content: MediaContent, whose: str) -> None:
+    def schedule(self, content: MediaContent, owner: str) -> None:
         """Schedule the thumbnails of a new file, if it can have any and the queue has room."""
         if content.type.lower().startswith(self._types):
-            Deferred.fromCoroutine(self._make(content, whose)).addErrback(
+            Deferred.fromCoroutine(self._make(content, owner)).addErrback(
                 lambda failure: self.log.failure(
                     "cannot make the thumbnails of a new file", failure
                 )
             )
 
-    async def _make(self, content: MediaContent, whose: str) -> None:
+    async def _make(self, content: MediaContent, owner: str) -> None:
         try:
             # a file is scanned before anything decodes it
-            await self._gate.check("local", content, MAX_WAIT_MS, whose)
-            async with self._turns.hold(whose):
+            await self._gate.check("local", content, MAX_WAIT_MS, owner)
+            async with self._slots.hold(owner):
                 for size in self._sizes:
-                    made = await self._thumbnails.get(content, *size, whose, whose, animated=False)
-                    if made.file is not None:
-                        made.file.source.close()
+                    thumbnail = await self._thumbnails.get(
+                        content, *size, owner, owner, animated=False
+                    )
+                    if thumbnail.file is not None:
+                        thumbnail.file.source.close()
         except MatrixError as error:
             self.log.debug("no thumbnails of a new file: {error}", error=error.text)

@@ -89,7 +89,7 @@ def file_headers(type: str, name: str | None, *, public: bool) -> Mapping[str, s
     return {
         "Content-Type": type,
         "Content-Disposition": disposition if name is None else f"{disposition}; {_name(name)}",
-        # the bytes of a content URI never change, but the file may be deleted: hence not for ever
+        # the bytes of a content URI never change, but the file may be deleted: so not forever
         "Cache-Control": f"{'public' if public else 'private'}, max-age=86400, immutable",
         **_SAFETY,
     }

@@ -86,18 +86,18 @@ def make_of_image(
         if covered == size and box is None and (stays_animated or not is_animated) and not is_frame:
             # decode it nonetheless: a broken image has no thumbnail
             image.load()
-            return {"kind": "original", "type": TYPES[str(image.format)], **_sides(size)}, b""
+            return {"kind": "original", "type": TYPES[str(image.format)], **_dimensions(size)}, b""
         if stays_animated:
             data = make_animation(image, covered, box)
             if len(data) <= min(
                 MAX_ANIMATION_BYTES, max(SMALL_BYTES, os.stat(job["path"]).st_size)
             ):
-                return {"kind": "made", "type": "image/webp", **_sides(size)}, data
+                return {"kind": "made", "type": "image/webp", **_dimensions(size)}, data
             image.seek(0)
         type, data = make_still(image, covered, box, is_photo=is_frame)
         if len(data) > MAX_RESULT_BYTES:
             return {"kind": "too large"}, b""
-        return {"kind": "made", "type": type, **_sides(size)}, data
+        return {"kind": "made", "type": type, **_dimensions(size)}, data
 
 
 def is_video(head: bytes) -> bool:
@@ -196,7 +196,7 @@ def run(program: list[str]) -> bytes:
     return done.stdout
 
 
-def _sides(size: tuple[int, int]) -> dict[str, int]:
+def _dimensions(size: tuple[int, int]) -> dict[str, int]:
     return {"width": size[0], "height": size[1]}
 
 

@@ -69,7 +69,7 @@ class ImageWorkers:
             script=WORKER,
             seconds=JOB_SECONDS,
             max_result_bytes=MAX_RESULT_BYTES,
-            spent=cpu_time,
+            cpu_time_of=cpu_time,
         )
 
     async def run(self, job: ImageJob) -> ImageResult:

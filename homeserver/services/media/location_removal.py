@@ -86,13 +86,13 @@ class LocationRemover:
         """`max_concurrent`: the number of concurrent workers, as many as the executor has threads.
         `refuses_unsupported`: refuse files that may contain a location which is not removed. `now`:
         a clock; `cpu_time`: the CPU time of a process."""
-        self._refuses_others = refuses_unsupported
+        self._refuses_unsupported = refuses_unsupported
         self._executor = executor
         script = Path(__file__).with_name("location_worker.py")
         self._processes = WorkerProcesses(
-            executor=executor, script=script, seconds=FILE_SECONDS, clock=now, spent=cpu_time
+            executor=executor, script=script, seconds=FILE_SECONDS, clock=now, cpu_time_of=cpu_time
         )
-        self._turns = FairSemaphore[str](
+        self._slots = FairSemaphore[str](
             permits=max_concurrent,
             permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
@@ -105,15 +105,19 @@ class LocationRemover:
             waits=WaitLimits(clock, slow_after=SLOW_SECONDS, longest=MAX_WAIT_SECONDS),
         )
 
-    async def remove(self, body: BinaryIO, whose: str) -> None:
-        """Overwrite the location in a file, and seek to its start. `whose`: the uploader.
+    async def remove(self, body: BinaryIO, owner: str) -> None:
+        """Overwrite the location in a file, and seek to its start. `owner`: the uploader.
 
         Raises `InvalidParam` for a picture whose metadata cannot be parsed, and with
         `refuses_unsupported`; `LimitExceeded`, OSError.
         """
         head = body.read(HEAD_BYTES)
         body.seek(0)
-        if self._refuses_others and _UNSUPPORTED.match(head) and not _PICTURE_BRANDS.match(head):
+        if (
+            self._refuses_unsupported
+            and _UNSUPPORTED.match(head)
+            and not _PICTURE_BRANDS.match(head)
+        ):
             raise InvalidParam(
                 "This server refuses files that may contain a location, and cannot remove it"
                 " from files of this kind, such as videos: send a picture as JPEG, PNG, WebP, HEIC"
@@ -121,7 +125,7 @@ class LocationRemover:
             )
         if not _SUPPORTED.match(head):
             return
-        async with self._turns.hold(whose):
+        async with self._slots.hold(owner):
             await self._remove(body)
 
     async def _remove(self, body: BinaryIO) -> None:

@@ -282,15 +282,15 @@ def has_location(text: bytes | None, *, is_hex: bool) -> bool:
     if text is None:
         return True
     found: list[Patch] = []
-    note = MetadataBytes(file=io.BytesIO(text), extents=[(0, len(text))], patches=found)
+    metadata = MetadataBytes(file=io.BytesIO(text), extents=[(0, len(text))], patches=found)
     if text.startswith(EXIF_HEAD):
-        clean_exif(note, len(EXIF_HEAD))
+        clean_exif(metadata, len(EXIF_HEAD))
     elif text[:4] in (b"II*\0", b"MM\0*"):
-        clean_exif(note, 0)
+        clean_exif(metadata, 0)
     elif text.startswith(b"8BIM"):
-        clean_resources(note, 0)
+        clean_resources(metadata, 0)
     else:
-        clean_xmp(note, len(XMP_HEAD) if text.startswith(XMP_HEAD) else 0)
+        clean_xmp(metadata, len(XMP_HEAD) if text.startswith(XMP_HEAD) else 0)
     return bool(found)
 
 
@@ -300,8 +300,8 @@ def patch_webp(file: BinaryIO, patches: list[Patch]) -> None:
     while len(head := read_at(file, at, 8)) == 8:
         kind, size = head[:4], int.from_bytes(head[4:], "little")
         if kind == b"EXIF":
-            note = MetadataBytes(file=file, extents=[(at + 8, size)], patches=patches)
-            clean_exif(note, len(EXIF_HEAD) if note.data.startswith(EXIF_HEAD) else 0)
+            metadata = MetadataBytes(file=file, extents=[(at + 8, size)], patches=patches)
+            clean_exif(metadata, len(EXIF_HEAD) if metadata.data.startswith(EXIF_HEAD) else 0)
         elif kind == b"XMP ":
             clean_xmp(MetadataBytes(file=file, extents=[(at + 8, size)], patches=patches))
         at += 8 + size + size % 2
@@ -344,18 +344,20 @@ def patch_items(
     }
     if b"iinf" not in inner or b"iloc" not in inner:
         return
-    notes = metadata_items(meta, *inner[b"iinf"])
+    items = metadata_items(meta, *inner[b"iinf"])
     idat_at, idat_size = inner.get(b"idat", (0, 0))
     for item, is_inside, extents in item_extents(meta, *inner[b"iloc"]):
-        if item not in notes:
+        if item not in items:
             continue
-        first, most = (meta_at + idat_at, idat_size) if is_inside else (0, file_size)
-        places = [(first + start, min(size or most, most - start)) for start, size in extents]
-        note = MetadataBytes(file=file, extents=places, patches=patches)
-        if notes[item] == b"Exif":
-            clean_exif(note, 4 + int.from_bytes(note.data[:4]))
+        first, space = (meta_at + idat_at, idat_size) if is_inside else (0, file_size)
+        extents_in_file = [
+            (first + start, min(size or space, space - start)) for start, size in extents
+        ]
+        metadata = MetadataBytes(file=file, extents=extents_in_file, patches=patches)
+        if items[item] == b"Exif":
+            clean_exif(metadata, 4 + int.from_bytes(metadata.data[:4]))
         else:
-            clean_xmp(note)
+            clean_xmp(metadata)
 
 
 def metadata_items(meta: bytes, at: int, size: int) -> dict[int, bytes]:
@@ -366,9 +368,9 @@ def metadata_items(meta: bytes, at: int, size: int) -> dict[int, bytes]:
         version = meta[start]
         if kind != b"infe" or version not in (2, 3):
             continue
-        wide = 4 if version == 3 else 2
-        item = int.from_bytes(meta[start + 4 : start + 4 + wide])
-        type_at = start + 4 + wide + 2
+        field_size = 4 if version == 3 else 2
+        item = int.from_bytes(meta[start + 4 : start + 4 + field_size])
+        type_at = start + 4 + field_size + 2
         type = meta[type_at : type_at + 4]
         if type == b"Exif" or (
             type == b"mime" and b"rdf+xml" in meta[type_at : start + length].lower()
@@ -393,9 +395,9 @@ def item_extents(
     sizes = number(2)
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_size = sizes & 15 if version in (1, 2) else 0
-    wide = 4 if version == 2 else 2
-    for _ in range(number(wide)):
-        item = number(wide)
+    field_size = 4 if version == 2 else 2
+    for _ in range(number(field_size)):
+        item = number(field_size)
         method = number(2) & 15 if version in (1, 2) else 0
         is_here = number(2) == 0
         base = number(base_size)
@@ -408,13 +410,13 @@ def item_extents(
             yield item, method == 1, extents
 
 
-def clean_exif(note: MetadataBytes, base: int) -> None:
+def clean_exif(metadata: MetadataBytes, base: int) -> None:
     """Patch Exif: remove the GPS directory, and the entry that refers to it. `base`: the start of
     its offsets."""
     try:
-        first = bytes(note.data[base : base + 2])
+        first = bytes(metadata.data[base : base + 2])
         order: ByteOrder = {b"II": "little", b"MM": "big"}[first]  # type: ignore[assignment]
-        pending = [number_at(note, base + 4, 4, order)]
+        pending = [number_at(metadata, base + 4, 4, order)]
         seen: set[int] = set()
         while pending:
             offset = pending.pop()
@@ -423,34 +425,34 @@ def clean_exif(note: MetadataBytes, base: int) -> None:
             if len(seen) >= MAX_DIRECTORIES:
                 raise UnreadableMetadata
             seen.add(offset)
-            pending += clean_directory(note, base, offset, order)
+            pending += clean_directory(metadata, base, offset, order)
     except (KeyError, UnreadableMetadata):
-        note.blank(base, len(note.data), b"\0")
+        metadata.blank(base, len(metadata.data), b"\0")
 
 
-def clean_directory(note: MetadataBytes, base: int, offset: int, order: ByteOrder) -> list[int]:
+def clean_directory(metadata: MetadataBytes, base: int, offset: int, order: ByteOrder) -> list[int]:
     """Patch an Exif directory; return the offsets of the directories that it refers to."""
     at = base + offset
-    count = entries_at(note, at, order)
+    count = entries_at(metadata, at, order)
     end = at + 2 + 12 * count
-    following = [number_at(note, end, 4, order)] if end + 4 <= len(note.data) else []
+    following = [number_at(metadata, end, 4, order)] if end + 4 <= len(metadata.data) else []
     kept = []
     for place in range(at + 2, end, 12):
-        tag, value = number_at(note, place, 2, order), number_at(note, place + 8, 4, order)
+        tag, value = number_at(metadata, place, 2, order), number_at(metadata, place + 8, 4, order)
         if tag == GPS_DIRECTORY:
-            wipe_directory(note, base, value, order)
+            wipe_directory(metadata, base, value, order)
             continue
         if tag == EXIF_DIRECTORY:
             following.append(value)
-        start, size = value_of(note, base, place, order)
+        start, size = value_of(metadata, base, place, order)
         if tag == XMP_TAG:
-            clean_xmp(note, start, start + size)
+            clean_xmp(metadata, start, start + size)
         elif tag == IPTC_TAG:
-            clean_iptc(note, start, start + size)
-        kept.append(bytes(note.data[place : place + 12]))
+            clean_iptc(metadata, start, start + size)
+        kept.append(bytes(metadata.data[place : place + 12]))
     if len(kept) < count:
-        rest = bytes(note.data[end : end + 4])
-        note.put(
+        rest = bytes(metadata.data[end : end + 4])
+        metadata.put(
             at,
             b"".join([len(kept).to_bytes(2, order), *kept, rest]).ljust(
                 end + len(rest) - at, b"\0"
@@ -459,44 +461,46 @@ def clean_directory(note: MetadataBytes, base: int, offset: int, order: ByteOrde
     return following
 
 
-def wipe_directory(note: MetadataBytes, base: int, offset: int, order: ByteOrder) -> None:
+def wipe_directory(metadata: MetadataBytes, base: int, offset: int, order: ByteOrder) -> None:
     """Overwrite a directory and the values that it refers to."""
     at = base + offset
-    count = entries_at(note, at, order)
+    count = entries_at(metadata, at, order)
     for place in range(at + 2, at + 2 + 12 * count, 12):
-        start, size = value_of(note, base, place, order)
-        note.blank(start, start + size, b"\0")
-    note.blank(at, at + 2 + 12 * count + 4, b"\0")
+        start, size = value_of(metadata, base, place, order)
+        metadata.blank(start, start + size, b"\0")
+    metadata.blank(at, at + 2 + 12 * count + 4, b"\0")
 
 
-def entries_at(note: MetadataBytes, at: int, order: ByteOrder) -> int:
+def entries_at(metadata: MetadataBytes, at: int, order: ByteOrder) -> int:
     """Return the number of entries of a directory that are within the metadata; 0 if it is
     outside."""
-    room = (len(note.data) - at - 2) // 12
-    return 0 if room <= 0 else min(number_at(note, at, 2, order), room)
+    room = (len(metadata.data) - at - 2) // 12
+    return 0 if room <= 0 else min(number_at(metadata, at, 2, order), room)
 
 
-def value_of(note: MetadataBytes, base: int, place: int, order: ByteOrder) -> tuple[int, int]:
+def value_of(metadata: MetadataBytes, base: int, place: int, order: ByteOrder) -> tuple[int, int]:
     """Return the offset and length of the value of an entry."""
-    size = TYPE_SIZES.get(number_at(note, place + 2, 2, order), 1) * number_at(
-        note, place + 4, 4, order
+    size = TYPE_SIZES.get(number_at(metadata, place + 2, 2, order), 1) * number_at(
+        metadata, place + 4, 4, order
     )
-    return (place + 8, size) if size <= 4 else (base + number_at(note, place + 8, 4, order), size)
+    return (
+        (place + 8, size) if size <= 4 else (base + number_at(metadata, place + 8, 4, order), size)
+    )
 
 
-def number_at(note: MetadataBytes, at: int, size: int, order: ByteOrder) -> int:
+def number_at(metadata: MetadataBytes, at: int, size: int, order: ByteOrder) -> int:
     """Read a number. Raises `UnreadableMetadata` beyond the end."""
-    if at + size > len(note.data):
+    if at + size > len(metadata.data):
         raise UnreadableMetadata
-    return int.from_bytes(note.data[at : at + size], order)
+    return int.from_bytes(metadata.data[at : at + size], order)
 
 
-def clean_xmp(note: MetadataBytes, start: int = 0, end: int | None = None) -> None:
+def clean_xmp(metadata: MetadataBytes, start: int = 0, end: int | None = None) -> None:
     """Patch an XMP packet: replace elements and attributes with a location by spaces."""
-    end = len(note.data) if end is None else min(end, len(note.data))
-    packet = bytes(note.data[start:end])
+    end = len(metadata.data) if end is None else min(end, len(metadata.data))
+    packet = bytes(metadata.data[start:end])
     if b"\0" in packet.rstrip(b"\0 \r\n"):  # an unusual encoding
-        note.blank(start, end)
+        metadata.blank(start, end)
         return
     at = 0
     while (element := _ELEMENT.search(packet, at)) is not None:
@@ -504,42 +508,42 @@ def clean_xmp(note: MetadataBytes, start: int = 0, end: int | None = None) -> No
         if packet[at - 2 : at] != b"/>":
             closing = re.compile(rb"</" + re.escape(element[1]) + rb"\s*>").search(packet, at)
             if closing is None:
-                note.blank(start, end)
+                metadata.blank(start, end)
                 return
             at = closing.end()
-        note.blank(start + element.start(), start + at)
-    for attribute in _ATTRIBUTE.finditer(bytes(note.data[start:end])):
-        note.blank(start + attribute.start(), start + attribute.end())
-    if b"gps" in bytes(note.data[start:end]).lower():
-        note.blank(start, end)
+        metadata.blank(start + element.start(), start + at)
+    for attribute in _ATTRIBUTE.finditer(bytes(metadata.data[start:end])):
+        metadata.blank(start + attribute.start(), start + attribute.end())
+    if b"gps" in bytes(metadata.data[start:end]).lower():
+        metadata.blank(start, end)
 
 
-def clean_resources(note: MetadataBytes, at: int) -> None:
+def clean_resources(metadata: MetadataBytes, at: int) -> None:
     """Patch Photoshop resources, which include IPTC."""
-    while note.data.startswith(b"8BIM", at):
-        is_iptc = note.data[at + 4 : at + 6] == b"\x04\x04"
-        name_size = int.from_bytes(note.data[at + 6 : at + 7]) + 1
+    while metadata.data.startswith(b"8BIM", at):
+        is_iptc = metadata.data[at + 4 : at + 6] == b"\x04\x04"
+        name_size = int.from_bytes(metadata.data[at + 6 : at + 7]) + 1
         at += 6 + name_size + name_size % 2
-        size = int.from_bytes(note.data[at : at + 4])
+        size = int.from_bytes(metadata.data[at : at + 4])
         if is_iptc:
-            clean_iptc(note, at + 4, at + 4 + size)
+            clean_iptc(metadata, at + 4, at + 4 + size)
         at += 4 + size + size % 2
 
 
-def clean_iptc(note: MetadataBytes, at: int, end: int) -> None:
+def clean_iptc(metadata: MetadataBytes, at: int, end: int) -> None:
     """Patch IPTC: replace names of towns, provinces and countries by spaces."""
-    end = min(end, len(note.data))
-    while at + 5 <= end and note.data[at] == 0x1C:
+    end = min(end, len(metadata.data))
+    while at + 5 <= end and metadata.data[at] == 0x1C:
         record, kind, size = (
-            note.data[at + 1],
-            note.data[at + 2],
-            int.from_bytes(note.data[at + 3 : at + 5]),
+            metadata.data[at + 1],
+            metadata.data[at + 2],
+            int.from_bytes(metadata.data[at + 3 : at + 5]),
         )
         at += 5
         if size & 0x8000:
             return
         if record == 2 and kind in IPTC_LOCATION_TYPES:
-            note.blank(at, min(at + size, end))
+            metadata.blank(at, min(at + size, end))
         at += size
 
 

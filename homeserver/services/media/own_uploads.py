@@ -13,7 +13,7 @@ from storage.media.removal import RemovalReason
 from storage.media.scans import MediaScanStore, ScanRow
 
 MAX_PAGE: Final = 1000
-"""The most files of one response."""
+"""The maximum number of files of one response."""
 
 
 class OwnUploads:

@@ -57,13 +57,14 @@ class UploadQuotas:
             await self._database.read("check_media_quotas", self.check_in, user_id, size, now_ms)
 
     def check_in(self, txn: Transaction, user_id: UserID, size: int, now_ms: int) -> None:
-        """As `check_upload`, for the quotas that count all files of the user, in a transaction."""
-        moments = [now_ms - allowance.period_ms for allowance in self._allowances]
+        """Check, in a transaction, the quotas that count all files of the user. Raises what
+        `check_upload` raises."""
+        starts = [now_ms - allowance.period_ms for allowance in self._allowances]
         if self._total is not None:
-            moments.append(0)
-        if not moments:
+            starts.append(0)
+        if not starts:
             return
-        sums = self._store.sum_sizes(txn, user_id, moments)
+        sums = self._store.sum_sizes(txn, user_id, starts)
         for allowance, used in zip(self._allowances, sums, strict=False):
             if used + size > allowance.size:
                 raise UserLimitExceeded(

@@ -25,14 +25,14 @@ from storage.media.reference_follower import (
 from storage.media.references import add_attachments, do_rechecks, select_batch
 from storage.media.removal import MAX_UNREAD_EVENTS
 
-FOLLOW_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 5.0
 RECHECK_MS: Final = 60_000
 """The interval at which the job reads without an announcement: backfilled events are not
 announced."""
 PROGRESS_EVERY: Final = MAX_UNREAD_EVENTS // 2
 """The number of events without files after which progress is stored."""
 MAX_ATTACHED: Final = 20
-"""The most files that a client may attach to an event (MSC3911)."""
+"""The maximum number of files that a client may attach to an event (MSC3911)."""
 
 
 class MediaReferences:

@@ -114,7 +114,7 @@ class RemoteCopies:
             row = await self._fetch(
                 server, media_id, min(timeout_ms, MAX_WAIT_MS), address, user_id or address
             )
-        row = self._check(row, authenticated=authenticated, held_too=include_quarantined)
+        row = self._check(row, authenticated=authenticated, include_quarantined=include_quarantined)
         if not include_quarantined:
             await self._gate.check("remote", row.content, timeout_ms, server)
         self._record_access(row)
@@ -127,11 +127,11 @@ class RemoteCopies:
         self._check(
             await self._store.get_copy(server, media_id),
             authenticated=authenticated,
-            held_too=include_quarantined,
+            include_quarantined=include_quarantined,
         )
 
     def _check(
-        self, row: RemoteMediaRow | None, *, authenticated: bool, held_too: bool
+        self, row: RemoteMediaRow | None, *, authenticated: bool, include_quarantined: bool
     ) -> RemoteMediaRow:
         if row is None:
             raise NotFound("There is no such file")
@@ -139,21 +139,21 @@ class RemoteCopies:
             arrived_in_freeze=row.authenticated, created_ts=row.created_ts
         ):
             raise NotFound("There is no such file that needs no access token")
-        if row.quarantined and not held_too:
+        if row.quarantined and not include_quarantined:
             raise (
                 MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
             )
         return row
 
     async def _fetch(
-        self, server: ServerName, media_id: str, timeout_ms: int, address: str, whose: str
+        self, server: ServerName, media_id: str, timeout_ms: int, address: str, user: str
     ) -> RemoteMediaRow | None:
         self._limiter.check_without_counting(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
         async def keep(headers: FileHeaders, body: Spool) -> None:
             await self._store_copy(server, media_id, headers, body)
 
-        await self._fetching.fetch(server, media_id, timeout_ms, keep, whose)
+        await self._fetching.fetch(server, media_id, timeout_ms, keep, user)
         row = await self._store.get_copy(server, media_id)
         if row is not None:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)

@@ -84,7 +84,7 @@ class RemoteDownloads:
         self._clock = clock
         self._spool = spool
         self._max_bytes = max_bytes
-        self._lanes = DownloadSlots(clock)
+        self._slots = DownloadSlots(clock)
         self._work: SharedWork[RemoteFileKey, None] = SharedWork()
         self._arriving: set[RemoteFileKey] = set()
         self._failed: LRU[tuple[ServerName, str | None], tuple[float, type[MatrixError], str]] = (
@@ -92,9 +92,9 @@ class RemoteDownloads:
         )
 
     async def fetch(
-        self, server: ServerName, media_id: str, timeout_ms: int, keep: StoreFile, whose: str
+        self, server: ServerName, media_id: str, timeout_ms: int, keep: StoreFile, user: str
     ) -> None:
-        """Download a file and pass it to `keep`, or wait for a download that is running. `whose`:
+        """Download a file and pass it to `keep`, or wait for a download that is running. `user`:
         the requester.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
@@ -102,7 +102,7 @@ class RemoteDownloads:
         key = (server, media_id)
         self._refuse_failed(key)
         waiting = Deferred.fromCoroutine(
-            self._work.run(key, lambda: self._fetch(key, timeout_ms, keep, whose))
+            self._work.run(key, lambda: self._fetch(key, timeout_ms, keep, user))
         )
         is_late = False
 
@@ -125,22 +125,20 @@ class RemoteDownloads:
             if timer.active():
                 timer.cancel()
 
-    async def _fetch(
-        self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, whose: str
-    ) -> None:
+    async def _fetch(self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, user: str) -> None:
         server = key[0]
         try:
-            place = await self._lanes.acquire(server, whose)
+            slot = await self._slots.acquire(server, user)
             try:
                 self._refuse_failed(key)
-                await self._receive(key, timeout_ms, keep, place)
+                await self._receive(key, timeout_ms, keep, slot)
             finally:
-                place.release()
+                slot.release()
         finally:
             self._arriving.discard(key)
 
     async def _receive(
-        self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, place: DownloadSlot
+        self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, slot: DownloadSlot
     ) -> None:
         server, media_id = key
         arriving = _ArrivingFile(
@@ -157,15 +155,17 @@ class RemoteDownloads:
                 max_bytes=self._max_bytes,
             )
         )
-        place.connect(lambda: arriving.received, task.cancel)
-        watch = _Watch(clock=self._clock, file=arriving, task=task, first_seconds=timeout_ms / 1000)
+        slot.connect(lambda: arriving.received, task.cancel)
+        progress_check = _ProgressCheck(
+            clock=self._clock, file=arriving, task=task, first_seconds=timeout_ms / 1000
+        )
         try:
             try:
                 with convert_store_errors():
                     headers = await task
             except CancelledError as error:
                 # the slot was needed: nothing is known about the file, so it may be retried at once
-                if place.is_cancelled:
+                if slot.is_cancelled:
                     raise NotYetUploaded(
                         "The other server has not sent the file yet, and other requests wait"
                     ) from error
@@ -184,7 +184,7 @@ class RemoteDownloads:
                     (server, None) if error.retryable else key, failed
                 ) from error
             finally:
-                watch.stop()
+                progress_check.stop()
             arriving.file.seek(0)
             await keep(headers, arriving.file)
         finally:
@@ -221,7 +221,7 @@ class RemoteDownloads:
         return error
 
 
-class _Watch:
+class _ProgressCheck:
     """Cancels a download that does not start, or that trickles."""
 
     def __init__(
@@ -246,15 +246,15 @@ class _Watch:
 
     def _check_started(self) -> None:
         if self._file.has_begun:
-            self._watch(self._file.received)
+            self._schedule(self._file.received)
         else:
             self._task.cancel()
 
     def _check(self, before: int) -> None:
         if self._file.received - before >= MIN_BYTES_PER_CHECK:
-            self._watch(self._file.received)
+            self._schedule(self._file.received)
         else:
             self._task.cancel()
 
-    def _watch(self, before: int) -> None:
+    def _schedule(self, before: int) -> None:
         self._timer = self._clock.callLater(CHECK_SECONDS, self._check, before)

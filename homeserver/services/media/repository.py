@@ -102,7 +102,7 @@ class MediaRepository:
         self._quotas = quotas
         self._texts = secret_text
         self._locations = location_remover
-        self._on_kept = on_stored
+        self._on_stored = on_stored
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
         self._freeze = freeze
@@ -168,15 +168,15 @@ class MediaRepository:
             ):
                 raise CannotOverwriteMedia
 
-        kept = await self._store_file(user_id, upload, name, write)
+        stored = await self._store_file(user_id, upload, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
-        await self._finish(kept, user_id)
+        await self._finish(stored, user_id)
 
     async def _finish(self, content: MediaContent, user_id: UserID) -> None:
         await self._gate.scan_stored("local", content, user_id)
-        if self._on_kept is not None:
-            self._on_kept(content, user_id)
+        if self._on_stored is not None:
+            self._on_stored(content, user_id)
 
     async def _store_file(
         self,
@@ -224,13 +224,19 @@ class MediaRepository:
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
         row = await self._visible_row(
-            server_name, media_id, authenticated=authenticated, held_too=include_quarantined
+            server_name,
+            media_id,
+            authenticated=authenticated,
+            include_quarantined=include_quarantined,
         )
         end = self._clock.seconds() + min(timeout_ms, MAX_WAIT_MS) / 1000
         while row.content is None and (left := end - self._clock.seconds()) > 0:
             await self._wait(media_id, min(left, RECHECK_SECONDS))
             row = await self._visible_row(
-                server_name, media_id, authenticated=authenticated, held_too=include_quarantined
+                server_name,
+                media_id,
+                authenticated=authenticated,
+                include_quarantined=include_quarantined,
             )
         if row.content is None:
             raise NotYetUploaded
@@ -252,11 +258,19 @@ class MediaRepository:
     ) -> None:
         """Check that a file may still be served. Raises `NotFound`, `MediaHarmful`."""
         await self._visible_row(
-            server_name, media_id, authenticated=authenticated, held_too=include_quarantined
+            server_name,
+            media_id,
+            authenticated=authenticated,
+            include_quarantined=include_quarantined,
         )
 
     async def _visible_row(
-        self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+        self,
+        server_name: ServerName,
+        media_id: str,
+        *,
+        authenticated: bool,
+        include_quarantined: bool,
     ) -> MediaRow:
         row = await self._row(server_name, media_id)
         if row is None or _is_expired(row, self._now_ms()):
@@ -265,7 +279,7 @@ class MediaRepository:
             arrived_in_freeze=row.authenticated, created_ts=row.created_ts
         ):
             raise NotFound("There is no such file that needs no access token")
-        if row.quarantined and not held_too:
+        if row.quarantined and not include_quarantined:
             raise (
                 MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
             )

@@ -38,7 +38,7 @@ from homeserver.services.scanning.scanning import MediaScanner
 from storage.media.media import MediaContent
 
 WAIT_MS: Final = 20_000
-"""How long such a request waits for an upload, and for each of the two scans: clients send no
+"""Time limit of such a request for an upload, and for each of the two scans: clients send no
 timeout."""
 CLEAN: Final = "The file is clean"
 
@@ -208,7 +208,7 @@ class ContentScannerAPI:
         context: RequestContext,
     ) -> ScannerRefusal:
         """Return the error for the kind of finding."""
-        request = _media_request(caller, context, held_too=True)
+        request = _media_request(caller, context, include_quarantined=True)
         file = await self._delivery.get_content(server, media_id, request)
         row = await scanning.get_state(file.content.hash)
         return _finding_error("" if row is None or row.finding is None else row.finding)
@@ -248,14 +248,14 @@ class ContentScannerAPI:
 
 
 def _media_request(
-    caller: Requester | None, context: RequestContext, *, held_too: bool = False
+    caller: Requester | None, context: RequestContext, *, include_quarantined: bool = False
 ) -> MediaRequest:
     user_id = "" if caller is None else caller.user_id
     return MediaRequest(
         context.client_ip,
         caller is not None,
         WAIT_MS,
-        include_quarantined=held_too,
+        include_quarantined=include_quarantined,
         user_id=user_id,
     )
 

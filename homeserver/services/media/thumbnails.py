@@ -2,8 +2,8 @@
 
 Turns are fair among the owners of files, as crafted pictures may take long, and among the
 requesters, as one may request many. Owners and requesters whose pictures were slow recently share a
-part of the turns. A size is rounded up to a step of a ladder with one of a few aspect ratios, or to
-one of the configured sizes, so that the many sizes that clients request share a few files. A
+part of the turns. A size is rounded up to one of a few sizes and aspect ratios (`SIZE_STEPS`), or
+to one of the configured sizes. So the many sizes that clients request share a few files. A
 thumbnail is at least as large as requested, and never larger than the original. A stored one is
 streamed, so it needs no memory.
 
@@ -36,7 +36,7 @@ from storage.media.contents import MediaContents
 from storage.media.files import StoredThumbnail
 from storage.media.media import MediaContent
 
-LADDER: Final = (
+SIZE_STEPS: Final = (
     32,
     48,
     64,
@@ -60,14 +60,14 @@ ASPECT_STEPS: Final = 16
 MAX_STORED: Final = 40
 """The stored thumbnails per content; further ones are made each time."""
 NO_IMAGE_SECONDS: Final = 86_400
-"""How long it is stored that a file is no image: a newer decoder may read it."""
+"""The time for which it is stored that a file is not an image: a newer decoder may read it."""
 
 SLOW_SECONDS: Final = 5.0
 """A picture that takes longer is slow."""
 MAX_WAITING: Final = 1000
-"""The most thumbnails that wait to be made."""
+"""The maximum number of thumbnails that wait to be made."""
 MAX_WAITING_PER_REQUESTER: Final = 100
-"""The most per requester."""
+"""The maximum number per requester."""
 
 Method = Literal["crop", "scale"]
 
@@ -136,12 +136,12 @@ class Thumbnails:
         self._workers = workers
         self._max_pixels = max_pixels
         self._programs = programs
-        self._turns = FairSemaphore[_Party](
+        self._slots = FairSemaphore[_Party](
             permits=max_concurrent,
             permits_per_key=max(1, max_concurrent - 1),
             max_waiting=MAX_WAITING,
             max_waiting_per_key=lambda party: (
-                MAX_WAITING_PER_REQUESTER if party.kind == "asker" else None
+                MAX_WAITING_PER_REQUESTER if party.kind == "requester" else None
             ),
             refusal=lambda _party: LimitExceeded(
                 "Too many thumbnails are being made at the moment", retry_after_ms=2000
@@ -156,15 +156,16 @@ class Thumbnails:
         width: int,
         height: int,
         method: Method,
-        whose: str,
-        asker: str,
+        owner: str,
+        requester: str,
         *,
         animated: bool,
     ) -> Thumbnail:
         """Return a thumbnail, which is made if it is not stored.
 
-        Turns are fair among the owners (`whose`) and the requesters (`asker`), so neither delays
-        others. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`.
+        Turns are fair among the owners (`owner`) and the requesters (`requester`), so neither
+        delays others. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`,
+        `NotFound`.
         """
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
@@ -181,7 +182,7 @@ class Thumbnails:
                     str(path), width, height, method, animated, self._max_pixels, self._programs
                 )
 
-            result = await self._make(content, name, _Turn(whose, asker), job)
+            result = await self._make(content, name, _Parties(owner, requester), job)
             if result.kind == "made":
                 stored = await self._find_stored(content, name)
             stored = stored or _StoredResult(result, MemorySource(result.data), len(result.data))
@@ -204,13 +205,13 @@ class Thumbnails:
         is_over = stored.result.kind == "no image" and self._now() - found.made > NO_IMAGE_SECONDS
         return None if is_over else stored
 
-    async def measure(self, content: MediaContent, whose: str) -> tuple[int, int]:
+    async def measure(self, content: MediaContent, owner: str) -> tuple[int, int]:
         """Return width and height of an image as displayed. Raises what `get` does."""
         with convert_store_errors():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                async with self._turns.hold(*_Turn(whose, whose).parties()):
+                async with self._slots.hold(*_Parties(owner, owner).keys()):
                     result = await self._workers.run(
                         ImageJob(str(path), 32, 32, "scale", False, self._max_pixels)
                     )
@@ -219,47 +220,47 @@ class Thumbnails:
         return result.original_size
 
     async def _make(
-        self, content: MediaContent, name: str, turn: "_Turn", job: Callable[[Path], ImageJob]
+        self, content: MediaContent, name: str, parties: "_Parties", job: Callable[[Path], ImageJob]
     ) -> ImageResult:
         """Make a thumbnail once for all concurrent requests, when the first of them has a turn. It
         is finished even if the requests are cancelled."""
         making = self._in_progress.setdefault((content.hash, name), _Making())
-        waits_for_turn = not making.is_begun and turn.asker not in making.waiters
-        mine: Deferred[ImageResult] = Deferred()
-        making.waiters.setdefault(turn.asker, []).append(mine)
-        if waits_for_turn:
-            Deferred.fromCoroutine(self._make_in_turn(making, content, name, turn, job)).addErrback(
-                lambda failure: self.log.failure("cannot make a thumbnail", failure)
-            )
-        return await mine
+        waits_for_slot = not making.has_started and parties.requester not in making.waiters
+        own_waiter: Deferred[ImageResult] = Deferred()
+        making.waiters.setdefault(parties.requester, []).append(own_waiter)
+        if waits_for_slot:
+            Deferred.fromCoroutine(
+                self._make_when_free(making, content, name, parties, job)
+            ).addErrback(lambda failure: self.log.failure("cannot make a thumbnail", failure))
+        return await own_waiter
 
-    async def _make_in_turn(
+    async def _make_when_free(
         self,
         making: "_Making",
         content: MediaContent,
         name: str,
-        turn: "_Turn",
+        parties: "_Parties",
         job: Callable[[Path], ImageJob],
     ) -> None:
         """Make a thumbnail and pass it to all waiting requests, unless another request had a turn
         first. A refusal goes only to the requester that was refused."""
-        is_mine = False
+        is_first = False
 
         def begin() -> bool:
-            nonlocal is_mine
-            is_mine = not making.is_begun
-            making.is_begun = True
-            return is_mine
+            nonlocal is_first
+            is_first = not making.has_started
+            making.has_started = True
+            return is_first
 
         result: ImageResult | Failure | None
         try:
-            result = await self._make_and_store(content, name, turn, job, begin)
+            result = await self._make_and_store(content, name, parties, job, begin)
         except Exception:  # any error is passed to the waiting requests
             result = Failure()
         if result is None:
             return
-        notified = list(making.waiters) if is_mine else [turn.asker]
-        waiters = [each for asker in notified for each in making.waiters.pop(asker, ())]
+        notified = list(making.waiters) if is_first else [parties.requester]
+        waiters = [each for requester in notified for each in making.waiters.pop(requester, ())]
         if not making.waiters and self._in_progress.get((content.hash, name)) is making:
             del self._in_progress[content.hash, name]
         for waiter in waiters:
@@ -269,7 +270,7 @@ class Thumbnails:
         self,
         content: MediaContent,
         name: str,
-        turn: "_Turn",
+        parties: "_Parties",
         job: Callable[[Path], ImageJob],
         begin: Callable[[], bool],
     ) -> ImageResult | None:
@@ -278,7 +279,7 @@ class Thumbnails:
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                async with self._turns.hold(*turn.parties()):
+                async with self._slots.hold(*parties.keys()):
                     if not begin():
                         return None
                     result = await self._workers.run(job(path))
@@ -294,23 +295,23 @@ class Thumbnails:
 class _Party(NamedTuple):
     """An owner or requester with fair turns."""
 
-    kind: Literal["owner", "asker"]
+    kind: Literal["owner", "requester"]
     name: str
 
 
-class _Turn(NamedTuple):
-    whose: str
-    asker: str
+class _Parties(NamedTuple):
+    owner: str
+    requester: str
 
-    def parties(self) -> tuple[_Party, _Party]:
-        return _Party("owner", self.whose), _Party("asker", self.asker)
+    def keys(self) -> tuple[_Party, _Party]:
+        return _Party("owner", self.owner), _Party("requester", self.requester)
 
 
 class _Making:
     """A thumbnail that is being made."""
 
     def __init__(self) -> None:
-        self.is_begun = False
+        self.has_started = False
         self.waiters: dict[str, list[Deferred[ImageResult]]] = {}
         """Waiting requests, by requester. Until it is begun each requester waits for a turn of
         their own."""
@@ -329,10 +330,10 @@ def choose(
 
 
 def round_up(width: int, height: int) -> tuple[int, int]:
-    """Return the next size of the ladder with nearly the same aspect ratio; the largest for larger
+    """Return the next of the `SIZE_STEPS` with nearly the same aspect ratio; the largest for larger
     requests."""
     longest = max(width, height)
-    step = next((step for step in LADDER if step >= longest), LADDER[-1])
+    step = next((step for step in SIZE_STEPS if step >= longest), SIZE_STEPS[-1])
     unit = step // ASPECT_STEPS
     return _up(width * step, longest * unit) * unit, _up(height * step, longest * unit) * unit
 

@@ -50,7 +50,7 @@ from storage.rooms.rooms import RoomStore
 
 MAX_LIMIT: Final = 100
 """Notifications on one page."""
-ROOMS_AT_ONCE: Final = 50
+ROOM_BATCH: Final = 50
 """Rooms that one query reads."""
 HIGHLIGHT: Final = "highlight"
 _TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
@@ -68,9 +68,9 @@ class Notifications:
         recency: RoomRecencyStore,
         rooms: RoomStore,
         memberships: Memberships,
-        past: PastMemberships,
+        past_memberships: PastMemberships,
         events: RoomEvents,
-        outside: OutOfRoomMemberships,
+        out_of_room: OutOfRoomMemberships,
         unread: UnreadCounts,
         rules: UserRuleCache,
         decisions: PushDecisions,
@@ -81,13 +81,13 @@ class Notifications:
         lifetimes: RoomRetentionCache | None,
     ) -> None:
         self._outcomes = outcomes
-        self._old = old
+        self._floors = old
         self._recency = recency
         self._rooms = rooms
         self._memberships = memberships
-        self._past = past
+        self._past_memberships = past_memberships
         self._events = events
-        self._outside = outside
+        self._out_of_room = out_of_room
         self._unread = unread
         self._rules = rules
         self._decisions = decisions
@@ -123,12 +123,12 @@ class Notifications:
             caller.user_id, invites, limit, highlights_only=highlights_only
         )
         found = sorted([*found, *decided], key=lambda each: each.position, reverse=True)[:limit]
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "notifications": await self._present(caller, rows, found, decided)
         }
         if len(found) == limit:
-            answer["next_token"] = f"n{found[-1].position - 1}"
-        return answer
+            response["next_token"] = f"n{found[-1].position - 1}"
+        return response
 
     async def _find_undecided(
         self, rows: Mapping[int, MembershipRow]
@@ -158,17 +158,17 @@ class Notifications:
         rules = await self._rules.of_user(user_id)
         order = sorted(invites, key=lambda row: row.position, reverse=True)
         found: dict[NotifiedEvent, StoredEvent] = {}
-        for start in range(0, len(order), ROOMS_AT_ONCE):
+        for start in range(0, len(order), ROOM_BATCH):
             if len(found) >= limit:
                 break
-            chunk = order[start : start + ROOMS_AT_ONCE]
+            chunk = order[start : start + ROOM_BATCH]
             events = await self._load_invites(user_id, chunk)
             for row in chunk:
                 event = events.get(row.room_nid)
                 if event is None or event.redacted_by is not None:
                     continue
                 actions = rules.rule_set.find(
-                    await self._decisions.occasion_of(event), user_id, row.display_name
+                    await self._decisions.prepare(event), user_id, row.display_name
                 )
                 if actions.notify and (actions.highlight or not highlights_only):
                     outcome = NOTIFIES | (HIGHLIGHTED if actions.highlight else 0)
@@ -179,13 +179,13 @@ class Notifications:
         self, user_id: UserID, rows: Collection[MembershipRow]
     ) -> Mapping[int, StoredEvent]:
         """Return the events of the invites by room."""
-        outside = [row for row in rows if is_out_of_room(row)]
-        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in outside])
+        out_of_room = [row for row in rows if is_out_of_room(row)]
+        rooms = await self._rooms.get_rooms_by_nid([row.room_nid for row in out_of_room])
         stored = await self._events.get_events(
             row.event_nid for row in rows if not is_out_of_room(row)
         )
         inside = {event.room_nid: event for event in stored.values()}
-        return {**await self._outside.find_events(user_id, rooms, outside), **inside}
+        return {**await self._out_of_room.find_events(user_id, rooms, out_of_room), **inside}
 
     async def _find(
         self,
@@ -198,19 +198,19 @@ class Notifications:
     ) -> Sequence[NotifiedEvent]:
         rules = await self._rules.of_user(user_id)
         ignored = await self._ignored.of_user(user_id)
-        floors = await self._old.get_floors(user_id)
+        oldest_positions = await self._floors.get_floors(user_id)
         latest = await self._recency.get_latest_positions(own)
         order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
         found: list[NotifiedEvent] = []
-        for start in range(0, len(order), ROOMS_AT_ONCE):
-            chunk = order[start : start + ROOMS_AT_ONCE]
+        for start in range(0, len(order), ROOM_BATCH):
+            chunk = order[start : start + ROOM_BATCH]
             if len(found) == limit and latest[chunk[0]] < found[-1].position:
                 break
             spans = [
                 (
                     nid,
                     await self._spans(
-                        rules, own[nid], floors.get(nid, 0), min(before, latest[nid])
+                        rules, own[nid], oldest_positions.get(nid, 0), min(before, latest[nid])
                     ),
                 )
                 for nid in chunk
@@ -227,7 +227,9 @@ class Notifications:
         """Return the part of a room that counts: since the user joined, or only the invite; above
         `floor`."""
         after = (
-            await self._past.get_joined_since(row) if row.membership == "join" else row.position - 1
+            await self._past_memberships.get_joined_since(row)
+            if row.membership == "join"
+            else row.position - 1
         )
         if row.membership == "invite":
             upto = min(upto, row.position)
@@ -235,7 +237,7 @@ class Notifications:
         if after >= upto:
             return []
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
-        return rules.attention.spans(room.room_id.lower(), after, upto)
+        return rules.history.spans(room.room_id.lower(), after, upto)
 
     async def _present(
         self,
@@ -261,7 +263,7 @@ class Notifications:
             for each in found
             if own[each.room_nid].membership == "join"
         }
-        marks = await self._unread.read_marks(caller.user_id, joined.values())
+        read_positions = await self._unread.get_read_positions(caller.user_id, joined.values())
         forms = await self._client_events.present(
             caller.user_id,
             caller.device_id,
@@ -273,7 +275,7 @@ class Notifications:
                 "room_id": event.event.room_id,
                 "event": form,
                 "ts": event.event.origin_server_ts,
-                "read": _is_read(marks.get(each.room_nid), event),
+                "read": _is_read(read_positions.get(each.room_nid), event),
                 "actions": await self._actions(
                     caller.user_id, rules, own[each.room_nid], each, event
                 ),
@@ -290,7 +292,7 @@ class Notifications:
         event: StoredEvent,
     ) -> Sequence[Action]:
         present = rules.rule_set.find(
-            await self._decisions.occasion_of(event), user_id, row.display_name
+            await self._decisions.prepare(event), user_id, row.display_name
         )
         is_highlight = each.outcome >= HIGHLIGHTED
         if present.notify and present.highlight == is_highlight:
@@ -298,9 +300,9 @@ class Notifications:
         return ["notify", {"set_tweak": HIGHLIGHT}] if is_highlight else ["notify"]
 
 
-def _is_read(mark: ReadPositions | None, event: StoredEvent) -> bool:
+def _is_read(read: ReadPositions | None, event: StoredEvent) -> bool:
     position = event.position or 0
-    return mark is not None and position <= mark.of(event.thread_root or MAIN)
+    return read is not None and position <= read.of(event.thread_root or MAIN)
 
 
 def _parse_token(text: str) -> int:

@@ -48,10 +48,10 @@ PARAMETERS: Final = (
 )
 """The parameters of a request that are read."""
 CODE_LIFETIME_MS: Final = 120_000
-LONGEST_STATE: Final = 2000
+MAX_STATE_LENGTH: Final = 2000
 _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _STORED_MS: Final = 24 * 3600 * 1000
-"""How long a code stays stored after it expired, so that its reuse ends the session."""
+"""The time for which a code stays stored after it expired, so that its reuse ends the session."""
 
 
 class ResponseTarget(msgspec.Struct, frozen=True):
@@ -102,15 +102,15 @@ class Authorization:
         self._clients = clients
         self._issuer = issuer
 
-    async def check(self, given: Mapping[str, str]) -> AuthorizationRequest:
+    async def check(self, parameters: Mapping[str, str]) -> AuthorizationRequest:
         """Parse a request. Raises `OAuthError` if there may be no redirect to the client, and
         `Refused` for all other errors."""
-        client = await self._clients.get(given.get("client_id", ""))
-        redirect_uri = given.get("redirect_uri", "")
+        client = await self._clients.get(parameters.get("client_id", ""))
+        redirect_uri = parameters.get("redirect_uri", "")
         if not is_registered(redirect_uri, client.redirect_uris):
             raise InvalidRedirectURI
-        mode = given.get("response_mode") or "query"
-        state = given.get("state") or None
+        mode = parameters.get("response_mode") or "query"
+        state = parameters.get("state") or None
         returning = ResponseTarget(
             client.client_id, redirect_uri, "fragment" if mode == "fragment" else "query", state
         )
@@ -118,9 +118,9 @@ class Authorization:
             raise AuthorizationRefused(
                 returning, "invalid_request", "response_mode must be query or fragment"
             )
-        if state is not None and len(state) > LONGEST_STATE:
+        if state is not None and len(state) > MAX_STATE_LENGTH:
             raise OAuthError("invalid_request", "state is too long")
-        if given.get("response_type") != "code":
+        if parameters.get("response_type") != "code":
             raise AuthorizationRefused(
                 returning, "unsupported_response_type", "response_type must be code"
             )
@@ -130,22 +130,22 @@ class Authorization:
                 "unauthorized_client",
                 "This client has not registered the authorization_code grant",
             )
-        challenge = given.get("code_challenge", "")
-        if given.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
+        challenge = parameters.get("code_challenge", "")
+        if parameters.get("code_challenge_method") != "S256" or not _CHALLENGE.fullmatch(challenge):
             raise AuthorizationRefused(
                 returning, "invalid_request", "A code_challenge with the method S256 is required"
             )
         try:
-            scope = parse_scope(given.get("scope", ""))
+            scope = parse_scope(parameters.get("scope", ""))
         except OAuthError as error:
             raise AuthorizationRefused(returning, error.error, error.text) from None
-        prompts = frozenset(given.get("prompt", "").split())
+        prompts = frozenset(parameters.get("prompt", "").split())
         if "none" in prompts:
             raise AuthorizationRefused(
                 returning, "interaction_required", "The user has to allow access"
             )
         return AuthorizationRequest(
-            client, returning, scope, challenge, prompts, given.get("login_hint", "")
+            client, returning, scope, challenge, prompts, parameters.get("login_hint", "")
         )
 
     async def do_allow(
@@ -157,7 +157,7 @@ class Authorization:
         origin: str | None = None,
     ) -> str:
         """Grant the client a code for this user; return the URL of the redirect. `origin`: from the
-        `BrowserSession`. Raises as `check_epoch`."""
+        `BrowserSession`. Raises what `check_epoch` raises."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
             code_hash=hash_token(code),

@@ -4,9 +4,9 @@ Laws:
 - Metadata are bounded, and every URI belongs to the host of `client_uri`. A logo, terms or privacy
   URI of another host is dropped; a redirect URI is refused.
 - The same metadata give the same id: a client on a thousand phones is one row.
-- A registration without sessions is removed after a time. One that no user ever allowed is removed
-  sooner, and the number of these is bounded: anybody can register, so registrations must not
-  accumulate.
+- A registration without sessions is removed after a time. A client that no user has allowed is
+  removed sooner, and the number of these is bounded: anybody can register, so registrations must
+  not accumulate.
 
 spec: client-server-api#client-registration, RFC 7591
 """
@@ -44,8 +44,8 @@ NEVER_USED_MS: Final = 7 * 24 * 3600 * 1000
 """Time after which a registration that no user ever allowed is removed."""
 MAX_NEVER_USED: Final = 10_000
 """Maximum number of these; a new one replaces the least recently used."""
-_REMOVED_AT_ONCE: Final = 100
-_USED_AGAIN_MS: Final = 24 * 3600 * 1000
+_REMOVE_BATCH: Final = 100
+_USE_INTERVAL_MS: Final = 24 * 3600 * 1000
 
 
 class OAuthClient(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -93,7 +93,7 @@ class OAuthClients:
         self._clock = clock
         self._database = database
         self._store = store
-        self._most_never_used = max_never_used
+        self._max_never_used = max_never_used
 
     async def do_register(self, metadata: Mapping[str, Any]) -> OAuthClient:
         """Register a client. Raises `OAuthError` (`invalid_client_metadata`,
@@ -106,7 +106,7 @@ class OAuthClients:
 
         def write(txn: WriteTransaction) -> None:
             if self._store.add_client(txn, row):
-                self._store.remove_clients_beyond(txn, self._most_never_used, _REMOVED_AT_ONCE)
+                self._store.remove_clients_beyond(txn, self._max_never_used, _REMOVE_BATCH)
 
         await self._database.write("add_oauth_client", write)
         return msgspec.structs.replace(client, client_id=client_id)
@@ -138,7 +138,7 @@ class OAuthClients:
             row = await self._store.get_client(client_id)
         if row is None:
             return None
-        if row.last_used_ts < self._now() - _USED_AGAIN_MS:
+        if row.last_used_ts < self._now() - _USE_INTERVAL_MS:
             used = OAuthClientRow(row.client_id, row.metadata, row.created_ts, self._now())
             await self._database.write("record_oauth_client_use", self._store.add_client, used)
         client = msgspec.json.decode(row.metadata, type=OAuthClient)
@@ -164,24 +164,24 @@ def parse_client(metadata: Mapping[str, Any]) -> OAuthClient:
     client_uri = _text(metadata, "client_uri")
     host = https_host(client_uri)
     if host is None:
-        raise _wrong("client_uri must be the https URL of a page about the client")
+        raise _metadata_error("client_uri must be the https URL of a page about the client")
     kind = metadata.get("application_type", "web")
     if kind not in ("web", "native"):
-        raise _wrong("application_type must be web or native")
+        raise _metadata_error("application_type must be web or native")
     if metadata.get("token_endpoint_auth_method", "none") != "none":
-        raise _wrong("token_endpoint_auth_method must be none: clients have no secret")
+        raise _metadata_error("token_endpoint_auth_method must be none: clients have no secret")
     grants = tuple(
         grant for grant in GRANTS if grant in _texts(metadata, "grant_types", [CODE_GRANT])
     )
     if CODE_GRANT not in grants and DEVICE_GRANT not in grants:
-        raise _wrong(f"grant_types must have {CODE_GRANT} or {DEVICE_GRANT}")
+        raise _metadata_error(f"grant_types must have {CODE_GRANT} or {DEVICE_GRANT}")
     redirects = tuple(dict.fromkeys(_texts(metadata, "redirect_uris", [])))
     response_types = ("code",) if "code" in _texts(metadata, "response_types", ["code"]) else ()
     if CODE_GRANT in grants:
         if not redirects:
             raise OAuthError("invalid_redirect_uri", "redirect_uris is missing")
         if not response_types:
-            raise _wrong("response_types must have code")
+            raise _metadata_error("response_types must have code")
     if len(redirects) > MAX_REDIRECT_URIS:
         raise OAuthError(
             "invalid_redirect_uri", f"redirect_uris may have at most {MAX_REDIRECT_URIS} entries"
@@ -219,7 +219,7 @@ def _text(metadata: Mapping[str, Any], key: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or "\0" in value or len(value) > 4000:
-        raise _wrong(f"{key} must be a string of at most 4000 characters")
+        raise _metadata_error(f"{key} must be a string of at most 4000 characters")
     return value
 
 
@@ -230,9 +230,9 @@ def _texts(metadata: Mapping[str, Any], key: str, default: Sequence[str]) -> Seq
     if not isinstance(value, list) or not all(
         isinstance(each, str) and "\0" not in each for each in value
     ):
-        raise _wrong(f"{key} must be a list of strings")
+        raise _metadata_error(f"{key} must be a list of strings")
     return value
 
 
-def _wrong(text: str) -> OAuthError:
+def _metadata_error(text: str) -> OAuthError:
     return OAuthError("invalid_client_metadata", text)

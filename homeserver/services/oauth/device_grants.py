@@ -34,7 +34,7 @@ _TOO_EARLY_MS: Final = 500
 """Tolerance for polls that come before the interval is over; clocks differ."""
 _ATTEMPTS: Final = 5
 _STORED_MS: Final = 3600 * 1000
-"""How long an expired grant stays stored, so that its client gets `expired_token`."""
+"""The time for which an expired grant stays stored, so that its client gets `expired_token`."""
 
 
 class DeviceCodes(msgspec.Struct, frozen=True):
@@ -116,8 +116,8 @@ class DeviceGrants:
         allowed: bool,
     ) -> bool:
         """Store the user's decision on a grant that `find` returned; False if the grant is no
-        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises as
-        `check_epoch`."""
+        longer open. `address`: the browser's; `origin`: from the `BrowserSession`. Raises what
+        `check_epoch` raises."""
 
         def write(txn: WriteTransaction) -> bool:
             check_epoch(txn, user_id, epoch)

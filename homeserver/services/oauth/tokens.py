@@ -324,9 +324,9 @@ class OAuthTokens:
     # Revoking.
 
     async def do_revoke(self, token: str, client_id: str, address: str) -> None:
-        """End the session of an access or refresh token; an unknown token is no error. `client_id`:
-        as the presenter claims; if it is not the session's, the audit log records that somebody
-        found the token. `address`: the presenter's."""
+        """End the session of an access or refresh token; an unknown token is not an error.
+        `client_id`: as the presenter claims; if it is not the session's, the audit log records that
+        somebody found the token. `address`: the presenter's."""
         if is_damaged(token):
             return
         token_hash = hash_token(token)
@@ -416,13 +416,13 @@ class OAuthTokens:
 
     def _obstacle(self, account: AccountRow) -> str | None:
         """Return why an account cannot be used, as the audit log names it; None if it can."""
-        obstacles = {
+        reasons = {
             "deactivated": account.deactivated_ts is not None,
             "locked": account.locked,
             "awaiting_approval": account.approval_pending_ts is not None,
             "expired": self._validity.is_expired(account.expires_ts),
         }
-        return next((name for name, holds in obstacles.items() if holds), None)
+        return next((name for name, holds in reasons.items() if holds), None)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -14,12 +14,12 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 MAX_LENGTH: Final = 4096
-_WRONG: Final = re.compile(r"[^\x21-\x7e]|\\")
+_FORBIDDEN: Final = re.compile(r"[^\x21-\x7e]|\\")
 """Characters that browsers treat in their own way: they skip tabs and line breaks, read a backslash
 as a slash, and map non-ASCII characters."""
 _HOST: Final = re.compile(r"[a-z0-9_](?:[a-z0-9._-]{0,252}[a-z0-9_.])?|[0-9a-f:]+:[0-9a-f.]*")
 _WEB: Final = ("http", "https")
-_NOT_ELSEWHERE: Final = frozenset(
+_FORBIDDEN_SCHEMES: Final = frozenset(
     {"javascript", "data", "vbscript", "file", "blob", "about", "view-source", "filesystem"}
 )
 """Schemes that are not external: a browser would run or show their content as ours."""
@@ -27,14 +27,14 @@ _NOT_ELSEWHERE: Final = frozenset(
 
 def parse_link(text: str) -> SplitResult | None:
     """Parse a web URL, or the URL of an app's own scheme; None if pages may not lead there."""
-    if len(text) > MAX_LENGTH or _WRONG.search(text):
+    if len(text) > MAX_LENGTH or _FORBIDDEN.search(text):
         return None
     try:
         parts = urlsplit(text)
         _ = parts.port
     except ValueError:
         return None
-    if not parts.scheme or parts.scheme in _NOT_ELSEWHERE:
+    if not parts.scheme or parts.scheme in _FORBIDDEN_SCHEMES:
         return None
     if parts.scheme in _WEB and ("@" in parts.netloc or not _HOST.fullmatch(parts.hostname or "")):
         return None
@@ -42,7 +42,7 @@ def parse_link(text: str) -> SplitResult | None:
 
 
 def parse_web_link(text: str) -> SplitResult | None:
-    """As `parse_link`, for web URLs only."""
+    """Parse a link as `parse_link` does, but accept only web URLs."""
     parts = parse_link(text)
     return parts if parts is not None and parts.scheme in _WEB else None
 

@@ -61,8 +61,8 @@ class Hooks:
         self, username: str | None, emails: Sequence[str], address: str
     ) -> Awaitable[str | None] | str | None:
         """Return why this account must not be created, as a sentence for the user; None allows it.
-        `address`: the client's IP address, "" if an identity provider vouches for the user. Not
-        called for accounts that administrators create."""
+        `address`: the client's IP address, "" if an identity provider vouches for the user. It is
+        not called for accounts that administrators create."""
 
     @hookspec
     def check_sign_in(
@@ -151,12 +151,12 @@ class Plugins:
         return " ".join(self._manager.hook.get_file_rules())
 
 
-async def _first(answers: Sequence[Awaitable[T | None] | T | None]) -> T | None:
+async def _first(results: Sequence[Awaitable[T | None] | T | None]) -> T | None:
     """Return the first result that is not None. Wait for all, so that every plug-in sees every
     call."""
     found: T | None = None
-    for answer in answers:
-        value = await cast(Awaitable[T | None], answer) if isawaitable(answer) else answer
+    for result in results:
+        value = await cast(Awaitable[T | None], result) if isawaitable(result) else result
         found = value if found is None else found
     return found
 

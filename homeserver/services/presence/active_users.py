@@ -32,7 +32,7 @@ MAX_BROADCASTS: Final = 20_000
 WRITE_INTERVAL: Final = 30.0
 """Seconds."""
 RESTORED_SECONDS: Final = 24 * 3600.0
-"""How far back a start restores users who went offline."""
+"""A start restores users who went offline at most this long ago."""
 STATES: Final[dict[str, State]] = {
     "online": "online",
     "unavailable": "unavailable",
@@ -65,7 +65,7 @@ class PresenceTable:
             capacity=MAX_BROADCASTS, complete_from=counter.position
         )
         """The latest broadcast about each user."""
-        self._unwritten: dict[UserID, LocalPresence] = {}
+        self._unsaved: dict[UserID, LocalPresence] = {}
         self._writing = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
         self._writing.clock = clock
 
@@ -87,50 +87,57 @@ class PresenceTable:
             return ()
         if since is not None and self._broadcasts.complete_from <= since <= self._counter.position:
             recent = map(self.find, self._broadcasts.since(since))
-            return [person for person in recent if person is not None]
+            return [presence for presence in recent if presence is not None]
         return [
-            person
-            for person in self.get_all()
-            if person.published.state != "offline"
-            or (since is not None and person.user_id in self._broadcasts)
+            presence
+            for presence in self.get_all()
+            if presence.published.state != "offline"
+            or (since is not None and presence.user_id in self._broadcasts)
         ]
 
     def record_broadcast(
-        self, person: LocalPresence | RemotePresence, shown: PublishedPresence
+        self, presence: LocalPresence | RemotePresence, published: PublishedPresence
     ) -> None:
         """Record the presence that is broadcast now."""
-        has_stored_change = (shown.state, shown.status_msg) != (
-            person.published.state,
-            person.published.status_msg,
+        has_stored_change = (published.state, published.status_msg) != (
+            presence.published.state,
+            presence.published.status_msg,
         )
-        if isinstance(person, LocalPresence) and has_stored_change:
-            self._unwritten[person.user_id] = person
-        person.published = shown
-        oldest = self._broadcasts.record(person.user_id, self._counter.next())
+        if isinstance(presence, LocalPresence) and has_stored_change:
+            self._unsaved[presence.user_id] = presence
+        presence.published = published
+        oldest = self._broadcasts.record(presence.user_id, self._counter.next())
         if oldest is not None:
             self.evict_idle(oldest)
 
     def evict_idle(self, user_id: UserID) -> None:
         """Evict a user who is offline and has no recent broadcast."""
-        person = self.local_users.get(user_id)
-        if person is None or person.devices or person.other_nodes or user_id in self._broadcasts:
+        presence = self.local_users.get(user_id)
+        if (
+            presence is None
+            or presence.devices
+            or presence.other_nodes
+            or user_id in self._broadcasts
+        ):
             return
-        if person.published.state == "offline":
+        if presence.published.state == "offline":
             del self.local_users[user_id]
 
     # stored presence
 
     async def load_stored(self, user_ids: Collection[UserID]) -> None:
         """Load the stored state of local users where it was not loaded yet."""
-        people = [self.local_users[user_id] for user_id in user_ids if user_id in self.local_users]
-        unread = [person for person in people if not person.is_loaded]
+        presences = [
+            self.local_users[user_id] for user_id in user_ids if user_id in self.local_users
+        ]
+        unread = [presence for presence in presences if not presence.is_loaded]
         if unread:
-            rows = await self._store.get_states([person.user_id for person in unread])
-            for person in unread:
-                row = rows.get(person.user_id)
-                if row is not None and not person.is_loaded:
-                    apply_stored(person, row)
-                person.is_loaded = True
+            rows = await self._store.get_states([presence.user_id for presence in unread])
+            for presence in unread:
+                row = rows.get(presence.user_id)
+                if row is not None and not presence.is_loaded:
+                    apply_stored(presence, row)
+                presence.is_loaded = True
 
     async def get_stored(self, user_id: UserID) -> PresenceRow | None:
         """Return the stored state of a user."""
@@ -147,25 +154,27 @@ class PresenceTable:
         self._writing.start(WRITE_INTERVAL, now=False)
         now = self._clock.seconds()
         since = int((now - RESTORED_SECONDS) * 1_000_000)
-        gone = await self._store.get_offline(since, MAX_BROADCASTS // 2)
+        offline = await self._store.get_offline(since, MAX_BROADCASTS // 2)
         broadcasts: dict[UserID, int] = {}
-        present: list[LocalPresence] = []
-        for row in sorted([*await self._store.get_online(), *gone], key=lambda row: row.position):
+        online: list[LocalPresence] = []
+        for row in sorted(
+            [*await self._store.get_online(), *offline], key=lambda row: row.position
+        ):
             user_id = UserID(row.user_id)
-            person = self.local_users.setdefault(user_id, LocalPresence(user_id))
-            if person.is_loaded:
+            presence = self.local_users.setdefault(user_id, LocalPresence(user_id))
+            if presence.is_loaded:
                 continue
-            apply_stored(person, row)
+            apply_stored(presence, row)
             broadcasts[user_id] = row.position if row.position != NOT_SENT else self._counter.next()
             state = STATES[row.state]
-            person.published = PublishedPresence(state, state == "online", row.status_msg)
+            presence.published = PublishedPresence(state, state == "online", row.status_msg)
             if state != "offline":
-                person.devices[RESTART_DEVICE] = DevicePresence(state, 0, now)
-                present.append(person)
+                presence.devices[RESTART_DEVICE] = DevicePresence(state, 0, now)
+                online.append(presence)
         complete_from = self._broadcasts.complete_from
-        if len(gone) == MAX_BROADCASTS // 2:  # there may be more, which were not read
+        if len(offline) == MAX_BROADCASTS // 2:  # there may be more, which were not read
             since = min(
-                (row.position for row in gone if row.position != NOT_SENT), default=complete_from
+                (row.position for row in offline if row.position != NOT_SENT), default=complete_from
             )
         latest = {**broadcasts, **dict(self._broadcasts.items())}
         self._broadcasts = LatestChanges(
@@ -175,7 +184,7 @@ class PresenceTable:
             oldest = self._broadcasts.record(user_id, position)
             if oldest is not None:
                 self.evict_idle(oldest)
-        return present
+        return online
 
     async def stop(self) -> None:
         """Write pending changes and stop the periodic writes."""
@@ -185,17 +194,17 @@ class PresenceTable:
 
     async def flush(self) -> None:
         """Store changed presence. After a failure it is stored with the user's next change."""
-        people, self._unwritten = self._unwritten, {}
+        presences, self._unsaved = self._unsaved, {}
         rows = [
             PresenceRow(
-                person.user_id,
-                person.published.state,
-                person.status_msg,
-                None if person.last_active is None else int(person.last_active * 1000),
-                self._broadcasts.get(person.user_id) or self._counter.position,
+                presence.user_id,
+                presence.published.state,
+                presence.status_msg,
+                None if presence.last_active is None else int(presence.last_active * 1000),
+                self._broadcasts.get(presence.user_id) or self._counter.position,
             )
-            for person in people.values()
-            if person.is_loaded and person.is_stored
+            for presence in presences.values()
+            if presence.is_loaded and presence.is_stored
         ]
         if not rows:
             return
@@ -211,9 +220,9 @@ class PresenceTable:
         self._store.remove_state(txn, user_id)
 
 
-def apply_stored(person: LocalPresence, row: PresenceRow) -> None:
+def apply_stored(presence: LocalPresence, row: PresenceRow) -> None:
     """Apply the stored state of a user."""
-    person.status_msg = row.status_msg
-    if person.last_active is None and row.last_active_ts is not None:
-        person.last_active = row.last_active_ts / 1000
-    person.is_loaded = True
+    presence.status_msg = row.status_msg
+    if presence.last_active is None and row.last_active_ts is not None:
+        presence.last_active = row.last_active_ts / 1000
+    presence.is_loaded = True

@@ -44,7 +44,7 @@ class PresenceBroadcaster:
         times: PresenceTimes,
     ) -> None:
         self._clock = clock
-        self._roster = table
+        self._table = table
         self._memberships = memberships
         self._notifier = notifier
         self._times = times
@@ -86,12 +86,12 @@ class PresenceBroadcaster:
         pending, self._pending = self._pending, {}
         now = self._clock.seconds()
         try:
-            await self._roster.load_stored(pending)
+            await self._table.load_stored(pending)
             changed = [user_id for user_id in pending if self._record(user_id)]
             if changed:
                 self._call_subscribers(changed)
-            woken = await self._wake(changed) if self._watchers else 0
-            self._not_before = now + woken / WAKES_A_SECOND
+            users = await self._wake(changed) if self._watchers else 0
+            self._not_before = now + users / WAKES_A_SECOND
         except Exception:
             self._pending = {**pending, **self._pending}
             self._not_before = now + RETRY_AFTER
@@ -103,47 +103,47 @@ class PresenceBroadcaster:
 
     def _record(self, user_id: UserID) -> bool:
         """Record a user's presence. Return whether it changed."""
-        person = self._roster.find(user_id)
-        if person is None:
+        presence = self._table.find(user_id)
+        if presence is None:
             return False
-        shown = person.current(self._clock.seconds(), self._times)
-        if shown == person.published:
+        published = presence.current(self._clock.seconds(), self._times)
+        if published == presence.published:
             return False
-        self._roster.record_broadcast(person, shown)
+        self._table.record_broadcast(presence, published)
         return True
 
     def _call_subscribers(self, changed: Sequence[UserID]) -> None:
-        people = [
-            self._roster.local_users[user_id]
+        presences = [
+            self._table.local_users[user_id]
             for user_id in changed
-            if user_id in self._roster.local_users
+            if user_id in self._table.local_users
         ]
-        updates = [self._update_of(person) for person in people]
+        updates = [self._update_of(presence) for presence in presences]
         if updates:
             for subscriber in self._subscribers:
                 subscriber(updates)
 
-    def _update_of(self, person: LocalPresence) -> PresenceUpdate:
+    def _update_of(self, presence: LocalPresence) -> PresenceUpdate:
         ago = None
-        if person.last_active is not None:
-            ago = max(0, round((self._clock.seconds() - person.last_active) * 1000))
-        shown = person.published
+        if presence.last_active is not None:
+            ago = max(0, round((self._clock.seconds() - presence.last_active) * 1000))
+        published = presence.published
         return PresenceUpdate(
-            person.user_id, shown.state, ago, shown.currently_active, shown.status_msg
+            presence.user_id, published.state, ago, published.currently_active, published.status_msg
         )
 
     async def _wake(self, changed: Sequence[UserID]) -> int:
         """Wake the watchers who share a room with the changed users, and return their number."""
         watchers = self._watchers
-        woken: set[str] = set()
+        users: set[str] = set()
         for user_id in changed:
             if user_id in watchers:
-                woken.add(user_id)
+                users.add(user_id)
             for nid, row in list((await self._memberships.of_user(user_id)).items()):
                 if row.membership == "join":
-                    woken |= watchers.keys() & (await self._memberships.local_members(nid))
+                    users |= watchers.keys() & (await self._memberships.local_members(nid))
         listeners = [
-            listener for user_id in woken for listener in watchers.get(UserID(user_id), ())
+            listener for user_id in users for listener in watchers.get(UserID(user_id), ())
         ]
         self._notifier.wake(listeners)
         return len(listeners)

@@ -8,7 +8,8 @@ Laws:
 - A status message is written before it is acknowledged; other changes are written in batches (see
   `active_users`).
 - Nodes send each other the state of users with devices on them: on change, and every `RESEND`
-  seconds. A note expires after `NOTE_LIFETIME` seconds, so the state of a dead node expires too.
+  seconds. A message expires after `MESSAGE_LIFETIME` seconds, so the state of a dead node expires
+  too.
 
 spec: client-server-api#presence
 """
@@ -45,18 +46,18 @@ Mode = Literal[True, False, "untracked"]
 
 KIND: Final = "presence"
 REMOTE: Final = "remote_presence"
-"""Kinds of notes to other nodes."""
+"""Kinds of messages to other nodes."""
 RESEND: Final = 20.0
-"""Seconds between two notes about the same state."""
-NOTE_LIFETIME: Final = 50.0
-"""Seconds for which a note is valid."""
+"""Seconds between two messages about the same state."""
+MESSAGE_LIFETIME: Final = 50.0
+"""Seconds for which a message is valid."""
 STATUS_BETWEEN_NODES: Final = 1000
 """Characters of a remote user's status message that nodes send each other. Nodes read the status of
 local users from the database."""
 
 
-class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
-    """A note to other nodes: a local user's state with the devices on this node."""
+class PresenceMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message to other nodes: a local user's state with the devices on this node."""
 
     user_id: UserID
     state: State
@@ -67,8 +68,8 @@ class PresenceNote(msgspec.Struct, frozen=True, array_like=True):
     too."""
 
 
-class RemotePresenceNote(msgspec.Struct, frozen=True, array_like=True):
-    """A note to other nodes: a remote user's presence that this node received."""
+class RemotePresenceMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message to other nodes: a remote user's presence that this node received."""
 
     origin: ServerName
     update: PresenceUpdate
@@ -89,10 +90,10 @@ class Presence:
         server_name: ServerName,
         times: PresenceTimes,
         mode: Mode,
-        notes: NodeMessages | None,
+        messages: NodeMessages | None,
     ) -> None:
-        """`mode`: False disables presence, "untracked" limits it to remote users. `notes`: sends
-        notes to other nodes; None on a single node."""
+        """`mode`: False disables presence, "untracked" limits it to remote users. `messages`: sends
+        messages to other nodes; None on a single node."""
         self._clock = clock
         self.table = table
         self._remote = remote
@@ -103,13 +104,13 @@ class Presence:
         self._times = times
         self.is_on = mode is not False
         self._tracks = mode is True
-        self._notes = notes
-        self._resending = LoopingCall(self._resend_notes)
+        self._messages = messages
+        self._resending = LoopingCall(self._resend_messages)
         self._resending.clock = clock
-        if notes is not None and self._tracks:
-            notes.subscribe(KIND, PresenceNote, self._on_note)
-        if notes is not None and self.is_on:
-            notes.subscribe(REMOTE, RemotePresenceNote, self._on_remote_note)
+        if messages is not None and self._tracks:
+            messages.subscribe(KIND, PresenceMessage, self._on_message)
+        if messages is not None and self.is_on:
+            messages.subscribe(REMOTE, RemotePresenceMessage, self._on_remote_message)
 
     # local users
 
@@ -121,26 +122,26 @@ class Presence:
 
     def end_sync(self, caller: Requester) -> None:
         """Record that a sync of the device ended."""
-        person = self.table.local_users.get(caller.user_id)
-        device = person.devices.get(caller.device_id or "") if person is not None else None
-        if person is not None and device is not None:
+        presence = self.table.local_users.get(caller.user_id)
+        device = presence.devices.get(caller.device_id or "") if presence is not None else None
+        if presence is not None and device is not None:
             device.open_syncs = device.open_syncs - 1 if device.open_syncs else 0
             device.last_sync_end = self._clock.seconds()
-            moment = device.last_sync_end + self._times.grace
-            if not device.open_syncs and (person.timer is None or moment < person.timer_at):
-                self._check_at(person, moment)
+            expiry = device.last_sync_end + self._times.grace
+            if not device.open_syncs and (presence.timer is None or expiry < presence.timer_at):
+                self._check_at(presence, expiry)
 
     def record_activity(self, caller: Requester) -> None:
         """Record that the user was active now. spec: client-server-api#last-active-ago"""
-        person = self.table.local_users.get(caller.user_id)
-        if person is None:
+        presence = self.table.local_users.get(caller.user_id)
+        if presence is None:
             return
-        person.last_active = self._clock.seconds()
-        device = person.devices.get(caller.device_id or "")
+        presence.last_active = self._clock.seconds()
+        device = presence.devices.get(caller.device_id or "")
         if device is not None and device.requested == "unavailable":
             device.requested = "online"
-        if not person.published.currently_active:
-            self._on_change(person)
+        if not presence.published.currently_active:
+            self._on_change(presence)
 
     async def do_set(
         self, caller: Requester, user_id: UserID, state: State, status_msg: str | None
@@ -159,10 +160,10 @@ class Presence:
             self._send_new_status(user_id)
         device = self._update_device(caller, state, is_new_choice=True)
         device.last_sync_end = self._clock.seconds()
-        person = self.table.local_users[user_id]
-        person.status_msg, person.is_loaded = status_msg, True
-        person.last_active = device.last_sync_end
-        self._on_change(person)
+        presence = self.table.local_users[user_id]
+        presence.status_msg, presence.is_loaded = status_msg, True
+        presence.last_active = device.last_sync_end
+        self._on_change(presence)
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """Set a deactivated user offline and delete the stored state."""
@@ -178,44 +179,46 @@ class Presence:
             raise Forbidden("You share no room with this user")
         if not self.is_on:
             return {"presence": "offline"}
-        person = self.table.find(user_id)
-        if person is None:
-            person = LocalPresence(user_id)
+        presence = self.table.find(user_id)
+        if presence is None:
+            presence = LocalPresence(user_id)
         if (
-            isinstance(person, LocalPresence)
-            and not person.is_loaded
+            isinstance(presence, LocalPresence)
+            and not presence.is_loaded
             and domain_of(user_id) == self._server_name
         ):
             row = await self.table.get_stored(user_id)
-            if row is not None and not person.is_loaded:
-                apply_stored(person, row)
-        return self.build_content(person, person.current(self._clock.seconds(), self._times))
+            if row is not None and not presence.is_loaded:
+                apply_stored(presence, row)
+        return self.build_content(presence, presence.current(self._clock.seconds(), self._times))
 
     async def shares_room(self, user_id: UserID, other: UserID) -> bool:
         """Return whether both users are joined to a common room."""
-        mine, theirs = (
+        own_rows, other_rows = (
             await self._memberships.of_user(user_id),
             await self._memberships.of_user(other),
         )
-        few, many = (mine, theirs) if len(mine) < len(theirs) else (theirs, mine)
+        few, many = (
+            (own_rows, other_rows) if len(own_rows) < len(other_rows) else (other_rows, own_rows)
+        )
         return any(
             row.membership == "join" and nid in many and many[nid].membership == "join"
             for nid, row in few.items()
         )
 
     def build_content(
-        self, person: LocalPresence | RemotePresence, shown: PublishedPresence
+        self, presence: LocalPresence | RemotePresence, published: PublishedPresence
     ) -> dict[str, object]:
-        """Return the content of an m.presence event, as of now."""
-        content: dict[str, object] = {"presence": shown.state}
-        if person.last_active is not None:
+        """Return the current content of an m.presence event."""
+        content: dict[str, object] = {"presence": published.state}
+        if presence.last_active is not None:
             content["last_active_ago"] = max(
-                0, round((self._clock.seconds() - person.last_active) * 1000)
+                0, round((self._clock.seconds() - presence.last_active) * 1000)
             )
-        if shown.state == "online":
-            content["currently_active"] = shown.currently_active
-        if shown.status_msg is not None:
-            content["status_msg"] = shown.status_msg
+        if published.state == "online":
+            content["currently_active"] = published.currently_active
+        if published.status_msg is not None:
+            content["status_msg"] = published.status_msg
         return content
 
     # other servers
@@ -230,15 +233,15 @@ class Presence:
             return
         for user_id in self._remote.receive(origin, updates):
             self.broadcaster.mark_changed(user_id)
-        if self._notes is not None:
+        if self._messages is not None:
             for update in updates:
                 status = (
                     None if update.status_msg is None else update.status_msg[:STATUS_BETWEEN_NODES]
                 )
-                note = RemotePresenceNote(
+                message = RemotePresenceMessage(
                     origin, msgspec.structs.replace(update, status_msg=status)
                 )
-                self._notes.queue(REMOTE, update.user_id, note)
+                self._messages.queue(REMOTE, update.user_id, message)
 
     async def do_expire_remote(self, limit: int) -> int:
         """Mark at most `limit` remote users without recent updates as offline. Return their
@@ -253,9 +256,9 @@ class Presence:
     async def start(self) -> None:
         """Restore the presence from before the restart."""
         if self._tracks:
-            for person in await self.table.start():
-                self._on_change(person)
-            if self._notes is not None and not self._resending.running:
+            for presence in await self.table.start():
+                self._on_change(presence)
+            if self._messages is not None and not self._resending.running:
                 self._resending.start(RESEND)
 
     async def stop(self) -> None:
@@ -266,55 +269,60 @@ class Presence:
 
     # other nodes
 
-    def _on_note(self, node: int, note: PresenceNote) -> None:
-        """Apply a note of another node. Raises nothing."""
+    def _on_message(self, node: int, message: PresenceMessage) -> None:
+        """Apply a message of another node. Raises nothing."""
         now = self._clock.seconds()
-        person = self.table.local_users.get(note.user_id)
-        if note.chosen_device is not None:
-            if person is not None and note.chosen_device in person.devices:
-                person.devices[note.chosen_device].requested = note.state
-                self._on_change(person)
+        presence = self.table.local_users.get(message.user_id)
+        if message.chosen_device is not None:
+            if presence is not None and message.chosen_device in presence.devices:
+                presence.devices[message.chosen_device].requested = message.state
+                self._on_change(presence)
             return
-        if person is None:
-            if note.state == "offline" and not note.has_new_status:
+        if presence is None:
+            if message.state == "offline" and not message.has_new_status:
                 return
-            person = self.table.local_users[note.user_id] = LocalPresence(note.user_id)
-        if note.has_new_status:
-            person.status_msg, person.is_loaded = None, False
-        elif note.state == "offline":
-            person.other_nodes.pop(node, None)
+            presence = self.table.local_users[message.user_id] = LocalPresence(message.user_id)
+        if message.has_new_status:
+            presence.status_msg, presence.is_loaded = None, False
+        elif message.state == "offline":
+            presence.other_nodes.pop(node, None)
         else:
-            # present until the note expires
-            person.other_nodes[node] = DevicePresence(
-                note.state, 0, now + NOTE_LIFETIME - self._times.grace
+            # present until the message expires
+            presence.other_nodes[node] = DevicePresence(
+                message.state, 0, now + MESSAGE_LIFETIME - self._times.grace
             )
-        if note.last_active is not None and note.last_active > (person.last_active or 0.0):
-            person.last_active = person.sent_last_active = min(note.last_active, now)
-        self._on_change(person)
+        if message.last_active is not None and message.last_active > (presence.last_active or 0.0):
+            presence.last_active = presence.sent_last_active = min(message.last_active, now)
+        self._on_change(presence)
 
-    def _on_remote_note(self, _node: int, note: RemotePresenceNote) -> None:
-        for user_id in self._remote.receive(note.origin, [note.update]):
+    def _on_remote_message(self, _node: int, message: RemotePresenceMessage) -> None:
+        for user_id in self._remote.receive(message.origin, [message.update]):
             self.broadcaster.mark_changed(user_id)
 
-    def _send_note(self, person: LocalPresence, *, resend: bool) -> None:
-        state = person.local_state(self._clock.seconds(), self._times)
-        if self._notes is not None and (resend or state != person.sent_state):
-            person.sent_state, person.sent_last_active = state, person.last_active
-            self._notes.queue(
-                KIND, person.user_id, PresenceNote(person.user_id, state, person.last_active)
+    def _send_message(self, presence: LocalPresence, *, resend: bool) -> None:
+        state = presence.local_state(self._clock.seconds(), self._times)
+        if self._messages is not None and (resend or state != presence.sent_state):
+            presence.sent_state, presence.sent_last_active = state, presence.last_active
+            self._messages.queue(
+                KIND,
+                presence.user_id,
+                PresenceMessage(presence.user_id, state, presence.last_active),
             )
 
-    def _resend_notes(self) -> None:
-        for person in self.table.local_users.values():
-            if person.sent_state != "offline" or person.last_active != person.sent_last_active:
-                self._send_note(person, resend=True)
+    def _resend_messages(self) -> None:
+        for presence in self.table.local_users.values():
+            if (
+                presence.sent_state != "offline"
+                or presence.last_active != presence.sent_last_active
+            ):
+                self._send_message(presence, resend=True)
 
     def _send_new_status(self, user_id: UserID) -> None:
-        if self._notes is not None:
-            self._notes.queue(
+        if self._messages is not None:
+            self._messages.queue(
                 KIND,
                 (user_id, "status"),
-                PresenceNote(user_id, "offline", None, has_new_status=True),
+                PresenceMessage(user_id, "offline", None, has_new_status=True),
             )
 
     # internals
@@ -323,17 +331,17 @@ class Presence:
         self, caller: Requester, wanted: State | None, *, is_new_choice: bool
     ) -> DevicePresence:
         """Return the caller's device, with the requested state applied."""
-        person = self.table.local_users.get(caller.user_id)
-        if person is None:
-            person = self.table.local_users[caller.user_id] = LocalPresence(caller.user_id)
+        presence = self.table.local_users.get(caller.user_id)
+        if presence is None:
+            presence = self.table.local_users[caller.user_id] = LocalPresence(caller.user_id)
         key = caller.device_id or ""
-        device = person.devices.get(key)
+        device = presence.devices.get(key)
         if device is None:
-            device = person.devices[key] = DevicePresence(
+            device = presence.devices[key] = DevicePresence(
                 wanted or "online", 0, self._clock.seconds()
             )
-            if device.requested == "online" and person.published.state == "offline":
-                person.last_active = device.last_sync_end
+            if device.requested == "online" and presence.published.state == "offline":
+                presence.last_active = device.last_sync_end
         elif (
             wanted is None
             or wanted == device.requested
@@ -343,11 +351,11 @@ class Presence:
         else:
             device.requested = wanted
             if wanted == "online":
-                person.last_active = self._clock.seconds()
-        self._on_change(person)
-        if wanted is not None and self._notes is not None:
-            note = PresenceNote(caller.user_id, wanted, None, chosen_device=key)
-            self._notes.queue(KIND, (caller.user_id, key), note)
+                presence.last_active = self._clock.seconds()
+        self._on_change(presence)
+        if wanted is not None and self._messages is not None:
+            message = PresenceMessage(caller.user_id, wanted, None, chosen_device=key)
+            self._messages.queue(KIND, (caller.user_id, key), message)
         return device
 
     def _may_choose(self, caller: Requester) -> bool:
@@ -361,37 +369,37 @@ class Presence:
             return False
         return True
 
-    def _on_change(self, person: LocalPresence) -> None:
-        """Process a possible change: send notes, schedule a broadcast and the next check."""
+    def _on_change(self, presence: LocalPresence) -> None:
+        """Process a possible change: send messages, schedule a broadcast and the next check."""
         now = self._clock.seconds()
-        self._send_note(person, resend=False)
-        if not person.is_loaded or person.current(now, self._times) != person.published:
-            self.broadcaster.mark_changed(person.user_id)
-        moment = person.next_change(now, self._times)
-        if moment is not None:
-            self._check_at(person, moment)
+        self._send_message(presence, resend=False)
+        if not presence.is_loaded or presence.current(now, self._times) != presence.published:
+            self.broadcaster.mark_changed(presence.user_id)
+        expiry = presence.next_change(now, self._times)
+        if expiry is not None:
+            self._check_at(presence, expiry)
 
-    def _check_at(self, person: LocalPresence, moment: float) -> None:
-        """Schedule a check no later than `moment`."""
-        if person.timer is not None:
-            if person.timer_at <= moment:
+    def _check_at(self, presence: LocalPresence, expiry: float) -> None:
+        """Schedule a check no later than `expiry`."""
+        if presence.timer is not None:
+            if presence.timer_at <= expiry:
                 return
-            person.timer.cancel()
-        person.timer_at = moment
-        person.timer = self._clock.callLater(
-            max(0.0, moment - self._clock.seconds()), self._check, person
+            presence.timer.cancel()
+        presence.timer_at = expiry
+        presence.timer = self._clock.callLater(
+            max(0.0, expiry - self._clock.seconds()), self._check, presence
         )
 
-    def _check(self, person: LocalPresence) -> None:
-        person.timer = None
-        person.remove_absent_devices(self._clock.seconds(), self._times)
-        self._on_change(person)
-        self.table.evict_idle(person.user_id)
+    def _check(self, presence: LocalPresence) -> None:
+        presence.timer = None
+        presence.remove_absent_devices(self._clock.seconds(), self._times)
+        self._on_change(presence)
+        self.table.evict_idle(presence.user_id)
 
     def _remove(self, user_id: UserID) -> None:
-        person = self.table.local_users.get(user_id)
-        if person is not None:
-            person.devices.clear()
-            person.status_msg, person.last_active, person.is_stored = None, None, False
-            self._on_change(person)
+        presence = self.table.local_users.get(user_id)
+        if presence is not None:
+            presence.devices.clear()
+            presence.status_msg, presence.last_active, presence.is_stored = None, None, False
+            self._on_change(presence)
         self._send_new_status(user_id)

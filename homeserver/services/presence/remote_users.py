@@ -34,15 +34,15 @@ class RemotePresenceCache:
         """`server_name`: this server's own."""
         self._clock = clock
         self._server_name = server_name
-        self._people: LRU[UserID, RemotePresence] = LRU(max_entries=MAX_REMOTE)
+        self._presences: LRU[UserID, RemotePresence] = LRU(max_entries=MAX_REMOTE)
 
     def get(self, user_id: UserID) -> RemotePresence | None:
         """Return a user's presence if it is cached."""
-        return self._people.peek(user_id)
+        return self._presences.peek(user_id)
 
     def values(self) -> Iterable[RemotePresence]:
         """Return all cached presence."""
-        return self._people.values()
+        return self._presences.values()
 
     def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> Sequence[UserID]:
         """Take updates of a server, and ignore those about users of other servers. Return the users
@@ -57,14 +57,14 @@ class RemotePresenceCache:
                 update.currently_active and update.state == "online",
                 None if update.status_msg is None else update.status_msg[:MAX_STATUS],
             )
-            person = self._people.peek(update.user_id)
-            if person is None:
-                person = RemotePresence(update.user_id, reported, None, now)
-            person.reported, person.reported_at = reported, now
+            presence = self._presences.peek(update.user_id)
+            if presence is None:
+                presence = RemotePresence(update.user_id, reported, None, now)
+            presence.reported, presence.reported_at = reported, now
             ago = update.last_active_ago
-            person.last_active = None if ago is None else now - max(ago, 0) / 1000
-            self._people.put(update.user_id, person)
-            if person.reported != person.published:
+            presence.last_active = None if ago is None else now - max(ago, 0) / 1000
+            self._presences.put(update.user_id, presence)
+            if presence.reported != presence.published:
                 changed.append(update.user_id)
         return changed
 
@@ -72,17 +72,17 @@ class RemotePresenceCache:
         """Mark at most `limit` users without recent updates as offline, and return them."""
         now = self._clock.seconds()
         expired: list[UserID] = []
-        while self._people and len(expired) < limit:
-            person = next(iter(self._people.values()))
-            if now - person.reported_at < LIFETIME:
+        while self._presences and len(expired) < limit:
+            presence = next(iter(self._presences.values()))
+            if now - presence.reported_at < LIFETIME:
                 break
-            person.reported_at, person.reported = (
+            presence.reported_at, presence.reported = (
                 now,
-                PublishedPresence("offline", False, person.reported.status_msg),
+                PublishedPresence("offline", False, presence.reported.status_msg),
             )
-            expired.append(person.user_id)
-            if person.published.state == "offline":
-                self._people.pop(person.user_id)
+            expired.append(presence.user_id)
+            if presence.published.state == "offline":
+                self._presences.pop(presence.user_id)
             else:
-                self._people.put(person.user_id, person)
+                self._presences.put(presence.user_id, presence)
         return expired

@@ -20,7 +20,7 @@ State = Literal["online", "unavailable", "offline"]
 
 MAX_STATUS: Final = 2048
 """Characters of a status message."""
-SLACK: Final = 0.001
+TOLERANCE: Final = 0.001
 """Seconds by which a timer may fire early: sums of floating-point times are not exact."""
 RESTART_DEVICE: Final = "\0restart"
 """Key of the placeholder for the devices that were present before a restart."""
@@ -30,11 +30,11 @@ class PresenceTimes(msgspec.Struct, frozen=True):
     """Delays after which a user becomes less present, in seconds."""
 
     active: float
-    """How long after the last activity a user is currently active."""
+    """Seconds after the last activity for which a user is currently active."""
     idle: float
-    """After how long without activity a user becomes unavailable."""
+    """Seconds without activity after which a user becomes unavailable."""
     grace: float
-    """How long after its last /sync a device still counts as present."""
+    """Seconds after its last /sync for which a device still counts as present."""
 
 
 class PublishedPresence(msgspec.Struct, frozen=True):
@@ -57,7 +57,7 @@ class DevicePresence(msgspec.Struct):
 
     def is_present(self, now: float, times: PresenceTimes) -> bool:
         """Return whether the device counts as present."""
-        return self.open_syncs > 0 or now - self.last_sync_end < times.grace - SLACK
+        return self.open_syncs > 0 or now - self.last_sync_end < times.grace - TOLERANCE
 
 
 class LocalPresence(msgspec.Struct, eq=False):
@@ -113,15 +113,15 @@ class LocalPresence(msgspec.Struct, eq=False):
         )
 
     def current(self, now: float, times: PresenceTimes) -> PublishedPresence:
-        """Return the presence as of `now`."""
+        """Return the presence at `now`."""
         wanted = {
             device.requested for device in self._all_devices() if device.is_present(now, times)
         }
         if "online" in wanted:
             inactive = now - self.last_active if self.last_active is not None else 0.0
-            if inactive >= times.idle - SLACK:
+            if inactive >= times.idle - TOLERANCE:
                 return PublishedPresence("unavailable", False, self.status_msg)
-            return PublishedPresence("online", inactive < times.active - SLACK, self.status_msg)
+            return PublishedPresence("online", inactive < times.active - TOLERANCE, self.status_msg)
         return PublishedPresence(
             "unavailable" if "unavailable" in wanted else "offline", False, self.status_msg
         )
@@ -137,7 +137,7 @@ class LocalPresence(msgspec.Struct, eq=False):
             device.requested == "online" for device in self._all_devices()
         ):
             ends = (self.last_active + times.active, self.last_active + times.idle)
-            moments += [end for end in ends if end > now + SLACK]
+            moments += [end for end in ends if end > now + TOLERANCE]
         return min(moments, default=None)
 
     def _all_devices(self) -> Iterator[DevicePresence]:

@@ -118,7 +118,7 @@ class PreviewFetcher:
             except (InvalidParam, MatrixError) as error:
                 raise OutboundError(error.text, retryable=False) from error
             try:
-                answer = await self._web.request(
+                response = await self._web.request(
                     "GET",
                     url,
                     headers,
@@ -130,10 +130,10 @@ class PreviewFetcher:
                 if receiver.has_enough:
                     return url
                 raise
-            location = answer.headers.get("location")
-            if answer.status not in _REDIRECTS or location is None:
-                if answer.status != HTTPStatus.OK:
-                    raise OutboundError(f"it answers {answer.status}", retryable=False)
+            location = response.headers.get("location")
+            if response.status not in _REDIRECTS or location is None:
+                if response.status != HTTPStatus.OK:
+                    raise OutboundError(f"it answers {response.status}", retryable=False)
                 return url
             try:
                 url = urljoin(url, location)

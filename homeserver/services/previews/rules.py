@@ -75,14 +75,14 @@ def _compile(pattern: Mapping[str, str]) -> Callable[[SplitResult], bool]:
 
     def matches(parts: SplitResult) -> bool:
         return all(
-            any(expression.match(value) for value in _spellings(parts, part))
+            any(expression.match(value) for value in _forms(parts, part))
             for part, expression in wanted.items()
         )
 
     return matches
 
 
-def _spellings(parts: SplitResult, part: str) -> Sequence[str]:
+def _forms(parts: SplitResult, part: str) -> Sequence[str]:
     """Return the forms of a part of a `parse_url` result that a pattern may match: `netloc` also
     with the default port."""
     value = getattr(parts, part)

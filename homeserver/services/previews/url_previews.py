@@ -51,15 +51,15 @@ CONCURRENT_PER_USER: Final = 5
 """Previews that are made at the same time for one user."""
 MAX_WAITING: Final = 500
 MAX_WAITING_PER_USER: Final = 50
-GOOD_MS: Final = 3600 * 1000
-"""How long a preview is cached."""
+CACHE_MS: Final = 3600 * 1000
+"""The time for which a preview is cached."""
 FAILED_MS: Final = 5 * 60 * 1000
-"""How long a failure, or a preview whose image could not be stored, is cached."""
+"""The time for which a failure, or a preview whose image could not be stored, is cached."""
 IMAGE_MS: Final = 2 * 24 * 3600 * 1000
 """Minimum time for which an image without a preview stays: clients may still show it."""
 SPOOL_BYTES: Final = 1 << 18
 SCAN_MS: Final = 20_000
-"""How long a preview waits for the scan of its image."""
+"""Time limit of a preview that waits for the scan of its image."""
 
 Properties = dict[str, str | int]
 
@@ -138,7 +138,7 @@ class URLPreviews:
 
     async def _preview(self, url: str, user_id: UserID, sites: PreviewFetcher) -> PreviewRow:
         properties: Properties = {}
-        good_ms = GOOD_MS
+        cache_ms = CACHE_MS
         image: tuple[str, MediaContent, tuple[int, int]] | None = None
         spool = self._contents.spool(SPOOL_BYTES)
         try:
@@ -159,7 +159,7 @@ class URLPreviews:
                 self.log.info(
                     "a preview for {url} without its image: {error}", url=url, error=error.text
                 )
-                good_ms = FAILED_MS
+                cache_ms = FAILED_MS
         finally:
             spool.close()
         if metadata is None and found is not None:
@@ -171,7 +171,7 @@ class URLPreviews:
             properties["og:image:width"], properties["og:image:height"] = size
             properties["matrix:image:size"] = content.size
         body = msgspec.json.encode(properties).decode()
-        return PreviewRow(url, body, None if image is None else image[0], self._now_ms() + good_ms)
+        return PreviewRow(url, body, None if image is None else image[0], self._now_ms() + cache_ms)
 
     async def _ask_provider(self, url: str, sites: PreviewFetcher) -> PageMetadata | None:
         """Return the metadata of a page from its configured oEmbed provider. None if there is none

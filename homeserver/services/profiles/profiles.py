@@ -74,24 +74,24 @@ class NameRules:
     """The server's rules for display names."""
 
     def __init__(
-        self, *, longest: int = 256, pattern: str | None = None, forbidden: Sequence[str] = ()
+        self, *, max_length: int = 256, pattern: str | None = None, forbidden: Sequence[str] = ()
     ) -> None:
         """`pattern`: a regular expression that the complete name has to match; `forbidden`: regular
         expressions that no part of it may match, ignoring case."""
         self.has_rules = (
-            longest < _MAX_CHARS[DISPLAY_NAME] or pattern is not None or bool(forbidden)
+            max_length < _MAX_CHARS[DISPLAY_NAME] or pattern is not None or bool(forbidden)
         )
         """Whether the operator configured any rule."""
-        self._longest = longest
+        self._max_length = max_length
         self._pattern = None if pattern is None else re.compile(pattern)
         self._forbidden = [re.compile(each, re.IGNORECASE) for each in forbidden]
 
     def check(self, name: str) -> None:
         """Raise `NameNotAllowed` if a name breaks the rules."""
         plain = unicodedata.normalize("NFKC", name)
-        if len(name) > self._longest:
+        if len(name) > self._max_length:
             raise NameNotAllowed(
-                f"Display names on this server may have at most {self._longest} characters"
+                f"Display names on this server may have at most {self._max_length} characters"
             )
         if self._pattern is not None and not self._pattern.fullmatch(name):
             raise NameNotAllowed
@@ -124,12 +124,13 @@ class Profiles:
         self.fixed_fields = fixed_fields
 
     async def get_profile(
-        self, user_id: UserID, asker: UserID | None = None
+        self, user_id: UserID, requester: UserID | None = None
     ) -> Mapping[str, object]:
-        """Return all fields of a local or remote user, as `asker` sees them. Raises `NotFound`."""
+        """Return all fields of a local or remote user, as `requester` sees them. Raises
+        `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, None)
-        fields = await self._get(user_id, asker)
+        fields = await self._get(user_id, requester)
         if not fields:
             account = (await self._accounts.get_accounts([user_id])).get(user_id)
             if account is None or account.deactivated_ts is not None:
@@ -138,19 +139,19 @@ class Profiles:
         return {name: msgspec.Raw(value) for name, value in fields.items()}
 
     async def get_field(
-        self, user_id: UserID, field: str, asker: UserID | None = None
+        self, user_id: UserID, field: str, requester: UserID | None = None
     ) -> Mapping[str, object]:
-        """Return one field of a local or remote user, under its name, as `asker` sees it. Raises
-        `NotFound`."""
+        """Return one field of a local or remote user, under its name, as `requester` sees it.
+        Raises `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, field)
-        value = (await self._get(user_id, asker)).get(field)
+        value = (await self._get(user_id, requester)).get(field)
         if value is None:
             raise NotFound("The profile has no such field")
         return {field: msgspec.Raw(value)}
 
-    async def _get(self, user_id: UserID, asker: UserID | None) -> Mapping[str, bytes]:
-        if asker == user_id:
+    async def _get(self, user_id: UserID, requester: UserID | None) -> Mapping[str, bytes]:
+        if requester == user_id:
             return await self._profiles.get_as_owner(user_id)
         return (await self._profiles.get_profiles([user_id])).get(user_id, {})
 
@@ -193,12 +194,12 @@ class Profiles:
             raise MissingParam(f"The body has no {field}")
         value = bytes(body[field])
         if _is_removal(field, value):
-            await self._remove(user_id, field, propagate, unshown=caller.is_shadow_banned)
+            await self._remove(user_id, field, propagate, hidden=caller.is_shadow_banned)
         else:
             if field == DISPLAY_NAME and not caller.is_admin and caller.appservice_id is None:
                 _check_value(field, value)
                 self._name_rules.check(msgspec.json.decode(value, type=str))
-            await self._set(user_id, field, value, propagate, unshown=caller.is_shadow_banned)
+            await self._set(user_id, field, value, propagate, hidden=caller.is_shadow_banned)
 
     async def do_choose_display_name(self, user_id: UserID, name: str) -> None:
         """Set a display name that the user chose. Raises `NameNotAllowed`, `Forbidden`,
@@ -230,14 +231,14 @@ class Profiles:
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
         """Set the display name from an external source, without the server's rules. Raises
         `InvalidParam`."""
-        unshown = await self._is_shadow_banned(user_id)
-        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True, unshown=unshown)
+        hidden = await self._is_shadow_banned(user_id)
+        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True, hidden=hidden)
 
     async def do_set_avatar(self, user_id: UserID, address: str) -> None:
         """Set the avatar (`mxc://`) from an external source, without the server's rules. Raises
         `InvalidParam`."""
-        unshown = await self._is_shadow_banned(user_id)
-        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True, unshown=unshown)
+        hidden = await self._is_shadow_banned(user_id)
+        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True, hidden=hidden)
 
     async def _is_shadow_banned(self, user_id: UserID) -> bool:
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
@@ -248,7 +249,7 @@ class Profiles:
         _check_value(field, msgspec.json.encode(value))
 
     async def do_set_by_admin(self, user_id: UserID, field: str, value: str) -> None:
-        """Set a display name or an avatar as an administrator; "" removes it. Everybody sees the
+        """Set a display name or an avatar as an administrator; "" removes it. All users see the
         change. Raises `InvalidParam`."""
         if value:
             await self._set(user_id, field, msgspec.json.encode(value), True)
@@ -256,14 +257,14 @@ class Profiles:
             await self._remove(user_id, field, True)
 
     async def _set(
-        self, user_id: UserID, field: str, value: bytes, propagate: bool, *, unshown: bool = False
+        self, user_id: UserID, field: str, value: bytes, propagate: bool, *, hidden: bool = False
     ) -> None:
-        """`unshown`: only the user sees the change."""
+        """`hidden`: only the user sees the change."""
         _check_value(field, value)
-        propagate = propagate and field in MEMBERSHIP_FIELDS and not unshown
+        propagate = propagate and field in MEMBERSHIP_FIELDS and not hidden
 
         def write(txn: WriteTransaction) -> bool:
-            if unshown:
+            if hidden:
                 profile = self._profiles.get_as_owner_in(txn, user_id)
             else:
                 profile = self._profiles.get_profiles_in(txn, [user_id]).get(user_id, {})
@@ -276,7 +277,7 @@ class Profiles:
                 > MAX_PROFILE_BYTES
             ):
                 raise ProfileTooLarge
-            if unshown:
+            if hidden:
                 self._profiles.set_shadow_field(txn, user_id, field, value)
                 return True
             self._profiles.set_field(txn, user_id, field, value, propagate=propagate)
@@ -290,12 +291,12 @@ class Profiles:
     ) -> None:
         """Remove one field if there is one. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
         self._check(caller, user_id, field)
-        await self._remove(user_id, field, propagate, unshown=caller.is_shadow_banned)
+        await self._remove(user_id, field, propagate, hidden=caller.is_shadow_banned)
 
     async def _remove(
-        self, user_id: UserID, field: str, propagate: bool, *, unshown: bool = False
+        self, user_id: UserID, field: str, propagate: bool, *, hidden: bool = False
     ) -> None:
-        if unshown:
+        if hidden:
             await self._database.write(
                 "remove_shadow_banned_field", self._profiles.set_shadow_field, user_id, field, None
             )
@@ -331,13 +332,13 @@ def _is_removal(field: str, value: bytes) -> bool:
 
 def _check_value(field: str, value: bytes) -> None:
     decoded = decode_json(value, MAX_SENT_DEPTH)
-    longest = _MAX_CHARS.get(field)
-    if longest is None:
+    max_length = _MAX_CHARS.get(field)
+    if max_length is None:
         return
     if not isinstance(decoded, str):
         raise BadJson(f"{field} must be a string")
-    if len(decoded) > longest:
-        raise InvalidParam(f"{field} may have at most {longest} characters")
+    if len(decoded) > max_length:
+        raise InvalidParam(f"{field} may have at most {max_length} characters")
     if field == AVATAR_URL and not decoded.startswith("mxc://"):
         raise InvalidParam("avatar_url must be an mxc:// URI")
 

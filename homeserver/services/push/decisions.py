@@ -19,7 +19,7 @@ from homeserver.services.account_data.ignored_users import IgnoredUsers
 from homeserver.services.account_data.invite_permissions import InvitePermissions
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.event_properties import EvaluatedEvent
-from homeserver.services.push.rule_sets import RuleSet, named_users
+from homeserver.services.push.rule_sets import RuleSet, mentioned_users
 from homeserver.services.push.user_rules import UserRuleCache
 from storage.rooms.memberships import MembershipRow, MembershipStore
 from storage.rooms.out_of_room_memberships import OUT_OF_ROOM
@@ -34,7 +34,7 @@ class PushDecisions:
         *,
         engine: RoomEngine,
         memberships: MembershipStore,
-        past: PastMemberships,
+        past_memberships: PastMemberships,
         rules: UserRuleCache,
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
@@ -43,7 +43,7 @@ class PushDecisions:
     ) -> None:
         self._engine = engine
         self._memberships = memberships
-        self._past = past
+        self._past_memberships = past_memberships
         self._rules = rules
         self._ignored = ignored
         self._permissions = permissions
@@ -71,43 +71,43 @@ class PushDecisions:
         them. The room's members and power levels are the current ones.
         """
         event = stored.event
-        if not await self._is_news(stored):
+        if not await self._is_new(stored):
             return {}
         rules = await self._rules.of_users([user for user in user_ids if user != event.sender])
         if not rules:
             return {}
-        occasion = await self.occasion_of(stored)
-        named = named_users(event)
-        followers: Set[str] = frozenset()
+        evaluated = await self.prepare(stored)
+        mentioned = mentioned_users(event)
+        subscribers: Set[str] = frozenset()
         if stored.thread_root is not None and any(
-            own.rule_set.asks_for_threads for own in rules.values()
+            own.rule_set.uses_threads for own in rules.values()
         ):
-            followers = await self._threads.get_subscribers(event.room_id, stored.thread_root)
-            occasion.thread_root, occasion.followers = stored.thread_root, followers
-        of_sets: dict[RuleSet, Actions] = {}
-        singly: set[UserID] = set()
-        asked: list[UserID] = []
+            subscribers = await self._threads.get_subscribers(event.room_id, stored.thread_root)
+            evaluated.thread_root, evaluated.subscribers = stored.thread_root, subscribers
+        by_rule_set: dict[RuleSet, Actions] = {}
+        individually: set[UserID] = set()
+        candidates: list[UserID] = []
         for user, own in rules.items():
             rule_set = own.rule_set
             if (
-                user in named
-                or rule_set.asks_for_names
-                or (user in followers and rule_set.asks_for_threads)
+                user in mentioned
+                or rule_set.uses_display_names
+                or (user in subscribers and rule_set.uses_threads)
             ):
-                singly.add(user)
+                individually.add(user)
             else:
-                if rule_set not in of_sets:
-                    of_sets[rule_set] = rule_set.find(occasion)
-                if not of_sets[rule_set].notify:
+                if rule_set not in by_rule_set:
+                    by_rule_set[rule_set] = rule_set.find(evaluated)
+                if not by_rule_set[rule_set].notify:
                     continue
-            asked.append(user)
-        if not asked:
+            candidates.append(user)
+        if not candidates:
             return {}
-        rows = await self._memberships.get_memberships(stored.room_nid, asked)
+        rows = await self._memberships.get_memberships(stored.room_nid, candidates)
         members = {
             user: rows[user]
-            for user in asked
-            if user in rows and await self._concerns(stored, rows[user])
+            for user in candidates
+            if user in rows and await self._may_notify_member(stored, rows[user])
         }
         ignored = await self._ignored.of_users(members)
         found: dict[UserID, Actions] = {}
@@ -116,9 +116,9 @@ class PushDecisions:
                 continue
             rule_set = rules[user].rule_set
             actions = (
-                rule_set.find(occasion, user, row.display_name)
-                if user in singly
-                else of_sets[rule_set]
+                rule_set.find(evaluated, user, row.display_name)
+                if user in individually
+                else by_rule_set[rule_set]
             )
             if actions.notify:
                 found[user] = actions
@@ -131,38 +131,40 @@ class PushDecisions:
         `get_actions`. Costs the queries of one event, and an evaluation for each event."""
         user = UserID(row.user_id)
         rule_set = (await self._rules.of_user(user)).rule_set
-        surroundings: tuple[int, PowerLevels | None] | None = None
-        followed: Set[str] = frozenset()
+        room_data: tuple[int, PowerLevels | None] | None = None
+        subscribed_roots: Set[str] = frozenset()
         found: list[StoredEvent] = []
         for stored in events:
-            if stored.event.sender == user or not await self.concerns(stored, row):
+            if stored.event.sender == user or not await self.may_notify(stored, row):
                 continue
-            if surroundings is None:
-                surroundings = await self._surroundings_of(stored)
-                if rule_set.asks_for_threads:
-                    followed = await self._threads.get_subscribed_roots(user, stored.event.room_id)
-            occasion = EvaluatedEvent.of_event(stored.event, *surroundings)
-            if rule_set.asks_for_threads:
-                occasion.thread_root = stored.thread_root
-                occasion.followers = (user,) if stored.thread_root in followed else ()
-            if rule_set.find(occasion, user, row.display_name).mails:
+            if room_data is None:
+                room_data = await self._load_room_data(stored)
+                if rule_set.uses_threads:
+                    subscribed_roots = await self._threads.get_subscribed_roots(
+                        user, stored.event.room_id
+                    )
+            evaluated = EvaluatedEvent.of_event(stored.event, *room_data)
+            if rule_set.uses_threads:
+                evaluated.thread_root = stored.thread_root
+                evaluated.subscribers = (user,) if stored.thread_root in subscribed_roots else ()
+            if rule_set.find(evaluated, user, row.display_name).mails:
                 found.append(stored)
         return found
 
-    async def concerns(self, stored: StoredEvent, row: MembershipRow) -> bool:
+    async def may_notify(self, stored: StoredEvent, row: MembershipRow) -> bool:
         """Return whether a user with this membership of the room may still be notified of an event,
         whatever their rules say. Used when a push is sent later than it was decided. No query if
         the room and the user's ignored users are cached."""
         if stored.event.sender in await self._ignored.of_user(UserID(row.user_id)):
             return False
-        return await self._is_news(stored) and await self._concerns(stored, row)
+        return await self._is_new(stored) and await self._may_notify_member(stored, row)
 
-    async def occasion_of(self, stored: StoredEvent) -> EvaluatedEvent:
+    async def prepare(self, stored: StoredEvent) -> EvaluatedEvent:
         """Return the event with the data that rules need of its room. No query for a room that is
         cached or that this server is not in."""
-        return EvaluatedEvent.of_event(stored.event, *await self._surroundings_of(stored))
+        return EvaluatedEvent.of_event(stored.event, *await self._load_room_data(stored))
 
-    async def _surroundings_of(self, stored: StoredEvent) -> tuple[int, PowerLevels | None]:
+    async def _load_room_data(self, stored: StoredEvent) -> tuple[int, PowerLevels | None]:
         """Return the number of members of the event's room, and its power levels."""
         if stored.nid == OUT_OF_ROOM:
             return 0, None
@@ -178,12 +180,15 @@ class PushDecisions:
             )
         return snapshot.head.joined_count, levels
 
-    async def _concerns(self, stored: StoredEvent, row: MembershipRow) -> bool:
+    async def _may_notify_member(self, stored: StoredEvent, row: MembershipRow) -> bool:
         """Return whether a user with this current membership may be notified of the event."""
         position = stored.position
         assert position is not None
         if row.membership == "join":
-            return row.position <= position or await self._past.get_joined_since(row) <= position
+            return (
+                row.position <= position
+                or await self._past_memberships.get_joined_since(row) <= position
+            )
         return (
             row.membership == "invite"
             and stored.event.state_key == row.user_id
@@ -191,7 +196,7 @@ class PushDecisions:
             and not await self._permissions.hides(row)
         )
 
-    async def _is_news(self, stored: StoredEvent) -> bool:
+    async def _is_new(self, stored: StoredEvent) -> bool:
         if stored.position is None or stored.redacted_by is not None or not stored.in_timeline:
             return False
         return self._lifetimes is None or await self._lifetimes.shows(stored)

@@ -59,8 +59,8 @@ def _sound(name: str) -> Action:
     return {"set_tweak": "sound", "value": name}
 
 
-def _follows(*, follows: bool) -> Condition:
-    return {"kind": f"{_THREADS}.thread_subscription", "subscribed": follows}
+def _thread_subscription(*, subscribed: bool) -> Condition:
+    return {"kind": f"{_THREADS}.thread_subscription", "subscribed": subscribed}
 
 
 def _poll_rules(what: str) -> tuple[PushRule, PushRule]:
@@ -135,20 +135,20 @@ def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
                 conditions=[_is(r"content.m\.relates_to.rel_type", "m.replace")],
             ),
         ),
-        # MSC4306: events in threads, for users who follow the thread and for others, once a client
+        # MSC4306: events in threads, for subscribers of the thread and for others, once a client
         # has enabled them
         "postcontent": (
             PushRule(
                 f".{_THREADS}.rule.unsubscribed_thread",
                 [],
                 enabled=False,
-                conditions=[_follows(follows=False)],
+                conditions=[_thread_subscription(subscribed=False)],
             ),
             PushRule(
                 f".{_THREADS}.rule.subscribed_thread",
                 ["notify", _sound("default")],
                 enabled=False,
-                conditions=[_follows(follows=True)],
+                conditions=[_thread_subscription(subscribed=True)],
             ),
         ),
         "underride": (

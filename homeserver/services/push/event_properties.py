@@ -19,7 +19,7 @@ MISSING: Final = object()
 BODY: Final[Path] = ("content", "body")
 TYPE: Final[Path] = ("type",)
 ROOM_ID: Final[Path] = ("room_id",)
-MOST_STEPS: Final = 10_000_000
+MAX_STEPS: Final = 10_000_000
 """The limit of character comparisons for all patterns of one user's rules on one event, some 30 ms.
 Ten keywords of ten characters that all match in a text of 64 KiB take 6 million.
 """
@@ -27,18 +27,18 @@ _ESCAPED = re.compile(r"\\([\\.])|(\.)")
 
 
 class EvaluatedEvent:
-    """An event and its room's current member count and power levels. Not to be stored."""
+    """An event and its room's current member count and power levels. It is not stored."""
 
     __slots__ = (
         "_members",
         "_properties",
         "_texts",
-        "followers",
         "member_count",
         "room_id",
         "sender",
         "sender_may_notify",
         "steps_left",
+        "subscribers",
         "thread_root",
     )
 
@@ -60,18 +60,18 @@ class EvaluatedEvent:
         self.sender = sender
         self.member_count = member_count
         self.sender_may_notify = may_notify
-        self.steps_left = MOST_STEPS
+        self.steps_left = MAX_STEPS
         """The comparisons that the rules of the current rule set may still use."""
         self.thread_root: str | None = None
         """The root of the event's thread; set only if some rule needs it."""
-        self.followers: Container[str] = ()
+        self.subscribers: Container[str] = ()
         """The users who have subscribed to that thread."""
 
     @classmethod
     def of_event(
         cls, event: Event, member_count: int, levels: PowerLevels | None
     ) -> "EvaluatedEvent":
-        """Return the occasion for an event, with the number of joined members. `levels` None:
+        """Return the properties of an event, with the number of joined members. `levels` None:
         nobody may notify a group."""
         properties: dict[str, Any] = {
             "type": event.type,
@@ -131,9 +131,9 @@ class EvaluatedEvent:
         members = self._members.get(path)
         if members is None:
             values = self.value(path)
-            given = values if isinstance(values, list | tuple) else ()
+            texts = values if isinstance(values, list | tuple) else ()
             members = self._members[path] = frozenset(
-                [value for value in given if isinstance(value, str)]
+                [value for value in texts if isinstance(value, str)]
             )
         return members
 

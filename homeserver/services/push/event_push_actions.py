@@ -6,7 +6,7 @@ Laws:
   event.
 - Users get rows only if their actions differ: mentioned users, and users with rules of their own
   (`room_rules.py`). Each class of equal rules is evaluated once. If a class has rules about
-  followed threads (MSC4306), the followers of this thread are evaluated separately.
+  subscribed threads (MSC4306), the subscribers of this thread are evaluated separately.
 - Nobody is notified of their own events. Events of ignored users are left out when counts are read.
 
 spec: client-server-api#server-behaviour-13, client-server-api#push-rules
@@ -28,7 +28,7 @@ from federation.rooms.memberships import Memberships
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.event_properties import EvaluatedEvent
 from homeserver.services.push.room_rules import RoomClasses, RoomRuleClasses, RuleClass
-from homeserver.services.push.rule_sets import RuleCompiler, named_users
+from homeserver.services.push.rule_sets import RuleCompiler, mentioned_users
 from homeserver.services.push.user_rules import UserRuleCache
 from storage.events.events import EventFlag
 from storage.push.event_push_actions import HIGHLIGHTED, NOTIFIES, get_default_outcome
@@ -36,7 +36,7 @@ from storage.push.push_rule_history import ALL
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
-JUDGED_AT_ONCE: Final = 1000
+CLASSES_PER_TURN: Final = 1000
 """Classes of rules that are evaluated in one turn of the reactor, each in some microseconds."""
 
 
@@ -66,72 +66,74 @@ class PushActionClassifier:
         self._events = events
         self._threads = threads
 
-    async def classify(self, event: Event, around: RoomBeforeEvent) -> Classification:
+    async def classify(self, event: Event, before: RoomBeforeEvent) -> Classification:
         """Return the push actions of the event for this server's users. No query for an ordinary
         message in a cached room."""
-        occasion = EvaluatedEvent.of_event(event, around.member_count, around.levels)
-        flags = _flags(self._default.rules.find(occasion))
-        singly = await self._named(event, around)
-        singly |= {
+        evaluated = EvaluatedEvent.of_event(event, before.member_count, before.levels)
+        flags = _flags(self._default.rules.find(evaluated))
+        individually = await self._mentioned_members(event, before)
+        individually |= {
             user
-            for user, joined in around.changed_members.items()
+            for user, joined in before.changed_members.items()
             if joined and self._identity.is_local(user)
         }
         room = RoomClasses(0)
-        followers: Set[str] = frozenset()
-        if around.room_nid:
-            room = await self._room_rules.of_room(around.room_nid, event.room_id)
-            if any(each.rules.asks_for_threads for each in room.members):
-                thread = occasion.thread_root = await find_thread_root(
-                    self._events, around.room_nid, event
+        subscribers: Set[str] = frozenset()
+        if before.room_nid:
+            room = await self._room_rules.of_room(before.room_nid, event.room_id)
+            if any(each.rules.uses_threads for each in room.members):
+                thread = evaluated.thread_root = await find_thread_root(
+                    self._events, before.room_nid, event
                 )
                 if thread is not None:
-                    followers = occasion.followers = await self._threads.get_subscribers(
+                    subscribers = evaluated.subscribers = await self._threads.get_subscribers(
                         event.room_id, thread
                     )
-                room = await self._room_rules.of_room(around.room_nid, event.room_id)
+                room = await self._room_rules.of_room(before.room_nid, event.room_id)
         outcomes: dict[str, int] = {}
         classes: Collection[tuple[RuleClass, Set[UserID]]] = room.members.items()
-        if len(classes) > JUDGED_AT_ONCE:  # they may change while this waits
+        if len(classes) > CLASSES_PER_TURN:  # they may change while this waits
             classes = [(each, frozenset(members)) for each, members in classes]
         for at, (each, members) in enumerate(classes, 1):
-            if at % JUDGED_AT_ONCE == 0 and at < len(classes):
+            if at % CLASSES_PER_TURN == 0 and at < len(classes):
                 await deferLater(self._clock, 0)
-            if followers and each.rules.asks_for_threads:
-                singly |= members & followers
-            if each.rules.asks_for_names:
-                singly |= members
+            if subscribers and each.rules.uses_threads:
+                individually |= members & subscribers
+            if each.rules.uses_display_names:
+                individually |= members
                 continue
-            outcome = _outcome(each.rules.find(occasion))
-            if outcome != get_default_outcome(flags, each.attention):
+            outcome = _outcome(each.rules.find(evaluated))
+            if outcome != get_default_outcome(flags, each.level):
                 outcomes.update(dict.fromkeys(members, outcome))
-        for user, joined in around.changed_members.items():
+        for user, joined in before.changed_members.items():
             if not joined:
                 outcomes.pop(user, None)
-                singly.discard(user)
+                individually.discard(user)
         if (
             event.membership == "invite"
             and event.state_key is not None
             and self._identity.is_local(event.state_key)
         ):
-            singly.add(UserID(event.state_key))
-        singly.discard(event.sender)
-        if singly:
-            of_user = {user: room.of_user[user] for user in singly if user in room.of_user}
-            await self._judge_singly(event, around, occasion, flags, singly, of_user, outcomes)
+            individually.add(UserID(event.state_key))
+        individually.discard(event.sender)
+        if individually:
+            of_user = {user: room.of_user[user] for user in individually if user in room.of_user}
+            await self._evaluate_individually(
+                event, before, evaluated, flags, individually, of_user, outcomes
+            )
         outcomes.pop(event.sender, None)
         thread_root = (
-            await find_thread_root(self._events, around.room_nid, event)
+            await find_thread_root(self._events, before.room_nid, event)
             if flags or outcomes
             else None
         )
         return Classification(flags, outcomes, thread_root)
 
-    async def _judge_singly(
+    async def _evaluate_individually(
         self,
         event: Event,
-        around: RoomBeforeEvent,
-        occasion: EvaluatedEvent,
+        before: RoomBeforeEvent,
+        evaluated: EvaluatedEvent,
         flags: int,
         users: Collection[UserID],
         of_user: Mapping[UserID, RuleClass],
@@ -142,27 +144,27 @@ class PushActionClassifier:
         rules = await self._rules.of_users(new)
         classes = {user: self._room_rules.classify(rules[user], event.room_id) for user in new}
         names = await self._display_names(
-            around.room_nid, [user for user in users if _asks(of_user, classes, user)]
+            before.room_nid, [user for user in users if _uses_display_names(of_user, classes, user)]
         )
         for user in users:
             each = of_user.get(user) or classes.get(user) or self._default
-            outcome = _outcome(each.rules.find(occasion, user, names.get(user)))
-            if outcome == get_default_outcome(flags, each.attention):
+            outcome = _outcome(each.rules.find(evaluated, user, names.get(user)))
+            if outcome == get_default_outcome(flags, each.level):
                 outcomes.pop(user, None)
             else:
                 outcomes[user] = outcome
 
-    async def _named(self, event: Event, around: RoomBeforeEvent) -> set[UserID]:
+    async def _mentioned_members(self, event: Event, before: RoomBeforeEvent) -> set[UserID]:
         """Return the local users who are mentioned by the event and are in the room."""
-        named = {user for user in named_users(event) if self._identity.is_local(user)}
-        if not named:
-            return named
+        mentioned = {user for user in mentioned_users(event) if self._identity.is_local(user)}
+        if not mentioned:
+            return mentioned
         members = (
-            await self._memberships.local_members(around.room_nid)
-            if around.room_nid
+            await self._memberships.local_members(before.room_nid)
+            if before.room_nid
             else frozenset[str]()
         )
-        return {user for user in named if around.changed_members.get(user, user in members)}
+        return {user for user in mentioned if before.changed_members.get(user, user in members)}
 
     async def _display_names(
         self, room_nid: int, users: Collection[UserID]
@@ -173,11 +175,11 @@ class PushActionClassifier:
         return {user: row.display_name for user, row in rows.items()}
 
 
-def _asks(
+def _uses_display_names(
     of_user: Mapping[UserID, RuleClass], classes: Mapping[UserID, RuleClass | None], user: UserID
 ) -> bool:
     each = of_user.get(user) or classes.get(user)
-    return each is not None and each.rules.asks_for_names
+    return each is not None and each.rules.uses_display_names
 
 
 def _flags(actions: Actions) -> int:

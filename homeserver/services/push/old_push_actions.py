@@ -5,7 +5,7 @@ from typing import Final
 
 from storage.push.old_push_actions import FIRST, OldPushActionStore
 
-KEPT_DAYS: Final = 180
+RETENTION_DAYS: Final = 180
 """The minimum age of push actions of read events in the list of notifications before they are
 deleted.
 """
@@ -18,13 +18,13 @@ class PushActionCleanup:
     def __init__(self, *, store: OldPushActionStore, now_ms: Callable[[], int]) -> None:
         self._store = store
         self._now_ms = now_ms
-        self._looked_upto = FIRST
+        self._checked_upto = FIRST
 
     async def do_delete(self, limit: int) -> int:
         """Examine up to `limit` rooms of users. Return how many were examined: fewer at the end of
         a walk."""
         last, number = await self._store.remove(
-            self._looked_upto, self._now_ms() - KEPT_DAYS * DAY_MS, limit
+            self._checked_upto, self._now_ms() - RETENTION_DAYS * DAY_MS, limit
         )
-        self._looked_upto = FIRST if last is None else last
+        self._checked_upto = FIRST if last is None else last
         return number

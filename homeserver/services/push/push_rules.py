@@ -35,13 +35,13 @@ from homeserver.services.push.stored_rules import (
 from storage.account_data.account_data import AccountDataStore
 from storage.engine.database import Database
 
-REMEMBERED: Final = 256
-MOST_REMEMBERED_BYTES: Final = 4096
+MAX_CACHED: Final = 256
+MAX_CACHED_BYTES: Final = 4096
 """Rules whose stored form is larger are not cached but encoded each time."""
-_LONGEST_RULE_ID: Final = 255
-_LONGEST_TEXT: Final = 1024
+_MAX_RULE_ID: Final = 255
+_MAX_TEXT: Final = 1024
 """Characters of a pattern or of another text in a condition."""
-_MOST_CONDITIONS: Final = 20
+_MAX_CONDITIONS: Final = 20
 _HISTORICAL_ACTIONS: Final = frozenset({"dont_notify", "coalesce"})
 _WITH_CONDITIONS: Final = frozenset({"override", "underride"})
 
@@ -92,20 +92,20 @@ class PushRules:
         _check_own_id(rule_id)
         if (pattern is None) == (kind == "content"):
             raise InvalidParam("A content rule has a pattern, and no other has one")
-        if pattern is not None and len(pattern) > _LONGEST_TEXT:
-            raise InvalidParam(f"A pattern has at most {_LONGEST_TEXT} characters")
+        if pattern is not None and len(pattern) > _MAX_TEXT:
+            raise InvalidParam(f"A pattern has at most {_MAX_TEXT} characters")
         if kind not in _WITH_CONDITIONS and conditions:
             raise InvalidParam("Only override and underride rules have conditions")
         checked = _checked_actions(actions)
-        kept_conditions = (
+        stored_conditions = (
             _checked_conditions(conditions or []) if kind in _WITH_CONDITIONS else None
         )
 
-        def change(kept: StoredRules) -> None:
-            rules = kept.own.setdefault(kind, [])
+        def change(stored: StoredRules) -> None:
+            rules = stored.own.setdefault(kind, [])
             at = _find(rules, rule_id)
             enabled = rules[at].enabled if at is not None else True
-            rule = PushRule(rule_id, checked, enabled, kept_conditions, pattern)
+            rule = PushRule(rule_id, checked, enabled, stored_conditions, pattern)
             neighbour = before or after
             if neighbour is None or neighbour == rule_id:
                 if at is None:
@@ -127,8 +127,8 @@ class PushRules:
         """Remove one of a user's own rules. Raises `NotFound`."""
         _check_kind(kind)
 
-        def change(kept: StoredRules) -> None:
-            rules = kept.own.get(kind, [])
+        def change(stored: StoredRules) -> None:
+            rules = stored.own.get(kind, [])
             at = _find(rules, rule_id)
             if at is None:
                 raise _no_rule()
@@ -150,14 +150,14 @@ class PushRules:
     async def _modify(self, user_id: UserID, kind: str, rule_id: str, **new: Any) -> None:
         _check_kind(kind)
 
-        def change(kept: StoredRules) -> None:
-            rules = kept.own.get(kind, [])
+        def change(stored: StoredRules) -> None:
+            rules = stored.own.get(kind, [])
             at = _find(rules, rule_id)
             if at is not None:
                 rules[at] = msgspec.structs.replace(rules[at], **new)
             elif any(rule.rule_id == rule_id for rule in default_rules(user_id).get(kind, ())):
-                kept.changed[rule_id] = msgspec.structs.replace(
-                    kept.changed.get(rule_id, DefaultChange()), **new
+                stored.changed[rule_id] = msgspec.structs.replace(
+                    stored.changed.get(rule_id, DefaultChange()), **new
                 )
             else:
                 raise _no_rule()
@@ -168,10 +168,10 @@ class PushRules:
         await self._database.write("set_push_rules", self._changes.change, user_id, change)
 
 
-def copy_rules_of_room(kept: StoredRules, old_room: str, new_room: str) -> None:
+def copy_rules_of_room(stored: StoredRules, old_room: str, new_room: str) -> None:
     """Copy a user's own rules about one room to another room that they have no rules about."""
     for kind in ("room", "override", "underride"):
-        rules = kept.own.get(kind, [])
+        rules = stored.own.get(kind, [])
         at = _find(rules, old_room)
         if at is None or _find(rules, new_room) is not None:
             continue
@@ -188,10 +188,10 @@ def copy_rules_of_room(kept: StoredRules, old_room: str, new_room: str) -> None:
         )
 
 
-def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
+def push_rules_content(user_id: str, stored: bytes | None) -> Mapping[str, Any]:
     """Return the content of `m.push_rules` as clients see it, from its stored form. spec:
     client-server-api#mpush_rules"""
-    return {"global": ruleset(user_id, kept)}
+    return {"global": ruleset(user_id, stored)}
 
 
 def account_data_events(
@@ -205,42 +205,42 @@ def account_data_events(
         if type != PUSH_RULES
     ]
     if first or PUSH_RULES in entries:
-        kept = entries.get(PUSH_RULES)
+        stored = entries.get(PUSH_RULES)
         encode = (
-            _remembered_content
-            if kept is None or len(kept) <= MOST_REMEMBERED_BYTES
+            _cached_content
+            if stored is None or len(stored) <= MAX_CACHED_BYTES
             else _encoded_content
         )
-        events.append({"type": PUSH_RULES, "content": encode(user_id, kept)})
+        events.append({"type": PUSH_RULES, "content": encode(user_id, stored)})
     return events
 
 
-def _encoded_content(user_id: str, kept: bytes | None) -> msgspec.Raw:
-    return msgspec.Raw(msgspec.json.encode(push_rules_content(user_id, kept)))
+def _encoded_content(user_id: str, stored: bytes | None) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(push_rules_content(user_id, stored)))
 
 
-_remembered_content = lru_cache(REMEMBERED)(_encoded_content)
+_cached_content = lru_cache(MAX_CACHED)(_encoded_content)
 """The encoded rules by their stored form, some six kilobytes each."""
 
 
-def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+def ruleset(user_id: str, stored: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Return a user's rules by kind, as clients see them, from their stored form."""
-    rules = decode_stored(kept)
-    return {kind: [_shown(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
+    rules = decode_stored(stored)
+    return {kind: [_rule_to_json(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
 
 
-def _shown(rule: PushRule) -> Mapping[str, Any]:
-    shown: dict[str, Any] = {
+def _rule_to_json(rule: PushRule) -> Mapping[str, Any]:
+    form: dict[str, Any] = {
         "rule_id": rule.rule_id,
         "default": rule.rule_id.startswith("."),
         "enabled": rule.enabled,
         "actions": rule.actions,
     }
     if rule.conditions is not None:
-        shown["conditions"] = rule.conditions
+        form["conditions"] = rule.conditions
     if rule.pattern is not None:
-        shown["pattern"] = rule.pattern
-    return shown
+        form["pattern"] = rule.pattern
+    return form
 
 
 def _find(rules: Sequence[PushRule], rule_id: str) -> int | None:
@@ -259,7 +259,7 @@ def _check_kind(kind: str) -> None:
 def _check_own_id(rule_id: str) -> None:
     if rule_id.startswith("."):
         raise InvalidParam("Ids that start with a dot are for default rules")
-    if not rule_id or len(rule_id.encode()) > _LONGEST_RULE_ID or set(rule_id) & set("/\\\0"):
+    if not rule_id or len(rule_id.encode()) > _MAX_RULE_ID or set(rule_id) & set("/\\\0"):
         raise InvalidParam("The id of a push rule has 1 to 255 bytes, and neither / nor \\ in it")
 
 
@@ -282,13 +282,13 @@ def _checked_actions(actions: list[Action]) -> list[Action]:
 
 def _checked_conditions(conditions: list[Condition]) -> list[Condition]:
     """Check conditions. Unknown kinds are stored, and never match."""
-    if len(conditions) > _MOST_CONDITIONS:
-        raise InvalidParam(f"A rule has at most {_MOST_CONDITIONS} conditions")
+    if len(conditions) > _MAX_CONDITIONS:
+        raise InvalidParam(f"A rule has at most {_MAX_CONDITIONS} conditions")
     for condition in conditions:
         if not isinstance(condition.get("kind"), str):
             raise InvalidParam("A condition has a kind, a string")
         if any(not isinstance(condition.get(key, ""), str) for key in ("key", "pattern", "is")):
             raise InvalidParam("key, pattern and is of a condition are strings")
-        if any(isinstance(text, str) and len(text) > _LONGEST_TEXT for text in condition.values()):
-            raise InvalidParam(f"Texts of a condition have at most {_LONGEST_TEXT} characters")
+        if any(isinstance(text, str) and len(text) > _MAX_TEXT for text in condition.values()):
+            raise InvalidParam(f"Texts of a condition have at most {_MAX_TEXT} characters")
     return conditions

@@ -24,13 +24,12 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.push.push_rule_history import ALL, PushRuleHistoryStore
 from storage.rooms.memberships import MembershipRow
 
-CLASSIFIED_AT_ONCE: Final = 500
+USERS_PER_TURN: Final = 500
 """Members of a newly loaded room that are classified in one turn of the reactor, each in some
 hundredths of a millisecond.
 """
-CHANGES_KEPT: Final = 5000
-"""The number of changes of rules and memberships that are kept; a room that missed more is loaded
-again.
+MAX_CHANGES: Final = 5000
+"""The number of cached changes of rules and memberships; a room that missed more is loaded again.
 """
 
 
@@ -38,14 +37,14 @@ class RuleClass(NamedTuple):
     """The effect of some members' rules in a room."""
 
     rules: RuleSet
-    attention: int
+    level: int
     """The push action of ordinary messages of the room, which needs no row."""
 
 
 class RoomClasses(msgspec.Struct):
     """The members of one room whose rules differ from the predefined ones there."""
 
-    heard: int
+    applied: int
     """The number of this process's changes that are applied."""
     position: int = 0
     """The position up to which writes of other processes are applied."""
@@ -64,7 +63,7 @@ class RoomClasses(msgspec.Struct):
             self.members.setdefault(into, set()).add(user_id)
 
 
-class _Happened(NamedTuple):
+class _RuleChange(NamedTuple):
     number: int
     user_id: str
     room_nid: int | None
@@ -95,9 +94,9 @@ class RoomRuleClasses:
         self._rules = rules
         self._compiler = compiler
         self._rooms: LRU[int, RoomClasses] = LRU(max_entries=capacity)
-        self._happened: deque[_Happened] = deque(maxlen=CHANGES_KEPT)
+        self._changes: deque[_RuleChange] = deque(maxlen=MAX_CHANGES)
         self._last = 0
-        self._written_by_others = streams.current()
+        self._remote_position = streams.current()
         streams.subscribe(self._on_changes, Topic.MEMBERSHIP, Topic.ACCOUNT_DATA, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
@@ -108,45 +107,45 @@ class RoomRuleClasses:
         The result is the cache's own object: read it before any `await`.
         """
         while True:
-            last, written = self._last, self._written_by_others
+            last, remote_position = self._last, self._remote_position
             known = self._rooms.get(room_nid)
-            if known is None or (self._happened and known.heard < self._happened[0].number - 1):
+            if known is None or (self._changes and known.applied < self._changes[0].number - 1):
                 users = dict.fromkeys(await self._store.get_members_with_rules(room_nid), True)
                 room = RoomClasses(last)
             else:
                 room = known
                 users = await self._changed(room, room_nid)
-                if room.position < written:
+                if room.position < remote_position:
                     users.update(await self._store.get_changed_members(room_nid, room.position))
             rules = await self._rules.of_users(
                 UserID(user) for user, is_joined in users.items() if is_joined
             )
             for at, user in enumerate(map(UserID, users), 1):
                 room.move(user, self.classify(rules[user], room_id) if user in rules else None)
-                if at % CLASSIFIED_AT_ONCE == 0 and room is not known:  # not shared yet
+                if at % USERS_PER_TURN == 0 and room is not known:  # not shared yet
                     await deferLater(self._clock, 0)
-            room.heard, room.position = last, written
+            room.applied, room.position = last, remote_position
             self._rooms.put(room_nid, room)
-            if (last, written) == (self._last, self._written_by_others):
+            if (last, remote_position) == (self._last, self._remote_position):
                 return room
 
     def classify(self, rules: UserRules, room_id: RoomID) -> RuleClass | None:
         """Return the class of these rules in a room; None if they have the effect of the predefined
         ones."""
-        narrowed = self._compiler.narrow(rules.rule_set, room_id)
-        attention = rules.attention.get_current_level(room_id.lower())
-        if narrowed is self._compiler.default and attention == ALL:
+        room_set = self._compiler.restrict_to_room(rules.rule_set, room_id)
+        level = rules.history.get_current_level(room_id.lower())
+        if room_set is self._compiler.default and level == ALL:
             return None
-        return RuleClass(narrowed, attention)
+        return RuleClass(room_set, level)
 
     async def _changed(self, room: RoomClasses, room_nid: int) -> dict[str, bool]:
         """Return the users who changed through this process, and whether each is joined."""
         users: set[str] = set()
-        for happened in reversed(self._happened):
-            if happened.number <= room.heard:
+        for change in reversed(self._changes):
+            if change.number <= room.applied:
                 break
-            if happened.room_nid is None or happened.room_nid == room_nid:
-                users.add(happened.user_id)
+            if change.room_nid is None or change.room_nid == room_nid:
+                users.add(change.user_id)
         members = await self._memberships.local_members(room_nid) if users else frozenset[str]()
         return {user: user in members for user in users}
 
@@ -163,8 +162,8 @@ class RoomRuleClasses:
 
     def _record(self, user_id: str, room_nid: int | None) -> None:
         self._last += 1
-        self._happened.append(_Happened(self._last, user_id, room_nid))
+        self._changes.append(_RuleChange(self._last, user_id, room_nid))
 
     def _on_remote_write(self, _after: int, upto: int) -> None:
         """Handle a write of another node: its changes are read when the room's next event comes."""
-        self._written_by_others = max(self._written_by_others, upto)
+        self._remote_position = max(self._remote_position, upto)

@@ -4,9 +4,9 @@ Laws:
 - Pure but for its caches: rules in, actions out.
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`;
   the predefined rules are one object for all. So an event is evaluated once for each different set.
-- The result of a set for `NOBODY` holds for all users whom the event does not mention
-  (`named_users`) and who do not follow its thread, unless the set looks at display names
-  (`asks_for_names`).
+- The result of a set for `UNMENTIONED` holds for all users whom the event does not mention
+  (`mentioned_users`) and who do not subscribe to its thread, unless the set looks at display names
+  (`uses_display_names`).
 
 spec: client-server-api#push-rules
 """
@@ -26,10 +26,10 @@ from homeserver.services.push.actions import NOTHING, Actions
 from homeserver.services.push.conditions import (
     DISPLAY_NAME,
     EVENT_MATCH,
-    NOBODY,
     PROPERTY_IS,
     THREAD_SUBSCRIPTION,
-    Holds,
+    UNMENTIONED,
+    Matcher,
     body_matches,
     compile_condition,
     in_room,
@@ -37,7 +37,7 @@ from homeserver.services.push.conditions import (
 )
 from homeserver.services.push.default_rules import KINDS, Condition, PushRule, TheUser
 from homeserver.services.push.event_properties import (
-    MOST_STEPS,
+    MAX_STEPS,
     ROOM_ID,
     TYPE,
     EvaluatedEvent,
@@ -46,18 +46,18 @@ from homeserver.services.push.event_properties import (
 from homeserver.services.push.stored_rules import decode_stored
 
 _MEMBER: Final = "m.room.member"
-_ORDINARY: Final = ("m.room.message", "m.room.encrypted")
-_SOMEBODY: Final = "@somebody:elsewhere.invalid"
-_MANY: Final = 100
+_MESSAGE_TYPES: Final = ("m.room.message", "m.room.encrypted")
+_SENDER: Final = "@somebody:elsewhere.invalid"
+_MEMBER_COUNT: Final = 100
 
 
-class Attention(IntEnum):
-    """The effect of an ordinary message of a room for a user: the base of counting, before
-    properties of a single event."""
+class NotificationLevel(IntEnum):
+    """The effect of an ordinary message in a room on a user. Unread counts start from it; events
+    with special properties may differ."""
 
     ALL = 0
     """Use the flags of the event, as the predefined rules do."""
-    CALLS = 1
+    ROOM_MENTIONS = 1
     """Only events that mention the complete room."""
     NOTHING = 2
     """Nothing but events that match a user's own rules."""
@@ -69,14 +69,14 @@ class CompiledRule:
     __slots__ = (
         "__weakref__",
         "actions",
-        "asks_for_names",
-        "asks_for_room",
-        "asks_for_threads",
         "conditions",
         "room",
         "room_id",
         "rule_id",
         "type",
+        "uses_display_names",
+        "uses_room_id",
+        "uses_threads",
     )
 
     def __init__(self, *, kind: str, rule: PushRule) -> None:
@@ -89,16 +89,16 @@ class CompiledRule:
         self.type: Final = next(filter(None, map(_named_type, rule.conditions or ())), None)
         """The only event type that it may match, in lower case; None for any."""
         kinds = [condition.get("kind") for condition in rule.conditions or ()]
-        self.asks_for_names: Final = DISPLAY_NAME in kinds
-        self.asks_for_room: Final = any(map(_looks_at_room, rule.conditions or ()))
-        self.asks_for_threads: Final = any(
+        self.uses_display_names: Final = DISPLAY_NAME in kinds
+        self.uses_room_id: Final = any(map(_looks_at_room, rule.conditions or ()))
+        self.uses_threads: Final = any(
             isinstance(kind, str) and kind in THREAD_SUBSCRIPTION for kind in kinds
         )
 
-    def matches(self, occasion: EvaluatedEvent, user_id: str, display_name: str | None) -> bool:
+    def matches(self, event: EvaluatedEvent, user_id: str, display_name: str | None) -> bool:
         """Return whether all conditions match."""
-        for holds in self.conditions:  # noqa: SIM110  # a generator costs more than the conditions
-            if not holds(occasion, user_id, display_name):
+        for condition_matches in self.conditions:  # a generator costs more than the conditions
+            if not condition_matches(event, user_id, display_name):
                 return False
         return True
 
@@ -113,15 +113,15 @@ class RuleSet:
         "_of_any_type",
         "_of_rooms",
         "_types",
-        "asks_for_names",
-        "asks_for_threads",
         "rules",
+        "uses_display_names",
+        "uses_threads",
     )
 
     def __init__(self, rules: Sequence[CompiledRule]) -> None:
         self.rules: Final = tuple(rules)
-        self.asks_for_names: Final = any(rule.asks_for_names for rule in rules)
-        self.asks_for_threads: Final = any(rule.asks_for_threads for rule in rules)
+        self.uses_display_names: Final = any(rule.uses_display_names for rule in rules)
+        self.uses_threads: Final = any(rule.uses_threads for rule in rules)
         self._types: Final = frozenset(rule.type for rule in rules if rule.type is not None)
         self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
         self._by_type: Final[dict[str | None, tuple[CompiledRule, ...]]] = {}
@@ -130,13 +130,13 @@ class RuleSet:
         self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
     def find(
-        self, occasion: EvaluatedEvent, user_id: str = NOBODY, display_name: str | None = None
+        self, event: EvaluatedEvent, user_id: str = UNMENTIONED, display_name: str | None = None
     ) -> Actions:
         """Return the actions of the most important rule that matches. Does not check whether the
         event is the user's own."""
-        occasion.steps_left = MOST_STEPS
-        for rule in self._may_match(occasion.text(TYPE)):
-            if rule.matches(occasion, user_id, display_name):
+        event.steps_left = MAX_STEPS
+        for rule in self._may_match(event.text(TYPE)):
+            if rule.matches(event, user_id, display_name):
                 return rule.actions
         return NOTHING
 
@@ -151,24 +151,32 @@ class RuleSet:
             )
         return rules
 
-    def find_attentions(self) -> tuple[Attention, Mapping[str, Attention]]:
-        """Return the attention to ordinary messages in rooms without rules, and in each room with
-        rules (room IDs in lower case)."""
+    def find_levels(self) -> tuple[NotificationLevel, Mapping[str, NotificationLevel]]:
+        """Return the level of rooms without rules of their own, and of each room with rules (room
+        IDs in lower case)."""
         by_room = self._by_room()
-        wide = by_room.get(None, ())
-        ordinary = [_Probe(wide=wide, type=type, content={}) for type in _ORDINARY]
-        call = _Probe(wide=wide, type=_ORDINARY[0], content={"m.mentions": {"room": True}})
+        general = by_room.get(None, ())
+        messages = [
+            _SampleMessage(general=general, type=type, content={}) for type in _MESSAGE_TYPES
+        ]
+        room_mention = _SampleMessage(
+            general=general, type=_MESSAGE_TYPES[0], content={"m.mentions": {"room": True}}
+        )
 
-        def find(own: _Placed) -> Attention:
+        def find(own: _RankedRules) -> NotificationLevel:
             room_id = next((rule.room_id for _, rule in own if rule.room_id is not None), "")
-            if any(each.find(room_id, own).notify for each in ordinary):
-                return Attention.ALL
-            return Attention.CALLS if call.find(room_id, own).highlight else Attention.NOTHING
+            if any(each.find(room_id, own).notify for each in messages):
+                return NotificationLevel.ALL
+            return (
+                NotificationLevel.ROOM_MENTIONS
+                if room_mention.find(room_id, own).highlight
+                else NotificationLevel.NOTHING
+            )
 
         return find(()), {room: find(own) for room, own in by_room.items() if room is not None}
 
     @property
-    def names_rooms(self) -> bool:
+    def has_room_rules(self) -> bool:
         """Whether some rule is about one room."""
         return not self._by_room().keys() <= {None}
 
@@ -178,33 +186,33 @@ class RuleSet:
         by_room = self._by_room()
         return (rule for _, rule in merge(by_room.get(None, ()), by_room.get(room, ())))
 
-    def _by_room(self) -> Mapping[str | None, "_Placed"]:
+    def _by_room(self) -> Mapping[str | None, "_RankedRules"]:
         """Return the rules by their room, each with its place."""
         if self._of_rooms is None:
             self._of_rooms = {}
-            for place, rule in enumerate(self.rules):
-                self._of_rooms.setdefault(rule.room, []).append((place, rule))
+            for rank, rule in enumerate(self.rules):
+                self._of_rooms.setdefault(rule.room, []).append((rank, rule))
         return self._of_rooms
 
 
-_Placed = Sequence[tuple[int, CompiledRule]]
+_RankedRules = Sequence[tuple[int, CompiledRule]]
 """Rules of a set with their places in it."""
 
 
-class _Probe:
+class _SampleMessage:
     """A message without special content from a sender who may mention the room. Rules without a
     room are evaluated on it once for all rooms, except those that look at the room ID."""
 
-    def __init__(self, *, wide: _Placed, type: str, content: Mapping[str, Any]) -> None:
-        self._event = {"type": type, "content": content, "sender": _SOMEBODY}
-        self._looking = [each for each in wide if each[1].asks_for_room]
-        self._first = self._find_first("", [each for each in wide if not each[1].asks_for_room])
+    def __init__(self, *, general: _RankedRules, type: str, content: Mapping[str, Any]) -> None:
+        self._event = {"type": type, "content": content, "sender": _SENDER}
+        self._using_room_id = [each for each in general if each[1].uses_room_id]
+        self._first = self._find_first("", [each for each in general if not each[1].uses_room_id])
 
-    def find(self, room_id: str, own: _Placed) -> Actions:
+    def find(self, room_id: str, own: _RankedRules) -> Actions:
         """Return its actions in a room with these rules."""
         found = [
             each
-            for each in (self._first, self._find_first(room_id, merge(own, self._looking)))
+            for each in (self._first, self._find_first(room_id, merge(own, self._using_room_id)))
             if each is not None
         ]
         return min(found)[1].actions if found else NOTHING
@@ -212,14 +220,14 @@ class _Probe:
     def _find_first(
         self, room_id: str, rules: Iterable[tuple[int, CompiledRule]]
     ) -> tuple[int, CompiledRule] | None:
-        occasion = EvaluatedEvent(
+        event = EvaluatedEvent(
             properties={**self._event, "room_id": room_id},
             room_id=room_id,
-            sender=_SOMEBODY,
-            member_count=_MANY,
+            sender=_SENDER,
+            member_count=_MEMBER_COUNT,
             may_notify=lambda _group: True,
         )
-        return next((each for each in rules if each[1].matches(occasion, NOBODY, None)), None)
+        return next((each for each in rules if each[1].matches(event, UNMENTIONED, None)), None)
 
 
 class RuleCompiler:
@@ -234,9 +242,9 @@ class RuleCompiler:
         self.default: Final = self.compile(None)
         """The rule set of users who have changed nothing."""
 
-    def compile(self, kept: bytes | None) -> RuleSet:
+    def compile(self, stored: bytes | None) -> RuleSet:
         """Return the rule set of a user from their stored `m.push_rules`."""
-        rules = decode_stored(kept)
+        rules = decode_stored(stored)
         return self._intern(
             self._compile_rule(kind, rule)
             for kind in KINDS
@@ -244,10 +252,12 @@ class RuleCompiler:
             if rule.enabled
         )
 
-    def narrow(self, rule_set: RuleSet, room_id: str) -> RuleSet:
+    def restrict_to_room(self, rule_set: RuleSet, room_id: str) -> RuleSet:
         """Return the set for one room, without the rules about other rooms."""
         return (
-            self._intern(rule_set.rules_in(room_id.lower())) if rule_set.names_rooms else rule_set
+            self._intern(rule_set.rules_in(room_id.lower()))
+            if rule_set.has_room_rules
+            else rule_set
         )
 
     def _compile_rule(self, kind: str, rule: PushRule) -> CompiledRule:
@@ -268,19 +278,19 @@ class RuleCompiler:
         return known
 
 
-def named_users(event: Event) -> frozenset[UserID]:
+def mentioned_users(event: Event) -> frozenset[UserID]:
     """Return the users whom an event mentions, for whom the predefined rules may differ."""
-    named: set[str] = set()
+    mentioned: set[str] = set()
     mentions = event.content.get("m.mentions")
     listed = mentions.get("user_ids") if isinstance(mentions, Mapping) else None
     if isinstance(listed, list | tuple):
-        named.update(user for user in listed if isinstance(user, str))
+        mentioned.update(user for user in listed if isinstance(user, str))
     if event.type == _MEMBER and event.state_key is not None:
-        named.update((event.state_key, event.state_key.lower()))
-    return frozenset(UserID(user) for user in named if is_user_id(user))
+        mentioned.update((event.state_key, event.state_key.lower()))
+    return frozenset(UserID(user) for user in mentioned if is_user_id(user))
 
 
-def _conditions_of(kind: str, rule: PushRule) -> tuple[Holds, ...]:
+def _conditions_of(kind: str, rule: PushRule) -> tuple[Matcher, ...]:
     if kind == "content":
         return (body_matches(rule.pattern or ""),)
     if kind == "room":

@@ -40,9 +40,9 @@ class StoredRules(msgspec.Struct, omit_defaults=True):
         return [*own, *defaults]
 
 
-def decode_stored(kept: bytes | None) -> StoredRules:
+def decode_stored(stored: bytes | None) -> StoredRules:
     """Decode the stored rules of a user; None: no changes."""
-    return StoredRules() if kept is None else msgspec.json.decode(kept, type=StoredRules)
+    return StoredRules() if stored is None else msgspec.json.decode(stored, type=StoredRules)
 
 
 def _changed(rule: PushRule, change: DefaultChange | None) -> PushRule:

@@ -40,12 +40,12 @@ from storage.rooms.rooms import RoomStore
 COUNTED: Final = EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS
 """Flags of events that may count."""
 COUNTED_EVENTS: Final = 64
-"""Newest counted events of a room that are kept to update counts."""
+"""The newest counted events of a room that are cached to update counts."""
 MAX_ROOMS: Final = 20_000
-"""Rooms whose newest counted events are kept."""
+"""Rooms whose newest counted events are cached."""
 REDACTION: Final = "m.room.redaction"
 _type = attrgetter("event.type")
-HEARD: Final = (
+TOPICS: Final = (
     Topic.EVENT,
     Topic.RECEIPT,
     Topic.MEMBERSHIP,
@@ -61,8 +61,8 @@ class OwnReceipts(msgspec.Struct, frozen=True):
 
     by_room: Mapping[int, Sequence[ReceiptRow]]
     """All own receipts of each room in it."""
-    heard: int
-    """The value of `UnreadCounts.heard` before they were read, so that no announced receipt is
+    changes: int
+    """The value of `UnreadCounts.changes` before they were read, so that no announced receipt is
     missing."""
 
 
@@ -158,7 +158,7 @@ class UnreadCounts:
         outcomes: EventPushActionStore,
         receipts: ReceiptStore,
         rooms: RoomStore,
-        past: PastMemberships,
+        past_memberships: PastMemberships,
         rules: UserRuleCache,
         streams: Streams,
         capacity: int,
@@ -167,7 +167,7 @@ class UnreadCounts:
         self._outcomes = outcomes
         self._receipts = receipts
         self._rooms = rooms
-        self._past = past
+        self._past_memberships = past_memberships
         self._rules = rules
         self._streams = streams
         self._counts: LRU[tuple[str, int], _Count] = LRU(max_entries=capacity)
@@ -177,7 +177,7 @@ class UnreadCounts:
         """Incremented whenever a count may change other than by new events."""
         self._purged: tuple[tuple[int, int], Mapping[int, int]] | None = None
         """The last result of `purged_since`, with its arguments."""
-        streams.subscribe(self._on_changes, *HEARD, stage=Stage.CACHE)
+        streams.subscribe(self._on_changes, *TOPICS, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     @property
@@ -202,39 +202,43 @@ class UnreadCounts:
 
         `own`: receipts that were read before; not read again if nothing has changed since.
         """
-        attention = (await self._rules.of_user(user_id)).attention
-        room_ids = await self._room_ids(rooms) if attention.changes else {}
+        history = (await self._rules.of_user(user_id)).history
+        room_ids = await self._room_ids(rooms) if history.changes else {}
         # read together: no change after `upto` may be missed
-        upto, heard = self._streams.current(), self._changes
-        kept = self._kept(user_id, rooms, upto, ignored)
+        upto, changes = self._streams.current(), self._changes
+        cached = self._get_cached(user_id, rooms, upto, ignored)
         after = {
-            nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)
+            nid: count.upto
+            for nid, (count, newer) in cached.items()
+            if newer and _have_outcomes(newer)
         }
         outcomes: Mapping[int, int] = {}
         if after:
             outcomes = await self._outcomes.get_outcomes(user_id, after)
-            kept = self._kept(
+            cached = self._get_cached(
                 user_id, rooms, upto, ignored, after
             )  # other counts may have been updated meanwhile
         found: dict[int, RoomUnread] = {}
         missing: list[MembershipRow] = []
         for row in rooms:
-            known = kept.get(row.room_nid)
+            known = cached.get(row.room_nid)
             if known is None:
                 missing.append(row)
                 continue
-            count, news = known
-            if news:
-                _carry_on(user_id, count, news, attention, room_ids.get(row.room_nid, ""), outcomes)
+            count, newer = known
+            if newer:
+                _add_events(
+                    user_id, count, newer, history, room_ids.get(row.room_nid, ""), outcomes
+                )
             count.upto = max(count.upto, upto)
             found[row.room_nid] = count.freeze()
         if missing:
             for room_nid, count in (
-                await self._count(user_id, missing, upto, attention, room_ids, ignored, own)
+                await self._count(user_id, missing, upto, history, room_ids, ignored, own)
             ).items():
                 found[room_nid] = count.freeze()
                 if (
-                    heard == self._changes
+                    changes == self._changes
                 ):  # else a receipt or redaction came meanwhile and it may be outdated
                     self._counts.put((user_id, room_nid), count)
         return found
@@ -243,17 +247,17 @@ class UnreadCounts:
         """Return the current count of one room from the cache and the events since. None if there
         is no cached count, or if push actions of messages differ for this user."""
         rules = self._rules.find_cached(user_id)
-        if rules is None or rules.attention.changes:
+        if rules is None or rules.history.changes:
             return None
         upto = self._streams.current()
-        known = self._kept_of(user_id, room_nid, upto, ignored)
+        known = self._get_cached_count(user_id, room_nid, upto, ignored)
         if known is None:
             return None
-        count, news = known
-        if news:
-            if _have_outcomes(news):
+        count, newer = known
+        if newer:
+            if _have_outcomes(newer):
                 return None
-            _carry_on(user_id, count, news, rules.attention, "", {})
+            _add_events(user_id, count, newer, rules.history, "", {})
         count.upto = max(count.upto, upto)
         return count.freeze()
 
@@ -268,10 +272,12 @@ class UnreadCounts:
     ) -> Mapping[int, list[NotifiedEvent]]:
         """Return the newest counted events of each room after a position, newest first. Two reads,
         with statements for each room."""
-        attention = (await self._rules.of_user(user_id)).attention
-        room_ids = await self._room_ids(rooms) if attention.changes else {}
-        wanted = await self._wanted(user_id, rooms, self._streams.current(), attention, room_ids)
-        return await self._outcomes.get_unread(user_id, wanted, ignored, after=after, limit=limit)
+        history = (await self._rules.of_user(user_id)).history
+        room_ids = await self._room_ids(rooms) if history.changes else {}
+        ranges = await self._find_unread_ranges(
+            user_id, rooms, self._streams.current(), history, room_ids
+        )
+        return await self._outcomes.get_unread(user_id, ranges, ignored, after=after, limit=limit)
 
     async def purged_since(self, position: int) -> Mapping[int, int]:
         """Return by room the position of the last message that any node purged after `position` and
@@ -282,19 +288,23 @@ class UnreadCounts:
             known = self._purged = asked, await self._outcomes.get_purged_since(position)
         return known[1]
 
-    async def read_marks(
+    async def get_read_positions(
         self, user_id: UserID, rooms: Collection[MembershipRow], own: OwnReceipts | None = None
     ) -> Mapping[int, ReadPositions]:
         """Return up to which positions the user has read each room: by receipts, and at least up to
         their join."""
         room_nids = [row.room_nid for row in rooms]
-        if own is not None and own.heard == self._changes and own.by_room.keys() >= set(room_nids):
+        if (
+            own is not None
+            and own.changes == self._changes
+            and own.by_room.keys() >= set(room_nids)
+        ):
             receipts = own.by_room
         else:
             receipts = await self._receipts.get_receipts_of_user(user_id, room_nids)
-        marks: dict[int, ReadPositions] = {}
+        positions: dict[int, ReadPositions] = {}
         for row in rooms:
-            everything = await self._past.get_joined_since(row)
+            everything = await self._past_memberships.get_joined_since(row)
             threads: dict[str, int] = {}
             found = [
                 each for each in receipts.get(row.room_nid, ()) if each.receipt_type in READ_TYPES
@@ -308,21 +318,21 @@ class UnreadCounts:
                     threads[receipt.thread_id] = max(
                         threads.get(receipt.thread_id, 0), receipt.event_position
                     )
-            marks[row.room_nid] = ReadPositions(everything, threads, threads_read_upto(found))
-        return marks
+            positions[row.room_nid] = ReadPositions(everything, threads, threads_read_upto(found))
+        return positions
 
     async def _count(
         self,
         user_id: UserID,
         rooms: Sequence[MembershipRow],
         upto: int,
-        attention: PushRuleHistory,
+        history: PushRuleHistory,
         room_ids: Mapping[int, str],
         ignored: Set[str],
         own: OwnReceipts | None,
     ) -> dict[int, _Count]:
-        wanted = await self._wanted(user_id, rooms, upto, attention, room_ids, own)
-        counted = await self._outcomes.get_counts(user_id, wanted, ignored)
+        ranges = await self._find_unread_ranges(user_id, rooms, upto, history, room_ids, own)
+        counted = await self._outcomes.get_counts(user_id, ranges, ignored)
         counts: dict[int, _Count] = {}
         for row in rooms:
             count = counts[row.room_nid] = _Count(upto, ignored)
@@ -330,29 +340,29 @@ class UnreadCounts:
                 count.threads[thread.thread] = _Numbers(thread.notifications, thread.highlights)
         return counts
 
-    async def _wanted(
+    async def _find_unread_ranges(
         self,
         user_id: UserID,
         rooms: Collection[MembershipRow],
         upto: int,
-        attention: PushRuleHistory,
+        history: PushRuleHistory,
         room_ids: Mapping[int, str],
         own: OwnReceipts | None = None,
     ) -> dict[int, tuple[ReadPositions, Sequence[PushRuleSpan]]]:
-        """Return the rooms that may have unread events, with the read marks and the spans of
-        attention after them."""
+        """Return the rooms that may have unread events, with the read positions, and the
+        notification levels that applied after them."""
         return {
-            room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
-            for room_nid, mark in (await self.read_marks(user_id, rooms, own)).items()
-            if mark.everything < upto
+            room_nid: (read, history.spans(room_ids.get(room_nid, ""), read.everything, upto))
+            for room_nid, read in (await self.get_read_positions(user_id, rooms, own)).items()
+            if read.everything < upto
         }
 
     async def _room_ids(self, rooms: Collection[MembershipRow]) -> Mapping[int, str]:
-        """Return the room IDs in lower case, as attention is stored."""
+        """Return the room IDs in lower case, as the history has them."""
         found = await self._rooms.get_rooms_by_nid({row.room_nid for row in rooms})
         return {nid: room.room_id.lower() for nid, room in found.items()}
 
-    def _kept(
+    def _get_cached(
         self,
         user_id: UserID,
         rooms: Collection[MembershipRow],
@@ -366,23 +376,23 @@ class UnreadCounts:
         `known_after`: by room the position after which the user's push actions are known; None if
         that does not matter yet.
         """
-        kept: dict[int, tuple[_Count, Sequence[_Counted]]] = {}
+        cached: dict[int, tuple[_Count, Sequence[_Counted]]] = {}
         for row in rooms:
             room_nid = row.room_nid
-            known = self._kept_of(user_id, room_nid, upto, ignored)
+            known = self._get_cached_count(user_id, room_nid, upto, ignored)
             if known is None:
                 continue
-            count, news = known
+            count, newer = known
             # else the count was taken in between
             if (
                 known_after is None
                 or known_after.get(room_nid, upto) <= count.upto
-                or not _have_outcomes(news)
+                or not _have_outcomes(newer)
             ):
-                kept[room_nid] = known
-        return kept
+                cached[room_nid] = known
+        return cached
 
-    def _kept_of(
+    def _get_cached_count(
         self, user_id: UserID, room_nid: int, upto: int, ignored: Set[str]
     ) -> tuple[_Count, Sequence[_Counted]] | None:
         """Return the cached count of one room with all events since, whatever the user's push
@@ -477,24 +487,24 @@ def _have_outcomes(events: Sequence[_Counted]) -> bool:
     return bool(flags & EventFlag.HAS_PUSH_ACTIONS)
 
 
-def _carry_on(
+def _add_events(
     user_id: str,
     count: _Count,
-    news: Sequence[_Counted],
-    attention: PushRuleHistory,
+    newer: Sequence[_Counted],
+    history: PushRuleHistory,
     room_id: str,
     outcomes: Mapping[int, int],
 ) -> None:
     """Update a count with the events since it was taken."""
-    for event in news:
+    for event in newer:
         if event.sender == user_id:
-            if event.flags & EventFlag.NOTIFIES:  # an own message marks the thread as read
+            if event.flags & EventFlag.NOTIFIES:  # a message of the user marks the thread as read
                 count.threads.pop(event.thread, None)
         elif event.sender not in count.ignored:
             outcome = outcomes.get(event.position)
             if outcome is None:
-                held = attention.get_level_at(room_id, event.position) if attention.changes else ALL
-                outcome = get_default_outcome(event.flags, held)
+                level = history.get_level_at(room_id, event.position) if history.changes else ALL
+                outcome = get_default_outcome(event.flags, level)
             if outcome:
                 numbers = count.threads.get(event.thread)
                 if numbers is None:

@@ -1,4 +1,4 @@
-"""A cache of users' push rules: compiled, with the history of what they made of ordinary messages.
+"""A cache of users' push rules: compiled, with the history of the notification levels of rooms.
 
 For the reactor thread.
 """
@@ -17,7 +17,7 @@ from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 from storage.push.push_rule_history import PushRuleHistory, PushRuleHistoryStore
 
-READ_AT_ONCE: Final = 25
+USERS_PER_READ: Final = 25
 """Users whose rules are read and compiled in one turn of the reactor. A user takes half a
 millisecond, and more with many rules."""
 
@@ -26,7 +26,7 @@ class UserRules(msgspec.Struct, frozen=True):
     """The rules of one user. Users who have changed nothing share one object."""
 
     rule_set: RuleSet
-    attention: PushRuleHistory
+    history: PushRuleHistory
 
 
 class UserRuleCache:
@@ -36,14 +36,14 @@ class UserRuleCache:
         self,
         *,
         clock: IReactorTime,
-        attention: PushRuleHistoryStore,
+        history: PushRuleHistoryStore,
         compiler: RuleCompiler,
         streams: Streams,
         capacity: int,
     ) -> None:
         """`capacity`: the number of cached users."""
         self._clock = clock
-        self._attention = attention
+        self._history = history
         self._compiler = compiler
         self._default: Final = UserRules(compiler.default, PushRuleHistory())
         self._cache: StreamCache[UserID, UserRules] = StreamCache(
@@ -64,8 +64,8 @@ class UserRuleCache:
         return self._cache.find(user_id)
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
-        """Return the current rules of some users. One query for each `READ_AT_ONCE` users that are
-        not cached, each in a turn of the reactor of its own."""
+        """Return the current rules of some users. One query for each `USERS_PER_READ` users that
+        are not cached, each in a turn of the reactor of its own."""
         found: dict[UserID, UserRules] = {}
         missing: list[UserID] = []
         for user_id in user_ids:
@@ -74,14 +74,14 @@ class UserRuleCache:
                 missing.append(user_id)
             else:
                 found[user_id] = rules
-        for at in range(0, len(missing), READ_AT_ONCE):
+        for at in range(0, len(missing), USERS_PER_READ):
             if at:
                 await deferLater(self._clock, 0)
-            found |= await self._cache.get_many(missing[at : at + READ_AT_ONCE])
+            found |= await self._cache.get_many(missing[at : at + USERS_PER_READ])
         return found
 
     async def _load(self, user_ids: Sequence[UserID]) -> Mapping[UserID, UserRules]:
-        own = await self._attention.get_rules(user_ids)
+        own = await self._history.get_rules(user_ids)
         found = dict.fromkeys(user_ids, self._default)
         for user_id in user_ids:
             if user_id in own:

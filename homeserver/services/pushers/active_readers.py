@@ -33,7 +33,7 @@ RECENT_SECONDS: Final = 120.0
 """A user who last read longer ago than this is not an active reader: with longer pauses people look
 away.
 """
-REMEMBERED: Final = 20_000
+MAX_CACHED: Final = 20_000
 """Entries in each of the two caches, one for a user and a room or thread."""
 RINGING: Final = frozenset(
     {
@@ -57,9 +57,9 @@ _Key = tuple[str, int, str | None]
 class Syncs(Protocol):
     """Reports which devices are in a sync."""
 
-    def is_syncing(self, user_id: str, besides: str | None = None) -> bool:
-        """Return whether a device of the user other than `besides` is in a sync, or was in the last
-        seconds."""
+    def is_syncing(self, user_id: str, except_device: str | None = None) -> bool:
+        """Return whether a device of the user other than `except_device` is in a sync, or was in
+        the last seconds."""
         ...
 
 
@@ -69,9 +69,9 @@ class ActiveReaders:
     def __init__(self, *, clock: IReactorTime, syncs: Syncs) -> None:
         self._clock = clock
         self._syncs = syncs
-        self._last_read: LRU[_Key, float] = LRU(max_entries=REMEMBERED)
+        self._last_read: LRU[_Key, float] = LRU(max_entries=MAX_CACHED)
         """When the user last read everything there, in seconds of the clock."""
-        self._pushed: LRU[_Key, float] = LRU(max_entries=REMEMBERED)
+        self._pushed: LRU[_Key, float] = LRU(max_entries=MAX_CACHED)
         """The position of the last event there that was pushed without a delay or after one that
         did not help."""
 
@@ -82,40 +82,40 @@ class ActiveReaders:
         if (self._pushed.peek(key) or 0) <= position:
             self._last_read.put(key, self._clock.seconds())
 
-    def is_reading(self, pusher: PusherRow, told: EventToPush, actions: Actions) -> bool:
+    def is_reading(self, pusher: PusherRow, event: EventToPush, actions: Actions) -> bool:
         """Return whether to delay this push, because its user is reading where the event is
         shown."""
-        keys = _keys_of(pusher.user_id, told)
+        keys = _keys_of(pusher.user_id, event)
         last = max(self._last_read.peek(key) or 0.0 for key in keys)
         if not last:
-            self._record_pushed(keys, told)
+            self._record_pushed(keys, event)
             return False
         if self._clock.seconds() - last > RECENT_SECONDS or not self._syncs.is_syncing(
             pusher.user_id
         ):
-            self.record_unread(pusher.user_id, told)
+            self.record_unread(pusher.user_id, event)
             return False
-        if rings(told, actions):
+        if rings(event, actions):
             return False
-        return self._syncs.is_syncing(pusher.user_id, besides=pusher.device_id)
+        return self._syncs.is_syncing(pusher.user_id, except_device=pusher.device_id)
 
-    def record_unread(self, user_id: str, told: EventToPush) -> None:
+    def record_unread(self, user_id: str, event: EventToPush) -> None:
         """Record that the delay did not help and the event is pushed."""
-        keys = _keys_of(user_id, told)
+        keys = _keys_of(user_id, event)
         for key in keys:
             self._last_read.pop(key)
-        self._record_pushed(keys, told)
+        self._record_pushed(keys, event)
 
-    def _record_pushed(self, keys: tuple[_Key, _Key], told: EventToPush) -> None:
+    def _record_pushed(self, keys: tuple[_Key, _Key], event: EventToPush) -> None:
         for key in keys:
-            self._pushed.put(key, max(told.position, self._pushed.peek(key) or 0))
+            self._pushed.put(key, max(event.position, self._pushed.peek(key) or 0))
 
 
-def rings(told: EventToPush, actions: Actions) -> bool:
+def rings(event: EventToPush, actions: Actions) -> bool:
     """Return whether the event is a call."""
-    return told.stored.event.type in RINGING or actions.sound == RING
+    return event.stored.event.type in RINGING or actions.sound == RING
 
 
-def _keys_of(user_id: str, told: EventToPush) -> tuple[_Key, _Key]:
+def _keys_of(user_id: str, event: EventToPush) -> tuple[_Key, _Key]:
     """Return the thread and the room of an event: reading either one reads the event."""
-    return (user_id, told.room_nid, told.thread), (user_id, told.room_nid, UNTHREADED)
+    return (user_id, event.room_nid, event.thread), (user_id, event.room_nid, UNTHREADED)

@@ -28,7 +28,7 @@ MAX_CACHED_APPS: Final = 100_000
 class _Rooms(msgspec.Struct):
     unread: dict[int, int] = msgspec.field(default_factory=dict)
     """The number of unread messages by room, for rooms that have any."""
-    touched: set[int] = msgspec.field(default_factory=set)
+    changed: set[int] = msgspec.field(default_factory=set)
     counted: Set[int] = frozenset()
     """The rooms that are being counted."""
     invalidations: int = 0
@@ -84,7 +84,7 @@ class BadgeCounts:
         """Count the room again for this user at the next read."""
         rooms = self._users.peek(user_id)
         if rooms is not None:
-            rooms.touched.add(room_nid)
+            rooms.changed.add(room_nid)
 
     def invalidate_room(self, room_nid: int) -> Sequence[str]:
         """Count the room again for all users: something in it was removed. Return the cached users
@@ -92,7 +92,7 @@ class BadgeCounts:
         users: list[str] = []
         for user_id, rooms in self._users.items():
             if room_nid in rooms.unread or room_nid in rooms.counted:
-                rooms.touched.add(room_nid)
+                rooms.changed.add(room_nid)
                 users.append(user_id)
         return users
 
@@ -113,44 +113,44 @@ class BadgeCounts:
         memberships = await self._memberships.of_user(user_id)
         rooms = self._users.get(user_id)
         if rooms is None:
-            rooms = _Rooms(touched=set(memberships), invalidations=self._invalidations)
+            rooms = _Rooms(changed=set(memberships), invalidations=self._invalidations)
             self._users.put(user_id, rooms)
         async with rooms.counting:
             memberships = await self._memberships.of_user(user_id)
             if rooms.invalidations != self._invalidations:
-                rooms.touched.update(memberships, rooms.unread)
+                rooms.changed.update(memberships, rooms.unread)
                 rooms.invalidations = self._invalidations
-            rooms.counted = touched = rooms.touched
-            rooms.touched = set()
+            rooms.counted = changed = rooms.changed
+            rooms.changed = set()
             try:
-                await self._count(user_id, rooms, touched, memberships)
+                await self._count(user_id, rooms, changed, memberships)
             except BaseException:
-                rooms.touched |= touched
+                rooms.changed |= changed
                 raise
             finally:
                 rooms.counted = frozenset()
         invites = [row for row in memberships.values() if row.membership == "invite"]
-        shown = [row for row in invites if not await self._permissions.hides(row)]
-        return len(shown) + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
+        visible = [row for row in invites if not await self._permissions.hides(row)]
+        return len(visible) + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
 
     async def _count(
         self,
         user_id: UserID,
         rooms: _Rooms,
-        touched: set[int],
+        changed: set[int],
         memberships: Mapping[int, MembershipRow],
     ) -> None:
-        if not touched:
+        if not changed:
             return
         joined = [
             memberships[nid]
-            for nid in touched
+            for nid in changed
             if nid in memberships and memberships[nid].membership == "join"
         ]
         counts = await self._unread.get_counts(
             user_id, joined, await self._ignored.of_user(user_id)
         )
-        for room_nid in touched:
+        for room_nid in changed:
             number = counts[room_nid].total.notifications if room_nid in counts else 0
             if number:
                 rooms.unread[room_nid] = number

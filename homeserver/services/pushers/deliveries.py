@@ -3,8 +3,8 @@
 Laws:
 - Each pusher has one push in flight at a time, in the order of the stream. A push that is held,
   because its user is reading there, delays no other push.
-- Dropped are pushes for events that were read meanwhile or redacted, for rooms that the user has
-  left, for senders whom the user ignores by then, and pushes older than a day.
+- Pushes are dropped if they are older than a day, if the event was read meanwhile or redacted, and
+  if the user has left the room or ignores the sender by then.
 - After a failed push the pusher retries after a pause that grows to an hour. The pusher stays
   unless its gateway rejects the pushkey (`rejected`). A push that its gateway refuses for its
   content delays no other push; several such refusals in a row count as a failure, without a retry
@@ -64,12 +64,12 @@ class QueueJob(msgspec.Struct, frozen=True):
     """The turn of one pusher's queue at its gateway."""
 
     deliveries: "PushDeliveries"
-    line: PusherQueue
+    queue: PusherQueue
     turn: int
 
     async def send(self) -> None:
-        if self.turn == self.line.turn:
-            await self.deliveries.send(self.line)
+        if self.turn == self.queue.turn:
+            await self.deliveries.send(self.queue)
 
 
 class PushDeliveries:
@@ -110,13 +110,13 @@ class PushDeliveries:
         self._draw = draw
         self._with_content = with_content
         self._jitter_seconds = jitter_seconds
-        self._lines: dict[int, PusherQueue] = {}
+        self._queues: dict[int, PusherQueue] = {}
         self._by_user: dict[str, dict[int, PusherQueue]] = {}
-        self._shown = SentBadges()
-        self._standings: dict[int, PusherState] = {}
+        self._sent_badges = SentBadges()
+        self._states: dict[int, PusherState] = {}
         self._urgent: set[int] = set()
         """Pushers whose state is stored without delay: they have begun or ceased to fail."""
-        self._touched = ChangedQueues(clock=clock, wake=self._wake)
+        self._changed = ChangedQueues(clock=clock, wake=self._wake)
         self._active = False
         self._floor = 0
         self.is_behind = False
@@ -125,11 +125,11 @@ class PushDeliveries:
 
     def get_figures(self) -> Mapping[str, int]:
         """Return the sizes of the queues, for metrics."""
-        lines = self._lines.values()
+        queues = self._queues.values()
         return {
-            "waiting": sum(len(line.waiting) + (line.in_flight is not None) for line in lines),
-            "pushers_waiting": sum(1 for line in lines if line.first is not None),
-            "pushers_failing": sum(1 for line in lines if line.failing_since_ts is not None),
+            "waiting": sum(len(queue.waiting) + (queue.in_flight is not None) for queue in queues),
+            "pushers_waiting": sum(1 for queue in queues if queue.first is not None),
+            "pushers_failing": sum(1 for queue in queues if queue.failing_since_ts is not None),
             "gateways_failing": self._gateways.count_failing(),
         }
 
@@ -143,340 +143,345 @@ class PushDeliveries:
         self._active = self.is_behind = True
         self._floor = floor
         for row in failing:
-            line = self._find(row)
-            line.failing_since_ts, line.backoff_ms, line.error = (
+            queue = self._find(row)
+            queue.failing_since_ts, queue.backoff_ms, queue.error = (
                 row.failing_since_ts,
                 row.backoff_ms,
                 row.error,
             )
-            line.last_attempt_ts, line.is_stored = row.last_attempt_ts, True
-            self._pause(line, max(0, row.last_attempt_ts + row.backoff_ms - self._now_ms()))
+            queue.last_attempt_ts, queue.is_stored = row.last_attempt_ts, True
+            self._pause(queue, max(0, row.last_attempt_ts + row.backoff_ms - self._now_ms()))
 
     def catch_up(self) -> None:
         """Note that all events that failing pushers missed were read. Their badges may have
         changed, too."""
         self.is_behind = False
-        for line in self._lines.values():
-            if line.is_stored:
-                self.set_badge_due(line.row, None)
-            self._touched.add(line)
+        for queue in self._queues.values():
+            if queue.is_stored:
+                self.set_badge_due(queue.row, None)
+            self._changed.add(queue)
 
     def stop(self) -> None:
         """Stop to push and clear all queues."""
         self._active = False
         self._gateways.stop()
-        for line in self._lines.values():
-            line.cancel()
-        self._lines.clear()
+        for queue in self._queues.values():
+            queue.cancel()
+        self._queues.clear()
         self._by_user.clear()
-        self._shown.clear()
-        self._standings.clear()
+        self._sent_badges.clear()
+        self._states.clear()
         self._urgent.clear()
-        self._touched.clear()
+        self._changed.clear()
 
-    def add(self, row: PusherRow, told: EventToPush, actions: Actions) -> None:
+    def add(self, row: PusherRow, event: EventToPush, actions: Actions) -> None:
         """Queue an event. It is sent after `wake_changed`, when the receipts that follow it are
         known."""
-        line = self._find(row)
-        self._touched.add(line)
-        if told.position <= line.last_position:
+        queue = self._find(row)
+        self._changed.add(queue)
+        if event.position <= queue.last_position:
             return  # this part of the stream is read a second time after an error
-        line.last_position = told.position
-        push = PendingPush(told, actions, is_held=self._readers.is_reading(row, told, actions))
-        line.waiting.append(push)
+        queue.last_position = event.position
+        push = PendingPush(event, actions, is_held=self._readers.is_reading(row, event, actions))
+        queue.waiting.append(push)
         if push.is_held:
-            self._clock.callLater(WAIT_SECONDS, self._release, line, push)
-        elif not rings(told, actions):
-            line.release(told)
-        if len(line.waiting) > MAX_WAITING:
-            line.drop_one()
+            self._clock.callLater(WAIT_SECONDS, self._release, queue, push)
+        elif not rings(event, actions):
+            queue.release(event)
+        if len(queue.waiting) > MAX_WAITING:
+            queue.drop_one()
 
     def skip(self, row: PusherRow, position: int) -> None:
         """Skip an event from before the pusher was set or enabled: it may only change the badge."""
-        if self._shown.get(row.pusher_nid) is not None:
+        if self._sent_badges.get(row.pusher_nid) is not None:
             self.set_badge_due(row, position)
 
     def set_badge_due(self, row: PusherRow, position: int | None) -> None:
         """Mark the badge as changed by what is at this position of the stream."""
         if not row.no_counts:
-            line = self._find(row)
-            self._touched.add(line)
-            line.set_badge_due(position)
+            queue = self._find(row)
+            self._changed.add(queue)
+            queue.set_badge_due(position)
 
     def mark_read(
-        self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool
+        self, user_id: str, room_nid: int, thread: str | None, position: int, *, all_threads: bool
     ) -> None:
         """Record that the user has read a room up to a position: all of it, or one thread (None:
         the main timeline)."""
-        self._readers.record_read(user_id, room_nid, UNTHREADED if everything else thread, position)
-        for line in self._by_user.get(user_id, {}).values():
-            for push in (*line.waiting, *([line.in_flight] if line.in_flight is not None else [])):
-                told = push.event
+        self._readers.record_read(
+            user_id, room_nid, UNTHREADED if all_threads else thread, position
+        )
+        for queue in self._by_user.get(user_id, {}).values():
+            for push in (
+                *queue.waiting,
+                *([queue.in_flight] if queue.in_flight is not None else []),
+            ):
+                event = push.event
                 if (
-                    told.room_nid == room_nid
-                    and told.position <= position
-                    and (everything or told.thread == thread)
+                    event.room_nid == room_nid
+                    and event.position <= position
+                    and (all_threads or event.thread == thread)
                 ):
                     push.is_read = True
 
-    def change(self, user_id: str, rows: Sequence[PusherRow], *, set_now: bool) -> None:
-        """Replace the HTTP pushers of a user. `set_now`: pushers among them that have never pushed
-        are new, and show no badge."""
+    def change(self, user_id: str, rows: Sequence[PusherRow], *, newly_set: bool) -> None:
+        """Replace the HTTP pushers of a user. `newly_set`: pushers among them that have never
+        pushed are new, and show no badge."""
         by_nid = {row.pusher_nid: row for row in rows}
         for nid, each in by_nid.items():
-            was_set = set_now or each.position > self._floor
-            if self._shown.get(nid) is not None or (was_set and each.last_success_ts is not None):
+            was_set = newly_set or each.position > self._floor
+            if self._sent_badges.get(nid) is not None or (
+                was_set and each.last_success_ts is not None
+            ):
                 self.set_badge_due(each, each.position)  # it may have been disabled while they read
-            elif set_now:
-                self._shown.record(nid, 0)
-        for nid, line in list(self._by_user.get(user_id, {}).items()):
+            elif newly_set:
+                self._sent_badges.record(nid, 0)
+        for nid, queue in list(self._by_user.get(user_id, {}).items()):
             row = by_nid.get(nid)
             if row is None:
-                self._drop(line)
+                self._drop(queue)
                 continue
-            was_changed = row.data != line.row.data
-            line.row, line.url = row, url_of(row)
-            is_telling = line.in_flight is not None or line.badge_in_flight is not None
-            if was_changed and not is_telling:  # retry at once, perhaps at another gateway
-                line.backoff_ms, line.is_queued = 0, False
-                line.turn += 1
-                line.cancel()
-                self._touched.add(line)
-                if line.is_stored:
-                    self._set_standing(line)
+            was_changed = row.data != queue.row.data
+            queue.row, queue.url = row, url_of(row)
+            is_sending = queue.in_flight is not None or queue.badge_in_flight is not None
+            if was_changed and not is_sending:  # retry at once, perhaps at another gateway
+                queue.backoff_ms, queue.is_queued = 0, False
+                queue.turn += 1
+                queue.cancel()
+                self._changed.add(queue)
+                if queue.is_stored:
+                    self._set_state(queue)
 
     def wake_changed(self) -> None:
         """Wake the queues that have changed."""
-        self._touched.wake()
+        self._changed.wake()
 
     # ----------------------------------------------------------------------------------------------
     # the lease
 
     def lowest(self) -> int | None:
         """Return the first position that is not sent and not stored with its pusher."""
-        firsts = (line.first_unsent for line in self._lines.values() if not line.is_stored)
-        return min((first for first in firsts if first is not None), default=None)
+        positions = (queue.first_unsent for queue in self._queues.values() if not queue.is_stored)
+        return min((position for position in positions if position is not None), default=None)
 
-    async def store_states(self, *, all_standings: bool) -> None:
+    async def store_states(self, *, all_states: bool) -> None:
         """Store the state of pushers: of those that have begun or ceased to fail, or of all that
         pushed."""
         counted = 0
-        for line in list(self._lines.values()):
+        for queue in list(self._queues.values()):
             if (
-                line.is_stored
-                or line.first_unsent is None
-                or not self._gateways.is_failing(line.url)
+                queue.is_stored
+                or queue.first_unsent is None
+                or not self._gateways.is_failing(queue.url)
             ):
                 continue
-            counted += line.first is None
+            counted += queue.first is None
             if counted > MAX_COUNTED:
                 continue  # left for the next round: the lease must be renewed in time
             # the gateway may be away for long
-            if line.first is not None or await self._has_something_to_send(line):
-                line.failing_since_ts = line.failing_since_ts or self._now_ms()
-                line.error = line.error or "its gateway cannot be reached"
-                self._set_standing(line)
-        noted = {
-            nid: each
-            for nid, each in self._standings.items()
-            if all_standings or nid in self._urgent
+            if queue.first is not None or await self._has_something_to_send(queue):
+                queue.failing_since_ts = queue.failing_since_ts or self._now_ms()
+                queue.error = queue.error or "its gateway cannot be reached"
+                self._set_state(queue)
+        states = {
+            nid: each for nid, each in self._states.items() if all_states or nid in self._urgent
         }
-        if not noted:
+        if not states:
             return
         urgent, self._urgent = self._urgent, set()
-        for nid in noted:
-            del self._standings[nid]
+        for nid in states:
+            del self._states[nid]
         try:
-            await self._store.set_states(noted)
+            await self._store.set_states(states)
         except BaseException:
-            self._standings = {**noted, **self._standings}
+            self._states = {**states, **self._states}
             self._urgent |= urgent
             raise
-        for nid, standing in noted.items():
-            noted_line = self._lines.get(nid)
-            if noted_line is not None and noted_line.failing_since_ts is not None:
-                noted_line.is_stored = standing.failing_since_ts is not None
+        for nid, state in states.items():
+            failing = self._queues.get(nid)
+            if failing is not None and failing.failing_since_ts is not None:
+                failing.is_stored = state.failing_since_ts is not None
 
     # ----------------------------------------------------------------------------------------------
     # sending
 
-    async def send(self, line: PusherQueue) -> None:
+    async def send(self, queue: PusherQueue) -> None:
         """Send the next push of a queue, when its turn at the gateway comes. Raises nothing."""
         try:
-            await self._send_next(line)
+            await self._send_next(queue)
         except DatabaseUnavailable as error:
-            self._delay(line)
+            self._delay(queue)
             self.log.warn("push delayed: {error}", error=error)
         except Exception:  # an unexpected error: drop the push and continue with the next one
             self.log.failure("push failed")
-            line.in_flight = None
-        line.is_queued, line.badge_in_flight = False, None
-        self._wake(line)
+            queue.in_flight = None
+        queue.is_queued, queue.badge_in_flight = False, None
+        self._wake(queue)
 
-    async def _send_next(self, line: PusherQueue) -> None:
-        row = line.row
-        push = line.in_flight = self._take(line)
-        if push is None and line.waiting:
+    async def _send_next(self, queue: PusherQueue) -> None:
+        row = queue.row
+        push = queue.in_flight = self._take(queue)
+        if push is None and queue.waiting:
             return  # all pushes are held: the badge is sent with them, or after they were read
-        line.take_badge()
-        body = await (self._body_of(row, push) if push is not None else self._badge_of(line))
-        if self._lines.get(row.pusher_nid) is not line:
-            line.in_flight = None
+        queue.take_badge()
+        body = await (self._body_of(row, push) if push is not None else self._badge_of(queue))
+        if self._queues.get(row.pusher_nid) is not queue:
+            queue.in_flight = None
             return  # it was removed meanwhile
         if body is None or (push is not None and push.is_read):
-            line.in_flight = None
+            queue.in_flight = None
             if push is not None:
-                line.requeue_badge()  # the push would have sent the badge, too
+                queue.requeue_badge()  # the push would have sent the badge, too
             return
         try:
-            accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
+            accepted = await self._gateways.notify(queue.url, row.pushkey, body.encoded)
         except PushFailed as error:
             if error.refused and push is not None and not push.is_short:
                 push.is_short = True
-                self._requeue(line, push)
+                self._requeue(queue, push)
             else:
-                self._fail(line, push, error)
+                self._fail(queue, push, error)
             return
         if (
-            not accepted and line.row.data != row.data
+            not accepted and queue.row.data != row.data
         ):  # the pusher was changed, and the old gateway may not reject it at the new one
-            self._requeue(line, push)
+            self._requeue(queue, push)
             return
-        line.in_flight = None
+        queue.in_flight = None
         if not accepted:
             self.log.info(
                 "the gateway rejected the pusher of {user} for the app {app}",
                 app=row.app_id,
                 user=row.user_id,
             )
-            self._drop(line)
+            self._drop(queue)
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
-        if self._lines.get(row.pusher_nid) is not line:
+        if self._queues.get(row.pusher_nid) is not queue:
             return  # it was removed meanwhile, or another node holds the lease now
         if body.unread is not None:
-            self._shown.record(row.pusher_nid, body.unread)
-        self._succeed(line, self._sent_upto(line) if push is None else push.event.position)
+            self._sent_badges.record(row.pusher_nid, body.unread)
+        self._succeed(queue, self._sent_upto(queue) if push is None else push.event.position)
 
-    def _requeue(self, line: PusherQueue, push: PendingPush | None) -> None:
+    def _requeue(self, queue: PusherQueue, push: PendingPush | None) -> None:
         """Queue a push as the first one again, to send it without content or to another gateway."""
-        line.in_flight = None
-        line.requeue_badge()
-        if push is not None and self._lines.get(line.row.pusher_nid) is line:
-            line.requeue(push)
+        queue.in_flight = None
+        queue.requeue_badge()
+        if push is not None and self._queues.get(queue.row.pusher_nid) is queue:
+            queue.requeue(push)
 
-    def _delay(self, line: PusherQueue) -> None:
+    def _delay(self, queue: PusherQueue) -> None:
         """Queue the push again after a pause, because the database was unavailable."""
-        push, line.in_flight = line.in_flight, None
-        line.requeue_badge()
-        if push is not None and self._lines.get(line.row.pusher_nid) is line:
-            line.requeue(push)
-            self._pause(line, RETRIES.first_ms)
+        push, queue.in_flight = queue.in_flight, None
+        queue.requeue_badge()
+        if push is not None and self._queues.get(queue.row.pusher_nid) is queue:
+            queue.requeue(push)
+            self._pause(queue, RETRIES.first_ms)
 
-    def _take(self, line: PusherQueue) -> PendingPush | None:
+    def _take(self, queue: PusherQueue) -> PendingPush | None:
         """Return the next push that is still to be sent."""
-        had_any = bool(line.waiting)
-        push = line.take(self._now_ms() - MAX_AGE_MS)
+        had_waiting = bool(queue.waiting)
+        push = queue.take(self._now_ms() - MAX_AGE_MS)
         if push is not None:
             return push
-        if had_any and line.failing_since_ts is not None:
-            self._set_standing(
-                line
+        if had_waiting and queue.failing_since_ts is not None:
+            self._set_state(
+                queue
             )  # else a restart would read the stream from there again without need
         return None
 
     async def _body_of(self, row: PusherRow, push: PendingPush) -> "_Body | None":
-        told, user_id = push.event, UserID(row.user_id)
-        if told.outside is None:
-            stored = (await self._events.get_events([told.stored.nid])).get(told.stored.nid)
+        event, user_id = push.event, UserID(row.user_id)
+        if event.out_of_room is None:
+            stored = (await self._events.get_events([event.stored.nid])).get(event.stored.nid)
             if stored is None:
                 return None
-            told.stored = stored
-        membership = (await self._memberships.of_user(user_id)).get(told.room_nid)
-        if membership is None or not await self._decisions.concerns(told.stored, membership):
+            event.stored = stored
+        membership = (await self._memberships.of_user(user_id)).get(event.room_nid)
+        if membership is None or not await self._decisions.may_notify(event.stored, membership):
             return None
-        names = await self._names.get(told)
+        names = await self._names.get(event)
         unread = None if row.no_counts else await self._badges.get(user_id)
         tweaks: Mapping[str, Any] = push.actions.tweaks
         with_content = self._with_content and not push.is_short
         encoded = encode_event(
-            row, told.stored.event, names, tweaks, unread, with_content=with_content
+            row, event.stored.event, names, tweaks, unread, with_content=with_content
         )
         return _Body(encoded, unread)
 
-    async def _badge_of(self, line: PusherQueue) -> "_Body | None":
-        row = line.row
-        if line.badge_in_flight is None or row.no_counts:
+    async def _badge_of(self, queue: PusherQueue) -> "_Body | None":
+        row = queue.row
+        if queue.badge_in_flight is None or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
-        if self._shown.get(row.pusher_nid) == unread:
+        if self._sent_badges.get(row.pusher_nid) == unread:
             return None
         return _Body(encode_badge(row, unread), unread)
 
-    async def _has_something_to_send(self, line: PusherQueue) -> bool:
+    async def _has_something_to_send(self, queue: PusherQueue) -> bool:
         """Return whether the queue has something to send: clear a pending badge if the app shows it
         already."""
-        due = line.badge
-        if due is not None:
-            shown = self._shown.get(line.row.pusher_nid)
-            if shown == await self._badges.get(UserID(line.row.user_id)) and line.badge is due:
-                line.badge = None  # else it changed again while it was counted
-        return line.first_unsent is not None
+        badge = queue.badge
+        if badge is not None:
+            shown = self._sent_badges.get(queue.row.pusher_nid)
+            if shown == await self._badges.get(UserID(queue.row.user_id)) and queue.badge is badge:
+                queue.badge = None  # else it changed again while it was counted
+        return queue.first_unsent is not None
 
-    def _succeed(self, line: PusherQueue, position: int) -> None:
-        if line.failing_since_ts is not None:
-            self._urgent.add(line.row.pusher_nid)
+    def _succeed(self, queue: PusherQueue, position: int) -> None:
+        if queue.failing_since_ts is not None:
+            self._urgent.add(queue.row.pusher_nid)
         # only this pusher's position records what waits or is still to be read
-        if not (line.is_stored and (line.waiting or self.is_behind)):
-            line.failing_since_ts, line.is_stored = None, False
-        line.backoff_ms, line.refusals, line.error = 0, 0, None
-        if line.first is not None:  # an older push may be held
-            position = min(position, line.first - 1)
+        if not (queue.is_stored and (queue.waiting or self.is_behind)):
+            queue.failing_since_ts, queue.is_stored = None, False
+        queue.backoff_ms, queue.refusals, queue.error = 0, 0, None
+        if queue.first is not None:  # an older push may be held
+            position = min(position, queue.first - 1)
         now = self._now_ms()
-        self._standings[line.row.pusher_nid] = PusherState(
-            position, line.failing_since_ts, now, 0, now, None
+        self._states[queue.row.pusher_nid] = PusherState(
+            position, queue.failing_since_ts, now, 0, now, None
         )
 
-    def _fail(self, line: PusherQueue, push: PendingPush | None, error: PushFailed) -> None:
+    def _fail(self, queue: PusherQueue, push: PendingPush | None, error: PushFailed) -> None:
         now = self._now_ms()
-        line.in_flight = None
-        is_over = error.for_good or error.refused
+        queue.in_flight = None
+        is_over = error.permanent or error.refused
         if push is not None and not push.is_read and not is_over:
-            line.requeue(push)
+            queue.requeue(push)
         if not is_over:
-            line.requeue_badge()
-        line.refusals = line.refusals + 1 if error.refused else 0
-        line.failing_since_ts = line.failing_since_ts or now
-        line.last_attempt_ts = now
-        line.error = str(error)[:MAX_ERROR_CHARS]
-        if self._lines.get(line.row.pusher_nid) is not line:
+            queue.requeue_badge()
+        queue.refusals = queue.refusals + 1 if error.refused else 0
+        queue.failing_since_ts = queue.failing_since_ts or now
+        queue.last_attempt_ts = now
+        queue.error = str(error)[:MAX_ERROR_CHARS]
+        if self._queues.get(queue.row.pusher_nid) is not queue:
             return
         # an unreachable gateway has its own pause
-        if line.refusals > 1 or not (error.unreachable or is_over):
-            line.backoff_ms = max(
-                RETRIES.after(line.backoff_ms), min(error.wait_ms, RETRIES.longest_ms)
+        if queue.refusals > 1 or not (error.unreachable or is_over):
+            queue.backoff_ms = max(
+                RETRIES.after(queue.backoff_ms), min(error.wait_ms, RETRIES.longest_ms)
             )
-            self._pause(line, line.backoff_ms)
-        self._set_standing(line)
+            self._pause(queue, queue.backoff_ms)
+        self._set_state(queue)
 
-    def _sent_upto(self, line: PusherQueue) -> int:
+    def _sent_upto(self, queue: PusherQueue) -> int:
         """Return the position up to which everything was sent if nothing waits, including what is
         not stored yet."""
-        last = self._standings.get(line.row.pusher_nid)
-        return max(line.row.position, line.last_position, 0 if last is None else last.position)
+        last = self._states.get(queue.row.pusher_nid)
+        return max(queue.row.position, queue.last_position, 0 if last is None else last.position)
 
-    def _set_standing(self, line: PusherQueue) -> None:
-        first, nid = line.first, line.row.pusher_nid
-        last = self._standings.get(nid)
+    def _set_state(self, queue: PusherQueue) -> None:
+        first, nid = queue.first, queue.row.pusher_nid
+        last = self._states.get(nid)
         last_success_ts = None if last is None else last.last_success_ts
-        position = self._sent_upto(line) if first is None else first - 1
-        self._standings[nid] = PusherState(
+        position = self._sent_upto(queue) if first is None else first - 1
+        self._states[nid] = PusherState(
             position,
-            line.failing_since_ts,
-            line.last_attempt_ts,
-            line.backoff_ms,
+            queue.failing_since_ts,
+            queue.last_attempt_ts,
+            queue.backoff_ms,
             last_success_ts,
-            line.error,
+            queue.error,
         )
         self._urgent.add(nid)
 
@@ -484,64 +489,64 @@ class PushDeliveries:
     # queues
 
     def _find(self, row: PusherRow) -> PusherQueue:
-        line = self._lines.get(row.pusher_nid)
-        if line is None:
-            line = self._lines[row.pusher_nid] = PusherQueue(row, url_of(row))
-            self._by_user.setdefault(row.user_id, {})[row.pusher_nid] = line
-        return line
+        queue = self._queues.get(row.pusher_nid)
+        if queue is None:
+            queue = self._queues[row.pusher_nid] = PusherQueue(row, url_of(row))
+            self._by_user.setdefault(row.user_id, {})[row.pusher_nid] = queue
+        return queue
 
-    def _wake(self, line: PusherQueue) -> None:
-        if not self._active or self._lines.get(line.row.pusher_nid) is not line:
+    def _wake(self, queue: PusherQueue) -> None:
+        if not self._active or self._queues.get(queue.row.pusher_nid) is not queue:
             return
-        line.drop_read()
-        if line.is_queued or line.is_held_back():
+        queue.drop_read()
+        if queue.is_queued or queue.is_held_back():
             return
-        if line.has_ready:
-            self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
-        elif line.waiting:
+        if queue.has_ready:
+            self._after(queue, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
+        elif queue.waiting:
             pass  # all pushes are held, until they are read or released
-        elif line.badge is not None:
-            line.waits_for_badge = True
-            self._after(line, BADGE_SECONDS)
-        elif not self.is_behind and (line.failing_since_ts is None or line.error is None):
+        elif queue.badge is not None:
+            queue.waits_for_badge = True
+            self._after(queue, BADGE_SECONDS)
+        elif not self.is_behind and (queue.failing_since_ts is None or queue.error is None):
             # it was behind, and the user has read the rest elsewhere
-            if line.failing_since_ts is not None:
-                line.failing_since_ts = None
-                self._set_standing(line)
-            self._drop(line)
+            if queue.failing_since_ts is not None:
+                queue.failing_since_ts = None
+                self._set_state(queue)
+            self._drop(queue)
 
-    def _release(self, line: PusherQueue, push: PendingPush) -> None:
+    def _release(self, queue: PusherQueue, push: PendingPush) -> None:
         """Release a held push: the wait for the user's receipt has ended."""
         push.is_held = False
-        if self._lines.get(line.row.pusher_nid) is line:
+        if self._queues.get(queue.row.pusher_nid) is queue:
             if not push.is_read:
-                self._readers.record_unread(line.row.user_id, push.event)
-            self._wake(line)
+                self._readers.record_unread(queue.row.user_id, push.event)
+            self._wake(queue)
 
-    def _after(self, line: PusherQueue, seconds: float) -> None:
+    def _after(self, queue: PusherQueue, seconds: float) -> None:
         if seconds:
-            line.timer = self._clock.callLater(seconds, self._queue, line)
+            queue.timer = self._clock.callLater(seconds, self._submit, queue)
         else:
-            self._queue(line)
+            self._submit(queue)
 
-    def _queue(self, line: PusherQueue) -> None:
-        line.is_queued, line.waits_for_badge = True, False
-        line.turn += 1
-        self._gateways.add(line.url, QueueJob(self, line, line.turn))
+    def _submit(self, queue: PusherQueue) -> None:
+        queue.is_queued, queue.waits_for_badge = True, False
+        queue.turn += 1
+        self._gateways.add(queue.url, QueueJob(self, queue, queue.turn))
 
-    def _pause(self, line: PusherQueue, milliseconds: int) -> None:
-        line.cancel()
-        line.timer = self._clock.callLater(milliseconds / 1000, self._wake, line)
+    def _pause(self, queue: PusherQueue, milliseconds: int) -> None:
+        queue.cancel()
+        queue.timer = self._clock.callLater(milliseconds / 1000, self._wake, queue)
 
-    def _drop(self, line: PusherQueue) -> None:
-        line.cancel()
-        line.waiting.clear()
-        line.badge = None
-        self._lines.pop(line.row.pusher_nid, None)
-        of_user = self._by_user.get(line.row.user_id, {})
-        of_user.pop(line.row.pusher_nid, None)
+    def _drop(self, queue: PusherQueue) -> None:
+        queue.cancel()
+        queue.waiting.clear()
+        queue.badge = None
+        self._queues.pop(queue.row.pusher_nid, None)
+        of_user = self._by_user.get(queue.row.user_id, {})
+        of_user.pop(queue.row.pusher_nid, None)
         if not of_user:
-            self._by_user.pop(line.row.user_id, None)
+            self._by_user.pop(queue.row.user_id, None)
 
 
 class _Body(msgspec.Struct, frozen=True):

@@ -57,15 +57,17 @@ class DigestTexts:
         language: Language,
         app_name: str,
         unsubscribe_link: str,
-        zone: tzinfo,
+        time_zone: tzinfo,
     ) -> Digest:
         """Return the content of the e-mail. Two queries, and one for the names in each room."""
         inside = [
             room.membership.room_nid for room in missed.rooms if not is_out_of_room(room.membership)
         ]
-        rosters = await self._summaries.get_namings(user_id, inside, HEROES)
+        namings = await self._summaries.get_namings(user_id, inside, HEROES)
         rooms = [
-            await self._room(room, rosters.get(room.membership.room_nid), language.gettext, zone)
+            await self._room(
+                room, namings.get(room.membership.room_nid), language.gettext, time_zone
+            )
             for room in missed.rooms
         ]
         _ = language.gettext
@@ -76,7 +78,7 @@ class DigestTexts:
             more_rooms=_("Further rooms: %(count)s") % {"count": missed.further_rooms}
             if missed.further_rooms
             else "",
-            remark=_(
+            footer=_(
                 "You receive this e-mail because notifications by e-mail are switched on for your "
                 "account."
             ),
@@ -85,18 +87,22 @@ class DigestTexts:
         )
 
     async def _room(
-        self, room: MissedRoom, roster: RoomNaming | None, _: Callable[[str], str], zone: tzinfo
+        self,
+        room: MissedRoom,
+        naming: RoomNaming | None,
+        _: Callable[[str], str],
+        time_zone: tzinfo,
     ) -> DigestRoom:
         row = room.membership
         names: Mapping[str, MembershipRow] = {}
         if not is_out_of_room(row):
             senders = {event.event.sender for event in room.events}
             names = await self._memberships.get_memberships(row.room_nid, senders)
-        name = _name_of(roster) or await self._invited_name(row)
+        name = _name_of(naming) or await self._invited_name(row)
         messages = [
             DigestMessage(
                 sender=_sender(event, names),
-                time=_time(event, zone),
+                time=_time(event, time_zone),
                 text=self._text(
                     event, room.edits.get(event.nid), _, is_invite=row.membership == "invite"
                 ),
@@ -208,12 +214,12 @@ def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
     )
 
 
-def _name_of(roster: RoomNaming | None) -> str | None:
-    if roster is None:
+def _name_of(naming: RoomNaming | None) -> str | None:
+    if naming is None:
         return None
-    name = roster.name or roster.canonical_alias
+    name = naming.name or naming.canonical_alias
     if not name:
-        names = [hero.display_name or hero.user_id for hero in roster.heroes]
+        names = [hero.display_name or hero.user_id for hero in naming.heroes]
         name = ", ".join(names)
     return name[:MAX_NAME_CHARS] or None
 
@@ -226,9 +232,11 @@ def _sender(event: StoredEvent, names: Mapping[str, MembershipRow]) -> str:
     ]
 
 
-def _time(event: StoredEvent, zone: tzinfo) -> str:
+def _time(event: StoredEvent, time_zone: tzinfo) -> str:
     try:
-        when = datetime.fromtimestamp(event.event.origin_server_ts / 1000, UTC).astimezone(zone)
+        when = datetime.fromtimestamp(event.event.origin_server_ts / 1000, UTC).astimezone(
+            time_zone
+        )
     except (OverflowError, ValueError, OSError):
         return ""  # the sender's timestamp is out of range
     return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".rstrip()

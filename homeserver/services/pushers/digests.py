@@ -40,14 +40,14 @@ from storage.profiles.profiles import ProfileStore
 from storage.push.pushers import EmailPause, PusherRow, PusherStore
 
 PAUSE_GROWTH: Final = 6
-LONGEST_PAUSE_MS: Final = 24 * 3600_000
-FORGOTTEN_MS: Final = 48 * 3600_000
-SHORTEST_PAUSE_MS: Final = 60_000
-AT_ONCE: Final = 20
-LONGEST_SLEEP: Final = 3600.0
+MAX_PAUSE_MS: Final = 24 * 3600_000
+PAUSE_RETENTION_MS: Final = 48 * 3600_000
+MIN_PAUSE_MS: Final = 60_000
+BATCH: Final = 20
+MAX_SLEEP: Final = 3600.0
 """Seconds after which the pushers are examined in any case."""
 RETRY_SECONDS: Final = 60.0
-DUE_REMEMBERED: Final = 50_000
+MAX_CACHED: Final = 50_000
 
 
 class _Data(msgspec.Struct):
@@ -90,10 +90,10 @@ class EmailDigests:
         self._now_ms = now_ms
         self._app_name = app_name
         self._delay_ms = delay_ms
-        self._due: LRU[int, int] = LRU(max_entries=DUE_REMEMBERED)
+        self._due: LRU[int, int] = LRU(max_entries=MAX_CACHED)
         """When each pusher is examined next, as far as this process knows."""
         self._pending: dict[int, int] = {}
-        self._backed_off: LRU[tuple[str, int], dict[int, int]] = LRU(max_entries=DUE_REMEMBERED)
+        self._backed_off: LRU[tuple[str, int], dict[int, int]] = LRU(max_entries=MAX_CACHED)
         """By user and room, and by pusher: until when no e-mail about the room is sent. Removed
         when the user is seen there."""
         self._timer: IDelayedCall | None = None
@@ -107,17 +107,19 @@ class EmailDigests:
         if known is not None and known <= now + self._delay_ms:
             return
         earliest = now + self._delay_ms
-        held = (self._backed_off.peek((pusher.user_id, room_nid)) or {}).get(pusher.pusher_nid, 0)
-        if known is not None and known <= held and held > earliest:
+        backed_off_until = (self._backed_off.peek((pusher.user_id, room_nid)) or {}).get(
+            pusher.pusher_nid, 0
+        )
+        if known is not None and known <= backed_off_until and backed_off_until > earliest:
             # the room backs off for longer than the pusher waits: further messages to an absent
             # user cost nothing
             return
         pauses = await self._store.get_pauses(pusher.pusher_nid)
         due = await self._after_pause(UserID(pusher.user_id), room_nid, earliest, pauses)
         if due > earliest:
-            place = (pusher.user_id, room_nid)
+            key = (pusher.user_id, room_nid)
             self._backed_off.put(
-                place, {**(self._backed_off.peek(place) or {}), pusher.pusher_nid: due}
+                key, {**(self._backed_off.peek(key) or {}), pusher.pusher_nid: due}
             )
         if known is None or due < known:
             self._pending[pusher.pusher_nid] = due
@@ -163,7 +165,7 @@ class EmailDigests:
 
     def _sleep_until(self, ts: int) -> None:
         """Examine the pushers at a time, unless that happens sooner."""
-        seconds = min(max(0.0, ts / 1000 - self._clock.seconds()), LONGEST_SLEEP)
+        seconds = min(max(0.0, ts / 1000 - self._clock.seconds()), MAX_SLEEP)
         if self._timer is not None and self._timer.active():
             if self._timer.getTime() <= self._clock.seconds() + seconds:
                 return
@@ -178,19 +180,19 @@ class EmailDigests:
     def _begin(self) -> None:
         if not self._is_working:
             self._is_working = True
-            Deferred.fromCoroutine(self._work()).addErrback(self._fail).addBoth(self._rest)
+            Deferred.fromCoroutine(self._work()).addErrback(self._fail).addBoth(self._on_done)
 
     def _fail(self, failure: Failure) -> None:
         self.log.failure("e-mails about missed messages failed", failure)
         self._sleep_until(self._now_ms() + int(RETRY_SECONDS * 1000))
 
-    def _rest(self, _: object) -> None:
+    def _on_done(self, _: object) -> None:
         self._is_working = False
 
     async def _work(self) -> None:
         await self.flush()  # what could not be stored while the database was unavailable
         while self._active:
-            rows = await self._store.get_due(self._now_ms(), AT_ONCE)
+            rows = await self._store.get_due(self._now_ms(), BATCH)
             for row in rows:
                 if self._active:
                     await self._examine_safely(row)
@@ -198,7 +200,7 @@ class EmailDigests:
                 break
         next_ts = await self._store.get_next_due()
         self._sleep_until(
-            next_ts if next_ts is not None else self._now_ms() + int(LONGEST_SLEEP * 1000)
+            next_ts if next_ts is not None else self._now_ms() + int(MAX_SLEEP * 1000)
         )
 
     async def _examine_safely(self, row: PusherRow) -> None:
@@ -212,17 +214,17 @@ class EmailDigests:
             self.log.failure(
                 "the e-mail about messages that {user} missed failed", user=row.user_id
             )
-            later = self._now_ms() + LONGEST_PAUSE_MS
+            retry_ts = self._now_ms() + MAX_PAUSE_MS
             await self._database.write(
                 "postpone_digest",
                 self._store.set_checked,
                 row.pusher_nid,
                 row.position,
-                later,
+                retry_ts,
                 None,
                 0,
             )
-            self._due.put(row.pusher_nid, later)
+            self._due.put(row.pusher_nid, retry_ts)
 
     async def _examine(self, row: PusherRow) -> None:
         """Send an e-mail if one is due, else store when the next one may be."""
@@ -242,7 +244,7 @@ class EmailDigests:
         app_name = self._app_name or msgspec.json.decode(row.data, type=_Data).brand or APP_NAME
         link = self._unsubscribing.link(row.pusher_nid)
         digest = await self._texts.write(
-            user_id, missed, language, app_name, link, await self._zone_of(user_id)
+            user_id, missed, language, app_name, link, await self._get_time_zone(user_id)
         )
         message = self._outbox.renderer.render_digest(
             language, digest, row.pushkey, self._clock.seconds()
@@ -251,22 +253,22 @@ class EmailDigests:
         for room in missed.rooms:
             room_nid = room.membership.room_nid
             before = pauses.get(room_nid)
-            first = max(self._delay_ms, SHORTEST_PAUSE_MS)
+            first = max(self._delay_ms, MIN_PAUSE_MS)
             if before is None or await self._missed.was_in_room_since(
                 user_id, room_nid, before.sent_ts
             ):
                 sent_pauses[room_nid] = EmailPause(now, first)
             else:
                 sent_pauses[room_nid] = EmailPause(
-                    now, min(before.interval_ms * PAUSE_GROWTH, LONGEST_PAUSE_MS)
+                    now, min(before.interval_ms * PAUSE_GROWTH, MAX_PAUSE_MS)
                 )
-        shown = [
+        event_nids = [
             event.nid
             for room in missed.rooms
             for event in (*room.events, *room.edits.values())
             if event.nid > 0
         ]
-        await self._write(row, missed.upto, None, sent_pauses, message, shown)
+        await self._write(row, missed.upto, None, sent_pauses, message, event_nids)
 
     async def _write(
         self,
@@ -278,7 +280,7 @@ class EmailDigests:
         shown: Sequence[int] = (),
     ) -> None:
         def write(txn: WriteTransaction) -> None:
-            expired = self._now_ms() - FORGOTTEN_MS
+            expired = self._now_ms() - PAUSE_RETENTION_MS
             if (
                 self._store.set_checked(txn, row.pusher_nid, position, due_ts, sent, expired)
                 and message is not None
@@ -291,12 +293,14 @@ class EmailDigests:
                 )
 
         await self._database.write("write_digest", write)
-        noted = self._due.peek(row.pusher_nid)
-        if noted is not None:  # an event came meanwhile; this write may have replaced its due time
-            self._pending[row.pusher_nid] = noted
+        new_due = self._due.peek(row.pusher_nid)
+        if (
+            new_due is not None
+        ):  # an event came meanwhile; this write may have replaced its due time
+            self._pending[row.pusher_nid] = new_due
             await self.flush()
         if due_ts is not None:
-            self._due.put(row.pusher_nid, due_ts if noted is None else min(due_ts, noted))
+            self._due.put(row.pusher_nid, due_ts if new_due is None else min(due_ts, new_due))
 
     async def _due_of(
         self, user_id: UserID, missed: MissedMessages, at: int, pauses: Mapping[int, EmailPause]
@@ -320,7 +324,7 @@ class EmailDigests:
         was_seen = await self._missed.was_in_room_since(user_id, room_nid, pause.sent_ts)
         return due if was_seen else pause.sent_ts + pause.interval_ms
 
-    async def _zone_of(self, user_id: UserID) -> tzinfo:
+    async def _get_time_zone(self, user_id: UserID) -> tzinfo:
         """Return the time zone in the user's profile, else UTC."""
         value = (await self._profiles.get_profiles([user_id])).get(user_id, {}).get("m.tz")
         try:

@@ -22,7 +22,7 @@ class EventToPush(msgspec.Struct):
     room_nid: int
     thread: str | None
     queued_ms: int
-    outside: MembershipRow | None = None
+    out_of_room: MembershipRow | None = None
     """The invite, if this server is not in the event's room."""
     names: NotificationNames | None = msgspec.field(default=None)
     """None until they are looked up."""
@@ -36,33 +36,35 @@ class EventNames:
         *,
         memberships: MembershipStore,
         summaries: RoomSummaryStore,
-        outside: OutOfRoomMemberships,
+        out_of_room: OutOfRoomMemberships,
     ) -> None:
         self._memberships = memberships
         self._summaries = summaries
-        self._outside = outside
+        self._out_of_room = out_of_room
 
-    async def get(self, told: EventToPush) -> NotificationNames:
+    async def get(self, event: EventToPush) -> NotificationNames:
         """Return the names for an event. At most two queries for the first call."""
-        if told.names is None:
-            told.names = await (
-                self._in_room(told) if told.outside is None else self._of_invite(told, told.outside)
+        if event.names is None:
+            event.names = await (
+                self._in_room(event)
+                if event.out_of_room is None
+                else self._of_invite(event, event.out_of_room)
             )
-        return told.names
+        return event.names
 
-    async def _in_room(self, told: EventToPush) -> NotificationNames:
-        sender = told.stored.event.sender
-        member = (await self._memberships.get_memberships(told.room_nid, [sender])).get(sender)
-        summary = (await self._summaries.get_summaries([told.room_nid])).get(told.room_nid)
+    async def _in_room(self, event: EventToPush) -> NotificationNames:
+        sender = event.stored.event.sender
+        member = (await self._memberships.get_memberships(event.room_nid, [sender])).get(sender)
+        summary = (await self._summaries.get_summaries([event.room_nid])).get(event.room_nid)
         return NotificationNames(
             sender=None if member is None else member.display_name,
             room=None if summary is None else summary.name,
             alias=None if summary is None else summary.canonical_alias,
         )
 
-    async def _of_invite(self, told: EventToPush, row: MembershipRow) -> NotificationNames:
+    async def _of_invite(self, event: EventToPush, row: MembershipRow) -> NotificationNames:
         """Return the names that the inviting server gives in the stripped state."""
-        found = await self._outside.find(row.room_nid, UserID(row.user_id))
+        found = await self._out_of_room.find(row.room_nid, UserID(row.user_id))
         state = {} if found is None else {(each.type, each.state_key): each for each in found.state}
         return NotificationNames(
             sender=_text(state.get(("m.room.member", row.sender)), "displayname"),

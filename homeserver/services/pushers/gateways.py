@@ -4,11 +4,11 @@ Laws:
 - A gateway is not trusted: the address policy checks its address, redirects are not followed, and
   the size of its answer is limited.
 - The requests to one gateway and to all gateways at a time are limited, so one that hangs delays no
-  other. Gateways that have not answered quickly of late share a smaller limit. So quick gateways
+  other. Gateways that have recently been slow share a smaller limit. So fast gateways
   get slots however many others hang (anybody may set some as theirs).
 - An unreachable gateway is tried with one request at a time, after a pause that grows; all its
   pushes wait for that one. An error status concerns only the one pusher of the request.
-- An answer with a success status means that the push was taken, even if the body is invalid or
+- An answer with a success status means that the push was accepted, even if the body is invalid or
   never arrives: otherwise a phone would ring for it again and again. An unreadable answer rejects
   nothing: the gateway rejects the pushkey again at the next push.
 
@@ -32,19 +32,19 @@ from homeserver.observe.push import REJECTED, SENT, UNREADABLE, PushMetrics
 from homeserver.services.pushers.pushers import origin_of
 from storage.cache import LRU
 
-AT_ONCE: Final = 8
+MAX_PER_GATEWAY: Final = 8
 """Requests to one gateway at a time."""
-AT_ONCE_IN_ALL: Final = 200
-"""Requests to quick gateways at a time."""
-AT_ONCE_TO_SLOW: Final = 50
+MAX_TO_FAST: Final = 200
+"""Requests to fast gateways at a time."""
+MAX_TO_SLOW: Final = 50
 """Requests to slow gateways at a time. Those in flight to gateways that have become slow count,
 too.
 """
-QUICK_SECONDS: Final = 2.0
-MAX_CACHED_QUICK: Final = 1000
-"""Gateways that are cached as quick."""
+FAST_SECONDS: Final = 2.0
+MAX_CACHED_FAST: Final = 1000
+"""Gateways that are cached as fast."""
 TIMEOUT_SECONDS: Final = 20.0
-MAX_ANSWER_BYTES: Final = 64 * 1024
+MAX_RESPONSE_BYTES: Final = 64 * 1024
 RETRIES: Final = BackoffSchedule(5_000, 10 * 60_000)
 UNREADABLE_SECONDS: Final = 24 * 3600.0
 """The interval at which unreadable answers of one gateway are logged."""
@@ -67,7 +67,7 @@ class SendJob(Protocol):
 
 
 class PushFailed(Exception):
-    """A push was not accepted. `for_good`: a retry is useless. `unreachable`: there was no answer.
+    """A push was not accepted. `permanent`: a retry is useless. `unreachable`: there was no answer.
     `refused`: the gateway refuses the content of this push, which says nothing about others.
     `wait_ms`: the pause that the gateway asks for; 0 if it names none."""
 
@@ -75,36 +75,36 @@ class PushFailed(Exception):
         self,
         text: str,
         *,
-        for_good: bool = False,
+        permanent: bool = False,
         unreachable: bool = False,
         refused: bool = False,
         wait_ms: int = 0,
     ) -> None:
         super().__init__(text)
-        self.for_good = for_good
+        self.permanent = permanent
         self.unreachable = unreachable
         self.refused = refused
         self.wait_ms = wait_ms
 
 
-class _Answer(msgspec.Struct, frozen=True):
+class _GatewayResponse(msgspec.Struct, frozen=True):
     rejected: list[str] = []
 
 
 class Gateway(msgspec.Struct):
     """The state of one gateway while pushes wait for it or it is unreachable."""
 
-    place: str
+    origin: str
     """Scheme, host and port."""
     waiting: deque[SendJob] = msgspec.field(default_factory=deque)
     busy: int = 0
     backoff_ms: int = 0
     """The back-off; 0 while the gateway is reachable."""
     timer: IDelayedCall | None = None
-    in_line: bool = False
+    is_queued: bool = False
     pumping: bool = False
-    is_quick: bool = False
-    asked: list[float] = msgspec.field(default_factory=list)
+    is_fast: bool = False
+    request_starts: list[float] = msgspec.field(default_factory=list)
     """Start times of the requests in flight, oldest first."""
 
     @property
@@ -122,20 +122,20 @@ class Gateways:
         self._web = web
         self._metrics = metrics
         self._gateways: dict[str, Gateway] = {}
-        self._quick: LRU[str, None] = LRU(max_entries=MAX_CACHED_QUICK)
-        # of quick (True) and slow (False) gateways
-        self._lines: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
+        self._fast: LRU[str, None] = LRU(max_entries=MAX_CACHED_FAST)
+        # of fast (True) and slow (False) gateways
+        self._queues: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
         self._busy = {True: 0, False: 0}
-        self._watch: IDelayedCall | None = None
+        self._slow_check: IDelayedCall | None = None
         self._unreadable: LRU[str, float] = LRU(max_entries=MAX_CACHED_UNREADABLE)
         """By gateway, when its unreadable answers were last logged."""
 
     def add(self, url: str, job: SendJob) -> None:
         """Queue a job until its turn comes."""
-        place = origin_of(url)
-        gateway = self._gateways.get(place)
+        origin = origin_of(url)
+        gateway = self._gateways.get(origin)
         if gateway is None:
-            gateway = self._gateways[place] = Gateway(place, is_quick=place in self._quick)
+            gateway = self._gateways[origin] = Gateway(origin, is_fast=origin in self._fast)
         gateway.waiting.append(job)
         self._pump(gateway)
 
@@ -155,57 +155,57 @@ class Gateways:
             if gateway.timer is not None and gateway.timer.active():
                 gateway.timer.cancel()
         self._gateways.clear()
-        for line in self._lines.values():
-            line.clear()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
+        for queue in self._queues.values():
+            queue.clear()
+        if self._slow_check is not None:
+            self._slow_check.cancel()
+            self._slow_check = None
 
     async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
         """Send a notification. Return False if the gateway rejects the pushkey. Raises
         `PushFailed`."""
-        place = origin_of(url)
+        origin = origin_of(url)
         started = self._clock.seconds()
-        gateway = self._gateways.get(place)
+        gateway = self._gateways.get(origin)
         if gateway is not None:
-            gateway.asked.append(started)
+            gateway.request_starts.append(started)
         try:
-            answer = await self._ask(url, body)
+            response = await self._ask(url, body)
         except PushFailed as error:
-            self._metrics.failed(place)
+            self._metrics.failed(origin)
             if error.unreachable:
-                self._record_unreachable(place)
+                self._record_unreachable(origin)
             else:
-                self._record_answer(place)
+                self._record_response(origin)
             raise
         finally:
             if gateway is not None:
-                gateway.asked.remove(started)
-                self._record_speed(gateway, self._clock.seconds() - started <= QUICK_SECONDS)
-        self._record_answer(place)
-        is_rejected = answer is not None and pushkey in answer.rejected
-        outcome = UNREADABLE if answer is None else REJECTED if is_rejected else SENT
-        self._metrics.sent(place, outcome, self._clock.seconds() - started)
-        if answer is None:
-            self._record_unreadable(place)
+                gateway.request_starts.remove(started)
+                self._record_speed(gateway, self._clock.seconds() - started <= FAST_SECONDS)
+        self._record_response(origin)
+        is_rejected = response is not None and pushkey in response.rejected
+        outcome = UNREADABLE if response is None else REJECTED if is_rejected else SENT
+        self._metrics.sent(origin, outcome, self._clock.seconds() - started)
+        if response is None:
+            self._record_unreadable(origin)
         return not is_rejected
 
-    async def _ask(self, url: str, body: bytes) -> _Answer | None:
+    async def _ask(self, url: str, body: bytes) -> _GatewayResponse | None:
         """Return the answer to an accepted push; None if it is unreadable. Raises `PushFailed`."""
         try:
-            answer = await self._web.request(
+            response = await self._web.request(
                 "POST",
                 url,
                 _HEADERS,
                 body,
                 seconds=TIMEOUT_SECONDS,
-                max_bytes=MAX_ANSWER_BYTES,
+                max_bytes=MAX_RESPONSE_BYTES,
                 redirects=0,
             )
         except OutboundError as error:
             if error.status is None:
                 raise PushFailed(
-                    str(error), for_good=not error.retryable, unreachable=error.retryable
+                    str(error), permanent=not error.retryable, unreachable=error.retryable
                 ) from error
             if _is_success(error.status):
                 return None
@@ -213,62 +213,70 @@ class Gateways:
             raise PushFailed(
                 f"it answered {error.status}", refused=error.status in REFUSALS
             ) from error
-        if not _is_success(answer.status):
+        if not _is_success(response.status):
             raise PushFailed(
-                f"it answered {answer.status}",
-                refused=answer.status in REFUSALS,
-                wait_ms=read_retry_after(answer.headers, self._clock.seconds()),
+                f"it answered {response.status}",
+                refused=response.status in REFUSALS,
+                wait_ms=read_retry_after(response.headers, self._clock.seconds()),
             )
         try:
-            return msgspec.json.decode(answer.body, type=_Answer) if answer.body else _Answer()
+            return (
+                msgspec.json.decode(response.body, type=_GatewayResponse)
+                if response.body
+                else _GatewayResponse()
+            )
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
-    def _record_unreadable(self, place: str) -> None:
+    def _record_unreadable(self, origin: str) -> None:
         now = self._clock.seconds()
-        logged = self._unreadable.peek(place)
+        logged = self._unreadable.peek(origin)
         if logged is not None and now - logged < UNREADABLE_SECONDS:
             return
         self.log.warn(
-            "the push gateway {place} accepts pushes, but its answers are unreadable",
-            place=place,
+            "the push gateway {origin} accepts pushes, but its answers are unreadable",
+            origin=origin,
         )
-        self._unreadable.put(place, now)
+        self._unreadable.put(origin, now)
 
-    def _record_unreachable(self, place: str) -> None:
-        gateway = self._gateways.get(place)
+    def _record_unreachable(self, origin: str) -> None:
+        gateway = self._gateways.get(origin)
         if gateway is not None and (gateway.timer is None or not gateway.timer.active()):
             gateway.backoff_ms = RETRIES.after(gateway.backoff_ms)
             gateway.timer = self._clock.callLater(gateway.backoff_ms / 1000, self._pump, gateway)
 
-    def _record_answer(self, place: str) -> None:
-        gateway = self._gateways.get(place)
+    def _record_response(self, origin: str) -> None:
+        gateway = self._gateways.get(origin)
         if gateway is not None:
             gateway.backoff_ms = 0
             if gateway.timer is not None and gateway.timer.active():
                 gateway.timer.cancel()
 
-    def _record_speed(self, gateway: Gateway, is_quick: bool) -> None:
-        """Record that a gateway is quick or slow, and move its requests in flight to that limit."""
-        if is_quick:
-            self._quick.put(gateway.place, None)
+    def _record_speed(self, gateway: Gateway, is_fast: bool) -> None:
+        """Record that a gateway is fast or slow, and move its requests in flight to that limit."""
+        if is_fast:
+            self._fast.put(gateway.origin, None)
         else:
-            self._quick.pop(gateway.place)
-        if gateway.is_quick is not is_quick:
-            self._busy[gateway.is_quick] -= gateway.busy
-            self._busy[is_quick] += gateway.busy
-            gateway.is_quick = is_quick
+            self._fast.pop(gateway.origin)
+        if gateway.is_fast is not is_fast:
+            self._busy[gateway.is_fast] -= gateway.busy
+            self._busy[is_fast] += gateway.busy
+            gateway.is_fast = is_fast
 
     def _find_slow(self) -> None:
         """Find the gateways that hang when all slots are taken, and count them as slow."""
-        self._watch = None
-        late = self._clock.seconds() - QUICK_SECONDS
+        self._slow_check = None
+        started_before = self._clock.seconds() - FAST_SECONDS
         for gateway in list(self._gateways.values()):
-            if gateway.is_quick and gateway.asked and gateway.asked[0] <= late:
+            if (
+                gateway.is_fast
+                and gateway.request_starts
+                and gateway.request_starts[0] <= started_before
+            ):
                 self._record_speed(gateway, False)
-        self._pump_lines()
-        if self._lines[True]:
-            self._watch = self._clock.callLater(QUICK_SECONDS, self._find_slow)
+        self._pump_queues()
+        if self._queues[True]:
+            self._slow_check = self._clock.callLater(FAST_SECONDS, self._find_slow)
 
     def _pump(self, gateway: Gateway) -> None:
         """Start queued jobs while there are free slots."""
@@ -277,47 +285,47 @@ class Gateways:
         gateway.pumping = (
             True  # a job that ends at once must not pump again: the loop sees the free slot
         )
-        while gateway.waiting and gateway.busy < (1 if gateway.is_failing else AT_ONCE):
-            if self._is_full(gateway.is_quick):
-                if not gateway.in_line:
-                    gateway.in_line = True
-                    self._lines[gateway.is_quick].append(gateway)
-                    if gateway.is_quick and self._watch is None:
-                        self._watch = self._clock.callLater(QUICK_SECONDS, self._find_slow)
+        while gateway.waiting and gateway.busy < (1 if gateway.is_failing else MAX_PER_GATEWAY):
+            if self._is_full(gateway.is_fast):
+                if not gateway.is_queued:
+                    gateway.is_queued = True
+                    self._queues[gateway.is_fast].append(gateway)
+                    if gateway.is_fast and self._slow_check is None:
+                        self._slow_check = self._clock.callLater(FAST_SECONDS, self._find_slow)
                 break
             gateway.busy += 1
-            self._busy[gateway.is_quick] += 1
+            self._busy[gateway.is_fast] += 1
             work = Deferred.fromCoroutine(gateway.waiting.popleft().send())
             work.addErrback(lambda failure: self.log.failure("push failed", failure))
             work.addBoth(lambda _: self._done(gateway))
             if gateway.timer is not None and gateway.timer.active():
                 break
         gateway.pumping = False
-        rests = (
+        is_idle = (
             not gateway.waiting
             and not gateway.busy
             and (gateway.timer is None or not gateway.timer.active())
         )
-        if rests and self._gateways.get(gateway.place) is gateway:
-            del self._gateways[gateway.place]
+        if is_idle and self._gateways.get(gateway.origin) is gateway:
+            del self._gateways[gateway.origin]
 
     def _done(self, gateway: Gateway) -> None:
         gateway.busy -= 1
-        self._busy[gateway.is_quick] -= 1
+        self._busy[gateway.is_fast] -= 1
         self._pump(gateway)
-        self._pump_lines()
+        self._pump_queues()
 
-    def _is_full(self, quick: bool) -> bool:
-        return self._busy[quick] >= (AT_ONCE_IN_ALL if quick else AT_ONCE_TO_SLOW)
+    def _is_full(self, is_fast: bool) -> bool:
+        return self._busy[is_fast] >= (MAX_TO_FAST if is_fast else MAX_TO_SLOW)
 
-    def _pump_lines(self) -> None:
-        for quick, line in self._lines.items():
+    def _pump_queues(self) -> None:
+        for is_fast, queue in self._queues.items():
             # a gateway that has changed its speed goes to the other queue if that limit is full
-            for _ in range(len(line)):
-                if self._is_full(quick):
+            for _ in range(len(queue)):
+                if self._is_full(is_fast):
                     break
-                other = line.popleft()
-                other.in_line = False
+                other = queue.popleft()
+                other.is_queued = False
                 self._pump(other)
 
 

@@ -26,11 +26,11 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import ReceiptStore
 from storage.rooms.rooms import RoomStore
 
-MOST_ROOMS: Final = 20
+MAX_ROOMS: Final = 20
 """Rooms that are returned; further ones are only counted."""
-MOST_EVENTS: Final = 5
+MAX_EVENTS: Final = 5
 """Events of one room that are returned."""
-LOOKED_AT: Final = 40
+EVENTS_EXAMINED: Final = 40
 """Newest unread events of a room that are read, to evaluate today's push rules and to find how long
 they have waited.
 """
@@ -89,7 +89,7 @@ class MissedEvents:
 
     async def get(self, user_id: UserID, after: int) -> MissedMessages:
         """Return what the user has missed after a position. Two or three statements for each room
-        with unread events, in one read; the rest is bounded by `MOST_ROOMS`."""
+        with unread events, in one read; the rest is bounded by `MAX_ROOMS`."""
         upto = self._streams.current()
         rows = await self._memberships.of_user(user_id)
         invites = [
@@ -100,14 +100,14 @@ class MissedEvents:
         counts = await self._unread.get_counts(user_id, joined, ignored)
         unread = {row.room_nid: row for row in joined if counts[row.room_nid].total.notifications}
         waiting = await self._unread.get_events(
-            user_id, unread.values(), ignored, after=after, limit=LOOKED_AT
+            user_id, unread.values(), ignored, after=after, limit=EVENTS_EXAMINED
         )
         newest = sorted(
             (nid for nid, events in waiting.items() if events),
             key=lambda nid: waiting[nid][0].position,
             reverse=True,
         )
-        shown, shown_invites = newest[:MOST_ROOMS], invites[:MOST_ROOMS]
+        shown, shown_invites = newest[:MAX_ROOMS], invites[:MAX_ROOMS]
         room_ids = await self._rooms.get_rooms_by_nid(
             [*shown, *(row.room_nid for row in shown_invites)]
         )
@@ -130,7 +130,7 @@ class MissedEvents:
             ]
             pushed[room_nid] = await self._decisions.find_mailed(unread[room_nid], arrived)
         quoted = {
-            room_nid: events[MOST_EVENTS - 1 :: -1] for room_nid, events in pushed.items() if events
+            room_nid: events[MAX_EVENTS - 1 :: -1] for room_nid, events in pushed.items() if events
         }
         related = await self._aggregations.load(
             user_id, [event for events in quoted.values() for event in events]
@@ -156,7 +156,7 @@ class MissedEvents:
         ):
             return False
         own = {event.room_nid: rows[event.room_nid] for event in stored.values()}
-        marks = await self._unread.read_marks(
+        read_positions = await self._unread.get_read_positions(
             user_id, [row for row in own.values() if row.membership == "join"]
         )
         shown = {event.event.event_id for event in stored.values()}
@@ -165,10 +165,10 @@ class MissedEvents:
             if relation is not None and relation.rel_type == REPLACE and relation.target in shown:
                 # an edit is sent with the event it replaces; it notifies nobody and is in no thread
                 continue
-            mark = marks.get(event.room_nid)
-            if mark is not None and (event.position or 0) <= mark.of(event.thread_root or MAIN):
+            read = read_positions.get(event.room_nid)
+            if read is not None and (event.position or 0) <= read.of(event.thread_root or MAIN):
                 return False
-            if not await self._decisions.concerns(event, own[event.room_nid]):
+            if not await self._decisions.may_notify(event, own[event.room_nid]):
                 return False
         return True
 

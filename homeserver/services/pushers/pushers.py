@@ -32,9 +32,9 @@ EMAIL_APP: Final = "m.email"
 NOTIFY_PATH: Final = "/_matrix/push/v1/notify"
 EVENT_ID_ONLY: Final = "event_id_only"
 NO_COUNTS: Final = "org.matrix.msc4076.disable_badge_count"
-MOST_PUSHERS: Final = 100
+MAX_PUSHERS: Final = 100
 """Pushers of one account."""
-MOST_GATEWAYS_SHOWN: Final = 1000
+MAX_GATEWAYS_SHOWN: Final = 1000
 _MAX_APP_ID_CHARS: Final = 64
 _MAX_PUSHKEY_BYTES: Final = 512
 """In bytes."""
@@ -93,19 +93,19 @@ class Pushers:
 
     async def get_gateways(self) -> Sequence[GatewayRow]:
         """Return the delivery state of the pushers of each gateway, for operators."""
-        return await self._store.get_gateways(MOST_GATEWAYS_SHOWN)
+        return await self._store.get_gateways(MAX_GATEWAYS_SHOWN)
 
-    async def do_set(self, caller: Requester, wish: PusherRequest) -> None:
+    async def do_set(self, caller: Requester, request: PusherRequest) -> None:
         """Add a pusher, or change the one with that app ID and pushkey.
 
         Raises `InvalidParam`, `MissingParam`, and `Forbidden` for a session without a device and
         for too many pushers.
         """
-        row = self._checked(caller, wish)
-        await self._database.write("set_pusher", self._set, row, wish)
+        row = self._checked(caller, request)
+        await self._database.write("set_pusher", self._set, row, request)
 
     async def do_remove(self, user_id: UserID, app_id: str, pushkey: str) -> None:
-        """Remove a pusher. A missing pusher is no error."""
+        """Remove a pusher. A missing pusher is not an error."""
         if app_id == EMAIL_APP:
             pushkey = pushkey.strip().lower()
         await self._database.write(
@@ -139,79 +139,79 @@ class Pushers:
         )
         self._store.set_pusher(txn, row)
 
-    def _checked(self, caller: Requester, wish: PusherRequest) -> PusherRow:
-        given = {
-            "app_display_name": wish.app_display_name,
-            "device_display_name": wish.device_display_name,
-            "lang": wish.lang,
-            "data": wish.data,
+    def _checked(self, caller: Requester, request: PusherRequest) -> PusherRow:
+        fields = {
+            "app_display_name": request.app_display_name,
+            "device_display_name": request.device_display_name,
+            "lang": request.lang,
+            "data": request.data,
         }
-        missing = [name for name, value in given.items() if value is None]
+        missing = [name for name, value in fields.items() if value is None]
         if missing:
             raise MissingParam("Missing parameters: " + ", ".join(missing))
-        assert wish.data is not None
-        check_key(wish.app_id, wish.pushkey)
+        assert request.data is not None
+        check_key(request.app_id, request.pushkey)
         texts = (
-            wish.app_display_name or "",
-            wish.device_display_name or "",
-            wish.lang or "",
-            wish.profile_tag or "",
+            request.app_display_name or "",
+            request.device_display_name or "",
+            request.lang or "",
+            request.profile_tag or "",
         )
         if any(len(text) > _MAX_TEXT_CHARS for text in texts):
             raise InvalidParam(
                 f"Names, lang and profile_tag have at most {_MAX_TEXT_CHARS} characters"
             )
-        data = msgspec.json.encode(wish.data)
+        data = msgspec.json.encode(request.data)
         if len(data) > _MAX_DATA_BYTES:
             raise InvalidParam(f"data has at most {_MAX_DATA_BYTES} bytes")
-        pushkey, device_id = wish.pushkey, caller.device_id
-        if wish.kind == HTTP:
-            check_http_data(wish.data, plain_http=self._plain_http)
+        pushkey, device_id = request.pushkey, caller.device_id
+        if request.kind == HTTP:
+            check_http_data(request.data, plain_http=self._plain_http)
             if device_id is None:
                 raise Forbidden("A pusher belongs to a device, and this session has none")
-        elif wish.kind == EMAIL:
-            pushkey, device_id = self._checked_address(wish), None
+        elif request.kind == EMAIL:
+            pushkey, device_id = self._checked_address(request), None
         else:
             raise InvalidParam("The kinds of pushers are http and email")
         return PusherRow(
             pusher_nid=0,
             user_id=caller.user_id,
-            app_id=wish.app_id,
+            app_id=request.app_id,
             pushkey=pushkey,
-            kind=wish.kind,
-            app_display_name=wish.app_display_name or "",
-            device_display_name=wish.device_display_name or "",
-            profile_tag=wish.profile_tag,
-            lang=wish.lang or "",
+            kind=request.kind,
+            app_display_name=request.app_display_name or "",
+            device_display_name=request.device_display_name or "",
+            profile_tag=request.profile_tag,
+            lang=request.lang or "",
             data=data,
-            gateway=origin_of(wish.data["url"]) if wish.kind == HTTP else "",
+            gateway=origin_of(request.data["url"]) if request.kind == HTTP else "",
             device_id=device_id,
-            enabled=wish.enabled is not False,
-            no_counts=wish.no_counts or wish.data.get(NO_COUNTS) is True,
+            enabled=request.enabled is not False,
+            no_counts=request.no_counts or request.data.get(NO_COUNTS) is True,
             set_ts=self._now_ms(),
             position=0,
         )
 
-    def _checked_address(self, wish: PusherRequest) -> str:
+    def _checked_address(self, request: PusherRequest) -> str:
         if not self._by_email:
             raise InvalidParam("This server sends no notifications by e-mail")
-        if wish.app_id != EMAIL_APP:
+        if request.app_id != EMAIL_APP:
             raise InvalidParam(f"The app_id of a pusher by e-mail is {EMAIL_APP}")
-        brand = None if wish.data is None else wish.data.get("brand")
+        brand = None if request.data is None else request.data.get("brand")
         if brand is not None and (
             not isinstance(brand, str) or len(brand) > 100 or not brand.isprintable()
         ):
             raise InvalidParam("data.brand is a name of at most 100 characters")
-        return parse_email_address(wish.pushkey)
+        return parse_email_address(request.pushkey)
 
-    def _set(self, txn: WriteTransaction, row: PusherRow, wish: PusherRequest) -> None:
+    def _set(self, txn: WriteTransaction, row: PusherRow, request: PusherRequest) -> None:
         if (
             row.kind == EMAIL
             and self._threepids.get_owner_in(txn, _EMAIL_MEDIUM, row.pushkey) != row.user_id
         ):
             raise InvalidParam("This e-mail address does not belong to your account; add it first")
         same = self._store.get_by_key(txn, row.app_id, row.pushkey)
-        if not wish.append:
+        if not request.append:
             for user_id in same:
                 if user_id != row.user_id:
                     self._store.remove_pusher(txn, user_id, row.app_id, row.pushkey)
@@ -222,7 +222,7 @@ class Pushers:
                 txn, _starting_now(txn, replace(row, pusher_nid=txn.allocate("pusher")))
             )
             return
-        if wish.enabled is not None and old.kind == row.kind:
+        if request.enabled is not None and old.kind == row.kind:
             # switching the pusher of another session does not move it to this one
             row = replace(row, device_id=old.device_id)
         row = replace(row, pusher_nid=old.pusher_nid)
@@ -251,8 +251,8 @@ class Pushers:
             )
 
     def _check_limit(self, txn: Transaction, user_id: str) -> None:
-        if len(self._store.get_pushers_in(txn, [user_id]).get(user_id, ())) >= MOST_PUSHERS:
-            raise Forbidden(f"An account has at most {MOST_PUSHERS} pushers")
+        if len(self._store.get_pushers_in(txn, [user_id]).get(user_id, ())) >= MAX_PUSHERS:
+            raise Forbidden(f"An account has at most {MAX_PUSHERS} pushers")
 
 
 def origin_of(url: str) -> str:
@@ -302,7 +302,7 @@ def _starting_now(txn: WriteTransaction, row: PusherRow) -> PusherRow:
 
 
 def _as_json(row: PusherRow) -> Mapping[str, Any]:
-    shown: dict[str, Any] = {
+    form: dict[str, Any] = {
         "pushkey": row.pushkey,
         "kind": row.kind,
         "app_id": row.app_id,
@@ -313,7 +313,7 @@ def _as_json(row: PusherRow) -> Mapping[str, Any]:
         "org.matrix.msc3881.enabled": row.enabled,
     }
     if row.profile_tag is not None:
-        shown["profile_tag"] = row.profile_tag
+        form["profile_tag"] = row.profile_tag
     if row.device_id is not None:
-        shown["org.matrix.msc3881.device_id"] = row.device_id
-    return shown
+        form["org.matrix.msc3881.device_id"] = row.device_id
+    return form

@@ -18,7 +18,7 @@ from homeserver.services.push.actions import Actions
 from homeserver.services.pushers.display_names import EventToPush
 from storage.push.pushers import PusherRow
 
-WOKEN_AT_ONCE: Final = 200
+WAKES_PER_TURN: Final = 200
 """Queues that are woken in one turn of the reactor."""
 
 
@@ -88,8 +88,8 @@ class PusherQueue(msgspec.Struct, eq=False):
     @property
     def first_unsent(self) -> int | None:
         """The position of the first event or change of the badge that is not sent yet."""
-        dues = (self.badge, self.badge_in_flight)
-        found = [due.since for due in dues if due is not None and due.since is not None]
+        badges = (self.badge, self.badge_in_flight)
+        found = [badge.since for badge in badges if badge is not None and badge.since is not None]
         if self.first is not None:
             found.append(self.first)
         return min(found, default=None)
@@ -116,14 +116,14 @@ class PusherQueue(msgspec.Struct, eq=False):
                 self.set_badge_due(None)
         return None
 
-    def release(self, told: EventToPush) -> None:
+    def release(self, event: EventToPush) -> None:
         """Release the held pushes of an event's room and thread, so that they keep their order."""
         for push in self.waiting:
-            if push.event.room_nid == told.room_nid and push.event.thread == told.thread:
+            if push.event.room_nid == event.room_nid and push.event.thread == event.thread:
                 push.is_held = False
 
     def requeue(self, push: PendingPush) -> None:
-        """Insert a push that was taken at its place again."""
+        """Insert a push that was taken into its old position."""
         at = 0
         while at < len(self.waiting) and self.waiting[at].event.position < push.event.position:
             at += 1
@@ -140,22 +140,22 @@ class PusherQueue(msgspec.Struct, eq=False):
 
     def requeue_badge(self) -> None:
         """Queue the badge in flight again, because it was not sent."""
-        newer, due, self.badge_in_flight = self.badge, self.badge_in_flight, None
-        if due is not None:
-            self.badge = due
+        newer, unsent, self.badge_in_flight = self.badge, self.badge_in_flight, None
+        if unsent is not None:
+            self.badge = unsent
             if newer is not None:
                 self.set_badge_due(newer.since)
 
     def drop_one(self) -> None:
         """Drop the least important push, because too many wait. Prefer one whose room has a later
-        push, then one that is no highlight; among equal ones the oldest. The badge is sent in any
-        case, since the others may be redacted."""
+        push, then one that is not a highlight; among equal ones the oldest. The badge is sent in
+        any case, since the others may be redacted."""
         self.set_badge_due(None)
         newest = {push.event.room_nid: at for at, push in enumerate(self.waiting)}
-        for calls, is_newest in product((False, True), repeat=2):
+        for is_highlight, is_newest in product((False, True), repeat=2):
             for at, push in enumerate(self.waiting):
                 if (
-                    push.actions.highlight is calls
+                    push.actions.highlight is is_highlight
                     and (newest[push.event.room_nid] == at) is is_newest
                 ):
                     del self.waiting[at]
@@ -188,38 +188,38 @@ class ChangedQueues:
         """`wake` starts to send a queue, if it still exists."""
         self._clock = clock
         self._wake = wake
-        self._touched: dict[int, PusherQueue] = {}
-        self._woken: dict[int, PusherQueue] = {}
+        self._changed: dict[int, PusherQueue] = {}
+        self._waking: dict[int, PusherQueue] = {}
         """Queues that are being woken."""
         self._is_waking = False
 
-    def add(self, line: PusherQueue) -> None:
+    def add(self, queue: PusherQueue) -> None:
         """Wake a queue at the next call of `wake`."""
-        self._touched[line.row.pusher_nid] = line
+        self._changed[queue.row.pusher_nid] = queue
 
     def wake(self) -> None:
         """Wake all changed queues; if they are many, in several turns of the reactor."""
-        self._woken |= self._touched
-        self._touched.clear()
+        self._waking |= self._changed
+        self._changed.clear()
         if not self._is_waking:
-            self._wake_some()
+            self._wake_batch()
 
     def clear(self) -> None:
         """Forget the changed queues."""
-        self._touched.clear()
-        self._woken.clear()
+        self._changed.clear()
+        self._waking.clear()
 
-    def _wake_some(self) -> None:
-        some = [self._woken.pop(nid) for nid in list(islice(self._woken, WOKEN_AT_ONCE))]
-        self._is_waking = bool(self._woken)
+    def _wake_batch(self) -> None:
+        batch = [self._waking.pop(nid) for nid in list(islice(self._waking, WAKES_PER_TURN))]
+        self._is_waking = bool(self._waking)
         if self._is_waking:
-            self._clock.callLater(0, self._wake_some)
-        for line in some:
+            self._clock.callLater(0, self._wake_batch)
+        for queue in batch:
             try:
-                self._wake(line)
+                self._wake(queue)
             except Exception:  # an unexpected error: wake the others
                 self.log.failure(
-                    "pusher {pusher_nid} could not be woken", pusher_nid=line.row.pusher_nid
+                    "pusher {pusher_nid} could not be woken", pusher_nid=queue.row.pusher_nid
                 )
 
 

@@ -23,7 +23,7 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.receipts import ReceiptRow
 
-MOVED: Final = frozenset({"join", "leave", "ban"})
+BADGE_MEMBERSHIPS: Final = frozenset({"join", "leave", "ban"})
 """Memberships that may change the badge. A join answers an invite, which counts, too."""
 MAX_CHANGES: Final = 20_000
 """Changes in memory that are not processed yet; further ones are read from the database."""
@@ -38,13 +38,13 @@ class PushStreamListener:
         self,
         *,
         streams: Streams,
-        roster: PusherUsers,
+        pusher_users: PusherUsers,
         badges: BadgeCounts,
         schedule: Callable[[], None],
     ) -> None:
         """`schedule` starts to process the changes soon."""
         self._streams = streams
-        self._roster = roster
+        self._pusher_users = pusher_users
         self._badges = badges
         self._schedule = schedule
         self._is_active = False
@@ -53,7 +53,7 @@ class PushStreamListener:
         self.in_database = 0
         """The changes up to here must be read from the database."""
         self.changed_users: set[str] = set()
-        self.set_now: set[str] = set()
+        self.newly_set: set[str] = set()
         """Users in `changed_users` whose pushers were set while this process pushes."""
         self.refreshed: Set[str] = frozenset()
         """Users whose pushers are being read, so they may have some."""
@@ -86,7 +86,7 @@ class PushStreamListener:
         """Stop collecting changes."""
         self._is_active = False
 
-    def has_news(self, done: int) -> bool:
+    def has_changes(self, done: int) -> bool:
         """Return whether there are changes to process. The stream was processed up to `done`."""
         return bool(
             self.changed_users or self.changed_badges or done < self.in_database or self._changes
@@ -94,15 +94,15 @@ class PushStreamListener:
 
     def take(self) -> Sequence[PushChange]:
         """Return the collected changes and clear the list."""
-        heard, self._changes = self._changes, []
-        return heard
+        changes, self._changes = self._changes, []
+        return changes
 
     def take_changed(self) -> tuple[Set[str], Set[str]]:
         """Return the users whose pushers have changed and must be read, and those of them whose
         pushers were set."""
         self.refreshed, self.changed_users = self.changed_users, set()
-        set_now, self.set_now = self.set_now, set()
-        return self.refreshed, set_now
+        newly_set, self.newly_set = self.newly_set, set()
+        return self.refreshed, newly_set
 
     def drop_collected(self) -> None:
         """Drop the collected changes; they are read from the database instead."""
@@ -126,24 +126,24 @@ class PushStreamListener:
     def may_have_pushers(self, user_id: str) -> bool:
         """Return whether the user has pushers, or may have set one."""
         return (
-            user_id in self._roster.users
+            user_id in self._pusher_users.users
             or user_id in self.changed_users
             or user_id in self.refreshed
         )
 
     def _may_any_user_have_pushers(self) -> bool:
-        return bool(self._roster.users or self.changed_users or self.refreshed)
+        return bool(self._pusher_users.users or self.changed_users or self.refreshed)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         if not self._is_active:
             return
-        news = {change.position for change in changes if change.topic is Topic.EVENT}
+        event_positions = {change.position for change in changes if change.topic is Topic.EVENT}
         for change in changes:
-            row, heard = change.detail, len(self._changes)
+            row, count = change.detail, len(self._changes)
             if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
                 self.changed_users.add(change.user_id)
                 if change.topic is Topic.PUSHER:
-                    self.set_now.add(change.user_id)
+                    self.newly_set.add(change.user_id)
                 self._schedule()
             elif isinstance(row, EventRow):
                 if (
@@ -174,7 +174,7 @@ class PushStreamListener:
                     )
             elif isinstance(row, MembershipRow):
                 self._badges.invalidate_room_of_user(row.user_id, row.room_nid)
-                has_moved = row.membership in MOVED and not row.is_join_update
+                has_moved = row.membership in BADGE_MEMBERSHIPS and not row.is_join_update
                 if has_moved and self.may_have_pushers(row.user_id):
                     self.mark_badges_changed([row.user_id], change.position)
                 if (
@@ -189,7 +189,9 @@ class PushStreamListener:
                     self._badges.invalidate_room(row.room_nid), change.position
                 )
             elif change.topic is Topic.REDACTED:
-                if change.position not in news:  # by a backfilled event: its room is not known here
+                if (
+                    change.position not in event_positions
+                ):  # by a backfilled event: its room is not known here
                     self._badges.invalidate_all()
             elif (
                 change.topic is Topic.ACCOUNT_DATA
@@ -201,7 +203,7 @@ class PushStreamListener:
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self.in_database = max(self.in_database, change.position)
                 self._schedule()
-            if len(self._changes) > heard:
+            if len(self._changes) > count:
                 self._schedule()
         if len(self._changes) > MAX_CHANGES:
             self.drop_collected()

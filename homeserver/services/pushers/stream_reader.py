@@ -55,11 +55,11 @@ from storage.rooms.memberships import MembershipRow
 from storage.rooms.receipts import UNTHREADED
 from storage.rooms.rooms import RoomStore
 
-ROUNDS_TO_NOTE_ALL: Final = 6
+ROUNDS_UNTIL_ALL_STATES: Final = 6
 """The number of rounds after which the state of healthy pushers is stored."""
-AT_ONCE: Final = 500
+READ_BATCH: Final = 500
 """Events that are read from the database at once."""
-NOTIFIED_AT_ONCE: Final = 200
+NOTIFY_BATCH: Final = 200
 """Members that are notified in one turn of the reactor."""
 MAX_BEHIND: Final = 200_000
 """Failing pushers read at most this many positions before the lease's again. Older events are
@@ -67,7 +67,7 @@ dropped, since all other pushers wait for this.
 """
 
 
-class _LeaseGone(Exception):
+class _LeaseLost(Exception):
     """The lease is lost: another node continues from the stored position."""
 
 
@@ -89,9 +89,9 @@ class PushStreamReader:
         rooms: RoomStore,
         events: RoomEvents,
         memberships: Memberships,
-        outside: OutOfRoomMemberships,
+        out_of_room: OutOfRoomMemberships,
         decisions: PushDecisions,
-        roster: PusherUsers,
+        pusher_users: PusherUsers,
         badges: BadgeCounts,
         deliveries: PushDeliveries,
         emails: EmailNotifier,
@@ -106,9 +106,9 @@ class PushStreamReader:
         self._rooms = rooms
         self._events = events
         self._memberships = memberships
-        self._outside = outside
+        self._out_of_room = out_of_room
         self._decisions = decisions
-        self._roster = roster
+        self._pusher_users = pusher_users
         self._badges = badges
         self._deliveries = deliveries
         self._emails = emails
@@ -118,13 +118,13 @@ class PushStreamReader:
         self._behind: Set[str] = frozenset()
         """Users of pushers that were failing at that time."""
         self._done = 0
-        self._taken = 0
+        self._attempted_upto = 0
         """Everything below was read, though an error may have stopped its processing."""
         self._notified_at = 0
         self._notified_users: set[str] = set()
         """Users who were notified of the event at `_notified_at`."""
         self._listener = PushStreamListener(
-            streams=streams, roster=roster, badges=badges, schedule=self._schedule
+            streams=streams, pusher_users=pusher_users, badges=badges, schedule=self._schedule
         )
         self._scheduled = False
         self._rounds = 0
@@ -143,15 +143,15 @@ class PushStreamReader:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._clock.callLater(0, self._start_turn)
+            self._clock.callLater(0, self._start_processing)
 
-    def _start_turn(self) -> None:
-        Deferred.fromCoroutine(self._turn())
+    def _start_processing(self) -> None:
+        Deferred.fromCoroutine(self._process_changes())
 
-    async def _turn(self) -> None:
+    async def _process_changes(self) -> None:
         try:
             while self._lease.is_held and (
-                self._deliveries.is_behind or self._listener.has_news(self._done)
+                self._deliveries.is_behind or self._listener.has_changes(self._done)
             ):
                 await self._send_changed_badges()
                 while (
@@ -169,7 +169,7 @@ class PushStreamReader:
                     self._done >= upto and not self._deliveries.is_behind
                 ):  # until now: there may always be more
                     self._deliveries.wake_changed()
-        except _LeaseGone:
+        except _LeaseLost:
             pass
         except DatabaseUnavailable as error:
             self._listener.drop_collected()
@@ -183,12 +183,12 @@ class PushStreamReader:
     def _check_lease(self) -> None:
         """Check that the lease is held, before something is sent. Raises _LeaseGone."""
         if not self._lease.is_held:
-            raise _LeaseGone
+            raise _LeaseLost
 
     async def _refresh(self) -> None:
-        users, set_now = self._listener.take_changed()
+        users, newly_set = self._listener.take_changed()
         try:
-            refreshed = await self._roster.refresh(users)
+            refreshed = await self._pusher_users.refresh(users)
             self._check_lease()
             for user_id, rows in refreshed.items():
                 if not rows:
@@ -196,7 +196,7 @@ class PushStreamReader:
                         user_id
                     )  # their receipts are not collected from here on
                 to_apps = [row for row in rows if row.kind == HTTP]
-                self._deliveries.change(user_id, to_apps, set_now=user_id in set_now)
+                self._deliveries.change(user_id, to_apps, newly_set=user_id in newly_set)
         except BaseException:
             self._listener.changed_users |= users
             raise
@@ -205,53 +205,51 @@ class PushStreamReader:
 
     async def _read_database(self) -> None:
         listener = self._listener
-        stretch = await self._stream.get_batch(self._done, listener.in_database, AT_ONCE)
-        changed = await self._store.get_changed_users(self._done, stretch.upto)
+        batch = await self._stream.get_batch(self._done, listener.in_database, READ_BATCH)
+        changed = await self._store.get_changed_users(self._done, batch.upto)
         listener.changed_users |= changed
         if self._done > self._floor:
-            listener.set_now |= changed  # by another node
-        listener.changed_users |= await self._accounts.get_changed_accounts(
-            self._done, stretch.upto
-        )
+            listener.newly_set |= changed  # by another node
+        listener.changed_users |= await self._accounts.get_changed_accounts(self._done, batch.upto)
         if listener.changed_users:
             await self._refresh()
-        heard: list[PushChange] = [
-            *stretch.events,
-            *stretch.receipts,
-            *filter(is_out_of_room, stretch.invites),
+        changes: list[PushChange] = [
+            *batch.events,
+            *batch.receipts,
+            *filter(is_out_of_room, batch.invites),
         ]
-        await self._take(sorted(heard, key=lambda each: each.position))
+        await self._process(sorted(changes, key=lambda each: each.position))
         since = max(self._done, self._floor) + 1
-        for room_nid in stretch.rooms_with_removals:
+        for room_nid in batch.rooms_with_removals:
             listener.mark_badges_changed(self._badges.invalidate_room(room_nid), since)
         listener.mark_badges_changed(
-            (user_id for user_id in stretch.changed_members if listener.may_have_pushers(user_id)),
+            (user_id for user_id in batch.changed_members if listener.may_have_pushers(user_id)),
             since,
         )
-        listener.mark_counts_changed(stretch.changed_filters, since)
-        self._done = stretch.upto
+        listener.mark_counts_changed(batch.changed_filters, since)
+        self._done = batch.upto
 
     async def _read_memory(self) -> None:
-        heard = self._listener.take()
-        await self._take(each for each in heard if each.position > self._done)
-        if heard:
-            self._done = max(self._done, heard[-1].position)
+        changes = self._listener.take()
+        await self._process(each for each in changes if each.position > self._done)
+        if changes:
+            self._done = max(self._done, changes[-1].position)
 
-    async def _take(self, heard: Iterable[PushChange]) -> None:
-        taken = self._taken
-        for each in heard:
-            if each.position <= taken:
+    async def _process(self, changes: Iterable[PushChange]) -> None:
+        attempted_upto = self._attempted_upto
+        for each in changes:
+            if each.position <= attempted_upto:
                 continue
-            self._taken = each.position - 1
+            self._attempted_upto = each.position - 1
             try:
                 self._check_lease()
                 if isinstance(each, PushedEvent):
-                    await self._take_event(each)
+                    await self._process_event(each)
                 elif isinstance(each, MovedReceipt):
-                    await self._take_receipt(each)
+                    await self._process_receipt(each)
                 else:
-                    await self._take_invite(each)
-            except (DatabaseUnavailable, _LeaseGone):
+                    await self._process_invite(each)
+            except (DatabaseUnavailable, _LeaseLost):
                 raise
             except Exception:  # an unexpected error must not stop later pushes
                 self.log.failure(
@@ -259,24 +257,24 @@ class PushStreamReader:
                 )
         await self._emails.flush()
 
-    async def _take_event(self, event: PushedEvent) -> None:
+    async def _process_event(self, event: PushedEvent) -> None:
         if event.type == REDACTION:
             self._listener.mark_badges_changed(
                 self._badges.invalidate_room(event.room_nid), event.position
             )
         if not event.flags & COUNTED:
             return
-        if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
-            await self._take_own_message(event)
-        users = self._roster.users if event.position > self._floor else self._behind
+        if event.sender in self._pusher_users.users and event.flags & EventFlag.NOTIFIES:
+            await self._process_own_message(event)
+        users = self._pusher_users.users if event.position > self._floor else self._behind
         members = await self._memberships.local_members(event.room_nid)
         smaller, larger = (users, members) if len(users) < len(members) else (members, users)
-        concerned = {
+        recipients = {
             UserID(user_id) for user_id in smaller if user_id in larger and user_id != event.sender
         }
         if event.type == "m.room.member" and event.state_key in users:
-            concerned.add(UserID(event.state_key or ""))  # an invited user is no member yet
-        if not concerned:
+            recipients.add(UserID(event.state_key or ""))  # an invited user is not a member yet
+        if not recipients:
             return
         stored = (await self._events.get_events([event.event_nid])).get(event.event_nid)
         if stored is None:
@@ -284,21 +282,21 @@ class PushStreamReader:
         queued_ms = self._now_ms()
         if event.position <= self._floor:  # it has waited since before the restart
             queued_ms = min(queued_ms, stored.event.origin_server_ts)
-        told = EventToPush(stored, event.position, event.room_nid, event.thread_root, queued_ms)
-        for user_id in concerned:
+        to_push = EventToPush(stored, event.position, event.room_nid, event.thread_root, queued_ms)
+        for user_id in recipients:
             self._badges.invalidate_room_of_user(user_id, event.room_nid)
-        await self._notify(told, concerned)
+        await self._notify(to_push, recipients)
 
-    async def _take_own_message(self, event: PushedEvent) -> None:
+    async def _process_own_message(self, event: PushedEvent) -> None:
         """Mark the thread of a user's own message as read up to that message."""
         self._badges.invalidate_room_of_user(event.sender, event.room_nid)
         self._deliveries.mark_read(
-            event.sender, event.room_nid, event.thread_root, event.position, everything=False
+            event.sender, event.room_nid, event.thread_root, event.position, all_threads=False
         )
         await self._queue_badges({event.sender: event.position})
 
     async def _queue_badges(self, positions: Mapping[str, int]) -> None:
-        found = await self._roster.get(positions)
+        found = await self._pusher_users.get(positions)
         self._check_lease()
         for user_id, pushers in found.items():
             for pusher in pushers:
@@ -306,63 +304,65 @@ class PushStreamReader:
                     self._deliveries.set_badge_due(pusher, positions[user_id])
 
     async def _send_changed_badges(self) -> None:
-        """Send changed badges. Each stays in `renumbered` until it is sent: the lease's position is
+        """Send changed badges. Each stays in `changed` until it is sent: the lease's position is
         below the change."""
-        renumbered = self._listener.changed_badges
-        while renumbered:
-            some = dict(islice(renumbered.items(), NOTIFIED_AT_ONCE))
+        changed = self._listener.changed_badges
+        while changed:
+            batch = dict(islice(changed.items(), NOTIFY_BATCH))
             try:
-                await self._queue_badges(some)
-            except (DatabaseUnavailable, _LeaseGone):
+                await self._queue_badges(batch)
+            except (DatabaseUnavailable, _LeaseLost):
                 raise
             except Exception:  # an unexpected error must not stop later pushes
                 self.log.failure("changed badges were not sent")
-            for user_id in some:
-                del renumbered[user_id]
-            if renumbered:
+            for user_id in batch:
+                del changed[user_id]
+            if changed:
                 await deferLater(self._clock, 0)
 
-    async def _take_invite(self, row: MembershipRow) -> None:
+    async def _process_invite(self, row: MembershipRow) -> None:
         """Push an invite to a room that this server is not in."""
-        if row.user_id not in (self._roster.users if row.position > self._floor else self._behind):
+        if row.user_id not in (
+            self._pusher_users.users if row.position > self._floor else self._behind
+        ):
             return
         room = (await self._rooms.get_rooms_by_nid([row.room_nid])).get(row.room_nid)
-        stored = None if room is None else await self._outside.find_event(room, row)
+        stored = None if room is None else await self._out_of_room.find_event(room, row)
         if stored is not None:
-            told = EventToPush(
-                stored, row.position, row.room_nid, None, self._now_ms(), outside=row
+            to_push = EventToPush(
+                stored, row.position, row.room_nid, None, self._now_ms(), out_of_room=row
             )
-            await self._notify(told, {UserID(row.user_id)})
+            await self._notify(to_push, {UserID(row.user_id)})
 
-    async def _notify(self, told: EventToPush, user_ids: Iterable[UserID]) -> None:
-        if self._notified_at != told.position:
-            self._notified_at, self._notified_users = told.position, set()
+    async def _notify(self, event: EventToPush, user_ids: Iterable[UserID]) -> None:
+        if self._notified_at != event.position:
+            self._notified_at, self._notified_users = event.position, set()
         left = iter([user_id for user_id in user_ids if user_id not in self._notified_users])
-        while some := list(islice(left, NOTIFIED_AT_ONCE)):
-            decided = await self._decisions.get_actions(told.stored, some)
-            for user_id, pushers in (await self._roster.get(decided)).items():
+        while batch := list(islice(left, NOTIFY_BATCH)):
+            decided = await self._decisions.get_actions(event.stored, batch)
+            for user_id, pushers in (await self._pusher_users.get(decided)).items():
                 for pusher in pushers:
                     self._check_lease()
-                    await self._notify_pusher(pusher, told, decided[UserID(user_id)])
+                    await self._notify_pusher(pusher, event, decided[UserID(user_id)])
                 self._notified_users.add(user_id)
             self._check_lease()
-            if len(some) == NOTIFIED_AT_ONCE:
+            if len(batch) == NOTIFY_BATCH:
                 await deferLater(self._clock, 0)
 
-    async def _notify_pusher(self, pusher: PusherRow, told: EventToPush, actions: Actions) -> None:
-        was_well = pusher.failing_since_ts is None
-        if was_well and told.position <= self._floor:
+    async def _notify_pusher(self, pusher: PusherRow, event: EventToPush, actions: Actions) -> None:
+        was_healthy = pusher.failing_since_ts is None
+        if was_healthy and event.position <= self._floor:
             return
-        if told.position <= pusher.position:
+        if event.position <= pusher.position:
             if pusher.kind == HTTP:
-                self._deliveries.skip(pusher, told.position)
+                self._deliveries.skip(pusher, event.position)
         elif pusher.kind == HTTP:
-            self._deliveries.add(pusher, told, actions)
+            self._deliveries.add(pusher, event, actions)
         elif actions.mails:
-            await self._emails.record(pusher, told.room_nid)
+            await self._emails.record(pusher, event.room_nid)
 
-    async def _take_receipt(self, receipt: MovedReceipt) -> None:
-        if receipt.user_id not in self._roster.users:
+    async def _process_receipt(self, receipt: MovedReceipt) -> None:
+        if receipt.user_id not in self._pusher_users.users:
             return
         self._badges.invalidate_room_of_user(receipt.user_id, receipt.room_nid)
         self._emails.record_read(receipt.user_id, receipt.room_nid)
@@ -372,7 +372,7 @@ class PushStreamReader:
                 receipt.room_nid,
                 None if receipt.thread_id == MAIN else receipt.thread_id,
                 receipt.event_position,
-                everything=receipt.thread_id == UNTHREADED,
+                all_threads=receipt.thread_id == UNTHREADED,
             )
         await self._queue_badges({receipt.user_id: receipt.position})
 
@@ -386,25 +386,25 @@ class PushStreamReader:
     async def begin(self, lease: Lease) -> None:
         """Start to push: first what is in the database, then what follows. Raises
         DatabaseUnavailable."""
-        await self._roster.load()
+        await self._pusher_users.load()
         failing = [row for row in await self._store.get_failing() if row.kind == HTTP]
         self._behind = {row.user_id for row in failing}
         self._floor = lease.position
         self._done = min((row.position for row in failing), default=lease.position)
         self._done = max(min(self._done, lease.position), lease.position - MAX_BEHIND)
         self._badges.clear()
-        self._taken = self._notified_at = 0
+        self._attempted_upto = self._notified_at = 0
         self._listener.begin(self._floor)
         self._deliveries.start(failing, self._floor)
         self._emails.start()
         self._schedule()
 
     async def store_progress(self) -> int:
-        """Store the state of pushers and return the position; see `LeasedWork.note`."""
-        if self._listener.has_news(self._done):
+        """Store the state of pushers and return the position; see `LeasedWork.store_progress`."""
+        if self._listener.has_changes(self._done):
             self._schedule()  # retry what failed
         self._rounds += 1
-        await self._deliveries.store_states(all_standings=self._rounds % ROUNDS_TO_NOTE_ALL == 0)
+        await self._deliveries.store_states(all_states=self._rounds % ROUNDS_UNTIL_ALL_STATES == 0)
         self._skip_idle()
         return self._position()
 
@@ -417,7 +417,7 @@ class PushStreamReader:
         """Store all states and stop; see `LeasedWork.finish`."""
         self._skip_idle()
         self._stop_reading()
-        await self._deliveries.store_states(all_standings=True)
+        await self._deliveries.store_states(all_states=True)
         position = self._position()
         self._deliveries.stop()
         return position
@@ -428,14 +428,14 @@ class PushStreamReader:
 
     def _skip_idle(self) -> None:
         """Move the position past changes that concern nobody with a pusher."""
-        if not self._scheduled and not self._listener.has_news(self._done):
+        if not self._scheduled and not self._listener.has_changes(self._done):
             self._done = max(self._done, self._streams.current())
 
     def _position(self) -> int:
         """Return the position up to which everything is sent or stored."""
-        firsts = [*self._listener.changed_badges.values()]
+        positions = [*self._listener.changed_badges.values()]
         if (lowest := self._deliveries.lowest()) is not None:
-            firsts.append(lowest)
+            positions.append(lowest)
         return max(
-            self._lease.stored_position, min(self._done, min(firsts, default=self._done + 1) - 1)
+            self._lease.stored_position, min(self._done, min(positions, default=self._done + 1) - 1)
         )

@@ -20,9 +20,9 @@ from storage.engine.interface import DatabaseUnavailable
 from storage.retention.purging import BEFORE_FIRST, PurgeCause, PurgingStore
 from storage.retention.room_retention import RoomRetentionStore
 
-ROOMS_AT_ONCE: Final = 500
+ROOM_BATCH: Final = 500
 """Rooms that one query checks for expired messages."""
-AT_ONCE: Final = 100
+BATCH: Final = 100
 """Messages that are purged in one write: this takes some milliseconds of the writer."""
 
 
@@ -66,7 +66,7 @@ class MessageExpiry:
             return 0
         done = 0
         while True:
-            rooms = await self._rooms.get_rooms(self._upto, ROOMS_AT_ONCE)
+            rooms = await self._rooms.get_rooms(self._upto, ROOM_BATCH)
             lifetimes = await self._lifetimes.get(rooms)
             oldest = {
                 nid: now - lifetime
@@ -78,7 +78,7 @@ class MessageExpiry:
                 self._has_purged = True
                 if done >= limit:
                     return done
-            if len(rooms) < ROOMS_AT_ONCE:
+            if len(rooms) < ROOM_BATCH:
                 self._upto = 0
                 if self._has_purged:
                     self._has_purged = False
@@ -87,7 +87,8 @@ class MessageExpiry:
             self._upto = rooms[-1]
 
     async def _purge_safely(self, room_nid: int, before_ms: int, limit: int) -> int:
-        """As `_purge`, but a bug of ours in one room does not stop the others."""
+        """Purge a room as `_purge` does. An unexpected error in one room does not stop the
+        others."""
         try:
             return await self._purge(room_nid, before_ms, limit)
         except DatabaseUnavailable:
@@ -103,7 +104,7 @@ class MessageExpiry:
         done, after = 0, BEFORE_FIRST
         while done < limit:
             messages = await self._store.get_older(
-                room_nid, before_ms, after, min(AT_ONCE, limit - done)
+                room_nid, before_ms, after, min(BATCH, limit - done)
             )
             if not messages:
                 break

@@ -43,10 +43,10 @@ from storage.retention.purging import (
 )
 from storage.rooms.rooms import RoomStore
 
-AT_ONCE: Final = 100
+BATCH: Final = 100
 """Messages that are purged in one write."""
-CANCELLED_AT_ONCE: Final = 1000
-ROOMS_AT_ONCE: Final = 200
+CANCEL_BATCH: Final = 1000
+ROOM_BATCH: Final = 200
 """Rooms that are checked in one write: whether all local users have forgotten them."""
 MAX_POSITION: Final = 2**62
 VISIBLE_TYPES: Final = (
@@ -56,9 +56,9 @@ VISIBLE_TYPES: Final = (
     "m.poll.start",
     "org.matrix.msc3381.poll.start",
 )
-"""Event types of visible messages, of which the newest stays."""
-RECORD_KEPT_MS: Final = 365 * DAY_MS
-"""How long the outcome of a purge can be read."""
+"""Event types of visible messages; the newest one stays."""
+RETENTION_MS: Final = 365 * DAY_MS
+"""The time for which the outcome of a purge can be read."""
 
 
 class HistoryPurges:
@@ -72,7 +72,7 @@ class HistoryPurges:
         store: HistoryPurgeStore,
         messages: PurgingStore,
         purging: MessagePurging,
-        regaining: HistoryRefetchStore,
+        refetch: HistoryRefetchStore,
         rooms: RoomStore,
         events: RoomEvents,
         identity: ServerIdentity,
@@ -83,7 +83,7 @@ class HistoryPurges:
         self._store = store
         self._messages = messages
         self._purging = purging
-        self._regaining = regaining
+        self._refetch = refetch
         self._rooms = rooms
         self._events = events
         self._identity = identity
@@ -161,10 +161,10 @@ class HistoryPurges:
             if purge is None:
                 break
             try:
-                done += await self._continue(purge, min(AT_ONCE, limit - done))
+                done += await self._continue(purge, min(BATCH, limit - done))
             except DatabaseUnavailable:
                 raise
-            except Exception:  # a bug of ours would repeat for ever and stop the other purges
+            except Exception:  # an unexpected error would repeat forever and stop the other purges
                 self._log.failure("the purge {id} failed", id=purge.purge_id)
                 self._metrics.failures.inc()
                 await self._store.set_finished(
@@ -176,56 +176,56 @@ class HistoryPurges:
         if purge.after == BEFORE_FIRST and purge.cause == PurgeCause.PURGE.value:
             await self._cancel_refetches(purge)
         found = await self._messages.get_following(purge.room_nid, purge.after, limit)
-        within = [
+        in_period = [
             each
             for each in found
             if purge.before_ts is None or each.origin_server_ts < purge.before_ts
         ]
-        if not within:
+        if not in_period:
             await self._purging.truncate_log()
             await self._store.set_finished(purge.purge_id, self._now_ms(), None)
             return 0
-        last = within[-1]
+        last = in_period[-1]
 
         def record(txn: WriteTransaction, count: int) -> None:
             record_progress(txn, purge, (last.origin_server_ts, last.event_nid), count)
 
         await self._purging.purge(
             purge.room_nid,
-            await self._choose(purge, within),
+            await self._choose(purge, in_period),
             PurgeCause(purge.cause),
             record,
             lambda txn: check_running(txn, purge, self._now_ms()),
         )
-        return len(within)
+        return len(in_period)
 
     async def _cancel_refetches(self, purge: HistoryPurge) -> None:
         """Make sure that purged events are not fetched from other servers again."""
         before_ms = MAX_POSITION if purge.before_ts is None else purge.before_ts
         before_depth = MAX_POSITION if purge.before_depth is None else purge.before_depth
-        while await self._regaining.stop_fetching(
-            purge.room_nid, before_ms, before_depth, CANCELLED_AT_ONCE
+        while await self._refetch.stop_fetching(
+            purge.room_nid, before_ms, before_depth, CANCEL_BATCH
         ):
             pass
 
     async def _choose(
-        self, purge: HistoryPurge, within: Sequence[PurgeableMessage]
+        self, purge: HistoryPurge, candidates: Sequence[PurgeableMessage]
     ) -> Sequence[PurgeableMessage]:
         """Return the messages to purge."""
         if purge.cause == PurgeCause.FORGOTTEN.value:
-            return [each for each in within if self._is_wanted(purge, each)]
-        nids = [each.event_nid for each in within]
+            return [each for each in candidates if self._is_wanted(purge, each)]
+        nids = [each.event_nid for each in candidates]
         redacted = await self._store.get_redacted(purge.room_nid, nids)
-        kept: Set[int] = frozenset()
+        retained: Set[int] = frozenset()
         if purge.kept_nid is not None:
             asked = [
                 *nids,
                 *(target.event_nid for target in redacted.values() if target is not None),
             ]
-            kept = await self._store.get_kept(purge.kept_nid, asked)
+            retained = await self._store.get_kept(purge.kept_nid, asked)
 
         def is_purged(message: PurgeableMessage) -> bool:
-            return message.event_nid not in kept and self._is_wanted(purge, message)
+            return message.event_nid not in retained and self._is_wanted(purge, message)
 
         def is_needed(message: PurgeableMessage) -> bool:
             """Return whether the message redacts an event that stays."""
@@ -239,7 +239,7 @@ class HistoryPurges:
             )
             return target is None or is_late or not is_purged(target)
 
-        return [each for each in within if is_purged(each) and not is_needed(each)]
+        return [each for each in candidates if is_purged(each) and not is_needed(each)]
 
     def _is_wanted(self, purge: HistoryPurge, message: PurgeableMessage) -> bool:
         if message.event_nid > purge.upto_nid:
@@ -283,7 +283,7 @@ class ForgottenRoomPurges:
         done = 0
         while done < limit:
             checked = await self._store.record_forgotten(
-                self._upto, min(ROOMS_AT_ONCE, limit - done), now
+                self._upto, min(ROOM_BATCH, limit - done), now
             )
             done += checked.count
             self._upto = checked.upto

@@ -9,8 +9,8 @@ from federation.protocol.errors import InvalidParam
 from storage.retention.purging import DAY_MS, PurgeCause, PurgingStore
 from storage.search.search import SearchStore
 
-KEPT_MS: Final = 2 * 365 * DAY_MS
-"""How long the record is kept."""
+RETENTION_MS: Final = 2 * 365 * DAY_MS
+"""The retention period of the log."""
 _CAUSES: Final = frozenset(cause.value for cause in PurgeCause)
 
 
@@ -27,7 +27,7 @@ class PurgeLog:
     async def get_page(self, from_: str | None, limit: int) -> dict[str, Any]:
         """Return a page of the record by days and rooms, the latest first. Raises InvalidParam."""
         rows = await self._store.get_days(None if from_ is None else self._parse(from_), limit)
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "purged": [
                 {
                     "day": datetime.fromtimestamp(row.day * DAY_MS / 1000, UTC).date().isoformat(),
@@ -40,12 +40,12 @@ class PurgeLog:
         }
         if len(rows) >= limit:
             last = rows[-1]
-            answer["next_token"] = f"{last.day}_{last.room_nid}_{last.cause}"
-        return answer
+            response["next_token"] = f"{last.day}_{last.room_nid}_{last.cause}"
+        return response
 
     async def do_remove_old(self, limit: int) -> int:
         """Delete up to `limit` old rows of the record, and return their number."""
-        return await self._store.remove_days(self._now_ms() - KEPT_MS, limit)
+        return await self._store.remove_days(self._now_ms() - RETENTION_MS, limit)
 
     async def do_clean_index(self, limit: int) -> int:
         """Remove words of purged messages from the index, about `limit` pages of it. Return `limit`

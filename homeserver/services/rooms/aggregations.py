@@ -73,7 +73,7 @@ class Aggregations:
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)
-        heard = self._no_relations.version
+        version = self._no_relations.version
         types = await self._store.find_parents([event.event.event_id for event in parents.values()])
         rel_types = set(chain.from_iterable(types.values()))
         children: Mapping[int, Sequence[Children]] = {}
@@ -85,7 +85,7 @@ class Aggregations:
         if not ignored:
             self._no_relations.add(
                 [event.event.event_id for nid, event in parents.items() if nid not in children],
-                heard,
+                version,
             )
         if not children:
             return {}
@@ -114,9 +114,11 @@ class Aggregations:
 
     def _find_parents(self, events: Sequence[StoredEvent]) -> Iterator[StoredEvent]:
         """Return the events that may have children, by what is cached."""
-        are_childless = map(self._no_relations.event_ids.__contains__, map(_event_id, events))
-        for event in compress(events, map(not_, are_childless)):
-            if event.event.state_key is None and not self._no_relations.is_new_and_childless(event):
+        without_relations = map(self._no_relations.event_ids.__contains__, map(_event_id, events))
+        for event in compress(events, map(not_, without_relations)):
+            if event.event.state_key is None and not self._no_relations.is_new_without_relations(
+                event
+            ):
                 yield event
 
     async def _see_children(
@@ -148,7 +150,7 @@ class Aggregations:
         self, seen: Sequence[VisibleEvent], wanted: RoomEventFilter
     ) -> list[VisibleEvent]:
         """Return those of the events that have the children which the filter asks for."""
-        if not wanted.asks_for_children or not seen:
+        if not wanted.filters_by_relation or not seen:
             return list(seen)
         nids = await self._store.get_related(
             [each.event.nid for each in seen],

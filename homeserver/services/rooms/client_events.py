@@ -36,7 +36,7 @@ NO_REDACTIONS: Final[Redactions] = {}
 _encode = msgspec.json.encode
 _event: Final = attrgetter("event")
 _is_plain: Final = attrgetter("is_plain")
-_of_plain: Final = attrgetter("event.is_plain")
+_has_plain_event: Final = attrgetter("event.is_plain")
 _sender: Final = attrgetter("event.sender")
 _sent: Final = attrgetter("sent")
 _first: Final = itemgetter(0)
@@ -96,9 +96,9 @@ class ClientEvents:
     def present_messages(
         self, user_id: UserID, device_id: DeviceID | None, messages: Sequence[StoredEvent]
     ) -> list[msgspec.Raw] | None:
-        """As `present`, for messages that a member sees without filtering
-        (`Visibility.shows_plainly`), without room IDs and aggregations. None if it is not in memory
-        whether this device sent one of them."""
+        """Return messages that a member sees without filtering (`Visibility.shows_plainly`), as
+        `present` does but without room IDs and aggregations. None if it is not in memory whether
+        this device sent one of them."""
         now = self._now_ms()
         presented: list[msgspec.Raw] = []
         for stored in messages:
@@ -228,14 +228,14 @@ class ClientEvents:
             ):
                 if event.sent is not None and (extra := _transaction(event.sent, device_id)):
                     extras[event.nid] = extra
-        special_seen = list(filterfalse(_of_plain, seen))
+        special_seen = list(filterfalse(_has_plain_event, seen))
         special: list[StoredEvent] = list(map(_event, special_seen))
         if not special:
             return extras
-        others = await self._find_former(user_id, special_seen)
+        unseen = await self._find_former(user_id, special_seen)
         # a former member sees an event that was redacted later as redacted, but not the redaction
-        because = await self.find_redactions(user_id, special)
-        loaded = await self._events.get_events(others) if others else {}
+        visible_redactions = await self.find_redactions(user_id, special)
+        loaded = await self._events.get_events(unseen) if unseen else {}
         loaded = await self._aggregations.remove_erased_content(user_id, loaded)
         for event in special:
             extra = extras.get(event.nid, b"")
@@ -246,8 +246,8 @@ class ClientEvents:
                     _encode(former.sender),
                     _encode(former.content),
                 )
-            if event.redacted_by is not None and event.redacted_by in because:
-                extra += b"," + _reason(because[event.redacted_by])
+            if event.redacted_by is not None and event.redacted_by in visible_redactions:
+                extra += b"," + _reason(visible_redactions[event.redacted_by])
             if extra:
                 extras[event.nid] = extra
         return extras
@@ -255,14 +255,14 @@ class ClientEvents:
     async def _find_former(self, user_id: UserID, seen: Sequence[VisibleEvent]) -> set[int]:
         """Return the state events that these replaced, as far as the user may know them. A user who
         was joined knew the room's state."""
-        known, others = set[int](), set[int]()
+        known, unseen = set[int](), set[int]()
         for each in seen:
             if each.event.replaces is not None:
-                (known if each.membership == "join" else others).add(each.event.replaces)
-        others -= known
+                (known if each.membership == "join" else unseen).add(each.event.replaces)
+        unseen -= known
         return (
-            known | (await self._aggregations.get_visible(user_id, others)).keys()
-            if others
+            known | (await self._aggregations.get_visible(user_id, unseen)).keys()
+            if unseen
             else known
         )
 

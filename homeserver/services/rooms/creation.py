@@ -157,15 +157,15 @@ class RoomCreation:
             invites = []
         drafts = await self._make_drafts(caller.user_id, version, request, invites, alias)
         now = self._now_ms()
-        elsewhere = [user_id for user_id in invites if not self._identity.is_local(user_id)]
-        planned = self._planned_invites
+        remote_users = [user_id for user_id in invites if not self._identity.is_local(user_id)]
+        invite_sender = self._planned_invites
         plan = (
-            planned.plan(caller.user_id, elsewhere, _invite_content(request, None))
-            if elsewhere
+            invite_sender.plan(caller.user_id, remote_users, _invite_content(request, None))
+            if remote_users
             else None
         )
 
-        def write_rest(txn: WriteTransaction, room: RoomRow) -> None:
+        def write_room_data(txn: WriteTransaction, room: RoomRow) -> None:
             if moves_alias and alias is not None:
                 self._hidden_changes.move_alias_in(txn, caller.user_id, alias, room.room_nid)
             elif alias is not None:
@@ -181,7 +181,7 @@ class RoomCreation:
         if not version.room_id_is_create_hash:
             room_id = RoomID(f"!{self._secret_text.room_localpart()}:{self._identity.server_name}")
         try:
-            snapshot, _ = await self._engine.create(version, room_id, drafts, write_rest)
+            snapshot, _ = await self._engine.create(version, room_id, drafts, write_room_data)
         except AliasTaken:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
@@ -189,7 +189,7 @@ class RoomCreation:
                 f"The parameters of the room contradict each other: {error.text}"
             ) from None
         if plan is not None:
-            await planned.do_send(snapshot.room, plan)
+            await invite_sender.do_send(snapshot.room, plan)
         return snapshot.room_id
 
     def _find_version(self, request: CreateRoomRequest) -> RoomVersion:
@@ -230,12 +230,12 @@ class RoomCreation:
             "public_chat" if request.visibility == "public" else "private_chat"
         )
         trusted = invites if preset == "trusted_private_chat" else ()
-        shown = (
+        invited_with_profile = (
             [user for user in invites if self._identity.is_local(user)]
             if self._profile_on_invite
             else []
         )
-        names = await self._profiles.get_names([creator, *shown])
+        names = await self._profiles.get_names([creator, *invited_with_profile])
         by_default = self._default_levels.get(preset)
         overrides = [
             by_default if isinstance(by_default, Mapping) else {},
@@ -258,7 +258,7 @@ class RoomCreation:
         ]
         if alias is not None:
             drafts.append(Draft("m.room.canonical_alias", creator, {"alias": alias}, ""))
-        given = {(state.type, state.state_key) for state in request.initial_state or ()}
+        explicit = {(state.type, state.state_key) for state in request.initial_state or ()}
         by_preset: dict[str, dict[str, Any]] = {
             "m.room.join_rules": {"join_rule": _PRESETS[preset].join_rule},
             "m.room.history_visibility": {"history_visibility": "shared"},
@@ -269,7 +269,7 @@ class RoomCreation:
         drafts += [
             Draft(type, creator, content, "")
             for type, content in by_preset.items()
-            if (type, "") not in given
+            if (type, "") not in explicit
         ]
         overwritten = {
             *(["m.room.name"] if request.name is not None else []),
@@ -311,10 +311,10 @@ def _create_content(
     if not version.creator_is_sender:
         content["creator"] = creator
     if version.creators_privileged and trusted:
-        given = content.get("additional_creators", [])
-        if not isinstance(given, list):
+        requested = content.get("additional_creators", [])
+        if not isinstance(requested, list):
             raise BadJson("creation_content.additional_creators has to be a list of user ids")
-        content["additional_creators"] = list(dict.fromkeys([*given, *trusted]))
+        content["additional_creators"] = list(dict.fromkeys([*requested, *trusted]))
     return content
 
 

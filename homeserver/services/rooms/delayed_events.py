@@ -297,18 +297,18 @@ class DelayedEvents:
         if row is None or row.user_id != caller.user_id:
             raise NotFound("You have scheduled no such event")
         (row,) = await self._without_expired([row])
-        shown = _to_json(row)
+        form = _to_json(row)
         if row.finalised_ts is not None:
             finalised: dict[str, Any] = {"finalised_ts": row.finalised_ts}
             if row.event_id is not None:
                 finalised["event_id"] = row.event_id
             if row.error is not None:
                 finalised["error"] = msgspec.Raw(row.error)
-            shown |= {
+            form |= {
                 **finalised,
                 "finalised": finalised,
             }  # COMPAT(matrix-js-sdk): it reads `finalised`
-        return shown
+        return form
 
     async def get_scheduled(self, caller: Requester) -> list[dict[str, Any]]:
         """Return the caller's scheduled events, the next first."""
@@ -401,7 +401,7 @@ class DelayedEvents:
         room_id, ts = RoomID(row.room_id), row.origin_server_ts
         try:
             if row.state_key is None:
-                answer = await self._sending.do_send(
+                response = await self._sending.do_send(
                     caller,
                     room_id,
                     row.type,
@@ -411,7 +411,7 @@ class DelayedEvents:
                     sticky_ms=row.sticky_ms,
                     sent=sent,
                 )
-                event_id = str(msgspec.json.decode(answer)["event_id"])
+                event_id = str(msgspec.json.decode(response)["event_id"])
             else:
                 event_id = await self._sending.do_set_state(
                     caller,
@@ -434,17 +434,17 @@ class DelayedEvents:
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
 
-    def _wake_at(self, moment_ms: int) -> None:
+    def _wake_at(self, due_ms: int) -> None:
         """Wake at this time at the latest, to send what is due."""
         if not self._is_running:
             return
-        moment = moment_ms / 1000
+        due_at = due_ms / 1000
         if self._timer is not None:
-            if self._timer.getTime() <= moment:
+            if self._timer.getTime() <= due_at:
                 return
             self._timer.cancel()
         self._timer = self._clock.callLater(
-            max(0.0, moment - self._clock.seconds()), self._start_sending
+            max(0.0, due_at - self._clock.seconds()), self._start_sending
         )
 
     def _start_sending(self) -> None:
@@ -465,7 +465,7 @@ class DelayedEvents:
 
 def _to_json(row: DelayedEventRow) -> dict[str, Any]:
     """Return an event in the form of both proposal texts, and of matrix-js-sdk."""
-    shown: dict[str, Any] = {
+    form: dict[str, Any] = {
         "delay_id": row.delay_id,
         "room_id": row.room_id,
         "type": row.type,
@@ -477,19 +477,19 @@ def _to_json(row: DelayedEventRow) -> dict[str, Any]:
         "content": msgspec.Raw(row.content),
     }
     if row.state_key is not None:
-        shown["state_key"] = row.state_key
-    return shown
+        form["state_key"] = row.state_key
+    return form
 
 
 def _outcome_json(row: DelayedEventRow) -> dict[str, Any]:
-    shown: dict[str, Any] = {
+    form: dict[str, Any] = {
         "delayed_event": _to_json(row),
         "outcome": row.outcome,
         "reason": row.reason,
         "origin_server_ts": row.finalised_ts,
     }
     if row.event_id is not None:
-        shown["event_id"] = row.event_id
+        form["event_id"] = row.event_id
     if row.error is not None:
-        shown["error"] = msgspec.Raw(row.error)
-    return shown
+        form["error"] = msgspec.Raw(row.error)
+    return form

@@ -19,7 +19,7 @@ FIRST_PAGE: Final = 5
 """The reader may nearly always see the first event that is found."""
 PAGE: Final = 200
 MAX_PAGES: Final = 20
-"""The most pages that are read when the reader may see no event of a page."""
+"""The maximum number of pages that are read when the reader may see no event of a page."""
 MAX_TS: Final = 2**53 - 1
 
 _EVERYTHING: Final = RoomEventFilter()
@@ -45,11 +45,11 @@ class EventsByTime:
         reader = await self._reading.find_access(caller.user_id, room_id)
         found = await self._find_local(caller, reader, ts, direction)
         if await self._timelines.get_backward_extremities(reader.snapshot.room.room_nid):
-            nearer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
-            if nearer is not None and await self._reading.get_visible(
-                caller, reader, [nearer.nid], _EVERYTHING
+            closer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
+            if closer is not None and await self._reading.get_visible(
+                caller, reader, [closer.nid], _EVERYTHING
             ):
-                found = nearer
+                found = closer
         if found is None:
             way = "after" if direction is Direction.FORWARDS else "before"
             raise NotFound(f"You can see no event of this room {way} {_format_time(ts)}")

@@ -28,7 +28,7 @@ from homeserver.services.account_data.invite_permissions import InviteDecision, 
 from homeserver.services.login.account_validity import AccountValidity
 from storage.accounts.accounts import AccountRow, AccountStore
 
-CLAIMS_AT_ONCE: Final = 10
+MAX_CONCURRENT_CLAIMS: Final = 10
 """Per address. For each, another server may have to be queried, which takes time."""
 RETRY_CLAIM_MS: Final = 1_000
 
@@ -53,7 +53,7 @@ class InvitePolicy:
         self._only_admins_invite = only_admins_invite
         self._claims: FairSemaphore[str] = FairSemaphore(
             permits=sys.maxsize,
-            permits_per_key=CLAIMS_AT_ONCE,
+            permits_per_key=MAX_CONCURRENT_CLAIMS,
             refusal=lambda _address: LimitExceeded(retry_after_ms=RETRY_CLAIM_MS),
         )
         """Claims in progress, by the address they came from."""

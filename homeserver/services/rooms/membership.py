@@ -40,10 +40,10 @@ from homeserver.services.rooms.upgrade_settings import PersonalSettingsCopier
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.rooms import RoomStore
 
-PRESENT: Final = frozenset({"join", "invite", "knock"})
+CURRENT_MEMBERSHIPS: Final = frozenset({"join", "invite", "knock"})
 BANNED: Final = frozenset({"ban"})
 MAX_SERVERS: Final = 20
-"""The most servers that are used of those in a request."""
+"""The maximum number of servers that are used of those in a request."""
 
 NameAndAvatar = tuple[str | None, str | None]
 
@@ -325,7 +325,7 @@ class RoomMemberships:
         )
         if current is None:
             raise NotFound("You have no history with this room")
-        if current.membership in PRESENT:
+        if current.membership in CURRENT_MEMBERSHIPS:
             raise StillInRoom
         await self._membership_store.set_forgotten(current.room_nid, caller.user_id)
 
@@ -335,8 +335,8 @@ class RoomMemberships:
         """Invite a user. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion,
         OtherServerFailed."""
         await self._check_inviting(caller, room_id, target)
-        shown = target if self._profile_on_invite else None
-        content = await self._content("invite", shown, reason)
+        profile_user = target if self._profile_on_invite else None
+        content = await self._content("invite", profile_user, reason)
         if self._identity.is_local(target) or caller.is_shadow_banned:
             await self._send_about(caller, room_id, target, content)
         else:
@@ -359,9 +359,9 @@ class RoomMemberships:
         """Kick a member, or revoke an invite or a knock. Raises Forbidden."""
         snapshot = await self._check_joined(caller, room_id)
         refusal = Forbidden(f"{target} is not in the room")
-        if not await self._has(snapshot, target, PRESENT):
+        if not await self._has(snapshot, target, CURRENT_MEMBERSHIPS):
             raise refusal
-        await self._set_left(caller, room_id, target, reason, PRESENT, refusal)
+        await self._set_left(caller, room_id, target, reason, CURRENT_MEMBERSHIPS, refusal)
 
     async def do_ban(
         self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None
@@ -404,7 +404,7 @@ class RoomMemberships:
         rows = [
             row
             for row in (await self._memberships.of_user(user_id)).values()
-            if row.membership in PRESENT
+            if row.membership in CURRENT_MEMBERSHIPS
         ]
         rooms = await self._rooms.get_rooms_by_nid(row.room_nid for row in rows)
         for row in rows:
@@ -424,7 +424,7 @@ class RoomMemberships:
                     error=str(error),
                 )
         now = (await self._memberships.of_user(user_id)).values()
-        if any(row.membership in PRESENT for row in now):
+        if any(row.membership in CURRENT_MEMBERSHIPS for row in now):
             return False
         if not all(row.forgotten for row in now):
             await self._membership_store.set_all_forgotten(user_id)
@@ -515,19 +515,22 @@ class RoomMemberships:
             invitation = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
         if invitation is None or not self._identity.is_local(invitation.event.sender):
             raise Forbidden("The invite to this address does not exist or is no longer valid")
-        shown = invitation.event.content.get("display_name")
-        proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
+        name = invitation.event.content.get("display_name")
+        proof = {
+            "display_name": name if isinstance(name, str) else "",
+            "signed": dict(signed),
+        }
         content = {**await self._content("invite", user_id, None), "third_party_invite": proof}
         return Draft("m.room.member", invitation.event.sender, content, user_id)
 
     async def _content(
-        self, membership: str, shown: UserID | None, reason: str | None
+        self, membership: str, profile_user: UserID | None, reason: str | None
     ) -> dict[str, Any]:
         """Return the content of a membership event, with the name and avatar of the user
-        `shown`."""
+        `profile_user`."""
         names: NameAndAvatar | None = None
-        if shown is not None and self._identity.is_local(shown):
-            names = (await self._profiles.get_names([shown])).get(shown)
+        if profile_user is not None and self._identity.is_local(profile_user):
+            names = (await self._profiles.get_names([profile_user])).get(profile_user)
         content = member_content(membership, names)
         if reason is not None:
             content["reason"] = reason

@@ -38,14 +38,14 @@ class MutualRooms:
         remaining = [nid for nid in nids if nid > after]
         page = remaining[:PAGE_SIZE]
         rooms = await self._rooms.get_rooms_by_nid(page)
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "joined": [rooms[nid].room_id for nid in page],
             "count": len(nids),
         }
         if len(remaining) > PAGE_SIZE:
             # `next_batch_token` is read by clients that use the unstable path
-            answer["next_batch"] = answer["next_batch_token"] = str(page[-1])
-        return answer
+            response["next_batch"] = response["next_batch_token"] = str(page[-1])
+        return response
 
 
 def _parse_token(text: str) -> int:

@@ -39,7 +39,7 @@ class NoRelationsCache:
         """Some of the events that have no children."""
         return self._known
 
-    def is_new_and_childless(self, event: StoredEvent) -> bool:
+    def is_new_without_relations(self, event: StoredEvent) -> bool:
         """Whether one of our clients sent the event recently, and it has had no children since."""
         return (
             event.sent is not None
@@ -49,10 +49,10 @@ class NoRelationsCache:
             and event.event.event_id not in self._parents
         )
 
-    def add(self, event_ids: Iterable[EventID], heard: int) -> None:
-        """Cache events that had no children in a read that began when `heard` had the given
+    def add(self, event_ids: Iterable[EventID], version: int) -> None:
+        """Cache events that had no children in a read that began when `version` had the given
         value."""
-        if heard != self.version:
+        if version != self.version:
             return
         self._known.update(event_ids)
         if len(self._known) > self._capacity:

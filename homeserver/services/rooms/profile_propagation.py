@@ -1,9 +1,9 @@
 """Copies a changed name or avatar into the user's rooms.
 
 The change and a task to propagate it are one write (`storage.profiles.profiles`). The task is
-removed when all rooms show the profile as of that change. So a restart loses nothing, and a room
-that already shows the profile gets no event. A job (`do_resume`) retries what failed; a failure
-does not delay other users.
+removed when all rooms show the profile of that change. So a restart loses nothing, and a room that
+already shows the profile gets no event. A job (`do_resume`) retries what failed; a failure does not
+delay other users.
 
 spec: client-server-api#server-behaviour-1 (profiles)
 """
@@ -111,12 +111,12 @@ class ProfilePropagation:
         for room_nid in joined:
             room_id = RoomID(rooms[room_nid].room_id)
             snapshot = await self._engine.get_snapshot(room_id)
-            present = await snapshot.state.get(StateKey("m.room.member", user_id))
-            if present is None or present.event.membership != "join":
+            member = await snapshot.state.get(StateKey("m.room.member", user_id))
+            if member is None or member.event.membership != "join":
                 continue
             other_fields = {
                 key: value
-                for key, value in present.event.content.items()
+                for key, value in member.event.content.items()
                 if key
                 not in ("displayname", "avatar_url", "reason", "join_authorised_via_users_server")
             }

@@ -1,7 +1,7 @@
 """Reading rooms: pages of the timeline, single events with their context, state, members.
 
 Laws:
-- Access is decided here only: `find_access` finds how a user may read the room, `Visibility`
+- Access is decided only here: `find_access` finds how a user may read the room, `Visibility`
   filters events. A former member may read the room as it was when they left, whatever their
   membership became since; anyone may read world readable rooms. The state that is returned is
   `ReadAccess.state`, or the state at an event that the reader sees and that came before they left.
@@ -54,10 +54,10 @@ MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 """Bytes of events. A page ends with the events that exceed it, whatever the limit of the
 request."""
 MAX_PAGES_READ: Final = 5
-"""The most pages that are read when the filter or the room's history visibility leaves pages
-empty."""
+"""The maximum number of pages that are read when the filter or the room's history visibility leaves
+pages empty."""
 MAX_FETCHES: Final = 3
-"""How often history is fetched from other servers for one page."""
+"""The maximum number of fetches from other servers for one page."""
 END: Final = TimelinePlace(2**53, 2**53)
 """The place after all events."""
 
@@ -127,7 +127,7 @@ class RoomReading:
         from_: str | None,
         to: str | None,
         limit: int,
-        wanted: RoomEventFilter,
+        filter_: RoomEventFilter,
     ) -> dict[str, Any]:
         """Return a page of the timeline. spec:
         client-server-api#get_matrixclientv3roomsroomidmessages"""
@@ -146,13 +146,13 @@ class RoomReading:
                 left = max(left, (await self._timelines.get_places([nid]))[nid])
             start = min(start, left)
         shown: list[VisibleEvent] = []
-        room = MAX_PAGE_BYTES
+        space = MAX_PAGE_BYTES
         place, exhausted = start, False
         for _ in range(MAX_PAGES_READ):
             requested = limit - len(shown)
             page, gap = await self._get_page(reader, place, end, direction, requested)
             is_short = len(page) < requested
-            seen, page, room = await self._see_page(caller, reader, page, wanted, room)
+            seen, page, space = await self._see_page(caller, reader, page, filter_, space)
             shown += seen
             if page and start == END:
                 start = page[0][0]  # the token has to precede events that are yet to come
@@ -166,25 +166,25 @@ class RoomReading:
             # if a fetch may succeed later the page still has an end, but clients are not sent in
             # circles
             exhausted = (
-                is_short and room > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
+                is_short and space > 0 and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
             )
-            if exhausted or room <= 0 or len(shown) >= limit or (shown and gap is not Gap.NONE):
+            if exhausted or space <= 0 or len(shown) >= limit or (shown and gap is not Gap.NONE):
                 break
         chunk = await self._client_events.present(
             caller.user_id, caller.device_id, shown, with_room_id=True
         )
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "chunk": chunk,
             "start": from_ if from_ is not None else format_room_token(start),
         }
         # without `end` there are no more events; forwards more may always follow
         if not exhausted or (direction is Direction.FORWARDS and shown):
-            answer["end"] = format_room_token(place)
-        if wanted.lazy_load_members and shown:
-            answer["state"] = await self._members_of(
+            response["end"] = format_room_token(place)
+        if filter_.lazy_load_members and shown:
+            response["state"] = await self._members_of(
                 caller, reader.state, [seen.event for seen in shown]
             )
-        return answer
+        return response
 
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
         """Return one event. Raises NotFound, also if the caller may not see it."""
@@ -204,11 +204,11 @@ class RoomReading:
         room_id: RoomID,
         event_id: EventID,
         limit: int,
-        wanted: RoomEventFilter,
+        filter_: RoomEventFilter,
     ) -> dict[str, Any]:
         """Return an event with the events around it. spec:
         client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
-        find = self.find_access if wanted.lazy_load_members else self._find_whole
+        find = self.find_access if filter_.lazy_load_members else self._find_complete
         reader = await find(caller.user_id, room_id)
         seen = await self.get_visible_event(caller, reader, event_id)
         event = seen.event
@@ -219,14 +219,14 @@ class RoomReading:
         before, _ = await self._get_page(reader, before_here, None, Direction.BACKWARDS, half)
         after, _ = await self._get_page(reader, here, None, Direction.FORWARDS, half)
         events_before, before, _ = await self._see_page(
-            caller, reader, before, wanted, MAX_PAGE_BYTES // 2
+            caller, reader, before, filter_, MAX_PAGE_BYTES // 2
         )
         events_after, after, _ = await self._see_page(
-            caller, reader, after, wanted, MAX_PAGE_BYTES // 2
+            caller, reader, after, filter_, MAX_PAGE_BYTES // 2
         )
-        everything = [*events_before, seen, *events_after]
+        events_around = [*events_before, seen, *events_after]
         presented = await self._client_events.present(
-            caller.user_id, caller.device_id, everything, with_room_id=True
+            caller.user_id, caller.device_id, events_around, with_room_id=True
         )
         last = (events_after[-1] if events_after else seen).event
         state = (
@@ -234,14 +234,14 @@ class RoomReading:
             if reader.left_before(last)
             else self._engine.view(room_nid, last.state_root)
         )
-        if wanted.lazy_load_members:
+        if filter_.lazy_load_members:
             state_events = await self._members_of(
-                caller, state, [each.event for each in everything], reader.state
+                caller, state, [each.event for each in events_around], reader.state
             )
         else:
-            whole = (await state.load_all()).values()
+            full_state = (await state.load_all()).values()
             state_events = present_state(
-                whole, await self._client_events.find_redactions(caller.user_id, whole)
+                full_state, await self._client_events.find_redactions(caller.user_id, full_state)
             )
         first_place = before[-1][0] if before else here
         return {
@@ -255,21 +255,21 @@ class RoomReading:
 
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Return the full state that the caller may see, as a list of events."""
-        reader = await self._find_whole(caller.user_id, room_id)
+        reader = await self._find_complete(caller.user_id, room_id)
         return await self._present_state(caller, reader.state, None, ("state",), list)
 
     async def get_state_entry(
-        self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
+        self, caller: Requester, room_id: RoomID, key: StateKey, *, as_event: bool
     ) -> msgspec.Raw | Mapping[str, Any]:
-        """Return the content of one entry of the state that the caller may see, or with `whole` the
-        event. Raises NotFound."""
+        """Return the content of one entry of the state that the caller may see, or with `as_event`
+        the event. Raises NotFound."""
         reader = await self.find_access(caller.user_id, room_id)
         event = await reader.state.get(key)
         if event is None and key.type == MEMBER:
-            event = await (await self._find_whole(caller.user_id, room_id)).state.get(key)
+            event = await (await self._find_complete(caller.user_id, room_id)).state.get(key)
         if event is None:
             raise NotFound("The room has no such state")
-        if not whole:
+        if not as_event:
             return event.event.content
         reasons = await self._client_events.find_redactions(caller.user_id, [event])
         return present_state_event(event, with_room_id=True, reasons=reasons)
@@ -287,7 +287,7 @@ class RoomReading:
 
         spec: client-server-api#get_matrixclientv3roomsroomidmembers
         """
-        reader = await self._find_whole(caller.user_id, room_id)
+        reader = await self._find_complete(caller.user_id, room_id)
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
         def choose(events: Iterable[StoredEvent]) -> list[StoredEvent]:
@@ -307,7 +307,7 @@ class RoomReading:
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Return names and avatars of the joined members, by user. Only for joined members. Raises
         Forbidden."""
-        reader = await self._find_whole(caller.user_id, room_id)
+        reader = await self._find_complete(caller.user_id, room_id)
         if reader.membership is None or reader.membership.membership != "join":
             raise Forbidden("You are not in this room")
 
@@ -396,9 +396,9 @@ class RoomReading:
             departure,
         )
 
-    async def _find_whole(self, user_id: UserID, room_id: RoomID) -> ReadAccess:
-        """As `find_access`, when the room's full state is here. Raises Forbidden,
-        StateIncomplete."""
+    async def _find_complete(self, user_id: UserID, room_id: RoomID) -> ReadAccess:
+        """Wait until the room's full state is here, and return what `find_access` returns then.
+        Raises Forbidden, StateIncomplete."""
         reader = await self.find_access(user_id, room_id)
         if reader.snapshot.head.partial_join is None:
             return reader
@@ -410,43 +410,43 @@ class RoomReading:
         caller: Requester,
         reader: ReadAccess,
         page: list[tuple[TimelinePlace, int]],
-        wanted: RoomEventFilter,
-        room: int,
+        filter_: RoomEventFilter,
+        space: int,
     ) -> tuple[list[VisibleEvent], list[tuple[TimelinePlace, int]], int]:
-        """Return what `see` returns for a page, up to `room` bytes of events; the part of the page
-        that was read; the bytes that are left."""
+        """Return what `get_visible` returns for a page, up to `space` bytes of events; the
+        part of the page that was read; the bytes that are left."""
         shown: list[VisibleEvent] = []
         for begin in range(0, len(page), EVENTS_PER_READ):
-            portion = page[begin : begin + EVENTS_PER_READ]
-            seen = await self.get_visible(caller, reader, [nid for _, nid in portion], wanted)
+            batch = page[begin : begin + EVENTS_PER_READ]
+            seen = await self.get_visible(caller, reader, [nid for _, nid in batch], filter_)
             shown += seen
-            room -= sum([len(each.event.client_prefix) for each in seen])
-            if room <= 0:
-                return shown, page[: begin + EVENTS_PER_READ], room
-        return shown, page, room
+            space -= sum([len(each.event.client_prefix) for each in seen])
+            if space <= 0:
+                return shown, page[: begin + EVENTS_PER_READ], space
+        return shown, page, space
 
     async def get_visible(
-        self, caller: Requester, reader: ReadAccess, nids: Sequence[int], wanted: RoomEventFilter
+        self, caller: Requester, reader: ReadAccess, nids: Sequence[int], filter_: RoomEventFilter
     ) -> list[VisibleEvent]:
         """Return those of the events that the caller may see and that pass the filter, without
         those of users whom they ignore."""
-        if not wanted.allows_room(reader.snapshot.room_id):
+        if not filter_.allows_room(reader.snapshot.room_id):
             return []
         events = await self._events.get_events(nids)
         seen = await self._visibility.filter(
             caller.user_id, reader.membership, [events[nid] for nid in nids]
         )
         seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
-        if wanted.passes_all_events:
+        if filter_.passes_all_events:
             return seen
-        seen = [each for each in seen if wanted.allows_event(each.event.event)]
-        return await self._aggregations.filter_by_relations(seen, wanted)
+        seen = [each for each in seen if filter_.allows_event(each.event.event)]
+        return await self._aggregations.filter_by_relations(seen, filter_)
 
     async def get_visible_event(
         self, caller: Requester, reader: ReadAccess, event_id: EventID
     ) -> VisibleEvent:
-        """Return one event of the room, as `get_visible_roots`. Raises NotFound, also if the caller
-        may not see it."""
+        """Return one event of the room, as `get_visible_roots` returns it. Raises NotFound, also if
+        the caller may not see it."""
         event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
         seen = (
             await self.get_visible_roots(caller, reader, [event.nid]) if event is not None else []
@@ -466,15 +466,15 @@ class RoomReading:
             each.event.nid: each
             for each in await self._visibility.filter(caller.user_id, reader.membership, events)
         }
-        gone = [event for event in events if event.nid not in seen]
-        if gone:
-            left = await self._visibility.filter_removed(caller.user_id, reader.membership, gone)
+        hidden = [event for event in events if event.nid not in seen]
+        if hidden:
+            stubs = await self._visibility.filter_removed(caller.user_id, reader.membership, hidden)
             aggregations = await self._aggregations.load(
-                caller.user_id, [each.event for each in left]
+                caller.user_id, [each.event for each in stubs]
             )
             seen |= {
                 nid: each
-                for each in left
+                for each in stubs
                 if (nid := each.event.nid) in aggregations and aggregations[nid].thread is not None
             }
         return [seen[nid] for nid in nids if nid in seen]

@@ -1,8 +1,8 @@
 """A cache of the receipts of rooms that have few.
 
 A client that a room is new to gets all receipts of the room, and most rooms have about as many as
-members. Of a room with many, the cache holds only that they are many. (Receipts are removed
-without an announcement only where one user has hundreds in one room: more than `FEW`, see
+members. For a room with many, the cache holds only this fact. (Receipts are removed without an
+announcement only where one user has hundreds in one room: more than `FEW`, see
 `storage.rooms.receipts.MAX_THREADS`.)
 
 For the reactor thread.
@@ -16,7 +16,7 @@ from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.receipts import ReceiptRow, ReceiptStore
 
 MAX_CACHED_PER_ROOM: Final = 200
-"""The most receipts of a room in the cache."""
+"""The maximum number of receipts of a room in the cache."""
 
 _Key = tuple[str, str, str]
 

@@ -53,7 +53,11 @@ class ReadMarkers:
         self._now_ms = now_ms
 
     async def do_move(
-        self, caller: Requester, room_id: RoomID, marks: dict[str, EventID], thread_id: str | None
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        event_ids: dict[str, EventID],
+        thread_id: str | None,
     ) -> None:
         """Move receipts (m.read, m.read.private) and the marker (m.fully_read) forwards: all of
         them, or none.
@@ -62,20 +66,22 @@ class ReadMarkers:
         user may not see. The error is the same for both, so it does not reveal whether the event
         exists.
         """
-        for kind, event_id in marks.items():
+        for kind, event_id in event_ids.items():
             _check_mark(kind, event_id, thread_id)
         thread = _check_thread(thread_id)
         snapshot, events = await self._reading.get_for_member(
-            caller.user_id, room_id, marks.values()
+            caller.user_id, room_id, event_ids.values()
         )
-        if not marks:
+        if not event_ids:
             return
         room_nid = snapshot.room.room_nid
         if thread != UNTHREADED:
-            for event_id, standing in (await find_threads(self._events, events.values())).items():
+            for event_id, event_thread in (
+                await find_threads(self._events, events.values())
+            ).items():
                 # a root belongs to the main timeline only; from users of other servers we accept
                 # such a receipt as it is
-                if thread == event_id or not is_valid_thread(thread, event_id, standing):
+                if thread == event_id or not is_valid_thread(thread, event_id, event_thread):
                     raise InvalidParam("The event is not in that thread")
         now_ms, user_id = self._now_ms(), caller.user_id
         receipts = [
@@ -89,10 +95,10 @@ class ReadMarkers:
                 events[event_id].position,
                 now_ms,
             )
-            for kind, event_id in marks.items()
+            for kind, event_id in event_ids.items()
             if kind in RECEIPT_TYPES
         ]
-        fully_read = marks.get(FULLY_READ)
+        fully_read = event_ids.get(FULLY_READ)
 
         def write(txn: WriteTransaction) -> None:
             set_receipts(txn, receipts)

@@ -45,14 +45,14 @@ from storage.rooms.rooms import RoomStore
 REDACTION: Final = "m.room.redaction"
 EVENTS_PER_WRITE: Final = 50
 """The events that are redacted in one write."""
-MOST_AT_START: Final = 10_000
+MAX_AT_START: Final = 10_000
 LEASE_MS: Final = 5 * 60_000
 """After this time another node takes over the task of a node."""
 RETRIES: Final = BackoffSchedule(60_000, 3_600_000)
 """The delay after a failed attempt; doubled each time."""
 MAX_TRIES: Final = 24
-"""The task is dropped after this many failed attempts in a row, which take most of a day. What was
-refused permanently is not retried."""
+"""The task is dropped after this many failed attempts in a row, which take most of a day. Permanent
+refusals are not retried."""
 
 
 class RelatedRedactionRequest(msgspec.Struct, frozen=True):
@@ -86,8 +86,8 @@ class RelatedRedactionRequest(msgspec.Struct, frozen=True):
 class _RetryLater(Exception):
     """The redaction may be possible later. `after_ms`: not before that delay, as far as known."""
 
-    def __init__(self, why: str, after_ms: int = 0) -> None:
-        super().__init__(why)
+    def __init__(self, text: str, after_ms: int = 0) -> None:
+        super().__init__(text)
         self.after_ms = after_ms
 
 
@@ -125,7 +125,7 @@ class RelatedRedactions:
     def start(self) -> None:
         """Continue with what was not finished when the server stopped. Only for a single node, as
         others may hold leases."""
-        Deferred.fromCoroutine(self.do_resume(MOST_AT_START, at_start=True)).addErrback(
+        Deferred.fromCoroutine(self.do_resume(MAX_AT_START, at_start=True)).addErrback(
             lambda failure: self._log.failure(
                 "could not redact related events, which will be tried again", failure
             )
@@ -246,20 +246,20 @@ class RelatedRedactions:
         power = PowerLevels.of(snapshot.version, None if levels is None else levels.event, create)
         sender = UserID(task.sender)
         only_own = task.only_own or account.suspended
-        may_others = not only_own and power.user_level(sender) >= power.redact
+        may_redact_others = not only_own and power.user_level(sender) >= power.redact
         content: dict[str, Any] = {} if task.reason is None else {"reason": task.reason}
         drafts = [
             Draft(REDACTION, sender, content, None, found[nid].event.event_id)
             for nid in nids
             if nid in found
             and found[nid].redacted_by is None
-            and (may_others or found[nid].event.sender == sender)
+            and (may_redact_others or found[nid].event.sender == sender)
             and parent is not None
             and _is_valid(found[nid], parent)
         ]
         # after a failed attempt one at a time: a rate-limited policy server may accept that
-        for some in [drafts] if drafts and not task.attempts else [[draft] for draft in drafts]:
-            progress.redacted += await self._send(snapshot.room_id, task, some)
+        for batch in [drafts] if drafts and not task.attempts else [[draft] for draft in drafts]:
+            progress.redacted += await self._send(snapshot.room_id, task, batch)
 
     async def _send(self, room_id: RoomID, task: RelatedRedaction, drafts: Sequence[Draft]) -> int:
         """Send redactions; return how many the room accepted. Raises _RetryLater."""
@@ -292,17 +292,17 @@ class RelatedRedactions:
         if rows:
             self._clock.callLater(0, self._start, [(row.room_nid, row.event_nid) for row in rows])
 
-    def _start(self, places: Sequence[tuple[int, int]]) -> None:
-        Deferred.fromCoroutine(self._redact_new(places)).addErrback(
+    def _start(self, new_events: Sequence[tuple[int, int]]) -> None:
+        Deferred.fromCoroutine(self._redact_new(new_events)).addErrback(
             lambda failure: self._log.failure(
                 "children of a redacted event could not be redacted", failure
             )
         )
 
-    async def _redact_new(self, places: Sequence[tuple[int, int]]) -> None:
+    async def _redact_new(self, new_events: Sequence[tuple[int, int]]) -> None:
         """Redact those new events whose parents were redacted together with related events."""
-        found = await self._events.get_events([event_nid for _, event_nid in places])
-        for room_nid, event_nid in places:
+        found = await self._events.get_events([event_nid for _, event_nid in new_events])
+        for room_nid, event_nid in new_events:
             relation = read_relation(found[event_nid].event) if event_nid in found else None
             if relation is None:
                 continue

@@ -17,12 +17,12 @@ from storage.events.relations import RelationFilter, RelationStore
 from storage.events.timelines import START, Direction, TimelinePlace
 
 MAX_RELATIONS: Final = 100
-"""The most events of a page."""
+"""The maximum number of events of a page."""
 MAX_LEVELS: Final = 3
-"""How many levels of children of children are followed."""
+"""The maximum number of levels of children of children that are followed."""
 MAX_DESCENDANTS: Final = 10_000
-"""The most descendants of an event for recursion, as each page reads them all. If there are more,
-fewer levels are followed, and the response says so."""
+"""The maximum number of descendants of an event for recursion, as each page reads them all. If
+there are more, fewer levels are followed, and the response says so."""
 EVERYTHING: Final = RoomEventFilter()
 
 

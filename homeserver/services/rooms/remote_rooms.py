@@ -25,7 +25,7 @@ from storage.rooms.rooms import RoomRow, RoomStore
 INVITE_PATH: Final = "/_matrix/federation/v2/invite/"
 """The path that is requested from a server when one of its users is invited."""
 MAX_FORMER_SERVERS: Final = 10
-"""The most servers used of those that were in the room when we left it."""
+"""The maximum number of servers that are used of those that were in the room when we left it."""
 
 
 class RemoteRooms:
@@ -39,7 +39,7 @@ class RemoteRooms:
         invitations: Invitations,
         directory: RemoteDirectory,
         policy: FederationPolicy,
-        outside: OutOfRoomMemberships,
+        out_of_room: OutOfRoomMemberships,
         rooms: RoomStore,
         memberships: Memberships,
         servers: RoomServers,
@@ -50,7 +50,7 @@ class RemoteRooms:
         self._invitations = invitations
         self._directory = directory
         self._policy = policy
-        self._outside = outside
+        self._out_of_room = out_of_room
         self._rooms = rooms
         self._memberships = memberships
         self._servers = servers
@@ -59,7 +59,7 @@ class RemoteRooms:
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """Return the room of another server's alias, and servers in it. Raises NotFound, Forbidden,
         OtherServerFailed."""
-        return await self._directory.get_alias(alias, anew=True)
+        return await self._directory.get_alias(alias, refresh=True)
 
     async def do_join(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]
@@ -137,7 +137,7 @@ class RemoteRooms:
         if room is not None:
             if row is not None and row.membership == "invite":
                 inviter.append(domain_of(row.sender))
-            known += await self._outside.find_servers(room.room_nid, user_id)
+            known += await self._out_of_room.find_servers(room.room_nid, user_id)
             known += sort_by_join(await self._servers.in_room(room.room_nid))[:MAX_FORMER_SERVERS]
         if ":" in room_id:
             known.append(domain_of(room_id))

@@ -44,7 +44,7 @@ from storage.rooms.sent_transactions import AlreadySent, SentTransaction, SentTr
 
 MAX_TXN_ID: Final = 255
 MAX_REMOTE_ALIASES: Final = 10
-"""The most aliases of other servers that are resolved for one event."""
+"""The maximum number of aliases of other servers that are resolved for one event."""
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
 SERVER_ONLY_TYPES: Final = frozenset({"m.room.create"})
 
@@ -153,10 +153,10 @@ class RoomSending:
         draft = Draft(
             "m.room.redaction", caller.user_id, content, None, target, None, sent, also=also
         )
-        answer = await self._send(caller, room_id, draft, sent)
+        response = await self._send(caller, room_id, draft, sent)
         if with_rel_types and not caller.is_shadow_banned:
             await self._related.do_redact(room_id, related)
-        return answer
+        return response
 
     async def do_set_state(
         self,
@@ -187,15 +187,15 @@ class RoomSending:
             content = {name: content[name] for name in ("membership", "reason") if name in content}
         if type in SERVER_ONLY_TYPES:
             raise Forbidden(f"{type} cannot be sent into an existing room")
-        is_pretended = caller.is_shadow_banned
-        if is_pretended and (type, state_key) == ("m.room.member", caller.user_id):
-            quiet = await self._memberships.find_visible_change(caller.user_id, room_id, content)
-            is_pretended, content = quiet is None, content if quiet is None else quiet
+        is_hidden = caller.is_shadow_banned
+        if is_hidden and (type, state_key) == ("m.room.member", caller.user_id):
+            visible = await self._memberships.find_visible_change(caller.user_id, room_id, content)
+            is_hidden, content = visible is None, content if visible is None else visible
         if type == "m.room.member":
             content = await self._memberships.check_member_state(
                 caller, room_id, state_key, content
             )
-            if self._memberships.needs_remote_server(state_key, content) and not is_pretended:
+            if self._memberships.needs_remote_server(state_key, content) and not is_hidden:
                 return await self._memberships.do_invite_remote(
                     caller, room_id, UserID(state_key), content
                 )
@@ -219,10 +219,10 @@ class RoomSending:
             check=check,
             unless_same=sticky_ms is None,
         )
-        if is_pretended:
-            (made,) = await self._engine.check(room_id, [draft])
-            if isinstance(made, StoredEvent):  # the state is unchanged
-                return made.event.event_id
+        if is_hidden:
+            (checked,) = await self._engine.check(room_id, [draft])
+            if isinstance(checked, StoredEvent):  # the state is unchanged
+                return checked.event.event_id
             return make_hidden_event_id(
                 caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode()
             )
@@ -282,10 +282,10 @@ class RoomSending:
             return None
         target, annotation = relation.target, relation.annotation
 
-        async def check(unwritten: Sequence[Event]) -> None:
+        async def check(pending: Sequence[Event]) -> None:
             if any(
                 event.sender == user_id and event.type == type and read_relation(event) == relation
-                for event in unwritten
+                for event in pending
             ):
                 raise DuplicateAnnotation
             room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
@@ -318,19 +318,19 @@ class RoomSending:
         OtherServerFailed. spec:
         client-server-api#put_matrixclientv3roomsroomidstateeventtypestatekey
         """
-        alias, others = content.get("alias"), content.get("alt_aliases") or []
-        if not isinstance(others, list) or not all(
-            isinstance(name, str) for name in (*others, alias or "")
+        alias, alt_aliases = content.get("alias"), content.get("alt_aliases") or []
+        if not isinstance(alt_aliases, list) or not all(
+            isinstance(name, str) for name in (*alt_aliases, alias or "")
         ):
             raise BadJson("alias must be an alias, alt_aliases a list of aliases")
-        named = {name for name in (*others, alias) if name}
-        for name in named:
+        requested = {name for name in (*alt_aliases, alias) if name}
+        for name in requested:
             if not is_room_alias(name):
                 raise InvalidParam(f"{name!r} is not a room alias")
         snapshot = await self._engine.get_snapshot(room_id)
         present = await snapshot.state.get(CANONICAL_ALIAS)
-        before = set() if present is None else _named(present.event.content)
-        new = [RoomAlias(name) for name in sorted(named - before)]
+        before = set() if present is None else _aliases_in(present.event.content)
+        new = [RoomAlias(name) for name in sorted(requested - before)]
         local = [name for name in new if self._identity.is_local(name)]
         remote = [name for name in new if not self._identity.is_local(name)]
         if len(remote) > MAX_REMOTE_ALIASES:
@@ -338,7 +338,7 @@ class RoomSending:
                 f"At most {MAX_REMOTE_ALIASES} aliases of other servers can be added at a time"
             )
         rows = await self._hidden_changes.get_aliases(caller, local)
-        _check_none_wrong(
+        _check_none_invalid(
             [
                 name
                 for name in local
@@ -353,15 +353,15 @@ class RoomSending:
                 return None
 
         found = await map_concurrently(find, remote, MAX_REMOTE_ALIASES)
-        _check_none_wrong(
+        _check_none_invalid(
             [name for name, room in zip(remote, found, strict=True) if room != room_id]
         )
 
 
-def _check_none_wrong(wrong: Sequence[RoomAlias]) -> None:
+def _check_none_invalid(invalid: Sequence[RoomAlias]) -> None:
     """Raises BadAlias for aliases that do not point to the room."""
-    if wrong:
-        raise BadAlias(f"These aliases do not point to this room: {', '.join(wrong)}")
+    if invalid:
+        raise BadAlias(f"These aliases do not point to this room: {', '.join(invalid)}")
 
 
 def _response(event_id: EventID) -> msgspec.Raw:
@@ -374,9 +374,9 @@ def make_hidden_event_id(*what: str) -> EventID:
     return EventID(f"${urlsafe_b64encode(digest).decode().rstrip('=')}")
 
 
-def _named(content: Mapping[str, Any]) -> set[str]:
-    others = content.get("alt_aliases")
-    names = [content.get("alias"), *(others if isinstance(others, list) else [])]
+def _aliases_in(content: Mapping[str, Any]) -> set[str]:
+    alt_aliases = content.get("alt_aliases")
+    names = [content.get("alias"), *(alt_aliases if isinstance(alt_aliases, list) else [])]
     return {name for name in names if isinstance(name, str)}
 
 

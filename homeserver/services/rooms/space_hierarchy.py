@@ -34,12 +34,13 @@ DEFAULT_PAGE: Final = 50
 MAX_PAGE: Final = 100
 MAX_DEPTH: Final = 50
 MAX_ROOMS: Final = 10_000
-"""The most rooms of a tree that are visited."""
+"""The maximum number of rooms of a tree that are visited."""
 MAX_QUERIED: Final = 500
-"""The most rooms that other servers are queried for, for one page; most responses are cached."""
+"""The maximum number of rooms that other servers are queried for, for one page; most responses are
+cached."""
 MAX_PER_QUERY: Final = 20
 READ_AHEAD: Final = 2000
-"""The most rooms that are read before the walk reaches them."""
+"""The maximum number of rooms that are read before the walk reaches them."""
 
 _TOKEN: Final = re.compile(r"([0-9]{1,6})_([01])_([0-9]{1,3})_(!.{1,255})", re.ASCII | re.DOTALL)
 
@@ -108,7 +109,7 @@ class SpaceHierarchy:
             suggested_only=suggested_only,
             max_depth=depth,
         )
-        found, start = await walk.go(room_id, token, page + 1)
+        found, start = await walk.run(room_id, token, page + 1)
         if not found:
             raise Forbidden("You may not look at this room, or it does not exist")
         shown = found[start : start + page]
@@ -164,7 +165,7 @@ class _Walk:
         room."""
         self._queried = 0
 
-    async def go(
+    async def run(
         self, root: RoomID, token: _Token | None, count: int
     ) -> tuple[list[StoredSpaceRoom | RemoteRoom], int]:
         """Return the rooms from the root on, in order, and where among them the page of at most
@@ -226,10 +227,10 @@ class _Walk:
 
     async def _load(self, room_ids: Collection[RoomID], depth: int) -> None:
         """Read rooms that the walk will reach, and also what is below them while there are few."""
-        wave = [room_id for room_id in dict.fromkeys(room_ids) if room_id not in self._known]
-        while wave:
-            found = await self._spaces.load(wave)
-            self._known.update((room_id, found.get(room_id)) for room_id in wave)
+        frontier = [room_id for room_id in dict.fromkeys(room_ids) if room_id not in self._known]
+        while frontier:
+            found = await self._spaces.load(frontier)
+            self._known.update((room_id, found.get(room_id)) for room_id in frontier)
             self._visible |= await self._previews.find_visible_to_user(
                 self._user_id, [room.row for room in found.values()]
             )
@@ -242,8 +243,8 @@ class _Walk:
                 if room.row.room_nid in self._visible
                 for child in wanted_children(room.children, self._suggested_only)
             )
-            wave = [room_id for room_id in below if room_id not in self._known]
-            if len(self._known) + len(wave) > READ_AHEAD:
+            frontier = [room_id for room_id in below if room_id not in self._known]
+            if len(self._known) + len(frontier) > READ_AHEAD:
                 return
 
     async def _query(self, links: Sequence[_Link]) -> None:

@@ -15,7 +15,7 @@ from storage.cache import StreamCache
 from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
-LARGEST_SHARE: Final = 4
+CAPACITY_DIVISOR: Final = 4
 """A response larger than this fraction of the capacity (one part in four) is not cached."""
 ENTRY_OVERHEAD: Final = 200
 """Approximate bytes for a room, and for a response, besides the JSON."""
@@ -61,7 +61,7 @@ class StateResponses:
         if response is None:
             response = msgspec.json.encode(await make())
             is_current = self._rooms.find(room_nid) is responses  # otherwise it was invalidated
-            if is_current and len(response) * LARGEST_SHARE <= self._capacity:
+            if is_current and len(response) * CAPACITY_DIVISOR <= self._capacity:
                 responses[key] = response
                 self._rooms.reweigh(room_nid)
         return msgspec.Raw(response)

@@ -19,7 +19,7 @@ from storage.events.relations import THREAD
 from storage.rooms.thread_subscriptions import ThreadSubscriptionStore
 
 MAX_CHANGES: Final = 100
-"""The most changes of a page."""
+"""The maximum number of changes of a page."""
 
 
 class NotInThread(MatrixError):
@@ -98,13 +98,13 @@ class ThreadSubscriptions:
             if not isinstance(place, SyncToken):
                 raise InvalidParam("to: not a position of sliding sync")
             after = place.position
-        return await self.read(caller.user_id, after, upto, limit, further="end")
+        return await self.read(caller.user_id, after, upto, limit, next_key="end")
 
     async def read(
-        self, user_id: UserID, after: int, upto: int, limit: int, *, further: str
+        self, user_id: UserID, after: int, upto: int, limit: int, *, next_key: str
     ) -> dict[str, Any]:
         """Return the newest changes in a range of positions, in client format. If there are more, a
-        token is under the key `further`."""
+        token is under the key `next_key`."""
         limit = min(limit, MAX_CHANGES)
         rows = await self._store.get_changes(user_id, after, upto, limit + 1)
         subscribed: dict[str, dict[str, Mapping[str, object]]] = {}
@@ -121,7 +121,7 @@ class ThreadSubscriptions:
         if unsubscribed:
             response["unsubscribed"] = unsubscribed
         if len(rows) > limit:
-            response[further] = str(rows[limit].position)
+            response[next_key] = str(rows[limit].position)
         return response
 
     async def _see(self, caller: Requester, room_id: RoomID, event_id: EventID) -> VisibleEvent:

@@ -66,15 +66,17 @@ class ThreadUpdates:
         after: int,
         upto: int,
         limit: int,
-        told: Mapping[ThreadKey, int] | None,
+        delivered: Mapping[ThreadKey, int] | None,
     ) -> dict[str, Any]:
         """Return updates for a client that has seen all up to `after`; empty for none. `room_nids`:
-        the rooms with changes since then; None: unknown. `told`: the number of events of each
+        the rooms with changes since then; None: unknown. `delivered`: the number of events of each
         thread that the client gets anyway; None: the client wants all threads, with their roots."""
-        updates, further = await self._read(caller, room_nids, after, upto, upto, limit, told)
+        updates, next_token = await self._read(
+            caller, room_nids, after, upto, upto, limit, delivered
+        )
         response: dict[str, Any] = {"updates": updates} if updates else {}
-        if further is not None:
-            response["prev_batch"] = further
+        if next_token is not None:
+            response["prev_batch"] = next_token
         return response
 
     async def get_page(
@@ -96,8 +98,10 @@ class ThreadUpdates:
             if not isinstance(place, SyncToken):
                 raise InvalidParam("to: not a position of sliding sync")
             after = place.position
-        chunk, further = await self._read(caller, None, after, upto, last, limit, None)
-        return {"chunk": chunk} if further is None else {"chunk": chunk, "next_batch": further}
+        chunk, next_token = await self._read(caller, None, after, upto, last, limit, None)
+        return (
+            {"chunk": chunk} if next_token is None else {"chunk": chunk, "next_batch": next_token}
+        )
 
     async def _read(
         self,
@@ -107,7 +111,7 @@ class ThreadUpdates:
         upto: int,
         last: int,
         limit: int,
-        told: Mapping[ThreadKey, int] | None,
+        delivered: Mapping[ThreadKey, int] | None,
     ) -> tuple[dict[str, dict[str, Any]], str | None]:
         """Return the threads by room ID and root, and a token for the rest."""
         own = await self._memberships.of_user(caller.user_id)
@@ -115,24 +119,24 @@ class ThreadUpdates:
         included = joined.keys() if room_nids is None else joined.keys() & room_nids
         limit = min(limit, MAX_UPDATES)
         ignored = await self._ignored.of_user(caller.user_id)
-        max_rows = limit + (0 if told is None else len(told))
+        max_rows = limit + (0 if delivered is None else len(delivered))
         page = await self._store.get_updates(included, after, upto, last, max_rows, ignored)
         rows, reached = page.rows, page.reached
-        if told is not None:
+        if delivered is not None:
             rows = [
                 row
                 for row in rows
-                if not row.is_complete or told.get((row.room_nid, row.root), 0) < row.count
+                if not row.is_complete or delivered.get((row.room_nid, row.root), 0) < row.count
             ]
         if len(rows) > limit:
             reached = rows[limit].position
-        further = None if reached is None else f"{reached}_{upto}"
+        next_token = None if reached is None else f"{reached}_{upto}"
         rows = rows[:limit]
         newest = await self._events.get_events(row.newest.event_nid for row in rows) if rows else {}
         seen = {each.event.nid for each in await self._see(caller, joined, newest.values())}
         rows = [row for row in rows if row.newest.event_nid in seen]
         roots: dict[str, Any] = {}
-        if told is None:
+        if delivered is None:
             # a thread always comes with its root; for a reader who may not see the root,
             # `/relations` is refused and `/threads` omits it
             roots = await self._present_roots(caller, joined, rows, ignored)
@@ -148,7 +152,7 @@ class ThreadUpdates:
                     TimelinePlace(row.newest.depth, row.newest.event_nid - 1)
                 )
             updates.setdefault(rooms[row.room_nid].room_id, {})[row.root] = update
-        return updates, further
+        return updates, next_token
 
     async def _present_roots(
         self,
@@ -168,9 +172,7 @@ class ThreadUpdates:
         presented = await self._client_events.present(
             caller.user_id, caller.device_id, seen, with_room_id=False
         )
-        return {
-            each.event.event.event_id: shown for each, shown in zip(seen, presented, strict=True)
-        }
+        return {each.event.event.event_id: form for each, form in zip(seen, presented, strict=True)}
 
     async def _see(
         self, caller: Requester, joined: Mapping[int, MembershipRow], events: Iterable[StoredEvent]

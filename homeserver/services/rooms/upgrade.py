@@ -6,8 +6,8 @@ Laws:
 - Changes to other rooms (links of spaces) and what is too large for that write (many bans) follow.
   Each of these steps can be repeated, and a repeated request does just that: it returns the room
   that exists or that the first request is making.
-- A shadow-banned account gets only the new room; aliases and the listing move in its view alone. A
-  repeated request of such an account also returns the existing room.
+- A shadow-banned account gets only the new room; aliases and the listing move only in its own view.
+  A repeated request of such an account also returns the existing room.
 
 spec: client-server-api#room-upgrades
 """
@@ -156,7 +156,7 @@ class RoomUpgrade:
         async def drafts(old: RoomSnapshot) -> list[Draft]:
             return await self._first_events(caller, old, version, creators)
 
-        async def endings(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
+        async def final_events(old: RoomSnapshot, new_id: RoomID) -> list[Draft]:
             return await self._last_events(caller, old, new_id)
 
         async def find_earlier(old: RoomSnapshot) -> RoomSnapshot | None:
@@ -168,7 +168,7 @@ class RoomUpgrade:
 
         try:
             return await self._replacements.replace(
-                old_id, version, self._new_id(version), drafts, endings, move, find_earlier
+                old_id, version, self._new_id(version), drafts, final_events, move, find_earlier
             )
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
@@ -186,7 +186,7 @@ class RoomUpgrade:
     async def _find_hidden(
         self, user_id: UserID, old: RoomSnapshot, version: RoomVersion
     ) -> RoomSnapshot | None:
-        """As `_find_earlier`, for a shadow-banned account."""
+        """Return the room that an earlier request of a shadow-banned account has made."""
         room_nid = await self._hidden_changes.find_successor(user_id, old.room.room_nid)
         if room_nid is None:
             return None
@@ -198,7 +198,7 @@ class RoomUpgrade:
         self, caller: Requester, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
     ) -> RoomSnapshot:
         """Create only the new room, for a shadow-banned account: others do not notice. The old
-        room, aliases and links change in that account's view alone."""
+        room, aliases and links change only in that account's view."""
         drafts = await self._first_events(caller, old, version, creators)
         aliases = await self._moved_aliases(caller, old)
         is_listed = await self._hidden_changes.is_listed(caller, old.room.room_nid)

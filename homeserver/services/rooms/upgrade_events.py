@@ -36,7 +36,7 @@ COPIED_STATE: Final = tuple(
 )
 """State that is copied unchanged. The sender of these events does not matter."""
 COPIED_TYPES: Final = (CHILD, PARENT, "m.room.image_pack")
-"""Event types of which every entry is copied."""
+"""Event types whose entries are all copied."""
 
 _GROUPS: Final = ("users", "events", "notifications")
 _TOMBSTONE_LEVEL: Final = 150
@@ -79,8 +79,8 @@ def new_power_levels(
         name: level for name, level in result["users"].items() if is_user_id(name)
     }
     events: dict[str, int] = result.get("events", {})
-    single = [result[name] for name in LEVEL_DEFAULTS if name in result]
-    highest = max([_OWNER_LEVEL, *single, *events.values(), *users.values()])
+    defaults = [result[name] for name in LEVEL_DEFAULTS if name in result]
+    highest = max([_OWNER_LEVEL, *defaults, *events.values(), *users.values()])
     if version.creators_privileged:
         users = {
             name: level

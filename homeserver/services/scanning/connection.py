@@ -17,8 +17,8 @@ CONNECT_SECONDS: Final = 10.0
 unavailable, whatever the file."""
 MAX_LINE_BYTES: Final = 1 << 16
 MAX_EARLY_BYTES: Final = 8 << 20
-"""The most bytes of a response that are read before everything is sent. Some scanners begin to
-respond early, and read no more until their response is read."""
+"""The maximum number of bytes of a response that are read before everything is sent. Some scanners
+begin to respond early, and read no more until their response is read."""
 
 
 class ScannerAddress(msgspec.Struct, frozen=True):

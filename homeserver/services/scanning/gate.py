@@ -17,10 +17,10 @@ class ScanGate(Protocol):
     def record_file(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         """Record a new file, in the write that stores it."""
 
-    async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
+    async def scan_stored(self, kind: FileKind, content: MediaContent, owner: str) -> None:
         """Scan a stored file, and wait a short time for the result. Raises MediaHarmful.
 
-        `whose`: the user or server that owns the file; the scanner is shared fairly among these.
+        `owner`: the user or server that owns the file; the scanner is shared fairly among these.
         """
 
     async def check(
@@ -28,7 +28,7 @@ class ScanGate(Protocol):
         kind: FileKind,
         content: MediaContent,
         timeout_ms: int,
-        whose: str,
+        owner: str,
         *,
         is_protected: bool = False,
     ) -> None:
@@ -49,7 +49,7 @@ class NoScanGate:
     def record_file(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         return None
 
-    async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
+    async def scan_stored(self, kind: FileKind, content: MediaContent, owner: str) -> None:
         return None
 
     async def check(
@@ -57,7 +57,7 @@ class NoScanGate:
         kind: FileKind,
         content: MediaContent,
         timeout_ms: int,
-        whose: str,
+        owner: str,
         *,
         is_protected: bool = False,
     ) -> None:

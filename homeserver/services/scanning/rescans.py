@@ -13,7 +13,7 @@ from homeserver.services.scanning.scanner import CannotScan, ScannerUnavailable
 from homeserver.services.scanning.scanners import Scanners
 from storage.media.rescans import MediaRescanStore, Rescan
 
-FOLLOW_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 1.0
 """The interval at which progress is read."""
 
 
@@ -22,9 +22,9 @@ class RescanRunning(InvalidParam):
 
 
 async def follow_rescan(
-    store: MediaRescanStore, clock: IReactorTime, tell: Callable[[str], object]
+    store: MediaRescanStore, clock: IReactorTime, report: Callable[[str], object]
 ) -> None:
-    """Call `tell` with a line about the last rescan whenever it has progressed, until it has
+    """Call `report` with a line about the last rescan whenever it has progressed, until it has
     ended."""
     sent = ""
     while True:
@@ -33,11 +33,11 @@ async def follow_rescan(
             return
         line = describe_rescan(rescan, left)
         if line != sent:
-            tell(line)
+            report(line)
             sent = line
         if rescan.ended_ts is not None:
             return
-        await deferLater(clock, FOLLOW_SECONDS)
+        await deferLater(clock, POLL_SECONDS)
 
 
 def describe_rescan(rescan: Rescan, left: int) -> str:

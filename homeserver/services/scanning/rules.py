@@ -53,7 +53,7 @@ class PluginRules:
         try:
             return self._plugins.file_rules()
         except Exception as error:  # third-party code may raise anything
-            raise self._fault(error) from error
+            raise self._unavailable(error) from error
 
     async def scan(self, file: FileToCheck) -> ScanFinding | None:
         try:
@@ -61,9 +61,9 @@ class PluginRules:
         except (CancelledError, OSError):
             raise  # the time limit is exceeded, or the file cannot be read
         except Exception as error:  # third-party code may raise anything
-            raise self._fault(error) from error
+            raise self._unavailable(error) from error
         return None if found is None else ScanFinding(self.name, str(found))
 
-    def _fault(self, error: Exception) -> ScannerUnavailable:
+    def _unavailable(self, error: Exception) -> ScannerUnavailable:
         self.log.failure("a plug-in failed to check a file")
         return ScannerUnavailable(f"a plug-in failed: {type(error).__name__}")

@@ -57,6 +57,6 @@ class Scanners:
                 return found
         return None
 
-    def is_certain(self, found: ScanFinding) -> bool:
+    def is_conclusive(self, found: ScanFinding) -> bool:
         """Whether nobody can make another file match this finding."""
         return found.scanner in self._trusted and not found.threat.startswith(HEURISTIC_PREFIXES)

@@ -61,8 +61,8 @@ from storage.media.scans import MediaScanStore, ScanRequest, ScanRow, ScanState
 PIECE_BYTES: Final = 1 << 20
 MAX_WAIT_MS: Final = 60_000
 MAX_WAITING: Final = 1000
-"""The most scans that wait in memory. Further ones are left to the job, or have to be requested
-again."""
+"""The maximum number of scans that wait in memory. Further ones are left to the job, or have to be
+requested again."""
 MAX_WAITING_PER_OWNER: Final = 50
 COUNT_SECONDS: Final = 30.0
 """The interval for counting pending scans, which reads all of them."""
@@ -93,7 +93,7 @@ class _ScanTask(msgspec.Struct, frozen=True):
     hash: bytes
     """SHA-256 of the content."""
     turns: FairSemaphore[str]
-    whose: str
+    owner: str
     """The owner in the queue."""
     wrap: Wrap | None = None
     """Transforms the pieces, for example by decryption."""
@@ -183,11 +183,11 @@ class MediaScanner:
             )
             self._store.record_file(txn, hash, until_ms)
 
-    async def scan_stored(self, kind: FileKind, content: MediaContent, whose: str) -> None:
+    async def scan_stored(self, kind: FileKind, content: MediaContent, owner: str) -> None:
         if kind not in self._kinds or content.size > self._max_size:
             return
         try:
-            state = await self._get_state(content, self._upload_wait_ms, whose)
+            state = await self._get_state(content, self._upload_wait_ms, owner)
         except MatrixError:
             return  # the verdict comes later; until then the file is not served
         if state is ScanState.HARMFUL:
@@ -200,23 +200,23 @@ class MediaScanner:
         kind: FileKind,
         content: MediaContent,
         timeout_ms: int,
-        whose: str,
+        owner: str,
         *,
         is_protected: bool = False,
     ) -> None:
         if kind in self._kinds:
-            await self.check_content(content, timeout_ms, whose, is_protected=is_protected)
+            await self.check_content(content, timeout_ms, owner, is_protected=is_protected)
 
     async def check_content(
-        self, content: MediaContent, timeout_ms: int, whose: str, *, is_protected: bool = False
+        self, content: MediaContent, timeout_ms: int, owner: str, *, is_protected: bool = False
     ) -> None:
-        """As `check`, for every kind of file."""
+        """Do what `check` does, for every kind of file."""
         if content.size > self._max_size:
             if self._passes_larger:
                 return
             raise MediaTooLargeToScan
         try:
-            state = await self._get_state(content, timeout_ms, whose)
+            state = await self._get_state(content, timeout_ms, owner)
         except ScannersUnavailable:
             if not self._passes_unscanned:
                 raise
@@ -292,8 +292,8 @@ class MediaScanner:
             return 0
         count = min(max(limit, self._job_at_once), 4 * self._job_at_once)
         now = self._now_ms()
-        taken = await self._store.lease_requested(now, now + self._lease_ms() * 4, count)
-        were_available = await map_concurrently(self._attempt, taken, self._job_at_once)
+        leased = await self._store.lease_requested(now, now + self._lease_ms() * 4, count)
+        were_available = await map_concurrently(self._attempt, leased, self._job_at_once)
         if self._clock.seconds() >= self._count_at:
             self._count_at = self._clock.seconds() + COUNT_SECONDS
             waiting = await self._store.count_requested()
@@ -301,7 +301,7 @@ class MediaScanner:
             self._metrics.waiting.labels("another").set(waiting[ScanRequest.AGAIN])
         if not all(were_available):
             return 0
-        return limit if len(taken) == count else min(len(taken), limit - 1)
+        return limit if len(leased) == count else min(len(leased), limit - 1)
 
     async def do_delete_decrypted_verdicts(self, limit: int) -> int:
         """Delete old verdicts about encrypted files, at most `limit`; return their number. For a
@@ -321,7 +321,7 @@ class MediaScanner:
 
     # A single scan.
 
-    async def _get_state(self, content: MediaContent, timeout_ms: int, whose: str) -> ScanState:
+    async def _get_state(self, content: MediaContent, timeout_ms: int, owner: str) -> ScanState:
         hash = content.hash
         row = await self._store.get_scan(hash)
         if row is not None:
@@ -331,7 +331,7 @@ class MediaScanner:
                 raise ScannersUnavailable(
                     "This file cannot be scanned; the server will try again later"
                 )
-        return await self._wait(_ScanTask(hash, hash, self._make_slots, whose), timeout_ms)
+        return await self._wait(_ScanTask(hash, hash, self._make_slots, owner), timeout_ms)
 
     async def _scan_later(self, hash: bytes) -> None:
         """Leave a file that is served without a verdict to the job, also if it arrived before
@@ -357,7 +357,7 @@ class MediaScanner:
         NotFound, NotYetUploaded, StoreUnavailable."""
         if self._is_paused():
             raise ScannersUnavailable
-        async with task.turns.hold(task.whose):
+        async with task.turns.hold(task.owner):
             if self._is_paused():  # since this task waits
                 await self._try_later(task)
                 raise ScannersUnavailable
@@ -483,13 +483,13 @@ class MediaScanner:
         """Store the verdict and its consequences."""
         if found is not None and verdict.digest == verdict.hash:
             self._rescans.count_found(txn, verdict.hash)
-        certain = (
+        conclusive = (
             found is not None
             and verdict.by_user_id is not None
-            and self._scanners.is_certain(found)
+            and self._scanners.is_conclusive(found)
         )
         users = self._store.set_verdict(
-            txn, verdict, quarantine=certain or verdict.digest == verdict.hash
+            txn, verdict, quarantine=conclusive or verdict.digest == verdict.hash
         )
         for user_id in users:
             record_event(txn, UserID(user_id), AuditEvent.FILE_HARMFUL, verdict.scanned_ts)
@@ -520,7 +520,7 @@ class MediaScanner:
 
 
 def _make_slots(at_once: int) -> FairSemaphore[str]:
-    """Return slots of which one owner may hold all but one."""
+    """Return slots; one owner may hold all but one of them."""
     return FairSemaphore(
         permits=at_once,
         permits_per_key=max(1, at_once - 1),

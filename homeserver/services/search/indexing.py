@@ -31,11 +31,11 @@ from storage.search.search import (
 )
 
 JOB_NAME: Final = "index_messages"
-"""Of the job, and of its stored progress."""
+"""The name of the job and of its stored progress."""
 BATCH: Final = 200
 """Events whose texts are written together: this takes some milliseconds of the writer."""
 POLL_MS: Final = 60_000
-"""How long the job waits for an announced change before it looks anyway: backfilled events are not
+"""The time that the job waits for an announced change before it polls: backfilled events are not
 announced."""
 
 BODY, ROOM_NAME, TOPIC = range(3)
@@ -107,57 +107,59 @@ class MessageIndexer:
         return done
 
     async def _index_some(self, limit: int) -> int:
-        note, batch, rows, latest = await self._database.read(
+        stored_progress, batch, rows, latest = await self._database.read(
             "get_events_to_index", self._read, limit
         )
-        if note is None or _parse(note).folding != self._folding.name:
-            await self._database.write("begin_search_index", self._begin, note)
+        if stored_progress is None or _parse(stored_progress).folding != self._folding.name:
+            await self._database.write("begin_search_index", self._begin, stored_progress)
             return 1
         if batch.count:
-            await self._database.write("add_to_search_index", self._write, note, batch, rows)
+            await self._database.write(
+                "add_to_search_index", self._write, stored_progress, batch, rows
+            )
         self._metrics.behind.set(max(0, latest - batch.upto))
         return batch.count
 
     def _read(
         self, txn: Transaction, limit: int
     ) -> tuple[str | None, SearchBatch, list[TextRow], int]:
-        note = select_job_progress(txn, JOB_NAME)
-        after = _parse(note).upto if note is not None else 0
+        stored_progress = select_job_progress(txn, JOB_NAME)
+        after = _parse(stored_progress).upto if stored_progress is not None else 0
         batch = select_batch(txn, after, limit, KINDS_BY_TYPE)
         rows = [
             row
             for text in select_texts(txn, batch.touched, KINDS_BY_TYPE)
             if (row := self._make_row(text)) is not None
         ]
-        return note, batch, rows, select_latest_nid(txn)
+        return stored_progress, batch, rows, select_latest_nid(txn)
 
     def _make_row(self, text: EventText) -> TextRow | None:
-        shown = text.event
-        found = text_of(shown.type, shown.state_key, _decode(text.source.pdu).content)
+        indexed = text.event
+        found = text_of(indexed.type, indexed.state_key, _decode(text.source.pdu).content)
         words = format_words(self._folding.lines(found)) if found else ""
         if not words:
             return None
         return TextRow(
-            shown.event_nid,
+            indexed.event_nid,
             text.source.event_nid,
-            shown.room_nid,
-            shown.position,
-            shown.origin_server_ts,
-            KINDS_BY_TYPE[shown.type],
-            shown.sender,
+            indexed.room_nid,
+            indexed.position,
+            indexed.origin_server_ts,
+            KINDS_BY_TYPE[indexed.type],
+            indexed.sender,
             words,
         )
 
-    def _begin(self, txn: WriteTransaction, note: str | None) -> None:
+    def _begin(self, txn: WriteTransaction, stored_progress: str | None) -> None:
         """Start the index from the first event."""
-        if select_job_progress(txn, JOB_NAME) == note:
+        if select_job_progress(txn, JOB_NAME) == stored_progress:
             self._store.clear(txn)
             set_job_progress(txn, JOB_NAME, _format(_Progress(self._folding.name, 0)))
 
     def _write(
-        self, txn: WriteTransaction, note: str, batch: SearchBatch, rows: list[TextRow]
+        self, txn: WriteTransaction, stored_progress: str, batch: SearchBatch, rows: list[TextRow]
     ) -> None:
-        if select_job_progress(txn, JOB_NAME) != note:
+        if select_job_progress(txn, JOB_NAME) != stored_progress:
             return  # another node has indexed this batch
         self._store.set_texts(txn, batch.touched, rows)
         remove_queued_placed(txn, batch.placed)
@@ -198,12 +200,12 @@ def _string(content: Mapping[str, Any], name: str) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _plain_topic(rich: object) -> str:
+def _plain_topic(content: object) -> str:
     """Return the plain text of an `m.topic`. spec:
     client-server-api#mroomtopic_textcontentblock"""
-    if not isinstance(rich, dict) or not isinstance(rich.get("m.text"), list):
+    if not isinstance(content, dict) or not isinstance(content.get("m.text"), list):
         return ""
-    for part in rich["m.text"]:
+    for part in content["m.text"]:
         if (
             isinstance(part, dict)
             and isinstance(part.get("body"), str)
@@ -213,8 +215,8 @@ def _plain_topic(rich: object) -> str:
     return ""
 
 
-def _parse(note: str) -> _Progress:
-    return msgspec.json.decode(note, type=_Progress)
+def _parse(stored: str) -> _Progress:
+    return msgspec.json.decode(stored, type=_Progress)
 
 
 def _format(progress: _Progress) -> str:

@@ -49,8 +49,8 @@ class SearchResult(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """Return the text that was searched."""
-        said = self.text_event.event
-        return text_of(said.type, said.state_key, said.content)
+        event = self.text_event.event
+        return text_of(event.type, event.state_key, event.content)
 
     def value_of(self, key: GroupKey) -> str:
         """Return the group that the result belongs to."""
@@ -96,16 +96,16 @@ class SearchResponses:
         contexts: Sequence[_Context] = ()
         if criteria.event_context is not None:
             contexts = await self._get_contexts(caller, criteria.event_context, shown)
-        everything = {
+        events_by_nid = {
             each.event.nid: each
             for context in contexts
             for each in (*context.before, *context.after)
         }
-        everything.update((each.event.nid, each.seen) for each in shown)
+        events_by_nid.update((each.event.nid, each.seen) for each in shown)
         presented = await self._client_events.present(
-            caller.user_id, caller.device_id, list(everything.values()), with_room_id=True
+            caller.user_id, caller.device_id, list(events_by_nid.values()), with_room_id=True
         )
-        forms = dict(zip(everything, presented, strict=True))
+        forms = dict(zip(events_by_nid, presented, strict=True))
         results: list[dict[str, Any]] = [
             {"rank": self._rank(each, terms) / MAX_RANK, "result": forms[each.event.nid]}
             for each in shown
@@ -121,18 +121,18 @@ class SearchResponses:
                     result["context"]["profile_info"] = await self._find_profiles(
                         each.event, senders
                     )
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "results": results,
             "highlights": self._get_highlights(criteria.search_term, terms, shown),
         }
         if criteria.include_state:
             rooms = dict.fromkeys(each.event.event.room_id for each in shown)
-            answer["state"] = {
+            response["state"] = {
                 room_id: await self._reading.get_state(caller, room_id) for room_id in rooms
             }
         if groups:
-            answer["groups"] = groups
-        return answer
+            response["groups"] = groups
+        return response
 
     def _rank(self, found: SearchResult, terms: Sequence[SearchTerm]) -> int:
         """Return the rank of a result. It is computed here if the results are ordered by time."""
@@ -151,11 +151,11 @@ class SearchResponses:
     async def _get_contexts(
         self, caller: Requester, wanted: EventContext, shown: Sequence[SearchResult]
     ) -> Sequence[_Context]:
-        places = [
+        positions = [
             (each.event.room_nid, TimelinePlace(each.event.depth, each.event.nid)) for each in shown
         ]
         before, after = min(wanted.before_limit, MAX_CONTEXT), min(wanted.after_limit, MAX_CONTEXT)
-        pages = await self._timelines.get_around(places, before, after)
+        pages = await self._timelines.get_around(positions, before, after)
         rooms: dict[int, tuple[ReadAccess, dict[int, None]]] = {}
         for each, (earlier, later) in zip(shown, pages, strict=True):
             _, nids = rooms.setdefault(each.event.room_nid, (each.reader, {}))
@@ -168,7 +168,7 @@ class SearchResponses:
                 seen[one.event.nid] = one
         return [
             _build_context(place, earlier, later, seen)
-            for (_, place), (earlier, later) in zip(places, pages, strict=True)
+            for (_, place), (earlier, later) in zip(positions, pages, strict=True)
         ]
 
     async def _find_profiles(

@@ -4,7 +4,7 @@ Laws:
 - A response reveals nothing that the caller may not see, not even that it exists. The index only
   suggests events, and `RoomReading` decides about each, as for every other read. An edited message
   is found by its latest text, by users who may see both events.
-- The work of a request is bounded: one index query with a limit of hits, of which a limited number
+- The work of a request is bounded: one index query with a limit of hits; a limited number of them
   is examined. If more are left, the response has a token to continue.
 
 spec: client-server-api#server-side-search
@@ -100,9 +100,9 @@ class MessageSearch:
         events: RoomEvents,
         memberships: Memberships,
         rooms: RoomStore,
-        stays: MembershipPeriods,
+        membership_periods: MembershipPeriods,
         reading: RoomReading,
-        answers: SearchResponses,
+        responses: SearchResponses,
         lifetimes: RoomRetentionCache | None,
         enabled: bool,
     ) -> None:
@@ -112,12 +112,12 @@ class MessageSearch:
         self._events = events
         self._memberships = memberships
         self._rooms = rooms
-        self._stays = stays
+        self._membership_periods = membership_periods
         self._reading = reading
-        self._answers = answers
+        self._responses = responses
         self._lifetimes = lifetimes
         self._enabled = enabled
-        self._gate = DeferredSemaphore(CONCURRENT_QUERIES)
+        self._semaphore = DeferredSemaphore(CONCURRENT_QUERIES)
 
     async def get_results(
         self, caller: Requester, categories: Categories, next_batch: str | None
@@ -145,18 +145,18 @@ class MessageSearch:
         query = await self._make_query(search, cursor)
         ranker = make_ranker(terms) if criteria.order_by == "rank" else None
         hits = await self._get_hits(query, ranker)
-        most = MAX_WITH_STATE if criteria.include_state else MAX_RESULTS
-        limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), most)
-        return await self._answer(search, hits, cursor, limit)
+        max_results = MAX_WITH_STATE if criteria.include_state else MAX_RESULTS
+        limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), max_results)
+        return await self._respond(search, hits, cursor, limit)
 
     async def _get_hits(
         self, query: TextQuery, ranker: Callable[[str], int] | None
     ) -> list[SearchHit]:
-        await self._gate.acquire()
+        await self._semaphore.acquire()
         try:
             return await self._store.get_hits(query, MAX_HITS, ranker)
         finally:
-            self._gate.release()
+            self._semaphore.release()
 
     def _parse(self, text: str) -> list[SearchTerm]:
         if len(text) > MAX_TERM:
@@ -171,7 +171,7 @@ class MessageSearch:
         rooms = await self._choose_rooms(search, wanted.rooms)
         senders = None if wanted.senders is None else set(wanted.senders)
         if cursor.group == "room_id":
-            (nid,) = await self._number([cursor.value]) or [-1]
+            (nid,) = await self._room_nids([cursor.value]) or [-1]
             rooms = {nid} if rooms is None or nid in rooms else set()
         elif cursor.group == "sender":
             senders = {cursor.value} if senders is None or cursor.value in senders else set()
@@ -180,7 +180,7 @@ class MessageSearch:
             search.caller.user_id,
             search.terms,
             rooms,
-            await self._number(wanted.not_rooms),
+            await self._room_nids(wanted.not_rooms),
             None if keys is None else {KINDS_BY_KEY[key] for key in keys},
             senders,
             wanted.not_senders,
@@ -193,7 +193,7 @@ class MessageSearch:
             if len(search.own) > MAX_ROOM_KEYS:
                 return None
             return {nid for nid, row in search.own.items() if not row.forgotten}
-        nids = list(await self._number(wanted))
+        nids = list(await self._room_nids(wanted))
         # a search in a room includes its predecessors
         for nid in islice(nids, MAX_PREDECESSORS):  # reaches the rooms that are added here, too
             nids += [each for each in await self._find_predecessor(nid) if each not in nids]
@@ -204,48 +204,48 @@ class MessageSearch:
         room = (await self._rooms.get_rooms_by_nid([nid]))[nid]
         snapshot = await self._engine.find_snapshot(RoomID(room.room_id))
         create = await snapshot.state.get(CREATE) if snapshot is not None else None
-        named = create.event.content.get("predecessor") if create is not None else None
-        room_id = named.get("room_id") if isinstance(named, dict) else None
-        return await self._number([room_id]) if isinstance(room_id, str) else []
+        predecessor = create.event.content.get("predecessor") if create is not None else None
+        room_id = predecessor.get("room_id") if isinstance(predecessor, dict) else None
+        return await self._room_nids([room_id]) if isinstance(room_id, str) else []
 
-    async def _number(self, room_ids: Iterable[str]) -> Sequence[int]:
+    async def _room_nids(self, room_ids: Iterable[str]) -> Sequence[int]:
         return [row.room_nid for row in (await self._rooms.get_rooms(room_ids)).values()]
 
-    async def _answer(
+    async def _respond(
         self, search: _Search, hits: Sequence[SearchHit], cursor: SearchCursor, limit: int
     ) -> dict[str, Any]:
-        rest = sorted(hits, key=_order, reverse=True)
+        candidates = sorted(hits, key=_order, reverse=True)
         if cursor.event_nid:
             last = (cursor.rank, cursor.ts, cursor.event_nid)
-            rest = [hit for hit in rest if _order(hit) < last]
+            candidates = [hit for hit in candidates if _order(hit) < last]
         found: list[SearchResult] = []
         examined = 0
         # with groups, look further: each group says whether it has more results
         grouped = bool(search.criteria.groupings.group_by)
-        while (grouped or len(found) <= limit) and examined < min(len(rest), MAX_EXAMINED):
-            chunk = rest[examined : examined + CHUNK]
+        while (grouped or len(found) <= limit) and examined < min(len(candidates), MAX_EXAMINED):
+            chunk = candidates[examined : examined + CHUNK]
             found += await self._examine(search, chunk)
             examined += len(chunk)
-        shown, unexamined = found[:limit], rest[examined:]
-        next_batch = self._next_cursor(hits, cursor, shown, found, rest[:examined], unexamined)
+        shown, remaining = found[:limit], candidates[examined:]
+        next_batch = self._next_cursor(hits, cursor, shown, found, candidates[:examined], remaining)
         groups: dict[str, Any] = {
-            group.key: self._group(group.key, cursor, shown, found[limit:], unexamined, next_batch)
+            group.key: self._group(group.key, cursor, shown, found[limit:], remaining, next_batch)
             for group in search.criteria.groupings.group_by
         }
-        answer = await self._answers.build(
+        response = await self._responses.build(
             search.caller, search.criteria, search.terms, shown, groups
         )
         oldest = await self._oldest_shown({hit.room_nid for hit in hits})
-        sure = {
+        visible = {
             hit.event_nid
             for hit in hits
             if hit.ts >= oldest.get(hit.room_nid, 0)
-            and _is_surely_seen(search.own.get(hit.room_nid), hit)
+            and _is_always_visible(search.own.get(hit.room_nid), hit)
         }
-        answer["count"] = len(sure | {each.hit.event_nid for each in found})
+        response["count"] = len(visible | {each.hit.event_nid for each in found})
         if next_batch is not None:
-            answer["next_batch"] = format_cursor(next_batch)
-        return {"search_categories": {"room_events": answer}}
+            response["next_batch"] = format_cursor(next_batch)
+        return {"search_categories": {"room_events": response}}
 
     async def _oldest_shown(self, room_nids: Iterable[int]) -> Mapping[int, int]:
         """Return the time of the oldest message that may be shown, by room with retention."""
@@ -260,12 +260,12 @@ class MessageSearch:
         shown: Sequence[SearchResult],
         found: Sequence[SearchResult],
         examined: Sequence[SearchHit],
-        unexamined: Sequence[SearchHit],
+        remaining: Sequence[SearchHit],
     ) -> SearchCursor | None:
         """Return the start of the next page if there may be one."""
         if len(found) > len(shown):
             return _after(shown[-1].hit, cursor)
-        if unexamined:
+        if remaining:
             return _after(examined[-1], cursor)
         if len(hits) == MAX_HITS:
             older = min(hit.event_nid for hit in hits) - 1
@@ -278,7 +278,7 @@ class MessageSearch:
         cursor: SearchCursor,
         shown: Sequence[SearchResult],
         more: Sequence[SearchResult],
-        unexamined: Sequence[SearchHit],
+        remaining: Sequence[SearchHit],
         next_batch: SearchCursor | None,
     ) -> dict[str, Any]:
         """Return the results by group, in the order of each group's best result."""
@@ -286,21 +286,21 @@ class MessageSearch:
         for each in shown:
             groups.setdefault(each.value_of(key), []).append(each)
         following = {each.value_of(key) for each in more}
-        answer: dict[str, Any] = {}
+        response: dict[str, Any] = {}
         for order, (value, members) in enumerate(groups.items(), 1):
-            answer[value] = {
+            response[value] = {
                 "results": [each.event.event.event_id for each in members],
                 "order": order,
             }
             is_this = cursor.group == key and cursor.value == value
             if is_this and next_batch is not None:
-                answer[value]["next_batch"] = format_cursor(next_batch)
+                response[value]["next_batch"] = format_cursor(next_batch)
             elif cursor.group is None and (
-                value in following or unexamined or (next_batch is not None and not more)
+                value in following or remaining or (next_batch is not None and not more)
             ):
-                within = SearchCursor(cursor.window, group=key, value=value)
-                answer[value]["next_batch"] = format_cursor(_after(members[-1].hit, within))
-        return answer
+                in_group = SearchCursor(cursor.window, group=key, value=value)
+                response[value]["next_batch"] = format_cursor(_after(members[-1].hit, in_group))
+        return response
 
     async def _examine(self, search: _Search, hits: Sequence[SearchHit]) -> list[SearchResult]:
         """Return the hits that the caller may see and that match the filter, in the same order."""
@@ -314,7 +314,7 @@ class MessageSearch:
             if all(event is not None and event.redacted_by is None for event in both):
                 by_room.setdefault(hit.room_nid, []).append(hit)
         seen: dict[int, tuple[VisibleEvent, ReadAccess]] = {}
-        said: set[int] = set()
+        visible_edits: set[int] = set()
         for room_nid, in_room in by_room.items():
             access = await self._get_access(search, user_id, room_nid)
             if access is None:
@@ -334,11 +334,12 @@ class MessageSearch:
                 shown = await self._reading.get_visible(
                     search.caller, access.reader, edits, RoomEventFilter()
                 )
-                said.update(each.event.nid for each in shown if not each.is_erased)
+                visible_edits.update(each.event.nid for each in shown if not each.is_erased)
         return [
             SearchResult(hit, *seen[hit.event_nid], events[hit.text_nid])
             for hit in hits
-            if hit.event_nid in seen and (hit.text_nid == hit.event_nid or hit.text_nid in said)
+            if hit.event_nid in seen
+            and (hit.text_nid == hit.event_nid or hit.text_nid in visible_edits)
         ]
 
     async def _get_access(
@@ -357,7 +358,7 @@ class MessageSearch:
             return None
         departure = None
         if own.membership != "join":
-            departure = await self._stays.find_departure(own)
+            departure = await self._membership_periods.find_departure(own)
             if departure is None:
                 return None
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
@@ -368,7 +369,7 @@ class MessageSearch:
             return None
 
 
-def _is_surely_seen(own: MembershipRow | None, hit: SearchHit) -> bool:
+def _is_always_visible(own: MembershipRow | None, hit: SearchHit) -> bool:
     """Return whether the user joined before the event and is still joined: then every history
     visibility shows it."""
     return (

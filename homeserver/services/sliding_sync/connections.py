@@ -76,11 +76,11 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
 
 
 class PendingProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Profiles that did not fit into a response; the next ones go on."""
+    """Profiles that did not fit into a response; the next ones continue."""
 
     room_nids: list[int]
     after: str
-    """Members of these rooms with user ids after this one are left."""
+    """Members of these rooms with user IDs after this one remain."""
 
 
 class SentProfiles(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -99,8 +99,8 @@ class ConnectionState:
     """The data that a client has, by room number; missing rooms were never sent. Immutable."""
 
     __slots__ = (
+        "_complete_rooms",
         "_direct_checked",
-        "_settled",
         "account_data",
         "added",
         "profiles",
@@ -127,16 +127,16 @@ class ConnectionState:
         self.receipts = receipts
         self.account_data = account_data
         self.profiles = profiles
-        self._settled: tuple[RoomConfig, frozenset[int]] | None = None
+        self._complete_rooms: tuple[RoomConfig, frozenset[int]] | None = None
         self._direct_checked: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
-    def settled(self, config: RoomConfig) -> frozenset[int]:
+    def complete_rooms(self, config: RoomConfig) -> frozenset[int]:
         """Return the live rooms that were sent with all that the config asks for: these need only
         changes.
 
         A client asks for the same again and again, so the result for the latest config is cached.
         """
-        if self._settled is None or self._settled[0] is not config:
+        if self._complete_rooms is None or self._complete_rooms[0] is not config:
             covered: dict[tuple[int, int], bool] = {}
             found: list[int] = []
             for nid, sent in self.rooms.items():
@@ -147,8 +147,8 @@ class ConnectionState:
                     covered[key] = sent.covers(config)
                 if covered[key]:
                     found.append(nid)
-            self._settled = (config, frozenset(found))
-        return self._settled[1]
+            self._complete_rooms = (config, frozenset(found))
+        return self._complete_rooms[1]
 
     def with_rooms(self, added: Iterable[tuple[int, bool]]) -> "ConnectionState":
         """Return a state with more rooms, sent like the last room of this one."""
@@ -167,14 +167,16 @@ class ConnectionState:
             profiles=self.profiles,
         )
 
-    def derive_settled(self, former: "ConnectionState", changed: Mapping[int, SentRoom]) -> None:
+    def derive_complete_rooms(
+        self, former: "ConnectionState", changed: Mapping[int, SentRoom]
+    ) -> None:
         """Derive the settled rooms from those of the former state and the rooms that changed."""
-        if former._settled is not None:
-            config, settled = former._settled
+        if former._complete_rooms is not None:
+            config, complete_rooms = former._complete_rooms
             covered = {
                 nid for nid, sent in changed.items() if sent.upto == LIVE and sent.covers(config)
             }
-            self._settled = (config, settled - changed.keys() | covered)
+            self._complete_rooms = (config, complete_rooms - changed.keys() | covered)
 
     async def find_changed_direct(
         self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
@@ -423,7 +425,7 @@ class StateChanges:
     def __init__(self, state: ConnectionState) -> None:
         self._state = state
         self._rooms: dict[int, SentRoom] = {}
-        self._outside = False
+        self._has_unjoined = False
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
         self._profiles = state.profiles
@@ -432,7 +434,7 @@ class StateChanges:
         """Set what was sent of a room. `is_joined`: whether the user is in it."""
         if self._state.rooms.get(room_nid) != sent:
             self._rooms[room_nid] = sent
-            self._outside = self._outside or not is_joined
+            self._has_unjoined = self._has_unjoined or not is_joined
 
     def mark_not_live(self, room_nid: int, position: int) -> None:
         """Mark a live room with unsent changes: the client has it up to the position."""
@@ -464,7 +466,7 @@ class StateChanges:
             account_data={**self._state.account_data, **self._account_data},
             profiles=self._profiles,
         )
-        state.derive_settled(self._state, self._rooms)
+        state.derive_complete_rooms(self._state, self._rooms)
         if same_profiles and self._adds_rooms():
             state.added = [(nid, sent.is_direct) for nid, sent in self._rooms.items()]
         return state
@@ -474,7 +476,7 @@ class StateChanges:
         (`with_rooms`)."""
         former = self._state.rooms
         if (
-            self._outside
+            self._has_unjoined
             or not self._rooms
             or not former
             or not former.keys().isdisjoint(self._rooms)
@@ -499,7 +501,7 @@ class StateChanges:
 
 
 def not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
-    """Return the rooms of which not everything up to the `pos` was sent: mostly none."""
+    """Return the rooms from which not everything up to the `pos` was sent: mostly none."""
     return (
         [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
     )

@@ -55,7 +55,7 @@ from storage.rooms.sticky_events import StickyRow
 GLOBAL: Final = 0
 """Stands for global account data, in place of a room number."""
 
-FEW_ROOMS: Final = 50
+MAX_SINGLE_ROOMS: Final = 50
 """Up to this number of rooms, read the account data of each; of more, read all of the user's."""
 
 
@@ -191,13 +191,13 @@ class ExtensionReader:
         moved = connection.token is not None and connection.position < upto
         request = _as_sync(reading.request, connection.token if moved else None)
         devices = await self._parts.devices.read(request, SyncRange(connection.position, upto), ())
-        answer: dict[str, Any] = {
+        section: dict[str, Any] = {
             "device_one_time_keys_count": devices.counts.one_time,
             "device_unused_fallback_key_types": devices.counts.unused_fallback,
         }
         if connection.token is not None:
-            answer["device_lists"] = devices.lists
-        response.add("e2ee", answer, has_changes=devices.has_changes)
+            section["device_lists"] = devices.lists
+        response.add("e2ee", section, has_changes=devices.has_changes)
 
     async def _add_receipts(
         self, reading: ExtensionInput, wanted: ExtensionScope, response: ExtensionResponse
@@ -242,7 +242,7 @@ class ExtensionReader:
         threads: dict[str, Any] = {}
         if self._parts.recent.concerns_user(user_id, Topic.THREAD_SUBSCRIPTION, since):
             threads = await self._parts.threads.read(
-                user_id, since, reading.token.position, wanted.limit, further="prev_batch"
+                user_id, since, reading.token.position, wanted.limit, next_key="prev_batch"
             )
         response.add(wanted.name, threads, has_changes=bool(threads))
 
@@ -286,8 +286,8 @@ class ExtensionReader:
             changes.set_account_data(nid, LIVE)
         by_nid = await self._parts.rooms.get_rooms_by_nid(nid for nid in found if nid != GLOBAL)
         rooms = {by_nid[nid].room_id: _events(data) for nid, data in found.items() if nid != GLOBAL}
-        everywhere = account_data_events(user_id, found.get(GLOBAL, {}), first=GLOBAL in new)
-        return {"global": everywhere, "rooms": rooms}
+        global_events = account_data_events(user_id, found.get(GLOBAL, {}), first=GLOBAL in new)
+        return {"global": global_events, "rooms": rooms}
 
     async def _find_changed_account_data(
         self, reading: ExtensionInput, scope: set[int], new: set[int], missed: Mapping[int, int]
@@ -323,9 +323,9 @@ class ExtensionReader:
         """Return all account data of some rooms."""
         if not new:
             return {}
-        if GLOBAL in new or len(new) > FEW_ROOMS:
-            whole = await self._by_room(await self._parts.account_data_cache.of_user(user_id))
-            return {nid: data for nid, data in whole.items() if nid in new}
+        if GLOBAL in new or len(new) > MAX_SINGLE_ROOMS:
+            all_data = await self._by_room(await self._parts.account_data_cache.of_user(user_id))
+            return {nid: data for nid, data in all_data.items() if nid in new}
         by_nid = await self._parts.rooms.get_rooms_by_nid(new)
         ids = {room.room_id: nid for nid, room in by_nid.items()}
         rooms = await self._parts.account_data_cache.of_rooms(user_id, ids)
@@ -372,7 +372,7 @@ class ExtensionReader:
         ignored = await self._parts.ignored.of_user(reading.request.caller.user_id)
         shown = {seen.event.nid for update in reading.updates for seen in update.shown}
         ranges = {nid: (0 if nid in new else since, upto) for nid in joined}
-        found, reached = _cut_sticky(
+        found, reached = _limit_sticky(
             await sticky.find(ranges, shown, ignored), since, upto, wanted.limit
         )
         if not found:
@@ -386,17 +386,22 @@ class ExtensionReader:
 
     async def _find_sticky_rooms(self, selection: RoomSelection) -> dict[int, MembershipRow]:
         """Return the joined rooms of lists and subscriptions that may have sticky events."""
-        some = await self._parts.sticky.rooms() & selection.rows.keys()
-        if not some:
+        sticky_rooms = await self._parts.sticky.rooms() & selection.rows.keys()
+        if not sticky_rooms:
             return {}
         rows = [
-            row for listed in selection.listed.values() for row in listed if row.room_nid in some
+            row
+            for listed in selection.listed.values()
+            for row in listed
+            if row.room_nid in sticky_rooms
         ]
-        rows += [selection.rows[nid] for nid in selection.subscribed.values() if nid in some]
+        rows += [
+            selection.rows[nid] for nid in selection.subscribed.values() if nid in sticky_rooms
+        ]
         return {row.room_nid: row for row in rows if row.membership == "join"}
 
 
-def _cut_sticky(
+def _limit_sticky(
     found: Mapping[int, Sequence[StickyRow]], since: int, upto: int, limit: int
 ) -> tuple[dict[int, list[StickyRow]], int]:
     """Drop all but the oldest sticky events up to the limit. Also return the position up to which
@@ -405,8 +410,8 @@ def _cut_sticky(
         row.position for rows in found.values() for row in rows if row.position > since
     )
     reached = positions[limit - 1] if len(positions) > limit else upto
-    kept = {nid: [row for row in rows if row.position <= reached] for nid, rows in found.items()}
-    return {nid: rows for nid, rows in kept.items() if rows}, reached
+    limited = {nid: [row for row in rows if row.position <= reached] for nid, rows in found.items()}
+    return {nid: rows for nid, rows in limited.items() if rows}, reached
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:

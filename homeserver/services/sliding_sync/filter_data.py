@@ -111,16 +111,16 @@ class RoomTraitCache:
                 break
         return self._known
 
-    def mark(self) -> int:
-        """Return a mark for `changed_since`."""
+    def cursor(self) -> int:
+        """Return the current position in the list of changes, for `changed_since`."""
         return self._changes_before + len(self._changes)
 
-    def changed_since(self, mark: int, types: Set[str]) -> Set[int] | None:
-        """Return the rooms whose state of these types changed since the mark; None if that is not
-        known."""
-        if mark < self._changes_before:
+    def changed_since(self, cursor: int, types: Set[str]) -> Set[int] | None:
+        """Return the rooms whose state of these types changed since the cursor; None if that is
+        not known."""
+        if cursor < self._changes_before:
             return None
-        changes = self._changes[mark - self._changes_before :]
+        changes = self._changes[cursor - self._changes_before :]
         return {nid for nid, type in changes if type in types} if changes else frozenset()
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
@@ -154,7 +154,7 @@ class RoomTraitCache:
     def _clear(self) -> None:
         self._version += 1
         self._known = {}
-        self._changes_before = self.mark() + 1
+        self._changes_before = self.cursor() + 1
         self._changes = []
 
 

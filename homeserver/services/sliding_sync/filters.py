@@ -28,7 +28,7 @@ from homeserver.services.sliding_sync.filter_data import (
 )
 from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
 from homeserver.services.sliding_sync.room_order import (
-    OUTSIDE,
+    INVITED_OR_KNOCKING,
     FilteredRooms,
     NewestFirst,
     RoomOrder,
@@ -91,20 +91,20 @@ class RoomFilters:
     async def _filter_all(
         self, filters: ListFilters, order: RoomOrder, labels: RoomTags
     ) -> dict[int, MembershipRow]:
-        kept = order.filtered.get(filters)
-        if kept is not None and kept.labels is labels:
-            changed = self._traits.changed_since(kept.traits_mark, _types(filters))
+        cached = order.filtered.get(filters)
+        if cached is not None and cached.labels is labels:
+            changed = self._traits.changed_since(cached.traits_cursor, _types(filters))
             if changed is not None and changed.isdisjoint(order.rooms):
-                kept.traits_mark = self._traits.mark()
-                return kept.rooms
-        mark = self._traits.mark()
+                cached.traits_cursor = self._traits.cursor()
+                return cached.rooms
+        cursor = self._traits.cursor()
         shown, is_complete = await self._match(filters, list(order.rooms.values()), labels)
         numbers = {row.room_nid for row in shown}
         rooms = {
             nid: row for nid, row in order.rooms.items() if nid in numbers
         }  # the order may have changed in the meantime
         if is_complete:
-            self._orders.cache_filtered(order, filters, FilteredRooms(labels, mark, rooms))
+            self._orders.cache_filtered(order, filters, FilteredRooms(labels, cursor, rooms))
         return rooms
 
     async def _match(
@@ -121,7 +121,9 @@ class RoomFilters:
             shown = [row for row in shown if _has_labels(filters, names[row.room_nid], labels)]
         if filters.by_state:
             traits = await self._find_traits(shown)
-            is_complete = all(row.room_nid in traits or row.membership in OUTSIDE for row in shown)
+            is_complete = all(
+                row.room_nid in traits or row.membership in INVITED_OR_KNOCKING for row in shown
+            )
             shown = [
                 row
                 for row in shown
@@ -161,7 +163,7 @@ class RoomFilters:
             if nid in summaries
         }
         for row in rows:
-            if row.membership in OUTSIDE:
+            if row.membership in INVITED_OR_KNOCKING:
                 state = {
                     event.key: event.content for event in await self._invited.get_stripped(row)
                 }

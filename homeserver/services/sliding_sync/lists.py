@@ -24,7 +24,12 @@ from homeserver.services.sliding_sync.request import (
     SlidingRequest,
     merge_configs,
 )
-from homeserver.services.sliding_sync.room_order import OUTSIDE, NewestFirst, RoomOrder, RoomOrders
+from homeserver.services.sliding_sync.room_order import (
+    INVITED_OR_KNOCKING,
+    NewestFirst,
+    RoomOrder,
+    RoomOrders,
+)
 from homeserver.services.sliding_sync.room_recency import RoomRecency
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomStore
@@ -77,7 +82,7 @@ class RoomSelection(msgspec.Struct, frozen=True, gc=False):
         return names
 
     def rooms_to_check(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
-        """Return the rooms of which a client with this state may lack something.
+        """Return the rooms in which a client with this state may lack something.
 
         `changed`: the rooms with new events; None if that is not known.
         """
@@ -85,7 +90,7 @@ class RoomSelection(msgspec.Struct, frozen=True, gc=False):
         if changed is None or not configs:
             return list(configs)
         first = next(iter(configs.values()))  # mostly the config of all rooms
-        wanted = (configs.keys() & changed) | (configs.keys() - state.settled(first))
+        wanted = (configs.keys() & changed) | (configs.keys() - state.complete_rooms(first))
         if len(set(map(id, configs.values()))) > 1:
             wanted |= {nid for nid, config in configs.items() if config is not first}
         return list(filter(wanted.__contains__, configs)) if wanted else ()
@@ -100,12 +105,12 @@ def latest_change(row: MembershipRow, latest: Mapping[int, int]) -> int:
 
 def knows_room(row: MembershipRow) -> bool:
     """Whether the user is or was in the room, and is not invited or knocking now."""
-    return row.membership not in OUTSIDE and row.was_joined
+    return row.membership not in INVITED_OR_KNOCKING and row.was_joined
 
 
 def _stays_listed(row: MembershipRow) -> bool:
     """Whether the room stays in lists: the end of an invite or knock is shown only once."""
-    return row.membership in OUTSIDE or row.was_joined
+    return row.membership in INVITED_OR_KNOCKING or row.was_joined
 
 
 class RoomLists:
@@ -148,7 +153,7 @@ class RoomLists:
                 shown = await self._filters.filter(wanted.filters, order, candidates, rows, labels)
                 counts[name] = len(shown)
                 listed[name] = shown
-                windows[name] = list(map(_room_nid, _cut(wanted, shown)))
+                windows[name] = list(map(_room_nid, _select_ranges(wanted, shown)))
                 configs.add(windows[name], wanted.config)
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
@@ -186,22 +191,22 @@ class RoomLists:
         """Return the rooms that a list may show, in order."""
         sent_rooms = connection.state.rooms
         # the client has to learn that the user has left
-        departed = [
+        left = [
             row
-            for row in (order.departed[nid] for nid in order.departed.keys() & sent_rooms.keys())
+            for row in (order.left[nid] for nid in order.left.keys() & sent_rooms.keys())
             if _is_newer(row, connection)
         ]
         hidden: set[int] = set()
         for row in order.conditional:
-            if row.membership in OUTSIDE:
+            if row.membership in INVITED_OR_KNOCKING:
                 if await self._permissions.hides(row):
                     hidden.add(row.room_nid)
             elif not row.was_joined and not _is_newer(row, connection):
                 hidden.add(row.room_nid)
-        if not departed and not hidden:
+        if not left and not hidden:
             return NewestFirst(order.rooms)
         latest = self._recency.known
-        shown = [row for row in order.rooms.values() if row.room_nid not in hidden] + departed
+        shown = [row for row in order.rooms.values() if row.room_nid not in hidden] + left
         shown.sort(key=lambda row: latest_change(row, latest), reverse=True)
         return shown
 
@@ -235,13 +240,13 @@ class _Configs:
         return self._merged[key]
 
 
-def _cut(wanted: ListRequest, rows: Collection[MembershipRow]) -> list[MembershipRow]:
+def _select_ranges(wanted: ListRequest, rows: Collection[MembershipRow]) -> list[MembershipRow]:
     if wanted.ranges is None:
         return list(rows)
     if len(wanted.ranges) == 1:
         ((first, last),) = wanted.ranges
         return list(islice(rows, first, last + 1))
-    within: dict[int, MembershipRow] = {}
+    selected: dict[int, MembershipRow] = {}
     for first, last in wanted.ranges:
-        within.update((row.room_nid, row) for row in islice(rows, first, last + 1))
-    return list(within.values())
+        selected.update((row.room_nid, row) for row in islice(rows, first, last + 1))
+    return list(selected.values())

@@ -6,7 +6,7 @@ state. So a room that comes into view for the first time writes nothing, and not
 the client brings the name along.
 
 Laws:
-- A name means the same for ever and on every node: a stored state never changes under its number.
+- A name means the same forever and on every node: a stored state never changes under its number.
 - A name is short, since it is part of a URL. After MAX_ADDED rooms a state is stored that has them.
 - A client that makes up a name harms only itself: it lacks what it claims to have been sent. Only
   rooms that its user is or was in count (`connections.py`).

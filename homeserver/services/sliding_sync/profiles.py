@@ -29,9 +29,10 @@ from storage.engine.streams import Topic
 from storage.profiles.profiles import ProfileStore
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
-EVERY_FIELD: Final = frozenset({"*"})
+ALL_FIELDS: Final = frozenset({"*"})
 MAX_PROFILES: Final = 500
-"""Profiles in one response of users who are merely members of a room; the next responses go on."""
+"""Profiles in one response of users who are merely members of a room; the next responses
+continue."""
 MAX_PARTS: Final = 16
 MAX_CHANGES: Final = 5_000
 """Fields of any profiles that may have changed since a client's last response."""
@@ -75,40 +76,40 @@ class ProfileReader:
         users: dict[str, Any] = {}
         if former is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
-        if former is None or not (former.fields >= EVERY_FIELD or former.fields >= fields):
+        if former is None or not (former.fields >= ALL_FIELDS or former.fields >= fields):
             former = SentProfiles(frozenset(), frozenset(), frozenset())
         seen = {update.room.room_nid: update for update in updates if update.room.room_nid in scope}
-        people, others, whole = await self._find_newcomers(former, scope, lazy, seen)
+        people, others, full_rooms = await self._find_new_users(former, scope, lazy, seen)
         left = former.pending
         sent, left = await self._members(
-            user_id, [*left, PendingProfiles(sorted(whole), "")] if whole else left
+            user_id, [*left, PendingProfiles(sorted(full_rooms), "")] if full_rooms else left
         )
         sent |= people
         found = await self._profiles.get_profiles(sorted(sent | others))
-        for owner in await self._find_strangers(user_id, found.keys() - sent):
+        for owner in await self._find_unrelated(user_id, found.keys() - sent):
             del found[owner]  # later changes of their profiles would not be sent
         for owner, profile in found.items():
-            shown = _wanted(fields, profile)
-            if shown and users.get(owner, {}) is not None:
-                users.setdefault(owner, {})["updated"] = shown
+            selected = _select_fields(fields, profile)
+            if selected and users.get(owner, {}) is not None:
+                users.setdefault(owner, {})["updated"] = selected
         rooms, lazily = former.rooms - scope | scope - lazy, former.lazy_rooms - scope | lazy
         return users, SentProfiles(frozenset(fields), frozenset(rooms), frozenset(lazily), left)
 
-    async def _find_newcomers(
+    async def _find_new_users(
         self,
         former: SentProfiles,
         scope: Set[int],
         lazy: Set[int],
         updates: Mapping[int, SlidingRoomUpdate],
     ) -> tuple[set[str], set[str], set[int]]:
-        """Return the members who come into view, other users who do, and the rooms of which all
-        members do.
+        """Return the members who come into view, the other users who do, and the rooms whose
+        members all do.
 
         With lazily loaded members, all members come into view only if the client has events from
         before it asked for profiles.
         """
         initial = {nid for nid, update in updates.items() if update.initial}
-        whole = {
+        full_rooms = {
             *(scope - lazy - former.rooms),
             *(initial - lazy),
             *(lazy - former.rooms - former.lazy_rooms - initial),
@@ -116,17 +117,17 @@ class ProfileReader:
         people: set[str] = set()
         others: set[str] = set()
         for nid, update in updates.items():
-            named, members = update.people, await self._memberships.local_members(nid)
+            shown_users, members = update.people, await self._memberships.local_members(nid)
             if nid not in lazy:
-                named |= update.state.changed_members.keys() & members
-            if nid in whole or len(named) > MAX_PROFILES:
-                whole.add(nid)
-                named = update.people_shown
-            people |= named & members
-            others |= named - members
-        return people, others, whole
+                shown_users |= update.state.changed_members.keys() & members
+            if nid in full_rooms or len(shown_users) > MAX_PROFILES:
+                full_rooms.add(nid)
+                shown_users = update.people_shown
+            people |= shown_users & members
+            others |= shown_users - members
+        return people, others, full_rooms
 
-    async def _find_strangers(self, user_id: UserID, people: Set[str]) -> Set[str]:
+    async def _find_unrelated(self, user_id: UserID, people: Set[str]) -> Set[str]:
         """Return the users who share no room with the user, mostly because they left."""
         people = people - {user_id}
         return (
@@ -138,8 +139,8 @@ class ProfileReader:
     async def _members(
         self, user_id: UserID, waiting: Sequence[PendingProfiles]
     ) -> tuple[set[str], tuple[PendingProfiles, ...]]:
-        """Return the next local members of rooms of which all members are to be sent, and those who
-        are left."""
+        """Return the next local members of rooms whose members are all to be sent, and the parts
+        that remain."""
         sent: set[str] = set()
         own = await self._memberships.of_user(user_id) if waiting else {}
         for number, part in enumerate(waiting):
@@ -148,12 +149,12 @@ class ProfileReader:
                 if room_nid in own and own[room_nid].membership == "join":
                     members |= await self._memberships.local_members(room_nid)
             room = MAX_PROFILES - len(sent)
-            further = nsmallest(
+            following = nsmallest(
                 room + 1, (member for member in members - sent if member > part.after)
             )
-            sent.update(further[:room])
-            if len(further) > room:
-                after = further[room - 1] if room else part.after
+            sent.update(following[:room])
+            if len(following) > room:
+                after = following[room - 1] if room else part.after
                 return sent, _merged(
                     [PendingProfiles(part.room_nids, after), *waiting[number + 1 :]]
                 )
@@ -170,12 +171,12 @@ class ProfileReader:
             if found is None:
                 raise UnknownPos
             changed = found
-        gone = await self._find_departed(user_id, since, upto)
-        others = {*changed, *gone} - {user_id}
+        left_users = await self._find_left(user_id, since, upto)
+        others = {*changed, *left_users} - {user_id}
         if not others and not changed:
             return {}
         shared = await self._membership_store.get_shared_rooms(user_id, others)
-        users: dict[str, Any] = {owner: None for owner in gone if owner not in shared}
+        users: dict[str, Any] = {owner: None for owner in left_users if owner not in shared}
         for owner, values in changed.items():
             if owner != user_id and owner not in shared:
                 continue
@@ -183,7 +184,7 @@ class ProfileReader:
                 users[owner] = entry
         return users
 
-    async def _find_departed(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
+    async def _find_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
         """Return the local users who left a room of the user's, or are in a room that the user
         left."""
         own = await self._memberships.of_user(user_id)
@@ -202,23 +203,23 @@ class ProfileReader:
         left = await self._states.joined_at(stayed, since) - await self._states.joined_at(
             stayed, upto
         )
-        gone = {member for _, member in left}
-        elsewhere = [row for row in rows if own[row.room_nid].membership != "join"]
-        if elsewhere:
-            gone |= await self._find_left_behind(user_id, elsewhere, since)
-        return gone - {user_id}
+        left_users = {member for _, member in left}
+        in_left_rooms = [row for row in rows if own[row.room_nid].membership != "join"]
+        if in_left_rooms:
+            left_users |= await self._find_former_members(user_id, in_left_rooms, since)
+        return left_users - {user_id}
 
-    async def _find_left_behind(
+    async def _find_former_members(
         self, user_id: UserID, rows: Sequence[MembershipRow], since: int
     ) -> set[str]:
         """Return the members, at that time, of the rooms that the user has left since."""
         before = await self._states.joined_at(rows, since)
-        behind: set[str] = set()
+        former_members: set[str] = set()
         for room_nid in {room_nid for room_nid, member in before if member == user_id}:
             moved = {row.user_id for row in rows if row.room_nid == room_nid}
-            behind |= {member for member in moved if (room_nid, member) in before}
-            behind |= await self._memberships.local_members(room_nid) - moved
-        return behind
+            former_members |= {member for member in moved if (room_nid, member) in before}
+            former_members |= await self._memberships.local_members(room_nid) - moved
+        return former_members
 
 
 def _merged(left: Sequence[PendingProfiles]) -> tuple[PendingProfiles, ...]:
@@ -235,7 +236,7 @@ def _changed_fields(fields: Set[str], values: Mapping[str, bytes | None]) -> dic
     """Return the JSON of a changed profile; empty if the client wants none of the changed
     fields."""
     entry: dict[str, Any] = {}
-    updated = _wanted(
+    updated = _select_fields(
         fields, {field: value for field, value in values.items() if value is not None}
     )
     removed = [
@@ -248,11 +249,11 @@ def _changed_fields(fields: Set[str], values: Mapping[str, bytes | None]) -> dic
     return entry
 
 
-def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:
+def _select_fields(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:
     return {
         field: msgspec.Raw(value) for field, value in profile.items() if _is_wanted(fields, field)
     }
 
 
 def _is_wanted(fields: Set[str], field: str) -> bool:
-    return field in fields or fields >= EVERY_FIELD
+    return field in fields or fields >= ALL_FIELDS

@@ -1,9 +1,9 @@
 """The receipts extension. Proposal: MSC3960.
 
-With a room that is new to the client, or of which it gets older events, the client gets the
-receipts on the events in the timeline, and the user's own. Later it gets new receipts, also those
-from while the room was out of view. An m.receipt event has room for one receipt of a user on an
-event; the others come in the next response, which is sent at once.
+With a room that is new to the client, or whose older events it gets, the client gets the receipts
+on the events in the timeline, and the user's own. Later it gets new receipts, also those from while
+the room was out of view. An m.receipt event has room for one receipt of a user on an event; the
+others come in the next response, which is sent at once.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -47,7 +47,7 @@ class ReceiptReader:
         ignored: IgnoredUsers,
     ) -> None:
         self._receipts = receipts
-        self._kept = cache
+        self._cache = cache
         self._timelines = timelines
         self._recent = recent
         self._rooms = rooms
@@ -71,22 +71,24 @@ class ReceiptReader:
         }
         new = scope - known.keys()
         missed = {nid for nid, _ in not_live(known) if nid in scope}
-        whole = new | (timelines.keys() & scope)
-        firsts = await self._find_first_events(connection, new - timelines.keys(), upto)
-        ranges = _ranges_of_whole(connection, whole, timelines, firsts, upto)
-        for nid in self._find_changed(request, connection, scope, missed) - whole:
+        full_rooms = new | (timelines.keys() & scope)
+        first_positions = await self._find_first_events(connection, new - timelines.keys(), upto)
+        ranges = _ranges_of_full_rooms(connection, full_rooms, timelines, first_positions, upto)
+        for nid in self._find_changed(request, connection, scope, missed) - full_rooms:
             ranges[nid] = (connection.since(known[nid]), upto)
         found: dict[int, list[ReceiptRow]] = {}
-        changed, own = await self._read(ranges, user_id, whole)
+        changed, own = await self._read(ranges, user_id, full_rooms)
         for nid, rows in changed.items():
             sent = connection.since(known[nid]) if nid in known else upto
-            found[nid] = _on_shown(rows, timelines.get(nid, ()), sent, firsts.get(nid, upto))
+            found[nid] = _on_shown(
+                rows, timelines.get(nid, ()), sent, first_positions.get(nid, upto)
+            )
         for nid, rows in own.items():
             found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self.end(request, connection, scope, changes)
-        events, held_back = await self._make_events(request, found)
-        for nid in (*new, *missed, *held_back):
-            changes.set_receipts(nid, held_back.get(nid, LIVE))
+        events, postponed = await self._make_events(request, found)
+        for nid in (*new, *missed, *postponed):
+            changes.set_receipts(nid, postponed.get(nid, LIVE))
         rooms = await self._rooms.get_rooms_by_nid(events)
         return {rooms[nid].room_id: event for nid, event in events.items()}
 
@@ -111,36 +113,38 @@ class ReceiptReader:
         user_id = request.caller.user_id
         ignored = await self._ignored.of_user(user_id)
         events: dict[int, dict[str, Any]] = {}
-        held_back: dict[int, int] = {}
+        postponed: dict[int, int] = {}
         for nid, rows in found.items():
             if visible := visible_receipts(rows, user_id, ignored):
-                fit, held_from = _fit(visible)
+                fit, first_postponed = _fit(visible)
                 events[nid] = receipt_events(fit)[0]
-                if held_from is not None:
-                    held_back[nid] = held_from - 1
-        return events, held_back
+                if first_postponed is not None:
+                    postponed[nid] = first_postponed - 1
+        return events, postponed
 
     async def _read(
-        self, ranges: Mapping[int, tuple[int, int]], user_id: UserID, whole: Set[int]
+        self, ranges: Mapping[int, tuple[int, int]], user_id: UserID, full_rooms: Set[int]
     ) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
         """Read the receipts that changed in the ranges (after, up to), and the user's own in
-        `whole` rooms."""
+        `full_rooms` rooms."""
         changed: dict[int, list[ReceiptRow]] = {}
         own: dict[int, list[ReceiptRow]] = {}
-        kept = await self._kept.get_room_receipts(whole) if whole else {}
-        for nid, rows in kept.items():
+        cached = await self._cache.get_room_receipts(full_rooms) if full_rooms else {}
+        for nid, rows in cached.items():
             if rows:
                 after, upto = ranges.get(nid, NO_RANGE)
                 changed[nid] = [row for row in rows if after < row.position <= upto]
                 own[nid] = [row for row in rows if row.user_id == user_id]
-        many = {nid for nid in whole if kept[nid] is None}
-        others = {nid: stretch for nid, stretch in ranges.items() if nid in many or nid not in kept}
-        if many:
-            changed_of_many, own_of_many = await self._receipts.get_receipts_and_own(
-                others, user_id, many
+        uncached = {nid for nid in full_rooms if cached[nid] is None}
+        others = {
+            nid: range_ for nid, range_ in ranges.items() if nid in uncached or nid not in cached
+        }
+        if uncached:
+            read_changed, read_own = await self._receipts.get_receipts_and_own(
+                others, user_id, uncached
             )
-            changed.update(changed_of_many)
-            own.update(own_of_many)
+            changed.update(read_changed)
+            own.update(read_own)
         elif others:
             changed.update(await self._receipts.get_receipts(others))
         return changed, own
@@ -154,10 +158,10 @@ class ReceiptReader:
         for nid in room_nids & connection.state.rooms.keys():
             by_limit.setdefault(connection.state.rooms[nid].timeline_limit, {})[nid] = (0, upto)
         return {
-            nid: stretch.arrivals[0].position
+            nid: range_.arrivals[0].position
             for limit, ranges in by_limit.items()
-            for nid, stretch in (await self._timelines.get_latest(ranges, limit)).items()
-            if stretch.arrivals
+            for nid, range_ in (await self._timelines.get_latest(ranges, limit)).items()
+            if range_.arrivals
         }
 
     def end(
@@ -177,22 +181,22 @@ class ReceiptReader:
                 changes.set_receipts(nid, connection.position)
 
 
-def _ranges_of_whole(
+def _ranges_of_full_rooms(
     connection: SlidingConnection,
-    whole: Set[int],
+    full_rooms: Set[int],
     timelines: Mapping[int, Sequence[VisibleEvent]],
-    firsts: Mapping[int, int],
+    first_positions: Mapping[int, int],
     upto: int,
 ) -> dict[int, tuple[int, int]]:
     """Return the ranges of receipts for rooms whose shown events the client did not have before."""
     known = connection.state.receipts
     ranges: dict[int, tuple[int, int]] = {}
-    for nid in whole:
+    for nid in full_rooms:
         starts = list(map(_position, timelines.get(nid, ())))  # a receipt comes after its event
         if nid in known:
             starts.append(connection.since(known[nid]))
-        elif nid in firsts:
-            starts.append(firsts[nid])
+        elif nid in first_positions:
+            starts.append(first_positions[nid])
         if None in starts:
             ranges[nid] = (0, upto)
         elif starts:

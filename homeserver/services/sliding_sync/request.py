@@ -57,7 +57,7 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
         }
 
     def complete_types(self) -> set[str] | None:
-        """Return the types of which any entry may be asked for; None if any type may be."""
+        """Return the types whose entries may all be asked for; None if any type may be."""
         types: set[str] = set()
         for clause in self.clauses:
             for type, state_key in clause.include:
@@ -93,7 +93,7 @@ def merge_states(states: Iterable[RequiredState]) -> RequiredState:
 
 
 class RoomConfig(msgspec.Struct, frozen=True, gc=False):
-    """How much of a room the client asks for."""
+    """The part of a room that the client asks for."""
 
     timeline_limit: int
     required_state: RequiredState

@@ -26,7 +26,7 @@ class RequestedState(msgspec.Struct, gc=False):
     entries: dict[StateKey, int] = {}
     named: dict[StateKey, int | None] = {}
     """Name and avatar, if they may have changed; None if unset."""
-    naming_changed: bool = False
+    summary_changed: bool = False
     """Whether member counts or heroes may have changed."""
     changed_members: dict[str, int] = {}
     """All memberships that changed, asked for or not."""
@@ -35,7 +35,8 @@ class RequestedState(msgspec.Struct, gc=False):
 
 
 class StateQuery(msgspec.Struct, frozen=True, gc=False):
-    """A required state as a query for entries and types of which every room has few."""
+    """A required state as a query for entries, and for types that have few entries in every
+    room."""
 
     wanted: RequiredState
     asked: Sequence[StateKey]
@@ -47,7 +48,7 @@ class StateQuery(msgspec.Struct, frozen=True, gc=False):
         """Return the entries that are asked for by name, with some memberships."""
         return [*self.asked, *map(StateKey, repeat(MEMBER), members)]
 
-    def pick(
+    def select(
         self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]
     ) -> RequestedState:
         """Pick the state to send from the entries that were found."""
@@ -90,17 +91,17 @@ class RequiredStates:
             if (query := self.query_for(each.wanted)) is not None
         ]
         if queries:
-            answers = await self._trees.get_entries_of_rooms(
+            results = await self._trees.get_entries_of_rooms(
                 [
                     (each.room_nid, each.root, [*keys, *q.extra], q.types)
                     for each, q, keys in queries
                 ]
             )
-            for (each, query, keys), found in zip(queries, answers, strict=True):
-                read[each.room_nid] = query.pick(keys, found)
+            for (each, query, keys), found in zip(queries, results, strict=True):
+                read[each.room_nid] = query.select(keys, found)
         for each in missing:
             if each.room_nid not in read:
-                read[each.room_nid] = await self._get_whole(each)
+                read[each.room_nid] = await self._get_full(each)
         return [
             read[each.room_nid] if state is None else state
             for each, state in zip(asked, states, strict=True)
@@ -115,9 +116,9 @@ class RequiredStates:
         found = self._trees.get_cached(
             asked.room_nid, asked.root, [*keys, *query.extra], query.types
         )
-        return None if found is None else query.pick(keys, found)
+        return None if found is None else query.select(keys, found)
 
-    async def _get_whole(self, asked: StateRequest) -> RequestedState:
+    async def _get_full(self, asked: StateRequest) -> RequestedState:
         wanted = asked.wanted
         entries = await self._read(asked.room_nid, asked.root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
@@ -150,7 +151,7 @@ class RequiredStates:
         for (type_, state_key), (_, nid) in diff.items():
             key = StateKey(type_, state_key)
             if type_ == MEMBER or key in (NAME, ALIAS):
-                state.naming_changed = True
+                state.summary_changed = True
             if type_ == MEMBER and nid is not None:
                 state.changed_members[state_key] = nid
             if key in (NAME, AVATAR):
@@ -180,9 +181,9 @@ class RequiredStates:
         The rooms of a response mostly have the same required state, so the latest query is cached.
         """
         if self._latest is None or self._latest[0] is not wanted:
-            query, whole_types = None, wanted.complete_types()
-            if whole_types is not None and MEMBER not in whole_types:
-                types = frozenset(whole_types)
+            query, complete_types = None, wanted.complete_types()
+            if complete_types is not None and MEMBER not in complete_types:
+                types = frozenset(complete_types)
                 asked = [
                     StateKey(*pattern) for pattern in wanted.exact() if wanted.matches(*pattern)
                 ]

@@ -21,7 +21,7 @@ from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
-OUTSIDE: Final = frozenset({"invite", "knock"})
+INVITED_OR_KNOCKING: Final = frozenset({"invite", "knock"})
 MAX_FILTERS: Final = 8
 """Cached filters of one user: clients have a few lists and ask for the same ones again and
 again."""
@@ -48,8 +48,9 @@ class FilteredRooms(msgspec.Struct):
 
     labels: RoomTags
     """The user's tags and direct chats at that time."""
-    traits_mark: int
-    """The time at which the rooms' traits were read (`RoomTraitCache.mark`)."""
+    traits_cursor: int
+    """The state of `RoomTraitCache` from which the rooms were filtered
+    (`RoomTraitCache.cursor`)."""
     rooms: dict[int, MembershipRow]
 
 
@@ -65,7 +66,7 @@ class RoomOrder(msgspec.Struct):
     """The rooms that a list may show, by number, the one with the oldest event first."""
     conditional: list[MembershipRow] = msgspec.field(default_factory=list)
     """The rooms that are shown on conditions: the user is invited, knocks, or was removed."""
-    departed: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
+    left: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
     """Rooms that the user left, by number: a list shows them once."""
     filtered: dict[ListFilters, FilteredRooms] = msgspec.field(default_factory=dict)
     """The rooms that pass each of the latest filters."""
@@ -116,7 +117,7 @@ class RoomOrders:
             if version == self._version:
                 break
         order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
-        self._remember(user_id, order)
+        self._cache(user_id, order)
         return order
 
     def cache_filtered(
@@ -144,7 +145,7 @@ class RoomOrders:
                 if nid in filtered.rooms:
                     filtered.rooms[nid] = filtered.rooms.pop(nid)
 
-    def _remember(self, user_id: str, order: RoomOrder) -> None:
+    def _cache(self, user_id: str, order: RoomOrder) -> None:
         self._forget(user_id)
         self._known[user_id] = order
         self._weight += _weigh(order)
@@ -183,8 +184,8 @@ class RoomOrders:
 
 
 def _weigh(order: RoomOrder) -> int:
-    kept = sum(len(filtered.rooms) for filtered in order.filtered.values())
-    return 1 + len(order.rooms) + len(order.departed) + kept
+    filtered_count = sum(len(filtered.rooms) for filtered in order.filtered.values())
+    return 1 + len(order.rooms) + len(order.left) + filtered_count
 
 
 def _arrange(
@@ -196,11 +197,15 @@ def _arrange(
             shown.append((latest.get(row.room_nid, 0), row))
         elif row.forgotten:
             continue
-        elif row.membership in OUTSIDE or row.membership == "ban" or row.sender != user_id:
+        elif (
+            row.membership in INVITED_OR_KNOCKING
+            or row.membership == "ban"
+            or row.sender != user_id
+        ):
             shown.append((row.position, row))
             order.conditional.append(row)
         else:
-            order.departed[row.room_nid] = row
+            order.left[row.room_nid] = row
     shown.sort(key=lambda each: each[0])
     order.rooms = {row.room_nid: row for _, row in shown}
     return order

@@ -16,7 +16,7 @@ from homeserver.services.rooms.invited_rooms import InvitedRooms
 from homeserver.services.sliding_sync.connections import LIVE, SentRoom
 from homeserver.services.sliding_sync.request import MEMBER, RoomConfig
 from homeserver.services.sliding_sync.required_state import RequestedState, RequiredStates
-from homeserver.services.sliding_sync.room_order import OUTSIDE
+from homeserver.services.sliding_sync.room_order import INVITED_OR_KNOCKING
 from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.plain_messages import PlainMessages
@@ -109,7 +109,7 @@ class SlidingRoomUpdate(msgspec.Struct, gc=False):
     @property
     def shows_room(self) -> bool:
         """Whether timeline and state are shown: not of a room that the user was never in."""
-        return self.own.membership not in OUTSIDE and self.own.was_joined
+        return self.own.membership not in INVITED_OR_KNOCKING and self.own.was_joined
 
     @property
     def left_before(self) -> bool:

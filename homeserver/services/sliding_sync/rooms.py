@@ -1,7 +1,7 @@
 """The entries of rooms in a response: timeline, state, name, heroes, counts.
 
-All rooms of a response are read together. A room that the user has left is shown as it was then; of
-later changes the client gets the user's own membership and nothing else.
+All rooms of a response are read together. A room that the user has left is shown as it was then;
+from later changes the client gets only the user's own membership.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -31,10 +31,10 @@ from homeserver.services.sliding_sync.room_entry import (
     make_contents,
     trim,
 )
-from homeserver.services.sliding_sync.room_order import OUTSIDE
+from homeserver.services.sliding_sync.room_order import INVITED_OR_KNOCKING
 from homeserver.services.sliding_sync.room_update import RoomParts, SlidingRoomUpdate
 from homeserver.services.sync.lazy_members import RoomMember
-from homeserver.services.sync.room_update import after_holes, visible_after_leaving
+from homeserver.services.sync.room_update import after_gaps, visible_after_leaving
 
 _event_nid: Final = attrgetter("event_nid")
 _leaves_state: Final = attrgetter("leaves_state")
@@ -160,7 +160,7 @@ class RoomEntries:
         entries: dict[str, dict[str, Any]] = {}
         for update in updates:
             if not update.shows_room:
-                entry, update.has_changes = await self._make_outside(request, update), True
+                entry, update.has_changes = await self._make_out_of_room(request, update), True
             else:
                 entry = contents[update.room.room_id]
                 update.has_changes = _has_changes(request, update, entry)
@@ -215,7 +215,7 @@ class RoomEntries:
         self, request: SlidingRequest, joined: Sequence[SlidingRoomUpdate]
     ) -> None:
         """Read the summaries that may have changed."""
-        changed = [update for update in joined if update.initial or update.state.naming_changed]
+        changed = [update for update in joined if update.initial or update.state.summary_changed]
         if changed:
             nids = [update.room.room_nid for update in changed]
             summaries = await self._parts.summaries.summarize(request.caller.user_id, nids)
@@ -235,12 +235,12 @@ class RoomEntries:
         for update in joined:
             update.bump = bumps.get(update.room.room_nid, 0)
 
-    async def _make_outside(
+    async def _make_out_of_room(
         self, request: SlidingRequest, update: SlidingRoomUpdate
     ) -> dict[str, Any]:
         """Return the entry of a room that the user is not in and never was: an invite, a knock, or
         the end of one."""
-        if update.own.membership in OUTSIDE:
+        if update.own.membership in INVITED_OR_KNOCKING:
             stripped = present_stripped(await self._parts.invited.get_stripped(update.own))
             entry: dict[str, Any] = {
                 "stripped_state" if request.stable else "invite_state": stripped
@@ -289,8 +289,8 @@ class RoomEntries:
         seen = await self._parts.visibility.filter(user_id, update.own, arrived)
         update.shown = without_ignored(seen, ignored)
         update.counts_changed = update.counts_changed or has_hidden_redaction(arrived, update.shown)
-        update.shown, has_hole = after_holes(update.shown, arrived)
-        update.limited = update.limited or has_hole
+        update.shown, has_gap = after_gaps(update.shown, arrived)
+        update.limited = update.limited or has_gap
         update.newest = arrived[-1] if arrived else None
         if len(update.shown) > 1:
             trim(update)
@@ -331,17 +331,17 @@ class RoomEntries:
 
         `by_limit`: by the number of events at most, the rooms with their ranges (after, up to).
         """
-        stretches = {
-            nid: stretch
+        latest = {
+            nid: range_
             for limit, ranges in by_limit.items()
-            for nid, stretch in (await self._parts.timelines.get_latest(ranges, limit)).items()
+            for nid, range_ in (await self._parts.timelines.get_latest(ranges, limit)).items()
         }
         events = await self._parts.events.get_events(
-            chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
+            chain.from_iterable(map(_event_nid, range_.arrivals) for range_ in latest.values())
         )
         return {
-            nid: (list(map(events.__getitem__, map(_event_nid, stretch.arrivals))), stretch.limited)
-            for nid, stretch in stretches.items()
+            nid: (list(map(events.__getitem__, map(_event_nid, range_.arrivals))), range_.limited)
+            for nid, range_ in latest.items()
         }
 
     async def _fill_states(
@@ -375,8 +375,8 @@ class RoomEntries:
             if wanted.lazy_members:
                 await self._add_members(update, root, confirmed_members, new_members)
             elif update.state.changed_members:
-                gone = [(nid, user_id) for user_id in update.state.changed_members]
-                confirmed_members.difference_update(gone)
+                changed_members = [(nid, user_id) for user_id in update.state.changed_members]
+                confirmed_members.difference_update(changed_members)
         for update in updates:
             if update.left_before and not is_out_of_room(update.own):
                 _add_own_membership(update)
@@ -421,8 +421,8 @@ class RoomEntries:
             members = update.timeline_members if wanted.lazy_members else ()
             requests.append(StateRequest(nid, roots[nid], wanted, members))
             if update.sent is not None:
-                gone = [member for member in confirmed_members if member[0] == nid]
-                confirmed_members.difference_update(gone)
+                of_room = [member for member in confirmed_members if member[0] == nid]
+                confirmed_members.difference_update(of_room)
             new_members.update(zip(repeat(nid), members))
         states = await self._parts.states.get_complete(requests)
         for update, state in zip(updates, states, strict=True):

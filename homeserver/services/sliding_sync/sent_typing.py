@@ -4,13 +4,13 @@ position.
 A room may leave the windows of a client and come back. Then the client gets the typing users again,
 since clients should drop them when a room leaves the view. Proposal: MSC4508.
 
-What a client was sent is recorded under the `pos` of the response. A response may get lost, so no
-two responses with different views have the same `pos`.
+The typing users that a client was sent are recorded under the `pos` of the response. A response may
+get lost, so no two responses with different views have the same `pos`.
 
 The record is in memory only, since typing ends within seconds. A client without a record, after a
-restart or an eviction, gets all typing users, which corrects what it had before. That alone does
-not end its wait; otherwise a client that is evicted repeatedly would never wait. The rooms in which
-it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
+restart or an eviction, gets all typing users, which corrects what it had before. That does not end
+its wait by itself; otherwise a client that is evicted repeatedly would never wait. The rooms in
+which it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
 """
 
 from collections import OrderedDict
@@ -195,8 +195,8 @@ class SentTyping:
 
     def find(self, key: SlidingConnectionKey, pos: str | None) -> TypingView | None:
         """Return the view of a client with this `pos`, if it is recorded."""
-        kept = self._views.get(key)
-        return None if kept is None or pos is None else kept[0].get(pos)
+        view_and_tokens = self._views.get(key)
+        return None if view_and_tokens is None or pos is None else view_and_tokens[0].get(pos)
 
     def record(
         self, key: SlidingConnectionKey, before: str | None, pos: str, view: TypingView

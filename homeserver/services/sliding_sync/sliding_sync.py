@@ -123,7 +123,7 @@ class SlidingSync:
 
         `max_events`: the operator's bound for the events of one room; negative for none.
         """
-        self.most_events = max_events
+        self.max_events = max_events
         self._parts = parts
         self._streams = streams
         self._notifier = notifier
@@ -201,16 +201,16 @@ class SlidingSync:
         typed = () if connection.token is None else connection.token.typing_rooms
         token = SyncToken(self._streams.current(), parts.typing.position, typing_rooms=typed)
         selection = await parts.lists.select(request, connection)
-        recounted: Set[int] = frozenset()
+        changed_counts: Set[int] = frozenset()
         if connection.token is not None and not request.stable:
-            recounted = await parts.unread_changes.find(
+            changed_counts = await parts.unread_changes.find(
                 request.caller.user_id,
                 connection.position,
                 token.position,
                 connection.state.rooms.keys(),
                 selection.rows,
             )
-        updates = await self._find_updates(request, connection, selection, recounted)
+        updates = await self._find_updates(request, connection, selection, changed_counts)
         new_members: set[RoomMember] = set()
         entries: dict[str, dict[str, Any]] = {}
         done: Sequence[SlidingRoomUpdate] = updates
@@ -229,7 +229,7 @@ class SlidingSync:
         for update in done:
             is_joined = update.own.membership == "join"
             changes.set_room(update.room.room_nid, update.result(), is_joined=is_joined)
-        await self._end_others(request, connection, selection, done_nids, recounted, changes)
+        await self._end_others(request, connection, selection, done_nids, changed_counts, changes)
         body: dict[str, Any] = {
             "lists": {name: {"count": count} for name, count in selection.counts.items()},
             "rooms": entries,
@@ -245,11 +245,11 @@ class SlidingSync:
         request: SlidingRequest,
         connection: SlidingConnection,
         selection: RoomSelection,
-        recounted: Set[int],
+        changed_counts: Set[int],
     ) -> list[SlidingRoomUpdate]:
         """Find the rooms of the windows and subscriptions that may have changes.
 
-        `recounted`: rooms whose unread counts may have changed.
+        `changed_counts`: rooms whose unread counts may have changed.
         """
         parts, state = self._parts, connection.state
         recent = None
@@ -261,7 +261,7 @@ class SlidingSync:
             moved = await state.find_changed_direct(
                 selection.labels.direct, list(selection.configs), parts.rooms.get_rooms_by_nid
             )
-        others = [*moved, *(recounted & selection.configs.keys())]
+        others = [*moved, *(changed_counts & selection.configs.keys())]
         if others:
             candidates = list(dict.fromkeys([*candidates, *others]))
         if not candidates:
@@ -280,7 +280,7 @@ class SlidingSync:
                 state.rooms.get(nid),
                 is_direct=rooms[nid].room_id in selection.labels.direct,
             )
-            _compare(request, connection, selection, recounted, update, completed)
+            _compare(request, connection, selection, changed_counts, update, completed)
             if update.may_have_changes or nid in moved:
                 update.initial = await self._is_initial(update, completed)
                 updates.append(update)
@@ -308,7 +308,7 @@ class SlidingSync:
         connection: SlidingConnection,
         selection: RoomSelection,
         done: Set[int],
-        recounted: Set[int],
+        changed_counts: Set[int],
         changes: StateChanges,
     ) -> None:
         """Record which live rooms have changes that are not in this response: they are no longer
@@ -317,7 +317,9 @@ class SlidingSync:
             return
         rooms = connection.state.rooms
         recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
-        candidates = rooms.keys() if recent is None else (recent.events | recounted) & rooms.keys()
+        candidates = (
+            rooms.keys() if recent is None else (recent.events | changed_counts) & rooms.keys()
+        )
         live = [
             nid
             for nid in candidates
@@ -329,7 +331,10 @@ class SlidingSync:
             [nid for nid in live if selection.rows[nid].membership == "join"]
         )
         for nid in live:
-            if nid in recounted or latest_change(selection.rows[nid], latest) > connection.position:
+            if (
+                nid in changed_counts
+                or latest_change(selection.rows[nid], latest) > connection.position
+            ):
                 changes.mark_not_live(nid, connection.position)
 
 
@@ -337,7 +342,7 @@ def _compare(
     request: SlidingRequest,
     connection: SlidingConnection,
     selection: RoomSelection,
-    recounted: Set[int],
+    changed_counts: Set[int],
     update: SlidingRoomUpdate,
     completed: int | None,
 ) -> None:
@@ -346,7 +351,7 @@ def _compare(
     update.since = 0 if sent is None else connection.since(sent.upto)
     update.has_new_events = max(latest_change(own, selection.latest), completed or 0) > update.since
     was_out_of_view = sent is not None and sent.upto != LIVE
-    update.counts_changed = nid in recounted or (
+    update.counts_changed = nid in changed_counts or (
         was_out_of_view and not request.stable and own.membership == "join"
     )
     wants_more = sent is not None and not sent.covers(update.config) and knows_room(own)

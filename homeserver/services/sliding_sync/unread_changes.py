@@ -34,7 +34,7 @@ class SlidingUnreadChanges:
         self._recent = recent
         self._receipts = receipts
         self._account_data = account_data
-        self._recounts = UnreadChanges(recent=recent, unread=unread)
+        self._changed_counts = UnreadChanges(recent=recent, unread=unread)
 
     async def find(
         self,
@@ -62,7 +62,9 @@ class SlidingUnreadChanges:
         }
         if found is None:
             found = await self._find_read(user_id, since, joined)
-        return (found | await self._recounts.find(user_id, since, joined, data)) & joined.keys()
+        return (
+            found | await self._changed_counts.find(user_id, since, joined, data)
+        ) & joined.keys()
 
     async def _find_read(
         self, user_id: UserID, since: int, joined: Mapping[int, MembershipRow]

@@ -10,7 +10,7 @@ K = TypeVar("K", bound=Hashable)
 class LatestChanges(Generic[K]):
     """Holds the positions of the `capacity` keys that changed last. For the reactor thread.
 
-    It is no `LRU`: a read does not move a key, and an eviction raises `complete_from`.
+    It is not an `LRU`: a read does not move a key, and an eviction raises `complete_from`.
     """
 
     def __init__(self, *, capacity: int, complete_from: int) -> None:

@@ -63,7 +63,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
     topic: Topic
     room_nid: int | None = None
     reader: str | None = None
-    """The only user whom the change in the room concerns; None for all."""
+    """The only user that the change in the room concerns; None for all."""
     user_id: str | None = None
     row: MembershipRow | None = None
     is_encryption: bool = False
@@ -82,18 +82,18 @@ class _ChangesSince:
 
     __slots__ = (
         "encryption",
-        "everyones",
         "memberships",
         "of_readers",
         "purged",
         "read",
+        "shared",
         "topics",
         "users",
     )
 
     def __init__(self, entries: Sequence[_Entry]) -> None:
         events, receipts = set[int](), set[int]()
-        self.everyones = ChangedRooms(events, receipts)
+        self.shared = ChangedRooms(events, receipts)
         self.of_readers: dict[str, tuple[set[int], set[int]]] = {}
         """Rooms with a change for one user only: memberships, and private receipts."""
         self.read: dict[str, set[int]] = {}
@@ -133,22 +133,24 @@ class _ChangesSince:
         """Return the rooms with changes for the user or for all."""
         own = self.of_readers.get(user_id)
         if own is None:
-            return self.everyones
-        return ChangedRooms(self.everyones.events | own[0], self.everyones.receipts | own[1])
+            return self.shared
+        return ChangedRooms(self.shared.events | own[0], self.shared.receipts | own[1])
 
 
 class RecentChanges:
     """An index of the newest changes of the main sequence.
 
-    It is no `StreamCache`, since it has no values by key.
+    It is not a `StreamCache`, since it has no values by key.
     """
 
-    def __init__(self, *, streams: Streams, others: IncomingChanges | None = None) -> None:
-        """`others`: the changes of other nodes; None on a single node."""
+    def __init__(
+        self, *, streams: Streams, incoming_changes: IncomingChanges | None = None
+    ) -> None:
+        """`incoming_changes`: the changes of other nodes; None on a single node."""
         self._streams = streams
-        self._others = others
+        self._incoming_changes = incoming_changes
         self._dropped_upto = self._complete_from = streams.current()
-        self._holes: list[Range] = []
+        self._gaps: list[Range] = []
         """Ranges that other nodes wrote and whose changes are not known yet."""
         self._entries: list[_Entry] = []
         """By position."""
@@ -158,8 +160,8 @@ class RecentChanges:
         """The changes after a position, cached until the next change."""
         streams.subscribe(self._on_changes, stage=Stage.CACHE)
         streams.watch(self._on_remote_write, stage=Stage.CACHE)
-        if others is not None:
-            others.subscribe(self._on_late_changes, self._on_lost_ranges)
+        if incoming_changes is not None:
+            incoming_changes.subscribe(self._on_late_changes, self._on_lost_ranges)
 
     def rooms_since(self, user_id: UserID, position: int) -> ChangedRooms | None:
         """Return the rooms with changes after the position that may concern the user.
@@ -216,9 +218,9 @@ class RecentChanges:
     def _after(self, position: int) -> Sequence[_Entry]:
         """Return the entries after a position. Usually these are few, so the newest are searched
         first."""
-        few = self._entries[-NEWEST_CHECKED:]
-        if few and few[0].position <= position:
-            return few[count_upto(few, position) :]
+        newest = self._entries[-NEWEST_CHECKED:]
+        if newest and newest[0].position <= position:
+            return newest[count_upto(newest, position) :]
         return self._entries[bisect_right(self._entries, position, key=_position) :]
 
     def _since(self, position: int) -> _ChangesSince | None:
@@ -276,23 +278,23 @@ class RecentChanges:
             self._entries.insert(bisect_right(self._entries, position, key=_position), entry)
 
     def _on_remote_write(self, after: int, upto: int) -> None:
-        """Add the changes of another node. If it did not announce them, record a hole, or drop
+        """Add the changes of another node. If it did not announce them, record a gap, or drop
         everything up to there."""
         announced = self._streams.get_remote_changes(after, upto)
         if announced is not None:
             self._on_changes(announced)
             return
         self._since_position.clear()
-        if self._others is None or len(self._holes) >= MAX_GAPS:
+        if self._incoming_changes is None or len(self._gaps) >= MAX_GAPS:
             self._drop(upto)
         else:
-            self._holes.append((after, upto))
+            self._gaps.append((after, upto))
             self._update_complete_from()
 
     def _on_late_changes(self, ranges: Sequence[Range], changes: Sequence[Change]) -> None:
         """Add late changes of other nodes that fill these ranges."""
         self._on_changes([change for change in changes if change.position > self._dropped_upto])
-        self._holes = subtract_ranges(self._holes, ranges)
+        self._gaps = subtract_ranges(self._gaps, ranges)
         self._update_complete_from()
 
     def _on_lost_ranges(self, ranges: Sequence[Range]) -> None:
@@ -301,8 +303,8 @@ class RecentChanges:
         self._drop(max(upto for _, upto in ranges))
 
     def _update_complete_from(self) -> None:
-        self._holes = [hole for hole in self._holes if hole[1] > self._dropped_upto]
-        self._complete_from = max([self._dropped_upto, *(upto for _, upto in self._holes)])
+        self._gaps = [gap for gap in self._gaps if gap[1] > self._dropped_upto]
+        self._complete_from = max([self._dropped_upto, *(upto for _, upto in self._gaps)])
 
     def _drop(self, upto: int) -> None:
         keep = bisect_right(self._entries, upto, key=_position)

@@ -67,14 +67,14 @@ class _Worker:
         script: Path,
         seconds: float,
         clock: Callable[[], float],
-        spent: Callable[[int], float],
-        most: int,
+        cpu_time_of: Callable[[int], float],
+        max_result_bytes: int,
     ) -> None:
         self.jobs = 0
-        self._most = most
+        self._max_result_bytes = max_result_bytes
         self._seconds = seconds
         self._clock = clock
-        self._spent = spent
+        self._cpu_time_of = cpu_time_of
         self._process = subprocess.Popen(
             [sys.executable, "-I", str(script)],
             stdin=subprocess.PIPE,
@@ -90,7 +90,7 @@ class _Worker:
         assert process.stdin is not None
         assert process.stdout is not None
         deadline = self._clock() + ELAPSED_TIME_FACTOR * self._seconds
-        allowed = self._spent(process.pid) + self._seconds
+        allowed = self._cpu_time_of(process.pid) + self._seconds
         try:
             rest = memoryview(job)
             while rest:
@@ -104,7 +104,7 @@ class _Worker:
             received += self._read(process.stdout.fileno(), deadline, allowed)
         head = bytes(received[:end])
         size = msgspec.json.decode(head, type=_Size).size
-        if size > self._most:
+        if size > self._max_result_bytes:
             raise WorkerDied
         del received[: end + 1]
         while len(received) < size:
@@ -118,13 +118,13 @@ class _Worker:
         poll.register(handle, select.POLLIN)
         while True:
             left = deadline - self._clock()
-            unspent = allowed - self._spent(self._process.pid)
-            if unspent <= 0:
+            cpu_left = allowed - self._cpu_time_of(self._process.pid)
+            if cpu_left <= 0:
                 raise WorkerDied
             if left <= 0:
                 raise WorkerStarved
             # CPU time does not grow faster than elapsed time
-            if poll.poll(max(min(left, unspent) * 1000, MIN_POLL_MS)):
+            if poll.poll(max(min(left, cpu_left) * 1000, MIN_POLL_MS)):
                 break
         piece = os.read(handle, 1 << 20)
         if not piece:
@@ -153,16 +153,16 @@ class WorkerProcesses:
         seconds: float,
         clock: Callable[[], float] = time.monotonic,
         max_result_bytes: int = MAX_RESULT_BYTES,
-        spent: Callable[[int], float] = get_cpu_seconds,
+        cpu_time_of: Callable[[int], float] = get_cpu_seconds,
     ) -> None:
-        """`seconds`: the limit of a job in CPU time; `spent`: returns the CPU time of a process by
-        its ID."""
+        """`seconds`: the limit of a job in CPU time; `cpu_time_of`: returns the CPU time of a
+        process by its ID."""
         self._max_result_bytes = max_result_bytes
         self._executor = executor
         self._script = script
         self._seconds = seconds
         self._clock = clock
-        self._spent = spent
+        self._cpu_time_of = cpu_time_of
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
         self._waiting = 0
@@ -188,8 +188,8 @@ class WorkerProcesses:
                 script=self._script,
                 seconds=self._seconds,
                 clock=self._clock,
-                spent=self._spent,
-                most=self._max_result_bytes,
+                cpu_time_of=self._cpu_time_of,
+                max_result_bytes=self._max_result_bytes,
             )
         self._busy.add(worker)
         try:

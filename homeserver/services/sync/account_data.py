@@ -46,8 +46,8 @@ class AccountDataSection:
         if request.since is not None:
             new = [update.room.room_id for update in updates if update.starts_over]
             if new:
-                whole = await self._cache.of_rooms(request.caller.user_id, new)
-                by_room = {**by_room, **{room_id: whole.get(room_id, {}) for room_id in new}}
+                all_data = await self._cache.of_rooms(request.caller.user_id, new)
+                by_room = {**by_room, **{room_id: all_data.get(room_id, {}) for room_id in new}}
         if not by_room:
             return
         wanted = request.filter.room.account_data

@@ -84,7 +84,7 @@ class DeviceSectionReader:
         self._recent = recent
         # the position up to which no message is stored for a device, as far as this node knows;
         # it holds for a later device with the same id, too
-        self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
+        self._empty_upto: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: SyncRange) -> PendingMessages:
         """Return the pending messages of the device, as many as one response takes."""
@@ -93,9 +93,11 @@ class DeviceSectionReader:
             return PendingMessages((), span.upto)
         user_id = request.caller.user_id
         key = (user_id, device_id)
-        clean = self._clean.get(key)
-        if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
-            self._set_clean(
+        empty_upto = self._empty_upto.get(key)
+        if empty_upto is not None and not self._recent.concerns_user(
+            user_id, Topic.TO_DEVICE, empty_upto
+        ):
+            self._set_empty_upto(
                 key, span.upto
             )  # else the range to look at would grow with each response
             return PendingMessages((), span.upto)
@@ -104,7 +106,9 @@ class DeviceSectionReader:
         limit = MESSAGES_PER_RESPONSE
         # without a token the session may have begun on another node, unknown to this one yet: the
         # cache may hold messages for an earlier device with the same id
-        known = None if clean is None or not span.since else self._messages.since(key, clean)
+        known = (
+            None if empty_upto is None or not span.since else self._messages.since(key, empty_upto)
+        )
         if known is None:
             messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
             if messages and messages[0].position <= arrived:
@@ -113,12 +117,14 @@ class DeviceSectionReader:
                 messages = await self._to_device.get_messages(
                     user_id, device_id, arrived, span.upto, limit
                 )
-            self._set_clean(key, arrived)
+            self._set_empty_upto(key, arrived)
         else:
-            has = await self._remove(key, known, arrived)
-            messages = make_messages(known[has : min(has + limit, _count_upto(known, span.upto))])
+            received = await self._remove(key, known, arrived)
+            messages = make_messages(
+                known[received : min(received + limit, _count_upto(known, span.upto))]
+            )
         if not messages:
-            self._set_clean(key, span.upto)
+            self._set_empty_upto(key, span.upto)
             return PendingMessages((), span.upto)
         if len(messages) < limit:
             return PendingMessages(messages, span.upto)
@@ -149,13 +155,13 @@ class DeviceSectionReader:
         key = (caller.user_id, caller.device_id)
         if request.since is not None:
             position = request.since.position
-            clean = self._clean.get(key)
-            known = None if clean is None else self._messages.since(key, clean)
+            empty_upto = self._empty_upto.get(key)
+            known = None if empty_upto is None else self._messages.since(key, empty_upto)
             if known is not None:
                 await self._remove(key, known, position)
             elif await self._to_device.get_messages(*key, 0, position, 1):
                 await self._to_device.remove_messages(*key, position)
-            self._set_clean(key, position)
+            self._set_empty_upto(key, position)
         return DeviceSections(counts=await self._counts.get(*key))
 
     async def _remove(
@@ -163,18 +169,18 @@ class DeviceSectionReader:
     ) -> int:
         """Remove the messages that the device has received, up to the position, and return their
         number."""
-        has = _count_upto(known, arrived)
-        if has:
-            if has <= DELETE_CHUNK:
+        received = _count_upto(known, arrived)
+        if received:
+            if received <= DELETE_CHUNK:
                 await self._to_device.remove_message_range(*key, known[0][0], arrived)
             else:
                 await self._to_device.remove_messages(*key, arrived)
             self._messages.drop(key, arrived)
-            self._set_clean(key, arrived)
-        return has
+            self._set_empty_upto(key, arrived)
+        return received
 
-    def _set_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
-        self._clean[key] = position
-        self._clean.move_to_end(key)
-        if len(self._clean) > MAX_DEVICES:
-            self._clean.popitem(last=False)
+    def _set_empty_upto(self, key: tuple[UserID, DeviceID], position: int) -> None:
+        self._empty_upto[key] = position
+        self._empty_upto.move_to_end(key)
+        if len(self._empty_upto) > MAX_DEVICES:
+            self._empty_upto.popitem(last=False)

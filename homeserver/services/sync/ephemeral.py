@@ -50,17 +50,17 @@ class EphemeralSection:
         Return the user's own receipts of rooms whose receipts were all read, if they are current:
         the unread counts need them, and do not read them again.
         """
-        wanted = request.filter.room.ephemeral
+        filter_ = request.filter.room.ephemeral
         by_nid = self._find_rooms(request, span, updates)
-        if not by_nid or not wanted.allows("m.receipt", None):
+        if not by_nid or not filter_.allows("m.receipt", None):
             return None
         user_id = request.caller.user_id
-        is_current, heard = span.upto == self._streams.current(), self._unread.changes
+        is_current, changes = span.upto == self._streams.current(), self._unread.changes
         # a receipt that has just moved, also on another node, is found at its new position or not
         # at all
-        whole = (0, ANY_POSITION if is_current else span.upto)
+        full_range = (0, ANY_POSITION if is_current else span.upto)
         ranges = {
-            nid: whole if update.starts_over else (update.since, span.upto)
+            nid: full_range if update.starts_over else (update.since, span.upto)
             for nid, update in by_nid.items()
         }
         receipts = await self._receipts.get_receipts(ranges)
@@ -68,12 +68,12 @@ class EphemeralSection:
             visible = visible_receipts(
                 [row for row in rows if row.position <= span.upto], user_id, ignored
             )
-            if visible and wanted.allows_room(by_nid[nid].room.room_id):
+            if visible and filter_.allows_room(by_nid[nid].room.room_id):
                 by_nid[nid].ephemeral += receipt_events(visible)
         if not is_current:
             return None
-        read_whole = [nid for nid, (after, _) in ranges.items() if after == 0]
-        return OwnReceipts({nid: _of_user(receipts[nid], user_id) for nid in read_whole}, heard)
+        full_rooms = [nid for nid, (after, _) in ranges.items() if after == 0]
+        return OwnReceipts({nid: _of_user(receipts[nid], user_id) for nid in full_rooms}, changes)
 
     def fill_typing(
         self,
@@ -87,9 +87,9 @@ class EphemeralSection:
         Takes and returns the rooms in which the client shows somebody typing
         (`SyncToken.typing_rooms`).
         """
-        since, wanted = request.since, request.filter.room.ephemeral
-        is_quiet = self._typing.is_unchanged_since(None if since is None else since.ephemeral)
-        if (is_quiet and (since is None or not since.typing_rooms)) or not wanted.allows(
+        since, filter_ = request.since, request.filter.room.ephemeral
+        is_unchanged = self._typing.is_unchanged_since(None if since is None else since.ephemeral)
+        if (is_unchanged and (since is None or not since.typing_rooms)) or not filter_.allows(
             "m.typing", None
         ):
             return shown_typing
@@ -97,7 +97,7 @@ class EphemeralSection:
         sent: dict[int, Sequence[UserID]] = {}
         for update in updates:
             nid = update.room.room_nid
-            if nid in changed and wanted.allows_room(update.room.room_id):
+            if nid in changed and filter_.allows_room(update.room.room_id):
                 sent[nid] = changed[nid]
                 update.ephemeral.append(typing_event(changed[nid], ignored))
         return self._typing.update_token(shown_typing, sent)

@@ -109,7 +109,7 @@ class InitialSync:
         )
         rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
         data = await self._parts.account_data.get_account_data(caller.user_id)
-        answers: list[dict[str, Any]] = []
+        rooms_json: list[dict[str, Any]] = []
         size = 0
         for row in rows:
             room_id = RoomID(rooms[row.room_nid].room_id)
@@ -117,20 +117,20 @@ class InitialSync:
                 if size > MAX_STATE_BYTES:
                     continue
                 try:
-                    answer = await self._room(caller, room_id, now, limit)
+                    response = await self._room(caller, room_id, now, limit)
                 except Forbidden:
                     continue  # a declined invite: the caller was never in the room
-                size += len(bytes(answer["state"]))
-                answers.append(answer)
+                size += len(bytes(response["state"]))
+                rooms_json.append(response)
             elif row.membership == "invite" and not await self._parts.permissions.hides(row):
                 invite = await self._parts.invited.find_membership_event(rooms[row.room_nid], row)
                 if invite is not None:
                     shown = present_state_event(invite, with_room_id=True)
-                    answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
+                    rooms_json.append({"room_id": room_id, "membership": "invite", "invite": shown})
         return {
             "end": str(now),
             "presence": await self._presence(caller, None, now),
-            "rooms": answers,
+            "rooms": rooms_json,
             "account_data": account_data_events(caller.user_id, data.global_data, first=True),
         }
 
@@ -174,7 +174,7 @@ class InitialSync:
             self._parts.presence.watch(_request(caller, since), listener)
         try:
             while True:
-                chunk, end = await self._look(caller, room_id, since)
+                chunk, end = await self._read_changes(caller, room_id, since)
                 remaining = deadline - self._clock.seconds()
                 if chunk or remaining <= 0 or not await listener.wait(self._clock, remaining):
                     return {"start": str(since), "end": str(end), "chunk": chunk}
@@ -203,10 +203,10 @@ class InitialSync:
             if "end" in page:
                 messages["start"] = page["end"]
         room_nid = reader.snapshot.room.room_nid
-        kept = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
-        entries = kept.get(room_id, {})
+        of_room = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
+        entries = of_room.get(room_id, {})
         is_public = await parts.hidden_changes.is_listed(caller, room_nid)
-        answer: dict[str, Any] = {
+        response: dict[str, Any] = {
             "room_id": room_id,
             "messages": {**messages, "end": str(now)},
             "state": await parts.reading.get_state(caller, room_id),
@@ -216,10 +216,10 @@ class InitialSync:
             ],
         }
         if reader.membership is not None:
-            answer["membership"] = reader.membership.membership
-        return answer
+            response["membership"] = reader.membership.membership
+        return response
 
-    async def _look(
+    async def _read_changes(
         self, caller: Requester, room_id: RoomID | None, since: SyncToken
     ) -> tuple[list[Any], SyncToken]:
         """Return the changes since the token, and the token after them."""
@@ -232,7 +232,7 @@ class InitialSync:
             for nid, page in pages.items()
             for arrival in page
         )
-        is_whole = len(arrivals) < MAX_EVENTS
+        is_complete = len(arrivals) < MAX_EVENTS
         arrivals = arrivals[:MAX_EVENTS]
         seen: list[tuple[int, VisibleEvent]] = []
         for nid in {nid for _, _, nid in arrivals}:
@@ -245,7 +245,7 @@ class InitialSync:
         chunk: list[Any] = await self._parts.client_events.present(
             caller.user_id, caller.device_id, [each for _, each in seen], with_room_id=True
         )
-        if not is_whole:
+        if not is_complete:
             return chunk, SyncToken(arrivals[-1][0], since.ephemeral)
         joined = {nid: reader for nid, reader in readers.items() if _membership(reader) == "join"}
         chunk += await self._ephemeral(caller, joined, since, now)

@@ -3,8 +3,8 @@
 All rooms of a response are read together, so the number of queries does not grow with the number of
 rooms. A client that is up to date costs no query: what it needs is in memory.
 
-A room that the user has left is shown as it was then. Of later changes, such as a ban or a
-retracted knock, the client gets the user's own membership and nothing else.
+A room that the user has left is shown as it was then. From later changes, such as a ban or a
+retracted knock, the client gets only the user's own membership.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
@@ -48,7 +48,7 @@ from homeserver.services.sync.room_state import (
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.room_update import (
     RoomUpdate,
-    after_holes,
+    after_gaps,
     end_of,
     own_since_leaving,
     visible_after_leaving,
@@ -66,7 +66,7 @@ EVENTS_PER_READ: Final = 1000
 """Events that are read before their total size is checked."""
 MAX_TIMELINES_BYTES: Final = 16 << 20
 """Bytes of events after which further rooms get their newest event only, and are `limited`."""
-FETCHED_PER_SHOWN: Final = 5
+FETCH_FACTOR: Final = 5
 """Events that are read for each one in the timeline, if a filter leaves some out."""
 
 
@@ -100,7 +100,7 @@ class JoinedRooms:
         self._lazy_members = lazy_members
         self._aggregations = aggregations
         self._plain_messages = plain_messages
-        self._most_events = max_events
+        self._max_events = max_events
 
     def begin(self, request: SyncRequest) -> set[RoomMember]:
         """Return the lazily loaded members that the device has confirmed by this token."""
@@ -137,7 +137,7 @@ class JoinedRooms:
     def timeline_limit(self, filter: RoomEventFilter) -> int:
         """Return the number of events that a timeline may have."""
         limit = limit_of(filter)
-        return limit if self._most_events < 0 else min(limit, self._most_events)
+        return limit if self._max_events < 0 else min(limit, self._max_events)
 
     def _fill_plainly(
         self,
@@ -200,9 +200,9 @@ class JoinedRooms:
                 request, update, former.get(nid), ends[nid], confirmed, new_members
             )
             found.append((update, entries))
-        wanted = request.filter.room.state
+        filter_ = request.filter.room.state
         states = await self._states.load(
-            [(entries, update.room.room_id) for update, entries in found], wanted
+            [(entries, update.room.room_id) for update, entries in found], filter_
         )
         for (update, _), state in zip(found, states, strict=True):
             update.state = state
@@ -228,10 +228,10 @@ class JoinedRooms:
     ) -> dict[str, dict[str, Any]]:
         """Return the rooms in their JSON form, by id, without unread counts."""
         await self._encode_timelines(request, updates)
-        stated = list(chain.from_iterable(map(_state, updates)))
+        state_events = list(chain.from_iterable(map(_state, updates)))
         reasons = (
-            await self._client_events.find_redactions(request.caller.user_id, stated)
-            if stated
+            await self._client_events.find_redactions(request.caller.user_id, state_events)
+            if state_events
             else NO_REDACTIONS
         )
         rooms: dict[str, dict[str, Any]] = {}
@@ -292,68 +292,68 @@ class JoinedRooms:
         span: SyncRange,
         ignored: Set[str],
     ) -> None:
-        wanted = request.filter.room.timeline
-        limit = self.timeline_limit(wanted)
+        filter_ = request.filter.room.timeline
+        limit = self.timeline_limit(filter_)
         # at least one: the state goes up to the newest event, shown or not
         fetched = max(
-            limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1
+            limit if filter_.passes_all_events and not ignored else limit * FETCH_FACTOR, 1
         )
-        stretches = await self._timelines.get_latest(
+        ranges = await self._timelines.get_latest(
             {update.room.room_nid: (update.since, end_of(update, span)) for update in updates},
             fetched,
         )
         size = 0
-        for batch in batches_of(updates, stretches):
-            found = {update.room.room_nid: stretches[update.room.room_nid] for update in batch}
+        for batch in batches_of(updates, ranges):
+            found = {update.room.room_nid: ranges[update.room.room_nid] for update in batch}
             if size > MAX_TIMELINES_BYTES:
-                found = {nid: _newest_of(stretch) for nid, stretch in found.items()}
-            await self._fill_batch(request, batch, found, wanted, limit, ignored)
+                found = {nid: _newest_of(range_) for nid, range_ in found.items()}
+            await self._fill_batch(request, batch, found, filter_, limit, ignored)
             size += sum([len(event.client_prefix) for update in batch for event in update.arrived])
 
     async def _fill_batch(
         self,
         request: SyncRequest,
         updates: Sequence[RoomUpdate],
-        stretches: Mapping[int, ArrivalRange],
-        wanted: RoomEventFilter,
+        ranges: Mapping[int, ArrivalRange],
+        filter_: RoomEventFilter,
         limit: int,
         ignored: Set[str],
     ) -> None:
         """Read the events of these rooms and make their timelines."""
         events = await self._events.get_events(
-            map(_event_nid, chain.from_iterable(map(_arrivals, stretches.values())))
+            map(_event_nid, chain.from_iterable(map(_arrivals, ranges.values())))
         )
         for update in updates:
-            stretch = stretches[update.room.room_nid]
-            update.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            range_ = ranges[update.room.room_nid]
+            update.arrived = [events[arrival.event_nid] for arrival in range_.arrivals]
             if update.own.membership != "join":
                 update.arrived = visible_after_leaving(update.arrived, update.own, update.left_at)
             update.resolved = not all(map(_leaves_state, update.arrived)) and any(
                 map(_resolved, update.arrived)
             )
-            await self._fill_timeline(request, update, stretch, wanted, limit, ignored)
+            await self._fill_timeline(request, update, range_, filter_, limit, ignored)
 
     async def _fill_timeline(
         self,
         request: SyncRequest,
         update: RoomUpdate,
-        stretch: ArrivalRange,
-        wanted: RoomEventFilter,
+        range_: ArrivalRange,
+        filter_: RoomEventFilter,
         limit: int,
         ignored: Set[str],
     ) -> None:
         seen = await self._visibility.filter(request.caller.user_id, update.own, update.arrived)
-        if not wanted.allows_room(update.room.room_id):
+        if not filter_.allows_room(update.room.room_id):
             seen = []
-        elif not wanted.passes_all_events:
-            seen = [each for each in seen if wanted.allows_event(each.event.event)]
-            seen = await self._aggregations.filter_by_relations(seen, wanted)
+        elif not filter_.passes_all_events:
+            seen = [each for each in seen if filter_.allows_event(each.event.event)]
+            seen = await self._aggregations.filter_by_relations(seen, filter_)
         if ignored:
             seen = without_ignored(seen, ignored)
         update.counts_changed = has_hidden_redaction(update.arrived, seen)
-        whole, has_hole = after_holes(seen, update.arrived)
-        update.limited = stretch.limited or has_hole or len(whole) > limit
-        update.shown = whole[-limit:] if limit else []
+        visible, has_gap = after_gaps(seen, update.arrived)
+        update.limited = range_.limited or has_gap or len(visible) > limit
+        update.shown = visible[-limit:] if limit else []
 
     async def _fill_summaries(self, request: SyncRequest, updates: Sequence[RoomUpdate]) -> None:
         """Read the summaries that may have changed."""
@@ -516,12 +516,12 @@ def _members_in(timeline: Sequence[VisibleEvent]) -> list[str]:
 
 
 def batches_of(
-    updates: Sequence[RoomUpdate], stretches: Mapping[int, ArrivalRange]
+    updates: Sequence[RoomUpdate], ranges: Mapping[int, ArrivalRange]
 ) -> Iterator[Sequence[RoomUpdate]]:
     """Split the rooms into batches of at most EVENTS_AT_ONCE events; mostly one."""
     begin = events = 0
     for at, update in enumerate(updates):
-        of_room = len(stretches[update.room.room_nid].arrivals)
+        of_room = len(ranges[update.room.room_nid].arrivals)
         if begin < at and events + of_room > EVENTS_PER_READ:
             yield updates[begin:at]
             begin, events = at, 0
@@ -529,9 +529,9 @@ def batches_of(
     yield updates[begin:]
 
 
-def _newest_of(stretch: ArrivalRange) -> ArrivalRange:
+def _newest_of(range_: ArrivalRange) -> ArrivalRange:
     """Drop all events except the newest."""
-    return ArrivalRange(stretch.arrivals[-1:], stretch.limited or len(stretch.arrivals) > 1)
+    return ArrivalRange(range_.arrivals[-1:], range_.limited or len(range_.arrivals) > 1)
 
 
 def _may_change_state(update: RoomUpdate, known: Set[RoomMember] | None) -> bool:
@@ -570,12 +570,12 @@ def _set_prev_batch(update: RoomUpdate, span: SyncRange) -> None:
 def own_state_after(request: SyncRequest, update: RoomUpdate) -> list[StoredEvent]:
     """Return the state of a room that the user was never in: their own membership, if they ask for
     `state_after`."""
-    wanted, key = request.filter.room.state, StateKey(MEMBER, update.own.user_id)
-    if not request.state_after or not wanted.allows_room(update.room.room_id):
+    filter_, key = request.filter.room.state, StateKey(MEMBER, update.own.user_id)
+    if not request.state_after or not filter_.allows_room(update.room.room_id):
         return []
     own = [
         each.event
         for each in update.shown
         if each.event.event.state_key is not None and each.event.event.key == key
     ]
-    return [event for event in own[-1:] if wanted.allows_event(event.event)]
+    return [event for event in own[-1:] if filter_.allows_event(event.event)]

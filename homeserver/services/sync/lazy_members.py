@@ -19,7 +19,7 @@ RoomMember = tuple[int, str]
 """Room number and user."""
 
 MAX_MEMBERS = 5_000
-"""The most members stored for one device; beyond that, some are sent again."""
+"""The maximum number of members stored for one device; beyond that, some are sent again."""
 MAX_RESPONSES = 8
 """The latest responses to one token that are stored: there are several if a device repeats a
 request."""
@@ -42,12 +42,12 @@ class LazyMembers:
     def __init__(self, *, capacity: int) -> None:
         """`capacity`: the number of stored members, of all devices together."""
         self._capacity = capacity
-        self._remembered = 0
+        self._size = 0
         self._devices: OrderedDict[Hashable, _Device] = OrderedDict()
 
     def __len__(self) -> int:
         """Return the number of stored members."""
-        return self._remembered
+        return self._size
 
     def get_confirmed(self, key: Hashable, since: str | None) -> set[RoomMember]:
         """Return the members that the device has confirmed by this token.
@@ -60,17 +60,17 @@ class LazyMembers:
             self._forget(key)
             device = self._devices[key] = _Device(since or "")
         elif since != device.token:
-            carried = device.responses[since]
-            if carried:
-                if len(device.confirmed) + len(carried) > MAX_MEMBERS:
+            sent = device.responses[since]
+            if sent:
+                if len(device.confirmed) + len(sent) > MAX_MEMBERS:
                     device.confirmed = set()
-                device.confirmed |= carried
+                device.confirmed |= sent
             device.token, device.responses = since, {}
         self._devices.move_to_end(key)
         if (count := len(device.confirmed)) != device.counted:
-            self._remembered += count - device.counted
+            self._size += count - device.counted
             device.counted = count
-        while self._remembered + len(self._devices) > self._capacity and len(self._devices) > 1:
+        while self._size + len(self._devices) > self._capacity and len(self._devices) > 1:
             self._forget(next(iter(self._devices)))
         return device.confirmed
 
@@ -89,4 +89,4 @@ class LazyMembers:
     def _forget(self, key: Hashable) -> None:
         device = self._devices.pop(key, None)
         if device is not None:
-            self._remembered -= device.counted
+            self._size -= device.counted

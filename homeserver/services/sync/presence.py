@@ -19,7 +19,7 @@ from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.request import SyncRange, SyncRequest
 from storage.rooms.memberships import MembershipRow, MembershipStore
 
-FEW: Final = 50
+MAX_SINGLE_LOOKUPS: Final = 50
 """Up to this many users are looked up one by one; if there are more, rooms are read instead."""
 
 MembershipRows = Mapping[int, MembershipRow]
@@ -48,7 +48,7 @@ class PresenceSection:
         self._recent = recent
         self._clock = clock
         self._server_name = server_name
-        self._tells_offline = includes_offline
+        self._includes_offline = includes_offline
 
     def watch(self, request: SyncRequest, listener: Listener) -> None:
         """Wake the listener on changes of presence too, if the request wants them."""
@@ -71,21 +71,21 @@ class PresenceSection:
             found = await self._find_changed(
                 request.caller.user_id, request.since.ephemeral, span, rows
             )
-        wanted, second = request.filter.presence, int(self._clock.seconds())
+        filter_, second = request.filter.presence, int(self._clock.seconds())
         return [
             self._event(person, second)
             for user_id, person in found.items()
-            if user_id not in ignored and (wanted.is_open or wanted.allows("m.presence", user_id))
+            if user_id not in ignored and (filter_.is_open or filter_.allows("m.presence", user_id))
         ]
 
     async def _find_all(self, user_id: UserID, rows: MembershipRows) -> People:
         """Return the users who share a room, for an initial sync."""
         present = self._presence.table.get_changed(None)
-        if not present and not self._tells_offline:
+        if not present and not self._includes_offline:
             return {}
         joined = _joined(rows)
         found = await self._sharing(user_id, joined, present)
-        if self._tells_offline:
+        if self._includes_offline:
             offline = (await self._all_local(joined)) - found.keys()
             found |= {other: LocalPresence(UserID(other)) for other in offline}
         return found
@@ -101,7 +101,7 @@ class PresenceSection:
             return {}
         found = await self._sharing(user_id, _joined(rows), changed)
         for row in new_joins:
-            found |= await self._met(user_id, row)
+            found |= await self._find_newly_sharing(user_id, row)
         return found
 
     def _is_wanted(self, request: SyncRequest) -> bool:
@@ -125,7 +125,7 @@ class PresenceSection:
             recent = await self._store.get_changed_members(joined, span.since)
         return [row for row in recent if row.membership == "join" and row.room_nid in joined]
 
-    async def _met(self, user_id: UserID, row: MembershipRow) -> People:
+    async def _find_newly_sharing(self, user_id: UserID, row: MembershipRow) -> People:
         """Return the users who come to share a room by a join: all members if the user joined,
         otherwise the new member.
 
@@ -137,7 +137,7 @@ class PresenceSection:
         ids = await self._memberships.local_members(row.room_nid)
         people = (
             self._presence.table.get_all()
-            if len(ids) > FEW
+            if len(ids) > MAX_SINGLE_LOOKUPS
             else [self._presence.table.find(UserID(id)) for id in ids]
         )
         return {
@@ -156,7 +156,7 @@ class PresenceSection:
             other = person.user_id
             if other == user_id:
                 found[other] = person
-            elif len(people) > FEW and domain_of(other) == self._server_name:
+            elif len(people) > MAX_SINGLE_LOOKUPS and domain_of(other) == self._server_name:
                 unknown[other] = person
             elif await self._is_in(other, joined):
                 found[other] = person

@@ -68,7 +68,7 @@ class RoomStates:
         out."""
         diff = await self._trees.get_diff(point.room_nid, former, point.root)
         changes = {StateKey(*key): new for key, (_, new) in diff.items() if new is not None}
-        # an entry that equals the former one is no change
+        # an entry that equals the former one is not a change
         _apply(
             changes,
             {
@@ -104,9 +104,11 @@ def _wanted_nids(entries: Entries, room_id: str, wanted: RoomEventFilter) -> lis
     return [nid for key, nid in entries.items() if wanted.allows(key.type, None)]
 
 
-def without_members(entries: Entries, kept: Set[str]) -> Entries:
+def without_members(entries: Entries, members: Set[str]) -> Entries:
     """Drop memberships, except those of some users."""
-    return {key: nid for key, nid in entries.items() if key.type != MEMBER or key.state_key in kept}
+    return {
+        key: nid for key, nid in entries.items() if key.type != MEMBER or key.state_key in members
+    }
 
 
 def changes_of(timeline: Sequence[StoredEvent]) -> Entries:

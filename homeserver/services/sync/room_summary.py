@@ -2,8 +2,8 @@
 
 The summary of a room with a name or an alias is the same for all its members. It is cached until
 the stream announces a change of the room's state or members. A summary that was read during such a
-change is not cached, nor that of a room with partial state, whose members become known without the
-stream.
+change is not cached. Neither is the summary of a room with partial state, whose members become
+known without the stream.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_roomsummary
 """
@@ -70,11 +70,11 @@ class RoomSummaries:
         version = self._version
         partial = await self._partial.get_all()
         missing = [room_nid for room_nid in room_nids if room_nid not in found]
-        for room_nid, roster in (await self._store.get_namings(user_id, missing, HEROES)).items():
-            summary = found[room_nid] = _summarize(roster)
+        for room_nid, naming in (await self._store.get_namings(user_id, missing, HEROES)).items():
+            summary = found[room_nid] = _summarize(naming)
             part = partial.get(room_nid)
-            is_whole = part is None or part.completed_position is not None
-            if is_whole and (roster.name or roster.canonical_alias) and version == self._version:
+            is_complete = part is None or part.completed_position is not None
+            if is_complete and (naming.name or naming.canonical_alias) and version == self._version:
                 self._cache(room_nid, summary)
         return found
 
@@ -105,11 +105,11 @@ class RoomSummaries:
         self._named.pop(room_nid, None)
 
 
-def _summarize(roster: RoomNaming) -> RoomSummary:
+def _summarize(naming: RoomNaming) -> RoomSummary:
     json: dict[str, Any] = {
-        "m.joined_member_count": roster.joined_count,
-        "m.invited_member_count": roster.invited_count,
+        "m.joined_member_count": naming.joined_count,
+        "m.invited_member_count": naming.invited_count,
     }
-    if not roster.name and not roster.canonical_alias:
-        json["m.heroes"] = [hero.user_id for hero in roster.heroes]
-    return RoomSummary(json, roster.heroes)
+    if not naming.name and not naming.canonical_alias:
+        json["m.heroes"] = [hero.user_id for hero in naming.heroes]
+    return RoomSummary(json, naming.heroes)

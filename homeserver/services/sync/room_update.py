@@ -18,7 +18,7 @@ from storage.events.events import EventFlag
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.rooms import RoomRow
 
-_is_after_hole: Final = EventFlag.AFTER_GAP.__and__
+_is_after_gap: Final = EventFlag.AFTER_GAP.__and__
 _flags: Final = attrgetter("flags")
 
 
@@ -117,14 +117,14 @@ def visible_after_leaving(
     ]
 
 
-def after_holes(
+def after_gaps(
     seen: Sequence[VisibleEvent], arrived: Sequence[StoredEvent]
 ) -> tuple[Sequence[VisibleEvent], bool]:
-    """Drop the events before a hole in the history, and return whether there was one.
+    """Drop the events before a gap in the history, and return whether there was one.
 
-    A timeline has no holes: the client fetches the missing events by going back from `prev_batch`.
+    A timeline has no gaps: the client fetches the missing events by going back from `prev_batch`.
     """
-    if not any(map(_is_after_hole, map(_flags, arrived))):
+    if not any(map(_is_after_gap, map(_flags, arrived))):
         return seen, False
     first = max(event.position or 0 for event in arrived if event.is_after_gap)
     return [each for each in seen if (each.event.position or 0) >= first], True

@@ -48,7 +48,7 @@ class UserState(msgspec.Struct, frozen=True, gc=False):
     ignored: Set[str]
     account_data: UserAccountData
     """The new part of it."""
-    recounted: Set[int]
+    changed_counts: Set[int]
     """Rooms whose unread counts may have changed although no event says so."""
 
 
@@ -70,7 +70,7 @@ class RoomSection:
         *,
         rooms: RoomStore,
         memberships: Memberships,
-        past: PastMemberships,
+        past_memberships: PastMemberships,
         states: CurrentStates,
         partial: PartialRooms,
         recent: RecentChanges,
@@ -85,7 +85,7 @@ class RoomSection:
     ) -> None:
         self._rooms = rooms
         self._memberships = memberships
-        self._past = past
+        self._past_memberships = past_memberships
         self._states = states
         self._partial = partial
         self._recent = recent
@@ -119,7 +119,7 @@ class RoomSection:
             return {}, token
         rooms = await self._sort(request, span, rows, by_nid)
         await self._joined.fill(request, [*rooms.joined, *rooms.left], span, token, user.ignored)
-        await self._fill_departures(request, rooms.left)
+        await self._fill_left_rooms(request, rooms.left)
         own = await self._ephemeral.fill_receipts(request, span, rooms.joined, user.ignored)
         typed = self._ephemeral.fill_typing(request, rooms.joined, token.typing_rooms, user.ignored)
         if typed != token.typing_rooms:
@@ -129,7 +129,9 @@ class RoomSection:
         )
         await self._fill_sticky_events(request, span, rooms.joined, user.ignored)
         for update in rooms.joined:
-            update.counts_changed = update.counts_changed or update.room.room_nid in user.recounted
+            update.counts_changed = (
+                update.counts_changed or update.room.room_nid in user.changed_counts
+            )
         if request.since is not None and not request.full_state:
             rooms.joined = [update for update in rooms.joined if update.has_changes(user.ignored)]
         return await self._to_json(request, rooms, by_nid, user.ignored, own), token
@@ -140,8 +142,8 @@ class RoomSection:
         """Return the memberships, at the end of the range, of the rooms that may have changes."""
         rows = await self._find_changed(request, span, user)
         if any(row.position > span.upto for row in rows):
-            then = [await self._past.at(row, span.upto) for row in rows]
-            rows = [row for row in then if row is not None]
+            past_rows = [await self._past_memberships.at(row, span.upto) for row in rows]
+            rows = [row for row in past_rows if row is not None]
         partial = await self._partial.get_all()
         if partial and not request.loads_lazily:
             rows = [row for row in rows if not _lacks_state(row, partial, span)]
@@ -156,7 +158,7 @@ class RoomSection:
         changed = self._recent.rooms_since(request.caller.user_id, span.since)
         if changed is None:
             return list(rows.values())
-        wanted = user.recounted | changed.events | changed.receipts
+        wanted = user.changed_counts | changed.events | changed.receipts
         wanted |= self._typing.changed_rooms(request.since.ephemeral)
         wanted |= self._typing.find_stopped(request.since.typing_rooms)
         if user.account_data.rooms:
@@ -208,12 +210,12 @@ class RoomSection:
         if has_moved:
             if not await self._states.was_joined_at(row, span.since):
                 return RoomUpdate(room, row, 0, full_state=True)
-            if await self._past.has_joined_since(row, span.since):
+            if await self._past_memberships.has_joined_since(row, span.since):
                 # a device that forgot the room in between has nothing of it
                 return RoomUpdate(room, row, span.since, full_state=True, has_rejoined=True)
         return RoomUpdate(room, row, span.since, full_state=False)
 
-    async def _fill_departures(self, request: SyncRequest, left: Sequence[RoomUpdate]) -> None:
+    async def _fill_left_rooms(self, request: SyncRequest, left: Sequence[RoomUpdate]) -> None:
         """Add the leave event of rooms that this server is not in: a declined invite, a retracted
         knock."""
         for update in left:

@@ -64,25 +64,25 @@ class StickyEventReader:
         )
         presented: dict[int, list[msgspec.Raw]] = {}
         for room_nid, rows in found.items():
-            kept = [events[row.event_nid] for row in rows if row.event_nid in events]
-            present = await self._visibility.without_expired(
-                [event for event in kept if not event.is_purged]
+            loaded = [events[row.event_nid] for row in rows if row.event_nid in events]
+            visible_events = await self._visibility.without_expired(
+                [event for event in loaded if not event.is_purged]
             )
-            if not present:
+            if not visible_events:
                 continue
             visible = {
                 seen.event.nid: seen
                 for seen in await self._visibility.filter(
-                    caller.user_id, own.get(room_nid), present
+                    caller.user_id, own.get(room_nid), visible_events
                 )
             }
             # events from before the join, which are visible only because they are sticky
-            further = [
-                VisibleEvent(event, "leave") for event in present if event.nid not in visible
+            expired = [
+                VisibleEvent(event, "leave") for event in visible_events if event.nid not in visible
             ]
-            further = await self._visibility.without_erased(own.get(room_nid), further)
-            all_seen = visible | {seen.event.nid: seen for seen in further}
-            seen = [all_seen[event.nid] for event in present]
+            expired = await self._visibility.without_erased(own.get(room_nid), expired)
+            all_seen = visible | {seen.event.nid: seen for seen in expired}
+            seen = [all_seen[event.nid] for event in visible_events]
             presented[room_nid] = await self._client_events.present(
                 caller.user_id, caller.device_id, seen, with_room_id=False, bundled_in=frozenset()
             )

@@ -109,7 +109,7 @@ class Sync:
         self._rooms = RoomSection(
             rooms=parts.rooms,
             memberships=parts.memberships,
-            past=parts.past_memberships,
+            past_memberships=parts.past_memberships,
             states=parts.states,
             partial=parts.partial,
             recent=parts.recent,
@@ -181,9 +181,9 @@ class Sync:
         """Compute the response as of now."""
         since = request.since
         typed = () if since is None else since.typing_rooms
-        over = self._typing.find_stopped(typed)
+        stopped = self._typing.find_stopped(typed)
         now = SyncToken(self._streams.current(), self._typing.position, typing_rooms=typed)
-        if since == now and not over and not request.full_state:
+        if since == now and not stopped and not request.full_state:
             devices = await self._devices.read_nothing_new(request)
             return SyncResponse(build_body(now, devices), has_changes=False)
         span = SyncRange(0 if since is None else since.position, now.position)
@@ -193,7 +193,7 @@ class Sync:
             max(span.upto, span.since),
             self._typing.position,
             waiting.fetched,
-            tuple(nid for nid in typed if nid not in over),
+            tuple(nid for nid in typed if nid not in stopped),
         )
         user = await self._read_user(request, span)
         devices = await self._devices.read(request, span, waiting.messages)
@@ -206,12 +206,14 @@ class Sync:
     async def _read_user(self, request: SyncRequest, span: SyncRange) -> UserState:
         user_id = request.caller.user_id
         memberships = await self._memberships.of_user(user_id)
-        heard = self._ignored.version
+        version = self._ignored.version
         changed = await self._account_data.read(request, span)
-        recounted: Set[int] = frozenset()
+        changed_counts: Set[int] = frozenset()
         if request.since is None:
-            ignored = self._ignored.add(user_id, changed.global_data, heard)
+            ignored = self._ignored.add(user_id, changed.global_data, version)
         else:
             ignored = await self._ignored.of_user(user_id)
-            recounted = await self._unread_changes.find(user_id, span.since, memberships, changed)
-        return UserState(memberships, ignored, changed, recounted)
+            changed_counts = await self._unread_changes.find(
+                user_id, span.since, memberships, changed
+            )
+        return UserState(memberships, ignored, changed, changed_counts)

@@ -23,8 +23,8 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 MAX_BYTES: Final = 16 << 20
 """Size of all contents; the same content to many devices counts once."""
 MAX_MESSAGES: Final = 50_000
-MAX_FLOORS: Final = 50_000
-MANY_MESSAGES: Final = 64
+MAX_DROPPED: Final = 50_000
+LARGE_REQUEST: Final = 64
 """Messages of one request from which on it is not sorted by recipient."""
 
 MAX_UNSORTED: Final = 32
@@ -45,23 +45,23 @@ def make_messages(found: Iterable[CachedMessage]) -> list[DeviceMessage]:
     """Make the messages."""
     return [
         DeviceMessage(
-            position, b"%b%b}" % (news.prefix, news.contents[position - news.first])
-        )  # as `make_event` has it
-        for position, _, news in found
+            position, b"%b%b}" % (added.prefix, added.contents[position - added.first])
+        )  # as `make_event` does it
+        for position, _, added in found
     ]
 
 
 class _SentRequest:
     """The messages of one request."""
 
-    __slots__ = ("_by_user", "last", "news", "size")
+    __slots__ = ("_by_user", "added", "last", "size")
 
-    def __init__(self, news: ToDeviceAdded) -> None:
-        self.news = news
-        self.last = news.last
+    def __init__(self, added: ToDeviceAdded) -> None:
+        self.added = added
+        self.last = added.last
         self.size = 0
         before: bytes | None = None
-        for content in news.contents:
+        for content in added.contents:
             if content is not before:
                 self.size += len(content)
                 before = content
@@ -75,7 +75,7 @@ class _SentRequest:
 
     def _index(self) -> dict[str, Sequence[int]]:
         """Return the indexes of the messages, by user."""
-        users = list(map(_user_id, self.news.recipients))
+        users = list(map(_user_id, self.added.recipients))
         found: dict[str, Sequence[int]] = dict(
             zip(users, zip(range(len(users)), strict=True), strict=True)
         )
@@ -98,11 +98,11 @@ class ToDeviceCache:
         """The messages of small requests by user, in order."""
         self._unsorted: list[ToDeviceAdded] = []
         """Small requests that are not sorted yet, in order."""
-        self._many: deque[_SentRequest] = deque()
+        self._large: deque[_SentRequest] = deque()
         self._order: deque[_SentRequest] = deque()
         self._number = 0
         self._bytes = 0
-        self._floors: dict[DeviceKey, int] = {}
+        self._dropped_upto: dict[DeviceKey, int] = {}
         streams.subscribe(
             self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_DELETED, stage=Stage.CACHE
         )
@@ -116,33 +116,37 @@ class ToDeviceCache:
         if self._unsorted:
             self._sort()
         user_id, device_id = device
-        floor = max(position, self._floors.get(device, 0))
+        after = max(position, self._dropped_upto.get(device, 0))
         messages: list[CachedMessage] = []
         of_user = self._by_user.get(user_id)
-        if of_user is not None and of_user[-1][0] > floor:
-            newer = of_user[bisect_right(of_user, floor, key=_position) :]
+        if of_user is not None and of_user[-1][0] > after:
+            newer = of_user[bisect_right(of_user, after, key=_position) :]
             messages = [found for found in newer if found[1] == device_id]
-        if not self._many:
+        if not self._large:
             return messages
-        for sent in reversed(self._many):
-            if sent.last <= floor:
+        for sent in reversed(self._large):
+            if sent.last <= after:
                 break
-            news = sent.news
+            added = sent.added
             for index in sent.to(user_id):
-                if news.recipients[index][1] == device_id and news.first + index > floor:
-                    messages.append((news.first + index, device_id, news))
+                if added.recipients[index][1] == device_id and added.first + index > after:
+                    messages.append((added.first + index, device_id, added))
         messages.sort()  # positions are unique
         return messages
 
     def drop(self, device: DeviceKey, upto: int) -> None:
         """Drop the messages to the device up to the position: it has received them."""
         # a token may be from after the head
-        self._floors[device] = max(min(upto, self._streams.current()), self._floors.get(device, 0))
-        if len(self._floors) > MAX_FLOORS:
-            self._floors = {
-                key: floor for key, floor in self._floors.items() if floor > self._complete_from
+        self._dropped_upto[device] = max(
+            min(upto, self._streams.current()), self._dropped_upto.get(device, 0)
+        )
+        if len(self._dropped_upto) > MAX_DROPPED:
+            self._dropped_upto = {
+                key: after
+                for key, after in self._dropped_upto.items()
+                if after > self._complete_from
             }
-            if len(self._floors) > MAX_FLOORS // 2:
+            if len(self._dropped_upto) > MAX_DROPPED // 2:
                 self._clear(self._streams.current())
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
@@ -157,35 +161,35 @@ class ToDeviceCache:
         while self._bytes > self._max_bytes or self._number > MAX_MESSAGES:
             self._remove_oldest()
 
-    def _add(self, news: ToDeviceAdded) -> None:
-        sent = _SentRequest(news)
-        number = len(news.contents)
-        if number < MANY_MESSAGES:
-            self._unsorted.append(news)
+    def _add(self, added: ToDeviceAdded) -> None:
+        sent = _SentRequest(added)
+        number = len(added.contents)
+        if number < LARGE_REQUEST:
+            self._unsorted.append(added)
             if len(self._unsorted) >= MAX_UNSORTED:
                 self._sort()
         else:
-            self._many.append(sent)
+            self._large.append(sent)
         self._order.append(sent)
         self._number += number
         self._bytes += sent.size
 
     def _sort(self) -> None:
         by_user = self._by_user
-        for news in self._unsorted:
-            for position, (user_id, device_id, _) in enumerate(news.recipients, news.first):
-                by_user[user_id].append((position, device_id, news))
+        for added in self._unsorted:
+            for position, (user_id, device_id, _) in enumerate(added.recipients, added.first):
+                by_user[user_id].append((position, device_id, added))
         self._unsorted.clear()
 
     def _remove_oldest(self) -> None:
         self._sort()
         sent = self._order.popleft()
-        self._number -= len(sent.news.contents)
+        self._number -= len(sent.added.contents)
         self._bytes -= sent.size
-        if self._many and self._many[0] is sent:
-            self._many.popleft()
+        if self._large and self._large[0] is sent:
+            self._large.popleft()
         else:
-            for user_id in set(map(_user_id, sent.news.recipients)):
+            for user_id in set(map(_user_id, sent.added.recipients)):
                 of_user = self._by_user[user_id]
                 del of_user[: bisect_right(of_user, sent.last, key=_position)]
                 if not of_user:
@@ -199,8 +203,8 @@ class ToDeviceCache:
     def _clear(self, upto: int) -> None:
         self._by_user.clear()
         self._unsorted.clear()
-        self._many.clear()
+        self._large.clear()
         self._order.clear()
-        self._floors.clear()
+        self._dropped_upto.clear()
         self._number = self._bytes = 0
         self._complete_from = max(self._complete_from, upto)

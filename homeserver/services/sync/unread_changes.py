@@ -1,7 +1,7 @@
 """Rooms whose unread counts may have changed although no event, receipt or other change says so.
 
-Either the user changed whom they ignore, or unread messages were purged. What another node purged
-is read from the database.
+Either the user changed whom they ignore, or unread messages were purged. Purges by another node are
+read from the database.
 """
 
 from collections.abc import Mapping
@@ -39,6 +39,6 @@ class UnreadChanges:
             purged = await self._unread.purged_since(since)
         affected = [joined[nid] for nid in purged if nid in joined]
         if affected:
-            marks = await self._unread.read_marks(user_id, affected)
-            found |= {nid for nid, mark in marks.items() if mark.everything < purged[nid]}
+            read_positions = await self._unread.get_read_positions(user_id, affected)
+            found |= {nid for nid, read in read_positions.items() if read.everything < purged[nid]}
         return found

@@ -118,8 +118,8 @@ def _parse_word(folding: TextFolding, word: str) -> list[SearchTerm]:
     if any(len(line) != len(lines[0]) for line in lines):
         return [_parse_phrase(folding, word)]
     terms = []
-    for spellings in zip(*lines, strict=True):
-        keys = tuple(dict.fromkeys((key,) for key in spellings))
+    for alternatives in zip(*lines, strict=True):
+        keys = tuple(dict.fromkeys((key,) for key in alternatives))
         shortest = min(len(key) for (key,) in keys)
         terms.append(SearchTerm(keys, is_prefix=shortest >= MIN_PREFIX or is_unspaced(keys[0][0])))
     return terms

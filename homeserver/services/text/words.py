@@ -104,12 +104,12 @@ _UZBEK_YE: Final = re.compile("(?<![бвгджзйклмнпрстфхцчшщқ
 _UZBEK_TS: Final = re.compile("(?<![аеёиоуэюяўы])ц")
 
 
-class _Letters(dict[int, str | None]):
+class _FoldingTable(dict[int, str | None]):
     """A table for `str.translate` that computes missing characters."""
 
     def __init__(self, spelling: dict[str, str]) -> None:
         super().__init__(_DROPPED)
-        self.update({ord(letter): spelt for letter, spelt in {**_LETTERS, **spelling}.items()})
+        self.update({ord(letter): latin for letter, latin in {**_LETTERS, **spelling}.items()})
 
     def __missing__(self, code: int) -> str | None:
         folded = _fold_letter(chr(code))
@@ -140,15 +140,15 @@ class TextFolding:
     def __init__(self, languages: Sequence[Language]) -> None:
         self.name = f"{VERSION}:{','.join(languages)}"
         """Identifies the folding: texts with another name have to be folded again."""
-        plain = _Letters({})
-        spellers: dict[Language, Callable[[str], str]] = {
+        plain = _FoldingTable({})
+        transliterators: dict[Language, Callable[[str], str]] = {
             "uz": _Uzbek(),
-            "kaa": _Speller({**_CYRILLIC, "ў": "w", "ц": "c"}),
-            "ru": _Speller({**_CYRILLIC, "ё": "e"}),
+            "kaa": _Transliterator({**_CYRILLIC, "ў": "w", "ц": "c"}),
+            "ru": _Transliterator({**_CYRILLIC, "ё": "e"}),
         }
         # a language with its own Cyrillic table does not need the plain one
-        own = [spellers[language] for language in languages if language in spellers]
-        self._spellers = own or [lambda text: text.translate(plain)]
+        own = [transliterators[language] for language in languages if language in transliterators]
+        self._transliterators = own or [lambda text: text.translate(plain)]
         self._plain = plain
 
     def lines(self, text: str) -> list[list[str]]:
@@ -167,8 +167,8 @@ class TextFolding:
         # casefolding may separate characters and their marks
         prepared = unicodedata.normalize("NFC", prepared)
         found: list[list[str]] = []
-        for spell in self._spellers:
-            keys = _split_keys(spell(prepared))
+        for transliterate in self._transliterators:
+            keys = _split_keys(transliterate(prepared))
             if keys and keys not in found:
                 found.append(keys)
         return found
@@ -178,17 +178,17 @@ class TextFolding:
         return list(dict.fromkeys(key for line in self.lines(text) for key in line))
 
 
-class _Speller:
+class _Transliterator:
     """Spells text with a table."""
 
     def __init__(self, spelling: dict[str, str]) -> None:
-        self._letters = _Letters(spelling)
+        self._table = _FoldingTable(spelling)
 
     def __call__(self, text: str) -> str:
-        return text.translate(self._letters)
+        return text.translate(self._table)
 
 
-class _Uzbek(_Speller):
+class _Uzbek(_Transliterator):
     """Spells Uzbek: е becomes ye at the start of a word or syllable, ц becomes s except after a
     vowel."""
 

@@ -89,7 +89,7 @@ class EmailValidation:
         self._outbox = outbox
         self._limiter = limiter
         self._base_url = base_url
-        self._known_is_told = reveals_known
+        self._reveals_known = reveals_known
 
     @property
     def is_enabled(self) -> bool:
@@ -126,7 +126,7 @@ class EmailValidation:
         if purpose != PASSWORD_RESET:
             self._validations.check_allowed(EMAIL, address)
         owner = await self._store.get_owner(EMAIL, address)
-        if may_reveal and self._known_is_told:
+        if may_reveal and self._reveals_known:
             if owner is None and purpose == PASSWORD_RESET:
                 raise ThreepidNotFound
             if owner is not None and purpose != PASSWORD_RESET:

@@ -78,7 +78,7 @@ class IdentityServerError(MatrixError):
         return {"errcode": self._errcode, "error": self.text}
 
 
-class _Bound(msgspec.Struct):
+class _Binding(msgspec.Struct):
     medium: str
     address: str
 
@@ -127,20 +127,20 @@ class IdentityBindings:
         if caller.rate_limited:
             self._limiter.check(Limit.THREEPID, caller.user_id)
         body = {"sid": sid, "client_secret": client_secret, "mxid": caller.user_id}
-        answer = await self._request(
+        response = await self._request(
             f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical_json(body)
         )
-        _check(answer)
+        _check(response)
         try:
-            bound = msgspec.json.decode(answer.body, type=_Bound)
+            binding = msgspec.json.decode(response.body, type=_Binding)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise OtherServerFailed("The identity server sent an invalid response") from None
         if (
-            max(len(bound.medium), len(bound.address)) > MAX_ADDRESS_LENGTH
-            or "\0" in bound.medium + bound.address
+            max(len(binding.medium), len(binding.address)) > MAX_ADDRESS_LENGTH
+            or "\0" in binding.medium + binding.address
         ):
             raise OtherServerFailed("The identity server returned an invalid address")
-        row = IdentityBindingRow(caller.user_id, bound.medium, bound.address, id_server)
+        row = IdentityBindingRow(caller.user_id, binding.medium, binding.address, id_server)
 
         def write(txn: WriteTransaction) -> None:
             self._store.add_binding(txn, row)
@@ -259,17 +259,17 @@ class IdentityBindings:
             destination=ServerName(row.id_server),
             content=msgspec.Raw(body),
         )
-        answer = await self._request(url, signed, body)
-        if answer.status in (
+        response = await self._request(url, signed, body)
+        if response.status in (
             HTTPStatus.BAD_REQUEST,
             HTTPStatus.NOT_FOUND,
             HTTPStatus.NOT_IMPLEMENTED,
         ):
             try:
-                msgspec.json.decode(answer.body, type=_Error)
+                msgspec.json.decode(response.body, type=_Error)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 return False
-        _check(answer)
+        _check(response)
 
         def write(txn: WriteTransaction) -> None:
             if self._store.remove_unbound(txn, row):
@@ -305,16 +305,16 @@ def _host_of(url: str) -> str:
     return urlsplit(url).netloc
 
 
-def _check(answer: WebResponse) -> None:
+def _check(response: WebResponse) -> None:
     """Raise `IdentityServerError` for an error about the address, else `OtherServerFailed`."""
-    if answer.status == HTTPStatus.OK:
+    if response.status == HTTPStatus.OK:
         return
     try:
-        error = msgspec.json.decode(answer.body, type=_Error)
+        error = msgspec.json.decode(response.body, type=_Error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise OtherServerFailed(f"The identity server responded with {answer.status}") from None
-    if not 400 <= answer.status < 500 or error.errcode not in _FORWARDED_CODES:
+        raise OtherServerFailed(f"The identity server responded with {response.status}") from None
+    if not 400 <= response.status < 500 or error.errcode not in _FORWARDED_CODES:
         raise OtherServerFailed(
-            f"The identity server refused: {answer.status} {error.errcode[:100]}"
+            f"The identity server refused: {response.status} {error.errcode[:100]}"
         )
     raise IdentityServerError(error.errcode, error.error[:1000])

@@ -169,8 +169,8 @@ class PhoneValidation:
         self._metrics = metrics
         self._purposes = frozenset(purposes)
         self._server_name = server_name
-        self._known_is_told = reveals_known
-        self._most_per_day = daily_limit
+        self._reveals_known = reveals_known
+        self._daily_limit = daily_limit
         self.submit_url = f"{base_url.rstrip('/')}{SUBMIT_PATH}"
         """The URL to which clients send the code that the user has entered."""
 
@@ -221,7 +221,7 @@ class PhoneValidation:
             except ThreepidDenied:
                 raise NumberDenied from None
         owner = await self._store.get_owner(MSISDN, address)
-        may_reveal = may_reveal and self._known_is_told
+        may_reveal = may_reveal and self._reveals_known
         if may_reveal:
             if owner is None and purpose == PASSWORD_RESET:
                 raise NumberNotFound
@@ -301,10 +301,10 @@ class PhoneValidation:
                 return False
             return self._store.set_validated_in(txn, sid, typed, self._now_ms())
 
-        is_right = await self._database.write("submit_phone_code", write)
-        if is_right is None:
+        is_correct = await self._database.write("submit_phone_code", write)
+        if is_correct is None:
             raise SessionExpired
-        if not is_right:
+        if not is_correct:
             raise TokenIncorrect
 
     async def _send(self, messages: TextMessageSender, address: str, prepared: _Prepared) -> None:
@@ -326,7 +326,7 @@ class PhoneValidation:
     def _count(self, txn: WriteTransaction) -> None:
         now = self._now_ms()
         day = now // _DAY_MS
-        if not self._counts.count_message(txn, day, self._most_per_day):
+        if not self._counts.count_message(txn, day, self._daily_limit):
             self._metrics.count("refused")
             self._log.error(
                 "the daily limit of text messages is reached (`sms_gateway.max_per_day`)"

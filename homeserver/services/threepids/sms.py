@@ -86,7 +86,7 @@ class TextMessageSender:
             data = urlencode(body).encode()
         headers = (("Content-Type", _CONTENT_TYPES[self._gateway.format]), *self._gateway.headers)
         try:
-            answer = await self._web.request(
+            response = await self._web.request(
                 "POST",
                 self._gateway.url,
                 headers,
@@ -98,8 +98,8 @@ class TextMessageSender:
         except OutboundError as error:
             self._log.error("the SMS gateway cannot be reached: {why}", why=str(error))
             raise MessageNotSent from None
-        if not 200 <= answer.status < 300:
-            self._log.error("the SMS gateway responds with status {status}", status=answer.status)
+        if not 200 <= response.status < 300:
+            self._log.error("the SMS gateway responds with status {status}", status=response.status)
             raise MessageNotSent
 
 

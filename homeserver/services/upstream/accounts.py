@@ -1,7 +1,7 @@
 """Maps an identity of a provider to an account of this server.
 
 Laws:
-- An existing link alone decides. A name that the provider changes later moves nobody to another
+- An existing link decides. A name that the provider changes later does not move a user to another
   account.
 - An account that the provider did not create is linked only if the configuration allows it, and to
   one subject per provider.
@@ -246,7 +246,7 @@ class UpstreamAccounts:
     ) -> Set[UserID]:
         """Import names and avatars user by user, and all addresses at once, so that users can swap
         theirs. Return the users with an address that belongs to another account. Raises nothing, so
-        that a failed import refuses nobody."""
+        that a failed import does not refuse a user."""
         for user_id, identity in people.items():
             if identity.display_name is not None:
                 try:

@@ -62,14 +62,14 @@ class UpstreamAvatars:
         if (await self._avatars.get_names([user_id]))[user_id][1] is not None:
             return
         try:
-            answer = await self._web.request(
+            response = await self._web.request(
                 "GET", address, seconds=_SECONDS, max_bytes=MAX_BYTES, redirects=3, only_https=True
             )
-            type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if answer.status != HTTPStatus.OK or type not in _TYPES:
-                raise OutboundError(f"the response is {answer.status} {type[:50]}")
+            type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if response.status != HTTPStatus.OK or type not in _TYPES:
+                raise OutboundError(f"the response is {response.status} {type[:50]}")
             uploaded = await self._uploads.do_upload(
-                user_id, MediaUpload(BytesIO(answer.body), len(answer.body), type, "")
+                user_id, MediaUpload(BytesIO(response.body), len(response.body), type, "")
             )
             await self._avatars.do_set_avatar(user_id, uploaded)
         except (OutboundError, MatrixError, OSError) as error:

@@ -31,7 +31,7 @@ from homeserver.services.upstream.provider_http import ProviderHTTP
 
 TICKET_PATH: Final = "_matrix/client/v3/login/cas/ticket"
 PROVIDER_ID: Final = "cas"
-LONGEST_TICKET: Final = 512
+MAX_TICKET_LENGTH: Final = 512
 _NAMESPACE: Final = "{http://www.yale.edu/tp/cas}"
 _DOCUMENTED_ATTRIBUTES: Final = f"{_NAMESPACE}attributes"
 
@@ -72,7 +72,7 @@ class CASProvider:
     async def identify(self, flow_id: str, flow: SignInFlow, ticket: str) -> UpstreamIdentity:
         """Validate a ticket and return its owner. The ticket is bound to a service URL, which
         contains the flow id, and to `renew`. Raises `Refused`."""
-        if not ticket or len(ticket) > LONGEST_TICKET:
+        if not ticket or len(ticket) > MAX_TICKET_LENGTH:
             raise SignInRefused(RefusalReason.CANCELLED, "the callback has no ticket")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
         # sent with `renew`, CAS refuses a ticket that it issued without a new authentication
@@ -86,11 +86,11 @@ class CASProvider:
         )
         subject = check_subject(name)
         check_requirements(self._requirements, attributes, PROVIDER_ID, subject)
-        shown = attributes.get(self._config.displayname_attribute or "", [])
+        names = attributes.get(self._config.displayname_attribute or "", [])
         return UpstreamIdentity(
             subject=subject,
             localpart=self._localpart(name),
-            display_name=clean_name(shown[0]) if shown else None,
+            display_name=clean_name(names[0]) if names else None,
             authenticated_ts=authenticated_ts,
         )
 

@@ -54,7 +54,7 @@ class EndedProviderSessions:
         for store in self._waiting:
             store.remove_provider_sessions(txn, sign_ins)
 
-    def end_person(self, txn: WriteTransaction, provider: str, subject: str) -> None:
+    def end_user(self, txn: WriteTransaction, provider: str, subject: str) -> None:
         """End all sign-ins of a person at the provider that are in progress. For an account, the
         caller also starts a new credential epoch."""
         self._store.add_ended(

@@ -90,8 +90,8 @@ class ProviderInfo(msgspec.Struct, frozen=True):
     def as_json(self) -> dict[str, object]:
         """Its JSON in `identity_providers`. spec:
         client-server-api#definition-mloginsso-flow-schema"""
-        shown = {"id": self.provider_id, "name": self.name, "icon": self.icon, "brand": self.brand}
-        return {key: value for key, value in shown.items() if value is not None}
+        fields = {"id": self.provider_id, "name": self.name, "icon": self.icon, "brand": self.brand}
+        return {key: value for key, value in fields.items() if value is not None}
 
 
 class OfferedProviders(msgspec.Struct, frozen=True):
@@ -207,10 +207,14 @@ CLOCK_SLACK: Final = 60
 
 
 def check_reauthentication(
-    flow_kept: Mapping[str, str], proved: float | None, now: float, *, requires_time: bool = True
+    flow_state: Mapping[str, str],
+    authenticated: float | None,
+    now: float,
+    *,
+    requires_time: bool = True,
 ) -> int | None:
     """Return the time of the authentication in milliseconds since 1970, from the provider's value
-    `proved` in seconds; None if the provider gives none.
+    `authenticated` in seconds; None if the provider gives none.
 
     Raises `Refused` if this flow requires a new authentication (see `reauthentication_state`) and
     the provider reports an older one, or no time. The requirement passed through the user's
@@ -218,12 +222,12 @@ def check_reauthentication(
 
     `requires_time`: False if something else proves the new authentication, or it is taken on
     trust."""
-    required_since = flow_kept.get(_AGAIN)
+    required_since = flow_state.get(_AGAIN)
     if required_since is None:
-        return None if proved is None else int(min(proved, now) * 1000)
-    if proved is None and requires_time:
+        return None if authenticated is None else int(min(authenticated, now) * 1000)
+    if authenticated is None and requires_time:
         raise SignInRefused(RefusalReason.NOT_AGAIN, "the provider gives no time of authentication")
-    if proved is not None and proved < int(required_since) - CLOCK_SLACK:
+    if authenticated is not None and authenticated < int(required_since) - CLOCK_SLACK:
         raise SignInRefused(
             RefusalReason.NOT_AGAIN, "the provider did not authenticate the user again"
         )

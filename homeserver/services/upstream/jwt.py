@@ -7,7 +7,7 @@ Laws:
 - The configured claim is the local part. The signing program chooses it, so it is trusted with
   every account.
 
-Not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
+It is not in the specification; clients know the type `org.matrix.login.jwt` from Synapse.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from storage.accounts.accounts import AccountStore
 from storage.engine.transaction import WriteTransaction
 
 LOGIN_TYPE: Final = "org.matrix.login.jwt"
-LONGEST_TOKEN: Final = 16 * 1024
+MAX_TOKEN_LENGTH: Final = 16 * 1024
 LEEWAY: Final = 60
 
 
@@ -127,7 +127,7 @@ class JWTSignIn:
         return session
 
     def _check(self, token: str) -> Mapping[str, Any]:
-        if len(token) > LONGEST_TOKEN:
+        if len(token) > MAX_TOKEN_LENGTH:
             raise Forbidden("The token is too long")
         try:
             claims = jwt.decode(token, self._key, algorithms=[self._algorithm]).claims

@@ -56,7 +56,7 @@ from homeserver.services.upstream.login_flows import (
 )
 from storage.accounts.accounts import AccountStore
 
-_FIRST_ERA: Final = 0
+_FIRST_EPOCH: Final = 0
 """The credential epoch of a new account."""
 
 
@@ -180,12 +180,12 @@ class UpstreamSignIn:
         again = isinstance(purpose, ForConfirmation) or (
             isinstance(purpose, ForPage) and purpose.reauthenticate
         )
-        departure = await provider.begin_sign_in(flow_id, reauthenticate=again)
+        redirect = await provider.begin_sign_in(flow_id, reauthenticate=again)
         flow = SignInFlow(
-            provider=provider_id, purpose=purpose, provider_state=dict(departure.provider_state)
+            provider=provider_id, purpose=purpose, provider_state=dict(redirect.provider_state)
         )
         await self._flows.begin(AT_PROVIDER, browser, flow, flow_id)
-        return BrowserRedirect(departure.url, browser)
+        return BrowserRedirect(redirect.url, browser)
 
     async def begin_confirmation(
         self, session_id: str, browser: FlowBrowser | None
@@ -231,8 +231,8 @@ class UpstreamSignIn:
         """Store a checked answer until the browser comes with its cookie; return the id for
         `go_on`."""
         epoch = await self._accounts.get_epoch(self._info(flow), identity)
-        held = _next_of(flow, identity, epoch=epoch)
-        return await self._flows.begin_for(IDENTIFIED, browser_hash, held)
+        identified = _next_flow(flow, identity, epoch=epoch)
+        return await self._flows.begin_for(IDENTIFIED, browser_hash, identified)
 
     async def resume(self, flow_id: str, browser: FlowBrowser | None, languages: str) -> Step:
         """Return the next step for an answer that `hold` stored. Raises `Refused`."""
@@ -262,9 +262,9 @@ class UpstreamSignIn:
             return await self._finish(flow, identity, user_id, account.epoch, browser)
         if not info.enable_registration:
             raise SignInRefused(RefusalReason.NO_ACCOUNT)
-        made = await self._accounts.do_create_with_suggested_name(info, identity, languages)
-        if made is not None:
-            return await self._finish(flow, identity, made, _FIRST_ERA, browser)
+        created = await self._accounts.do_create_with_suggested_name(info, identity, languages)
+        if created is not None:
+            return await self._finish(flow, identity, created, _FIRST_EPOCH, browser)
         username = "" if identity.localpart is None else map_to_localpart(identity.localpart)
         return await self._ask_name(flow, identity, browser, username)
 
@@ -281,7 +281,7 @@ class UpstreamSignIn:
             )
         except MatrixError as error:
             return await self._ask_name(flow, flow.identity, browser, username, error)
-        return await self._finish(flow, flow.identity, user_id, _FIRST_ERA, browser)
+        return await self._finish(flow, flow.identity, user_id, _FIRST_EPOCH, browser)
 
     async def do_continue_to_client(
         self, flow_id: str, browser: FlowBrowser | None
@@ -324,7 +324,7 @@ class UpstreamSignIn:
                 await self._accounts.check_free(username)
             except MatrixError as found:
                 error = found
-        flow_id = await self._flows.begin(CHOOSE_NAME, browser, _next_of(flow, identity))
+        flow_id = await self._flows.begin(CHOOSE_NAME, browser, _next_flow(flow, identity))
         return ChooseName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
     async def _finish(
@@ -352,7 +352,7 @@ class UpstreamSignIn:
             return self._signed_in(flow, identity, user_id, epoch, path)
         if self.is_trusted_client(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, epoch, purpose)
-        next_flow = _next_of(flow, identity, user_id=user_id, epoch=epoch)
+        next_flow = _next_flow(flow, identity, user_id=user_id, epoch=epoch)
         return ConfirmClient(
             await self._flows.begin(CONFIRM_CLIENT, browser, next_flow),
             user_id,
@@ -379,7 +379,7 @@ class UpstreamSignIn:
         epoch: CredentialEpoch,
     ) -> str:
         """Issue a login token to a user who agreed to continue to a client; return the client's
-        address with the token. Raises as `check_epoch`."""
+        address with the token. Raises what `check_epoch` raises."""
         return add_login_token(
             redirect_url, await self._login_tokens.do_issue_for_browser(user_id, origin, epoch)
         )
@@ -415,7 +415,7 @@ class UpstreamSignIn:
         return OperationConfirmed()
 
 
-def _next_of(
+def _next_flow(
     flow: SignInFlow,
     identity: UpstreamIdentity,
     *,
@@ -440,8 +440,8 @@ def error_to_refusal(user_id: UserID, error: MatrixError) -> SignInRefused:
 
 
 def is_url_prefix(known: str, address: str) -> bool:
-    """Return whether `address` equals `known` or is below it. `https://a.example` is no prefix of
-    `https://a.example.org`."""
+    """Return whether `address` equals `known` or is below it. `https://a.example` is not a prefix
+    of `https://a.example.org`."""
     return address.startswith(known) and (
         known.endswith("/") or address[len(known) :][:1] in ("", "/", "?", "#")
     )

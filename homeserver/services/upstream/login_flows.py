@@ -5,8 +5,8 @@ Laws:
   nothing the second time.
 - A flow with an identity is valid only while that sign-in is: it holds the credential epoch of the
   account, and ends with the session at the provider and when the browser signs out.
-- A request without the cookie of the browser that began is refused, so following a link signs
-  nobody in.
+- A request without the cookie of the browser that began is refused, so following a link does not
+  sign a user in.
 
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """
@@ -148,7 +148,8 @@ class UpstreamFlows:
         return msgspec.json.decode(row.content, type=SignInFlow), row.browser_hash
 
     async def begin_for(self, step: str, browser_hash: bytes, flow: SignInFlow) -> str:
-        """Store a step for the browser of an earlier step; return its id. Raises as `begin`."""
+        """Store a step for the browser of an earlier step; return its id. Raises what `begin`
+        raises."""
         return await self._begin(step, browser_hash, flow, self.new_id())
 
     async def _begin(self, step: str, browser_hash: bytes, flow: SignInFlow, flow_id: str) -> str:

@@ -55,20 +55,20 @@ class ProviderHTTP:
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes
     ) -> bytes:
         try:
-            answer = await self._web.request(
+            response = await self._web.request(
                 method, url, headers, body, seconds=TIMEOUT_SECONDS, max_bytes=MAX_BYTES
             )
         except OutboundError as error:
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, f"{without_query(url)}: {error}"
             ) from None
-        if answer.status != HTTPStatus.OK:
-            shown = answer.body[:LOGGED_CHARACTERS].decode("utf-8", "replace")
+        if response.status != HTTPStatus.OK:
+            shown = response.body[:LOGGED_CHARACTERS].decode("utf-8", "replace")
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED,
-                f"{without_query(url)} returned {answer.status}: {shown}",
+                f"{without_query(url)} returned {response.status}: {shown}",
             )
-        return answer.body
+        return response.body
 
     def _decode(self, kind: type[T], url: str, body: bytes) -> T:
         try:

@@ -2,7 +2,7 @@
 minute, or until they answer."""
 
 from federation.remote.membership import INVITE_SECONDS
-from homeserver.wiring.federation_peers import SILENCE_REMEMBERED_MS
+from homeserver.wiring.federation_peers import UNRESPONSIVE_MS
 from tests.federation.devices.test_encryption_between_servers import asked
 from tests.federation.devices.test_key_claims_over_restarts import ALGORITHM
 from tests.helpers.federated_rooms import NORTH, SOUTH
@@ -115,7 +115,7 @@ async def test_after_a_minute_it_is_asked_again(network: Network) -> None:
     fall_silent(network)
     wait_in_vain(network, alice, bob)
     network.weather = lambda _: Fate.ARRIVES
-    network.clock.advance(SILENCE_REMEMBERED_MS / 1000 - 1)
+    network.clock.advance(UNRESPONSIVE_MS / 1000 - 1)
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     network.clock.advance(1)
     assert begin_query(alice, bob).answer.json["failures"] == {}

@@ -329,7 +329,7 @@ def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Pat
     network.clock.advance(20 * DAY)
     bob.get(f"{DOWNLOAD}/{read}")
     network.clock.advance(15 * DAY)
-    assert south.run(south.app.media.upkeep.removal.do_remove_unused_copies(50)) == 2
+    assert south.run(south.app.media.maintenance.removal.do_remove_unused_copies(50)) == 2
 
     assert len(stored_files(tmp_path)) == 2
     network.cut(NORTH, SOUTH)
@@ -345,7 +345,7 @@ def test_without_a_lifetime_all_stay(network: Network) -> None:
     alice, bob = pair(network)
     bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
     network.clock.advance(3650 * DAY)
-    assert bob.server.run(bob.server.app.media.upkeep.removal.do_remove_unused_copies(50)) == 0
+    assert bob.server.run(bob.server.app.media.maintenance.removal.do_remove_unused_copies(50)) == 0
 
 
 def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path:
     with (tmp_path / "other").open("w+b") as other:
         stored = bob.server.run(media.files.add(other))
     removed: list[int] = []
-    Deferred.fromCoroutine(media.upkeep.removal.do_remove_unused_copies(50)).addCallback(
+    Deferred.fromCoroutine(media.maintenance.removal.do_remove_unused_copies(50)).addCallback(
         removed.append
     )
     network.clock.advance(1)

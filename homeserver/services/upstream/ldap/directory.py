@@ -41,7 +41,7 @@ PAGE_SIZE: Final = 500
 MAX_ENTRIES: Final = 2_000_000
 SUBJECTS_PER_FILTER: Final = 50
 """Number of subjects in one filter."""
-LONGEST_PASSWORD: Final = 512
+MAX_PASSWORD_LENGTH: Final = 512
 _BINARY: Final = frozenset({"objectguid"})
 """Attributes with binary values; a subject holds them in hexadecimal."""
 _REFUSED: Final = frozenset(
@@ -70,7 +70,7 @@ class LDAPDirectory:
 
     def check_password(self, name: str, password: str) -> DirectoryPasswordCheck:
         """As `DirectoryClient.check_password`."""
-        if not password or len(password) > LONGEST_PASSWORD or "\0" in password or not name:
+        if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password or not name:
             return DirectoryPasswordCheck(None)
         if self._config.mode == "bind":
             return self._ask(lambda server: self._bind_directly(server, name, password))
@@ -79,17 +79,17 @@ class LDAPDirectory:
 
     def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
         """As `DirectoryClient.check_password_of`."""
-        if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
+        if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password:
             return DirectoryPasswordCheck(None)
         return self._ask(
             lambda server: self._search_and_bind(server, self._is_subject(subject), password)
         )
 
     def list_persons(
-        self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
+        self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
         """As `DirectoryClient.list_persons`."""
-        wanted = self._wanted() if known else [self._config.attributes.subject]
+        wanted = self._wanted_attributes() if known else [self._config.attributes.subject]
 
         def ask(server: Server) -> DirectoryListing:
             present: set[str] = set()
@@ -103,7 +103,7 @@ class LDAPDirectory:
                     subject = self._subject(attributes)
                     present.add(subject)
                     is_later = subject in later
-                    if subject in known and (is_later or len(changed) < most):
+                    if subject in known and (is_later or len(changed) < max_changed):
                         identity = self._entry(dn, attributes).identity
                         if hash_profile(identity) != known[subject]:
                             (changed_later if is_later else changed).append(identity)
@@ -138,13 +138,13 @@ class LDAPDirectory:
         failures = []
         for server in list(self._servers):
             try:
-                answer = query(server)
+                response = query(server)
             except (LDAPException, OSError) as error:
                 failures.append(f"{server.name}: {error}")
                 continue
             if server is not self._servers[0]:  # try the working server first next time
                 self._servers = [server, *(each for each in self._servers if each is not server)]
-            return answer
+            return response
         raise DirectoryError("; ".join(failures))
 
     @contextmanager
@@ -186,7 +186,9 @@ class LDAPDirectory:
         with self._connected(
             server, self._config.bind_dn, self._config.bind_password
         ) as connection:
-            entries = list(self._search(connection, self._filter(person), self._wanted()))
+            entries = list(
+                self._search(connection, self._filter(person), self._wanted_attributes())
+            )
         if len(entries) != 1:  # none, or ambiguous
             return DirectoryPasswordCheck(None, exists=bool(entries))
         entry = self._entry(*entries[0])
@@ -215,7 +217,9 @@ class LDAPDirectory:
                 )
             # users can read their own entry, and often no other
             entries = list(
-                self._search(connection, self._filter("(objectClass=*)"), self._wanted(), entry=dn)
+                self._search(
+                    connection, self._filter("(objectClass=*)"), self._wanted_attributes(), entry=dn
+                )
             )
         finally:
             connection.unbind()
@@ -278,7 +282,7 @@ class LDAPDirectory:
 
     # Reading entries.
 
-    def _wanted(self) -> list[str]:
+    def _wanted_attributes(self) -> list[str]:
         names = self._config.attributes
         return [
             name for name in (names.uid, names.subject, names.name, names.mail) if name is not None

@@ -2,7 +2,7 @@
 changed names and addresses are imported.
 
 Laws:
-- A failure removes nobody: only a complete listing counts, and each missing user is queried again
+- A failure removes no user: only a complete listing counts, and each missing user is queried again
   by subject.
 - If the listing is empty, or more users are missing than `removed_users_max_share` allows, the
   directory counts as faulty: the server only logs an error, until an administrator acts.
@@ -84,10 +84,9 @@ class RemovedUsers:
             return 0
         known: dict[str, ProfileHashes] = {}
         if updates:
-            present = [link for link in links if link.removed_ts is None]
+            active = [link for link in links if link.removed_ts is None]
             known = {
-                link.subject: (link.synced_name_hash, link.synced_addresses_hash)
-                for link in present
+                link.subject: (link.synced_name_hash, link.synced_addresses_hash) for link in active
             }
         try:
             listing = await self._threads.run(
@@ -100,30 +99,30 @@ class RemovedUsers:
             self._log_error(f"cannot list its users: {error}")
         return 0
 
-    async def _do_apply(self, links: Sequence[ExternalIdRow], present: set[str]) -> None:
+    async def _do_apply(self, links: Sequence[ExternalIdRow], active: set[str]) -> None:
         """End access of removed users, and restore it for returned ones. Raises `DirectoryError`,
         `LimitExceeded`."""
-        gone = [link for link in links if link.subject not in present and link.removed_ts is None]
-        if self._is_credible(
-            len(present), len(gone), sum(link.removed_ts is None for link in links)
+        missing = [link for link in links if link.subject not in active and link.removed_ts is None]
+        if self._is_plausible(
+            len(active), len(missing), sum(link.removed_ts is None for link in links)
         ):
-            if gone:
-                subjects = [link.subject for link in gone]
-                still_there = await self._threads.run(
+            if missing:
+                subjects = [link.subject for link in missing]
+                still_listed = await self._threads.run(
                     lambda: self._directory.find_subjects(subjects)
                 )
-                await self._do_end([link for link in gone if link.subject not in still_there])
+                await self._do_end([link for link in missing if link.subject not in still_listed])
             await self._do_restore(
-                [link for link in links if link.removed_ts and link.subject in present]
+                [link for link in links if link.removed_ts and link.subject in active]
             )
 
-    def _is_credible(self, present: int, gone: int, known: int) -> bool:
+    def _is_plausible(self, active: int, missing: int, known: int) -> bool:
         allowed = max(1, int(known * self._config.removed_users_max_share))
-        if present == 0:
+        if active == 0:
             self._log_error("lists no users; no account is removed")
-        elif gone > allowed:
+        elif missing > allowed:
             self._log_error(
-                f"lacks {gone} of {known} users, and removed_users_max_share allows {allowed}; "
+                f"lacks {missing} of {known} users, and removed_users_max_share allows {allowed}; "
                 "no account is removed"
             )
         else:
@@ -160,14 +159,14 @@ class RemovedUsers:
             ]
         )
 
-    async def _do_end(self, gone: list[ExternalIdRow]) -> None:
-        for link in gone:
+    async def _do_end(self, missing: list[ExternalIdRow]) -> None:
+        for link in missing:
             user_id = UserID(link.user_id)
             if self._config.removed_users == "deactivate":
                 await self._deactivation.do_deactivate(user_id, erase=False)
             elif not (await self._account_store.get_accounts([user_id]))[user_id].locked:
                 await self._accounts.do_set_flags(
-                    user_id, locked=True, also=self._left(link, self._now())
+                    user_id, locked=True, extra_write=self._left(link, self._now())
                 )
             self.log.warn(
                 "{user_id} is no longer in the directory {id}: {done}",
@@ -179,7 +178,7 @@ class RemovedUsers:
     async def _do_restore(self, returned: list[ExternalIdRow]) -> None:
         for link in returned:
             await self._accounts.do_set_flags(
-                UserID(link.user_id), locked=False, also=self._left(link, None)
+                UserID(link.user_id), locked=False, extra_write=self._left(link, None)
             )
             self.log.info("{user_id} is in the directory again", user_id=link.user_id)
 

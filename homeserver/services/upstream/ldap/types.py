@@ -48,14 +48,16 @@ class DirectoryClient(Protocol):
         ...
 
     def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
-        """As `check_password`, for the person with this subject. Requires the mode `search`."""
+        """Check a password as `check_password` does, for the person with this subject. Requires the
+        mode `search`."""
         ...
 
     def list_persons(
-        self, known: Mapping[str, ProfileHashes], most: int, later: Set[str] = frozenset()
+        self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
-        """List all persons. Of those in `known` (by subject), return as changed up to `most` whose
-        name or addresses differ, followed by all such in `later`. Raises `DirectoryError`."""
+        """List all persons. Return as changed up to `max_changed` persons in `known` (by subject)
+        whose name or addresses differ, followed by all such persons in `later`. Raises
+        `DirectoryError`."""
         ...
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:

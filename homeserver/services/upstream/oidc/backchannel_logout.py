@@ -89,7 +89,7 @@ class BackchannelLogout:
                 return len(rows) + self._end_browsers(txn, provider_id, subject, session)
             link = None
             if subject is not None:
-                self._ended.end_person(txn, provider_id, subject)
+                self._ended.end_user(txn, provider_id, subject)
                 # without an account there is no credential epoch that ends pending flows
                 self._flows.remove_person(txn, provider_id, subject)
                 link = self._links.get_link_in(txn, provider_id, subject)

@@ -20,7 +20,7 @@ from homeserver.services.upstream.identity import (
     clean_name,
 )
 
-LONGEST_TEXT: Final = 4096
+MAX_TEXT_LENGTH: Final = 4096
 
 
 def _localpart_from_email(address: str) -> str:
@@ -94,7 +94,7 @@ class ClaimReader:
                 f"the template for {name} fails on the claims: {error}",
             ) from None
         # a cut list could end with the name of another group; the fetch already bounds the claims
-        return (text if name == "groups" else text[:LONGEST_TEXT]) or None
+        return (text if name == "groups" else text[:MAX_TEXT_LENGTH]) or None
 
 
 def _template_of(claim: str | None) -> str | None:

@@ -64,7 +64,7 @@ class ProviderMetadata:
 
     async def _find(self) -> DiscoveryDocument:
         config = self._config
-        given = {
+        configured = {
             name: value
             for name, value in (
                 ("authorization_endpoint", config.authorization_endpoint),
@@ -75,11 +75,11 @@ class ProviderMetadata:
             if value is not None
         }
         if not config.discover:
-            metadata = msgspec.convert({"issuer": config.issuer, **given}, DiscoveryDocument)
+            metadata = msgspec.convert({"issuer": config.issuer, **configured}, DiscoveryDocument)
         else:
             url = config.issuer.rstrip("/") + "/.well-known/openid-configuration"
             metadata = msgspec.structs.replace(
-                await self._documents.get(DiscoveryDocument, url), **given
+                await self._documents.get(DiscoveryDocument, url), **configured
             )
         if not config.skip_verification:
             self._check(metadata)

@@ -142,11 +142,11 @@ class OIDCSignIn:
         )
 
     async def identify(
-        self, flow: SignInFlow, came_to: str | None, code: str, error: str, issuer: str
+        self, flow: SignInFlow, callback_provider: str | None, code: str, error: str, issuer: str
     ) -> UpstreamIdentity:
-        """Redeem a code and return the identity. `came_to`: the provider whose own callback path
-        was requested, None for the shared path. Raises `Refused`."""
-        if came_to != (self.info.provider_id if self._has_own_callback else None):
+        """Redeem a code and return the identity. `callback_provider`: the provider whose own
+        callback path was requested, None for the shared path. Raises `Refused`."""
+        if callback_provider != (self.info.provider_id if self._has_own_callback else None):
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the callback used another provider's redirect URI"
             )
@@ -176,10 +176,10 @@ class OIDCSignIn:
         auth_time = claims.get("auth_time")
         # ignore implausible times: some parsers accept `-Infinity`
         is_plausible = isinstance(auth_time, int | float) and 0 < auth_time < MAX_TIME
-        proved = auth_time if is_plausible else None
-        must_say = self._config.auth_time_required
+        authenticated = auth_time if is_plausible else None
+        requires_time = self._config.auth_time_required
         authenticated_ts = check_reauthentication(
-            flow.provider_state, proved, self._clock.seconds(), requires_time=must_say
+            flow.provider_state, authenticated, self._clock.seconds(), requires_time=requires_time
         )
         return msgspec.structs.replace(identity, authenticated_ts=authenticated_ts)
 

@@ -27,7 +27,7 @@ LEEWAY: Final = 60
 """Allowed difference of clocks, in seconds."""
 MAX_LOGOUT_TOKEN_AGE: Final = 300
 """Maximum age of a logout token, in seconds."""
-LONGEST_TOKEN: Final = 64 * 1024
+MAX_TOKEN_LENGTH: Final = 64 * 1024
 LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
 
 Claims = Mapping[str, Any]
@@ -56,11 +56,11 @@ class TokenVerifier:
         claims = await self._verify(token)
         self._check_common(claims)
         if _number(claims, "exp") + LEEWAY <= self._clock.seconds():
-            raise _wrong("it has expired")
+            raise _refusal("it has expired")
         if claims.get("nonce") != nonce:
-            raise _wrong("its nonce is of another sign-in")
+            raise _refusal("its nonce is of another sign-in")
         if not isinstance(claims.get("sub"), str):
-            raise _wrong("it has no sub")
+            raise _refusal("it has no sub")
         return claims
 
     async def check_logout_token(self, token: str) -> Claims:
@@ -69,19 +69,19 @@ class TokenVerifier:
         self._check_common(claims)
         now = self._clock.seconds()
         if "exp" in claims and _number(claims, "exp") + LEEWAY <= now:
-            raise _wrong("it has expired")
+            raise _refusal("it has expired")
         if _number(claims, "iat") + MAX_LOGOUT_TOKEN_AGE <= now:
-            raise _wrong("it is too old")
+            raise _refusal("it is too old")
         events = claims.get("events")
         if not isinstance(events, dict) or not isinstance(events.get(LOGOUT_EVENT), dict):
-            raise _wrong("it is not a logout token")
+            raise _refusal("it is not a logout token")
         if "nonce" in claims:
-            raise _wrong("a logout token must not have a nonce")
+            raise _refusal("a logout token must not have a nonce")
         names = [claims[name] for name in ("sub", "sid") if claims.get(name) is not None]
         if not names:
-            raise _wrong("it has neither sub nor sid")
+            raise _refusal("it has neither sub nor sid")
         if not all(isinstance(each, str) and "\0" not in each for each in names):
-            raise _wrong("its sub or sid is not a valid string")
+            raise _refusal("its sub or sid is not a valid string")
         return claims
 
     def logout_token_id(self, token: str, claims: Claims) -> tuple[bytes, int]:
@@ -100,8 +100,8 @@ class TokenVerifier:
         return sha256(text.encode("utf-8", "surrogatepass")).digest(), until
 
     async def _verify(self, token: str) -> Claims:
-        if len(token) > LONGEST_TOKEN:
-            raise _wrong("it is too long")
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise _refusal("it is too long")
         symmetric = [name for name in self._algorithms if name.startswith("HS")]
         if symmetric and self._client_secret is not None:
             try:
@@ -110,7 +110,7 @@ class TokenVerifier:
                 ).claims
             except (JoseError, ValueError):
                 if len(symmetric) == len(self._algorithms):
-                    raise _wrong("its signature is not valid") from None
+                    raise _refusal("its signature is not valid") from None
         asymmetric = [name for name in self._algorithms if name not in symmetric]
         keys = await self._metadata.get_keys()
         try:
@@ -118,40 +118,42 @@ class TokenVerifier:
         except (JoseError, ValueError):
             newer = await self._metadata.get_keys(older_than=self._metadata.keys_fetched_at)
             if newer is keys:
-                raise _wrong("its signature is not valid") from None
+                raise _refusal("its signature is not valid") from None
         try:
             return _decode(token, newer, asymmetric)
         except (JoseError, ValueError):
-            raise _wrong("its signature is not valid") from None
+            raise _refusal("its signature is not valid") from None
 
     def _check_common(self, claims: Claims) -> None:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         if self._client_id not in audiences:
-            raise _wrong("its audience is another client")
+            raise _refusal("its audience is another client")
         if (len(audiences) > 1 or "azp" in claims) and claims.get(
             "azp", self._client_id
         ) != self._client_id:
-            raise _wrong("it was issued to another client")
+            raise _refusal("it was issued to another client")
         if _number(claims, "iat") - LEEWAY > self._clock.seconds():
-            raise _wrong("its iat is in the future")
+            raise _refusal("its iat is in the future")
 
     async def check_issuer(self, claims: Claims) -> None:
         """Raises `Refused` if the token is from another issuer."""
         if claims.get("iss") != (await self._metadata.get()).issuer:
-            raise _wrong("it is from another issuer")
+            raise _refusal("it is from another issuer")
 
 
 def parse_unverified(token: str) -> Claims:
     """Return the claims of an unverified token, to find the provider that verifies it. Raises
     `Refused`."""
-    payload = token.split(".")[1] if token.count(".") == 2 and len(token) <= LONGEST_TOKEN else ""
+    payload = (
+        token.split(".")[1] if token.count(".") == 2 and len(token) <= MAX_TOKEN_LENGTH else ""
+    )
     try:
         return msgspec.json.decode(
             urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=dict[str, Any]
         )
     except (ValueError, RecursionError):
-        raise _wrong("it is not a JWT") from None
+        raise _refusal("it is not a JWT") from None
 
 
 def _decode(token: str, keys: KeySet, algorithms: list[str]) -> Claims:
@@ -163,9 +165,9 @@ def _number(claims: Claims, name: str) -> float:
     value = claims.get(name)
     # the library accepts NaN, which compares false with every time
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        raise _wrong(f"it has no {name}")
+        raise _refusal(f"it has no {name}")
     return value
 
 
-def _wrong(text: str) -> SignInRefused:
+def _refusal(text: str) -> SignInRefused:
     return SignInRefused(RefusalReason.PROVIDER_FAILED, f"the token is refused: {text}")

@@ -37,7 +37,7 @@ from saml2.validate import validate_on_or_after
 
 from homeserver.services.upstream.identity import RefusalReason, SignInRefused
 from homeserver.services.upstream.saml.logout import (
-    LONGEST_REQUEST,
+    MAX_REQUEST_LENGTH,
     DetachedSignature,
     SAMLLogoutMessage,
     SAMLLogoutRequest,
@@ -56,9 +56,9 @@ MAX_LOGOUT_REQUEST_AGE: Final = 300
 """Maximum age of a logout request in seconds, so that an intercepted one does not end later
 sessions."""
 LOGOUT_ID_SECONDS: Final = 2 * 24 * 3600
-"""How long the id of a logout request is stored, so that it is used once. The library, too, refuses
-older ones."""
-LONGEST_NAME: Final = 512
+"""The time for which the ID of a logout request is stored, so that it is used once. The library,
+too, refuses older ones."""
+MAX_NAME_LENGTH: Final = 512
 
 
 class PySAML2:
@@ -199,9 +199,9 @@ class PySAML2:
                 expires=timegm(str_to_time(content.issue_instant)) + LOGOUT_ID_SECONDS,
                 name=str(content.name_id.text).strip(),
                 indexes=[str(each.text).strip() for each in content.session_index],
-                answer=_envelope_with_answer(client, content)
+                response=_envelope_with_response(client, content)
                 if message.is_soap
-                else _answer_to(client, idp, content, message.relay_state),
+                else _response_to(client, idp, content, message.relay_state),
             )
         # the library raises exceptions of any type, and anybody can send a request
         except Exception as error:
@@ -250,7 +250,7 @@ def _session_of(parsed: AuthnResponse) -> SAMLSession | None:
         str(each.session_index) for each in parsed.assertion.authn_statement if each.session_index
     ]
     index = indexes[0] if indexes else ""
-    if not name.text or len(name.text) > LONGEST_NAME or len(index) > LONGEST_NAME:
+    if not name.text or len(name.text) > MAX_NAME_LENGTH or len(index) > MAX_NAME_LENGTH:
         return None
     return SAMLSession(
         name.text.strip(), index, name.format, name.name_qualifier, name.sp_name_qualifier
@@ -316,9 +316,9 @@ def _check_detached(client: Saml2Client, idp: str, detached: DetachedSignature) 
 
 def inflate(data: bytes) -> bytes:
     """Return the raw DEFLATE data of the `HTTP-Redirect` binding decompressed. Raises `ValueError`
-    if the result is longer than `LONGEST_REQUEST`."""
+    if the result is longer than `MAX_REQUEST_LENGTH`."""
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-    text = decompressor.decompress(data, LONGEST_REQUEST)
+    text = decompressor.decompress(data, MAX_REQUEST_LENGTH)
     if decompressor.unconsumed_tail:
         raise ValueError("it is too long")
     return text
@@ -348,7 +348,7 @@ def unwrap_soap(text: str) -> bytes:
     return etree.tostring(bodies[0][0], with_tail=False)
 
 
-def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
+def _envelope_with_response(client: Saml2Client, request: Any) -> str:
     sign = bool(client.logout_responses_signed)
     response = client.create_logout_response(
         request, [BINDING_SOAP], success_status_factory(), sign=sign
@@ -356,7 +356,9 @@ def _envelope_with_answer(client: Saml2Client, request: Any) -> str:
     return str(make_soap_enveloped_saml_thingy(str(response)))
 
 
-def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | None) -> str | None:
+def _response_to(
+    client: Saml2Client, idp: str, request: Any, relay_state: str | None
+) -> str | None:
     url = _logout_url(client, idp)
     if url is None:
         return None

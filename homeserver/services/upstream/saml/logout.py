@@ -32,8 +32,8 @@ from storage.login.browser_sessions import BrowserSessionStore
 from storage.upstream.login_flows import UpstreamFlowStore
 from storage.upstream.sessions import ProviderSessions, UpstreamSessionStore
 
-LONGEST_REQUEST: Final = 64 * 1024
-LONGEST_RELAY_STATE: Final = 80
+MAX_REQUEST_LENGTH: Final = 64 * 1024
+MAX_RELAY_STATE_LENGTH: Final = 80
 """In bytes; limit of the SAML bindings specification."""
 _HASH_CHARS: Final = 24
 _REQUEST, _RELAY_STATE, _ALGORITHM, _SIGNATURE = "SAMLRequest", "RelayState", "SigAlg", "Signature"
@@ -72,7 +72,7 @@ class SAMLLogoutMessage(msgspec.Struct, frozen=True):
 
 class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     """A checked logout request. `indexes`: the user's sessions to end; all if empty. `expires`:
-    until when to store the request's id, in seconds since 1970. `answer`: the URL that takes the
+    until when to store the request's id, in seconds since 1970. `response`: the URL that takes the
     browser to the provider with our response, None if the provider has no such URL; for SOAP, the
     envelope with the response."""
 
@@ -80,7 +80,7 @@ class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     expires: float
     name: str
     indexes: Sequence[str]
-    answer: str | None
+    response: str | None
 
 
 class SAMLLogoutLibrary(Protocol):
@@ -142,7 +142,7 @@ class SAMLLogout:
         session = decode_session(sign_in.session or "")
         if session is None:
             return None
-        relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
+        relay_state = next_path if len(next_path.encode()) <= MAX_RELAY_STATE_LENGTH else ""
         try:
             await metadata.make_ready()
             return await self._threads.run(
@@ -156,11 +156,11 @@ class SAMLLogout:
 
     async def do_end(self, message: SAMLLogoutMessage) -> str | None:
         """End what a provider's logout request names; return our response, as
-        `SAMLLogoutRequest.answer`. Raises `Refused`."""
+        `SAMLLogoutRequest.response`. Raises `Refused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
-        if not message.request or len(message.request) > LONGEST_REQUEST:
+        if not message.request or len(message.request) > MAX_REQUEST_LENGTH:
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the logout request is missing or too long"
             )
@@ -171,7 +171,7 @@ class SAMLLogout:
             self.log.info(
                 "{provider} ended {count} sessions", provider=self._provider_id, count=ended
             )
-        return logout.answer
+        return logout.response
 
     def _end(self, txn: WriteTransaction, logout: SAMLLogoutRequest) -> int | None:
         """End the named sessions in the write that marks the request as used. Return how many; None

@@ -127,9 +127,9 @@ class SAMLMetadata:
         """Give documents to the library; return whether it accepts them."""
         if not documents:
             return False
-        given = [documents[url] for url in self._urls if url in documents]
+        metadata = [documents[url] for url in self._urls if url in documents]
         try:
-            await self._threads.run(lambda: self._library.use(given), SAML_WORK)
+            await self._threads.run(lambda: self._library.use(metadata), SAML_WORK)
         except ValueError as error:
             urls = ", ".join(map(without_query, documents))
             self.log.error("SAML metadata of {urls} are unusable: {why}", urls=urls, why=str(error))

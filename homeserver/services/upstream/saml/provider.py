@@ -42,7 +42,7 @@ PROVIDER_ID: Final = "saml"
 RESPONSE_PATH: Final = "_synapse/client/saml2/authn_response"
 METADATA_PATH: Final = "_synapse/client/saml2/metadata.xml"
 LOGOUT_PATH: Final = "_synapse/client/saml2/logout"
-LONGEST_RESPONSE: Final = 512 * 1024
+MAX_RESPONSE_LENGTH: Final = 512 * 1024
 SUBJECT_ATTRIBUTE: Final = "uid"
 _REQUEST: Final = "request"
 _STARTED: Final = "started"
@@ -125,7 +125,7 @@ class SAMLProvider:
 
     async def identify(self, flow: SignInFlow, response: str) -> UpstreamIdentity:
         """Return the identity that a response asserts. Raises `Refused`."""
-        if not response or len(response) > LONGEST_RESPONSE:
+        if not response or len(response) > MAX_RESPONSE_LENGTH:
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the SAML response is missing or too long"
             )
@@ -164,14 +164,14 @@ class SAMLProvider:
         subject = _first(attributes, SUBJECT_ATTRIBUTE) or assertion.persistent_name
         templates = self._config.user_mapping_provider.config
         source = _first(attributes, templates.mxid_source_attribute)
-        given, surname = _first(attributes, "givenName"), _first(attributes, "sn", "surname")
-        shown = _first(attributes, "displayName") or " ".join(
-            each for each in (given, surname) if each
+        given_name, surname = _first(attributes, "givenName"), _first(attributes, "sn", "surname")
+        display_name = _first(attributes, "displayName") or " ".join(
+            each for each in (given_name, surname) if each
         )
         return UpstreamIdentity(
             subject=check_subject(subject or ""),
             localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
-            display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
+            display_name=clean_name(display_name) or clean_name(_first(attributes, "cn")),
             session_id=None
             if assertion.session is None
             else clean_session_id(encode_session(assertion.session)),

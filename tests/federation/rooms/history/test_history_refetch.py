@@ -30,7 +30,7 @@ async def forget(network: Network, room: Shared) -> None:
     leave(room.alice, room.room_id)
     ok(membership(room.alice, room.room_id, "forget"))
     network.settle()
-    forgotten = north.app.retention.forgotten
+    forgotten = north.app.retention.forgotten_rooms
     assert forgotten is not None
     for _ in range(20):
         network.clock.advance(DAY / 8)

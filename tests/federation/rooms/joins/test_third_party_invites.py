@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
-from homeserver.services.rooms.invite_policy import CLAIMS_AT_ONCE
+from homeserver.services.rooms.invite_policy import MAX_CONCURRENT_CLAIMS
 from tests.helpers.http import Pending
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, members, rooms_in_sync
@@ -123,7 +123,8 @@ def test_false_claims_are_rate_limited(network: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "most"), [("{per_second: 0.1, burst_count: 3}", 3), ("*unlimited", CLAIMS_AT_ONCE)]
+    ("limits", "most"),
+    [("{per_second: 0.1, burst_count: 3}", 3), ("*unlimited", MAX_CONCURRENT_CLAIMS)],
 )
 def test_few_claims_of_one_address_run_concurrently(
     network: Network, limits: str, most: int

@@ -423,7 +423,7 @@ async def test_an_unverified_member_is_added_with_their_next_event(
     network: Network, count: int
 ) -> None:
     alice, bob, wanda, room_id = await joined_while_cut(network, count)
-    wanda.server.app.federation.unproved.stop()
+    wanda.server.app.federation.unverified_events.stop()
     say(bob, room_id, "is anybody there?")  # upon a past that wanda's server has as well
     say(alice, room_id, "yes")
     network.settle()

@@ -366,7 +366,7 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
     room = await shared(network)
     app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
     store = InboxStore(database=app.database, limits=InboxLimits(per_server=3))
-    insiders = app.federation_receiver.insiders
+    insiders = app.federation_receiver.participants
     inbox = Inbox(
         store=store,
         rooms=app.rooms.store,
@@ -384,7 +384,7 @@ async def test_a_server_that_invents_events_delays_only_its_own(network: Network
         inbox=inbox,
         insiders=insiders,
         edus=app.federation_sender.edus,
-        outside=app.federation_receiver.outside,
+        outside=app.federation_receiver.out_of_room_updates,
         policy=app.peers.policy,
         observer=metrics,
         clock=network.clock,
