@@ -250,7 +250,7 @@ class HistoryPurges:
 
     async def do_remove_old(self, limit: int) -> int:
         """Delete the records of up to `limit` purges that ended long ago. Return their number."""
-        return await self._store.remove_finished(self._now_ms() - RECORD_KEPT_MS, limit)
+        return await self._store.remove_finished(self._now_ms() - RETENTION_MS, limit)
 
 
 class ForgottenRoomPurges:
