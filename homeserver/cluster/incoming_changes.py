@@ -1,15 +1,15 @@
 """Receives the changes that other nodes committed (`homeserver/cluster/outgoing_changes.py`), for
 services that follow the stream.
 
-A range of positions becomes readable on this node when it polls the database or writes itself. The
-message of the other node about that range may have arrived before (then
-`Streams.get_remote_changes` returns its changes), may arrive later, or never.
+A range of positions becomes readable on this node when the node polls the database or writes. The
+other node's message about the range may arrive earlier (then `Streams.get_remote_changes` returns
+its changes), later, or never.
 
 Laws:
 
-- For each range that was unknown when it became readable, subscribers learn each part as it
-  arrives, or within `LATE_SECONDS` that it is lost.
-- Subscribers learn nothing about positions that are not readable yet.
+- If a range becomes readable before its message arrives, subscribers receive each part when it
+  arrives. After `LATE_SECONDS` they are notified that the message is lost.
+- Subscribers receive nothing about positions that are not readable yet.
 - A message about positions that do not become readable within `PENDING_SECONDS` is dropped: a later
   commit may reuse these positions.
 

@@ -8,10 +8,11 @@ Laws:
 - A step should take a tenth of a second; the batch size is adjusted after each step. The pause
   between two steps is at least as long as the step, so a job uses at most half of the writer, and
   requests come first.
-- A step commits its work and does not find it again, so an interrupted job continues where it was.
-- A failed job sleeps and retries later, and does not affect other jobs. The failure is logged at
-  first, then at intervals that double, and when the job works again: if the disk is full, all jobs
-  fail.
+- A step commits its work, and the next step does not find it again. So an interrupted job
+  continues where it stopped.
+- A failed job sleeps, retries later, and does not affect other jobs. The first failure is logged,
+  then failures at intervals that double, and the recovery. So a full disk, with which all jobs
+  fail, does not flood the log.
 - On several nodes, each node runs all jobs. Steps are transactions, so nodes share the work and do
   nothing twice.
 """

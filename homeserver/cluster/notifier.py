@@ -3,9 +3,10 @@
 Laws:
 
 - A long poll listens before it reads, so no change between reading and waiting is missed.
-- The cost of a change depends on the users it concerns: of a room's local members only the
-  listening ones are visited.
-- If the database is unavailable, so that the concerned users are unknown, they are woken later.
+- The cost of a change depends on the users it concerns: of a room's local members, only those with
+  a long poll are visited.
+- If the database is unavailable, the users that a change concerns are unknown. They are woken when
+  it is available again.
 - A commit of another node wakes the users that it concerns, as that node describes it
   (`homeserver/cluster/incoming_changes.py`); without a description, it wakes all users.
 - After a wait, the session is checked again before the client receives anything.

@@ -1,10 +1,11 @@
 """Synchronises this process with other nodes on the same database.
 
 Changes of other nodes are visible here within a tenth of a second or two: long polls wake, redacted
-events leave the caches. A writing node notifies the others (`homeserver/cluster/notify.py`, which
-also carries unstored state such as typing). A node that writes learns of earlier changes by that,
-since its position follows theirs. If a message is lost, a poll once a second finds the changes.
-Messages also say what changed (`homeserver/cluster/outgoing_changes.py`).
+events leave the caches. A node that writes notifies the other nodes
+(`homeserver/cluster/notify.py`, which also carries unstored state such as typing) and describes
+what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once a second
+finds the changes. A write also shows a node the changes before it, because positions are assigned
+in order.
 
 A write that ends a session or restricts an account is acknowledged only when it is effective on all
 nodes. They are notified with the write (`storage/engine/postgres_notify.py`), and each confirms

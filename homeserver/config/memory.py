@@ -1,4 +1,4 @@
-"""Options about caches."""
+"""Options for the sizes of caches."""
 
 from dataclasses import dataclass
 

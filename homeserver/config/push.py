@@ -1,4 +1,4 @@
-"""Options about push notifications."""
+"""Options for pushes to gateways: their content, the badge count, a random delay, plain HTTP."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Options about rooms, presence and profiles."""
+"""Options for rooms, presence and profiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,13 +1,13 @@
-"""One HTTP/1.1 connection: llhttp (through httptools) parses, requests are answered one by one.
+"""One HTTP/1.1 connection. It answers its requests one after another.
 
-llhttp is the parser of Node.js. It refuses what two parsers could read differently, and it is five
-times cheaper than a parser in Python.
+llhttp, the parser of Node.js, parses them (through httptools). It refuses input that two parsers
+could read differently, and it is five times cheaper than a parser in Python.
 
 Laws:
 - Answers leave in the order of the requests. While a request is being answered, later ones wait in
   a bounded buffer; when it is full, reading pauses.
 - A malformed, oversized or refused request gets one answer. Further input is then discarded for a
-  moment before the connection closes: closing at once makes the client's system drop the answer.
+  moment before the connection closes. Otherwise the client's system could drop the answer.
 - An idle connection is closed. So is one that sends too slowly: a head has `idle_timeout`, a body
   must grow past `FREE_BYTES` within `MAX_SECONDS`.
 """

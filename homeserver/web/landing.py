@@ -1,5 +1,6 @@
-"""The page at `/`: it says that the server works, how to sign in, and where the account page is. Or
-a redirect to a web client."""
+"""The page at `/`: it says that the server works, how to sign in, and where the account page is.
+The operator can replace it by a redirect to a web client.
+"""
 
 from federation.api.request import RequestContext
 from homeserver.api.endpoint import Auth, endpoint

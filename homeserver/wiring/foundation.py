@@ -1,4 +1,4 @@
-"""Holds what every part of a server is built on."""
+"""The objects that every part of a server needs: clock, configuration, database, metrics."""
 
 from collections.abc import Callable
 

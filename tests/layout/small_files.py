@@ -18,7 +18,6 @@ REASONS: Mapping[str, str] = {
     "federation/rooms/receive/extremity_limit.py": "one rule that the specification does not have",
     "federation/sender/send_slots.py": "one bound with its own argument, apart from what is sent",
     "homeserver/http/conditional_requests.py": "the name of the RFC's topic; no input or output",
-    "homeserver/http/tasks.py": "the only code that runs coroutines without a Deferred",
     "homeserver/observe/metrics_page.py": "a page of the documentation, as config/sample.py",
     "homeserver/services/ephemeral/edu_sender.py": "the counterpart of edu_receivers.py",
     "homeserver/services/login/password_attempts.py": "the bound on guesses, with its own laws",

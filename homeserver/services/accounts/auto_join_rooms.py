@@ -1,9 +1,10 @@
 """Auto-join rooms: the rooms that every new account joins.
 
-The write that stores the account also stores a row for the pending joins; it is removed after the
-attempt. If the server stops in between, the joins are retried: after the restart if there is one
-node, otherwise by any node once the lease has expired. A refused join is logged for the operator
-and does not fail the registration. Unresponsive servers delay it by `JOIN_WAIT_SECONDS` at most.
+The write that stores the account also stores a row for the pending joins. The row is removed after
+the attempt. If the server stops before that, the joins are retried: after the restart if there is
+one node, otherwise by any node when the lease has expired. A refused join is logged for the
+operator and does not fail the registration. Unresponsive servers delay a registration by at most
+`JOIN_WAIT_SECONDS`.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 by an administrator.
 
 Laws:
-- One e-mail is sent about each expiry. The write that queues it also records it, so a restart or a
-  second node sends no other.
+- One e-mail is sent about each expiry. The write that queues the e-mail also records it, so neither
+  a restart nor a second node sends another one.
 - Opening the page of a link renews nothing, since programs open links in e-mails; its button does,
   once.
 - An expired account keeps all its data. Until it is renewed, requests are refused and nothing is

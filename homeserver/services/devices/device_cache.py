@@ -1,7 +1,7 @@
 """Cache of the devices of local users: a message to every device of a large room needs no query.
 
-The cache is true at the head of the stream. The write of a message detects devices that were added
-or removed since, on any node (`ToDeviceStore.get_recipients`). For the reactor thread.
+An entry is current at the newest stream position. The write of a message detects devices that were
+added or removed after that, on any node (`ToDeviceStore.get_recipients`). For the reactor thread.
 """
 
 from collections.abc import Mapping, Set

@@ -3,7 +3,7 @@
 Laws:
 - Concurrent equal queries share one request.
 - A server gets a limited number of queries at a time, so that a slow one does not block others.
-- Cached results of a server that the policy refuses by now are not returned.
+- Cached results of a server are not returned after the federation policy begins to refuse it.
 
 For the reactor thread.
 """

@@ -1,7 +1,8 @@
-"""Permissions to replace cross-signing keys, which users give on the account page. A permission is
+"""Permissions to replace cross-signing keys. Users give them on the account page. A permission is
 valid once, for ten minutes.
 
-A client that signed in by the OAuth 2.0 API has no password to confirm the replacement with.
+They exist for clients that signed in by the OAuth 2.0 API: these have no password with which the
+user could confirm the replacement.
 
 spec: client-server-api#oauth-authentication
 """

@@ -7,8 +7,8 @@ Laws:
   repeated upload of the same device keeps its messages.
 - It appears as an ordinary device in device lists and to other servers, but nobody can sign in on
   it.
-- Reading its messages deletes none of them, so that an interrupted or another reader can start from
-  the beginning.
+- Reading its messages deletes none of them. So after an interruption, the same or another device
+  can read them from the beginning.
 
 spec: MSC3814
 """

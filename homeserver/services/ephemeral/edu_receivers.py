@@ -1,7 +1,7 @@
 """Receives typing, receipt and presence EDUs of other servers.
 
-A server may send them only for its own users, and for rooms in which these are. Room ACLs have been
-applied before.
+A server may send them only for its own users, and only for rooms that these users have joined.
+Server ACLs are applied before.
 
 spec: server-server-api#typing-notifications, server-server-api#receipts, server-server-api#presence
 """

@@ -1,9 +1,10 @@
 """Typing notifications: in memory, each with a timeout. A user who leaves a room stops typing.
-Nodes send each other messages, and a starting node queries the others.
+Nodes send each other the changes, and a node that starts queries the other nodes.
 
-Positions belong to the ephemeral counter. A client with a position from before the start gets all
-rooms with typing users. The rooms where users stopped typing are not known then, but the client's
-token names the rooms for which it received typing users.
+Positions are those of the ephemeral counter. A client with a position from before the start of the
+server gets all rooms with typing users. After a restart the server does not know where users
+stopped typing in the meantime. The client's token does: it names the rooms for which the client
+received typing users.
 
 spec: client-server-api#typing-notifications
 """

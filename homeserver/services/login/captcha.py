@@ -1,8 +1,8 @@
 """Captchas: the captcha service or a plug-in verifies the solution.
 
 Laws:
-- A solution that cannot be verified is refused: while the service is down, nobody passes.
-- The service receives nothing about the person but the solution.
+- A solution that cannot be verified is refused, so nobody can register while the service is down.
+- The service receives only the solution, and nothing else about the user.
 
 spec: client-server-api#google-recaptcha
 """

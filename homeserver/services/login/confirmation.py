@@ -1,7 +1,7 @@
 """User-interactive authentication for changes to an account.
 
-A caller confirms with their password, or at their identity provider, that they do something to
-their account. spec: client-server-api#user-interactive-authentication-api
+Users confirm the change with their password or at their identity provider. spec:
+client-server-api#user-interactive-authentication-api
 """
 
 from collections.abc import Sequence

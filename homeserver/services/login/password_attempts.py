@@ -1,12 +1,12 @@
-"""Bounds how often the password of one account is tried, at once and in a row.
+"""Limits the attempts at the password of one account: how many fail, and how many run concurrently.
 
 Laws:
 - An attempt in progress counts as a failure until it ends, so concurrent attempts allow no more
   guesses than sequential ones.
-- Where only attempts in progress exhaust the limit, another attempt waits for them for a short
-  time: several devices of one person that sign in at the same moment all succeed.
-- Where failures exhaust the limit, an attempt is refused at once, and so are the waiting ones.
-- A right password resets the failures before it, but not the concurrent attempts.
+- If attempts in progress exhaust the limit, another attempt waits for them for a short time. So
+  several devices of one user that sign in at the same moment all succeed.
+- If failures exhaust the limit, an attempt is refused immediately, and so are the waiting ones.
+- A correct password resets the failures before it, but not the concurrent attempts.
 """
 
 import sys

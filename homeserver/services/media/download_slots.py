@@ -1,5 +1,5 @@
-"""Slots for downloads from other servers. Slow downloads are bounded apart, so they delay nobody
-else.
+"""Slots for downloads from other servers. Slow downloads have slots of their own, so they delay no
+other downloads.
 
 Laws:
 - A download starts in a fast slot. Fast slots are shared fairly among users and servers. One server

@@ -2,8 +2,8 @@
 encrypted messages that clients declare.
 
 Laws:
-- None of this delays sending: events are read after they are stored. Messages without files cost no
-  write, and encrypted ones not even a read.
+- Tracking does not delay sending: events are read after they are stored. Messages without files
+  cost no write; encrypted messages cost no read either.
 - A file without any known reference stays: an encrypted message may use it.
 """
 

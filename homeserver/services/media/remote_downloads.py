@@ -2,10 +2,11 @@
 bounded number of downloads (`download_slots.py`).
 
 Laws:
-- Bytes are written to the store's disk as they arrive. Another server cannot use more memory or
-  time than is allowed: files that are too long, trickle or never end are cancelled.
-- A request waits until the file starts to arrive, for at most its timeout, and then until its end.
-- Failures are cached for a while, so that a page full of pictures of a dead server queries it once.
+- Bytes are written to the store's disk as they arrive. Memory and time are bounded: a download that
+  is too large, too slow or does not end is cancelled.
+- A request waits until the first bytes arrive, for at most its timeout, and then until the end.
+- Failures are cached for a while, so that a room full of pictures from an unreachable server causes
+  one request.
 """
 
 from collections.abc import Awaitable, Callable

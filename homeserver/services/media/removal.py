@@ -4,7 +4,7 @@ Laws:
 - A reference that arrives before the deletion keeps the file: the write that deletes it also
   handles the events that were not processed yet.
 - Quarantined and protected files are deleted only when an administrator deletes these explicitly.
-- The bytes, and thumbnails, are deleted with the last file that has them.
+- Files with the same content share their bytes and thumbnails, which are deleted with the last one.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence, Set

@@ -6,9 +6,9 @@ Laws:
   all other rooms are older than its results.
 - It leaves out events that the user may no longer see: from rooms that they left, from before they
   (last) joined, redacted, expired by retention, or sent by ignored users.
-- Whether an event notified or was highlighted was decided when it arrived. Its further actions (a
-  sound) come from the user's present rules. For invites to rooms that this server was not in,
-  nothing was stored: the present rules decide all.
+- The flags *notify* and *highlight* of an event are fixed when it arrives. Other actions, such as
+  the sound, come from the user's current rules. An invite to a room that this server was not in has
+  no flags: the current rules decide everything.
 
 spec: client-server-api#listing-notifications
 """

@@ -1,5 +1,4 @@
-"""Computes a user's presence from the state of their devices. Values and arithmetic; times are in
-seconds.
+"""Computes a user's presence from the states of their devices. Times are in seconds.
 
 - A device that syncs, or did so recently, has the state that it requested; otherwise it is absent.
 - A user has the best state of all their devices, but is online only while recently active.

@@ -1,1 +1,1 @@
-"""Pushers: telling people of what they would not want to miss, by push gateways and by e-mail."""
+"""Pushers: push notifications through gateways, and e-mails about missed messages."""

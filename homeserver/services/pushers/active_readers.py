@@ -5,9 +5,9 @@ Without a delay the phone of a user who is reading the room on a desktop would b
 message.
 
 Laws:
-- A user is an active reader of a room or thread if they had recently read all events that were
-  pushed for it, and one of their devices is in a sync. A user who does not read during one delay is
-  no longer an active reader until they read again.
+- A user is an active reader of a room or thread if they have read all events that were pushed for
+  it, have done so recently, and one of their devices is in a sync. A user who does not read during
+  one delay is no active reader until they read again.
 - Only this process's memory counts; no query is made. Syncs at another node do not delay a push,
   and nothing is delayed just after a start.
 - Calls are never delayed.

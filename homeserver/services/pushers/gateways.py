@@ -3,9 +3,10 @@
 Laws:
 - A gateway is not trusted: the address policy checks its address, redirects are not followed, and
   the size of its answer is limited.
-- The requests to one gateway and to all gateways at a time are limited, so one that hangs delays no
-  other. Gateways that have recently been slow share a smaller limit. So fast gateways
-  get slots however many others hang (anybody may set some as theirs).
+- The number of concurrent requests is limited, for one gateway and for all together. So a gateway
+  that hangs does not delay the others. Gateways that were slow recently share a smaller limit, so
+  fast gateways get slots however many others hang. (Users choose gateways, so anybody can add slow
+  ones.)
 - An unreachable gateway is tried with one request at a time, after a pause that grows; all its
   pushes wait for that one. An error status concerns only the one pusher of the request.
 - An answer with a success status means that the push was accepted, even if the body is invalid or

@@ -11,9 +11,9 @@ Laws:
   many, in several turns of the reactor.
 - The stream is read from memory (`stream_listener.py`). The database is read only after a start and
   for writes of other nodes.
-- A node that loses the lease or stops does so between two users: the stored position is below
-  everything that is not sent. Events that are read again after a database error are only pushed to
-  users who have not received them.
+- A node that stops or loses the lease finishes the current user first. The stored position is lower
+  than that of any push that was not sent. When events are read again after a database error, they
+  are pushed only to users who have not received them.
 
 spec: client-server-api#push-notifications
 """

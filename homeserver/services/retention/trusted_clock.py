@@ -1,14 +1,14 @@
-"""The time by which messages are purged, and whether it can be trusted.
+"""The clock that decides which messages are purged, and checks whether it can be trusted.
 
-Messages that are hidden because the clock is wrong reappear when it is right; purged messages do
-not. So nothing is purged by age for a day after the clock jumped forward. If the clock is wrong, an
-operator can fix it meanwhile; if it is right, only a day is lost.
+If the clock is wrong, hidden messages reappear when it is corrected, but purged messages do not. So
+nothing is purged by age for a day after the clock jumped forward. If the clock is wrong, an
+operator can correct it on that day. If it is right, messages are purged a day late.
 
 Laws:
 - While the server runs, the monotonic clock shows whether the wall clock jumped.
 - Over a restart, the time of the last stored check shows it: a server that was down for more than a
   day waits too.
-- Distrust survives a restart.
+- A pause that has begun continues after a restart.
 """
 
 from collections.abc import Callable

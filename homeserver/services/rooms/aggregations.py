@@ -2,11 +2,11 @@
 references.
 
 Laws:
-- One query tells which events of a page have children. A page without any costs no more, and that
-  only once.
+- One query finds the events of a page that have children. For a page without children it is the
+  only query, and the result is cached.
 - Children that the reader may not see, or that were sent by users whom they ignore, are left out.
-  Counts are of what this server knows, as the specification has it, not of what each reader may
-  see. For a reader who left the room, events after their leave are not counted.
+  Counts include all events that this server has, as in the specification, not only those that the
+  reader may see. For a reader who left the room, events after their leave are not counted.
 
 spec: client-server-api#aggregations-of-child-events
 """

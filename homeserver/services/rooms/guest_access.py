@@ -1,8 +1,8 @@
 """Guest access: guests join only rooms that allow guests, and leave when a room no longer does.
 
-Any member on any server can withdraw guest access, and so can a redaction or a state resolution;
-and a guest may join at that moment. So a job looks at intervals for guests in rooms that do not
-allow them. If a user of this server withdraws guest access, guests leave at once.
+Guest access can be withdrawn by a member on another server, by a redaction or by state resolution,
+and a guest may join at that moment. So a job searches for guests in rooms that do not allow them,
+at intervals. If a user of this server withdraws guest access, guests leave immediately.
 
 Law: the search takes at most a hundredth of the time, however many guests there are. A guest who
 cannot leave delays nobody else.

@@ -1,4 +1,4 @@
-"""The source from which readers of a room get history that this server lacks."""
+"""The interface through which readers of a room request history that this server lacks."""
 
 from typing import Protocol
 

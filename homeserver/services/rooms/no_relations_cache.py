@@ -1,10 +1,11 @@
-"""A cache of events that have no children. Most have none, and need not be looked up repeatedly.
+"""A cache of the events that have no children. Most events have none, so it saves most queries for
+children.
 
 Laws:
 - An event enters the cache when a read that ignored nobody found no children. It leaves the cache
   when the stream reports a child.
-- An event that one of our clients sent after this cache subscribed is in effect cached too: no
-  event can have referred to it before, so the stream reported all its children.
+- An event that a local client sent after this cache subscribed counts as cached. No earlier event
+  can refer to it, so the stream has reported all its children.
 - If a child or a write of another node arrives during a read, the read's result is not cached.
 """
 

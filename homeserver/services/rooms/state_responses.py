@@ -1,8 +1,9 @@
 """A cache of encoded responses about the state of a room that are the same for all readers.
 
-A state is immutable by its root. But a redaction removes the content of an event, and display
-names come from the table of memberships. So a change of a membership invalidates the responses of
-its room; redactions are rare, and invalidate all. For the reactor thread.
+The key is the root of the state, and a state never changes under its root. But a redaction removes
+the content of an event, and display names come from the table of memberships. So a membership
+change invalidates the responses of its room. A redaction, which is rare, invalidates all responses.
+For the reactor thread.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,8 +1,8 @@
 """Bounds the size of a response.
 
-The size of events is known only once they are read. So rooms are made in batches that cannot become
-too large: subscribed rooms first, then those with the newest events. After a batch that fills the
-response, no other is begun.
+The size of events is known only after they are read. So the entries of rooms are read in batches of
+bounded size: subscribed rooms first, then the rooms with the newest events. When the response is
+full, no further batch is read.
 """
 
 from collections.abc import Iterator, Sequence

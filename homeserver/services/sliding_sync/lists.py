@@ -1,7 +1,7 @@
 """Selects the rooms of a request: lists with their filters and windows, and room subscriptions.
 
-For a user who was seen before, everything comes from memory; no state is read of rooms outside the
-windows.
+If the user's room order is cached, no query is needed. The state of rooms outside the windows is
+never read.
 """
 
 from collections.abc import Collection, Mapping, Sequence, Set

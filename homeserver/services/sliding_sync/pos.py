@@ -1,15 +1,15 @@
 """The name of a connection's state in a `pos`: the number of a stored state, and the rooms added
 since.
 
-The form is `<number>.<room>.<room>…`. An added room was sent just as the last room of the stored
-state. So a room that comes into view for the first time writes nothing, and nothing can get lost:
-the client brings the name along.
+The form is `<number>.<room>.<room>…`. An added room has the same sending state as the last room of
+the stored state. So a room that comes into view for the first time causes no write, and nothing can
+get lost, because the client sends the name back.
 
 Laws:
 - A name means the same forever and on every node: a stored state never changes under its number.
 - A name is short, since it is part of a URL. After MAX_ADDED rooms a state is stored that has them.
-- A client that makes up a name harms only itself: it lacks what it claims to have been sent. Only
-  rooms that its user is or was in count (`connections.py`).
+- A client that invents a name harms only itself: it does not get what it claims to have. Only rooms
+  that its user is or was in are accepted (`connections.py`).
 """
 
 from collections.abc import Iterable

@@ -1,9 +1,8 @@
 """The profiles extension: profiles of users in the rooms in view, and their changes.
 
-Only local users have profiles here. The full profile is sent when its owner comes into view: with
-the first entry of a room, or with a later one; with lazily loaded members, when events or
-memberships need them. Later, changes are sent for all users who share a room with the client's
-user, in view or not.
+It has the profiles of local users only. A full profile is sent when its owner comes into view: with
+an entry of a room, or, for lazily loaded members, with the event or membership that needs it.
+Later, changes are sent for all users who share a room with the client's user, in view or not.
 
 Proposal: MSC4262.
 """

@@ -1,9 +1,9 @@
 """The receipts extension. Proposal: MSC3960.
 
-With a room that is new to the client, or whose older events it gets, the client gets the receipts
-on the events in the timeline, and the user's own. Later it gets new receipts, also those from while
-the room was out of view. An m.receipt event has room for one receipt of a user on an event; the
-others come in the next response, which is sent at once.
+If a room is new to the client, or the client gets older events of it, the response has the receipts
+on the events in the timeline, and the user's own receipts. Later responses have new receipts,
+including those from the time when the room was out of view. An m.receipt event can hold one receipt
+of a user on an event. Further ones are in the next response, which is sent immediately.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,8 +1,8 @@
-"""Reads required state: all that the client asks for at first, later what changed or is newly asked
-for.
+"""Reads required state: first everything that the client asks for, later what changed or was added
+to the request.
 
-A change is a difference between two states of the room, not a state event among the arrivals. So
-state that state resolution brought back is sent too.
+Changes are found by comparing two states of the room, not by the state events that arrived. So
+state that state resolution restored is sent too.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence

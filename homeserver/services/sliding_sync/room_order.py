@@ -1,9 +1,9 @@
-"""The rooms of users in the order of lists, in memory.
+"""Caches each user's rooms, ordered by latest event, for the lists of sliding sync.
 
-An order is brought up to date with the rooms that changed since it was used last, so a list costs
-no more for a user in thousands of rooms. It is a dictionary, which keeps the order in which keys
-are set: the room with the oldest event comes first, and a room with a new event moves to the end.
-For the reactor thread.
+When an order is read, only the rooms that changed since the last read are moved. So the cost of a
+list does not grow with the number of the user's rooms. An order is a dictionary, which keeps the
+order of insertion: the room with the oldest event comes first, and a room with a new event moves to
+the end. For the reactor thread.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """The positions of the newest events of rooms, in memory: lists are sorted by them.
 
-An event that the stream announces is the room's newest, so a value is read from the database once
-at most. For the reactor thread.
+An event that arrives on the stream is the room's newest, so a value is read from the database at
+most once. For the reactor thread.
 """
 
 from collections.abc import Collection, Mapping, Sequence

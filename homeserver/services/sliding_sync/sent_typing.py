@@ -4,13 +4,13 @@ position.
 A room may leave the windows of a client and come back. Then the client gets the typing users again,
 since clients should drop them when a room leaves the view. Proposal: MSC4508.
 
-The typing users that a client was sent are recorded under the `pos` of the response. A response may
-get lost, so no two responses with different views have the same `pos`.
+The typing users of a response are recorded under its `pos`. A response may get lost, so no two
+responses with different typing users have the same `pos`.
 
-The record is in memory only, since typing ends within seconds. A client without a record, after a
-restart or an eviction, gets all typing users, which corrects what it had before. That does not end
-its wait by itself; otherwise a client that is evicted repeatedly would never wait. The rooms in
-which it shows somebody typing are also known from its `pos` (`SyncToken.typed`).
+The record is in memory only, because typing ends within seconds. After a restart or an eviction, a
+client without a record gets all typing users, which replaces what it has. That alone does not end
+its long poll; otherwise a client that is evicted repeatedly would never wait. The `pos` also names
+the rooms in which the client shows somebody typing (`SyncToken.typing_rooms`).
 """
 
 from collections import OrderedDict

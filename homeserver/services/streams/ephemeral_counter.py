@@ -1,11 +1,11 @@
 """The ephemeral counter: positions of typing and presence changes, which are not durable.
 
-A position is a time in microseconds, greater than the one before. So the counter does not run
-backwards over a restart, and a client's position from before a restart or from another node still
-says which changes it has seen. Nodes give one change the same position where they can, and advance
-to the position of a client that comes from another node. Otherwise a client that moves between
-nodes would get the same changes again and again. A client can send any position, so it can advance
-a node only by the permitted clock difference, and never so far that the other nodes do not follow.
+A position is a time in microseconds, greater than the previous position. So the counter does not
+run backwards after a restart, and a client's position from before a restart, or from another node,
+still says which changes it has seen. If possible, all nodes give a change the same position, and a
+node advances to the position of a client that comes from another node. Otherwise a client that
+moves between nodes would get the same changes repeatedly. A client can send any position, so it can
+advance a node only by the permitted clock difference, which the other nodes accept too.
 """
 
 from typing import Final

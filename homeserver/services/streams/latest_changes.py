@@ -1,4 +1,4 @@
-"""The latest change of each key: finds the keys that changed since a position."""
+"""Records the latest change of each key, and finds the keys that changed since a position."""
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator

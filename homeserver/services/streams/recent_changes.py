@@ -1,5 +1,5 @@
-"""The recent changes in memory, by rooms and users. A reader with a recent position learns here
-what to read, without a query for each of its rooms. For the reactor thread.
+"""The recent changes in memory, by rooms and users. They tell a sync with a recent position what to
+read, without a query for each room. For the reactor thread.
 
 The changes after a position are collected once and cached until the next change: the many readers
 that one message wakes usually have the same position.

@@ -1,17 +1,17 @@
 """The tokens from which clients continue. They are opaque to clients.
 
 - A sync token `s<position>_<ephemeral>` is a position of the main sequence and one of the ephemeral
-  counter. While a device still has to-device messages left from before its first response,
-  `~<position>` follows: the device has these up to there.
+  counter. After an initial sync, `~<position>` follows until the device has received all to-device
+  messages that were waiting: it has received them up to this position.
 - The `pos` of sliding sync is a sync token and the name of a connection state. /messages and
   similar endpoints accept it too.
-- A room token `t<depth>_<event number>` is a place in the topological order of one room. While the
-  history is forked, events that arrived earlier may come after the newest event in that order.
-  Where they are left out, `~<position>` follows: a client that pages back from there starts with
-  all events that had arrived by then.
+- A room token `t<depth>_<event number>` is a position in the topological order of one room. While
+  the DAG of the room is forked, events that arrived earlier may follow the newest event in that
+  order. If a response omits them, `~<position>` follows: a client that pages back from this token
+  starts with all events that had arrived at that position.
 
-Where an endpoint of a room gets a sync token, it stands for the place right after the events that
-had arrived by then.
+If an endpoint of a room receives a sync token, it stands for the position directly after all events
+that had arrived by then.
 """
 
 import re

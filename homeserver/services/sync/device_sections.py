@@ -1,9 +1,9 @@
 """The sections of a device: `to_device`, `device_lists`, and the counts of its one-time keys.
 
-A to-device message is removed when the device sends a token from after it, which confirms the
-receipt. If more messages are pending than one response takes, all sections of the response end at
-its last message, and the next response continues there. An initial sync cannot end earlier, so its
-token has a separate position for to-device messages.
+A to-device message is removed when the device sends a later token, which confirms that it has
+received the message. If more messages are pending than fit into one response, all sections of the
+response end at its last message, and the next response continues there. An initial sync cannot end
+earlier, so its token has a separate position for to-device messages.
 
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """

@@ -1,5 +1,5 @@
-"""The `presence` section: of users who share a room, when their presence changes or when they come
-to share one.
+"""The `presence` section of /sync: users who share a room with the caller, and whose presence
+changed or who joined a shared room.
 
 spec: client-server-api#presence
 """

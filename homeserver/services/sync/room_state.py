@@ -1,10 +1,10 @@
-"""The state that accompanies a timeline: all of it, or the changes before the timeline or up to its
-end.
+"""The state that is sent with a timeline: all of it, or the changes before the timeline or up to
+its end.
 
-Clients get the current state as it was at the end of the range. If the room's history is forked,
-state resolution may have changed it without an event, or against one. The state before a timeline
-is the same except for the entries that the timeline sets; the events that these replaced are stored
-with them.
+Clients get the current state as it was at the end of the range. If the DAG of the room is forked,
+state resolution may have changed it without an event, or contrary to one. The state before a
+timeline is the same except for the entries that the timeline sets. The events that these entries
+replaced are stored with them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set

@@ -1,9 +1,9 @@
 """Room summaries: the heroes and member counts by which a client names a room.
 
 The summary of a room with a name or an alias is the same for all its members. It is cached until
-the stream announces a change of the room's state or members. A summary that was read during such a
-change is not cached. Neither is the summary of a room with partial state, whose members become
-known without the stream.
+the room's state or members change. A summary that was read during such a change is not cached. The
+summary of a room with partial state is not cached either, because its members become known without
+a change on the stream.
 
 spec: client-server-api#get_matrixclientv3sync_response-200_roomsummary
 """

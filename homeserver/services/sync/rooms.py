@@ -4,8 +4,9 @@ It decides which rooms have changes, and puts each into its part of the section.
 from `joined_rooms.py` (timeline, state, summary), `ephemeral.py`, `account_data.py`,
 `sticky_events.py` and `invited_rooms.py`.
 
-A room with partial state is sent only to clients that load members lazily. The others get it when
-the state is complete. Then the lazy ones get the state again, since it may have changed.
+A room with partial state is sent only to clients that load members lazily. Other clients get it
+when the state is complete. Clients with lazy loading then get the state again, since it may have
+changed.
 """
 
 from collections.abc import Mapping, Sequence, Set

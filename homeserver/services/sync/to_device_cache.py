@@ -4,11 +4,11 @@ They are stored in the database too, until the device has received them or is de
 reactor thread.
 
 Laws:
-- Adding messages costs nothing per device. They are sorted by recipient on the next read, several
-  requests together. A request to many recipients is not sorted: its readers search it. An event is
-  made only when a response takes it.
-- Each device has a floor: messages at or below it were delivered, or were for a deleted device, and
-  are never returned again.
+- Adding messages costs the same for any number of devices. The next read sorts them by recipient,
+  for several requests together. A request to many recipients is not sorted; its readers search it.
+  An event is built only when it goes into a response.
+- Each device has a lowest position. Messages up to it were delivered, or were for a deleted device,
+  and are never returned again.
 """
 
 from bisect import bisect_right

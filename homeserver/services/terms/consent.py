@@ -5,7 +5,8 @@ Laws:
   configured version has to accept it.
 - The link to the page is signed for one user and the current versions: it accepts for no other
   user and no later version.
-- After the consent the user may continue at once, on every node: the account counts as changed.
+- After the consent the user may continue immediately on every node, because the consent is stored
+  as a change of the account.
 
 spec: client-server-api#terms-of-service-at-registration
 """
