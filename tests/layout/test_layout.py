@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tests.layout.rules import (
+    EVICTION_BY_HAND,
     PACKAGES,
     PYTHON_RULES,
     TEXT_RULES,
@@ -12,6 +13,7 @@ from tests.layout.rules import (
     Rule,
     SourceFile,
     WholeRule,
+    find_evictions,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -65,3 +67,9 @@ def test_all_files(files: list[SourceFile], rule: Rule) -> None:
 @pytest.mark.parametrize("rule", WHOLE_RULES, ids=lambda rule: str(rule.__name__))
 def test_files_together(files: list[SourceFile], rule: WholeRule) -> None:
     assert list(rule(files)) == []
+
+
+@pytest.mark.parametrize("path", EVICTION_BY_HAND)
+def test_every_exception_for_eviction_is_needed(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert list(find_evictions(SourceFile(PurePosixPath(path), text)))

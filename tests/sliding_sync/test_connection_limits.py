@@ -48,8 +48,26 @@ def test_a_cache_of_connections_is_bounded_by_bytes() -> None:
         assert cache.weight <= 100
     assert cache.get(key_of("D6")) is None
     assert cache.get(key_of("D9")) is not None
+    cache.put(key_of("HUGE"), "x", 100)
+    assert (len(cache), cache.weight) == (1, 100)
+    cache.put(key_of("D9"), "x", 30)
     cache.put(key_of("HUGE"), "x", 101)
-    assert cache.weight == 0
+    cache.put(key_of("HUGE", "other"), "x", 101)
+    assert cache.get(key_of("HUGE")) is None
+    assert (len(cache), cache.weight) == (1, 30), "a value without room evicts no other"
+
+
+def test_the_connection_that_was_idle_longest_is_evicted() -> None:
+    streams = Streams()
+    cache = ConnectionCache[str](streams=streams, capacity=3)
+    for conn_id in ("a", "b", "c"):
+        cache.put(key_of("PHONE", conn_id), conn_id, 1)
+    assert cache.get(key_of("PHONE", "a")) == ("a", 1)
+    cache.put(key_of("TABLET"), "d", 1)
+    assert cache.get(key_of("PHONE", "b")) is None
+    cache.remove(key_of("PHONE", "c"))
+    cache.remove(key_of("PHONE", "unknown"))
+    assert (len(cache), cache.weight) == (2, 2)
 
 
 def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> None:

@@ -1,13 +1,14 @@
-"""A cache with one value per connection, bounded per device and in bytes for all.
+"""A cache with one value per connection, bounded per device and in weight for all.
 
-The device that was idle longest is evicted first. A deleted device takes its values along. Clients
-choose how many connections they name and how much they ask for, so neither bounds the other.
+The connection that was idle longest is evicted first. A deleted device takes its values along.
+Clients choose how many connections they name and how much they ask for, so neither bounds the
+other.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+from storage.cache import LRU
 from storage.encryption.to_device import DevicesDeleted
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
@@ -19,48 +20,51 @@ class ConnectionCache(Generic[T]):
     """One value for each connection; of a device as many as are stored. For the reactor thread."""
 
     def __init__(self, *, streams: Streams, capacity: int) -> None:
-        """`capacity`: the size in bytes, about."""
-        self._capacity = capacity
-        self._devices: OrderedDict[tuple[str, str], OrderedDict[str, tuple[T, int]]] = OrderedDict()
-        """By user and device: the values by `conn_id`, each with its size."""
-        self.weight = 0
-        """The size of all values in bytes, about."""
+        """`capacity`: the weight of all values together."""
+        self._values: LRU[SlidingConnectionKey, tuple[T, int]] = LRU(
+            max_weight=capacity, weigh=lambda _, weighed: weighed[1], on_remove=self._on_removed
+        )
+        """The values, each with its weight."""
+        self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
+        """By user and device: the `conn_id`s of the values, the latest at the end."""
         streams.subscribe(self._on_changes, Topic.DEVICES_DELETED, stage=Stage.CACHE)
 
+    def __len__(self) -> int:
+        """Return the number of values."""
+        return len(self._values)
+
+    @property
+    def weight(self) -> int:
+        """The weight of all values."""
+        return self._values.weight
+
     def get(self, key: SlidingConnectionKey) -> tuple[T, int] | None:
-        """Return the value and its size."""
-        of_device = self._devices.get((key.user_id, key.device_id))
-        return None if of_device is None else of_device.get(key.conn_id)
+        """Return the value and its weight."""
+        return self._values.get(key)
 
     def put(self, key: SlidingConnectionKey, value: T, weight: int) -> None:
         """Set the value."""
-        device = (key.user_id, key.device_id)
-        of_device = self._devices.setdefault(device, OrderedDict())
-        former = of_device.pop(key.conn_id, None)
-        of_device[key.conn_id] = (value, weight)
-        self.weight += weight - (0 if former is None else former[1])
+        self._values.put(key, (value, weight))
+        if key not in self._values:
+            return  # it is heavier than the capacity
+        of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
+        of_device[key.conn_id] = None
         if len(of_device) > MAX_DEVICE_CONNECTIONS:
-            _, (_, dropped) = of_device.popitem(last=False)
-            self.weight -= dropped
-        self._devices.move_to_end(device)
-        while self.weight > self._capacity:
-            self._evict(next(iter(self._devices)))
+            self.remove(SlidingConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
 
-    def replace(self, key: SlidingConnectionKey, value: T) -> None:
-        """Replace the value by one of the same size."""
-        device = (key.user_id, key.device_id)
-        of_device = self._devices[device]
-        of_device[key.conn_id] = (value, of_device[key.conn_id][1])
-        of_device.move_to_end(key.conn_id)
-        self._devices.move_to_end(device)
+    def remove(self, key: SlidingConnectionKey) -> None:
+        """Remove the value, if there is one."""
+        self._values.pop(key)
 
-    def _evict(self, device: tuple[str, str]) -> None:
-        gone = self._devices.pop(device, None)
-        if gone is not None:
-            self.weight -= sum(each for _, each in gone.values())
+    def _on_removed(self, key: SlidingConnectionKey, _: tuple[T, int]) -> None:
+        of_device = self._of_devices.get((key.user_id, key.device_id), {})
+        of_device.pop(key.conn_id, None)
+        if not of_device:
+            self._of_devices.pop((key.user_id, key.device_id), None)
 
     def _on_changes(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if isinstance(change.detail, DevicesDeleted) and change.user_id is not None:
                 for device_id in change.detail.device_ids:
-                    self._evict((change.user_id, device_id))
+                    for conn_id in list(self._of_devices.get((change.user_id, device_id), ())):
+                        self.remove(SlidingConnectionKey(change.user_id, device_id, conn_id))

@@ -23,6 +23,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.ephemeral.typing import Typing
 from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.streams.sync_tokens import SyncToken
+from storage.cache import drop_oldest
 from storage.engine.streams import Streams
 from storage.sync.sliding_connections import SlidingConnectionKey
 
@@ -144,18 +145,17 @@ class SentTyping:
         Returns False and records nothing if another response with the same `pos` differs, in rooms
         where somebody types or did lately.
         """
-        cached = self._views.get(key)
-        views = {} if cached is None else cached[0]
+        views: Mapping[str, TypingView]
+        views, weight = self._views.get(key) or ({}, 0)
         if self._differs(views.get(pos), view):
             return False
         is_unchanged = 0 < len(views) <= 2 and all(each is view for each in views.values())
         if before is not None and is_unchanged and list(views)[-1] == before:
-            self._views.replace(key, {before: view, pos: view})  # mostly
+            self._views.put(key, {before: view, pos: view}, weight)  # mostly
             return True
         known = {} if before is None else _since(views, before)
         known[pos] = view
-        while len(known) > MAX_RESPONSES:
-            del known[next(iter(known))]
+        drop_oldest(known, MAX_RESPONSES)
         distinct = {id(each): each for each in known.values()}
         weight = ENTRY_BYTES + ROOM_BYTES * sum(
             len(each.rooms) + len(each.left) for each in distinct.values()
