@@ -31,8 +31,9 @@ Writes of another node are announced when they become readable here, with the ch
 node described. If it did not describe them, or its message is late or lost, all values are
 dropped.
 
-A pure function of few arguments has `functools.lru_cache`. Ordered maps from which each entry is
-taken once, as in `federation.sender`, are queues.
+A pure function of few arguments has `functools.lru_cache`. A small dictionary inside of a cached
+value has `drop_oldest`. Ordered maps from which each entry is taken once, as in
+`federation.sender`, are queues.
 
 Not moved here, since they are not values by key that a change invalidates:
 
@@ -41,6 +42,8 @@ Not moved here, since they are not values by key that a change invalidates:
 - `Timelines`, `RecentChanges`, `UnreadCounts`, `RoomRuleClasses`, `NoRelationsCache`: indexes over
   the newest changes. Each knows from which position on it is complete.
 - `OneTimeKeyCounts`: counts down by changes that carry a difference, not a value.
+- `RoomRecency`, `RoomTraitCache`: lists look up thousands of rooms in one mapping, so the mapping
+  itself is what readers get. It is emptied when it is full.
 """
 
 from collections import OrderedDict, deque
@@ -198,6 +201,13 @@ class LRU(Generic[K, V]):
             max_weight is not None and self.weight > max_weight
         ):
             self.pop(next(iter(entries)))
+
+
+def drop_oldest(entries: dict[K, V], max_entries: int) -> None:
+    """Remove the entries that were added first, until there are at most `max_entries`. For small
+    dictionaries: the time grows with the number of entries that were removed."""
+    while len(entries) > max_entries:
+        del entries[next(iter(entries))]
 
 
 class _Load(Generic[K, V]):

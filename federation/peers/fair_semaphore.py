@@ -24,6 +24,7 @@ from twisted.internet.defer import TimeoutError as TimedOut
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import LimitExceeded, MatrixError
+from storage.cache import LRU
 
 SLOW_FOR_SECONDS: Final = 600.0
 """How long a key stays slow."""
@@ -66,11 +67,12 @@ class FairSemaphore(Generic[K]):
         self._max_waiting_per_key = max_waiting_per_key
         self._refusal = refusal
         self._waits = waits
-        self._slow_until: OrderedDict[K, float] = OrderedDict()
+        self._slow_until: LRU[K, float] = LRU(max_entries=MAX_SLOW_KEYS)
         self._held: Counter[K] = Counter()
         self._held_by_slow = 0
         self._waiting: Counter[K] = Counter()
         self._queues: OrderedDict[_Claim[K], deque[Deferred[None]]] = OrderedDict()
+        """The waiters, in the order of the round: no cache, and nothing is evicted."""
         self._queues_of: dict[K, dict[_Claim[K], None]] = {}
         """The claims that wait for each key, in the order of `_queues`."""
         self._waiting_in_all = 0
@@ -270,20 +272,16 @@ class FairSemaphore(Generic[K]):
     # ---- slow keys
 
     def _is_slow(self, key: K) -> bool:
-        until = self._slow_until.get(key)
+        until = self._slow_until.peek(key)
         if until is not None and until <= self._now():
-            del self._slow_until[key]
+            self._slow_until.pop(key)
             return False
         return until is not None
 
     def _record_time(self, key: K, seconds: float) -> None:
         slow_after = None if self._waits is None else self._waits.slow_after
-        if slow_after is None or seconds <= slow_after:
-            return
-        self._slow_until[key] = self._now() + SLOW_FOR_SECONDS
-        self._slow_until.move_to_end(key)
-        if len(self._slow_until) > MAX_SLOW_KEYS:
-            self._slow_until.popitem(last=False)
+        if slow_after is not None and seconds > slow_after:
+            self._slow_until.put(key, self._now() + SLOW_FOR_SECONDS)
 
     def _now(self) -> float:
         return 0.0 if self._waits is None else self._waits.clock.seconds()

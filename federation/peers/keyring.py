@@ -56,6 +56,7 @@ from federation.protocol.key_documents import (
     valid_keys,
 )
 from federation.protocol.signing import are_signatures_valid, is_signed_by, signatures_of
+from storage.cache import LRU
 from storage.federation.server_keys import (
     MAX_STORED_KEYS,
     ServerKeyStore,
@@ -137,7 +138,7 @@ class Keyring:
         self._notaries = notaries
         own = VerifyKey(identity.key.public_key, 1 << 60)
         self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
-        self._known: dict[ServerName, _Known] = {}
+        self._known: LRU[ServerName, _Known] = LRU(max_entries=MAX_CACHED)
         self._lacking: PeerBackoff[ServerName] = PeerBackoff(
             now_ms=now_ms, schedule=RETRIES, max_records=MAX_CACHED
         )
@@ -284,7 +285,8 @@ class Keyring:
                 for server, keys in lacking.items()
                 if not self._was_just_fetched(server)
             }
-        if caller is not None and lacking and not lacking.keys() & self._known.keys():
+        is_unknown = not any(server in self._known for server in lacking)
+        if caller is not None and lacking and is_unknown:
             (server,) = lacking
             with self._unauthenticated.hold_now(*_parties_of(caller, server)):
                 await self._fetch_all(lacking, at_door=True)
@@ -301,7 +303,7 @@ class Keyring:
         return {server: self._get(server) for server in wanted}
 
     def _get(self, server: ServerName) -> _Known:
-        return self._get_fixed(server) or self._known.get(server, _NOTHING)
+        return self._get_fixed(server) or self._known.get(server) or _NOTHING
 
     def _get_fixed(self, server: ServerName) -> _Known | None:
         """Return keys that need no request: our own, and pinned ones."""
@@ -442,7 +444,7 @@ class Keyring:
         elif not document.keys.keys() <= known.keys.keys():
             server = document.server_name
             keys = _with_latest(known.keys, document.keys)
-            self._known[server] = _Known(keys, known.said_until, known.renew_at)
+            self._known.put(server, _Known(keys, known.said_until, known.renew_at))
             await self._store.add_keys(
                 server,
                 {key_id: _stored(key) for key_id, key in keys.items() if key_id not in known.keys},
@@ -465,10 +467,7 @@ class Keyring:
     def _cache(
         self, server: ServerName, keys: Mapping[KeyID, VerifyKey], fetched_at: int, valid_until: int
     ) -> None:
-        self._known.pop(server, None)
-        self._known[server] = _Known(keys, valid_until, (fetched_at + valid_until) // 2)
-        if len(self._known) > MAX_CACHED:
-            del self._known[next(iter(self._known))]
+        self._known.put(server, _Known(keys, valid_until, (fetched_at + valid_until) // 2))
 
     def _log_failure(self, failure: Failure) -> None:
         self._log.failure("keys could not be renewed", failure)

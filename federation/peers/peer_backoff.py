@@ -15,7 +15,6 @@ These records belong to one process. The sender stores the state of its destinat
 spec: client-server-api#rate-limiting
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final, Generic, TypeVar
 
@@ -25,6 +24,7 @@ from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.client import get_retry_after_ms
 from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.ids import ServerName
+from storage.cache import LRU
 
 MAX_RECORDS: Final = 1000
 
@@ -51,9 +51,9 @@ class PeerBackoff(Generic[K]):
         """`schedule`: of failures. None: only requests to wait cause a pause."""
         self._now_ms = now_ms
         self._schedule = schedule
-        self._max_remembered = max_records
-        self._failing: OrderedDict[K, _Failing] = OrderedDict()
-        self._answered: OrderedDict[K, int] = OrderedDict()
+        self._failing: LRU[K, _Failing] = LRU(max_entries=max_records)
+        self._answered: LRU[K, int] = LRU(max_entries=max_records)
+        """The times of the latest answers."""
 
     def record_failure(
         self, key: K, failure: Exception | None = None, *, asked_at_ms: int | None = None
@@ -61,12 +61,13 @@ class PeerBackoff(Generic[K]):
         """Record a failed request that began at `asked_at_ms`, if that is known."""
         now = self._now_ms()
         since = now if asked_at_ms is None else asked_at_ms
-        if self._answered.get(key, since) > since:
+        answered = self._answered.peek(key)
+        if answered is not None and answered > since:
             return
         wait_ms = 0 if failure is None else get_retry_after_ms(failure)
-        before = self._failing.get(key)
+        before = self._failing.peek(key)
         if wait_ms:
-            self._record(
+            self._failing.put(
                 key, _Failing(now, now + wait_ms, 0 if before is None else before.backoff_ms)
             )
         elif self._schedule is not None:
@@ -77,35 +78,27 @@ class PeerBackoff(Generic[K]):
                 )
             else:
                 backoff_ms = self._schedule.after(0 if before is None else before.backoff_ms)
-            self._record(key, _Failing(since, now + backoff_ms, backoff_ms))
+            self._failing.put(key, _Failing(since, now + backoff_ms, backoff_ms))
 
     def pause(self, key: K, milliseconds: int) -> None:
         """Pause requests to the server for this time."""
         now = self._now_ms()
-        self._record(key, _Failing(now, now + milliseconds, milliseconds))
+        self._failing.put(key, _Failing(now, now + milliseconds, milliseconds))
 
     def record_answer(self, key: K) -> None:
         """Record that the server has answered, or has made a request to us."""
-        self._failing.pop(key, None)
-        self._answered[key] = self._now_ms()
-        self._answered.move_to_end(key)
-        if len(self._answered) > self._max_remembered:
-            self._answered.popitem(last=False)
+        self._failing.pop(key)
+        self._answered.put(key, self._now_ms())
 
     def left_ms(self, key: K) -> int:
         """Return the rest of the pause, or 0 if the server may be asked."""
-        known = self._failing.get(key)
+        known = self._failing.peek(key)
         return 0 if known is None else max(known.until_ms - self._now_ms(), 0)
 
     def failing_ms(self, key: K) -> int:
         """Return the time since the server began to fail, or 0 if it may be asked."""
-        return self._now_ms() - self._failing[key].since_ms if self.left_ms(key) else 0
-
-    def _record(self, key: K, failing: _Failing) -> None:
-        self._failing[key] = failing
-        self._failing.move_to_end(key)
-        if len(self._failing) > self._max_remembered:
-            self._failing.popitem(last=False)
+        known, now = self._failing.peek(key), self._now_ms()
+        return 0 if known is None or known.until_ms <= now else now - known.since_ms
 
 
 class BackoffWire:

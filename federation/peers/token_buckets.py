@@ -38,6 +38,7 @@ class TokenBuckets:
         self._rate = rate
         self._max_buckets = max_buckets
         self._full_at: dict[str, float] = {}
+        """No `LRU`: the fullest buckets are evicted, whenever they were used."""
 
     def __len__(self) -> int:
         """Return the number of stored buckets."""

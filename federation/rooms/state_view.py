@@ -52,8 +52,10 @@ class StateView:
             events = await self._events.get_events(nids.values())
             read = {key: None if (nid := nids.get(key)) is None else events[nid] for key in missing}
             found.update(read)
+            # anyone may request keys that were never set; no `LRU`: there is a view for each state,
+            # and mostly it has few entries
             if len(entries) + len(read) > MAX_ENTRIES:
-                entries.clear()  # anyone may request keys that were never set
+                entries.clear()
             entries.update(read)
         return {key: event for key, event in found.items() if event is not None}
 

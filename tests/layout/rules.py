@@ -32,6 +32,16 @@ DESCRIBED = re.compile(r"(?:(?<=[.;:] )|(?<=\n)|^)`[a-z_0-9]+`(?:, `[a-z_0-9]+`)
 """The start of a sentence of a docstring that describes parameters."""
 QUOTED_NAME = re.compile(r"`(\w+)`")
 VERSION_RECORD = re.compile(r"V\d+")
+EVICTION_BY_HAND = {
+    "storage/cache.py": "these are the caches",
+    "storage/engine/prepared.py": "a lower layer; an eviction has to deallocate a statement",
+    "homeserver/services/streams/latest_changes.py": "an eviction raises `complete_from`",
+    "federation/peers/fair_semaphore.py": "a queue whose waiters move to both ends",
+    "federation/sender/destination.py": "queues: each entry is taken once",
+    "federation/sender/transaction_builder.py": "takes entries from these queues",
+}
+"""Files that may evict entries from a map themselves, or have an ordered map for another purpose,
+with the reasons."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +321,46 @@ def docstrings_name_parameters(file: SourceFile) -> Iterator[str]:
                     yield file.at(node, f"{node.name} has no parameter {name!r}")
 
 
+def no_eviction_by_hand(file: SourceFile) -> Iterator[str]:
+    if file.is_product and str(file.path) not in EVICTION_BY_HAND:
+        yield from find_evictions(file)
+
+
+def find_evictions(file: SourceFile) -> Iterator[str]:
+    """Find ordered maps, and code that removes the first entry of a map."""
+    for node in file.nodes_with("OrderedDict", "popitem", "next(iter(", "cachetools"):
+        if _names_ordered_map(node) or _removes_first(node):
+            yield file.at(node, "storage/cache.py has bounded maps: `LRU`, `drop_oldest`")
+
+
+def _names_ordered_map(node: ast.AST) -> bool:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return any(
+            name == "collections.OrderedDict" or name.split(".")[0] == "cachetools"
+            for name in _imported(node)
+        )
+    return isinstance(node, ast.Attribute) and node.attr == "OrderedDict"
+
+
+def _removes_first(node: ast.AST) -> bool:
+    if isinstance(node, ast.Delete):
+        return any(
+            isinstance(each, ast.Subscript) and _is_first_of(each.slice, each.value)
+            for each in node.targets
+        )
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if node.func.attr == "popitem":
+        return any(each.arg == "last" for each in node.keywords)
+    return (
+        node.func.attr == "pop" and bool(node.args) and _is_first_of(node.args[0], node.func.value)
+    )
+
+
+def _is_first_of(key: ast.expr, entries: ast.expr) -> bool:
+    return ast.unparse(key) == f"next(iter({ast.unparse(entries)}))"
+
+
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
@@ -330,6 +380,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     constructors_are_small,
     constructors_take_keywords,
     docstrings_name_parameters,
+    no_eviction_by_hand,
 )
 
 

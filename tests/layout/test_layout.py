@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from tests.layout.rules import (
+    EVICTION_BY_HAND,
     PACKAGES,
     PYTHON_RULES,
     TEXT_RULES,
@@ -12,6 +13,7 @@ from tests.layout.rules import (
     Rule,
     SourceFile,
     WholeRule,
+    find_evictions,
 )
 from tests.layout.small_files import small_files_have_a_reason
 
@@ -68,3 +70,9 @@ def test_all_files(files: list[SourceFile], rule: Rule) -> None:
 )
 def test_files_together(files: list[SourceFile], rule: WholeRule) -> None:
     assert list(rule(files)) == []
+
+
+@pytest.mark.parametrize("path", EVICTION_BY_HAND)
+def test_every_exception_for_eviction_is_needed(path: str) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert list(find_evictions(SourceFile(PurePosixPath(path), text)))

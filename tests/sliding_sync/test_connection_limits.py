@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.sent_typing import (
     ENTRY_BYTES,
     ROOM_BYTES,
     SentTyping,
     TypingView,
-    TypingViewCache,
 )
 from homeserver.services.streams.sync_tokens import SyncToken
 from homeserver.services.sync.lazy_members import LazyMembers
@@ -32,7 +32,7 @@ def key_of(device: str, conn_id: str = "") -> SlidingConnectionKey:
 
 
 def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
-    cache = TypingViewCache(streams=Streams(), capacity=1 << 30)
+    cache = ConnectionCache[Any](streams=Streams(), capacity=1 << 30)
     for number in range(MAX_DEVICE_CONNECTIONS + 1):
         cache.put(key_of("PHONE", str(number)), SMALL, 10)
     cache.put(key_of("TABLET"), OTHER, 10)
@@ -44,14 +44,32 @@ def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
 
 
 def test_a_cache_of_connections_is_bounded_by_bytes() -> None:
-    cache = TypingViewCache(streams=Streams(), capacity=100)
+    cache = ConnectionCache[Any](streams=Streams(), capacity=100)
     for number in range(10):
         cache.put(key_of(f"D{number}"), SMALL, 30)
         assert cache.weight <= 100
     assert cache.get(key_of("D6")) is None
     assert cache.get(key_of("D9")) is not None
-    cache.put(key_of("HUGE"), SMALL, 101)
-    assert cache.weight == 0
+    cache.put(key_of("HUGE"), "x", 100)
+    assert (len(cache), cache.weight) == (1, 100)
+    cache.put(key_of("D9"), "x", 30)
+    cache.put(key_of("HUGE"), "x", 101)
+    cache.put(key_of("HUGE", "other"), "x", 101)
+    assert cache.get(key_of("HUGE")) is None
+    assert (len(cache), cache.weight) == (1, 30), "a value without room evicts no other"
+
+
+def test_the_connection_that_was_idle_longest_is_evicted() -> None:
+    streams = Streams()
+    cache = ConnectionCache[Any](streams=streams, capacity=3)
+    for conn_id in ("a", "b", "c"):
+        cache.put(key_of("PHONE", conn_id), conn_id, 1)
+    assert cache.get(key_of("PHONE", "a")) == ("a", 1)
+    cache.put(key_of("TABLET"), "d", 1)
+    assert cache.get(key_of("PHONE", "b")) is None
+    cache.remove(key_of("PHONE", "c"))
+    cache.remove(key_of("PHONE", "unknown"))
+    assert (len(cache), cache.weight) == (2, 2)
 
 
 def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> None:
@@ -170,7 +188,7 @@ def test_who_types_is_right_for_who_is_forgotten_too(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
 ) -> None:
     if is_forgotten:
-        monkeypatch.setattr(TypingViewCache, "get", lambda _self, _key: None)
+        monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
     alice, bob = server.register("alice"), server.register("bob")
     older, newer = (create(alice, preset="public_chat") for _ in range(2))
     for room_id in (older, newer):

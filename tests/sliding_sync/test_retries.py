@@ -3,7 +3,7 @@ the next response."""
 
 import pytest
 
-from storage.sync.sliding_connections import MAX_CONNECTION_STATES
+from storage.sync.sliding_connections import MAX_CONNECTION_STATES, SlidingConnectionKey
 from tests.helpers.http import Pending
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
@@ -93,12 +93,11 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
     for pos in sorted(ends, key=lambda pos: int(pos.split("_")[-1]))[-MAX_CONNECTION_STATES + 1 :]:
         answer = bob.post(f"{client.path().partition('?')[0]}?pos={pos}", client.body)
         assert answer.status == 200, answer.body
-    (known,) = [
-        each
-        for key, each in server.app.sync.sliding.connections._known.items()
-        if key.user_id == bob.user_id
-    ]
-    assert len(known.states) <= MAX_CONNECTION_STATES
+    assert bob.device_id is not None
+    key = SlidingConnectionKey(bob.user_id, bob.device_id, client.body["conn_id"])
+    known = server.app.sync.sliding.connections._known.get(key)
+    assert known is not None
+    assert len(known[0].states) <= MAX_CONNECTION_STATES
 
 
 def test_a_client_that_returns_to_an_old_pos_gets_members_again(

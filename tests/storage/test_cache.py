@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from twisted.internet.defer import CancelledError, Deferred
 
-from storage.cache import LRU, StreamCache, StreamValue
+from storage.cache import LRU, StreamCache, StreamValue, drop_oldest
 from storage.engine.streams import Change, Stage, Streams, Topic
 from tests.helpers.state_machines import run_machine
 
@@ -105,6 +105,15 @@ def test_an_lru_weighs_a_value_again_after_a_change_in_place() -> None:
     lru.reweigh("a")
     assert ("a" in lru, lru.weight) == (False, 2)
     lru.reweigh("a")
+
+
+def test_the_oldest_entries_of_a_dictionary_are_dropped() -> None:
+    entries = {"a": 1, "b": 2, "c": 3}
+    entries["a"] = 4
+    drop_oldest(entries, 3)
+    assert len(entries) == 3
+    drop_oldest(entries, 1)
+    assert entries == {"c": 3}
 
 
 def test_values_and_missing_keys_are_loaded_once() -> None:

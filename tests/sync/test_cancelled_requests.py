@@ -18,11 +18,10 @@ from urllib.parse import quote
 
 import pytest
 
-from homeserver.services.sliding_sync import batches, room_entry
+from homeserver.services.sliding_sync import batches, room_entry, room_order
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.connections import SlidingConnection, SlidingConnections
 from homeserver.services.sliding_sync.request import SlidingRequest
-from homeserver.services.sliding_sync.room_order import RoomOrders
-from homeserver.services.sliding_sync.sent_typing import TypingViewCache
 from homeserver.services.streams import recent_changes
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from tests.conftest import run_coroutine
@@ -404,16 +403,16 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
-        monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._clear)
+        monkeypatch.setattr(room_order, "_weigh", lambda _order: 1 << 60)  # nothing fits
     if seed % 3 == 2:  # what was sent to connections
-        monkeypatch.setattr(TypingViewCache, "get", lambda _self, _key: None)
+        monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         find = SlidingConnections.find
 
         async def find_and_forget(
             self: SlidingConnections, request: SlidingRequest
         ) -> SlidingConnection:
             found = await find(self, request)
-            self._drop(found.key)
+            self._known.remove(found.key)
             return found
 
         monkeypatch.setattr(SlidingConnections, "find", find_and_forget)

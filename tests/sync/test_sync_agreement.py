@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from homeserver.services.sliding_sync import batches, room_entry
-from homeserver.services.sliding_sync.sent_typing import TypingViewCache
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
@@ -97,7 +97,7 @@ class Towns(RuleBasedStateMachine):
         if (
             forgetful
         ):  # what sliding sync keeps in memory of connections is gone whenever it is looked for
-            self.patch.setattr(TypingViewCache, "get", lambda _self, _key: None)
+            self.patch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         if short:  # answers of sliding sync end early, and go on in the next ones
             self.patch.setattr(batches, "MAX_RESPONSE_BYTES", 2500)
             self.patch.setattr(batches, "MAX_EVENTS_PER_BATCH", 3)

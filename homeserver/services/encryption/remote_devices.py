@@ -90,7 +90,8 @@ class RemoteDevices:
         self._fetching: SharedWork[str, None] = SharedWork()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
         self._resyncs: dict[str, float] = {}
-        """Start times of recent immediate resyncs by user, the oldest first."""
+        """Start times of recent immediate resyncs by user, the oldest first. They are removed by
+        age, so no `LRU`."""
         self._resynced_upto = ""
         self._swept_upto = ""
         self._backoff: PeerBackoff[ServerName] = PeerBackoff(

@@ -10,7 +10,6 @@ Lazily loaded members are not part of the state. They are only cached in memory 
 and sent again after a restart.
 """
 
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from operator import itemgetter
 from typing import Any, Final
@@ -21,6 +20,7 @@ from msgspec.structs import replace
 from federation.protocol.errors import UnknownPos
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.sliding_sync.pos import added_in, added_to, name_of, stored_nid
 from homeserver.services.sliding_sync.request import (
     RequiredState,
@@ -29,12 +29,11 @@ from homeserver.services.sliding_sync.request import (
     StateClause,
 )
 from homeserver.services.streams.sync_tokens import SyncToken, split_pos
-from storage.encryption.to_device import DevicesDeleted
-from storage.engine.streams import Change, Stage, Streams, Topic
+from storage.cache import drop_oldest
+from storage.engine.streams import Streams
 from storage.rooms.rooms import RoomRow
 from storage.sync.sliding_connections import (
     MAX_CONNECTION_STATES,
-    MAX_DEVICE_CONNECTIONS,
     SlidingConnectionKey,
     SlidingConnectionStore,
 )
@@ -251,12 +250,7 @@ class SlidingConnections:
         self._streams = streams
         self._catch_up = catch_up
         self._now_ms = now_ms
-        self._capacity = capacity
-        self._known: OrderedDict[SlidingConnectionKey, _CachedConnection] = OrderedDict()
-        self._of_devices: dict[tuple[str, str], dict[str, None]] = {}
-        """By user and device: the `conn_id`s in memory, the latest at the end."""
-        self._weight = 0
-        streams.subscribe(self._on_changes, Topic.DEVICES_DELETED, stage=Stage.CACHE)
+        self._known = ConnectionCache[_CachedConnection](streams=streams, capacity=capacity)
 
     def __len__(self) -> int:
         """The number of connections in memory."""
@@ -275,10 +269,9 @@ class SlidingConnections:
         token, name = parts
         if token.position > self._streams.current() and token.position > await self._catch_up():
             raise UnknownPos  # from a newer copy of the database
-        known = self._known.get(key)
+        known = self._get_cached(key)
         if known is None or name not in known.states:
             known = await self._read(key, name)
-        self._known.move_to_end(key)
         now = self._now_ms()
         if now - known.used_ts > TOUCH_INTERVAL_MS:
             await self._touch(key, known, now)
@@ -306,7 +299,7 @@ class SlidingConnections:
                 name = await self._store_state(former, state)
             else:
                 name = longer
-                if (known := self._known.get(former.key)) is not None:
+                if (known := self._get_cached(former.key)) is not None:
                     self._follow(
                         former,
                         name,
@@ -337,7 +330,7 @@ class SlidingConnections:
         States from after it stay: another request may have been answered from the same state or a
         later one.
         """
-        known, before = self._known.get(former.key), former.state_name
+        known, before = self._get_cached(former.key), former.state_name
         states = {} if known is None else dict(known.states)
         if before is not None:
             if before not in states:
@@ -346,13 +339,12 @@ class SlidingConnections:
                 del states[first]
         states.pop(name, None)
         states[name] = (state, weight)
-        while len(states) > MAX_CONNECTION_STATES:
-            del states[next(iter(states))]
+        drop_oldest(states, MAX_CONNECTION_STATES)
         self._cache(former.key, _CachedConnection(used_ts, states))
 
     def _weight_of(self, former: SlidingConnection) -> int:
         """The weight of the state that a request found."""
-        known = self._known.get(former.key)
+        known = self._get_cached(former.key)
         weighed = None if known is None else known.states.get(former.state_name or "")
         return _weigh(former.state, _encode(former.state)) if weighed is None else weighed[1]
 
@@ -370,7 +362,7 @@ class SlidingConnections:
                 each for each in added if each[0] in rows and rows[each[0]].was_joined
             )
         states = {name: (state, weight + len(state.rooms))}
-        former = self._known.get(key)
+        former = self._get_cached(key)
         if former is not None:  # another node stored this state, or it was evicted
             states |= list(former.states.items())[1 - MAX_CONNECTION_STATES :]
         known = _CachedConnection(row.used_ts, states)
@@ -381,38 +373,17 @@ class SlidingConnections:
         """Record the use of the connection. Raises UnknownPos if it was idle for too long."""
         if now - known.used_ts > MAX_IDLE_MS:
             await self._store.remove_connection(key)
-            self._drop(key)
+            self._known.remove(key)
             raise UnknownPos
         known.used_ts = now
         await self._store.set_used(key, now)
 
+    def _get_cached(self, key: SlidingConnectionKey) -> _CachedConnection | None:
+        cached = self._known.get(key)
+        return None if cached is None else cached[0]
+
     def _cache(self, key: SlidingConnectionKey, cached: _CachedConnection) -> None:
-        self._drop(key)
-        self._known[key] = cached
-        self._weight += sum(map(_weight, cached.states.values()))
-        of_device = self._of_devices.setdefault((key.user_id, key.device_id), {})
-        of_device[key.conn_id] = None
-        if len(of_device) > MAX_DEVICE_CONNECTIONS:
-            self._drop(SlidingConnectionKey(key.user_id, key.device_id, next(iter(of_device))))
-        while self._weight > self._capacity and len(self._known) > 1:
-            self._drop(next(iter(self._known)))
-
-    def _drop(self, key: SlidingConnectionKey) -> None:
-        cached = self._known.pop(key, None)
-        if cached is not None:
-            self._weight -= sum(map(_weight, cached.states.values()))
-            of_device = self._of_devices[key.user_id, key.device_id]
-            del of_device[key.conn_id]
-            if not of_device:
-                del self._of_devices[key.user_id, key.device_id]
-
-    def _on_changes(self, changes: Sequence[Change]) -> None:
-        """Drop the connections of deleted devices."""
-        for change in changes:
-            if isinstance(change.detail, DevicesDeleted) and change.user_id is not None:
-                for device_id in change.detail.device_ids:
-                    for conn_id in list(self._of_devices.get((change.user_id, device_id), ())):
-                        self._drop(SlidingConnectionKey(change.user_id, device_id, conn_id))
+        self._known.put(key, cached, sum(map(_weight, cached.states.values())))
 
 
 def _weigh(state: ConnectionState, blob: bytes) -> int:

@@ -1,7 +1,6 @@
 """The data that lists filter by, in memory: users' direct chats and tags, and traits of rooms. For
 the reactor thread."""
 
-from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Final
 
@@ -9,6 +8,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from storage.account_data.account_data import AccountDataStore
+from storage.cache import StreamCache
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.events import EventFlag, EventRow, EventSummary
 from storage.rooms.summaries import RoomSummaryStore, SummaryRow
@@ -36,52 +36,35 @@ class RoomTagCache:
     def __init__(self, *, store: AccountDataStore, streams: Streams, capacity: int) -> None:
         """`capacity`: the number of users in the cache."""
         self._store = store
-        self._streams = streams
-        self._capacity = capacity
-        self._known: OrderedDict[str, RoomTags] = OrderedDict()
-        self._version = 0
-        streams.subscribe(self._on_changes, Topic.ACCOUNT_DATA, stage=Stage.CACHE)
-        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+        self._cache: StreamCache[UserID, RoomTags] = StreamCache(
+            streams, Topic.ACCOUNT_DATA, load=self._load, keys_of=_users_of, max_entries=capacity
+        )
 
     async def of_user(self, user_id: UserID) -> RoomTags:
         """Return the direct chats and tags of a user."""
-        known = self._known.get(user_id)
-        if known is not None:
-            self._known.move_to_end(user_id)
-            return known
-        while True:
-            version = self._version
-            direct = await self._store.get_entry(user_id, None, DIRECT)
-            tags = await self._store.get_rooms_entries(user_id, TAGS)
-            if version == self._version:
-                break
-        labels = RoomTags(
+        return await self._cache.get(user_id)
+
+    async def _load(self, user_ids: Sequence[UserID]) -> Mapping[UserID, RoomTags]:
+        return {user_id: await self._load_user(user_id) for user_id in user_ids}
+
+    async def _load_user(self, user_id: UserID) -> RoomTags:
+        direct = await self._store.get_entry(user_id, None, DIRECT)
+        tags = await self._store.get_rooms_entries(user_id, TAGS)
+        return RoomTags(
             _parse_direct(direct) if direct is not None else frozenset(),
             {room_id: _parse_tags(content) for room_id, content in tags.items()},
         )
-        self._known[user_id] = labels
-        if len(self._known) > self._capacity:
-            self._known.popitem(last=False)
-        return labels
 
-    def _on_changes(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.topic is Topic.ACCOUNT_DATA and change.user_id is not None:
-                self._version += 1
-                self._known.pop(change.user_id, None)
 
-    def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: apply its changes if they are known, else clear the cache."""
-        changes = self._streams.get_remote_changes(after, upto)
-        self._version += 1
-        if changes is None:
-            self._known.clear()
-        else:
-            self._on_changes(changes)
+def _users_of(change: Change) -> Sequence[UserID]:
+    return () if change.user_id is None else (UserID(change.user_id),)
 
 
 class RoomTraitCache:
-    """Reads and caches name, type and encryption of rooms."""
+    """Reads and caches name, type and encryption of rooms.
+
+    No `StreamCache`: a list looks up thousands of rooms, so it gets the mapping itself.
+    """
 
     def __init__(self, *, store: RoomSummaryStore, streams: Streams, capacity: int) -> None:
         """`capacity`: the number of rooms in the cache."""

@@ -6,7 +6,6 @@ order of insertion: the room with the oldest event comes first, and a room with 
 the end. For the reactor thread.
 """
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -18,7 +17,8 @@ from homeserver.services.sliding_sync.filter_data import RoomTags
 from homeserver.services.sliding_sync.request import ListFilters
 from homeserver.services.sliding_sync.room_recency import RoomRecency
 from homeserver.services.streams.recent_changes import RecentChanges
-from storage.engine.streams import Change, Stage, Streams, Topic
+from storage.cache import StreamCache, drop_oldest
+from storage.engine.streams import Change, Streams, Topic
 from storage.rooms.memberships import MembershipRow
 
 INVITED_OR_KNOCKING: Final = frozenset({"invite", "knock"})
@@ -89,50 +89,47 @@ class RoomOrders:
         self._recency = recency
         self._recent = recent
         self._streams = streams
-        self._capacity = capacity
-        self._known: OrderedDict[str, RoomOrder] = OrderedDict()
-        self._weight = 0
-        self._version = 0
-        streams.subscribe(self._on_changes, Topic.MEMBERSHIP, stage=Stage.CACHE)
-        streams.watch(self._on_remote_write, stage=Stage.CACHE)
+        self._orders: StreamCache[UserID, RoomOrder] = StreamCache(
+            streams,
+            Topic.MEMBERSHIP,
+            load=self._load,
+            keys_of=_users_of,
+            max_weight=capacity,
+            weigh=lambda _, order: _weigh(order),
+        )
 
     async def of_user(self, user_id: UserID) -> RoomOrder:
         """Return the current order."""
-        known = self._known.get(user_id)
-        if known is not None and known.generation == self._recency.generation:
-            upto = self._streams.current()
-            changed = self._recent.rooms_since(user_id, known.upto)
-            if changed is not None:
-                self._known.move_to_end(user_id)
-                self._move(known, changed.events)
-                known.upto = upto
-                return known
-        self._forget(user_id)
         while True:
-            version, upto = self._version, self._streams.current()
-            rows = (await self._memberships.of_user(user_id)).values()
-            latest = await self._recency.latest(
-                [row.room_nid for row in rows if row.membership == "join"]
-            )
-            if version == self._version:
-                break
-        order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
-        self._cache(user_id, order)
-        return order
+            order = await self._orders.get(user_id)
+            if order.generation == self._recency.generation:
+                upto = self._streams.current()
+                changed = self._recent.rooms_since(user_id, order.upto)
+                if changed is not None:
+                    self._move(order, changed.events)
+                    order.upto = upto
+                    return order
+            self._orders.invalidate(user_id)
+
+    async def _load(self, user_ids: Sequence[UserID]) -> Mapping[UserID, RoomOrder]:
+        return {user_id: await self._load_user(user_id) for user_id in user_ids}
+
+    async def _load_user(self, user_id: UserID) -> RoomOrder:
+        upto = self._streams.current()
+        rows = (await self._memberships.of_user(user_id)).values()
+        latest = await self._recency.latest(
+            [row.room_nid for row in rows if row.membership == "join"]
+        )
+        return _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
 
     def cache_filtered(
         self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms
     ) -> None:
         """Cache the result of a filter with its order; the oldest filter is dropped if there are
         too many."""
-        is_known = self._known.get(order.user_id) is order
-        former = _weigh(order)
-        if len(order.filtered) >= MAX_FILTERS and filters not in order.filtered:
-            del order.filtered[next(iter(order.filtered))]
         order.filtered[filters] = filtered
-        if is_known:
-            self._weight += _weigh(order) - former
-            self._shrink()
+        drop_oldest(order.filtered, MAX_FILTERS)
+        self._orders.reweigh(order.user_id)
 
     def _move(self, order: RoomOrder, changed: Collection[int]) -> None:
         latest, rooms = self._recency.known, order.rooms
@@ -145,42 +142,9 @@ class RoomOrders:
                 if nid in filtered.rooms:
                     filtered.rooms[nid] = filtered.rooms.pop(nid)
 
-    def _cache(self, user_id: str, order: RoomOrder) -> None:
-        self._forget(user_id)
-        self._known[user_id] = order
-        self._weight += _weigh(order)
-        self._shrink()
 
-    def _shrink(self) -> None:
-        while self._weight > self._capacity and len(self._known) > 1:
-            self._forget(next(iter(self._known)))
-
-    def _forget(self, user_id: str) -> None:
-        order = self._known.pop(user_id, None)
-        if order is not None:
-            self._weight -= _weigh(order)
-
-    def _on_changes(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if change.topic is Topic.MEMBERSHIP:
-                self._version += 1
-                if change.user_id is not None:
-                    self._forget(change.user_id)
-                else:
-                    self._clear()
-
-    def _on_remote_write(self, after: int, upto: int) -> None:
-        """Another node wrote: apply its changes if they are known, else drop all orders."""
-        self._version += 1
-        changes = self._streams.get_remote_changes(after, upto)
-        if changes is None:
-            self._clear()
-        else:
-            self._on_changes(changes)
-
-    def _clear(self) -> None:
-        self._known.clear()
-        self._weight = 0
+def _users_of(change: Change) -> Sequence[UserID] | None:
+    return None if change.user_id is None else (UserID(change.user_id),)
 
 
 def _weigh(order: RoomOrder) -> int:

@@ -29,7 +29,11 @@ BUMPING: Final = frozenset(
 
 
 class RoomRecency:
-    """The newest positions by room."""
+    """The newest positions by room.
+
+    No `StreamCache`: a list looks up thousands of rooms, so it gets the mapping itself. Changes
+    set positions of rooms that are not cached, too.
+    """
 
     def __init__(self, *, store: RoomRecencyStore, streams: Streams, capacity: int) -> None:
         """`capacity`: the number of rooms that are cached."""

@@ -13,7 +13,6 @@ its long poll; otherwise a client that is evicted repeatedly would never wait. T
 the rooms in which the client shows somebody typing (`SyncToken.typing_rooms`).
 """
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence, Set
 from typing import Final
 
@@ -22,10 +21,11 @@ from msgspec.structs import replace
 
 from federation.protocol.ids import UserID
 from homeserver.services.ephemeral.typing import Typing
+from homeserver.services.sliding_sync.connection_cache import ConnectionCache
 from homeserver.services.streams.sync_tokens import SyncToken
-from storage.encryption.to_device import DevicesDeleted
-from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
+from storage.cache import drop_oldest
+from storage.engine.streams import Streams
+from storage.sync.sliding_connections import SlidingConnectionKey
 
 MAX_FORMER_ROOMS: Final = 500
 """Rooms that left the view of a connection and are recorded, the latest ones."""
@@ -64,71 +64,13 @@ TypingViews = Mapping[str, TypingView]
 """The views that a connection was sent, by the `pos` of the response."""
 
 
-class TypingViewCache:
-    """The recorded views of all connections, by `pos`. For the reactor thread.
-
-    There is a bound of connections for each device and of bytes for all: clients choose how many
-    connections they name and how much they ask for. The device that was idle longest is evicted
-    first. A deleted device takes its views along.
-    """
-
-    def __init__(self, *, streams: Streams, capacity: int) -> None:
-        """`capacity`: the size in bytes, about."""
-        self._capacity = capacity
-        self._devices: OrderedDict[tuple[str, str], OrderedDict[str, tuple[TypingViews, int]]] = (
-            OrderedDict()
-        )
-        """By user and device: the views by `conn_id`, with their size."""
-        self.weight = 0
-        """The size of all views in bytes, about."""
-        streams.subscribe(self._on_changes, Topic.DEVICES_DELETED, stage=Stage.CACHE)
-
-    def get(self, key: SlidingConnectionKey) -> tuple[TypingViews, int] | None:
-        """Return the views of a connection and their size."""
-        of_device = self._devices.get((key.user_id, key.device_id))
-        return None if of_device is None else of_device.get(key.conn_id)
-
-    def put(self, key: SlidingConnectionKey, views: TypingViews, weight: int) -> None:
-        """Set the views of a connection."""
-        device = (key.user_id, key.device_id)
-        of_device = self._devices.setdefault(device, OrderedDict())
-        former = of_device.pop(key.conn_id, None)
-        of_device[key.conn_id] = (views, weight)
-        self.weight += weight - (0 if former is None else former[1])
-        if len(of_device) > MAX_DEVICE_CONNECTIONS:
-            _, (_, dropped) = of_device.popitem(last=False)
-            self.weight -= dropped
-        self._devices.move_to_end(device)
-        while self.weight > self._capacity:
-            self._evict(next(iter(self._devices)))
-
-    def replace(self, key: SlidingConnectionKey, views: TypingViews) -> None:
-        """Replace the views of a connection by views of the same size."""
-        device = (key.user_id, key.device_id)
-        of_device = self._devices[device]
-        of_device[key.conn_id] = (views, of_device[key.conn_id][1])
-        of_device.move_to_end(key.conn_id)
-        self._devices.move_to_end(device)
-
-    def _evict(self, device: tuple[str, str]) -> None:
-        gone = self._devices.pop(device, None)
-        if gone is not None:
-            self.weight -= sum(each for _, each in gone.values())
-
-    def _on_changes(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if isinstance(change.detail, DevicesDeleted) and change.user_id is not None:
-                for device_id in change.detail.device_ids:
-                    self._evict((change.user_id, device_id))
-
-
 class SentTyping:
     """Records the views of all connections. For the reactor thread."""
 
     def __init__(self, *, typing: Typing, streams: Streams, capacity: int) -> None:
         """`capacity`: the size in bytes, about."""
         self._typing = typing
-        self._views = TypingViewCache(streams=streams, capacity=capacity)
+        self._views = ConnectionCache[TypingViews](streams=streams, capacity=capacity)
 
     @property
     def weight(self) -> int:
@@ -207,18 +149,17 @@ class SentTyping:
         Returns False and records nothing if another response with the same `pos` differs, in rooms
         where somebody types or did lately.
         """
-        cached = self._views.get(key)
-        views = {} if cached is None else cached[0]
+        views: Mapping[str, TypingView]
+        views, weight = self._views.get(key) or ({}, 0)
         if self._differs(views.get(pos), view):
             return False
         is_unchanged = 0 < len(views) <= 2 and all(each is view for each in views.values())
         if before is not None and is_unchanged and list(views)[-1] == before:
-            self._views.replace(key, {before: view, pos: view})  # mostly
+            self._views.put(key, {before: view, pos: view}, weight)  # mostly
             return True
         known = {} if before is None else _since(views, before)
         known[pos] = view
-        while len(known) > MAX_RESPONSES:
-            del known[next(iter(known))]
+        drop_oldest(known, MAX_RESPONSES)
         distinct = {id(each): each for each in known.values()}
         weight = ENTRY_BYTES + ROOM_BYTES * sum(
             len(each.rooms) + len(each.left) for each in distinct.values()

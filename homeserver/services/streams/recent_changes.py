@@ -228,6 +228,7 @@ class RecentChanges:
         if changes_since is None:
             if position < self._complete_from:
                 return None
+            # no `LRU`: each change empties it, and it seldom becomes full between two changes
             if len(self._since_position) >= MAX_CACHED_POSITIONS:
                 self._since_position.clear()
             changes_since = _ChangesSince(self._after(position))

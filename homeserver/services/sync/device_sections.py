@@ -9,7 +9,6 @@ spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensio
 """
 
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Final, NamedTuple
@@ -22,6 +21,7 @@ from homeserver.services.encryption.one_time_key_counts import OneTimeKeyCounts
 from homeserver.services.streams.recent_changes import RecentChanges
 from homeserver.services.sync.request import SyncRange, SyncRequest
 from homeserver.services.sync.to_device_cache import CachedMessage, ToDeviceCache, make_messages
+from storage.cache import LRU
 from storage.encryption.device_keys import KeyCounts
 from storage.encryption.to_device import DELETE_CHUNK, DeviceMessage, ToDeviceStore
 from storage.engine.streams import Topic
@@ -84,7 +84,7 @@ class DeviceSectionReader:
         self._recent = recent
         # the position up to which no message is stored for a device, as far as this node knows;
         # it holds for a later device with the same id, too
-        self._empty_upto: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
+        self._empty_upto: LRU[tuple[UserID, DeviceID], int] = LRU(max_entries=MAX_DEVICES)
 
     async def find_messages(self, request: SyncRequest, span: SyncRange) -> PendingMessages:
         """Return the pending messages of the device, as many as one response takes."""
@@ -97,9 +97,8 @@ class DeviceSectionReader:
         if empty_upto is not None and not self._recent.concerns_user(
             user_id, Topic.TO_DEVICE, empty_upto
         ):
-            self._set_empty_upto(
-                key, span.upto
-            )  # else the range to look at would grow with each response
+            # else the range to look at would grow with each response
+            self._empty_upto.put(key, span.upto)
             return PendingMessages((), span.upto)
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
@@ -117,14 +116,14 @@ class DeviceSectionReader:
                 messages = await self._to_device.get_messages(
                     user_id, device_id, arrived, span.upto, limit
                 )
-            self._set_empty_upto(key, arrived)
+            self._empty_upto.put(key, arrived)
         else:
             received = await self._remove(key, known, arrived)
             messages = make_messages(
                 known[received : min(received + limit, _count_upto(known, span.upto))]
             )
         if not messages:
-            self._set_empty_upto(key, span.upto)
+            self._empty_upto.put(key, span.upto)
             return PendingMessages((), span.upto)
         if len(messages) < limit:
             return PendingMessages(messages, span.upto)
@@ -161,7 +160,7 @@ class DeviceSectionReader:
                 await self._remove(key, known, position)
             elif await self._to_device.get_messages(*key, 0, position, 1):
                 await self._to_device.remove_messages(*key, position)
-            self._set_empty_upto(key, position)
+            self._empty_upto.put(key, position)
         return DeviceSections(counts=await self._counts.get(*key))
 
     async def _remove(
@@ -176,11 +175,5 @@ class DeviceSectionReader:
             else:
                 await self._to_device.remove_messages(*key, arrived)
             self._messages.drop(key, arrived)
-            self._set_empty_upto(key, arrived)
+            self._empty_upto.put(key, arrived)
         return received
-
-    def _set_empty_upto(self, key: tuple[UserID, DeviceID], position: int) -> None:
-        self._empty_upto[key] = position
-        self._empty_upto.move_to_end(key)
-        if len(self._empty_upto) > MAX_DEVICES:
-            self._empty_upto.popitem(last=False)

@@ -10,10 +10,11 @@ Laws:
 spec: client-server-api#lazy-loading-room-members
 """
 
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 
 import msgspec
+
+from storage.cache import LRU, drop_oldest
 
 RoomMember = tuple[int, str]
 """Room number and user."""
@@ -32,22 +33,21 @@ class _Device(msgspec.Struct, gc=False):
     """The members that the device has confirmed."""
     responses: dict[str, set[RoomMember]] = {}
     """The members that each response to that token carried, by the response's token."""
-    counted: int = 0
-    """The size of `confirmed` that is counted in the sum of all devices."""
 
 
 class LazyMembers:
     """The members that were sent to devices. For the reactor thread."""
 
     def __init__(self, *, capacity: int) -> None:
-        """`capacity`: the number of stored members, of all devices together."""
-        self._capacity = capacity
-        self._size = 0
-        self._devices: OrderedDict[Hashable, _Device] = OrderedDict()
+        """`capacity`: the number of stored members, of all devices together. A device counts as a
+        member, too."""
+        self._devices: LRU[Hashable, _Device] = LRU(
+            max_weight=capacity, weigh=lambda _, device: 1 + len(device.confirmed)
+        )
 
     def __len__(self) -> int:
         """Return the number of stored members."""
-        return self._size
+        return self._devices.weight - len(self._devices)
 
     def get_confirmed(self, key: Hashable, since: str | None) -> set[RoomMember]:
         """Return the members that the device has confirmed by this token.
@@ -57,8 +57,8 @@ class LazyMembers:
         """
         device = self._devices.get(key)
         if device is None or not since or (since != device.token and since not in device.responses):
-            self._forget(key)
-            device = self._devices[key] = _Device(since or "")
+            device = _Device(since or "")
+            self._devices.put(key, device)
         elif since != device.token:
             sent = device.responses[since]
             if sent:
@@ -66,12 +66,7 @@ class LazyMembers:
                     device.confirmed = set()
                 device.confirmed |= sent
             device.token, device.responses = since, {}
-        self._devices.move_to_end(key)
-        if (count := len(device.confirmed)) != device.counted:
-            self._size += count - device.counted
-            device.counted = count
-        while self._size + len(self._devices) > self._capacity and len(self._devices) > 1:
-            self._forget(next(iter(self._devices)))
+        self._devices.reweigh(key)
         return device.confirmed
 
     def add_sent(
@@ -79,14 +74,8 @@ class LazyMembers:
     ) -> None:
         """Record the members in the response that has this token, to the request that came with
         `since`."""
-        device = self._devices.get(key)
+        device = self._devices.peek(key)
         if device is None or device.token != (since or "") or token == device.token:
             return  # the device has gone on without this response, or there is nothing in it
         device.responses.setdefault(token, set()).update(members)
-        if len(device.responses) > MAX_RESPONSES:
-            del device.responses[next(iter(device.responses))]
-
-    def _forget(self, key: Hashable) -> None:
-        device = self._devices.pop(key, None)
-        if device is not None:
-            self._size -= device.counted
+        drop_oldest(device.responses, MAX_RESPONSES)

@@ -15,17 +15,14 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.partial_rooms import PartialRooms
-from storage.engine.streams import Change, Stage, Streams, Topic
-from storage.events.events import EventRow
+from storage.cache import StreamCache
+from storage.engine.streams import Change, Streams, Topic
+from storage.events.events import EventRow, EventSummary
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.partial_rooms import PartialRoom
 from storage.rooms.summaries import RoomNaming, RoomSummaryStore
 
 HEROES: Final = 5
-CLEARS_CACHE: Final = frozenset(
-    {Topic.EVENT, Topic.MEMBERSHIP, Topic.PARTIAL_STATE, Topic.REDACTED, Topic.OUTLIER_PLACED}
-)
-"""Topics of changes that clear the cache if they do not name a room."""
 
 
 class RoomSummary(msgspec.Struct, frozen=True, gc=False):
@@ -44,65 +41,44 @@ class RoomSummaries:
         """`capacity`: the number of rooms whose summaries are cached."""
         self._store = store
         self._partial = partial
-        self._capacity = capacity
-        self._named: dict[int, RoomSummary] = {}
-        self._version = 0
-        streams.subscribe(
-            self._on_changes,
+        self._named: StreamCache[int, RoomSummary] = StreamCache(
+            streams,
             Topic.EVENT,
             Topic.MEMBERSHIP,
             Topic.PARTIAL_STATE,
             Topic.REDACTED,
             Topic.OUTLIER_PLACED,
-            stage=Stage.CACHE,
+            keys_of=_rooms_of,
+            max_entries=capacity,
         )
-        streams.watch(self._on_remote_write, stage=Stage.CACHE)
 
     async def summarize(
         self, user_id: UserID, room_nids: Collection[int]
     ) -> Mapping[int, RoomSummary]:
         """Return the summaries for one user. Only a room without name and alias has heroes."""
-        found = {
-            room_nid: self._named[room_nid] for room_nid in room_nids if room_nid in self._named
-        }
+        found = self._named.find_many(room_nids)
         if len(found) == len(room_nids):
             return found
-        version = self._version
+        since = self._named.changes
         partial = await self._partial.get_all()
         missing = [room_nid for room_nid in room_nids if room_nid not in found]
         for room_nid, naming in (await self._store.get_namings(user_id, missing, HEROES)).items():
             summary = found[room_nid] = _summarize(naming)
             part = partial.get(room_nid)
             is_complete = part is None or part.completed_position is not None
-            if is_complete and (naming.name or naming.canonical_alias) and version == self._version:
-                self._cache(room_nid, summary)
+            if is_complete and (naming.name or naming.canonical_alias):
+                self._named.put(room_nid, summary, since=since)
         return found
 
-    def _cache(self, room_nid: int, summary: RoomSummary) -> None:
-        if len(self._named) >= self._capacity:
-            self._named.clear()
-        self._named[room_nid] = summary
 
-    def _on_changes(self, changes: Sequence[Change]) -> None:
-        for change in changes:
-            row = change.detail
-            if isinstance(row, EventRow):
-                if row.state_key is None and row.current_root is None:
-                    continue  # a message, which changes no state
-                self._invalidate(row.room_nid)
-            elif isinstance(row, MembershipRow | PartialRoom):
-                self._invalidate(row.room_nid)
-            elif change.topic in CLEARS_CACHE:
-                self._on_remote_write(change.position, change.position)
-
-    def _on_remote_write(self, _after: int, _upto: int) -> None:
-        """Clear the cache: it is not known which rooms changed."""
-        self._version += 1
-        self._named.clear()
-
-    def _invalidate(self, room_nid: int) -> None:
-        self._version += 1
-        self._named.pop(room_nid, None)
+def _rooms_of(change: Change) -> Sequence[int] | None:
+    """Return the room whose summary may have changed; None for all rooms."""
+    row = change.detail
+    if isinstance(row, EventRow) and row.state_key is None and row.current_root is None:
+        return ()  # a message, which changes no state
+    if isinstance(row, EventRow | EventSummary | MembershipRow | PartialRoom):
+        return (row.room_nid,)
+    return None
 
 
 def _summarize(naming: RoomNaming) -> RoomSummary:

@@ -103,6 +103,7 @@ class ToDeviceCache:
         self._number = 0
         self._bytes = 0
         self._dropped_upto: dict[DeviceKey, int] = {}
+        """Not an `LRU`: without its entry, a device would get delivered messages again."""
         streams.subscribe(
             self._on_changes, Topic.TO_DEVICE, Topic.DEVICES_DELETED, stage=Stage.CACHE
         )
