@@ -19,7 +19,7 @@ from twisted.logger import Logger
 
 from homeserver.cluster.background import Background
 from homeserver.cluster.jobs import Jobs
-from homeserver.cluster.peers import PeerNodes
+from homeserver.cluster.peer_nodes import PeerNodes
 from homeserver.config.configuration import Config
 from homeserver.http.sites import Listeners, Sites
 from homeserver.wiring.accounts import AccountParts

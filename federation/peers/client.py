@@ -17,8 +17,8 @@ import msgspec
 
 from federation.http_client.body import TakeBody
 from federation.http_client.retry_after import read_retry_after
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
-from federation.peers.policy import FederationPolicy
 from federation.peers.wire import Wire, WireRequest, WireResponse
 from federation.protocol.canonical_json import (
     MAX_DEPTH,

@@ -18,7 +18,7 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.http_client.errors import OutboundError
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.signed_list import (
     MemberListTrust,
     check_time,

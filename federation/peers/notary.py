@@ -13,10 +13,10 @@ from typing import Any
 import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
 from federation.peers.own_keys import PublishedServerKeys
-from federation.peers.policy import FederationPolicy
 from federation.peers.token_buckets import Rate, TokenBuckets
 from federation.protocol.errors import TooLarge
 from federation.protocol.ids import KeyID, ServerName, is_server_name

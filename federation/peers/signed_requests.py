@@ -19,10 +19,10 @@ from typing import Final
 import msgspec
 
 from federation.api.request import Peer
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import Keyring
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import FederationPolicy
 from federation.peers.response_splitter import is_one_object
 from federation.protocol.canonical_json import decode_json, encode_canonical
 from federation.protocol.dense_json import has_too_many_values

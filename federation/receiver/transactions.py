@@ -24,7 +24,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.fair_semaphore import FairSemaphore
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.response_splitter import (
     MAX_EVENT_BYTES,
     TooManyEvents,
@@ -39,11 +39,11 @@ from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming, is_naming, read_policy_server
 from federation.receiver.edus import EduReceivers
-from federation.rooms.check import Verdict
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.out_of_room_updates import OutOfRoomUpdates
 from federation.rooms.memberships import Memberships
+from federation.rooms.receipt_checks import Verdict
 from federation.rooms.receive.inbox import Inbox, PduObserver, must_wait, outcome_label
 from federation.rooms.receive.participants import RoomParticipants, can_be_verified_by
 from federation.rooms.receive.receiver import Receiver

@@ -5,9 +5,9 @@ Laws:
 - A chain is built without a lock; the write checks that its head is still current.
 - The drafts of a request succeed or fail together: a failure leaves the chain as it was before the
   request.
-- Our own events pass the same authorization as all others (`check.py`). Their form, hash and
-  signature are right by construction. They follow all forward extremities, so the state before them
-  is the current one, and their auth events are chosen from it. So the three state checks of a
+- Our own events pass the same authorization as all others (`receipt_checks.py`). Their form, hash
+  and signature are right by construction. They follow all forward extremities, so the state before
+  them is the current one, and their auth events are chosen from it. So the three state checks of a
   received event are one here. (With more than MAX_PREV_EVENTS extremities, which no honest room
   has, the first event names the oldest of them and the next one the others.)
 """
@@ -35,11 +35,11 @@ from federation.protocol.power_levels import PowerLevels, check_new_levels
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import EventFormat
 from federation.protocol.signing import encode_base64
-from federation.rooms.drafts import Draft
-from federation.rooms.effects import state_effect
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.relations import read_relation
 from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
+from federation.rooms.state_effects import state_effect
 from storage.events.events import EventFlag
 from storage.persist.redactions import Redaction
 from storage.persist.room_writer import NewEvent

@@ -24,7 +24,7 @@ from federation.protocol.ids import EventID, RoomID
 from federation.protocol.policy_server import NAMING, find_naming
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, DependsOnChain, GetPolicySignature
-from federation.rooms.drafts import Also, Draft
+from federation.rooms.event_drafts import Also, Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_servers import RoomServers

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.drafts import Check
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Check
 
 
 def check_still(

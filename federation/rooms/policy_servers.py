@@ -25,9 +25,9 @@ import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName, domain_of
@@ -39,7 +39,7 @@ from federation.protocol.policy_server import (
     with_policy_signature,
 )
 from federation.remote.policy_servers import PolicyServerClient
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.room_servers import RoomServers
 from storage.federation.policy_server_verdicts import PolicyVerdictStore
 

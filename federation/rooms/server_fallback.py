@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from twisted.logger import Logger
 
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.protocol.errors import (
     Forbidden,
     InviteBlocked,

@@ -19,11 +19,11 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import FederationTransaction, TransactionClient
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from storage.rooms.room_servers import RoomServerStore
 
 MAX_CONCURRENT: Final = 10

@@ -27,9 +27,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import FederationPolicy
 from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.events import RoomEvents
 from federation.rooms.room_servers import RoomServers

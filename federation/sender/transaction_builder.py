@@ -1,10 +1,5 @@
-"""Builds the next transaction to a destination.
-
-A destination that is behind receives, for each room in which it missed events, the newest of them
-and the forward extremities of the room. Our own sticky events come before the others, and a
-transaction's size is the limit. From the extremities it sees which events it lacks, and fetches
-them (server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the catch-up after an
-outage takes a bounded number of transactions, however many events there were.
+"""Builds the next transaction to a destination: its queued events and EDUs, or, after an outage,
+the events with which it catches up (`catch_up.py`).
 """
 
 from collections import deque
@@ -12,26 +7,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from federation.devices.local_devices import LocalDevices, encode_edu
-from federation.peers.identity import ServerIdentity
 from federation.protocol.events import encode_event_json
-from federation.protocol.ids import RoomID
 from federation.protocol.redaction import redact
 from federation.remote.transactions import MAX_EDUS, MAX_PDUS, FederationTransaction
-from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.history.retention import RoomRetentionCache
-from federation.rooms.room_servers import RoomServers
-from federation.rooms.sticky_events import StickyEvents
+from federation.sender.catch_up import CatchUp
 from federation.sender.destination import Destination, PendingTransaction, QueuedEvent
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
-from storage.federation.destinations import DestinationStore, ReceiptToSend
+from storage.federation.destinations import ReceiptToSend
 from storage.rooms.rooms import RoomStore
 
 MAX_BYTES: Final = 512 << 10
 """Size of the EDUs in a transaction, as many reverse proxies accept at most a megabyte.
 A larger EDU is sent alone."""
-MAX_EXTREMITIES: Final = 20
-"""Forward extremities of one room that a catch-up sends."""
 MAX_USERS: Final = 20
 """Users whose device list updates one transaction holds. Each may take several EDUs."""
 MAX_UPDATES: Final = 50
@@ -61,32 +50,23 @@ class _Edus:
 class TransactionBuilder:
     """Builds transactions from the unsent data of destinations. For the reactor thread."""
 
-    # More than ten: a transaction carries all kinds of data.
     def __init__(
         self,
         *,
         rooms: RoomStore,
-        engine: RoomEngine,
         events: RoomEvents,
-        servers: RoomServers,
-        destinations: DestinationStore,
+        catch_up: CatchUp,
         to_device: OutgoingToDeviceStore,
         devices: LocalDevices,
-        sticky: StickyEvents,
         lifetimes: RoomRetentionCache | None,
-        identity: ServerIdentity,
         now_ms: Callable[[], int],
     ) -> None:
         self._rooms = rooms
-        self._engine = engine
         self._events = events
-        self._servers = servers
-        self._destinations = destinations
+        self._catch_up = catch_up
         self._to_device = to_device
         self._devices = devices
-        self._sticky = sticky
         self._lifetimes = lifetimes
-        self._identity = identity
         self._now_ms = now_ms
 
     async def build_next(
@@ -148,41 +128,12 @@ class TransactionBuilder:
         for room_nid in list(destination.missed_rooms):
             # removed first, so that events that arrive during the queries are recorded again
             first = taken.rooms[room_nid] = destination.missed_rooms.pop(room_nid)
-            of_room = await self._get_missed(destination, room_nid, first, upto)
+            of_room = await self._catch_up.get_events(destination.server, room_nid, first, upto)
             if nids and len(nids) + len(of_room) > MAX_PDUS:
                 taken.give_back_room(destination, room_nid)
                 break
             nids += of_room
         return nids
-
-    async def _get_missed(
-        self, destination: Destination, room_nid: int, first: int, upto: int
-    ) -> list[int]:
-        since = (await self._servers.in_room(room_nid)).get(destination.server)
-        if since is None:
-            # it has left: it gets the events until then, and those by which its users left
-            left = [
-                position
-                for user_id, position in await self._destinations.get_departures(room_nid, first)
-                if user_id.partition(":")[2] == destination.server
-            ]
-            return list(
-                await self._destinations.get_missed_events(
-                    room_nid, first - 1, max(left, default=0), MAX_PDUS
-                )
-            )
-        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
-        head = (await self._engine.get_snapshot(RoomID(room.room_id))).head
-        extremities = [nid for nid, _ in head.extremities[:MAX_EXTREMITIES]]
-        rows = (await self._sticky.in_rooms({room_nid: (first - 1, upto)})).get(room_nid, [])
-        sticky = [row.event_nid for row in rows if self._identity.is_local(row.sender)]
-        sticky = [nid for nid in sticky if nid not in extremities][len(extremities) - MAX_PDUS :]
-        missed = await self._destinations.get_missed_events(
-            room_nid, max(first, since) - 1, upto, MAX_PDUS - len(extremities)
-        )
-        others = [nid for nid in missed if nid not in extremities and nid not in sticky]
-        space = MAX_PDUS - len(extremities) - len(sticky)
-        return [*sorted([*sticky, *others[-space:]] if space else sticky), *extremities]
 
     async def _take_to_device(
         self, destination: Destination, taken: "_Taken", edus: _Edus

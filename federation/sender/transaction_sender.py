@@ -30,7 +30,7 @@ from twisted.logger import Logger
 
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import ServerName
 from federation.remote.transactions import FederationTransaction, TransactionClient

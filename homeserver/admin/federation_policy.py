@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from federation.peers.policy import FederationPolicy, ServerPatterns
+from federation.peers.federation_policy import FederationPolicy, ServerPatterns
 from federation.protocol.ids import ServerName
 from federation.protocol.member_list import Member, Right
 from homeserver.api.endpoint import Auth, endpoint

@@ -21,7 +21,7 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from homeserver.cluster.outgoing_changes import KIND, CommitMessage, Range, subtract_ranges
 from storage.engine.streams import Change, Stage, Streams
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from storage.engine.streams import Change, Streams, Topic
 from storage.events.events import EventRow, EventSummary
 from storage.retention.purging import PurgedMessages

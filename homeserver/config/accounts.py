@@ -7,7 +7,7 @@ from email.errors import MessageError
 from email.headerregistry import Address
 from typing import Literal
 
-from federation.peers.policy import InvalidPattern, ServerPatterns
+from federation.peers.federation_policy import InvalidPattern, ServerPatterns
 from federation.protocol.ids import is_room_alias, is_room_id
 from homeserver.config.option import Duration, Secret, option, section
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from federation.http_client.proxy import BadProxy, read_proxy
-from federation.peers.policy import InvalidPattern, ServerPatterns
+from federation.peers.federation_policy import InvalidPattern, ServerPatterns
 from homeserver.config.option import JSON, Duration, Network, Secret, option, required, section
 
 PRIVATE_NETWORKS = (

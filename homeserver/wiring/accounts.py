@@ -6,9 +6,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName
 from homeserver.cluster.incoming_changes import IncomingChanges
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from homeserver.cluster.outgoing_changes import OutgoingChanges
-from homeserver.cluster.peers import PeerNodes
+from homeserver.cluster.peer_nodes import PeerNodes
 from homeserver.config.configuration import Config
 from homeserver.config.registration_files import read_registration_files
 from homeserver.http.rate_limits import RateLimiter

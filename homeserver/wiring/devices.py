@@ -4,7 +4,7 @@ to them."""
 from collections.abc import Mapping, Sequence
 
 from federation.devices.published_keys import PublishedKeyCache
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from homeserver.observe.caches import CountedCache, UnsizedCache
 from homeserver.services.devices.device_cache import DeviceCache
 from homeserver.services.encryption.device_keys import DeviceKeys, build_public_keys

@@ -3,7 +3,6 @@
 from federation.remote.events import MAX_SHORT_STATE_BYTES, STATE_SLOTS, EventClient
 from federation.remote.large_responses import LargeResponseSlots
 from federation.rooms.build import Classify
-from federation.rooms.effects import StoredEffects
 from federation.rooms.joins.join_import import JoinImporter
 from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.receive.content_restore import ContentRestorer
@@ -14,6 +13,7 @@ from federation.rooms.receive.state_imports import StateImports
 from federation.rooms.receive.unaltered_copies import UnalteredCopies
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
+from federation.rooms.state_effects import StoredEffects
 from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from homeserver.wiring.federation_peers import FederationPeerParts
 from homeserver.wiring.foundation import Foundation

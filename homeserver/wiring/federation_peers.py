@@ -10,13 +10,13 @@ from msgspec.structs import replace
 from federation.endpoints.version import Implementation
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.client import FederationClient
+from federation.peers.federation_policy import FederationPolicy, PolicyRules, make_rules
 from federation.peers.keyring import Keyring, Notary
 from federation.peers.member_list_refresher import Fetch, MemberListRefresher, MemberListSource
 from federation.peers.notary import KeyNotaryService
 from federation.peers.own_keys import PublishedServerKeys
 from federation.peers.peer_backoff import BackoffWire, PeerBackoff
 from federation.peers.peer_queue import PeerLimits, PeerQueue
-from federation.peers.policy import FederationPolicy, PolicyRules, make_rules
 from federation.peers.server_keys import ServerKeyClient
 from federation.peers.signed_list import MemberListTrust, read_authorities
 from federation.peers.signed_requests import RequestVerifier

@@ -7,6 +7,7 @@ from federation.peers.backoff_schedule import BackoffSchedule
 from federation.receiver.edus import EduReceivers
 from federation.remote.keys import DeviceKeyClient
 from federation.remote.transactions import TransactionClient
+from federation.sender.catch_up import CatchUp
 from federation.sender.peer_activity import PeerActivityRecorder
 from federation.sender.policy_unblocked import UnblockedServerNotifier
 from federation.sender.sender import FederationSender
@@ -77,15 +78,18 @@ class FederationSenderParts:
         )
         contents = TransactionBuilder(
             rooms=rooms.store,
-            engine=room_engine.engine,
             events=rooms.events,
-            servers=rooms.servers,
-            destinations=store,
+            catch_up=CatchUp(
+                rooms=rooms.store,
+                engine=room_engine.engine,
+                servers=rooms.servers,
+                destinations=store,
+                sticky=rooms.sticky_events,
+                identity=identity,
+            ),
             to_device=outgoing,
             devices=self.own_devices,
-            sticky=rooms.sticky_events,
             lifetimes=history.retention,
-            identity=identity,
             now_ms=now_ms,
         )
         transactions = TransactionClient(requests=peers.requests, identity=identity)

@@ -6,7 +6,7 @@ from typing import Literal
 from twisted.internet.interfaces import IReactorTime
 
 from federation.http_client.client import WebClient
-from federation.peers.policy import ServerPatterns
+from federation.peers.federation_policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.config.configuration import Config
 from homeserver.http.rate_limits import RateLimiter

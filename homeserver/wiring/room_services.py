@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.replace import RoomReplacement
+from federation.rooms.room_replacement import RoomReplacement
 from homeserver.cluster.jobs import Job
 from homeserver.services.accounts.auto_join_rooms import AutoJoinRooms
 from homeserver.services.directory.room_directory import RoomDirectory

@@ -15,7 +15,7 @@ from time import process_time
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from storage.engine.database import SQLiteConfig, make_engine
 from storage.engine.migrate import migrate
 from tests.helpers.clocks import settle

@@ -10,7 +10,7 @@ from twisted.internet.task import Clock
 
 from federation.protocol.ids import RoomID, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from homeserver.app import build
 from homeserver.commands.init_files import read_signing_keys
 from homeserver.config.load import load_config

@@ -5,9 +5,9 @@ from urllib.parse import quote
 
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.check import Verdict
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.send_join_response import MAX_SMALL_MEMBERS
+from federation.rooms.receipt_checks import Verdict
 from tests.helpers.federated_rooms import Side
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via

@@ -4,7 +4,7 @@ once."""
 from collections.abc import Sequence
 from pathlib import Path
 
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle

@@ -10,8 +10,8 @@ from federation.protocol.events import Event, StateKey, compute_reference_hash, 
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
-from federation.rooms.check import Verdict
 from federation.rooms.events import StoredEvent
+from federation.rooms.receipt_checks import Verdict
 from federation.rooms.receive.batch import Outcome
 from storage.engine.database import Database
 from tests.helpers.rooms import RoomParts

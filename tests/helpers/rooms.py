@@ -13,9 +13,8 @@ from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
 from federation.protocol.signing import SigningKey
 from federation.rooms.build import Classification, RoomBeforeEvent
-from federation.rooms.drafts import Draft
-from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.history.membership_periods import MembershipPeriods
 from federation.rooms.joins.join_import import JoinImporter
@@ -31,6 +30,7 @@ from federation.rooms.receive.unverified_events import UnverifiedStateEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_servers import RoomServers
 from federation.rooms.server_access import ServerAccess
+from federation.rooms.state_effects import StoredEffects
 from federation.rooms.timelines import Timelines
 from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
 from federation.rooms.visibility import Visibility

@@ -83,7 +83,7 @@ def test_a_general_rule_keeps_a_small_file(path: str, importer: str, text: str) 
 
 def test_other_files_are_accepted() -> None:
     by_one = {"federation/peers/notary.py": "from federation.peers.keyring import A, B"}
-    by_two = {**by_one, "federation/peers/policy.py": "import federation.peers.keyring"}
+    by_two = {**by_one, "federation/peers/federation_policy.py": "import federation.peers.keyring"}
     same_word = {**by_one, "storage/federation/keyring.py": "x = 1"}
 
     assert complaints(by_one, lines=SMALL) == []

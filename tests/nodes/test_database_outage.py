@@ -11,8 +11,8 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import provider
 
-from homeserver.cluster.notify import NodeMessages
-from homeserver.cluster.peers import GREETING, PeerNodes
+from homeserver.cluster.node_messages import NodeMessages
+from homeserver.cluster.peer_nodes import GREETING, PeerNodes
 from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable
 from storage.engine.postgres_notify import EphemeralMessage
@@ -46,7 +46,7 @@ def lines() -> Iterator[list[str]]:
 
     @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
-        if event.get("log_namespace") == "homeserver.cluster.peers.PeerNodes":
+        if event.get("log_namespace") == "homeserver.cluster.peer_nodes.PeerNodes":
             found.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)

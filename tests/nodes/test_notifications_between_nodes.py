@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 from federation.protocol.ids import UserID
 from homeserver.cluster.incoming_changes import IncomingChanges
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from homeserver.cluster.outgoing_changes import OutgoingChanges, subtract_ranges
 from homeserver.services.streams.recent_changes import RecentChanges
 from storage.engine.database import PostgresConfig

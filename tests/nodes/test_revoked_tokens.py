@@ -14,7 +14,7 @@ import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
 
-from homeserver.cluster.peers import TRUST_SECONDS
+from homeserver.cluster.peer_nodes import TRUST_SECONDS
 from storage.engine.database import PostgresConfig
 from tests.helpers.programs import run_program
 from tests.helpers.server_process import SECONDS_TO_START, RunningServer, ServerFiles

@@ -9,7 +9,7 @@ from twisted.logger import capturedLogs
 
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError, StateIncomplete
 from federation.protocol.ids import RoomID, ServerName
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import StoredEvent
 from homeserver.services.rooms.related_redactions import (
     EVENTS_PER_WRITE,

@@ -47,14 +47,14 @@ from federation.protocol.stripped_state import (
 )
 from federation.remote.membership import MembershipClient
 from federation.rooms.build import Chain, Classify
-from federation.rooms.check import SHOWN
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.joins.make_send import check_membership_event, check_origin_signed
 from federation.rooms.joins.out_of_room import OutOfRoomMemberships
 from federation.rooms.joins.stripped_rooms import read_invite_state
 from federation.rooms.membership_templates import MEMBER
+from federation.rooms.receipt_checks import SHOWN
 from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.server_fallback import merge_errors

@@ -25,17 +25,23 @@ from federation.protocol.errors import BadState, Forbidden, MatrixError, TooLarg
 from federation.protocol.event_signing import is_content_hash_valid, required_signers
 from federation.protocol.ids import EventID, RoomID, ServerName, domain_of
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.check import SHOWN, ReceivedPdu, Verdict, check_on_receipt, check_signed
-from federation.rooms.effects import StoredEffects, effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_templates import MEMBER
+from federation.rooms.receipt_checks import (
+    SHOWN,
+    ReceivedPdu,
+    Verdict,
+    check_on_receipt,
+    check_signed,
+)
 from federation.rooms.receive.check_sources import CheckServices, StoredSources
 from federation.rooms.receive.persist import new_event
 from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping, get_stored_ids
 from federation.rooms.receive.unverified_events import find_left_out
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import CREATE, RoomSnapshot
+from federation.rooms.state_effects import StoredEffects, effect_of_absence, state_effect
 from federation.rooms.unacknowledged_leaves import HasLeftRoom, UnacknowledgedLeaves
 from storage.engine.database import Database
 from storage.engine.streams import Change, Topic

@@ -22,11 +22,11 @@ from federation.protocol.event_signing import is_content_hash_valid, required_si
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, domain_of
 from federation.protocol.stripped_state import federation_form, stripped_state_keys
-from federation.rooms.check import SHOWN
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.joins.restricted_joins import RestrictedJoins
 from federation.rooms.joins.send_join_response import JoinResponses
 from federation.rooms.membership_templates import AUTHORISER, MEMBER, make_template
+from federation.rooms.receipt_checks import SHOWN
 from federation.rooms.receive.check_sources import GetSigners
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.server_in_room import ServerInRoom

@@ -22,8 +22,8 @@ from federation.protocol.events import Event, encode_pdu, load_event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, domain_of
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.protocol.stripped_state import StrippedEvent
-from federation.rooms.effects import state_effect
 from federation.rooms.events import StoredEvent
+from federation.rooms.state_effects import state_effect
 from storage.events.events import EventFlag, EventRow
 from storage.rooms.memberships import MembershipRow
 from storage.rooms.out_of_room_memberships import (

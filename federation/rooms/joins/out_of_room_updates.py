@@ -15,13 +15,13 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event
 from federation.protocol.ids import ServerName, UserID, is_user_id
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.check import check_signed
 from federation.rooms.joins.out_of_room import (
     PENDING_MEMBERSHIPS,
     OutOfRoomMemberships,
     is_out_of_room,
 )
 from federation.rooms.memberships import Memberships
+from federation.rooms.receipt_checks import check_signed
 from federation.rooms.receive.check_sources import GetSigners
 from federation.rooms.snapshot import RoomSnapshot
 

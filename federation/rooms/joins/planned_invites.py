@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.concurrent import wait_at_most
+from federation.rooms.concurrency import wait_at_most
 from federation.rooms.engine import RoomEngine
 from federation.rooms.joins.invites import Invitations
 from federation.rooms.membership_templates import MEMBER

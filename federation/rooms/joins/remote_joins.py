@@ -33,11 +33,11 @@ from federation.protocol.ids import (
 )
 from federation.protocol.stripped_state import strip_event
 from federation.remote.membership import JoinedState, MembershipClient
-from federation.rooms.check import SHOWN
 from federation.rooms.joins.join_import import JoinImporter, RemoteRoomInfo
 from federation.rooms.joins.out_of_room import OutOfRoomMemberships
 from federation.rooms.joins.stripped_rooms import read_knock_state
 from federation.rooms.membership_templates import AUTHORISER, TemplateRequests, with_signature_of
+from federation.rooms.receipt_checks import SHOWN
 from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.receive.receiver import Receiver
 from federation.rooms.receive.state_imports import StateImports, get_stored_ids

@@ -26,8 +26,8 @@ from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, is_server_name
 from federation.remote.membership import MembershipClient
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.out_of_room import OutOfRoomMemberships
 from federation.rooms.membership_templates import TemplateRequests, make_local_leave
 from federation.rooms.server_fallback import ServerFallback

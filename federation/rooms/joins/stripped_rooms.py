@@ -23,7 +23,7 @@ from federation.protocol.stripped_state import (
     sift_room_state,
     strip_event,
 )
-from federation.rooms.check import as_hashed
+from federation.rooms.receipt_checks import as_hashed
 from federation.rooms.receive.check_sources import CheckServices
 
 

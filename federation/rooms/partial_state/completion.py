@@ -27,7 +27,6 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.build import make_redaction
-from federation.rooms.effects import StoredEffects, effect_of_absence
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_templates import MEMBER
@@ -43,6 +42,7 @@ from federation.rooms.receive.unverified_events import UnverifiedStateEvents, is
 from federation.rooms.relations import read_relation
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
+from federation.rooms.state_effects import StoredEffects, effect_of_absence
 from storage.engine.streams import Change, Stage, Streams, Topic
 from storage.events.relations import RelationRow
 from storage.partial_state.completion import CompletedRoom, LateMessage

@@ -13,9 +13,9 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
-from federation.rooms.check import SHOWN, ReceivedPdu, Verdict, check_on_receipt
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.partial_state.late_notifications import LateCandidate, LateNotifications
+from federation.rooms.receipt_checks import SHOWN, ReceivedPdu, Verdict, check_on_receipt
 from federation.rooms.receive.check_sources import CheckServices, PolicyVerdicts, StoredSources
 from federation.rooms.receive.persist import EventPersister
 from federation.rooms.receive.unverified_events import UnverifiedStateEvents

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from federation.peers.client import RefusedByRemote
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import FederationPolicy
 from federation.protocol.ids import ServerName
 from federation.rooms.room_servers import RoomServers
 from storage.rooms.partial_rooms import PartialRoom

@@ -17,7 +17,7 @@ from federation.protocol.errors import BadEvent, MatrixError
 from federation.protocol.events import MAX_PDU_BYTES, Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.check import ReceivedPdu, Verdict
+from federation.rooms.receipt_checks import ReceivedPdu, Verdict
 
 CREATE = "m.room.create"
 SORTED_AT_ONCE: Final = 1000

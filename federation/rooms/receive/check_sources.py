@@ -1,4 +1,5 @@
-"""Answers the queries of the checks on receipt (`check.CheckSources`) from stored events."""
+"""Answers the queries of the checks on receipt (`receipt_checks.CheckSources`) from stored
+events."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
@@ -7,8 +8,8 @@ import msgspec
 
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName
-from federation.rooms.check import AuthEvents
 from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receipt_checks import AuthEvents
 from federation.rooms.resolve import StateResolver
 from federation.rooms.state_view import StateView
 from storage.persist.room_writer import StateChange
@@ -77,7 +78,7 @@ NO_POLICY_VERDICTS: Final = PolicyVerdicts()
 
 
 class StoredSources:
-    """Implements `check.CheckSources` for one event whose prev_events and auth_events are
+    """Implements `receipt_checks.CheckSources` for one event whose prev_events and auth_events are
     loaded."""
 
     def __init__(

@@ -14,12 +14,12 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.event_signing import is_content_hash_valid
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import RoomID
-from federation.rooms.check import ReceivedPdu
-from federation.rooms.effects import state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receipt_checks import ReceivedPdu
 from federation.rooms.receive.unaltered_copies import is_same
 from federation.rooms.relations import read_relation
+from federation.rooms.state_effects import state_effect
 from storage.engine.database import Database
 from storage.events.relations import RelationRow
 from storage.persist.content_restore import RestoredContent, restore_content

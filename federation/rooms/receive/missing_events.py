@@ -25,9 +25,9 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import FederationPolicy
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName

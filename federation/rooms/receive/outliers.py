@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.rooms.check import AuthEvents, ReceivedPdu, Verdict, check_on_receipt
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receipt_checks import AuthEvents, ReceivedPdu, Verdict, check_on_receipt
 from federation.rooms.receive.batch import Batch, Outcome
 from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.receive.content_restore import ContentRestorer
@@ -140,8 +140,8 @@ class Outliers:
 
 
 class _OutlierSources:
-    """Implements `check.CheckSources` for an outlier whose auth events are stored or in its
-    chunk."""
+    """Implements `receipt_checks.CheckSources` for an outlier whose auth events are stored or in
+    its chunk."""
 
     def __init__(
         self,

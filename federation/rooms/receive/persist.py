@@ -29,13 +29,13 @@ from federation.rooms.build import (
     count_joins,
     make_redaction,
 )
-from federation.rooms.check import SHOWN, CheckResult, Verdict
-from federation.rooms.effects import effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receipt_checks import SHOWN, CheckResult, Verdict
 from federation.rooms.relations import read_relation
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import CREATE, POWER_LEVELS, RoomSnapshot
+from federation.rooms.state_effects import effect_of_absence, state_effect
 from federation.rooms.state_view import StateView
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction

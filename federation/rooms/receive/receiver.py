@@ -25,7 +25,10 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import NAMING, find_naming
-from federation.rooms.check import (
+from federation.rooms.engine import RoomEngine
+from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.membership_templates import MEMBER
+from federation.rooms.receipt_checks import (
     REFUSED_BY_POLICY,
     SHOWN,
     ReceivedPdu,
@@ -34,9 +37,6 @@ from federation.rooms.check import (
     check_on_receipt,
     check_signed,
 )
-from federation.rooms.engine import RoomEngine
-from federation.rooms.events import RoomEvents, StoredEvent
-from federation.rooms.membership_templates import MEMBER
 from federation.rooms.receive.batch import Batch, Outcome, make_dropped
 from federation.rooms.receive.check_sources import (
     NO_POLICY_VERDICTS,

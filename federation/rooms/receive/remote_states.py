@@ -19,7 +19,7 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import EventClient, StateIDs, StatePDUs
 from federation.remote.large_responses import LargeResponseSlots, TimeLeft, get_longest_time
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.receive.batch import Outcome, parse_events, sort_many_by_reference
 from federation.rooms.receive.receiver import MAX_PDUS, Receiver
 from federation.rooms.receive.state_imports import Pdu, StateImports, as_mapping

@@ -18,7 +18,7 @@ from federation.peers.response_splitter import Yielder, parse_event_piece
 from federation.protocol.errors import BadState
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import ReceivedPdu, Verdict
+from federation.rooms.receipt_checks import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.outliers import Outliers
 from federation.rooms.snapshot import CREATE

@@ -28,8 +28,8 @@ import msgspec
 
 from federation.peers.backoff_schedule import BackoffSchedule
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.peer_backoff import PeerBackoff
-from federation.peers.policy import FederationPolicy
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import BadEvent, MatrixError, RemoteError
 from federation.protocol.event_signing import is_content_hash_valid
@@ -37,9 +37,9 @@ from federation.protocol.events import Event, compute_reference_hash, parse_even
 from federation.protocol.ids import EventID, ServerName, domain_of
 from federation.protocol.redaction import redact
 from federation.remote.events import EventClient
-from federation.rooms.check import ReceivedPdu, Verdict, check_signed
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.membership_templates import MEMBER
+from federation.rooms.receipt_checks import ReceivedPdu, Verdict, check_signed
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.check_sources import CheckServices
 from federation.rooms.room_servers import RoomServers, sort_by_join

@@ -28,15 +28,15 @@ from federation.peers.identity import ServerIdentity
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import ReceivedPdu, Verdict
-from federation.rooms.effects import state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.events import RoomEvents, StoredEvent
+from federation.rooms.receipt_checks import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
 from federation.rooms.receive.outliers import Outliers
 from federation.rooms.receive.state_imports import Pdu, as_mapping
 from federation.rooms.resolve import StateResolver
 from federation.rooms.snapshot import RoomSnapshot
+from federation.rooms.state_effects import state_effect
 from storage.cache import StreamValue
 from storage.engine.database import Database
 from storage.engine.streams import Stage, Topic

@@ -17,7 +17,7 @@ from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.space_hierarchy import RemoteHierarchy
 from federation.remote.directory import RemoteDirectoryClient
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.server_fallback import ServerFallback
 from storage.cache import LRU
 

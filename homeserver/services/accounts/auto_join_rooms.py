@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import UserID
-from federation.rooms.concurrent import wait_at_most
+from federation.rooms.concurrency import wait_at_most
 from homeserver.api.requester import Requester
 from homeserver.services.rooms.membership import RoomMemberships
 from storage.accounts.accounts import ALL_TIMES, AccountStore

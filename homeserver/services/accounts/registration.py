@@ -21,19 +21,21 @@ from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import (
-    Exclusive,
     Forbidden,
-    InvalidUsername,
     MatrixError,
     ThreepidInUse,
     UserInUse,
     UserLocked,
     UserSuspended,
 )
-from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
+from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of
 from homeserver.api.limits import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
-from homeserver.services.accounts.registration_rules import RegistrationRules, compute_flows
+from homeserver.services.accounts.registration_rules import (
+    RegistrationRules,
+    compute_flows,
+    parse_registered_id,
+)
 from homeserver.services.audit.audit import AuditEvent, record_event
 from homeserver.services.login.approvals import Approvals, NewAccountTasks, NoNewAccountTasks
 from homeserver.services.login.password_login import SignIn
@@ -584,17 +586,13 @@ class Registration:
     def _user_id(
         self, username: str, *, privileged: bool = False, for_service: bool = False
     ) -> UserID:
-        user_id = parse_new_user_id(username.lower(), self.server_name)
-        if not for_service and self.is_reserved(user_id):
-            raise Exclusive
-        if not privileged:
-            if username.startswith("_") and not self._rules.underscore_names:
-                raise InvalidUsername("A user name may not begin with an underscore")
-            if self._rules.reserved_names is not None and self._rules.reserved_names.match(
-                localpart_of(user_id)
-            ):
-                raise Exclusive("This name is reserved")
-        return user_id
+        return parse_registered_id(
+            username,
+            self.server_name,
+            self._rules,
+            self.is_reserved if not for_service else lambda _: False,
+            privileged=privileged,
+        )
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -1,13 +1,16 @@
-"""Rules of registration, and the UIA flows that follow from them.
+"""Rules of registration: which names are free to register, and the UIA flows.
 
 spec: client-server-api#account-registration
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
-from federation.peers.policy import ServerPatterns
+from federation.peers.federation_policy import ServerPatterns
+from federation.protocol.errors import Exclusive, InvalidUsername
+from federation.protocol.ids import ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.services.login.uia_stages import (
     DUMMY,
     EMAIL_IDENTITY,
@@ -59,3 +62,27 @@ def compute_flows(rules: RegistrationRules) -> list[list[str]]:
     shortest = [*first, *terms, *required]
     additional = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
     return [shortest or [DUMMY], *([*shortest, *stages] for stages in additional)]
+
+
+def parse_registered_id(
+    username: str,
+    server_name: ServerName,
+    rules: RegistrationRules,
+    is_reserved: Callable[[UserID], bool],
+    *,
+    privileged: bool = False,
+) -> UserID:
+    """Return the user id of a new account. Raises `InvalidUsername` or `Exclusive`.
+
+    `is_reserved`: whether an id belongs to a namespace of an application service. `privileged`: an
+    administrator or an application service chooses the name, so the configured rules do not apply.
+    """
+    user_id = parse_new_user_id(username.lower(), server_name)
+    if is_reserved(user_id):
+        raise Exclusive
+    if not privileged:
+        if username.startswith("_") and not rules.underscore_names:
+            raise InvalidUsername("A user name may not begin with an underscore")
+        if rules.reserved_names is not None and rules.reserved_names.match(localpart_of(user_id)):
+            raise Exclusive("This name is reserved")
+    return user_id

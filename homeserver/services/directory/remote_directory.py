@@ -17,7 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.peers.client import RefusedByRemote
 from federation.peers.fair_semaphore import FairSemaphore
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.shared_work import SharedWork
 from federation.protocol.errors import (
     Forbidden,

@@ -14,8 +14,8 @@ from typing import Any, Final
 import msgspec
 from twisted.logger import Logger
 
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.identity import ServerIdentity
-from federation.peers.policy import FederationPolicy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, LimitExceeded, MatrixError, TooLarge
 from federation.protocol.ids import (

@@ -18,8 +18,8 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
+from homeserver.cluster.node_messages import NodeMessages
 from homeserver.cluster.notifier import Notifier
-from homeserver.cluster.notify import NodeMessages
 from homeserver.services.streams.ephemeral_counter import EphemeralCounter
 from homeserver.services.streams.latest_changes import LatestChanges
 from homeserver.services.streams.sync_tokens import MAX_TYPING_ROOMS, SyncToken

@@ -7,7 +7,7 @@ is tried for `UNKNOWN_SERVER_DAYS`, and then leaves nothing behind.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
 from federation.sender.sender import FederationSender

@@ -4,7 +4,7 @@ Laws:
 - A cached token costs no query. A change of its account on the stream (`Topic.ACCOUNT`)
   invalidates it, on every node as soon as the change arrives there.
 - On several nodes the cache is trusted only for a while after the last message of the other nodes
-  (`homeserver/cluster/peers.py`); after that each request reads the database.
+  (`homeserver/cluster/peer_nodes.py`); after that each request reads the database.
 - A token that was read while such a change arrived is not cached: its row may be outdated. Neither
   is a token from a refresh at its first use, since that is such a change itself.
 - Both maps hold the same entry for a token; its removal from the cache clears its `owner`.

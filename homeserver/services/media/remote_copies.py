@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.peers.token_buckets import Rate
 from federation.protocol.errors import Forbidden, InvalidParam, MediaHarmful, NotFound
 from federation.protocol.ids import ServerName

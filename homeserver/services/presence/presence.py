@@ -26,7 +26,7 @@ from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.presence.active_users import PresenceTable, apply_stored
 from homeserver.services.presence.broadcast import PresenceBroadcaster, Subscriber

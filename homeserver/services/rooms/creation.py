@@ -21,8 +21,8 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_room_alias, parse_user_id
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.planned_invites import PlannedInviteSender
 from homeserver.api.limits import Limit
 from homeserver.api.requester import Requester

@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from federation.protocol.errors import GuestAccessForbidden, MatrixError, RemoteError
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.snapshot import RoomSnapshot
 from storage.rooms.memberships import MembershipStore
 

@@ -20,8 +20,8 @@ from federation.protocol.errors import (
 )
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, domain_of, parse_user_id
-from federation.rooms.drafts import Check, Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Check, Draft
 from federation.rooms.joins.restricted_joins import RestrictedJoins
 from federation.rooms.membership_checks import check_still
 from federation.rooms.membership_templates import AUTHORISER

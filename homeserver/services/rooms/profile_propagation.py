@@ -20,8 +20,8 @@ from federation.protocol.errors import (
 )
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.membership_checks import check_still
 from federation.rooms.memberships import Memberships
 from homeserver.services.profiles.profiles import names_of

@@ -22,8 +22,8 @@ from federation.peers.backoff_schedule import BackoffSchedule
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError, StateIncomplete
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.protocol.power_levels import PowerLevels
-from federation.rooms.drafts import Also, Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Also, Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.relations import read_relation
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot

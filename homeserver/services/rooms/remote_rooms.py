@@ -6,7 +6,7 @@ spec: client-server-api#room-membership
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from federation.peers.policy import FederationPolicy
+from federation.peers.federation_policy import FederationPolicy
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.rooms.joins.invites import Invitations

@@ -27,9 +27,9 @@ from federation.protocol.errors import (
 )
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, is_event_id, is_room_alias
-from federation.rooms.concurrent import map_concurrently
-from federation.rooms.drafts import Draft
+from federation.rooms.concurrency import map_concurrently
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import RoomEvents, StoredEvent
 from federation.rooms.membership_checks import check_still
 from federation.rooms.relations import parse_relation, read_relation

@@ -31,10 +31,10 @@ from federation.protocol.ids import RoomID, UserID, parse_user_id
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.protocol.space_hierarchy import CHILD, PARENT, is_link
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import RoomEvents
-from federation.rooms.replace import RoomReplacement
+from federation.rooms.room_replacement import RoomReplacement
 from federation.rooms.snapshot import POWER_LEVELS, RoomSnapshot
 from homeserver.api.requester import Requester
 from homeserver.services.directory.shadow_ban import HiddenRoomChanges

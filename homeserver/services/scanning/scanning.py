@@ -43,7 +43,7 @@ from federation.protocol.errors import (
     TooLarge,
 )
 from federation.protocol.ids import UserID
-from federation.rooms.concurrent import map_concurrently
+from federation.rooms.concurrency import map_concurrently
 from homeserver.api.storage_errors import media_store_error
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.services.audit.audit import AuditEvent, record_event

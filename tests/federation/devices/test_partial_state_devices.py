@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.check import Verdict
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
+from federation.rooms.receipt_checks import Verdict
 from tests.helpers.federated_rooms import Side
 from tests.helpers.large_rooms import (
     MEMBERS,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 
 from federation.peers.client import MAX_OPENINGS, RefusedByRemote
-from federation.peers.policy import make_rules
+from federation.peers.federation_policy import make_rules
 from federation.peers.wire import WireResponse
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import ServerName

@@ -9,6 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.peers.client import FederationClient
+from federation.peers.federation_policy import FederationPolicy, make_rules
 from federation.peers.identity import ServerIdentity
 from federation.peers.keyring import (
     MAX_CONCURRENT_UNAUTHENTICATED,
@@ -18,7 +19,6 @@ from federation.peers.keyring import (
     Keyring,
     Notary,
 )
-from federation.peers.policy import FederationPolicy, make_rules
 from federation.peers.server_keys import ServerKeyClient
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.errors import LimitExceeded, RemoteError

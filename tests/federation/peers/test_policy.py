@@ -6,7 +6,12 @@ from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
-from federation.peers.policy import FederationPolicy, InvalidPattern, ServerPatterns, make_rules
+from federation.peers.federation_policy import (
+    FederationPolicy,
+    InvalidPattern,
+    ServerPatterns,
+    make_rules,
+)
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from homeserver.config.load import ConfigError

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from federation.peers.response_splitter import PARSED_BYTES_PER_TURN
 from federation.peers.wire import WireResponse
-from federation.rooms.check import ReceivedPdu, Verdict
+from federation.rooms.receipt_checks import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
 from tests.helpers.federated_rooms import shared
 from tests.helpers.network import Network

@@ -17,7 +17,7 @@ from federation.protocol.event_signing import sign_event
 from federation.protocol.events import StateKey, parse_event
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import StoredEvent
 from federation.rooms.timelines import Timelines
 from storage.engine.database import Database, SQLiteConfig

@@ -20,7 +20,7 @@ from federation.protocol.state_resolution import (
     find_conflicts,
     resolve,
 )
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from federation.rooms.snapshot import CREATE
 from storage.rooms.memberships import MembershipStore
 from tests.conftest import run_coroutine

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from federation.protocol.events import StateKey
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, create_room, shared, texts
 from tests.helpers.network import Fate, Network
 from tests.helpers.policy_server import SIGN, PolicyServer, message_path, named

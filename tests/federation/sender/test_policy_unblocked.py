@@ -3,7 +3,7 @@ little until then."""
 
 import pytest
 
-from federation.peers.policy import PolicyRules, make_rules
+from federation.peers.federation_policy import PolicyRules, make_rules
 from federation.protocol.ids import ServerName
 from federation.sender.policy_unblocked import MAX_CONCURRENT, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from federation.peers.policy import make_rules
+from federation.peers.federation_policy import make_rules
 from federation.protocol.ids import ServerName
 from federation.sender.sender import BATCH_SIZE
 from storage.engine.database import Database, PostgresConfig

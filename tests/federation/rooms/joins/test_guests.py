@@ -7,8 +7,8 @@ from twisted.internet.task import Clock
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import RoomID
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.event_drafts import Draft
 from homeserver.services.rooms.guest_access import GuestAccess
 from storage.rooms.memberships import MembershipStore
 from tests.helpers.network import Network

@@ -7,7 +7,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from storage.engine.database import Database
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.network import Network

@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.peers.policy import make_rules
+from federation.peers.federation_policy import make_rules
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from tests.helpers.event_search import found, index
 from tests.helpers.federated_rooms import Side
 from tests.helpers.large_rooms import (

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, UserID
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.send_join_response import MAX_SMALL_SERVERS
 from storage.federation.inbox import InboxStore
 from tests.conftest import run_coroutine

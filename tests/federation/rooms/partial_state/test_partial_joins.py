@@ -12,7 +12,7 @@ import pytest
 from federation.peers.client import RefusedByRemote
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import RoomID, ServerName
-from federation.rooms.drafts import Draft
+from federation.rooms.event_drafts import Draft
 from federation.rooms.partial_rooms import MAX_WAIT
 from tests.helpers.large_rooms import (
     LAZY,

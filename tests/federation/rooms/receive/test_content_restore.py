@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from federation.protocol.events import StateKey
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from storage.engine.database import Database
 from storage.events.events import EventStore
 from storage.persist.content_restore import RESTORED_RETENTION_MS

@@ -20,7 +20,7 @@ from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.remote.events import MAX_STATE_EVENTS, EventClient
-from federation.rooms.check import ReceivedPdu, Verdict
+from federation.rooms.receipt_checks import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import (
     Outcome,
     parse_events,

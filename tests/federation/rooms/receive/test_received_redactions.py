@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, ROOM_VERSIONS, RoomVersion
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline

@@ -10,7 +10,7 @@ from federation.protocol.errors import NotFound, TooLarge
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from federation.rooms.receive import extremity_limit
 from storage.engine.database import Database, PostgresConfig, SQLiteConfig
 from storage.events.events import EventFlag

@@ -13,7 +13,7 @@ from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, adopt, shared, texts
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.room_actions import ok, say, set_state

@@ -9,7 +9,7 @@ import pytest
 from federation.protocol.events import StateKey, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.rooms.check import Verdict
+from federation.rooms.receipt_checks import Verdict
 from storage.engine.database import Database
 from storage.partial_state.unverified_events import NeededIn, UnverifiedEvent, UnverifiedEventStore
 from storage.rooms.memberships import MembershipStore

@@ -7,10 +7,10 @@ import pytest
 from federation.protocol.errors import NotFound
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, ServerName, UserID
-from federation.rooms.drafts import Draft
-from federation.rooms.effects import effect_of_absence
+from federation.rooms.event_drafts import Draft
 from federation.rooms.serving.spaces import Spaces
 from federation.rooms.serving.summaries import SummaryVisibility
+from federation.rooms.state_effects import effect_of_absence
 from storage.engine.database import Database
 from storage.rooms.memberships import MembershipStore
 from storage.rooms.spaces import SpaceStore

@@ -14,8 +14,8 @@ from twisted.logger import Logger
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.drafts import Draft
 from federation.rooms.engine import MAX_REBUILDS, HeadContention, RoomEngine
+from federation.rooms.event_drafts import Draft
 from federation.rooms.events import RoomEvents
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.transaction import WriteTransaction

@@ -2,10 +2,10 @@
 
 Changes of other nodes are visible here within a tenth of a second or two: long polls wake, redacted
 events leave the caches. A node that writes notifies the other nodes
-(`homeserver/cluster/notify.py`, which also carries unstored state such as typing) and describes
-what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once a second
-finds the changes. A write also shows a node the changes before it, because positions are assigned
-in order.
+(`homeserver/cluster/node_messages.py`, which also carries unstored state such as typing) and
+describes what changed (`homeserver/cluster/outgoing_changes.py`). If a message is lost, a poll once
+a second finds the changes. A write also shows a node the changes before it, because positions are
+assigned in order.
 
 A write that ends a session or restricts an account is acknowledged only when it is effective on all
 nodes. They are notified with the write (`storage/engine/postgres_notify.py`), and each confirms
@@ -33,7 +33,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from homeserver.cluster.notify import NodeMessages
+from homeserver.cluster.node_messages import NodeMessages
 from homeserver.cluster.outgoing_changes import KIND, CommitMessage
 from storage.engine.database import Database
 from storage.engine.interface import DatabaseUnavailable, NodeChannel, NodeChannelLost

@@ -8,8 +8,8 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
-from federation.rooms.drafts import Draft
-from federation.rooms.replace import RoomReplacement
+from federation.rooms.event_drafts import Draft
+from federation.rooms.room_replacement import RoomReplacement
 from federation.rooms.snapshot import RoomSnapshot
 from storage.engine.database import Database
 from storage.engine.transaction import WriteTransaction
