@@ -1,1 +1,1 @@
-"""Pushers: telling people of what they would not want to miss, by push gateways and by e-mail."""
+"""Notifies people about missed messages: by push gateways and by e-mail."""

@@ -153,7 +153,7 @@ class PushDeliveries:
             self._pause(queue, max(0, row.last_attempt_ts + row.backoff_ms - self._now_ms()))
 
     def catch_up(self) -> None:
-        """Note that all events that failing pushers missed were read. Their badges may have
+        """Record that all events that failing pushers missed were read. Their badges may have
         changed, too."""
         self.is_behind = False
         for queue in self._queues.values():

@@ -7,8 +7,8 @@ Laws:
   nothing has happened there for two days.
 - An e-mail and the state of its pusher are stored in one write: a restart neither loses an e-mail
   nor sends one twice.
-- The sender is the server, by the name that its operator configured. The app's own name never is
-  the sender's, and stands in the subject only if the operator configured none.
+- The sender is the server, by the name that its operator configured. The app's own name is never
+  the sender's, and is in the subject only if the operator configured none.
 - An e-mail that was not sent yet is dropped when an event in it loses its content or is too old;
   the next one contains the others.
 - An event writes at most one row, and only if it is the first one that waits.

@@ -1,4 +1,5 @@
-"""Ends what a sign-in at an identity provider gave, when the provider ends that session.
+"""Ends everything that began with a sign-in at an identity provider, when the provider ends its
+session.
 
 Laws:
 - Unused login tokens and codes, pending flows and the browser session of that sign-in end in one
@@ -49,7 +50,8 @@ class EndedProviderSessions:
         self._waiting = tuple(pending)
 
     def end(self, txn: WriteTransaction, sign_ins: ProviderSessions, subject: str | None) -> None:
-        """End what these sign-ins gave. `subject`: the person, if the provider names one too."""
+        """End everything that began with these sign-ins. `subject`: the person, if the provider
+        names one too."""
         self._store.add_ended(txn, sign_ins, subject, self._now())
         for store in self._waiting:
             store.remove_provider_sessions(txn, sign_ins)
