@@ -40,7 +40,7 @@ class ThreepidBody(msgspec.Struct, frozen=True):
 
 
 class ExternalIDBody(msgspec.Struct, frozen=True):
-    """The user's id at an identity provider."""
+    """The user's ID at an identity provider."""
 
     auth_provider: str
     external_id: str

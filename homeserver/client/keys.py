@@ -30,7 +30,7 @@ async def upload_keys(
 
 
 class KeyQueryBody(msgspec.Struct, frozen=True):
-    """Device ids by user. An empty list means all devices of the user."""
+    """Device IDs by user. An empty list means all devices of the user."""
 
     device_keys: dict[str, list[str]]
     timeout: int = 10_000

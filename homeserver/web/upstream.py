@@ -282,7 +282,7 @@ def operation_name(operation: str) -> str:
 
 
 def read_form(body: bytes) -> dict[str, str]:
-    """Parse a form; empty if it is malformed. The flow id and the cookie protect against CSRF."""
+    """Parse a form; empty if it is malformed. The flow ID and the cookie protect against CSRF."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:

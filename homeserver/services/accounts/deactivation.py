@@ -5,7 +5,7 @@ Laws:
   and is unbound at identity servers; failures are retried, also after a restart.
 - A join in progress at another server may complete after the deactivation; the account then leaves
   that room too.
-- The user id stays taken.
+- The user ID stays taken.
 
 spec: client-server-api#account-deactivation
 """

@@ -271,7 +271,7 @@ class RuleCompiler:
         chosen = tuple(rules)
         key = tuple(
             map(id, chosen)
-        )  # a set keeps its rules alive, so their ids stay valid while it exists
+        )  # a set keeps its rules alive, so their IDs stay valid while it exists
         known = self._sets.get(key)
         if known is None:
             known = self._sets[key] = RuleSet(chosen)

@@ -83,7 +83,7 @@ class DeviceSectionReader:
         self._lists = lists
         self._recent = recent
         # the position up to which no message is stored for a device, as far as this node knows;
-        # it holds for a later device with the same id, too
+        # it holds for a later device with the same ID, too
         self._empty_upto: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
     async def find_messages(self, request: SyncRequest, span: SyncRange) -> PendingMessages:
@@ -105,7 +105,7 @@ class DeviceSectionReader:
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_PER_RESPONSE
         # without a token the session may have begun on another node, unknown to this one yet: the
-        # cache may hold messages for an earlier device with the same id
+        # cache may hold messages for an earlier device with the same ID
         known = (
             None if empty_upto is None or not span.since else self._messages.since(key, empty_upto)
         )

@@ -34,7 +34,7 @@ DeviceKey = tuple[str, str]
 """User and device."""
 
 CachedMessage = tuple[int, str, ToDeviceAdded]
-"""The position of a message, the id of its device, and the request that it came with; for
+"""The position of a message, the ID of its device, and the request that it came with; for
 `read`."""
 
 _position: Final = itemgetter(0)

@@ -41,7 +41,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 PLUGIN_PREFIX: Final = "plugin-"
-"""Prefix of the provider ids of plug-ins."""
+"""Prefix of the provider IDs of plug-ins."""
 
 
 class ProfileNames(Protocol):
@@ -153,7 +153,7 @@ class UpstreamAccounts:
         return None if account is None else account.epoch
 
     def _same_name(self, info: ProviderInfo, identity: UpstreamIdentity) -> UserID | None:
-        """Return the user id of this identity's name if an existing account may be linked."""
+        """Return the user ID of this identity's name if an existing account may be linked."""
         if not info.allow_existing_users or identity.localpart is None:
             return None
         try:
@@ -187,7 +187,7 @@ class UpstreamAccounts:
         return account
 
     async def check_free(self, username: str) -> UserID:
-        """Return the user id of an available name. Raises `InvalidUsername`, `Exclusive`,
+        """Return the user ID of an available name. Raises `InvalidUsername`, `Exclusive`,
         `UserInUse`."""
         return await self._registration.check_username(username)
 
@@ -270,7 +270,7 @@ class UpstreamAccounts:
 
 class UpstreamStages:
     """Returns the UIA stages with which linked users confirm operations. `in_browsers` and
-    `by_password` are ids of providers."""
+    `by_password` are IDs of providers."""
 
     def __init__(
         self,

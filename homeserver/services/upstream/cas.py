@@ -71,7 +71,7 @@ class CASProvider:
 
     async def identify(self, flow_id: str, flow: SignInFlow, ticket: str) -> UpstreamIdentity:
         """Validate a ticket and return its owner. The ticket is bound to a service URL, which
-        contains the flow id, and to `renew`. Raises `Refused`."""
+        contains the flow ID, and to `renew`. Raises `Refused`."""
         if not ticket or len(ticket) > MAX_TICKET_LENGTH:
             raise SignInRefused(RefusalReason.CANCELLED, "the callback has no ticket")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"

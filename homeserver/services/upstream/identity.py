@@ -36,7 +36,7 @@ class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
     picture: str | None = None
     """URL of a picture."""
     session_id: str | None = None
-    """The provider's id of this session, which a later logout names."""
+    """The provider's ID of this session, which a later logout names."""
     confirm_localpart: bool = False
     authenticated_ts: int | None = None
     """Time of the last authentication at the provider, in milliseconds since 1970; None if the
@@ -79,7 +79,7 @@ class ProviderInfo(msgspec.Struct, frozen=True):
     """The name, icon and rules of a provider."""
 
     provider_id: str
-    """Its id in URLs and in the database."""
+    """Its ID in URLs and in the database."""
     name: str
     icon: str | None = None
     brand: str | None = None
@@ -259,7 +259,7 @@ def clean_name(text: object) -> str | None:
 
 
 def clean_session_id(text: object) -> str | None:
-    """Return a provider's session id, or None if it cannot be stored."""
+    """Return a provider's session ID, or None if it cannot be stored."""
     if (
         not isinstance(text, str)
         or not text

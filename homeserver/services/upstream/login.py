@@ -228,7 +228,7 @@ class UpstreamSignIn:
     async def store_identity(
         self, flow: SignInFlow, identity: UpstreamIdentity, browser_hash: bytes
     ) -> str:
-        """Store a checked answer until the browser comes with its cookie; return the id for
+        """Store a checked answer until the browser comes with its cookie; return the ID for
         `go_on`."""
         epoch = await self._accounts.get_epoch(self._info(flow), identity)
         identified = _next_flow(flow, identity, epoch=epoch)

@@ -102,7 +102,7 @@ class OIDCSignIn:
 
     @property
     def client_id(self) -> str:
-        """This server's client id at the provider."""
+        """This server's client ID at the provider."""
         return self._config.client_id
 
     @property

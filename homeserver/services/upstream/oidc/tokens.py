@@ -85,9 +85,9 @@ class TokenVerifier:
         return claims
 
     def logout_token_id(self, token: str, claims: Claims) -> tuple[bytes, int]:
-        """Return the id of a checked logout token, and until when to store it.
+        """Return the ID of a checked logout token, and until when to store it.
 
-        The id is a hash of the `jti`, which providers must set; without one, of the signed text.
+        The ID is a hash of the `jti`, which providers must set; without one, of the signed text.
         After that time, in milliseconds since 1970, the token is too old on every node, whatever
         the difference of their clocks.
 

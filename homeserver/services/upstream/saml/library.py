@@ -74,7 +74,7 @@ class PySAML2:
         self._idp_entityid = idp_entityid
         client, self._config = self._load(())
         self._known: tuple[Saml2Client, str] | None = None
-        """The client and the provider's entity id, replaced together because threads read them."""
+        """The client and the provider's entity ID, replaced together because threads read them."""
         if not _is_fetched(settings):
             self._known = (client, self._provider_of(self._config))
 

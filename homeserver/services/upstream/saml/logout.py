@@ -72,7 +72,7 @@ class SAMLLogoutMessage(msgspec.Struct, frozen=True):
 
 class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     """A checked logout request. `indexes`: the user's sessions to end; all if empty. `expires`:
-    until when to store the request's id, in seconds since 1970. `response`: the URL that takes the
+    until when to store the request's ID, in seconds since 1970. `response`: the URL that takes the
     browser to the provider with our response, None if the provider has no such URL; for SOAP, the
     envelope with the response."""
 

@@ -67,7 +67,7 @@ class SAMLLibrary(SAMLMetadataLibrary, SAMLLogoutLibrary, Protocol):
     """The SAML library. Call its methods in threads; they are slow. They raise `Refused`."""
 
     def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
-        """Return the id of a new request, and the URL to redirect to. `reauthenticate`: the
+        """Return the ID of a new request, and the URL to redirect to. `reauthenticate`: the
         provider must authenticate the user again."""
         ...
 
