@@ -117,7 +117,7 @@ class PusherParts:
             readers=ActiveReaders(clock=clock, syncs=presence.notifier),
             gateways=Gateways(clock=clock, web=web, metrics=metrics),
             now_ms=base.now_ms,
-            draw=lambda: int.from_bytes(random(4), "big") / 2**32,
+            random=lambda: int.from_bytes(random(4), "big") / 2**32,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )

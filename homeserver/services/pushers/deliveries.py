@@ -52,7 +52,7 @@ MAX_COUNTED: Final = 500
 MAX_ERROR_CHARS: Final = 300
 
 
-class Draws(Protocol):
+class RandomSource(Protocol):
     """Returns random numbers."""
 
     def __call__(self) -> float:
@@ -91,7 +91,7 @@ class PushDeliveries:
         readers: ActiveReaders,
         gateways: Gateways,
         now_ms: Callable[[], int],
-        draw: Draws,
+        random: RandomSource,
         with_content: bool,
         jitter_seconds: float,
     ) -> None:
@@ -107,7 +107,7 @@ class PushDeliveries:
         self._readers = readers
         self._gateways = gateways
         self._now_ms = now_ms
-        self._draw = draw
+        self._random = random
         self._with_content = with_content
         self._jitter_seconds = jitter_seconds
         self._queues: dict[int, PusherQueue] = {}
@@ -502,7 +502,9 @@ class PushDeliveries:
         if queue.is_queued or queue.is_held_back():
             return
         if queue.has_ready:
-            self._after(queue, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
+            self._after(
+                queue, self._random() * self._jitter_seconds if self._jitter_seconds else 0.0
+            )
         elif queue.waiting:
             pass  # all pushes are held, until they are read or released
         elif queue.badge is not None:
