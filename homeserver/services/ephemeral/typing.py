@@ -277,9 +277,8 @@ class Typing:
         if message.timeout_ms:
             self.start(message.room_nid, message.user_id, message.timeout_ms, message.position)
         else:
-            may_have_missed = (
-                message.position <= self._counter.position
-            )  # clients here may have missed it
+            # clients here may have missed it
+            may_have_missed = message.position <= self._counter.position
             if message.user_id in self._timers.get(message.room_nid, ()):
                 self.stop(message.room_nid, message.user_id, message.position)
             elif self._clock.seconds() < self._unknown_until:

@@ -508,9 +508,8 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         raise Forbidden("Sign in with a user name, an e-mail address or a telephone number")
     if kind == "m.id.phone":
         country = identifier.get("country")
-        number = identifier.get(
-            "phone", identifier.get("number")
-        )  # `number` is what older clients send
+        # `number` is what older clients send
+        number = identifier.get("phone", identifier.get("number"))
         if not isinstance(country, str) or not isinstance(number, str):
             raise BadJson("identifier.country and identifier.phone must be strings")
         return parse_phone_identifier(country, number)

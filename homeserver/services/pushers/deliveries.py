@@ -342,9 +342,8 @@ class PushDeliveries:
             else:
                 self._fail(queue, push, error)
             return
-        if (
-            not accepted and queue.row.data != row.data
-        ):  # the pusher was changed, and the old gateway may not reject it at the new one
+        # a rejection by the old gateway does not count for a pusher that was changed meanwhile
+        if not accepted and queue.row.data != row.data:
             self._requeue(queue, push)
             return
         queue.in_flight = None
@@ -385,9 +384,8 @@ class PushDeliveries:
         if push is not None:
             return push
         if had_waiting and queue.failing_since_ts is not None:
-            self._set_state(
-                queue
-            )  # else a restart would read the stream from there again without need
+            # otherwise a restart would read the stream from there again without need
+            self._set_state(queue)
         return None
 
     async def _body_of(self, row: PusherRow, push: PendingPush) -> "_Body | None":

@@ -97,9 +97,8 @@ class DeviceSectionReader:
         if empty_upto is not None and not self._recent.concerns_user(
             user_id, Topic.TO_DEVICE, empty_upto
         ):
-            self._set_empty_upto(
-                key, span.upto
-            )  # else the range to look at would grow with each response
+            # otherwise the range to check would grow with each response
+            self._set_empty_upto(key, span.upto)
             return PendingMessages((), span.upto)
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched

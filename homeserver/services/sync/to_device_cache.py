@@ -43,10 +43,9 @@ _user_id: Final = itemgetter(0)
 
 def make_messages(found: Iterable[CachedMessage]) -> list[DeviceMessage]:
     """Make the messages."""
+    # the events are built as by `make_event`
     return [
-        DeviceMessage(
-            position, b"%b%b}" % (added.prefix, added.contents[position - added.first])
-        )  # as `make_event` does it
+        DeviceMessage(position, b"%b%b}" % (added.prefix, added.contents[position - added.first]))
         for position, _, added in found
     ]
 
