@@ -1,4 +1,4 @@
-"""Filters. spec: client-server-api#filtering"""
+"""Store and return filters. spec: client-server-api#filtering"""
 
 import msgspec
 

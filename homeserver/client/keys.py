@@ -1,4 +1,5 @@
-"""Keys of end-to-end encryption. spec: client-server-api#end-to-end-encryption"""
+"""Upload, query and claim keys of end-to-end encryption. spec:
+client-server-api#end-to-end-encryption"""
 
 from collections.abc import Mapping
 from typing import Any

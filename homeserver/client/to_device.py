@@ -1,4 +1,4 @@
-"""To-device messages. spec: client-server-api#send-to-device-messaging"""
+"""Send to-device messages. spec: client-server-api#send-to-device-messaging"""
 
 import msgspec
 

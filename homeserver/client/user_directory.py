@@ -1,4 +1,4 @@
-"""The user directory. spec: client-server-api#user-directory"""
+"""Search the user directory. spec: client-server-api#user-directory"""
 
 from typing import Annotated, Any
 

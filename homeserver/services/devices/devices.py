@@ -1,4 +1,5 @@
-"""A user's devices. spec: client-server-api#device-management"""
+"""Lists, creates, renames and removes the devices of a user. spec:
+client-server-api#device-management"""
 
 from collections.abc import Sequence
 
