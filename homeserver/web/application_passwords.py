@@ -100,7 +100,7 @@ class ApplicationPasswordsPage:
         password = await self._passwords.do_create(
             session.user_id, name, lifetime_ms, epoch=session.epoch, address=context.client_ip
         )
-        return await self._page(context, session, password=password, made=name)
+        return await self._page(context, session, password=password, created=name)
 
     async def _page(
         self,
@@ -111,7 +111,7 @@ class ApplicationPasswordsPage:
         error: MatrixError | None = None,
         name: str = "",
         password: str = "",
-        made: str = "",
+        created: str = "",
     ) -> Response:
         language = self._pages.choose_language(context.languages)
         overview = await self._account.get_overview(session.user_id)
@@ -131,7 +131,7 @@ class ApplicationPasswordsPage:
             "longest_days": None if longest is None else longest // DAY_MS,
             "name": name,
             "password": password,
-            "made": made,
+            "created": created,
             "problem": "" if error is None else explain(error, language),
             "done": _done_text(done, language),
         }
