@@ -126,7 +126,7 @@ class ApplicationPasswordsPage:
             "user_id": session.user_id,
             "has_password": overview.has_password,
             "passwords": await self._passwords.get_passwords(session.user_id),
-            "moment": format_time,
+            "format_time": format_time,
             "days": [days for days in DAYS if longest is None or days * DAY_MS < longest],
             "longest_days": None if longest is None else longest // DAY_MS,
             "name": name,

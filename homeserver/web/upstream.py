@@ -192,14 +192,14 @@ class UpstreamPages:
     async def _refuse_other_person(
         self, context: RequestContext, refused: WrongAccount
     ) -> Response:
-        came = refused.actual or refused.provider.provider_id
+        actual = refused.actual or refused.provider.provider_id
         await self._own_sign_in.do_record_other_user(
-            refused.owner, context.client_ip, refused.operation, came
+            refused.owner, context.client_ip, refused.operation, actual
         )
         self.log.info("nothing is confirmed: {why}", why=refused)
         fields: dict[str, object] = {
             "owner": refused.owner,
-            "came": refused.actual,
+            "actual": refused.actual,
             "provider": refused.provider.name,
         }
         return self._make(context, "upstream_other_person.html", fields, HTTPStatus.FORBIDDEN)
