@@ -121,7 +121,7 @@ async def get_user(users: UserAdministration, *, user_id: UserID) -> dict[str, A
 async def put_user(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUserBody
 ) -> Response:
-    """Create an account (201), or change one. Raises as `UserAdministration.do_put`."""
+    """Create an account (201), or change one. Raises what `UserAdministration.do_put` raises."""
     created = await users.do_put(user_id, _changes(body), caller.user_id)
     response = _details(users, await users.get_details(user_id))
     return Response(HTTPStatus.CREATED if created else HTTPStatus.OK, {}, response)

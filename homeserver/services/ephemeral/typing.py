@@ -217,7 +217,8 @@ class Typing:
         return not self._timers and (since is None or since == self._counter.position)
 
     def changed_rooms(self, since: int) -> set[int]:
-        """Return the rooms with changes after `since`; for an old position as `get_changed`."""
+        """Return the rooms with changes after `since`; for an old position, return what
+        `get_changed` returns."""
         if since == self._counter.position:
             return set()
         if since < self._changed.complete_from:

@@ -2,7 +2,7 @@
 
 A client that a room is new to gets all receipts of the room, and most rooms have about as many as
 members. For a room with many, the cache holds only this fact. (Receipts are removed without an
-announcement only where one user has hundreds in one room: more than `FEW`, see
+announcement only where one user has hundreds in one room: more than `MAX_CACHED_PER_ROOM`, see
 `storage.rooms.receipts.MAX_THREADS`.)
 
 For the reactor thread.

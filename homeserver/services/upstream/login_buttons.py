@@ -23,7 +23,7 @@ class UpstreamButtons:
         self._providers = tuple(providers)
 
     def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
-        """As `ButtonProvider.buttons`."""
+        """Implement `ButtonProvider.buttons`."""
         query = {"next": next_path, **({"again": "true"} if reauthenticate else {})}
         return [
             ProviderButton(

@@ -122,12 +122,12 @@ class UpstreamFlows:
     async def begin(
         self, step: str, browser: FlowBrowser, flow: SignInFlow, flow_id: str | None = None
     ) -> str:
-        """Store a step; return its ID. Raises `Refused` if its session at the provider has
+        """Store a step; return its ID. Raises `SignInRefused` if its session at the provider has
         ended."""
         return await self._begin(step, browser.hash, flow, flow_id or self.new_id())
 
     async def take(self, flow_id: str, step: str, browser: FlowBrowser | None) -> SignInFlow:
-        """Take the flow of a step. Raises `Refused` if this browser has no such step."""
+        """Take the flow of a step. Raises `SignInRefused` if this browser has no such step."""
         if browser is None or len(flow_id) != 24:
             raise SignInRefused(RefusalReason.OLD)
         row = await self._store.take_flow(flow_id, step, browser.hash, self._now())
