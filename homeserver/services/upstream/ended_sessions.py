@@ -34,7 +34,7 @@ class EndsWithProviderSession(Protocol):
 
 
 class EndedProviderSessions:
-    """Ends sign-ins. `waiting`: the stores of unused tokens, codes and pending steps."""
+    """Ends sign-ins. `pending`: the stores of unused tokens, codes and pending steps."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class EndedProviderSessions:
         self._clock = clock
         self._store = store
         self._browsers = browsers
-        self._waiting = tuple(pending)
+        self._pending = tuple(pending)
 
     def end(self, txn: WriteTransaction, sign_ins: ProviderSessions, subject: str | None) -> None:
         """End everything that began with these sign-ins. `subject`: the person, if the provider
         names one too."""
         self._store.add_ended(txn, sign_ins, subject, self._now())
-        for store in self._waiting:
+        for store in self._pending:
             store.remove_provider_sessions(txn, sign_ins)
 
     def end_user(self, txn: WriteTransaction, provider: str, subject: str) -> None:

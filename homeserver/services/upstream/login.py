@@ -229,8 +229,8 @@ class UpstreamSignIn:
     async def store_identity(
         self, flow: SignInFlow, identity: UpstreamIdentity, browser_hash: bytes
     ) -> str:
-        """Store a checked answer until the browser comes with its cookie; return the ID for
-        `go_on`."""
+        """Store a checked identity until the browser comes with its cookie; return the ID for
+        `resume`."""
         epoch = await self._accounts.get_epoch(self._info(flow), identity)
         identified = _next_flow(flow, identity, epoch=epoch)
         return await self._flows.begin_for(IDENTIFIED, browser_hash, identified)
