@@ -32,7 +32,7 @@ async def get_users_of_policy(
     from_: Annotated[str, QueryNames("from")] = "",
     limit: int = 100,
 ) -> dict[str, object]:
-    """Return the users who have agreed to the current version, in the order of their ids.
+    """Return the users who have agreed to the current version, in the order of their IDs.
 
     `agreed_ts` is in milliseconds since 1970. With `agreed=false`: the users who have not agreed.
     `next`, if present, is the `from` of the next page.

@@ -77,7 +77,7 @@ async def put_device_of_user(
     device_id: DeviceID,
     body: AdminRenameDeviceBody = AdminRenameDeviceBody(),
 ) -> Empty:
-    """Rename a device. Raises as `DeviceAdministration.do_rename`."""
+    """Rename a device. Raises what `DeviceAdministration.do_rename` raises."""
     await devices.do_rename(user_id, device_id, body.display_name)
     return EMPTY
 

@@ -18,7 +18,7 @@ PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
 
 
 class LinkBody(msgspec.Struct, frozen=True):
-    """The request. `external_id` is the user's id at the provider (`sub`, `entryUUID`, …)."""
+    """The request. `external_id` is the user's ID at the provider (`sub`, `entryUUID`, …)."""
 
     external_id: str
 

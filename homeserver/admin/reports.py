@@ -36,8 +36,8 @@ async def get_event_reports(
     room_id: str = "",
     event_sender_user_id: UserID | None = None,
 ) -> dict[str, Any]:
-    """Return reports of events. `user_id` and `room_id` match parts of the reporter's id and of the
-    room id."""
+    """Return reports of events. `user_id` and `room_id` match parts of the reporter's ID and of the
+    room ID."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id, target=event_sender_user_id)
     rows, response = await _get_page(reports, ReportKind.EVENT, wanted, from_, limit, dir)
     return {"event_reports": [_event_report(row) for row in rows], **response}
@@ -67,7 +67,7 @@ async def get_user_reports(
     user_id: str = "",
     target_user_id: str = "",
 ) -> dict[str, Any]:
-    """Return reports of users. `user_id` and `target_user_id` match parts of the ids of the
+    """Return reports of users. `user_id` and `target_user_id` match parts of the IDs of the
     reporter and of the reported user."""
     wanted = ReportFilter(reporter_part=user_id, target_part=target_user_id)
     rows, response = await _get_page(reports, ReportKind.USER, wanted, from_, limit, dir)
@@ -97,8 +97,8 @@ async def get_room_reports(
     user_id: str = "",
     room_id: str = "",
 ) -> dict[str, Any]:
-    """Return reports of rooms. `user_id` and `room_id` match parts of the reporter's id and of the
-    room id."""
+    """Return reports of rooms. `user_id` and `room_id` match parts of the reporter's ID and of the
+    room ID."""
     wanted = ReportFilter(reporter_part=user_id, room_part=room_id)
     rows, response = await _get_page(reports, ReportKind.ROOM, wanted, from_, limit, dir)
     return {"room_reports": [_room_report(row) for row in rows], **response}

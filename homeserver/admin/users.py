@@ -40,7 +40,7 @@ class ThreepidBody(msgspec.Struct, frozen=True):
 
 
 class ExternalIDBody(msgspec.Struct, frozen=True):
-    """The user's id at an identity provider."""
+    """The user's ID at an identity provider."""
 
     auth_provider: str
     external_id: str
@@ -121,7 +121,7 @@ async def get_user(users: UserAdministration, *, user_id: UserID) -> dict[str, A
 async def put_user(
     users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUserBody
 ) -> Response:
-    """Create an account (201), or change one. Raises as `UserAdministration.do_put`."""
+    """Create an account (201), or change one. Raises what `UserAdministration.do_put` raises."""
     created = await users.do_put(user_id, _changes(body), caller.user_id)
     response = _details(users, await users.get_details(user_id))
     return Response(HTTPStatus.CREATED if created else HTTPStatus.OK, {}, response)

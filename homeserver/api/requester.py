@@ -25,10 +25,10 @@ class Requester(msgspec.Struct, frozen=True):
     is_expired: bool = False
     """Whether the account has expired."""
     oauth_client: str | None = None
-    """The client id of the OAuth 2.0 client that the user logged in with, if any."""
+    """The client ID of the OAuth 2.0 client that the user logged in with, if any."""
     device_created_ts: int = 0
     """When the device was created, in milliseconds since 1970. A device that logs out and in again
-    under the same id counts as another device."""
+    under the same ID counts as another device."""
     rate_limited: bool = True
     """False for application services with `rate_limited: false`, and for users that an
     administrator exempts."""

@@ -1,4 +1,5 @@
-"""Global and room account data. spec: client-server-api#client-config; deletion: MSC3391"""
+"""Get, set and delete global and room account data. spec: client-server-api#client-config;
+deletion: MSC3391"""
 
 import msgspec
 

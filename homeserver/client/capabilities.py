@@ -1,4 +1,4 @@
-"""Capabilities. spec: client-server-api#capabilities-negotiation"""
+"""Return the capabilities of the server. spec: client-server-api#capabilities-negotiation"""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Dehydrated devices. spec: MSC3814
+"""Set, read and delete the dehydrated device of a user. spec: MSC3814
 
 Released clients read messages with GET, where the last page has no `next_batch`. Older clients use
 POST until a page is empty.

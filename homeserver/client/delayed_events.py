@@ -1,8 +1,8 @@
 """Delayed events: schedule, list, send, restart and cancel them. Serves both drafts of MSC4140.
 
 Events are scheduled here, or with the `delay` parameter of the send endpoints
-(`homeserver/client/room_events.py`). Managing a delayed event needs no access token: its id is the
-secret. A client may pass the id to another service, such as the server of a call.
+(`homeserver/client/room_events.py`). Managing a delayed event needs no access token: its ID is the
+secret. A client may pass the ID to another service, such as the server of a call.
 """
 
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""A user's devices. spec: client-server-api#device-management"""
+"""List, rename and delete the devices of a user. spec: client-server-api#device-management"""
 
 from http import HTTPStatus
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Filters. spec: client-server-api#filtering"""
+"""Store and return filters. spec: client-server-api#filtering"""
 
 import msgspec
 
@@ -23,7 +23,7 @@ _ONE = _ALL + "/{filter_id}"
 async def post_filter(
     filters: Filters, caller: Requester, *, user_id: UserID, body: dict[str, object]
 ) -> dict[str, object]:
-    """Store a filter, and return its id."""
+    """Store a filter, and return its ID."""
     return {"filter_id": await filters.do_add(caller, user_id, body)}
 
 

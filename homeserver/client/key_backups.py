@@ -1,4 +1,4 @@
-"""Backups of room keys. spec: client-server-api#server-side-key-backups"""
+"""Create, read and delete backups of room keys. spec: client-server-api#server-side-key-backups"""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Keys of end-to-end encryption. spec: client-server-api#end-to-end-encryption"""
+"""Upload, query and claim keys of end-to-end encryption. spec:
+client-server-api#end-to-end-encryption"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +31,7 @@ async def upload_keys(
 
 
 class KeyQueryBody(msgspec.Struct, frozen=True):
-    """Device ids by user. An empty list means all devices of the user."""
+    """Device IDs by user. An empty list means all devices of the user."""
 
     device_keys: dict[str, list[str]]
     timeout: int = 10_000

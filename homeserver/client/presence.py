@@ -1,4 +1,4 @@
-"""Presence. spec: client-server-api#presence"""
+"""Get and set presence. spec: client-server-api#presence"""
 
 from typing import Literal
 

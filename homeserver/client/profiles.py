@@ -1,4 +1,4 @@
-"""Profiles. spec: client-server-api#profiles"""
+"""Get, set and delete profile fields. spec: client-server-api#profiles"""
 
 from collections.abc import Mapping
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Push rules. spec: client-server-api#push-rules-api"""
+"""Get and change push rules. spec: client-server-api#push-rules-api"""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pushers. spec: client-server-api#push-notifications"""
+"""List and set pushers. spec: client-server-api#push-notifications"""
 
 from typing import Any
 

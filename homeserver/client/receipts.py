@@ -31,7 +31,7 @@ class ReceiptBody(msgspec.Struct, frozen=True):
     """Any JSON value, so that a wrong type is an invalid parameter and not malformed JSON."""
 
     def read(self) -> str | None:
-        """Return the thread id, or None for an unthreaded receipt. Raises InvalidParam."""
+        """Return the thread ID, or None for an unthreaded receipt. Raises InvalidParam."""
         if self.thread_id is msgspec.UNSET:
             return None
         if not isinstance(self.thread_id, str):
@@ -63,7 +63,7 @@ async def post_receipt(
 
 
 class MarkersBody(msgspec.Struct, frozen=True):
-    """The event ids of the fully read marker and of the receipts."""
+    """The event IDs of the fully read marker and of the receipts."""
 
     fully_read: EventID | None = msgspec.field(default=None, name="m.fully_read")
     read: EventID | None = msgspec.field(default=None, name="m.read")

@@ -1,4 +1,4 @@
-"""Event relations and threads. spec: client-server-api#relationships-api,
+"""List the events that relate to an event, and threads. spec: client-server-api#relationships-api,
 client-server-api#threading"""
 
 from typing import Annotated, Any, Literal

@@ -17,5 +17,5 @@ from homeserver.services.rooms.creation import CreateRoomRequest, RoomCreation
 async def create_room(
     creation: RoomCreation, caller: Requester, *, body: CreateRoomRequest
 ) -> dict[str, str]:
-    """Create a room, and return its id."""
+    """Create a room, and return its ID."""
     return {"room_id": await creation.do_create(caller, body)}

@@ -70,7 +70,7 @@ async def send_message(
     sticky: StickyMs = None,
     attached: AttachedMedia = None,
 ) -> Any:
-    """Send a message event, once for each transaction id. A suspended user may redact their own
+    """Send a message event, once for each transaction ID. A suspended user may redact their own
     events."""
     presence.record_activity(caller)
     files = await references.check_attachments(caller.user_id, attached or ())

@@ -58,7 +58,7 @@ def _paths(action: str) -> tuple[str, str]:
 async def join_room(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: JoinBody = JoinBody()
 ) -> dict[str, str]:
-    """Join a room by its id."""
+    """Join a room by its ID."""
     return {
         "room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed)
     }
@@ -79,7 +79,7 @@ async def join_room_or_alias(
     body: JoinBody = JoinBody(),
     via: ViaServers = None,
 ) -> dict[str, str]:
-    """Join a room by its id or an alias."""
+    """Join a room by its ID or an alias."""
     room_id, servers = await memberships.resolve(caller, _check(room_id_or_alias), via)
     return {
         "room_id": await memberships.do_join(

@@ -1,4 +1,5 @@
-"""Room summaries. spec: client-server-api#get_matrixclientv1room_summaryroomidoralias"""
+"""Return the summary of a room. spec:
+client-server-api#get_matrixclientv1room_summaryroomidoralias"""
 
 from typing import Annotated, Any
 

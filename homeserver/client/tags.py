@@ -1,4 +1,4 @@
-"""Room tags. spec: client-server-api#room-tagging"""
+"""Get, set and remove room tags. spec: client-server-api#room-tagging"""
 
 from collections.abc import Mapping
 

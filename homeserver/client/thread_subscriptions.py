@@ -1,4 +1,4 @@
-"""Thread subscriptions. Proposals: MSC4306, MSC4308.
+"""Get and change thread subscriptions. Proposals: MSC4306, MSC4308.
 
 The paths without a prefix are the final ones of the proposals. On prefixed paths, error codes have
 the prefix that released clients know.

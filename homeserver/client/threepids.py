@@ -157,7 +157,7 @@ async def post_threepid_bind(
     body: BindThreepidBody,
 ) -> Empty:
     """Bind an address that the identity server validated, so that others can find the caller by it.
-    Raises as `IdentityBindings.do_bind`."""
+    Raises what `IdentityBindings.do_bind` raises."""
     await bindings.do_bind(
         caller,
         body.id_server,
@@ -272,8 +272,9 @@ async def post_code_to_reset(
 async def post_submitted_code(
     phones: PhoneValidation, *, body: SubmitCodeBody
 ) -> dict[str, object]:
-    """Check the code that the user typed (the `submit_url`). Raises as `PhoneValidation.do_submit`.
-    spec: identity-service-api#post_matrixidentityv2validatemsisdnsubmittoken"""
+    """Check the code that the user typed (the `submit_url`). Raises what
+    `PhoneValidation.do_submit` raises. spec:
+    identity-service-api#post_matrixidentityv2validatemsisdnsubmittoken"""
     await phones.do_submit(body.sid, body.client_secret, body.token)
     return {"success": True}
 

@@ -1,4 +1,4 @@
-"""To-device messages. spec: client-server-api#send-to-device-messaging"""
+"""Send to-device messages. spec: client-server-api#send-to-device-messaging"""
 
 import msgspec
 
@@ -25,6 +25,6 @@ class MessagesBody(msgspec.Struct, frozen=True):
 async def send_to_device(
     to_device: ToDevice, caller: Requester, *, event_type: str, txn_id: str, body: MessagesBody
 ) -> Empty:
-    """Send messages to devices, once for each transaction id."""
+    """Send messages to devices, once for each transaction ID."""
     await to_device.do_send(caller, event_type, txn_id, body.messages)
     return EMPTY

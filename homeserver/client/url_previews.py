@@ -1,4 +1,4 @@
-"""URL previews. spec: client-server-api#get_matrixclientv1mediapreview_url"""
+"""Return the preview of a URL. spec: client-server-api#get_matrixclientv1mediapreview_url"""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""The user directory. spec: client-server-api#user-directory"""
+"""Search the user directory. spec: client-server-api#user-directory"""
 
 from typing import Annotated, Any
 
@@ -29,5 +29,5 @@ class UserSearch(msgspec.Struct, frozen=True):
 async def search_user_directory(
     directory: UserDirectory, caller: Requester, *, body: UserSearch
 ) -> dict[str, Any]:
-    """Return users that match by name or id, best matches first."""
+    """Return users that match by name or ID, best matches first."""
     return await directory.get_results(caller, body.search_term, body.limit)

@@ -11,7 +11,7 @@ _IDP_ID: Final = re.compile(r"[A-Za-z0-9._~-]{1,250}")
 
 
 def check_idp_id(idp_id: str) -> str | None:
-    """Check an identity provider id, which becomes part of URLs. spec:
+    """Check an identity provider ID, which becomes part of URLs. spec:
     client-server-api#client-login-via-sso"""
     return None if _IDP_ID.fullmatch(idp_id) else "must have only letters, digits and . _ ~ -"
 

@@ -78,7 +78,7 @@ def read_registration_file(path: Path) -> RegistrationFile:
 
 
 def read_registration_files(paths: Sequence[Path]) -> tuple[RegistrationFile, ...]:
-    """Read all files. Raises `ValueError`, also if two have the same id, token or sender."""
+    """Read all files. Raises `ValueError`, also if two have the same ID, token or sender."""
     files = tuple(map(read_registration_file, paths))
     for name in ("id", "as_token", "sender_localpart"):
         values = [getattr(file, name) for file in files]

@@ -14,7 +14,8 @@ class InvalidClamdAddress(ValueError):
 
 
 def split_clamd(address: str) -> tuple[str | None, str, int]:
-    """Split an address into the path of a Unix socket, or host and port. Raises NotAnAddress."""
+    """Split an address into the path of a Unix socket, or host and port. Raises
+    InvalidClamdAddress."""
     kind, _, rest = address.partition(":")
     if kind == "unix" and rest.startswith("/"):
         return rest, "", 0

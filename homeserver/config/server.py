@@ -30,7 +30,7 @@ from homeserver.config.scanning import MediaScanningOptions
 
 
 def _check_server_name(name: str) -> str | None:
-    # 230 and not 255 characters, to leave space for the localpart of user ids
+    # 230 and not 255 characters, to leave space for the localpart of user IDs
     if is_server_name(name) and len(name) <= 230:
         return None
     return "must be a host name with an optional :PORT, as in user IDs: no https://, no path"

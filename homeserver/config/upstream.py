@@ -204,7 +204,7 @@ class OIDCProviderOptions:
 
     @property
     def provider_id(self) -> str:
-        """Return the id in URLs and in the database, which is the same as in Synapse."""
+        """Return the ID in URLs and in the database, which is the same as in Synapse."""
         return self.idp_id if self.idp_id == "oidc" else f"oidc-{self.idp_id}"
 
 
@@ -399,7 +399,7 @@ class UpstreamOptions:
 
     @property
     def buttons(self) -> tuple[tuple[str, str, str | None], ...]:
-        """Return id, name and icon of all providers that use a browser, in the order of the
+        """Return ID, name and icon of all providers that use a browser, in the order of the
         buttons."""
         saml = (
             (("saml", self.saml2_config.idp_name, self.saml2_config.idp_icon),)
@@ -419,10 +419,10 @@ class UpstreamOptions:
 
     @property
     def browser_ids(self) -> tuple[str, ...]:
-        """Return the ids of all providers that use a browser."""
+        """Return the IDs of all providers that use a browser."""
         return tuple(provider_id for provider_id, _name, _icon in self.buttons)
 
     @property
     def directory_ids(self) -> tuple[str, ...]:
-        """Return the ids of all LDAP directories."""
+        """Return the IDs of all LDAP directories."""
         return tuple(provider.idp_id for provider in self.ldap_providers)

@@ -396,9 +396,8 @@ class MatrixChannel(Connection):
         exchange.begin(head, length)
         if self._refused:
             return None
-        if head.accepts_chunks and (
-            expected := head.by_name.get(b"expect")
-        ):  # HTTP/1.0 has no Expect
+        # HTTP/1.0 has no Expect
+        if head.accepts_chunks and (expected := head.by_name.get(b"expect")):
             if expected.lower() != b"100-continue":
                 self._end(unknown_expectation_response())
                 return None

@@ -158,9 +158,8 @@ class _QueryReader:
         if parameter is None or parameter.name in arguments:
             return
         argument = arguments[parameter.name] = parameter.from_text(value)
-        costs = (
-            has_escapes or parameter.parse is not str
-        )  # other fields parse quickly, and most differ each time
+        # other fields parse quickly, and most differ each time
+        costs = has_escapes or parameter.parse is not str
         if (
             costs
             and self._cacheable

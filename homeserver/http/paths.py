@@ -56,7 +56,7 @@ def _decode_segment(segment: str) -> str:
 
 
 _decode_segment_cached = lru_cache(CACHED_SEGMENTS)(_decode_segment)
-"""Most requests about a room have its id in the path."""
+"""Most requests about a room have its ID in the path."""
 
 
 class PathTable(Generic[T]):

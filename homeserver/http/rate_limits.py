@@ -66,7 +66,7 @@ class RateLimiter:
         longer."""
         self._take(limit, key, 1, cost)
 
-    def room(self, limit: Limit, key: str) -> int:
+    def count_allowed(self, limit: Limit, key: str) -> int:
         """Return how many actions the limit allows now; without a limit, any number."""
         buckets = self._buckets.get(limit)
         return sys.maxsize if buckets is None else buckets.count_tokens(key)

@@ -108,7 +108,7 @@ class Router:
         self._services: dict[Handler, tuple[object, ...]] = {}
         self._recent_matches: LRU[tuple[str, bytes], Match] = LRU(max_entries=CACHED_PREFIXES)
         """Recent matches by method and path prefix, without the last value, for endpoints whose
-        last segment may be any text, such as a transaction id."""
+        last segment may be any text, such as a transaction ID."""
         known = known_services(services)
         for declaration, binding in endpoints:
             self._add(declaration, binding, known)

@@ -51,7 +51,7 @@ class SiteOptions(msgspec.Struct, frozen=True):
         return peer_address
 
     def find_request_id(self, head: RequestHead) -> str | None:
-        """Return the request id that the proxy assigned, if any."""
+        """Return the request ID that the proxy assigned, if any."""
         if self.request_id_header is None:
             return None
         text = head.by_name.get(self.request_id_header.lower().encode(), b"").decode("latin-1")

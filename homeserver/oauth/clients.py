@@ -15,7 +15,7 @@ from homeserver.services.oauth.metadata import REGISTER_PATH, OAuthMetadata
 
 @endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.CLIENT_REGISTRATION, max_body=32768)
 async def post_client(clients: OAuthClients, metadata: OAuthMetadata, *, body: bytes) -> Response:
-    """Register a client; return its metadata with its id."""
+    """Register a client; return its metadata with its ID."""
     metadata.check_enabled()
     try:
         registration = decode_object(body)

@@ -26,7 +26,7 @@ CURRENT_REQUEST: Final[ContextVar[RequestInfo | None]] = ContextVar("request", d
 
 
 def make_request_ids() -> Iterator[str]:
-    """Yield request ids, unique in a process: hexadecimal numbers, formatted in blocks."""
+    """Yield request IDs, unique in a process: hexadecimal numbers, formatted in blocks."""
     return chain.from_iterable(
         [f"{number:x}" for number in range(first, first + BLOCK_SIZE)]
         for first in count(1, BLOCK_SIZE)

@@ -212,7 +212,7 @@ class AccountPage:
             if self._account.has_application_passwords
             else "",
             "device": device,
-            "moment": format_time,
+            "format_time": format_time,
             "address": parameters.get("address", ""),
             "client_secret": parameters.get("client_secret", ""),
             "sid": parameters.get("sid", ""),

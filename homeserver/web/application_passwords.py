@@ -100,7 +100,7 @@ class ApplicationPasswordsPage:
         password = await self._passwords.do_create(
             session.user_id, name, lifetime_ms, epoch=session.epoch, address=context.client_ip
         )
-        return await self._page(context, session, password=password, made=name)
+        return await self._page(context, session, password=password, created=name)
 
     async def _page(
         self,
@@ -111,7 +111,7 @@ class ApplicationPasswordsPage:
         error: MatrixError | None = None,
         name: str = "",
         password: str = "",
-        made: str = "",
+        created: str = "",
     ) -> Response:
         language = self._pages.choose_language(context.languages)
         overview = await self._account.get_overview(session.user_id)
@@ -126,12 +126,12 @@ class ApplicationPasswordsPage:
             "user_id": session.user_id,
             "has_password": overview.has_password,
             "passwords": await self._passwords.get_passwords(session.user_id),
-            "moment": format_time,
+            "format_time": format_time,
             "days": [days for days in DAYS if longest is None or days * DAY_MS < longest],
             "longest_days": None if longest is None else longest // DAY_MS,
             "name": name,
             "password": password,
-            "made": made,
+            "created": created,
             "problem": "" if error is None else explain(error, language),
             "done": _done_text(done, language),
         }

@@ -86,7 +86,7 @@ def format_time(ts: int | None) -> str:
 
 
 def detail_for_owner(record: AuditRecord) -> str | None:
-    """Return the detail that the owner sees: an app's name without its id, or who signed in
+    """Return the detail that the owner sees: an app's name without its ID, or who signed in
     instead. The reason of a refusal is left out, since the page showed it."""
     if record.event in (AuditEvent.SIGN_IN_REFUSED.value, AuditEvent.BROWSER_SIGNED_OUT.value):
         return None

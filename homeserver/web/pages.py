@@ -58,14 +58,14 @@ class Pages:
         languages: Languages,
         server_name: str,
         branding: Branding | None = None,
-        shortest_password: int = 1,
+        min_password_length: int = 1,
     ) -> None:
-        """`shortest_password`: minimum length of a new password in characters."""
+        """`min_password_length`: minimum length of a new password in characters."""
         self.branding = branding or Branding(server_name)
         """Name, logo and colours of the pages."""
         self._languages = languages
         self._server_name = server_name
-        self._min_password_length = shortest_password
+        self._min_password_length = min_password_length
         self._environment = Environment(
             loader=PackageLoader("homeserver.web"),
             autoescape=True,
@@ -109,7 +109,7 @@ class Pages:
                 "_": language.gettext,
                 "lang": language.tag,
                 "server_name": self._server_name,
-                "shortest_password": self._min_password_length,
+                "min_password_length": self._min_password_length,
                 "brand": self.branding,
                 "style": self._style,
                 "script": script,

@@ -123,7 +123,7 @@ class RegisterPage:
             "next_path": next_path,
             "problem": "" if error is None else explain(error, language),
             "needs_token": rules.requires_token,
-            "may_leave_out_address": rules.email == "optional",
+            "address_is_optional": rules.email == "optional",
             "name": fields.get("name", ""),
             "registration_token": fields.get("registration_token", ""),
             "address": fields.get("address", ""),

@@ -160,9 +160,8 @@ class ResetPasswordPage:
         }
 
     async def _by_code(self, fields: Mapping[str, str]) -> AuthData:
-        self._accounts.check_password_policy(
-            fields.get("password", "")
-        )  # before it costs an attempt
+        # check the password first: a wrong code costs an attempt
+        self._accounts.check_password_policy(fields.get("password", ""))
         sid, secret = fields["sid"], fields.get("client_secret", "")
         await self._phones.do_submit(sid, secret, fields.get("code", ""))
         return {"type": MSISDN_IDENTITY, "threepid_creds": {"sid": sid, "client_secret": secret}}

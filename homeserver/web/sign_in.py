@@ -99,7 +99,7 @@ def _problem(error: MatrixError, language: Language) -> str:
 
 
 def parse_login_name(name: str) -> str:
-    """Interpret what a user typed: a local part, a user id, an e-mail address, or a phone number
+    """Interpret what a user typed: a local part, a user ID, an e-mail address, or a phone number
     with country code."""
     if name.startswith("+") and (number := parse_phone_identifier("", name)):
         return number

@@ -192,14 +192,14 @@ class UpstreamPages:
     async def _refuse_other_person(
         self, context: RequestContext, refused: WrongAccount
     ) -> Response:
-        came = refused.actual or refused.provider.provider_id
+        actual = refused.actual or refused.provider.provider_id
         await self._own_sign_in.do_record_other_user(
-            refused.owner, context.client_ip, refused.operation, came
+            refused.owner, context.client_ip, refused.operation, actual
         )
         self.log.info("nothing is confirmed: {why}", why=refused)
         fields: dict[str, object] = {
             "owner": refused.owner,
-            "came": refused.actual,
+            "actual": refused.actual,
             "provider": refused.provider.name,
         }
         return self._make(context, "upstream_other_person.html", fields, HTTPStatus.FORBIDDEN)
@@ -282,7 +282,7 @@ def operation_name(operation: str) -> str:
 
 
 def read_form(body: bytes) -> dict[str, str]:
-    """Parse a form; empty if it is malformed. The flow id and the cookie protect against CSRF."""
+    """Parse a form; empty if it is malformed. The flow ID and the cookie protect against CSRF."""
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:

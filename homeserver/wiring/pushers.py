@@ -38,9 +38,9 @@ from storage.rooms.receipts import ReceiptStore
 from storage.rooms.summaries import RoomSummaryStore
 
 USERS_CACHED = 20_000
-COUNTED_EVERY: Final = 300.0
+COUNT_SECONDS: Final = 300.0
 """Seconds between two counts of pending pushes and messages, for metrics."""
-FORGOTTEN_EVERY: Final = 24 * 3600.0
+DELETE_SECONDS: Final = 24 * 3600.0
 
 
 class PusherParts:
@@ -117,7 +117,7 @@ class PusherParts:
             readers=ActiveReaders(clock=clock, syncs=presence.notifier),
             gateways=Gateways(clock=clock, web=web, metrics=metrics),
             now_ms=base.now_ms,
-            draw=lambda: int.from_bytes(random(4), "big") / 2**32,
+            random=lambda: int.from_bytes(random(4), "big") / 2**32,
             with_content=push.include_content,
             jitter_seconds=push.jitter_delay / 1000,
         )
@@ -202,8 +202,8 @@ class PusherParts:
     def jobs(self) -> Sequence[Job]:
         """Return the background jobs."""
         return (
-            Job("count_push_queues", self._count_waiting, COUNTED_EVERY),
-            Job("delete_old_push_actions", self.push_action_cleanup.do_delete, FORGOTTEN_EVERY),
+            Job("count_push_queues", self._count_waiting, COUNT_SECONDS),
+            Job("delete_old_push_actions", self.push_action_cleanup.do_delete, DELETE_SECONDS),
         )
 
     async def _count_waiting(self, _batch: int) -> int:

@@ -64,7 +64,7 @@ class WebParts:
             languages=email.languages,
             server_name=config.server_name,
             branding=email.branding,
-            shortest_password=accounts.passwords.min_length,
+            min_password_length=accounts.passwords.min_length,
         )
         self.forms = Forms(cookies=self.cookies, secret_text=accounts.secret_text)
         self.sessions = BrowserSessions(

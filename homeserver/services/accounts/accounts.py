@@ -164,8 +164,8 @@ class Accounts:
     ) -> str:
         """Deactivate the caller's account, once the caller has confirmed it.
 
-        Return as `Deactivation.do_deactivate`. Raises what `AccountConfirmation.check_confirmed`
-        raises.
+        Return what `Deactivation.do_deactivate` returns. Raises what
+        `AccountConfirmation.check_confirmed` raises.
         """
         epoch = await self._confirmation.check_confirmed(
             caller, "POST account/deactivate", auth, address

@@ -43,7 +43,7 @@ class AutoJoinRooms:
         rooms: Sequence[str],
         clock: IReactorTime,
     ) -> None:
-        """`rooms`: room aliases or ids."""
+        """`rooms`: room aliases or IDs."""
         self._database = database
         self._accounts = accounts
         self._memberships = memberships

@@ -1,11 +1,11 @@
-"""Deactivation of accounts.
+"""Deactivates accounts: ends their sessions, leaves their rooms and unbinds their identifiers.
 
 Laws:
 - One write deactivates the account and ends its sessions. Afterwards the account leaves its rooms
   and is unbound at identity servers; failures are retried, also after a restart.
 - A join in progress at another server may complete after the deactivation; the account then leaves
   that room too.
-- The user id stays taken.
+- The user ID cannot be registered again.
 
 spec: client-server-api#account-deactivation
 """

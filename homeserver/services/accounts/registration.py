@@ -67,10 +67,10 @@ _ATTEMPTS: Final = 5
 
 
 class ReservedNames(Protocol):
-    """User ids reserved for application services, which have whole namespaces."""
+    """User IDs reserved for application services, which have whole namespaces."""
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """Return whether users cannot register this id."""
+        """Return whether users cannot register this ID."""
         ...
 
 
@@ -202,7 +202,7 @@ class Registration:
             raise Forbidden("Registration is closed on this server")
 
     async def check_username(self, username: str, *, privileged: bool = False) -> UserID:
-        """Return the user id for a free user name, in lower case.
+        """Return the user ID for a free user name, in lower case.
 
         Raises `InvalidUsername`, `Exclusive`, `UserInUse`.
         """
@@ -319,7 +319,7 @@ class Registration:
         return await self._make(request, None)
 
     def parse_username(self, username: str) -> UserID:
-        """Return the user id for a name, reserved or not. Raises `InvalidUsername`."""
+        """Return the user ID for a name, reserved or not. Raises `InvalidUsername`."""
         return self._user_id(username, privileged=True, for_service=True)
 
     async def do_register_for_service(
@@ -462,7 +462,7 @@ class Registration:
         if was_guest and account.approval_pending_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
-            # Until the user sets a display name, rooms show the localpart, not the full user id.
+            # Until the user sets a display name, rooms show the localpart, not the full user ID.
             name = msgspec.json.encode(request.display_name or localpart_of(account.user_id))
             self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.approval_pending_ts is not None and self._approvals is not None:
@@ -580,7 +580,7 @@ class Registration:
         )
 
     def is_reserved(self, user_id: UserID) -> bool:
-        """Return whether the user id is reserved for an application service."""
+        """Return whether the user ID is reserved for an application service."""
         return self._reserved.is_reserved(user_id)
 
     def _user_id(

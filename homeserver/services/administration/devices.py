@@ -41,7 +41,7 @@ class DeviceNameTooLong(MatrixError):
 
 
 class AccountDevices(msgspec.Struct, frozen=True):
-    """All devices of an account, and the id of the dehydrated one, if there is one."""
+    """All devices of an account, and the ID of the dehydrated one, if there is one."""
 
     devices: Sequence[DeviceRow]
     dehydrated: str | None

@@ -198,7 +198,7 @@ class UserAdministration:
         await self.do_put(user_id, changes, by)
 
     async def do_deactivate(self, user_id: UserID, by: UserID, *, erase: bool) -> str:
-        """Deactivate an account permanently; return as `Deactivation.do_deactivate`.
+        """Deactivate an account permanently; return what `Deactivation.do_deactivate` returns.
 
         Raises `InvalidParam` for the administrator's own account, and what `get_details` raises.
         """

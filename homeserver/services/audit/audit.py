@@ -97,7 +97,7 @@ class AuditEvent(Enum):
 
 
 NO_ACCOUNT: Final = UserID("")
-"""The user id of records that concern no account."""
+"""The user ID of records that concern no account."""
 MAX_DETAIL_LENGTH: Final = 400
 SESSION_EXPIRED: Final = "time_over"
 DEDUPLICATION_MS: Final = 600_000

@@ -1,4 +1,5 @@
-"""A user's devices, and their settings. spec: client-server-api#device-management"""
+"""Lists, creates, renames and removes the devices of a user, and stores their settings. spec:
+client-server-api#device-management"""
 
 from collections.abc import Sequence
 from typing import Final

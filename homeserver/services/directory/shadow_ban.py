@@ -93,7 +93,7 @@ class HiddenRoomChanges:
             await self._store.remove_alias(caller.user_id, alias)
 
     async def find_successor(self, user_id: UserID, room_nid: int) -> int | None:
-        """Return the hidden successor that the user gave a room."""
+        """Return the hidden room by which the user replaced a room."""
         return await self._store.get_successor(user_id, room_nid)
 
     def replace_in(

@@ -8,7 +8,8 @@ ENCRYPTED: Final = {
     "private_chat": "io.element.e2ee_forced.private",
     "trusted_private_chat": "io.element.e2ee_forced.trusted_private",
 }
-"""By preset, the feature which tells clients that the server encrypts all rooms of the preset."""
+"""By preset, the name of the feature: clients learn by it that the server encrypts all rooms of the
+preset."""
 
 RETENTION: Final = "org.matrix.msc1763"
 """Messages expire, and clients may read the retention policy."""

@@ -37,7 +37,7 @@ RETRIED_MS: Final = 48 * 3600_000
 RETRY_SECONDS: Final = 60.0
 MAX_ERROR_CHARS: Final = 300
 MAX_SLEEP: Final = 3600.0
-"""Maximum seconds between two looks at the queue: another node may have left e-mails in it."""
+"""Maximum seconds between two checks of the queue: another node may have left e-mails in it."""
 
 
 IsUnread = Callable[[int, Sequence[int]], Awaitable[bool]]
@@ -109,7 +109,7 @@ class Outbox:
         txn.after_commit(self.wake)
 
     def wake(self) -> None:
-        """Look at the queue: there may be something to send."""
+        """Check the queue: there may be something to send."""
         if self._stopped:
             return
         if self._working is not None:

@@ -44,7 +44,7 @@ class SMTPRelay(msgspec.Struct, frozen=True):
     """The name in the server's certificate, if it is not `host`."""
 
     def deliver(self, sender: str, recipient: str, message: bytes) -> None:
-        """As `Relay.deliver`."""
+        """Implement `Relay.deliver`."""
         try:
             with self._connect() as connection:
                 if self.user is not None:

@@ -134,7 +134,8 @@ class CrossSigning:
         stored_keys: Keys,
         changed: Sequence[CrossSigningKey],
     ) -> bool:
-        """As `CrossSigningStore.set_keys`. Raises Forbidden.
+        """Set keys of a user whose current keys are `stored_keys`. Return False if they have
+        changed. Raises Forbidden.
 
         spec: client-server-api#key-and-signature-security
         """

@@ -1,4 +1,5 @@
-"""To-device messages. spec: client-server-api#send-to-device-messaging
+"""Sends to-device messages of local users, and receives those of other servers. spec:
+client-server-api#send-to-device-messaging
 
 A message may go to anybody, but each made-up server name costs a queue and many attempts. So a
 request may name only a few unrelated servers, at a limited rate for each user

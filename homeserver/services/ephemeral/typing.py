@@ -218,7 +218,8 @@ class Typing:
         return not self._timers and (since is None or since == self._counter.position)
 
     def changed_rooms(self, since: int) -> set[int]:
-        """Return the rooms with changes after `since`; for an old position as `get_changed`."""
+        """Return the rooms with changes after `since`; for an old position, return what
+        `get_changed` returns."""
         if since == self._counter.position:
             return set()
         if since < self._changed.complete_from:
@@ -278,9 +279,8 @@ class Typing:
         if message.timeout_ms:
             self.start(message.room_nid, message.user_id, message.timeout_ms, message.position)
         else:
-            may_have_missed = (
-                message.position <= self._counter.position
-            )  # clients here may have missed it
+            # clients here may have missed it
+            may_have_missed = message.position <= self._counter.position
             if message.user_id in self._timers.get(message.room_nid, ()):
                 self.stop(message.room_nid, message.user_id, message.position)
             elif self._clock.seconds() < self._unknown_until:

@@ -3,7 +3,7 @@ client).
 
 Laws:
 - A password is shown once, to its owner, and stored as an Argon2id hash.
-- It starts with its id, so a sign-in checks one hash, however many passwords the account has.
+- It starts with its ID, so a sign-in checks one hash, however many passwords the account has.
 - It is valid for `POST /login` only, on a new device or one that it has signed in before. Its
   session cannot sign in other clients or set the keys of the account.
 - When it ends (by its owner, an administrator, or expiry), its sessions end. When all sessions of
@@ -75,7 +75,7 @@ class ApplicationPasswords:
         return await self._store.get_passwords(user_id)
 
     async def find(self, password: str) -> ApplicationPasswordRow | None:
-        """Return the row whose id a password contains; None if there is none or it has expired.
+        """Return the row whose ID a password contains; None if there is none or it has expired.
 
         The hash is not checked.
         """

@@ -9,7 +9,7 @@ receives the epoch of the authentication and compares it with the current one.
 A browser session can end alone, and so can a sign-in at an identity provider when the provider
 logs the user out. Neither increments the epoch, as the user's other sessions stay. So an operation
 in a browser session names the session too (`BrowserEpoch`), and one that depends on a sign-in at a
-provider checks that it has not ended (`check_sign_in`).
+provider checks that it has not ended (`check_provider_session`).
 """
 
 import msgspec

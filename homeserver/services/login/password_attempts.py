@@ -35,7 +35,7 @@ class PasswordAttempts:
         self._limiter = limiter
         self._attempts: FairSemaphore[str] = FairSemaphore(
             permits=sys.maxsize,
-            permits_per_key=lambda account: limiter.room(Limit.LOGIN_FAILED, account),
+            permits_per_key=lambda account: limiter.count_allowed(Limit.LOGIN_FAILED, account),
             max_waiting_per_key=MAX_WAITING,
             refusal=lambda _account: LimitExceeded(retry_after_ms=_RETRY_AFTER_MS),
             waits=WaitLimits(clock, longest=MAX_WAIT_SECONDS),

@@ -190,7 +190,7 @@ class SignIn:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session. `name`: localpart, user id, `EmailAddress` or `PhoneNumber`.
+        """Begin a session. `name`: localpart, user ID, `EmailAddress` or `PhoneNumber`.
 
         Raises `Forbidden`, `LimitExceeded`, `UserLocked`, `UserDeactivated`, `ExpiredAccount`,
         `UserAwaitingApproval`, and `Unrecognized` where password sign-in is disabled.
@@ -334,7 +334,7 @@ class SignIn:
         )
 
     async def is_identifier_of(self, name: str, user_id: UserID) -> bool:
-        """Return whether a name means this user: localpart, user id, `EmailAddress` or
+        """Return whether a name means this user: localpart, user ID, `EmailAddress` or
         `PhoneNumber`."""
         if isinstance(name, EmailAddress | PhoneNumber):
             return await self._threepids.get_owner(name.medium, name) == user_id
@@ -460,7 +460,7 @@ class SignIn:
         record_refusal(txn, user_id, int(self._clock.seconds() * 1000), why, ip=address)
 
     def parse_user_id(self, name: str) -> UserID | None:
-        """Return the user id for a name as typed.
+        """Return the user ID for a name as typed.
 
         None for a user of another server, an invalid name, and an e-mail address or number.
         """
@@ -469,7 +469,7 @@ class SignIn:
         return next(iter(self._candidates(name)), None)
 
     def _candidates(self, name: str) -> list[UserID]:
-        """Return the user ids that a name can mean, best first: as typed, then in lower case."""
+        """Return the user IDs that a name can mean, best first: as typed, then in lower case."""
         if not name or len(name) > _MAX_NAME_LENGTH or "\0" in name:
             return []
         localpart = name
@@ -508,9 +508,8 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         raise Forbidden("Sign in with a user name, an e-mail address or a telephone number")
     if kind == "m.id.phone":
         country = identifier.get("country")
-        number = identifier.get(
-            "phone", identifier.get("number")
-        )  # `number` is what older clients send
+        # `number` is what older clients send
+        number = identifier.get("phone", identifier.get("number"))
         if not isinstance(country, str) or not isinstance(number, str):
             raise BadJson("identifier.country and identifier.phone must be strings")
         return parse_phone_identifier(country, number)

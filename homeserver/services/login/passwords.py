@@ -49,7 +49,7 @@ class Threads(Protocol):
 
 
 class HashingThreads:
-    """A thread pool with a bounded queue that is fair among askers."""
+    """A thread pool with a bounded queue that is fair among keys."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class HashingThreads:
         max_queue_per_key: int = 200,
         max_threads_per_key: int | None = None,
     ) -> None:
-        """`max_threads_per_key`: the threads that one asker may occupy; None: all."""
+        """`max_threads_per_key`: the threads that one key may occupy; None: all."""
         self._reactor = reactor
         self._pool = pool
         self._slots: FairSemaphore[str] = FairSemaphore(

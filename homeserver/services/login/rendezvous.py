@@ -69,7 +69,7 @@ class RendezvousSessions:
         return self._creators == "everybody" or (caller is not None and not caller.is_guest)
 
     async def do_create(self, caller: Requester | None, data: bytes) -> tuple[str, RendezvousRow]:
-        """Create a session; return its id and row.
+        """Create a session; return its ID and row.
 
         Raises `Forbidden`, `TooLarge`, `LimitExceeded`.
         """

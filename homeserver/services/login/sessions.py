@@ -227,7 +227,7 @@ class Sessions:
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
         """Write a prepared session; it replaces the previous session of the device.
 
-        Raises `Forbidden` where the device id is that of a cross-signing key of the user
+        Raises `Forbidden` where the device ID is that of a cross-signing key of the user
         (signatures of one would pass for those of the other) or of the dehydrated device,
         `InvalidParam` for `*`, and what `check_epoch` raises.
         """

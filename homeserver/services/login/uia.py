@@ -11,7 +11,7 @@ Laws:
 - What a stage reserves (a use of a registration token) is written together with the stage's
   completion. The operation that claims the session consumes it; otherwise it is released. This
   includes what a concurrent request completed in another flow.
-- The session id is a secret, as its holder may continue the session: only its hash is stored.
+- The session ID is a secret, as its holder may continue the session: only its hash is stored.
 
 spec: client-server-api#user-interactive-authentication-api
 """
@@ -113,7 +113,7 @@ class UIASessionUsed(Exception):
 
 
 class _Session(msgspec.Struct, frozen=True):
-    """A session with its id, which is not stored."""
+    """A session with its ID, which is not stored."""
 
     session_id: str
     row: UIASessionRow

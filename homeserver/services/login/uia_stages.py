@@ -209,7 +209,7 @@ class TermsStage:
 
 
 def parse_policy_versions(result: str) -> Mapping[str, str]:
-    """Parse the result of `TermsStage`: the version of each policy, by policy id."""
+    """Parse the result of `TermsStage`: the version of each policy, by policy ID."""
     return msgspec.json.decode(result, type=dict[str, str])
 
 

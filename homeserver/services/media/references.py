@@ -29,7 +29,7 @@ POLL_SECONDS: Final = 5.0
 RECHECK_MS: Final = 60_000
 """The interval at which the job reads without an announcement: backfilled events are not
 announced."""
-PROGRESS_EVERY: Final = MAX_UNREAD_EVENTS // 2
+PROGRESS_INTERVAL: Final = MAX_UNREAD_EVENTS // 2
 """The number of events without files after which progress is stored."""
 MAX_ATTACHED: Final = 20
 """The maximum number of files that a client may attach to an event (MSC3911)."""
@@ -75,7 +75,7 @@ class MediaReferences:
         batch = await self._database.read("get_new_media_references", select_batch, after, limit)
         if batch.references:
             await self._database.write("put_media_references", put_events, after, batch.upto)
-        elif batch.upto - progress.upto >= PROGRESS_EVERY:
+        elif batch.upto - progress.upto >= PROGRESS_INTERVAL:
             await self._database.write("set_media_reference_progress", set_progress, batch.upto)
         self._scanned = batch.upto
         if batch.count:

@@ -150,10 +150,10 @@ class RemoteCopies:
     ) -> RemoteMediaRow | None:
         self._limiter.check_without_counting(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
-        async def keep(headers: FileHeaders, body: Spool) -> None:
+        async def store_file(headers: FileHeaders, body: Spool) -> None:
             await self._store_copy(server, media_id, headers, body)
 
-        await self._fetching.fetch(server, media_id, timeout_ms, keep, user)
+        await self._fetching.fetch(server, media_id, timeout_ms, store_file, user)
         row = await self._store.get_copy(server, media_id)
         if row is not None:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)

@@ -93,9 +93,9 @@ class RemoteDownloads:
         )
 
     async def fetch(
-        self, server: ServerName, media_id: str, timeout_ms: int, keep: StoreFile, user: str
+        self, server: ServerName, media_id: str, timeout_ms: int, store: StoreFile, user: str
     ) -> None:
-        """Download a file and pass it to `keep`, or wait for a download that is running. `user`:
+        """Download a file and pass it to `store`, or wait for a download that is running. `user`:
         the requester.
 
         Raises NotFound, NotYetUploaded, MediaTooLarge, OtherServerFailed, LimitExceeded, Forbidden.
@@ -103,7 +103,7 @@ class RemoteDownloads:
         key = (server, media_id)
         self._refuse_failed(key)
         waiting = Deferred.fromCoroutine(
-            self._work.run(key, lambda: self._fetch(key, timeout_ms, keep, user))
+            self._work.run(key, lambda: self._fetch(key, timeout_ms, store, user))
         )
         is_late = False
 
@@ -126,20 +126,22 @@ class RemoteDownloads:
             if timer.active():
                 timer.cancel()
 
-    async def _fetch(self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, user: str) -> None:
+    async def _fetch(
+        self, key: RemoteFileKey, timeout_ms: int, store: StoreFile, user: str
+    ) -> None:
         server = key[0]
         try:
             slot = await self._slots.acquire(server, user)
             try:
                 self._refuse_failed(key)
-                await self._receive(key, timeout_ms, keep, slot)
+                await self._receive(key, timeout_ms, store, slot)
             finally:
                 slot.release()
         finally:
             self._arriving.discard(key)
 
     async def _receive(
-        self, key: RemoteFileKey, timeout_ms: int, keep: StoreFile, slot: DownloadSlot
+        self, key: RemoteFileKey, timeout_ms: int, store: StoreFile, slot: DownloadSlot
     ) -> None:
         server, media_id = key
         arriving = _ArrivingFile(
@@ -187,7 +189,7 @@ class RemoteDownloads:
             finally:
                 progress_check.stop()
             arriving.file.seek(0)
-            await keep(headers, arriving.file)
+            await store(headers, arriving.file)
         finally:
             arriving.file.close()
 

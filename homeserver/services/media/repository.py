@@ -193,7 +193,7 @@ class MediaRepository:
                 await self._locations.remove(upload.body, user_id)
             type = settle_type(claimed_type, upload.body)
 
-            def keep(txn: WriteTransaction, digest: bytes, size: int) -> MediaContent:
+            def store_row(txn: WriteTransaction, digest: bytes, size: int) -> MediaContent:
                 self._quotas.check_in(txn, user_id, size, self._now_ms())
                 content = MediaContent(digest, size, type, name)
                 write(txn, content)
@@ -201,7 +201,7 @@ class MediaRepository:
                 self._quarantine.quarantine_known(txn, digest)
                 return content
 
-            return await self._contents.add(upload.body, keep)
+            return await self._contents.add(upload.body, store_row)
 
     # Serving.
 

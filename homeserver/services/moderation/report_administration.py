@@ -1,4 +1,4 @@
-"""Administration of user reports."""
+"""Lists, shows and removes reports of users, for administrators."""
 
 from collections.abc import Sequence
 

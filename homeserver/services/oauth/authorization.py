@@ -104,7 +104,7 @@ class Authorization:
 
     async def check(self, parameters: Mapping[str, str]) -> AuthorizationRequest:
         """Parse a request. Raises `OAuthError` if there may be no redirect to the client, and
-        `Refused` for all other errors."""
+        `AuthorizationRefused` for all other errors."""
         client = await self._clients.get(parameters.get("client_id", ""))
         redirect_uri = parameters.get("redirect_uri", "")
         if not is_registered(redirect_uri, client.redirect_uris):

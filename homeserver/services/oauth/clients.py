@@ -1,9 +1,9 @@
-"""Dynamic client registration: clients register themselves and are looked up by id.
+"""Dynamic client registration: clients register themselves and are looked up by ID.
 
 Laws:
 - Metadata are bounded, and every URI belongs to the host of `client_uri`. A logo, terms or privacy
   URI of another host is dropped; a redirect URI is refused.
-- The same metadata give the same id: a client on a thousand phones is one row.
+- The same metadata give the same ID: a client on a thousand phones is one row.
 - A registration without sessions is removed after a time. A client that no user has allowed is
   removed sooner, and the number of these is bounded: anybody can register, so registrations must
   not accumulate.
@@ -75,7 +75,7 @@ class OAuthClient(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     @property
     def audit_name(self) -> str:
-        """Its name and id for the audit log: clients choose their names, ids are unique."""
+        """Its name and ID for the audit log: clients choose their names, IDs are unique."""
         return f"{self.name} ({self.client_id})"
 
 

@@ -144,7 +144,7 @@ class DeviceGrants:
 
     async def do_exchange(self, client_id: str, device_code: str, address: str) -> TokenGrant:
         """Redeem a device code for tokens. `address`: the device's. Raises `OAuthError`:
-        `authorization_pending` and `move_to_slow` until the user decides, `access_denied`,
+        `authorization_pending` and `slow_down` until the user decides, `access_denied`,
         `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
         if (

@@ -115,7 +115,7 @@ class Presence:
     # local users
 
     def start_sync(self, caller: Requester, wanted: State | None) -> None:
-        """Record that a device starts a sync with a state (None: unchanged). `leave` has to
+        """Record that a device starts a sync with a state (None: unchanged). `end_sync` has to
         follow."""
         if self._tracks:
             self._update_device(caller, wanted, is_new_choice=False).open_syncs += 1

@@ -52,7 +52,7 @@ class PreviewClient(Protocol):
         only_https: bool = False,
         take: TakeBody | None = None,
     ) -> WebResponse:
-        """As `HttpClient.request`. Raises OutboundError."""
+        """Do what `HttpClient.request` does. Raises OutboundError."""
         ...
 
 

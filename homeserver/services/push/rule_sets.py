@@ -269,9 +269,8 @@ class RuleCompiler:
 
     def _intern(self, rules: Iterable[CompiledRule]) -> RuleSet:
         chosen = tuple(rules)
-        key = tuple(
-            map(id, chosen)
-        )  # a set keeps its rules alive, so their ids stay valid while it exists
+        # a set keeps its rules alive, so their IDs stay valid while it exists
+        key = tuple(map(id, chosen))
         known = self._sets.get(key)
         if known is None:
             known = self._sets[key] = RuleSet(chosen)

@@ -215,9 +215,8 @@ class UnreadCounts:
         outcomes: Mapping[int, int] = {}
         if after:
             outcomes = await self._outcomes.get_outcomes(user_id, after)
-            cached = self._get_cached(
-                user_id, rooms, upto, ignored, after
-            )  # other counts may have been updated meanwhile
+            # other counts may have been updated meanwhile
+            cached = self._get_cached(user_id, rooms, upto, ignored, after)
         found: dict[int, RoomUnread] = {}
         missing: list[MembershipRow] = []
         for row in rooms:
@@ -237,9 +236,8 @@ class UnreadCounts:
                 await self._count(user_id, missing, upto, history, room_ids, ignored, own)
             ).items():
                 found[room_nid] = count.freeze()
-                if (
-                    changes == self._changes
-                ):  # else a receipt or redaction came meanwhile and it may be outdated
+                # otherwise a receipt or redaction came meanwhile, and the count may be outdated
+                if changes == self._changes:
                     self._counts.put((user_id, room_nid), count)
         return found
 

@@ -52,7 +52,7 @@ MAX_COUNTED: Final = 500
 MAX_ERROR_CHARS: Final = 300
 
 
-class Draws(Protocol):
+class RandomSource(Protocol):
     """Returns random numbers."""
 
     def __call__(self) -> float:
@@ -91,7 +91,7 @@ class PushDeliveries:
         readers: ActiveReaders,
         gateways: Gateways,
         now_ms: Callable[[], int],
-        draw: Draws,
+        random: RandomSource,
         with_content: bool,
         jitter_seconds: float,
     ) -> None:
@@ -107,7 +107,7 @@ class PushDeliveries:
         self._readers = readers
         self._gateways = gateways
         self._now_ms = now_ms
-        self._draw = draw
+        self._random = random
         self._with_content = with_content
         self._jitter_seconds = jitter_seconds
         self._queues: dict[int, PusherQueue] = {}
@@ -153,7 +153,7 @@ class PushDeliveries:
             self._pause(queue, max(0, row.last_attempt_ts + row.backoff_ms - self._now_ms()))
 
     def catch_up(self) -> None:
-        """Note that all events that failing pushers missed were read. Their badges may have
+        """Record that all events that failing pushers missed were read. Their badges may have
         changed, too."""
         self.is_behind = False
         for queue in self._queues.values():
@@ -342,9 +342,8 @@ class PushDeliveries:
             else:
                 self._fail(queue, push, error)
             return
-        if (
-            not accepted and queue.row.data != row.data
-        ):  # the pusher was changed, and the old gateway may not reject it at the new one
+        # a rejection by the old gateway does not count for a pusher that was changed meanwhile
+        if not accepted and queue.row.data != row.data:
             self._requeue(queue, push)
             return
         queue.in_flight = None
@@ -385,9 +384,8 @@ class PushDeliveries:
         if push is not None:
             return push
         if had_waiting and queue.failing_since_ts is not None:
-            self._set_state(
-                queue
-            )  # else a restart would read the stream from there again without need
+            # otherwise a restart would read the stream from there again without need
+            self._set_state(queue)
         return None
 
     async def _body_of(self, row: PusherRow, push: PendingPush) -> "_Body | None":
@@ -502,7 +500,9 @@ class PushDeliveries:
         if queue.is_queued or queue.is_held_back():
             return
         if queue.has_ready:
-            self._after(queue, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
+            self._after(
+                queue, self._random() * self._jitter_seconds if self._jitter_seconds else 0.0
+            )
         elif queue.waiting:
             pass  # all pushes are held, until they are read or released
         elif queue.badge is not None:

@@ -294,9 +294,8 @@ class EmailDigests:
 
         await self._database.write("write_digest", write)
         new_due = self._due.peek(row.pusher_nid)
-        if (
-            new_due is not None
-        ):  # an event came meanwhile; this write may have replaced its due time
+        # an event may have come meanwhile, and this write may have replaced its due time
+        if new_due is not None:
             self._pending[row.pusher_nid] = new_due
             await self.flush()
         if due_ts is not None:

@@ -189,9 +189,8 @@ class PushStreamListener:
                     self._badges.invalidate_room(row.room_nid), change.position
                 )
             elif change.topic is Topic.REDACTED:
-                if (
-                    change.position not in event_positions
-                ):  # by a backfilled event: its room is not known here
+                # a redaction by a backfilled event: its room is not known here
+                if change.position not in event_positions:
                     self._badges.invalidate_all()
             elif (
                 change.topic is Topic.ACCOUNT_DATA

@@ -154,9 +154,8 @@ class PushStreamReader:
                 self._deliveries.is_behind or self._listener.has_changes(self._done)
             ):
                 await self._send_changed_badges()
-                while (
-                    self._listener.changed_users
-                ):  # until now: a pusher that was just set gets the events that follow
+                # read changed pushers first: one that was just set gets the events that follow
+                while self._listener.changed_users:
                     await self._refresh()
                 if self._deliveries.is_behind and self._done >= self._floor:
                     self._deliveries.catch_up()
@@ -165,9 +164,8 @@ class PushStreamReader:
                     await self._read_database()
                 else:
                     await self._read_memory()
-                if (
-                    self._done >= upto and not self._deliveries.is_behind
-                ):  # until now: there may always be more
+                # do not wait until the stream is at its end: there may always be more
+                if self._done >= upto and not self._deliveries.is_behind:
                     self._deliveries.wake_changed()
         except _LeaseLost:
             pass
@@ -192,9 +190,8 @@ class PushStreamReader:
             self._check_lease()
             for user_id, rows in refreshed.items():
                 if not rows:
-                    self._badges.invalidate_user(
-                        user_id
-                    )  # their receipts are not collected from here on
+                    # their receipts are not collected any more
+                    self._badges.invalidate_user(user_id)
                 to_apps = [row for row in rows if row.kind == HTTP]
                 self._deliveries.change(user_id, to_apps, newly_set=user_id in newly_set)
         except BaseException:

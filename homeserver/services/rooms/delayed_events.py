@@ -160,7 +160,7 @@ class DelayedEvents:
         """Schedule an event, once per transaction ID; return its `delay_id`.
 
         Raises Forbidden, NotFound, InvalidParam, TooLarge, UserSuspended, ConsentNotGiven,
-        DelayTooLong, TooManyDelayed.
+        DelayTooLong, TooManyDelayedEvents.
         """
         if self._max_delay_ms is None:
             raise Forbidden("Delayed events are disabled on this server")

@@ -22,7 +22,7 @@ MAX_PAGES: Final = 20
 """The maximum number of pages that are read when the reader may see no event of a page."""
 MAX_TS: Final = 2**53 - 1
 
-_EVERYTHING: Final = RoomEventFilter()
+_ALL_EVENTS: Final = RoomEventFilter()
 
 
 class EventsByTime:
@@ -47,7 +47,7 @@ class EventsByTime:
         if await self._timelines.get_backward_extremities(reader.snapshot.room.room_nid):
             closer = await self._remote.find_nearest(reader.snapshot, ts, direction, found)
             if closer is not None and await self._reading.get_visible(
-                caller, reader, [closer.nid], _EVERYTHING
+                caller, reader, [closer.nid], _ALL_EVENTS
             ):
                 found = closer
         if found is None:
@@ -65,7 +65,7 @@ class EventsByTime:
                 reader.snapshot.room.room_nid, ts, direction, place, limit
             )
             seen = await self._reading.get_visible(
-                caller, reader, [nid for _, nid in page], _EVERYTHING
+                caller, reader, [nid for _, nid in page], _ALL_EVENTS
             )
             if seen:
                 return seen[0].event

@@ -64,7 +64,7 @@ class InvitePolicy:
             raise Forbidden("Only administrators of this server may invite")
 
     async def check_may_still_invite(self, inviter: UserID) -> None:
-        """As `InviterGate.check_may_still_invite`."""
+        """Implement `InviterGate.check_may_still_invite`."""
         account = (await self._accounts.get_accounts([inviter])).get(inviter)
         if account is None or account.deactivated_ts is not None:
             raise UserDeactivated
@@ -102,7 +102,7 @@ class InvitePolicy:
 
     @contextmanager
     def count_claim(self, ip: str) -> Iterator[None]:
-        """As `InviteGate.claiming`."""
+        """Implement `InviteGate.count_claim`."""
         key = address_key(ip)
         with (
             self._claims.hold_now(key),

@@ -19,7 +19,7 @@ from storage.engine.streams import Change, Stage, Streams, Topic
 class NoRelationsCache:
     """Ids of events without children. For the reactor thread.
 
-    No `LRU`: readers test many ids at once against one set, so it is emptied when it is full.
+    No `LRU`: readers test many IDs at once against one set, so it is emptied when it is full.
     """
 
     def __init__(self, *, streams: Streams, capacity: int) -> None:

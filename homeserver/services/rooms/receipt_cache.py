@@ -1,9 +1,9 @@
 """A cache of the receipts of rooms that have few.
 
 A client that sees a room for the first time gets all its receipts. Most rooms have about as many
-receipts as members. For a room with more than `FEW`, the cache holds only the fact that it has
-many. (Receipts are removed without a change on the stream only if one user has hundreds in one
-room, which is more than `FEW`; see `storage.rooms.receipts.MAX_THREADS`.)
+receipts as members. For a room with more than `MAX_CACHED_PER_ROOM`, the cache holds only the fact
+that it has many. (Receipts are removed without a change on the stream only if one user has hundreds
+in one room, which is more than `MAX_CACHED_PER_ROOM`; see `storage.rooms.receipts.MAX_THREADS`.)
 
 For the reactor thread.
 """

@@ -23,7 +23,7 @@ MAX_LEVELS: Final = 3
 MAX_DESCENDANTS: Final = 10_000
 """The maximum number of descendants of an event for recursion, as each page reads them all. If
 there are more, fewer levels are followed, and the response says so."""
-EVERYTHING: Final = RoomEventFilter()
+ALL_EVENTS: Final = RoomEventFilter()
 
 
 class RoomRelations:
@@ -79,7 +79,7 @@ class RoomRelations:
             more = len(page) > requested
             page = page[:requested]
             shown += await self._reading.get_visible(
-                caller, reader, [nid for _, nid in page], EVERYTHING
+                caller, reader, [nid for _, nid in page], ALL_EVENTS
             )
             if page:
                 place = page[-1][0] if direction is Direction.FORWARDS else _before(page[-1][0])

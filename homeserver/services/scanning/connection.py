@@ -33,8 +33,8 @@ class ScannerAddress(msgspec.Struct, frozen=True):
 
 
 class ScannerConnection:
-    """An open connection. All methods block. They raise ScannerAway, or CannotScan when the time
-    limit is exceeded."""
+    """An open connection. All methods block. They raise ScannerUnavailable, or CannotScan when the
+    time limit is exceeded."""
 
     def __init__(
         self, *, place: ScannerAddress, seconds: float, clock: Callable[[], float] = time.monotonic

@@ -83,7 +83,7 @@ class EncryptedBodyReader:
         """Unpadded base64."""
 
     def parse(self, body: bytes) -> EncryptedFile:
-        """Parse a request body. Raises Malformed, NotForThisKey."""
+        """Parse a request body. Raises MalformedScanRequest, DecryptionFailed."""
         parsed = _decode(body)
         if parsed.encrypted_body is None:
             return _read(parsed)

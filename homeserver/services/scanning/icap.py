@@ -48,8 +48,8 @@ class ICAPScanner:
         self._place = parse_icap_url(url)
 
     async def get_version(self) -> str:
-        """Return the server's ISTag, which changes with its signatures. Raises ScannerAway, also if
-        the server does not offer the method."""
+        """Return the server's ISTag, which changes with its signatures. Raises ScannerUnavailable,
+        also if the server does not offer the method."""
         return await run_in(self._executor, self._ask_options)
 
     async def scan(self, file: FileToCheck) -> ScanFinding | None:

@@ -72,7 +72,7 @@ class Rescans:
         self._newer_than_ms = newer_than_ms
 
     async def do_start(self, since_ms: int) -> Rescan:
-        """Rescan files that arrived since this time. Raises AlreadyUnderWay."""
+        """Rescan files that arrived since this time. Raises RescanRunning."""
         started = await self._store.start("administrator", self._now_ms(), since_ms)
         if started is None:
             raise RescanRunning

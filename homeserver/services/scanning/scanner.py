@@ -28,7 +28,7 @@ class ScanFinding(msgspec.Struct, frozen=True):
 
 
 class Scanner(Protocol):
-    """A scanner. Both methods raise ScannerAway."""
+    """A scanner. Both methods raise ScannerUnavailable."""
 
     @property
     def name(self) -> str:

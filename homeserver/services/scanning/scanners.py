@@ -32,7 +32,7 @@ class Scanners:
         self._trusted = frozenset(each.name for each in scanners if each.is_antivirus)
 
     async def get_version(self) -> str:
-        """Return the versions of all scanners. Raises ScannerAway."""
+        """Return the versions of all scanners. Raises ScannerUnavailable."""
         now = self._clock.seconds()
         if self._version is not None and now < self._version[0]:
             return self._version[1]
@@ -50,7 +50,7 @@ class Scanners:
         return True
 
     async def scan(self, file: FileToCheck) -> ScanFinding | None:
-        """Return the first finding, if any. Raises ScannerAway, CannotScan, OSError."""
+        """Return the first finding, if any. Raises ScannerUnavailable, CannotScan, OSError."""
         for each in self._scanners:
             found = await each.scan(file)
             if found is not None:

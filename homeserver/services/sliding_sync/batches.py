@@ -34,7 +34,7 @@ async def make_entries(
     confirmed_members: set[RoomMember],
     new_members: set[RoomMember],
 ) -> tuple[dict[str, dict[str, Any]], Sequence[SlidingRoomUpdate]]:
-    """Make as many entries as fit into a response. Returns them by room id, and their updates.
+    """Make as many entries as fit into a response. Returns them by room ID, and their updates.
 
     For the sets of members see `RoomEntries.make`.
     """

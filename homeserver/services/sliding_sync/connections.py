@@ -169,7 +169,7 @@ class ConnectionState:
     def derive_complete_rooms(
         self, former: "ConnectionState", changed: Mapping[int, SentRoom]
     ) -> None:
-        """Derive the settled rooms from those of the former state and the rooms that changed."""
+        """Derive the complete rooms from those of the former state and the rooms that changed."""
         if former._complete_rooms is not None:
             config, complete_rooms = former._complete_rooms
             covered = {

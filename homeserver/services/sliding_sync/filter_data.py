@@ -24,7 +24,7 @@ MAX_CHANGES: Final = 10_000
 
 
 class RoomTags(msgspec.Struct, frozen=True, gc=False):
-    """A user's direct chats (`m.direct`) and tags (`m.tag`), by room id."""
+    """A user's direct chats (`m.direct`) and tags (`m.tag`), by room ID."""
 
     direct: frozenset[str]
     tags: Mapping[str, frozenset[str]]

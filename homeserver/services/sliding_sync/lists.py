@@ -48,7 +48,7 @@ class RoomSelection(msgspec.Struct, frozen=True, gc=False):
     listed: Mapping[str, Collection[MembershipRow]]
     """All rooms of each list, in its ranges or not."""
     subscribed: Mapping[str, int]
-    """The numbers of the subscribed rooms, by id."""
+    """The numbers of the subscribed rooms, by ID."""
     configs: Mapping[int, RoomConfig]
     """The config of each room in a window or subscription; many share one object."""
     rows: Mapping[int, MembershipRow]

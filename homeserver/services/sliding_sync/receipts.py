@@ -62,7 +62,7 @@ class ReceiptReader:
         upto: int,
         changes: StateChanges,
     ) -> dict[str, Any]:
-        """Return the receipts by room id, as many as fit; the others come in the next response."""
+        """Return the receipts by room ID, as many as fit; the others come in the next response."""
         user_id, known = request.caller.user_id, connection.state.receipts
         timelines = {
             update.room.room_nid: update.shown

@@ -51,7 +51,7 @@ class StateQuery(msgspec.Struct, frozen=True, gc=False):
     def select(
         self, keys: Sequence[StateKey], found: Mapping[tuple[str, str], int]
     ) -> RequestedState:
-        """Pick the state to send from the entries that were found."""
+        """Select the state to send from the entries that were found."""
         nids = list(map(found.get, keys))
         entries = {key: nid for key, nid in zip(keys, nids, strict=True) if nid is not None}
         if self.types:

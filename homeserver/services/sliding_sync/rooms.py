@@ -82,7 +82,7 @@ class RoomEntries:
         confirmed_members: set[RoomMember],
         new_members: set[RoomMember],
     ) -> dict[str, dict[str, Any]]:
-        """Return the entries by room id, of rooms with changes. Fills in the updates, and adds to
+        """Return the entries by room ID, of rooms with changes. Fills in the updates, and adds to
         `new_members`."""
         plain: dict[str, dict[str, Any]] = {}
         others: list[SlidingRoomUpdate] = []

@@ -124,14 +124,12 @@ class SentTyping:
         found: dict[int, Sequence[UserID]] = {}
         for nid in room_nids:
             if nid not in view.left and not view.is_complete:
-                found.update(
-                    self._typing.get_typing_users([nid])
-                )  # it may have been in view and is no longer recorded
+                # it may have been in view and is no longer recorded
+                found.update(self._typing.get_typing_users([nid]))
                 continue
             found.update(self._typing.get_changed([nid], None))
-            if (
-                nid in view.left
-            ):  # also that nobody types any more, if the client did not drop what it knew
+            # also that nobody types any more, if the client did not drop what it knew
+            if nid in view.left:
                 found.update(self._typing.get_changed([nid], view.left[nid]))
         return found
 

@@ -83,7 +83,7 @@ class DeviceSectionReader:
         self._lists = lists
         self._recent = recent
         # the position up to which no message is stored for a device, as far as this node knows;
-        # it holds for a later device with the same id, too
+        # it holds for a later device with the same ID, too
         self._empty_upto: LRU[tuple[UserID, DeviceID], int] = LRU(max_entries=MAX_DEVICES)
 
     async def find_messages(self, request: SyncRequest, span: SyncRange) -> PendingMessages:
@@ -97,14 +97,14 @@ class DeviceSectionReader:
         if empty_upto is not None and not self._recent.concerns_user(
             user_id, Topic.TO_DEVICE, empty_upto
         ):
-            # else the range to look at would grow with each response
+            # otherwise the range to check would grow with each response
             self._empty_upto.put(key, span.upto)
             return PendingMessages((), span.upto)
         fetched = None if request.since is None else request.since.to_device
         arrived = span.since if fetched is None else fetched
         limit = MESSAGES_PER_RESPONSE
         # without a token the session may have begun on another node, unknown to this one yet: the
-        # cache may hold messages for an earlier device with the same id
+        # cache may hold messages for an earlier device with the same ID
         known = (
             None if empty_upto is None or not span.since else self._messages.since(key, empty_upto)
         )

@@ -59,7 +59,7 @@ MAX_ROOMS: Final = 100
 MAX_STATE_BYTES: Final = 16 * 1024 * 1024
 """Size of the state after which a response of /initialSync takes no further rooms."""
 
-_EVERYTHING: Final = RoomEventFilter()
+_ALL_EVENTS: Final = RoomEventFilter()
 
 
 class InitialSyncParts(msgspec.Struct, frozen=True):
@@ -197,7 +197,7 @@ class InitialSync:
         messages: dict[str, Any] = {"chunk": []}
         if limit:
             page = await parts.reading.get_messages(
-                caller, room_id, Direction.BACKWARDS, str(now), None, limit, _EVERYTHING
+                caller, room_id, Direction.BACKWARDS, str(now), None, limit, _ALL_EVENTS
             )
             messages["chunk"] = page["chunk"][::-1]
             if "end" in page:
@@ -238,7 +238,7 @@ class InitialSync:
         for nid in {nid for _, _, nid in arrivals}:
             nids = {event_nid: position for position, event_nid, of in arrivals if of == nid}
             shown = await self._parts.reading.get_visible(
-                caller, readers[nid], list(nids), _EVERYTHING
+                caller, readers[nid], list(nids), _ALL_EVENTS
             )
             seen += [(nids[each.event.nid], each) for each in shown]
         seen.sort(key=lambda each: each[0])

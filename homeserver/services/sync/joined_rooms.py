@@ -226,7 +226,7 @@ class JoinedRooms:
     async def to_json(
         self, request: SyncRequest, updates: Sequence[RoomUpdate]
     ) -> dict[str, dict[str, Any]]:
-        """Return the rooms in their JSON form, by id, without unread counts."""
+        """Return the rooms in their JSON form, by ID, without unread counts."""
         await self._encode_timelines(request, updates)
         state_events = list(chain.from_iterable(map(_state, updates)))
         reasons = (

@@ -102,5 +102,5 @@ class PlainMessages:
             return None  # push rules that single out this user, or counts that are not in memory
         encoded = self._client_events.present_messages(user_id, caller.device_id, events)
         if encoded is None:
-            return None  # a transaction id that is not in memory
+            return None  # a transaction ID that is not in memory
         return PlainTimeline(events, encoded, counts)

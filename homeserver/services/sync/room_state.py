@@ -81,7 +81,7 @@ class RoomStates:
     async def load(
         self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter
     ) -> list[list[StoredEvent]]:
-        """Load the events of each (state, room id) that the filter allows, with one read for
+        """Load the events of each (state, room ID) that the filter allows, with one read for
         all."""
         numbers = [_wanted_nids(entries, room_id, wanted) for entries, room_id in states]
         if not any(numbers):

@@ -34,7 +34,7 @@ DeviceKey = tuple[str, str]
 """User and device."""
 
 CachedMessage = tuple[int, str, ToDeviceAdded]
-"""The position of a message, the id of its device, and the request that it came with; for
+"""The position of a message, the ID of its device, and the request that it came with; for
 `read`."""
 
 _position: Final = itemgetter(0)
@@ -43,10 +43,9 @@ _user_id: Final = itemgetter(0)
 
 def make_messages(found: Iterable[CachedMessage]) -> list[DeviceMessage]:
     """Make the messages."""
+    # the events are built as by `make_event`
     return [
-        DeviceMessage(
-            position, b"%b%b}" % (added.prefix, added.contents[position - added.first])
-        )  # as `make_event` does it
+        DeviceMessage(position, b"%b%b}" % (added.prefix, added.contents[position - added.first]))
         for position, _, added in found
     ]
 

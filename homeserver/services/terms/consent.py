@@ -130,7 +130,7 @@ class Consents:
     async def get_users(
         self, policy: Policy, *, agreed: bool, after: str, limit: int
     ) -> Mapping[str, int | None]:
-        """Return up to `limit` users after `after`, in the order of their ids.
+        """Return up to `limit` users after `after`, in the order of their IDs.
 
         `agreed`: those who have accepted the current version of the policy, with the time; else
         those who have not.

@@ -108,7 +108,7 @@ class EmailValidation:
         *,
         may_reveal: bool = False,
     ) -> str:
-        """Send a validation e-mail to an address; return the id of the validation.
+        """Send a validation e-mail to an address; return the ID of the validation.
 
         `may_reveal`: the caller may learn whether an account has the address, as the specification
         wants for the API, unless the operator forbids it. Pages never reveal it.

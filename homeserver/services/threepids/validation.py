@@ -117,7 +117,7 @@ class ThreepidValidation:
         return row, True
 
     async def find(self, purpose: str, medium: str, address: str, client_secret: str) -> str | None:
-        """Return the id of a client's validation; None if there is none.
+        """Return the ID of a client's validation; None if there is none.
 
         `address`: in its canonical form.
         """

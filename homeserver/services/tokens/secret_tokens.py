@@ -1,11 +1,11 @@
-"""Secrets that this server issues: access and refresh tokens, device and session ids, generated
+"""Secrets that this server issues: access and refresh tokens, device and session IDs, generated
 names.
 
 A token has a prefix and a checksum:
 - access token: `mha_`, 33 random characters, 6 characters of CRC-32;
 - refresh token: `mhr_`, or `mho_` for the OAuth 2.0 API; a family of 24 characters, shared by all
   refresh tokens of a session; 24 of its own; the checksum;
-- application password: `mhp_`, an id of 12 characters, 24 secret ones, the checksum.
+- application password: `mhp_`, an ID of 12 characters, 24 secret ones, the checksum.
 So scanners for leaked secrets recognise them, and a truncated or invented token costs no query.
 """
 
@@ -33,7 +33,7 @@ _USER_CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
 
 
 class SecretGenerator:
-    """Generates secrets and ids from one source of randomness."""
+    """Generates secrets and IDs from one source of randomness."""
 
     def __init__(self, random: RandomBytes) -> None:
         self._random = random
@@ -56,7 +56,7 @@ class SecretGenerator:
         return self._refresh_token(OAUTH_REFRESH_PREFIX, family)
 
     def application_password(self) -> str:
-        """Return a password with an id of 71 bits and 142 secret bits."""
+        """Return a password with an ID of 71 bits and 142 secret bits."""
         body = APPLICATION_PASSWORD_PREFIX + self._text(
             _ALPHABET, _PASSWORD_ID_LENGTH + _FAMILY_LENGTH
         )
@@ -111,7 +111,7 @@ class SecretGenerator:
         return self._text(ascii_letters, 24)
 
     def room_localpart(self) -> str:
-        """Return the localpart of a room id, for versions without hashed ids: 24 characters."""
+        """Return the localpart of a room ID, for versions without hashed IDs: 24 characters."""
         return self._text(ascii_letters, 24)
 
     def delay_id(self) -> str:
@@ -119,7 +119,7 @@ class SecretGenerator:
         return self._text(ascii_letters, 24)
 
     def purge_id(self) -> str:
-        """Return the id of a purge: 24 characters."""
+        """Return the ID of a purge: 24 characters."""
         return self._text(ascii_letters, 24)
 
     def nonce(self) -> str:
@@ -180,7 +180,7 @@ def parse_oauth_family(token: str) -> str | None:
 
 
 def parse_application_password_id(password: str) -> str | None:
-    """Return the id in an application password; None for other passwords."""
+    """Return the ID in an application password; None for other passwords."""
     start = len(APPLICATION_PASSWORD_PREFIX)
     rest = password[start:]
     if not password.startswith(APPLICATION_PASSWORD_PREFIX) or not (

@@ -41,7 +41,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 
 PLUGIN_PREFIX: Final = "plugin-"
-"""Prefix of the provider ids of plug-ins."""
+"""Prefix of the provider IDs of plug-ins."""
 
 
 class ProfileNames(Protocol):
@@ -103,7 +103,7 @@ class UpstreamAccounts:
 
     async def find(self, info: ProviderInfo, identity: UpstreamIdentity) -> AccountRow | None:
         """Return the account of this identity, linking one of the same name if allowed; None if
-        there is none yet. Raises `Refused` if the account may not be used."""
+        there is none yet. Raises `SignInRefused` if the account may not be used."""
         link = await self._links.get_link(info.provider_id, identity.subject)
         if link is not None:
             account = (await self._accounts.get_accounts([link.user_id])).get(link.user_id)
@@ -153,7 +153,7 @@ class UpstreamAccounts:
         return None if account is None else account.epoch
 
     def _same_name(self, info: ProviderInfo, identity: UpstreamIdentity) -> UserID | None:
-        """Return the user id of this identity's name if an existing account may be linked."""
+        """Return the user ID of this identity's name if an existing account may be linked."""
         if not info.allow_existing_users or identity.localpart is None:
             return None
         try:
@@ -169,7 +169,7 @@ class UpstreamAccounts:
         return None if link is None else UserID(link.user_id)
 
     def check_usable(self, account: AccountRow) -> AccountRow:
-        """Return the account. Raises `Refused` if it is deactivated, locked or expired."""
+        """Return the account. Raises `SignInRefused` if it is deactivated, locked or expired."""
         if account.deactivated_ts is not None:
             raise SignInRefused(
                 RefusalReason.DEACTIVATED,
@@ -187,15 +187,15 @@ class UpstreamAccounts:
         return account
 
     async def check_free(self, username: str) -> UserID:
-        """Return the user id of an available name. Raises `InvalidUsername`, `Exclusive`,
+        """Return the user ID of an available name. Raises `InvalidUsername`, `Exclusive`,
         `UserInUse`."""
         return await self._registration.check_username(username)
 
     async def do_create(
         self, info: ProviderInfo, identity: UpstreamIdentity, username: str, languages: str = ""
     ) -> UserID:
-        """Create an account. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and `Refused` if
-        the provider may create none."""
+        """Create an account. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and
+        `SignInRefused` if the provider may create none."""
         if not info.enable_registration:
             raise SignInRefused(RefusalReason.NO_ACCOUNT)
 
@@ -231,7 +231,7 @@ class UpstreamAccounts:
         self, info: ProviderInfo, identity: UpstreamIdentity, languages: str = ""
     ) -> UserID | None:
         """Create an account with the name that the provider suggests; None if the user must confirm
-        it, or it is invalid or taken. Raises `Refused`."""
+        it, or it is invalid or taken. Raises `SignInRefused`."""
         if identity.localpart is None or identity.confirm_localpart:
             return None
         try:
@@ -270,7 +270,7 @@ class UpstreamAccounts:
 
 class UpstreamStages:
     """Returns the UIA stages with which linked users confirm operations. `in_browsers` and
-    `by_password` are ids of providers."""
+    `by_password` are IDs of providers."""
 
     def __init__(
         self,
@@ -287,7 +287,7 @@ class UpstreamStages:
         self._by_password = frozenset(by_password)
 
     async def get_stages(self, user_id: UserID) -> Sequence[str]:
-        """As `OtherProofs.get_stages`."""
+        """Implement `OtherProofs.get_stages`."""
         if not self._in_browsers and not self._by_password and not self._by_plugins:
             return []
         providers = {

@@ -58,7 +58,7 @@ class UpstreamAvatars:
         self._avatars = avatars
 
     async def do_import(self, user_id: UserID, address: str) -> None:
-        """As `AvatarImporter.do_import`."""
+        """Implement `AvatarImporter.do_import`."""
         if (await self._avatars.get_names([user_id]))[user_id][1] is not None:
             return
         try:

@@ -62,7 +62,7 @@ class CASProvider:
         )
 
     async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
-        """As `UpstreamProvider.depart`."""
+        """Implement `UpstreamProvider.begin_sign_in`."""
         query = {"service": self._service(flow_id), **({"renew": "true"} if reauthenticate else {})}
         return ProviderRedirect(
             f"{self._server}/login?{urlencode(query)}",
@@ -71,7 +71,7 @@ class CASProvider:
 
     async def identify(self, flow_id: str, flow: SignInFlow, ticket: str) -> UpstreamIdentity:
         """Validate a ticket and return its owner. The ticket is bound to a service URL, which
-        contains the flow id, and to `renew`. Raises `Refused`."""
+        contains the flow ID, and to `renew`. Raises `SignInRefused`."""
         if not ticket or len(ticket) > MAX_TICKET_LENGTH:
             raise SignInRefused(RefusalReason.CANCELLED, "the callback has no ticket")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
@@ -105,7 +105,7 @@ class CASProvider:
 
 def parse_validation_response(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
     """Return the user and the attributes of a validation response; servers use two forms of
-    attributes. Raises `Refused`."""
+    attributes. Raises `SignInRefused`."""
     try:
         root = fromstring(body, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError) as error:

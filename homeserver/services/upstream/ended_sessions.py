@@ -1,11 +1,12 @@
-"""Ends what a sign-in at an identity provider gave, when the provider ends that session.
+"""Ends everything that began with a sign-in at an identity provider, when the provider ends its
+session.
 
 Laws:
 - Unused login tokens and codes, pending flows and the browser session of that sign-in end in one
   write.
 - A request that is in progress on any node and read before that write checks again in its own write
-  (`check_sign_in` of `homeserver/services/login/credential_epoch.py`). So ended sign-ins stay
-  stored for as long as a request can take.
+  (`check_provider_session` of `homeserver/services/login/credential_epoch.py`). So ended sign-ins
+  stay stored for as long as a request can take.
 - The account's credential epoch stays: other sign-ins of the same user are not affected.
 """
 
@@ -33,7 +34,7 @@ class EndsWithProviderSession(Protocol):
 
 
 class EndedProviderSessions:
-    """Ends sign-ins. `waiting`: the stores of unused tokens, codes and pending steps."""
+    """Ends sign-ins. `pending`: the stores of unused tokens, codes and pending steps."""
 
     def __init__(
         self,
@@ -46,12 +47,13 @@ class EndedProviderSessions:
         self._clock = clock
         self._store = store
         self._browsers = browsers
-        self._waiting = tuple(pending)
+        self._pending = tuple(pending)
 
     def end(self, txn: WriteTransaction, sign_ins: ProviderSessions, subject: str | None) -> None:
-        """End what these sign-ins gave. `subject`: the person, if the provider names one too."""
+        """End everything that began with these sign-ins. `subject`: the person, if the provider
+        names one too."""
         self._store.add_ended(txn, sign_ins, subject, self._now())
-        for store in self._waiting:
+        for store in self._pending:
             store.remove_provider_sessions(txn, sign_ins)
 
     def end_user(self, txn: WriteTransaction, provider: str, subject: str) -> None:

@@ -30,7 +30,7 @@ class ExternalIdInUse(MatrixError):
 
 
 class ExternalIds:
-    """Returns, sets and removes links. `providers`: the ids of the configured providers."""
+    """Returns, sets and removes links. `providers`: the IDs of the configured providers."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ MAX_SESSION_BYTES: Final = 2000
 """In bytes: an index holds it."""
 MAX_ADDRESSES: Final = 10
 _ADDRESS: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,190}")
-_AGAIN: Final = "again"
+_NEW_SINCE: Final = "again"
 _NOT_IN_LOCALPARTS: Final = re.compile(r"[^a-z0-9._=/+-]")
 
 
@@ -36,7 +36,7 @@ class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
     picture: str | None = None
     """URL of a picture."""
     session_id: str | None = None
-    """The provider's id of this session, which a later logout names."""
+    """The provider's ID of this session, which a later logout names."""
     confirm_localpart: bool = False
     authenticated_ts: int | None = None
     """Time of the last authentication at the provider, in milliseconds since 1970; None if the
@@ -79,7 +79,7 @@ class ProviderInfo(msgspec.Struct, frozen=True):
     """The name, icon and rules of a provider."""
 
     provider_id: str
-    """Its id in URLs and in the database."""
+    """Its ID in URLs and in the database."""
     name: str
     icon: str | None = None
     brand: str | None = None
@@ -134,7 +134,7 @@ class UpstreamProvider(Protocol):
 
     async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
         """Return the redirect to the provider, which returns `flow_id` in the callback.
-        `reauthenticate`: the provider must authenticate the user again. Raises `Refused`."""
+        `reauthenticate`: the provider must authenticate the user again. Raises `SignInRefused`."""
         ...
 
 
@@ -216,13 +216,13 @@ def check_reauthentication(
     """Return the time of the authentication in milliseconds since 1970, from the provider's value
     `authenticated` in seconds; None if the provider gives none.
 
-    Raises `Refused` if this flow requires a new authentication (see `reauthentication_state`) and
-    the provider reports an older one, or no time. The requirement passed through the user's
+    Raises `SignInRefused` if this flow requires a new authentication (see `reauthentication_state`)
+    and the provider reports an older one, or no time. The requirement passed through the user's
     browser, where they could remove it.
 
     `requires_time`: False if something else proves the new authentication, or it is taken on
     trust."""
-    required_since = flow_state.get(_AGAIN)
+    required_since = flow_state.get(_NEW_SINCE)
     if required_since is None:
         return None if authenticated is None else int(min(authenticated, now) * 1000)
     if authenticated is None and requires_time:
@@ -236,7 +236,7 @@ def check_reauthentication(
 
 def reauthentication_state(*, again: bool, now: float) -> dict[str, str]:
     """Return the state that a flow stores for `check_reauthentication`."""
-    return {_AGAIN: str(int(now))} if again else {}
+    return {_NEW_SINCE: str(int(now))} if again else {}
 
 
 def map_to_localpart(name: str) -> str:
@@ -259,7 +259,7 @@ def clean_name(text: object) -> str | None:
 
 
 def clean_session_id(text: object) -> str | None:
-    """Return a provider's session id, or None if it cannot be stored."""
+    """Return a provider's session ID, or None if it cannot be stored."""
     if (
         not isinstance(text, str)
         or not text
@@ -277,7 +277,7 @@ def clean_addresses(texts: Iterable[object]) -> tuple[str, ...]:
 
 
 def check_subject(subject: str) -> str:
-    """Return the subject. Raises `Refused` if it is empty, too long or has a NUL."""
+    """Return the subject. Raises `SignInRefused` if it is empty, too long or has a NUL."""
     if not subject or len(subject) > MAX_SUBJECT_LENGTH or "\0" in subject:
         raise SignInRefused(RefusalReason.PROVIDER_FAILED, "the provider gives no usable subject")
     return subject
@@ -289,8 +289,8 @@ def check_requirements(
     provider_id: str,
     subject: str,
 ) -> None:
-    """Raises `Refused` unless the attributes meet all requirements. An attribute has one value or a
-    list of values."""
+    """Raises `SignInRefused` unless the attributes meet all requirements. An attribute has one
+    value or a list of values."""
     for required in requirements:
         found = attributes.get(required.attribute)
         values = {

@@ -150,26 +150,26 @@ class UpstreamSignIn:
         """The providers that users choose from."""
 
     async def get_refused_user(self, refused: SignInRefused) -> UserID | None:
-        """As `UpstreamAccounts.get_refused_user`."""
+        """Call `UpstreamAccounts.get_refused_user`."""
         return await self._accounts.get_refused_user(refused)
 
     def find_browser(self, context: RequestContext) -> FlowBrowser | None:
-        """As `UpstreamFlows.find_browser`."""
+        """Call `UpstreamFlows.find_browser`."""
         return self._flows.find_browser(context)
 
     def cookie_of(self, context: RequestContext, browser: FlowBrowser) -> str:
-        """As `UpstreamFlows.cookie_of`."""
+        """Call `UpstreamFlows.cookie_of`."""
         return self._flows.cookie_of(context, browser)
 
     def check_client(self, redirect_url: str) -> None:
-        """Raises `Refused` for an address that cannot be a client's."""
+        """Raises `SignInRefused` for an address that cannot be a client's."""
         if parse_link(redirect_url) is None:
             raise SignInRefused(RefusalReason.BAD_ADDRESS)
 
     async def begin(
         self, provider_id: str, purpose: Purpose, browser: FlowBrowser | None
     ) -> BrowserRedirect:
-        """Begin a flow and return the redirect to a provider. Raises `Refused`."""
+        """Begin a flow and return the redirect to a provider. Raises `SignInRefused`."""
         provider = self._providers.get(provider_id)
         if provider is None:
             raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
@@ -190,7 +190,8 @@ class UpstreamSignIn:
     async def begin_confirmation(
         self, session_id: str, browser: FlowBrowser | None
     ) -> DescribeOperation:
-        """Begin a confirmation; return the page shown before the redirect. Raises `Refused`."""
+        """Begin a confirmation; return the page shown before the redirect. Raises
+        `SignInRefused`."""
         operation = await self._uia.get_operation(session_id)
         if operation is None or operation.user_id is None or not self.providers:
             raise SignInRefused(RefusalReason.OLD)
@@ -205,13 +206,13 @@ class UpstreamSignIn:
     async def do_redirect_to_confirm(
         self, flow_id: str, provider_id: str, browser: FlowBrowser | None
     ) -> BrowserRedirect:
-        """Return the redirect to the provider that the user chose. Raises `Refused`."""
+        """Return the redirect to the provider that the user chose. Raises `SignInRefused`."""
         flow = await self._flows.take(flow_id, DESCRIBE_OPERATION, browser)
         return await self.begin(provider_id, flow.purpose, browser)
 
     async def take_callback(self, flow_id: str, browser: FlowBrowser | None) -> SignInFlow:
         """Take the flow of a browser that returns from a provider with its cookie. Raises
-        `Refused`."""
+        `SignInRefused`."""
         return await self._flows.take(flow_id, AT_PROVIDER, browser)
 
     async def take_callback_without_cookie(
@@ -228,14 +229,15 @@ class UpstreamSignIn:
     async def store_identity(
         self, flow: SignInFlow, identity: UpstreamIdentity, browser_hash: bytes
     ) -> str:
-        """Store a checked answer until the browser comes with its cookie; return the id for
-        `go_on`."""
+        """Store a checked identity until the browser comes with its cookie; return the ID for
+        `resume`."""
         epoch = await self._accounts.get_epoch(self._info(flow), identity)
         identified = _next_flow(flow, identity, epoch=epoch)
         return await self._flows.begin_for(IDENTIFIED, browser_hash, identified)
 
     async def resume(self, flow_id: str, browser: FlowBrowser | None, languages: str) -> Step:
-        """Return the next step for an answer that `hold` stored. Raises `Refused`."""
+        """Return the next step for an identity that `store_identity` stored. Raises
+        `SignInRefused`."""
         flow = await self._flows.take(flow_id, IDENTIFIED, browser)
         assert flow.identity is not None
         assert browser is not None
@@ -244,7 +246,7 @@ class UpstreamSignIn:
     async def complete(
         self, flow: SignInFlow, identity: UpstreamIdentity, browser: FlowBrowser, languages: str
     ) -> Step:
-        """Return the next step once a provider has identified the user. Raises `Refused`."""
+        """Return the next step once a provider has identified the user. Raises `SignInRefused`."""
         info = self._info(flow)
         account = await self._accounts.find(info, identity)
         if account is not None and flow.epoch is not None and account.epoch != flow.epoch:
@@ -271,7 +273,7 @@ class UpstreamSignIn:
     async def do_choose_name(
         self, flow_id: str, username: str, browser: FlowBrowser | None, languages: str
     ) -> Step:
-        """Create the account with the name that the user chose. Raises `Refused`."""
+        """Create the account with the name that the user chose. Raises `SignInRefused`."""
         flow = await self._flows.take(flow_id, CHOOSE_NAME, browser)
         assert flow.identity is not None
         assert browser is not None
@@ -286,7 +288,7 @@ class UpstreamSignIn:
     async def do_continue_to_client(
         self, flow_id: str, browser: FlowBrowser | None
     ) -> BrowserRedirect:
-        """Return the redirect to the client, which the user agreed to. Raises `Refused`."""
+        """Return the redirect to the client, which the user agreed to. Raises `SignInRefused`."""
         flow = await self._flows.take(flow_id, CONFIRM_CLIENT, browser)
         assert flow.identity is not None
         assert flow.user_id is not None

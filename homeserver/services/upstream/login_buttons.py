@@ -19,11 +19,11 @@ class UpstreamButtons:
     """Makes one button per provider."""
 
     def __init__(self, providers: Sequence[tuple[str, str, str | None]]) -> None:
-        """`providers`: id, name and `mxc:` URI of the icon, of each."""
+        """`providers`: ID, name and `mxc:` URI of the icon, of each."""
         self._providers = tuple(providers)
 
     def buttons(self, next_path: str, *, reauthenticate: bool) -> Sequence[ProviderButton]:
-        """As `ButtonProvider.buttons`."""
+        """Implement `ButtonProvider.buttons`."""
         query = {"next": next_path, **({"again": "true"} if reauthenticate else {})}
         return [
             ProviderButton(

@@ -116,18 +116,18 @@ class UpstreamFlows:
         return self._cookies.make(context, COOKIE, browser.secret, seconds=2 * STEP_LIFETIME)
 
     def new_id(self) -> str:
-        """Return the id of a new flow."""
+        """Return the ID of a new flow."""
         return self._secret_text.session_id()
 
     async def begin(
         self, step: str, browser: FlowBrowser, flow: SignInFlow, flow_id: str | None = None
     ) -> str:
-        """Store a step; return its id. Raises `Refused` if its session at the provider has
+        """Store a step; return its ID. Raises `SignInRefused` if its session at the provider has
         ended."""
         return await self._begin(step, browser.hash, flow, flow_id or self.new_id())
 
     async def take(self, flow_id: str, step: str, browser: FlowBrowser | None) -> SignInFlow:
-        """Take the flow of a step. Raises `Refused` if this browser has no such step."""
+        """Take the flow of a step. Raises `SignInRefused` if this browser has no such step."""
         if browser is None or len(flow_id) != 24:
             raise SignInRefused(RefusalReason.OLD)
         row = await self._store.take_flow(flow_id, step, browser.hash, self._now())
@@ -148,7 +148,7 @@ class UpstreamFlows:
         return msgspec.json.decode(row.content, type=SignInFlow), row.browser_hash
 
     async def begin_for(self, step: str, browser_hash: bytes, flow: SignInFlow) -> str:
-        """Store a step for the browser of an earlier step; return its id. Raises what `begin`
+        """Store a step for the browser of an earlier step; return its ID. Raises what `begin`
         raises."""
         return await self._begin(step, browser_hash, flow, self.new_id())
 

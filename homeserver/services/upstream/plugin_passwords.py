@@ -28,7 +28,7 @@ class PluginPasswords:
     async def check(
         self, name: str, account: AccountRow | None, password: str, address: str
     ) -> UserID | None:
-        """As `ExternalPasswords.check`."""
+        """Implement `ExternalPasswords.check`."""
         del address  # plug-ins bound their own work
         typed = localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name
         person = await self._plugins.check_password(typed, password) if password else None

@@ -1,8 +1,8 @@
 """Requests documents from identity providers over HTTP, with bounds.
 
 Laws:
-- Every failure is a `Refused`. Its details are for the log; users read that the provider is not
-  available.
+- Every failure is a `SignInRefused`. Its details are for the log; users read that the provider is
+  not available.
 - Requests go through the server's HTTP client, with its rules for IP addresses.
 """
 
@@ -31,7 +31,7 @@ class ProviderHTTP:
         self._web = web
 
     async def get(self, kind: type[T], url: str, headers: Sequence[tuple[str, str]] = ()) -> T:
-        """Fetch a JSON document. Raises `Refused`."""
+        """Fetch a JSON document. Raises `SignInRefused`."""
         return self._decode(
             kind, url, await self.get_bytes(url, [("Accept", "application/json"), *headers])
         )
@@ -39,7 +39,7 @@ class ProviderHTTP:
     async def post_form(
         self, kind: type[T], url: str, form: bytes, headers: Sequence[tuple[str, str]] = ()
     ) -> T:
-        """Post a form and return the JSON response. Raises `Refused`."""
+        """Post a form and return the JSON response. Raises `SignInRefused`."""
         sent = [
             ("Content-Type", "application/x-www-form-urlencoded"),
             ("Accept", "application/json"),
@@ -48,7 +48,7 @@ class ProviderHTTP:
         return self._decode(kind, url, await self._ask("POST", url, sent, form))
 
     async def get_bytes(self, url: str, headers: Sequence[tuple[str, str]] = ()) -> bytes:
-        """Fetch a body. Raises `Refused`."""
+        """Fetch a body. Raises `SignInRefused`."""
         return await self._ask("GET", url, headers, b"")
 
     async def _ask(

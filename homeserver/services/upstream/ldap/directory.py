@@ -69,7 +69,7 @@ class LDAPDirectory:
         self._binary = config.attributes.subject.lower() in _BINARY
 
     def check_password(self, name: str, password: str) -> DirectoryPasswordCheck:
-        """As `DirectoryClient.check_password`."""
+        """Implement `DirectoryClient.check_password`."""
         if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password or not name:
             return DirectoryPasswordCheck(None)
         if self._config.mode == "bind":
@@ -78,7 +78,7 @@ class LDAPDirectory:
         return self._ask(lambda server: self._search_and_bind(server, by_name, password))
 
     def check_password_of(self, subject: str, password: str) -> DirectoryPasswordCheck:
-        """As `DirectoryClient.check_password_of`."""
+        """Implement `DirectoryClient.check_password_of`."""
         if not password or len(password) > MAX_PASSWORD_LENGTH or "\0" in password:
             return DirectoryPasswordCheck(None)
         return self._ask(
@@ -88,7 +88,7 @@ class LDAPDirectory:
     def list_persons(
         self, known: Mapping[str, ProfileHashes], max_changed: int, later: Set[str] = frozenset()
     ) -> DirectoryListing:
-        """As `DirectoryClient.list_persons`."""
+        """Implement `DirectoryClient.list_persons`."""
         wanted = self._wanted_attributes() if known else [self._config.attributes.subject]
 
         def ask(server: Server) -> DirectoryListing:
@@ -112,7 +112,7 @@ class LDAPDirectory:
         return self._ask(ask)
 
     def find_subjects(self, subjects: Sequence[str]) -> set[str]:
-        """As `DirectoryClient.find_subjects`."""
+        """Implement `DirectoryClient.find_subjects`."""
 
         def ask(server: Server) -> set[str]:
             found = set()

@@ -177,7 +177,7 @@ class DirectoryPasswords:
 
 
 def _localpart(name: str) -> str:
-    """Return the local part of a name or user id."""
+    """Return the local part of a name or user ID."""
     return (localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name)[
         :MAX_NAME_LENGTH
     ]

@@ -65,7 +65,7 @@ class BackchannelLogout:
         return bool(self._providers)
 
     async def do_end(self, logout_token: str) -> int:
-        """End what a logout token names; return the number of sessions. Raises `Refused`."""
+        """End what a logout token names; return the number of sessions. Raises `SignInRefused`."""
         provider = self._find(logout_token)
         claims = await provider.tokens.check_logout_token(logout_token)
         await provider.tokens.check_issuer(claims)

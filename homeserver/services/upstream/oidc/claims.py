@@ -57,7 +57,8 @@ class ClaimReader:
         }
 
     def read(self, claims: Mapping[str, Any], session: str | None) -> UpstreamIdentity:
-        """Return the identity. Raises `Refused` if there is no subject or a template fails."""
+        """Return the identity. Raises `SignInRefused` if there is no subject or a template
+        fails."""
         texts = {name: self._render(name, claims) for name in self._templates if name != "groups"}
         email = texts.get("email") if claims.get("email_verified") is not False else None
         picture = texts.get("picture")
@@ -72,7 +73,8 @@ class ClaimReader:
         )
 
     def with_groups(self, claims: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the claims, with `groups` from its template if there is one. Raises `Refused`."""
+        """Return the claims, with `groups` from its template if there is one. Raises
+        `SignInRefused`."""
         if "groups" not in self._templates:
             return claims
         lines = (self._render("groups", claims) or "").splitlines()

@@ -55,7 +55,7 @@ class ProviderMetadata:
         self._work: SharedWork[str, KeySet] = SharedWork()
 
     async def get(self) -> DiscoveryDocument:
-        """Return the discovery document, cached for `CACHE_SECONDS`. Raises `Refused`."""
+        """Return the discovery document, cached for `CACHE_SECONDS`. Raises `SignInRefused`."""
         now = self._clock.seconds()
         if self._metadata is None or now >= self._metadata_until:
             self._metadata = await self._find()
@@ -100,7 +100,7 @@ class ProviderMetadata:
 
     async def get_keys(self, *, older_than: float | None = None) -> KeySet:
         """Return the provider's keys. `older_than`: fetch again if the cached keys are not newer
-        than that time and the rate limit permits. Raises `Refused`."""
+        than that time and the rate limit permits. Raises `SignInRefused`."""
         now = self._clock.seconds()
         keys = self._keys
         if keys is None or now >= self._keys_at + CACHE_SECONDS:

@@ -102,7 +102,7 @@ class OIDCSignIn:
 
     @property
     def client_id(self) -> str:
-        """This server's client id at the provider."""
+        """This server's client ID at the provider."""
         return self._config.client_id
 
     @property
@@ -111,7 +111,7 @@ class OIDCSignIn:
         return self._config.issuer
 
     async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
-        """As `UpstreamProvider.depart`."""
+        """Implement `UpstreamProvider.begin_sign_in`."""
         config = self._config
         metadata = await self._metadata.get()
         stored = {
@@ -145,7 +145,7 @@ class OIDCSignIn:
         self, flow: SignInFlow, callback_provider: str | None, code: str, error: str, issuer: str
     ) -> UpstreamIdentity:
         """Redeem a code and return the identity. `callback_provider`: the provider whose own
-        callback path was requested, None for the shared path. Raises `Refused`."""
+        callback path was requested, None for the shared path. Raises `SignInRefused`."""
         if callback_provider != (self.info.provider_id if self._has_own_callback else None):
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the callback used another provider's redirect URI"

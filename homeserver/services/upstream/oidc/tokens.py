@@ -52,7 +52,7 @@ class TokenVerifier:
         self._algorithms = [name for name in algorithms if name != "none"]
 
     async def check_id_token(self, token: str, nonce: str) -> Claims:
-        """Return the claims of a valid ID token. Raises `Refused`."""
+        """Return the claims of a valid ID token. Raises `SignInRefused`."""
         claims = await self._verify(token)
         self._check_common(claims)
         if _number(claims, "exp") + LEEWAY <= self._clock.seconds():
@@ -64,7 +64,8 @@ class TokenVerifier:
         return claims
 
     async def check_logout_token(self, token: str) -> Claims:
-        """Return the claims of a valid logout token, with `sub` or `sid`. Raises `Refused`."""
+        """Return the claims of a valid logout token, with `sub` or `sid`. Raises
+        `SignInRefused`."""
         claims = await self._verify(token)
         self._check_common(claims)
         now = self._clock.seconds()
@@ -85,9 +86,9 @@ class TokenVerifier:
         return claims
 
     def logout_token_id(self, token: str, claims: Claims) -> tuple[bytes, int]:
-        """Return the id of a checked logout token, and until when to store it.
+        """Return the ID of a checked logout token, and until when to store it.
 
-        The id is a hash of the `jti`, which providers must set; without one, of the signed text.
+        The ID is a hash of the `jti`, which providers must set; without one, of the signed text.
         After that time, in milliseconds since 1970, the token is too old on every node, whatever
         the difference of their clocks.
 
@@ -137,14 +138,14 @@ class TokenVerifier:
             raise _refusal("its iat is in the future")
 
     async def check_issuer(self, claims: Claims) -> None:
-        """Raises `Refused` if the token is from another issuer."""
+        """Raises `SignInRefused` if the token is from another issuer."""
         if claims.get("iss") != (await self._metadata.get()).issuer:
             raise _refusal("it is from another issuer")
 
 
 def parse_unverified(token: str) -> Claims:
     """Return the claims of an unverified token, to find the provider that verifies it. Raises
-    `Refused`."""
+    `SignInRefused`."""
     payload = (
         token.split(".")[1] if token.count(".") == 2 and len(token) <= MAX_TOKEN_LENGTH else ""
     )

@@ -74,17 +74,17 @@ class PySAML2:
         self._idp_entityid = idp_entityid
         client, self._config = self._load(())
         self._known: tuple[Saml2Client, str] | None = None
-        """The client and the provider's entity id, replaced together because threads read them."""
+        """The client and the provider's entity ID, replaced together because threads read them."""
         if not _is_fetched(settings):
             self._known = (client, self._provider_of(self._config))
 
     @property
     def is_ready(self) -> bool:
-        """As `SAMLMetadataLibrary.is_ready`."""
+        """Implement `SAMLMetadataLibrary.is_ready`."""
         return self._known is not None
 
     def use(self, documents: Sequence[bytes]) -> None:
-        """As `SAMLMetadataLibrary.use`."""
+        """Implement `SAMLMetadataLibrary.use`."""
         client, config = self._load(documents)
         self._known = (client, self._provider_of(config))
 
@@ -100,7 +100,7 @@ class PySAML2:
         return str(known[0])
 
     def clear(self) -> None:
-        """As `SAMLMetadataLibrary.forget`."""
+        """Implement `SAMLMetadataLibrary.clear`."""
         self._known = None
 
     def _load(self, documents: Sequence[bytes]) -> tuple[Saml2Client, SPConfig]:
@@ -128,7 +128,7 @@ class PySAML2:
         return self._known
 
     def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
-        """As `SAMLLibrary.make_request`."""
+        """Implement `SAMLLibrary.make_request`."""
         client, idp = self._provider()
         try:
             request_id, info = client.prepare_for_authenticate(
@@ -144,7 +144,7 @@ class PySAML2:
         return str(request_id), str(dict(info["headers"])["Location"])
 
     def read_response(self, response: str, request_id: str) -> SAMLAssertion:
-        """As `SAMLLibrary.read_response`."""
+        """Implement `SAMLLibrary.read_response`."""
         client, idp = self._provider()
         try:
             parsed = client.parse_authn_request_response(
@@ -162,7 +162,7 @@ class PySAML2:
             ) from None
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
-        """As `SAMLLogoutLibrary.make_logout`."""
+        """Implement `SAMLLogoutLibrary.make_logout`."""
         client, idp = self._provider()
         url = _logout_url(client, idp)
         if url is None:
@@ -189,7 +189,7 @@ class PySAML2:
         return str(dict(info["headers"])["Location"])
 
     def read_logout(self, message: SAMLLogoutMessage) -> SAMLLogoutRequest:
-        """As `SAMLLogoutLibrary.read_logout`."""
+        """Implement `SAMLLogoutLibrary.read_logout`."""
         client, idp = self._provider()
         try:
             request = _read_logout_request(client, idp, message)
@@ -211,7 +211,7 @@ class PySAML2:
             ) from None
 
     def metadata(self) -> bytes:
-        """As `SAMLLibrary.metadata`."""
+        """Implement `SAMLLibrary.metadata`."""
         return bytes(create_metadata_string(None, config=self._config))
 
 

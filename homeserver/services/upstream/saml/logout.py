@@ -72,7 +72,7 @@ class SAMLLogoutMessage(msgspec.Struct, frozen=True):
 
 class SAMLLogoutRequest(msgspec.Struct, frozen=True):
     """A checked logout request. `indexes`: the user's sessions to end; all if empty. `expires`:
-    until when to store the request's id, in seconds since 1970. `response`: the URL that takes the
+    until when to store the request's ID, in seconds since 1970. `response`: the URL that takes the
     browser to the provider with our response, None if the provider has no such URL; for SOAP, the
     envelope with the response."""
 
@@ -85,7 +85,7 @@ class SAMLLogoutRequest(msgspec.Struct, frozen=True):
 
 class SAMLLogoutLibrary(Protocol):
     """The logout part of the SAML library. Call its methods in threads; they are slow. They raise
-    `Refused`."""
+    `SignInRefused`."""
 
     def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
         """Return the URL that signs the browser out at the provider; None if it offers none."""
@@ -156,7 +156,7 @@ class SAMLLogout:
 
     async def do_end(self, message: SAMLLogoutMessage) -> str | None:
         """End what a provider's logout request names; return our response, as
-        `SAMLLogoutRequest.response`. Raises `Refused`."""
+        `SAMLLogoutRequest.response`. Raises `SignInRefused`."""
         library, metadata = self._library, self._metadata
         if library is None or metadata is None:
             raise SignInRefused(RefusalReason.UNKNOWN_PROVIDER)
@@ -203,7 +203,7 @@ class SAMLLogout:
 
 def parse_query(query: str) -> SAMLLogoutMessage:
     """Read the message in a query (`HTTP-Redirect`). The signature covers the text as sent, since
-    its encoding is not unique. Raises `Refused` if a parameter is missing or occurs twice.
+    its encoding is not unique. Raises `SignInRefused` if a parameter is missing or occurs twice.
 
     spec: saml-bindings-2.0-os section 3.4.4.1
     """

@@ -71,7 +71,7 @@ class SAMLMetadata:
         self._paused_until = 0.0
 
     async def make_ready(self) -> None:
-        """Load the metadata if necessary. Raises `Refused`."""
+        """Load the metadata if necessary. Raises `SignInRefused`."""
         if self._library.is_ready:
             return
         if self._clock.seconds() < self._paused_until:
@@ -87,7 +87,7 @@ class SAMLMetadata:
         await self.do_refresh()
 
     async def do_refresh(self) -> None:
-        """Fetch the metadata again. Raises `Refused` if none are usable afterwards."""
+        """Fetch the metadata again. Raises `SignInRefused` if none are usable afterwards."""
         await self._work.run("refresh", self._refresh)
 
     async def _refresh(self) -> None:

@@ -64,10 +64,10 @@ class SAMLAssertion(msgspec.Struct, frozen=True):
 
 
 class SAMLLibrary(SAMLMetadataLibrary, SAMLLogoutLibrary, Protocol):
-    """The SAML library. Call its methods in threads; they are slow. They raise `Refused`."""
+    """The SAML library. Call its methods in threads; they are slow. They raise `SignInRefused`."""
 
     def make_request(self, relay_state: str, *, reauthenticate: bool) -> tuple[str, str]:
-        """Return the id of a new request, and the URL to redirect to. `reauthenticate`: the
+        """Return the ID of a new request, and the URL to redirect to. `reauthenticate`: the
         provider must authenticate the user again."""
         ...
 
@@ -108,7 +108,7 @@ class SAMLProvider:
         )
 
     async def begin_sign_in(self, flow_id: str, *, reauthenticate: bool) -> ProviderRedirect:
-        """As `UpstreamProvider.depart`."""
+        """Implement `UpstreamProvider.begin_sign_in`."""
         await self._metadata.make_ready()
         request_id, url = await self._threads.run(
             lambda: self._library.make_request(flow_id, reauthenticate=reauthenticate), SAML_WORK
@@ -124,7 +124,7 @@ class SAMLProvider:
         )
 
     async def identify(self, flow: SignInFlow, response: str) -> UpstreamIdentity:
-        """Return the identity that a response asserts. Raises `Refused`."""
+        """Return the identity that a response asserts. Raises `SignInRefused`."""
         if not response or len(response) > MAX_RESPONSE_LENGTH:
             raise SignInRefused(
                 RefusalReason.PROVIDER_FAILED, "the SAML response is missing or too long"
