@@ -9,6 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.devices.local_devices import USERS_PER_TURN
+from federation.devices.published_keys import PublishedKeyCache
 from homeserver.services.encryption.device_keys import present_keys
 from homeserver.services.encryption.key_queries import MAX_KEYS, MAX_USERS
 from storage.encryption.device_keys import DeviceKeysRow
@@ -122,7 +123,7 @@ async def test_nor_does_such_a_query_of_another_server(
     async def get_published(*_: object, **__: object) -> PublishedKeys:
         return published
 
-    monkeypatch.setattr(own._published, "get_published", get_published)
+    monkeypatch.setattr(PublishedKeyCache, "get_published", get_published)
     began = time.process_time()
     shown = await own.get_keys({"@bob:example.org": [*NAMED, "D7"]})
     assert list(shown["device_keys"]["@bob:example.org"]) == ["D7"]

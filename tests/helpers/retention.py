@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from storage.engine.sqlite import SQLiteConnection
+from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
@@ -47,9 +47,13 @@ def index(server: TestServer) -> None:
         pass
 
 
-def find_tables(txn: Transaction, word: str) -> list[str]:
+async def find_tables(database: Database, word: str) -> list[str]:
     """Return the tables with the word in any column."""
-    if isinstance(txn._connection, SQLiteConnection):
+    return await database.read("find_tables", _find_tables, database.engine.name, word)
+
+
+def _find_tables(txn: Transaction, engine: str, word: str) -> list[str]:
+    if engine == "sqlite":
         names = (
             "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
         )

@@ -125,6 +125,26 @@ BAD: list[tuple[Rule, str, str]] = [
         'def f(self, a):\n    """Return it. `a`, `b`: the sides."""\n    return a\n',
         "homeserver/a.py",
     ),
+    (
+        rules.tests_reach_no_private_names,
+        "def test_a():\n    assert not server.app.outbox._store\n",
+        "tests/email/test_a.py",
+    ),
+    (
+        rules.tests_reach_no_private_names,
+        'def test_a(monkeypatch):\n    monkeypatch.setattr(module, "_MAX", 3)  # private:\n',
+        "tests/email/test_a.py",
+    ),
+    (
+        rules.tests_reach_no_private_names,
+        "from storage.engine.writer import Writer, _Batch\n",
+        "tests/helpers/a.py",
+    ),
+    (
+        rules.tests_reach_no_private_names,
+        "def find(self: Finder) -> None:\n    self._drop()\n",
+        "tests/sync/test_a.py",
+    ),
     (rules.no_stub, "def f():\n    raise NotImplementedError\n", "storage/a.py"),
     (rules.no_stub, 'def f():\n    raise NotImplementedError("later")\n', "homeserver/a.py"),
     (rules.no_machine_path, "cd /" + "work/main\n", "scripts/run"),
@@ -204,6 +224,20 @@ GOOD: list[tuple[Rule, str, str]] = [
         'def f(a, *, b):\n    """Return it. `a`, `b`: the sides. `True`: an example."""\n',
         "homeserver/a.py",
     ),
+    (
+        rules.tests_reach_no_private_names,
+        "def test_a():\n    assert not outbox._store  # private: no endpoint shows the queue\n"
+        "    # private: the thread waits between these two statements\n    worker._lock = Lock()\n",
+        "tests/email/test_a.py",
+    ),
+    (
+        rules.tests_reach_no_private_names,
+        "class Client(SyncClient):\n    def read(self, other):\n        self._check()\n"
+        "        super()._check()\n        return other._answers\n"
+        "    def __init__(self):\n        self._answers = url._replace(path=here.__path__)\n",
+        "tests/sync/test_a.py",
+    ),
+    (rules.tests_reach_no_private_names, "outbox._store = store\n", "homeserver/email/a.py"),
     (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
     (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),
     (rules.is_strict_script, "#!/usr/bin/env bash\nset -euo pipefail\n# --help\n", "scripts/run"),

@@ -133,9 +133,9 @@ def test_a_form_of_another_site_is_refused(server: TestServer) -> None:
 def test_broken_forms_are_refused(server: TestServer) -> None:
     browser = Browser(server)
     browser.open(SIGN_IN_PATH)
-    browser._request("POST", SIGN_IN_PATH, b"\xff\xfe=%ff")
+    browser.request("POST", SIGN_IN_PATH, b"\xff\xfe=%ff")
     assert browser.status == 403
-    browser._request("POST", SIGN_IN_PATH, b"a=b&" * 1000)
+    browser.request("POST", SIGN_IN_PATH, b"a=b&" * 1000)
     assert browser.status == 403
 
 

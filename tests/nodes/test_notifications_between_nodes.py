@@ -138,7 +138,8 @@ class Pair:
         OutgoingChanges(streams=self.here, notes=notes)
         self.others = IncomingChanges(streams=self.there, clock=self.clock, notes=heard)
         self.recent = RecentChanges(streams=self.there, others=self.others)
-        self.truth = RecentChanges(streams=Streams())
+        self.all_changes = Streams()
+        self.truth = RecentChanges(streams=self.all_changes)
         self.longest = 0
         heard.connect(lambda _bodies: succeed(None))
 
@@ -187,7 +188,7 @@ class Pair:
         )
         node.advance_to(other.current())
         node.publish(changes, changes[-1].position)
-        self.truth._on_changes(changes)
+        self.all_changes.publish(changes, changes[-1].position)
 
 
 @pytest.mark.parametrize("seed", range(20))

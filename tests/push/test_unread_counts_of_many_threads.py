@@ -59,7 +59,7 @@ class Reader:
 
     def forget_counts(self) -> None:
         """Drop the cached counts, so that they are counted again."""
-        self.server.app.notifications.unread._drop_counts()
+        self.server.app.notifications.unread.cache.clear()
 
 
 @pytest.fixture

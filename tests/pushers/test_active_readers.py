@@ -11,6 +11,7 @@ from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.databases import silence
 from tests.helpers.http import Pending
+from tests.helpers.leases import renew_lease, stop_renewing
 from tests.helpers.push_gateway import PushGateway, set_pusher, start
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import Json, Rooms, poll, token
@@ -69,8 +70,7 @@ class Story:
     def restart(self) -> None:
         """The server is killed."""
         old = self.server.app
-        if old.pushers.reading._lease._round.running:
-            old.pushers.reading._lease._round.stop()
+        stop_renewing(old.pushers.reading)
         old.pushers.deliveries.stop()
         silence(self.database.streams)
         now = self.server.clock.seconds() + 1
@@ -349,7 +349,7 @@ def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
     held = story.say("x")
     elsewhere = story.say("y", other)
     story.server.run(story.server.app.pushers.deliveries.store_states(all_standings=True))
-    story.server.run(story.server.app.pushers.reading._lease._renew())
+    story.server.run(renew_lease(story.server.app.pushers.reading))
     assert gateway.events == [elsewhere]
     story.restart()
     assert gateway.events == [elsewhere, held, elsewhere], "from where all had been told"

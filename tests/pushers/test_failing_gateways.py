@@ -9,7 +9,7 @@ from federation.http_client.errors import OutboundError, ResponseTooLong
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers.deliveries import MAX_WAITING
-from homeserver.services.pushers.display_names import EventToPush
+from homeserver.services.pushers.display_names import EventNames, EventToPush
 from homeserver.services.pushers.notification import NotificationNames
 from storage.engine.database import Database, DatabaseUnavailable
 from tests.helpers.clocks import pass_time, settle
@@ -196,13 +196,12 @@ def test_a_short_database_outage_loses_no_push(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, bob, room_id = two(server)
-    names = server.app.pushers.deliveries._names
 
-    async def fail(_told: EventToPush) -> NotificationNames:
+    async def fail(_: EventNames, _told: EventToPush) -> NotificationNames:
         raise DatabaseUnavailable("it is restarted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(names, "get", fail)
+        patch.setattr(EventNames, "get", fail)
         events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
         settle(server)
         assert gateway.asked == []

@@ -12,6 +12,7 @@ from federation.protocol.ids import EventID
 from tests.helpers.clocks import settle
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated_rooms import create_room
+from tests.helpers.leases import stop_renewing
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import say
 from tests.helpers.server import START, TestServer, User
@@ -111,7 +112,7 @@ class Town:
     def crash(self) -> None:
         """Kill the process, and start a new one."""
         old = self.server.app.pushers
-        old.reading._lease._round.stop()
+        stop_renewing(old.reading)
         old.deliveries.stop()
         self.crashes += 1
         self.gateway.held = None if self.gateway.held is None else []

@@ -222,12 +222,12 @@ def test_nothing_is_left_in_the_database(tmp_path: Path, database: Database) -> 
         server.clock.advance(seconds)
     index(server)
     kept = say(alice, room_id, "later")
-    here = server.run(database.read("find", find_tables, SECRET))
+    here = server.run(find_tables(database, SECRET))
     assert {"delayed_events", "events", "related_redactions", "searchable_events"} <= set(here)
     server.clock.advance(DAY)
     assert purge(server) == 6
     settle(server)
-    assert server.run(database.read("find", find_tables, SECRET)) == []
+    assert server.run(find_tables(database, SECRET)) == []
     assert alice.get(room_path(room_id, "event", kept)).status == 200
 
 

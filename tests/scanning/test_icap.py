@@ -139,10 +139,8 @@ Script = Callable[[Talk], None]
 
 
 @contextmanager
-def scripted(
-    script: Script, method: Method = "RESPMOD", seconds: float = 60
-) -> Iterator[ICAPScanner]:
-    """A server that does this with each connection."""
+def scripted_server(script: Script) -> Iterator[int]:
+    """Run a server that does this with each connection. Returns its port."""
     listening = socket.create_server(("127.0.0.1", 0))
     faults: list[BaseException] = []
 
@@ -163,17 +161,26 @@ def scripted(
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield ICAPScanner(
-            url=f"icap://127.0.0.1:{listening.getsockname()[1]}/scan",
-            method=method,
-            executor=InlineExecutor(),
-            seconds=seconds,
-        )
+        yield listening.getsockname()[1]
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
         thread.join(60)
         assert not faults
+
+
+@contextmanager
+def scripted(
+    script: Script, method: Method = "RESPMOD", seconds: float = 60
+) -> Iterator[ICAPScanner]:
+    """Run a server that does this with each connection. Returns a scanner that uses it."""
+    with scripted_server(script) as port:
+        yield ICAPScanner(
+            url=f"icap://127.0.0.1:{port}/scan",
+            method=method,
+            executor=InlineExecutor(),
+            seconds=seconds,
+        )
 
 
 def chunks(*pieces: bytes) -> bytes:
@@ -372,9 +379,9 @@ def test_what_is_not_clamd() -> None:
         talk.heard(b"\0")
         talk.say(b"SSH-2.0-OpenSSH\0")
 
-    with scripted(script) as other:
+    with scripted_server(script) as port:
         clamd = ClamdScanner(
-            place=ScannerAddress(host="127.0.0.1", port=other._place.port),
+            place=ScannerAddress(host="127.0.0.1", port=port),
             executor=InlineExecutor(),
             seconds=5,
         )

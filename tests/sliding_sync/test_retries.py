@@ -95,6 +95,7 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
         assert answer.status == 200, answer.body
     (known,) = [
         each
+        # private: states that are not in memory are read from the database
         for key, each in server.app.sync.sliding.connections._known.items()
         if key.user_id == bob.user_id
     ]

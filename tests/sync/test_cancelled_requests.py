@@ -404,6 +404,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
+        # private: the capacity is an argument of the wiring
         monkeypatch.setattr(RoomOrders, "_shrink", RoomOrders._clear)
     if seed % 3 == 2:  # what was sent to connections
         monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
@@ -413,7 +414,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             self: SlidingConnections, request: SlidingRequest
         ) -> SlidingConnection:
             found = await find(self, request)
-            self._drop(found.key)
+            self._drop(found.key)  # private: the capacity is an argument of the wiring
             return found
 
         monkeypatch.setattr(SlidingConnections, "find", find_and_forget)

@@ -465,7 +465,7 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
         work.append(len(msgspec.json.encode(pdu)))
         return parse_event(version, pdu)
 
-    monkeypatch.setattr(response_splitter, "_pause", pause)
+    monkeypatch.setattr(response_splitter, "pause", pause)
     monkeypatch.setattr(receiver, "parse_event_piece", read)
     monkeypatch.setattr(receiver, "parse_piece", read_any)
     monkeypatch.setattr(receiver, "parse_event", parse)

@@ -11,6 +11,7 @@ from federation.peers.response_splitter import PARSED_BYTES_PER_TURN
 from federation.peers.wire import WireResponse
 from federation.rooms.check import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
+from federation.rooms.receive.outliers import Outliers
 from tests.helpers.federated_rooms import shared
 from tests.helpers.network import Network
 
@@ -22,16 +23,18 @@ async def test_of_a_state_little_is_read_at_once(
     room = await shared(network)
     read: list[int] = []
 
-    async def add(_room: object, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
-        read.append(sum(len(msgspec.json.encode(candidate._pdu)) for candidate in candidates))
-        return [Outcome(None, Verdict.DROP) for _ in candidates]
-
-    federation = room.north.federation
-    monkeypatch.setattr(federation.imports._outliers, "add", add)
     pdus = [
         msgspec.Raw(msgspec.json.encode({"a": "x" * length, "depth": number}))
         for number in range(count)
     ]
+    longest = len(bytes(pdus[-1]))
+
+    async def add(_: Outliers, _room: object, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
+        read.append(len(candidates) * longest)
+        return [Outcome(None, Verdict.DROP) for _ in candidates]
+
+    federation = room.north.federation
+    monkeypatch.setattr(Outliers, "add", add)
     keeping = Deferred.fromCoroutine(
         federation.imports.store((await room.north.room(room.room_id)).room, pdus)
     )

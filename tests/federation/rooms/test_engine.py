@@ -341,7 +341,7 @@ async def test_a_view_does_not_grow_with_what_is_asked_of_it(parts: RoomParts) -
     for number in range(5000):
         assert await state.get(StateKey("org.example", str(number))) is None
     assert (await state.load([create, StateKey("org.example", "0")])).keys() == {create}
-    assert len(state._entries) < 3000
+    assert len(state._entries) < 3000  # private: the size in memory shows nowhere else
 
 
 async def test_an_arrival_read_before_its_announcement_comes_once(

@@ -131,8 +131,9 @@ async def test_so_is_what_another_process_has_soft_failed(network: Network) -> N
     room = await shared(network)
     event_id = await soft_fail(room)
     checks = room.north.room_engine.sticky_checks
-    checks._waiting = WaitingSenders()  # as in a process that has only heard that another one wrote
-    checks._on_remote_write(0, 0)
+    # private: as in a process that only knows that another one wrote
+    checks._waiting = WaitingSenders()
+    checks._on_remote_write(0, 0)  # private: as above
     await adopt_again(room)
     assert sticky_in(room.alice, room.room_id) == [event_id]
 

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import psycopg2
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psycopg2.errors import RaiseException
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, cursor
 
+from storage.engine import writer
 from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
@@ -151,7 +152,7 @@ def faulty(
 
         monkeypatch.setattr(PostgresEngine, "open", open_faulty)
     stepped = Stepped(database_config)
-    cast(Any, stepped.database)._writer._pause = lambda _seconds: None
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0)
     yield stepped, faults
     run_coroutine(stepped.database.close(), None)
     if faults is not None:
