@@ -32,7 +32,7 @@ from tests.clients.rust_sdk import (
 from tests.helpers.real_server import RealServer
 
 
-def test_encryption(real_server: RealServer, tmp_path: Path) -> None:
+def test_users_exchange_encrypted_messages(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_encryption(real_server, tmp_path))
 
 

@@ -96,7 +96,7 @@ def test_a_device_can_be_uploaded_read_and_deleted(alice: User, bob: User, path:
     assert query(bob, alice)["device_keys"][alice.user_id] == {}
 
 
-def test_other_users_see_it_with_all_its_keys(alice: User, bob: User) -> None:
+def test_other_users_see_a_dehydrated_device_with_all_its_keys(alice: User, bob: User) -> None:
     put(alice)
     found = query(bob, alice)["device_keys"][alice.user_id][DEVICE]
     assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(
@@ -211,7 +211,7 @@ def test_only_the_owner_reads_the_events(alice: User, bob: User) -> None:
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), malformed
 
 
-def test_it_is_deleted_with_all_sessions_and_with_other_devices(
+def test_a_dehydrated_device_is_deleted_with_all_sessions_and_with_other_devices(
     server: TestServer, alice: User
 ) -> None:
     put(alice)

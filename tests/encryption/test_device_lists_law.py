@@ -246,7 +246,7 @@ ALICE, BOB, CAROL = range(3)
 )
 @pytest.mark.parametrize("forgetting", ["nothing", "restart", "little memory"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_changes_while_messages_are_pending(
+def test_device_list_changes_arrive_while_messages_are_pending(
     tmp_path: Path, sqlite_template: Path, moves: list[Action], forgetting: str, number: int
 ) -> None:
     """The first response ends within the messages: after some of the changes, before the others."""

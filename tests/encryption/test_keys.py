@@ -87,7 +87,7 @@ def test_a_one_time_key_is_claimed_once_then_the_fallback_key(alice: User, bob: 
     assert answer["device_unused_fallback_key_types"] == []
 
 
-def test_claiming_from_a_device_without_keys(alice: User, bob: User) -> None:
+def test_a_claim_from_a_device_without_keys_returns_nothing(alice: User, bob: User) -> None:
     assert claim(bob, alice) is None
 
 
@@ -187,7 +187,7 @@ def test_a_device_without_keys_gets_a_zero_count(alice: User) -> None:
     assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
-def test_device_lists_of_users_who_share_an_encrypted_room(alice: User, bob: User) -> None:
+def test_users_in_a_shared_encrypted_room_are_in_changed(alice: User, bob: User) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
     upload(bob, device_keys=identity_keys(bob)[1])
@@ -196,7 +196,7 @@ def test_device_lists_of_users_who_share_an_encrypted_room(alice: User, bob: Use
     assert sync(alice, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
 
 
-def test_device_lists_of_users_who_share_no_encrypted_room(alice: User, bob: User) -> None:
+def test_users_without_a_shared_encrypted_room_are_not_in_changed(alice: User, bob: User) -> None:
     room_id = alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
     bob.post(f"{V3}/join/{room_id}", {})
     since = sync(alice)["next_batch"]
@@ -207,7 +207,7 @@ def test_device_lists_of_users_who_share_no_encrypted_room(alice: User, bob: Use
     assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_device_lists_over_joining_and_leaving(alice: User, bob: User) -> None:
+def test_joining_and_leaving_users_are_in_changed_and_left(alice: User, bob: User) -> None:
     room_id = encrypted_room(alice)
     start = sync(alice)["next_batch"]
     bob.post(f"{V3}/join/{room_id}", {})
@@ -235,7 +235,7 @@ def test_a_device_change_wakes_waiting_syncs(server: TestServer, alice: User, bo
     assert pending.answer.json["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User) -> None:
+def test_a_device_is_signed_with_cross_signing_keys(alice: User, bob: User) -> None:
     _, device = identity_keys(alice)
     upload(alice, device_keys=device)
     master, master_json = cross_signing_key(alice, "master", 2)

@@ -114,7 +114,7 @@ def test_a_query_that_names_very_many_devices_delays_nobody() -> None:
     assert time.process_time() - began < 1
 
 
-async def test_nor_does_such_a_query_of_another_server(
+async def test_a_remote_query_that_names_very_many_devices_delays_nobody(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = server.app.federation_sender.own_devices

@@ -56,9 +56,7 @@ def test_a_user_who_leaves_stops_typing(
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_returning_user_gets_who_types_and_who_stopped(
-    alice: User, bob: User, *, goes_on: bool
-) -> None:
+def test_a_returning_user_gets_current_typing(alice: User, bob: User, *, goes_on: bool) -> None:
     """The client got no update while it was away: it may have old state, or start again with the
     room."""
     room_id = rooms.create(bob, alice)
@@ -130,7 +128,7 @@ def test_a_read_receipt_of_an_ignored_user_does_not_wake(
     assert not waiting.done
 
 
-def test_typing_of_remote_users(server: TestServer, alice: User, bob: User) -> None:
+def test_typing_of_remote_users_is_sent(server: TestServer, alice: User, bob: User) -> None:
     service = server.app.presence.typing
     heard: list[tuple[int, str, bool]] = []
     service.subscribe(lambda *what: heard.append(what))

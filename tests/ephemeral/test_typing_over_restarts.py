@@ -74,7 +74,7 @@ def typing(answer: Any) -> dict[str, list[str]]:
     }
 
 
-def test_sync(town: Town) -> None:
+def test_sync_sends_the_end_of_typing_after_a_restart(town: Town) -> None:
     typed, other = town.room(), town.room()
     since = sync(town.alice)["next_batch"]
     town.type(typed)
@@ -95,7 +95,7 @@ def test_sync(town: Town) -> None:
     assert typing(sync(town.alice, again["next_batch"])) == {typed: [town.bob.user_id]}
 
 
-def test_a_first_sync_and_a_waiting_one(town: Town) -> None:
+def test_initial_and_waiting_syncs_have_typing_after_a_restart(town: Town) -> None:
     room_id = town.room()
     town.type(room_id)
     first = sync(town.alice)
@@ -114,7 +114,7 @@ def test_a_first_sync_and_a_waiting_one(town: Town) -> None:
     assert not waiting.done
 
 
-def test_a_user_who_continues_typing(town: Town) -> None:
+def test_a_user_who_continues_typing_stays_typing(town: Town) -> None:
     room_id = town.room()
     town.type(room_id)
     since = sync(town.alice)["next_batch"]
@@ -134,7 +134,7 @@ def test_an_end_before_the_restart_is_not_repeated(town: Town) -> None:
     assert typing(sync(town.alice, answer["next_batch"])) == {}
 
 
-def test_a_filter_without_typing(town: Town) -> None:
+def test_a_filter_without_typing_hides_the_end(town: Town) -> None:
     room_id = town.room()
     since = sync(town.alice, filter=NO_TYPING)["next_batch"]
     town.type(room_id)
@@ -143,7 +143,7 @@ def test_a_filter_without_typing(town: Town) -> None:
     assert typing(sync(town.alice, answer["next_batch"], filter=NO_TYPING)) == {}
 
 
-def test_a_room_that_was_left_meanwhile(town: Town) -> None:
+def test_the_end_of_typing_in_a_left_room_is_not_sent(town: Town) -> None:
     room_id = town.room()
     town.type(room_id)
     since = sync(town.alice)["next_batch"]
@@ -154,7 +154,7 @@ def test_a_room_that_was_left_meanwhile(town: Town) -> None:
     assert "rooms" not in sync(town.alice, answer["next_batch"])
 
 
-def test_sliding_sync(town: Town) -> None:
+def test_sliding_sync_sends_the_end_of_typing_after_a_restart(town: Town) -> None:
     typed, other = town.room(), town.room()
     lists = {"all": a_list([0, 9])}
     client = SlidingClient(town.alice, lists=lists, extensions={"typing": {"enabled": True}})
@@ -251,7 +251,7 @@ def test_a_pos_does_not_reveal_typing_in_other_rooms(town: Town) -> None:
     assert named == [(), ()]
 
 
-def test_all_endpoints_accept_such_tokens(town: Town) -> None:
+def test_all_endpoints_accept_tokens_with_typing(town: Town) -> None:
     room_id = town.room()
     said = say(town.bob, room_id, "salom")
     town.type(room_id)
@@ -275,7 +275,7 @@ def test_all_endpoints_accept_such_tokens(town: Town) -> None:
     assert town.alice.get(f"/_matrix/client/v3/events?from={token}&timeout=0").status == 200
 
 
-def test_tokens_as_text() -> None:
+def test_tokens_with_typing_are_read_back_from_text() -> None:
     for token in (
         SyncToken(1, 2),
         SyncToken(1, 2, 3),

@@ -77,7 +77,7 @@ async def restored(network: Network, room: Shared, backup: Backup, *, settles: b
     network.settle()
 
 
-async def test_what_is_sent_after_a_restore_is_not_taken_for_what_was_sent_before(
+async def test_transactions_after_a_restore_are_not_taken_for_earlier_ones(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """Transactions are known by their ids: one that was used again would be answered, and nothing
@@ -97,7 +97,7 @@ async def test_what_is_sent_after_a_restore_is_not_taken_for_what_was_sent_befor
     assert bodies(room.bob, since)[0] == [2]
 
 
-async def test_nobody_gets_a_key_that_was_given_out_before(
+async def test_no_one_time_key_is_claimed_again_after_a_restore(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """The device has used it, and could not read what is sent with it."""
@@ -119,7 +119,7 @@ async def test_nobody_gets_a_key_that_was_given_out_before(
     assert not [key for key in before if key in after]
 
 
-async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
+async def test_device_lists_are_fetched_again_after_a_restore(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """Nobody tells it again, as it was acknowledged."""
@@ -154,7 +154,7 @@ async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
     }
 
 
-async def test_a_client_of_before_the_restore_misses_nothing_after_it(
+async def test_a_client_from_before_the_restore_misses_nothing(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     room = await sending(network)
@@ -169,7 +169,7 @@ async def test_a_client_of_before_the_restore_misses_nothing_after_it(
     assert bodies(room.alice, since)[0] == [*range(20, 40)]
 
 
-async def test_a_backup_of_room_keys_goes_on_under_its_number(
+async def test_a_key_backup_continues_with_its_version(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """Clients keep the number with the key to it: under another one they would read nothing of it,
@@ -207,7 +207,7 @@ async def test_a_backup_of_room_keys_goes_on_under_its_number(
     assert found == {"sessions": {"kept": kept, "later": later}}
 
 
-async def test_a_connection_of_sliding_sync_begins_anew(
+async def test_a_sliding_sync_connection_starts_again(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """The number of its state may be another's by now; messages to devices have a token of their

@@ -42,7 +42,9 @@ cas_config:
     return TestServer(folder, database, config, web=OutsideWeb(), now=time.time())
 
 
-def test_a_user_signs_in(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+def test_a_user_signs_in_with_cas(
+    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: library}")
     traveller = SSOBrowser(server, BASE)
     traveller.go(START)

@@ -288,7 +288,9 @@ def test_the_directory_password_confirms_operations(server: TestServer, slapd: S
     assert gus.delete(path, {"auth": {**auth, "password": "wonderland"}}).status == 200
 
 
-def test_the_bind_mode_over_ldaps(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_a_user_signs_in_by_bind_mode_over_ldaps(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     slapd.add_person("hal,9000")
     further = f"""
 ldap_providers:

@@ -151,7 +151,7 @@ def test_a_missing_required_attribute_is_refused(server: TestServer) -> None:
 
 
 @needs_saml
-def test_the_metadata_of_this_server(server: TestServer) -> None:
+def test_the_metadata_of_this_server_are_valid(server: TestServer) -> None:
     answer = server.get("/_synapse/client/saml2/metadata.xml")
     assert answer.headers["content-type"].startswith("application/samlmetadata+xml")
     root = fromstring(answer.body)

@@ -104,7 +104,9 @@ def test_a_logout_ends_pending_flows(
 
 
 @needs_saml
-def test_a_logout_request_in_a_form(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_in_a_form_ends_the_session(
+    server: TestServer, providers: OutsideServer
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     traveller.go(f"{providers.url}/saml/logout_by_form")
     fields = traveller.page.forms[0].fields
@@ -136,7 +138,9 @@ def envelope(
 
 
 @needs_saml
-def test_a_logout_request_by_soap(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_by_soap_ends_the_session(
+    server: TestServer, providers: OutsideServer
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     traveller.go(f"{providers.url}/saml/logout_by_form")
     request = base64.b64decode(traveller.page.forms[0].fields["SAMLRequest"]).decode()
@@ -265,7 +269,7 @@ def test_a_failed_request_can_be_repeated(
 
 
 @needs_saml
-def test_a_logout_request_with_several_sessions(
+def test_a_logout_request_ends_several_sessions(
     server: TestServer, providers: OutsideServer
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)

@@ -175,7 +175,7 @@ def test_a_sign_in_replaces_a_planted_session(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
-def test_these_events_end_a_session(server: TestServer, way: str) -> None:
+def test_a_session_ends_with_its_account_or_password(server: TestServer, way: str) -> None:
     alice = server.register("alice")
     browser = Browser(server)
     sign_in(browser)

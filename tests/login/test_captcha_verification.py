@@ -47,7 +47,7 @@ async def test_a_solution_is_checked(far: LoopbackServers) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "names"), [("http", ()), ("https", ("other.example",))])
-async def test_the_secret_is_told_to_nobody_else(
+async def test_the_secret_is_sent_only_to_the_captcha_service(
     far: LoopbackServers, scheme: str, names: tuple[str, ...]
 ) -> None:
     port = far.listen(_verify, *names)
@@ -58,7 +58,7 @@ async def test_the_secret_is_told_to_nobody_else(
     assert far.requests == []
 
 
-async def test_an_answer_without_end_is_cut_off(far: LoopbackServers) -> None:
+async def test_an_endless_response_of_the_service_is_cut_off(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b" " * 70_000 + b'{"success": true}'), NAME)
     with pytest.raises(CaptchaUnavailable):
         await _captcha(far, f"https://{NAME}:{port}/siteverify").check_solution(

@@ -118,7 +118,7 @@ def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
         ([(5, 6)], [], [(5, 6)]),
     ],
 )
-def test_subtracting_announced_ranges(
+def test_announced_ranges_are_subtracted(
     stretches: list[tuple[int, int]], told: list[tuple[int, int]], left: list[tuple[int, int]]
 ) -> None:
     assert subtract_ranges(stretches, told) == left
@@ -229,7 +229,7 @@ def test_caches_never_contradict_the_writes_of_another_node(seed: int) -> None:
     )  # missing notes time out
 
 
-def test_a_note_about_positions_that_never_came_says_nothing_about_later_changes() -> None:
+def test_a_note_about_missing_positions_does_not_describe_later_changes() -> None:
     """This happens if the database lost its latest commits and reuses their positions, or if the
     note was forged."""
     clock, streams = Clock(), Streams(10)

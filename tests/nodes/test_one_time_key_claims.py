@@ -116,14 +116,14 @@ def config(
         yield request.getfixturevalue("postgresql")
 
 
-def test_claims_of_clients_and_another_server(
+def test_concurrent_claims_of_clients_and_a_server_get_different_keys(
     tmp_path: Path, config: SQLiteConfig | PostgresConfig
 ) -> None:
     with two_servers(tmp_path, config) as (first, second):
         check_claims((first.server, second.server))
 
 
-def test_claims_on_two_processes_with_one_database(
+def test_concurrent_claims_on_two_processes_get_different_keys(
     tmp_path: Path, postgresql: PostgresConfig
 ) -> None:
     files = ServerFiles(tmp_path / "node", postgresql, UNLIMITED)

@@ -98,7 +98,7 @@ def test_a_user_who_is_kicked_on_one_node_stops_typing_on_all(nodes: NodePair) -
 
 
 @pytest.mark.parametrize("is_sliding", [False, True])
-def test_a_client_that_moves_between_nodes_does_not_get_the_same_for_ever(
+def test_a_client_that_moves_between_nodes_can_wait_for_new_typing(
     nodes: NodePair, *, is_sliding: bool
 ) -> None:
     """A load balancer may alternate between nodes. A long poll that ends at once each time would be

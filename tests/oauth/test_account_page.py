@@ -59,7 +59,9 @@ def test_the_user_sees_and_ends_sessions(program: Program, browser: Browser) -> 
 
 
 @pytest.mark.parametrize("action", ["session_end", "org.matrix.session_view"])
-def test_unstable_names_of_actions(program: Program, browser: Browser, action: str) -> None:
+def test_unstable_names_of_actions_are_accepted(
+    program: Program, browser: Browser, action: str
+) -> None:
     alice = program.sign_in(browser)
     browser.open(f"{ACCOUNT}?action={action}&device_id={alice.device_id}")
     assert "End this session" in browser.words
@@ -404,7 +406,7 @@ def test_an_added_address_resets_the_password(mailing: TestServer) -> None:
     assert "The address was removed." in forgetful.words
 
 
-def test_registration_with_an_address_and_a_token(
+def test_a_user_registers_with_an_address_and_a_token(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(

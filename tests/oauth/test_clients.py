@@ -75,7 +75,7 @@ NEVER = [
 ]
 
 
-def test_allowed_redirect_uris() -> None:
+def test_valid_redirect_uris_are_accepted() -> None:
     assert [uri for uri in WEB if not is_allowed_redirect_uri(uri, "example.com", "web")] == []
     assert [
         uri for uri in NATIVE if not is_allowed_redirect_uri(uri, "example.com", "native")
@@ -88,7 +88,7 @@ def test_allowed_redirect_uris() -> None:
 
 
 @pytest.mark.parametrize("uri", NEVER)
-def test_refused_redirect_uris(uri: str) -> None:
+def test_invalid_redirect_uris_are_refused(uri: str) -> None:
     assert not is_allowed_redirect_uri(uri, "example.com", "native")
     assert not is_allowed_redirect_uri(uri, "example.com", "web")
 

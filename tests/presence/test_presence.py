@@ -534,7 +534,9 @@ def test_other_servers_receive_presence_of_local_users(server: TestServer, alice
 
 
 @pytest.mark.parametrize("mode", ["true", "untracked"])
-def test_presence_of_remote_users(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
+def test_presence_of_remote_users_is_shown(
+    tmp_path: Path, sqlite_database: Database, mode: str
+) -> None:
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n")
     alice, bob = server.register("alice"), server.register("bob")
     presence = server.app.presence.presence

@@ -142,7 +142,7 @@ async def test_dns_rebinding_gains_nothing(far: LoopbackServers, spool: DiskSpoo
     assert len(far.requests) == 1
 
 
-async def test_of_two_addresses_only_the_external_one_is_contacted(
+async def test_only_the_external_one_of_two_addresses_is_contacted(
     far: LoopbackServers, spool: DiskSpool
 ) -> None:
     names = FakeNames()
@@ -219,7 +219,7 @@ async def test_a_large_image_is_rejected(far: LoopbackServers, spool: DiskSpool)
             await _read(far, spool, answer)
 
 
-async def test_of_other_content_types_only_the_head_is_read(
+async def test_only_the_headers_of_other_content_types_are_read(
     far: LoopbackServers, spool: DiskSpool
 ) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 99999999999\r\n\r\n"
@@ -228,9 +228,7 @@ async def test_of_other_content_types_only_the_head_is_read(
     assert (found.type, found.page, found.is_image) == ("video/mp4", None, False)
 
 
-async def test_two_sites_that_redirect_to_each_other(
-    far: LoopbackServers, spool: DiskSpool
-) -> None:
+async def test_a_redirect_loop_ends(far: LoopbackServers, spool: DiskSpool) -> None:
     redirect = b"HTTP/1.1 301 Moved\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n"
     with pytest.raises(OutboundError, match="too often"):
         await _read(far, spool, redirect)
@@ -241,7 +239,7 @@ async def test_two_sites_that_redirect_to_each_other(
     "location",
     ["file:///etc/passwd", "gopher://127.0.0.1/", "http://[::1", "http://u:p@127.0.0.1/"],
 )
-async def test_redirects_to_invalid_urls(
+async def test_redirects_to_invalid_urls_are_refused(
     far: LoopbackServers, spool: DiskSpool, location: str
 ) -> None:
     answer = f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()

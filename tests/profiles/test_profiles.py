@@ -135,7 +135,7 @@ def test_other_users_may_not_change_it(server: AccountsServer, alice: User) -> N
     assert alice.is_signed_in()
 
 
-def test_fields_that_users_cannot_change(sqlite_database: Database) -> None:
+def test_fixed_fields_cannot_be_changed(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, fixed_profile_fields=frozenset({"displayname"}))
     alice = server.register()
     assert alice.put(f"{ALICE}/displayname", {"displayname": "x"}).errcode == "M_FORBIDDEN"
@@ -167,7 +167,7 @@ async def test_rooms_get_changed_names_and_avatars(server: AccountsServer, alice
     assert await server.profiles.get_names([alice.id]) == {alice.id: ("Quiet", None)}
 
 
-def test_capabilities(alice: User) -> None:
+def test_capabilities_name_the_changeable_fields(alice: User) -> None:
     told = alice.get("capabilities").json["capabilities"]
     assert told["m.room_versions"]["default"] == "12"
     assert told["m.room_versions"]["available"] == {

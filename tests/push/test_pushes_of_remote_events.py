@@ -8,7 +8,7 @@ from tests.helpers.room_actions import V3, create, invite, join, ok
 NORTH, SOUTH = "north.example", "south.example"
 
 
-def test_an_invite_and_messages_from_elsewhere_are_pushed(network: Network) -> None:
+def test_a_remote_invite_and_remote_messages_are_pushed(network: Network) -> None:
     gateway = PushGateway()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH, web=gateway)

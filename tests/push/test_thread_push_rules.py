@@ -61,7 +61,7 @@ def talk(server: TestServer) -> Talk:
     return Talk(server)
 
 
-def test_the_rules_are_there_and_off(talk: Talk) -> None:
+def test_the_rules_exist_and_are_disabled(talk: Talk) -> None:
     rules = ok(talk.alice.get(f"{V3}/pushrules/"))["global"]
     assert list(rules) == ["override", "content", "postcontent", "room", "sender", "underride"]
     assert [
@@ -81,7 +81,7 @@ def test_the_rules_are_there_and_off(talk: Talk) -> None:
     assert talk.counts(talk.alice) == talk.counts(talk.carol) == everything
 
 
-def test_nobody_has_own_rules_of_that_kind(talk: Talk) -> None:
+def test_users_cannot_add_rules_of_that_kind(talk: Talk) -> None:
     body: dict[str, Any] = {"actions": [], "conditions": []}
     assert refused(talk.alice.put(f"{RULES}/mine", body)) == (400, "M_INVALID_PARAM")
     assert refused(talk.alice.delete(f"{RULES}/mine")) == (404, "M_NOT_FOUND")
@@ -107,7 +107,7 @@ def test_only_followed_threads_count_even_in_a_muted_room(talk: Talk, muted: boo
     assert talk.counts(talk.alice) == {"": 0}
 
 
-def test_who_is_mentioned_in_a_thread_is_called_though_they_do_not_follow_it(talk: Talk) -> None:
+def test_a_mention_in_a_thread_notifies_though_the_user_does_not_follow_it(talk: Talk) -> None:
     talk.switch(FOLLOWED, OTHERS)
     talk.read()
     relation = {"rel_type": "m.thread", "event_id": talk.other}
@@ -142,7 +142,7 @@ def test_pushes_follow_the_subscriptions(tmp_path: Path, sqlite_database: Databa
     assert notified.notification["devices"][0]["tweaks"] == {"sound": "default"}
 
 
-def test_who_has_not_switched_it_on_costs_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_users_without_the_rules_cost_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
     talk = Talk(TestServer(tmp_path, database))

@@ -13,7 +13,7 @@ def unread(user: User, room_id: str) -> int:
     return int(room["unread_notifications"]["notification_count"])
 
 
-def test_counts_and_notifications(server: TestServer) -> None:
+def test_unread_messages_are_counted_across_many_profile_changes(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     say(bob, room_id, "before alice comes")

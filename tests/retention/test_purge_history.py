@@ -70,7 +70,7 @@ def begin(root: User, room_id: str, **body: Any) -> str:
     return str(ok(root.post(f"{PURGE}/{room_id}", body))["purge_id"])
 
 
-def test_messages_before_a_time(server: TestServer, alice: User, root: User) -> None:
+def test_messages_before_a_time_are_purged(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     old = say(alice, room_id, "one")
     server.clock.advance(60)
@@ -90,7 +90,7 @@ def test_messages_before_a_time(server: TestServer, alice: User, root: User) -> 
     assert ok(root.get(RECORD)) == {"purged": [day]}
 
 
-def test_messages_above_an_event(server: TestServer, alice: User, root: User) -> None:
+def test_messages_before_an_event_are_purged(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     for text in ("one", "two"):
         say(alice, room_id, text)
@@ -121,7 +121,7 @@ def test_the_newest_message_and_messages_of_local_users_stay(
     assert all_texts(alice, room_id) == ["two", "three"]
 
 
-def test_invalid_requests(server: TestServer, alice: User, root: User) -> None:
+def test_invalid_requests_are_refused(server: TestServer, alice: User, root: User) -> None:
     room_id, other = create(alice), create(alice)
     event_id = say(alice, other, "elsewhere")
     assert refused(root.post(f"{PURGE}/{room_id}", {})) == (400, "M_BAD_JSON")
@@ -151,9 +151,7 @@ def test_invalid_requests(server: TestServer, alice: User, root: User) -> None:
     begin(root, room_id, purge_up_to_ts=1)
 
 
-def test_messages_above_an_event_in_the_path_need_no_body(
-    server: TestServer, alice: User, root: User
-) -> None:
+def test_an_event_in_the_path_needs_no_body(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     limit = say(alice, room_id, "one")
     path = f"{PURGE}/{room_id}/{limit}"

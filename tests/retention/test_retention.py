@@ -73,7 +73,7 @@ def sliding(user: User, room_id: str) -> Sequence[Any]:
         ("90d", None, 30 * DAY, 30 * DAY),
     ],
 )
-def test_lifetimes_of_messages(
+def test_messages_expire_after_their_lifetime(
     tmp_path: Path,
     sqlite_database: Database,
     default: str | None,

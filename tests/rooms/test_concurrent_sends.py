@@ -25,7 +25,7 @@ def outrun(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(RoomWriter, "append", append_late)
 
 
-def test_another_node_may_be_faster_many_times(
+def test_a_send_is_retried_while_another_node_is_faster(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = server.register("alice")
@@ -34,7 +34,7 @@ def test_another_node_may_be_faster_many_times(
     assert put_event(alice, room, "m.room.message", TEXT).status == 200
 
 
-def test_a_send_that_is_always_outrun_is_refused_and_can_be_retried(
+def test_a_send_that_always_conflicts_is_refused_and_can_be_retried(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is no bug: nothing stands in the log as one, and what is sent again is there once."""

@@ -138,7 +138,7 @@ WAYS: tuple[Callable[[Town, User], Any], ...] = (
 )
 
 
-def test_who_comes_later_sees_no_content(town: Town) -> None:
+def test_later_members_see_no_content(town: Town) -> None:
     dora = town.server.register("dora")
     join(dora, town.room_id)
     for way in WAYS:
@@ -156,7 +156,7 @@ def test_who_comes_later_sees_no_content(town: Town) -> None:
     assert ok(dora.get(town.path("state", "m.room.name"))) == {"name": f"{SECRET} club"}
 
 
-def test_who_was_there_goes_on_seeing(town: Town) -> None:
+def test_members_of_that_time_still_see_the_content(town: Town) -> None:
     """Also when their name changes, and when they leave and come back."""
     ok(
         town.bob.put(
@@ -174,14 +174,14 @@ def test_who_was_there_goes_on_seeing(town: Town) -> None:
         assert SECRET in ok(town.bob.get(town.path("event", event_id)))["content"]["body"]
 
 
-def test_who_had_left_before_sees_what_they_saw(town: Town) -> None:
+def test_former_members_still_see_the_content_of_their_time(town: Town) -> None:
     assert SECRET in ok(town.carol.get(town.path("event", town.said)))["content"]["body"]
     join(town.carol, town.room_id)
     assert SECRET in ok(town.carol.get(town.path("event", town.said)))["content"]["body"]
     assert ok(town.carol.get(town.path("event", town.unseen)))["content"] == {}
 
 
-def test_another_server_process_knows_who_was_erased(tmp_path: Path, database: Database) -> None:
+def test_another_process_reads_which_users_are_erased(tmp_path: Path, database: Database) -> None:
     """As after a restart: it is read, and not only heard of."""
     town = Town(TestServer(tmp_path, database))
     again = TestServer(tmp_path, database, seed=2)
@@ -190,7 +190,7 @@ def test_another_server_process_knows_who_was_erased(tmp_path: Path, database: D
     assert ok(dora.get(town.path("event", town.said)))["content"] == {}
 
 
-def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestServer) -> None:
+def test_a_deactivated_account_without_erasure_keeps_its_content(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     said = say(alice, room_id, SECRET)
@@ -201,9 +201,7 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
     assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
 
 
-def test_what_an_erased_user_kept_is_gone_from_memory_too(
-    tmp_path: Path, database: Database
-) -> None:
+def test_an_erasure_invalidates_cached_events(tmp_path: Path, database: Database) -> None:
     """Caches are invalidated at each erasure, even if the account was erased before."""
     server = TestServer(tmp_path, database)
     ignored, kept = server.app.settings.ignored, server.app.sync.sliding.room_caches.account_data

@@ -44,7 +44,7 @@ def say_at(user: User, room: str, seconds: int) -> str:
     return say(user, room, "x")
 
 
-def test_nearest_events_before_and_after_a_time(alice: User) -> None:
+def test_the_nearest_events_before_and_after_a_time_are_found(alice: User) -> None:
     room = create(alice)
     first, second = say_at(alice, room, 100), say_at(alice, room, 100)
     at_first, at_second = NOW + 100_000, NOW + 200_000
@@ -64,7 +64,7 @@ def test_nearest_events_before_and_after_a_time(alice: User) -> None:
         assert refused(ask(alice, room, ts=ts, dir=dir)) == (404, "M_NOT_FOUND")
 
 
-def test_events_with_the_same_timestamp(alice: User) -> None:
+def test_events_with_the_same_timestamp_are_found_in_order(alice: User) -> None:
     room = create(alice)
     alice.server.clock.advance(100)
     said = [say(alice, room, str(number)) for number in range(3)]

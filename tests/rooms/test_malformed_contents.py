@@ -242,7 +242,7 @@ def read_everything(user: User, room_id: str, events: list[str]) -> Iterator[tup
         yield path, user.post(path, body)
 
 
-def test_odd_events_of_others_make_no_reader_fail(
+def test_malformed_remote_events_break_no_endpoint(
     tmp_path: Path, postgres_database: Database
 ) -> None:
     server = TestServer(tmp_path, postgres_database)
@@ -265,7 +265,7 @@ def test_odd_events_of_others_make_no_reader_fail(
         assert answer.status == 200, (path, answer.body[:500])
 
 
-def test_own_odd_account_data_makes_no_reader_fail(
+def test_malformed_account_data_breaks_no_endpoint(
     tmp_path: Path, postgres_database: Database
 ) -> None:
     server = TestServer(tmp_path, postgres_database)
@@ -303,7 +303,7 @@ def test_own_odd_account_data_makes_no_reader_fail(
 
 
 @pytest.mark.parametrize("odd", ["\0", "x" * 300], ids=["NUL", "long"])
-def test_rooms_that_are_odd_from_the_start(
+def test_rooms_created_with_malformed_state_break_no_endpoint(
     tmp_path: Path, postgres_database: Database, odd: str
 ) -> None:
     alice = TestServer(tmp_path, postgres_database).register("alice")

@@ -120,7 +120,7 @@ def test_children_come_newest_first_and_by_type(alice: User, bob: User, room: st
 
 
 @pytest.mark.parametrize("direction", ["b", "f"])
-def test_pages_of_children_are_all_children(alice: User, room: str, direction: str) -> None:
+def test_the_pages_together_have_all_children(alice: User, room: str, direction: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "org.example") for _ in range(5)]
     found: list[str] = []
@@ -138,7 +138,7 @@ def test_pages_of_children_are_all_children(alice: User, room: str, direction: s
     assert pages == 3
 
 
-def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
+def test_a_sync_token_can_end_a_page(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     relate(alice, room, parent, "org.example")
     since = sync(alice)["next_batch"]
@@ -147,7 +147,7 @@ def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
     assert refused(alice.get(path(room, parent, from_="x"))) == (400, "M_INVALID_PARAM")
 
 
-def test_children_of_children(alice: User, room: str) -> None:
+def test_children_of_children_are_returned_recursively(alice: User, room: str) -> None:
     events: list[str] = [say(alice, room, "parent")]
     for _ in range(5):
         events.append(relate(alice, room, events[-1], "org.example"))
@@ -163,7 +163,7 @@ def test_children_of_children(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
-def test_very_many_descendants_are_returned_to_a_smaller_depth(
+def test_with_very_many_descendants_the_depth_is_reduced(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
     """And the answer says so; each page is one of what it tells."""
@@ -184,7 +184,7 @@ def test_very_many_descendants_are_returned_to_a_smaller_depth(
     assert found == [*replies, *edits, *marks][: 2 * depth][::-1]
 
 
-def test_who_may_not_see_the_parent_sees_no_children(
+def test_without_access_to_the_parent_no_children_are_returned(
     server: TestServer, alice: User, room: str
 ) -> None:
     parent = say(alice, room, "parent")
@@ -196,7 +196,7 @@ def test_who_may_not_see_the_parent_sees_no_children(
     assert refused(alice.get(path(elsewhere, parent))) == (404, "M_NOT_FOUND")
 
 
-def test_who_has_left_sees_no_later_children(alice: User, bob: User, room: str) -> None:
+def test_a_former_member_sees_no_later_children(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = relate(alice, room, parent, "m.thread")
     leave(bob, room)
@@ -213,7 +213,7 @@ def test_a_child_in_another_room_does_not_count(alice: User, room: str) -> None:
     assert bundle(alice, room, parent) == {}
 
 
-def test_the_latest_edit_comes_with_the_event(alice: User, bob: User, room: str) -> None:
+def test_an_event_has_its_latest_edit(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     assert bundle(bob, room, parent) == {}
     edit(alice, room, parent, "first")
@@ -226,7 +226,7 @@ def test_the_latest_edit_comes_with_the_event(alice: User, bob: User, room: str)
     assert get_event(bob, room, parent)["content"]["body"] == "parent"
 
 
-def test_edits_that_are_none(alice: User, bob: User, room: str) -> None:
+def test_invalid_edits_are_ignored(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     edit(bob, room, parent, "by another")
     relate(alice, room, parent, "m.replace", "without new content")
@@ -248,7 +248,7 @@ def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
     assert bundle(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
 
 
-def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> None:
+def test_redacted_edits_and_edits_of_redacted_events_do_not_apply(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = edit(alice, room, parent, "first")
     second = edit(alice, room, parent, "second")
@@ -262,7 +262,7 @@ def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> N
     assert bundle(alice, room, parent) == {}
 
 
-def test_references_are_named_oldest_first(alice: User, room: str) -> None:
+def test_references_are_listed_oldest_first(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "m.reference") for _ in range(3)]
     assert bundle(alice, room, parent) == {
@@ -270,14 +270,14 @@ def test_references_are_named_oldest_first(alice: User, room: str) -> None:
     }
 
 
-def test_state_has_no_children_to_tell_of(alice: User, room: str) -> None:
+def test_state_events_have_no_aggregations(alice: User, room: str) -> None:
     topic = ok(alice.put(room_path(room, "state", "m.room.topic"), {"topic": "tea"}))["event_id"]
     reference = relate(alice, room, topic, "m.reference")
     assert bundle(alice, room, topic) == {}
     assert children(alice, room, topic) == [reference]
 
 
-def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> None:
+def test_children_by_ignored_users_are_hidden(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = relate(alice, room, parent, "m.thread")
     second = relate(bob, room, parent, "m.thread")
@@ -291,7 +291,7 @@ def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> No
     assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
-def test_pages_contexts_and_limited_timelines_tell_of_children(
+def test_messages_context_and_limited_timelines_have_aggregations(
     alice: User, bob: User, room: str
 ) -> None:
     say(alice, room, "earlier")
@@ -318,7 +318,7 @@ def test_pages_contexts_and_limited_timelines_tell_of_children(
     assert "m.relations" not in json.dumps(timeline(since=since))
 
 
-def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -> None:
+def test_a_duplicate_reaction_is_refused(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = ok(put_event(bob, room, "m.reaction", reaction(parent), "txn"))
     assert ok(put_event(bob, room, "m.reaction", reaction(parent), "txn")) == first
@@ -333,7 +333,7 @@ def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -
 
 
 @pytest.mark.parametrize("redacted", [False, True])
-def test_the_same_reaction_twice_in_the_same_moment(
+def test_concurrent_duplicate_reactions_are_refused(
     server: TestServer, alice: User, bob: User, room: str, redacted: bool
 ) -> None:
     parent = say(alice, room, "parent")
@@ -374,7 +374,7 @@ def test_the_same_reaction_twice_in_the_same_moment(
         {"rel_type": "m.annotation", "event_id": "$x", "key": "x" * 5000},
     ],
 )
-def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relation: Any) -> None:
+def test_malformed_relations_are_ignored(alice: User, room: str, relation: Any) -> None:
     ok(put_event(alice, room, "m.room.message", {"body": "x", "m.relates_to": relation}))
     ok(put_event(alice, room, "m.room.message", {"body": "y", "m.relates_to": relation}))
     assert [event["content"]["body"] for event in messages(alice, room, limit=2)["chunk"]] == [
@@ -383,7 +383,7 @@ def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relati
     ]
 
 
-def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
+def test_messages_can_be_filtered_by_their_relation_types(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     reply = relate(alice, room, parent, "m.thread")
     reference = relate(alice, room, parent, "m.reference")
@@ -400,7 +400,9 @@ def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
     assert found(**{f"{name}.rel_types": ["m.thread"], f"{name}.not_rel_types": ["m.thread"]}) == []
 
 
-def test_pages_of_those_who_have_children(alice: User, bob: User, room: str) -> None:
+def test_messages_can_be_filtered_by_relations_of_their_children(
+    alice: User, bob: User, room: str
+) -> None:
     parent = say(alice, room, "parent")
     other = say(alice, room, "other")
     relate(alice, room, parent, "m.thread")

@@ -125,7 +125,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [room["room_id"] for room in answer["rooms"]]
 
 
-async def test_rooms_elsewhere_are_asked_about(
+async def test_remote_rooms_are_requested_from_other_servers(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     here, room = create_space(alice), create(alice, preset="public_chat")
@@ -157,7 +157,7 @@ async def test_rooms_elsewhere_are_asked_about(
     assert found == [here, FAR, leaf, room, deeper]
 
 
-async def test_only_what_one_may_know_of_is_shown(
+async def test_only_accessible_remote_rooms_are_shown(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     here, club = create_space(alice), create(alice, preset="public_chat")
@@ -179,7 +179,7 @@ async def test_only_what_one_may_know_of_is_shown(
     assert ids(await page(parts, bob, here)) == [here]
 
 
-async def test_a_space_elsewhere(
+async def test_a_remote_space_is_shown(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     with pytest.raises(Forbidden):
@@ -188,7 +188,7 @@ async def test_a_space_elsewhere(
     assert ids(await page(parts, alice, FAR)) == [FAR]
 
 
-async def test_the_summary_of_a_room_elsewhere(
+async def test_the_summary_of_a_remote_room_is_shown(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     caller = Requester(alice.user_id, alice.device_id, 1)
@@ -210,7 +210,7 @@ async def test_the_summary_of_a_room_elsewhere(
             await parts.previews.get_summary(asker, FAR, [])
 
 
-async def test_what_is_told_counts_before_what_was_known_when_all_of_ours_had_left(
+async def test_a_remote_summary_replaces_the_outdated_state_of_a_left_room(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     room = RoomID(create(alice, preset="public_chat", name="Old"))

@@ -28,7 +28,7 @@ def space(user: User, name: str, *children: str, via: str = NORTH) -> str:
     return room_id
 
 
-def test_a_space_with_rooms_elsewhere(network: Network) -> None:
+def test_a_space_shows_remote_rooms(network: Network) -> None:
     alice, bob = pair(network)
     garden = create(alice, name="Garden", preset="public_chat")
     cellar = create(alice, name="Cellar", preset="private_chat")
@@ -45,7 +45,7 @@ def test_a_space_with_rooms_elsewhere(network: Network) -> None:
     assert len(network.log) == asked
 
 
-def test_a_server_that_is_away_hides_its_rooms_and_no_others(network: Network) -> None:
+def test_an_unreachable_server_hides_only_its_rooms(network: Network) -> None:
     alice, bob = pair(network)
     garden = create(alice, name="Garden", preset="public_chat")
     shed = create(bob, name="Shed", preset="public_chat")
@@ -59,7 +59,7 @@ def test_a_server_that_is_away_hides_its_rooms_and_no_others(network: Network) -
     assert hierarchy(bob, house) == ["House", "Garden", "Shed"]
 
 
-def test_the_summary_of_a_room_elsewhere(network: Network) -> None:
+def test_the_summary_of_a_remote_room_is_shown(network: Network) -> None:
     alice, bob = pair(network)
     garden = create(alice, name="Garden", preset="public_chat", room_alias_name="garden")
     cellar = create(alice, name="Cellar", preset="private_chat")
@@ -76,7 +76,7 @@ def test_the_summary_of_a_room_elsewhere(network: Network) -> None:
     assert refused(hidden) == (404, "M_NOT_FOUND")
 
 
-def test_a_restricted_room_is_shown_to_who_may_join_it(network: Network) -> None:
+def test_a_remote_restricted_room_is_shown_to_users_who_may_join(network: Network) -> None:
     alice, bob = pair(network)
     house = space(alice, "House")
     rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": house}]}
@@ -90,7 +90,7 @@ def test_a_restricted_room_is_shown_to_who_may_join_it(network: Network) -> None
     assert hierarchy(bob, house) == ["House", "Kitchen"]
 
 
-def test_an_event_by_its_time_before_one_s_own(network: Network) -> None:
+def test_an_event_before_the_join_is_found_by_time(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice, preset="public_chat")
     start = int(network.clock.seconds() * 1000)

@@ -85,7 +85,7 @@ def test_a_repeated_request_sends_once_also_after_a_restart(
     assert (types.count("m.room.message"), types.count("m.room.redaction")) == (1, 1)
 
 
-def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: User) -> None:
+def test_a_transaction_id_belongs_to_one_device_and_path(server: TestServer, alice: User) -> None:
     room_id, other = create(alice), create(alice)
     answer = server.post(
         f"{V3}/login",
@@ -154,7 +154,7 @@ def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
         (None, (400, "M_NOT_JSON")),
     ],
 )
-def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, str]) -> None:
+def test_invalid_content_is_refused(alice: User, content: Any, expected: tuple[int, str]) -> None:
     room_id = create(alice)
     if content is None:
         path = room_path(room_id, "send", "m.room.message", "t")
@@ -167,7 +167,7 @@ def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, 
     assert all_texts(alice, room_id) == []
 
 
-def test_content_as_deep_as_a_well_is_refused(alice: User) -> None:
+def test_too_deeply_nested_content_is_refused(alice: User) -> None:
     room_id = create(alice)
     for depth in (300, 20_000):
         body = b'{"a":' * depth + b"1" + b"}" * depth
@@ -177,7 +177,7 @@ def test_content_as_deep_as_a_well_is_refused(alice: User) -> None:
         assert answer.errcode in ("M_BAD_JSON", "M_NOT_JSON", "M_TOO_LARGE")
 
 
-def test_old_room_versions_take_any_number(alice: User) -> None:
+def test_old_room_versions_accept_any_number(alice: User) -> None:
     room_id = create(alice, room_version="5")
     event_id = ok(put_event(alice, room_id, "org.example.x", {"at": 1.5, "big": 2**60}))["event_id"]
     assert get_event(alice, room_id, event_id)["content"] == {"at": 1.5, "big": 2**60}
@@ -190,7 +190,7 @@ def test_types_and_keys_are_bounded(alice: User) -> None:
     assert refused(put_event(alice, room_id, "x", {}, "t" * 256)) == (400, "M_INVALID_PARAM")
 
 
-def test_strangers_and_the_powerless_send_nothing(alice: User, bob: User) -> None:
+def test_non_members_and_users_without_power_send_nothing(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(put_event(bob, room_id, "m.room.message", {"body": "x"})) == FORBIDDEN
     assert refused(put_event(bob, "!nowhere:example.org", "m.room.message", {})) == FORBIDDEN
@@ -232,7 +232,7 @@ def test_state_is_set_with_and_without_the_slash(alice: User) -> None:
     assert (shown["replaces_state"], shown["prev_content"]) == (first["event_id"], {"topic": "a"})
 
 
-def test_state_keys_with_odd_characters(alice: User) -> None:
+def test_state_keys_may_have_special_characters(alice: User) -> None:
     room_id = create(alice)
     for key in ("a/b", "ключ", "%", "?#", "@alice:example.org", " "):
         set_state(alice, room_id, "org.example.x", {"key": key}, key)
@@ -244,7 +244,7 @@ def test_state_keys_with_odd_characters(alice: User) -> None:
     )
 
 
-def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
+def test_canonical_aliases_must_point_to_the_room(alice: User) -> None:
     room_id = create(alice, room_alias_name="one")
     create(alice, room_alias_name="other")
     ok(alice.put(f"{V3}/directory/room/%23two:example.org", {"room_id": room_id}))
@@ -274,7 +274,7 @@ def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("way", ["endpoint", "send"])
-def test_redactions(alice: User, bob: User, version: str, way: str) -> None:
+def test_events_are_redacted(alice: User, bob: User, version: str, way: str) -> None:
     room_id = create(alice, preset="public_chat", room_version=version)
     join(bob, room_id)
     event_id = say(bob, room_id, "afsus")
@@ -297,7 +297,7 @@ def test_redactions(alice: User, bob: User, version: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: str) -> None:
+def test_only_the_sender_and_moderators_redact(alice: User, bob: User, version: str) -> None:
     room_id = create(alice, preset="public_chat", room_version=version)
     join(bob, room_id)
     event_id = say(alice, room_id, "qoladi")
@@ -311,7 +311,7 @@ def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: 
     ok(redact(alice, room_id, event_id))  # once more changes nothing
 
 
-def test_what_cannot_be_redacted(alice: User) -> None:
+def test_unknown_events_cannot_be_redacted(alice: User) -> None:
     room_id = create(alice)
     created = messages(alice, room_id, "f", limit=1)["chunk"][0]["event_id"]
     assert refused(redact(alice, room_id, created)) == FORBIDDEN
@@ -334,7 +334,9 @@ def test_redacted_state_is_shown_without_content(alice: User, bob: User) -> None
     assert "name" not in ok(bob.get(f"{V3}/publicRooms"))["chunk"][0]
 
 
-def test_what_a_send_and_a_join_cost(tmp_path: Path, sqlite_template: Path) -> None:
+def test_a_send_and_a_join_cost_a_fixed_number_of_queries(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     counter = QueryCounter()
     path = tmp_path / "counted.db"
     path.write_bytes(sqlite_template.read_bytes())

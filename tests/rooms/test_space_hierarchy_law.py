@@ -101,7 +101,7 @@ def expected(
 @given(
     wanted=links, suggested_only=st.booleans(), max_depth=st.integers(0, 4), limit=st.integers(1, 4)
 )
-def test_any_tree(
+def test_any_hierarchy_equals_a_simple_walk(
     town: Town,
     wanted: Mapping[tuple[int, int], tuple[str, bool]],
     suggested_only: bool,

@@ -40,7 +40,9 @@ def asked(network: Network) -> int:
     return len([uri for _, _, _, uri in network.log if "/hierarchy/" in uri])
 
 
-def test_a_tree_goes_on_with_the_other_server(network: Network, alice: User, bob: User) -> None:
+def test_a_hierarchy_continues_on_the_other_server(
+    network: Network, alice: User, bob: User
+) -> None:
     leaf, secret = (
         create(alice, preset="public_chat", name="Leaf"),
         create(alice, preset="private_chat"),
@@ -66,7 +68,7 @@ def test_a_tree_goes_on_with_the_other_server(network: Network, alice: User, bob
     assert asked(network) == 2
 
 
-def test_who_is_in_a_room_there_is_told_more(network: Network, alice: User, bob: User) -> None:
+def test_members_of_a_remote_room_see_more(network: Network, alice: User, bob: User) -> None:
     club, secret = create(alice, preset="public_chat"), create(alice, preset="private_chat")
     allow = [{"type": "m.room_membership", "room_id": club}]
     inner = create(
@@ -99,7 +101,7 @@ def test_a_server_that_does_not_answer_hides_its_rooms(
     assert rooms_below(bob, root) == [root, far, near]
 
 
-def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: User) -> None:
+def test_false_responses_of_a_server_are_ignored(network: Network, alice: User, bob: User) -> None:
     far = space_of(alice)
     root = space_of(bob, far)
     answers = [
@@ -121,14 +123,14 @@ def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: 
     assert rooms_below(bob, root) == [root, far]
 
 
-def test_a_room_s_acl_is_for_this_too(alice: User, bob: User) -> None:
+def test_the_server_acl_of_a_room_applies_to_hierarchies(alice: User, bob: User) -> None:
     far = space_of(alice)
     root = space_of(bob, far)
     set_state(alice, far, "m.room.server_acl", {"allow": ["*"], "deny": [SOUTH]})
     assert rooms_below(bob, root) == [root]
 
 
-def test_the_summary_of_a_room_elsewhere(alice: User, bob: User) -> None:
+def test_the_summary_of_a_remote_room_is_shown(alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat", name="Tea", room_alias_name="tea")
     secret = create(alice, preset="private_chat")
 
@@ -141,7 +143,7 @@ def test_the_summary_of_a_room_elsewhere(alice: User, bob: User) -> None:
     assert refused(bob.get(summary_path("!none:nowhere.example"))) == (404, "M_NOT_FOUND")
 
 
-def test_an_upgrade_is_followed_from_elsewhere_with_one_s_settings(
+def test_a_remote_upgrade_is_followed_with_personal_settings(
     network: Network, alice: User, bob: User
 ) -> None:
     network.start_sending()

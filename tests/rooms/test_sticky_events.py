@@ -58,7 +58,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_the_event_says_that_it_is_sticky(server: TestServer, alice: User, rooms: Rooms) -> None:
+def test_a_sticky_event_has_its_duration(server: TestServer, alice: User, rooms: Rooms) -> None:
     room_id = rooms.create(alice)
     event_id = stick(alice, room_id, "laptop")
     server.clock.advance(60)
@@ -83,7 +83,7 @@ def test_durations_are_bounded(alice: User, rooms: Rooms, duration: int) -> None
             assert refused(answer) == (400, "M_INVALID_PARAM")
 
 
-def test_it_is_sent_once_though_the_timeline_has_no_room_for_it(
+def test_a_sticky_event_outside_a_limited_timeline_is_sent_once(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id = rooms.create(alice, bob)
@@ -110,7 +110,7 @@ def test_an_event_in_the_timeline_is_not_sent_again(alice: User, bob: User, room
     assert sticky_ids(filtered, room_id) == [event_id]
 
 
-def test_newcomers_hear_of_all_whatever_the_history_visibility(
+def test_new_members_get_sticky_events_whatever_the_history_visibility(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id = rooms.create(alice)
@@ -172,7 +172,7 @@ def test_a_delayed_event_is_sticky_once_it_is_sent(
     assert event["msc4354_sticky"] == {"duration_ms": 5 * MINUTE}
 
 
-def test_sticky_events_outlive_a_restart(
+def test_sticky_events_survive_a_restart(
     tmp_path: Path, sqlite_database: Database, rooms: Rooms
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -187,7 +187,7 @@ def test_sticky_events_outlive_a_restart(
     assert sticky(answer, room_id)[0]["unsigned"][TTL] == 5 * MINUTE - 100_000
 
 
-def test_what_is_over_is_forgotten(
+def test_expired_sticky_events_are_deleted(
     server: TestServer, alice: User, rooms: Rooms, sqlite_database: Database
 ) -> None:
     room_id = rooms.create(alice)
@@ -214,7 +214,9 @@ def told(answer: Json) -> dict[str, list[str]]:
     }
 
 
-def test_sliding_sync(server: TestServer, alice: User, bob: User, rooms: Rooms) -> None:
+def test_sliding_sync_has_sticky_events(
+    server: TestServer, alice: User, bob: User, rooms: Rooms
+) -> None:
     room_id = rooms.create(alice, bob)
     first, second = stick(alice, room_id, "laptop"), stick(alice, room_id, "phone")
     rooms.create(bob)  # the only one in the window
@@ -245,7 +247,7 @@ def test_sliding_sync_leaves_out_rooms_that_no_list_shows(
     assert told(client_of(bob, is_dm=False).sync()) == {room_id: [event_id]}
 
 
-def test_sliding_sync_tells_all_of_a_room_that_was_joined(
+def test_sliding_sync_sends_all_sticky_events_of_a_joined_room(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id, other = rooms.create(alice), rooms.create(alice, bob)

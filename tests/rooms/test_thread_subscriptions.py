@@ -32,7 +32,7 @@ def alice(server: TestServer) -> User:
 
 
 @pytest.mark.parametrize("prefix", [STABLE, UNSTABLE])
-def test_subscribing_and_unsubscribing(alice: User, prefix: str) -> None:
+def test_a_thread_is_subscribed_and_unsubscribed(alice: User, prefix: str) -> None:
     room_id = create(alice)
     path = thread(room_id, say(alice, room_id, "root"), prefix)
     assert refused(alice.get(path)) == (404, "M_NOT_FOUND")
@@ -43,7 +43,9 @@ def test_subscribing_and_unsubscribing(alice: User, prefix: str) -> None:
     assert refused(alice.get(path)) == (404, "M_NOT_FOUND")
 
 
-def test_automatic_subscriptions(server: TestServer, alice: User) -> None:
+def test_automatic_subscriptions_respect_later_unsubscribes(
+    server: TestServer, alice: User
+) -> None:
     bob = server.register("bob")
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)

@@ -80,7 +80,7 @@ def test_updates_in_a_timeline_are_not_sent_again(
     assert threads(client.sync()) == {room_id: {root: {}}}
 
 
-def test_roots_come_with_what_was_said_last(
+def test_thread_updates_have_the_root_and_the_latest_reply(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -99,7 +99,7 @@ def test_roots_come_with_what_was_said_last(
     assert threads(client.sync()) == {}
 
 
-def test_rooms_that_are_out_of_view_end_waiting(
+def test_thread_updates_outside_the_lists_end_a_long_poll(
     server: TestServer, alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -115,7 +115,7 @@ def test_rooms_that_are_out_of_view_end_waiting(
     assert (threads(answer), answer["rooms"]) == ({room_id: {root: {}}}, {})
 
 
-def test_more_threads_than_an_answer_has_room_for(
+def test_more_thread_updates_than_fit_are_paged(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -156,7 +156,7 @@ def test_more_threads_than_an_answer_has_room_for(
     assert "next_batch" not in everything
 
 
-def test_what_the_reader_may_not_see(
+def test_invisible_threads_are_not_sent(
     server: TestServer, alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, _ = shared
@@ -207,7 +207,9 @@ def test_bad_tokens_are_refused(alice: User) -> None:
         }
 
 
-def test_the_accepted_form_has_it_too(alice: User, bob: User, shared: tuple[str, str]) -> None:
+def test_thread_updates_are_in_the_accepted_form_of_sliding_sync(
+    alice: User, bob: User, shared: tuple[str, str]
+) -> None:
     room_id, root = shared
     body: dict[str, Any] = {"extensions": {"threads": {"enabled": True, "include_roots": True}}}
     pos = ok(alice.post(STABLE, body))["pos"]

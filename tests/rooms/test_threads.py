@@ -82,7 +82,7 @@ def test_threads_are_ordered_by_their_latest_events(alice: User, bob: User, room
     assert ok(bob.get(unstable)) == ok(bob.get(path(room)))
 
 
-def test_pages_of_threads(alice: User, room: str) -> None:
+def test_threads_are_paged(alice: User, room: str) -> None:
     sent = [say(alice, room, str(number)) for number in range(5)]
     for root in sent * 2:
         relate(alice, room, root, "m.thread")
@@ -97,7 +97,7 @@ def test_pages_of_threads(alice: User, room: str) -> None:
     assert refused(alice.get(path(room, "?include=some"))) == (400, "M_INVALID_PARAM")
 
 
-def test_filter_for_threads_with_participation(alice: User, bob: User, room: str) -> None:
+def test_threads_can_be_filtered_by_participation(alice: User, bob: User, room: str) -> None:
     own = say(bob, room, "own")
     answered = say(alice, room, "answered")
     other = say(alice, room, "other")
@@ -108,7 +108,7 @@ def test_filter_for_threads_with_participation(alice: User, bob: User, room: str
     assert roots(bob, room, "?include=all") == [other, answered, own]
 
 
-def test_ignored_users_in_threads(alice: User, bob: User, room: str) -> None:
+def test_messages_of_ignored_users_are_hidden_in_threads(alice: User, bob: User, room: str) -> None:
     theirs = say(bob, room, "theirs")
     only_theirs = say(alice, room, "only theirs")
     mine = say(alice, room, "mine")

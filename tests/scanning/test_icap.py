@@ -79,7 +79,7 @@ def scanners() -> Iterator[RunningScanners]:
 
 
 @pytest.mark.parametrize("method", ["RESPMOD", "REQMOD"])
-def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
+def test_c_icap_finds_viruses(scanners: RunningScanners, method: Method) -> None:
     antivirus = ICAPScanner(url=scanners.icap, method=method, executor=InlineExecutor(), seconds=20)
     assert version(antivirus).startswith("C-ICAP/")
     found = ScanFinding("icap", "Eicar-Test-Signature.UNOFFICIAL")
@@ -230,12 +230,12 @@ FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n\r\n"
         (b"ICAP/1.0 204 No Content\r\nX-Virus-ID: Worm.C\r\n\r\n", "Worm.C"),
     ],
 )
-def test_answers(answer: bytes, found: str | None) -> None:
+def test_responses_are_interpreted(answer: bytes, found: str | None) -> None:
     with scripted(says(answer)) as scanner:
         assert scan(scanner, b"hello") == (None if found is None else ScanFinding("icap", found))
 
 
-def test_an_answer_to_a_request() -> None:
+def test_a_response_to_reqmod_is_interpreted() -> None:
     with scripted(
         says(modified(b"PUT / HTTP/1.1\r\n\r\n", b"hello", part=b"req")), "REQMOD"
     ) as scanner:
@@ -244,7 +244,7 @@ def test_an_answer_to_a_request() -> None:
         assert scan(scanner, b"hello") == ScanFinding("icap", "refused")
 
 
-def test_an_empty_file_that_comes_back() -> None:
+def test_an_empty_file_in_the_response_is_clean() -> None:
     with scripted(
         says(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK)
     ) as scanner:
@@ -270,12 +270,12 @@ def test_an_empty_file_that_comes_back() -> None:
         ),
     ],
 )
-def test_answers_that_say_nothing(answer: bytes, error: type[Exception]) -> None:
+def test_unclear_responses_are_errors(answer: bytes, error: type[Exception]) -> None:
     with scripted(says(answer)) as scanner, pytest.raises(error):
         scan(scanner, b"hello")
 
 
-def test_a_server_that_is_silent() -> None:
+def test_a_silent_server_times_out() -> None:
     waiting = threading.Event()
 
     def script(talk: Talk) -> None:
@@ -300,7 +300,7 @@ def test_an_unreachable_scanner_is_reported_as_away() -> None:
             ask()
 
 
-def test_a_server_that_sends_back_while_it_is_sent_to() -> None:
+def test_a_server_that_echoes_during_the_request_is_supported() -> None:
     """More than sockets hold: a client that only sent, or only read, would wait for ever."""
     data = bytes(range(256)) * (6 << 12)
 
@@ -320,7 +320,7 @@ def test_a_server_that_sends_back_while_it_is_sent_to() -> None:
         assert scan(scanner, data) is None
 
 
-def test_a_server_that_answers_without_reading_on() -> None:
+def test_a_response_before_the_end_of_the_request_is_accepted() -> None:
     def script(talk: Talk) -> None:
         talk.heard(b"\r\n\r\n")
         talk.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
@@ -350,7 +350,7 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ended.set()
 
 
-def test_the_version_is_what_the_server_says() -> None:
+def test_the_version_is_read_from_the_server() -> None:
     tags = iter((b"one", b"two"))
 
     def script(talk: Talk) -> None:
@@ -369,12 +369,12 @@ def test_the_version_is_what_the_server_says() -> None:
 @pytest.mark.parametrize(
     "url", ["http://a/b", "icap:///scan", "icap://a:b/c", "icap://a/ b", "icap://a/é"]
 )
-def test_addresses_of_no_icap_server(url: str) -> None:
+def test_invalid_icap_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"icap|Port"):
         parse_icap_url(url)
 
 
-def test_what_is_not_clamd() -> None:
+def test_a_server_that_is_not_clamd_is_an_error() -> None:
     def script(talk: Talk) -> None:
         talk.heard(b"\0")
         talk.say(b"SSH-2.0-OpenSSH\0")
@@ -394,6 +394,6 @@ def test_what_is_not_clamd() -> None:
 @pytest.mark.parametrize(
     "address", ["unix:relative", "unix:", "tcp:host", "tcp::1", "host:1", "tcp:host:x"]
 )
-def test_addresses_of_no_clamd(address: str) -> None:
+def test_invalid_clamd_addresses_are_refused(address: str) -> None:
     with pytest.raises(InvalidClamdAddress):
         split_clamd(address)

@@ -32,7 +32,7 @@ def ended(server: TestServer, pending: Pending) -> dict[str, Any]:
     return answer
 
 
-def test_to_device(server: TestServer) -> None:
+def test_the_to_device_extension_returns_messages(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(
         alice, "encryption", extensions={"to_device": {"enabled": True, "limit": 2}}
@@ -50,7 +50,7 @@ def test_to_device(server: TestServer) -> None:
     assert numbers(client.sync()) == []
 
 
-def test_acknowledged_messages_are_gone(server: TestServer) -> None:
+def test_acknowledged_messages_are_deleted(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(alice, "encryption", extensions={"to_device": dict(ON)})
     send_to(bob, alice, 1)
@@ -65,7 +65,7 @@ def test_acknowledged_messages_are_gone(server: TestServer) -> None:
     assert numbers(client.sync()) == [2]
 
 
-def test_to_device_ends_a_long_poll(server: TestServer) -> None:
+def test_a_to_device_message_ends_a_long_poll(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(alice, "encryption", extensions={"to_device": dict(ON), "e2ee": ON})
     client.sync()
@@ -86,7 +86,7 @@ def test_other_connections_do_not_take_messages(server: TestServer) -> None:
     assert numbers(encryption.sync()) == [1]
 
 
-def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: TestServer) -> None:
+def test_messages_reach_a_client_with_a_token_from_before_a_restore(server: TestServer) -> None:
     """It was restored from a backup, so that the token is ahead of all there is."""
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(alice, "encryption", extensions={"to_device": {**ON, "since": "5000"}})
@@ -101,7 +101,7 @@ def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: T
     assert numbers(client.sync()) == [2]
 
 
-def test_e2ee(server: TestServer) -> None:
+def test_the_e2ee_extension_returns_device_lists_and_key_counts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     algorithm = {
         "type": "m.room.encryption",
@@ -124,7 +124,7 @@ def test_e2ee(server: TestServer) -> None:
     assert answer["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_counts_of_keys_end_no_long_poll(server: TestServer) -> None:
+def test_key_counts_end_no_long_poll(server: TestServer) -> None:
     alice = server.register("alice")
     client = SlidingClient(alice, "encryption", extensions={"e2ee": ON})
     client.sync()
@@ -135,7 +135,7 @@ def test_counts_of_keys_end_no_long_poll(server: TestServer) -> None:
     assert not pending.done
 
 
-def test_account_data(server: TestServer) -> None:
+def test_the_account_data_extension_returns_global_and_room_data(server: TestServer) -> None:
     alice = server.register("alice")
     data = f"/_matrix/client/v3/user/{alice.user_id}"
     first, second = create(alice), create(alice)
@@ -168,7 +168,7 @@ def test_account_data(server: TestServer) -> None:
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
 
 
-def test_receipts(server: TestServer) -> None:
+def test_the_receipts_extension_returns_receipts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -199,7 +199,7 @@ def test_receipts(server: TestServer) -> None:
     assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
 
-def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> None:
+def test_receipts_requested_later_than_the_room_are_sent(server: TestServer) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat")
     for user in (bob, carol):
@@ -286,7 +286,7 @@ def test_receipts_of_two_threads_at_the_same_event_are_both_sent(
     assert client.sync()["extensions"]["receipts"]["rooms"] == {}
 
 
-def test_receipts_that_were_missed_outside_the_window(server: TestServer) -> None:
+def test_receipts_missed_outside_the_window_are_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -302,7 +302,7 @@ def test_receipts_that_were_missed_outside_the_window(server: TestServer) -> Non
     assert list(client.sync()["extensions"]["receipts"]["rooms"]) == [room_id]
 
 
-def test_typing(server: TestServer) -> None:
+def test_the_typing_extension_returns_typing_users(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     for each in (room_id, other):
@@ -331,7 +331,7 @@ def test_typing(server: TestServer) -> None:
     assert client.sync()["extensions"]["typing"]["rooms"] == {}
 
 
-def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServer) -> None:
+def test_typing_is_sent_when_a_room_returns_to_the_window(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -418,7 +418,7 @@ def test_a_room_that_is_joined_again_sends_its_account_data_again(server: TestSe
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
 
 
-def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: TestServer) -> None:
+def test_data_that_arrive_while_an_extension_is_off_are_not_lost(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")

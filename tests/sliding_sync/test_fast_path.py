@@ -387,14 +387,14 @@ class Talk(RuleBasedStateMachine):
         run_coroutine(self.database.close(), None)
 
 
-def test_the_short_way_of_sliding_sync_gives_what_the_full_way_gives() -> None:
+def test_the_fast_path_returns_the_same_as_the_complete_path() -> None:
     Talk.with_messages = Talk.plainly = 0
     run_machine(Talk, RUNS, 40, PHASES_WITHOUT_SHRINKING)
     assert Talk.with_messages > 5 * RUNS
     assert Talk.plainly > 5 * RUNS
 
 
-def test_it_goes_by_bytes_not_by_what_is_asked(
+def test_equal_requests_in_other_bytes_take_the_complete_path(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 30)

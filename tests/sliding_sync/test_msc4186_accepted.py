@@ -39,7 +39,9 @@ def lazily(*include: dict[str, str]) -> dict[str, Any]:
     return {"include": list(include), "lazy_members": True}
 
 
-def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) -> None:
+def test_complete_state_with_lazy_members_is_returned(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat", name="tea")
     carol, dave = server.register("carol"), server.register("dave")
     for user in (bob, carol, dave):
@@ -76,7 +78,7 @@ def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) 
     assert {key for type, key in told if type == "m.room.member"} == everybody
 
 
-def test_a_room_says_in_which_lists_it_is_if_it_is_in_any(alice: User) -> None:
+def test_a_room_names_the_lists_that_contain_it(alice: User) -> None:
     listed, subscribed = create(alice, name="tea"), create(alice)
     client = Accepted(
         alice,
@@ -98,7 +100,7 @@ def test_a_room_says_in_which_lists_it_is_if_it_is_in_any(alice: User) -> None:
 
 
 @pytest.mark.parametrize("by", ["list", "subscription"])
-def test_an_invite_that_came_to_nothing(alice: User, bob: User, by: str) -> None:
+def test_a_withdrawn_invite_is_sent_as_a_leave(alice: User, bob: User, by: str) -> None:
     room_id = create(bob, invite=[alice.user_id], name="tea")
     wanted = {"timeline_limit": 1, "required_state": {"include": [{}]}}
     body: dict[str, Any] = (
@@ -120,9 +122,7 @@ def test_an_invite_that_came_to_nothing(alice: User, bob: User, by: str) -> None
     assert Accepted(alice, **{key: body[key] for key in body if key != "pos"}).sync() == {}
 
 
-def test_an_invite_that_came_to_nothing_in_the_form_of_released_clients(
-    alice: User, bob: User
-) -> None:
+def test_released_clients_get_a_withdrawn_invite_in_their_form(alice: User, bob: User) -> None:
     room_id = create(bob, invite=[alice.user_id])
     client = SlidingClient(
         alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": []}}
@@ -135,7 +135,9 @@ def test_an_invite_that_came_to_nothing_in_the_form_of_released_clients(
     assert client.sync()["rooms"] == {}
 
 
-def test_more_is_asked_of_a_room_that_one_was_put_out_of(alice: User, bob: User) -> None:
+def test_a_larger_request_for_a_room_after_a_kick_returns_nothing_later(
+    alice: User, bob: User
+) -> None:
     room_id = create(bob, preset="public_chat", name="before")
     act(alice, room_id, "join")
     for text in ("one", "two", "three"):

@@ -46,7 +46,7 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def test_profiles_of_those_in_view(server: TestServer, alice: User, bob: User) -> None:
+def test_profiles_of_users_in_view_are_sent(server: TestServer, alice: User, bob: User) -> None:
     carol = server.register("carol")
     set_field(bob, "m.tz", "Asia/Tashkent")
     set_field(carol, "m.tz", "Asia/Nukus")
@@ -63,7 +63,7 @@ def test_profiles_of_those_in_view(server: TestServer, alice: User, bob: User) -
     assert users_in(client.sync())[carol.user_id]["updated"]["m.tz"] == "Asia/Nukus"
 
 
-def test_only_the_fields_that_are_asked_for(alice: User, bob: User) -> None:
+def test_only_the_requested_fields_are_sent(alice: User, bob: User) -> None:
     for field in ("m.tz", "org.example.status"):
         set_field(bob, field, field)
     room_id = create(alice, preset="public_chat")
@@ -100,7 +100,7 @@ def test_changes_of_all_users_in_shared_rooms_are_sent(
     assert users_in(client.sync()) == {bob.user_id: {"updated": {"org.example.status": None}}}
 
 
-def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
+def test_users_who_no_longer_share_a_room_are_removed(alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(2)]
     for room_id in rooms:
         act(bob, room_id, "join")
@@ -114,7 +114,7 @@ def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
     assert users_in(client.sync()) == {}
 
 
-def test_who_left_hears_nothing_of_who_came_later(
+def test_a_user_who_left_gets_no_profiles_of_later_members(
     server: TestServer, alice: User, bob: User
 ) -> None:
     carol, dave = server.register("carol"), server.register("dave")
@@ -156,7 +156,7 @@ def test_the_feature_is_announced(server: TestServer) -> None:
     )
 
 
-def test_who_was_away_for_too_many_changes_begins_anew(
+def test_a_client_that_missed_too_many_changes_starts_again(
     alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -176,7 +176,7 @@ def test_who_was_away_for_too_many_changes_begins_anew(
     assert users_in(client.sync())[bob.user_id]["updated"]["m.y3"] == 3
 
 
-def test_more_people_than_one_answer_tells_of(
+def test_more_profiles_than_fit_into_a_response_come_in_parts(
     server: TestServer, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "MAX_PROFILES", 3)
@@ -212,7 +212,7 @@ def test_more_people_than_one_answer_tells_of(
     assert users_in(ended(server, pending)) == {}
 
 
-def test_rooms_that_come_while_people_are_left(
+def test_rooms_added_while_profiles_are_pending_are_completed(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
@@ -248,7 +248,7 @@ def with_people(server: TestServer, alice: User, *names: str) -> list[str]:
     return rooms
 
 
-def test_rooms_that_were_given_before_profiles_were_asked_for(
+def test_profiles_of_rooms_sent_before_are_sent_when_requested(
     server: TestServer, alice: User
 ) -> None:
     rooms = with_people(server, alice, "bob", "carol", "dave")
@@ -272,9 +272,7 @@ def test_rooms_that_were_given_before_profiles_were_asked_for(
         assert users_in(client.sync()) == {}
 
 
-def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(
-    server: TestServer, alice: User
-) -> None:
+def test_profiles_are_sent_for_changed_fields_and_lists(server: TestServer, alice: User) -> None:
     with_people(server, alice, "bob", "carol")
     lists = {"first": a_list([0, 0], limit=0), "both": a_list([0, 1], limit=0)}
     client = SlidingClient(
@@ -292,7 +290,7 @@ def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(
     assert users_in(client.sync()) == {}
 
 
-def test_people_of_rooms_that_did_not_fit_into_the_answer(
+def test_profiles_of_rooms_that_did_not_fit_are_sent_with_them(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms = with_people(server, alice, "bob", "carol", "dave")
@@ -310,7 +308,9 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     assert [names_in(answer) - {"alice"} for answer in answers] == [{"dave"}, {"carol"}, {"bob"}]
 
 
-def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_of_later_members_are_sent(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where no members are asked for, and while the room is out of view; and however many they
     are."""
     bob, *others = (server.register(name) for name in ("bob", "carol", "dave", "erin"))
@@ -348,7 +348,7 @@ def test_all_members_in_view_are_sent_in_parts(
     assert set().union(*told) == {"alice", *(f"p{number}" for number in range(7))}
 
 
-def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
+def test_all_profiles_are_sent_when_lazy_loading_ends(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat", name="tea")
     act(bob, room_id, "join")
     say(alice, room_id, "hello")

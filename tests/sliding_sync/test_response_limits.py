@@ -18,7 +18,7 @@ def put_text(user: User, room_id: str, text: str) -> None:
     assert user.put(path, {"msgtype": "m.text", "body": text}).status == 200
 
 
-def test_the_operator_bounds_the_events_of_a_room(
+def test_the_operator_limits_the_events_of_a_room(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "filter_timeline_limit: 2\n")
@@ -55,7 +55,7 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
     assert (texts(room), room.get("limited")) == (["x" * 20_000], None)
 
 
-def test_rooms_that_do_not_fit_come_in_the_next_answers(
+def test_rooms_that_do_not_fit_come_in_the_next_responses(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 2)
@@ -106,7 +106,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
     ]
 
 
-def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subscribed_rooms_come_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
     monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 100)
     alice = server.register("alice")

@@ -57,7 +57,7 @@ def happen(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_who_remembers_and_who_does_not_tell_the_same(
+def test_a_restarted_server_sends_the_same_as_one_with_a_cached_connection(
     tmp_path: Path, sqlite_database: Database, seed: int
 ) -> None:
     chance = Random(seed)
@@ -103,7 +103,7 @@ def test_who_remembers_and_who_does_not_tell_the_same(
     assert named
 
 
-def test_that_a_room_was_left_is_told_though_it_stands_in_the_pos_alone(
+def test_the_leave_of_a_room_that_is_only_in_the_pos_is_sent(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)

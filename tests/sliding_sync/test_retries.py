@@ -45,7 +45,7 @@ def go_on(client: SlidingClient, pos: str) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_retry_beside_the_first_attempt(server: TestServer, first: int) -> None:
+def test_a_retry_during_the_first_attempt_loses_nothing(server: TestServer, first: int) -> None:
     alice, bob, rooms = talk(server)
     client = one_that_is_stored(bob, rooms)
     given_up, retry = client.wait(), client.wait()
@@ -58,7 +58,7 @@ def test_a_retry_beside_the_first_attempt(server: TestServer, first: int) -> Non
     client.sync()
 
 
-def test_a_late_answer_beside_who_has_gone_on(server: TestServer) -> None:
+def test_a_late_response_does_not_disturb_a_client_that_continued(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = SlidingClient(bob, lists={"all": a_list([0, 1])})
     client.sync()
@@ -72,7 +72,7 @@ def test_a_late_answer_beside_who_has_gone_on(server: TestServer) -> None:
     client.sync()
 
 
-def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
+def test_a_late_response_to_a_waiting_client_loses_nothing(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = SlidingClient(bob, lists={"all": a_list([0, 1])})
     client.sync()
@@ -84,7 +84,7 @@ def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
     client.sync()
 
 
-def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
+def test_the_cached_states_of_retries_are_bounded(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = one_that_is_stored(bob, rooms)
     attempts = [client.wait() for _ in range(MAX_CONNECTION_STATES + 3)]
@@ -121,7 +121,7 @@ def test_a_client_that_returns_to_an_old_pos_gets_members_again(
         client.sync()
 
 
-def test_typing_is_sent_again_after_a_lost_answer(server: TestServer) -> None:
+def test_typing_is_sent_again_after_a_lost_response(server: TestServer) -> None:
     """The client asks for another window, and gives that up, before anything has happened to
     anybody."""
     alice, bob, rooms = talk(server)

@@ -35,7 +35,9 @@ def names(pos: str | None) -> int:
     return pos.count(".")
 
 
-def test_it_goes_on_after_a_restart_and_on_another_node(tmp_path: Path, database: Database) -> None:
+def test_a_connection_continues_after_a_restart_and_on_another_node(
+    tmp_path: Path, database: Database
+) -> None:
     server = TestServer(tmp_path, database, seed=1)
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, name=f"{at}") for at in range(5)]
@@ -75,7 +77,7 @@ def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
     assert told(client) == {}
 
 
-def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
+def test_an_invented_pos_reveals_nothing(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice) for _ in range(4)]
     hers = create(bob, preset="public_chat", name="not hers")
@@ -98,7 +100,7 @@ def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
         assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS"), rest
 
 
-def test_a_pos_with_rooms_is_a_place_for_readers_of_rooms(server: TestServer) -> None:
+def test_a_pos_with_rooms_can_start_a_page_of_messages(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(4)]
     client = looking(alice)
@@ -112,7 +114,7 @@ def test_a_pos_with_rooms_is_a_place_for_readers_of_rooms(server: TestServer) ->
     assert event["content"]["body"] == "before"
 
 
-def test_what_is_no_such_room_is_written(server: TestServer) -> None:
+def test_rooms_that_do_not_fit_into_the_pos_are_stored(server: TestServer) -> None:
     """An invite, which may be withdrawn; a room for which more is requested than for others; a room
     that was sent before."""
     alice, bob = server.register("alice"), server.register("bob")
@@ -132,7 +134,7 @@ def test_what_is_no_such_room_is_written(server: TestServer) -> None:
     assert (told(client), names(client.pos)) == ({rooms[1]: True}, 0)
 
 
-def test_names_say_what_was_put_into_them() -> None:
+def test_the_name_of_a_state_encodes_its_added_rooms() -> None:
     chance = Random(1)
     for _ in range(200):
         rooms = [

@@ -218,7 +218,7 @@ class Town:
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_new_device_learns_at_once_that_it_is_signed(
+def test_a_new_device_is_notified_at_once_when_it_is_signed(
     tmp_path: Path,
     database_config: SQLiteConfig | PostgresConfig,
     monkeypatch: pytest.MonkeyPatch,

@@ -427,7 +427,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.usefixtures("cramped")
-def test_nothing_is_missed(
+def test_clients_that_cancel_requests_miss_nothing(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
     turns = Interleaving()
@@ -482,7 +482,7 @@ def nodes(
 
 
 @pytest.mark.usefixtures("cramped")
-def test_nothing_is_missed_at_two_nodes(
+def test_clients_that_cancel_requests_on_two_nodes_miss_nothing(
     nodes: tuple[list[TestServer], list[Interleaving]], seed: int
 ) -> None:
     race = Race(*nodes, Random(seed))

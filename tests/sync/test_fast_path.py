@@ -122,7 +122,7 @@ class TalkInRooms(Talk):
         super().teardown()
 
 
-def test_the_short_way_of_sync_gives_what_the_full_way_gives() -> None:
+def test_the_fast_path_returns_the_same_as_the_complete_path() -> None:
     TalkInRooms.answers = 0
     run_machine(TalkInRooms, RUNS, 40, PHASES_WITHOUT_SHRINKING)
     assert TalkInRooms.answers > 10 * RUNS

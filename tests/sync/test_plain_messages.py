@@ -65,7 +65,7 @@ MORE: dict[str, Callable[[User, User, str], object]] = {
 """News beside messages."""
 
 
-def test_plain_messages_take_the_short_way(town: Town, compared: Compared) -> None:
+def test_plain_messages_take_the_fast_path(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     since = sync(alice)["next_batch"]
     since = sync(alice, since)["next_batch"]
@@ -81,7 +81,7 @@ def test_plain_messages_take_the_short_way(town: Town, compared: Compared) -> No
     }
 
 
-def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: Compared) -> None:
+def test_none_of_many_changes_since_the_token_is_omitted(town: Town, compared: Compared) -> None:
     """The last few are looked at first."""
     alice, bob, rooms = town
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
@@ -103,7 +103,7 @@ def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: 
 
 
 @pytest.mark.parametrize("what", MORE)
-def test_other_news_keeps_no_room_from_the_short_way(
+def test_other_changes_do_not_prevent_the_fast_path_of_a_room(
     town: Town, compared: Compared, what: str
 ) -> None:
     alice, bob, rooms = town
@@ -140,7 +140,7 @@ NOT_PLAIN: dict[str, Callable[[User, User, str], object]] = {
 
 
 @pytest.mark.parametrize("what", NOT_PLAIN)
-def test_a_message_that_is_not_plain_takes_the_full_way(
+def test_a_message_that_is_not_plain_takes_the_complete_path(
     town: Town, compared: Compared, what: str
 ) -> None:
     alice, bob, rooms = town
@@ -152,7 +152,7 @@ def test_a_message_that_is_not_plain_takes_the_full_way(
     assert len(compared) == before
 
 
-def test_a_lazily_loaded_sender_who_is_not_known_takes_the_full_way(
+def test_an_unsent_lazy_loaded_sender_takes_the_complete_path(
     town: Town, compared: Compared
 ) -> None:
     alice, bob, rooms = town
@@ -175,7 +175,7 @@ def test_a_lazily_loaded_sender_who_is_not_known_takes_the_full_way(
 
 @pytest.mark.parametrize("with_message", [False, True])
 @pytest.mark.usefixtures("compared")
-def test_messages_to_the_device_come_until_it_has_them(town: Town, with_message: bool) -> None:
+def test_to_device_messages_repeat_until_acknowledged(town: Town, with_message: bool) -> None:
     alice, bob, rooms = town
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in (1, 2):
@@ -196,7 +196,7 @@ def test_messages_to_the_device_come_until_it_has_them(town: Town, with_message:
 
 
 @pytest.mark.usefixtures("compared")
-def test_more_messages_to_the_device_than_a_response_takes_come_in_turn(
+def test_more_to_device_messages_than_fit_come_in_order(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, bob, _ = town
@@ -220,7 +220,7 @@ def _follow(user: User, last: int, **lists: Any) -> SlidingClient:
     return client
 
 
-def test_plain_messages_in_view_take_the_short_way(town: Town, compared: Compared) -> None:
+def test_plain_messages_in_view_take_the_fast_path(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     for turn in ("one", "two"):
@@ -236,7 +236,7 @@ def test_plain_messages_in_view_take_the_short_way(town: Town, compared: Compare
         client.sync()
 
 
-def test_one_message_after_the_other_takes_the_short_way(town: Town, compared: Compared) -> None:
+def test_consecutive_messages_take_the_fast_path(town: Town, compared: Compared) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     before = len(compared)
@@ -248,7 +248,7 @@ def test_one_message_after_the_other_takes_the_short_way(town: Town, compared: C
     assert len(compared) == before + 4
 
 
-def test_a_room_that_comes_into_view_takes_the_full_way_first(
+def test_a_room_that_comes_into_view_takes_the_complete_path_first(
     town: Town, compared: Compared
 ) -> None:
     alice, bob, rooms = town
@@ -265,7 +265,7 @@ def test_a_room_that_comes_into_view_takes_the_full_way_first(
     assert len(compared) == before + 1
 
 
-def test_a_room_with_less_timeline_than_a_window_asks_for_takes_the_full_way_first(
+def test_a_room_with_too_short_a_timeline_takes_the_complete_path_first(
     town: Town, compared: Compared
 ) -> None:
     alice, bob, rooms = town
@@ -280,7 +280,7 @@ def test_a_room_with_less_timeline_than_a_window_asks_for_takes_the_full_way_fir
 
 
 @pytest.mark.parametrize("what", MORE)
-def test_other_news_in_view_keeps_no_room_from_the_short_way(
+def test_other_changes_in_view_do_not_prevent_the_fast_path(
     town: Town, compared: Compared, what: str
 ) -> None:
     alice, bob, rooms = town
@@ -292,7 +292,9 @@ def test_other_news_in_view_keeps_no_room_from_the_short_way(
     assert len(compared) == before + 1
 
 
-def test_a_client_that_asks_for_more_takes_the_full_way(town: Town, compared: Compared) -> None:
+def test_a_client_that_requests_more_takes_the_complete_path(
+    town: Town, compared: Compared
+) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
@@ -303,7 +305,7 @@ def test_a_client_that_asks_for_more_takes_the_full_way(town: Town, compared: Co
 
 
 @pytest.mark.usefixtures("compared")
-def test_a_lost_response_is_made_again(town: Town) -> None:
+def test_a_lost_response_is_repeated(town: Town) -> None:
     alice, bob, rooms = town
     client = _follow(alice, 9)
     pos = client.pos

@@ -73,7 +73,7 @@ def news(user: User, room_id: RoomID, since: str, *, after: bool = False) -> Jso
     return dict(sync(user, since, use_state_after=str(after).lower())["rooms"]["join"][room_id])
 
 
-def test_a_change_that_is_taken_back_without_an_event(town: Town) -> None:
+def test_a_state_change_reverted_without_an_event_is_sent(town: Town) -> None:
     since = sync(town.alice)["next_batch"]
     sliding = SlidingFollower(town.alice)
     sliding.catch_up()
@@ -102,7 +102,7 @@ def test_a_change_that_is_taken_back_without_an_event(town: Town) -> None:
     }
 
 
-def test_a_change_that_is_taken_back_by_what_a_filter_hides(town: Town) -> None:
+def test_a_state_change_reverted_by_a_filtered_event_is_sent(town: Town) -> None:
     """As above, for who wants no memberships in the timeline: so nothing in it says that there was
     a resolution."""
     since = sync(town.alice)["next_batch"]
@@ -120,7 +120,7 @@ def test_a_change_that_is_taken_back_by_what_a_filter_hides(town: Town) -> None:
     assert keys(room["state"]["events"]) == {("m.room.member", town.bob.user_id)}
 
 
-def test_who_was_put_out_after_a_resolution_sees_how(town: Town) -> None:
+def test_a_user_kicked_after_a_resolution_sees_the_kick(town: Town) -> None:
     since = sync(town.bob)["next_batch"]
     town.part()
     set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
@@ -139,7 +139,7 @@ def test_who_was_put_out_after_a_resolution_sees_how(town: Town) -> None:
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: bool) -> None:
+def test_a_reverted_rejoin_is_sent_as_a_leave(town: Town, is_new: bool) -> None:
     """Bob had left before, and what took his coming back from him is not his to see."""
     town.act(town.bob, "leave")
     town.act(town.alice, "invite", town.bob)
@@ -163,7 +163,7 @@ def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: b
     assert own[-1] == "leave"
 
 
-def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
+def test_a_late_change_that_loses_the_resolution_is_reverted(town: Town) -> None:
     """A client that computes the state from the timeline gets a timeline that begins after it; all
     others find it in the timeline."""
     since = sync(town.alice)["next_batch"]
@@ -193,7 +193,7 @@ def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
     assert topic_of(whole["state"]["events"]) == "north"
 
 
-def test_a_membership_that_is_taken_back_without_an_event(town: Town) -> None:
+def test_a_membership_reverted_without_an_event_is_sent(town: Town) -> None:
     """Carol came while the room was open, and elsewhere it had been closed before: then she never
     was in it."""
     since = sync(town.alice)["next_batch"]
@@ -252,7 +252,7 @@ def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, lis
 
 @pytest.mark.parametrize("later", ["", "ban"])
 @pytest.mark.parametrize("how", ["closed", "kicked"])
-def test_who_was_taken_out_without_an_event_reads_what_they_saw(
+def test_a_user_removed_without_an_event_reads_the_room_as_they_saw_it(
     town: Town, how: str, later: str
 ) -> None:
     """As who left then: whatever the resolution put in the place of their joining, and whatever
@@ -299,7 +299,7 @@ def test_who_was_taken_out_without_an_event_reads_what_they_saw(
     ]["timeline"]["events"]
 
 
-def test_lists_filter_by_a_name_that_was_taken_back_without_an_event(town: Town) -> None:
+def test_list_filters_use_a_name_reverted_without_an_event(town: Town) -> None:
     set_state(town.alice, town.room_id, "m.room.name", {"name": "tea"})
     town.pass_time()
     town.part()
@@ -337,7 +337,7 @@ def test_members_at_a_token_are_those_of_the_resolved_state(town: Town) -> None:
     assert members(before) == everybody - {town.carol.user_id}
 
 
-def test_around_an_event_everybody_is_known_who_speaks(town: Town) -> None:
+def test_context_returns_the_members_of_all_senders(town: Town) -> None:
     """Also who came in on one side, while the last of the events is from the other."""
     town.part()
     town.act(town.carol, "join")

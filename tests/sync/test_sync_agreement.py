@@ -468,5 +468,5 @@ class Towns(RuleBasedStateMachine):
             sliding.check(truth.rooms, truth.account_data)
 
 
-def test_towns() -> None:
+def test_clients_of_both_syncs_agree_with_a_new_client() -> None:
     run_machine(Towns, RUNS, 40, PHASES_WITHOUT_SHRINKING)

@@ -247,7 +247,7 @@ class Town:
     ],  # each trial makes a server: shrinking would take many minutes
 )
 @given(actions)
-def test_changes_add_up_to_what_is(
+def test_changes_add_up_to_the_current_state(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, things: list[Action]
 ) -> None:
     town = Town(tmp_path_factory.mktemp("town"), sqlite_template)

@@ -185,7 +185,7 @@ def test_a_code_survives_signing_in_again(server: TestServer, gateway: SMSGatewa
     assert "The number was added." in browser.words
 
 
-def test_registration_with_a_number(
+def test_a_user_registers_with_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -207,7 +207,7 @@ def test_registration_with_a_number(
     assert "+998901234567" in browser.words
 
 
-def test_registration_with_an_address_and_a_number(
+def test_a_user_registers_with_an_address_and_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     config = (

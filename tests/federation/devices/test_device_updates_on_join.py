@@ -86,7 +86,7 @@ async def test_a_user_without_keys_sends_nothing(
     assert told == []
 
 
-async def test_it_is_sent_after_a_kill_too(network: Network, told: list[tuple[str, str]]) -> None:
+async def test_changes_are_sent_after_a_kill(network: Network, told: list[tuple[str, str]]) -> None:
     room = await sending(network)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()

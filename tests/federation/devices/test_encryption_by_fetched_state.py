@@ -31,7 +31,9 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
-async def test_in_a_gap_that_fetched_state_bridges(network: Network) -> None:
+async def test_encryption_enabled_in_a_gap_bridged_by_fetched_state_is_noticed(
+    network: Network,
+) -> None:
     room = await shared(network)
     upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
     since = changed(room.bob, sync(room.bob)["next_batch"])[1]
@@ -50,7 +52,9 @@ async def test_in_a_gap_that_fetched_state_bridges(network: Network) -> None:
     assert room.alice.user_id in changed(room.bob, since)[0]
 
 
-async def test_while_no_user_of_the_server_was_in_the_room(network: Network) -> None:
+async def test_encryption_enabled_while_no_local_user_was_in_the_room_is_noticed(
+    network: Network,
+) -> None:
     alice, bob = (
         network.add("north.example").register("alice"),
         network.add("south.example").register("bob"),
@@ -75,7 +79,7 @@ async def test_while_no_user_of_the_server_was_in_the_room(network: Network) -> 
     assert alice.user_id in changed(bob, since)[0]
 
 
-async def test_users_who_join_and_leave_in_such_a_gap(network: Network) -> None:
+async def test_users_who_join_and_leave_in_a_gap_are_in_changed_and_left(network: Network) -> None:
     room = await shared(network)
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     carol, dave = (room.alice.server.register(name) for name in ("carol", "dave"))

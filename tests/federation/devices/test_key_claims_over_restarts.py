@@ -60,7 +60,9 @@ async def test_claims_from_a_server_that_is_away_for_longer_fail_at_once(network
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
+async def test_claims_fail_at_once_though_the_server_was_not_tried_for_a_while(
+    network: Network,
+) -> None:
     """The pauses between retries grow: in a long one it is contacted, but once."""
     room = await away(network, 90)
     sender = room.north.server.app.federation_sender.sender
@@ -71,7 +73,7 @@ async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
     assert asked(network, SOUTH, "/user/keys/claim") == 1
 
 
-async def test_also_on_a_node_without_the_sender(network: Network) -> None:
+async def test_claims_fail_at_once_on_a_node_without_the_sender(network: Network) -> None:
     """That node knows it from the sending one."""
     room = await away(network, 10)
     network.stop_sending()
@@ -85,7 +87,7 @@ async def test_also_on_a_node_without_the_sender(network: Network) -> None:
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_also_for_users_without_a_shared_room(network: Network) -> None:
+async def test_claims_fail_at_once_for_users_without_a_shared_room(network: Network) -> None:
     """Otherwise a client that names many servers would have each contacted again and again."""
     room = await sending(network)
     network.cut(NORTH, SOUTH)

@@ -53,7 +53,7 @@ def tries(network: Network, servers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
-async def test_only_a_few_of_them_are_contacted_for_one_request(
+async def test_one_request_contacts_few_unrelated_servers(
     network: Network, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(key_queries, "MAX_UNRELATED_SERVERS", 3)

@@ -38,7 +38,7 @@ def pair(network: Network) -> Network:
     return network
 
 
-def test_keys_of_another_are_signed_by_both(pair: Network) -> None:
+def test_keys_of_another_server_are_signed_by_both_servers(pair: Network) -> None:
     (told,) = documents(pair)
     assert told["server_name"] == SOUTH
     for name in (NORTH, SOUTH):
@@ -49,7 +49,7 @@ def test_keys_of_another_are_signed_by_both(pair: Network) -> None:
     assert fetches(pair) == 1
 
 
-def test_our_own_keys(pair: Network) -> None:
+def test_a_query_for_our_own_keys_is_answered(pair: Network) -> None:
     (told,) = documents(pair, NORTH)
     assert told == pair.servers[NORTH].get("/_matrix/key/v2/server").json
     assert pair.log == []
@@ -71,7 +71,7 @@ def test_stored_keys_of_an_unreachable_server_are_returned(pair: Network) -> Non
     assert documents(pair) == before
 
 
-def test_what_is_out_of_date_is_fetched(pair: Network) -> None:
+def test_outdated_keys_are_fetched_again(pair: Network) -> None:
     (before,) = documents(pair)
     pair.clock.advance(DAY + 1)
     (after,) = documents(pair)
@@ -115,14 +115,14 @@ def test_an_invalid_server_name_is_refused(pair: Network) -> None:
     assert pair.servers[NORTH].get(f"{QUERY}/a%20b").status == 400
 
 
-def test_a_blocked_server_is_not_asked(network: Network) -> None:
+def test_a_blocked_server_is_not_queried(network: Network) -> None:
     network.add(NORTH, f"federation_domain_whitelist: [{EAST}]\n")
     network.add(SOUTH)
     assert documents(network) == []
     assert network.log == []
 
 
-def test_the_version_of_the_server(pair: Network) -> None:
+def test_the_version_of_the_server_is_returned(pair: Network) -> None:
     server = pair.servers[NORTH].get("/_matrix/federation/v1/version").json["server"]
     assert server["name"] == "Mahalla"
     assert server["version"]

@@ -25,7 +25,7 @@ def redirect(place: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-async def test_a_post_without_tls(far: LoopbackServers) -> None:
+async def test_a_post_is_sent_without_tls(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"))
     answer = await far.client().request(
         "POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body"
@@ -68,7 +68,7 @@ class Recorder:
     texts,
     st.lists(st.tuples(texts, texts), max_size=3),
 )
-def test_an_address_is_sent_as_it_was_signed(
+def test_the_request_target_is_sent_as_it_was_signed(
     host: str, segment: str, query: list[tuple[str, str]]
 ) -> None:
     path = f"/_matrix/{quote(segment, safe='')}"
@@ -81,7 +81,7 @@ def test_an_address_is_sent_as_it_was_signed(
     assert agent.uris == [url.encode()]
 
 
-async def test_an_authority_in_the_environment_is_one_of_the_system(
+async def test_a_certificate_authority_of_the_environment_is_trusted(
     far: LoopbackServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = far.listen(lambda _: ok(b"{}"), "identity.example")
@@ -110,7 +110,7 @@ async def test_a_host_name_may_have_an_underscore(far: LoopbackServers) -> None:
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("said", ["length", "packed"])
-async def test_of_an_answer_that_is_too_long_the_status_is_known(
+async def test_the_error_for_a_too_long_response_has_its_status(
     far: LoopbackServers, status: int, said: str
 ) -> None:
     """Also where it is only when it is unpacked that it turns out to be."""
@@ -127,7 +127,7 @@ async def test_of_an_answer_that_is_too_long_the_status_is_known(
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
-async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
+async def test_the_error_for_an_incomplete_response_has_its_status(
     far: LoopbackServers, status: int, body: str
 ) -> None:
     head = f"HTTP/1.1 {status} X\r\n".encode()
@@ -152,7 +152,7 @@ async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
     [(b"0\r\n", b"X-%d: y\r\n"), (b"0\r\nX: ", b"%d"), (b"2;", b"x%d")],
     ids=["trailers", "a trailer", "an extension"],
 )
-async def test_what_is_no_body_has_an_end_too(
+async def test_endless_trailers_of_a_chunked_body_are_an_error(
     far: LoopbackServers, after: bytes, endless: bytes
 ) -> None:
     """After a body that never grows longer one may send for as long as is waited."""
@@ -163,7 +163,7 @@ async def test_what_is_no_body_has_an_end_too(
     assert caught.value.status == 200
 
 
-async def test_what_comes_after_the_body_is_no_part_of_the_head(far: LoopbackServers) -> None:
+async def test_trailers_are_not_read_as_headers(far: LoopbackServers) -> None:
     body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
     port = far.listen(
         lambda _: (
@@ -177,7 +177,9 @@ async def test_what_comes_after_the_body_is_no_part_of_the_head(far: LoopbackSer
 @pytest.mark.parametrize(
     "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
 )
-async def test_without_a_whole_head_no_status_is(far: LoopbackServers, begun: bytes) -> None:
+async def test_the_error_for_an_incomplete_head_has_no_status(
+    far: LoopbackServers, begun: bytes
+) -> None:
     def answer(_: bytes) -> bytes:
         far.connections[-1].last_words = begun
         return b""
@@ -188,14 +190,14 @@ async def test_without_a_whole_head_no_status_is(far: LoopbackServers, begun: by
     assert caught.value.status is None
 
 
-async def test_redirects_are_followed_as_far_as_is_allowed(far: LoopbackServers) -> None:
+async def test_redirects_are_followed_up_to_the_limit(far: LoopbackServers) -> None:
     port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
     answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
     assert (answer.url, answer.body) == (f"http://127.0.0.1:{port}/b", b"b")
     assert (await far.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
 
 
-async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: LoopbackServers) -> None:
+async def test_a_redirect_to_a_denied_address_is_not_followed(far: LoopbackServers) -> None:
     inside = far.listen(lambda _: ok(b"secret"), address="::1")
     port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
     with pytest.raises(OutboundError, match="does not contact"):
@@ -205,7 +207,7 @@ async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: LoopbackS
     assert len(far.requests) == 1
 
 
-async def test_a_connection_of_another_client_lends_no_rights(far: LoopbackServers) -> None:
+async def test_a_client_does_not_reuse_connections_of_another_client(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"secret"))
     await far.client().request("GET", f"http://127.0.0.1:{port}/")
     with pytest.raises(OutboundError, match="does not contact"):
@@ -230,6 +232,6 @@ async def test_a_connection_of_another_client_lends_no_rights(far: LoopbackServe
         "https://127.0.0.1/" + "x" * 9000,
     ],
 )
-async def test_what_is_no_address_is_asked_nothing(far: LoopbackServers, url: str) -> None:
+async def test_invalid_urls_are_refused(far: LoopbackServers, url: str) -> None:
     with pytest.raises(OutboundError):
         await far.client().request("GET", url)

@@ -44,7 +44,7 @@ def question(taker: Taker, max_bytes: int = 1 << 30, seconds: float = 30) -> Wir
     return WireRequest("GET", "/_matrix/x", max_bytes=max_bytes, seconds=seconds, take=taker.take)
 
 
-async def test_a_long_answer_is_never_in_memory(far: LoopbackServers) -> None:
+async def test_a_long_response_is_never_in_memory_at_once(far: LoopbackServers) -> None:
     data = bytes(30 << 20)
     taker, wire = Taker(), far.wire()
     server = place(far, lambda _: ok(data, "Content-Type: a/b"))
@@ -62,7 +62,7 @@ async def test_a_long_answer_is_never_in_memory(far: LoopbackServers) -> None:
     assert again.body == data
 
 
-async def test_what_is_packed_is_unpacked_in_pieces(far: LoopbackServers) -> None:
+async def test_a_compressed_response_is_decompressed_in_pieces(far: LoopbackServers) -> None:
     packed = gzip.compress(bytes(30 << 20))
     taker = Taker()
     server = place(far, lambda _: ok(packed, "Content-Encoding: gzip"))
@@ -71,7 +71,7 @@ async def test_what_is_packed_is_unpacked_in_pieces(far: LoopbackServers) -> Non
     assert taker.largest <= 256 << 10
 
 
-async def test_an_error_is_kept_as_others_are_if_it_is_short(far: LoopbackServers) -> None:
+async def test_the_body_of_a_short_error_is_kept(far: LoopbackServers) -> None:
     taker = Taker()
     body = [b"{}"]
     server = place(far, lambda _: ok(body[0]).replace(b"200 OK", b"404 No"))
@@ -83,20 +83,20 @@ async def test_an_error_is_kept_as_others_are_if_it_is_short(far: LoopbackServer
 
 
 @pytest.mark.parametrize("headers", [[], ["Content-Encoding: gzip"]])
-async def test_limits_count_for_long_answers_too(far: LoopbackServers, headers: list[str]) -> None:
+async def test_limits_apply_to_long_responses(far: LoopbackServers, headers: list[str]) -> None:
     body = gzip.compress(bytes(20_000)) if headers else bytes(20_000)
     server = place(far, lambda _: ok(body, *headers))
     with pytest.raises(RemoteError, match="longer than 10000"):
         await far.wire().exchange(server, question(Taker(), max_bytes=10_000))
 
 
-async def test_who_takes_may_say_that_it_is_enough(far: LoopbackServers) -> None:
+async def test_the_consumer_of_a_response_can_stop_it(far: LoopbackServers) -> None:
     server = place(far, lambda _: ok(bytes(1 << 20)))
     with pytest.raises(RemoteError, match="enough"):
         await far.wire().exchange(server, question(Taker(most=1000)))
 
 
-async def test_an_answer_without_end_ends_with_its_time(far: LoopbackServers) -> None:
+async def test_an_endless_response_times_out(far: LoopbackServers) -> None:
     server = place(
         far, lambda _: b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
     )
@@ -106,7 +106,7 @@ async def test_an_answer_without_end_ends_with_its_time(far: LoopbackServers) ->
     assert taker.size == 1
 
 
-async def test_a_broken_answer_is_an_error(far: LoopbackServers) -> None:
+async def test_a_truncated_response_is_an_error(far: LoopbackServers) -> None:
     server = place(
         far, lambda _: b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nConnection: close\r\n\r\nhello"
     )
@@ -121,7 +121,7 @@ async def test_a_broken_answer_is_an_error(far: LoopbackServers) -> None:
         await far.wire().exchange(server, question(Taker(), seconds=0.5))
 
 
-async def test_a_client_hands_over_what_is_behind_a_redirect(far: LoopbackServers) -> None:
+async def test_a_client_passes_on_the_response_behind_a_redirect(far: LoopbackServers) -> None:
     def answer(request: bytes) -> bytes:
         if request.startswith(b"GET /b"):
             return ok(b"file")
@@ -137,7 +137,9 @@ async def test_a_client_hands_over_what_is_behind_a_redirect(far: LoopbackServer
 @pytest.mark.parametrize(
     "to", ["http://cdn.example/b", "https://127.0.0.1:1/b", "https://[::1]/b", "file:///etc/passwd"]
 )
-async def test_no_redirect_leads_to_plain_http_or_inside(far: LoopbackServers, to: str) -> None:
+async def test_redirects_to_plain_http_or_internal_addresses_are_refused(
+    far: LoopbackServers, to: str
+) -> None:
     far.names.addresses["cdn.example"] = ["10.1.2.3"]
     redirect = f"HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode()
     far.names.addresses["south.example"] = ["::1"]

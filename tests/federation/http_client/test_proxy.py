@@ -94,7 +94,7 @@ def office() -> Iterator[Office]:
     run_coroutine(office.end(), 10)
 
 
-async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
+async def test_the_proxy_resolves_names_and_the_certificate_is_the_servers(
     far: LoopbackServers, office: Office
 ) -> None:
     far.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
@@ -110,7 +110,7 @@ async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
     assert f"\r\nHost: south.example:{port}\r\n".encode() in far.requests[0]
 
 
-async def test_a_certificate_for_somebody_else_is_refused_there_too(
+async def test_a_certificate_for_another_name_is_refused_through_a_proxy(
     far: LoopbackServers, office: Office
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
@@ -120,7 +120,7 @@ async def test_a_certificate_for_somebody_else_is_refused_there_too(
     assert far.requests == []
 
 
-async def test_an_address_that_is_not_allowed_is_not_asked_for(
+async def test_a_denied_address_is_not_requested_from_the_proxy(
     far: LoopbackServers, office: Office
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
@@ -138,7 +138,7 @@ async def test_an_address_that_is_not_allowed_is_not_asked_for(
         (b"HTTP/1.1 200 OK\r\n\r\nno TLS at all", "no safe connection"),
     ],
 )
-async def test_what_a_proxy_may_answer(
+async def test_errors_of_a_proxy_are_reported(
     far: LoopbackServers, office: Office, answer: bytes, text: str
 ) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
@@ -147,7 +147,7 @@ async def test_what_a_proxy_may_answer(
         await far.wire().exchange(ServerName("south.example:5"), GET)
 
 
-async def test_a_proxy_that_says_nothing_is_given_up(far: LoopbackServers, office: Office) -> None:
+async def test_a_silent_proxy_times_out(far: LoopbackServers, office: Office) -> None:
     far.proxy = Proxy("127.0.0.1", office.port)
     office.answer = b""
     with pytest.raises(RemoteError, match=r"within 0\.2 seconds"):
@@ -156,7 +156,7 @@ async def test_a_proxy_that_says_nothing_is_given_up(far: LoopbackServers, offic
         )
 
 
-async def test_exceptions_are_asked_directly(far: LoopbackServers, office: Office) -> None:
+async def test_exceptions_are_contacted_directly(far: LoopbackServers, office: Office) -> None:
     far.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
     port = far.listen(lambda _: ok(b"{}"), "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1"]
@@ -174,7 +174,9 @@ async def test_exceptions_are_asked_directly(far: LoopbackServers, office: Offic
         ([], []),
     ],
 )
-def test_which_hosts_are_exceptions(exceptions: list[str], direct: list[str]) -> None:
+def test_exceptions_match_hosts_domains_and_networks(
+    exceptions: list[str], direct: list[str]
+) -> None:
     proxy = Proxy("proxy", 1, exceptions=tuple(exceptions))
     assert not [host for host in direct if proxy.is_used_for(host)]
     assert all(
@@ -187,6 +189,6 @@ def test_which_hosts_are_exceptions(exceptions: list[str], direct: list[str]) ->
 @pytest.mark.parametrize(
     "url", ["", "https://proxy", "socks5://proxy", "http://", "http://proxy:x", "http://proxy/a"]
 )
-def test_what_is_no_proxy(url: str) -> None:
+def test_invalid_proxy_urls_are_refused(url: str) -> None:
     with pytest.raises(BadProxy):
         read_proxy(url)

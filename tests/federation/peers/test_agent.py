@@ -51,20 +51,20 @@ def well_known(server: str) -> Callable[[bytes], bytes]:
 # ---- finding a server
 
 
-async def test_an_address_with_a_port_is_taken_as_it_is(far: LoopbackServers) -> None:
+async def test_an_address_with_a_port_is_used_unchanged(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"), "127.0.0.1")
     answer = await ask(far, f"127.0.0.1:{port}")
     assert (answer.status, answer.body) == (200, b"{}")
     assert host_of(far.requests[0]) == f"127.0.0.1:{port}"
 
 
-async def test_a_name_with_a_port_that_is_none_leads_nowhere(far: LoopbackServers) -> None:
+async def test_a_name_with_an_invalid_port_is_refused(far: LoopbackServers) -> None:
     failure = await refused(far, "127.0.0.1:65536")
     assert not failure.retryable
     assert "this is no valid server name" in str(failure)
 
 
-async def test_an_ipv6_address_without_a_port_leads_to_8448(far: LoopbackServers) -> None:
+async def test_an_ipv6_address_without_a_port_uses_8448(far: LoopbackServers) -> None:
     far.moved[8448] = far.listen(lambda _: ok(b"{}"), "::1", address="::1")
     assert (await ask(far, "[::1]")).status == 200
     assert host_of(far.requests[0]) == "[::1]"
@@ -104,7 +104,7 @@ async def test_a_well_known_file_is_fetched_once_and_connections_are_kept(
     assert len(far.connections) == 2
 
 
-async def test_a_delegated_host_without_a_port_is_looked_up_as_a_service_and_proves_its_own_name(
+async def test_a_delegated_host_without_a_port_is_resolved_by_srv_and_proves_its_own_name(
     far: LoopbackServers,
 ) -> None:
     port = far.listen(lambda _: ok(b"{}"), "matrix.south.example")
@@ -117,7 +117,7 @@ async def test_a_delegated_host_without_a_port_is_looked_up_as_a_service_and_pro
     assert host_of(far.requests[1]) == "matrix.south.example"
 
 
-async def test_without_a_well_known_file_both_names_of_the_service_are_asked_for(
+async def test_without_a_well_known_file_both_srv_names_are_looked_up(
     far: LoopbackServers,
 ) -> None:
     port = far.listen(lambda _: ok(b"{}"), "south.example")
@@ -148,14 +148,16 @@ async def test_the_last_resort_is_port_8448(far: LoopbackServers) -> None:
         b'{"m.server": "south.example:99999"}',
     ],
 )
-async def test_a_wrong_well_known_file_counts_as_none(far: LoopbackServers, body: bytes) -> None:
+async def test_an_invalid_well_known_file_counts_as_missing(
+    far: LoopbackServers, body: bytes
+) -> None:
     far.moved[8448] = far.listen(lambda _: ok(b"{}"), "south.example")
     far.moved[443] = far.listen(lambda _: ok(body), "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1"]
     assert (await ask(far, "south.example")).status == 200
 
 
-async def test_a_well_known_file_may_be_elsewhere_but_not_without_tls(far: LoopbackServers) -> None:
+async def test_a_well_known_file_may_redirect_but_not_to_plain_http(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"), "matrix.south.example")
     elsewhere = far.listen(well_known(f"matrix.south.example:{port}"), "web.example")
     plain = far.listen(well_known("evil.example:1"))
@@ -178,7 +180,7 @@ async def test_a_well_known_file_may_be_elsewhere_but_not_without_tls(far: Loopb
     assert host_of(far.requests[-1]) == "matrix.south.example"
 
 
-async def test_redirects_without_end_are_followed_five_times(far: LoopbackServers) -> None:
+async def test_endless_redirects_are_followed_five_times(far: LoopbackServers) -> None:
     loop = (
         b"HTTP/1.1 301 Moved\r\nLocation: /.well-known/matrix/server\r\nContent-Length: 0\r\n\r\n"
     )
@@ -189,7 +191,7 @@ async def test_redirects_without_end_are_followed_five_times(far: LoopbackServer
     assert len(far.requests) == 1 + 5 + 1
 
 
-async def test_a_dead_address_and_a_dead_host_are_passed_over(far: LoopbackServers) -> None:
+async def test_unreachable_addresses_and_hosts_are_skipped(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"), "south.example")
     far.names.addresses |= {"dead.example": ["::1"], "machine.example": ["::1", "127.0.0.1"]}
     far.names.services["_matrix-fed._tcp.south.example"] = [
@@ -199,21 +201,21 @@ async def test_a_dead_address_and_a_dead_host_are_passed_over(far: LoopbackServe
     assert (await ask(far, "south.example")).status == 200
 
 
-async def test_a_service_that_is_decidedly_not_there(far: LoopbackServers) -> None:
+async def test_an_srv_record_without_a_target_means_no_federation(far: LoopbackServers) -> None:
     far.names.services["_matrix-fed._tcp.south.example"] = [Service(0, 0, "", 0)]
     error = await refused(far, "south.example")
     assert "does not federate" in str(error)
     assert not error.retryable
 
 
-async def test_a_name_without_an_address(far: LoopbackServers) -> None:
+async def test_a_name_without_an_address_is_an_error(far: LoopbackServers) -> None:
     assert "has no address" in str(await refused(far, "nowhere.example"))
 
 
 # ---- who answers
 
 
-async def test_a_certificate_for_somebody_else_is_refused(far: LoopbackServers) -> None:
+async def test_a_certificate_for_another_name_is_refused(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"), "other.example")
     far.names.addresses["south.example"] = ["127.0.0.1"]
     assert "not for south.example" in str(await refused(far, f"south.example:{port}"))
@@ -238,7 +240,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
     assert far.requests == []
 
 
-async def test_a_certificate_that_has_run_out_is_refused(far: LoopbackServers) -> None:
+async def test_an_expired_certificate_is_refused(far: LoopbackServers) -> None:
     old = far.authority.issue("127.0.0.1", end=START.replace(year=2021))
     port = far.listen(lambda _: ok(b"{}"), certificate=old)
     assert "certificate verify failed" in str(await refused(far, f"127.0.0.1:{port}"))
@@ -251,7 +253,7 @@ async def test_a_server_without_tls_is_sent_no_request(far: LoopbackServers) -> 
     assert far.requests == []
 
 
-async def test_any_certificate_will_do_where_none_is_checked(
+async def test_any_certificate_is_accepted_if_verification_is_off(
     far: LoopbackServers, tmp_path: Path
 ) -> None:
     port = far.listen(
@@ -264,7 +266,7 @@ async def test_any_certificate_will_do_where_none_is_checked(
 # ---- where we do not go
 
 
-async def test_an_address_that_is_not_allowed_is_not_contacted(far: LoopbackServers) -> None:
+async def test_a_denied_address_is_not_contacted(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}"), "127.0.0.1", "south.example")
     far.names.addresses["south.example"] = ["127.0.0.1", "10.1.2.3"]
     for name in (
@@ -282,7 +284,7 @@ async def test_an_address_that_is_not_allowed_is_not_contacted(far: LoopbackServ
 # ---- answers
 
 
-async def test_a_packed_answer_is_unpacked(far: LoopbackServers) -> None:
+async def test_a_compressed_response_is_decompressed(far: LoopbackServers) -> None:
     port = far.listen(
         lambda _: ok(gzip.compress(b'{"a": 1}'), "Content-Encoding: gzip"), "127.0.0.1"
     )
@@ -291,7 +293,7 @@ async def test_a_packed_answer_is_unpacked(far: LoopbackServers) -> None:
     assert b"Accept-Encoding: gzip" in far.requests[0]
 
 
-async def test_what_unpacks_to_too_much_is_refused(far: LoopbackServers) -> None:
+async def test_a_response_that_decompresses_to_too_much_is_refused(far: LoopbackServers) -> None:
     bomb = gzip.compress(b"0" * (20 << 20))
     port = far.listen(lambda _: ok(bomb, "Content-Encoding: gzip"), "127.0.0.1")
     error = await refused(
@@ -301,7 +303,7 @@ async def test_what_unpacks_to_too_much_is_refused(far: LoopbackServers) -> None
 
 
 @pytest.mark.parametrize("lines", [["gzip, gzip"], ["gzip", "gzip"], ["identity, gzip"], ["br"]])
-async def test_what_is_packed_in_another_way_is_not_unpacked(
+async def test_a_response_in_an_unknown_encoding_is_not_decompressed(
     far: LoopbackServers, lines: list[str]
 ) -> None:
     twice = gzip.compress(gzip.compress(b"0" * (20 << 20)))
@@ -315,7 +317,7 @@ async def test_what_is_packed_in_another_way_is_not_unpacked(
 
 
 @pytest.mark.parametrize(("mebibytes", "is_read"), [(15, True), (20, False)])
-async def test_a_long_answer_that_is_packed_too_tightly_is_refused(
+async def test_a_long_response_with_an_unusual_compression_ratio_is_refused(
     far: LoopbackServers, mebibytes: int, is_read: bool
 ) -> None:
     packed = gzip.compress(b"0" * (mebibytes << 20))
@@ -327,7 +329,7 @@ async def test_a_long_answer_that_is_packed_too_tightly_is_refused(
         assert "compressed too much" in str(await refused(far, f"127.0.0.1:{port}", request))
 
 
-async def test_a_long_answer_that_is_packed_as_events_are_is_read(far: LoopbackServers) -> None:
+async def test_a_long_response_that_compresses_like_events_is_read(far: LoopbackServers) -> None:
     said = b"".join(
         hashlib.sha256(b"%d" % number).hexdigest().encode() + b"0" * 500 for number in range(40_000)
     )
@@ -372,12 +374,12 @@ async def test_a_head_without_end_is_not_read(far: LoopbackServers) -> None:
     ],
     ids=["another protocol", "length", "coding", "negative", "large", "name", "line"],
 )
-async def test_what_is_no_http(far: LoopbackServers, answer: bytes) -> None:
+async def test_an_invalid_http_response_is_an_error(far: LoopbackServers, answer: bytes) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
     assert "no valid HTTP" in str(await refused(far, f"127.0.0.1:{port}"))
 
 
-async def test_an_answer_that_breaks_off(far: LoopbackServers) -> None:
+async def test_a_truncated_response_is_an_error(far: LoopbackServers) -> None:
     def answer(_: bytes) -> bytes:
         far.connections[-1].last_words = b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhalf"
         return b""
@@ -386,7 +388,7 @@ async def test_an_answer_that_breaks_off(far: LoopbackServers) -> None:
     assert "broke within the answer" in str(await refused(far, f"127.0.0.1:{port}"))
 
 
-async def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_longer(
+async def test_a_response_that_arrives_byte_by_byte_times_out(
     far: LoopbackServers,
 ) -> None:
     def drip(speaker: LoopbackConnection) -> None:
@@ -402,7 +404,7 @@ async def test_an_answer_that_comes_byte_by_byte_is_not_waited_for_longer(
     assert "within 0.5 seconds" in str(error)
 
 
-async def test_an_answer_of_unknown_length_ends_with_its_connection(far: LoopbackServers) -> None:
+async def test_a_response_of_unknown_length_ends_with_its_connection(far: LoopbackServers) -> None:
     def answer(_: bytes) -> bytes:
         far.connections[-1].last_words = b"HTTP/1.0 200 OK\r\n\r\nwhole"
         return b""
@@ -411,7 +413,7 @@ async def test_an_answer_of_unknown_length_ends_with_its_connection(far: Loopbac
     assert (await ask(far, f"127.0.0.1:{port}")).body == b"whole"
 
 
-async def test_a_server_that_says_nothing_is_given_up_and_its_connection_ends(
+async def test_a_silent_server_times_out_and_its_connection_is_closed(
     far: LoopbackServers,
 ) -> None:
     port = far.listen(lambda _: None, "127.0.0.1")
@@ -420,7 +422,7 @@ async def test_a_server_that_says_nothing_is_given_up_and_its_connection_ends(
     assert far.pool.count_idle() == 0
 
 
-async def test_interim_answers_are_passed_over(far: LoopbackServers) -> None:
+async def test_interim_responses_are_skipped(far: LoopbackServers) -> None:
     port = far.listen(
         lambda _: b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + ok(b"{}"), "127.0.0.1"
     )
@@ -436,7 +438,7 @@ async def test_redirects_of_the_api_are_not_followed(far: LoopbackServers) -> No
     assert (await ask(far, f"127.0.0.1:{port}")).status == 302
 
 
-async def test_a_second_answer_is_not_taken_for_the_one_to_the_next_request(
+async def test_a_second_response_is_not_matched_to_the_next_request(
     far: LoopbackServers,
 ) -> None:
     answers = [ok(b"1") + ok(b"surplus"), ok(b"2")]
@@ -460,7 +462,7 @@ async def test_an_idle_connection_on_which_data_comes_is_closed(far: LoopbackSer
 # ---- connections that are kept
 
 
-async def test_a_kept_connection_that_was_closed_is_replaced_for_what_may_be_repeated(
+async def test_an_idempotent_request_on_a_closed_connection_is_sent_again(
     far: LoopbackServers,
 ) -> None:
     answers = [ok(b"1"), b"", ok(b"2")]
@@ -521,7 +523,7 @@ async def test_eight_requests_at_most_go_to_one_host_at_once(far: LoopbackServer
 @pytest.mark.parametrize(
     "answer", [ok(b"{}", "Connection: close"), b"nothing good\r\n\r\n", b"", None]
 )
-async def test_a_host_leaves_no_trace_when_its_connections_are_closed(
+async def test_a_host_without_connections_uses_no_memory(
     far: LoopbackServers, answer: bytes | None
 ) -> None:
     port = far.listen(lambda _: answer, "127.0.0.1")
@@ -540,7 +542,7 @@ async def test_a_connection_before_http_1_1_is_not_kept(far: LoopbackServers) ->
     assert far.pool.count_idle() == 0
 
 
-async def test_an_answer_of_unknown_length_is_not_whole_where_its_connection_breaks(
+async def test_a_response_of_unknown_length_is_incomplete_if_its_connection_breaks(
     far: LoopbackServers,
 ) -> None:
     def answer(_: bytes) -> bytes:
@@ -551,7 +553,7 @@ async def test_an_answer_of_unknown_length_is_not_whole_where_its_connection_bre
     assert "broke within the answer" in str(await refused(far, f"127.0.0.1:{port}"))
 
 
-async def test_a_connection_is_closed_where_the_server_says_so(far: LoopbackServers) -> None:
+async def test_a_connection_is_closed_if_the_server_says_so(far: LoopbackServers) -> None:
     port = far.listen(lambda _: ok(b"{}", "Connection: close"), "127.0.0.1")
     wire, name = far.wire(), ServerName(f"127.0.0.1:{port}")
     await wire.exchange(name, GET)

@@ -53,7 +53,7 @@ def wait_in_vain(network: Network, alice: User, bob: User) -> None:
     assert asking.answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_the_next_invite_does_not_wait_again(network: Network) -> None:
+async def test_an_invite_to_an_unresponsive_server_fails_at_once(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     inviting = begin_invite(alice, bob, room_id)
@@ -71,7 +71,7 @@ async def test_the_next_invite_does_not_wait_again(network: Network) -> None:
     assert [asked(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
 
 
-async def test_the_next_key_query_does_not_wait_again(network: Network) -> None:
+async def test_a_key_query_to_an_unresponsive_server_fails_at_once(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
@@ -81,7 +81,7 @@ async def test_the_next_key_query_does_not_wait_again(network: Network) -> None:
     assert [asked(network, SOUTH, path) for path in PATHS.values()] == [0, 1, 0]
 
 
-async def test_it_is_asked_for_one_time_keys_as_long_as_it_may_be_starting(
+async def test_an_unresponsive_server_that_may_be_starting_is_asked_for_one_time_keys(
     network: Network,
 ) -> None:
     alice, bob, _ = pair(network)
@@ -110,7 +110,7 @@ async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> Non
     assert begin_query(alice, bob).answer.json["failures"] == {}, "it has answered"
 
 
-async def test_after_a_minute_it_is_asked_again(network: Network) -> None:
+async def test_an_unresponsive_server_is_contacted_again_after_a_minute(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)

@@ -38,7 +38,7 @@ def link(child: str, ts: object = 5, **content: Any) -> dict[str, Any]:
     }
 
 
-def test_the_specification_s_example_of_order() -> None:
+def test_the_example_of_the_specification_is_ordered() -> None:
     children = [
         (" ", 1640341000000, "!b:example.org"),
         ("aaaa", 1640141000000, "!a:example.org"),
@@ -53,11 +53,11 @@ def test_the_specification_s_example_of_order() -> None:
 
 
 @pytest.mark.parametrize("order", ["", "x" * 51, "ö", "\n", 1, None, ["a"]])
-def test_an_order_that_is_none_does_not_count(order: object) -> None:
+def test_an_invalid_order_is_ignored(order: object) -> None:
     assert read_order({"order": order}) is None
 
 
-def test_servers_that_are_none_are_left_out() -> None:
+def test_invalid_server_names_are_omitted() -> None:
     assert read_via({"via": ["a.test", "no server", 7, *["b.test"] * 20]}) == [
         "a.test",
         *["b.test"] * 7,
@@ -65,7 +65,7 @@ def test_servers_that_are_none_are_left_out() -> None:
     assert read_via({"via": "a.test"}) == read_via({}) == []
 
 
-def test_an_answer_is_read() -> None:
+def test_a_response_is_parsed() -> None:
     answer = {
         "room": told(
             SPACE, room_type="m.space", children_state=[link("!z:b.test"), link(CHILD, order="a")]
@@ -81,7 +81,7 @@ def test_an_answer_is_read() -> None:
     assert read.inaccessible == {"!z:b.test"}
 
 
-def test_what_is_malformed_is_left_out() -> None:
+def test_malformed_entries_are_omitted() -> None:
     bad_links: list[Any] = [
         7,
         link("nonsense"),
@@ -110,6 +110,6 @@ def test_what_is_malformed_is_left_out() -> None:
 @pytest.mark.parametrize(
     "answer", [{}, {"room": None}, {"room": told(CHILD)}, {"room": {"name": "x"}}]
 )
-def test_an_answer_about_another_room_is_refused(answer: dict[str, Any]) -> None:
+def test_a_response_about_another_room_is_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(BadJson):
         parse_hierarchy(SPACE, answer)

@@ -20,7 +20,7 @@ SLOW = "rc_federation: {to_device_bytes: {per_second: 1000, burst_count: 30000}}
 LARGE = "x" * 8000
 
 
-async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> None:
+async def test_a_server_above_the_limit_sends_its_messages_later(network: Network) -> None:
     """A message counts for each device that gets it: wildcard messages are stored per device."""
     room = await sending(network)
     east = Side(network.add(EAST))

@@ -170,7 +170,9 @@ async def prepared(network: Network, version: str) -> tuple[Shared, str, str]:
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
 @example(seed=1259085, version="6")
 @given(seed=SEEDS, version=st.sampled_from(["6", "10", "11", "12"]))
-async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
+async def test_fuzzed_responses_cause_no_500(
+    sqlite_template: Path, seed: int, version: str
+) -> None:
     random = Random(seed)
     with a_network(sqlite_template) as network:
         room, other, first = await prepared(network, version)
@@ -205,7 +207,9 @@ async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
 
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=SEEDS, version=st.sampled_from(["6", "10", "11", "12"]))
-async def test_transactions(sqlite_template: Path, seed: int, version: str) -> None:
+async def test_fuzzed_transactions_cause_no_500(
+    sqlite_template: Path, seed: int, version: str
+) -> None:
     random = Random(seed)
     with a_network(sqlite_template) as network:
         room, _, first = await prepared(network, version)

@@ -17,7 +17,7 @@ from tests.helpers.network import Network
 
 
 @pytest.mark.parametrize(("count", "length", "chunks"), [(1200, 700, 3), (100, 60_000, 6)])
-async def test_of_a_state_little_is_read_at_once(
+async def test_a_large_state_is_parsed_in_chunks(
     network: Network, monkeypatch: pytest.MonkeyPatch, count: int, length: int, chunks: int
 ) -> None:
     room = await shared(network)
@@ -46,7 +46,7 @@ async def test_of_a_state_little_is_read_at_once(
     assert max(read) <= 1 << 20
 
 
-async def test_others_have_turns_while_a_page_is_read(network: Network) -> None:
+async def test_the_reactor_runs_while_a_page_is_parsed(network: Network) -> None:
     room = await shared(network)
     body = msgspec.json.encode({"events": [{"a": ["x"] * 10_000}] * 100})
     network.interceptors.append(

@@ -385,5 +385,5 @@ class Towns(RuleBasedStateMachine):
         return [stored.event.event_id for stored in events.values()]
 
 
-def test_towns() -> None:
+def test_rooms_on_all_servers_converge() -> None:
     run_machine(Towns, RUNS, 20, parent=RANDOM_EXAMPLES)

@@ -73,7 +73,7 @@ async def test_remote_events_wait_for_at_most_one_local_message(
     assert len(texts(room.alice, room.room_id)) == 5
 
 
-async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_their_turn_too(
+async def test_joins_and_changed_events_are_checked_before_their_turn(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -103,7 +103,7 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
 
 
 @pytest.mark.parametrize("what", ["knock", "leave"])
-async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too(
+async def test_knocks_and_declined_invites_are_checked_before_their_turn(
     network: Network, what: str
 ) -> None:
     room = await shared(network)
@@ -142,7 +142,7 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
     ] == what
 
 
-async def test_an_event_that_was_here_without_its_place_is_asked_about_before_its_turn(
+async def test_an_outlier_is_checked_before_its_turn(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -164,7 +164,7 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
     assert outcome.verdict is Verdict.ACCEPT
 
 
-async def test_events_that_the_room_does_not_allow_are_not_asked_about(network: Network) -> None:
+async def test_unauthorized_events_are_not_sent_to_the_policy_server(network: Network) -> None:
     room = await shared(network)
     judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})

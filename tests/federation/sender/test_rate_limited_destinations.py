@@ -101,7 +101,7 @@ class Busy:
         "a date that is over",
     ],
 )
-async def test_it_is_left_alone_as_long_as_it_asks(
+async def test_a_rate_limited_destination_is_left_alone_until_retry_after(
     network: Network, headers: Mapping[str, str], body: Mapping[str, Any], tries: list[float]
 ) -> None:
     """And as long as our own pauses are, but no longer than the longest of these."""
@@ -132,7 +132,7 @@ async def test_activity_of_a_server_that_asked_to_wait_causes_no_earlier_try(
     assert "salom" in texts(room.bob, room.room_id)
 
 
-async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
+async def test_a_rate_limited_destination_may_be_queried_for_keys(network: Network) -> None:
     """However long it is that it takes no transactions: whose keys cannot be had cannot read what
     is sent."""
     room = await sending(network)
@@ -183,7 +183,7 @@ async def test_a_server_that_asked_to_wait_is_not_down_after_one_failed_try(
     claim_while_mended(network, room)
 
 
-async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Network) -> None:
+async def test_messages_for_a_returning_destination_are_not_dropped(network: Network) -> None:
     """It was away for nearly as long as messages are kept for a server that cannot be reached, and
     has much to do now."""
     room = await sending(network)
@@ -207,7 +207,7 @@ async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Netwo
     assert bodies(room.bob, since)[0] == [0]
 
 
-async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
+async def test_retry_after_survives_a_restart(network: Network) -> None:
     """And our own pauses are no longer for it."""
     room = await sending(network)
     busy = Busy(network, {"retry-after": "600"}, {})
@@ -228,7 +228,7 @@ async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
     assert "salom" in texts(room.bob, room.room_id)
 
 
-async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(
+async def test_a_transaction_whose_response_was_lost_is_not_received_twice(
     network: Network,
 ) -> None:
     """Then it asks us to wait, and gets in parts what it has."""
@@ -255,7 +255,7 @@ async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(
     assert texts(room.bob, room.room_id)[:8] == [f"w{number}" for number in reversed(range(8))]
 
 
-async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network: Network) -> None:
+async def test_a_destination_that_fails_after_some_parts_loses_nothing(network: Network) -> None:
     """As one whose disk is full: what it took before does not show that it is what is left at which
     it breaks down."""
     room = await sending(network)
@@ -335,7 +335,7 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
         assert bodies(user, tokens[server])[0] == [*range(4)]
 
 
-async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
+async def test_an_operator_sees_that_a_destination_is_rate_limited(network: Network) -> None:
     """And when it is tried again; and since when it cannot be reached, once that is so."""
     room = await sending(network)
     root = make_admin(room.north.server)
@@ -378,7 +378,7 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
     )
 
 
-async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
+async def test_an_operator_can_retry_a_rate_limited_destination_at_once(network: Network) -> None:
     room = await sending(network)
     root = make_admin(room.north.server)
     busy = Busy(network, {"retry-after": "600"}, {})

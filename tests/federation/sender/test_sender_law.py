@@ -80,7 +80,7 @@ class South:
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-async def test_nothing_is_lost_and_nothing_comes_twice(network: Network, seed: int) -> None:
+async def test_every_event_arrives_exactly_once(network: Network, seed: int) -> None:
     chance = Random(seed)
     room = await sending(network)
     _, since = bodies(room.bob)

@@ -35,7 +35,7 @@ async def open_ends(side: Side, room_id: RoomID) -> set[str]:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "11", "12"])
-async def test_a_newcomer_reads_the_room_to_its_beginning(network: Network, version: str) -> None:
+async def test_a_new_member_reads_the_room_to_its_beginning(network: Network, version: str) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice, version)
@@ -57,7 +57,7 @@ async def test_a_newcomer_reads_the_room_to_its_beginning(network: Network, vers
     assert len(network.log) == before
 
 
-async def test_backfilled_events_are_not_news(network: Network) -> None:
+async def test_backfilled_events_are_not_in_sync(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice)
@@ -112,7 +112,7 @@ async def test_a_silent_server_delays_the_reader_little(network: Network) -> Non
     assert requests_to(network, NORTH, "/backfill/") == 1
 
 
-async def test_another_server_is_asked_where_the_first_cannot_help(network: Network) -> None:
+async def test_another_server_is_asked_if_the_first_cannot_help(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -144,7 +144,7 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
     assert texts(room.bob, room.room_id, limit=5) == [f"{number}" for number in range(19, -1, -1)]
 
 
-async def test_what_the_history_visibility_hides_is_not_given(network: Network) -> None:
+async def test_backfill_respects_the_history_visibility(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     hidden = {

@@ -178,7 +178,7 @@ def test_a_user_invited_again_after_declining_may_join(network: Network) -> None
     assert members(alice, room_id)[bob.user_id] == "join"
 
 
-def test_an_invite_with_the_creation_of_a_room(network: Network) -> None:
+def test_a_room_is_created_with_a_remote_invite(network: Network) -> None:
     alice, bob = pair(network)
 
     room_id = create(alice, invite=[bob.user_id], is_direct=True, preset="trusted_private_chat")
@@ -187,7 +187,7 @@ def test_an_invite_with_the_creation_of_a_room(network: Network) -> None:
     assert room_id in rooms_in_sync(bob, "invite")
 
 
-def test_an_invite_as_a_state_event(network: Network) -> None:
+def test_an_invite_is_sent_as_a_state_event(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice)
 

@@ -115,7 +115,7 @@ async def test_the_stripped_state_of_a_knock_is_verified(
 
 
 @pytest.mark.parametrize(("version", "asked"), [("1", 2), ("2", 2), ("10", 1)])
-async def test_an_old_server_is_asked_in_the_old_way_where_that_says_enough(
+async def test_version_1_of_the_invite_endpoint_is_tried_only_in_old_rooms(
     network: Network, version: str, asked: int
 ) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))

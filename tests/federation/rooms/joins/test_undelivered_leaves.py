@@ -78,7 +78,7 @@ async def test_a_colleagues_join_does_not_undo_the_leave(network: Network, versi
     assert len(await Side(alice.server).extremities(RoomID(room_id))) == 1
 
 
-async def test_other_last_events_count_too(network: Network) -> None:
+async def test_a_leave_is_kept_though_other_events_are_the_latest(network: Network) -> None:
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -199,7 +199,7 @@ async def test_the_partial_state_names_the_room_after_its_first_member(network: 
     await same_state(alice, carol, room_id)
 
 
-async def test_somebody_else_has_declined_since(network: Network) -> None:
+async def test_a_later_declined_invite_does_not_undo_the_leave(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     carol, dave = bob.server.register("carol"), bob.server.register("dave")
     ok(join_via(bob, room_id, NORTH))

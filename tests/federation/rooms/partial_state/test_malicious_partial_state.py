@@ -345,7 +345,7 @@ async def test_a_user_removed_without_permission_is_shown_after_completion(
     await same_state(alice, bob, room_id)
 
 
-async def test_late_messages_are_not_news_to_users_who_joined_after(
+async def test_late_messages_do_not_notify_users_who_joined_after(
     network: Network,
 ) -> None:
     """The room shows people only what was said while they were there."""

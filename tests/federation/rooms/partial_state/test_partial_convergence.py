@@ -114,5 +114,5 @@ class LargeTowns(Towns):
             )
 
 
-def test_large_towns() -> None:
+def test_large_rooms_with_partial_state_converge() -> None:
     run_machine(LargeTowns, RUNS, 20, (Phase.generate,), RANDOM_EXAMPLES)

@@ -126,7 +126,7 @@ def sliding(user: User, required: list[list[str]], pos: str = "") -> Any:
     return ok(user.post(path, body))
 
 
-async def test_sliding_sync(network: Network) -> None:
+async def test_sliding_sync_shows_a_room_with_partial_state(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     lazy = [["m.room.member", "$LAZY"], ["m.room.name", ""]]

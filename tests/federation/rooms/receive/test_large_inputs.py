@@ -174,7 +174,7 @@ class Kept:
         return outcomes
 
 
-def test_a_state_is_put_in_order_in_pieces() -> None:
+def test_a_long_state_is_sorted_in_pieces() -> None:
     clock, kept = Turns(), Kept()
     imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(0, {"body": "x"})
@@ -190,7 +190,7 @@ def test_a_state_is_put_in_order_in_pieces() -> None:
 
 @pytest.mark.parametrize("depth", [-(10**400), 10**400, 2**70, 1.5, True, None, "deep"])
 @pytest.mark.parametrize("is_read", [True, False])
-def test_what_claims_any_depth_is_no_event_and_no_error(depth: object, is_read: bool) -> None:
+def test_an_event_with_an_impossible_depth_is_skipped(depth: object, is_read: bool) -> None:
     clock, kept = Turns(), Kept()
     imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(1, {"body": "x"})

@@ -54,7 +54,7 @@ async def test_a_gap_is_filled(network: Network, version: str) -> None:
     assert await waiting(room.south) == 0
 
 
-async def test_a_gap_with_a_change_of_state_in_it(network: Network) -> None:
+async def test_a_gap_with_a_state_change_is_filled(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     set_state(room.alice, room.room_id, "m.room.topic", {"topic": "tea"})
@@ -305,7 +305,7 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     assert requests_to(network, EAST, "get_missing_events") == 1
 
 
-async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: Network) -> None:
+async def test_a_server_that_answers_429_is_not_asked_before_retry_after(network: Network) -> None:
     """Neither for new events of the room, nor for events further back."""
     room = await shared(network)
     said = await missed(room, "one", "two", "three", "four")
@@ -349,7 +349,7 @@ async def test_another_server_is_asked_while_one_rate_limits_us(network: Network
     assert requests_to(network, NORTH, "get_missing_events") == 1
 
 
-async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
+async def test_a_new_event_ends_the_pause_of_its_room(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
     network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
