@@ -214,7 +214,7 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 @pytest.fixture
 def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
     """A network without servers; each added server has its own SQLite database."""
-    NUMBERS.start_anew()
+    NUMBERS.reset()
     databases: list[Database] = []
 
     def open_another() -> Database:

@@ -77,14 +77,14 @@ async def enable_recovery(one: Person) -> str:
 
 
 async def encrypted_room(alice: Person, bob: Person) -> str:
-    wish = sdk.CreateRoomParameters(
+    requested = sdk.CreateRoomParameters(
         name="Sir",
         is_encrypted=True,
         visibility=sdk.RoomVisibility.PRIVATE(),
         preset=sdk.RoomPreset.PRIVATE_CHAT,
         invite=[bob.user_id],
     )
-    room_id = str(await alice.client.create_room(wish))
+    room_id = str(await alice.client.create_room(requested))
     await (await bob.room(room_id, sdk.Membership.INVITED)).join()
     await bob.room(room_id)
     room = await alice.room(room_id)

@@ -490,7 +490,7 @@ def test_cached_key_counts_match_the_database(
     store = DeviceKeyStore(server.app.database)
     for step, at in steps:
         device = devices[at]
-        wish = {
+        requested = {
             bob.user_id: {
                 device.device_id: "other" if step == "claim other" else "signed_curve25519"
             }
@@ -514,7 +514,7 @@ def test_cached_key_counts_match_the_database(
                     },
                 )
             case "claim" | "claim other":
-                assert alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).status == 200
+                assert alice.post(f"{V3}/keys/claim", {"one_time_keys": requested}).status == 200
             case "elsewhere":
                 server.app.database.streams.advance_to(server.app.database.streams.current() + 1)
             case "leave":
@@ -555,10 +555,10 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     other = open_inline(sqlite)
     told: list[Change] = []
     other.streams.subscribe(told.extend, stage=Stage.NOTIFY)
-    wish = (bob.user_id, bob.device_id, "signed_curve25519")
+    requested = (bob.user_id, bob.device_id, "signed_curve25519")
 
     def claim() -> None:
-        server.run(DeviceKeyStore(other).claim_in_chunks([wish], 0))
+        server.run(DeviceKeyStore(other).claim_in_chunks([requested], 0))
         if elsewhere:
             database.streams.advance_to(told[-1].position)
         else:
@@ -568,6 +568,6 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     store = ClaimedMeanwhile(database, claim)
     counts = OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10)
     for left in (4, 3, 2):
-        assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+        assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {requested[2]: left}
     assert store.reads == 3
     server.run(other.close())

@@ -210,15 +210,17 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     meanwhile = open_inline(sqlite)
     told: list[Change] = []
     meanwhile.streams.subscribe(told.extend, stage=Stage.NOTIFY)
-    wish = (bob.user_id, bob.device_id, "signed_curve25519")
+    requested = (bob.user_id, bob.device_id, "signed_curve25519")
     readers: list[OneTimeKeyCounts] = []
     for left in (2, 1, 0):
-        server.run(DeviceKeyStore(meanwhile).claim_in_chunks([wish], 0))
+        server.run(DeviceKeyStore(meanwhile).claim_in_chunks([requested], 0))
         readers.append(OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10))
         counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
-        assert counts.one_time == {wish[2]: left}, "it was read but not announced yet"
+        assert counts.one_time == {requested[2]: left}, "it was read but not announced yet"
         database.streams.publish(told, told[-1].position)
         told.clear()
         for reader in readers:
-            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {
+                requested[2]: left
+            }
     server.run(meanwhile.close())

@@ -121,7 +121,7 @@ class Browser:
         """Post form fields to a path, whatever the current page is."""
         return self._go("POST", path, urlencode(fields).encode())
 
-    def post_from_elsewhere(self, path: str, fields: Mapping[str, str]) -> Answer:
+    def post_from_other_site(self, path: str, fields: Mapping[str, str]) -> Answer:
         """Post a form as a page of another site does: without cookies. Redirects are not
         followed."""
         cookies, self.cookies = self.cookies, {}

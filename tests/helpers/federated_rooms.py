@@ -27,9 +27,9 @@ class _Numbers:
     """A counter for unique IDs and timestamps of events that tests build."""
 
     def __init__(self) -> None:
-        self.start_anew()
+        self.reset()
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """Restart the counter for a new network, so that a test does not depend on earlier tests in
         the process."""
         self._count = count(1)

@@ -171,12 +171,10 @@ def _say(failure: Failure) -> None:
 
 
 def main() -> None:
-    errand = msgspec.json.decode(
-        sys.argv[1], type=CrashPlan, dec_hook=lambda kind, text: kind(text)
-    )
-    opened = Opened(errand.database, errand.folder, errand.store, errand.role)
-    MOMENTS[errand.moment](opened)
-    Deferred.fromCoroutine(WORKS[errand.work](opened)).addErrback(_say)
+    plan = msgspec.json.decode(sys.argv[1], type=CrashPlan, dec_hook=lambda kind, text: kind(text))
+    opened = Opened(plan.database, plan.folder, plan.store, plan.role)
+    MOMENTS[plan.moment](opened)
+    Deferred.fromCoroutine(WORKS[plan.work](opened)).addErrback(_say)
     _die()
 
 

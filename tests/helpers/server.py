@@ -92,7 +92,7 @@ class MemoryRelay:
         self.emails.append((recipient, email))
 
 
-class CutWeb:
+class UnreachableWeb:
     """A web client whose requests fail."""
 
     async def request(
@@ -111,7 +111,7 @@ class CutWeb:
         raise OutboundError("the host is unreachable")
 
 
-class CutWire:
+class UnreachableWire:
     """A wire whose requests fail."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
@@ -220,11 +220,11 @@ class TestServer:
             ),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
-            wire=wire if wire is not None else CutWire(),
-            web=web if web is not None else CutWeb(),
+            wire=wire if wire is not None else UnreachableWire(),
+            web=web if web is not None else UnreachableWeb(),
             fetch=fetch,
             follow=follow,
-            preview_web=preview_web if preview_web is not None else CutWeb(),
+            preview_web=preview_web if preview_web is not None else UnreachableWeb(),
             random=Random(seed).randbytes,
             monotonic=lambda: self.clock.seconds() - self._jumped,
             access_log=access_log,

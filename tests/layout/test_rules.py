@@ -90,7 +90,7 @@ BAD: list[tuple[Rule, str, str]] = [
         "from twisted.trial.unittest import SynchronousTestCase\n",
         "tests/a.py",
     ),
-    (rules.tests_are_functions, "TestTowns = Towns.TestCase\n", "tests/a.py"),
+    (rules.tests_are_functions, "TestMachine = Machine.TestCase\n", "tests/a.py"),
     (rules.no_asyncio, "import asyncio\n", "homeserver/a.py"),
     (
         rules.no_asyncio,

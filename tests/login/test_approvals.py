@@ -39,10 +39,10 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def register_approved(server: TestServer, name: str, *, is_admin: bool = False) -> None:
-    wish = RegistrationRequest(
+    requested = RegistrationRequest(
         username=name, password="wonderland", inhibit_login=True, is_admin=is_admin
     )
-    server.run(server.app.login.registration.do_register_privileged(wish))
+    server.run(server.app.login.registration.do_register_privileged(requested))
 
 
 def register_awaiting(server: TestServer, name: str = "alice") -> UserID:

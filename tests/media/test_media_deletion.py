@@ -410,7 +410,7 @@ _STEP = st.tuples(
 
 
 @pytest.fixture
-def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[User], str]:
+def scenario(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[User], str]:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     users = [server.register("alice"), server.register("bob")]
     return server, users, _room(*users)
@@ -421,9 +421,9 @@ def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[Us
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_exactly_the_unreferenced_files_are_deleted(
-    town: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
+    scenario: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
 ) -> None:
-    server, users, room_id = town
+    server, users, room_id = scenario
     model = _Model()
     addresses: list[str] = []
     gone: set[int] = set()

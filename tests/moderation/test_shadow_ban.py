@@ -238,8 +238,8 @@ def aliases_of(user: User, room_id: str) -> list[str]:
 
 
 def test_directory_changes_are_visible_only_to_them(alice: User, mallory: User, root: User) -> None:
-    wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
-    made = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
+    requested = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
+    made = ok(mallory.post(f"{V3}/createRoom", requested))["room_id"]
     later = create(mallory)
     theirs = create(alice, power_level_content_override={"users": {mallory.user_id: 100}}, **PUBLIC)
     join(mallory, theirs)

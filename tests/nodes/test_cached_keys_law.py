@@ -34,7 +34,7 @@ class Person:
         self.signing: dict[str, PersonalKey] = {}
 
 
-class Story:
+class KeyModel:
     """Operations of some users."""
 
     def __init__(self, nodes: Nodes, chance: Random) -> None:
@@ -173,9 +173,9 @@ class Story:
 @given(seed=st.integers(0, 2**32))
 def test_cached_keys_match_the_stored_ones(nodes: Nodes, seed: int) -> None:
     chance = Random(seed)
-    story = Story(nodes, chance)
+    model = KeyModel(nodes, chance)
     for _ in range(60):
-        chance.choice(story.steps)()
+        chance.choice(model.steps)()
     nodes.wait()
     for _ in range(6):
-        story.ask()
+        model.ask()

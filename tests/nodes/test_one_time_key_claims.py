@@ -30,7 +30,7 @@ class Bob:
         self._token = server.register("bob")
         who = server.request("GET", f"{V3}/account/whoami", token=self._token).json
         self.user_id = who["user_id"]
-        self.wish = {self.user_id: {who["device_id"]: ALGORITHM}}
+        self.requested = {self.user_id: {who["device_id"]: ALGORITHM}}
         fallback = {f"{ALGORITHM}:fallback": {"key": "fallback", "fallback": True}}
         self._upload({"fallback_keys": fallback})
         self.upload(0)
@@ -68,7 +68,10 @@ def claim(server: RunningServer, token: str, bob: Bob) -> list[str]:
     given = []
     for _ in range(EACH):
         reply = server.request(
-            "POST", f"{V3}/keys/claim", {"one_time_keys": bob.wish, "timeout": 30_000}, token=token
+            "POST",
+            f"{V3}/keys/claim",
+            {"one_time_keys": bob.requested, "timeout": 30_000},
+            token=token,
         )
         assert reply.status == 200, reply.body
         assert reply.json["failures"] == {}

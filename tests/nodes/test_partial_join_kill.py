@@ -24,10 +24,10 @@ WITHIN = 120.0
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
-    town = FederatedProcesses(tmp_path)
-    yield town
-    town.end()
+def servers(tmp_path: Path) -> Iterator[FederatedProcesses]:
+    servers = FederatedProcesses(tmp_path)
+    yield servers
+    servers.end()
 
 
 def good(server: RunningServer, method: str, path: str, token: str, body: Any = None) -> Any:
@@ -37,14 +37,14 @@ def good(server: RunningServer, method: str, path: str, token: str, body: Any = 
 
 
 def test_the_resync_continues_after_each_kill(
-    town: FederatedProcesses, database_config: SQLiteConfig | PostgresConfig
+    servers: FederatedProcesses, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     random = Random(SEED)
     north_port, south_port = free_port(), free_port()
-    north_files = town.add(north_port)
+    north_files = servers.add(north_port)
     room_id = quote(make_large_room(north_files, north_port, MEMBERS))
     north = north_files.start(listeners=2)
-    files = town.add(south_port, database=database_config)
+    files = servers.add(south_port, database=database_config)
     south = files.start(listeners=2)
     token, other = south.register("bob"), north.register("alice")
     good(south, "POST", f"{V3}/join/{room_id}?via=localhost:{north_port}", token, {})

@@ -254,7 +254,7 @@ def test_a_restarted_node_sends_the_end_of_typing(
     nodes.wait(0.2)
     answer = sync(bob, filter=QUIET)
     assert typing(answer, room_id) == [alice.user_id]
-    nodes.start_second_anew()
+    nodes.restart_second()
     waiting = poll(nodes.there(bob_here), answer["next_batch"], QUIET)
     for _ in range(14):
         nodes.wait(1.0)
@@ -269,7 +269,7 @@ def test_a_restarted_node_knows_who_types_on_another(nodes: NodePair) -> None:
     rooms.type(alice, room_id)  # for ten seconds
     rooms.type(alice_there, other_id)
     nodes.wait(4)
-    nodes.start_second_anew()
+    nodes.restart_second()
     client = SlidingClient(
         nodes.there(bob_here),
         lists={"all": a_list([0, 9])},
@@ -305,6 +305,6 @@ def test_clients_of_a_dead_node_get_the_end_from_the_other(nodes: NodePair) -> N
     rooms.type(alice, room_id)
     answer = sync(bob_here, filter=QUIET)
     assert typing(answer, room_id) == [alice.user_id]
-    nodes.start_second_anew()
+    nodes.restart_second()
     answer = sync(nodes.there(bob_here), answer["next_batch"], filter=QUIET)
     assert typing(answer, room_id) == []

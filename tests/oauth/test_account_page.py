@@ -420,10 +420,10 @@ def test_a_user_registers_with_an_address_and_a_token(
     browser.send(address="bob@example.org")
     assert "We sent an e-mail to bob@example.org" in browser.words
     browser.open(confirm(server))
-    wish = {"name": "bob", "password": "builder", "password_again": "builder"}
-    browser.send(**wish, registration_token="wrong")
+    requested = {"name": "bob", "password": "builder", "password_again": "builder"}
+    browser.send(**requested, registration_token="wrong")
     assert browser.status == 403
-    browser.send(**wish, registration_token=token)
+    browser.send(**requested, registration_token=token)
     assert "Allow Element X to use your account?" in browser.words
     assert "@bob:example.org" in browser.words
 

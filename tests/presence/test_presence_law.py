@@ -33,7 +33,7 @@ actions = st.lists(
 )
 
 
-class Town:
+class PresenceModel:
     """The server, its users, two rooms, and two clients that only receive changes."""
 
     def __init__(self, folder: Path, template: Path) -> None:
@@ -132,8 +132,8 @@ def test_a_client_that_received_all_changes_knows_the_presence(
     sqlite_template: Path,
     todo: list[tuple[str, int, int]],
 ) -> None:
-    town = Town(tmp_path_factory.mktemp("town"), sqlite_template)
+    model = PresenceModel(tmp_path_factory.mktemp("server"), sqlite_template)
     for action, who, what in todo:
-        town.do(action, who, what)
-    town.check()
-    Deferred.fromCoroutine(town.database.close())
+        model.do(action, who, what)
+    model.check()
+    Deferred.fromCoroutine(model.database.close())

@@ -37,7 +37,7 @@ BEHIND = [
 """A pusher that is behind has got one of three pushes when the server crashes."""
 
 
-class Town:
+class PushModel:
     """Alice, who has a pusher, and Bob, in two rooms; a gateway that comes and goes; a server that
     crashes."""
 
@@ -161,8 +161,8 @@ def test_unread_events_are_pushed_in_any_history(
     sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("law")
-    town = Town(folder, sqlite_template)
+    model = PushModel(folder, sqlite_template)
     for action, number in history:
-        town.do(action, number)
-    town.check()
-    Deferred.fromCoroutine(town.database.close())
+        model.do(action, number)
+    model.check()
+    Deferred.fromCoroutine(model.database.close())

@@ -307,7 +307,7 @@ def test_rooms_created_with_malformed_state_break_no_endpoint(
     tmp_path: Path, postgres_database: Database, odd: str
 ) -> None:
     alice = TestServer(tmp_path, postgres_database).register("alice")
-    wishes: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"name": odd},
         {"topic": odd},
         {"room_alias_name": odd},
@@ -321,9 +321,9 @@ def test_rooms_created_with_malformed_state_break_no_endpoint(
         {"power_level_content_override": {"events": {odd: 1}, "users": {odd: 1}, odd: 1}},
         {"invite": [odd]},
     ]
-    for wish in wishes:
-        answer = alice.post(f"{V3}/createRoom", {"visibility": "public", **wish})
-        assert answer.status in (200, 400, 413), (wish, answer.body)
+    for requested in requests:
+        answer = alice.post(f"{V3}/createRoom", {"visibility": "public", **requested})
+        assert answer.status in (200, 400, 413), (requested, answer.body)
         if answer.status == 200:
             for path, read in read_everything(alice, answer.json["room_id"], []):
                 assert read.status == 200, (path, read.body[:500])

@@ -389,9 +389,10 @@ def test_messages_can_be_filtered_by_their_relation_types(alice: User, room: str
     reference = relate(alice, room, parent, "m.reference")
 
     def found(**wanted: Any) -> list[str]:
-        wish = json.dumps({"types": ["m.room.message"], **wanted})
+        requested = json.dumps({"types": ["m.room.message"], **wanted})
         return [
-            event["event_id"] for event in messages(alice, room, limit=100, filter=wish)["chunk"]
+            event["event_id"]
+            for event in messages(alice, room, limit=100, filter=requested)["chunk"]
         ]
 
     name = "org.matrix.msc3874"
@@ -418,6 +419,6 @@ def test_messages_can_be_filtered_by_relations_of_their_children(
     assert found(related_by_senders=[bob.user_id]) == [other]
     assert found(related_by_senders=[bob.user_id], related_by_rel_types=["m.thread"]) == []
     assert found(related_by_senders=[]) == []
-    wish = {"room": {"timeline": {"related_by_senders": [bob.user_id], "limit": 100}}}
-    events = sync(alice, filter=wish)["rooms"]["join"][room]["timeline"]["events"]
+    requested = {"room": {"timeline": {"related_by_senders": [bob.user_id], "limit": 100}}}
+    events = sync(alice, filter=requested)["rooms"]["join"][room]["timeline"]["events"]
     assert [event["event_id"] for event in events] == [other]

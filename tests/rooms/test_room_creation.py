@@ -53,7 +53,7 @@ def test_a_room_is_private_by_default(alice: User) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "join_rule", "guest_access"),
+    ("requested", "join_rule", "guest_access"),
     [
         ({"preset": "private_chat"}, "invite", "can_join"),
         ({"preset": "trusted_private_chat"}, "invite", "can_join"),
@@ -65,9 +65,9 @@ def test_a_room_is_private_by_default(alice: User) -> None:
     ],
 )
 def test_presets_set_their_state(
-    alice: User, wish: dict[str, Any], join_rule: str, guest_access: str
+    alice: User, requested: dict[str, Any], join_rule: str, guest_access: str
 ) -> None:
-    room_id = create(alice, **wish)
+    room_id = create(alice, **requested)
     assert get_state(alice, room_id, "m.room.join_rules") == {"join_rule": join_rule}
     assert get_state(alice, room_id, "m.room.history_visibility") == {
         "history_visibility": "shared"
@@ -223,7 +223,7 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("requested", "expected"),
     [
         ({"room_version": "99"}, (400, "M_UNSUPPORTED_ROOM_VERSION")),
         ({"room_version": 12}, (400, "M_BAD_JSON")),
@@ -267,9 +267,9 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
     ],
 )
 def test_invalid_requests_are_refused(
-    alice: User, wish: dict[str, Any], expected: tuple[int, str]
+    alice: User, requested: dict[str, Any], expected: tuple[int, str]
 ) -> None:
-    assert refused(alice.post(CREATE_ROOM, wish)) == expected
+    assert refused(alice.post(CREATE_ROOM, requested)) == expected
     assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
 
 

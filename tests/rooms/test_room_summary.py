@@ -30,8 +30,8 @@ def bob(server: TestServer) -> User:
     return server.register("bob")
 
 
-def restricted(alice: User, *allowed: str, rule: str = "restricted", **wish: Any) -> str:
-    room = create(alice, preset="private_chat", **wish)
+def restricted(alice: User, *allowed: str, rule: str = "restricted", **requested: Any) -> str:
+    room = create(alice, preset="private_chat", **requested)
     allow = [{"type": "m.room_membership", "room_id": room_id} for room_id in allowed]
     set_state(alice, room, "m.room.join_rules", {"join_rule": rule, "allow": allow})
     return room

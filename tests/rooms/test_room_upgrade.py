@@ -51,8 +51,8 @@ def upgrade(user: User, room: str, version: str = "12", **more: Any) -> str:
     return str(ok(ask(user, room, version, **more))["replacement_room"])
 
 
-def old_room(user: User, version: str = "11", **wish: Any) -> str:
-    return create(user, **{"preset": "private_chat", "room_version": version, **wish})
+def old_room(user: User, version: str = "11", **requested: Any) -> str:
+    return create(user, **{"preset": "private_chat", "room_version": version, **requested})
 
 
 def test_predecessor_and_tombstone_link_the_rooms(alice: User) -> None:

@@ -26,9 +26,9 @@ def bob(network: Network) -> User:
     return network.add(SOUTH).register("bob")
 
 
-def space_of(user: User, *children: str, **wish: Any) -> str:
+def space_of(user: User, *children: str, **requested: Any) -> str:
     """A public space with these children, which are on the other servers or this one."""
-    space = create(user, **{"preset": "public_chat", "creation_content": SPACE, **wish})
+    space = create(user, **{"preset": "public_chat", "creation_content": SPACE, **requested})
     for number, child in enumerate(children):
         set_state(
             user, space, "m.space.child", {"via": [NORTH, SOUTH], "order": str(number)}, child

@@ -101,7 +101,7 @@ def test_c_icap_finds_viruses(scanners: RunningScanners, method: Method) -> None
             ask()
 
 
-class Talk:
+class ServerSide:
     """The server's side of a connection: the bytes it received, and its answers."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -135,7 +135,7 @@ class Talk:
         self._connection.sendall(data)
 
 
-Script = Callable[[Talk], None]
+Script = Callable[[ServerSide], None]
 
 
 @contextmanager
@@ -152,7 +152,7 @@ def scripted_server(script: Script) -> Iterator[int]:
                 return
             with connection:
                 try:
-                    script(Talk(connection))
+                    script(ServerSide(connection))
                 except (BrokenPipeError, ConnectionResetError):
                     continue  # who asks has hung up
                 except BaseException as error:
@@ -198,9 +198,9 @@ def modified(http: bytes, body: bytes, more: bytes = b"", part: bytes = b"res") 
 
 
 def says(answer: bytes) -> Script:
-    def script(talk: Talk) -> None:
-        talk.whole()
-        talk.say(answer)
+    def script(peer: ServerSide) -> None:
+        peer.whole()
+        peer.say(answer)
 
     return script
 
@@ -278,8 +278,8 @@ def test_unclear_responses_are_errors(answer: bytes, error: type[Exception]) -> 
 def test_a_silent_server_times_out() -> None:
     waiting = threading.Event()
 
-    def script(talk: Talk) -> None:
-        talk.whole()
+    def script(peer: ServerSide) -> None:
+        peer.whole()
         waiting.wait(60)
 
     with scripted(script, seconds=0.1) as scanner:
@@ -304,26 +304,26 @@ def test_a_server_that_echoes_during_the_request_is_supported() -> None:
     """More than sockets hold: a client that only sent, or only read, would wait for ever."""
     data = bytes(range(256)) * (6 << 12)
 
-    def script(talk: Talk) -> None:
-        head = talk.heard(b"\r\n\r\n")
+    def script(peer: ServerSide) -> None:
+        head = peer.heard(b"\r\n\r\n")
         for _ in range(head.count(b"-hdr=")):
-            talk.heard(b"\r\n\r\n")
-        talk.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
-        while size := int(talk.heard(b"\r\n"), 16):
-            while len(talk._received) < size + 2:
-                talk._received += talk._connection.recv(65536)
-            talk.say(b"%x\r\n%s\r\n" % (size, talk._received[:size]))
-            talk._received = talk._received[size + 2 :]
-        talk.say(b"0\r\n\r\n")
+            peer.heard(b"\r\n\r\n")
+        peer.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
+        while size := int(peer.heard(b"\r\n"), 16):
+            while len(peer._received) < size + 2:
+                peer._received += peer._connection.recv(65536)
+            peer.say(b"%x\r\n%s\r\n" % (size, peer._received[:size]))
+            peer._received = peer._received[size + 2 :]
+        peer.say(b"0\r\n\r\n")
 
     with scripted(script, seconds=60) as scanner:
         assert scan(scanner, data) is None
 
 
 def test_a_response_before_the_end_of_the_request_is_accepted() -> None:
-    def script(talk: Talk) -> None:
-        talk.heard(b"\r\n\r\n")
-        talk.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
+    def script(peer: ServerSide) -> None:
+        peer.heard(b"\r\n\r\n")
+        peer.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
 
     with scripted(script) as scanner:
         # what is sent after its end may undo its answer on the way, which then counts for nothing
@@ -338,11 +338,11 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_EARLY_BYTES", 1 << 20)
     ended = threading.Event()
 
-    def script(talk: Talk) -> None:
-        talk.heard(b"\r\n\r\n")
-        talk.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
+    def script(peer: ServerSide) -> None:
+        peer.heard(b"\r\n\r\n")
+        peer.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
         while not ended.is_set():
-            talk.say(b"10000\r\n" + bytes(65536) + b"\r\n")
+            peer.say(b"10000\r\n" + bytes(65536) + b"\r\n")
 
     with scripted(script, seconds=0.5) as scanner:
         with pytest.raises(CannotScan, match="too slow"):
@@ -353,14 +353,14 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_version_is_read_from_the_server() -> None:
     tags = iter((b"one", b"two"))
 
-    def script(talk: Talk) -> None:
-        assert talk.heard(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
-        talk.say(OPTIONS % next(tags))
+    def script(peer: ServerSide) -> None:
+        assert peer.heard(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
+        peer.say(OPTIONS % next(tags))
 
     with scripted(script) as scanner:
         assert [version(scanner), version(scanner)] == ['Test "one"', 'Test "two"']
     with (
-        scripted(lambda talk: talk.say(OPTIONS % b"x"), "REQMOD") as scanner,
+        scripted(lambda peer: peer.say(OPTIONS % b"x"), "REQMOD") as scanner,
         pytest.raises(ScannerUnavailable, match="REQMOD"),
     ):
         version(scanner)
@@ -375,9 +375,9 @@ def test_invalid_icap_urls_are_refused(url: str) -> None:
 
 
 def test_a_server_that_is_not_clamd_is_an_error() -> None:
-    def script(talk: Talk) -> None:
-        talk.heard(b"\0")
-        talk.say(b"SSH-2.0-OpenSSH\0")
+    def script(peer: ServerSide) -> None:
+        peer.heard(b"\0")
+        peer.say(b"SSH-2.0-OpenSSH\0")
 
     with scripted_server(script) as port:
         clamd = ClamdScanner(

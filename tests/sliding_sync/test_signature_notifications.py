@@ -145,7 +145,7 @@ class NewDevice:
         self._signed = self.user.start("POST", f"{V3}/keys/signatures/upload", signature)
 
 
-class Town:
+class SignatureModel:
     """The new device, and another user who is busy in an encrypted room with it."""
 
     def __init__(
@@ -247,7 +247,7 @@ def test_a_new_device_is_notified_at_once_when_it_is_signed(
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": alice.user_id}}
     user = User(server, server.post(f"{V3}/login", {**login, "password": "wonderland"}).json)
     device = NewDevice(user, signing, has_two=seed % 4 > 1)
-    Town(server, turns, Random(seed), device, bob, room_id).run()
+    SignatureModel(server, turns, Random(seed), device, bob, room_id).run()
     device.check_done()
     given = query(user, user)["device_keys"][user.user_id][user.device_id]
     assert device.is_signed(given)

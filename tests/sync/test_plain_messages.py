@@ -21,11 +21,11 @@ EXTENSIONS = {
 }
 LAZILY = {"room": {"timeline": {"limit": 5}, "state": {"lazy_load_members": True}}}
 
-Town = tuple[User, User, list[str]]
+Scenario = tuple[User, User, list[str]]
 
 
 @pytest.fixture
-def town(server: TestServer) -> Town:
+def scenario(server: TestServer) -> Scenario:
     """Alice and Bob, in three rooms, the last one the newest."""
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(bob, preset="public_chat", name=f"room {number}") for number in range(3)]
@@ -65,8 +65,8 @@ MORE: dict[str, Callable[[User, User, str], object]] = {
 """News beside messages."""
 
 
-def test_plain_messages_take_the_fast_path(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_plain_messages_take_the_fast_path(scenario: Scenario, compared: Compared) -> None:
+    alice, bob, rooms = scenario
     since = sync(alice)["next_batch"]
     since = sync(alice, since)["next_batch"]
     _account_data(bob)  # news for others alone
@@ -81,9 +81,11 @@ def test_plain_messages_take_the_fast_path(town: Town, compared: Compared) -> No
     }
 
 
-def test_none_of_many_changes_since_the_token_is_omitted(town: Town, compared: Compared) -> None:
+def test_none_of_many_changes_since_the_token_is_omitted(
+    scenario: Scenario, compared: Compared
+) -> None:
     """The last few are looked at first."""
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     tokens, said = [since], [(rooms[0], "first")]
     say(bob, *said[0])
@@ -104,9 +106,9 @@ def test_none_of_many_changes_since_the_token_is_omitted(town: Town, compared: C
 
 @pytest.mark.parametrize("what", MORE)
 def test_other_changes_do_not_prevent_the_fast_path_of_a_room(
-    town: Town, compared: Compared, what: str
+    scenario: Scenario, compared: Compared, what: str
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     say(bob, rooms[0], "one")
     MORE[what](alice, bob, rooms[1])
@@ -141,9 +143,9 @@ NOT_PLAIN: dict[str, Callable[[User, User, str], object]] = {
 
 @pytest.mark.parametrize("what", NOT_PLAIN)
 def test_a_message_that_is_not_plain_takes_the_complete_path(
-    town: Town, compared: Compared, what: str
+    scenario: Scenario, compared: Compared, what: str
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     say(bob, rooms[0], "one")
     NOT_PLAIN[what](alice, bob, rooms[0])
@@ -153,9 +155,9 @@ def test_a_message_that_is_not_plain_takes_the_complete_path(
 
 
 def test_an_unsent_lazy_loaded_sender_takes_the_complete_path(
-    town: Town, compared: Compared
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     carol = alice.server.register("carol")
     act(carol, rooms[0], "join")
     for number in range(6):
@@ -175,8 +177,10 @@ def test_an_unsent_lazy_loaded_sender_takes_the_complete_path(
 
 @pytest.mark.parametrize("with_message", [False, True])
 @pytest.mark.usefixtures("compared")
-def test_to_device_messages_repeat_until_acknowledged(town: Town, with_message: bool) -> None:
-    alice, bob, rooms = town
+def test_to_device_messages_repeat_until_acknowledged(
+    scenario: Scenario, with_message: bool
+) -> None:
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in (1, 2):
         _send_to(bob, alice, number)
@@ -197,9 +201,9 @@ def test_to_device_messages_repeat_until_acknowledged(town: Town, with_message: 
 
 @pytest.mark.usefixtures("compared")
 def test_more_to_device_messages_than_fit_come_in_order(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob, _ = town
+    alice, bob, _ = scenario
     monkeypatch.setattr(device_sections, "MESSAGES_PER_RESPONSE", 2)
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in range(5):
@@ -220,8 +224,8 @@ def _follow(user: User, last: int, **lists: Any) -> SlidingClient:
     return client
 
 
-def test_plain_messages_in_view_take_the_fast_path(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_plain_messages_in_view_take_the_fast_path(scenario: Scenario, compared: Compared) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     for turn in ("one", "two"):
         say(bob, rooms[0], f"{turn}-here")
@@ -236,8 +240,8 @@ def test_plain_messages_in_view_take_the_fast_path(town: Town, compared: Compare
         client.sync()
 
 
-def test_consecutive_messages_take_the_fast_path(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_consecutive_messages_take_the_fast_path(scenario: Scenario, compared: Compared) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     before = len(compared)
     for number in range(4):
@@ -249,9 +253,9 @@ def test_consecutive_messages_take_the_fast_path(town: Town, compared: Compared)
 
 
 def test_a_room_that_comes_into_view_takes_the_complete_path_first(
-    town: Town, compared: Compared
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 1)
     before = len(compared)
     say(bob, rooms[0], "one")
@@ -266,9 +270,9 @@ def test_a_room_that_comes_into_view_takes_the_complete_path_first(
 
 
 def test_a_room_with_too_short_a_timeline_takes_the_complete_path_first(
-    town: Town, compared: Compared
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 9, first=a_list([0, 0], limit=7))
     before = len(compared)
     say(bob, rooms[0], "one")  # it moves into the window that asks for more
@@ -281,9 +285,9 @@ def test_a_room_with_too_short_a_timeline_takes_the_complete_path_first(
 
 @pytest.mark.parametrize("what", MORE)
 def test_other_changes_in_view_do_not_prevent_the_fast_path(
-    town: Town, compared: Compared, what: str
+    scenario: Scenario, compared: Compared, what: str
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
     MORE[what](alice, bob, rooms[1])
@@ -293,9 +297,9 @@ def test_other_changes_in_view_do_not_prevent_the_fast_path(
 
 
 def test_a_client_that_requests_more_takes_the_complete_path(
-    town: Town, compared: Compared
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
     client.body["lists"]["all"] = a_list([0, 9], limit=6, state=[["m.room.topic", ""]])
@@ -305,8 +309,8 @@ def test_a_client_that_requests_more_takes_the_complete_path(
 
 
 @pytest.mark.usefixtures("compared")
-def test_a_lost_response_is_repeated(town: Town) -> None:
-    alice, bob, rooms = town
+def test_a_lost_response_is_repeated(scenario: Scenario) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     pos = client.pos
     say(bob, rooms[0], "one")

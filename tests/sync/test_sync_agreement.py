@@ -49,7 +49,7 @@ ASK = st.builds(
 )
 
 
-class Towns(RuleBasedStateMachine):
+class SyncAgreementMachine(RuleBasedStateMachine):
     """Alice, Bob and Carol in the north, Dave in the south."""
 
     def __init__(self) -> None:
@@ -469,4 +469,4 @@ class Towns(RuleBasedStateMachine):
 
 
 def test_clients_of_both_syncs_agree_with_a_new_client() -> None:
-    run_machine(Towns, RUNS, 40, PHASES_WITHOUT_SHRINKING)
+    run_machine(SyncAgreementMachine, RUNS, 40, PHASES_WITHOUT_SHRINKING)

@@ -24,19 +24,19 @@ async def test_the_removal_of_a_device_is_announced_once(network: Network) -> No
     query(room.alice, room.bob)
     told: list[tuple[str, bool]] = []
 
-    def look(letter: Transfer) -> Fate:
+    def look(transfer: Transfer) -> Fate:
         if (
-            letter.destination == NORTH
-            and "/v1/send/" in letter.request.uri
-            and letter.request.body
+            transfer.destination == NORTH
+            and "/v1/send/" in transfer.request.uri
+            and transfer.request.body
         ):
             contents = [
-                edu["content"] for edu in msgspec.json.decode(letter.request.body).get("edus", [])
+                edu["content"] for edu in msgspec.json.decode(transfer.request.body).get("edus", [])
             ]
             told.extend((each["device_id"], each["deleted"]) for each in contents)
         return Fate.ARRIVES
 
-    network.weather = look
+    network.choose_fate = look
     since = sync(room.bob)["next_batch"]
     remove(room.bob, "NONE", second.device_id, second.device_id)
     network.settle()

@@ -17,17 +17,17 @@ def told(network: Network) -> list[tuple[str, str]]:
     """Device updates by server."""
     found: list[tuple[str, str]] = []
 
-    def look(letter: Transfer) -> Fate:
-        if "/v1/send/" in letter.request.uri and letter.request.body:
-            edus = msgspec.json.decode(letter.request.body).get("edus", [])
+    def look(transfer: Transfer) -> Fate:
+        if "/v1/send/" in transfer.request.uri and transfer.request.body:
+            edus = msgspec.json.decode(transfer.request.body).get("edus", [])
             found.extend(
-                (letter.destination, edu["content"]["device_id"])
+                (transfer.destination, edu["content"]["device_id"])
                 for edu in edus
                 if edu["edu_type"] == UPDATE
             )
         return Fate.ARRIVES
 
-    network.weather = look
+    network.choose_fate = look
     return found
 
 

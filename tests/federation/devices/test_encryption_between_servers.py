@@ -258,7 +258,7 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
     )
     upload(room.alice, one_time_keys=one_time_keys(*[f"k{number}" for number in range(9)]))
     east = network.add(EAST)
-    wish = {
+    requested = {
         "one_time_keys": {
             room.alice.user_id: {room.alice.device_id: "signed_curve25519", "X": "other"}
         }
@@ -266,7 +266,7 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
 
     async def ask(server: TestServer) -> int:
         """Return the number of claimed keys. Raises RefusedByRemote."""
-        answer = await server.app.peers.requests.post(ServerName(NORTH), CLAIM, wish)
+        answer = await server.app.peers.requests.post(ServerName(NORTH), CLAIM, requested)
         return len(answer["one_time_keys"].get(room.alice.user_id, {}))
 
     south = room.south.server

@@ -108,8 +108,8 @@ async def test_a_server_that_fails_at_once_is_contacted_at_most_every_five_secon
 async def test_a_server_that_timed_out_is_left_alone_for_longer(network: Network) -> None:
     """Every caller would wait as long."""
     room = await sending(network)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()

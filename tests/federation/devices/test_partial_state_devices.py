@@ -14,7 +14,7 @@ from tests.helpers.federated_rooms import Side
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
-    enter_after_a_ban,
+    join_after_missed_ban,
     large_room,
     lazily,
     member,
@@ -81,7 +81,7 @@ async def mistaken(network: Network) -> tuple[User, User, str, str]:
         **ENCRYPTED,
     )
     wanda = network.add(WEST).register("wanda")
-    enter_after_a_ban(network, alice, bob, room_id, wanda)
+    join_after_missed_ban(network, alice, bob, room_id, wanda)
     since = lazily(bob)["next_batch"]
     west = Side(wanda.server)
     (our_join,) = await Side(bob.server).last(RoomID(room_id))

@@ -269,6 +269,6 @@ def test_a_client_without_an_account_queries_no_other_server(network: Network) -
 async def test_queries_of_other_types_are_refused_clearly(network: Network) -> None:
     _alice, bob = pair(network)
     requests = bob.server.app.peers.requests
-    with pytest.raises(RefusedByRemote, match="queries of the type 'weather'") as refusal:
-        await requests.get(ServerName(NORTH), "/_matrix/federation/v1/query/weather")
+    with pytest.raises(RefusedByRemote, match="queries of the type 'choose_fate'") as refusal:
+        await requests.get(ServerName(NORTH), "/_matrix/federation/v1/query/choose_fate")
     assert (refusal.value.status, refusal.value.errcode) == (404, "M_UNRECOGNIZED")

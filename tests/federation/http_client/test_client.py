@@ -25,14 +25,14 @@ def redirect(place: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-async def test_a_post_is_sent_without_tls(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"{}"))
-    answer = await far.client().request(
+async def test_a_post_is_sent_without_tls(loopback: LoopbackServers) -> None:
+    port = loopback.listen(lambda _: ok(b"{}"))
+    answer = await loopback.client().request(
         "POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body"
     )
     assert (answer.status, answer.body) == (200, b"{}")
-    assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
-    head, _, body = far.requests[0].partition(b"\r\n\r\n")
+    assert loopback.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
+    head, _, body = loopback.requests[0].partition(b"\r\n\r\n")
     assert {b"X-A: b", b"Content-Length: 4"} <= set(head.split(b"\r\n"))
     assert body == b"body"
 
@@ -82,36 +82,36 @@ def test_the_request_target_is_sent_as_it_was_signed(
 
 
 async def test_a_certificate_authority_of_the_environment_is_trusted(
-    far: LoopbackServers, monkeypatch: pytest.MonkeyPatch
+    loopback: LoopbackServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = far.listen(lambda _: ok(b"{}"), "identity.example")
-    far.names.addresses["identity.example"] = ["127.0.0.1"]
+    port = loopback.listen(lambda _: ok(b"{}"), "identity.example")
+    loopback.names.addresses["identity.example"] = ["127.0.0.1"]
     url = f"https://identity.example:{port}/"
     with pytest.raises(OutboundError):
-        await far.client(trust=TlsTrust()).request("GET", url)
-    monkeypatch.setenv("SSL_CERT_FILE", str(far.authority.path))
-    assert (await far.client(trust=TlsTrust()).request("GET", url)).status == 200
+        await loopback.client(trust=TlsTrust()).request("GET", url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(loopback.authority.path))
+    assert (await loopback.client(trust=TlsTrust()).request("GET", url)).status == 200
 
 
-async def test_cookies_are_neither_kept_nor_sent(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"{}", "Set-Cookie: a=b; Path=/"))
-    client = far.client()
+async def test_cookies_are_neither_kept_nor_sent(loopback: LoopbackServers) -> None:
+    port = loopback.listen(lambda _: ok(b"{}", "Set-Cookie: a=b; Path=/"))
+    client = loopback.client()
     for _ in range(2):
         await client.request("GET", f"http://127.0.0.1:{port}/")
-    assert len(far.requests) == 2
-    assert not any(b"cookie" in request.lower() for request in far.requests)
+    assert len(loopback.requests) == 2
+    assert not any(b"cookie" in request.lower() for request in loopback.requests)
 
 
-async def test_a_host_name_may_have_an_underscore(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"{}"))
-    far.names.addresses["push_gateway"] = ["127.0.0.1"]
-    assert (await far.client().request("GET", f"http://push_gateway:{port}/")).status == 200
+async def test_a_host_name_may_have_an_underscore(loopback: LoopbackServers) -> None:
+    port = loopback.listen(lambda _: ok(b"{}"))
+    loopback.names.addresses["push_gateway"] = ["127.0.0.1"]
+    assert (await loopback.client().request("GET", f"http://push_gateway:{port}/")).status == 200
 
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("said", ["length", "packed"])
 async def test_the_error_for_a_too_long_response_has_its_status(
-    far: LoopbackServers, status: int, said: str
+    loopback: LoopbackServers, status: int, said: str
 ) -> None:
     """Also where it is only when it is unpacked that it turns out to be."""
     answer = (
@@ -119,16 +119,16 @@ async def test_the_error_for_a_too_long_response_has_its_status(
         if said == "length"
         else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
     )
-    port = far.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
+    port = loopback.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
     with pytest.raises(ResponseTooLong, match="longer than 10000") as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
+        await loopback.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
 async def test_the_error_for_an_incomplete_response_has_its_status(
-    far: LoopbackServers, status: int, body: str
+    loopback: LoopbackServers, status: int, body: str
 ) -> None:
     head = f"HTTP/1.1 {status} X\r\n".encode()
 
@@ -138,12 +138,12 @@ async def test_the_error_for_an_incomplete_response_has_its_status(
         begun = head + b"Content-Length: 20\r\n\r\nhalf"
         if body == "never ends":
             return begun
-        far.connections[-1].last_words = begun
+        loopback.connections[-1].last_words = begun
         return b""
 
-    port = far.listen(answer)
+    port = loopback.listen(answer)
     with pytest.raises(OutboundError) as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=0.3)
+        await loopback.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=0.3)
     assert caught.value.status == status
 
 
@@ -153,24 +153,26 @@ async def test_the_error_for_an_incomplete_response_has_its_status(
     ids=["trailers", "a trailer", "an extension"],
 )
 async def test_endless_trailers_of_a_chunked_body_are_an_error(
-    far: LoopbackServers, after: bytes, endless: bytes
+    loopback: LoopbackServers, after: bytes, endless: bytes
 ) -> None:
     """After a body that never grows longer one may send for as long as is waited."""
     begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + after
-    port = far.listen(lambda _: begun + b"".join(endless % number for number in range(100_000)))
+    port = loopback.listen(
+        lambda _: begun + b"".join(endless % number for number in range(100_000))
+    )
     with pytest.raises(OutboundError, match="its answer is") as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=20)
+        await loopback.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=20)
     assert caught.value.status == 200
 
 
-async def test_trailers_are_not_read_as_headers(far: LoopbackServers) -> None:
+async def test_trailers_are_not_read_as_headers(loopback: LoopbackServers) -> None:
     body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
-    port = far.listen(
+    port = loopback.listen(
         lambda _: (
             b"HTTP/1.1 429 X\r\nRetry-After: \t60 \t\r\nTransfer-Encoding: chunked\r\n\r\n" + body
         )
     )
-    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/")
+    answer = await loopback.client().request("GET", f"http://127.0.0.1:{port}/")
     assert answer.headers == {"retry-after": "60"}
 
 
@@ -178,40 +180,42 @@ async def test_trailers_are_not_read_as_headers(far: LoopbackServers) -> None:
     "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
 )
 async def test_the_error_for_an_incomplete_head_has_no_status(
-    far: LoopbackServers, begun: bytes
+    loopback: LoopbackServers, begun: bytes
 ) -> None:
     def answer(_: bytes) -> bytes:
-        far.connections[-1].last_words = begun
+        loopback.connections[-1].last_words = begun
         return b""
 
-    port = far.listen(answer)
+    port = loopback.listen(answer)
     with pytest.raises(OutboundError) as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push")
+        await loopback.client().request("POST", f"http://127.0.0.1:{port}/push")
     assert caught.value.status is None
 
 
-async def test_redirects_are_followed_up_to_the_limit(far: LoopbackServers) -> None:
-    port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
-    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
+async def test_redirects_are_followed_up_to_the_limit(loopback: LoopbackServers) -> None:
+    port = loopback.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
+    answer = await loopback.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
     assert (answer.url, answer.body) == (f"http://127.0.0.1:{port}/b", b"b")
-    assert (await far.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
+    assert (await loopback.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
 
 
-async def test_a_redirect_to_a_denied_address_is_not_followed(far: LoopbackServers) -> None:
-    inside = far.listen(lambda _: ok(b"secret"), address="::1")
-    port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
+async def test_a_redirect_to_a_denied_address_is_not_followed(loopback: LoopbackServers) -> None:
+    inside = loopback.listen(lambda _: ok(b"secret"), address="::1")
+    port = loopback.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
     with pytest.raises(OutboundError, match="does not contact"):
-        await far.client(allowed=["127.0.0.1"]).request(
+        await loopback.client(allowed=["127.0.0.1"]).request(
             "GET", f"http://127.0.0.1:{port}/", redirects=3
         )
-    assert len(far.requests) == 1
+    assert len(loopback.requests) == 1
 
 
-async def test_a_client_does_not_reuse_connections_of_another_client(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"secret"))
-    await far.client().request("GET", f"http://127.0.0.1:{port}/")
+async def test_a_client_does_not_reuse_connections_of_another_client(
+    loopback: LoopbackServers,
+) -> None:
+    port = loopback.listen(lambda _: ok(b"secret"))
+    await loopback.client().request("GET", f"http://127.0.0.1:{port}/")
     with pytest.raises(OutboundError, match="does not contact"):
-        await far.client(allowed=[]).request("GET", f"http://127.0.0.1:{port}/")
+        await loopback.client(allowed=[]).request("GET", f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,6 @@ async def test_a_client_does_not_reuse_connections_of_another_client(far: Loopba
         "https://127.0.0.1/" + "x" * 9000,
     ],
 )
-async def test_invalid_urls_are_refused(far: LoopbackServers, url: str) -> None:
+async def test_invalid_urls_are_refused(loopback: LoopbackServers, url: str) -> None:
     with pytest.raises(OutboundError):
-        await far.client().request("GET", url)
+        await loopback.client().request("GET", url)

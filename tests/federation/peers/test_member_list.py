@@ -531,7 +531,7 @@ def test_inconsistent_options_are_refused(network: Network, text: str, complaint
 
 
 @pytest.mark.parametrize(
-    ("wish", "federates"),
+    ("requested", "federates"),
     [
         ({}, False),
         ({"creation_content": {"m.federate": True}}, True),
@@ -540,12 +540,12 @@ def test_inconsistent_options_are_refused(network: Network, text: str, complaint
     ],
 )
 def test_new_rooms_do_not_federate_if_so_configured(
-    network: Network, wish: Mapping[str, Any], federates: bool
+    network: Network, requested: Mapping[str, Any], federates: bool
 ) -> None:
     north = network.add(NORTH, "rooms_federate_by_default: false\n")
     network.add(SOUTH).register("bob")
     north.register("bob")
     alice = north.register("alice")
-    room_id = alice.post("/_matrix/client/v3/createRoom", dict(wish)).json["room_id"]
+    room_id = alice.post("/_matrix/client/v3/createRoom", dict(requested)).json["room_id"]
     create = alice.get(f"/_matrix/client/v3/rooms/{room_id}/state/m.room.create").json
     assert create.get("m.federate", True) is federates

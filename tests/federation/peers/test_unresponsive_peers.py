@@ -23,8 +23,8 @@ def pair(network: Network) -> tuple[User, User, str]:
 
 
 def fall_silent(network: Network) -> None:
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
 
 
@@ -102,7 +102,7 @@ async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> Non
     alice, bob, _ = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
 
     room_id = create(alice, invite=[bob.user_id])
 
@@ -114,7 +114,7 @@ async def test_an_unresponsive_server_is_contacted_again_after_a_minute(network:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.advance(SILENCE_REMEMBERED_MS / 1000 - 1)
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     network.clock.advance(1)
@@ -126,7 +126,7 @@ async def test_a_request_of_the_server_shows_that_it_is_back(network: Network) -
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
 
     ok(bob.post(f"{V3}/join/{room_id}?server_name={NORTH}"))
 
@@ -137,7 +137,7 @@ async def test_any_answer_shows_that_the_server_is_back(network: Network) -> Non
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
 
     ok(alice.get(f"{V3}/profile/{bob.user_id}"))
 
@@ -153,7 +153,7 @@ async def test_a_request_with_a_short_time_limit_does_not_count_as_a_failure(
     hasty = begin_query(alice, bob, timeout=1000)
     network.clock.advance(1)
     assert hasty.answer.json["failures"].keys() == {SOUTH}
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     assert begin_query(alice, bob).answer.json["device_keys"][bob.user_id].keys() == {bob.device_id}
 
 

@@ -135,8 +135,8 @@ def use_everything(room: Shared, other_room: str, event_id: str) -> None:
     act(bob, "GET", f"{V3}/publicRooms?server={NORTH}")
     act(bob, "POST", f"{V3}/publicRooms?server={NORTH}", {"filter": {"generic_search_term": "tea"}})
     act(bob, "POST", f"{V3}/keys/query", {"device_keys": {room.alice.user_id: []}})
-    wish = {room.alice.user_id: {room.alice.device_id: "signed_curve25519"}}
-    act(bob, "POST", f"{V3}/keys/claim", {"one_time_keys": wish})
+    requested = {room.alice.user_id: {room.alice.device_id: "signed_curve25519"}}
+    act(bob, "POST", f"{V3}/keys/claim", {"one_time_keys": requested})
     act(bob, "GET", f"{V1}/rooms/{other}/hierarchy")
     act(bob, "GET", f"{V1}/room_summary/{other}?via={NORTH}")
     act(bob, "GET", f"{V1}/rooms/{room_id}/timestamp_to_event?dir=b&ts=1")
@@ -154,13 +154,13 @@ async def prepared(network: Network, version: str) -> tuple[Shared, str, str]:
     upload(
         room.alice, device_keys=identity_keys(room.alice)[1], one_time_keys=one_time_keys("AAAAAQ")
     )
-    wish = {
+    requested = {
         "preset": "public_chat",
         "room_version": version,
         "room_alias_name": "tea",
         "visibility": "public",
     }
-    other: str = room.alice.post(f"{V3}/createRoom", wish).json["room_id"]
+    other: str = room.alice.post(f"{V3}/createRoom", requested).json["room_id"]
     set_state(room.alice, RoomID(other), "m.space.child", {"via": [NORTH]}, room.room_id)
     first = say(room.alice, room.room_id, "first")
     network.settle()

@@ -169,12 +169,12 @@ def test_an_unreachable_server_is_not_contacted_for_a_while(network: Network) ->
 def test_a_server_that_never_answers_times_out(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
-    network.weather = lambda _: Fate.IS_NOT_ANSWERED
+    network.choose_fate = lambda _: Fate.IS_NOT_ANSWERED
     waiting = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=60000")
     network.clock.advance(60)
     assert refused(waiting.answer) == (504, "M_NOT_YET_UPLOADED")
     network.clock.advance(31)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     assert refused(bob.get(f"{DOWNLOAD}/{address}")) == (502, "M_UNKNOWN")
     network.clock.advance(61)
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"

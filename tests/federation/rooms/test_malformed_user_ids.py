@@ -34,11 +34,11 @@ async def test_a_room_with_a_malformed_user_id_can_be_encrypted(network: Network
     assert found.status == 200, found.body
     assert found.json["device_keys"].keys() == {alice.user_id, bob.user_id}
     assert found.json["failures"] == {}
-    wish = {
+    requested = {
         member: {(bob if member == bob.user_id else alice).device_id: "signed_curve25519"}
         for member in members
     }
-    claimed = alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    claimed = alice.post(f"{V3}/keys/claim", {"one_time_keys": requested})
     assert claimed.status == 200, claimed.body
     assert claimed.json["one_time_keys"].keys() == {alice.user_id, bob.user_id}
 

@@ -26,8 +26,8 @@ async def test_a_slow_policy_server_does_not_delay_local_senders(
     signed = await room.by_bob("signed")
     unsigned = say(room.bob, room.room_id, "unsigned")
     network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.request.uri == SIGN else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.request.uri == SIGN else Fate.ARRIVES
     )
 
     pdu = await room.south.pdu(room.room_id, unsigned)
@@ -87,10 +87,10 @@ async def test_joins_and_changed_events_are_checked_before_their_turn(
     network.hold()
     receive = room.north.federation.receiver.receive
     joining = carol.start("POST", f"/_matrix/client/v3/join/{room.room_id}?via={NORTH}", {})
-    while not [letter for letter in network.held() if letter.request.uri == SIGN]:
+    while not [transfer for transfer in network.held() if transfer.request.uri == SIGN]:
         network.deliver(most=1)
     receiving = Deferred.fromCoroutine(receive(room.room_id, [changed], origin=room.south.name))
-    assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 2
+    assert len([transfer for transfer in network.held() if transfer.request.uri == SIGN]) == 2
 
     signed = await room.by_bob("signed")
     (outcome,) = await receive(room.room_id, [judge.vouch(signed.pdu)])
@@ -124,7 +124,7 @@ async def test_knocks_and_declined_invites_are_checked_before_their_turn(
         else room_path(room.room_id, what)
     )
     pending = carol.start("POST", path, {})
-    while not [letter for letter in network.held() if letter.request.uri == SIGN]:
+    while not [transfer for transfer in network.held() if transfer.request.uri == SIGN]:
         network.deliver(most=1)
 
     signed = await room.by_bob("signed")
@@ -154,7 +154,7 @@ async def test_an_outlier_is_checked_before_its_turn(
     network.forge(SOUTH, judge.answer_late)
     network.hold()
     receiving = Deferred.fromCoroutine(receiver.receive(room.room_id, [outlier.pdu]))
-    assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 1
+    assert len([transfer for transfer in network.held() if transfer.request.uri == SIGN]) == 1
 
     (outcome,) = await receiver.receive(room.room_id, [judge.vouch(signed.pdu)])
     assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"

@@ -395,7 +395,8 @@ async def test_past_events_are_checked_while_partial_state_is_completed(network:
     network.start_completing()
     while not is_whole(bob, room_id):
         network.deliver(
-            lambda letters: [letter.request.uri == SIGN for letter in letters].index(False), 1
+            lambda transfers: [transfer.request.uri == SIGN for transfer in transfers].index(False),
+            1,
         )
         network.settle()
     assert not reading.done

@@ -148,8 +148,8 @@ async def test_a_too_deeply_nested_key_does_not_hide_other_keys(
     assert {user_id for user_id, devices in found["device_keys"].items() if devices} == {
         room.bob.user_id
     }
-    wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
-    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json
+    requested = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
+    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json
     assert answer["failures"] == {}
     assert list(answer["one_time_keys"]) == [room.bob.user_id]
 

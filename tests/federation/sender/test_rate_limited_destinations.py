@@ -240,14 +240,14 @@ async def test_a_transaction_whose_response_was_lost_is_not_received_twice(
         say(room.alice, room.room_id, f"w{number}")
     network.settle()
     network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: (
-        Fate.ANSWER_IS_LOST if SEND in letter.request.uri else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.ANSWER_IS_LOST if SEND in transfer.request.uri else Fate.ARRIVES
     )
     network.clock.advance(5)
     network.settle()
     busy = Busy(network, {"retry-after": "60"}, {})
     busy.pass_time(20)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     busy.is_busy = False
     busy.pass_time(60)
     assert len(busy.tries) > 2, "it came in parts"

@@ -42,7 +42,7 @@ class South:
         self._contents: dict[str, bytes] = {}
         self.calm()
         network.interceptors.append(self._answer)
-        network.weather = self._fate
+        network.choose_fate = self._fate
 
     def calm(self) -> None:
         self._mood, self._seconds, self._room = "well", 0, 0
@@ -72,9 +72,9 @@ class South:
         status = statuses.get(self._mood, 200)
         return None if status == 200 else WireResponse(status, {}, b"{}")
 
-    def _fate(self, letter: Transfer) -> Fate:
+    def _fate(self, transfer: Transfer) -> Fate:
         is_lost = (
-            self._mood == "lost" and letter.destination == SOUTH and SEND in letter.request.uri
+            self._mood == "lost" and transfer.destination == SOUTH and SEND in transfer.request.uri
         )
         return Fate.ANSWER_IS_LOST if is_lost else Fate.ARRIVES
 

@@ -172,7 +172,7 @@ def test_a_leave_is_sent_after_a_crash_during_sending(network: Network) -> None:
     network.mend(NORTH, SOUTH)
     network.hold()
     wait(network, bob.server, 0.2)
-    assert [letter.destination for letter in network.held()] == [NORTH]
+    assert [transfer.destination for transfer in network.held()] == [NORTH]
     again = network.rebuild(SOUTH)
     network.deliver()
     assert standing(alice, room_id, bob) == "invite"

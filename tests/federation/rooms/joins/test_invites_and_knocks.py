@@ -211,8 +211,8 @@ def test_an_invite_to_a_silent_server_fails_after_a_time_limit(
 ) -> None:
     alice, bob = pair(network)
     room_id = create(alice)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
 
     inviting = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
@@ -234,8 +234,8 @@ def test_an_invite_to_a_server_that_was_just_unreachable_fails_at_once(
     shared, other = create(alice), create(alice)
     ok(membership(alice, shared, "invite", bob))
     join(bob, shared)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
     say(alice, shared, "is anybody there?")
     for _ in range(7):
@@ -249,7 +249,7 @@ def test_an_invite_to_a_server_that_was_just_unreachable_fails_at_once(
     making = alice.start("POST", f"{V3}/createRoom", {"invite": [bob.user_id]})
     assert not making.done, "nobody would invite them again"
 
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     say(bob, shared, "I am")
     network.clock.advance(1)
     ok(membership(alice, other, "invite", bob))
@@ -456,8 +456,8 @@ def test_an_invite_whose_auth_events_never_come_is_answered(network: Network) ->
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     network.settle()
-    network.weather = lambda letter: (
-        Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_LOST if "/send/" in transfer.request.uri else Fate.ARRIVES
     )
     ok(membership(alice, room_id, "kick", bob))
     asked = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})

@@ -273,13 +273,14 @@ async def test_a_user_who_joins_after_declining_stays(network: Network, then: st
         done = user.start("POST", f"{V3}/rooms/{room_id}/{action}", body)
         while not done.done:
             network.deliver(
-                lambda held: [letter.destination == EAST for letter in held].index(False), most=1
+                lambda held: [transfer.destination == EAST for transfer in held].index(False),
+                most=1,
             )
         assert done.answer.status == 200
 
     network.hold()
     do(alice, "leave")
-    assert [letter.destination for letter in network.held()] == [EAST]
+    assert [transfer.destination for transfer in network.held()] == [EAST]
     do(bob, "invite", user_id=alice.user_id)
     if then == "joined":
         do(alice, "join")

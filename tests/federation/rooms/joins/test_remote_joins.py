@@ -352,9 +352,11 @@ def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> No
     network.cut(SOUTH, "server0.example")
     most = 0
 
-    def watch(letters: Sequence[Transfer]) -> int:
+    def watch(transfers: Sequence[Transfer]) -> int:
         nonlocal most
-        most = max(most, len([letter for letter in letters if "/key/v2/" in letter.request.uri]))
+        most = max(
+            most, len([transfer for transfer in transfers if "/key/v2/" in transfer.request.uri])
+        )
         return 0
 
     network.hold()

@@ -31,14 +31,14 @@ from tests.helpers.room_actions import (
 from tests.helpers.server import User
 
 
-def lose_transactions(letter: Transfer) -> Fate:
-    return Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+def lose_transactions(transfer: Transfer) -> Fate:
+    return Fate.IS_LOST if "/send/" in transfer.request.uri else Fate.ARRIVES
 
 
 def leave_unheard(network: Network, user: User, room_id: str) -> None:
     """Leave while no transaction arrives."""
     network.clock.advance(1)  # of two memberships, the resolution lets the later one stand
-    network.weather = lose_transactions
+    network.choose_fate = lose_transactions
     leave(user, room_id)
     network.settle()
     network.clock.advance(1)
@@ -46,7 +46,7 @@ def leave_unheard(network: Network, user: User, room_id: str) -> None:
 
 def let_arrive(network: Network) -> None:
     """Let transactions arrive again, those that were lost, too."""
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.advance(24 * 3600)
     network.settle()
 
@@ -92,7 +92,7 @@ async def test_a_leave_is_kept_though_other_events_are_the_latest(network: Netwo
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     network.settle()
     network.clock.advance(1)
-    network.weather = lose_transactions
+    network.choose_fate = lose_transactions
     set_state(bob, room_id, "m.room.topic", {"topic": "coffee"})
     leave_unheard(network, bob, room_id)
 

@@ -26,7 +26,7 @@ from tests.helpers.large_rooms import (
     member,
     messages,
     same_state,
-    speak,
+    send_as_member,
 )
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, members
@@ -56,7 +56,7 @@ async def test_a_partial_room_is_used_at_once_and_completed_later(
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
     say(bob, room_id, "salom")
     network.settle()
-    await speak(alice.server, room_id, 7, "va alaykum")
+    await send_as_member(alice.server, room_id, 7, "va alaykum")
     network.settle()
     room = lazily(bob)["rooms"]["join"][room_id]
     texts = [event["content"].get("body") for event in room["timeline"]["events"]]

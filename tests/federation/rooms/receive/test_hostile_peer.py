@@ -468,10 +468,10 @@ async def test_a_server_that_sends_many_gaps_and_answers_nothing_delays_no_other
     network.start_sending()
     before = len(network.log)
 
-    def weather(letter: Transfer) -> Fate:
-        return Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    def choose_fate(transfer: Transfer) -> Fate:
+        return Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
 
-    network.weather = weather
+    network.choose_fate = choose_fate
     for number in range(40):
         unknown: list[Event | EventID] = [EventID("$" + f"{number:043d}")]
         pdu = (await event(room, "m.room.message", {"body": "lie"}, prev=unknown)).pdu
@@ -506,8 +506,8 @@ async def test_a_silent_server_does_not_block_gaps_of_others(
     for room_id in others:
         await adopt(room.north, room.south, UserID(room.bob.user_id), room_id)
     await adopt(room.north, east, UserID(carol.user_id), others[2])
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
     for number, room_id in enumerate([room.room_id, *others[:2]]):
         sender, unknown = UserID(room.bob.user_id), [EventID("$" + f"{number:043d}")]

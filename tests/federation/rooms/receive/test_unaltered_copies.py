@@ -271,11 +271,11 @@ async def test_a_waiting_event_is_not_replaced_by_another_users_event_with_its_i
     say(room.bob, room.room_id, "first")
     said = say(room.bob, room.room_id, "and then")
 
-    def cut_off(letter: Transfer) -> Fate:
-        return Fate.IS_LOST if letter.origin == NORTH else Fate.ARRIVES
+    def cut_off(transfer: Transfer) -> Fate:
+        return Fate.IS_LOST if transfer.origin == NORTH else Fate.ARRIVES
 
     network.mend(NORTH, SOUTH)
-    network.weather = cut_off
+    network.choose_fate = cut_off
     pdu = await room.south.pdu(room.room_id, said)
     assert await room.south.push(NORTH, [pdu]) == {"pdus": {said: {}}}
     hers = dict((await east.build_next(room.room_id, carol.user_id, "m.room.message", LIE)).pdu)
@@ -285,7 +285,7 @@ async def test_a_waiting_event_is_not_replaced_by_another_users_event_with_its_i
     lie["signatures"] = {**lie["signatures"], SOUTH: {"ed25519:nobodys": "A" * 86}}
     assert await east.push(NORTH, [lie]) == {"pdus": {said: {}}}
 
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.pump([600.0] * 5)
     network.settle()
     assert texts(room.alice, room.room_id)[:2] == ["and then", "first"]

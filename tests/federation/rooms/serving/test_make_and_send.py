@@ -34,13 +34,15 @@ TO = ServerName(NORTH)
 V11 = ROOM_VERSIONS["11"]
 
 
-def world(network: Network, **wish: Any) -> tuple[User, TestServer, str]:
+def world(network: Network, **requested: Any) -> tuple[User, TestServer, str]:
     """Alice, a server that asks, and her room."""
     alice, south = network.add(NORTH).register("alice"), network.add(SOUTH)
     return (
         alice,
         south,
-        create(alice, **{"preset": "public_chat", "room_version": "11", "name": "tea", **wish}),
+        create(
+            alice, **{"preset": "public_chat", "room_version": "11", "name": "tea", **requested}
+        ),
     )
 
 
