@@ -37,7 +37,7 @@ from tests.helpers.databases import (
 )
 from tests.helpers.federated_rooms import NUMBERS
 from tests.helpers.network import Network
-from tests.helpers.server import TestServer
+from tests.helpers.server import TestServer, User
 from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
 from tests.helpers.worker_scheduling import WorkerScheduling, long_tests_first
@@ -209,6 +209,18 @@ def threaded_database(database_config: SQLiteConfig | PostgresConfig) -> Iterato
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     """The complete server in memory, on SQLite."""
     return TestServer(tmp_path, sqlite_database)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    """The user alice of `server`."""
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    """The user bob of `server`."""
+    return server.register("bob")
 
 
 @pytest.fixture

@@ -14,16 +14,6 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 ALIAS = f"{V3}/directory/room/%23hovli:example.org"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_an_alias_is_added_found_and_removed(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     assert refused(server.get(ALIAS)) == (404, "M_NOT_FOUND")

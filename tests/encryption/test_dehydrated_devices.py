@@ -66,16 +66,6 @@ def numbers(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["events"]]
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_the_feature_is_advertised(alice: User) -> None:
     assert (
         alice.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3814"]

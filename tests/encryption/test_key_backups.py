@@ -30,11 +30,6 @@ def key(
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def version(alice: User) -> str:
     answer = alice.post(f"{KEYS}/version", DEFINITION)
     assert answer.status == 200, answer.body

@@ -11,16 +11,6 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 @pytest.mark.parametrize(
     "field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"]
 )

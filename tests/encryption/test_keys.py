@@ -47,16 +47,6 @@ def encrypted_room(creator: User, *others: User) -> str:
     return room_id
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_uploaded_keys_are_returned_as_they_were_signed(alice: User, bob: User) -> None:
     _, keys = identity_keys(alice)
     upload(alice, device_keys=keys)

@@ -6,7 +6,6 @@ import tracemalloc
 from collections.abc import Mapping
 from typing import cast
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -24,11 +23,6 @@ ALGORITHM = "signed_curve25519"
 DEVICES = (("@a", "1"), ("@a", "2"), ("@b", "1"), ("@c", "1"))
 OWNERS = (*((*device, ALGORITHM) for device in DEVICES), ("@b", "1", "other"))
 Answer = tuple[KeyCounts, int]
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 class Disk:

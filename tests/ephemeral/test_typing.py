@@ -16,16 +16,6 @@ pytestmark = pytest.mark.usefixtures("compared")
 rooms = Rooms()
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ephemeral(answer: Any, room_id: str, kind: str) -> Any:
     room = answer.get("rooms", {}).get("join", {}).get(room_id, {"ephemeral": {"events": []}})
     found = [event["content"] for event in room["ephemeral"]["events"] if event["type"] == kind]

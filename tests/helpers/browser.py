@@ -160,3 +160,9 @@ class Browser:
                 self.cookies[key] = rest.partition(";")[0]
                 if "; Max-Age=0" in value:
                     del self.cookies[key]
+
+
+def press(browser: Browser, action: str, **fields: str) -> None:
+    """Submit the form of the page whose button has this action."""
+    form = next(form for form in browser.page.forms if form.fields.get("do") == action)
+    browser.post(form.action, {**form.fields, **fields})

@@ -255,3 +255,8 @@ async def shared(
     room_id = create_room(alice, version, **options)
     await adopt(north, south, bob.user_id, room_id)
     return Shared(network, north, south, alice, bob, room_id)
+
+
+def two_users(network: Network) -> tuple[User, User]:
+    """Return Alice in the north and Bob in the south."""
+    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")

@@ -212,9 +212,9 @@ class LoopbackServers:
 class _Speakers(ServerFactory):
     noisy = False
 
-    def __init__(self, answer: Answer, loopback: LoopbackServers) -> None:
+    def __init__(self, answer: Answer, hosts: LoopbackServers) -> None:
         self._answer = answer
-        self._servers = loopback
+        self._servers = hosts
 
     def buildProtocol(self, addr: IAddress | None) -> LoopbackConnection:
         speaker = LoopbackConnection(self._answer, self._servers.requests)

@@ -289,6 +289,11 @@ PIECE = 1000
 """The size in bytes of the pieces of a long response."""
 
 
+def count_requests(network: Network, server: str, word: str) -> int:
+    """Return the number of requests to a server whose URI has the word."""
+    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
+
+
 def stream_body(
     destination: ServerName, request: WireRequest, answer: WireResponse
 ) -> WireResponse:

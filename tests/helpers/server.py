@@ -288,3 +288,16 @@ class User:
     def start(self, method: str, path: str, json: Any = None) -> Pending:
         """Send a request whose response may come later, such as a long poll."""
         return self.server.client.start(method, path, token=self.token, json=json)
+
+
+def make_admin(server: TestServer) -> User:
+    """Register the administrator `root`."""
+    root = server.register("root")
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
+    return root
+
+
+def move_user(server: TestServer, user: User) -> User:
+    """Return the user's session on another server object of the same database."""
+    session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    return User(server, session)

@@ -32,6 +32,10 @@ DESCRIBED = re.compile(r"(?:(?<=[.;:] )|(?<=\n)|^)`[a-z_0-9]+`(?:, `[a-z_0-9]+`)
 """The start of a sentence of a docstring that describes parameters."""
 QUOTED_NAME = re.compile(r"`(\w+)`")
 VERSION_RECORD = re.compile(r"V\d+")
+RIDDLE = re.compile(
+    r"test_(who|whom|whose|what|which|how|that|of|nor|also|but|so|they|their|its?)_"
+)
+"""The start of the name of a test that does not say what it is about."""
 PRIVATE_NAME = re.compile(r"_[A-Za-z]\w*(?<!__)|__[A-Za-z]\w*(?<!__)")
 PUBLIC_DESPITE_UNDERSCORE = {"_asdict", "_exit", "_fields", "_make", "_replace"}
 """Documented names of the standard library."""
@@ -316,6 +320,15 @@ def docstrings_name_parameters(file: SourceFile) -> Iterator[str]:
                     yield file.at(node, f"{node.name} has no parameter {name!r}")
 
 
+def tests_name_a_subject(file: SourceFile) -> Iterator[str]:
+    """Complain of a test whose name opens with a clause or a pronoun."""
+    if file.package != "tests":
+        return
+    for node in file.nodes_with("def test_"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and RIDDLE.match(node.name):
+            yield file.at(node, f"{node.name} does not say what does what")
+
+
 def tests_reach_no_private_names(file: SourceFile) -> Iterator[str]:
     """Complain of a test that uses a private name of the product or of a library, unless the line,
     or the line above it, says why: `# private: <reason>`.
@@ -399,6 +412,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     constructors_are_small,
     constructors_take_keywords,
     docstrings_name_parameters,
+    tests_name_a_subject,
     tests_reach_no_private_names,
 )
 

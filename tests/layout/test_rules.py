@@ -126,6 +126,16 @@ BAD: list[tuple[Rule, str, str]] = [
         "homeserver/a.py",
     ),
     (
+        rules.tests_name_a_subject,
+        "def test_what_is_revoked_is_refused():\n    pass\n",
+        "tests/login/test_a.py",
+    ),
+    (
+        rules.tests_name_a_subject,
+        "async def test_it_is_refused_on_every_node():\n    pass\n",
+        "tests/login/test_a.py",
+    ),
+    (
         rules.tests_reach_no_private_names,
         "def test_a():\n    assert not server.app.outbox._store\n",
         "tests/email/test_a.py",
@@ -223,6 +233,12 @@ GOOD: list[tuple[Rule, str, str]] = [
         rules.docstrings_name_parameters,
         'def f(a, *, b):\n    """Return it. `a`, `b`: the sides. `True`: an example."""\n',
         "homeserver/a.py",
+    ),
+    (
+        rules.tests_name_a_subject,
+        "def test_a_revoked_token_is_refused_on_every_node():\n    pass\n"
+        "def test_items_of_a_list_are_counted():\n    pass\n",
+        "tests/login/test_a.py",
     ),
     (
         rules.tests_reach_no_private_names,

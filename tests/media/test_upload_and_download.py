@@ -50,16 +50,6 @@ def _create(user: User) -> str:
     return str(answer.json["content_uri"]).removeprefix("mxc://")
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def _kept(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()]
 

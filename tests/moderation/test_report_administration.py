@@ -28,16 +28,6 @@ def admin(server: TestServer) -> User:
     return user
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(admin: User, path: str, **query: object) -> Any:
     return ok(
         admin.get(f"{path}?{urlencode({name.rstrip('_'): value for name, value in query.items()})}")

@@ -29,16 +29,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database, UNLIMITED)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 async def kept(server: TestServer, kind: ReportKind) -> list[NewReport]:
     """The stored reports, the newest first."""
     store = ReportStore(server.app.database)

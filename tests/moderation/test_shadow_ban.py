@@ -35,11 +35,6 @@ def root(server: TestServer) -> User:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def mallory(server: TestServer, root: User) -> User:
     """A shadow-banned user."""
     mallory = server.register("mallory")
@@ -332,7 +327,7 @@ def test_an_alias_of_another_user_is_removed_only_for_them(alice: User, mallory:
     assert room_of(mallory, "den") == room_of(alice, "den") == room_id
 
 
-def test_their_own_alias_is_removed_for_all(alice: User, mallory: User) -> None:
+def test_an_alias_of_a_shadow_banned_user_is_removed_for_all(alice: User, mallory: User) -> None:
     own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))[
         "room_id"
     ]

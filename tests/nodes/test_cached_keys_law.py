@@ -16,9 +16,9 @@ from federation.protocol.ids import UserID
 from homeserver.services.encryption.device_keys import build_public_keys, present_keys
 from storage.encryption.published_keys import PublishedKeyStore
 from storage.engine.streams import Streams
+from tests.helpers.encrypted_rooms import another_device
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_device_keys import another_device
 from tests.nodes.test_two_nodes import Nodes, nodes
 
 __all__ = ["nodes"]

@@ -11,6 +11,7 @@ from federation.protocol.ids import UserID
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.encrypted_rooms import another_device
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
@@ -23,14 +24,6 @@ ENCRYPTED = {
     "state_key": "",
     "content": {"algorithm": "m.megolm.v1.aes-sha2"},
 }
-
-
-def another_device(user: User) -> User:
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
-    answer = user.server.post(f"{V3}/login", body)
-    assert answer.status == 200, answer.body
-    return User(user.server, answer.json)
 
 
 def get_list(server: TestServer, user: User) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Notes between nodes: a change through one node wakes clients of the other at once, before its
 next poll of the database."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from random import Random
 from urllib.parse import quote
 
@@ -15,7 +14,6 @@ from homeserver.cluster.incoming_changes import IncomingChanges
 from homeserver.cluster.notify import NodeMessages
 from homeserver.cluster.outgoing_changes import OutgoingChanges, subtract_ranges
 from homeserver.services.streams.recent_changes import RecentChanges
-from storage.engine.database import PostgresConfig
 from storage.engine.streams import Change, Streams, Topic
 from storage.events.events import EventRow
 from tests.helpers.node_pair import NodePair
@@ -24,13 +22,6 @@ from tests.helpers.sync_requests import Json, Rooms, bodies, poll, sync
 V3 = "/_matrix/client/v3"
 rooms = Rooms()
 QUIET: Json = {"presence": {"types": []}}
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
-    made = NodePair(tmp_path, postgresql)
-    yield made
-    made.close()
 
 
 def test_a_message_wakes_a_long_poll_on_another_node_by_its_note(nodes: NodePair) -> None:

@@ -1,7 +1,5 @@
 """Presence is the same on all processes of one database, whichever of them users sync with."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.presence import NOTE_LIFETIME
 from homeserver.services.presence.remote_users import PresenceUpdate
-from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.server import User
@@ -18,13 +15,6 @@ from tests.helpers.sync_requests import Rooms, poll, sync
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 rooms = Rooms()
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
-    made = NodePair(tmp_path, postgresql)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -22,13 +22,6 @@ rooms = Rooms()
 QUIET: Json = {"presence": {"types": []}}
 
 
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
-    made = NodePair(tmp_path, postgresql)
-    yield made
-    made.close()
-
-
 def typing(answer: Any, room_id: str) -> Any:
     events = (
         answer.get("rooms", {})

@@ -3,21 +3,11 @@
 import pytest
 
 from tests.helpers.http import Answer
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import User
 from tests.helpers.sync_requests import Json, Rooms
 
 rooms = Rooms()
 PATH = "/_matrix/client/v3/notifications"
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 @pytest.fixture

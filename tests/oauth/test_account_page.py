@@ -11,7 +11,7 @@ from storage.threepids.identity_bindings import IdentityBindingRow, IdentityBind
 from storage.threepids.threepids import ThreepidRow
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 from tests.helpers.audit_records import audit_records
-from tests.helpers.browser import Browser
+from tests.helpers.browser import Browser, press
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
@@ -29,12 +29,6 @@ def sign_in(browser: Browser, path: str = ACCOUNT, password: str = "wonderland")
     browser.open(path)
     browser.send(SIGN_IN, name="alice", password=password)
     assert browser.status == 200
-
-
-def press(browser: Browser, do: str, **fields: str) -> None:
-    """Submit a form of the account page."""
-    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
-    browser.post(form.action, {**form.fields, **fields})
 
 
 def master_key(user: User, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.helpers.databases import silence
 from tests.helpers.http import Pending
 from tests.helpers.leases import renew_lease, stop_renewing
 from tests.helpers.push_gateway import PushGateway, set_pusher, start
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sync_requests import Json, Rooms, poll, token
 
 V3 = "/_matrix/client/v3"
@@ -76,7 +76,7 @@ class Scenario:
         now = self.server.clock.seconds() + 1
         self.server = start(self.folder, self.database, self.gateway, seed=2, now=now + 31)
         self.phone, self.bob, self.desk = (
-            again(self.server, user) for user in (self.phone, self.bob, self.desk)
+            move_user(self.server, user) for user in (self.phone, self.bob, self.desk)
         )
 
 
@@ -84,12 +84,6 @@ def log_in(server: TestServer, user: User) -> User:
     identifier = {"type": "m.id.user", "user": user.user_id}
     body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
     return User(server, server.post(f"{V3}/login", body).json)
-
-
-def again(server: TestServer, user: User) -> User:
-    return User(
-        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-    )
 
 
 @pytest.fixture

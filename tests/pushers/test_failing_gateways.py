@@ -16,7 +16,7 @@ from tests.helpers.clocks import pass_time, settle
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 V3 = "/_matrix/client/v3"
 OTHER_URL = "https://other.example.com/_matrix/push/v1/notify"
@@ -41,13 +41,6 @@ def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
     assert set_pusher(alice).status == 200
     settle(server)
     return alice, bob, room_id
-
-
-def again(server: TestServer, user: User) -> User:
-    """The same person in a session with another server."""
-    return User(
-        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-    )
 
 
 @pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
@@ -174,7 +167,7 @@ def test_an_event_older_than_a_day_is_not_pushed_after_a_restart(
     pass_time(server, 60, 10)
     server = crash(server, tmp_path, gateway, 25 * 3600)
     gateway.failure = None
-    new = say(again(server, bob), room_id, "new")
+    new = say(move_user(server, bob), room_id, "new")
     pass_time(server, 2 * 3600, 600)
     assert gateway.events == [new]
 
@@ -398,7 +391,7 @@ def test_only_a_failing_pusher_is_sent_old_events_after_a_crash(
     once_more = crash(later, tmp_path, gateway)
     pass_time(once_more, 600, 10)
     assert gateway.taken == []
-    assert again(once_more, alice).get(f"{V3}/pushers").status == 200
+    assert move_user(once_more, alice).get(f"{V3}/pushers").status == 200
 
 
 def test_events_sent_while_a_pusher_was_disabled_are_not_pushed(

@@ -25,7 +25,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import START, TestServer, User
+from tests.helpers.server import START, TestServer, User, make_admin
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -39,19 +39,8 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def root(server: TestServer) -> User:
-    return make_root(server)
-
-
-def make_root(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
+    return make_admin(server)
 
 
 def work(server: TestServer) -> None:
@@ -177,7 +166,7 @@ def test_the_record_is_paged(server: TestServer, alice: User, root: User) -> Non
 
 def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite))
-    alice, root = server.register("alice"), make_root(server)
+    alice, root = server.register("alice"), make_admin(server)
     room_id = create(alice)
     for number in range(25):
         say(alice, room_id, str(number))
@@ -283,7 +272,7 @@ def test_messages_sent_during_a_purge_stay(
 
 def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite))
-    alice, root = server.register("alice"), make_root(server)
+    alice, root = server.register("alice"), make_admin(server)
     rooms = [create(alice) for _ in range(3)]
     for room_id in rooms:
         said = [say(alice, room_id, str(number)) for number in range(3)]

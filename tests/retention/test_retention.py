@@ -33,16 +33,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, RULES)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def search(user: User, term: str) -> Any:
     body = {"search_categories": {"room_events": {"search_term": term, "event_context": {}}}}
     return ok(user.post(f"{V3}/search", body))["search_categories"]["room_events"]

@@ -19,11 +19,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, RULES)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def test_each_room_is_handled_by_the_job_of_its_lifetime(
     tmp_path: Path, sqlite_database: Database
 ) -> None:

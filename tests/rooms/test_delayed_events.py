@@ -31,11 +31,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def room_id(alice: User) -> str:
     return rooms.create(alice)
 

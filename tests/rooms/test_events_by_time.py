@@ -20,16 +20,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(user: User, room: str, **query: object) -> Answer:
     return user.get(f"/_matrix/client/v1/rooms/{quote(room)}/timestamp_to_event?{urlencode(query)}")
 

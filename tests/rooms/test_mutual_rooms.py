@@ -13,16 +13,6 @@ STABLE = "/_matrix/client/v1/mutual_rooms"
 UNSTABLE = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(user: User, path: str = STABLE, **query: str) -> Answer:
     return user.get(f"{path}?{urlencode(query)}")
 

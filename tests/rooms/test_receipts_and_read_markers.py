@@ -29,16 +29,6 @@ INVALID = (400, "M_INVALID_PARAM")
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room_id(alice: User, bob: User) -> str:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)

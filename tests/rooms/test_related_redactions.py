@@ -47,16 +47,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room(alice: User, bob: User) -> str:
     room = create(alice, preset="private_chat")
     invite(alice, room, bob)

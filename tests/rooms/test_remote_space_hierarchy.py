@@ -59,11 +59,6 @@ def remote() -> ToldHierarchies:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def parts(server: TestServer, remote: ToldHierarchies) -> RoomLookupParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))

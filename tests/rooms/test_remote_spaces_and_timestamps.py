@@ -2,17 +2,13 @@
 
 from urllib.parse import quote
 
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via
 from tests.helpers.room_actions import V3, create, ok, refused, say, set_state
 from tests.helpers.server import User
 
 V1 = "/_matrix/client/v1"
-
-
-def pair(network: Network) -> tuple[User, User]:
-    """Somebody on each of two servers."""
-    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
 
 
 def hierarchy(user: User, room_id: str, query: str = "") -> list[str]:
@@ -29,7 +25,7 @@ def space(user: User, name: str, *children: str, via: str = NORTH) -> str:
 
 
 def test_a_space_shows_remote_rooms(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     garden = create(alice, name="Garden", preset="public_chat")
     cellar = create(alice, name="Cellar", preset="private_chat")
     upstairs = space(alice, "Upstairs", create(alice, name="Attic", preset="public_chat"))
@@ -46,7 +42,7 @@ def test_a_space_shows_remote_rooms(network: Network) -> None:
 
 
 def test_an_unreachable_server_hides_only_its_rooms(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     garden = create(alice, name="Garden", preset="public_chat")
     shed = create(bob, name="Shed", preset="public_chat")
     house = space(bob, "House", garden, shed)
@@ -60,7 +56,7 @@ def test_an_unreachable_server_hides_only_its_rooms(network: Network) -> None:
 
 
 def test_the_summary_of_a_remote_room_is_shown(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     garden = create(alice, name="Garden", preset="public_chat", room_alias_name="garden")
     cellar = create(alice, name="Cellar", preset="private_chat")
 
@@ -77,7 +73,7 @@ def test_the_summary_of_a_remote_room_is_shown(network: Network) -> None:
 
 
 def test_a_remote_restricted_room_is_shown_to_users_who_may_join(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     house = space(alice, "House")
     rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": house}]}
     kitchen = create(
@@ -91,7 +87,7 @@ def test_a_remote_restricted_room_is_shown_to_users_who_may_join(network: Networ
 
 
 def test_an_event_before_the_join_is_found_by_time(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     start = int(network.clock.seconds() * 1000)
     for number in range(5):

@@ -24,16 +24,6 @@ from tests.helpers.server import TestServer, User
 CREATE_ROOM = f"{V3}/createRoom"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def types_in_order(user: User, room_id: str) -> list[str]:
     return [event["type"] for event in messages(user, room_id, "f", limit=100)["chunk"]]
 

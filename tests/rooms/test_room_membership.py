@@ -36,16 +36,6 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def carol(server: TestServer) -> User:
     return server.register("carol")
 

@@ -38,16 +38,6 @@ READABLE = {
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def guest(server: TestServer) -> User:
     return User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
 

@@ -34,16 +34,6 @@ from tests.helpers.server import TestServer, User
 FORBIDDEN = (403, "M_FORBIDDEN")
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def open_room(user: User, visibility: str = "shared") -> str:
     state = [{"type": "m.room.history_visibility", "content": {"history_visibility": visibility}}]
     return create(user, preset="public_chat", initial_state=state)

@@ -30,16 +30,6 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 VERSIONS = ["1", "3", "10", "11", "12"]
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def get_event(user: User, room_id: str, event_id: str) -> Any:
     return ok(user.get(room_path(room_id, "event", event_id)))
 

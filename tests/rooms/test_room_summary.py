@@ -20,16 +20,6 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import summary, summary_path
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def restricted(alice: User, *allowed: str, rule: str = "restricted", **requested: Any) -> str:
     room = create(alice, preset="private_chat", **requested)
     allow = [{"type": "m.room_membership", "room_id": room_id} for room_id in allowed]

@@ -33,16 +33,6 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, rooms_below
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(user: User, room: str, version: str = "12", **more: Any) -> Answer:
     return user.post(room_path(room, "upgrade"), {"new_version": version, **more})
 

@@ -24,16 +24,6 @@ from tests.helpers.spaces import (
 )
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def public(user: User, name: str) -> str:
     return create(user, preset="public_chat", name=name)
 

@@ -9,9 +9,8 @@ from storage.engine.database import Database
 from storage.rooms.sticky_events import MAX_STICKY_MS, StickyEventStore
 from tests.helpers.room_actions import ok, refused
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient, a_list
+from tests.helpers.sliding_client import SlidingClient, a_list, finish_poll
 from tests.helpers.sync_requests import Json, Rooms, ids, poll, sync
-from tests.sliding_sync.test_extensions import ended
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -46,16 +45,6 @@ def sticky_ids(answer: Json, room_id: str) -> list[str]:
 @pytest.fixture
 def rooms() -> Rooms:
     return Rooms()
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 def test_a_sticky_event_has_its_duration(server: TestServer, alice: User, rooms: Rooms) -> None:
@@ -233,7 +222,7 @@ def test_sliding_sync_has_sticky_events(
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
     third = stick(alice, room_id, "tablet")
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     assert [third] in told(answer).values() or third in str(answer["rooms"])
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from tests.helpers.room_actions import create, join, leave, ok, put_event, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import SlidingClient, finish_poll
 
 STABLE = "/_matrix/client/v1"
 UNSTABLE = "/_matrix/client/unstable/io.element.msc4306"
@@ -24,11 +23,6 @@ def reply(user: User, room_id: str, root: str, text: str = "reply") -> str:
     relation = {"rel_type": "m.thread", "event_id": root}
     content = {"msgtype": "m.text", "body": text, "m.relates_to": relation}
     return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
 
 
 @pytest.mark.parametrize("prefix", [STABLE, UNSTABLE])
@@ -108,7 +102,7 @@ def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
     ok(alice.put(thread(room_id, second), {"automatic": reply(alice, room_id, second)}))
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     client.pos = answer["pos"]
     assert answer["extensions"][EXTENSION]["subscribed"][room_id][second]["automatic"] is True
     ok(alice.delete(thread(room_id, first)))

@@ -7,23 +7,12 @@ import pytest
 
 from tests.helpers.room_actions import create, join, leave, ok, refused, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import STABLE, SlidingClient, a_list
+from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, finish_poll
 from tests.rooms.test_thread_subscriptions import reply
-from tests.sliding_sync.test_extensions import ended
 
 EXTENSION = "io.element.msc4360.threads"
 PAGES = "/_matrix/client/unstable/io.element.msc4360/thread_updates"
 Updates = dict[str, dict[str, dict[str, Any]]]
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 @pytest.fixture
@@ -111,7 +100,7 @@ def test_thread_updates_outside_the_lists_end_a_long_poll(
     say(bob, room_id, "hello")
     assert not pending.done
     reply(bob, room_id, root)
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     assert (threads(answer), answer["rooms"]) == ({room_id: {root: {}}}, {})
 
 

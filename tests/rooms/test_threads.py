@@ -26,16 +26,6 @@ pytestmark = pytest.mark.usefixtures("compared")
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room(alice: User, bob: User) -> str:
     room = create(alice, preset="public_chat")
     join(bob, room)

@@ -16,7 +16,6 @@ from tests.helpers.media_scanning import (
     TEA,
     HeldVerdicts,
     ScanningServers,
-    administrator,
     begin_upload,
     clamd,
     do_jobs,
@@ -24,7 +23,7 @@ from tests.helpers.media_scanning import (
 )
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanners import RunningScanners
-from tests.helpers.server import User
+from tests.helpers.server import User, make_admin
 
 
 def test_a_long_object_goes_to_the_scanner_as_it_is_read(
@@ -61,7 +60,7 @@ def test_a_rescan_with_more_signatures_finds_more(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners))
-    alice, root = server.register("alice"), administrator(server)
+    alice, root = server.register("alice"), make_admin(server)
     worm = b"a worm of today " + bytes(range(40))
     addresses = [upload(alice, body) for body in (worm, TEA, b"third")]
     assert alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200

@@ -13,7 +13,6 @@ from tests.helpers.media_scanning import (
     UPLOAD,
     HeldVerdicts,
     ScanningServers,
-    administrator,
     begin_upload,
     clamd,
     do_jobs,
@@ -24,7 +23,7 @@ from tests.helpers.media_scanning import (
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.preview_sites import LinkedPages
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
-from tests.helpers.server import User
+from tests.helpers.server import User, make_admin
 
 
 def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) -> None:
@@ -35,7 +34,7 @@ def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) ->
     assert latest(alice)["scan"] is None
     assert server.app.media.scanning.jobs() == ()
     assert alice.get(f"/_matrix/media_proxy/unstable/scan/{address}").errcode == "M_UNRECOGNIZED"
-    root = administrator(server)
+    root = make_admin(server)
     assert root.get(f"{OURS}/rescan").json == {}
     assert root.post(f"{OURS}/rescan", {}).errcode == "M_INVALID_PARAM"
 
@@ -45,7 +44,7 @@ def test_a_harmful_file_is_refused_and_quarantined(
     place: ScanningServers, scanners: RunningScanners, address: str
 ) -> None:
     server = place.server(f"media_scanning: {{clamd: '{getattr(scanners, address)}'}}\n")
-    alice, root = server.register("alice"), administrator(server)
+    alice, root = server.register("alice"), make_admin(server)
     answer = send(alice, b"before " + EICAR + b" after")
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert EICAR_FOUND in answer.json["error"]
@@ -195,7 +194,7 @@ def test_an_administrator_can_override_a_finding(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners))
-    alice, root = server.register("alice"), administrator(server)
+    alice, root = server.register("alice"), make_admin(server)
     send(alice, EICAR)
     file = f"example.org/{latest(alice)['media_id']}"
     assert root.post(f"/_synapse/admin/v1/media/unquarantine/{file}").status == 200
@@ -213,7 +212,7 @@ def test_protected_files_are_not_quarantined(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("")
-    alice, root = before.register("alice"), administrator(before)
+    alice, root = before.register("alice"), make_admin(before)
     address = upload(alice, EICAR)
     assert root.post(f"/_synapse/admin/v1/media/protect/{address.partition('/')[2]}").status == 200
     server = place.server(clamd(scanners))
@@ -254,7 +253,7 @@ def test_images_of_url_previews_are_scanned(
                 f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}"
             )
             assert "og:image" not in again.json
-    (found,) = administrator(server).get(f"{OURS}/harmful").json["harmful"]
+    (found,) = make_admin(server).get(f"{OURS}/harmful").json["harmful"]
     assert found["file_count"] == 1
     picture_of = shown["clean"]["og:image"].removeprefix("mxc://")
     assert alice.get(f"{DOWNLOAD}/{picture_of}").status == 200

@@ -14,18 +14,10 @@ from tests.helpers.federated_media import (
     upload,
 )
 from tests.helpers.images import picture
-from tests.helpers.media_scanning import (
-    MINE,
-    PLUGIN,
-    TEA,
-    HeldVerdicts,
-    administrator,
-    begin_upload,
-    clamd,
-    send,
-)
+from tests.helpers.media_scanning import MINE, PLUGIN, TEA, HeldVerdicts, begin_upload, clamd, send
 from tests.helpers.network import Network
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners, running_scanners
+from tests.helpers.server import make_admin
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +48,7 @@ def test_copies_of_remote_files_are_scanned(
     network: Network, scanners: RunningScanners, tmp_path: Path
 ) -> None:
     alice, bob = pair(network, south=clamd(scanners))
-    root = administrator(bob.server)
+    root = make_admin(bob.server)
     harmful, clean = upload(alice, EICAR), upload(alice, TEA)
     for _ in range(2):
         for path in (f"{DOWNLOAD}/{harmful}", f"{THUMBNAIL}/{harmful}?width=9&height=9"):

@@ -17,7 +17,6 @@ from tests.helpers.media_scanning import (
     TEA,
     HeldVerdicts,
     ScanningServers,
-    administrator,
     begin_upload,
     clamd,
     do_jobs,
@@ -25,7 +24,7 @@ from tests.helpers.media_scanning import (
     metric,
 )
 from tests.helpers.scanners import EICAR, RunningScanners
-from tests.helpers.server import User
+from tests.helpers.server import User, make_admin
 
 AWAY = "media_scanning: {clamd: 'unix:/nonexistent/clamd', upload_wait: 0s}\n"
 
@@ -218,7 +217,7 @@ def test_the_job_gives_way_to_users(held: User) -> None:
 
 def test_a_file_that_cannot_be_scanned_is_retried_with_backoff(held: User) -> None:
     server = held.server
-    root = administrator(server)
+    root = make_admin(server)
     address = begin_upload_and_wait(held)
     minutes = [each // 60 for each in _pauses(held, 10)]
     assert minutes == [10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440]
@@ -273,7 +272,7 @@ def test_older_files_served_unscanned_are_scanned_later(
 def test_a_file_quarantined_during_a_waiting_download_is_not_served(held: User) -> None:
     """Administrators may look at it all the same."""
     server = held.server
-    root = administrator(server)
+    root = make_admin(server)
     uploading = begin_upload(held, TEA)
     server.clock.advance(5)
     address = uploading.answer.json["content_uri"].removeprefix("mxc://")

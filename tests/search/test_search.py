@@ -37,11 +37,6 @@ def alice(server: TestServer) -> User:
     return server.register("alice")
 
 
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def later(server: TestServer, user: User, room: str, text: str) -> str:
     """Send a message with a timestamp of its own."""
     server.clock.advance(1)

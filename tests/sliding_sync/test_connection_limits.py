@@ -21,8 +21,7 @@ from storage.engine.streams import Streams
 from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list, act
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list, act, finish_poll
 
 
 def key_of(device: str, conn_id: str = "") -> SlidingConnectionKey:
@@ -189,7 +188,7 @@ def test_typing_is_correct_for_an_evicted_connection(
     assert typists(client.sync()) == {older: []}
     is_typing(bob, newer, True)
     pending = client.wait()
-    assert typists(ended(server, pending))[newer] == [bob.user_id]
+    assert typists(finish_poll(server, pending))[newer] == [bob.user_id]
     client.pos = pending.answer.json["pos"]
     pending = client.wait()
     for _ in range(3):

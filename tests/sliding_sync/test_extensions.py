@@ -5,10 +5,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.http import Pending
 from tests.helpers.room_actions import create, ok, put_event, redact, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient, a_list, act
+from tests.helpers.sliding_client import SlidingClient, a_list, act, finish_poll
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -22,14 +21,6 @@ def send_to(user: User, to: User, number: int) -> None:
 
 def numbers(answer: dict[str, Any]) -> list[int]:
     return [event["content"]["number"] for event in answer["extensions"]["to_device"]["events"]]
-
-
-def ended(server: TestServer, pending: Pending) -> dict[str, Any]:
-    """The answer of a long poll that has something to tell now."""
-    for _ in range(3):
-        server.clock.advance(0)
-    answer: dict[str, Any] = pending.answer.json
-    return answer
 
 
 def test_the_to_device_extension_returns_messages(server: TestServer) -> None:
@@ -71,7 +62,7 @@ def test_a_to_device_message_ends_a_long_poll(server: TestServer) -> None:
     client.sync()
     pending = client.wait()
     send_to(bob, alice, 7)
-    assert numbers(ended(server, pending)) == [7]
+    assert numbers(finish_poll(server, pending)) == [7]
 
 
 def test_other_connections_do_not_take_messages(server: TestServer) -> None:
@@ -120,7 +111,7 @@ def test_the_e2ee_extension_returns_device_lists_and_key_counts(server: TestServ
     assert answer["device_lists"] == {"changed": [], "left": []}
     pending = client.wait()
     act(bob, room_id, "join")
-    answer = ended(server, pending)["extensions"]["e2ee"]
+    answer = finish_poll(server, pending)["extensions"]["e2ee"]
     assert answer["device_lists"]["changed"] == [bob.user_id]
 
 
@@ -151,7 +142,7 @@ def test_the_account_data_extension_returns_global_and_room_data(server: TestSer
     assert client.sync()["extensions"]["account_data"] == {"global": [], "rooms": {}}
     pending = client.wait()
     assert alice.put(f"{data}/account_data/org.example", {"a": 2}).status == 200
-    told = ended(server, pending)
+    told = finish_poll(server, pending)
     assert told["extensions"]["account_data"]["global"] == [
         {"type": "org.example", "content": {"a": 2}}
     ]
@@ -194,7 +185,7 @@ def test_the_receipts_extension_returns_receipts(server: TestServer) -> None:
     client.sync()
     pending = client.wait()
     assert bob.post(f"{rooms}/m.read/{newest}").status == 200
-    told = ended(server, pending)
+    told = finish_poll(server, pending)
     assert told["rooms"] == {}
     assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
@@ -277,7 +268,7 @@ def test_receipts_of_two_threads_at_the_same_event_are_both_sent(
             == 200
         )
     threads = []
-    for answer in (client.sync(), ended(server, client.wait())):
+    for answer in (client.sync(), finish_poll(server, client.wait())):
         content = answer["extensions"]["receipts"]["rooms"][room_id]["content"]
         assert list(content) == [event_id]
         threads.append(content[event_id]["m.read"][user.user_id]["thread_id"])
@@ -323,7 +314,7 @@ def test_the_typing_extension_returns_typing_users(server: TestServer) -> None:
     }
     pending = client.wait()
     typing(room_id, False)
-    told = ended(server, pending)
+    told = finish_poll(server, pending)
     assert told["extensions"]["typing"]["rooms"][room_id]["content"] == {"user_ids": []}
     client.pos = told["pos"]
     client.body["extensions"]["typing"]["lists"] = []

@@ -25,16 +25,6 @@ class Accepted:
         return rooms
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def lazily(*include: dict[str, str]) -> dict[str, Any]:
     return {"include": list(include), "lazy_members": True}
 

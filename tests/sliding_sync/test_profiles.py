@@ -7,8 +7,7 @@ import pytest
 from homeserver.services.sliding_sync import batches, profiles
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient, a_list, act
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import SlidingClient, a_list, act, finish_poll
 
 NAME = "org.matrix.msc4262.profiles"
 LAZY = [["m.room.member", "$LAZY"]]
@@ -34,16 +33,6 @@ def client_of(user: User, **more: Any) -> SlidingClient:
 def users_in(answer: dict[str, Any]) -> dict[str, Any]:
     users: dict[str, Any] = answer["extensions"][NAME].get("users", {})
     return users
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 def test_profiles_of_users_in_view_are_sent(server: TestServer, alice: User, bob: User) -> None:
@@ -89,7 +78,7 @@ def test_changes_of_all_users_in_shared_rooms_are_sent(
     pending = client.wait()
     set_field(stranger, "m.tz", "Asia/Nukus")
     set_field(bob, "m.tz", "Asia/Tashkent")
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     assert users_in(answer) == {bob.user_id: {"updated": {"m.tz": "Asia/Tashkent"}}}
     assert users_in(client.sync()) == users_in(answer)  # not acknowledged: it comes again
     remove_field(bob, "m.tz")
@@ -199,7 +188,7 @@ def test_more_profiles_than_fit_into_a_response_come_in_parts(
     assert {user.user_id for user in people[:3]} <= told[0] <= {user.user_id for user in people[:7]}
     act(people[-1], first, "leave")
     set_field(people[2], "m.tz", "UTC")
-    answer = ended(server, client.wait())  # at once: there is more
+    answer = finish_poll(server, client.wait())  # at once: there is more
     assert users_in(answer)[people[2].user_id]["updated"]["m.tz"] == "UTC"
     assert people[4].user_id in users_in(answer)
     assert people[9].user_id not in users_in(answer)
@@ -209,7 +198,7 @@ def test_more_profiles_than_fit_into_a_response_come_in_parts(
     assert set().union(*told, users_in(answer)) >= {user.user_id for user in people[:-1]}
     pending = client.wait()
     server.clock.advance(31)
-    assert users_in(ended(server, pending)) == {}
+    assert users_in(finish_poll(server, pending)) == {}
 
 
 def test_rooms_added_while_profiles_are_pending_are_completed(

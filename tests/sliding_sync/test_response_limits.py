@@ -9,8 +9,7 @@ from homeserver.services.sliding_sync import batches, room_entry
 from storage.engine.database import Database
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, texts
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, finish_poll, texts
 
 
 def put_text(user: User, room_id: str, text: str) -> None:
@@ -78,7 +77,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_responses(
     assert answer["lists"]["all"]["count"] == 5
     assert list(answer["rooms"]) == [old, older]
     assert answer["extensions"]["account_data"]["rooms"].keys() == {old, older}
-    answers = [ended(server, client.wait())]  # at once
+    answers = [finish_poll(server, client.wait())]  # at once
     client.pos = answers[0]["pos"]
     answers.append(client.sync())
     assert [list(each["rooms"]) for each in answers] == [oldest[:2], oldest[2:]]

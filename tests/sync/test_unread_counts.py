@@ -35,16 +35,6 @@ class Following:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room(alice: User, bob: User) -> str:
     return rooms.create(alice, bob)
 

@@ -19,8 +19,8 @@ from federation.protocol.ids import domain_of
 from homeserver.cluster.jobs import Job
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
-from tests.federation.devices.test_encryption_between_servers import ENCRYPTED, another_device
 from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
 from tests.helpers.federated_rooms import NORTH, NUMBERS, SOUTH, create_room
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, identity_keys, sync, upload

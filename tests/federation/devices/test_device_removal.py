@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tests.federation.devices.test_encryption_between_servers import another_device, sending
+from tests.helpers.encrypted_rooms import another_device, encrypted_room
 from tests.helpers.federated_rooms import NORTH
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Fate, Network, Transfer
@@ -17,7 +17,7 @@ def remove(user: User, *device_ids: str) -> None:
 
 
 async def test_the_removal_of_a_device_is_announced_once(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()

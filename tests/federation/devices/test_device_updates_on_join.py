@@ -4,7 +4,7 @@ list may be old."""
 import msgspec
 import pytest
 
-from tests.federation.devices.test_encryption_between_servers import another_device, sending
+from tests.helpers.encrypted_rooms import another_device, encrypted_room
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, create_room
 from tests.helpers.keys import V3, identity_keys, query, upload
 from tests.helpers.network import Fate, Network, Transfer
@@ -34,7 +34,7 @@ def told(network: Network) -> list[tuple[str, str]]:
 async def test_a_returning_user_sends_the_changes_made_meanwhile(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
@@ -50,7 +50,7 @@ async def test_a_returning_user_sends_the_changes_made_meanwhile(
 async def test_only_the_latest_change_is_sent_and_only_if_no_room_was_shared(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     for seed in range(3, 6):
         last = another_device(room.bob)
         upload(last, device_keys=identity_keys(last, seed)[1])
@@ -78,7 +78,7 @@ async def test_only_the_latest_change_is_sent_and_only_if_no_room_was_shared(
 async def test_a_user_without_keys_sends_nothing(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     dan = room.south.server.register("dan")
     told.clear()
     assert dan.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
@@ -87,7 +87,7 @@ async def test_a_user_without_keys_sends_nothing(
 
 
 async def test_changes_are_sent_after_a_kill(network: Network, told: list[tuple[str, str]]) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
     told.clear()
@@ -102,7 +102,7 @@ async def test_changes_are_sent_after_a_kill(network: Network, told: list[tuple[
 async def test_a_server_that_is_behind_costs_no_row_per_joining_user(
     network: Network, told: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     people = [room.south.server.register(f"person{number}") for number in range(3)]
     for seed, user in enumerate(people, 10):
         upload(user, device_keys=identity_keys(user, seed)[1])

@@ -3,8 +3,8 @@ fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
-from tests.federation.devices.test_encryption_between_servers import ENCRYPTED, another_device
 from tests.federation.rooms.receive.test_missing_events import lie
+from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network

@@ -9,7 +9,7 @@ import pytest
 from federation.peers.wire import WireResponse
 from federation.remote.keys import CLAIM_BASE_BYTES, MAX_LIST_RESPONSE_BYTES, QUERY_BASE_BYTES
 from homeserver.services.encryption import key_queries
-from tests.federation.devices.test_encryption_between_servers import sending
+from tests.helpers.encrypted_rooms import encrypted_room
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
@@ -57,7 +57,7 @@ async def test_one_request_contacts_few_unrelated_servers(
     network: Network, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(key_queries, "MAX_UNRELATED_SERVERS", 3)
-    room = await sending(network)
+    room = await encrypted_room(network)
     told = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
     assert set(tries(network, MADE_UP)) == set(MADE_UP[:3])
     assert told["failures"].keys() == set(MADE_UP)
@@ -71,7 +71,7 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
     network: Network, what: str, is_too_long: bool
 ) -> None:
     """Many servers may answer at the same time."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     other = room.bob if what == "list" else network.add(EAST).register("carol")
     keys = {other.user_id: {other.device_id: identity_keys(other, 5)[1]}}
     answers: dict[str, Any] = {
@@ -107,7 +107,7 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
 
 @pytest.mark.parametrize("what", ["query", "claim"])
 async def test_unrelated_servers_are_rate_limited(network: Network, what: str) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     carol = network.add(EAST).register("carol")
     upload(
         carol, device_keys=identity_keys(carol, 5)[1], one_time_keys=one_time_keys("A", "B", "C")

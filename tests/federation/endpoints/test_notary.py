@@ -80,9 +80,9 @@ def test_outdated_keys_are_fetched_again(pair: Network) -> None:
 
 
 def test_a_query_for_a_validity_beyond_all_keys_causes_few_fetches(pair: Network) -> None:
-    loopback = {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}}
+    hosts = {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}}
     for _ in range(100):
-        assert len(documents(pair, SOUTH, loopback)) == 1
+        assert len(documents(pair, SOUTH, hosts)) == 1
         pair.clock.advance(DAY / 100)
     assert fetches(pair) <= 3
 

@@ -95,37 +95,37 @@ def office() -> Iterator[LoopbackProxy]:
 
 
 async def test_the_proxy_resolves_names_and_the_certificate_is_the_servers(
-    loopback: LoopbackServers, office: LoopbackProxy
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    loopback.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
-    port = loopback.listen(lambda _: ok(b"{}"), "south.example")
-    wire, name = loopback.wire(), ServerName(f"south.example:{port}")
+    hosts.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
+    port = hosts.listen(lambda _: ok(b"{}"), "south.example")
+    wire, name = hosts.wire(), ServerName(f"south.example:{port}")
     assert (await wire.exchange(name, GET)).body == b"{}"
     assert (await wire.exchange(name, GET)).body == b"{}"
     assert office.asked == [
         f"CONNECT south.example:{port} HTTP/1.1\r\nHost: south.example:{port}\r\n"
         "Proxy-Authorization: Basic dXNAZXI6cDp3\r\n\r\n".encode()
     ]
-    assert loopback.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\n")
-    assert f"\r\nHost: south.example:{port}\r\n".encode() in loopback.requests[0]
+    assert hosts.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\n")
+    assert f"\r\nHost: south.example:{port}\r\n".encode() in hosts.requests[0]
 
 
 async def test_a_certificate_for_another_name_is_refused_through_a_proxy(
-    loopback: LoopbackServers, office: LoopbackProxy
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    loopback.proxy = Proxy("127.0.0.1", office.port)
-    port = loopback.listen(lambda _: ok(b"{}"), "other.example")
+    hosts.proxy = Proxy("127.0.0.1", office.port)
+    port = hosts.listen(lambda _: ok(b"{}"), "other.example")
     with pytest.raises(RemoteError, match="not for south"):
-        await loopback.wire().exchange(ServerName(f"south.example:{port}"), GET)
-    assert loopback.requests == []
+        await hosts.wire().exchange(ServerName(f"south.example:{port}"), GET)
+    assert hosts.requests == []
 
 
 async def test_a_denied_address_is_not_requested_from_the_proxy(
-    loopback: LoopbackServers, office: LoopbackProxy
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    loopback.proxy = Proxy("127.0.0.1", office.port)
+    hosts.proxy = Proxy("127.0.0.1", office.port)
     with pytest.raises(RemoteError, match="does not contact"):
-        await loopback.wire(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
+        await hosts.wire(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
     assert office.asked == []
 
 
@@ -139,30 +139,30 @@ async def test_a_denied_address_is_not_requested_from_the_proxy(
     ],
 )
 async def test_errors_of_a_proxy_are_reported(
-    loopback: LoopbackServers, office: LoopbackProxy, answer: bytes, text: str
+    hosts: LoopbackServers, office: LoopbackProxy, answer: bytes, text: str
 ) -> None:
-    loopback.proxy = Proxy("127.0.0.1", office.port)
+    hosts.proxy = Proxy("127.0.0.1", office.port)
     office.answer = answer
     with pytest.raises(RemoteError, match=text):
-        await loopback.wire().exchange(ServerName("south.example:5"), GET)
+        await hosts.wire().exchange(ServerName("south.example:5"), GET)
 
 
-async def test_a_silent_proxy_times_out(loopback: LoopbackServers, office: LoopbackProxy) -> None:
-    loopback.proxy = Proxy("127.0.0.1", office.port)
+async def test_a_silent_proxy_times_out(hosts: LoopbackServers, office: LoopbackProxy) -> None:
+    hosts.proxy = Proxy("127.0.0.1", office.port)
     office.answer = b""
     with pytest.raises(RemoteError, match=r"within 0\.2 seconds"):
-        await loopback.wire().exchange(
+        await hosts.wire().exchange(
             ServerName("south.example:5"), WireRequest("GET", "/_matrix/x", seconds=0.2)
         )
 
 
 async def test_exceptions_are_contacted_directly(
-    loopback: LoopbackServers, office: LoopbackProxy
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    loopback.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
-    port = loopback.listen(lambda _: ok(b"{}"), "south.example")
-    loopback.names.addresses["south.example"] = ["127.0.0.1"]
-    assert (await loopback.wire().exchange(ServerName(f"south.example:{port}"), GET)).status == 200
+    hosts.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
+    port = hosts.listen(lambda _: ok(b"{}"), "south.example")
+    hosts.names.addresses["south.example"] = ["127.0.0.1"]
+    assert (await hosts.wire().exchange(ServerName(f"south.example:{port}"), GET)).status == 200
     assert office.asked == []
 
 

@@ -3,12 +3,11 @@ minute, or until they answer."""
 
 from federation.remote.membership import INVITE_SECONDS
 from homeserver.wiring.federation_peers import SILENCE_REMEMBERED_MS
-from tests.federation.devices.test_encryption_between_servers import asked
-from tests.federation.devices.test_key_claims_over_restarts import ALGORITHM
+from tests.helpers.encrypted_rooms import ALGORITHM
 from tests.helpers.federated_rooms import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, upload
-from tests.helpers.network import Fate, Network
+from tests.helpers.network import Fate, Network, count_requests
 from tests.helpers.room_actions import create, join, membership, ok, refused, room_path
 from tests.helpers.server import User
 
@@ -68,7 +67,7 @@ async def test_an_invite_to_an_unresponsive_server_fails_at_once(network: Networ
     assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}, (
         "it is silent for longer than one starts"
     )
-    assert [asked(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
+    assert [count_requests(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
 
 
 async def test_a_key_query_to_an_unresponsive_server_fails_at_once(network: Network) -> None:
@@ -78,7 +77,7 @@ async def test_a_key_query_to_an_unresponsive_server_fails_at_once(network: Netw
 
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     assert refused(begin_invite(alice, bob, room_id).answer) == (502, "M_UNKNOWN")
-    assert [asked(network, SOUTH, path) for path in PATHS.values()] == [0, 1, 0]
+    assert [count_requests(network, SOUTH, path) for path in PATHS.values()] == [0, 1, 0]
 
 
 async def test_an_unresponsive_server_that_may_be_starting_is_asked_for_one_time_keys(
@@ -94,7 +93,7 @@ async def test_an_unresponsive_server_that_may_be_starting_is_asked_for_one_time
         assert claiming.answer.json["failures"].keys() == {SOUTH}
 
     assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}
-    assert asked(network, SOUTH, PATHS["claim"]) == 2
+    assert count_requests(network, SOUTH, PATHS["claim"]) == 2
 
 
 async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> None:

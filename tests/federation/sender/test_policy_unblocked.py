@@ -9,12 +9,11 @@ from federation.sender.policy_unblocked import MAX_CONCURRENT, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from storage.rooms.room_servers import count_servers
-from tests.federation.sender.test_sender import make_admin
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared, texts
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 
 OPEN = make_rules(None)
 BLOCKED = make_rules(None, [SOUTH])

@@ -13,7 +13,7 @@ from storage.engine.database import Database, PostgresConfig
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 
 PEER, OTHER = "peer.example", "other.example"
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
@@ -77,12 +77,6 @@ class Home:
 
     def settle(self) -> None:
         settle(self.server)
-
-
-def make_admin(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
 
 
 @pytest.fixture

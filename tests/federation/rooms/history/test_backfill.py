@@ -17,12 +17,8 @@ from tests.helpers.federated_rooms import (
     shared,
     texts,
 )
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say, set_state
-
-
-def requests_to(network: Network, server: str, word: str) -> int:
-    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
 
 
 async def open_ends(side: Side, room_id: RoomID) -> set[str]:
@@ -47,7 +43,7 @@ async def test_a_new_member_reads_the_room_to_its_beginning(network: Network, ve
 
     assert texts(bob, room_id, limit=30) == [f"{number}" for number in range(149, -1, -1)]
 
-    assert requests_to(network, NORTH, "/backfill/") == 2
+    assert count_requests(network, NORTH, "/backfill/") == 2
     assert await open_ends(south, room_id) == set()
     assert await south.state(room_id) == await north.state(room_id)
     first = bob.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=f&limit=1").json["chunk"][0]
@@ -109,7 +105,7 @@ async def test_a_silent_server_delays_the_reader_little(network: Network) -> Non
     network.clock.advance(MAX_WAIT)
 
     assert (one.answer.status, two.answer.status) == (200, 200)
-    assert requests_to(network, NORTH, "/backfill/") == 1
+    assert count_requests(network, NORTH, "/backfill/") == 1
 
 
 async def test_another_server_is_asked_if_the_first_cannot_help(network: Network) -> None:
@@ -123,7 +119,7 @@ async def test_another_server_is_asked_if_the_first_cannot_help(network: Network
     network.cut(NORTH, EAST)
 
     assert texts(carol, room.room_id) == ["before Carol"]
-    assert requests_to(network, SOUTH, "/backfill/") >= 1
+    assert count_requests(network, SOUTH, "/backfill/") >= 1
 
 
 async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network) -> None:
