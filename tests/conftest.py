@@ -37,7 +37,7 @@ from tests.helpers.databases import (
 )
 from tests.helpers.federated_rooms import NUMBERS
 from tests.helpers.network import Network
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
 from tests.helpers.worker_scheduling import WorkerScheduling, long_tests_first
@@ -221,6 +221,12 @@ def alice(server: TestServer) -> User:
 def bob(server: TestServer) -> User:
     """The user bob of `server`."""
     return server.register("bob")
+
+
+@pytest.fixture
+def root(server: TestServer) -> User:
+    """The administrator root of `server`."""
+    return make_admin(server)
 
 
 @pytest.fixture

@@ -301,3 +301,10 @@ def move_user(server: TestServer, user: User) -> User:
     """Return the user's session on another server object of the same database."""
     session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
     return User(server, session)
+
+
+def register_guest(server: TestServer) -> User:
+    """Register a guest."""
+    answer = server.post("/_matrix/client/v3/register?kind=guest", {})
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)

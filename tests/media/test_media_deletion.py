@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.engine.database import Database
+from tests.helpers.retention import track_references
 from tests.helpers.server import TestServer, User
 
 GRACE = 3600
@@ -69,15 +70,9 @@ def _redact(user: User, room_id: str, event_id: str) -> None:
     )
 
 
-def _follow(server: TestServer) -> None:
-    server.clock.advance(61)  # what was fetched from the past is looked for only now and then
-    while server.run(server.app.media.upkeep.references.do_track(1000)):
-        pass
-
-
 def _wait(server: TestServer, seconds: float = GRACE) -> int:
     """Let the grace go by; how many files are deleted then."""
-    _follow(server)
+    track_references(server)
     server.clock.advance(seconds)
     return server.run(server.app.media.upkeep.removal.do_remove_unreferenced(1000))
 
@@ -149,7 +144,7 @@ def test_edits_of_a_redacted_message_keep_no_file(
         "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
     }
     _send(alice, room_id, edit)
-    _follow(server)
+    track_references(server)
     _redact(alice, room_id, event_id)
     assert _wait(server) == 1
 
@@ -173,7 +168,7 @@ def test_a_new_reference_restarts_the_grace_period(server: TestServer, alice: Us
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
     assert _wait(server, GRACE - 120) == 0
     event_id = _send(alice, room_id, _file(file))
-    _follow(server)
+    track_references(server)
     _redact(alice, room_id, event_id)
     assert _wait(server, GRACE - 120) == 0
     assert _wait(server, 120) == 1
@@ -247,7 +242,7 @@ def test_a_replaced_avatar_is_deleted_and_the_new_one_stays(
     member = f"/_matrix/client/v3/rooms/{room_id}/state/m.room.member/{alice.user_id}"
     for picture in (old, new):
         assert alice.put(profile, {"avatar_url": picture}).status == 200
-        _follow(server)
+        track_references(server)
     assert bob.get(member).json["avatar_url"] == new
     assert _wait(server) == 1
     assert [_is_there(bob, picture) for picture in (old, new)] == [False, True]
@@ -264,7 +259,7 @@ def test_an_avatar_that_is_set_again_stays(server: TestServer, alice: User, bob:
     profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
     for picture in (one, other, one):
         assert alice.put(profile, {"avatar_url": picture}).status == 200
-        _follow(server)
+        track_references(server)
     assert _wait(server) == 1
     assert [_is_there(bob, picture) for picture in (one, other)] == [True, False]
 
@@ -319,7 +314,7 @@ def test_a_deactivated_account_keeps_its_encrypted_files(
 def test_a_late_reference_keeps_the_file(server: TestServer, alice: User, bob: User) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
-    _follow(server)
+    track_references(server)
     server.clock.advance(GRACE)
     _send(bob, room_id, _file(file))  # nobody has looked at it when files are deleted
     assert server.run(server.app.media.upkeep.removal.do_remove_unreferenced(50)) == 0
@@ -474,7 +469,7 @@ def test_exactly_the_unreferenced_files_are_deleted(
             assert users[user].put(path, data).status == 200
             model.data[user] = files
         elif verb == "look":
-            _follow(server)
+            track_references(server)
         elif verb == "wait":
             due()
     for user in (0, 1):  # the next example begins with nothing in the settings

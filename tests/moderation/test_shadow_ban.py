@@ -28,13 +28,6 @@ def path_of(user: User) -> str:
 
 
 @pytest.fixture
-def root(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
-
-
-@pytest.fixture
 def mallory(server: TestServer, root: User) -> User:
     """A shadow-banned user."""
     mallory = server.register("mallory")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from storage.engine.database import PostgresConfig
+from tests.helpers.federated_processes import FederatedProcesses
 from tests.helpers.node_pair import NodePair
 
 
@@ -15,3 +16,11 @@ def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
     made = NodePair(tmp_path, postgresql)
     yield made
     made.close()
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[FederatedProcesses]:
+    """Server processes that federate with each other."""
+    processes = FederatedProcesses(tmp_path)
+    yield processes
+    processes.end()

@@ -2,13 +2,9 @@
 with the same room as on the other server."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import quote
-
-import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.federated_processes import FederatedProcesses, make_large_room
@@ -21,13 +17,6 @@ MEMBERS = 1500
 KILLS = 4
 V3 = "/_matrix/client/v3"
 WITHIN = 120.0
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[FederatedProcesses]:
-    servers = FederatedProcesses(tmp_path)
-    yield servers
-    servers.end()
 
 
 def good(server: RunningServer, method: str, path: str, token: str, body: Any = None) -> Any:

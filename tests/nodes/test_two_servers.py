@@ -3,21 +3,10 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from tests.helpers.federated_processes import FederatedProcesses
 from tests.helpers.ports import free_port
 from tests.helpers.server_process import RunningServer
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[FederatedProcesses]:
-    servers = FederatedProcesses(tmp_path)
-    yield servers
-    servers.end()
 
 
 def test_one_server_fetches_and_republishes_the_keys_of_the_other(

@@ -11,9 +11,9 @@ from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.push_gateway import PushGateway, set_pusher
-from tests.helpers.room_actions import create, join, ok, put_event, refused, say
+from tests.helpers.room_actions import create, join, ok, put_event, refused, reply, say
 from tests.helpers.server import TestServer, User
-from tests.rooms.test_thread_subscriptions import reply, thread
+from tests.rooms.test_thread_subscriptions import thread
 
 V3 = "/_matrix/client/v3"
 RULES = f"{V3}/pushrules/global/postcontent"

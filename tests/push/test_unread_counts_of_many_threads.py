@@ -8,10 +8,9 @@ import pytest
 from homeserver.services.rooms import receipt_cache
 from storage.engine.database import Database
 from storage.rooms import receipts
-from tests.helpers.room_actions import create, join, ok, room_path, say
+from tests.helpers.room_actions import create, join, ok, relate, room_path, say
 from tests.helpers.server import TestServer
 from tests.helpers.sync_requests import sync
-from tests.rooms.test_relations import relate
 
 COUNTED = {"room": {"timeline": {"unread_thread_notifications": True}}}
 KEPT = 3

@@ -9,7 +9,17 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
-from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
+from tests.helpers.retention import (
+    DAY,
+    RULES,
+    SECRET,
+    find_tables,
+    index,
+    keep_for,
+    purge,
+    settle,
+    track_references,
+)
 from tests.helpers.room_actions import (
     V3,
     create,
@@ -341,11 +351,11 @@ def test_media_is_deleted_with_the_last_message_that_shows_it(
     path = room_path(
         room_id, "send", "m.room.encrypted", "enc", **{"org.matrix.msc3911.attach_media": attached}
     )
-    follow(server)
+    track_references(server)
     ok(alice.put(path, {"ciphertext": "…"}))
     server.clock.advance(DAY + 1)
     purge(server)
-    follow(server)
+    track_references(server)
     server.clock.advance(3600)
     upkeep = server.app.media.upkeep
     assert server.run(upkeep.removal.do_remove_unreferenced(1000)) == 2
@@ -366,12 +376,6 @@ def upload(user: User, text: str) -> str:
         headers={"Content-Type": "text/plain"},
     )
     return str(ok(answer)["content_uri"])
-
-
-def follow(server: TestServer) -> None:
-    server.clock.advance(61)
-    while server.run(server.app.media.upkeep.references.do_track(1000)):
-        pass
 
 
 @pytest.mark.parametrize("is_purged", [False, True])

@@ -14,7 +14,11 @@ from twisted.internet.defer import Deferred
 from federation.protocol.ids import RoomID
 from homeserver.services.rooms import relations
 from tests.helpers.room_actions import (
+    aggregations,
     create,
+    edit,
+    get_event,
+    ignore,
     invite,
     join,
     leave,
@@ -23,6 +27,7 @@ from tests.helpers.room_actions import (
     put_event,
     redact,
     refused,
+    relate,
     room_path,
     say,
 )
@@ -38,27 +43,6 @@ def room(alice: User, bob: User) -> str:
     invite(alice, room, bob)
     join(bob, room)
     return room
-
-
-def relate(
-    user: User, room: str, target: str, rel_type: str, text: str = "child", **content: Any
-) -> str:
-    """Send a message that relates to another."""
-    relation = {"rel_type": rel_type, "event_id": target}
-    answer = put_event(
-        user,
-        room,
-        "m.room.message",
-        {"msgtype": "m.text", "body": text, "m.relates_to": relation, **content},
-    )
-    return str(ok(answer)["event_id"])
-
-
-def edit(user: User, room: str, target: str, text: str) -> str:
-    """Of two of the same time that with the greater id is the later one, so time goes on."""
-    user.server.clock.advance(1)
-    new = {"msgtype": "m.text", "body": text}
-    return relate(user, room, target, "m.replace", f"* {text}", **{"m.new_content": new})
 
 
 def reaction(target: str, key: str = "👍") -> dict[str, Any]:
@@ -78,20 +62,6 @@ def path(room: str, event: str, *rest: str, **query: object) -> str:
 
 def children(user: User, room: str, event: str, *rest: str, **query: object) -> list[str]:
     return [child["event_id"] for child in ok(user.get(path(room, event, *rest, **query)))["chunk"]]
-
-
-def get_event(user: User, room: str, event: str) -> Any:
-    return ok(user.get(room_path(room, "event", event)))
-
-
-def bundle(user: User, room: str, event: str) -> Any:
-    """The aggregations of an event's children."""
-    return get_event(user, room, event)["unsigned"].get("m.relations", {})
-
-
-def ignore(user: User, other: User) -> None:
-    path = f"/_matrix/client/v3/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
-    ok(user.put(path, {"ignored_users": {other.user_id: {}}}))
 
 
 def test_children_come_newest_first_and_by_type(alice: User, bob: User, room: str) -> None:
@@ -193,22 +163,22 @@ def test_a_former_member_sees_no_later_children(alice: User, bob: User, room: st
     second = relate(alice, room, parent, "m.thread")
     assert children(bob, room, parent) == [first]
     assert children(alice, room, parent) == [second, first]
-    assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == first
+    assert aggregations(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == first
 
 
 def test_a_child_in_another_room_does_not_count(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     edit(alice, create(alice), parent, "from elsewhere")
     assert children(alice, room, parent) == []
-    assert bundle(alice, room, parent) == {}
+    assert aggregations(alice, room, parent) == {}
 
 
 def test_an_event_has_its_latest_edit(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
-    assert bundle(bob, room, parent) == {}
+    assert aggregations(bob, room, parent) == {}
     edit(alice, room, parent, "first")
     second = edit(alice, room, parent, "second")
-    told = bundle(bob, room, parent)["m.replace"]
+    told = aggregations(bob, room, parent)["m.replace"]
     assert told["event_id"] == second
     assert told["content"]["m.new_content"]["body"] == "second"
     assert told["room_id"] == room
@@ -222,11 +192,11 @@ def test_invalid_edits_are_ignored(alice: User, bob: User, room: str) -> None:
     relate(alice, room, parent, "m.replace", "without new content")
     content = {"m.new_content": {}, "m.relates_to": {"rel_type": "m.replace", "event_id": parent}}
     ok(put_event(alice, room, "org.example.other", content))
-    assert bundle(alice, room, parent) == {}
+    assert aggregations(alice, room, parent) == {}
     valid = edit(alice, room, parent, "valid")
     edit(alice, room, valid, "an edit of an edit")
-    assert bundle(alice, room, parent)["m.replace"]["event_id"] == valid
-    assert bundle(alice, room, valid) == {}
+    assert aggregations(alice, room, parent)["m.replace"]["event_id"] == valid
+    assert aggregations(alice, room, valid) == {}
 
 
 def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
@@ -235,7 +205,7 @@ def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
     replacement = ok(
         put_event(alice, room, "m.room.encrypted", {"ciphertext": "y", "m.relates_to": relation})
     )
-    assert bundle(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
+    assert aggregations(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
 
 
 def test_redacted_edits_and_edits_of_redacted_events_do_not_apply(alice: User, room: str) -> None:
@@ -244,18 +214,18 @@ def test_redacted_edits_and_edits_of_redacted_events_do_not_apply(alice: User, r
     second = edit(alice, room, parent, "second")
     reply = relate(alice, room, parent, "m.reference")
     ok(redact(alice, room, second))
-    assert bundle(alice, room, parent)["m.replace"]["event_id"] == first
+    assert aggregations(alice, room, parent)["m.replace"]["event_id"] == first
     assert second not in children(alice, room, parent)
     ok(redact(alice, room, parent))
-    assert bundle(alice, room, parent) == {"m.reference": {"chunk": [{"event_id": reply}]}}
+    assert aggregations(alice, room, parent) == {"m.reference": {"chunk": [{"event_id": reply}]}}
     ok(redact(alice, room, reply))
-    assert bundle(alice, room, parent) == {}
+    assert aggregations(alice, room, parent) == {}
 
 
 def test_references_are_listed_oldest_first(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "m.reference") for _ in range(3)]
-    assert bundle(alice, room, parent) == {
+    assert aggregations(alice, room, parent) == {
         "m.reference": {"chunk": [{"event_id": event} for event in sent]}
     }
 
@@ -263,7 +233,7 @@ def test_references_are_listed_oldest_first(alice: User, room: str) -> None:
 def test_state_events_have_no_aggregations(alice: User, room: str) -> None:
     topic = ok(alice.put(room_path(room, "state", "m.room.topic"), {"topic": "tea"}))["event_id"]
     reference = relate(alice, room, topic, "m.reference")
-    assert bundle(alice, room, topic) == {}
+    assert aggregations(alice, room, topic) == {}
     assert children(alice, room, topic) == [reference]
 
 
@@ -274,11 +244,11 @@ def test_children_by_ignored_users_are_hidden(alice: User, bob: User, room: str)
     relate(bob, room, parent, "m.reference")
     ignore(alice, bob)
     assert children(alice, room, parent) == [first]
-    told = bundle(alice, room, parent)
+    told = aggregations(alice, room, parent)
     assert told["m.thread"]["latest_event"]["event_id"] == first
     assert told["m.thread"]["count"] == 1
     assert "m.reference" not in told
-    assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
+    assert aggregations(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
 def test_messages_context_and_limited_timelines_have_aggregations(

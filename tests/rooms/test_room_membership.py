@@ -28,7 +28,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, register_guest
 
 NOWHERE = "!nowhere:example.org"
 PASSWORD = "wonderland"
@@ -38,10 +38,6 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 @pytest.fixture
 def carol(server: TestServer) -> User:
     return server.register("carol")
-
-
-def register_guest(server: TestServer) -> User:
-    return User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
 
 
 def member(user: User, room_id: str, target: User) -> Any:

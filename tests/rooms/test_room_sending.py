@@ -12,6 +12,7 @@ from tests.helpers.room_actions import (
     V3,
     all_texts,
     create,
+    get_event,
     get_state,
     join,
     messages,
@@ -28,10 +29,6 @@ from tests.helpers.server import TestServer, User
 
 FORBIDDEN = (403, "M_FORBIDDEN")
 VERSIONS = ["1", "3", "10", "11", "12"]
-
-
-def get_event(user: User, room_id: str, event_id: str) -> Any:
-    return ok(user.get(room_path(room_id, "event", event_id)))
 
 
 def test_a_message_has_the_form_of_the_specification(

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.room_actions import create, join, leave, ok, put_event, refused, say
+from tests.helpers.room_actions import create, join, leave, ok, refused, reply, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient, finish_poll
 
@@ -17,12 +17,6 @@ PAGES = "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions"
 
 def thread(room_id: str, root: str, prefix: str = UNSTABLE) -> str:
     return f"{prefix}/rooms/{quote(room_id)}/thread/{quote(root)}/subscription"
-
-
-def reply(user: User, room_id: str, root: str, text: str = "reply") -> str:
-    relation = {"rel_type": "m.thread", "event_id": root}
-    content = {"msgtype": "m.text", "body": text, "m.relates_to": relation}
-    return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
 
 
 @pytest.mark.parametrize("prefix", [STABLE, UNSTABLE])

@@ -5,10 +5,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.room_actions import create, join, leave, ok, refused, say
+from tests.helpers.room_actions import create, join, leave, ok, refused, reply, say
 from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, finish_poll
-from tests.rooms.test_thread_subscriptions import reply
 
 EXTENSION = "io.element.msc4360.threads"
 PAGES = "/_matrix/client/unstable/io.element.msc4360/thread_updates"

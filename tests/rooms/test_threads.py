@@ -9,18 +9,21 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.room_actions import (
+    aggregations,
     create,
+    edit,
+    ignore,
     join,
     leave,
     ok,
     put_event,
     redact,
     refused,
+    relate,
     say,
     set_state,
 )
 from tests.helpers.server import TestServer, User
-from tests.rooms.test_relations import bundle, edit, ignore, relate
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -47,15 +50,15 @@ def test_a_root_has_the_aggregation_of_its_thread(alice: User, bob: User, room: 
     first = relate(bob, room, root, "m.thread", "first")
     second = relate(bob, room, root, "m.thread", "second")
     correction = edit(bob, room, second, "corrected")
-    told = bundle(alice, room, root)["m.thread"]
+    told = aggregations(alice, room, root)["m.thread"]
     assert told["count"] == 2
     assert told["current_user_participated"] is True
     assert told["latest_event"]["event_id"] == second
     assert told["latest_event"]["unsigned"]["m.relations"]["m.replace"]["event_id"] == correction
-    assert bundle(bob, room, root)["m.thread"]["current_user_participated"] is True
-    assert bundle(carol, room, root)["m.thread"]["current_user_participated"] is False
+    assert aggregations(bob, room, root)["m.thread"]["current_user_participated"] is True
+    assert aggregations(carol, room, root)["m.thread"]["current_user_participated"] is False
     ok(redact(bob, room, second))
-    told = bundle(alice, room, root)["m.thread"]
+    told = aggregations(alice, room, root)["m.thread"]
     assert (told["count"], told["latest_event"]["event_id"]) == (1, first)
 
 
@@ -120,7 +123,7 @@ def test_a_redacted_root_keeps_its_thread_unless_all_replies_are_redacted(
     reply = relate(alice, room, root, "m.thread")
     ok(redact(alice, room, root))
     assert roots(alice, room) == [root]
-    assert bundle(alice, room, root)["m.thread"]["latest_event"]["event_id"] == reply
+    assert aggregations(alice, room, root)["m.thread"]["latest_event"]["event_id"] == reply
     ok(redact(alice, room, reply))
     assert roots(alice, room) == []
 
@@ -157,19 +160,19 @@ def test_former_members_see_the_count_as_of_their_leave(tmp_path: Path, database
         relate(alice, room, root, "m.thread", f"later {number}")
         edit(alice, room, quiet, f"later {number}")
     relate(alice, room, opened, "m.thread", "later")
-    told = bundle(bob, room, root)["m.thread"]
+    told = aggregations(bob, room, root)["m.thread"]
     assert (told["count"], told["latest_event"]["event_id"]) == (2, replies[1])
     (shown,) = ok(bob.get(path(room)))["chunk"]
     assert shown["unsigned"]["m.relations"]["m.thread"]["count"] == 2
-    assert bundle(bob, room, quiet)["m.replace"]["event_id"] == first_edit
-    assert bundle(bob, room, opened) == {}
-    assert bundle(alice, room, root)["m.thread"]["count"] == 9
+    assert aggregations(bob, room, quiet)["m.replace"]["event_id"] == first_edit
+    assert aggregations(bob, room, opened) == {}
+    assert aggregations(alice, room, root)["m.thread"]["count"] == 9
     join(bob, room)
-    assert bundle(bob, room, root)["m.thread"]["count"] == 9
+    assert aggregations(bob, room, root)["m.thread"]["count"] == 9
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
     leave(bob, room)
     last = relate(alice, room, root, "m.thread", "for all the world")
-    told = bundle(bob, room, root)["m.thread"]
+    told = aggregations(bob, room, root)["m.thread"]
     assert (told["count"], told["latest_event"]["event_id"]) == (10, last)
 
 

@@ -1,9 +1,6 @@
 """Files that are scanned on both servers: infected ones reach no user of the other."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.helpers.federated_media import (
     DOWNLOAD,
@@ -16,14 +13,8 @@ from tests.helpers.federated_media import (
 from tests.helpers.images import picture
 from tests.helpers.media_scanning import MINE, PLUGIN, TEA, HeldVerdicts, begin_upload, clamd, send
 from tests.helpers.network import Network
-from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners, running_scanners
+from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
 from tests.helpers.server import make_admin
-
-
-@pytest.fixture(scope="module")
-def scanners() -> Iterator[RunningScanners]:
-    with running_scanners() as running:
-        yield running
 
 
 def test_other_servers_get_no_harmful_files(network: Network, scanners: RunningScanners) -> None:
