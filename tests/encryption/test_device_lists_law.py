@@ -96,12 +96,12 @@ class DeviceListModel:
             left |= set(lists["left"])
             if is_last:
                 break
-        now, told = self.sharing(who), (NAMES[who], before, answers)
-        assert self.known[who] == now, (told, now)
-        assert not self.devices[who] & now, (told, now)
-        assert changed <= now | left | {self.people[who].user_id}, (told, now)
+        now, received = self.sharing(who), (NAMES[who], before, answers)
+        assert self.known[who] == now, (received, now)
+        assert not self.devices[who] & now, (received, now)
+        assert changed <= now | left | {self.people[who].user_id}, (received, now)
         if len(answers) == 1 and self.is_whole[who]:
-            assert left == before - now, (told, now)
+            assert left == before - now, (received, now)
         self.is_whole[who] = True
 
     def look(self, who: int) -> tuple[Any, bool]:
@@ -298,8 +298,8 @@ def test_a_changed_user_who_was_away_between_two_responses_is_in_changed(
         first = bob.get(f"{V3}/sync?since={token}").json
         model.do(("join", leaver, 0))
         second = bob.get(f"{V3}/sync?since={first['next_batch']}").json
-        told = [answer["device_lists"]["changed"] for answer in (first, second)]
-        assert alice in told[0] + told[1], told
+        received = [answer["device_lists"]["changed"] for answer in (first, second)]
+        assert alice in received[0] + received[1], received
         model.close()
 
 

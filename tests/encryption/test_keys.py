@@ -543,17 +543,17 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     upload(bob, one_time_keys=one_time_keys("a", "b", "c", "d"))
     database = server.app.database
     other = open_inline(sqlite)
-    told: list[Change] = []
-    other.streams.subscribe(told.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    other.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     requested = (bob.user_id, bob.device_id, "signed_curve25519")
 
     def claim() -> None:
         server.run(DeviceKeyStore(other).claim_in_chunks([requested], 0))
         if elsewhere:
-            database.streams.advance_to(told[-1].position)
+            database.streams.advance_to(received[-1].position)
         else:
-            database.streams.publish(told, told[-1].position)
-        told.clear()
+            database.streams.publish(received, received[-1].position)
+        received.clear()
 
     store = ClaimedMeanwhile(database, claim)
     counts = OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10)

@@ -202,8 +202,8 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     database = server.app.database
     store = DeviceKeyStore(database)
     meanwhile = open_inline(sqlite)
-    told: list[Change] = []
-    meanwhile.streams.subscribe(told.extend, stage=Stage.NOTIFY)
+    received: list[Change] = []
+    meanwhile.streams.subscribe(received.extend, stage=Stage.NOTIFY)
     requested = (bob.user_id, bob.device_id, "signed_curve25519")
     readers: list[OneTimeKeyCounts] = []
     for left in (2, 1, 0):
@@ -211,8 +211,8 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
         readers.append(OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10))
         counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
         assert counts.one_time == {requested[2]: left}, "it was read but not announced yet"
-        database.streams.publish(told, told[-1].position)
-        told.clear()
+        database.streams.publish(received, received[-1].position)
+        received.clear()
         for reader in readers:
             assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {
                 requested[2]: left

@@ -59,11 +59,11 @@ def test_a_returning_user_gets_current_typing(alice: User, bob: User, *, goes_on
     rooms.act(alice, room_id, "join")
     if not goes_on:
         rooms.type(bob, room_id, typing=False)
-    told = [bob.user_id] if goes_on else []
-    assert typing(sync(alice, since), room_id) == told
+    received = [bob.user_id] if goes_on else []
+    assert typing(sync(alice, since), room_id) == received
     answer = sliding.sync()
     assert answer["rooms"][room_id]["initial"]
-    assert answer["extensions"]["typing"]["rooms"][room_id]["content"]["user_ids"] == told
+    assert answer["extensions"]["typing"]["rooms"][room_id]["content"]["user_ids"] == received
 
 
 def test_a_changed_name_does_not_end_typing(alice: User, bob: User) -> None:
@@ -92,9 +92,9 @@ def test_typing_of_ignored_users_is_not_sent(alice: User, bob: User, server: Tes
         assert set(ephemeral(answer, room_id, "m.receipt")[event_id]["m.read"]) == {carol.user_id}
     anew = SlidingClient(alice, "other", lists=sliding.body["lists"], extensions=extensions)
     for client in (sliding, anew):
-        told = client.sync()["extensions"]
-        assert told["typing"]["rooms"][room_id]["content"]["user_ids"] == [carol.user_id]
-        assert set(told["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {
+        received = client.sync()["extensions"]
+        assert received["typing"]["rooms"][room_id]["content"]["user_ids"] == [carol.user_id]
+        assert set(received["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {
             carol.user_id
         }
     seen_by_carol = sync(carol)

@@ -161,13 +161,13 @@ def test_sliding_sync_sends_the_end_of_typing_after_a_restart(place: Restartable
     client.sync()
     place.type(typed)
 
-    def told() -> dict[str, list[str]]:
+    def received() -> dict[str, list[str]]:
         rooms = client.sync()["extensions"]["typing"]["rooms"]
         return {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()}
 
-    assert told() == {typed: [place.bob.user_id]}
+    assert received() == {typed: [place.bob.user_id]}
     say(place.bob, other, "alone")
-    assert told() == {}
+    assert received() == {}
 
     place.begin_anew()
     client.user.server = place.server
@@ -179,9 +179,9 @@ def test_sliding_sync_sends_the_end_of_typing_after_a_restart(place: Restartable
         typed: []
     }
     client.pos = waiting.answer.json["pos"]
-    assert told() == {}
+    assert received() == {}
     place.type(typed)
-    assert told() == {typed: [place.bob.user_id]}
+    assert received() == {typed: [place.bob.user_id]}
 
 
 def test_a_token_stays_short(place: RestartableServer) -> None:

@@ -142,8 +142,8 @@ async def test_device_lists_are_fetched_again_after_a_restore(
         ours.device_id,
     }
     await restored(network, room, backups[0])
-    told = sync(room.alice, tokens[0])
-    assert told["device_lists"]["changed"] == sorted([room.alice.user_id, room.bob.user_id])
+    received = sync(room.alice, tokens[0])
+    assert received["device_lists"]["changed"] == sorted([room.alice.user_id, room.bob.user_id])
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id,
         theirs.device_id,
@@ -218,9 +218,9 @@ async def test_a_sliding_sync_connection_starts_again(
     client = SlidingClient(room.alice, "encryption", extensions=extensions)
     client.sync()
     send_number(room.alice, 1, {room.alice.user_id: {room.alice.device_id: {"n": 1}}})
-    told = client.sync()["extensions"]["to_device"]
-    assert [event["content"] for event in told["events"]] == [{"n": 1}]
-    extensions["to_device"]["since"] = told["next_batch"]
+    received = client.sync()["extensions"]["to_device"]
+    assert [event["content"] for event in received["events"]] == [{"n": 1}]
+    extensions["to_device"]["since"] = received["next_batch"]
     await restored(network, room, backups[0])
     # as many states as there were
     for name in ("one", "two", "three"):
@@ -229,5 +229,5 @@ async def test_a_sliding_sync_connection_starts_again(
     refused = room.alice.post(client.path(), client.body)
     assert (refused.status, refused.errcode) == (400, "M_UNKNOWN_POS")
     client.pos = None
-    told = client.sync()["extensions"]["to_device"]
-    assert [event["content"] for event in told["events"]] == [{"n": 2}]
+    received = client.sync()["extensions"]["to_device"]
+    assert [event["content"] for event in received["events"]] == [{"n": 2}]

@@ -167,9 +167,11 @@ def test_a_logout_request_by_soap_ends_the_session(
         ]
     answer = envelope(server, whole)
     assert (answer.status, answer.headers["content-type"]) == (200, "text/xml")
-    (told,) = fromstring(answer.body).findall("{http://schemas.xmlsoap.org/soap/envelope/}Body/*")
-    assert told.tag == "{urn:oasis:names:tc:SAML:2.0:protocol}LogoutResponse"
-    assert told.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
+    (received,) = fromstring(answer.body).findall(
+        "{http://schemas.xmlsoap.org/soap/envelope/}Body/*"
+    )
+    assert received.tag == "{urn:oasis:names:tc:SAML:2.0:protocol}LogoutResponse"
+    assert received.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
     assert b"urn:oasis:names:tc:SAML:2.0:status:Success" in answer.body
     assert alice.get(WHOAMI).status == 401
     assert envelope(server, whole).status == 200  # repeating it changes nothing

@@ -172,8 +172,10 @@ def test_an_xmp_packet_in_several_segments_is_removed() -> None:
 
 
 def test_place_names_in_iptc_data_are_removed() -> None:
-    told = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
-    sets = b"".join(struct.pack(">BBBH", 0x1C, 2, kind, len(text)) + text for kind, text in told)
+    received = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
+    sets = b"".join(
+        struct.pack(">BBBH", 0x1C, 2, kind, len(text)) + text for kind, text in received
+    )
     resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(sets)) + sets + bytes(len(sets) % 2)
     after = without_place(
         with_segments(picture(4, 4, "JPEG"), segment(0xED, b"Photoshop 3.0\0" + resources))

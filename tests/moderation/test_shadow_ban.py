@@ -209,20 +209,20 @@ def listed(user: User) -> list[str]:
 
 
 def visibility(user: User, room_id: str) -> str:
-    told: str = ok(user.get(f"{V3}/directory/list/room/{room_id}"))["visibility"]
-    return told
+    received: str = ok(user.get(f"{V3}/directory/list/room/{room_id}"))["visibility"]
+    return received
 
 
 def room_of(user: User, alias: str) -> str | None:
     answer = user.get(f"{V3}/directory/room/%23{alias}:example.org")
     assert answer.status in (200, 404)
-    told: str | None = answer.json.get("room_id")
-    return told
+    received: str | None = answer.json.get("room_id")
+    return received
 
 
 def aliases_of(user: User, room_id: str) -> list[str]:
-    told: list[str] = ok(user.get(f"{room_path(room_id)}/aliases"))["aliases"]
-    return told
+    received: list[str] = ok(user.get(f"{room_path(room_id)}/aliases"))["aliases"]
+    return received
 
 
 def test_directory_changes_are_visible_only_to_them(alice: User, mallory: User, root: User) -> None:

@@ -73,9 +73,9 @@ def test_the_sending_node_does_not_announce_a_new_device_as_deleted(nodes: Nodes
     edus = nodes.first.run(
         nodes.first.app.federation_sender.own_devices.get_updates(here.user_id, 0)
     )
-    told = [json.loads(edu)["content"] for edu in edus]
-    assert {content["device_id"] for content in told} == {here.device_id, second.device_id}
-    assert not any(content.get("deleted") for content in told)
+    received = [json.loads(edu)["content"] for edu in edus]
+    assert {content["device_id"] for content in received} == {here.device_id, second.device_id}
+    assert not any(content.get("deleted") for content in received)
 
 
 def test_a_device_of_one_node_can_be_signed_through_the_other(nodes: Nodes) -> None:

@@ -100,7 +100,7 @@ def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stretches", "told", "left"),
+    ("stretches", "received", "left"),
     [
         ([(0, 10)], [(0, 10)], []),
         ([(0, 10)], [(2, 4), (6, 9)], [(0, 2), (4, 6), (9, 10)]),
@@ -110,9 +110,9 @@ def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
     ],
 )
 def test_announced_ranges_are_subtracted(
-    stretches: list[tuple[int, int]], told: list[tuple[int, int]], left: list[tuple[int, int]]
+    stretches: list[tuple[int, int]], received: list[tuple[int, int]], left: list[tuple[int, int]]
 ) -> None:
-    assert subtract_ranges(stretches, told) == left
+    assert subtract_ranges(stretches, received) == left
 
 
 class Pair:

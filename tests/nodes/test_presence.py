@@ -119,7 +119,7 @@ async def test_the_sending_node_notifies_other_servers(
     nodes.wait()
     sync(alice[1])
     nodes.wait(2)
-    told = [
+    received = [
         (each["user_id"], each["presence"])
         for wire in nodes.wires
         for _, body in wire.transactions(PEER)
@@ -127,7 +127,7 @@ async def test_the_sending_node_notifies_other_servers(
         if edu["edu_type"] == "m.presence"
         for each in edu["content"]["push"]
     ]
-    assert (alice[0].user_id, "online") in told
+    assert (alice[0].user_id, "online") in received
 
 
 async def test_remote_presence_on_one_node_reaches_the_other(

@@ -362,11 +362,11 @@ async def test_a_node_does_not_skip_a_badge_that_it_sent_before_the_other_node(
     nodes.wait(12)
     assert nodes.alice.post(f"{V3}/rooms/{invited}/leave").status == 200
     nodes.wait(5)
-    told = [
+    received = [
         [push.notification["counts"]["unread"] for push in gateway.taken]
         for gateway in nodes.gateways
     ]
-    assert told == [[1, 1], [2]]
+    assert received == [[1, 1], [2]]
 
 
 async def test_events_purged_through_the_other_node_are_no_longer_counted(

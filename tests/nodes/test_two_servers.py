@@ -15,10 +15,10 @@ def test_one_server_fetches_and_republishes_the_keys_of_the_other(
     north_port, south_port = free_port(), free_port()
     north = servers.start(north_port)
     servers.start(south_port)
-    (told,) = north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json[
+    (received,) = north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json[
         "server_keys"
     ]
-    assert sorted(told["signatures"]) == sorted(
+    assert sorted(received["signatures"]) == sorted(
         [f"localhost:{north_port}", f"localhost:{south_port}"]
     )
     assert north.stop() == 0

@@ -133,14 +133,14 @@ async def test_typing_on_a_node_without_the_sender_reaches_other_servers(
     rooms.type(there, room_id)
     nodes.wait(0.2)
     nodes.wait(0.2)
-    told = [
+    received = [
         edu["content"]
         for wire in nodes.wires
         for _, body in wire.transactions(PEER)
         for edu in body.get("edus", ())
         if edu["edu_type"] == "m.typing"
     ]
-    assert told == [{"room_id": room_id, "user_id": alice.user_id, "typing": True}]
+    assert received == [{"room_id": room_id, "user_id": alice.user_id, "typing": True}]
 
 
 def test_many_typing_users_cost_few_notes(nodes: NodePair) -> None:
@@ -213,17 +213,17 @@ def test_the_end_of_typing_reaches_a_client_that_changes_nodes_meanwhile(
     rooms.type(alice, other_id)
     answer = sync(bob_here, since, filter=QUIET)
     assert typing(answer, other_id) == [alice.user_id]
-    since, told, ended_at_once = answer["next_batch"], [typing(answer, room_id)], []
-    assert told == [None] or not is_said, "the second node does not know it yet"
+    since, received, ended_at_once = answer["next_batch"], [typing(answer, room_id)], []
+    assert received == [None] or not is_said, "the second node does not know it yet"
     for _ in range(6):  # from now on always on the second node
         pending = poll(bob_there, since, QUIET, timeout=200)
         ended_at_once.append(pending.done)
         nodes.wait(0.2)
-        told.append(typing(pending.answer.json, room_id))
+        received.append(typing(pending.answer.json, room_id))
         since = pending.answer.json["next_batch"]
-    told = [each for each in told if each is not None]
-    assert told, "the client gets the end of typing"
-    assert told in ([[]], [[], []]), (
+    received = [each for each in received if each is not None]
+    assert received, "the client gets the end of typing"
+    assert received in ([[]], [[], []]), (
         "once by its token, and again if the notes of the nodes crossed"
     )
     for turn in range(4):

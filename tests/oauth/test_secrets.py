@@ -359,8 +359,8 @@ def test_no_secret_appears_in_logs_records_or_errors(
     assert [secret for secret in secrets.shown | secrets.sessions if secret in logs] == []
     for path, pending in recorder.answers:
         if pending.answer.status >= 400:
-            told = pending.answer.body.decode()
-            assert [secret for secret in secrets.shown if secret in told] == [], path
+            received = pending.answer.body.decode()
+            assert [secret for secret in secrets.shown if secret in received] == [], path
     kept = server.run(dump_database(sqlite_database))  # audit records too
     assert kept.count("audit_records: ") > 20
     read_by_administrators = secrets.password("registration")

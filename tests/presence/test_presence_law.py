@@ -80,7 +80,7 @@ class PresenceModel:
     def look(self, which: int) -> None:
         answer = sync(self.people[which], self.tokens[which], set_presence="offline")
         self.tokens[which] = answer["next_batch"]
-        self.known[which].update(told(answer))
+        self.known[which].update(presence_in(answer))
 
     def restart(self) -> None:
         Deferred.fromCoroutine(self.server.app.presence.presence.stop())
@@ -96,7 +96,7 @@ class PresenceModel:
         for which in range(2):
             self.look(which)
             me = self.people[which]
-            anew = told(sync(me, set_presence="offline"))
+            anew = presence_in(sync(me, set_presence="offline"))
             sharing = [other for other in self.people if other is me or shares_room(me, other)]
             for other in sharing:
                 here = anew.get(other.user_id, "offline")
@@ -104,7 +104,7 @@ class PresenceModel:
             assert anew.keys() <= {other.user_id for other in sharing}
 
 
-def told(answer: Any) -> dict[str, Any]:
+def presence_in(answer: Any) -> dict[str, Any]:
     """Presence by user, without values that change with time."""
     return {
         event["sender"]: "offline"

@@ -49,10 +49,10 @@ def work(server: TestServer) -> None:
 
 
 def status(root: User, purge_id: str) -> dict[str, Any]:
-    told = dict(ok(root.get(f"{STATUS}/{purge_id}")))
-    assert told.pop("by") == root.user_id
-    assert told.pop("created_ts") >= START * 1000
-    return told
+    received = dict(ok(root.get(f"{STATUS}/{purge_id}")))
+    assert received.pop("by") == root.user_id
+    assert received.pop("created_ts") >= START * 1000
+    return received
 
 
 def begin(root: User, room_id: str, **body: Any) -> str:

@@ -398,18 +398,18 @@ def test_expired_sticky_events_are_not_sent(
     }
     newest = {"room": {"timeline": {"limit": 1}}}
 
-    def told() -> list[bool]:
+    def received() -> list[bool]:
         asked = bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body)
         return [
             event_id in repr(each)
             for each in (sync(bob, None, newest), ok(asked)["extensions"][name])
         ]
 
-    assert told() == [True, True]
+    assert received() == [True, True]
     server.clock.advance(61)
     if is_purged:
         assert purge(server) == 1
-    assert told() == [False, False]
+    assert received() == [False, False]
 
 
 @pytest.mark.parametrize("is_purged", [True, False])

@@ -106,12 +106,12 @@ def by_first_sync(room: Room) -> Iterator[list[Any]]:
             left = sync(room.bob, filter=wanted, use_state_after=after)["rooms"]["leave"][
                 room.room_id
             ]
-            told = [
+            received = [
                 *left["state_after" if after == "true" else "state"]["events"],
                 *left["timeline"]["events"],
             ]
-            assert {"m.room.create", "m.room.name"} <= {event["type"] for event in told}
-            yield told
+            assert {"m.room.create", "m.room.name"} <= {event["type"] for event in received}
+            yield received
 
 
 def by_further_sync(room: Room) -> Iterator[list[Any]]:
@@ -289,8 +289,8 @@ def test_a_user_who_never_joined_sees_only_their_own_membership(server: TestServ
     since = sync(bob)["next_batch"]
     decline_an_invite(alice, bob, room_id)
     left = sync(bob, since)["rooms"]["leave"][room_id]
-    told = [*left["state"]["events"], *left["timeline"]["events"]]
-    assert {(event["type"], event.get("state_key")) for event in told} == {
+    received = [*left["state"]["events"], *left["timeline"]["events"]]
+    assert {(event["type"], event.get("state_key")) for event in received} == {
         ("m.room.member", bob.user_id)
     }
 

@@ -178,11 +178,11 @@ def test_an_event_has_its_latest_edit(alice: User, bob: User, room: str) -> None
     assert aggregations(bob, room, parent) == {}
     edit(alice, room, parent, "first")
     second = edit(alice, room, parent, "second")
-    told = aggregations(bob, room, parent)["m.replace"]
-    assert told["event_id"] == second
-    assert told["content"]["m.new_content"]["body"] == "second"
-    assert told["room_id"] == room
-    assert told["unsigned"]["membership"] == "join"
+    received = aggregations(bob, room, parent)["m.replace"]
+    assert received["event_id"] == second
+    assert received["content"]["m.new_content"]["body"] == "second"
+    assert received["room_id"] == room
+    assert received["unsigned"]["membership"] == "join"
     assert get_event(bob, room, parent)["content"]["body"] == "parent"
 
 
@@ -244,10 +244,10 @@ def test_children_by_ignored_users_are_hidden(alice: User, bob: User, room: str)
     relate(bob, room, parent, "m.reference")
     ignore(alice, bob)
     assert children(alice, room, parent) == [first]
-    told = aggregations(alice, room, parent)
-    assert told["m.thread"]["latest_event"]["event_id"] == first
-    assert told["m.thread"]["count"] == 1
-    assert "m.reference" not in told
+    received = aggregations(alice, room, parent)
+    assert received["m.thread"]["latest_event"]["event_id"] == first
+    assert received["m.thread"]["count"] == 1
+    assert "m.reference" not in received
     assert aggregations(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
@@ -259,22 +259,22 @@ def test_messages_context_and_limited_timelines_have_aggregations(
     since = sync(bob)["next_batch"]
     last = edit(alice, room, parent, "edited")
 
-    def told(events: list[Any]) -> Any:
+    def received(events: list[Any]) -> Any:
         (event,) = [event for event in events if event["event_id"] == parent]
         return event["unsigned"].get("m.relations", {}).get("m.replace", {}).get("event_id")
 
     def timeline(**options: Any) -> Any:
         return sync(bob, **options)["rooms"]["join"][room]["timeline"]
 
-    assert told(messages(bob, room)["chunk"]) == last
-    assert told(ok(bob.get(room_path(room, "context", last)))["events_before"]) == last
-    assert told([ok(bob.get(room_path(room, "context", parent)))["event"]]) == last
+    assert received(messages(bob, room)["chunk"]) == last
+    assert received(ok(bob.get(room_path(room, "context", last)))["events_before"]) == last
+    assert received([ok(bob.get(room_path(room, "context", parent)))["event"]]) == last
     limited = timeline(filter={"room": {"timeline": {"limit": 2}}})
     assert limited["limited"]
-    assert told(limited["events"]) == last
+    assert received(limited["events"]) == last
     whole = timeline(filter={"room": {"timeline": {"limit": 100}}})
     assert not whole["limited"]
-    assert told(whole["events"]) is None
+    assert received(whole["events"]) is None
     assert "m.relations" not in json.dumps(timeline(since=since))
 
 

@@ -81,7 +81,7 @@ def parts(server: TestServer, remote: ToldHierarchies) -> RoomLookupParts:
     )
 
 
-def told(room_id: str, **more: Any) -> dict[str, Any]:
+def room_entry(room_id: str, **more: Any) -> dict[str, Any]:
     room = {
         "room_id": room_id,
         "num_joined_members": 3,
@@ -102,7 +102,7 @@ def space(room_id: str, *children: str, **more: Any) -> dict[str, Any]:
         }
         for number, child in enumerate(children)
     ]
-    return told(room_id, room_type="m.space", children_state=links, **more)
+    return room_entry(room_id, room_type="m.space", children_state=links, **more)
 
 
 async def page(parts: RoomLookupParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
@@ -130,9 +130,9 @@ async def test_remote_rooms_are_requested_from_other_servers(
     remote.answers[FAR] = {
         "room": space(FAR, leaf, room, hidden, deeper),
         "children": [
-            told(leaf, name="Leaf"),
-            told(room, name="A lie"),
-            told(deeper, room_type="m.space"),
+            room_entry(leaf, name="Leaf"),
+            room_entry(room, name="A lie"),
+            room_entry(deeper, room_type="m.space"),
         ],
         "inaccessible_children": [hidden],
     }
@@ -165,7 +165,7 @@ async def test_only_accessible_remote_rooms_are_shown(
     }
     remote.answers[FAR] = {
         "room": space(FAR, *rooms),
-        "children": [told(name, **more) for name, more in rooms.items()],
+        "children": [room_entry(name, **more) for name, more in rooms.items()],
     }
     assert ids(await page(parts, bob, here)) == [here, FAR, "!read:other.org"]
     join(bob, club)
@@ -212,5 +212,5 @@ async def test_a_remote_summary_replaces_the_outdated_state_of_a_left_room(
     ok(alice.post(f"/_matrix/client/v3/rooms/{room}/leave"))
     caller = Requester(alice.user_id, alice.device_id, 1)
     assert (await parts.previews.get_summary(caller, room, []))["name"] == "Old"
-    remote.answers[room] = {"room": told(room, name="New")}
+    remote.answers[room] = {"room": room_entry(room, name="New")}
     assert (await parts.previews.get_summary(caller, room, []))["name"] == "New"

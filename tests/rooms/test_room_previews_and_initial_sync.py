@@ -297,14 +297,14 @@ def test_the_number_of_rooms_in_initial_sync_is_limited(
     invite(alice, rooms[3], bob)
     say(alice, rooms[0], "news")
 
-    def told() -> list[str]:
+    def received() -> list[str]:
         return [room["room_id"] for room in ok(bob.get(f"{V3}/initialSync?limit=1"))["rooms"]]
 
-    assert told() == [rooms[3], rooms[0], rooms[2], rooms[1]]
+    assert received() == [rooms[3], rooms[0], rooms[2], rooms[1]]
     monkeypatch.setattr(initial_sync, "MAX_ROOMS", 3)
-    assert told() == [rooms[3], rooms[0], rooms[2]]
+    assert received() == [rooms[3], rooms[0], rooms[2]]
     monkeypatch.setattr(initial_sync, "MAX_STATE_BYTES", 1000)
-    assert told() == [rooms[3], rooms[0]], "there is one at least, however large"
+    assert received() == [rooms[3], rooms[0]], "there is one at least, however large"
 
 
 def test_an_event_is_read_by_its_id_alone(alice: User, bob: User) -> None:

@@ -253,12 +253,12 @@ def test_events_have_the_readers_membership(alice: User, bob: User) -> None:
     join(bob, room_id)
     say(alice, room_id, "joined")
     chunk = messages(bob, room_id, "b", limit=100)["chunk"]
-    told = {
+    received = {
         event["content"]["body"]: event["unsigned"]["membership"]
         for event in chunk
         if event["type"] == "m.room.message"
     }
-    assert told == {"before": "leave", "invited": "invite", "joined": "join"}
+    assert received == {"before": "leave", "invited": "invite", "joined": "join"}
 
 
 def test_former_members_see_the_room_as_they_left_it(alice: User, bob: User) -> None:

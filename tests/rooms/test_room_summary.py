@@ -134,8 +134,8 @@ def test_members_of_an_allowed_room_see_a_restricted_room(alice: User, bob: User
     room = restricted(alice, club, "!elsewhere:other.org")
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
     join(bob, club)
-    told = ok(summary(bob, room))
-    assert (told["join_rule"], told["allowed_room_ids"]) == (
+    received = ok(summary(bob, room))
+    assert (received["join_rule"], received["allowed_room_ids"]) == (
         "restricted",
         [club, "!elsewhere:other.org"],
     )

@@ -196,7 +196,7 @@ def client_of(user: User, limit: int = 100, **filters: Any) -> SlidingClient:
     )
 
 
-def told(answer: Json) -> dict[str, list[str]]:
+def sticky_by_room(answer: Json) -> dict[str, list[str]]:
     rooms = answer["extensions"][EXTENSION].get("rooms", {})
     return {
         room_id: [event["event_id"] for event in room["events"]] for room_id, room in rooms.items()
@@ -212,18 +212,18 @@ def test_sliding_sync_has_sticky_events(
     client = client_of(bob, limit=1)
     answer = client.sync()
     assert (
-        told(answer) == told(client.sync()) == {room_id: [first]}
+        sticky_by_room(answer) == sticky_by_room(client.sync()) == {room_id: [first]}
     )  # not acknowledged: it comes again
     wanted = client.body["extensions"][EXTENSION]
     wanted["since"] = answer["extensions"][EXTENSION]["next_batch"]
     answer = client.sync()
-    assert told(answer) == {room_id: [second]}
+    assert sticky_by_room(answer) == {room_id: [second]}
     wanted["since"] = answer["extensions"][EXTENSION]["next_batch"]
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
     third = stick(alice, room_id, "tablet")
     answer = finish_poll(server, pending)
-    assert [third] in told(answer).values() or third in str(answer["rooms"])
+    assert [third] in sticky_by_room(answer).values() or third in str(answer["rooms"])
 
 
 def test_sliding_sync_leaves_out_rooms_that_no_list_shows(
@@ -232,8 +232,8 @@ def test_sliding_sync_leaves_out_rooms_that_no_list_shows(
     room_id = rooms.create(alice, bob)
     event_id = stick(alice, room_id, "laptop")
     rooms.say(alice, room_id)
-    assert told(client_of(bob, is_dm=True).sync()) == {}
-    assert told(client_of(bob, is_dm=False).sync()) == {room_id: [event_id]}
+    assert sticky_by_room(client_of(bob, is_dm=True).sync()) == {}
+    assert sticky_by_room(client_of(bob, is_dm=False).sync()) == {room_id: [event_id]}
 
 
 def test_sliding_sync_sends_all_sticky_events_of_a_joined_room(
@@ -247,7 +247,7 @@ def test_sliding_sync_sends_all_sticky_events_of_a_joined_room(
     wanted = client.body["extensions"][EXTENSION]
     wanted["since"] = client.sync()["extensions"][EXTENSION]["next_batch"]
     rooms.join(bob, room_id)
-    assert told(client.sync()) == {room_id: events}
+    assert sticky_by_room(client.sync()) == {room_id: events}
 
 
 def test_the_feature_is_announced(server: TestServer) -> None:

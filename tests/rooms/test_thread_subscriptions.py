@@ -87,10 +87,10 @@ def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None
     first, second = say(alice, room_id, "one"), say(alice, room_id, "two")
     ok(alice.put(thread(room_id, first), {}))
     client = SlidingClient(alice, extensions={EXTENSION: {"enabled": True}})
-    told = client.sync()["extensions"][EXTENSION]
-    assert told == {
+    received = client.sync()["extensions"][EXTENSION]
+    assert received == {
         "subscribed": {
-            room_id: {first: {"automatic": False, "bump_stamp": stamp(told, room_id, first)}}
+            room_id: {first: {"automatic": False, "bump_stamp": stamp(received, room_id, first)}}
         }
     }
     assert client.sync()["extensions"][EXTENSION] == {}
@@ -100,15 +100,15 @@ def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None
     client.pos = answer["pos"]
     assert answer["extensions"][EXTENSION]["subscribed"][room_id][second]["automatic"] is True
     ok(alice.delete(thread(room_id, first)))
-    told = client.sync()["extensions"][EXTENSION]
-    assert list(told) == ["unsubscribed"]
-    assert list(told["unsubscribed"][room_id]) == [first]
+    received = client.sync()["extensions"][EXTENSION]
+    assert list(received) == ["unsubscribed"]
+    assert list(received["unsubscribed"][room_id]) == [first]
     client.body["extensions"] = {"thread_subscriptions": {"enabled": True}}
     assert client.sync()["extensions"] == {"thread_subscriptions": {}}
 
 
-def stamp(told: dict[str, Any], room_id: str, root: str) -> int:
-    bump = told["subscribed"][room_id][root]["bump_stamp"]
+def stamp(received: dict[str, Any], room_id: str, root: str) -> int:
+    bump = received["subscribed"][room_id][root]["bump_stamp"]
     assert isinstance(bump, int)
     return bump
 
@@ -124,10 +124,10 @@ def test_subscriptions_beyond_the_limit_of_sliding_sync_are_in_pages(alice: User
     roots = [say(alice, room_id, f"root {number}") for number in range(6)]
     for root in roots:
         ok(alice.put(thread(room_id, root), {}))
-    told = client.sync()["extensions"][EXTENSION]
-    assert set(told["subscribed"][room_id]) == set(roots[4:])
+    received = client.sync()["extensions"][EXTENSION]
+    assert set(received["subscribed"][room_id]) == set(roots[4:])
     pages: list[set[str]] = []
-    token: str | None = told["prev_batch"]
+    token: str | None = received["prev_batch"]
     while token is not None:
         page = ok(alice.get(f"{PAGES}?dir=b&from={token}&to={to}&limit=3"))
         pages.append(set(page["subscribed"][room_id]))

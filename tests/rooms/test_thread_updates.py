@@ -30,8 +30,8 @@ def client_of(user: User, *, window: int = 9, limit: int = 5, **more: Any) -> Sl
 
 
 def threads(answer: dict[str, Any]) -> Updates:
-    told: Updates = answer["extensions"].get(EXTENSION, {"updates": {}})["updates"]
-    return told
+    received: Updates = answer["extensions"].get(EXTENSION, {"updates": {}})["updates"]
+    return received
 
 
 def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
@@ -53,10 +53,10 @@ def test_updates_in_a_timeline_are_not_sent_again(
     assert EXTENSION not in client.sync()["extensions"]
     for text in ("two", "three", "four"):
         reply(bob, room_id, root, text)
-    told = threads(client.sync())[room_id]
-    assert told.keys() == {root}
-    assert told[root].keys() == {"prev_batch"}
-    assert replies(alice, room_id, root, told[root]["prev_batch"])[:2] == ["three", "two"]
+    received = threads(client.sync())[room_id]
+    assert received.keys() == {root}
+    assert received[root].keys() == {"prev_batch"}
+    assert replies(alice, room_id, root, received[root]["prev_batch"])[:2] == ["three", "two"]
     assert EXTENSION not in client.sync()["extensions"]
     # of one reply the timeline has no room for: there is nothing before it that is new
     reply(bob, room_id, root, "five")
@@ -118,22 +118,22 @@ def test_more_thread_updates_than_fit_are_paged(
     for at in [(room_id, root), *roots, (room_id, root)]:
         reply(bob, *at)
     said = client.sync()["extensions"][EXTENSION]
-    assert {room: set(told) for room, told in said["updates"].items()} == {
+    assert {room: set(received) for room, received in said["updates"].items()} == {
         room_id: {root},
         other: {roots[3][1]},
     }
     reply(bob, *roots[1], "meanwhile")
-    told: list[Updates] = []
+    received: list[Updates] = []
     token = said["prev_batch"]
     while token is not None:
         page = ok(alice.get(f"{PAGES}?dir=b&limit=2&from={token}&to={since}"))
-        told.append(page["chunk"])
+        received.append(page["chunk"])
         token = page.get("next_batch")
-    assert [{room: set(each) for room, each in page.items()} for page in told] == [
+    assert [{room: set(each) for room, each in page.items()} for page in received] == [
         {other: {roots[2][1], roots[1][1]}},
         {other: {roots[0][1]}},
     ]
-    assert told[1][other][roots[0][1]].keys() == {
+    assert received[1][other][roots[0][1]].keys() == {
         "thread_root"
     }  # what came before the stretch is not new
     everything = ok(alice.get("/_matrix/client/v1/thread_updates?dir=b"))
@@ -202,5 +202,5 @@ def test_thread_updates_are_in_the_accepted_form_of_sliding_sync(
     body: dict[str, Any] = {"extensions": {"threads": {"enabled": True, "include_roots": True}}}
     pos = ok(alice.post(STABLE, body))["pos"]
     reply(bob, room_id, root)
-    told = ok(alice.post(STABLE, {**body, "pos": pos}))["extensions"]["threads"]
-    assert told["updates"][room_id][root]["thread_root"]["event_id"] == root
+    received = ok(alice.post(STABLE, {**body, "pos": pos}))["extensions"]["threads"]
+    assert received["updates"][room_id][root]["thread_root"]["event_id"] == root

@@ -50,16 +50,18 @@ def test_a_root_has_the_aggregation_of_its_thread(alice: User, bob: User, room: 
     first = relate(bob, room, root, "m.thread", "first")
     second = relate(bob, room, root, "m.thread", "second")
     correction = edit(bob, room, second, "corrected")
-    told = aggregations(alice, room, root)["m.thread"]
-    assert told["count"] == 2
-    assert told["current_user_participated"] is True
-    assert told["latest_event"]["event_id"] == second
-    assert told["latest_event"]["unsigned"]["m.relations"]["m.replace"]["event_id"] == correction
+    received = aggregations(alice, room, root)["m.thread"]
+    assert received["count"] == 2
+    assert received["current_user_participated"] is True
+    assert received["latest_event"]["event_id"] == second
+    assert (
+        received["latest_event"]["unsigned"]["m.relations"]["m.replace"]["event_id"] == correction
+    )
     assert aggregations(bob, room, root)["m.thread"]["current_user_participated"] is True
     assert aggregations(carol, room, root)["m.thread"]["current_user_participated"] is False
     ok(redact(bob, room, second))
-    told = aggregations(alice, room, root)["m.thread"]
-    assert (told["count"], told["latest_event"]["event_id"]) == (1, first)
+    received = aggregations(alice, room, root)["m.thread"]
+    assert (received["count"], received["latest_event"]["event_id"]) == (1, first)
 
 
 def test_threads_are_ordered_by_their_latest_events(alice: User, bob: User, room: str) -> None:
@@ -160,8 +162,8 @@ def test_former_members_see_the_count_as_of_their_leave(tmp_path: Path, database
         relate(alice, room, root, "m.thread", f"later {number}")
         edit(alice, room, quiet, f"later {number}")
     relate(alice, room, opened, "m.thread", "later")
-    told = aggregations(bob, room, root)["m.thread"]
-    assert (told["count"], told["latest_event"]["event_id"]) == (2, replies[1])
+    received = aggregations(bob, room, root)["m.thread"]
+    assert (received["count"], received["latest_event"]["event_id"]) == (2, replies[1])
     (shown,) = ok(bob.get(path(room)))["chunk"]
     assert shown["unsigned"]["m.relations"]["m.thread"]["count"] == 2
     assert aggregations(bob, room, quiet)["m.replace"]["event_id"] == first_edit
@@ -172,8 +174,8 @@ def test_former_members_see_the_count_as_of_their_leave(tmp_path: Path, database
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
     leave(bob, room)
     last = relate(alice, room, root, "m.thread", "for all the world")
-    told = aggregations(bob, room, root)["m.thread"]
-    assert (told["count"], told["latest_event"]["event_id"]) == (10, last)
+    received = aggregations(bob, room, root)["m.thread"]
+    assert (received["count"], received["latest_event"]["event_id"]) == (10, last)
 
 
 def test_a_reply_cannot_be_a_thread_root(alice: User, room: str) -> None:

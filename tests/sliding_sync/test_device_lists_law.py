@@ -45,11 +45,11 @@ class SlidingDeviceListModel(DeviceListModel):
         assert not changed & left
         self.known[who] = (before | changed - {self.people[who].user_id}) - left
         self.devices[who] -= changed | left
-        now, told = self.sharing(who), (NAMES[who], before, lists)
-        assert self.known[who] == now, (told, now)
-        assert not self.devices[who] & now, (told, now)
-        assert changed <= now | {self.people[who].user_id}, (told, now)
-        assert left == before - now, (told, now)
+        now, received = self.sharing(who), (NAMES[who], before, lists)
+        assert self.known[who] == now, (received, now)
+        assert not self.devices[who] & now, (received, now)
+        assert changed <= now | {self.people[who].user_id}, (received, now)
+        assert left == before - now, (received, now)
 
     def _sync(self, who: int, since: str | None = None) -> Any:
         """Do one sync. `since` is the client's token; the first response has no lists."""

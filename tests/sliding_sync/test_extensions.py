@@ -142,11 +142,11 @@ def test_the_account_data_extension_returns_global_and_room_data(server: TestSer
     assert client.sync()["extensions"]["account_data"] == {"global": [], "rooms": {}}
     pending = client.wait()
     assert alice.put(f"{data}/account_data/org.example", {"a": 2}).status == 200
-    told = finish_poll(server, pending)
-    assert told["extensions"]["account_data"]["global"] == [
+    received = finish_poll(server, pending)
+    assert received["extensions"]["account_data"]["global"] == [
         {"type": "org.example", "content": {"a": 2}}
     ]
-    client.pos = told["pos"]
+    client.pos = received["pos"]
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     assert list(client.sync()["extensions"]["account_data"]["rooms"]) == [first]
     client.body["lists"]["all"]["ranges"] = [[0, 0]]
@@ -185,9 +185,9 @@ def test_the_receipts_extension_returns_receipts(server: TestServer) -> None:
     client.sync()
     pending = client.wait()
     assert bob.post(f"{rooms}/m.read/{newest}").status == 200
-    told = finish_poll(server, pending)
-    assert told["rooms"] == {}
-    assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
+    received = finish_poll(server, pending)
+    assert received["rooms"] == {}
+    assert list(received["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
 
 def test_receipts_requested_later_than_the_room_are_sent(server: TestServer) -> None:
@@ -204,9 +204,9 @@ def test_receipts_requested_later_than_the_room_are_sent(server: TestServer) -> 
         )
     client.sync()
     client.body["extensions"] = {"receipts": ON}
-    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
+    received = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
     # what others read of what the client has of the room, and what one has read oneself
-    assert {id: list(types["m.read"]) for id, types in told.items()} == {
+    assert {id: list(types["m.read"]) for id, types in received.items()} == {
         old: [alice.user_id],
         new: [bob.user_id],
     }
@@ -240,8 +240,10 @@ def test_an_unthreaded_receipt_wins_over_threaded_ones_at_the_same_event(
     client = SlidingClient(
         alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON}
     )
-    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]
-    assert list(told[bob.user_id]) == ["ts"]
+    received = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id][
+        "m.read"
+    ]
+    assert list(received[bob.user_id]) == ["ts"]
 
 
 @pytest.mark.parametrize("reader", ["alice", "bob"])
@@ -314,9 +316,9 @@ def test_the_typing_extension_returns_typing_users(server: TestServer) -> None:
     }
     pending = client.wait()
     typing(room_id, False)
-    told = finish_poll(server, pending)
-    assert told["extensions"]["typing"]["rooms"][room_id]["content"] == {"user_ids": []}
-    client.pos = told["pos"]
+    received = finish_poll(server, pending)
+    assert received["extensions"]["typing"]["rooms"][room_id]["content"] == {"user_ids": []}
+    client.pos = received["pos"]
     client.body["extensions"]["typing"]["lists"] = []
     typing(other, True)
     assert client.sync()["extensions"]["typing"]["rooms"] == {}
@@ -330,19 +332,19 @@ def test_typing_is_sent_when_a_room_returns_to_the_window(server: TestServer) ->
     path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"typing": ON})
 
-    def told() -> dict[str, Any]:
+    def received() -> dict[str, Any]:
         rooms: dict[str, Any] = client.sync()["extensions"]["typing"]["rooms"]
         return {each: event["content"]["user_ids"] for each, event in rooms.items()}
 
-    assert told() == {}
+    assert received() == {}
     for typing, shown in ((True, [bob.user_id]), (False, [])):
         client.body["lists"]["all"]["ranges"] = [[0, 0]]
-        assert told() == {}
+        assert received() == {}
         assert bob.put(path, {"typing": typing, "timeout": 20000}).status == 200
-        assert told() == {}
+        assert received() == {}
         client.body["lists"]["all"]["ranges"] = [[0, 9]]
-        assert told() == {room_id: shown}
-        assert told() == {}
+        assert received() == {room_id: shown}
+        assert received() == {}
 
 
 def test_the_end_of_typing_is_sent_to_a_client_that_did_not_ask_for_a_while(
@@ -367,8 +369,8 @@ def test_the_end_of_typing_is_sent_to_a_client_that_did_not_ask_for_a_while(
     assert bob.put(path, {"typing": False}).status == 200
     client.sync()
     client.body["lists"]["all"]["ranges"] = [[0, 1]]
-    told = client.sync()["extensions"]["typing"]["rooms"]
-    assert told == {room_id: {"type": "m.typing", "content": {"user_ids": []}}}
+    received = client.sync()["extensions"]["typing"]["rooms"]
+    assert received == {room_id: {"type": "m.typing", "content": {"user_ids": []}}}
 
 
 def test_typing_is_sent_again_when_a_room_comes_back(server: TestServer) -> None:
@@ -398,14 +400,14 @@ def test_a_room_that_is_joined_again_sends_its_account_data_again(server: TestSe
     path = f"/_matrix/client/v3/user/{alice.user_id}/rooms/{quote(room_id)}"
     assert alice.put(f"{path}/tags/m.favourite", {"order": 0.5}).status == 200
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"account_data": ON})
-    told = client.sync()["extensions"]["account_data"]["rooms"]
-    assert [event["type"] for event in told[room_id]] == ["m.tag"]
+    received = client.sync()["extensions"]["account_data"]["rooms"]
+    assert [event["type"] for event in received[room_id]] == ["m.tag"]
     act(alice, room_id, "leave")
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
     act(alice, room_id, "join")
     answer = client.sync()
     assert answer["rooms"][room_id]["initial"] is True
-    assert answer["extensions"]["account_data"]["rooms"] == told
+    assert answer["extensions"]["account_data"]["rooms"] == received
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
 
 
@@ -424,6 +426,6 @@ def test_data_that_arrive_while_an_extension_is_off_are_not_lost(server: TestSer
     client.sync()
     client.sync()
     client.body["extensions"] = wanted
-    told = client.sync()["extensions"]
-    assert told["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
-    assert list(told["receipts"]["rooms"]) == [room_id]
+    received = client.sync()["extensions"]
+    assert received["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
+    assert list(received["receipts"]["rooms"]) == [room_id]

@@ -127,10 +127,10 @@ def test_a_kicked_user_sees_the_kick_and_nothing_later(server: TestServer, actio
         assert client.sync()["rooms"][room_id]["initial"] is True
 
 
-@pytest.mark.parametrize("told", ["nothing", "the rest", "the leaving"])
+@pytest.mark.parametrize("received", ["nothing", "the rest", "the leaving"])
 @pytest.mark.parametrize("forgets", [False, True])
 def test_a_rejoined_room_is_sent_again_completely(
-    server: TestServer, *, forgets: bool, told: str
+    server: TestServer, *, forgets: bool, received: str
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(bob)
@@ -148,11 +148,11 @@ def test_a_rejoined_room_is_sent_again_completely(
     )
     client.sync()
     act(bob, room_id, "leave")
-    if told == "the leaving":
+    if received == "the leaving":
         assert room_id in client.sync()["rooms"]
     if forgets:
         act(bob, room_id, "forget")
-    if told == "the rest":
+    if received == "the rest":
         say(bob, other, "hello")
         client.sync()
     set_state(alice, room_id, "m.room.topic", {"topic": "missed"})
@@ -329,12 +329,12 @@ def test_a_message_outside_the_timeline_moves_the_room_and_counts(server: TestSe
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=0)})
     stamp = client.sync()["rooms"][room_id]["bump_stamp"]
     say(alice, room_id, "hello")
-    told = client.sync()["rooms"][room_id]
-    assert told["bump_stamp"] > stamp
-    assert told["notification_count"] == 1
-    assert "timeline" not in told
+    received = client.sync()["rooms"][room_id]
+    assert received["bump_stamp"] > stamp
+    assert received["notification_count"] == 1
+    assert "timeline" not in received
     fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
-    assert fresh["bump_stamp"] == told["bump_stamp"]
+    assert fresh["bump_stamp"] == received["bump_stamp"]
     assert client.sync()["rooms"] == {}
 
 
@@ -349,11 +349,11 @@ def test_a_message_of_an_ignored_user_moves_the_room_as_for_a_new_client(
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=3)})
     client.sync()
     say(alice, room_id, "hello")
-    told = client.sync()["rooms"][room_id]
+    received = client.sync()["rooms"][room_id]
     fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
-    assert told["bump_stamp"] == fresh["bump_stamp"]
-    assert told["notification_count"] == fresh["notification_count"] == 0
-    assert "timeline" not in told
+    assert received["bump_stamp"] == fresh["bump_stamp"]
+    assert received["notification_count"] == fresh["notification_count"] == 0
+    assert "timeline" not in received
 
 
 def counts_of(answer: dict[str, Any]) -> dict[str, int]:

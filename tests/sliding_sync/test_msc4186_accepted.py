@@ -42,9 +42,9 @@ def test_complete_state_with_lazy_members_is_returned(
         client = Accepted(
             alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": state}}
         )
-        told = state_of(client.sync()[room_id])
-        assert (("m.room.name", "") in told) == (state["include"][0] == {})
-        return {key for type, key in told if type == "m.room.member"}
+        received = state_of(client.sync()[room_id])
+        assert (("m.room.name", "") in received) == (state["include"][0] == {})
+        return {key for type, key in received if type == "m.room.member"}
 
     of_carol = {"type": "m.room.member", "state_key": carol.user_id}
     assert members(lazily({})) == {bob.user_id}
@@ -64,8 +64,8 @@ def test_complete_state_with_lazy_members_is_returned(
             },
         },
     )
-    told = state_of(client.sync()[room_id])
-    assert {key for type, key in told if type == "m.room.member"} == everybody
+    received = state_of(client.sync()[room_id])
+    assert {key for type, key in received if type == "m.room.member"} == everybody
 
 
 def test_a_room_names_the_lists_that_contain_it(alice: User) -> None:

@@ -44,9 +44,9 @@ def test_profiles_of_users_in_view_are_sent(server: TestServer, alice: User, bob
         act(user, room_id, "join")
     say(bob, room_id, "hello")
     client = client_of(alice)
-    told = users_in(client.sync())
-    assert told[bob.user_id] == {"updated": {"displayname": "bob", "m.tz": "Asia/Tashkent"}}
-    assert carol.user_id not in told  # nothing of what is shown comes from her
+    received = users_in(client.sync())
+    assert received[bob.user_id] == {"updated": {"displayname": "bob", "m.tz": "Asia/Tashkent"}}
+    assert carol.user_id not in received  # nothing of what is shown comes from her
     assert users_in(client.sync()) == {}
     say(carol, room_id, "here")
     assert users_in(client.sync())[carol.user_id]["updated"]["m.tz"] == "Asia/Nukus"
@@ -83,8 +83,11 @@ def test_changes_of_all_users_in_shared_rooms_are_sent(
     assert users_in(client.sync()) == users_in(answer)  # not acknowledged: it comes again
     remove_field(bob, "m.tz")
     set_field(alice, "m.tz", "UTC")
-    told = users_in(client.sync())
-    assert told == {bob.user_id: {"removed": ["m.tz"]}, alice.user_id: {"updated": {"m.tz": "UTC"}}}
+    received = users_in(client.sync())
+    assert received == {
+        bob.user_id: {"removed": ["m.tz"]},
+        alice.user_id: {"updated": {"m.tz": "UTC"}},
+    }
     set_field(bob, "org.example.status", None)
     assert users_in(client.sync()) == {bob.user_id: {"updated": {"org.example.status": None}}}
 
@@ -179,13 +182,17 @@ def test_more_profiles_than_fit_into_a_response_come_in_parts(
     )
     assert set(users_in(client.sync())) == {alice.user_id, bob.user_id}  # the second room alone
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
-    told: list[set[str]] = []
+    received: list[set[str]] = []
     pos = client.pos
     for _ in range(2):  # the first of the answers gets lost
         client.pos = pos
-        told.append(set(users_in(client.sync())))
-    assert told[0] == told[1]  # and besides those by whom the room is named
-    assert {user.user_id for user in people[:3]} <= told[0] <= {user.user_id for user in people[:7]}
+        received.append(set(users_in(client.sync())))
+    assert received[0] == received[1]  # and besides those by whom the room is named
+    assert (
+        {user.user_id for user in people[:3]}
+        <= received[0]
+        <= {user.user_id for user in people[:7]}
+    )
     act(people[-1], first, "leave")
     set_field(people[2], "m.tz", "UTC")
     answer = finish_poll(server, client.wait())  # at once: there is more
@@ -194,8 +201,8 @@ def test_more_profiles_than_fit_into_a_response_come_in_parts(
     assert people[9].user_id not in users_in(answer)
     client.pos = answer["pos"]
     while more := users_in(client.sync()):
-        told.append(set(more))
-    assert set().union(*told, users_in(answer)) >= {user.user_id for user in people[:-1]}
+        received.append(set(more))
+    assert set().union(*received, users_in(answer)) >= {user.user_id for user in people[:-1]}
     pending = client.wait()
     server.clock.advance(31)
     assert users_in(finish_poll(server, pending)) == {}
@@ -216,11 +223,11 @@ def test_rooms_added_while_profiles_are_pending_are_completed(
     client = SlidingClient(
         alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}}
     )
-    told: set[str] = set()
+    received: set[str] = set()
     for number in range(20):
         client.body["lists"]["all"]["ranges"] = [[0, min(number, 4)]]
-        told.update(users_in(client.sync()))
-    assert told == everybody
+        received.update(users_in(client.sync()))
+    assert received == everybody
     assert users_in(client.sync()) == {}
 
 
@@ -316,10 +323,10 @@ def test_profiles_of_later_members_are_sent(
     create(alice, name="coffee")
     assert names_in(client.sync()) == {"alice"}
     client.body["lists"]["all"]["ranges"] = [[0, 1]]
-    told = [names_in(client.sync()) for _ in range(4)]
-    assert set().union(*told) >= {"carol", "dave", "erin"}
-    assert told[-1] == set()
-    assert max(map(len, told)) == 3  # and those who are shown
+    received = [names_in(client.sync()) for _ in range(4)]
+    assert set().union(*received) >= {"carol", "dave", "erin"}
+    assert received[-1] == set()
+    assert max(map(len, received)) == 3  # and those who are shown
 
 
 def test_all_members_in_view_are_sent_in_parts(
@@ -332,9 +339,9 @@ def test_all_members_in_view_are_sent_in_parts(
         act(user, room_id, "join")
     lists = {"all": a_list([0, 0], limit=1, state=[["m.room.member", "*"]])}
     client = SlidingClient(alice, lists=lists, extensions={NAME: {"enabled": True}})
-    told = [names_in(client.sync()) for _ in range(5)]
-    assert [len(names) for names in told] == [3, 2, 2, 2, 0]
-    assert set().union(*told) == {"alice", *(f"p{number}" for number in range(7))}
+    received = [names_in(client.sync()) for _ in range(5)]
+    assert [len(names) for names in received] == [3, 2, 2, 2, 0]
+    assert set().union(*received) == {"alice", *(f"p{number}" for number in range(7))}
 
 
 def test_all_profiles_are_sent_when_lazy_loading_ends(alice: User, bob: User) -> None:

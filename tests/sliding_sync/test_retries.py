@@ -141,6 +141,6 @@ def test_typing_is_sent_again_after_a_lost_response(server: TestServer) -> None:
     client.body["lists"]["all"]["ranges"] = [[0, 3]]
     for _ in range(2):
         client.pos = kept
-        told = client.sync()["extensions"]["typing"]["rooms"]
-        assert told == {rooms[0]: {"type": "m.typing", "content": {"user_ids": []}}}
+        received = client.sync()["extensions"]["typing"]["rooms"]
+        assert received == {rooms[0]: {"type": "m.typing", "content": {"user_ids": []}}}
     assert client.sync()["extensions"]["typing"]["rooms"] == {}

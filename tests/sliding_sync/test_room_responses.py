@@ -91,8 +91,8 @@ def test_later_responses_have_only_changes(server: TestServer) -> None:
     say(alice, room_id, "one")
     set_state(alice, room_id, "m.room.topic", {"topic": "tea"})
     set_state(alice, room_id, "m.room.avatar", {"url": "mxc://example.org/a"})
-    (told, room), *others = client.sync()["rooms"].items()
-    assert told == room_id
+    (received, room), *others = client.sync()["rooms"].items()
+    assert received == room_id
     assert not others
     assert "initial" not in room
     assert "limited" not in room
@@ -500,32 +500,32 @@ def test_the_accepted_form_sends_changes_of_is_dm(server: TestServer, tmp_path: 
         path = f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.direct"
         assert alice.put(path, {bob.user_id: list(rooms)}).status == 200
 
-    def told(**further: Any) -> dict[str, Any]:
+    def received(**further: Any) -> dict[str, Any]:
         nonlocal pos
         answer = alice.post(STABLE, {**body, **further, "pos": pos}).json
         pos = answer["pos"]
         rooms: dict[str, Any] = answer["rooms"]
         return rooms
 
-    assert told() == {}
+    assert received() == {}
     direct(newer)
-    moved = told()
+    moved = received()
     assert moved[newer]["is_dm"] is True
     assert "timeline" not in moved[newer]
     assert "name" not in moved[newer]
     assert set(moved) == {newer}
-    assert told() == {}
+    assert received() == {}
     say(alice, newer, "hello")
-    assert told()[newer]["is_dm"] is True
+    assert received()[newer]["is_dm"] is True
 
     only_newest = {"lists": {"a": {"range": [0, 0], "timeline_limit": 1}}}
     direct(older)
-    assert told(**only_newest)[newer]["is_dm"] is False
-    assert told(**only_newest) == {}
-    assert {room_id: entry["is_dm"] for room_id, entry in told().items()} == {older: True}
-    assert told() == {}
+    assert received(**only_newest)[newer]["is_dm"] is False
+    assert received(**only_newest) == {}
+    assert {room_id: entry["is_dm"] for room_id, entry in received().items()} == {older: True}
+    assert received() == {}
     alice.server = TestServer(tmp_path, server.app.database, seed=2)
-    assert told() == {}, "what was told outlives a restart"
+    assert received() == {}, "what was told outlives a restart"
 
 
 def test_an_older_pos_gets_the_members_again(server: TestServer) -> None:
@@ -539,10 +539,10 @@ def test_an_older_pos_gets_the_members_again(server: TestServer) -> None:
     client.sync()
     stored = client.pos
     say(bob, room_id, "hello")
-    told = client.sync()["rooms"][room_id]
+    received = client.sync()["rooms"][room_id]
     client.sync()
     client.pos = stored
     again = client.sync()["rooms"][room_id]
-    assert texts(again) == texts(told) == ["hello"]
-    assert ("m.room.member", bob.user_id) in state_of(told)
+    assert texts(again) == texts(received) == ["hello"]
+    assert ("m.room.member", bob.user_id) in state_of(received)
     assert ("m.room.member", bob.user_id) in state_of(again)

@@ -24,7 +24,7 @@ def looking(user: User, conn_id: str = "first") -> SlidingClient:
     )
 
 
-def told(client: SlidingClient) -> dict[str, bool]:
+def received(client: SlidingClient) -> dict[str, bool]:
     """The rooms of an answer, and whether they are new to the client."""
     return {room_id: room.get("initial", False) for room_id, room in client.sync()["rooms"].items()}
 
@@ -59,7 +59,7 @@ def test_a_connection_continues_after_a_restart_and_on_another_node(
             rooms[0]: [f"again{each}" for each in range(2, seed + 1)]
         }
     client.body["lists"]["all"]["ranges"] = [[0, 4]]
-    assert told(client) == {rooms[2]: True}
+    assert received(client) == {rooms[2]: True}
 
 
 def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
@@ -70,11 +70,11 @@ def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
     first = client.pos
     for room_id in rooms[:3]:
         say(alice, room_id, "hello")
-        assert told(client) == {room_id: True}
+        assert received(client) == {room_id: True}
     last, client.pos = client.pos, first  # none of the answers came
-    assert told(client) == {rooms[1]: True, rooms[2]: True}
+    assert received(client) == {rooms[1]: True, rooms[2]: True}
     client.pos = last
-    assert told(client) == {}
+    assert received(client) == {}
 
 
 def test_an_invented_pos_reveals_nothing(server: TestServer) -> None:
@@ -86,15 +86,17 @@ def test_an_invented_pos_reveals_nothing(server: TestServer) -> None:
     assert client.pos is not None
     made_up = client.pos + "".join(f".{number:x}" for number in range(2, 2 * MAX_ADDED + 2, 2))
     client.pos = made_up
-    assert told(client) == {}
+    assert received(client) == {}
     client.body["room_subscriptions"] = {hers: a_list(limit=5)}
-    assert told(client) == {}
+    assert received(client) == {}
     act(alice, hers, "join")
-    assert told(client) == {hers: True}  # the earlier entry does not count, since she was not in it
+    assert received(client) == {
+        hers: True
+    }  # the earlier entry does not count, since she was not in it
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     client.sync()
     say(alice, rooms[0], "hello")
-    assert told(client) == {rooms[0]: False}
+    assert received(client) == {rooms[0]: False}
     for rest in (".", ".x", ".-1", "%201", ".1.", ".1" * (MAX_ADDED + 1), "." + "1" * 15):
         answer = alice.post(f"{UNSTABLE}?pos={made_up.partition('.')[0]}{rest}", client.body)
         assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS"), rest
@@ -123,15 +125,15 @@ def test_rooms_that_do_not_fit_into_the_pos_are_stored(server: TestServer) -> No
     client.sync()
     theirs = create(bob, preset="public_chat")
     act(bob, theirs, "invite", user_id=alice.user_id)
-    assert (told(client), names(client.pos)) == ({theirs: True}, 0)
+    assert (received(client), names(client.pos)) == ({theirs: True}, 0)
     act(alice, theirs, "join")
-    assert (told(client), names(client.pos)) == ({theirs: True}, 0)
+    assert (received(client), names(client.pos)) == ({theirs: True}, 0)
     client.body["lists"]["all"]["timeline_limit"] = 7
     client.sync()
     say(alice, rooms[0], "hello")
-    assert (told(client), names(client.pos)) == ({rooms[0]: True}, 1)
+    assert (received(client), names(client.pos)) == ({rooms[0]: True}, 1)
     client.body["room_subscriptions"] = {rooms[1]: a_list(limit=3)}
-    assert (told(client), names(client.pos)) == ({rooms[1]: True}, 0)
+    assert (received(client), names(client.pos)) == ({rooms[1]: True}, 0)
 
 
 def test_the_name_of_a_state_encodes_its_added_rooms() -> None:

@@ -117,8 +117,10 @@ class NewDevice:
         assert waiting.answer.status == 200, waiting.answer.body
         answer = waiting.answer.json
         if client is self._encryption:
-            told = answer["extensions"]["e2ee"].get("device_lists", {"changed": []})["changed"]
-            self._is_outdated = self._is_outdated or client.pos is None or self.user.user_id in told
+            received = answer["extensions"]["e2ee"].get("device_lists", {"changed": []})["changed"]
+            self._is_outdated = (
+                self._is_outdated or client.pos is None or self.user.user_id in received
+            )
         client.pos = answer["pos"]
         del self._waiting[client.body["conn_id"]]
 

@@ -96,8 +96,8 @@ def test_none_of_many_changes_since_the_token_is_omitted(
     before = len(compared)
     wanted = {"room": {"timeline": {"limit": 50}}}
     for at, token in enumerate(tokens):
-        told = sync(alice, token, wanted)["rooms"]["join"]
-        assert {room_id: bodies(room) for room_id, room in told.items()} == {
+        received = sync(alice, token, wanted)["rooms"]["join"]
+        assert {room_id: bodies(room) for room_id, room in received.items()} == {
             room_id: [text for where, text in said[at:] if where == room_id]
             for room_id, _ in said[at:]
         }
@@ -231,9 +231,9 @@ def test_plain_messages_in_view_take_the_fast_path(scenario: Scenario, compared:
         say(bob, rooms[0], f"{turn}-here")
         say(bob, rooms[1], f"{turn}-there")
         before = len(compared)
-        told = client.sync()["rooms"]
+        received = client.sync()["rooms"]
         assert len(compared) == before + 1
-        assert {room_id: texts(room) for room_id, room in told.items()} == {
+        assert {room_id: texts(room) for room_id, room in received.items()} == {
             rooms[0]: [f"{turn}-here"],
             rooms[1]: [f"{turn}-there"],
         }
@@ -335,6 +335,6 @@ def test_a_declined_invite_is_sent_once(server: TestServer) -> None:
 
     pos = ask(ask(None)["pos"])["pos"]
     act(alice, room_id, "leave")
-    told = ask(pos)
-    assert told["rooms"][room_id]["membership"] == "leave"
-    assert ask(told["pos"])["rooms"] == {}
+    received = ask(pos)
+    assert received["rooms"][room_id]["membership"] == "leave"
+    assert ask(received["pos"])["rooms"] == {}

@@ -82,16 +82,16 @@ def test_a_state_change_reverted_without_an_event_is_sent(forked: ForkedRoom) ->
     forked.pass_time()
     set_state(forked.bob, forked.room_id, "m.room.topic", {"topic": "new"})
     sliding.catch_up()
-    told = sync(forked.alice, since)
-    assert topic_of(told["rooms"]["join"][forked.room_id]["timeline"]["events"]) == "new"
+    received = sync(forked.alice, since)
+    assert topic_of(received["rooms"]["join"][forked.room_id]["timeline"]["events"]) == "new"
     assert sliding.rooms[forked.room_id].state[TOPIC]["content"] == {"topic": "new"}
     forked.meet()
-    room = news(forked.alice, forked.room_id, told["next_batch"])
+    room = news(forked.alice, forked.room_id, received["next_batch"])
     assert keys([event for event in room["timeline"]["events"] if "state_key" in event]) == {
         ("m.room.member", forked.bob.user_id)
     }
     assert topic_of(room["state"]["events"]) == "old"
-    room = news(forked.alice, forked.room_id, told["next_batch"], after=True)
+    room = news(forked.alice, forked.room_id, received["next_batch"], after=True)
     assert topic_of(room["state_after"]["events"]) == "old"
     sliding.sync(EVERYTHING)
     assert sliding.rooms[forked.room_id].state[TOPIC]["content"] == {"topic": "old"}
@@ -132,9 +132,9 @@ def test_a_user_kicked_after_a_resolution_sees_the_kick(forked: ForkedRoom) -> N
     set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "not for bob"})
     forked.act(forked.alice, "ban", forked.bob)
     room = sync(forked.bob, since)["rooms"]["leave"][forked.room_id]
-    told = room["timeline"]["events"]
-    assert [event["content"].get("membership") for event in told] == [None, "leave", "ban"]
-    assert told[0]["event_id"] == said
+    received = room["timeline"]["events"]
+    assert [event["content"].get("membership") for event in received] == [None, "leave", "ban"]
+    assert received[0]["event_id"] == said
     assert topic_of(room["state"]["events"]) == "north"
 
 
@@ -174,14 +174,14 @@ def test_a_late_change_that_loses_the_resolution_is_reverted(forked: ForkedRoom)
     after = say(forked.dave, forked.room_id, "and this")
     forked.pass_time()
     set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "north"})
-    told = sync(forked.alice, since)["next_batch"]
+    received = sync(forked.alice, since)["next_batch"]
     forked.meet()
     current = forked.alice.get(f"/_matrix/client/v3/rooms/{forked.room_id}/state/m.room.topic").json
     assert current == {"topic": "north"}
-    room = news(forked.alice, forked.room_id, told, after=True)
+    room = news(forked.alice, forked.room_id, received, after=True)
     assert [event["event_id"] for event in room["timeline"]["events"]] == [late, after]
     assert room["state_after"]["events"] == []
-    room = news(forked.alice, forked.room_id, told)
+    room = news(forked.alice, forked.room_id, received)
     assert [event["event_id"] for event in room["timeline"]["events"]] == [after]
     assert room["timeline"]["limited"] is True
     assert room["state"]["events"] == []
@@ -237,7 +237,7 @@ def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, lis
         "context": f"{room}/context/{event_id}?limit=50",
         "threads": f"/_matrix/client/v1/rooms/{room_id}/threads",
     }
-    told: dict[str, list[str]] = {}
+    received: dict[str, list[str]] = {}
     for name, path in answers.items():
         answer = user.get(path)
         assert answer.status == 200, (name, answer.body)
@@ -246,10 +246,10 @@ def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, lis
             for part in ("chunk", "state", "events_before", "event", "events_after"):
                 found = answer.json.get(part, [])
                 parts += found if isinstance(found, list) else [found]
-        told[name] = sorted(
+        received[name] = sorted(
             event["event_id"] for event in parts if event.get("state_key") != user.user_id
         )
-    return told
+    return received
 
 
 @pytest.mark.parametrize("later", ["", "ban"])
@@ -288,8 +288,8 @@ def test_a_user_removed_without_an_event_reads_the_room_as_they_saw_it(
     assert {root, said} <= set(after["backwards"]) & set(after["forwards"]) & set(after["context"])
     for name in ("backwards", "forwards", "context"):
         assert set(before[name]) <= set(after[name]), name
-    told = forked.carol.get(f"/_matrix/client/v3/rooms/{forked.room_id}/state").json
-    assert topic_of(told) == "old"
+    received = forked.carol.get(f"/_matrix/client/v3/rooms/{forked.room_id}/state").json
+    assert topic_of(received) == "old"
     assert forked.carol.get(
         f"/_matrix/client/v3/rooms/{forked.room_id}/state/m.room.topic"
     ).json == {"topic": "old"}

@@ -38,9 +38,9 @@ def own_departures(user: User, room_id: str, since: str, state: object = None) -
     answer = user.get(
         f"/_matrix/client/v3/sync?use_state_after=true&since={since}&filter={filter_}"
     ).json
-    (told,) = answer["rooms"]["leave"][room_id]["timeline"]["events"][-1:]
+    (received,) = answer["rooms"]["leave"][room_id]["timeline"]["events"][-1:]
     events = answer["rooms"]["leave"][room_id]["state_after"]["events"]
-    assert all(event["event_id"] == told["event_id"] for event in events)
+    assert all(event["event_id"] == received["event_id"] for event in events)
     return [(event["state_key"], event["content"]["membership"]) for event in events]
 
 

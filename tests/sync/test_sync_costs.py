@@ -181,8 +181,8 @@ def test_an_event_without_children_is_looked_up_once(
         f"/_matrix/client/v3/rooms/{room}/send/m.room.message/child",
         {"msgtype": "m.text", "body": "child", "m.relates_to": relation},
     )
-    told = unsigned()["m.relations"]["m.reference"]["chunk"]
-    assert told == [{"event_id": sent.json["event_id"]}]
+    received = unsigned()["m.relations"]["m.reference"]["chunk"]
+    assert received == [{"event_id": sent.json["event_id"]}]
 
 
 def test_ignoring_a_sender_hides_no_children_from_others(server: TestServer) -> None:
@@ -212,13 +212,13 @@ def test_the_name_of_a_room_is_read_once_until_it_changes(
 
     def summary() -> dict[str, Any]:
         """As an initial answer says it; asked twice, read at most once."""
-        told: dict[str, Any] = sync(alice)["rooms"]["join"][room]["summary"]
+        received: dict[str, Any] = sync(alice)["rooms"]["join"][room]["summary"]
         counter.clear()
-        assert sync(alice)["rooms"]["join"][room]["summary"] == told
-        assert ("get_rosters" in counter.reads) is ("m.heroes" in told), (
+        assert sync(alice)["rooms"]["join"][room]["summary"] == received
+        assert ("get_rosters" in counter.reads) is ("m.heroes" in received), (
             "of a room without a name the people are read"
         )
-        return told
+        return received
 
     def counts(joined: int, invited: int) -> dict[str, int]:
         return {"m.joined_member_count": joined, "m.invited_member_count": invited}

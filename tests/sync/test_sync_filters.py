@@ -48,10 +48,10 @@ def test_timelines_can_be_filtered(server: TestServer, timeline: Json, shown: li
     joined = sync(alice, since, {"room": {"timeline": timeline}})["rooms"]["join"][room]
     assert bodies(joined) == shown
     # whatever is hidden, the state is not lost
-    told = joined["state"]["events"] + [
+    received = joined["state"]["events"] + [
         event for event in joined["timeline"]["events"] if "state_key" in event
     ]
-    assert keys(told) == {("m.room.topic", "")}
+    assert keys(received) == {("m.room.topic", "")}
 
 
 def test_a_state_change_replaced_by_a_filtered_one_is_not_sent_as_current(
@@ -272,9 +272,9 @@ class TestLazyMembers:
         alice, _, carol, _ = people
         stored = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)
-        told = sync(alice, stored, LAZY)["next_batch"]
+        received = sync(alice, stored, LAZY)["next_batch"]
         rooms.say(carol, room)
-        assert members(sync(alice, told, LAZY)["rooms"]["join"][room]) == set()
+        assert members(sync(alice, received, LAZY)["rooms"]["join"][room]) == set()
         again = sync(alice, stored, LAZY)
         assert members(again["rooms"]["join"][room]) == {carol.user_id}
         rooms.say(carol, room)
@@ -301,15 +301,15 @@ class TestLazyMembers:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)
-        told = sync(alice, since, LAZY)["next_batch"]
+        received = sync(alice, since, LAZY)["next_batch"]
         rooms.say(carol, room)
-        assert members(sync(alice, told, LAZY)["rooms"]["join"][room]) == set()
+        assert members(sync(alice, received, LAZY)["rooms"]["join"][room]) == set()
         login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
         phone = User(
             server,
             server.post("/_matrix/client/v3/login", {**login, "password": "wonderland"}).json,
         )
-        assert members(sync(phone, told, LAZY)["rooms"]["join"][room]) == {carol.user_id}
+        assert members(sync(phone, received, LAZY)["rooms"]["join"][room]) == {carol.user_id}
 
     def test_full_state_has_the_user_and_the_senders(self, people: list[User], room: str) -> None:
         alice, bob, *_ = people

@@ -65,18 +65,18 @@ def test_timelines_that_are_too_large_together_are_short(
         for text in said[room]:
             rooms.say(bob, room, text)
 
-    told = sync(alice, since, filter=limit(50))["rooms"]["join"]
+    received = sync(alice, since, filter=limit(50))["rooms"]["join"]
 
-    assert told.keys() == set(all_rooms)
-    short = [room for room in all_rooms if len(bodies(told[room])) == 1]
+    assert received.keys() == set(all_rooms)
+    short = [room for room in all_rooms if len(bodies(received[room])) == 1]
     assert 1 < len(short) < 5
     for room in all_rooms:
-        timeline = told[room]["timeline"]
+        timeline = received[room]["timeline"]
         assert timeline["limited"] is (room in short)
-        assert bodies(told[room]) == said[room][-1 if room in short else 0 :]
+        assert bodies(received[room]) == said[room][-1 if room in short else 0 :]
         told_state = [
             event
-            for event in told[room]["state"]["events"] + timeline["events"]
+            for event in received[room]["state"]["events"] + timeline["events"]
             if "state_key" in event
         ]
         assert ("org.example.kind", "") in keys(told_state)
@@ -347,8 +347,8 @@ def test_a_visible_state_change_before_the_join_is_replaced_by_a_hidden_one(
     assert (closed in ids(joined), opened in ids(joined)) == (after, False)
     assert joined["timeline"]["limited"] is not after
     assert ("m.room.member", carol.user_id) in keys(joined["timeline"]["events"])
-    told = joined["state_after" if after else "state"]["events"]
-    assert opened in {event["event_id"] for event in told}
+    received = joined["state_after" if after else "state"]["events"]
+    assert opened in {event["event_id"] for event in received}
     older = carol.get(
         f"/_matrix/client/v3/rooms/{room}/messages?dir=b&from={joined['timeline']['prev_batch']}"
     ).json
@@ -487,10 +487,10 @@ def test_a_rejoining_user_gets_memberships_that_changed_meanwhile(server: TestSe
     )
     rooms.join(bob, room_id)
     rooms.say(alice, room_id)
-    told = sync(bob, since, filter=lazily)["rooms"]["join"][room_id]["state"]["events"]
+    received = sync(bob, since, filter=lazily)["rooms"]["join"][room_id]["state"]["events"]
     names = {
         event["state_key"]: event["content"].get("displayname")
-        for event in told
+        for event in received
         if event["type"] == "m.room.member"
     }
     assert names == {alice.user_id: "alice", bob.user_id: "bob", carol.user_id: "Karolina"}

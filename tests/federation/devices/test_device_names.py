@@ -78,9 +78,9 @@ async def test_a_new_device_name_is_announced_to_clients(network: Network) -> No
             "device_display_name": name,
         }
         await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
-        told = sync(room.alice, since)
-        assert told["device_lists"]["changed"] == [room.bob.user_id]
-        since = told["next_batch"]
+        received = sync(room.alice, since)
+        assert received["device_lists"]["changed"] == [room.bob.user_id]
+        since = received["next_batch"]
         assert shown_name(room.alice, room.bob) == name
     asked = [uri for _, to, _, uri in network.log if to == SOUTH and "/user/devices/" in uri]
     assert len(asked) == 1

@@ -22,7 +22,7 @@ async def test_the_removal_of_a_device_is_announced_once(network: Network) -> No
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     query(room.alice, room.bob)
-    told: list[tuple[str, bool]] = []
+    received: list[tuple[str, bool]] = []
 
     def look(transfer: Transfer) -> Fate:
         if (
@@ -33,19 +33,19 @@ async def test_the_removal_of_a_device_is_announced_once(network: Network) -> No
             contents = [
                 edu["content"] for edu in msgspec.json.decode(transfer.request.body).get("edus", [])
             ]
-            told.extend((each["device_id"], each["deleted"]) for each in contents)
+            received.extend((each["device_id"], each["deleted"]) for each in contents)
         return Fate.ARRIVES
 
     network.choose_fate = look
     since = sync(room.bob)["next_batch"]
     remove(room.bob, "NONE", second.device_id, second.device_id)
     network.settle()
-    assert told == [(second.device_id, True)]
+    assert received == [(second.device_id, True)]
     answer = sync(room.bob, since)
     assert answer["device_lists"]["changed"] == [room.bob.user_id]
     remove(room.bob, second.device_id)
     network.settle()
-    assert len(told) == 1, "the response may have been lost"
+    assert len(received) == 1, "the response may have been lost"
     assert sync(room.bob, answer["next_batch"])["device_lists"]["changed"] == []
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id

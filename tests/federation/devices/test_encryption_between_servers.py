@@ -157,7 +157,7 @@ async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> No
         "content": {**edu["content"], "master_key": cross_signing_key(room.bob, "master", 10)[1]},
     }
     since = sync(room.alice)["next_batch"]
-    told: list[bool] = []
+    received: list[bool] = []
     for said in (edu, edu, other, edu, "ask", edu, edu):
         if said == "ask":
             query(room.alice, room.bob)
@@ -165,8 +165,8 @@ async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> No
             await room.south.push(NORTH, [], [said])
         answer = sync(room.alice, since)
         since = answer["next_batch"]
-        told.append(room.bob.user_id in answer["device_lists"]["changed"])
-    assert told == [True, False, True, True, False, True, False], (
+        received.append(room.bob.user_id in answer["device_lists"]["changed"])
+    assert received == [True, False, True, True, False, True, False], (
         "after the query bob's server has no list; it gets the update, and again"
     )
 

@@ -40,11 +40,11 @@ async def test_encryption_enabled_in_a_gap_bridged_by_fetched_state_is_noticed(
     network.cut(NORTH, SOUTH)
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     await hear_the_last(network, room)
-    told, since = changed(room.bob, since)
-    assert room.alice.user_id in told, "encryption is on now"
+    received, since = changed(room.bob, since)
+    assert room.alice.user_id in received, "encryption is on now"
     query(room.bob, room.alice)
-    told, since = changed(room.bob, since)
-    assert told == set(), "they are listed once"
+    received, since = changed(room.bob, since)
+    assert received == set(), "they are listed once"
     network.start_sending()
     new = another_device(room.alice)
     upload(new, device_keys=identity_keys(new, 9)[1])
@@ -70,8 +70,8 @@ async def test_encryption_enabled_while_no_local_user_was_in_the_room_is_noticed
     since = changed(bob, since)[1]
     ok(alice.put(f"/_matrix/client/v3/rooms/{room_id}/state/m.room.encryption/", ENCRYPTED))
     join_from(network, bob, room_id)
-    told, since = changed(bob, since)
-    assert alice.user_id in told
+    received, since = changed(bob, since)
+    assert alice.user_id in received
     query(bob, alice)
     new = another_device(alice)
     upload(new, device_keys=identity_keys(new, 9)[1])

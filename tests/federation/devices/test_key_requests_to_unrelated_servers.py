@@ -58,10 +58,10 @@ async def test_one_request_contacts_few_unrelated_servers(
 ) -> None:
     monkeypatch.setattr(key_queries, "MAX_UNRELATED_SERVERS", 3)
     room = await encrypted_room(network)
-    told = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
+    received = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
     assert set(tries(network, MADE_UP)) == set(MADE_UP[:3])
-    assert told["failures"].keys() == set(MADE_UP)
-    (keys,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
+    assert received["failures"].keys() == set(MADE_UP)
+    (keys,) = (received[kind] for kind in ("device_keys", "one_time_keys") if kind in received)
     assert keys[room.bob.user_id].keys() == {room.bob.device_id}, "a room is shared with this one"
 
 
@@ -99,9 +99,11 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
             WireResponse(200, {}, body) if any(word in request.uri for word in words) else None
         )
     )
-    told = answer(network, ask(room.alice, "claim" if what == "claim" else "query", [other], []))
-    assert bool(told["failures"]) == is_too_long
-    (found,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
+    received = answer(
+        network, ask(room.alice, "claim" if what == "claim" else "query", [other], [])
+    )
+    assert bool(received["failures"]) == is_too_long
+    (found,) = (received[kind] for kind in ("device_keys", "one_time_keys") if kind in received)
     assert bool(found.get(other.user_id)) != is_too_long
 
 

@@ -23,8 +23,8 @@ def documents(network: Network, server: str = SOUTH, criteria: Any = None) -> li
         QUERY, {"server_keys": {server: {} if criteria is None else criteria}}
     )
     assert answer.status == 200, answer.body
-    told: list[dict[str, Any]] = answer.json["server_keys"]
-    return told
+    received: list[dict[str, Any]] = answer.json["server_keys"]
+    return received
 
 
 def fetches(network: Network) -> int:
@@ -39,19 +39,22 @@ def pair(network: Network) -> Network:
 
 
 def test_keys_of_another_server_are_signed_by_both_servers(pair: Network) -> None:
-    (told,) = documents(pair)
-    assert told["server_name"] == SOUTH
+    (received,) = documents(pair)
+    assert received["server_name"] == SOUTH
     for name in (NORTH, SOUTH):
         key = pair.servers[name].app.federation.identity.key
-        assert is_signed_by(told, name, {key.key_id: key.public_key})
-    assert told == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}").json["server_keys"][0]
-    assert told == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}/ed25519:a_test").json["server_keys"][0]
+        assert is_signed_by(received, name, {key.key_id: key.public_key})
+    assert received == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}").json["server_keys"][0]
+    assert (
+        received
+        == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}/ed25519:a_test").json["server_keys"][0]
+    )
     assert fetches(pair) == 1
 
 
 def test_a_query_for_our_own_keys_is_answered(pair: Network) -> None:
-    (told,) = documents(pair, NORTH)
-    assert told == pair.servers[NORTH].get("/_matrix/key/v2/server").json
+    (received,) = documents(pair, NORTH)
+    assert received == pair.servers[NORTH].get("/_matrix/key/v2/server").json
     assert pair.log == []
 
 
@@ -60,7 +63,10 @@ def test_a_query_may_name_several_servers_and_unknown_ones(pair: Network) -> Non
         "server_keys": {SOUTH: {}, "nowhere.example": {}, NORTH: {"ed25519:x": {}}, "no name": {}}
     }
     answer = pair.servers[NORTH].post(QUERY, body)
-    assert sorted(told["server_name"] for told in answer.json["server_keys"]) == [NORTH, SOUTH]
+    assert sorted(received["server_name"] for received in answer.json["server_keys"]) == [
+        NORTH,
+        SOUTH,
+    ]
     assert pair.servers[NORTH].post(QUERY, {"server_keys": {}}).json == {"server_keys": []}
 
 

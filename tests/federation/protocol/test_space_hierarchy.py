@@ -18,7 +18,7 @@ SPACE = RoomID("!space:b.test")
 CHILD = RoomID("!child:b.test")
 
 
-def told(room_id: str, **more: Any) -> dict[str, Any]:
+def room_entry(room_id: str, **more: Any) -> dict[str, Any]:
     return {
         "room_id": room_id,
         "num_joined_members": 3,
@@ -67,17 +67,19 @@ def test_invalid_server_names_are_omitted() -> None:
 
 def test_a_response_is_parsed() -> None:
     answer = {
-        "room": told(
+        "room": room_entry(
             SPACE, room_type="m.space", children_state=[link("!z:b.test"), link(CHILD, order="a")]
         ),
         "children": [
-            told(CHILD, name="Child", allowed_room_ids=["!a:b.test", 1], children_state=[])
+            room_entry(CHILD, name="Child", allowed_room_ids=["!a:b.test", 1], children_state=[])
         ],
         "inaccessible_children": ["!z:b.test", "nonsense", 4],
     }
     read = parse_hierarchy(SPACE, answer)
     assert [event["state_key"] for event in read.room.children_state or ()] == [CHILD, "!z:b.test"]
-    assert read.children[CHILD].summary == told(CHILD, name="Child", allowed_room_ids=["!a:b.test"])
+    assert read.children[CHILD].summary == room_entry(
+        CHILD, name="Child", allowed_room_ids=["!a:b.test"]
+    )
     assert read.inaccessible == {"!z:b.test"}
 
 
@@ -92,7 +94,7 @@ def test_malformed_entries_are_omitted() -> None:
         link("!e:b.test") | {"content": []},
     ]
     answer = {
-        "room": told(
+        "room": room_entry(
             SPACE,
             name=5,
             num_joined_members=-1,
@@ -100,15 +102,15 @@ def test_malformed_entries_are_omitted() -> None:
             children_state=bad_links,
             extra="x",
         ),
-        "children": [None, {}, {"room_id": 5}, told("nonsense")],
+        "children": [None, {}, {"room_id": 5}, room_entry("nonsense")],
     }
     read = parse_hierarchy(SPACE, answer)
-    assert read.room.summary == told(SPACE) | {"num_joined_members": 0}
+    assert read.room.summary == room_entry(SPACE) | {"num_joined_members": 0}
     assert (read.room.children_state, read.children, read.inaccessible) == ((), {}, frozenset())
 
 
 @pytest.mark.parametrize(
-    "answer", [{}, {"room": None}, {"room": told(CHILD)}, {"room": {"name": "x"}}]
+    "answer", [{}, {"room": None}, {"room": room_entry(CHILD)}, {"room": {"name": "x"}}]
 )
 def test_a_response_about_another_room_is_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(BadJson):

@@ -252,7 +252,7 @@ async def test_edus_about_users_of_other_servers_or_rooms_are_ignored(network: N
     assert seen.get("m.receipt", {}) == {}
 
 
-async def told(room: Shared, event_id: str, **thread: str) -> Any:
+async def send_receipt(room: Shared, event_id: str, **thread: str) -> Any:
     """Return the receipts that the north shows after the south has sent that Bob read an event."""
     receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
     content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
@@ -266,7 +266,7 @@ async def test_receipts_in_invented_threads_are_ignored(network: Network) -> Non
     network.settle()
 
     async def tell(event_id: str, **thread: str) -> set[str]:
-        return set(await told(room, event_id, **thread))
+        return set(await send_receipt(room, event_id, **thread))
 
     assert (
         await tell(first, thread_id="$invented") == set()
@@ -293,13 +293,13 @@ async def test_receipts_that_arrive_before_their_events_are_applied_later(
         return receipts_of(room.alice, room.room_id)["m.receipt"]
 
     late = await message("late")
-    assert set(await told(room, late.event_id)) == set()
-    assert set(await told(room, known)) == {
+    assert set(await send_receipt(room, late.event_id)) == set()
+    assert set(await send_receipt(room, known)) == {
         known
     }  # its place is known, and that of the other is not yet
-    assert set(await told(room, known_later)) == {known_later}
+    assert set(await send_receipt(room, known_later)) == {known_later}
     assert await bring(late) == {late.event_id: {"m.read": {bob: {"ts": 7}}}}
-    assert set(await told(room, known_later)) == {late.event_id}
+    assert set(await send_receipt(room, known_later)) == {late.event_id}
 
     root = {"rel_type": "m.thread", "event_id": known}
     reply, other_reply, later = (
@@ -307,14 +307,14 @@ async def test_receipts_that_arrive_before_their_events_are_applied_later(
         await message("2"),
         await message("3"),
     )
-    await told(room, reply.event_id, thread_id=known)
-    await told(room, other_reply.event_id, thread_id="$another")
+    await send_receipt(room, reply.event_id, thread_id=known)
+    await send_receipt(room, other_reply.event_id, thread_id="$another")
     assert (await bring(reply))[reply.event_id] == {"m.read": {bob: {"ts": 7, "thread_id": known}}}
     assert other_reply.event_id not in await bring(other_reply)
 
     monkeypatch.setattr(early_receipts, "MAX_PER_SERVER", 1)
-    await told(room, later.event_id)
-    await told(room, "$never", thread_id="main")  # takes the place of what waits
+    await send_receipt(room, later.event_id)
+    await send_receipt(room, "$never", thread_id="main")  # takes the place of what waits
     assert later.event_id not in await bring(later)
 
 

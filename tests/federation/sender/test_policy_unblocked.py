@@ -273,13 +273,13 @@ async def test_unblocked_servers_are_contacted_a_few_at_a_time(network: Network)
     for name in names:
         name_oneself(network, name)
 
-    def told() -> int:
+    def received() -> int:
         return sum("greeting" in uri for _, _, _, uri in network.log)
 
     change(network, OPEN)
     for turn in range(1, 4):
-        assert told() == turn * MAX_CONCURRENT
+        assert received() == turn * MAX_CONCURRENT
         network.clock.advance(PAUSE)
         network.settle()
     network.clock.advance(100)
-    assert told() == len(names)
+    assert received() == len(names)

@@ -315,13 +315,13 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
     home.say("one")
     home.settle()
     home.server.clock.advance(10)
-    told = home.server.app.database.streams.current()
+    received = home.server.app.database.streams.current()
     well = {
         "destination": PEER,
         "retry_last_ts": 0,
         "retry_interval": 0,
         "failure_ts": None,
-        "last_successful_stream_ordering": told,
+        "last_successful_stream_ordering": received,
         "error": None,
         "asked_until_ts": None,
         "refused": None,
@@ -353,7 +353,7 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
     assert page == {"destinations": [trouble], "total": 2, "next_token": "1"}
     rooms = admin.get(f"{DESTINATIONS}/{PEER}/rooms").json
     (row,) = rooms["rooms"]
-    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > told) == (
+    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > received) == (
         home.room_id,
         True,
         True,

@@ -145,7 +145,8 @@ def test_changes_of_another_node_are_published_before_later_ones(
         lambda after, upto: received.append((after, upto)), stage=Stage.NOTIFY
     )
     here.database.streams.subscribe(
-        lambda told: received.append([change.position for change in told]), stage=Stage.NOTIFY
+        lambda reported: received.append([change.position for change in reported]),
+        stage=Stage.NOTIFY,
     )
     writes = {"ask": put("new"), "later": put_later("new"), "last": move("job", "here", "there")}
     if what == "nothing":

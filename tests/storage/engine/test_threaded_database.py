@@ -126,7 +126,7 @@ async def test_a_read_after_a_position_sees_all_commits_up_to_it(
 
         def listen(database: Database) -> None:
             database.streams.subscribe(
-                lambda told: heard[database].update(change.position for change in told),
+                lambda received: heard[database].update(change.position for change in received),
                 stage=Stage.NOTIFY,
             )
             database.streams.watch(

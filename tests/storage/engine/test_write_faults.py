@@ -127,16 +127,16 @@ def faulty(
     """A database, and the faults of its writes; None if it has no messages that could be lost."""
     faults: Faults | None = None
     if isinstance(database_config, PostgresConfig):
-        faults = told = Faults(make_engine(database_config).connect_writer())
+        faults = received = Faults(make_engine(database_config).connect_writer())
 
         class FaultyCursor(cursor):
             def execute(self, query: Any, vars: Any = None) -> None:
                 text = self.mogrify(query, vars) if vars else query
                 message = text if isinstance(text, bytes) else text.encode()
-                told.send(self, message, super().execute)
+                received.send(self, message, super().execute)
 
             def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-                told.send(
+                received.send(
                     self,
                     sql,
                     lambda message: super(FaultyCursor, self).copy_expert(message, file, size),

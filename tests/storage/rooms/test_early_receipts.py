@@ -35,8 +35,8 @@ class Receipts:
         self, event: Event | str, thread_id: str = UNTHREADED, user: str | None = None
     ) -> bool:
         event_id = event if isinstance(event, str) else event.event_id
-        told = EarlyReceipt(self.room_nid, user or self.reader, thread_id, event_id, 7)
-        return not await self.early.add_receipts(self.server, [told])
+        received = EarlyReceipt(self.room_nid, user or self.reader, thread_id, event_id, 7)
+        return not await self.early.add_receipts(self.server, [received])
 
     async def read(self) -> dict[str, tuple[str, int | None]]:
         rows = await self.store.get_receipts_of_user(self.reader, [self.room_nid])

@@ -92,9 +92,9 @@ def test_a_server_that_was_down_receives_the_leave_later(network: Network) -> No
         "membership": "leave",
         "reason": "no tea",
     }
-    told = len(asked(network))
+    received = len(asked(network))
     wait(network, bob.server, 12)
-    assert len(asked(network)) == told, "once is enough"
+    assert len(asked(network)) == received, "once is enough"
 
 
 def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -> None:

@@ -103,9 +103,9 @@ async def test_the_stripped_state_of_a_knock_is_verified(
     def lie(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/send_knock/" not in request.uri:
             return answer
-        told: Mapping[str, Any] = msgspec.json.decode(answer.body)
+        received: Mapping[str, Any] = msgspec.json.decode(answer.body)
         body = msgspec.json.encode(
-            {"knock_room_state": altered(list(told["knock_room_state"]), way)}
+            {"knock_room_state": altered(list(received["knock_room_state"]), way)}
         )
         return WireResponse(answer.status, answer.headers, body)
 

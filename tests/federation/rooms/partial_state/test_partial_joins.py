@@ -61,11 +61,11 @@ async def test_a_partial_room_is_used_at_once_and_completed_later(
     room = lazily(bob)["rooms"]["join"][room_id]
     texts = [event["content"].get("body") for event in room["timeline"]["events"]]
     assert texts[-2:] == ["salom", "va alaykum"]
-    told = {
+    received = {
         event["state_key"] for event in room["state"]["events"] if event["type"] == "m.room.member"
     }
-    assert member(7) in told
-    assert len(told) < MEMBERS
+    assert member(7) in received
+    assert len(received) < MEMBERS
     assert [event["content"]["body"] for event in messages(alice, room_id)] == [
         "va alaykum",
         "salom",
@@ -138,8 +138,8 @@ async def test_sliding_sync_shows_a_room_with_partial_state(network: Network) ->
     complete(network)
 
     assert sliding(bob, lazy, first["pos"])["rooms"][room_id]["joined_count"] == MEMBERS + 2
-    told = sliding(bob, eager)["rooms"][room_id]["required_state"]
-    assert len(told) == MEMBERS + 2
+    received = sliding(bob, eager)["rooms"][room_id]["required_state"]
+    assert len(received) == MEMBERS + 2
 
 
 Asked = Callable[[User, str], str]

@@ -377,9 +377,11 @@ async def test_a_large_room_is_joined_while_another_state_is_fetched(
     def pad(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/v2/send_join/" not in request.uri:
             return answer
-        told = msgspec.json.decode(answer.body)
+        received = msgspec.json.decode(answer.body)
         return WireResponse(
-            200, {}, msgspec.json.encode({**told, "auth_chain": [*told["auth_chain"], *padding]})
+            200,
+            {},
+            msgspec.json.encode({**received, "auth_chain": [*received["auth_chain"], *padding]}),
         )
 
     network.forge(SOUTH, pad)

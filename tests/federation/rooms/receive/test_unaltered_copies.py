@@ -47,7 +47,7 @@ async def test_an_access_list_cannot_be_emptied_by_others(network: Network) -> N
     await east.push(SOUTH, [{**pdu, "content": {"allow": ["evil.example"]}}])
     later = await room.north.pdu(room.room_id, say(room.alice, room.room_id, "hello"))
     answer = await room.north.push(SOUTH, [pdu, later])
-    assert [told for told in answer["pdus"].values() if told] == []
+    assert [received for received in answer["pdus"].values() if received] == []
     assert texts(room.bob, room.room_id) == ["hello"]
 
 

@@ -107,7 +107,7 @@ async def test_another_server_gets_the_rooms_that_it_may_see(database: Database)
     await link(parts, street, public)
     await parts.member(invited, ALICE, "invite", CAROL)
 
-    async def told(**options: bool) -> tuple[list[str], list[str]]:
+    async def received(**options: bool) -> tuple[list[str], list[str]]:
         answer = await spaces.answer_server(
             OTHER, space, suggested_only=options.get("suggested_only", False)
         )
@@ -115,10 +115,10 @@ async def test_another_server_gets_the_rooms_that_it_may_see(database: Database)
         assert len(answer["room"]["children_state"]) == (1 if options else len(rooms))
         return [child["room_id"] for child in answer["children"]], answer["inaccessible_children"]
 
-    assert await told() == ([public, invited, street], [secret, by_invited, confined])
+    assert await received() == ([public, invited, street], [secret, by_invited, confined])
     await parts.member(invited, CAROL, "join")
-    assert await told() == ([public, invited, by_invited, street], [secret, confined])
-    assert await told(suggested_only=True) == ([street], [])
+    assert await received() == ([public, invited, by_invited, street], [secret, confined])
+    assert await received(suggested_only=True) == ([street], [])
     answer = await spaces.answer_server(OTHER, space, suggested_only=False)
     told_street = answer["children"][-1]
     assert [event["state_key"] for event in told_street["children_state"]] == [public]
