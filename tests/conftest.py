@@ -37,7 +37,7 @@ from tests.helpers.databases import (
 )
 from tests.helpers.federated_rooms import NUMBERS
 from tests.helpers.network import Network
-from tests.helpers.server import TestServer
+from tests.helpers.server import TestServer, User, make_admin
 from tests.helpers.sync_comparison import Compared, both_ways
 from tests.helpers.templates import compile_templates_once
 from tests.helpers.worker_scheduling import WorkerScheduling, long_tests_first
@@ -212,9 +212,27 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 @pytest.fixture
+def alice(server: TestServer) -> User:
+    """The user alice of `server`."""
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    """The user bob of `server`."""
+    return server.register("bob")
+
+
+@pytest.fixture
+def root(server: TestServer) -> User:
+    """The administrator root of `server`."""
+    return make_admin(server)
+
+
+@pytest.fixture
 def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
     """A network without servers; each added server has its own SQLite database."""
-    NUMBERS.start_anew()
+    NUMBERS.reset()
     databases: list[Database] = []
 
     def open_another() -> Database:

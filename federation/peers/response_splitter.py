@@ -63,7 +63,7 @@ class Yielder:
         """Record parsed bytes, and yield if enough were parsed. Concurrent callers yield too."""
         self._done += size
         if self._done >= self._at_once:
-            await _pause(self._clock)
+            await pause(self._clock)
             self._done = 0
 
 
@@ -109,7 +109,7 @@ async def split_lists(
         at = _find(body, at)
         if at >= pause_at:
             pause_at = at + BYTES_PER_TURN
-            await _pause(clock)
+            await pause(clock)
         count += 1
         if count > most + MAX_OTHER_VALUES:
             raise TooManyEvents(f"it has more than {most} events")
@@ -199,7 +199,8 @@ def _end_of_value(body: bytes, at: int, longest: int) -> int:
     raise ValueError("it has an event that is too long or unterminated")
 
 
-async def _pause(clock: IReactorTime) -> None:
+async def pause(clock: IReactorTime) -> None:
+    """Let the reactor run once."""
     turn: Deferred[None] = Deferred()
     call = clock.callLater(0, turn.callback, None)
     try:

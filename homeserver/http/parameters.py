@@ -121,7 +121,7 @@ class _Parameter(msgspec.Struct, frozen=True):
 class _QueryReader:
     """Reads the query parameters of one handler."""
 
-    __slots__ = ("_are_plain", "_by_name", "_cacheable", "_cached", "required")
+    __slots__ = ("_are_plain", "_by_name", "_cacheable", "cached", "required")
 
     def __init__(self, *, parameters: Sequence[_Parameter], cacheable: bool) -> None:
         """`cacheable`: parsed values may be cached, except tokens."""
@@ -130,7 +130,8 @@ class _QueryReader:
         """The parameters that the query must have."""
         self._are_plain = not any(each.repeated or len(each.wire_names) > 1 for each in parameters)
         self._cacheable = cacheable
-        self._cached: LRU[str, tuple[str, object]] = LRU(max_entries=CACHED_FIELDS)
+        self.cached: LRU[str, tuple[str, object]] = LRU(max_entries=CACHED_FIELDS)
+        """Fields that were parsed before, by their text."""
         """Parsed arguments by raw field: clients send the same filter and timeout with each
         /sync."""
 
@@ -143,7 +144,7 @@ class _QueryReader:
         if len(parts) > MAX_QUERY_FIELDS:
             raise _too_many()
         for part in parts:
-            known = self._cached.get(part)
+            known = self.cached.get(part)
             if known is None:
                 self._read_field(part, arguments)
             elif known[0] not in arguments:  # the first value counts
@@ -166,7 +167,7 @@ class _QueryReader:
             and not name.endswith("oken")
             and len(part) <= MAX_CACHED_FIELD
         ):
-            self._cached.put(part, (parameter.name, argument))
+            self.cached.put(part, (parameter.name, argument))
 
     def read_fields(
         self, fields: Mapping[str, Sequence[str]], arguments: dict[str, object]

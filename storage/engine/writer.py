@@ -106,14 +106,12 @@ class Writer:
         streams: Streams,
         observer: Observer,
         clock: Callable[[], float] = time.perf_counter,
-        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
         self._executor = executor
         self._streams = streams
         self._observer = observer
         self._clock = clock
-        self._pause = pause
         self._waiting: deque[QueuedWrite] = deque()
         self._lock = threading.Lock()
         self._busy = False
@@ -169,7 +167,7 @@ class Writer:
                 if not (is_undone and may_succeed) or attempt == MAX_ATTEMPTS:
                     self._fail(batch, error, also_waiting=not is_begun)
                     return
-            self._pause(RETRY_SECONDS * attempt)
+            time.sleep(RETRY_SECONDS * attempt)
             attempt += 1
         began_at, head = before.get(POSITION, 0), counters.get(POSITION, 0)
         ended = self._clock()

@@ -26,7 +26,7 @@ _FEW_ARGUMENTS = 200
 1,600."""
 _FEW_EVENTS = 5000
 """At most so many events are counted like a read by key."""
-_MOST_THREADS = 5000
+MAX_THREADS = 5000
 """The maximum of threads of a room that are read further than the room and counted separately."""
 
 _COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.HAS_PUSH_ACTIONS}) <> 0"
@@ -312,10 +312,10 @@ def _bounds(read: ReadPositions, own_messages: Mapping[str, int]) -> list[str | 
     }
     main, of_all = marks.pop(MAIN, 0), read.all_threads
     further = sorted(marks.items(), key=itemgetter(1), reverse=True)
-    if len(further) > _MOST_THREADS:
-        of_all = max(of_all, further[_MOST_THREADS][1])
+    if len(further) > MAX_THREADS:
+        of_all = max(of_all, further[MAX_THREADS][1])
     bounds: list[str | int] = ["", of_all]
-    for thread, upto in ((MAIN, main), *further[:_MOST_THREADS]):
+    for thread, upto in ((MAIN, main), *further[:MAX_THREADS]):
         if upto > (read.everything if thread == MAIN else max(read.everything, of_all)):
             bounds += (thread, upto)
     return bounds

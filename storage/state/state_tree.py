@@ -38,7 +38,7 @@ _NODE_OVERHEAD = 150
 """Bytes that Python needs for a cached node besides its content: two bytes objects and a dictionary
 entry."""
 
-_INLINE_KEYS = 4096
+MAX_INLINE_KEYS = 4096
 """Complete states and parts by type are read on the calling thread up to this many keys, if they
 are cached (it takes under a millisecond)."""
 
@@ -126,7 +126,7 @@ class StateTreeStore:
                 return None
             pairs = list(compress(pairs, map(is_not, numbers, repeat(None))))
             by_type = list(map(known.numbers_of_type, types))
-            if sum(map(len, by_type)) > _INLINE_KEYS:
+            if sum(map(len, by_type)) > MAX_INLINE_KEYS:
                 return None
             of_types = [number for each in by_type for number in each if number < count]
             pairs += map(known.pair_of, of_types)
@@ -323,7 +323,7 @@ class StateTreeStore:
         lasts = [
             self._tree.find_last_key(self._nodes.get, root) for root in roots if root is not None
         ]
-        if all(last is not None and last < _INLINE_KEYS for last in lasts):
+        if all(last is not None and last < MAX_INLINE_KEYS for last in lasts):
             with suppress(_NotCached):
                 return read(_Cached(nodes=self._nodes, keys=self._keys, room_nid=room_nid))
         return await self._database.read(name, self._read_in, room_nid, read)

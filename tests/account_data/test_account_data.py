@@ -81,7 +81,7 @@ def test_invalid_requests_are_refused(server: AccountsServer, alice: User) -> No
     assert broken.errcode == "M_NOT_JSON"
 
 
-def test_tags(alice: User) -> None:
+def test_tags_are_set_read_and_removed(alice: User) -> None:
     assert alice.get(ROOM + "/tags").json == {"tags": {}}
     assert alice.put(ROOM + "/tags/m.favourite", {"order": 0.25}).json == {}
     assert alice.put(ROOM + "/tags/u.Work", {"org.example.colour": "red"}).json == {}
@@ -99,7 +99,7 @@ def test_tags(alice: User) -> None:
     assert alice.put(ROOM + "/tags/x", {}).status == 200
 
 
-def test_filters(alice: User) -> None:
+def test_a_filter_is_stored_and_read_by_its_owner(alice: User) -> None:
     wanted = {
         "room": {"timeline": {"limit": 10}, "state": {"lazy_load_members": True}},
         "event_fields": ["type"],

@@ -134,7 +134,7 @@ WAYS = [*WITH_STATE, by_relations, by_threads, by_search]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: str(way.__name__))
-def test_their_messages_are_hidden(room: Room, way: Callable[[Room], object]) -> None:
+def test_messages_of_ignored_users_are_hidden(room: Room, way: Callable[[Room], object]) -> None:
     events = list(events_in(way(room)))
     shown = {event["content"]["body"] for event in events if event["type"] == "m.room.message"}
     assert shown
@@ -143,7 +143,7 @@ def test_their_messages_are_hidden(room: Room, way: Callable[[Room], object]) ->
         assert room.topic in {event["event_id"] for event in events}
 
 
-def test_relations_by_them_are_hidden(room: Room) -> None:
+def test_relations_by_ignored_users_are_hidden(room: Room) -> None:
     event = ok(room.alice.get(room.path("event", room.root)))
     relations = event["unsigned"]["m.relations"]
     assert relations["m.thread"]["count"] == 1
@@ -151,7 +151,7 @@ def test_relations_by_them_are_hidden(room: Room) -> None:
     assert len(relations["m.reference"]["chunk"]) == 1
 
 
-def test_their_receipts_typing_and_invites_are_hidden(room: Room) -> None:
+def test_receipts_typing_and_invites_of_ignored_users_are_hidden(room: Room) -> None:
     rooms = Rooms()
     rooms.read(room.troll, room.room_id, room.root)
     rooms.type(room.troll, room.room_id)
@@ -179,7 +179,7 @@ def test_their_receipts_typing_and_invites_are_hidden(room: Room) -> None:
     ] == []
 
 
-def test_their_messages_neither_wake_nor_count(room: Room) -> None:
+def test_messages_of_ignored_users_neither_wake_nor_count(room: Room) -> None:
     Rooms().read(room.alice, room.room_id, say(room.bob, room.room_id, "up to here"))
     since = str(sync(room.alice)["next_batch"])
     pending = room.alice.start("GET", sync_path(since, timeout=5000))
@@ -196,7 +196,7 @@ def test_their_messages_neither_wake_nor_count(room: Room) -> None:
     )
 
 
-def test_they_are_shown_again_after_the_list_changes(room: Room) -> None:
+def test_a_user_who_is_no_longer_ignored_is_shown_again(room: Room) -> None:
     Rooms().keep(room.alice, "m.ignored_user_list", {"ignored_users": {}})
     since = str(sync(room.alice)["next_batch"])
     say(room.troll, room.room_id, "once more")
@@ -204,6 +204,6 @@ def test_they_are_shown_again_after_the_list_changes(room: Room) -> None:
     assert event["content"]["body"] == "once more"
 
 
-def test_a_request_for_one_event_returns_it(room: Room) -> None:
+def test_a_request_for_one_event_returns_an_ignored_users_event(room: Room) -> None:
     event_id = say(room.troll, room.room_id, "as you like")
     assert room.alice.get(room.path("event", event_id)).status == 200

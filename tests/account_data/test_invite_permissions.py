@@ -98,7 +98,7 @@ def test_settings_that_do_not_block_have_no_effect(alice: User, bob: User, conte
     ],
 )
 @pytest.mark.parametrize("type_", [MSC4155, STABLE])
-def test_lists(
+def test_allow_block_and_ignore_lists_apply_to_invites(
     server: TestServer, alice: User, bob: User, content: Json, outcome: str, type_: str
 ) -> None:
     rooms.keep(bob, type_, content)

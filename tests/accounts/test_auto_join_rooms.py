@@ -127,8 +127,8 @@ def test_unresponsive_servers_delay_a_registration_only_briefly(network: Network
         f"enable_registration: true\nenable_registration_without_verification: true\n"
         f'auto_join_rooms: ["#hall:gone.example", "#square:{NORTH}"]\n',
     )
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination.startswith("gone") else Fate.ARRIVES
     )
     body = {"username": "bob", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
 

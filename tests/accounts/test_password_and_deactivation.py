@@ -133,7 +133,7 @@ def test_concurrent_guesses_are_limited_like_sequential_ones(sqlite_database: Da
     wrong = {"auth": alice.password_auth(password="guess")}
     requests = [server.http.start("POST", path, json=wrong, token=alice.token) for _ in range(20)]
     other = server.http.start("POST", path, json={"auth": bob.password_auth()}, token=bob.token)
-    server.threads.let_go()
+    server.threads.release()
     assert sorted(pending.answer.status for pending in requests) == [401] * 3 + [429] * 17
     assert server.threads.runs == before + 4  # the others were not tried
     assert other.answer.status == 200

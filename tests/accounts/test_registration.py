@@ -460,10 +460,10 @@ VECTORS = [
 def test_the_mac_of_shared_secret_registration_matches_known_values(
     username: str, password: str, admin: bool, user_type: str | None, mac: str
 ) -> None:
-    wish = RegistrationRequest(
+    requested = RegistrationRequest(
         username=username, password=password, is_admin=admin, user_type=user_type
     )
-    assert compute_mac("example-shared-secret", "5c1e0f", wish) == mac
+    assert compute_mac("example-shared-secret", "5c1e0f", requested) == mac
 
 
 ADMIN_PATH = "/_synapse/admin/v1/register"
@@ -472,12 +472,12 @@ ADMIN_PATH = "/_synapse/admin/v1/register"
 def _shared(
     server: AccountsServer, nonce: str, *, mac: str | None = None, **body: object
 ) -> Answer:
-    wish = RegistrationRequest(
+    requested = RegistrationRequest(
         username=str(body.get("username")),
         password=str(body.get("password")),
         is_admin=bool(body.get("admin")),
     )
-    signed = {"nonce": nonce, "mac": mac or compute_mac(SHARED_SECRET, nonce, wish), **body}
+    signed = {"nonce": nonce, "mac": mac or compute_mac(SHARED_SECRET, nonce, requested), **body}
     return server.request("POST", ADMIN_PATH, signed)
 
 
@@ -554,7 +554,7 @@ async def test_concurrent_requests_of_one_session_create_one_account(
         server.http.start("POST", "/_matrix/client/v3/register", json=body) for body in bodies
     ]
     assert len(server.threads.held) == len(requests)
-    server.threads.let_go()
+    server.threads.release()
     answers = [pending.answer for pending in requests]
     created = {answer.json["user_id"] for answer in answers if answer.status == 200}
     assert len(created) == 1
@@ -577,7 +577,7 @@ async def test_a_taken_name_leaves_the_uia_session_valid(server: AccountsServer)
     assert len(server.threads.held) == 1
     alice = RegistrationRequest(username="alice")
     await server.registration.do_register_for_provider(alice, lambda *_: None)
-    server.threads.let_go()
+    server.threads.release()
     assert pending.answer.errcode == "M_USER_IN_USE"
     assert server.request("POST", "register", {**body, "username": "bob"}).status == 200
 
@@ -595,5 +595,5 @@ async def test_an_ended_uia_session_is_not_restored(server: AccountsServer) -> N
     path = "/_matrix/client/v3/delete_devices"
     requests = [server.http.start("POST", path, json=body, token=alice.token) for _ in range(4)]
     assert len(server.threads.held) == len(requests)
-    server.threads.let_go()
+    server.threads.release()
     assert sorted(pending.answer.status for pending in requests) == [200, 401, 401, 401]

@@ -33,8 +33,8 @@ def test_reserved_names(tmp_path: Path, sqlite_database: Database, name: str) ->
     )
     assert browser.status == 400
     assert "This name is taken." in browser.words
-    wish = RegistrationRequest(username=name, password="wonderland", inhibit_login=True)
-    made = server.run(server.app.login.registration.do_register_privileged(wish))
+    requested = RegistrationRequest(username=name, password="wonderland", inhibit_login=True)
+    made = server.run(server.app.login.registration.do_register_privileged(requested))
     assert made.user_id == UserID(f"@{name.lower()}:example.org")
 
 

@@ -212,8 +212,8 @@ def test_removing_a_device_signs_it_out_and_deletes_its_data(
 ) -> None:
     bob = server.register("bob")
     encryption = {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
-    wish = {"preset": "public_chat", "initial_state": [encryption]}
-    room = alice.post(f"{V3}/createRoom", wish).json["room_id"]
+    requested = {"preset": "public_chat", "initial_state": [encryption]}
+    room = alice.post(f"{V3}/createRoom", requested).json["room_id"]
     assert bob.post(f"{V3}/join/{room}").status == 200
     phone = sign_in(server, alice, "PHONE", refresh_token=True)
     refreshable = server.post(

@@ -65,7 +65,7 @@ def register(
     return ask(server, "POST", "/register", {"type": TYPE, "username": name, **further}, token)
 
 
-def test_it_acts_for_its_own_user_and_users_in_its_namespaces(server: TestServer) -> None:
+def test_an_application_service_acts_for_its_user_and_its_namespaces(server: TestServer) -> None:
     assert ask(server, "GET", "/account/whoami").json["user_id"] == BOT
     missing = ask(server, "GET", f"/account/whoami?user_id={GHOST}")
     assert (missing.status, missing.errcode) == (403, "M_FORBIDDEN")
@@ -96,7 +96,7 @@ def test_it_acts_for_its_own_user_and_users_in_its_namespaces(server: TestServer
         assert ask(server, "GET", f"/account/whoami?user_id={odd}").status in (400, 403)
 
 
-def test_it_sends_events_as_its_users(server: TestServer) -> None:
+def test_an_application_service_sends_events_as_its_users(server: TestServer) -> None:
     register(server, inhibit_login=True)
     room = ask(server, "POST", f"/createRoom?user_id={GHOST}", {"preset": "public_chat"}).json[
         "room_id"
@@ -123,7 +123,7 @@ def test_accounts_are_created_without_a_password(server: TestServer) -> None:
     assert (unknown.status, unknown.errcode) == (401, "M_UNKNOWN_TOKEN")
 
 
-def test_it_logs_its_users_in(server: TestServer) -> None:
+def test_an_application_service_logs_its_users_in(server: TestServer) -> None:
     assert {"type": TYPE} in server.get(f"{V3}/login").json["flows"]
     register(server, inhibit_login=True)
 
@@ -155,7 +155,7 @@ def test_it_logs_its_users_in(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("taken", [True, False])
-def test_its_token_may_come_in_the_query_string(
+def test_the_token_may_be_in_the_query_string(
     tmp_path: Path, sqlite_database: Database, taken: bool
 ) -> None:
     """If the server accepts such tokens at all. spec: client-server-api#using-access-tokens"""
@@ -177,7 +177,7 @@ def test_its_token_may_come_in_the_query_string(
         assert both.errcode == "M_FORBIDDEN"  # the header counts
 
 
-def test_users_cannot_register_its_names(server: TestServer) -> None:
+def test_users_cannot_register_names_of_an_application_service(server: TestServer) -> None:
     alice = server.register("alice")
     body = {"username": "_irc_eve", "password": "x", "auth": {"type": "m.login.dummy"}}
     assert server.post(f"{V3}/register", body).status == 400
@@ -193,7 +193,9 @@ def test_users_cannot_register_its_names(server: TestServer) -> None:
     assert ask(server, "DELETE", f"/directory/room/{alias}?user_id={GHOST}").status == 200
 
 
-async def test_administrators_cannot_create_its_names_either(server: TestServer) -> None:
+async def test_administrators_cannot_create_names_of_an_application_service(
+    server: TestServer,
+) -> None:
     for name in ("_irc_eve", "_irc_bot"):
         with pytest.raises(Exclusive):
             await server.app.login.registration.do_register_privileged(
@@ -201,7 +203,9 @@ async def test_administrators_cannot_create_its_names_either(server: TestServer)
             )
 
 
-def test_nor_can_users_of_identity_providers(tmp_path: Path, sqlite_database: Database) -> None:
+def test_identity_providers_cannot_create_names_of_an_application_service(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     further = (
         OPENID + TEMPLATES + "  allow_existing_users: true\napp_service_config_files: [irc.yaml]\n"
@@ -218,7 +222,9 @@ def test_nor_can_users_of_identity_providers(tmp_path: Path, sqlite_database: Da
     assert "belongs to somebody else" in browser.words
 
 
-def test_its_users_may_have_any_display_name(tmp_path: Path, sqlite_database: Database) -> None:
+def test_users_of_an_application_service_may_have_any_display_name(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     further = 'app_service_config_files: [irc.yaml]\ndisplay_names: {forbidden: ["support.*"]}\n'
     server = TestServer(tmp_path, sqlite_database, further)
@@ -231,7 +237,7 @@ def test_its_users_may_have_any_display_name(tmp_path: Path, sqlite_database: Da
     assert ask(server, "PUT", f"/profile/{GHOST}/displayname?user_id={GHOST}", name).status == 200
 
 
-def test_it_creates_and_removes_devices(server: TestServer) -> None:
+def test_an_application_service_creates_and_removes_devices(server: TestServer) -> None:
     register(server, inhibit_login=True)
     path = f"/devices/BRIDGE?user_id={GHOST}"
     assert ask(server, "PUT", path, {"display_name": "Bridge"}).status == 201
@@ -248,7 +254,9 @@ def test_it_creates_and_removes_devices(server: TestServer) -> None:
     assert alice.put(f"{V3}/devices/NEW", {"display_name": "x"}).status == 404
 
 
-def test_locked_and_deactivated_accounts(server: TestServer) -> None:
+def test_an_application_service_cannot_act_for_locked_and_deactivated_accounts(
+    server: TestServer,
+) -> None:
     register(server, inhibit_login=True)
     path = f"/account/whoami?user_id={GHOST}"
     server.run(server.app.user_data.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
@@ -257,7 +265,9 @@ def test_locked_and_deactivated_accounts(server: TestServer) -> None:
     assert ask(server, "GET", path).errcode == "M_FORBIDDEN"
 
 
-def test_a_server_without_application_services(tmp_path: Path, sqlite_database: Database) -> None:
+def test_without_application_services_their_requests_are_refused(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     assert {"type": TYPE} not in server.get(f"{V3}/login").json["flows"]
     assert register(server).errcode == "M_UNKNOWN_TOKEN"
@@ -277,7 +287,7 @@ def test_a_server_without_application_services(tmp_path: Path, sqlite_database: 
         (XMPP.replace(OTHER, TOKEN), "the same as_token"),
     ],
 )
-def test_invalid_registration_files(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_registration_files_are_refused(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
     (tmp_path / "other.yaml").write_text(text, encoding="utf-8")
     path = tmp_path / "homeserver.yaml"

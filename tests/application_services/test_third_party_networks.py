@@ -7,7 +7,7 @@ from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer
 
 
-def test_there_are_none(server: TestServer) -> None:
+def test_the_list_of_third_party_networks_is_empty(server: TestServer) -> None:
     alice = server.register("alice")
     assert ok(alice.get(f"{V3}/thirdparty/protocols")) == {}
     for path in (
@@ -29,6 +29,6 @@ def test_there_are_none(server: TestServer) -> None:
         ("user?userid=x", "M_INVALID_PARAM"),
     ],
 )
-def test_invalid_requests(server: TestServer, path: str, errcode: str) -> None:
+def test_invalid_requests_are_refused(server: TestServer, path: str, errcode: str) -> None:
     assert refused(server.register("alice").get(f"{V3}/thirdparty/{path}")) == (400, errcode)
     assert refused(server.get(f"{V3}/thirdparty/{path}")) == (401, "M_MISSING_TOKEN")

@@ -21,7 +21,9 @@ matrix_rtc: {transports: [{type: livekit, livekit_service_url: "https://livekit.
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_transports(tmp_path: Path, sqlite_database: Database, path: str) -> None:
+def test_configured_transports_are_returned(
+    tmp_path: Path, sqlite_database: Database, path: str
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     alice = server.register("alice")
     assert ok(alice.get(path)) == {"rtc_transports": [LIVEKIT]}
@@ -29,7 +31,7 @@ def test_transports(tmp_path: Path, sqlite_database: Database, path: str) -> Non
     assert server.get("/.well-known/matrix/client").json["org.matrix.msc4143.rtc_foci"] == [LIVEKIT]
 
 
-def test_none(server: TestServer) -> None:
+def test_without_transports_the_list_is_empty(server: TestServer) -> None:
     assert ok(server.register("alice").get(PATHS[0])) == {"rtc_transports": []}
     assert (
         server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4143"]

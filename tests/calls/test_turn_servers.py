@@ -12,7 +12,9 @@ from tests.helpers.room_actions import V3, ok, refused
 from tests.helpers.server import TestServer, User
 
 
-def test_turn_servers_with_a_shared_secret(tmp_path: Path, sqlite_database: Database) -> None:
+def test_turn_credentials_are_made_from_a_shared_secret(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     config = (
         'turn_uris: ["turn:turn.example.org"]\nturn_shared_secret: n0rth\nturn_user_lifetime: 2h\n'
     )
@@ -32,7 +34,7 @@ def test_turn_servers_with_a_shared_secret(tmp_path: Path, sqlite_database: Data
     assert refused(server.get(f"{V3}/voip/turnServer")) == (401, "M_MISSING_TOKEN")
 
 
-def test_turn_servers_with_a_static_password(tmp_path: Path, sqlite_database: Database) -> None:
+def test_turn_credentials_can_be_static(tmp_path: Path, sqlite_database: Database) -> None:
     config = (
         'turn_uris: ["turn:t.example"]\nturn_username: u\nturn_password:'
         " p\nturn_allow_guests:"

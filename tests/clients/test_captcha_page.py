@@ -66,7 +66,7 @@ def post_form(url: str, **fields: str) -> Any:
     return post(url, urlencode(fields).encode(), "application/x-www-form-urlencoded")
 
 
-def test_registration_with_a_captcha(chromium: Browser, served: RealServer) -> None:
+def test_a_user_registers_with_a_captcha(chromium: Browser, served: RealServer) -> None:
     size = {"width": 360, "height": 740}
     alice = BrowserUser(chromium, served, "ru", viewport=size, is_mobile=True)
     page = alice.page

@@ -86,7 +86,7 @@ def make_administrator(url: str, name: str) -> None:
         assert json.load(answer)["user_id"] == f"@{name}:localhost"
 
 
-def test_terms_and_approval(
+def test_a_user_registers_with_terms_and_approval(
     chromium: Browser, served: RealServer, letters: tuple[EmailLinks, int]
 ) -> None:
     size = {"width": 360, "height": 740}
@@ -149,7 +149,7 @@ def test_terms_and_approval(
     alice.look()
 
 
-def test_sso_of_a_client_of_the_older_api(chromium: Browser, served: RealServer) -> None:
+def test_a_client_of_the_older_api_signs_in_by_sso(chromium: Browser, served: RealServer) -> None:
     """The Content-Security-Policy of our pages must permit the redirect from the form to the
     client."""
     make_administrator(served.url, "carol")

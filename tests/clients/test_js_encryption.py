@@ -14,12 +14,16 @@ from tests.helpers.server_pair import two_servers
 SECONDS = 600
 
 
-def test_three_users_five_devices_and_a_killed_server(real_server: RealServer) -> None:
+def test_three_users_on_five_devices_decrypt_everything_after_a_kill(
+    real_server: RealServer,
+) -> None:
     run_script("encryption.mjs", [real_server.url, "js-e2e"], SECONDS, [{"kill": real_server.kill}])
     real_server.wait_until_ready()
 
 
-def test_codes_shared_history_and_a_dehydrated_device(real_server: RealServer) -> None:
+def test_verification_codes_shared_history_and_a_dehydrated_device_work(
+    real_server: RealServer,
+) -> None:
     run_script("encryption_more.mjs", [real_server.url, "js-more"], SECONDS)
 
 

@@ -11,7 +11,7 @@ from tests.helpers.real_server import RealServer
 SCRIPT = Path(__file__).parent / "js" / "presence.mjs"
 
 
-def test_presence_and_leaving_a_call(real_server: RealServer) -> None:
+def test_clients_see_presence_and_that_a_user_left_a_call(real_server: RealServer) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )

@@ -17,7 +17,7 @@ SECONDS = 300
 
 @pytest.mark.parametrize("form", ["v3", "sliding"])
 @pytest.mark.parametrize("threads", ["false", "true"])
-def test_two_users_and_a_room(real_server: RealServer, threads: str, form: str) -> None:
+def test_two_users_talk_in_a_room(real_server: RealServer, threads: str, form: str) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )

@@ -13,7 +13,7 @@ SCRIPT = Path(__file__).parent / "js" / "spaces.mjs"
 
 
 @pytest.mark.parametrize("form", ["v3", "sliding"])
-def test_a_space_and_its_rooms(real_server: RealServer, form: str) -> None:
+def test_a_client_sees_a_space_and_its_rooms(real_server: RealServer, form: str) -> None:
     assert NODE.exists(), (
         f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
     )

@@ -48,7 +48,7 @@ async def say(client: AsyncClient, room_id: str, text: str, txn_id: str | None =
     return str(expect(answer, nio.RoomSendResponse).event_id)
 
 
-def test_two_users_and_a_room(real_server: RealServer) -> None:
+def test_two_users_talk_in_a_room(real_server: RealServer) -> None:
     asyncio.run(_two_users_and_a_room(real_server))
 
 

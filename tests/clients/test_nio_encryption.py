@@ -73,7 +73,9 @@ async def register(server: RealServer, name: str) -> None:
         await client.close()
 
 
-def test_users_and_devices_in_an_encrypted_room(real_server: RealServer, tmp_path: Path) -> None:
+def test_all_devices_decrypt_messages_of_an_encrypted_room(
+    real_server: RealServer, tmp_path: Path
+) -> None:
     for name in ("alice", "bob", "bob2"):
         (tmp_path / name).mkdir()
     asyncio.run(_scenario(real_server, tmp_path))

@@ -11,7 +11,7 @@ from tests.helpers.images import opened, picture
 from tests.helpers.real_server import RealServer
 
 
-def test_files(real_server: RealServer) -> None:
+def test_files_are_uploaded_and_downloaded(real_server: RealServer) -> None:
     asyncio.run(_files(real_server))
 
 

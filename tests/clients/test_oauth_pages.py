@@ -80,7 +80,7 @@ def test_a_web_client_signs_a_user_in(chromium: Browser, served: RealServer) -> 
     alice.look()
 
 
-def test_the_pages_on_a_phone_in_uzbek(
+def test_the_pages_fit_a_phone_in_uzbek(
     chromium: Browser, served: RealServer, letters: tuple[EmailLinks, int]
 ) -> None:
     body = {"username": "bob", "password": "bob the builder", "auth": {"type": "m.login.dummy"}}

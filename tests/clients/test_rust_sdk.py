@@ -49,15 +49,15 @@ def by_id(event: sdk.EventTimelineItem) -> sdk.EventOrTransactionId:
     return sdk.EventOrTransactionId.EVENT_ID(id_of(event))
 
 
-def test_a_conversation(real_server: RealServer, tmp_path: Path) -> None:
+def test_two_users_have_a_conversation(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_a_conversation(real_server, tmp_path))
 
 
-def test_room_discovery(real_server: RealServer, tmp_path: Path) -> None:
+def test_a_client_discovers_rooms(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_finding_rooms(real_server, tmp_path))
 
 
-def test_a_client_that_is_closed_and_reopened(real_server: RealServer, tmp_path: Path) -> None:
+def test_a_reopened_client_gets_what_it_missed(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_closed_and_opened_again(real_server, tmp_path))
 
 

@@ -32,7 +32,7 @@ from tests.clients.rust_sdk import (
 from tests.helpers.real_server import RealServer
 
 
-def test_encryption(real_server: RealServer, tmp_path: Path) -> None:
+def test_users_exchange_encrypted_messages(real_server: RealServer, tmp_path: Path) -> None:
     asyncio.run(_encryption(real_server, tmp_path))
 
 
@@ -77,14 +77,14 @@ async def enable_recovery(one: Person) -> str:
 
 
 async def encrypted_room(alice: Person, bob: Person) -> str:
-    wish = sdk.CreateRoomParameters(
+    requested = sdk.CreateRoomParameters(
         name="Sir",
         is_encrypted=True,
         visibility=sdk.RoomVisibility.PRIVATE(),
         preset=sdk.RoomPreset.PRIVATE_CHAT,
         invite=[bob.user_id],
     )
-    room_id = str(await alice.client.create_room(wish))
+    room_id = str(await alice.client.create_room(requested))
     await (await bob.room(room_id, sdk.Membership.INVITED)).join()
     await bob.room(room_id)
     room = await alice.room(room_id)

@@ -125,7 +125,9 @@ def test_config_check_names_former_keys_of_every_file(folder: Folder) -> None:
     )
 
 
-def test_former_names_in_the_environment(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_former_names_in_the_environment_take_effect(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     declared = fields_of(type(folder.load(BASE).config.registration))
     description = get_description(declared["registration_shared_secret"])
     renamed = {"registration_shared_secret": description}

@@ -191,14 +191,14 @@ def test_the_server_name_is_required(folder: Folder) -> None:
         "xn--e1afmkfd.example",
     ],
 )
-def test_valid_server_names(folder: Folder, name: str) -> None:
+def test_valid_server_names_are_accepted(folder: Folder, name: str) -> None:
     assert folder.load(f'server_name: "{name}"').config.server_name == name
 
 
 @pytest.mark.parametrize(
     "name", ["@a:b", "exa mple", "example.org/", "пример.org", "a" * 250, "example.org:port"]
 )
-def test_invalid_server_names(folder: Folder, name: str) -> None:
+def test_invalid_server_names_are_refused(folder: Folder, name: str) -> None:
     assert "server_name" in folder.errors(f'server_name: "{name}"')[0]
 
 
@@ -223,7 +223,7 @@ def test_exponential_aliases_are_refused(folder: Folder) -> None:
     assert "too many values" in folder.errors(f"a0: &a0 [1]\n{bomb}")[0]
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="file not found"):
         load_config([tmp_path / "none.yaml"], {})
 
@@ -252,14 +252,14 @@ def test_auto_join_rooms_must_be_aliases_or_ids(folder: Folder) -> None:
         folder.load("server_name: a.b\nauto_join_rooms: [everyone]")
 
 
-def test_address_ranges(folder: Folder) -> None:
+def test_address_ranges_are_read(folder: Folder) -> None:
     config = folder.load(
         "server_name: a.b\nip_range_blacklist: [10.0.0.0/8, 'fe80::/10', 192.0.2.7]"
     ).config
     assert config.federation.ip_range_blacklist == ("10.0.0.0/8", "fe80::/10", "192.0.2.7")
 
 
-def test_merged_mappings(folder: Folder) -> None:
+def test_merge_keys_of_yaml_are_merged(folder: Folder) -> None:
     config = folder.load(
         "server_name: a.b\nrc_message: &many {per_second: 5, burst_count: 6}\nrc_profile: {<<: "
         "*many, burst_count: 7}"
@@ -292,7 +292,7 @@ def test_later_files_replace_keys_of_earlier_ones(folder: Folder, tmp_path: Path
         load_config([first, tmp_path / "conf.d"], {})
 
 
-def test_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
+def test_secrets_are_read_from_files_and_from_the_environment(folder: Folder) -> None:
     folder.write("secret", "from the file\n")
     by_file = "server_name: a.b\nregistration_shared_secret_path: secret"
     assert folder.load(by_file).config.registration.registration_shared_secret == "from the file"

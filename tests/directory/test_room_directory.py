@@ -14,16 +14,6 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 ALIAS = f"{V3}/directory/room/%23hovli:example.org"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_an_alias_is_added_found_and_removed(server: TestServer, alice: User) -> None:
     room_id = create(alice)
     assert refused(server.get(ALIAS)) == (404, "M_NOT_FOUND")
@@ -49,13 +39,13 @@ def test_an_expired_token_does_not_block_public_endpoints(alice: User, bob: User
     "alias",
     ["hovli:example.org", "%23hovli", "%23", "%23" + "x" * 260 + ":example.org", "%23a%00:b"],
 )
-def test_invalid_aliases(server: TestServer, alice: User, alias: str) -> None:
+def test_invalid_aliases_are_refused(server: TestServer, alice: User, alias: str) -> None:
     path = f"{V3}/directory/room/{alias}"
     assert refused(server.get(path)) == (400, "M_INVALID_PARAM")
     assert refused(alice.put(path, {"room_id": create(alice)})) == (400, "M_INVALID_PARAM")
 
 
-def test_aliases_of_other_servers_and_of_unknown_rooms(alice: User) -> None:
+def test_aliases_of_other_servers_and_of_unknown_rooms_cannot_be_added(alice: User) -> None:
     room_id = create(alice)
     elsewhere = f"{V3}/directory/room/%23hovli:elsewhere.org"
     assert refused(alice.put(elsewhere, {"room_id": room_id})) == (400, "M_INVALID_PARAM")
@@ -82,7 +72,7 @@ def test_only_members_add_aliases_unless_configured(
     )
 
 
-def test_users_who_may_remove_an_alias(alice: User, bob: User) -> None:
+def test_an_alias_is_removed_by_moderators_and_its_creator(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     ok(bob.put(ALIAS, {"room_id": room_id}))
@@ -109,7 +99,7 @@ def test_aliases_are_listed_for_members_and_for_world_readable_rooms(
     assert ok(bob.get(room_path(room_id, "aliases"))) == {"aliases": ["#hovli:example.org"]}
 
 
-def test_listing_a_room(server: TestServer, alice: User, bob: User) -> None:
+def test_a_room_is_listed_and_unlisted(server: TestServer, alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     path = f"{V3}/directory/list/room/{room_id}"
     join(bob, room_id)
@@ -125,7 +115,7 @@ def test_listing_a_room(server: TestServer, alice: User, bob: User) -> None:
     assert refused(alice.put(nowhere, {})) == (404, "M_NOT_FOUND")
 
 
-def test_fields_of_the_directory(alice: User, bob: User) -> None:
+def test_an_entry_of_the_directory_has_all_fields(alice: User, bob: User) -> None:
     create(alice, visibility="private", name="Hidden")
     room_id = create(
         alice,
@@ -166,7 +156,7 @@ def test_fields_of_the_directory(alice: User, bob: User) -> None:
     }
 
 
-def test_pages_of_the_directory(tmp_path: Path, database: Database) -> None:
+def test_the_directory_is_paged(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, visibility="public", name=f"Room {number}") for number in range(7)]
@@ -195,7 +185,7 @@ def test_pages_of_the_directory(tmp_path: Path, database: Database) -> None:
     assert [room["room_id"] for room in onward["chunk"]] == found[3:6]
 
 
-def test_searching_the_directory(tmp_path: Path, database: Database) -> None:
+def test_the_directory_can_be_searched(tmp_path: Path, database: Database) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     create(alice, visibility="public", name="Тошкент ҳовлиси", topic="Choy va non")
     create(alice, visibility="public", name="100% yes", room_alias_name="percent")
@@ -233,11 +223,13 @@ def test_searching_the_directory(tmp_path: Path, database: Database) -> None:
         ),
     ],
 )
-def test_invalid_requests(alice: User, body: dict[str, Any], expected: tuple[int, str]) -> None:
+def test_invalid_requests_are_refused(
+    alice: User, body: dict[str, Any], expected: tuple[int, str]
+) -> None:
     assert refused(alice.post(f"{V3}/publicRooms", body)) == expected
 
 
-def test_other_servers_and_networks(alice: User) -> None:
+def test_directories_of_unreachable_and_invalid_servers_are_errors(alice: User) -> None:
     create(alice, visibility="public")
     assert (
         len(
@@ -262,7 +254,9 @@ def test_an_empty_room_is_not_listed(alice: User) -> None:
     assert ok(alice.get(f"{V3}/publicRooms"))["chunk"] == []
 
 
-def test_access_to_the_directory(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_directory_needs_an_account_unless_configured(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database)
     create(server.register("alice"), visibility="public")
     assert refused(server.get(f"{V3}/publicRooms")) == (401, "M_MISSING_TOKEN")

@@ -109,7 +109,7 @@ def come_from_afar(
     run_coroutine(write(), None)
 
 
-def test_by_name_and_by_id(start: Start) -> None:
+def test_users_are_found_by_name_and_by_id(start: Start) -> None:
     server = start()
     alice, bob, _ = people(server, "alice", "bob.karimov", "carol")
     call(bob, "Бобур Каримов")
@@ -159,7 +159,7 @@ def test_diacritics_scripts_and_apostrophes_are_ignored(start: Start) -> None:
         assert finds(alice, term) == [name], term
 
 
-def test_only_users_who_share_a_room_or_are_in_a_public_one(start: Start) -> None:
+def test_only_users_in_shared_or_public_rooms_are_found(start: Start) -> None:
     server = start()
     alice, _near = people(server, "alice", "user.near")
     far, public, readable, gone, invited = (
@@ -186,7 +186,7 @@ def test_only_users_who_share_a_room_or_are_in_a_public_one(start: Start) -> Non
     assert set(finds(alice, "user")) == {"user.near", "user.public", "user.invited"}
 
 
-def test_all_local_users_if_configured(start: Start) -> None:
+def test_all_local_users_are_found_if_configured(start: Start) -> None:
     server = start(search_all_users="true")
     alice, _far = server.register("alice"), server.register("farida")
     ok(server.post(f"{V3}/register?kind=guest", {}))
@@ -252,7 +252,7 @@ def test_names_in_rooms_are_not_revealed(start: Start) -> None:
     assert ask(alice, "bob")["results"][0]["display_name"] == "bob"
 
 
-def test_deactivated_and_locked_accounts(start: Start) -> None:
+def test_deactivated_and_locked_accounts_are_not_found(start: Start) -> None:
     server = start()
     alice, bob, carol = people(server, "alice", "bob", "bobir")
     settle(server)
@@ -283,7 +283,7 @@ def test_deactivated_and_locked_accounts(start: Start) -> None:
     assert finds(again, "bob") == ["bobir"]
 
 
-def test_remote_users(start: Start) -> None:
+def test_remote_users_in_shared_rooms_are_found(start: Start) -> None:
     server = start()
     alice = server.register("alice")
     private, other, public = create(alice), create(alice), create(alice, preset="public_chat")
@@ -317,7 +317,9 @@ def test_remote_users(start: Start) -> None:
         ({"enabled": "false"}, []),
     ],
 )
-def test_options(start: Start, options: dict[str, str], found: list[str]) -> None:
+def test_the_options_of_the_directory_take_effect(
+    start: Start, options: dict[str, str], found: list[str]
+) -> None:
     server = start(**options)
     alice, bob = people(server, "alice", "alisher")
     call(bob, "")
@@ -336,7 +338,7 @@ def test_options(start: Start, options: dict[str, str], found: list[str]) -> Non
         ({"search_term": "a" * 301}, (400, "M_INVALID_PARAM")),
     ],
 )
-def test_invalid_requests(start: Start, body: object, error: tuple[int, str]) -> None:
+def test_invalid_requests_are_refused(start: Start, body: object, error: tuple[int, str]) -> None:
     assert refused(start().register("alice").post(f"{V3}/user_directory/search", body)) == error
 
 

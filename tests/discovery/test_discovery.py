@@ -21,7 +21,7 @@ def configured(tmp_path: Path, database: Database, config: str) -> TestServer:
     return TestServer(tmp_path, database, config)
 
 
-def test_versions(server: TestServer) -> None:
+def test_the_supported_versions_are_listed(server: TestServer) -> None:
     answer = server.get("/_matrix/client/versions")
     assert answer.status == 200
     assert answer.json["versions"][0] == "v1.1"
@@ -50,12 +50,12 @@ def test_rooms_that_are_always_encrypted_are_advertised(
 
 
 @pytest.mark.parametrize("document", ["client", "server", "support", "policy_server"])
-def test_a_document_that_is_not_configured(server: TestServer, document: str) -> None:
+def test_a_document_that_is_not_configured_is_not_found(server: TestServer, document: str) -> None:
     answer = server.get(f"/.well-known/matrix/{document}")
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_configured_documents(tmp_path: Path, sqlite_database: Database) -> None:
+def test_configured_documents_are_returned(tmp_path: Path, sqlite_database: Database) -> None:
     server = configured(
         tmp_path,
         sqlite_database,
@@ -80,7 +80,7 @@ def test_configured_documents(tmp_path: Path, sqlite_database: Database) -> None
 
 
 @pytest.mark.parametrize("key", ["", "short", "é", POLICY_KEY[:-1] + "===A"])
-def test_an_invalid_key_of_a_policy_server(
+def test_an_invalid_key_of_a_policy_server_is_refused(
     tmp_path: Path, sqlite_database: Database, key: str
 ) -> None:
     with pytest.raises(ConfigError, match="policy_server_public_key"):
@@ -97,7 +97,7 @@ def test_an_invalid_key_of_a_policy_server(
         ("https://example.org/admins", {"support_page": "https://example.org/admins"}),
     ],
 )
-def test_other_contacts_of_administrators(
+def test_further_contacts_are_in_the_support_document(
     tmp_path: Path, sqlite_database: Database, contact: str, document: object
 ) -> None:
     server = configured(tmp_path, sqlite_database, f"admin_contact: {contact}")
@@ -150,7 +150,7 @@ def test_the_landing_page_links_to_the_account_page(server: TestServer) -> None:
     assert server.get(link[1]).headers["location"].startswith("/_mahalla/sign_in")
 
 
-def test_the_landing_page_of_a_closed_server() -> None:
+def test_the_landing_page_of_a_closed_server_offers_no_registration() -> None:
     languages = Languages()
     page = LandingPage(
         pages=Pages(languages=languages, server_name="example.org"),
@@ -185,7 +185,7 @@ def test_the_landing_page_is_in_the_readers_language(
     assert words in text
 
 
-def test_links_to_register_and_sign_in(server: TestServer) -> None:
+def test_a_user_registers_and_logs_out(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.user_id == "@alice:example.org"
     assert alice.post("/_matrix/client/v3/logout").status == 200

@@ -66,16 +66,6 @@ def numbers(answer: Any) -> list[int]:
     return [event["content"]["n"] for event in answer["events"]]
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_the_feature_is_advertised(alice: User) -> None:
     assert (
         alice.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3814"]
@@ -96,17 +86,17 @@ def test_a_device_can_be_uploaded_read_and_deleted(alice: User, bob: User, path:
     assert query(bob, alice)["device_keys"][alice.user_id] == {}
 
 
-def test_other_users_see_it_with_all_its_keys(alice: User, bob: User) -> None:
+def test_other_users_see_a_dehydrated_device_with_all_its_keys(alice: User, bob: User) -> None:
     put(alice)
     found = query(bob, alice)["device_keys"][alice.user_id][DEVICE]
     assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(
         alice, DEVICE
     )
     assert DEVICE in {device["device_id"] for device in alice.get(f"{V3}/devices").json["devices"]}
-    wish = {alice.user_id: {DEVICE: "signed_curve25519"}}
+    requested = {alice.user_id: {DEVICE: "signed_curve25519"}}
     given = [
         list(
-            bob.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"][
+            bob.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json["one_time_keys"][
                 alice.user_id
             ][DEVICE]
         )
@@ -121,8 +111,8 @@ def test_users_who_share_an_encrypted_room_are_notified(alice: User, bob: User) 
         "state_key": "",
         "content": {"algorithm": "m.megolm.v1.aes-sha2"},
     }
-    wish = {"preset": "public_chat", "initial_state": [encryption]}
-    room_id = alice.post(f"{V3}/createRoom", wish).json["room_id"]
+    requested = {"preset": "public_chat", "initial_state": [encryption]}
+    room_id = alice.post(f"{V3}/createRoom", requested).json["room_id"]
     assert bob.post(f"{V3}/join/{room_id}").status == 200
     since = sync(bob)["next_batch"]
     for change in (lambda: put(alice), lambda: put(alice, "other"), lambda: alice.delete(PATH, {})):
@@ -161,9 +151,11 @@ def test_a_new_device_with_the_same_id_starts_without_messages(alice: User, bob:
     assert alice.put(PATH, other).status == 200
     send(bob, alice, DEVICE, range(3, 4))
     assert numbers(alice.get(events(DEVICE)).json) == [3]
-    wish = {"one_time_keys": {alice.user_id: {DEVICE: "signed_curve25519"}}}
+    requested = {"one_time_keys": {alice.user_id: {DEVICE: "signed_curve25519"}}}
     (given,) = (
-        bob.post(f"{V3}/keys/claim", wish).json["one_time_keys"][alice.user_id][DEVICE].values()
+        bob.post(f"{V3}/keys/claim", requested)
+        .json["one_time_keys"][alice.user_id][DEVICE]
+        .values()
     )
     assert given["key"] == "another", "no key of the old device can be claimed"
     assert (
@@ -211,7 +203,7 @@ def test_only_the_owner_reads_the_events(alice: User, bob: User) -> None:
         assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), malformed
 
 
-def test_it_is_deleted_with_all_sessions_and_with_other_devices(
+def test_a_dehydrated_device_is_deleted_with_all_sessions_and_with_other_devices(
     server: TestServer, alice: User
 ) -> None:
     put(alice)

@@ -40,7 +40,7 @@ actions = st.lists(
 )
 
 
-class Town:
+class DeviceListModel:
     """The server, its users, and what each of them should know."""
 
     def __init__(self, folder: Path, template: Path) -> None:
@@ -96,12 +96,12 @@ class Town:
             left |= set(lists["left"])
             if is_last:
                 break
-        now, told = self.sharing(who), (NAMES[who], before, answers)
-        assert self.known[who] == now, (told, now)
-        assert not self.devices[who] & now, (told, now)
-        assert changed <= now | left | {self.people[who].user_id}, (told, now)
+        now, received = self.sharing(who), (NAMES[who], before, answers)
+        assert self.known[who] == now, (received, now)
+        assert not self.devices[who] & now, (received, now)
+        assert changed <= now | left | {self.people[who].user_id}, (received, now)
         if len(answers) == 1 and self.is_whole[who]:
-            assert left == before - now, (told, now)
+            assert left == before - now, (received, now)
         self.is_whole[who] = True
 
     def look(self, who: int) -> tuple[Any, bool]:
@@ -217,7 +217,7 @@ class Town:
 def test_clients_know_which_devices_to_query(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, steps: list[Action], kept: int
 ) -> None:
-    live_through(tmp_path_factory.mktemp("town"), sqlite_template, steps, kept)
+    live_through(tmp_path_factory.mktemp("server"), sqlite_template, steps, kept)
 
 
 ALICE, BOB, CAROL = range(3)
@@ -246,7 +246,7 @@ ALICE, BOB, CAROL = range(3)
 )
 @pytest.mark.parametrize("forgetting", ["nothing", "restart", "little memory"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_changes_while_messages_are_pending(
+def test_device_list_changes_arrive_while_messages_are_pending(
     tmp_path: Path, sqlite_template: Path, moves: list[Action], forgetting: str, number: int
 ) -> None:
     """The first response ends within the messages: after some of the changes, before the others."""
@@ -280,38 +280,38 @@ def test_a_changed_user_who_was_away_between_two_responses_is_in_changed(
     one it was always shared."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recent_changes, "MAX_CHANGES", kept)
-        town = Town(tmp_path, sqlite_template)
+        model = DeviceListModel(tmp_path, sqlite_template)
         for step in [
             ("join", ALICE, 0),
             ("join", BOB, 0),
             *([("encrypt", 0, 0)] if change == "device" else []),
         ]:
-            town.do(step)
+            model.do(step)
         for step in [
             ("sync", BOB, 0),
             (change, ALICE, 0),
             *[("messages", BOB, 0)] * 2,
             ("leave", leaver, 0),
         ]:
-            town.do(step)
-        bob, alice, token = town.people[BOB], town.people[ALICE].user_id, town.since[BOB]
+            model.do(step)
+        bob, alice, token = model.people[BOB], model.people[ALICE].user_id, model.since[BOB]
         first = bob.get(f"{V3}/sync?since={token}").json
-        town.do(("join", leaver, 0))
+        model.do(("join", leaver, 0))
         second = bob.get(f"{V3}/sync?since={first['next_batch']}").json
-        told = [answer["device_lists"]["changed"] for answer in (first, second)]
-        assert alice in told[0] + told[1], told
-        town.close()
+        received = [answer["device_lists"]["changed"] for answer in (first, second)]
+        assert alice in received[0] + received[1], received
+        model.close()
 
 
 def live_through(folder: Path, template: Path, steps: list[Action], kept: int) -> None:
     """`kept`: the minimum number of changes that the server keeps in memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recent_changes, "MAX_CHANGES", kept)
-        town = Town(folder, template)
+        model = DeviceListModel(folder, template)
         try:
             for step in steps:
-                town.do(step)
+                model.do(step)
             for who in range(len(NAMES)):
-                town.check(who)
+                model.check(who)
         finally:
-            town.close()
+            model.close()

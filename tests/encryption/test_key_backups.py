@@ -30,18 +30,13 @@ def key(
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def version(alice: User) -> str:
     answer = alice.post(f"{KEYS}/version", DEFINITION)
     assert answer.status == 200, answer.body
     return str(answer.json["version"])
 
 
-def test_versions(alice: User, version: str) -> None:
+def test_backup_versions_are_created_read_and_deleted(alice: User, version: str) -> None:
     assert alice.get(f"{KEYS}/version").json == {
         **DEFINITION,
         "version": version,
@@ -69,14 +64,14 @@ def test_a_user_has_a_bounded_number_of_backups(alice: User, version: str) -> No
     assert alice.post(f"{KEYS}/version", DEFINITION).json["version"] == str(MAX_BACKUPS + 1)
 
 
-def test_no_backup_at_all(alice: User) -> None:
+def test_without_a_backup_requests_are_not_found(alice: User) -> None:
     answer = alice.get(f"{KEYS}/version")
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
     answer = alice.put(f"{KEYS}/keys?version=1", {"rooms": {}})
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_keys_in_all_forms(alice: User, version: str) -> None:
+def test_keys_are_stored_and_read_by_room_and_session(alice: User, version: str) -> None:
     one = alice.put(f"{KEYS}/keys/{ROOM}/s1?version={version}", key())
     assert one.json == {"etag": "1", "count": 1}
     room = alice.put(f"{KEYS}/keys/{ROOM}?version={version}", {"sessions": {"s2": key()}})
@@ -118,7 +113,7 @@ def test_a_long_backup_is_streamed_in_pieces_and_complete(
     assert alice.get(f"{KEYS}/keys/{OTHER}?version={version}").json == {"sessions": {}}
 
 
-def test_an_empty_backup(alice: User, version: str) -> None:
+def test_an_empty_backup_has_no_keys(alice: User, version: str) -> None:
     assert alice.get(f"{KEYS}/keys?version={version}").json == {"rooms": {}}
     assert alice.get(f"{KEYS}/keys?version=77").errcode == "M_NOT_FOUND"
     assert alice.get(f"{KEYS}/keys/{ROOM}?version=77").errcode == "M_NOT_FOUND"
@@ -208,7 +203,7 @@ def test_the_stored_part_of_a_refused_request_counts(
     assert [put("e"), put("f"), put("g")] == [413] * 3, "none of these was stored"
 
 
-def test_changing_a_version(alice: User, version: str) -> None:
+def test_the_data_of_a_version_can_be_changed(alice: User, version: str) -> None:
     changed = {**DEFINITION, "auth_data": {"public_key": "def"}}
     assert alice.put(f"{KEYS}/version/{version}", {**changed, "version": version}).status == 200
     assert alice.get(f"{KEYS}/version").json["auth_data"] == {"public_key": "def"}

@@ -11,16 +11,6 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.sliding_client import SlidingClient
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 @pytest.mark.parametrize(
     "field", ["one_time_keys", "fallback_keys", "org.matrix.msc2732.fallback_keys"]
 )
@@ -124,8 +114,8 @@ def test_each_device_gets_its_own_count_after_claims_and_reads_of_others(
                 ]
             case "upload":
                 left[at] += 2
-                told = upload(user, one_time_keys=one_time_keys(token_hex(8), token_hex(8)))
-                assert told == {"signed_curve25519": left[at]}
+                received = upload(user, one_time_keys=one_time_keys(token_hex(8), token_hex(8)))
+                assert received == {"signed_curve25519": left[at]}
             case "fallback":
                 have_fallback.add(at)
                 unused[at] = True
@@ -134,11 +124,12 @@ def test_each_device_gets_its_own_count_after_claims_and_reads_of_others(
                 user.put(f"{V3}/devices/{user.device_id}", {"display_name": token_hex(8)})
             case _:
                 if step == "sliding sync":
-                    told = sliding[at].sync()["extensions"]["e2ee"]
+                    received = sliding[at].sync()["extensions"]["e2ee"]
                 else:
-                    told = sync(user, since[at] if step == "sync on" else None)
-                    since[at] = told["next_batch"]
-                assert told["device_one_time_keys_count"] == {"signed_curve25519": left[at]}
+                    received = sync(user, since[at] if step == "sync on" else None)
+                    since[at] = received["next_batch"]
+                assert received["device_one_time_keys_count"] == {"signed_curve25519": left[at]}
                 assert (
-                    told["device_unused_fallback_key_types"] == ["signed_curve25519"] * unused[at]
+                    received["device_unused_fallback_key_types"]
+                    == ["signed_curve25519"] * unused[at]
                 )

@@ -124,8 +124,8 @@ def test_a_claim_is_one_statement(server: TestServer, counter: QueryCounter, num
     users = people(server, number)
     claim(asking, users[0])
     counter.clear()
-    wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in users}
-    claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
+    requested = {user.user_id: {user.device_id: "signed_curve25519"} for user in users}
+    claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json["one_time_keys"]
     assert dict(counter.queries) == {"claim_keys": 1}
     assert len(claimed) == number
 
@@ -136,14 +136,16 @@ def test_fallback_keys_cost_two_more_statements_the_first_time(
 ) -> None:
     asking = server.register("asking")
     users = people(server, number)
-    wish = {user.user_id: {user.device_id: "other_algorithm"} for user in users}
+    requested = {user.user_id: {user.device_id: "other_algorithm"} for user in users}
     for user in users:
         upload(user, fallback_keys={"other_algorithm:f": {"key": "f", "fallback": True}})
     claim(asking, users[0])  # its token is cached
     counts = []
     for _ in range(2):
         counter.clear()
-        claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
+        claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json[
+            "one_time_keys"
+        ]
         assert len(claimed) == number
         counts.append(dict(counter.queries))
     assert counts == [{"claim_keys": 3}, {"claim_keys": 2}]

@@ -47,16 +47,6 @@ def encrypted_room(creator: User, *others: User) -> str:
     return room_id
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_uploaded_keys_are_returned_as_they_were_signed(alice: User, bob: User) -> None:
     _, keys = identity_keys(alice)
     upload(alice, device_keys=keys)
@@ -87,7 +77,7 @@ def test_a_one_time_key_is_claimed_once_then_the_fallback_key(alice: User, bob: 
     assert answer["device_unused_fallback_key_types"] == []
 
 
-def test_claiming_from_a_device_without_keys(alice: User, bob: User) -> None:
+def test_a_claim_from_a_device_without_keys_returns_nothing(alice: User, bob: User) -> None:
     assert claim(bob, alice) is None
 
 
@@ -187,7 +177,7 @@ def test_a_device_without_keys_gets_a_zero_count(alice: User) -> None:
     assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
-def test_device_lists_of_users_who_share_an_encrypted_room(alice: User, bob: User) -> None:
+def test_users_in_a_shared_encrypted_room_are_in_changed(alice: User, bob: User) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
     upload(bob, device_keys=identity_keys(bob)[1])
@@ -196,7 +186,7 @@ def test_device_lists_of_users_who_share_an_encrypted_room(alice: User, bob: Use
     assert sync(alice, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
 
 
-def test_device_lists_of_users_who_share_no_encrypted_room(alice: User, bob: User) -> None:
+def test_users_without_a_shared_encrypted_room_are_not_in_changed(alice: User, bob: User) -> None:
     room_id = alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
     bob.post(f"{V3}/join/{room_id}", {})
     since = sync(alice)["next_batch"]
@@ -207,7 +197,7 @@ def test_device_lists_of_users_who_share_no_encrypted_room(alice: User, bob: Use
     assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_device_lists_over_joining_and_leaving(alice: User, bob: User) -> None:
+def test_joining_and_leaving_users_are_in_changed_and_left(alice: User, bob: User) -> None:
     room_id = encrypted_room(alice)
     start = sync(alice)["next_batch"]
     bob.post(f"{V3}/join/{room_id}", {})
@@ -235,7 +225,7 @@ def test_a_device_change_wakes_waiting_syncs(server: TestServer, alice: User, bo
     assert pending.answer.json["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User) -> None:
+def test_a_device_is_signed_with_cross_signing_keys(alice: User, bob: User) -> None:
     _, device = identity_keys(alice)
     upload(alice, device_keys=device)
     master, master_json = cross_signing_key(alice, "master", 2)
@@ -490,7 +480,7 @@ def test_cached_key_counts_match_the_database(
     store = DeviceKeyStore(server.app.database)
     for step, at in steps:
         device = devices[at]
-        wish = {
+        requested = {
             bob.user_id: {
                 device.device_id: "other" if step == "claim other" else "signed_curve25519"
             }
@@ -514,7 +504,7 @@ def test_cached_key_counts_match_the_database(
                     },
                 )
             case "claim" | "claim other":
-                assert alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).status == 200
+                assert alice.post(f"{V3}/keys/claim", {"one_time_keys": requested}).status == 200
             case "elsewhere":
                 server.app.database.streams.advance_to(server.app.database.streams.current() + 1)
             case "leave":
@@ -553,21 +543,21 @@ def test_claims_during_a_read_are_counted_and_do_not_block_the_response(
     upload(bob, one_time_keys=one_time_keys("a", "b", "c", "d"))
     database = server.app.database
     other = open_inline(sqlite)
-    told: list[Change] = []
-    other.streams.subscribe(told.extend, stage=Stage.NOTIFY)
-    wish = (bob.user_id, bob.device_id, "signed_curve25519")
+    received: list[Change] = []
+    other.streams.subscribe(received.extend, stage=Stage.NOTIFY)
+    requested = (bob.user_id, bob.device_id, "signed_curve25519")
 
     def claim() -> None:
-        server.run(DeviceKeyStore(other).claim_in_chunks([wish], 0))
+        server.run(DeviceKeyStore(other).claim_in_chunks([requested], 0))
         if elsewhere:
-            database.streams.advance_to(told[-1].position)
+            database.streams.advance_to(received[-1].position)
         else:
-            database.streams.publish(told, told[-1].position)
-        told.clear()
+            database.streams.publish(received, received[-1].position)
+        received.clear()
 
     store = ClaimedMeanwhile(database, claim)
     counts = OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10)
     for left in (4, 3, 2):
-        assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+        assert server.run(counts.get(bob.user_id, bob.device_id)).one_time == {requested[2]: left}
     assert store.reads == 3
     server.run(other.close())

@@ -9,6 +9,7 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.devices.local_devices import USERS_PER_TURN
+from federation.devices.published_keys import PublishedKeyCache
 from homeserver.services.encryption.device_keys import present_keys
 from homeserver.services.encryption.key_queries import MAX_KEYS, MAX_USERS
 from storage.encryption.device_keys import DeviceKeysRow
@@ -37,11 +38,11 @@ def test_keys_of_all_members_of_a_very_large_room_can_be_queried_and_claimed_at_
     assert pending.answer.json["device_keys"].keys() == set(members)
     assert list(pending.answer.json["device_keys"][bob.user_id]) == [bob.device_id]
 
-    wish = {
+    requested = {
         member: {f"DEVICE{n}": "signed_curve25519" for n in range(3)} for member in members[:-1]
     }
     upload(bob, one_time_keys=one_time_keys("b"))
-    claims = {**wish, bob.user_id: {bob.device_id: "signed_curve25519"}}
+    claims = {**requested, bob.user_id: {bob.device_id: "signed_curve25519"}}
     pending = alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": claims})
     assert not pending.done
     server.clock.advance(0)
@@ -64,8 +65,8 @@ def test_ids_that_the_database_cannot_distinguish_do_not_get_the_same_key(
     }
     phone = User(server, server.post(f"{V3}/login", login).json)
     upload(phone, one_time_keys=one_time_keys("a", "b"))
-    wish = {phone.device_id: "signed_curve25519", "D\0": "signed_curve25519"}
-    answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": {phone.user_id: wish}})
+    requested = {phone.device_id: "signed_curve25519", "D\0": "signed_curve25519"}
+    answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": {phone.user_id: requested}})
     assert list(answer.json["one_time_keys"][phone.user_id]) == [phone.device_id]
     assert upload(phone) == {"signed_curve25519": 1}
 
@@ -113,7 +114,7 @@ def test_a_query_that_names_very_many_devices_delays_nobody() -> None:
     assert time.process_time() - began < 1
 
 
-async def test_nor_does_such_a_query_of_another_server(
+async def test_a_remote_query_that_names_very_many_devices_delays_nobody(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = server.app.federation_sender.own_devices
@@ -122,7 +123,7 @@ async def test_nor_does_such_a_query_of_another_server(
     async def get_published(*_: object, **__: object) -> PublishedKeys:
         return published
 
-    monkeypatch.setattr(own._published, "get_published", get_published)
+    monkeypatch.setattr(PublishedKeyCache, "get_published", get_published)
     began = time.process_time()
     shown = await own.get_keys({"@bob:example.org": [*NAMED, "D7"]})
     assert list(shown["device_keys"]["@bob:example.org"]) == ["D7"]
@@ -163,11 +164,11 @@ def test_claimed_keys_are_counted_for_requests_of_any_size(
     )
     alice, bob = server.register("alice"), server.register("bob")
     upload(bob, one_time_keys=one_time_keys(*"abcdef"))
-    wish = {bob.user_id: {f"D{n}": "signed_curve25519" for n in range(7)}}
-    assert alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).status == 200, (
+    requested = {bob.user_id: {f"D{n}": "signed_curve25519" for n in range(7)}}
+    assert alice.post(f"{V3}/keys/claim", {"one_time_keys": requested}).status == 200, (
         "a claim is never refused for its size"
     )
-    refused = alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    refused = alice.post(f"{V3}/keys/claim", {"one_time_keys": requested})
     assert (refused.status, refused.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
     assert claim(bob, bob) is not None
     server.clock.advance(refused.json["retry_after_ms"] / 1000)

@@ -6,7 +6,6 @@ import tracemalloc
 from collections.abc import Mapping
 from typing import cast
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -24,11 +23,6 @@ ALGORITHM = "signed_curve25519"
 DEVICES = (("@a", "1"), ("@a", "2"), ("@b", "1"), ("@c", "1"))
 OWNERS = (*((*device, ALGORITHM) for device in DEVICES), ("@b", "1", "other"))
 Answer = tuple[KeyCounts, int]
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 class Disk:
@@ -208,17 +202,19 @@ def test_a_claim_that_was_read_before_its_notification_is_counted_once(
     database = server.app.database
     store = DeviceKeyStore(database)
     meanwhile = open_inline(sqlite)
-    told: list[Change] = []
-    meanwhile.streams.subscribe(told.extend, stage=Stage.NOTIFY)
-    wish = (bob.user_id, bob.device_id, "signed_curve25519")
+    received: list[Change] = []
+    meanwhile.streams.subscribe(received.extend, stage=Stage.NOTIFY)
+    requested = (bob.user_id, bob.device_id, "signed_curve25519")
     readers: list[OneTimeKeyCounts] = []
     for left in (2, 1, 0):
-        server.run(DeviceKeyStore(meanwhile).claim_in_chunks([wish], 0))
+        server.run(DeviceKeyStore(meanwhile).claim_in_chunks([requested], 0))
         readers.append(OneTimeKeyCounts(streams=database.streams, keys=store, capacity=10))
         counts = server.run(readers[-1].get(bob.user_id, bob.device_id))
-        assert counts.one_time == {wish[2]: left}, "it was read but not announced yet"
-        database.streams.publish(told, told[-1].position)
-        told.clear()
+        assert counts.one_time == {requested[2]: left}, "it was read but not announced yet"
+        database.streams.publish(received, received[-1].position)
+        received.clear()
         for reader in readers:
-            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {wish[2]: left}
+            assert server.run(reader.get(bob.user_id, bob.device_id)).one_time == {
+                requested[2]: left
+            }
     server.run(meanwhile.close())

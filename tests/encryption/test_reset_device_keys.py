@@ -5,23 +5,11 @@ spec: client-server-api#one-time-and-fallback-keys
 
 import json
 
-import pytest
-
 from homeserver.services.encryption.one_time_key_counts import COMMON_ALGORITHM
 from tests.helpers.keys import V3, claim, identity_keys, one_time_keys, query, sync, upload
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import User
 
 FALLBACK = {"signed_curve25519:fallback": {"key": "fallback", "fallback": True}}
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 def test_new_identity_keys_delete_the_keys_signed_with_the_old_ones(alice: User, bob: User) -> None:

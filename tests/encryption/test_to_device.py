@@ -26,16 +26,6 @@ from tests.helpers.server import TestServer, User
 pytestmark = pytest.mark.usefixtures("compared")
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def test_messages_arrive_once_in_order_and_until_acknowledged(alice: User, bob: User) -> None:
     since = sync(bob)["next_batch"]
     for number in range(3):

@@ -31,7 +31,7 @@ def test_messages_arrive_once_in_order(
     alice, bob = server.register("alice"), server.register("bob")
     room = create(bob, preset="public_chat")
     act(alice, room, "join")
-    sent, told = 0, 0
+    sent, received = 0, 0
     token = sync(alice)["next_batch"]
     before: tuple[str, int] | None = None
 
@@ -75,21 +75,21 @@ def test_messages_arrive_once_in_order(
             since, had = before
             answer = sync(alice, since)
             got = numbers(answer)
-            begin = got[0] if got else told
-            assert begin in (had, told), (
+            begin = got[0] if got else received
+            assert begin in (had, received), (
                 "earlier messages are removed only if the device used the token after them"
             )
             assert got == list(range(begin, min(sent, begin + 3)))
         else:
             answer = sync(alice, token)
             got = numbers(answer)
-            assert got == list(range(told, min(sent, told + 3)))
+            assert got == list(range(received, min(sent, received + 3)))
             if what == "sync":
-                before = (token, told)
-                token, told = answer["next_batch"], told + len(got)
-    while told < sent:
+                before = (token, received)
+                token, received = answer["next_batch"], received + len(got)
+    while received < sent:
         answer = sync(alice, token)
         got = numbers(answer)
-        assert got == list(range(told, min(sent, told + 3)))
-        token, told = answer["next_batch"], told + len(got)
+        assert got == list(range(received, min(sent, received + 3)))
+        token, received = answer["next_batch"], received + len(got)
     assert numbers(sync(alice, token)) == []

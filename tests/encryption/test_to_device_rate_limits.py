@@ -21,11 +21,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database, SLOW)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def send(sender: User, txn_id: object, messages: dict[str, dict[str, Any]]) -> Answer:
     return sender.put(f"{V3}/sendToDevice/m.test/{txn_id}", {"messages": messages})
 

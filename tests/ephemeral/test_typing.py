@@ -16,16 +16,6 @@ pytestmark = pytest.mark.usefixtures("compared")
 rooms = Rooms()
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ephemeral(answer: Any, room_id: str, kind: str) -> Any:
     room = answer.get("rooms", {}).get("join", {}).get(room_id, {"ephemeral": {"events": []}})
     found = [event["content"] for event in room["ephemeral"]["events"] if event["type"] == kind]
@@ -56,9 +46,7 @@ def test_a_user_who_leaves_stops_typing(
 
 
 @pytest.mark.parametrize("goes_on", [False, True])
-def test_a_returning_user_gets_who_types_and_who_stopped(
-    alice: User, bob: User, *, goes_on: bool
-) -> None:
+def test_a_returning_user_gets_current_typing(alice: User, bob: User, *, goes_on: bool) -> None:
     """The client got no update while it was away: it may have old state, or start again with the
     room."""
     room_id = rooms.create(bob, alice)
@@ -71,11 +59,11 @@ def test_a_returning_user_gets_who_types_and_who_stopped(
     rooms.act(alice, room_id, "join")
     if not goes_on:
         rooms.type(bob, room_id, typing=False)
-    told = [bob.user_id] if goes_on else []
-    assert typing(sync(alice, since), room_id) == told
+    received = [bob.user_id] if goes_on else []
+    assert typing(sync(alice, since), room_id) == received
     answer = sliding.sync()
     assert answer["rooms"][room_id]["initial"]
-    assert answer["extensions"]["typing"]["rooms"][room_id]["content"]["user_ids"] == told
+    assert answer["extensions"]["typing"]["rooms"][room_id]["content"]["user_ids"] == received
 
 
 def test_a_changed_name_does_not_end_typing(alice: User, bob: User) -> None:
@@ -104,9 +92,9 @@ def test_typing_of_ignored_users_is_not_sent(alice: User, bob: User, server: Tes
         assert set(ephemeral(answer, room_id, "m.receipt")[event_id]["m.read"]) == {carol.user_id}
     anew = SlidingClient(alice, "other", lists=sliding.body["lists"], extensions=extensions)
     for client in (sliding, anew):
-        told = client.sync()["extensions"]
-        assert told["typing"]["rooms"][room_id]["content"]["user_ids"] == [carol.user_id]
-        assert set(told["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {
+        received = client.sync()["extensions"]
+        assert received["typing"]["rooms"][room_id]["content"]["user_ids"] == [carol.user_id]
+        assert set(received["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]) == {
             carol.user_id
         }
     seen_by_carol = sync(carol)
@@ -130,7 +118,7 @@ def test_a_read_receipt_of_an_ignored_user_does_not_wake(
     assert not waiting.done
 
 
-def test_typing_of_remote_users(server: TestServer, alice: User, bob: User) -> None:
+def test_typing_of_remote_users_is_sent(server: TestServer, alice: User, bob: User) -> None:
     service = server.app.presence.typing
     heard: list[tuple[int, str, bool]] = []
     service.subscribe(lambda *what: heard.append(what))

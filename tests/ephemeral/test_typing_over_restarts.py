@@ -22,7 +22,7 @@ from tests.helpers.sliding_client import SlidingClient, a_list, act
 NO_TYPING = quote('{"room":{"ephemeral":{"not_types":["m.typing"]}}}')
 
 
-class Town:
+class RestartableServer:
     """Alice and Bob on a server that can restart."""
 
     def __init__(self, folder: Path, database: Database) -> None:
@@ -53,8 +53,8 @@ class Town:
 
 
 @pytest.fixture
-def town(tmp_path: Path, database: Database) -> Town:
-    return Town(tmp_path, database)
+def place(tmp_path: Path, database: Database) -> RestartableServer:
+    return RestartableServer(tmp_path, database)
 
 
 def sync(user: User, since: str = "", **query: str) -> Any:
@@ -74,103 +74,103 @@ def typing(answer: Any) -> dict[str, list[str]]:
     }
 
 
-def test_sync(town: Town) -> None:
-    typed, other = town.room(), town.room()
-    since = sync(town.alice)["next_batch"]
-    town.type(typed)
-    answer = sync(town.alice, since)
-    assert typing(answer) == {typed: [town.bob.user_id]}
-    say(town.bob, other, "alone")
-    answer = sync(town.alice, answer["next_batch"])
+def test_sync_sends_the_end_of_typing_after_a_restart(place: RestartableServer) -> None:
+    typed, other = place.room(), place.room()
+    since = sync(place.alice)["next_batch"]
+    place.type(typed)
+    answer = sync(place.alice, since)
+    assert typing(answer) == {typed: [place.bob.user_id]}
+    say(place.bob, other, "alone")
+    answer = sync(place.alice, answer["next_batch"])
     assert other in answer["rooms"]["join"]
 
-    town.begin_anew()
+    place.begin_anew()
 
-    answer = sync(town.alice, answer["next_batch"])
+    answer = sync(place.alice, answer["next_batch"])
     assert typing(answer) == {typed: []}
-    again = sync(town.alice, answer["next_batch"])
+    again = sync(place.alice, answer["next_batch"])
     assert "rooms" not in again
     assert again["next_batch"] == answer["next_batch"]
-    town.type(typed)
-    assert typing(sync(town.alice, again["next_batch"])) == {typed: [town.bob.user_id]}
+    place.type(typed)
+    assert typing(sync(place.alice, again["next_batch"])) == {typed: [place.bob.user_id]}
 
 
-def test_a_first_sync_and_a_waiting_one(town: Town) -> None:
-    room_id = town.room()
-    town.type(room_id)
-    first = sync(town.alice)
-    assert typing(first) == {room_id: [town.bob.user_id]}
+def test_initial_and_waiting_syncs_have_typing_after_a_restart(place: RestartableServer) -> None:
+    room_id = place.room()
+    place.type(room_id)
+    first = sync(place.alice)
+    assert typing(first) == {room_id: [place.bob.user_id]}
 
-    town.begin_anew()
+    place.begin_anew()
 
-    waiting = town.alice.start(
+    waiting = place.alice.start(
         "GET", f"/_matrix/client/v3/sync?since={first['next_batch']}&timeout=30000"
     )
     assert waiting.done
     assert typing(waiting.answer.json) == {room_id: []}
-    waiting = town.alice.start(
+    waiting = place.alice.start(
         "GET", f"/_matrix/client/v3/sync?since={waiting.answer.json['next_batch']}&timeout=30000"
     )
     assert not waiting.done
 
 
-def test_a_user_who_continues_typing(town: Town) -> None:
-    room_id = town.room()
-    town.type(room_id)
-    since = sync(town.alice)["next_batch"]
-    town.begin_anew()
-    town.type(room_id)
-    assert typing(sync(town.alice, since)) == {room_id: [town.bob.user_id]}
+def test_a_user_who_continues_typing_stays_typing(place: RestartableServer) -> None:
+    room_id = place.room()
+    place.type(room_id)
+    since = sync(place.alice)["next_batch"]
+    place.begin_anew()
+    place.type(room_id)
+    assert typing(sync(place.alice, since)) == {room_id: [place.bob.user_id]}
 
 
-def test_an_end_before_the_restart_is_not_repeated(town: Town) -> None:
-    room_id = town.room()
-    town.type(room_id)
-    since = sync(town.alice)["next_batch"]
-    town.type(room_id, typing=False)
-    answer = sync(town.alice, since)
+def test_an_end_before_the_restart_is_not_repeated(place: RestartableServer) -> None:
+    room_id = place.room()
+    place.type(room_id)
+    since = sync(place.alice)["next_batch"]
+    place.type(room_id, typing=False)
+    answer = sync(place.alice, since)
     assert typing(answer) == {room_id: []}
-    town.begin_anew()
-    assert typing(sync(town.alice, answer["next_batch"])) == {}
+    place.begin_anew()
+    assert typing(sync(place.alice, answer["next_batch"])) == {}
 
 
-def test_a_filter_without_typing(town: Town) -> None:
-    room_id = town.room()
-    since = sync(town.alice, filter=NO_TYPING)["next_batch"]
-    town.type(room_id)
-    answer = sync(town.alice, since, filter=NO_TYPING)
-    town.begin_anew()
-    assert typing(sync(town.alice, answer["next_batch"], filter=NO_TYPING)) == {}
+def test_a_filter_without_typing_hides_the_end(place: RestartableServer) -> None:
+    room_id = place.room()
+    since = sync(place.alice, filter=NO_TYPING)["next_batch"]
+    place.type(room_id)
+    answer = sync(place.alice, since, filter=NO_TYPING)
+    place.begin_anew()
+    assert typing(sync(place.alice, answer["next_batch"], filter=NO_TYPING)) == {}
 
 
-def test_a_room_that_was_left_meanwhile(town: Town) -> None:
-    room_id = town.room()
-    town.type(room_id)
-    since = sync(town.alice)["next_batch"]
-    town.begin_anew()
-    act(town.alice, room_id, "leave")
-    answer = sync(town.alice, since)
+def test_the_end_of_typing_in_a_left_room_is_not_sent(place: RestartableServer) -> None:
+    room_id = place.room()
+    place.type(room_id)
+    since = sync(place.alice)["next_batch"]
+    place.begin_anew()
+    act(place.alice, room_id, "leave")
+    answer = sync(place.alice, since)
     assert typing(answer) == {}
-    assert "rooms" not in sync(town.alice, answer["next_batch"])
+    assert "rooms" not in sync(place.alice, answer["next_batch"])
 
 
-def test_sliding_sync(town: Town) -> None:
-    typed, other = town.room(), town.room()
+def test_sliding_sync_sends_the_end_of_typing_after_a_restart(place: RestartableServer) -> None:
+    typed, other = place.room(), place.room()
     lists = {"all": a_list([0, 9])}
-    client = SlidingClient(town.alice, lists=lists, extensions={"typing": {"enabled": True}})
+    client = SlidingClient(place.alice, lists=lists, extensions={"typing": {"enabled": True}})
     client.sync()
-    town.type(typed)
+    place.type(typed)
 
-    def told() -> dict[str, list[str]]:
+    def received() -> dict[str, list[str]]:
         rooms = client.sync()["extensions"]["typing"]["rooms"]
         return {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()}
 
-    assert told() == {typed: [town.bob.user_id]}
-    say(town.bob, other, "alone")
-    assert told() == {}
+    assert received() == {typed: [place.bob.user_id]}
+    say(place.bob, other, "alone")
+    assert received() == {}
 
-    town.begin_anew()
-    client.user.server = town.server
+    place.begin_anew()
+    client.user.server = place.server
 
     waiting = client.wait()
     assert waiting.done
@@ -179,32 +179,32 @@ def test_sliding_sync(town: Town) -> None:
         typed: []
     }
     client.pos = waiting.answer.json["pos"]
-    assert told() == {}
-    town.type(typed)
-    assert told() == {typed: [town.bob.user_id]}
+    assert received() == {}
+    place.type(typed)
+    assert received() == {typed: [place.bob.user_id]}
 
 
-def test_a_token_stays_short(town: Town) -> None:
-    rooms = [town.room() for _ in range(MAX_TYPING_ROOMS + 3)]
+def test_a_token_stays_short(place: RestartableServer) -> None:
+    rooms = [place.room() for _ in range(MAX_TYPING_ROOMS + 3)]
     for room_id in rooms:
-        town.type(room_id)
-    since = sync(town.alice)["next_batch"]
+        place.type(room_id)
+    since = sync(place.alice)["next_batch"]
     assert len(parse_sync_token(since).typing_rooms) == MAX_TYPING_ROOMS
-    town.begin_anew()
-    assert len(typing(sync(town.alice, since))) == MAX_TYPING_ROOMS
+    place.begin_anew()
+    assert len(typing(sync(place.alice, since))) == MAX_TYPING_ROOMS
 
 
-def test_a_made_up_token_reveals_nothing(town: Town) -> None:
-    room_id = create(town.bob, preset="public_chat")
-    since = sync(town.alice)["next_batch"]
-    town.begin_anew()
-    answer = sync(town.alice, f"{since}-1.2.3.999999999999999999")
+def test_a_made_up_token_reveals_nothing(place: RestartableServer) -> None:
+    room_id = create(place.bob, preset="public_chat")
+    since = sync(place.alice)["next_batch"]
+    place.begin_anew()
+    answer = sync(place.alice, f"{since}-1.2.3.999999999999999999")
     assert typing(answer) == {}
     assert "-" not in answer["next_batch"]
-    town.type(room_id)
-    assert "rooms" not in sync(town.alice, answer["next_batch"])
+    place.type(room_id)
+    assert "rooms" not in sync(place.alice, answer["next_batch"])
     for wrong in ("-", "-1.", "-x", "-1..2", "-" + ".".join(["1"] * (MAX_TYPING_ROOMS + 1))):
-        assert town.alice.get(f"/_matrix/client/v3/sync?since={since}{wrong}").status == 400
+        assert place.alice.get(f"/_matrix/client/v3/sync?since={since}{wrong}").status == 400
 
 
 MANY_ROOMS = "-" + ".".join(map(str, range(1, MAX_TYPING_ROOMS + 1)))
@@ -212,38 +212,40 @@ MANY_ROOMS = "-" + ".".join(map(str, range(1, MAX_TYPING_ROOMS + 1)))
 
 
 @pytest.mark.parametrize("was_in_it", [False, True])
-def test_a_token_does_not_reveal_typing_in_other_rooms(town: Town, was_in_it: bool) -> None:
-    own = town.room()
-    elsewhere = create(town.bob, preset="public_chat")
+def test_a_token_does_not_reveal_typing_in_other_rooms(
+    place: RestartableServer, was_in_it: bool
+) -> None:
+    own = place.room()
+    elsewhere = create(place.bob, preset="public_chat")
     if was_in_it:
-        act(town.alice, elsewhere, "join")
-        act(town.alice, elsewhere, "leave")
-    since = sync(town.alice)["next_batch"]
-    town.type(elsewhere)
-    now = sync(town.alice, since)["next_batch"]
-    answers = [sync(town.alice, now + MANY_ROOMS)]
-    town.type(elsewhere, typing=False)
-    now = sync(town.alice, now)["next_batch"]
-    answers.append(sync(town.alice, now + MANY_ROOMS))
+        act(place.alice, elsewhere, "join")
+        act(place.alice, elsewhere, "leave")
+    since = sync(place.alice)["next_batch"]
+    place.type(elsewhere)
+    now = sync(place.alice, since)["next_batch"]
+    answers = [sync(place.alice, now + MANY_ROOMS)]
+    place.type(elsewhere, typing=False)
+    now = sync(place.alice, now)["next_batch"]
+    answers.append(sync(place.alice, now + MANY_ROOMS))
     assert typing(answers[0]) == typing(answers[1]) == {own: []}
     assert [parse_sync_token(answer["next_batch"]).typing_rooms for answer in answers] == [(), ()]
 
 
-def test_a_pos_does_not_reveal_typing_in_other_rooms(town: Town) -> None:
-    own = town.room()
-    elsewhere = create(town.bob, preset="public_chat")
+def test_a_pos_does_not_reveal_typing_in_other_rooms(place: RestartableServer) -> None:
+    own = place.room()
+    elsewhere = create(place.bob, preset="public_chat")
     client = SlidingClient(
-        town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+        place.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
     )
     client.sync()
     named = []
     for is_typing in (True, False):
-        town.type(elsewhere, typing=is_typing)
+        place.type(elsewhere, typing=is_typing)
         client.sync()
         split = split_pos(client.pos or "")
         assert split is not None
-        client.pos = f"{split[0]}-{town.number_of(elsewhere)}_{split[1]}"
-        say(town.bob, own, "salom")
+        client.pos = f"{split[0]}-{place.number_of(elsewhere)}_{split[1]}"
+        say(place.bob, own, "salom")
         client.sync()
         split = split_pos(client.pos or "")
         assert split is not None
@@ -251,13 +253,13 @@ def test_a_pos_does_not_reveal_typing_in_other_rooms(town: Town) -> None:
     assert named == [(), ()]
 
 
-def test_all_endpoints_accept_such_tokens(town: Town) -> None:
-    room_id = town.room()
-    said = say(town.bob, room_id, "salom")
-    town.type(room_id)
-    token = sync(town.alice)["next_batch"]
+def test_all_endpoints_accept_tokens_with_typing(place: RestartableServer) -> None:
+    room_id = place.room()
+    said = say(place.bob, room_id, "salom")
+    place.type(room_id)
+    token = sync(place.alice)["next_batch"]
     client = SlidingClient(
-        town.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
+        place.alice, lists={"all": a_list([0, 9])}, extensions={"typing": {"enabled": True}}
     )
     client.sync()
     assert "-" in token
@@ -270,12 +272,12 @@ def test_all_endpoints_accept_such_tokens(town: Town) -> None:
             f"{room}/members?at={each}",
             f"/_matrix/client/v1/rooms/{room_id}/relations/{quote(said)}?from={each}&to={each}",
         ):
-            assert town.alice.get(path).status == 200, path
-    assert town.alice.get(f"/_matrix/client/v3/keys/changes?from={token}&to={token}").status == 200
-    assert town.alice.get(f"/_matrix/client/v3/events?from={token}&timeout=0").status == 200
+            assert place.alice.get(path).status == 200, path
+    assert place.alice.get(f"/_matrix/client/v3/keys/changes?from={token}&to={token}").status == 200
+    assert place.alice.get(f"/_matrix/client/v3/events?from={token}&timeout=0").status == 200
 
 
-def test_tokens_as_text() -> None:
+def test_tokens_with_typing_are_read_back_from_text() -> None:
     for token in (
         SyncToken(1, 2),
         SyncToken(1, 2, 3),

@@ -10,7 +10,7 @@ from tests.helpers.loopback_servers import LoopbackServers
 
 
 @pytest.fixture
-def far(tmp_path: Path) -> Iterator[LoopbackServers]:
+def hosts(tmp_path: Path) -> Iterator[LoopbackServers]:
     """Servers on loopback, which end with the test."""
     side = LoopbackServers(tmp_path)
     yield side

@@ -12,13 +12,13 @@ from twisted.internet.defer import Deferred
 from storage.engine.database import Database
 from storage.engine.sqlite import SQLiteEngine
 from storage.maintenance.after_restore import repair_after_restore
-from tests.federation.devices.test_encryption_between_servers import (
-    another_device,
-    bodies,
-    send,
-    sending,
-)
 from tests.helpers.databases import open_inline, sqlite_config
+from tests.helpers.encrypted_rooms import (
+    another_device,
+    encrypted_room,
+    receive_numbers,
+    send_number,
+)
 from tests.helpers.federated_rooms import NORTH, Shared
 from tests.helpers.keys import claim, identity_keys, one_time_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -77,31 +77,31 @@ async def restored(network: Network, room: Shared, backup: Backup, *, settles: b
     network.settle()
 
 
-async def test_what_is_sent_after_a_restore_is_not_taken_for_what_was_sent_before(
+async def test_transactions_after_a_restore_are_not_taken_for_earlier_ones(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """Transactions are known by their ids: one that was used again would be answered, and nothing
     of it taken in."""
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     network.clock.advance(60)  # that everything was sent is recorded
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
     room.alice.server = network.rebuild(NORTH)
-    send(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {"n": 1}}})
+    send_number(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {"n": 1}}})
     network.settle()
-    found, since = bodies(room.bob, since)
+    found, since = receive_numbers(room.bob, since)
     assert found == [1]
     await restored(network, room, backups[0], settles=False)
-    send(room.alice, 2, {room.bob.user_id: {room.bob.device_id: {"n": 2}}})
+    send_number(room.alice, 2, {room.bob.user_id: {room.bob.device_id: {"n": 2}}})
     network.settle()
-    assert bodies(room.bob, since)[0] == [2]
+    assert receive_numbers(room.bob, since)[0] == [2]
 
 
-async def test_nobody_gets_a_key_that_was_given_out_before(
+async def test_no_one_time_key_is_claimed_again_after_a_restore(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """The device has used it, and could not read what is sent with it."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     fallback = {"signed_curve25519:FALLBACK": {"key": "fallback", "fallback": True}}
     upload(room.alice, one_time_keys=one_time_keys(*"ABCDE"), fallback_keys=fallback)
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
@@ -119,11 +119,11 @@ async def test_nobody_gets_a_key_that_was_given_out_before(
     assert not [key for key in before if key in after]
 
 
-async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
+async def test_device_lists_are_fetched_again_after_a_restore(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """Nobody tells it again, as it was acknowledged."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     query(room.bob, room.alice)
     network.clock.advance(60)
@@ -142,8 +142,8 @@ async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
         ours.device_id,
     }
     await restored(network, room, backups[0])
-    told = sync(room.alice, tokens[0])
-    assert told["device_lists"]["changed"] == sorted([room.alice.user_id, room.bob.user_id])
+    received = sync(room.alice, tokens[0])
+    assert received["device_lists"]["changed"] == sorted([room.alice.user_id, room.bob.user_id])
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id,
         theirs.device_id,
@@ -154,27 +154,27 @@ async def test_what_was_told_of_devices_before_the_restore_is_asked_for_again(
     }
 
 
-async def test_a_client_of_before_the_restore_misses_nothing_after_it(
+async def test_a_client_from_before_the_restore_misses_nothing(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
     for number in range(20):
-        send(room.alice, number, {room.alice.user_id: {room.alice.device_id: {"n": number}}})
-    found, since = bodies(room.alice)
+        send_number(room.alice, number, {room.alice.user_id: {room.alice.device_id: {"n": number}}})
+    found, since = receive_numbers(room.alice)
     assert found == [*range(20)]
     await restored(network, room, backups[0])
     for number in range(20, 40):
-        send(room.alice, number, {room.alice.user_id: {room.alice.device_id: {"n": number}}})
-    assert bodies(room.alice, since)[0] == [*range(20, 40)]
+        send_number(room.alice, number, {room.alice.user_id: {room.alice.device_id: {"n": number}}})
+    assert receive_numbers(room.alice, since)[0] == [*range(20, 40)]
 
 
-async def test_a_backup_of_room_keys_goes_on_under_its_number(
+async def test_a_key_backup_continues_with_its_version(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """Clients keep the number with the key to it: under another one they would read nothing of it,
     and some would put nothing in."""
-    alice = (await sending(network)).alice
+    alice = (await encrypted_room(network)).alice
     definition = {
         "algorithm": "m.megolm_backup.v1.curve25519-aes-sha2",
         "auth_data": {"public_key": "abc"},
@@ -207,27 +207,27 @@ async def test_a_backup_of_room_keys_goes_on_under_its_number(
     assert found == {"sessions": {"kept": kept, "later": later}}
 
 
-async def test_a_connection_of_sliding_sync_begins_anew(
+async def test_a_sliding_sync_connection_starts_again(
     network: Network, tmp_path: Path, backups: list[Backup]
 ) -> None:
     """The number of its state may be another's by now; messages to devices have a token of their
     own, which is good."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     backups.append(Backup(network, NORTH, tmp_path / "backup.db"))
     extensions: dict[str, Any] = {"to_device": {"enabled": True}, "e2ee": {"enabled": True}}
     client = SlidingClient(room.alice, "encryption", extensions=extensions)
     client.sync()
-    send(room.alice, 1, {room.alice.user_id: {room.alice.device_id: {"n": 1}}})
-    told = client.sync()["extensions"]["to_device"]
-    assert [event["content"] for event in told["events"]] == [{"n": 1}]
-    extensions["to_device"]["since"] = told["next_batch"]
+    send_number(room.alice, 1, {room.alice.user_id: {room.alice.device_id: {"n": 1}}})
+    received = client.sync()["extensions"]["to_device"]
+    assert [event["content"] for event in received["events"]] == [{"n": 1}]
+    extensions["to_device"]["since"] = received["next_batch"]
     await restored(network, room, backups[0])
     # as many states as there were
     for name in ("one", "two", "three"):
         SlidingClient(room.alice, name).sync()
-    send(room.alice, 2, {room.alice.user_id: {room.alice.device_id: {"n": 2}}})
+    send_number(room.alice, 2, {room.alice.user_id: {room.alice.device_id: {"n": 2}}})
     refused = room.alice.post(client.path(), client.body)
     assert (refused.status, refused.errcode) == (400, "M_UNKNOWN_POS")
     client.pos = None
-    told = client.sync()["extensions"]["to_device"]
-    assert [event["content"] for event in told["events"]] == [{"n": 2}]
+    received = client.sync()["extensions"]["to_device"]
+    assert [event["content"] for event in received["events"]] == [{"n": 2}]

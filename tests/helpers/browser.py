@@ -121,11 +121,11 @@ class Browser:
         """Post form fields to a path, whatever the current page is."""
         return self._go("POST", path, urlencode(fields).encode())
 
-    def post_from_elsewhere(self, path: str, fields: Mapping[str, str]) -> Answer:
+    def post_from_other_site(self, path: str, fields: Mapping[str, str]) -> Answer:
         """Post a form as a page of another site does: without cookies. Redirects are not
         followed."""
         cookies, self.cookies = self.cookies, {}
-        self._request("POST", path, urlencode(fields).encode())
+        self.request("POST", path, urlencode(fields).encode())
         self.cookies |= cookies
         return self.answer
 
@@ -133,14 +133,14 @@ class Browser:
         for _ in range(MOST_REDIRECTS):
             self.path = path
             self.visited.append(path)
-            self._request(method, path, body)
+            self.request(method, path, body)
             target = self.answer.headers.get("location", "")
             if self.answer.status != 303 or urlsplit(target).netloc or not target.startswith("/"):
                 return self.answer
             method, path, body = "GET", target, None
         raise AssertionError(f"too many redirects: {path}")
 
-    def _request(self, method: str, path: str, body: bytes | None) -> None:
+    def request(self, method: str, path: str, body: bytes | None) -> None:
         headers = {
             "Accept": "text/html,application/xhtml+xml,*/*;q=0.8",
             "Accept-Language": self.languages,
@@ -160,3 +160,9 @@ class Browser:
                 self.cookies[key] = rest.partition(";")[0]
                 if "; Max-Age=0" in value:
                     del self.cookies[key]
+
+
+def press(browser: Browser, action: str, **fields: str) -> None:
+    """Submit the form of the page whose button has this action."""
+    form = next(form for form in browser.page.forms if form.fields.get("do") == action)
+    browser.post(form.action, {**form.fields, **fields})

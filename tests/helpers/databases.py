@@ -117,11 +117,14 @@ def silence(streams: Streams) -> None:
             ("homeserver.", "federation.", "storage.")
         )
 
+    # private: a killed process unsubscribes nothing
     streams._subscribers = tuple(entry for entry in streams._subscribers if is_of_a_test(entry[1]))
+    # private: as above
     streams._watchers = tuple(entry for entry in streams._watchers if is_of_a_test(entry[1]))
+    # private: as above
     streams._commit_listeners = tuple(filter(is_of_a_test, streams._commit_listeners))
-    streams._remote_changes = None
-    streams._by_topics = {}
+    streams._remote_changes = None  # private: as above
+    streams._by_topics = {}  # private: as above
 
 
 class PostgresTemplates:

@@ -54,7 +54,7 @@ class PausableExecutor(ManualExecutor):
 
 class InlineThreads:
     """Replaces the threads that hash passwords: runs work inline and counts it, or holds it until
-    `let_go`. `meanwhile` is called after the next piece of work."""
+    `release`. `meanwhile` is called after the next piece of work."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -77,7 +77,7 @@ class InlineThreads:
         """Hold all further work."""
         self._holds = True
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Run the held work, and run further work inline."""
         self._holds = False
         held, self.held = self.held, []

@@ -22,7 +22,13 @@ from storage.engine.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
 from tests.helpers.executors import InlineThreads
-from tests.helpers.server import CutWeb, CutWire, MemoryRelay, fetch_nothing, follow_nowhere
+from tests.helpers.server import (
+    MemoryRelay,
+    UnreachableWeb,
+    UnreachableWire,
+    fetch_nothing,
+    follow_nowhere,
+)
 from tests.helpers.server_process import RunningServer, ServerFiles
 
 CHUNK = 200
@@ -117,11 +123,11 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         ),
         mail_thread=InlineExecutor(),
         make_relay=lambda _: MemoryRelay(),
-        wire=CutWire(),
+        wire=UnreachableWire(),
         fetch=fetch_nothing,
         follow=follow_nowhere,
-        preview_web=CutWeb(),
-        web=CutWeb(),
+        preview_web=UnreachableWeb(),
+        web=UnreachableWeb(),
         random=urandom,
         monotonic=clock.seconds,
         access_log=SilentAccessLog(),

@@ -27,9 +27,9 @@ class _Numbers:
     """A counter for unique IDs and timestamps of events that tests build."""
 
     def __init__(self) -> None:
-        self.start_anew()
+        self.reset()
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """Restart the counter for a new network, so that a test does not depend on earlier tests in
         the process."""
         self._count = count(1)
@@ -255,3 +255,8 @@ async def shared(
     room_id = create_room(alice, version, **options)
     await adopt(north, south, bob.user_id, room_id)
     return Shared(network, north, south, alice, bob, room_id)
+
+
+def two_users(network: Network) -> tuple[User, User]:
+    """Return Alice in the north and Bob in the south."""
+    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")

@@ -91,14 +91,14 @@ class RememberingAccessLog:
 
 
 class WatchedTransport(StringTransport):
-    """Calls `heard` after each write."""
+    """Calls `on_write` after each write."""
 
-    heard: Callable[[], None] | None = None
+    on_write: Callable[[], None] | None = None
 
     def write(self, data: bytes) -> None:
         super().write(data)
-        if self.heard is not None:
-            self.heard()
+        if self.on_write is not None:
+            self.on_write()
 
 
 class Connection:

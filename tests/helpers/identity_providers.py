@@ -79,7 +79,7 @@ call_command("runserver", "127.0.0.1:" + sys.argv[1], use_reloader=False, skip_c
 """
 
 
-class OutsideServer:
+class ProviderProcess:
     """A process that serves on 127.0.0.1. `url` is its root URL, without a trailing slash."""
 
     def __init__(
@@ -120,7 +120,7 @@ class OutsideServer:
 
 def start_npm(
     folder: Path, port: int, logout_url: str, *, base: str = BASE, host: str = "127.0.0.1"
-) -> OutsideServer:
+) -> ProviderProcess:
     """Start the OpenID provider at /oidc and the SAML provider at /saml on `host`, for the Matrix
     server at `base`."""
     certificate, key = rsa_certificate(folder)
@@ -136,15 +136,15 @@ def start_npm(
         "key": str(key),
     }
     command = [str(NODE), "--preserve-symlinks-main", "providers.mjs", json.dumps(options)]
-    return OutsideServer(command, folder, port, "/oidc/.well-known/openid-configuration")
+    return ProviderProcess(command, folder, port, "/oidc/.well-known/openid-configuration")
 
 
-def start_cas(folder: Path, port: int, *, base: str = BASE) -> OutsideServer:
+def start_cas(folder: Path, port: int, *, base: str = BASE) -> ProviderProcess:
     """Start the CAS server at /cas for the Matrix server at `base`."""
     (folder / "settings.py").write_text(_CAS_SETTINGS, encoding="utf-8")
     (folder / "urls.py").write_text(_CAS_URLS, encoding="utf-8")
     settings = {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(folder)}
-    return OutsideServer(
+    return ProviderProcess(
         [str(CAS), "-c", _CAS_MAIN, str(port), base], folder, port, "/cas/login", settings
     )
 

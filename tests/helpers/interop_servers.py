@@ -1,14 +1,14 @@
 """This server and Synapse as processes that reach each other by TLS with a test certificate
 authority.
 
-    town = Town(tmp_path, python_of_synapse())
-    ours, theirs = town.start_ours(), town.start_synapse()
+    servers = InteropServers(tmp_path, python_of_synapse())
+    ours, theirs = servers.start_ours(), servers.start_synapse()
     theirs.kill(); theirs.start()         # at any time
     ours.gate.cut(); ours.gate.mend()     # the connections of other servers to it
     ours.pass_time(); theirs.pass_time()  # advance the clock by `moved_clock.STEP` seconds
 
-A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes by
-process ID.
+A server's name is `localhost:PORT`, where PORT is its gate's. `InteropServers.end()` ends all
+processes by process ID.
 """
 
 import os

@@ -34,7 +34,7 @@ async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
         await server.app.room_engine.engine.send(RoomID(room_id), drafts[start : start + 50])
 
 
-async def speak(server: TestServer, room_id: str, number: int, text: str) -> None:
+async def send_as_member(server: TestServer, room_id: str, number: int, text: str) -> None:
     """Send a message from one of these members."""
     draft = Draft("m.room.message", member(number), {"msgtype": "m.text", "body": text})
     await server.app.room_engine.engine.send(RoomID(room_id), [draft])
@@ -79,7 +79,7 @@ def messages(user: User, room_id: str) -> list[Any]:
     return [event for event in chunk if event["type"] == "m.room.message"]
 
 
-def enter_after_a_ban(
+def join_after_missed_ban(
     network: Network, alice: User, bob: User, room_id: str, wanda: User, *others: User
 ) -> None:
     """Let Wanda and the others join the large room, and ban Wanda without the west receiving it.
@@ -93,7 +93,7 @@ def enter_after_a_ban(
     ok(join_via(bob, room_id, NORTH))
 
 
-async def refused_in_part(
+async def soft_fail_in_partial_state(
     network: Network, *, by_powers: bool = False, **options: Any
 ) -> tuple[User, User, User, str, Event]:
     """Create a message of Erin that Bob's server soft-fails because of its partial state: Wanda,
@@ -107,7 +107,7 @@ async def refused_in_part(
         **options,
     )
     wanda, erin = network.add(WEST).register("wanda"), network.add("east.example").register("erin")
-    enter_after_a_ban(network, alice, bob, room_id, wanda, erin)
+    join_after_missed_ban(network, alice, bob, room_id, wanda, erin)
     west, east = Side(wanda.server), Side(erin.server)
     (our_join,) = await Side(bob.server).last(RoomID(room_id))
     change: tuple[str, dict[str, Any], str] = ("m.room.member", {"membership": "ban"}, erin.user_id)

@@ -212,11 +212,11 @@ class LoopbackServers:
 class _Speakers(ServerFactory):
     noisy = False
 
-    def __init__(self, answer: Answer, far: LoopbackServers) -> None:
+    def __init__(self, answer: Answer, hosts: LoopbackServers) -> None:
         self._answer = answer
-        self._far = far
+        self._servers = hosts
 
     def buildProtocol(self, addr: IAddress | None) -> LoopbackConnection:
-        speaker = LoopbackConnection(self._answer, self._far.requests)
-        self._far.connections.append(speaker)
+        speaker = LoopbackConnection(self._answer, self._servers.requests)
+        self._servers.connections.append(speaker)
         return speaker

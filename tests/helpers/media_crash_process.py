@@ -62,7 +62,6 @@ class Opened:
             redirect=False,
         )
         self.rows = MediaStore(self.database)
-        self.table = MediaObjectJournal(self.database)
         self.levelling = MediaRebalancer(
             database=self.database, contents=self.contents, clock=self.clock
         )
@@ -120,13 +119,17 @@ def _patch(name: str, part: str, wrap: Callable[[Any], Any]) -> Moment:
     return patch
 
 
+def _die_before_the_rows_go(_opened: Opened) -> None:
+    MediaObjectJournal.set_deleting = _die  # type: ignore[method-assign]
+
+
 MOMENTS: Final[dict[str, Moment]] = {
     "before an object is written": _patch("put", "store", lambda _: _die),
     "when an object is written": _patch("put", "store", _after),
     "when the bytes have their place": _patch("settle", "files", lambda _: _die),
     "before an object is taken away": _patch("remove", "store", lambda _: _die),
     "when an object is taken away": _patch("remove", "store", _after),
-    "before the rows go": _patch("set_deleting", "table", lambda _: _die),
+    "before the rows go": _die_before_the_rows_go,
     "never": lambda _: None,
 }
 
@@ -168,14 +171,10 @@ def _say(failure: Failure) -> None:
 
 
 def main() -> None:
-    errand = msgspec.json.decode(
-        sys.argv[1], type=CrashPlan, dec_hook=lambda kind, text: kind(text)
-    )
-    opened = Opened(errand.database, errand.folder, errand.store, errand.role)
-    opened.contents._table = opened.table
-    opened.levelling._table = opened.table
-    MOMENTS[errand.moment](opened)
-    Deferred.fromCoroutine(WORKS[errand.work](opened)).addErrback(_say)
+    plan = msgspec.json.decode(sys.argv[1], type=CrashPlan, dec_hook=lambda kind, text: kind(text))
+    opened = Opened(plan.database, plan.folder, plan.store, plan.role)
+    MOMENTS[plan.moment](opened)
+    Deferred.fromCoroutine(WORKS[plan.work](opened)).addErrback(_say)
     _die()
 
 

@@ -89,12 +89,6 @@ def begin_upload(user: User, body: bytes) -> Pending:
     return user.server.client.start("POST", UPLOAD, token=user.token, body=body)
 
 
-def administrator(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
-
-
 def latest(user: User) -> dict[str, Any]:
     """Return the user's view of their latest upload."""
     found: dict[str, Any] = user.get(MINE).json["media"][0]

@@ -6,7 +6,7 @@
 
 All servers share one clock. A request reaches the other server at once unless the path is cut.
 `network.hold()` queues requests, and `network.deliver()` delivers them in an order that the test
-chooses. `network.weather` decides the fate of each request.
+chooses. `network.choose_fate` decides the fate of each request.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ class Network:
         """(origin, destination, method, URI) of all requests, in order."""
         self.interceptors: list[Callable[[ServerName, WireRequest], WireResponse | None]] = []
         """Functions that can answer a request instead of its destination."""
-        self.weather: Callable[[Transfer], Fate] = lambda _: Fate.ARRIVES
+        self.choose_fate: Callable[[Transfer], Fate] = lambda _: Fate.ARRIVES
         self._folder = folder
         self._open_database = open_database
         self._sends = False
@@ -211,7 +211,7 @@ class Network:
         return await answered
 
     def _send(self, transfer: "Transfer", answered: "Deferred[WireResponse]") -> None:
-        fate = self.weather(transfer)
+        fate = self.choose_fate(transfer)
         if fate is Fate.IS_NOT_ANSWERED:
             return
         if fate is not Fate.IS_LOST:
@@ -247,7 +247,7 @@ class Network:
                 except RemoteError as error:
                     answered.errback(error)
 
-        pending.connection.transport.heard = look
+        pending.connection.transport.on_write = look
         look()
 
 
@@ -287,6 +287,11 @@ class NetworkWire:
 
 PIECE = 1000
 """The size in bytes of the pieces of a long response."""
+
+
+def count_requests(network: Network, server: str, word: str) -> int:
+    """Return the number of requests to a server whose URI has the word."""
+    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
 
 
 def stream_body(

@@ -52,7 +52,7 @@ class NodePair:
         for number in range(2):
             self._connect(number + 1, self._notes(number), self._notes(1 - number))
 
-    def start_second_anew(self) -> None:
+    def restart_second(self) -> None:
         """Replace the second node, which crashed, by a new process."""
         former = self.servers[1]
         assert former.app.peer_nodes is not None

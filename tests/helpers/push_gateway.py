@@ -13,6 +13,7 @@ from federation.http_client.errors import OutboundError
 from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.http import Answer
+from tests.helpers.leases import stop_renewing
 from tests.helpers.server import START, TestServer, User
 
 URL = "https://push.example.com/_matrix/push/v1/notify"
@@ -140,6 +141,6 @@ def crash(server: TestServer, folder: Path, gateway: PushGateway, seconds: float
     """Restart the server on the same database after `seconds`, without stopping the old one
     properly."""
     old = server.app
-    old.pushers.reading._lease._round.stop()
+    stop_renewing(old.pushers.reading)
     old.pushers.deliveries.stop()
     return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + seconds + 31)

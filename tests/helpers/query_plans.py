@@ -27,10 +27,11 @@ def record_plans(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[st
         if database.engine.name == "sqlite":
             plans.extend(str(row) for row in query(txn, f"EXPLAIN QUERY PLAN {sql}", args))
         elif prepare:
+            # private: a read transaction has no method for a statement without rows
             txn._connection.execute(prepare.replace("PREPARE s1", "PREPARE noted", 1), ())
             noted = f"noted ({', '.join('?' * len(args))})" if args else "noted"
             plans.extend(str(row) for row in query(txn, f"EXPLAIN EXECUTE {noted}", args))
-            txn._connection.execute("DEALLOCATE noted", ())
+            txn._connection.execute("DEALLOCATE noted", ())  # private: as above
         else:
             plans.extend(str(row) for row in query(txn, f"EXPLAIN {sql}", args))
         return query(txn, sql, args)

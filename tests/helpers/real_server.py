@@ -87,7 +87,7 @@ def running_server(
     """Run a server, made by `init`, while the context is open. Fails if it does not start, or does
     not stop cleanly on SIGTERM. `baseurl` sets its public URL; `configuration` adds options."""
     port = free_port()
-    told = {
+    options = {
         **({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}),
         **(configuration or {}),
     }
@@ -99,7 +99,9 @@ def running_server(
         )
     assert initial.wait(_SECONDS_TO_START) == 0, log.read_text(encoding="utf-8")
     further = folder / "for_tests.yaml"
-    further.write_text(yaml.safe_dump({**_configuration(port, database), **told}), encoding="utf-8")
+    further.write_text(
+        yaml.safe_dump({**_configuration(port, database), **options}), encoding="utf-8"
+    )
     arguments = ["run", "--config", str(folder / "homeserver.yaml"), "--config", str(further)]
     server = RealServer(arguments, port, log)
     try:

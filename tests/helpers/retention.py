@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from storage.engine.sqlite import SQLiteConnection
+from storage.engine.database import Database
 from storage.engine.transaction import Transaction
 from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
@@ -42,14 +42,25 @@ def settle(server: TestServer) -> None:
         pass
 
 
+def track_references(server: TestServer) -> None:
+    """Record which files the events refer to."""
+    server.clock.advance(61)  # backfilled events are looked for only now and then
+    while server.run(server.app.media.maintenance.references.do_track(1000)):
+        pass
+
+
 def index(server: TestServer) -> None:
     while server.run(server.app.search.indexing.do_step(1000)):
         pass
 
 
-def find_tables(txn: Transaction, word: str) -> list[str]:
+async def find_tables(database: Database, word: str) -> list[str]:
     """Return the tables with the word in any column."""
-    if isinstance(txn._connection, SQLiteConnection):
+    return await database.read("find_tables", _find_tables, database.engine.name, word)
+
+
+def _find_tables(txn: Transaction, engine: str, word: str) -> list[str]:
+    if engine == "sqlite":
         names = (
             "SELECT name FROM sqlite_master WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
         )

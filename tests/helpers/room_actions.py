@@ -129,3 +129,41 @@ def bodies(events: Sequence[Mapping[str, Any]]) -> list[str]:
 def all_texts(user: User, room_id: str) -> list[str]:
     """Return the texts of the messages that the user sees, oldest first."""
     return bodies(messages(user, room_id, "b", limit=1000)["chunk"])[::-1]
+
+
+def get_event(user: User, room_id: str, event_id: str) -> Any:
+    """Return an event as the user sees it."""
+    return ok(user.get(room_path(room_id, "event", event_id)))
+
+
+def aggregations(user: User, room_id: str, event_id: str) -> Any:
+    """Return the aggregations of an event's children."""
+    return get_event(user, room_id, event_id)["unsigned"].get("m.relations", {})
+
+
+def relate(
+    user: User, room_id: str, target: str, rel_type: str, text: str = "child", **content: Any
+) -> str:
+    """Send a message that relates to another; return its event ID."""
+    relation = {"rel_type": rel_type, "event_id": target}
+    body = {"msgtype": "m.text", "body": text, "m.relates_to": relation, **content}
+    return str(ok(put_event(user, room_id, "m.room.message", body))["event_id"])
+
+
+def edit(user: User, room_id: str, target: str, text: str) -> str:
+    """Edit a message. Advances the clock: of two edits of one time, the greater ID would be the
+    later one."""
+    user.server.clock.advance(1)
+    new = {"msgtype": "m.text", "body": text}
+    return relate(user, room_id, target, "m.replace", f"* {text}", **{"m.new_content": new})
+
+
+def reply(user: User, room_id: str, root: str, text: str = "reply") -> str:
+    """Send a message into a thread; return its event ID."""
+    return relate(user, room_id, root, "m.thread", text)
+
+
+def ignore(user: User, other: User) -> None:
+    """Ignore one user and no others."""
+    path = f"{V3}/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
+    ok(user.put(path, {"ignored_users": {other.user_id: {}}}))

@@ -92,7 +92,7 @@ class MemoryRelay:
         self.emails.append((recipient, email))
 
 
-class CutWeb:
+class UnreachableWeb:
     """A web client whose requests fail."""
 
     async def request(
@@ -111,7 +111,7 @@ class CutWeb:
         raise OutboundError("the host is unreachable")
 
 
-class CutWire:
+class UnreachableWire:
     """A wire whose requests fail."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireResponse:
@@ -220,11 +220,11 @@ class TestServer:
             ),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
-            wire=wire if wire is not None else CutWire(),
-            web=web if web is not None else CutWeb(),
+            wire=wire if wire is not None else UnreachableWire(),
+            web=web if web is not None else UnreachableWeb(),
             fetch=fetch,
             follow=follow,
-            preview_web=preview_web if preview_web is not None else CutWeb(),
+            preview_web=preview_web if preview_web is not None else UnreachableWeb(),
             random=Random(seed).randbytes,
             monotonic=lambda: self.clock.seconds() - self._jumped,
             access_log=access_log,
@@ -288,3 +288,23 @@ class User:
     def start(self, method: str, path: str, json: Any = None) -> Pending:
         """Send a request whose response may come later, such as a long poll."""
         return self.server.client.start(method, path, token=self.token, json=json)
+
+
+def make_admin(server: TestServer) -> User:
+    """Register the administrator `root`."""
+    root = server.register("root")
+    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
+    return root
+
+
+def move_user(server: TestServer, user: User) -> User:
+    """Return the user's session on another server object of the same database."""
+    session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+    return User(server, session)
+
+
+def register_guest(server: TestServer) -> User:
+    """Register a guest."""
+    answer = server.post("/_matrix/client/v3/register?kind=guest", {})
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)

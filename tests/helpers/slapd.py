@@ -133,11 +133,11 @@ class Slapd:
         assert self._admin.delete(self.dn(uid)), self._admin.result
         self._admin.modify(STAFF, {"member": [("MODIFY_DELETE", [self.dn(uid)])]})
 
-    def dismiss(self, uid: str) -> None:
+    def remove_from_staff(self, uid: str) -> None:
         """Remove a person from the staff group."""
         self._change(STAFF, "member", remove=self.dn(uid))
 
-    def hire(self, uid: str) -> None:
+    def add_to_staff(self, uid: str) -> None:
         """Add a person to the staff group again."""
         self._change(STAFF, "member", add=self.dn(uid))
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.helpers.http import Pending
-from tests.helpers.server import User
+from tests.helpers.server import TestServer, User
 
 UNSTABLE = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
 STABLE = "/_matrix/client/v4/sync"
@@ -63,3 +63,11 @@ def texts(room: dict[str, Any]) -> list[str]:
 def state_of(room: dict[str, Any]) -> set[tuple[str, str]]:
     """The keys of the state that was sent."""
     return {(event["type"], event["state_key"]) for event in room.get("required_state", [])}
+
+
+def finish_poll(server: TestServer, pending: Pending) -> dict[str, Any]:
+    """Return the response of a long poll that has something to send now."""
+    for _ in range(3):
+        server.clock.advance(0)
+    answer: dict[str, Any] = pending.answer.json
+    return answer

@@ -24,7 +24,7 @@ MOST_STEPS = 20
 SECONDS = 60.0
 
 
-class _Stay(HTTPRedirectHandler):
+class _NoRedirects(HTTPRedirectHandler):
     """Makes redirects visible instead of following them."""
 
     def redirect_request(
@@ -44,7 +44,7 @@ class SSOBrowser:
         self._base = base
         # the servers of the tests have no TLS, and all of them are 127.0.0.1
         jar = CookieJar(DefaultCookiePolicy(secure_protocols=("http", "https")))
-        self._opener = build_opener(HTTPCookieProcessor(jar), _Stay())
+        self._opener = build_opener(HTTPCookieProcessor(jar), _NoRedirects())
 
     @property
     def page(self) -> Page:
@@ -61,9 +61,9 @@ class SSOBrowser:
         for _ in range(MOST_STEPS):
             self.url = url
             location = (
-                self._ask_home(url, fields)
+                self._request_ours(url, fields)
                 if url.startswith(self._base)
-                else self._ask_outside(url, fields)
+                else self._request_other(url, fields)
             )
             if location is None:
                 return
@@ -73,9 +73,9 @@ class SSOBrowser:
                 return
         raise AssertionError(f"too many redirects: {self.url}")
 
-    def go_no_further(self, url: str) -> None:
+    def open_without_redirect(self, url: str) -> None:
         """Open a URL without following a redirect; `url` is then the redirect's target."""
-        location = self._ask_outside(url, None)
+        location = self._request_other(url, None)
         self.url = urljoin(url, location or "")
 
     def send(self, button: str | None = None, **fields: str) -> None:
@@ -85,7 +85,7 @@ class SSOBrowser:
         filled.update({name: value for name, value in form.buttons if value == button})
         self.go(urljoin(self.url, form.action), filled)
 
-    def _ask_home(self, url: str, fields: dict[str, str] | None) -> str | None:
+    def _request_ours(self, url: str, fields: dict[str, str] | None) -> str | None:
         # keep our clock up with real time: otherwise responses of real servers seem to be from
         # the future
         self._clock.advance(max(0.0, time.time() - self._clock.seconds()))
@@ -94,7 +94,7 @@ class SSOBrowser:
         self.text = answer.body.decode()
         return answer.headers.get("location")
 
-    def _ask_outside(self, url: str, fields: dict[str, str] | None) -> str | None:
+    def _request_other(self, url: str, fields: dict[str, str] | None) -> str | None:
         body = None if fields is None else urlencode(fields).encode()
         try:
             with self._opener.open(Request(url, body), timeout=SECONDS) as answer:
@@ -108,7 +108,7 @@ class SSOBrowser:
             return str(location)
 
 
-class OutsideWeb:
+class BlockingWeb:
     """Lets the in-memory server send blocking requests to real servers."""
 
     async def request(
@@ -125,7 +125,9 @@ class OutsideWeb:
     ) -> WebResponse:
         request = Request(url, body or None, dict(headers), method=method)
         try:
-            with build_opener(_Stay()).open(request, timeout=min(seconds, SECONDS)) as answer:
+            with build_opener(_NoRedirects()).open(
+                request, timeout=min(seconds, SECONDS)
+            ) as answer:
                 found = {name.lower(): value for name, value in answer.headers.items()}
                 return WebResponse(url, answer.status, found, answer.read(max_bytes))
         except HTTPError as error:

@@ -48,6 +48,7 @@ def both_ways() -> Iterator[Compared]:
     is_short = True
     rooms: list[PlainTimeline] = []
     read, add_sent = PlainMessages.read, LazyMembers.add_sent
+    # private: only below the long poll is the same request computed twice at one position
     compute_sync, compute_sliding = Sync._compute, SlidingSync._compute
 
     def read_plain(self: PlainMessages, *args: Any, **keywords: Any) -> PlainTimeline | None:
@@ -102,8 +103,8 @@ def both_ways() -> Iterator[Compared]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PlainMessages, "read", read_plain)
         patch.setattr(LazyMembers, "add_sent", add_members)
-        patch.setattr(Sync, "_compute", sync_both_ways)
-        patch.setattr(SlidingSync, "_compute", slide_both_ways)
+        patch.setattr(Sync, "_compute", sync_both_ways)  # private: as above
+        patch.setattr(SlidingSync, "_compute", slide_both_ways)  # private: as above
         yield compared
 
 

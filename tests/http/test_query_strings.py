@@ -94,9 +94,9 @@ def test_repeated_fields_are_cached_and_changing_ones_are_not() -> None:
         reader.read(
             f"since={number}&timeout=30000&full=true&mode=a&other=%20&access_token=%20".encode(), {}
         )
-    assert set(reader._cached) == {"timeout=30000", "full=true", "mode=a"}
+    assert set(reader.cached) == {"timeout=30000", "full=true", "mode=a"}
     for number in range(3 * CACHED_FIELDS):
         reader.read(f"since=%20{number}".encode(), {})
-        assert len(reader._cached) <= CACHED_FIELDS
+        assert len(reader.cached) <= CACHED_FIELDS
     reader.read(b"since=%20" + b"a" * MAX_CACHED_FIELD, {})
-    assert not any(len(each) > MAX_CACHED_FIELD for each in reader._cached)
+    assert not any(len(each) > MAX_CACHED_FIELD for each in reader.cached)

@@ -191,8 +191,9 @@ def test_cached_fields_belong_to_one_endpoint_and_errors_are_not_cached(client: 
 
 def cached_fields(client: Client) -> set[str]:
     """Return the query fields that are cached."""
-    routes = [route for leaf in client.site.router._table.leaves() for route in leaf.values()]
-    return {part for route in routes for part in route.binding.query._cached}
+    table = client.site.router._table  # private: the router lists paths, not bindings
+    routes = [route for leaf in table.leaves() for route in leaf.values()]
+    return {part for route in routes for part in route.binding.query.cached}
 
 
 @pytest.mark.parametrize(

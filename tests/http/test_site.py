@@ -521,7 +521,7 @@ def test_a_listener_serves_only_its_resources() -> None:
     )
 
 
-def test_health_and_metrics() -> None:
+def test_health_and_metrics_are_served() -> None:
     registry = CollectorRegistry()
     client = client_for(
         [endpoints, probes], {Bell: Bell(), CollectorRegistry: registry}, registry=registry

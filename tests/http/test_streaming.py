@@ -281,7 +281,9 @@ def test_malformed_input_during_a_response_aborts_and_counts_once(
         ("BYTES = 2 - 5", (2, 6)),
     ],
 )
-def test_a_range(client: Client, range_header: str, part: tuple[int, int]) -> None:
+def test_a_requested_range_is_sent(
+    client: Client, range_header: str, part: tuple[int, int]
+) -> None:
     response = client.request("GET", "/short", headers={"Range": range_header})
     assert (response.status, response.body) == (206, b"0123456789"[slice(*part)])
     assert response.headers["content-range"] == f"bytes {part[0]}-{part[1] - 1}/10"
@@ -358,7 +360,7 @@ def test_an_outdated_copy_gets_the_file(client: Client) -> None:
     assert client.request("GET", "/file", headers={"If-None-Match": '"v0", "v"'}).status == 200
 
 
-def test_conditions_of_an_empty_file() -> None:
+def test_an_empty_file_has_no_ranges() -> None:
     assert parse_range("bytes=0-", None, '"x"', 1) == ByteRange(0, 1)
     for range_header in ("bytes=0-", "bytes=-1"):
         with pytest.raises(RangeNotSatisfiable):

@@ -13,14 +13,14 @@ from tests.helpers.identity_providers import (
     HAS_NPM,
     HAS_SAML,
     NO_NPM,
-    OutsideServer,
+    ProviderProcess,
     start_npm,
 )
 from tests.helpers.npm_sign_ins import CLIENT, LogoutListener
 from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
 from tests.helpers.slapd import BINARY, NOT_INSTALLED, Slapd
-from tests.helpers.sso_browser import OutsideWeb
+from tests.helpers.sso_browser import BlockingWeb
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def listener() -> Iterator[LogoutListener]:
 @pytest.fixture(scope="module")
 def providers(
     tmp_path_factory: pytest.TempPathFactory, listener: LogoutListener
-) -> Iterator[OutsideServer]:
+) -> Iterator[ProviderProcess]:
     if not HAS_NPM:
         pytest.skip(NO_NPM)
     folder = tmp_path_factory.mktemp("providers")
@@ -52,7 +52,7 @@ def providers(
 
 
 @pytest.fixture
-def server(tmp_path: Path, sqlite_database: Database, providers: OutsideServer) -> TestServer:
+def server(tmp_path: Path, sqlite_database: Database, providers: ProviderProcess) -> TestServer:
     saml = ""
     if HAS_SAML:
         with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
@@ -82,4 +82,4 @@ oidc_providers:
       display_name_template: "{{{{ user.name }}}}"
       email_template: "{{{{ user.email }}}}"
 {saml}"""
-    return TestServer(tmp_path, sqlite_database, config, web=OutsideWeb(), now=time.time())
+    return TestServer(tmp_path, sqlite_database, config, web=BlockingWeb(), now=time.time())

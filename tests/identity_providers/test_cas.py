@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from homeserver.services.upstream.cas import parse_validation_response
 from homeserver.services.upstream.identity import SignInRefused
 from storage.engine.database import Database
-from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, OutsideServer, start_cas
+from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, ProviderProcess, start_cas
 from tests.helpers.ports import free_port
 from tests.helpers.server import TestServer
-from tests.helpers.sso_browser import OutsideWeb, SSOBrowser
+from tests.helpers.sso_browser import BlockingWeb, SSOBrowser
 
 START = f"{BASE}_matrix/client/v3/login/sso/redirect/cas?redirectUrl=https://client.example/"
 
 
 @pytest.fixture(scope="module")
-def cas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideServer]:
+def cas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProviderProcess]:
     if not HAS_CAS:
         pytest.skip(NO_CAS)
     port = free_port()
@@ -30,7 +30,7 @@ def cas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideServer]:
     server.end()
 
 
-def serve(folder: Path, database: Database, cas: OutsideServer, further: str = "") -> TestServer:
+def serve(folder: Path, database: Database, cas: ProviderProcess, further: str = "") -> TestServer:
     config = f"""
 public_baseurl: {BASE}
 sso: {{client_whitelist: ["https://client.example/"]}}
@@ -39,10 +39,12 @@ cas_config:
   server_url: {cas.url}/cas/
   displayname_attribute: displayName
 {further}"""
-    return TestServer(folder, database, config, web=OutsideWeb(), now=time.time())
+    return TestServer(folder, database, config, web=BlockingWeb(), now=time.time())
 
 
-def test_a_user_signs_in(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+def test_a_user_signs_in_with_cas(
+    tmp_path: Path, sqlite_database: Database, cas: ProviderProcess
+) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: library}")
     traveller = SSOBrowser(server, BASE)
     traveller.go(START)
@@ -62,7 +64,7 @@ def test_a_user_signs_in(tmp_path: Path, sqlite_database: Database, cas: Outside
 
 
 def test_reauthentication_is_required_and_checked(
-    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+    tmp_path: Path, sqlite_database: Database, cas: ProviderProcess
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas)
     traveller = SSOBrowser(server, BASE)
@@ -90,7 +92,7 @@ def test_reauthentication_is_required_and_checked(
 
 
 def test_a_ticket_is_used_once(
-    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+    tmp_path: Path, sqlite_database: Database, cas: ProviderProcess
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas)
     traveller = SSOBrowser(server, BASE)
@@ -112,7 +114,7 @@ def _words(traveller: SSOBrowser, path: str) -> str:
 
 
 def test_a_missing_required_attribute_is_refused(
-    tmp_path: Path, sqlite_database: Database, cas: OutsideServer
+    tmp_path: Path, sqlite_database: Database, cas: ProviderProcess
 ) -> None:
     server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: pupils}")
     traveller = SSOBrowser(server, BASE)

@@ -288,7 +288,9 @@ def test_the_directory_password_confirms_operations(server: TestServer, slapd: S
     assert gus.delete(path, {"auth": {**auth, "password": "wonderland"}}).status == 200
 
 
-def test_the_bind_mode_over_ldaps(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+def test_a_user_signs_in_by_bind_mode_over_ldaps(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd
+) -> None:
     slapd.add_person("hal,9000")
     further = f"""
 ldap_providers:
@@ -325,7 +327,7 @@ def test_an_invalid_certificate_is_refused(
 # Removed users.
 
 
-@pytest.mark.parametrize("leaves", ["remove_person", "dismiss"])
+@pytest.mark.parametrize("leaves", ["remove_person", "remove_from_staff"])
 def test_a_removed_user_loses_access(server: TestServer, slapd: Slapd, leaves: str) -> None:
     stays, goes = f"stays-{leaves}", f"goes-{leaves}"
     for uid in (stays, goes):
@@ -342,7 +344,7 @@ def test_a_removed_user_loses_access(server: TestServer, slapd: Slapd, leaves: s
 def test_a_login_of_a_removed_user_starts_a_check(server: TestServer, slapd: Slapd) -> None:
     slapd.add_person("jack")
     jack = signed_in(server, "jack")
-    slapd.dismiss("jack")
+    slapd.remove_from_staff("jack")
     assert login(server, "jack").status == 403
     assert whoami(jack).status == 401
 
@@ -356,11 +358,11 @@ def test_a_returned_user_is_unlocked(
     kate, karl = signed_in(server, "kate"), signed_in(server, "karl")
     server.run(server.app.user_data.accounts.do_set_flags(karl.user_id, locked=True))
     for uid in ("kate", "karl"):
-        slapd.dismiss(uid)
+        slapd.remove_from_staff(uid)
         look(server)
     assert whoami(kate).errcode == "M_USER_LOCKED"
     for uid in ("kate", "karl"):
-        slapd.hire(uid)
+        slapd.add_to_staff(uid)
     assert login(server, "karl").errcode == "M_USER_LOCKED"
     assert audit_records(server, karl.user_id)[-1] == ("sign_in_refused", "locked")
     look(server)
@@ -399,8 +401,8 @@ def test_a_faulty_directory_removes_nobody(
     monkeypatch.setattr(asking, "PAGE_SIZE", 2)  # several pages of results
     assert all_are_here()
     for uid in names[:2]:  # half of them at once, more than the limit
-        slapd.dismiss(uid)
+        slapd.remove_from_staff(uid)
     assert all_are_here()
-    slapd.hire(names[0])
+    slapd.add_to_staff(names[0])
     look(server)
     assert [whoami(each).status for each in crowd] == [200, 401, 200, 200]

@@ -10,7 +10,7 @@ from twisted.logger import capturedLogs
 
 from tests.helpers.identity_providers import (
     BASE,
-    OutsideServer,
+    ProviderProcess,
 )
 from tests.helpers.npm_sign_ins import (
     CLIENT,
@@ -37,7 +37,7 @@ def sign_in_at_the_town_hall(traveller: SSOBrowser, name: str) -> None:
 
 
 def test_a_user_signs_in_with_openid_connect(
-    server: TestServer, providers: OutsideServer, listener: LogoutListener
+    server: TestServer, providers: ProviderProcess, listener: LogoutListener
 ) -> None:
     traveller = SSOBrowser(server, BASE)
     sign_in_at_the_town_hall(traveller, "alice")
@@ -87,7 +87,7 @@ def test_a_user_signs_in_with_saml(server: TestServer) -> None:
     traveller.home.post(f"/{ACS}", form.fields)
     assert "opened in another browser" in traveller.home.words
     traveller = answer_of(server)
-    traveller.home.post_from_elsewhere(f"/{ACS}", traveller.page.forms[0].fields)
+    traveller.home.post_from_other_site(f"/{ACS}", traveller.page.forms[0].fields)
     traveller.go(BASE.rstrip("/") + traveller.home.location)
     alice = redeem(server, traveller)
     assert alice.user_id == "@alice:example.org"
@@ -151,7 +151,7 @@ def test_a_missing_required_attribute_is_refused(server: TestServer) -> None:
 
 
 @needs_saml
-def test_the_metadata_of_this_server(server: TestServer) -> None:
+def test_the_metadata_of_this_server_are_valid(server: TestServer) -> None:
     answer = server.get("/_synapse/client/saml2/metadata.xml")
     assert answer.headers["content-type"].startswith("application/samlmetadata+xml")
     root = fromstring(answer.body)

@@ -20,13 +20,13 @@ from storage.login.browser_sessions import BrowserSessionStore
 from tests.helpers.http import Answer
 from tests.helpers.identity_providers import (
     BASE,
-    OutsideServer,
+    ProviderProcess,
     rsa_certificate,
     rsa_key,
 )
 from tests.helpers.npm_sign_ins import answer_of, needs_saml, redeem
 from tests.helpers.server import TestServer, User
-from tests.helpers.sso_browser import OutsideWeb, SSOBrowser
+from tests.helpers.sso_browser import BlockingWeb, SSOBrowser
 
 ACS = "_synapse/client/saml2/authn_response"
 LOGOUT = "_synapse/client/saml2/logout"
@@ -41,16 +41,16 @@ def sign_in_at_the_school(server: TestServer) -> tuple[User, SSOBrowser]:
 
 
 def logout_request(
-    providers: OutsideServer, traveller: SSOBrowser, path: str = "/saml/logout"
+    providers: ProviderProcess, traveller: SSOBrowser, path: str = "/saml/logout"
 ) -> str:
     """Return the query with which the provider redirects a browser that signs out there."""
-    traveller.go_no_further(f"{providers.url}{path}")
+    traveller.open_without_redirect(f"{providers.url}{path}")
     return traveller.url
 
 
 @needs_saml
 def test_a_logout_at_the_provider_ends_the_session(
-    server: TestServer, providers: OutsideServer
+    server: TestServer, providers: ProviderProcess
 ) -> None:
     other, _ = sign_in_at_the_school(server)
     alice, traveller = sign_in_at_the_school(server)
@@ -65,7 +65,7 @@ def test_a_logout_at_the_provider_ends_the_session(
 
 @needs_saml
 def test_a_logout_at_the_provider_ends_the_browser_session(
-    server: TestServer, providers: OutsideServer
+    server: TestServer, providers: ProviderProcess
 ) -> None:
     stays = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
     stays.send()
@@ -86,7 +86,7 @@ def test_a_logout_at_the_provider_ends_the_browser_session(
 @needs_saml
 @pytest.mark.parametrize("way", ["everywhere", "there"])
 def test_a_logout_ends_pending_flows(
-    server: TestServer, providers: OutsideServer, way: str
+    server: TestServer, providers: ProviderProcess, way: str
 ) -> None:
     sign_in_at_the_school(server)
     traveller = answer_of(server)
@@ -104,7 +104,9 @@ def test_a_logout_ends_pending_flows(
 
 
 @needs_saml
-def test_a_logout_request_in_a_form(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_in_a_form_ends_the_session(
+    server: TestServer, providers: ProviderProcess
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     traveller.go(f"{providers.url}/saml/logout_by_form")
     fields = traveller.page.forms[0].fields
@@ -136,7 +138,9 @@ def envelope(
 
 
 @needs_saml
-def test_a_logout_request_by_soap(server: TestServer, providers: OutsideServer) -> None:
+def test_a_logout_request_by_soap_ends_the_session(
+    server: TestServer, providers: ProviderProcess
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     traveller.go(f"{providers.url}/saml/logout_by_form")
     request = base64.b64decode(traveller.page.forms[0].fields["SAMLRequest"]).decode()
@@ -163,9 +167,11 @@ def test_a_logout_request_by_soap(server: TestServer, providers: OutsideServer) 
         ]
     answer = envelope(server, whole)
     assert (answer.status, answer.headers["content-type"]) == (200, "text/xml")
-    (told,) = fromstring(answer.body).findall("{http://schemas.xmlsoap.org/soap/envelope/}Body/*")
-    assert told.tag == "{urn:oasis:names:tc:SAML:2.0:protocol}LogoutResponse"
-    assert told.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
+    (received,) = fromstring(answer.body).findall(
+        "{http://schemas.xmlsoap.org/soap/envelope/}Body/*"
+    )
+    assert received.tag == "{urn:oasis:names:tc:SAML:2.0:protocol}LogoutResponse"
+    assert received.attrib["InResponseTo"] == fromstring(request).attrib["ID"]
     assert b"urn:oasis:names:tc:SAML:2.0:status:Success" in answer.body
     assert alice.get(WHOAMI).status == 401
     assert envelope(server, whole).status == 200  # repeating it changes nothing
@@ -173,7 +179,9 @@ def test_a_logout_request_by_soap(server: TestServer, providers: OutsideServer) 
 
 
 @needs_saml
-def test_invalid_logout_requests_are_refused(server: TestServer, providers: OutsideServer) -> None:
+def test_invalid_logout_requests_are_refused(
+    server: TestServer, providers: ProviderProcess
+) -> None:
     alice, traveller = sign_in_at_the_school(server)
     request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
     unsigned = request.partition("&SigAlg")[0]
@@ -202,7 +210,7 @@ def sign(folder: Path, query: str) -> str:
 
 
 @needs_saml
-def test_an_old_logout_request_is_refused(server: TestServer, providers: OutsideServer) -> None:
+def test_an_old_logout_request_is_refused(server: TestServer, providers: ProviderProcess) -> None:
     """An intercepted request that was never used cannot end later sessions."""
     alice, traveller = sign_in_at_the_school(server)
     sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
@@ -227,7 +235,7 @@ def test_an_old_logout_request_is_refused(server: TestServer, providers: Outside
 
 @needs_saml
 def test_the_signature_covers_the_query_as_sent(
-    server: TestServer, providers: OutsideServer
+    server: TestServer, providers: ProviderProcess
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
     sent = logout_request(providers, traveller).partition("?")[2].partition("&Signature=")[0]
@@ -248,7 +256,7 @@ def test_the_signature_covers_the_query_as_sent(
 
 @needs_saml
 def test_a_failed_request_can_be_repeated(
-    server: TestServer, providers: OutsideServer, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, providers: ProviderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
     request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
@@ -265,8 +273,8 @@ def test_a_failed_request_can_be_repeated(
 
 
 @needs_saml
-def test_a_logout_request_with_several_sessions(
-    server: TestServer, providers: OutsideServer
+def test_a_logout_request_ends_several_sessions(
+    server: TestServer, providers: ProviderProcess
 ) -> None:
     alice, traveller = sign_in_at_the_school(server)
     sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
@@ -285,7 +293,7 @@ def test_a_logout_request_with_several_sessions(
 @needs_saml
 @pytest.mark.parametrize("waits", ["answer", "token"])
 def test_a_logout_request_without_a_session_ends_pending_flows(
-    server: TestServer, providers: OutsideServer, waits: str
+    server: TestServer, providers: ProviderProcess, waits: str
 ) -> None:
     """The user has no session here yet."""
     traveller = answer_of(server)
@@ -323,7 +331,7 @@ def test_a_logout_request_without_a_session_ends_pending_flows(
 
 @needs_saml
 def test_a_logout_here_ends_the_session_at_the_provider(
-    server: TestServer, providers: OutsideServer
+    server: TestServer, providers: ProviderProcess
 ) -> None:
     traveller = answer_of(
         server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account"
@@ -347,14 +355,14 @@ def test_a_logout_here_ends_the_session_at_the_provider(
 
 @needs_saml
 def test_the_logout_request_is_signed_if_a_key_is_configured(
-    tmp_path: Path, sqlite_database: Database, providers: OutsideServer
+    tmp_path: Path, sqlite_database: Database, providers: ProviderProcess
 ) -> None:
     certificate, key = rsa_certificate(tmp_path)
     with urlopen(f"{providers.url}/saml/metadata", timeout=60) as answer:
         (tmp_path / "idp.xml").write_bytes(answer.read())
     sp_config = f"{{metadata: {{local: [idp.xml]}}, key_file: {key}, cert_file: {certificate}}}"
     config = f"public_baseurl: {BASE}\nsaml2_config: {{sp_config: {sp_config}}}\n"
-    server = TestServer(tmp_path, sqlite_database, config, web=OutsideWeb(), now=time.time())
+    server = TestServer(tmp_path, sqlite_database, config, web=BlockingWeb(), now=time.time())
     assert b"SingleLogoutService" in server.get("/_synapse/client/saml2/metadata.xml").body
     traveller = answer_of(
         server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account"

@@ -68,8 +68,10 @@ def pair(
     if "PYTEST_XDIST_WORKER" in os.environ:
         # tests/helpers/worker_scheduling.py gives all these tests to one worker
         (tmp_path_factory.getbasetemp().parent / "pair").touch(exist_ok=False)
-    town = InteropServers(tmp_path_factory.mktemp("town"), python)
+    servers = InteropServers(tmp_path_factory.mktemp("server"), python)
     try:
-        yield Pair(town.start_ours(our_database, retention={"enabled": True}), town.start_synapse())
+        yield Pair(
+            servers.start_ours(our_database, retention={"enabled": True}), servers.start_synapse()
+        )
     finally:
-        town.end()
+        servers.end()

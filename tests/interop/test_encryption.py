@@ -108,12 +108,12 @@ def test_a_one_time_key_is_claimed_once(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     enter(host, guest, initial_state=[ENCRYPTED])
     publish(host, 7, "AAAAAQ", "AAAAAg")
-    wish = {
+    requested = {
         "one_time_keys": {host.user_id: {host.device_id: "signed_curve25519"}},
         "timeout": 60_000,
     }
 
-    claimed = [guest.ok("POST", "/keys/claim", wish)["one_time_keys"] for _ in range(3)]
+    claimed = [guest.ok("POST", "/keys/claim", requested)["one_time_keys"] for _ in range(3)]
 
     names = [list(each.get(host.user_id, {}).get(host.device_id, {})) for each in claimed]
     assert sorted(names) == [[], ["signed_curve25519:AAAAAQ"], ["signed_curve25519:AAAAAg"]]

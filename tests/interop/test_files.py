@@ -20,7 +20,7 @@ def upload(person: Person, body: bytes) -> str:
 
 
 @pytest.mark.parametrize("it_is_ours", [True, False], ids=["our-picture", "their-picture"])
-def test_an_image_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
+def test_an_image_and_its_thumbnail_federate(pair: Pair, it_is_ours: bool) -> None:
     owner, other = pair.both_ways(it_is_ours)
     data = picture(800, 600)
     address = upload(owner, data)
@@ -37,7 +37,9 @@ def test_an_image_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
 
 
 @pytest.mark.parametrize("it_is_ours", [True, False], ids=["our-file", "their-file"])
-def test_a_large_file_and_a_missing_file(pair: Pair, it_is_ours: bool) -> None:
+def test_a_large_file_federates_and_a_missing_file_is_not_found(
+    pair: Pair, it_is_ours: bool
+) -> None:
     owner, other = pair.both_ways(it_is_ours)
     data = bytes(range(256)) * (20 << 12)
     address = upload(owner, data)

@@ -20,7 +20,7 @@ def rule(join_rule: str, *allowed: str) -> dict[str, Any]:
 
 @SIDES
 @pytest.mark.parametrize("version", VERSIONS)
-def test_join_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_a_room_is_joined_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     name = f"tea{version}"
     room_id = host.create(
@@ -36,7 +36,7 @@ def test_join_by_alias(pair: Pair, version: str, we_are_host: bool) -> None:
 
 @SIDES
 @pytest.mark.parametrize("version", VERSIONS)
-def test_join_by_invite(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_a_room_is_joined_by_invite(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(room_version=version, name="tea")
 
@@ -64,7 +64,7 @@ def test_an_invite_is_declined(pair: Pair, version: str, we_are_host: bool) -> N
 
 @SIDES
 @pytest.mark.parametrize("version", ["10", "11", "12"])
-def test_join_by_knocking(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_a_room_is_joined_by_knocking(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(room_version=version, initial_state=[rule("knock")], name="tea")
 
@@ -80,7 +80,7 @@ def test_join_by_knocking(pair: Pair, version: str, we_are_host: bool) -> None:
 
 @SIDES
 @pytest.mark.parametrize("version", ["8", "10", "11", "12"])
-def test_restricted_join(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_a_restricted_room_is_joined(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     lobby = host.create(preset="public_chat", room_version=version)
     room_id = host.create(room_version=version, initial_state=[rule("restricted", lobby)])
@@ -120,7 +120,7 @@ def test_a_user_who_blocks_invites_gets_none(pair: Pair, we_are_host: bool) -> N
 
 
 @SIDES
-def test_leaving_and_rejoining(pair: Pair, we_are_host: bool) -> None:
+def test_a_user_leaves_and_rejoins(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = host.create(preset="public_chat")
     assert guest.join(room_id, host.server.name).status == 200
@@ -139,7 +139,7 @@ def test_leaving_and_rejoining(pair: Pair, we_are_host: bool) -> None:
 
 
 @SIDES
-def test_a_larger_room(pair: Pair, we_are_host: bool) -> None:
+def test_a_room_with_many_members_is_joined(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     notes = [
         {"type": "org.example.note", "state_key": f"{number}", "content": {"text": "x" * 500}}
@@ -156,7 +156,7 @@ def test_a_larger_room(pair: Pair, we_are_host: bool) -> None:
 
 
 @SIDES
-def test_profiles_and_directories(pair: Pair, we_are_host: bool) -> None:
+def test_profiles_and_directories_federate(pair: Pair, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     host.ok("PUT", f"/profile/{host.user_id}/displayname", {"displayname": "The host"})
     word = f"listed{we_are_host}".lower()

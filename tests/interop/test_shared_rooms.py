@@ -80,7 +80,7 @@ def test_a_redaction_removes_content_on_both_servers(
 
 @SIDES
 @VERSIONS
-def test_kicks_bans_and_rejoins(pair: Pair, version: str, we_are_host: bool) -> None:
+def test_kicks_and_bans_federate(pair: Pair, version: str, we_are_host: bool) -> None:
     host, guest = pair.both_ways(we_are_host)
     room_id = enter(host, guest, room_version=version)
 

@@ -42,6 +42,15 @@ EVICTION_BY_HAND = {
 }
 """Files that may evict entries from a map themselves, or have an ordered map for another purpose,
 with the reasons."""
+RIDDLE = re.compile(
+    r"test_(who|whom|whose|what|which|how|that|of|nor|also|but|so|they|their|its?)_"
+)
+"""The start of the name of a test that does not say what it is about."""
+PRIVATE_NAME = re.compile(r"_[A-Za-z]\w*(?<!__)|__[A-Za-z]\w*(?<!__)")
+PUBLIC_DESPITE_UNDERSCORE = {"_asdict", "_exit", "_fields", "_make", "_replace"}
+"""Documented names of the standard library."""
+PRIVATE_REASON = re.compile(r"# private: \S.{6,}")
+PATCHED_BY_NAME = ("setattr", "getattr", "delattr", "hasattr", "setitem", "attrgetter")
 
 
 @dataclass(frozen=True)
@@ -361,6 +370,79 @@ def _is_first_of(key: ast.expr, entries: ast.expr) -> bool:
     return ast.unparse(key) == f"next(iter({ast.unparse(entries)}))"
 
 
+def tests_name_a_subject(file: SourceFile) -> Iterator[str]:
+    """Complain of a test whose name opens with a clause or a pronoun."""
+    if file.package != "tests":
+        return
+    for node in file.nodes_with("def test_"):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and RIDDLE.match(node.name):
+            yield file.at(node, f"{node.name} does not say what does what")
+
+
+def tests_reach_no_private_names(file: SourceFile) -> Iterator[str]:
+    """Complain of a test that uses a private name of the product or of a library, unless the line,
+    or the line above it, says why: `# private: <reason>`.
+
+    A name that the file itself defines is its own. So is an attribute of `self` in a class: a
+    subclass may use what it inherits.
+    """
+    if file.package != "tests":
+        return
+    own = _defined_names(file)
+    lines = file.text.splitlines()
+    for node, name in _private_names(file):
+        if name in own or name in PUBLIC_DESPITE_UNDERSCORE:
+            continue
+        line = getattr(node, "end_lineno", 1)
+        if not any(PRIVATE_REASON.search(each) for each in lines[max(line - 2, 0) : line]):
+            yield file.at(
+                node, f"a test uses the private name {name}: find a public way, or say why not"
+            )
+
+
+def _defined_names(file: SourceFile) -> set[str]:
+    names: set[str] = set()
+    for node in file.nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        ):
+            names.add(node.attr)
+    return names
+
+
+def _private_names(file: SourceFile) -> Iterator[tuple[ast.AST, str]]:
+    """Return the private names in attributes, in strings for `setattr`, and in imports."""
+    in_classes = {
+        id(node)
+        for outer in file.nodes
+        if isinstance(outer, ast.ClassDef)
+        for node in ast.walk(outer)
+    }
+    for node in file.nodes:
+        names: Sequence[str] = ()
+        if isinstance(node, ast.Attribute):
+            is_own = ast.unparse(node.value) in ("self", "cls", "super()")
+            names = () if is_own and id(node) in in_classes else (node.attr,)
+        elif isinstance(node, ast.ImportFrom):
+            names = [each.name for each in node.names]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(PATCHED_BY_NAME):
+            names = [
+                argument.value.rpartition(".")[2]
+                for argument in node.args
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            ]
+        for name in names:
+            if PRIVATE_NAME.fullmatch(name):
+                yield node, name
+
+
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
@@ -381,6 +463,8 @@ PYTHON_RULES: tuple[Rule, ...] = (
     constructors_take_keywords,
     docstrings_name_parameters,
     no_eviction_by_hand,
+    tests_name_a_subject,
+    tests_reach_no_private_names,
 )
 
 

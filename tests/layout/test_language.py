@@ -27,7 +27,7 @@ def files() -> list[SourceFile]:
 
 
 @pytest.mark.parametrize("rule", LANGUAGE_RULES, ids=lambda rule: str(rule.__name__))
-def test_texts(files: list[SourceFile], rule: Rule) -> None:
+def test_texts_follow_the_writing_guide(files: list[SourceFile], rule: Rule) -> None:
     assert len(files) > 1000
     assert [complaint for file in files for complaint in rule(file)] == []
 
@@ -44,7 +44,7 @@ def test_texts(files: list[SourceFile], rule: Rule) -> None:
         ("The rooms of a user.", False),
     ],
 )
-def test_openings(docstring: str, refused: bool) -> None:
+def test_docstrings_that_open_with_a_clause_are_found(docstring: str, refused: bool) -> None:
     file = SourceFile(PurePosixPath("a.py"), f'def f() -> None:\n    """{docstring}"""\n')
     assert bool([*no_clause_opens_a_docstring(file)]) is refused
 
@@ -60,6 +60,6 @@ def test_openings(docstring: str, refused: bool) -> None:
         ("peers are notified", False),
     ],
 )
-def test_words(comment: str, refused: bool) -> None:
+def test_private_words_are_found(comment: str, refused: bool) -> None:
     file = SourceFile(PurePosixPath("a.py"), f"x = 1  # {comment}\n")
     assert bool([*no_private_words(file)]) is refused

@@ -54,21 +54,21 @@ def files() -> list[SourceFile]:
 
 
 @pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: str(rule.__name__))
-def test_python_files(files: list[SourceFile], rule: Rule) -> None:
+def test_python_files_follow_the_rules(files: list[SourceFile], rule: Rule) -> None:
     python_files = [file for file in files if file.is_python]
     assert len(python_files) > 20
     assert [violation for file in python_files for violation in rule(file)] == []
 
 
 @pytest.mark.parametrize("rule", TEXT_RULES, ids=lambda rule: str(rule.__name__))
-def test_all_files(files: list[SourceFile], rule: Rule) -> None:
+def test_all_files_follow_the_rules(files: list[SourceFile], rule: Rule) -> None:
     assert [violation for file in files for violation in rule(file)] == []
 
 
 @pytest.mark.parametrize(
     "rule", [*WHOLE_RULES, small_files_have_a_reason], ids=lambda rule: str(rule.__name__)
 )
-def test_files_together(files: list[SourceFile], rule: WholeRule) -> None:
+def test_the_files_together_follow_the_rules(files: list[SourceFile], rule: WholeRule) -> None:
     assert list(rule(files)) == []
 
 

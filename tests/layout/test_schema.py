@@ -56,7 +56,7 @@ def test_every_table_and_column_has_a_comment(path: Path) -> None:
     assert find_faults(path.read_text("utf-8")) == []
 
 
-def test_the_comments_are_of_all_tables_and_columns() -> None:
+def test_comments_belong_to_existing_tables_and_columns() -> None:
     """`describe` finds exactly the tables and columns that SQLite creates."""
     database = sqlite3.connect(":memory:")
     names: set[str] = set()
@@ -91,7 +91,7 @@ def test_files_that_the_comments_name_exist() -> None:
     assert [path for path in sorted(named) if not (ROOT / path).is_file()] == []
 
 
-def test_lines_are_short() -> None:
+def test_lines_of_the_schema_are_short() -> None:
     long = [
         f"{path.name}:{number}"
         for path in SCHEMA.glob("*.sql")

@@ -42,7 +42,7 @@ def texts() -> frozenset[str]:
     return frozenset(_texts())
 
 
-def test_there_are_the_languages_of_the_country_and_english() -> None:
+def test_english_and_the_languages_of_the_country_are_available() -> None:
     assert {"uz", "uz_Cyrl", "kaa", "ru", ENGLISH} <= set(LANGUAGES.codes)
     assert len(texts()) > 20
 

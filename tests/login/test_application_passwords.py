@@ -10,7 +10,7 @@ import pytest
 from federation.protocol.ids import UserID
 from storage.engine.database import Database
 from tests.helpers.audit_records import audit_records
-from tests.helpers.browser import Browser
+from tests.helpers.browser import Browser, press
 from tests.helpers.http import Answer
 from tests.helpers.keys import cross_signing_key, query
 from tests.helpers.oauth import CONFIG
@@ -33,11 +33,6 @@ def browser(server: TestServer) -> Browser:
     browser.send(SIGN_IN, name="alice", password="wonderland")
     assert browser.status == 200
     return browser
-
-
-def press(browser: Browser, do: str, **fields: str) -> None:
-    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
-    browser.post(form.action, {**form.fields, **fields})
 
 
 def make(browser: Browser, name: str = "Bot", days: str = "", password: str = "wonderland") -> str:

@@ -39,10 +39,10 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 def register_approved(server: TestServer, name: str, *, is_admin: bool = False) -> None:
-    wish = RegistrationRequest(
+    requested = RegistrationRequest(
         username=name, password="wonderland", inhibit_login=True, is_admin=is_admin
     )
-    server.run(server.app.login.registration.do_register_privileged(wish))
+    server.run(server.app.login.registration.do_register_privileged(requested))
 
 
 def register_awaiting(server: TestServer, name: str = "alice") -> UserID:
@@ -188,7 +188,9 @@ def confirm(server: TestServer, browser: Browser, address: str) -> None:
     browser.send("/_mahalla/register")
 
 
-def test_emails_to_administrators_and_users(tmp_path: Path, sqlite_database: Database) -> None:
+def test_administrators_and_users_get_emails_about_approvals(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, WITH_EMAIL)
     browser = Browser(server, "uz")
     confirm(server, browser, "alice@example.com")
@@ -292,7 +294,7 @@ def test_invalid_administrator_addresses_are_refused(tmp_path: Path, address: st
         load_config([path], {})
 
 
-def test_the_admin_api(server: TestServer) -> None:
+def test_the_admin_api_lists_and_approves_accounts(server: TestServer) -> None:
     alice = register_awaiting(server)
     register_approved(server, "root", is_admin=True)
     register_approved(server, "bob")

@@ -54,7 +54,7 @@ def end(user: User, other: User, auth: object = None) -> Answer:
     return user.post(DEVICES, body if auth is None else {**body, "auth": auth})
 
 
-def test_the_password_stage_on_a_page(server: TestServer, browser: Browser) -> None:
+def test_the_password_stage_is_completed_on_a_page(server: TestServer, browser: Browser) -> None:
     alice, other = another(server), another(server)
     session = end(alice, other).json["session"]
     browser.open(fallback("m.login.password", session))
@@ -91,7 +91,9 @@ def test_unknown_sessions_and_stages_are_refused(
     assert browser.open(fallback(stage, session)).status == 400
 
 
-def test_the_registration_token_stage_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_registration_token_stage_is_completed_on_a_page(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "registration_requires_token: true\n")
     token = server.run(server.app.login.registration.do_create_token(uses_allowed=1, seconds=None))
     body = {"username": "bob", "password": "builder"}
@@ -135,7 +137,7 @@ def test_a_password_is_required_to_confirm(server: TestServer, browser: Browser)
     assert server.post(REGISTER, {**body, "auth": {"session": session}}).status == 200
 
 
-def test_the_email_stage_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_email_stage_is_completed_on_a_page(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, MAIL + "registrations_require_3pid: [email]\n")
     body = {"username": "bob", "password": "builder"}
     session = server.post(REGISTER, body).json["session"]

@@ -133,9 +133,9 @@ def test_a_form_of_another_site_is_refused(server: TestServer) -> None:
 def test_broken_forms_are_refused(server: TestServer) -> None:
     browser = Browser(server)
     browser.open(SIGN_IN_PATH)
-    browser._request("POST", SIGN_IN_PATH, b"\xff\xfe=%ff")
+    browser.request("POST", SIGN_IN_PATH, b"\xff\xfe=%ff")
     assert browser.status == 403
-    browser._request("POST", SIGN_IN_PATH, b"a=b&" * 1000)
+    browser.request("POST", SIGN_IN_PATH, b"a=b&" * 1000)
     assert browser.status == 403
 
 
@@ -175,7 +175,7 @@ def test_a_sign_in_replaces_a_planted_session(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS_OUT)
-def test_these_events_end_a_session(server: TestServer, way: str) -> None:
+def test_a_session_ends_with_its_account_or_password(server: TestServer, way: str) -> None:
     alice = server.register("alice")
     browser = Browser(server)
     sign_in(browser)

@@ -191,7 +191,7 @@ def test_many_users_sign_in_concurrently_from_one_address(sqlite_database: Datab
         for name in names
     ]
     requests = [server.http.start("POST", "/_matrix/client/v3/login", json=body) for body in bodies]
-    server.threads.let_go()
+    server.threads.release()
     assert {pending.answer.status for pending in requests} == {200}
 
 
@@ -220,7 +220,7 @@ def test_devices_of_one_account_sign_in_concurrently(sqlite_database: Database) 
     server.register("alice")
     server.threads.hold()
     requests = start_sign_ins(server, ["wonderland"] * 12)
-    server.threads.let_go()
+    server.threads.release()
     assert [pending.answer.status for pending in requests] == [200] * 12
     assert [server.login(password="guess").status for _ in range(4)] == [403, 403, 403, 429]
 
@@ -234,7 +234,7 @@ def test_concurrent_guesses_are_no_more_than_sequential_ones(sqlite_database: Da
     assert [pending.answer.status for pending in requests if pending.done] == [
         429
     ] * 7  # above the maximum of waiting attempts
-    server.threads.let_go()
+    server.threads.release()
     assert sorted(pending.answer.status for pending in requests) == [403] * 3 + [429] * 27
     assert server.threads.runs == before + 3
 
@@ -244,7 +244,7 @@ def test_a_right_password_does_not_reset_concurrent_guesses(sqlite_database: Dat
     server.register("alice")
     server.threads.hold()
     requests = start_sign_ins(server, ["wonderland", "guess", "guess", "guess", "guess", "guess"])
-    server.threads.let_go()
+    server.threads.release()
     assert sorted(pending.answer.status for pending in requests) == [200, 403, 403, 403, 429, 429]
     assert server.login().status == 429
 
@@ -257,7 +257,7 @@ def test_the_wait_of_an_attempt_is_bounded(sqlite_database: Database) -> None:
     server.clock.advance(21)
     assert [pending.done for pending in requests] == [False] * 3 + [True] * 2
     assert [pending.answer.status for pending in requests[3:]] == [429, 429]
-    server.threads.let_go()
+    server.threads.release()
     assert [pending.answer.status for pending in requests[:3]] == [200] * 3
     assert server.login().status == 200
 
@@ -277,7 +277,7 @@ def test_concurrent_guesses_count_against_the_ip_address(sqlite_database: Databa
         server.http.start("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1")
         for body in bodies
     ]
-    server.threads.let_go()
+    server.threads.release()
     assert {pending.answer.status for pending in requests} == {403}
     server.clock.advance(60)
     assert server.login("somebody").status == 429

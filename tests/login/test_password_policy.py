@@ -68,8 +68,8 @@ def test_the_admin_api_refuses_a_short_password(server: TestServer) -> None:
 
 
 def test_an_existing_short_password_still_signs_in(server: TestServer) -> None:
-    wish = RegistrationRequest(username="alice", password="tea", inhibit_login=True)
-    registered = server.run(server.app.login.registration.do_register_privileged(wish))
+    requested = RegistrationRequest(username="alice", password="tea", inhibit_login=True)
+    registered = server.run(server.app.login.registration.do_register_privileged(requested))
     assert registered.user_id == UserID("@alice:example.org")
     login = {
         "type": "m.login.password",

@@ -74,7 +74,7 @@ def test_creating_needs_authentication(server: TestServer) -> None:
     )
 
 
-def test_a_server_without_qr_codes(tmp_path: Path, sqlite_database: Database) -> None:
+def test_rendezvous_can_be_disabled(tmp_path: Path, sqlite_database: Database) -> None:
     server = open_server(tmp_path, sqlite_database, '"off"')
     assert server.get(PATH).errcode == "M_UNRECOGNIZED"
     assert server.post(PATH, {"data": "x"}).errcode == "M_UNRECOGNIZED"
@@ -89,7 +89,7 @@ def test_sessions_expire(server: TestServer) -> None:
     assert server.run(server.app.oauth.rendezvous.do_sweep(10)) == 1
 
 
-def test_data_are_bounded(server: TestServer) -> None:
+def test_the_data_of_a_session_are_bounded(server: TestServer) -> None:
     bob = server.register("bob")
     assert bob.post(PATH, {"data": "ў" * 2048}).status == 200
     assert bob.post(PATH, {"data": "ў" * 2049}).errcode == "M_TOO_LARGE"
@@ -119,7 +119,7 @@ def older(server: TestServer, method: str, path: str, body: bytes | None, **head
     return server.client.request(method, path, body=body, headers=given)
 
 
-def test_the_msc4108_form(open_to_all: TestServer) -> None:
+def test_two_devices_exchange_data_in_the_msc4108_form(open_to_all: TestServer) -> None:
     server = open_to_all
     assert (
         server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4108"]
@@ -154,7 +154,7 @@ def test_the_msc4108_form(open_to_all: TestServer) -> None:
     assert older(server, "GET", place, None).errcode == "M_NOT_FOUND"
 
 
-def test_invalid_requests_of_the_msc4108_form(open_to_all: TestServer) -> None:
+def test_invalid_requests_of_the_msc4108_form_are_refused(open_to_all: TestServer) -> None:
     server = open_to_all
     assert older(server, "POST", OLDER, b"x").errcode == "M_MISSING_PARAM"
     assert older(server, "POST", OLDER, b"x", Content_Type="text/html").errcode == "M_INVALID_PARAM"

@@ -132,7 +132,9 @@ def test_prompt_login_requires_a_new_sign_in(program: Program, browser: Browser)
     assert "Allow Element X to use your account?" in browser.words
 
 
-def test_ending_all_other_sessions(server: TestServer, program: Program, browser: Browser) -> None:
+def test_a_user_ends_all_other_sessions_by_sso(
+    server: TestServer, program: Program, browser: Browser
+) -> None:
     app = program.sign_in(browser)
     other_app = server.register("bob")
     older = server.post(

@@ -12,7 +12,7 @@ CONFIGURATION = "media_deletion: {grace_period: 1h}\nforgotten_room_retention_pe
 
 
 @pytest.mark.parametrize("others_stay", [True, False])
-async def test_files_of_forgotten_rooms_stay_for_those_who_are_still_there(
+async def test_files_of_forgotten_rooms_stay_for_remote_members(
     network: Network, others_stay: bool
 ) -> None:
     """Their messages show them; who forgets a room has not taken back what they said in it."""

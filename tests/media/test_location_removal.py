@@ -122,7 +122,7 @@ PHOTOS = {
 
 
 @pytest.mark.parametrize("kind", PHOTOS)
-def test_the_place_goes_and_the_picture_stays(kind: str) -> None:
+def test_the_location_is_removed_and_the_picture_unchanged(kind: str) -> None:
     before = PHOTOS[kind]
     assert sum(word in before for word in WORDS) >= 4
     after = without_place(before)
@@ -150,13 +150,13 @@ def test_the_place_goes_and_the_picture_stays(kind: str) -> None:
     assert find_patches(io.BytesIO(after)) == [], "there is nothing left to do"
 
 
-def test_all_pictures_of_a_file_are_looked_at() -> None:
+def test_the_location_is_removed_from_all_pictures_of_a_file() -> None:
     whole = PHOTOS["jpeg"] + b"..." + PHOTOS["jpeg"]
     assert b"N\0" in whole
     assert not any(word in without_place(whole) for word in WORDS)
 
 
-def test_a_packet_that_needed_several_segments() -> None:
+def test_an_xmp_packet_in_several_segments_is_removed() -> None:
     head, parts = (
         b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + struct.pack(">I", len(XMP)),
         (0, 300, 500, 512),
@@ -171,9 +171,11 @@ def test_a_packet_that_needed_several_segments() -> None:
     assert not any(word[:4] in after for word in WORDS)
 
 
-def test_names_of_towns_in_the_notes_of_iptc() -> None:
-    told = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
-    sets = b"".join(struct.pack(">BBBH", 0x1C, 2, kind, len(text)) + text for kind, text in told)
+def test_place_names_in_iptc_data_are_removed() -> None:
+    received = [(90, b"Toshkent"), (120, b"A market"), (101, b"Uzbekistan")]
+    sets = b"".join(
+        struct.pack(">BBBH", 0x1C, 2, kind, len(text)) + text for kind, text in received
+    )
     resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(sets)) + sets + bytes(len(sets) % 2)
     after = without_place(
         with_segments(picture(4, 4, "JPEG"), segment(0xED, b"Photoshop 3.0\0" + resources))
@@ -211,7 +213,7 @@ def hexadecimal(content: bytes) -> bytes:
         (chunk(b"tEXt", b"Title\0GPS"), False),
     ],
 )
-def test_what_is_packed_in_a_png_goes_as_a_whole(further: bytes, goes: bool) -> None:
+def test_compressed_metadata_of_a_png_is_removed_completely(further: bytes, goes: bool) -> None:
     before = with_chunks(picture(4, 4), further)
     after = without_place(before)
     assert (after == before) is not goes
@@ -222,7 +224,7 @@ def test_what_is_packed_in_a_png_goes_as_a_whole(further: bytes, goes: bool) -> 
 
 
 @pytest.mark.parametrize("order", ["II", "MM"])
-def test_exif_that_cannot_be_understood_goes_as_a_whole(order: str) -> None:
+def test_unreadable_exif_is_removed_completely(order: str) -> None:
     good = photo("JPEG")
     at = good.index(b"Exif\0\0") + 6
     broken = good[:at] + b"??" + good[at + 2 :]
@@ -237,7 +239,7 @@ def test_exif_that_cannot_be_understood_goes_as_a_whole(order: str) -> None:
     assert wide[2:40] not in after
 
 
-def test_what_is_no_photograph_is_left() -> None:
+def test_files_that_are_no_photographs_are_unchanged() -> None:
     for data in (
         b"",
         b"\xff\xd8\xff",
@@ -250,12 +252,12 @@ def test_what_is_no_photograph_is_left() -> None:
 
 
 @pytest.mark.parametrize("part", [b"\xff\xd8\xff\xda", b"\xff\xd8"])
-def test_pictures_and_segments_without_end_are_not_counted(part: bytes) -> None:
+def test_files_with_too_many_pictures_or_segments_are_refused(part: bytes) -> None:
     with pytest.raises(UnreadableMetadata):
         find_patches(io.BytesIO(b"\xff\xd8\xff" + part * 100_000))
 
 
-def test_notes_without_end_are_not_read() -> None:
+def test_too_long_metadata_is_refused() -> None:
     endless = b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_METADATA_BYTES + 1)
     with pytest.raises(UnreadableMetadata):
         find_patches(io.BytesIO(endless))
@@ -267,7 +269,7 @@ def test_notes_without_end_are_not_read() -> None:
     st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8),
     st.integers(0, 4000),
 )
-def test_whatever_comes_stays_as_long_as_it_is(
+def test_removal_keeps_the_length_of_any_file(
     kind: str, changes: list[tuple[int, int]], length: int
 ) -> None:
     data = bytearray(PHOTOS[kind])
@@ -299,7 +301,9 @@ def fetched(alice: User, address: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [0, 3 << 20])
-def test_an_upload_where_it_is_wanted(tmp_path: Path, sqlite_database: Database, size: int) -> None:
+def test_an_upload_loses_its_location_when_removal_is_on(
+    tmp_path: Path, sqlite_database: Database, size: int
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n")
     alice = server.register("alice")
     data = PHOTOS["jpeg"] + bytes(size)
@@ -341,7 +345,7 @@ OTHERS = {
 }
 
 
-def test_files_that_may_say_a_place_and_are_not_looked_at_are_refused_where_that_is_wanted(
+def test_unsupported_formats_that_may_have_a_location_are_refused_if_configured(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     on = "remove_photo_locations: true\nrefuse_unremovable_locations: true\n"
@@ -363,7 +367,9 @@ def test_files_that_may_say_a_place_and_are_not_looked_at_are_refused_where_that
         alice.server.app.media.close_workers()
 
 
-def test_they_are_kept_as_they_are_elsewhere(tmp_path: Path, sqlite_database: Database) -> None:
+def test_unsupported_formats_are_unchanged_by_default(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     alice = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n").register(
         "alice"
     )
@@ -392,7 +398,7 @@ def begin(user: User, data: bytes = PHOTOS["jpeg"]) -> Pending:
     )
 
 
-def test_pictures_that_take_long_keep_nobody_elses_waiting(
+def test_slow_pictures_do_not_delay_uploads_of_others(
     slow: tuple[TestServer, ManualExecutor],
 ) -> None:
     server, executor = slow
@@ -410,7 +416,7 @@ def test_pictures_that_take_long_keep_nobody_elses_waiting(
     assert [each.answer.status for each in hers] == [200] * 4
 
 
-def test_many_whose_pictures_take_long_keep_nobody_elses_waiting(
+def test_slow_pictures_of_many_users_do_not_delay_others(
     slow: tuple[TestServer, ManualExecutor],
 ) -> None:
     """They share one of the two places from the second picture on."""
@@ -456,7 +462,9 @@ def test_an_upload_that_waits_too_long_for_a_turn_is_rate_limited(
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
 
 
-def test_so_many_of_one_wait_and_no_more(slow: tuple[TestServer, ManualExecutor]) -> None:
+def test_the_number_of_waiting_uploads_of_a_user_is_bounded(
+    slow: tuple[TestServer, ManualExecutor],
+) -> None:
     server, executor = slow
     alice, bob = server.register("alice"), server.register("bob")
     hers = [begin(alice) for _ in range(MAX_WAITING_PER_USER + 2)]

@@ -159,7 +159,7 @@ def _memory(which: str) -> int:
     return int(lines[which].removesuffix("kB")) * 1024
 
 
-def test_files_that_mean_harm(alice: User) -> None:
+def test_malicious_files_are_refused_or_harmless(alice: User) -> None:
     earlier = _peak_of_children()
     _forget_peak()
     before = _memory("VmRSS")
@@ -188,7 +188,7 @@ def test_files_that_mean_harm(alice: User) -> None:
     assert _memory("VmHWM") - before < MOST_FURTHER_MEMORY
 
 
-def test_what_would_be_larger_than_the_original_stands_still(alice: User) -> None:
+def test_an_animated_thumbnail_larger_than_the_original_is_not_animated(alice: User) -> None:
     file = _upload(alice, _moving_noise(), "image/gif")
     answer = alice.get(f"{THUMBNAIL}{file}?width=256&height=192&animated=true")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
@@ -209,7 +209,7 @@ def test_a_picture_that_would_be_large_without_loss_is_a_jpeg(alice: User) -> No
     assert again.body == first.body, "also when it is read from the disk, piece by piece"
 
 
-def test_avif_and_moving_png(alice: User) -> None:
+def test_avif_and_animated_png_have_thumbnails(alice: User) -> None:
     file = _upload(alice, picture(400, 200, "AVIF"), "image/avif")
     answer = alice.get(f"{THUMBNAIL}{file}?width=96&height=96&method=crop")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
@@ -249,7 +249,7 @@ trailer<</Root 1 0 R>>
 """
 
 
-def test_films(alice: User, tmp_path: Path) -> None:
+def test_videos_have_thumbnails(alice: User, tmp_path: Path) -> None:
     assert shutil.which("ffmpeg"), "ffmpeg is missing: scripts/test installs it"
     films = (
         (_film(tmp_path, "a.mp4", "-c:v", "mpeg4"), "video/mp4"),
@@ -267,7 +267,7 @@ def test_films(alice: User, tmp_path: Path) -> None:
         assert pixel[0] > 200 > 60 > pixel[1]
 
 
-def test_documents(alice: User) -> None:
+def test_pdf_documents_have_thumbnails(alice: User) -> None:
     assert shutil.which("pdftoppm"), "pdftoppm is missing: scripts/test installs it"
     answer = alice.get(f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
@@ -277,7 +277,7 @@ def test_documents(alice: User) -> None:
 
 
 @pytest.mark.parametrize(("further", "count"), [("", 1), ("external_thumbnailers: false\n", 0)])
-def test_documents_have_thumbnails_before_somebody_asks(
+def test_thumbnails_of_documents_are_made_at_upload(
     sqlite_database: Database, tmp_path: Path, further: str, count: int
 ) -> None:
     sizes = "thumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
@@ -288,9 +288,7 @@ def test_documents_have_thumbnails_before_somebody_asks(
     server.app.media.close_workers()
 
 
-def test_no_other_programs_where_they_are_not_wanted(
-    sqlite_database: Database, tmp_path: Path
-) -> None:
+def test_external_thumbnailers_can_be_disabled(sqlite_database: Database, tmp_path: Path) -> None:
     server = TestServer(tmp_path, sqlite_database, "external_thumbnailers: false\n")
     alice = server.register("alice")
     path = f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160"

@@ -33,7 +33,7 @@ def _statuses(user: User, *addresses: str) -> list[int]:
     return [user.get(f"{DOWNLOAD}/{address}").status for address in addresses]
 
 
-def test_a_copy_of_another_servers_file_can_be_deleted(
+def test_a_copy_of_a_remote_file_can_be_deleted(
     people: tuple[User, User, User], tmp_path: Path
 ) -> None:
     alice, bob, root = people
@@ -50,7 +50,7 @@ def test_a_copy_of_another_servers_file_can_be_deleted(
     assert _statuses(bob, theirs) == [200]  # it is fetched again
 
 
-def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> None:
+def test_a_quarantined_file_is_served_to_nobody(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     image = picture(80, 60)
     own, same, theirs, other = (
@@ -84,7 +84,7 @@ def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> N
     assert len(root.get(after).json["changes"]) == 4
 
 
-def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(
+def test_a_deleted_quarantined_file_is_quarantined_when_it_is_fetched_again(
     people: tuple[User, User, User],
 ) -> None:
     alice, bob, root = people
@@ -105,7 +105,7 @@ def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(
     assert _statuses(bob, theirs, again, upload(bob, b"own")) == [200] * 3
 
 
-def test_a_file_is_held_back_before_there_is_a_copy(people: tuple[User, User, User]) -> None:
+def test_a_remote_file_is_quarantined_before_it_is_fetched(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     first, second, freed = (
         upload(alice, b"first"),
@@ -126,7 +126,7 @@ def test_a_file_is_held_back_before_there_is_a_copy(people: tuple[User, User, Us
     assert _statuses(bob, first) == [200]
 
 
-def test_files_that_nobody_knows_are_not_found(people: tuple[User, User, User]) -> None:
+def test_unknown_files_are_not_found(people: tuple[User, User, User]) -> None:
     _, _, root = people
     reserved = root.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
     for what in (
@@ -142,7 +142,7 @@ def test_files_that_nobody_knows_are_not_found(people: tuple[User, User, User]) 
         assert root.post(f"{ADMIN}/media/{what}").errcode == "M_NOT_FOUND", what
 
 
-def test_protected_files_are_not_held_back(people: tuple[User, User, User]) -> None:
+def test_protected_files_are_not_quarantined(people: tuple[User, User, User]) -> None:
     _, bob, root = people
     safe, other = upload(bob, b"safe"), upload(bob, b"other")
     assert root.post(f"{ADMIN}/media/protect/{_id(safe)}").json == {}
@@ -154,7 +154,7 @@ def test_protected_files_are_not_held_back(people: tuple[User, User, User]) -> N
     assert bob.delete(f"/_mahalla/client/v1/media/{_id(other)}").errcode == "M_FORBIDDEN"
 
 
-def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
+def test_the_files_of_a_room_are_listed_and_quarantined(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     own, theirs, face = upload(bob, b"own"), upload(alice, b"theirs"), upload(bob, b"face")
     bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{face}"})
@@ -282,7 +282,7 @@ def test_uploads_of_a_user_are_listed_and_deleted(
     assert [each["media_id"] for each in rest["deleted"]] == [_id(files[1])]
 
 
-def test_files_are_listed_by_their_day_and_size(
+def test_files_are_listed_by_date_and_size(
     people: tuple[User, User, User], network: Network
 ) -> None:
     alice, bob, root = people
@@ -430,7 +430,7 @@ def _addresses(files: dict[str, str], *names: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", CHOICES)
-def test_what_a_choice_lists_can_be_held_back_given_free_and_deleted(
+def test_selected_files_can_be_quarantined_released_and_deleted(
     people: tuple[User, User, User], chosen: dict[str, str], name: str
 ) -> None:
     _, _, root = people
@@ -465,7 +465,7 @@ def test_what_a_choice_lists_can_be_held_back_given_free_and_deleted(
     } == wanted
 
 
-def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
+def test_protected_and_quarantined_files_are_deleted_only_if_selected_as_such(
     people: tuple[User, User, User], chosen: dict[str, str]
 ) -> None:
     _, bob, root = people
@@ -491,7 +491,7 @@ def test_what_is_protected_or_held_back_is_deleted_when_just_that_is_chosen(
     } == {"old"}
 
 
-def test_many_files_are_acted_on_a_page_at_a_time(people: tuple[User, User, User]) -> None:
+def test_many_files_are_processed_in_pages(people: tuple[User, User, User]) -> None:
     _, bob, root = people
     files = sorted(_id(upload(bob, b"%d" % number)) for number in range(5))
     choice: dict[str, object] = {"user_id": bob.user_id, "limit": 2}
@@ -507,7 +507,7 @@ def test_many_files_are_acted_on_a_page_at_a_time(people: tuple[User, User, User
     assert [root.post(f"{OURS}/delete", choice).json["total"] for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_a_choice_that_is_no_choice_is_refused(people: tuple[User, User, User]) -> None:
+def test_an_invalid_selection_is_refused(people: tuple[User, User, User]) -> None:
     _, bob, root = people
     upload(bob, b"tea")
     for act in ("delete", "quarantine", "unquarantine", "protect", "unprotect"):

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.engine.database import Database
+from tests.helpers.retention import track_references
 from tests.helpers.server import TestServer, User
 
 GRACE = 3600
@@ -23,16 +24,6 @@ DOWNLOAD = "/_matrix/client/v1/media/download/"
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG)
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 def _upload(user: User, body: bytes) -> str:
@@ -79,15 +70,9 @@ def _redact(user: User, room_id: str, event_id: str) -> None:
     )
 
 
-def _follow(server: TestServer) -> None:
-    server.clock.advance(61)  # what was fetched from the past is looked for only now and then
-    while server.run(server.app.media.maintenance.references.do_track(1000)):
-        pass
-
-
 def _wait(server: TestServer, seconds: float = GRACE) -> int:
     """Let the grace go by; how many files are deleted then."""
-    _follow(server)
+    track_references(server)
     server.clock.advance(seconds)
     return server.run(server.app.media.maintenance.removal.do_remove_unreferenced(1000))
 
@@ -102,7 +87,7 @@ def _contents(tmp_path: Path) -> int:
     return sum(path.is_file() for path in (tmp_path / "media_store" / "content").rglob("*"))
 
 
-def test_a_redacted_file_goes_after_the_grace(
+def test_a_redacted_file_is_deleted_after_the_grace_period(
     server: TestServer, alice: User, tmp_path: Path
 ) -> None:
     room_id = _room(alice)
@@ -125,13 +110,13 @@ def test_a_redacted_file_goes_after_the_grace(
     )
 
 
-def test_what_is_redacted_before_anybody_looked_goes_too(server: TestServer, alice: User) -> None:
+def test_a_file_redacted_before_it_was_tracked_is_deleted(server: TestServer, alice: User) -> None:
     room_id, gone = _room(alice), _upload(alice, b"oops")
     _redact(alice, room_id, _send(alice, room_id, _file(gone)))
     assert _wait(server) == 1
 
 
-def test_the_same_bytes_stay_while_another_file_has_them(
+def test_equal_contents_stay_while_another_file_has_them(
     server: TestServer, alice: User, bob: User, tmp_path: Path
 ) -> None:
     room_id = _room(alice, bob)
@@ -148,7 +133,7 @@ def test_the_same_bytes_stay_while_another_file_has_them(
     assert (_wait(server), _contents(tmp_path)) == (1, 0)
 
 
-def test_edits_of_a_redacted_message_keep_nothing(
+def test_edits_of_a_redacted_message_keep_no_file(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
@@ -159,14 +144,12 @@ def test_edits_of_a_redacted_message_keep_nothing(
         "m.relates_to": {"rel_type": "m.replace", "event_id": event_id},
     }
     _send(alice, room_id, edit)
-    _follow(server)
+    track_references(server)
     _redact(alice, room_id, event_id)
     assert _wait(server) == 1
 
 
-def test_an_edit_of_somebody_else_is_a_message_of_theirs(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_an_edit_by_another_user_keeps_its_file(server: TestServer, alice: User, bob: User) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     event_id = _send(alice, room_id, _file(file))
     theirs = _send(
@@ -185,13 +168,13 @@ def test_a_new_reference_restarts_the_grace_period(server: TestServer, alice: Us
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
     assert _wait(server, GRACE - 120) == 0
     event_id = _send(alice, room_id, _file(file))
-    _follow(server)
+    track_references(server)
     _redact(alice, room_id, event_id)
     assert _wait(server, GRACE - 120) == 0
     assert _wait(server, 120) == 1
 
 
-def test_nobody_can_take_away_what_another_attached_to_an_encrypted_message(
+def test_no_user_can_delete_files_that_another_attached_to_an_encrypted_message(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id, secret = _room(alice, bob), _upload(alice, b"ciphertext")
@@ -207,7 +190,7 @@ def test_nobody_can_take_away_what_another_attached_to_an_encrypted_message(
 
 
 @pytest.mark.parametrize("name", ["attach_media", "org.matrix.msc3911.attach_media"])
-def test_what_is_attached_goes_with_its_encrypted_message(
+def test_attached_files_are_deleted_with_their_encrypted_message(
     server: TestServer, alice: User, name: str
 ) -> None:
     room_id, secret, other = (
@@ -223,7 +206,7 @@ def test_what_is_attached_goes_with_its_encrypted_message(
     assert _wait(server) == 2
 
 
-def test_attachments_have_to_be_addresses(alice: User) -> None:
+def test_attachments_must_be_content_uris(alice: User) -> None:
     path = f"/_matrix/client/v3/rooms/{_room(alice)}/send/m.room.encrypted/t"
     for text in ("nonsense", "mxc://example.org/none", "mxc://north.example/abc"):
         assert alice.put(f"{path}?attach_media={text}", {}).errcode == "M_INVALID_PARAM"
@@ -233,7 +216,7 @@ def test_attachments_have_to_be_addresses(alice: User) -> None:
     )
 
 
-def test_account_data_and_profiles_refer_to_files(server: TestServer, alice: User) -> None:
+def test_account_data_and_profiles_keep_files(server: TestServer, alice: User) -> None:
     pack, picture = _upload(alice, b"sticker"), _upload(alice, b"picture")
     data = f"/_matrix/client/v3/user/{alice.user_id}/account_data/im.ponies.user_emotes"
     profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
@@ -249,7 +232,7 @@ def test_account_data_and_profiles_refer_to_files(server: TestServer, alice: Use
     assert _wait(server) == 1
 
 
-def test_a_picture_that_is_replaced_goes_and_the_one_in_its_place_stays(
+def test_a_replaced_avatar_is_deleted_and_the_new_one_stays(
     server: TestServer, alice: User, bob: User
 ) -> None:
     """Though the room remembers the membership that showed it."""
@@ -259,7 +242,7 @@ def test_a_picture_that_is_replaced_goes_and_the_one_in_its_place_stays(
     member = f"/_matrix/client/v3/rooms/{room_id}/state/m.room.member/{alice.user_id}"
     for picture in (old, new):
         assert alice.put(profile, {"avatar_url": picture}).status == 200
-        _follow(server)
+        track_references(server)
     assert bob.get(member).json["avatar_url"] == new
     assert _wait(server) == 1
     assert [_is_there(bob, picture) for picture in (old, new)] == [False, True]
@@ -270,18 +253,18 @@ def test_a_picture_that_is_replaced_goes_and_the_one_in_its_place_stays(
     assert _wait(server) == 0
 
 
-def test_a_picture_that_is_taken_again_stays(server: TestServer, alice: User, bob: User) -> None:
+def test_an_avatar_that_is_set_again_stays(server: TestServer, alice: User, bob: User) -> None:
     _room(alice, bob)
     one, other = _upload(alice, b"one"), _upload(alice, b"other")
     profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
     for picture in (one, other, one):
         assert alice.put(profile, {"avatar_url": picture}).status == 200
-        _follow(server)
+        track_references(server)
     assert _wait(server) == 1
     assert [_is_there(bob, picture) for picture in (one, other)] == [True, False]
 
 
-def test_the_files_of_a_room_go_when_all_have_forgotten_it(
+def test_the_files_of_a_room_are_deleted_when_all_users_forgot_it(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
@@ -304,7 +287,7 @@ def _deactivate(user: User, *, erase: bool) -> None:
     assert user.post(path, {"erase": erase, "auth": {**auth, "session": session}}).status == 200
 
 
-def test_an_erased_account_takes_its_files_along(
+def test_the_files_of_an_erased_account_are_deleted(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room_id = _room(alice, bob)
@@ -318,7 +301,7 @@ def test_an_erased_account_takes_its_files_along(
     assert [_is_there(bob, file) for file in (shown, secret, picture)] == [True, False, False]
 
 
-def test_an_account_that_ends_leaves_its_encrypted_files(
+def test_a_deactivated_account_keeps_its_encrypted_files(
     server: TestServer, alice: User, bob: User
 ) -> None:
     _room(alice, bob)
@@ -328,19 +311,17 @@ def test_an_account_that_ends_leaves_its_encrypted_files(
     assert _is_there(bob, secret)
 
 
-def test_a_reference_that_comes_late_keeps_the_file(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_a_late_reference_keeps_the_file(server: TestServer, alice: User, bob: User) -> None:
     room_id, file = _room(alice, bob), _upload(alice, b"x")
     _redact(alice, room_id, _send(alice, room_id, _file(file)))
-    _follow(server)
+    track_references(server)
     server.clock.advance(GRACE)
     _send(bob, room_id, _file(file))  # nobody has looked at it when files are deleted
     assert server.run(server.app.media.maintenance.removal.do_remove_unreferenced(50)) == 0
     assert _is_there(bob, file)
 
 
-def test_what_is_made_of_a_file_while_it_goes_does_not_stay(alice: User, tmp_path: Path) -> None:
+def test_thumbnails_made_during_a_deletion_are_deleted(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, b"x")
     server = alice.server
     contents = server.app.media.contents
@@ -414,7 +395,7 @@ _STEP = st.tuples(
 
 
 @pytest.fixture
-def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[User], str]:
+def scenario(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[User], str]:
     server = TestServer(tmp_path, sqlite_database, CONFIG)
     users = [server.register("alice"), server.register("bob")]
     return server, users, _room(*users)
@@ -425,9 +406,9 @@ def town(tmp_path: Path, sqlite_database: Database) -> tuple[TestServer, list[Us
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_exactly_the_unreferenced_files_are_deleted(
-    town: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
+    scenario: tuple[TestServer, list[User], str], steps: list[tuple[str, int, int, int]]
 ) -> None:
-    server, users, room_id = town
+    server, users, room_id = scenario
     model = _Model()
     addresses: list[str] = []
     gone: set[int] = set()
@@ -488,7 +469,7 @@ def test_exactly_the_unreferenced_files_are_deleted(
             assert users[user].put(path, data).status == 200
             model.data[user] = files
         elif verb == "look":
-            _follow(server)
+            track_references(server)
         elif verb == "wait":
             due()
     for user in (0, 1):  # the next example begins with nothing in the settings
@@ -501,7 +482,9 @@ def test_exactly_the_unreferenced_files_are_deleted(
     } == gone
 
 
-def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: Database) -> None:
+def test_files_above_the_maximum_age_are_deleted_though_they_are_read(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(
         tmp_path, sqlite_database, CONFIG + "media_retention: {local_media_max_age: 10d}\n"
     )

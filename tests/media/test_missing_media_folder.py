@@ -39,7 +39,7 @@ def upload(user: User, data: bytes) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("leaves_a_mount_point", [False, True])
-def test_what_is_said_meanwhile(
+def test_requests_fail_clearly_while_the_media_folder_is_missing(
     server: TestServer, lines: list[str], leaves_a_mount_point: bool
 ) -> None:
     alice = server.register("alice")

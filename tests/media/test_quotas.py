@@ -34,7 +34,7 @@ def _upload(
     )
 
 
-def test_bytes_in_a_span_of_time(alice: User) -> None:
+def test_the_bytes_uploaded_within_a_time_are_limited(alice: User) -> None:
     assert _upload(alice, 900).status == 200
     refused = _upload(alice, 101)
     assert (refused.status, refused.errcode) == (403, "M_USER_LIMIT_EXCEEDED")
@@ -49,7 +49,7 @@ def test_bytes_in_a_span_of_time(alice: User) -> None:
     assert _upload(alice, 500).status == 200
 
 
-def test_deleting_makes_room_in_the_whole(alice: User) -> None:
+def test_deleting_files_frees_the_total_quota(alice: User) -> None:
     first = _upload(alice, 1000).json["content_uri"].rpartition("/")[2]
     alice.server.clock.advance(WEEK)
     assert _upload(alice, 900).status == 200
@@ -59,7 +59,7 @@ def test_deleting_makes_room_in_the_whole(alice: User) -> None:
     assert _upload(alice, 101).status == 200
 
 
-def test_a_reserved_address_is_no_way_round(alice: User) -> None:
+def test_uploads_to_reserved_uris_count_against_the_quota(alice: User) -> None:
     reserved = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
     assert (
         _upload(alice, 1001, path=f"upload/{reserved}", method="PUT").errcode
@@ -68,7 +68,7 @@ def test_a_reserved_address_is_no_way_round(alice: User) -> None:
     assert _upload(alice, 1000, path=f"upload/{reserved}", method="PUT").status == 200
 
 
-def test_addresses_reserved_before_the_span_are_no_way_round(alice: User) -> None:
+def test_uploads_to_uris_reserved_earlier_count_against_the_quota(alice: User) -> None:
     one, other = (
         alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
         for _ in range(2)

@@ -43,7 +43,7 @@ def _files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("body", [b"short", LONG])
-def test_with_too_little_room_no_file_is_taken_in(
+def test_uploads_are_refused_on_a_nearly_full_disk(
     sqlite_database: Database, tmp_path: Path, body: bytes
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "media_min_free_disk: 1000000T\n")
@@ -53,7 +53,7 @@ def test_with_too_little_room_no_file_is_taken_in(
     assert _files(tmp_path) == []
 
 
-def test_with_too_little_room_thumbnails_are_given_out_and_not_kept(
+def test_thumbnails_are_served_but_not_stored_on_a_nearly_full_disk(
     sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -89,7 +89,9 @@ def test_a_full_disk_is_reported_clearly(
     assert _upload(alice, body).status == 200
 
 
-def test_a_broken_disk_is_another_matter(alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_disk_is_not_reported_as_full(
+    alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
 
     def broken(*_: object) -> int:
@@ -101,7 +103,7 @@ def test_a_broken_disk_is_another_matter(alice: User, monkeypatch: pytest.Monkey
     assert alice.get(DOWNLOAD + address).body == b"tea"
 
 
-def test_without_the_object_store_files_cannot_be_had(
+def test_downloads_fail_while_the_object_store_is_away(
     alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
@@ -132,7 +134,7 @@ def test_a_store_that_never_answers_is_reported_in_time(
     assert _files(tmp_path) == []
 
 
-def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path) -> None:
+def test_an_aborted_upload_leaves_nothing(alice: User, tmp_path: Path) -> None:
     connection = alice.server.client.connect()
     head = (
         f"POST {UPLOAD} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer"
@@ -144,7 +146,7 @@ def test_an_upload_that_is_broken_off_leaves_nothing(alice: User, tmp_path: Path
     assert _files(tmp_path) == []
 
 
-def test_clients_are_sent_to_where_the_file_is(
+def test_clients_are_redirected_to_the_object_store(
     alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = _upload(alice, b"tea").json["content_uri"].removeprefix("mxc://")
@@ -161,7 +163,7 @@ def test_clients_are_sent_to_where_the_file_is(
     assert asked == [("text/plain; charset=utf-8", 'inline; filename="my tea.txt"')]
 
 
-def test_old_clients_are_sent_there_when_they_allow_it(
+def test_old_clients_are_redirected_if_they_allow_it(
     sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")

@@ -34,7 +34,7 @@ async def _content(files: MediaFiles, data: bytes) -> MediaContent:
     return MediaContent(stored.hash, stored.size, "image/png", None)
 
 
-async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
+async def test_many_pictures_of_one_user_do_not_delay_those_of_others(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
@@ -65,7 +65,7 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(
     workers.close()
 
 
-async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
+async def test_a_user_who_requests_many_sizes_delays_no_other(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
@@ -109,7 +109,7 @@ async def test_who_asks_for_many_sizes_keeps_nobody_else_waiting(
     workers.close()
 
 
-async def test_who_may_not_wait_for_more_is_refused_alone(
+async def test_only_the_user_with_too_many_waiting_requests_is_refused(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
@@ -150,7 +150,7 @@ async def test_who_may_not_wait_for_more_is_refused_alone(
     workers.close()
 
 
-async def test_a_thumbnail_is_made_once_for_all_who_wait(
+async def test_waiting_requests_share_one_thumbnail(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())

@@ -32,7 +32,7 @@ def let_it(monkeypatch: pytest.MonkeyPatch, do: str) -> None:
     monkeypatch.setattr(image_worker, "program_for", lambda *_: [sys.executable, "-I", "-c", do])
 
 
-def test_a_program_that_has_to_wait_says_nothing_of_the_file(
+def test_a_program_that_has_to_wait_does_not_fail_the_file(
     film: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That it is no image would be remembered for a day."""
@@ -42,7 +42,7 @@ def test_a_program_that_has_to_wait_says_nothing_of_the_file(
     assert image_worker.process(film) == ({"kind": "unknown"}, b"")
 
 
-def test_a_file_that_takes_too_much_is_no_image(
+def test_a_file_above_the_cpu_limit_has_no_thumbnail(
     film: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_worker, "PROGRAM_SECONDS", 1)

@@ -83,7 +83,9 @@ def _is_near(pixel: object, colour: tuple[int, int, int]) -> bool:
         ((1, 1000), "scale", (2048, 1024)),
     ],
 )
-def test_sizes(alice: User, asked: tuple[int, int], method: str, size: tuple[int, int]) -> None:
+def test_thumbnails_have_the_requested_size(
+    alice: User, asked: tuple[int, int], method: str, size: tuple[int, int]
+) -> None:
     file = _upload(alice, picture(4000, 2000))
     answer = _thumbnail(alice, file, *asked, f"&method={method}")
     assert answer.status == 200
@@ -93,7 +95,7 @@ def test_sizes(alice: User, asked: tuple[int, int], method: str, size: tuple[int
     assert answer.headers["content-security-policy"].startswith("sandbox")
 
 
-def test_sizes_go_up_a_ladder_and_nearly_keep_their_proportions() -> None:
+def test_sizes_are_rounded_up_and_nearly_keep_their_proportions() -> None:
     asked = [
         (32, 32),
         (33, 33),
@@ -116,7 +118,7 @@ def test_sizes_go_up_a_ladder_and_nearly_keep_their_proportions() -> None:
     ]
 
 
-def test_sizes_are_few_and_no_smaller_than_what_is_asked_for() -> None:
+def test_rounded_sizes_are_few_and_no_smaller_than_requested() -> None:
     asked = [(width, height) for width in range(1, 4097, 37) for height in range(1, 4097, 41)]
     sizes = [round_up(*each) for each in asked]
     assert all(
@@ -127,7 +129,7 @@ def test_sizes_are_few_and_no_smaller_than_what_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("method", ["crop", "scale"])
-def test_nothing_is_made_larger(alice: User, method: str) -> None:
+def test_pictures_are_not_enlarged(alice: User, method: str) -> None:
     small = picture(40, 20)
     file = _upload(alice, small)
     assert _thumbnail(alice, file, 320, 240, f"&method={method}").body == small
@@ -151,7 +153,7 @@ def test_nothing_is_made_larger(alice: User, method: str) -> None:
         ("WEBP", "RGBA", "image/png"),
     ],
 )
-def test_formats(alice: User, format: str, mode: str, type: str) -> None:
+def test_common_formats_have_thumbnails(alice: User, format: str, mode: str, type: str) -> None:
     data = (
         picture(400, 200, format, mode)
         if mode in ("RGB", "L", "CMYK")
@@ -173,7 +175,7 @@ def _converted(format: str, mode: str) -> bytes:
     return target.getvalue()
 
 
-def test_a_photo_is_turned_as_it_says(alice: User) -> None:
+def test_a_photo_is_rotated_by_its_orientation(alice: User) -> None:
     file = _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
     answer = _thumbnail(alice, file, 96, 96)
     made = opened(answer.body)
@@ -183,7 +185,7 @@ def test_a_photo_is_turned_as_it_says(alice: User) -> None:
     assert not made.getexif()
 
 
-def test_movement_only_where_it_is_asked_for(alice: User) -> None:
+def test_thumbnails_are_animated_only_on_request(alice: User) -> None:
     file = _upload(alice, moving_picture(200, 100), "image/gif")
     for further in ("", "&animated=false"):
         still = _thumbnail(alice, file, 96, 96, "&method=crop" + further)
@@ -195,14 +197,14 @@ def test_movement_only_where_it_is_asked_for(alice: User) -> None:
     assert (image.size, getattr(image, "n_frames", 1)) == ((96, 96), 3)
 
 
-def test_a_small_moving_picture_stands_still_too(alice: User) -> None:
+def test_a_small_animation_gets_a_still_thumbnail(alice: User) -> None:
     data = moving_picture(20, 10)
     file = _upload(alice, data, "image/gif")
     assert getattr(opened(_thumbnail(alice, file, 96, 96).body), "n_frames", 1) == 1
     assert _thumbnail(alice, file, 96, 96, "&animated=true").body == data
 
 
-def test_what_does_not_move_is_as_without_the_wish(alice: User) -> None:
+def test_a_still_picture_ignores_the_request_for_animation(alice: User) -> None:
     answer = _thumbnail(alice, _upload(alice, picture(200, 100)), 96, 96, "&animated=true")
     assert answer.headers["content-type"] == "image/png"
 
@@ -223,7 +225,7 @@ def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
     assert (again.status, again.body) == (304, b"")
 
 
-def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
+def test_the_number_of_stored_thumbnails_is_limited(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(64, 64))
     sizes = [
         (step, step * part // ASPECT_STEPS)
@@ -254,12 +256,14 @@ def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
         "width=1&height=1&method=stretch",
     ],
 )
-def test_wishes_that_make_no_sense(alice: User, query: str) -> None:
+def test_invalid_thumbnail_requests_are_refused(alice: User, query: str) -> None:
     answer = alice.get(f"{THUMBNAIL}{_upload(alice, picture(10, 10))}?{query}")
     assert answer.status == 400
 
 
-def test_for_everybody_where_files_are(tmp_path: Path, sqlite_database: Database) -> None:
+def test_without_authenticated_media_thumbnails_are_open(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
     file = _upload(server.register("alice"), picture(400, 200))
     for version in ("v3", "r0", "v1"):
@@ -289,7 +293,7 @@ HARMFUL = {
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_what_is_no_picture_has_no_thumbnail(alice: User, name: str) -> None:
+def test_a_file_that_is_no_picture_has_no_thumbnail(alice: User, name: str) -> None:
     file = _upload(alice, HARMFUL[name])
     for _ in range(2):
         answer = _thumbnail(alice, file, 96, 96)
@@ -299,7 +303,9 @@ def test_what_is_no_picture_has_no_thumbnail(alice: User, name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1)])
-def test_a_picture_of_more_pixels_than_allowed(alice: User, size: tuple[int, int]) -> None:
+def test_a_picture_with_too_many_pixels_has_no_thumbnail(
+    alice: User, size: tuple[int, int]
+) -> None:
     answer = _thumbnail(alice, _upload(alice, claimed_png(*size)), 96, 96)
     assert (answer.status, answer.errcode) in ((413, "M_TOO_LARGE"), (400, "M_UNKNOWN"))
 
@@ -313,7 +319,7 @@ def test_the_number_of_pixels_is_configured(tmp_path: Path, sqlite_database: Dat
     server.app.media.close_workers()
 
 
-def test_a_film_is_no_moving_picture(alice: User) -> None:
+def test_a_video_gets_no_animated_thumbnail(alice: User) -> None:
     data = moving_picture(64, 64, ["red", "green"] * (MAX_FRAMES // 2 + 1))
     answer = _thumbnail(
         alice, _upload(alice, data, "image/gif"), 32, 32, "&animated=true&method=crop"
@@ -331,9 +337,7 @@ async def _content(files: MediaFiles, data: bytes) -> MediaContent:
     return MediaContent(stored.hash, stored.size, "image/png", None)
 
 
-def test_thumbnails_that_take_long_keep_no_upload_waiting(
-    sqlite_database: Database, tmp_path: Path
-) -> None:
+def test_slow_thumbnails_do_not_delay_uploads(sqlite_database: Database, tmp_path: Path) -> None:
     images = ManualExecutor()
     server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
     alice = server.register("alice")
@@ -346,7 +350,7 @@ def test_thumbnails_that_take_long_keep_no_upload_waiting(
     server.app.media.close_workers()
 
 
-async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+async def test_a_thumbnail_that_takes_too_long_is_aborted(tmp_path: Path) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
     files.open_folder()
     content = await _content(files, picture(400, 200))
@@ -357,7 +361,7 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     workers.close()
 
 
-async def test_of_what_ended_its_process_nothing_is_remembered(
+async def test_a_crashed_worker_is_not_blamed_on_the_file(
     sqlite_database: Database, tmp_path: Path
 ) -> None:
     files = MediaFiles(folder=tmp_path, executor=InlineExecutor(), clock=Clock())
@@ -380,7 +384,7 @@ async def test_of_what_ended_its_process_nothing_is_remembered(
     workers.close()
 
 
-def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path: Path) -> None:
+def test_a_broken_picture_is_retried_after_a_day(alice: User, tmp_path: Path) -> None:
     file = _upload(alice, picture(400, 200))
     assert _thumbnail(alice, file, 96, 96).status == 200
     (kept,) = [
@@ -394,7 +398,7 @@ def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path
     assert kept.read_bytes().startswith(b"made")
 
 
-async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
+async def test_the_number_of_waiting_requests_is_bounded(tmp_path: Path) -> None:
     executor = ManualExecutor()
     workers = ImageWorkers(executor=executor)
     job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
@@ -423,7 +427,7 @@ SIZES = [
         ((9000, 1, "scale"), SIZES[2]),
     ],
 )
-def test_one_of_the_sizes_that_are_named(
+def test_the_best_configured_size_is_chosen(
     asked: tuple[int, int, Method], chosen: ThumbnailSize
 ) -> None:
     assert choose(SIZES, *asked) == chosen
@@ -435,7 +439,7 @@ def test_one_of_the_sizes_that_are_named(
 @pytest.mark.parametrize(
     ("further", "size"), [("", (480, 240)), ("dynamic_thumbnails: true\n", (128, 64))]
 )
-def test_only_sizes_that_are_named_are_made(
+def test_only_configured_sizes_are_made(
     tmp_path: Path, sqlite_database: Database, further: str, size: tuple[int, int]
 ) -> None:
     sizes = (
@@ -457,7 +461,7 @@ def test_only_sizes_that_are_named_are_made(
         ("thumbnail_sizes: [{width: 96, height: 96, method: crop}]\n", {"96x96-crop"}),
     ],
 )
-def test_some_are_made_as_soon_as_a_picture_has_come(
+def test_configured_thumbnails_are_made_at_upload(
     tmp_path: Path, sqlite_database: Database, further: str, names: set[str]
 ) -> None:
     alice = TestServer(
@@ -486,7 +490,7 @@ def test_some_are_made_as_soon_as_a_picture_has_come(
         alice.server.app.media.close_workers()
 
 
-def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting(
+def test_thumbnails_for_many_uploads_of_one_user_do_not_delay_others(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     images = ManualExecutor()
@@ -508,7 +512,9 @@ def test_thumbnails_of_many_pictures_of_one_do_not_keep_those_of_another_waiting
         server.app.media.close_workers()
 
 
-def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Database) -> None:
+def test_no_thumbnail_is_made_of_an_unscanned_file(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{PLUGIN}").register(
         "alice"
     )

@@ -50,16 +50,6 @@ def _create(user: User) -> str:
     return str(answer.json["content_uri"]).removeprefix("mxc://")
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def _kept(tmp_path: Path) -> list[Path]:
     return [path for path in (tmp_path / "media_store" / "content").rglob("*") if path.is_file()]
 
@@ -68,7 +58,7 @@ def _kept(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("version", ["v3", "r0", "v1"])
-def test_a_file_comes_back_as_it_was(alice: User, bob: User, version: str) -> None:
+def test_a_file_is_downloaded_unchanged(alice: User, bob: User, version: str) -> None:
     answer = _send(alice, "POST", f"/_matrix/media/{version}/upload?filename=tea.txt", b"green")
     assert answer.status == 200
     got = bob.get(DOWNLOAD + answer.json["content_uri"].removeprefix("mxc://"))
@@ -78,7 +68,7 @@ def test_a_file_comes_back_as_it_was(alice: User, bob: User, version: str) -> No
     assert got.headers["content-length"] == "5"
 
 
-def test_what_a_browser_must_not_do_is_said(alice: User) -> None:
+def test_downloads_have_security_headers(alice: User) -> None:
     headers = alice.get(DOWNLOAD + _upload(alice, b"x")).headers
     assert headers["content-security-policy"].startswith(
         "sandbox; default-src 'none'; script-src 'none';"
@@ -88,7 +78,7 @@ def test_what_a_browser_must_not_do_is_said(alice: User) -> None:
     assert headers["cache-control"] == "private, max-age=86400, immutable"
 
 
-def test_a_file_that_is_longer_than_memory_holds_at_once(alice: User, tmp_path: Path) -> None:
+def test_a_long_file_is_streamed(alice: User, tmp_path: Path) -> None:
     body = bytes(range(256)) * 12_000
     got = alice.get(DOWNLOAD + _upload(alice, body))
     assert got.body == body
@@ -96,12 +86,12 @@ def test_a_file_that_is_longer_than_memory_holds_at_once(alice: User, tmp_path: 
     assert not list((tmp_path / "media_store" / "incoming").iterdir())
 
 
-def test_an_empty_file(alice: User) -> None:
+def test_an_empty_file_is_uploaded_and_downloaded(alice: User) -> None:
     got = alice.get(DOWNLOAD + _upload(alice, b""))
     assert (got.status, got.body, got.headers["content-length"]) == (200, b"", "0")
 
 
-def test_equal_files_are_kept_once_with_what_each_says_of_them(
+def test_equal_files_are_stored_once_with_their_own_metadata(
     alice: User, bob: User, tmp_path: Path
 ) -> None:
     first = _upload(alice, b"same", "text/plain", "?filename=a.txt")
@@ -131,7 +121,7 @@ def test_equal_files_are_kept_once_with_what_each_says_of_them(
         (None, "application/octet-stream", "attachment"),
     ],
 )
-def test_only_harmless_types_are_shown(
+def test_only_harmless_types_are_served_inline(
     alice: User, claimed: str | None, type: str, disposition: str
 ) -> None:
     headers = alice.get(DOWNLOAD + _upload(alice, picture(9, 9), claimed)).headers
@@ -185,7 +175,7 @@ def test_an_obviously_wrong_content_type_is_not_served(
         ("..%2F..%2Fetc%2Fpasswd", "filename*=utf-8''..%2F..%2Fetc%2Fpasswd"),
     ],
 )
-def test_names_are_said_safely(alice: User, name: str, said: str) -> None:
+def test_file_names_are_encoded_safely(alice: User, name: str, said: str) -> None:
     named = _upload(alice, b"x", query=f"?filename={name}")
     assert alice.get(DOWNLOAD + named).headers["content-disposition"] == "inline; " + said
     asked = alice.get(f"{DOWNLOAD}{_upload(alice, b'x')}/{name}")
@@ -193,7 +183,7 @@ def test_names_are_said_safely(alice: User, name: str, said: str) -> None:
     assert "x-evil" not in asked.headers
 
 
-def test_a_name_that_is_too_long(alice: User) -> None:
+def test_a_file_name_that_is_too_long_is_refused(alice: User) -> None:
     assert (
         _send(alice, "POST", f"{UPLOAD}?filename={'x' * 1025}", b"x").errcode == "M_INVALID_PARAM"
     )
@@ -208,7 +198,7 @@ def test_the_largest_upload_size_is_published(alice: User, path: str) -> None:
     assert alice.get(path).json == {"m.upload.size": 50 * 1024 * 1024}
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_upload_size: 10\n")
@@ -267,12 +257,12 @@ def test_a_wrong_token_is_refused(server: TestServer, method: str, path: str) ->
     "path",
     ["example.org/unknown", "example.org/a.b", "example.org/..%2F..%2Fx", "remote.example/a.b"],
 )
-def test_what_is_not_here_is_not_found(server: TestServer, alice: User, path: str) -> None:
+def test_unknown_files_are_not_found(server: TestServer, alice: User, path: str) -> None:
     for answer in (alice.get(DOWNLOAD + path), server.get(PUBLIC + path)):
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_a_server_name_that_is_none(alice: User) -> None:
+def test_an_invalid_server_name_is_refused(alice: User) -> None:
     assert alice.get(DOWNLOAD + "..%2Fx/abc").errcode == "M_INVALID_PARAM"
 
 
@@ -302,7 +292,7 @@ def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database:
 @pytest.mark.parametrize(
     ("day", "statuses"), [("2023-11-15", [200, 404]), ("2023-11-16", [200, 200])]
 )
-def test_files_may_be_frozen_since_a_day(
+def test_files_can_be_frozen_from_a_date_on(
     tmp_path: Path, sqlite_database: Database, day: str, statuses: list[int]
 ) -> None:
     before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
@@ -317,7 +307,7 @@ def test_files_may_be_frozen_since_a_day(
     ] == [200, 200]
 
 
-def test_what_was_announced_before_the_freeze_and_comes_after_it_is_frozen(
+def test_a_uri_reserved_before_the_freeze_and_filled_after_it_is_frozen(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
@@ -332,7 +322,7 @@ def test_what_was_announced_before_the_freeze_and_comes_after_it_is_frozen(
     assert after.client.request("GET", DOWNLOAD + file, token=alice.token).body == b"x"
 
 
-def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(
+def test_the_endpoints_without_authentication_can_be_disabled(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
@@ -347,7 +337,7 @@ def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(
     assert uploaded.status == 200
 
 
-async def test_reading_is_noted_to_the_hour(server: TestServer, alice: User) -> None:
+async def test_the_last_access_is_recorded_to_the_hour(server: TestServer, alice: User) -> None:
     file = _upload(alice, b"x")
     store = MediaStore(server.app.database)
     media_id = file.partition("/")[2]
@@ -363,7 +353,7 @@ async def test_reading_is_noted_to_the_hour(server: TestServer, alice: User) -> 
 # Reserving.
 
 
-def test_a_reserved_address_is_filled_once(server: TestServer, alice: User) -> None:
+def test_a_reserved_uri_is_filled_once(server: TestServer, alice: User) -> None:
     answer = alice.post(CREATE)
     assert answer.json["unused_expires_at"] == int(server.clock.seconds() * 1000) + 24 * HOUR * 1000
     file = answer.json["content_uri"].removeprefix("mxc://")
@@ -380,32 +370,32 @@ def test_a_file_that_was_uploaded_is_not_overwritten(alice: User) -> None:
     assert (answer.status, answer.errcode) == (409, "M_CANNOT_OVERWRITE_MEDIA")
 
 
-def test_somebody_else_does_not_fill_it(alice: User, bob: User) -> None:
+def test_another_user_cannot_fill_a_reserved_uri(alice: User, bob: User) -> None:
     answer = _send(bob, "PUT", f"{UPLOAD}/{_create(alice)}", b"x")
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
 
 
 @pytest.mark.parametrize("file", ["example.org/unknown", "remote.example/abc"])
-def test_an_upload_to_an_unreserved_address_is_not_found(alice: User, file: str) -> None:
+def test_an_upload_to_an_unreserved_uri_is_not_found(alice: User, file: str) -> None:
     answer = _send(alice, "PUT", f"{UPLOAD}/{file}", b"x")
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_a_reservation_ends(server: TestServer, alice: User) -> None:
+def test_a_reservation_expires(server: TestServer, alice: User) -> None:
     file = _create(alice)
     server.clock.advance(24 * HOUR)
     assert _send(alice, "PUT", f"{UPLOAD}/{file}", b"x").errcode == "M_NOT_FOUND"
     assert alice.get(DOWNLOAD + file + "?timeout_ms=0").errcode == "M_NOT_FOUND"
 
 
-async def test_ended_reservations_are_forgotten(server: TestServer, alice: User) -> None:
+async def test_expired_reservations_are_deleted(server: TestServer, alice: User) -> None:
     _create(alice)
     assert await server.app.media.repository.do_remove_expired(10) == 0
     server.clock.advance(24 * HOUR)
     assert await server.app.media.repository.do_remove_expired(10) == 1
 
 
-def test_so_many_reservations_and_no_more(server: TestServer, alice: User, bob: User) -> None:
+def test_the_number_of_reservations_is_limited(server: TestServer, alice: User, bob: User) -> None:
     files = [_create(alice) for _ in range(5)]
     answer = alice.post(CREATE)
     assert (answer.status, answer.errcode) == (429, "M_LIMIT_EXCEEDED")
@@ -417,7 +407,7 @@ def test_so_many_reservations_and_no_more(server: TestServer, alice: User, bob: 
     _create(alice)
 
 
-def test_reserving_is_limited_in_rate(tmp_path: Path, sqlite_database: Database) -> None:
+def test_reservations_are_rate_limited(tmp_path: Path, sqlite_database: Database) -> None:
     config = "max_pending_media_uploads: 100\nrc_media_create: {per_second: 1, burst_count: 2}\n"
     alice = TestServer(tmp_path, sqlite_database, config).register("alice")
     assert [alice.post(CREATE).status for _ in range(3)] == [200, 200, 429]
@@ -442,7 +432,7 @@ def test_a_download_waits_for_the_upload(server: TestServer, alice: User) -> Non
 @pytest.mark.parametrize(
     ("query", "seconds"), [("", 20), ("?timeout_ms=3000", 3), ("?timeout_ms=900000", 60)]
 )
-def test_a_download_does_not_wait_for_ever(
+def test_a_download_waits_for_the_upload_for_a_limited_time(
     server: TestServer, alice: User, query: str, seconds: int
 ) -> None:
     _, pending = _waiting(alice, query)
@@ -452,14 +442,14 @@ def test_a_download_does_not_wait_for_ever(
     assert (pending.answer.status, pending.answer.errcode) == (504, "M_NOT_YET_UPLOADED")
 
 
-def test_who_does_not_wait_hears_at_once(server: TestServer, alice: User) -> None:
+def test_a_download_without_a_timeout_is_answered_at_once(server: TestServer, alice: User) -> None:
     pending = _waiting(alice, "?timeout_ms=0")[1]
     server.clock.advance(0)
     assert pending.answer.errcode == "M_NOT_YET_UPLOADED"
     assert alice.get(f"{DOWNLOAD}{_create(alice)}?timeout_ms=-1").errcode == "M_INVALID_PARAM"
 
 
-def test_who_goes_away_is_forgotten(server: TestServer, alice: User) -> None:
+def test_a_disconnected_waiting_download_is_removed(server: TestServer, alice: User) -> None:
     file, pending = _waiting(alice)
     pending.disconnect()
     assert not [
@@ -470,7 +460,7 @@ def test_who_goes_away_is_forgotten(server: TestServer, alice: User) -> None:
     assert _send(alice, "PUT", f"{UPLOAD}/{file}", b"tea").status == 200
 
 
-async def test_suspended_people_may_read_and_not_upload(server: TestServer, alice: User) -> None:
+async def test_suspended_users_may_download_but_not_upload(server: TestServer, alice: User) -> None:
     file = _upload(alice, b"x")
     accounts = server.app.accounts.stores.accounts
     await server.app.database.write(

@@ -28,16 +28,6 @@ def admin(server: TestServer) -> User:
     return user
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(admin: User, path: str, **query: object) -> Any:
     return ok(
         admin.get(f"{path}?{urlencode({name.rstrip('_'): value for name, value in query.items()})}")
@@ -57,7 +47,7 @@ def reasons(answer: Any) -> list[str]:
     return [each["reason"] for each in entries]
 
 
-def test_a_reported_event(admin: User, alice: User, bob: User) -> None:
+def test_a_reported_event_is_shown_with_its_report(admin: User, alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat", name="Lab", room_alias_name="lab")
     join(bob, room_id)
     event_id = say(alice, room_id, "rude")
@@ -129,7 +119,7 @@ def test_reports_are_filtered(admin: User, alice: User, bob: User) -> None:
     assert (reasons(some), some["total"]) == (["in the other"], 1)
 
 
-def test_reported_users(admin: User, alice: User, bob: User) -> None:
+def test_reported_users_are_listed(admin: User, alice: User, bob: User) -> None:
     report_user(bob, alice.user_id, "spam")
     report_user(alice, "@eve:other.org", "scam")
     answer = ask(admin, USERS)
@@ -147,7 +137,7 @@ def test_reported_users(admin: User, alice: User, bob: User) -> None:
     assert reasons(ask(admin, USERS)) == ["scam"]
 
 
-def test_reported_rooms(admin: User, alice: User, bob: User) -> None:
+def test_reported_rooms_are_listed(admin: User, alice: User, bob: User) -> None:
     here, elsewhere = create(alice, name="Lab"), "!far:other.org"
     for room_id in (here, elsewhere):
         ok(bob.post(room_path(room_id, "report"), {"reason": "sad"}))

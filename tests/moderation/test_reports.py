@@ -29,16 +29,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database, UNLIMITED)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 async def kept(server: TestServer, kind: ReportKind) -> list[NewReport]:
     """The stored reports, the newest first."""
     store = ReportStore(server.app.database)
@@ -50,7 +40,7 @@ def user_path(user_id: str) -> str:
     return f"{V3}/users/{quote(user_id)}/report"
 
 
-async def test_an_event(server: TestServer, alice: User, bob: User) -> None:
+async def test_a_user_reports_an_event(server: TestServer, alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat")
     join(bob, room)
     event_id = say(alice, room, "rude")
@@ -67,7 +57,7 @@ async def test_an_event(server: TestServer, alice: User, bob: User) -> None:
     assert await kept(server, ReportKind.ROOM) == []
 
 
-async def test_an_event_that_the_user_may_not_see(
+async def test_an_event_that_the_user_may_not_see_cannot_be_reported(
     server: TestServer, alice: User, bob: User
 ) -> None:
     room = create(alice, preset="public_chat")
@@ -85,7 +75,7 @@ async def test_an_event_that_the_user_may_not_see(
     assert await kept(server, ReportKind.EVENT) == []
 
 
-async def test_a_room(server: TestServer, alice: User, bob: User) -> None:
+async def test_a_user_reports_a_room(server: TestServer, alice: User, bob: User) -> None:
     rooms = [create(alice, preset="private_chat"), "!far:other.org"]
     for room in rooms:
         ok(bob.post(room_path(room, "report"), {"reason": "makes me sad"}))
@@ -94,7 +84,7 @@ async def test_a_room(server: TestServer, alice: User, bob: User) -> None:
     ] == [(room, bob.user_id, "makes me sad") for room in reversed(rooms)]
 
 
-async def test_a_user(server: TestServer, alice: User, bob: User) -> None:
+async def test_a_user_reports_another_user(server: TestServer, alice: User, bob: User) -> None:
     for user_id in (alice.user_id, "@olga:other.org", "@nobody:example.org"):
         ok(bob.post(user_path(user_id), {"reason": ""}))
     reports = await kept(server, ReportKind.USER)
@@ -111,7 +101,7 @@ def test_reports_of_rooms_and_users_need_a_reason(alice: User, body: dict[str, A
     assert refused(alice.post(user_path("@bob:example.org"), body)) == (400, "M_BAD_JSON")
 
 
-def test_malformed_room_and_user_ids(alice: User) -> None:
+def test_malformed_room_and_user_ids_are_refused(alice: User) -> None:
     assert refused(alice.post(user_path("nobody"), {"reason": ""})) == (400, "M_INVALID_PARAM")
     assert refused(alice.post(room_path("nothing", "report"), {"reason": ""})) == (
         400,

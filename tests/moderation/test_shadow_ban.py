@@ -28,18 +28,6 @@ def path_of(user: User) -> str:
 
 
 @pytest.fixture
-def root(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def mallory(server: TestServer, root: User) -> User:
     """A shadow-banned user."""
     mallory = server.register("mallory")
@@ -221,25 +209,25 @@ def listed(user: User) -> list[str]:
 
 
 def visibility(user: User, room_id: str) -> str:
-    told: str = ok(user.get(f"{V3}/directory/list/room/{room_id}"))["visibility"]
-    return told
+    received: str = ok(user.get(f"{V3}/directory/list/room/{room_id}"))["visibility"]
+    return received
 
 
 def room_of(user: User, alias: str) -> str | None:
     answer = user.get(f"{V3}/directory/room/%23{alias}:example.org")
     assert answer.status in (200, 404)
-    told: str | None = answer.json.get("room_id")
-    return told
+    received: str | None = answer.json.get("room_id")
+    return received
 
 
 def aliases_of(user: User, room_id: str) -> list[str]:
-    told: list[str] = ok(user.get(f"{room_path(room_id)}/aliases"))["aliases"]
-    return told
+    received: list[str] = ok(user.get(f"{room_path(room_id)}/aliases"))["aliases"]
+    return received
 
 
 def test_directory_changes_are_visible_only_to_them(alice: User, mallory: User, root: User) -> None:
-    wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
-    made = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
+    requested = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
+    made = ok(mallory.post(f"{V3}/createRoom", requested))["room_id"]
     later = create(mallory)
     theirs = create(alice, power_level_content_override={"users": {mallory.user_id: 100}}, **PUBLIC)
     join(mallory, theirs)
@@ -332,7 +320,7 @@ def test_an_alias_of_another_user_is_removed_only_for_them(alice: User, mallory:
     assert room_of(mallory, "den") == room_of(alice, "den") == room_id
 
 
-def test_their_own_alias_is_removed_for_all(alice: User, mallory: User) -> None:
+def test_an_alias_of_a_shadow_banned_user_is_removed_for_all(alice: User, mallory: User) -> None:
     own = ok(mallory.post(f"{V3}/createRoom", {"room_alias_name": "den", "preset": "public_chat"}))[
         "room_id"
     ]

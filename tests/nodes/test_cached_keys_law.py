@@ -16,9 +16,9 @@ from federation.protocol.ids import UserID
 from homeserver.services.encryption.device_keys import build_public_keys, present_keys
 from storage.encryption.published_keys import PublishedKeyStore
 from storage.engine.streams import Streams
+from tests.helpers.encrypted_rooms import another_device
 from tests.helpers.keys import V3, PersonalKey, cross_signing_key, identity_keys, upload
 from tests.helpers.server import TestServer, User
-from tests.nodes.test_device_keys import another_device
 from tests.nodes.test_two_nodes import Nodes, nodes
 
 __all__ = ["nodes"]
@@ -34,7 +34,7 @@ class Person:
         self.signing: dict[str, PersonalKey] = {}
 
 
-class Story:
+class KeyModel:
     """Operations of some users."""
 
     def __init__(self, nodes: Nodes, chance: Random) -> None:
@@ -173,9 +173,9 @@ class Story:
 @given(seed=st.integers(0, 2**32))
 def test_cached_keys_match_the_stored_ones(nodes: Nodes, seed: int) -> None:
     chance = Random(seed)
-    story = Story(nodes, chance)
+    model = KeyModel(nodes, chance)
     for _ in range(60):
-        chance.choice(story.steps)()
+        chance.choice(model.steps)()
     nodes.wait()
     for _ in range(6):
-        story.ask()
+        model.ask()

@@ -112,7 +112,7 @@ class Shared(Away):
     def __init__(self) -> None:
         self.calls = Calls()
         self.nodes = {1}
-        self.told: list[str] = []
+        self.received: list[str] = []
         self.fails = 0
         self.counting: Deferred[None] | None = None
 
@@ -131,7 +131,7 @@ class Shared(Away):
         if self.fails:
             self.fails -= 1
             raise DatabaseUnavailable("away")
-        self.told += bodies
+        self.received += bodies
 
 
 def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
@@ -146,17 +146,17 @@ def test_a_lone_node_sends_no_notes_until_it_receives_one() -> None:
     )
     nodes.start(cast(IReactorFDSet, readers))
     clock.pump([0.0, 1.0])
-    assert database.told == [GREETING]
+    assert database.received == [GREETING]
     notes.queue("tea", None, 1)
     clock.pump([0.0, 1.0])
-    assert database.told == [GREETING]
+    assert database.received == [GREETING]
 
     database.nodes.add(2)
     database.calls.came.append(EphemeralMessage(2, GREETING))
     readers.added[0].doRead()
     notes.queue("tea", None, 2)
     clock.pump([0.0, 1.0])
-    assert database.told == [GREETING, '[["tea",2]]']
+    assert database.received == [GREETING, '[["tea",2]]']
     clock.pump([1.0] * 40)
     was_connected = notes.is_connected
 
@@ -198,15 +198,15 @@ def test_a_starting_node_greets_until_the_greeting_is_sent() -> None:
     )
     nodes.start(cast(IReactorFDSet, readers))
     clock.pump([1.0] * 5)
-    assert database.told == [GREETING]
+    assert database.received == [GREETING]
     nodes.stop()
 
 
 def test_pending_notes_are_dropped_when_the_last_other_node_leaves() -> None:
-    clock, told = Clock(), list[str]()
+    clock, received = Clock(), list[str]()
 
     async def tell(bodies: Sequence[str]) -> None:
-        told.extend(bodies)
+        received.extend(bodies)
 
     notes = NodeMessages(clock)
     notes.connect(tell)
@@ -216,7 +216,7 @@ def test_pending_notes_are_dropped_when_the_last_other_node_leaves() -> None:
     notes.connect(tell)
     notes.queue("tea", 9, 9)
     clock.pump([0.1] * 3)
-    assert told == ['[["tea",9]]']
+    assert received == ['[["tea",9]]']
 
 
 def test_an_invalid_note_does_not_affect_other_notes() -> None:

@@ -56,10 +56,10 @@ async def test_a_late_decline_does_not_undo_a_join_through_another_node(
 
     network.hold()
     bob.server.run(bob.server.app.federated_rooms.leaving.do_send_pending(16))
-    assert ["/make_leave/" in letter.request.uri for letter in network.held()] == [True]
+    assert ["/make_leave/" in transfer.request.uri for transfer in network.held()] == [True]
     joining = there.start("POST", f"{V3}/join/{room_id}?via={NORTH}")
     while not joining.connection.answers():
-        assert network.deliver(lambda letters: len(letters) - 1, most=1)
+        assert network.deliver(lambda transfers: len(transfers) - 1, most=1)
     network.deliver()
     for _ in range(20):
         network.clock.advance(60)

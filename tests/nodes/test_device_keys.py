@@ -11,6 +11,7 @@ from federation.protocol.ids import UserID
 from storage.engine.database import PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.encrypted_rooms import another_device
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, upload
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import sync
@@ -23,14 +24,6 @@ ENCRYPTED = {
     "state_key": "",
     "content": {"algorithm": "m.megolm.v1.aes-sha2"},
 }
-
-
-def another_device(user: User) -> User:
-    identifier = {"type": "m.id.user", "user": user.user_id}
-    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
-    answer = user.server.post(f"{V3}/login", body)
-    assert answer.status == 200, answer.body
-    return User(user.server, answer.json)
 
 
 def get_list(server: TestServer, user: User) -> dict[str, Any]:
@@ -80,9 +73,9 @@ def test_the_sending_node_does_not_announce_a_new_device_as_deleted(nodes: Nodes
     edus = nodes.first.run(
         nodes.first.app.federation_sender.own_devices.get_updates(here.user_id, 0)
     )
-    told = [json.loads(edu)["content"] for edu in edus]
-    assert {content["device_id"] for content in told} == {here.device_id, second.device_id}
-    assert not any(content.get("deleted") for content in told)
+    received = [json.loads(edu)["content"] for edu in edus]
+    assert {content["device_id"] for content in received} == {here.device_id, second.device_id}
+    assert not any(content.get("deleted") for content in received)
 
 
 def test_a_device_of_one_node_can_be_signed_through_the_other(nodes: Nodes) -> None:

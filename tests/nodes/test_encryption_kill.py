@@ -61,8 +61,8 @@ class Person(threading.Thread):
 
     def _claim(self) -> None:
         before = self.caller.repeated
-        wish = {"one_time_keys": {self._bob: {self._device: ALGORITHM}}}
-        said = self.caller.until_answered("POST", f"{V3}/keys/claim", wish).json
+        requested = {"one_time_keys": {self._bob: {self._device: ALGORITHM}}}
+        said = self.caller.until_answered("POST", f"{V3}/keys/claim", requested).json
         self.given += said["one_time_keys"][self._bob][self._device]
         self.lost += self.caller.repeated - before
 

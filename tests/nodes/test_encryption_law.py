@@ -44,7 +44,7 @@ class Device:
         self.heard: list[int] = []
 
 
-class Story:
+class EncryptionModel:
     """Bob has devices, Alice writes to them; each step runs on one of the nodes."""
 
     def __init__(self, nodes: Nodes) -> None:
@@ -131,8 +131,8 @@ class Story:
 
     def _claim(self, node: TestServer, name: str) -> None:
         self._alice.server = node
-        wish = {self._bob.user_id: {name: ALGORITHM}}
-        answer = self._alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+        requested = {self._bob.user_id: {name: ALGORITHM}}
+        answer = self._alice.post(f"{V3}/keys/claim", {"one_time_keys": requested})
         assert answer.status == 200, answer.body
         claimed = answer.json["one_time_keys"].get(self._bob.user_id, {}).get(name)
         device = self._devices.get(name)
@@ -189,8 +189,8 @@ class Story:
 )
 @given(st.data())
 def test_keys_devices_and_messages_agree_on_both_nodes(nodes: Nodes, data: st.DataObject) -> None:
-    story = Story(nodes)
-    steps = st.tuples(st.sampled_from(sorted(story.steps)), st.booleans(), st.sampled_from(NAMES))
+    model = EncryptionModel(nodes)
+    steps = st.tuples(st.sampled_from(sorted(model.steps)), st.booleans(), st.sampled_from(NAMES))
     for step, is_second, name in data.draw(st.lists(steps, min_size=15, max_size=40)):
-        story.steps[step](nodes.second if is_second else nodes.first, name)
-    story.check_end()
+        model.steps[step](nodes.second if is_second else nodes.first, name)
+    model.check_end()

@@ -11,11 +11,12 @@ from federation.protocol.ids import ServerName
 from storage.engine.database import PostgresConfig
 from storage.engine.interface import NodeChannel
 from tests.conftest import run_coroutine
-from tests.federation.sender.test_sender import DESTINATIONS, make_admin
+from tests.federation.sender.test_sender import DESTINATIONS
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
+from tests.helpers.leases import kill_part, set_node
 from tests.helpers.recording_wire import RecordingWire, pretend_member
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
@@ -131,7 +132,7 @@ def register(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeChannel
     connection is closed."""
     calls = nodes.databases[number].engine.open_node_channel()
     assert calls is not None
-    nodes.servers[number].app.federation_sender.sender._lease._lease._get_node = lambda: calls.node
+    set_node(nodes.servers[number].app.federation_sender.sender, lambda: calls.node)
     nodes.wait(seconds)
     return calls
 
@@ -139,9 +140,8 @@ def register(nodes: SendingNodes, number: int, seconds: int = 12) -> NodeChannel
 def kill(nodes: SendingNodes, number: int, calls: NodeChannel) -> None:
     """Kill a node: it sends nothing any more."""
     sender = nodes.servers[number].app.federation_sender.sender
-    sender._lease._round.stop()
-    sender._lease.is_held = False
-    sender._deliveries.stop()
+    kill_part(sender)
+    sender.lose()
     calls.close()
     other = nodes.servers[1 - number]
     while calls.node in other.run(other.app.database.get_nodes()):

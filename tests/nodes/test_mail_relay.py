@@ -123,7 +123,7 @@ def test_nothing_is_sent_in_plain_text_if_tls_is_required(start: Start, mailbox:
     assert not mailbox.envelopes
 
 
-def test_implicit_tls(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+def test_implicit_tls_is_used(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
     port = start(ssl_context=context)
     deliver(SMTPRelay("127.0.0.1", port, implicit_tls=True, tls_name="localhost"))
     assert len(mailbox.envelopes) == 1
@@ -131,7 +131,7 @@ def test_implicit_tls(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -
         deliver(SMTPRelay("127.0.0.1", port, implicit_tls=True, tls_name="mail.example.org"))
 
 
-def test_authentication_at_the_mail_server(
+def test_the_server_authenticates_at_the_mail_server(
     start: Start, mailbox: Mailbox, context: ssl.SSLContext
 ) -> None:
     port = start(tls_context=context, authenticator=authenticate, auth_required=True)
@@ -156,7 +156,7 @@ class Challenging(Mailbox):
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
 @pytest.mark.parametrize("tls_at_once", [False, True])
-def test_a_user_name_and_a_password_that_are_not_ascii(
+def test_credentials_that_are_not_ascii_are_accepted(
     start: Start, context: ssl.SSLContext, mechanism: str, tls_at_once: bool
 ) -> None:
     mailbox, asked = Challenging(), list[str]()
@@ -186,13 +186,15 @@ def test_a_user_name_and_a_password_that_are_not_ascii(
 @pytest.mark.parametrize(
     ("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)]
 )
-def test_a_rejected_recipient(start: Start, recipient: str, for_good: bool) -> None:
+def test_a_rejected_recipient_is_a_permanent_failure(
+    start: Start, recipient: str, for_good: bool
+) -> None:
     with pytest.raises(DeliveryFailed) as refused:
         deliver(SMTPRelay("127.0.0.1", start()), recipient)
     assert refused.value.permanent is for_good
 
 
-def test_an_unreachable_mail_server() -> None:
+def test_an_unreachable_mail_server_is_a_temporary_failure() -> None:
     with pytest.raises(DeliveryFailed) as refused:
         deliver(SMTPRelay("127.0.0.1", 1))
     assert not refused.value.permanent

@@ -65,7 +65,7 @@ def _killed_at(
     ],
     ids=["upload", "remove", "remove both", "to the store", "from the store"],
 )
-async def test_a_kill_at_each_moment_of_an_operation(
+async def test_a_kill_at_any_moment_of_an_operation_loses_nothing(
     sqlite: SQLiteConfig,
     bucket: Bucket,
     tmp_path: Path,
@@ -131,7 +131,7 @@ class Uploader(threading.Thread):
             return  # the server was killed
 
 
-def test_repeated_kills_during_uploads(bucket: Bucket, tmp_path: Path) -> None:
+def test_repeated_kills_during_uploads_lose_nothing(bucket: Bucket, tmp_path: Path) -> None:
     database = SQLiteConfig(str(tmp_path / "homeserver.db"))
     unlimited = {"per_second": 100000, "burst_count": 100000}
     files = ServerFiles(

@@ -1,8 +1,7 @@
 """Notes between nodes: a change through one node wakes clients of the other at once, before its
 next poll of the database."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from random import Random
 from urllib.parse import quote
 
@@ -15,7 +14,6 @@ from homeserver.cluster.incoming_changes import IncomingChanges
 from homeserver.cluster.node_messages import NodeMessages
 from homeserver.cluster.outgoing_changes import OutgoingChanges, subtract_ranges
 from homeserver.services.streams.recent_changes import RecentChanges
-from storage.engine.database import PostgresConfig
 from storage.engine.streams import Change, Streams, Topic
 from storage.events.events import EventRow
 from tests.helpers.node_pair import NodePair
@@ -24,13 +22,6 @@ from tests.helpers.sync_requests import Json, Rooms, bodies, poll, sync
 V3 = "/_matrix/client/v3"
 rooms = Rooms()
 QUIET: Json = {"presence": {"types": []}}
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
-    made = NodePair(tmp_path, postgresql)
-    yield made
-    made.close()
 
 
 def test_a_message_wakes_a_long_poll_on_another_node_by_its_note(nodes: NodePair) -> None:
@@ -109,7 +100,7 @@ def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stretches", "told", "left"),
+    ("stretches", "received", "left"),
     [
         ([(0, 10)], [(0, 10)], []),
         ([(0, 10)], [(2, 4), (6, 9)], [(0, 2), (4, 6), (9, 10)]),
@@ -118,10 +109,10 @@ def test_many_writes_cost_few_notes(nodes: NodePair) -> None:
         ([(5, 6)], [], [(5, 6)]),
     ],
 )
-def test_subtracting_announced_ranges(
-    stretches: list[tuple[int, int]], told: list[tuple[int, int]], left: list[tuple[int, int]]
+def test_announced_ranges_are_subtracted(
+    stretches: list[tuple[int, int]], received: list[tuple[int, int]], left: list[tuple[int, int]]
 ) -> None:
-    assert subtract_ranges(stretches, told) == left
+    assert subtract_ranges(stretches, received) == left
 
 
 class Pair:
@@ -138,7 +129,8 @@ class Pair:
         OutgoingChanges(streams=self.here, messages=notes)
         self.others = IncomingChanges(streams=self.there, clock=self.clock, messages=heard)
         self.recent = RecentChanges(streams=self.there, incoming_changes=self.others)
-        self.truth = RecentChanges(streams=Streams())
+        self.all_changes = Streams()
+        self.truth = RecentChanges(streams=self.all_changes)
         self.longest = 0
         heard.connect(lambda _bodies: succeed(None))
 
@@ -187,7 +179,7 @@ class Pair:
         )
         node.advance_to(other.current())
         node.publish(changes, changes[-1].position)
-        self.truth._on_changes(changes)
+        self.all_changes.publish(changes, changes[-1].position)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -228,7 +220,7 @@ def test_caches_never_contradict_the_writes_of_another_node(seed: int) -> None:
     )  # missing notes time out
 
 
-def test_a_note_about_positions_that_never_came_says_nothing_about_later_changes() -> None:
+def test_a_note_about_missing_positions_does_not_describe_later_changes() -> None:
     """This happens if the database lost its latest commits and reuses their positions, or if the
     note was forged."""
     clock, streams = Clock(), Streams(10)

@@ -30,7 +30,7 @@ class Bob:
         self._token = server.register("bob")
         who = server.request("GET", f"{V3}/account/whoami", token=self._token).json
         self.user_id = who["user_id"]
-        self.wish = {self.user_id: {who["device_id"]: ALGORITHM}}
+        self.requested = {self.user_id: {who["device_id"]: ALGORITHM}}
         fallback = {f"{ALGORITHM}:fallback": {"key": "fallback", "fallback": True}}
         self._upload({"fallback_keys": fallback})
         self.upload(0)
@@ -68,7 +68,10 @@ def claim(server: RunningServer, token: str, bob: Bob) -> list[str]:
     given = []
     for _ in range(EACH):
         reply = server.request(
-            "POST", f"{V3}/keys/claim", {"one_time_keys": bob.wish, "timeout": 30_000}, token=token
+            "POST",
+            f"{V3}/keys/claim",
+            {"one_time_keys": bob.requested, "timeout": 30_000},
+            token=token,
         )
         assert reply.status == 200, reply.body
         assert reply.json["failures"] == {}
@@ -116,14 +119,14 @@ def config(
         yield request.getfixturevalue("postgresql")
 
 
-def test_claims_of_clients_and_another_server(
+def test_concurrent_claims_of_clients_and_a_server_get_different_keys(
     tmp_path: Path, config: SQLiteConfig | PostgresConfig
 ) -> None:
     with two_servers(tmp_path, config) as (first, second):
         check_claims((first.server, second.server))
 
 
-def test_claims_on_two_processes_with_one_database(
+def test_concurrent_claims_on_two_processes_get_different_keys(
     tmp_path: Path, postgresql: PostgresConfig
 ) -> None:
     files = ServerFiles(tmp_path / "node", postgresql, UNLIMITED)

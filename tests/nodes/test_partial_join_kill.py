@@ -2,13 +2,9 @@
 with the same room as on the other server."""
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from random import Random
 from typing import Any
 from urllib.parse import quote
-
-import pytest
 
 from storage.engine.database import PostgresConfig, SQLiteConfig
 from tests.helpers.federated_processes import FederatedProcesses, make_large_room
@@ -23,13 +19,6 @@ V3 = "/_matrix/client/v3"
 WITHIN = 120.0
 
 
-@pytest.fixture
-def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
-    town = FederatedProcesses(tmp_path)
-    yield town
-    town.end()
-
-
 def good(server: RunningServer, method: str, path: str, token: str, body: Any = None) -> Any:
     reply = server.request(method, path, body, token=token, seconds=WITHIN)
     assert reply.status == 200, reply.body
@@ -37,14 +26,14 @@ def good(server: RunningServer, method: str, path: str, token: str, body: Any = 
 
 
 def test_the_resync_continues_after_each_kill(
-    town: FederatedProcesses, database_config: SQLiteConfig | PostgresConfig
+    servers: FederatedProcesses, database_config: SQLiteConfig | PostgresConfig
 ) -> None:
     random = Random(SEED)
     north_port, south_port = free_port(), free_port()
-    north_files = town.add(north_port)
+    north_files = servers.add(north_port)
     room_id = quote(make_large_room(north_files, north_port, MEMBERS))
     north = north_files.start(listeners=2)
-    files = town.add(south_port, database=database_config)
+    files = servers.add(south_port, database=database_config)
     south = files.start(listeners=2)
     token, other = south.register("bob"), north.register("alice")
     good(south, "POST", f"{V3}/join/{room_id}?via=localhost:{north_port}", token, {})

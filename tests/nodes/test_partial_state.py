@@ -6,7 +6,7 @@ from pathlib import Path
 from storage.engine.database import Database, PostgresConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, open_inline
-from tests.helpers.large_rooms import is_whole, lazily, messages, refused_in_part
+from tests.helpers.large_rooms import is_whole, lazily, messages, soft_fail_in_partial_state
 from tests.helpers.network import Network, NetworkWire
 from tests.helpers.remote_membership import SOUTH, WEST
 from tests.helpers.room_actions import ok, room_path
@@ -30,7 +30,7 @@ async def test_an_event_accepted_by_the_resync_is_sent_on_the_other_node(
         return databases[-1]
 
     network = Network(tmp_path, open_another)
-    _, bob, _, room_id, said = await refused_in_part(network)
+    _, bob, _, room_id, said = await soft_fail_in_partial_state(network)
     folder = tmp_path / "other"
     folder.mkdir()
     databases.append(open_inline(postgresql))

@@ -1,7 +1,5 @@
 """Presence is the same on all processes of one database, whichever of them users sync with."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +7,6 @@ import pytest
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.presence import MESSAGE_LIFETIME
 from homeserver.services.presence.remote_users import PresenceUpdate
-from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.recording_wire import pretend_member
 from tests.helpers.server import User
@@ -18,13 +15,6 @@ from tests.helpers.sync_requests import Rooms, poll, sync
 V3 = "/_matrix/client/v3"
 PEER = "peer.example"
 rooms = Rooms()
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
-    made = NodePair(tmp_path, postgresql)
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -129,7 +119,7 @@ async def test_the_sending_node_notifies_other_servers(
     nodes.wait()
     sync(alice[1])
     nodes.wait(2)
-    told = [
+    received = [
         (each["user_id"], each["presence"])
         for wire in nodes.wires
         for _, body in wire.transactions(PEER)
@@ -137,7 +127,7 @@ async def test_the_sending_node_notifies_other_servers(
         if edu["edu_type"] == "m.presence"
         for each in edu["content"]["push"]
     ]
-    assert (alice[0].user_id, "online") in told
+    assert (alice[0].user_id, "online") in received
 
 
 async def test_remote_presence_on_one_node_reaches_the_other(

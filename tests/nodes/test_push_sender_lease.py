@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from homeserver.services.pushers.pusher_users import PusherUsers
 from storage.engine.database import DatabaseUnavailable, PostgresConfig
 from storage.engine.interface import NodeChannel
 from storage.engine.transaction import WriteTransaction
@@ -17,6 +18,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
 from tests.helpers.keys import sync
+from tests.helpers.leases import kill_part, set_node
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.server import TestServer, User
 from tests.helpers.sync_requests import poll, token
@@ -161,7 +163,7 @@ def register(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeChannel
     connection is closed."""
     calls = nodes.databases[number].engine.open_node_channel()
     assert calls is not None
-    nodes.servers[number].app.pushers.reading._lease._lease._get_node = lambda: calls.node
+    set_node(nodes.servers[number].app.pushers.reading, lambda: calls.node)
     nodes.wait(seconds, nodes=(number,))
     return calls
 
@@ -169,8 +171,7 @@ def register(nodes: PushingNodes, number: int, seconds: int = 12) -> NodeChannel
 def kill(nodes: PushingNodes, number: int, calls: NodeChannel) -> None:
     """Kill a node: it does nothing any more."""
     pushers = nodes.servers[number].app.pushers
-    pushers.reading._lease._round.stop()
-    pushers.reading._lease.is_held = False
+    kill_part(pushers.reading)
     pushers.deliveries.stop()
     calls.close()
     other = nodes.servers[1 - number]
@@ -323,16 +324,22 @@ async def test_a_badge_changed_by_the_other_node_is_pushed_when_the_database_is_
     body = {"preset": "private_chat", "invite": [nodes.alice.user_id]}
     room_id = nodes.bob.post(f"{V3}/createRoom", body).json["room_id"]
     nodes.wait(5)
-    reading = nodes.servers[0].app.pushers.reading
 
-    async def be_away(_user_ids: Iterable[str]) -> Mapping[str, Sequence[PusherRow]]:
+    async def be_away(
+        _: PusherUsers, _user_ids: Iterable[str]
+    ) -> Mapping[str, Sequence[PusherRow]]:
         raise DatabaseUnavailable("the database is down")
 
     with monkeypatch.context() as patched:
-        patched.setattr(reading._pusher_users, "get", be_away)
+        patched.setattr(PusherUsers, "get", be_away)
         assert nodes.on(1, nodes.alice).post(f"{V3}/rooms/{room_id}/leave").status == 200
         nodes.wait(12)
-        assert reading._position() < nodes.databases[0].streams.current()
+        stored = await nodes.databases[0].read(
+            "get_position",
+            lambda txn: txn.query_one("SELECT position FROM leases WHERE name = 'push'"),
+        )
+        assert stored is not None
+        assert stored[0] < nodes.databases[0].streams.current()
     nodes.wait(15)
     assert nodes.gateways[0].badges == [0]
 
@@ -355,11 +362,11 @@ async def test_a_node_does_not_skip_a_badge_that_it_sent_before_the_other_node(
     nodes.wait(12)
     assert nodes.alice.post(f"{V3}/rooms/{invited}/leave").status == 200
     nodes.wait(5)
-    told = [
+    received = [
         [push.notification["counts"]["unread"] for push in gateway.taken]
         for gateway in nodes.gateways
     ]
-    assert told == [[1, 1], [2]]
+    assert received == [[1, 1], [2]]
 
 
 async def test_events_purged_through_the_other_node_are_no_longer_counted(

@@ -80,7 +80,7 @@ def wait_for(look: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.01)
 
 
-def test_tcp_tls_and_metrics_each_on_a_port_of_its_own(make: Make, tmp_path: Path) -> None:
+def test_tcp_tls_and_metrics_listen_on_separate_ports(make: Make, tmp_path: Path) -> None:
     certificate, key = write_certificate(tmp_path)
     local = {"port": 0, "bind_addresses": ["127.0.0.1"]}
     server = make(

@@ -155,8 +155,8 @@ def test_key_changes_and_to_device_messages_cross_nodes(nodes: Nodes) -> None:
     nodes.wait()
     answer = sync(here, since)
     assert [event["content"] for event in answer["to_device"]["events"]] == [{"n": 1}]
-    wish = {bob.user_id: {bob.device_id: "signed_curve25519"}}
-    assert here.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
+    requested = {bob.user_id: {bob.device_id: "signed_curve25519"}}
+    assert here.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json["one_time_keys"]
     nodes.wait()
     assert sync(bob)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 

@@ -3,54 +3,45 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 from tests.helpers.federated_processes import FederatedProcesses
 from tests.helpers.ports import free_port
 from tests.helpers.server_process import RunningServer
 
 
-@pytest.fixture
-def town(tmp_path: Path) -> Iterator[FederatedProcesses]:
-    town = FederatedProcesses(tmp_path)
-    yield town
-    town.end()
-
-
-def test_one_server_fetches_and_republishes_the_keys_of_the_other(town: FederatedProcesses) -> None:
+def test_one_server_fetches_and_republishes_the_keys_of_the_other(
+    servers: FederatedProcesses,
+) -> None:
     north_port, south_port = free_port(), free_port()
-    north = town.start(north_port)
-    town.start(south_port)
-    (told,) = north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json[
+    north = servers.start(north_port)
+    servers.start(south_port)
+    (received,) = north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json[
         "server_keys"
     ]
-    assert sorted(told["signatures"]) == sorted(
+    assert sorted(received["signatures"]) == sorted(
         [f"localhost:{north_port}", f"localhost:{south_port}"]
     )
     assert north.stop() == 0
 
 
-def test_private_addresses_are_not_contacted_unless_allowed(town: FederatedProcesses) -> None:
+def test_private_addresses_are_not_contacted_unless_allowed(servers: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
-    north = town.start(north_port, {"ip_range_whitelist": []})
-    town.start(south_port)
+    north = servers.start(north_port, {"ip_range_whitelist": []})
+    servers.start(south_port)
     assert north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json == {
         "server_keys": []
     }
     assert "does not contact" in north.log.read_text()
 
 
-def test_sighup_reloads_the_federation_policy(town: FederatedProcesses) -> None:
+def test_sighup_reloads_the_federation_policy(servers: FederatedProcesses) -> None:
     north_port, south_port = free_port(), free_port()
-    north = town.start(north_port, {"federation_domain_whitelist": []})
-    town.start(south_port)
+    north = servers.start(north_port, {"federation_domain_whitelist": []})
+    servers.start(south_port)
     query = f"/_matrix/key/v2/query/localhost:{south_port}"
     assert north.request("GET", query).json == {"server_keys": []}
 
-    config = town.files[0].config
+    config = servers.files[0].config
     written = config.read_text()
     config.write_text("federation_domain_whitelist: 5\n")
     hang_up(north, "was not reloaded")

@@ -1,23 +1,10 @@
 """Unread counts on a node that has not received another node's read receipt yet."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
-
-from storage.engine.database import PostgresConfig
 from tests.helpers.node_pair import NodePair
 from tests.helpers.server import User
 from tests.helpers.sync_requests import Rooms, sync
 
 rooms = Rooms()
-
-
-@pytest.fixture
-def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[NodePair]:
-    made = NodePair(tmp_path, postgresql)
-    yield made
-    made.close()
 
 
 def unread(user: User, room_id: str) -> int:

@@ -3,21 +3,11 @@
 import pytest
 
 from tests.helpers.http import Answer
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import User
 from tests.helpers.sync_requests import Json, Rooms
 
 rooms = Rooms()
 PATH = "/_matrix/client/v3/notifications"
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 @pytest.fixture
@@ -66,7 +56,7 @@ def test_pages_cover_all_rooms(alice: User, bob: User) -> None:
     assert "next_token" not in answer.json, "there are no more"
 
 
-def test_only_highlights(alice: User, bob: User, room: str) -> None:
+def test_only_highlights_are_listed_on_request(alice: User, bob: User, room: str) -> None:
     rooms.say(alice, room)
     named = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
     called = rooms.say(alice, room, more={"m.mentions": {"room": True}})
@@ -141,6 +131,6 @@ def test_the_original_decision_counts(alice: User, bob: User, room: str) -> None
 
 
 @pytest.mark.parametrize("query", ["?from=x", "?from=s1_2", "?only=loud", "?limit=x"])
-def test_invalid_requests(alice: User, query: str) -> None:
+def test_invalid_requests_are_refused(alice: User, query: str) -> None:
     answer: Answer = alice.get(PATH + query)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")

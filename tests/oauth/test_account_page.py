@@ -11,7 +11,7 @@ from storage.threepids.identity_bindings import IdentityBindingRow, IdentityBind
 from storage.threepids.threepids import ThreepidRow
 from storage.upstream.external_ids import ExternalIdRow, ExternalIdStore
 from tests.helpers.audit_records import audit_records
-from tests.helpers.browser import Browser
+from tests.helpers.browser import Browser, press
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
 from tests.helpers.server import TestServer, User
@@ -29,12 +29,6 @@ def sign_in(browser: Browser, path: str = ACCOUNT, password: str = "wonderland")
     browser.open(path)
     browser.send(SIGN_IN, name="alice", password=password)
     assert browser.status == 200
-
-
-def press(browser: Browser, do: str, **fields: str) -> None:
-    """Submit a form of the account page."""
-    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
-    browser.post(form.action, {**form.fields, **fields})
 
 
 def master_key(user: User, seed: int) -> dict[str, Any]:
@@ -59,7 +53,9 @@ def test_the_user_sees_and_ends_sessions(program: Program, browser: Browser) -> 
 
 
 @pytest.mark.parametrize("action", ["session_end", "org.matrix.session_view"])
-def test_unstable_names_of_actions(program: Program, browser: Browser, action: str) -> None:
+def test_unstable_names_of_actions_are_accepted(
+    program: Program, browser: Browser, action: str
+) -> None:
     alice = program.sign_in(browser)
     browser.open(f"{ACCOUNT}?action={action}&device_id={alice.device_id}")
     assert "End this session" in browser.words
@@ -404,7 +400,7 @@ def test_an_added_address_resets_the_password(mailing: TestServer) -> None:
     assert "The address was removed." in forgetful.words
 
 
-def test_registration_with_an_address_and_a_token(
+def test_a_user_registers_with_an_address_and_a_token(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(
@@ -418,10 +414,10 @@ def test_registration_with_an_address_and_a_token(
     browser.send(address="bob@example.org")
     assert "We sent an e-mail to bob@example.org" in browser.words
     browser.open(confirm(server))
-    wish = {"name": "bob", "password": "builder", "password_again": "builder"}
-    browser.send(**wish, registration_token="wrong")
+    requested = {"name": "bob", "password": "builder", "password_again": "builder"}
+    browser.send(**requested, registration_token="wrong")
     assert browser.status == 403
-    browser.send(**wish, registration_token=token)
+    browser.send(**requested, registration_token=token)
     assert "Allow Element X to use your account?" in browser.words
     assert "@bob:example.org" in browser.words
 

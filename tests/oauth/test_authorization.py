@@ -71,7 +71,9 @@ def test_a_user_allows_a_client(program: Program, browser: Browser) -> None:
     assert device["display_name"] == "Element X"
 
 
-def test_response_modes_fragment_and_query(server: TestServer, browser: Browser) -> None:
+def test_the_response_mode_decides_between_fragment_and_query(
+    server: TestServer, browser: Browser
+) -> None:
     web = {
         "client_uri": "https://app.example.com/",
         "redirect_uris": ["https://app.example.com/?no_universal_links=true"],
@@ -86,7 +88,7 @@ def test_response_modes_fragment_and_query(server: TestServer, browser: Browser)
     assert browser.location.startswith("https://app.example.com/?no_universal_links=true&code=")
 
 
-def test_stable_scopes(program: Program, browser: Browser) -> None:
+def test_stable_scopes_are_accepted(program: Program, browser: Browser) -> None:
     stable = "openid urn:matrix:client:api:* urn:matrix:client:device:STABLE1234"
     answer = program.exchange(program.code(browser, scope=stable))
     assert answer.json["scope"] == stable.removeprefix("openid ")

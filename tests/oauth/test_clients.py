@@ -75,7 +75,7 @@ NEVER = [
 ]
 
 
-def test_allowed_redirect_uris() -> None:
+def test_valid_redirect_uris_are_accepted() -> None:
     assert [uri for uri in WEB if not is_allowed_redirect_uri(uri, "example.com", "web")] == []
     assert [
         uri for uri in NATIVE if not is_allowed_redirect_uri(uri, "example.com", "native")
@@ -88,7 +88,7 @@ def test_allowed_redirect_uris() -> None:
 
 
 @pytest.mark.parametrize("uri", NEVER)
-def test_refused_redirect_uris(uri: str) -> None:
+def test_invalid_redirect_uris_are_refused(uri: str) -> None:
     assert not is_allowed_redirect_uri(uri, "example.com", "native")
     assert not is_allowed_redirect_uri(uri, "example.com", "web")
 
@@ -127,9 +127,9 @@ def test_the_registered_metadata_are_returned(server: TestServer) -> None:
     }
     answer = server.post(PATH, {**METADATA, **further})
     assert answer.status == 201
-    told = answer.json
-    assert told.pop("client_id")
-    assert told == METADATA
+    received = answer.json
+    assert received.pop("client_id")
+    assert received == METADATA
 
 
 def test_the_same_metadata_give_the_same_client(server: TestServer) -> None:
@@ -179,8 +179,8 @@ def test_a_device_client_needs_no_redirect_uri(server: TestServer) -> None:
         "client_uri": "https://tv.example/",
         "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"],
     }
-    told = server.post(PATH, metadata).json
-    assert {"redirect_uris", "response_types"} & told.keys() == set()
+    received = server.post(PATH, metadata).json
+    assert {"redirect_uris", "response_types"} & received.keys() == set()
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def follow(user: User) -> None:
     assert "device_one_time_keys_count" in encryption.sync()["extensions"]["e2ee"]
 
 
-def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
+def test_element_x_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     check_discovery(server)
     server.register("alice")
     program, browser = Program(server, LOCALIZED), Browser(server)
@@ -155,7 +155,7 @@ def test_it_signs_in_refreshes_and_signs_out(server: TestServer) -> None:
     assert f"device_id={program.device_id}" not in browser.text
 
 
-def test_it_registers(server: TestServer) -> None:
+def test_element_x_registers_an_account(server: TestServer) -> None:
     program, browser = Program(server, LOCALIZED), Browser(server)
     browser.open(program.request(prompt="create"))
     assert browser.path.startswith("/_mahalla/register")

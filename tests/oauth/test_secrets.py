@@ -136,12 +136,16 @@ def by_password(name: str, password: str, session: str | None = None) -> dict[st
 
 def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
     password = secrets.password("registered")
-    wish = {"username": "bob", "password": password}
-    asked = secrets.learn(server.post(f"{V3}/register", wish))
-    server.post(f"{V3}/register", {**wish, "auth": {"session": asked.json["session"] + "x"}})
+    requested = {"username": "bob", "password": password}
+    asked = secrets.learn(server.post(f"{V3}/register", requested))
+    server.post(f"{V3}/register", {**requested, "auth": {"session": asked.json["session"] + "x"}})
     auth = {"type": "m.login.dummy", "session": asked.json["session"]}
-    bob = User(server, secrets.learn(server.post(f"{V3}/register", {**wish, "auth": auth})).json)
-    server.post(f"{V3}/register", {**wish, "auth": {"type": "m.login.dummy"}})  # the name is taken
+    bob = User(
+        server, secrets.learn(server.post(f"{V3}/register", {**requested, "auth": auth})).json
+    )
+    server.post(
+        f"{V3}/register", {**requested, "auth": {"type": "m.login.dummy"}}
+    )  # the name is taken
     for name in ("bob", "nobody", "@bob:elsewhere.org", "\0"):
         assert login(server, name, secrets.password("wrong")).status == 403
     for body in (
@@ -178,8 +182,8 @@ def use_the_older_api(server: TestServer, secrets: Secrets) -> None:
     auth = by_password("bob", password, asked.json["session"])
     assert bob.delete(f"{V3}/devices/PHONE", {"auth": auth}).status == 200
     # password change
-    wish = {"new_password": secrets.password("x" * 600)}
-    assert bob.post(f"{V3}/account/password", wish).status == 400
+    requested = {"new_password": secrets.password("x" * 600)}
+    assert bob.post(f"{V3}/account/password", requested).status == 400
     changed = secrets.password("changed")
     assert (
         bob.post(
@@ -211,8 +215,8 @@ def reset_password(server: TestServer, secrets: Secrets, bob: User, password: st
         bob.post(f"{V3}/account/3pid/add", {**creds, "auth": by_password("bob", password)}).status
         == 200
     )
-    wish = {"new_password": secrets.password("reset")}
-    asked = secrets.learn(server.post(f"{V3}/account/password", wish))
+    requested = {"new_password": secrets.password("reset")}
+    asked = secrets.learn(server.post(f"{V3}/account/password", requested))
     creds = letter("account/password", "client-secret-of-a-reset")
     for secret, status in (
         (secrets.password("client-secret-of-somebody"), 401),
@@ -223,7 +227,7 @@ def reset_password(server: TestServer, secrets: Secrets, bob: User, password: st
             "threepid_creds": {**creds, "client_secret": secret},
         }
         auth = {**proof, "session": asked.json["session"]}
-        assert server.post(f"{V3}/account/password", {**wish, "auth": auth}).status == status
+        assert server.post(f"{V3}/account/password", {**requested, "auth": auth}).status == status
 
 
 def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
@@ -303,8 +307,11 @@ def use_the_oauth_api(server: TestServer, secrets: Secrets) -> None:
 def administer(server: TestServer, secrets: Secrets, database: Database) -> None:
     path = "/_synapse/admin/v1/register"
     nonce = server.get(path).json["nonce"]
-    wish = {"username": "root", "password": secrets.password("root"), "admin": True}
-    assert server.post(path, {**wish, "nonce": nonce, "mac": secrets.password("mac")}).status == 403
+    requested = {"username": "root", "password": secrets.password("root"), "admin": True}
+    assert (
+        server.post(path, {**requested, "nonce": nonce, "mac": secrets.password("mac")}).status
+        == 403
+    )
     root = server.register("root", secrets.password("root"))
     server.run(
         database.write("make_admin", AccountStore(database).set_flags, root.user_id, is_admin=True)
@@ -352,8 +359,8 @@ def test_no_secret_appears_in_logs_records_or_errors(
     assert [secret for secret in secrets.shown | secrets.sessions if secret in logs] == []
     for path, pending in recorder.answers:
         if pending.answer.status >= 400:
-            told = pending.answer.body.decode()
-            assert [secret for secret in secrets.shown if secret in told] == [], path
+            received = pending.answer.body.decode()
+            assert [secret for secret in secrets.shown if secret in received] == [], path
     kept = server.run(dump_database(sqlite_database))  # audit records too
     assert kept.count("audit_records: ") > 20
     read_by_administrators = secrets.password("registration")

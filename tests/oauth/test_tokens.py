@@ -263,7 +263,7 @@ def test_a_password_change_ends_codes(program: Program, browser: Browser) -> Non
     assert program.sign_in(browser).get(WHOAMI).status == 200  # the sessions continue
 
 
-def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None:
+def test_a_session_ends_by_logout_and_device_deletion(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     assert alice.post("/_matrix/client/v3/logout").status == 200
     refused(program.refresh())
@@ -349,7 +349,7 @@ def test_a_superseded_token_pair_is_inactive(trusting: Program) -> None:
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_capabilities_of_an_oauth_session(
+def test_capabilities_of_an_oauth_session_exclude_password_changes(
     tmp_path: Path, sqlite_database: Database, confirmed: bool
 ) -> None:
     confirm = str(confirmed).lower()

@@ -44,7 +44,7 @@ def problems_of(folder: Path, branding: str) -> str:
     return "\n".join(refused.value.lines)
 
 
-def test_a_page_with_complete_branding(tmp_path: Path, sqlite_database: Database) -> None:
+def test_a_page_shows_the_complete_branding(tmp_path: Path, sqlite_database: Database) -> None:
     (tmp_path / "logo.png").write_bytes(picture(8, 8))
     (tmp_path / "dark.svg").write_bytes(SVG)
     config = (
@@ -96,7 +96,9 @@ def test_an_external_logo_is_the_only_external_source(
     )
 
 
-def test_pages_without_branding(tmp_path: Path, sqlite_database: Database) -> None:
+def test_pages_without_branding_show_the_server_name(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     browser = Browser(TestServer(tmp_path, sqlite_database))
     browser.open("/_mahalla/sign_in")
     assert "<header" not in browser.text
@@ -104,7 +106,7 @@ def test_pages_without_branding(tmp_path: Path, sqlite_database: Database) -> No
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
-def test_branding_of_emails(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
+def test_emails_have_the_branding(tmp_path: Path, sqlite_database: Database, kind: str) -> None:
     (tmp_path / "logo").write_bytes(picture(8, 8, kind))
     config = MAIL + "branding: {name: Choyxona, logo: logo, colour: '#7a1f1f'}\n"
     server = TestServer(tmp_path, sqlite_database, config)
@@ -163,7 +165,7 @@ def test_invalid_logo_files_are_refused(tmp_path: Path) -> None:
         assert line.startswith(f"branding.logo: {tmp_path / name} {complaint}")
 
 
-def test_contrast_ratios() -> None:
+def test_contrast_ratios_are_computed() -> None:
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # the example of WCAG
     css = files("homeserver.web").joinpath("templates/pages.css").read_text()

@@ -50,6 +50,6 @@ def test_the_text_of_a_link_is_its_host(link: str, shown: str) -> None:
         "data:text/html,x",
     ],
 )
-def test_refused_links(link: str) -> None:
+def test_invalid_links_are_refused(link: str) -> None:
     assert parse_link(link) is None
     assert link_text(link) == ""

@@ -31,16 +31,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, ON)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def turn(server: TestServer) -> None:
     """Run what is due."""
     for _ in range(5):
@@ -67,7 +57,7 @@ def status(user: User, of: User | str) -> Any:
     return ok(user.get(f"{V3}/presence/{name}/status"))
 
 
-def told(answer: Any) -> dict[str, Any]:
+def presence_in(answer: Any) -> dict[str, Any]:
     """Presence by user in the presence section of a response."""
     events = answer["presence"]["events"]
     assert all(
@@ -78,7 +68,7 @@ def told(answer: Any) -> dict[str, Any]:
 
 
 def states(answer: Any) -> dict[str, str]:
-    return {user_id: content["presence"] for user_id, content in told(answer).items()}
+    return {user_id: content["presence"] for user_id, content in presence_in(answer).items()}
 
 
 def again(user: User, name: str = "another") -> User:
@@ -102,11 +92,11 @@ def test_a_syncing_user_is_online_for_users_who_share_a_room(
     sync(bob)
     turn(server)
     answer = sync(alice, first, set_presence="offline")
-    assert told(answer) == {
+    assert presence_in(answer) == {
         bob.user_id: {"presence": "online", "last_active_ago": 0, "currently_active": True},
     }
-    assert told(sync(alice, answer["next_batch"], set_presence="offline")) == {}
-    assert set(told(sync(carol, carols))) == {carol.user_id}
+    assert presence_in(sync(alice, answer["next_batch"], set_presence="offline")) == {}
+    assert set(presence_in(sync(carol, carols))) == {carol.user_id}
     assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
 
 
@@ -126,7 +116,7 @@ def test_a_change_wakes_waiting_users_who_share_a_room(
     put(bob, "online", status_msg="reading")
     turn(server)
     for user in (alice, carol):
-        assert told(waiting[user].answer.json)[bob.user_id]["status_msg"] == "reading"
+        assert presence_in(waiting[user].answer.json)[bob.user_id]["status_msg"] == "reading"
     assert not waiting[dave].done
     assert not no_presence.done
     assert not others_only.done
@@ -155,7 +145,7 @@ def test_a_user_goes_offline_some_time_after_the_last_sync(
     answer = sync(alice, since, set_presence="offline")
     assert states(answer) == {bob.user_id: "offline"}
     assert (
-        told(sync(alice, set_presence="offline")) == {}
+        presence_in(sync(alice, set_presence="offline")) == {}
     )  # a first sync does not list offline users
 
 
@@ -185,15 +175,17 @@ def test_an_inactive_user_is_unavailable_until_they_are_active(
     since = sync(alice, set_presence="offline")["next_batch"]
     wait(server, 60)
     answer = sync(alice, since, set_presence="offline")
-    assert told(answer) == {
+    assert presence_in(answer) == {
         bob.user_id: {"presence": "online", "last_active_ago": 60_000, "currently_active": False}
     }
     wait(server, 239)
     since = answer["next_batch"]
-    assert told(sync(alice, since, set_presence="offline")) == {}
+    assert presence_in(sync(alice, since, set_presence="offline")) == {}
     wait(server, 1)
     answer = sync(alice, since, set_presence="offline")
-    assert told(answer) == {bob.user_id: {"presence": "unavailable", "last_active_ago": 300_000}}
+    assert presence_in(answer) == {
+        bob.user_id: {"presence": "unavailable", "last_active_ago": 300_000}
+    }
     event_id = rooms.say(alice, room_id)
     acts: list[Callable[[], object]] = [
         lambda: rooms.say(bob, room_id),
@@ -285,8 +277,8 @@ def test_presence_of_ignored_users_is_not_sent(server: TestServer, alice: User, 
     since = sync(alice, set_presence="offline")["next_batch"]
     put(bob, "online")
     turn(server)
-    assert told(sync(alice, since, set_presence="offline")) == {}
-    assert told(sync(alice, set_presence="offline")) == {}
+    assert presence_in(sync(alice, since, set_presence="offline")) == {}
+    assert presence_in(sync(alice, set_presence="offline")) == {}
 
 
 def test_only_users_who_share_a_room_may_read_presence(alice: User, bob: User) -> None:
@@ -377,11 +369,13 @@ def test_a_full_disk_is_logged_in_one_line(server: TestServer, alice: User) -> N
 
     server.app.presence.start()
     sync(alice)
-    with pytest.MonkeyPatch.context() as patch, capturedLogs() as told:
+    with pytest.MonkeyPatch.context() as patch, capturedLogs() as presence_in:
         patch.setattr(server.app.database, "write", refuse)
         wait(server, 30)
     lines = [
-        each for each in told if each["log_namespace"].startswith("homeserver.services.presence")
+        each
+        for each in presence_in
+        if each["log_namespace"].startswith("homeserver.services.presence")
     ]
     assert [formatEvent(each) for each in lines] == [
         "presence could not be stored: the disk is full"
@@ -428,7 +422,7 @@ def test_presence_can_be_disabled(tmp_path: Path, sqlite_database: Database, mod
     put(bob, "online", status_msg="here")
     sync(bob)
     turn(server)
-    assert told(sync(alice, since)) == told(sync(alice)) == {}
+    assert presence_in(sync(alice, since)) == presence_in(sync(alice)) == {}
     assert status(alice, bob) == {"presence": "offline"}
     assert (
         refused(bob.put(f"{V3}/presence/{alice.user_id}/status", {"presence": "online"}))
@@ -480,7 +474,7 @@ def test_many_changes_are_broadcast_together_and_not_too_often(
     server.clock.advance(0.1)
     turn(server)
     assert set(states(waiting.answer.json).values()) == {"unavailable"}
-    assert len(told(waiting.answer.json)) == 30
+    assert len(presence_in(waiting.answer.json)) == 30
 
 
 def test_deactivation_deletes_presence(tmp_path: Path, database: Database) -> None:
@@ -534,7 +528,9 @@ def test_other_servers_receive_presence_of_local_users(server: TestServer, alice
 
 
 @pytest.mark.parametrize("mode", ["true", "untracked"])
-def test_presence_of_remote_users(tmp_path: Path, sqlite_database: Database, mode: str) -> None:
+def test_presence_of_remote_users_is_shown(
+    tmp_path: Path, sqlite_database: Database, mode: str
+) -> None:
     server = TestServer(tmp_path, sqlite_database, f"presence: {{enabled: {mode}}}\n")
     alice, bob = server.register("alice"), server.register("bob")
     presence = server.app.presence.presence
@@ -562,12 +558,12 @@ def test_presence_of_remote_users(tmp_path: Path, sqlite_database: Database, mod
         "currently_active": False,
         "status_msg": "y" * 2048,
     }
-    shown = told(waiting.answer.json)
+    shown = presence_in(waiting.answer.json)
     assert shown.pop(alice.user_id, None) is None or mode == "true"
     assert shown == {zoe: content}
     assert status(alice, zoe) == content
     assert refused(alice.get(f"{V3}/presence/{yan}/status")) == FORBIDDEN
-    assert told(sync(bob, bobs, **quiet)) == {}
+    assert presence_in(sync(bob, bobs, **quiet)) == {}
     assert all(update.user_id == alice.user_id for updates in heard for update in updates)
     since = sync(alice, **quiet)["next_batch"]
     wait(server, 30 * 60)

@@ -33,7 +33,7 @@ actions = st.lists(
 )
 
 
-class Town:
+class PresenceModel:
     """The server, its users, two rooms, and two clients that only receive changes."""
 
     def __init__(self, folder: Path, template: Path) -> None:
@@ -80,7 +80,7 @@ class Town:
     def look(self, which: int) -> None:
         answer = sync(self.people[which], self.tokens[which], set_presence="offline")
         self.tokens[which] = answer["next_batch"]
-        self.known[which].update(told(answer))
+        self.known[which].update(presence_in(answer))
 
     def restart(self) -> None:
         Deferred.fromCoroutine(self.server.app.presence.presence.stop())
@@ -96,7 +96,7 @@ class Town:
         for which in range(2):
             self.look(which)
             me = self.people[which]
-            anew = told(sync(me, set_presence="offline"))
+            anew = presence_in(sync(me, set_presence="offline"))
             sharing = [other for other in self.people if other is me or shares_room(me, other)]
             for other in sharing:
                 here = anew.get(other.user_id, "offline")
@@ -104,7 +104,7 @@ class Town:
             assert anew.keys() <= {other.user_id for other in sharing}
 
 
-def told(answer: Any) -> dict[str, Any]:
+def presence_in(answer: Any) -> dict[str, Any]:
     """Presence by user, without values that change with time."""
     return {
         event["sender"]: "offline"
@@ -132,8 +132,8 @@ def test_a_client_that_received_all_changes_knows_the_presence(
     sqlite_template: Path,
     todo: list[tuple[str, int, int]],
 ) -> None:
-    town = Town(tmp_path_factory.mktemp("town"), sqlite_template)
+    model = PresenceModel(tmp_path_factory.mktemp("server"), sqlite_template)
     for action, who, what in todo:
-        town.do(action, who, what)
-    town.check()
-    Deferred.fromCoroutine(town.database.close())
+        model.do(action, who, what)
+    model.check()
+    Deferred.fromCoroutine(model.database.close())

@@ -58,7 +58,7 @@ def _kept(tmp_path: Path) -> list[Path]:
 @pytest.mark.parametrize(
     "path", [NEW, "/_matrix/media/v3/preview_url", "/_matrix/media/r0/preview_url"]
 )
-def test_open_graph_metadata(alice: User, pages: LinkedPages, path: str) -> None:
+def test_open_graph_metadata_are_returned(alice: User, pages: LinkedPages, path: str) -> None:
     pages.put(
         PAGE,
         '<title>Not this</title><meta property="og:title" content="Plov &amp; tea"><meta'
@@ -90,7 +90,7 @@ def test_open_graph_metadata(alice: User, pages: LinkedPages, path: str) -> None
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
-def test_a_preview_without_an_image_that_cannot_be_stored(
+def test_a_preview_omits_an_image_that_cannot_be_stored(
     alice: User, pages: LinkedPages, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     pages.put(PAGE, '<title>Plov</title><meta property="og:image" content="/plov.png">')
@@ -137,7 +137,9 @@ def test_requests_name_the_user_agent_and_languages(
     assert not {"Cookie", "Referer", "Authorization"} & set(headers)
 
 
-def test_title_and_first_words_without_open_graph(alice: User, pages: LinkedPages) -> None:
+def test_without_open_graph_the_title_and_first_words_are_returned(
+    alice: User, pages: LinkedPages
+) -> None:
     pages.put(
         PAGE,
         "<html><head><title>A\u00a0title</title><style>x</style></head><body><nav>Menu</nav><script>evil()</script>"
@@ -151,7 +153,7 @@ def test_title_and_first_words_without_open_graph(alice: User, pages: LinkedPage
     assert len(said["og:description"]) <= TEXT_CHARS + 1
 
 
-def test_other_metadata_of_a_page(alice: User, pages: LinkedPages) -> None:
+def test_other_metadata_of_a_page_are_returned(alice: User, pages: LinkedPages) -> None:
     pages.put(
         PAGE,
         '<base href="https://other.example/dir/"><meta name="twitter:title" content="T"><meta'
@@ -200,7 +202,7 @@ def test_a_broken_oembed_document_is_ignored(
     assert _ask(alice).json == {"og:title": "Mine"}
 
 
-def test_a_linked_image_and_another_file(alice: User, pages: LinkedPages) -> None:
+def test_a_linked_image_and_another_file_have_previews(alice: User, pages: LinkedPages) -> None:
     pages.put("https://site.example/a.png", picture(40, 30), "image/png")
     said = _ask(alice, "https://site.example/a.png").json
     assert (said["og:image:width"], said["og:title"]) == (40, "a.png")
@@ -390,7 +392,7 @@ def test_a_long_page_is_read_up_to_a_limit(alice: User, pages: LinkedPages) -> N
     assert _ask(alice).json["og:title"] == "Long"
 
 
-def test_endless_redirects(alice: User, pages: LinkedPages) -> None:
+def test_endless_redirects_are_refused(alice: User, pages: LinkedPages) -> None:
     pages.redirect(PAGE, PAGE)
     assert _ask(alice).status == 502
     assert len(pages.asked) == 6
@@ -484,7 +486,7 @@ def test_concurrent_previews_of_one_user_are_limited(
         ("чой".encode()[:-1], "", "чо�"),
     ],
 )
-def test_charsets(page: bytes, claimed: str, text: str) -> None:
+def test_pages_are_decoded_by_their_charset(page: bytes, claimed: str, text: str) -> None:
     assert decode(page, claimed) == text
 
 
@@ -502,7 +504,7 @@ def test_charsets(page: bytes, claimed: str, text: str) -> None:
         bytes(range(256)) * 1000,
     ],
 )
-def test_hostile_pages(page: bytes) -> None:
+def test_hostile_pages_cause_no_500(page: bytes) -> None:
     found: dict[str, Any] = parse_page(page, "https://site.example/", "")
     assert len(json.dumps(found)) < 100_000
     assert "root:" not in json.dumps(found)

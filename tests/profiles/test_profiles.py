@@ -135,14 +135,14 @@ def test_other_users_may_not_change_it(server: AccountsServer, alice: User) -> N
     assert alice.is_signed_in()
 
 
-def test_fields_that_users_cannot_change(sqlite_database: Database) -> None:
+def test_fixed_fields_cannot_be_changed(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database, fixed_profile_fields=frozenset({"displayname"}))
     alice = server.register()
     assert alice.put(f"{ALICE}/displayname", {"displayname": "x"}).errcode == "M_FORBIDDEN"
-    told = alice.get("capabilities").json["capabilities"]
-    assert told["m.profile_fields"] == {"enabled": True, "disallowed": ["displayname"]}
-    assert told["m.set_displayname"] == {"enabled": False}
-    assert told["m.set_avatar_url"] == {"enabled": True}
+    received = alice.get("capabilities").json["capabilities"]
+    assert received["m.profile_fields"] == {"enabled": True, "disallowed": ["displayname"]}
+    assert received["m.set_displayname"] == {"enabled": False}
+    assert received["m.set_avatar_url"] == {"enabled": True}
 
 
 async def test_rooms_get_changed_names_and_avatars(server: AccountsServer, alice: User) -> None:
@@ -167,11 +167,11 @@ async def test_rooms_get_changed_names_and_avatars(server: AccountsServer, alice
     assert await server.profiles.get_names([alice.id]) == {alice.id: ("Quiet", None)}
 
 
-def test_capabilities(alice: User) -> None:
-    told = alice.get("capabilities").json["capabilities"]
-    assert told["m.room_versions"]["default"] == "12"
-    assert told["m.room_versions"]["available"] == {
+def test_capabilities_name_the_changeable_fields(alice: User) -> None:
+    received = alice.get("capabilities").json["capabilities"]
+    assert received["m.room_versions"]["default"] == "12"
+    assert received["m.room_versions"]["available"] == {
         str(number): "stable" for number in range(1, 13)
     }
-    assert told["m.change_password"] == {"enabled": True}
-    assert told["m.3pid_changes"] == told["m.get_login_token"] == {"enabled": False}
+    assert received["m.change_password"] == {"enabled": True}
+    assert received["m.3pid_changes"] == received["m.get_login_token"] == {"enabled": False}

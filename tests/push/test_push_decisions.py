@@ -62,7 +62,7 @@ def test_all_members_except_the_sender_are_notified(people: People) -> None:
     assert (one.raw, one.notify, one.highlight, one.sound) == (("notify",), True, False, None)
 
 
-def test_rules_of_ones_own_and_mentions(people: People) -> None:
+def test_own_rules_and_mentions_apply(people: People) -> None:
     people.rule(people.bob, f"room/{people.room}", {"actions": []})
     named = {"m.mentions": {"user_ids": [people.bob.user_id]}}
     assert names(people.told(rooms.say(people.alice, people.room))) == {"carol"}
@@ -121,7 +121,7 @@ def test_an_invited_user_is_notified(people: People) -> None:
     assert people.told(state["event_id"], room) == {}, "they have declined it"
 
 
-def test_in_a_room_of_two_it_is_louder(people: People) -> None:
+def test_messages_in_a_room_of_two_play_a_sound(people: People) -> None:
     room = rooms.create(people.alice, people.bob)
     (told,) = people.told(rooms.say(people.alice, room), room).values()
     assert list(told.raw) == LOUD

@@ -53,7 +53,7 @@ def counting(tmp_path: Path, sqlite: SQLiteConfig) -> Any:
     run_coroutine(made.database.close(), None)
 
 
-def test_a_message_costs_no_query_and_no_row_for_whom_it_tells_or_does_not(
+def test_a_message_costs_no_query_and_no_row_per_member(
     counting: Counting,
 ) -> None:
     people, room = counting.crowd(12)
@@ -75,7 +75,7 @@ def test_a_message_costs_no_query_and_no_row_for_whom_it_tells_or_does_not(
     assert counting.rows() == 11 - 4, "those who have muted the room are not called"
 
 
-def test_who_reads_along_counts_without_a_query(counting: Counting) -> None:
+def test_unread_counts_of_active_readers_cost_no_query(counting: Counting) -> None:
     people, room = counting.crowd(3)
     since = sync(people[1])["next_batch"]
     rooms.say(people[0], room)

@@ -46,7 +46,7 @@ def synced(user: User, since: str | None = None) -> tuple[Any, str]:
     return (found[0] if found else None), answer["next_batch"]
 
 
-def test_everybody_has_the_default_rules(alice: User) -> None:
+def test_a_new_user_has_the_default_rules(alice: User) -> None:
     rules = alice.get(RULES + "/").json
     assert list(rules) == ["global"]
     assert rules["global"] == alice.get(GLOBAL).json
@@ -130,7 +130,7 @@ def test_a_rule_is_added_changed_and_removed(alice: User) -> None:
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
-def test_the_order_of_rules(alice: User) -> None:
+def test_rules_are_ordered_by_before_and_after(alice: User) -> None:
     def put(rule_id: str, query: str = "") -> int:
         return alice.put(
             f"{GLOBAL}override/{rule_id}{query}", {"actions": [], "conditions": []}
@@ -162,7 +162,7 @@ def test_the_order_of_rules(alice: User) -> None:
     assert ids(alice, "underride")[:2] == ["u", ".m.rule.call"]
 
 
-def test_default_rules_are_switched_and_given_actions_but_stay(alice: User) -> None:
+def test_default_rules_can_be_changed_but_not_deleted(alice: User) -> None:
     path = GLOBAL + "underride/.m.rule.message"
     before = alice.get(path).json
     assert alice.put(path + "/enabled", {"enabled": False}).json == {}
@@ -205,7 +205,7 @@ def test_historical_actions_are_dropped_and_unknown_conditions_kept(alice: User)
         ("override/x", {"actions": [], "conditions": [{"kind": "event_match", "pattern": 1}]}),
     ],
 )
-def test_what_is_refused(alice: User, path: str, body: object) -> None:
+def test_invalid_rules_are_refused(alice: User, path: str, body: object) -> None:
     before = alice.get(GLOBAL).json
     answer = alice.put(GLOBAL + path, body)
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
@@ -215,17 +215,19 @@ def test_what_is_refused(alice: User, path: str, body: object) -> None:
 @pytest.mark.parametrize(
     "body", [{}, {"actions": "notify"}, {"actions": [1]}, {"actions": [], "conditions": ["x"]}]
 )
-def test_bodies_of_another_shape(alice: User, body: object) -> None:
+def test_malformed_bodies_are_refused(alice: User, body: object) -> None:
     assert alice.put(GLOBAL + "override/x", body).errcode in ("M_BAD_JSON", "M_MISSING_PARAM")
 
 
-def test_there_is_an_end_to_them(alice: User) -> None:
+def test_the_number_of_rules_is_limited(alice: User) -> None:
     body = {"actions": [{"set_tweak": "sound", "value": "x" * 60_000}], "pattern": "x"}
     answers = [alice.put(f"{GLOBAL}content/{number}", body).status for number in range(18)]
     assert answers == [200] * 17 + [413]
 
 
-def test_sync_has_them_first_and_when_they_change(server: TestServer, alice: User) -> None:
+def test_sync_returns_push_rules_first_and_when_they_change(
+    server: TestServer, alice: User
+) -> None:
     bob = server.register("bob")
     rules, since = synced(alice)
     assert rules == alice.get(RULES + "/").json
@@ -252,13 +254,13 @@ def test_sync_has_them_first_and_when_they_change(server: TestServer, alice: Use
     assert answer["account_data"]["events"] == []
 
 
-def test_they_are_ones_own(server: TestServer, alice: User) -> None:
+def test_push_rules_belong_to_their_user(server: TestServer, alice: User) -> None:
     alice.put(GLOBAL + "sender/@bob:example.org", {"actions": []})
     assert ids(server.register("bob"), "sender") == []
     assert server.get(RULES + "/").errcode == "M_MISSING_TOKEN"
 
 
-def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> None:
+def test_rules_evaluated_for_every_message_are_limited(alice: User) -> None:
     def put(path: str, **body: object) -> int:
         return alice.put(GLOBAL + path, {"actions": [], **body}).status
 
@@ -278,7 +280,7 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
     assert put("override/x", conditions=[{**here, "pattern": "!two:example.org"}]) == 200
 
 
-def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Database) -> None:
+def test_the_number_of_rooms_with_rules_is_limited(sqlite_database: Database) -> None:
     changes = RuleChanges(
         account_data=AccountDataStore(sqlite_database),
         history=PushRuleHistoryStore(sqlite_database),
@@ -296,7 +298,7 @@ def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Databa
         run_coroutine(add(MAX_ROOMS, 1), None)
 
 
-def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
+def test_a_change_of_many_room_rules_delays_other_writes_briefly(
     sqlite_database: Database,
 ) -> None:
     """Each change looks at all rooms that there are rules about, while all other writes wait."""
@@ -329,7 +331,7 @@ def test_a_change_of_many_rules_about_many_rooms_holds_up_nobody_for_long(
     add("@bob:example.org", 20, MAX_ROOMS - 1)
 
 
-def test_texts_in_rules_are_limited(alice: User) -> None:
+def test_the_length_of_texts_in_rules_is_limited(alice: User) -> None:
     long = "x" * 1025
     match = {"kind": "event_match", "key": "type", "pattern": long}
     for path, body in (

@@ -162,7 +162,7 @@ async def test_many_invites_cost_no_more_queries_than_few(
         await side.server.app.database.close()
 
 
-def test_an_invite_and_messages_from_elsewhere_are_pushed(network: Network) -> None:
+def test_a_remote_invite_and_remote_messages_are_pushed(network: Network) -> None:
     """The server is not in the room to which the user is invited."""
     gateway = PushGateway()
     alice = network.add(NORTH).register("alice")

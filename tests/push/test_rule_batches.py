@@ -100,7 +100,7 @@ class Person:
     called: Bounds = field(default_factory=Bounds)
 
 
-class Town:
+class RuleModel:
     """Bob, who talks in a room of his, and others, who change their minds about it."""
 
     def __init__(self, server: TestServer, turns: Interleaving, chance: Random) -> None:
@@ -250,10 +250,10 @@ def test_each_message_is_judged_by_the_rules_of_each_user(
 ) -> None:
     turns, chance = Interleaving(), Random(seed)
     database = turns.open(database_config)
-    town = Town(TestServer(tmp_path, database), turns, chance)
+    model = RuleModel(TestServer(tmp_path, database), turns, chance)
     turns.begin(chance)
     for _ in range(MOVES):
-        town.move()
-    town.end()
-    town.check()
+        model.move()
+    model.end()
+    model.check()
     run_coroutine(database.close(), None)

@@ -11,9 +11,9 @@ from tests.conftest import run_coroutine
 from tests.helpers.clocks import settle
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.push_gateway import PushGateway, set_pusher
-from tests.helpers.room_actions import create, join, ok, put_event, refused, say
+from tests.helpers.room_actions import create, join, ok, put_event, refused, reply, say
 from tests.helpers.server import TestServer, User
-from tests.rooms.test_thread_subscriptions import reply, thread
+from tests.rooms.test_thread_subscriptions import thread
 
 V3 = "/_matrix/client/v3"
 RULES = f"{V3}/pushrules/global/postcontent"
@@ -22,7 +22,7 @@ OTHERS = ".io.element.msc4306.rule.unsubscribed_thread"
 LIMITED = '{"room":{"timeline":{"limit":1,"unread_thread_notifications":true}}}'
 
 
-class Talk:
+class ThreadScenario:
     """Bob talks in two threads, of which Alice follows one; Carol has rules as everybody."""
 
     def __init__(self, server: TestServer) -> None:
@@ -57,12 +57,12 @@ class Talk:
 
 
 @pytest.fixture
-def talk(server: TestServer) -> Talk:
-    return Talk(server)
+def scenario(server: TestServer) -> ThreadScenario:
+    return ThreadScenario(server)
 
 
-def test_the_rules_are_there_and_off(talk: Talk) -> None:
-    rules = ok(talk.alice.get(f"{V3}/pushrules/"))["global"]
+def test_the_rules_exist_and_are_disabled(scenario: ThreadScenario) -> None:
+    rules = ok(scenario.alice.get(f"{V3}/pushrules/"))["global"]
     assert list(rules) == ["override", "content", "postcontent", "room", "sender", "underride"]
     assert [
         (rule["rule_id"], rule["enabled"], rule["default"]) for rule in rules["postcontent"]
@@ -74,53 +74,57 @@ def test_the_rules_are_there_and_off(talk: Talk) -> None:
         [{"kind": "io.element.msc4306.thread_subscription", "subscribed": False}],
         [{"kind": "io.element.msc4306.thread_subscription", "subscribed": True}],
     ]
-    talk.read()
-    for root in (talk.root, talk.other):
-        reply(talk.bob, talk.room, root)
-    everything = {"": 0, talk.root: 1, talk.other: 1}
-    assert talk.counts(talk.alice) == talk.counts(talk.carol) == everything
+    scenario.read()
+    for root in (scenario.root, scenario.other):
+        reply(scenario.bob, scenario.room, root)
+    everything = {"": 0, scenario.root: 1, scenario.other: 1}
+    assert scenario.counts(scenario.alice) == scenario.counts(scenario.carol) == everything
 
 
-def test_nobody_has_own_rules_of_that_kind(talk: Talk) -> None:
+def test_users_cannot_add_rules_of_that_kind(scenario: ThreadScenario) -> None:
     body: dict[str, Any] = {"actions": [], "conditions": []}
-    assert refused(talk.alice.put(f"{RULES}/mine", body)) == (400, "M_INVALID_PARAM")
-    assert refused(talk.alice.delete(f"{RULES}/mine")) == (404, "M_NOT_FOUND")
+    assert refused(scenario.alice.put(f"{RULES}/mine", body)) == (400, "M_INVALID_PARAM")
+    assert refused(scenario.alice.delete(f"{RULES}/mine")) == (404, "M_NOT_FOUND")
 
 
 @pytest.mark.parametrize("muted", [False, True])
-def test_only_followed_threads_count_even_in_a_muted_room(talk: Talk, muted: bool) -> None:
-    talk.switch(FOLLOWED, OTHERS)
+def test_only_followed_threads_count_even_in_a_muted_room(
+    scenario: ThreadScenario, muted: bool
+) -> None:
+    scenario.switch(FOLLOWED, OTHERS)
     if muted:
-        talk.mute()
-    talk.read()
-    followed = [reply(talk.bob, talk.room, talk.root) for _ in range(2)]
-    reply(talk.bob, talk.room, talk.other)
-    say(talk.bob, talk.room, "beside the threads")
-    assert talk.counts(talk.alice) == {"": 0 if muted else 1, talk.root: 2}
-    assert talk.counts(talk.carol) == {"": 1, talk.root: 2, talk.other: 1}
-    listed = ok(talk.alice.get(f"{V3}/notifications?limit=10"))["notifications"]
+        scenario.mute()
+    scenario.read()
+    followed = [reply(scenario.bob, scenario.room, scenario.root) for _ in range(2)]
+    reply(scenario.bob, scenario.room, scenario.other)
+    say(scenario.bob, scenario.room, "beside the threads")
+    assert scenario.counts(scenario.alice) == {"": 0 if muted else 1, scenario.root: 2}
+    assert scenario.counts(scenario.carol) == {"": 1, scenario.root: 2, scenario.other: 1}
+    listed = ok(scenario.alice.get(f"{V3}/notifications?limit=10"))["notifications"]
     assert [each["event"]["event_id"] for each in listed if not each["read"]][-2:] == followed[::-1]
 
-    ok(talk.alice.delete(thread(talk.room, talk.root)))
-    talk.read()
-    reply(talk.bob, talk.room, talk.root)
-    assert talk.counts(talk.alice) == {"": 0}
+    ok(scenario.alice.delete(thread(scenario.room, scenario.root)))
+    scenario.read()
+    reply(scenario.bob, scenario.room, scenario.root)
+    assert scenario.counts(scenario.alice) == {"": 0}
 
 
-def test_who_is_mentioned_in_a_thread_is_called_though_they_do_not_follow_it(talk: Talk) -> None:
-    talk.switch(FOLLOWED, OTHERS)
-    talk.read()
-    relation = {"rel_type": "m.thread", "event_id": talk.other}
+def test_a_mention_in_a_thread_notifies_though_the_user_does_not_follow_it(
+    scenario: ThreadScenario,
+) -> None:
+    scenario.switch(FOLLOWED, OTHERS)
+    scenario.read()
+    relation = {"rel_type": "m.thread", "event_id": scenario.other}
     content: dict[str, Any] = {"msgtype": "m.text", "body": "alice!", "m.relates_to": relation}
     ok(
         put_event(
-            talk.bob,
-            talk.room,
+            scenario.bob,
+            scenario.room,
             "m.room.message",
-            {**content, "m.mentions": {"user_ids": [talk.alice.user_id]}},
+            {**content, "m.mentions": {"user_ids": [scenario.alice.user_id]}},
         )
     )
-    assert talk.counts(talk.alice) == {"": 0, talk.other: 1}
+    assert scenario.counts(scenario.alice) == {"": 0, scenario.other: 1}
 
 
 def test_pushes_follow_the_subscriptions(tmp_path: Path, sqlite_database: Database) -> None:
@@ -128,32 +132,32 @@ def test_pushes_follow_the_subscriptions(tmp_path: Path, sqlite_database: Databa
     server = TestServer(tmp_path, sqlite_database, web=gateway)
     server.app.pushers.start()
     settle(server)
-    talk = Talk(server)
-    talk.switch(FOLLOWED, OTHERS)
-    talk.mute()
-    set_pusher(talk.alice)
+    scenario = ThreadScenario(server)
+    scenario.switch(FOLLOWED, OTHERS)
+    scenario.mute()
+    set_pusher(scenario.alice)
     settle(server)
     gateway.taken.clear()
-    for root in (talk.other, talk.root):
-        sent = reply(talk.bob, talk.room, root)
+    for root in (scenario.other, scenario.root):
+        sent = reply(scenario.bob, scenario.room, root)
         settle(server)
     assert gateway.events == [sent], "of the thread that she does not follow nothing is pushed"
     (notified,) = gateway.taken
     assert notified.notification["devices"][0]["tweaks"] == {"sound": "default"}
 
 
-def test_who_has_not_switched_it_on_costs_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+def test_users_without_the_rules_cost_no_query(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     counter = QueryCounter()
     database = open_inline(sqlite, counter)
-    talk = Talk(TestServer(tmp_path, database))
-    reply(talk.bob, talk.room, talk.root)
+    scenario = ThreadScenario(TestServer(tmp_path, database))
+    reply(scenario.bob, scenario.room, scenario.root)
     counter.clear()
-    reply(talk.bob, talk.room, talk.root)
+    reply(scenario.bob, scenario.room, scenario.root)
     assert counter.reads["get_thread_followers"] == 0
-    talk.switch(FOLLOWED)
+    scenario.switch(FOLLOWED)
     counter.clear()
-    say(talk.bob, talk.room, "in no thread")
+    say(scenario.bob, scenario.room, "in no thread")
     assert counter.reads["get_thread_followers"] == 0
-    reply(talk.bob, talk.room, talk.root)
+    reply(scenario.bob, scenario.room, scenario.root)
     assert counter.reads["get_thread_followers"] == 1
     run_coroutine(database.close(), None)

@@ -48,7 +48,7 @@ DEEDS: Final = (
 Numbers = tuple[int, int]
 
 
-class Town:
+class UnreadModel:
     """Alice, who has a pusher, with Bob and Carol in four rooms, to two of which only an invite
     leads."""
 
@@ -191,7 +191,7 @@ def test_all_unread_counts_agree_after_random_actions(
     )
     server.app.pushers.start()
     settle(server)
-    town = Town(server, gateway, seed)
+    model = UnreadModel(server, gateway, seed)
     for _ in range(150):
-        town.act()
-    town.check()
+        model.act()
+    model.check()

@@ -393,7 +393,7 @@ def do(history: History, deed: Any) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(happens=st.lists(deeds, min_size=4, max_size=30))
-def test_counts_are_those_of_a_recount(server: TestServer, happens: list[Any]) -> None:
+def test_counts_equal_a_recount(server: TestServer, happens: list[Any]) -> None:
     history = History(server)
     for deed in happens:
         do(history, deed)

@@ -8,10 +8,9 @@ import pytest
 from homeserver.services.rooms import receipt_cache
 from storage.engine.database import Database
 from storage.rooms import receipts
-from tests.helpers.room_actions import create, join, ok, room_path, say
+from tests.helpers.room_actions import create, join, ok, relate, room_path, say
 from tests.helpers.server import TestServer
 from tests.helpers.sync_requests import sync
-from tests.rooms.test_relations import relate
 
 COUNTED = {"room": {"timeline": {"unread_thread_notifications": True}}}
 KEPT = 3
@@ -59,7 +58,7 @@ class Reader:
 
     def forget_counts(self) -> None:
         """Drop the cached counts, so that they are counted again."""
-        self.server.app.notifications.unread._drop_counts()
+        self.server.app.notifications.unread.cache.clear()
 
 
 @pytest.fixture
@@ -69,12 +68,12 @@ def reader(tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch) 
     return Reader(TestServer(tmp_path, database), 8)
 
 
-def test_a_room_whose_receipts_are_kept_in_memory_has_fewer_than_go() -> None:
+def test_a_room_with_cached_receipts_has_fewer_than_the_limit() -> None:
     assert receipt_cache.MAX_CACHED_PER_ROOM < receipts.MAX_THREADS
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
-def test_what_was_read_first_stays_read(reader: Reader, kind: str) -> None:
+def test_threads_read_first_stay_read(reader: Reader, kind: str) -> None:
     reader.read(reader.main, "main", kind)
     reader.read_threads(range(KEPT - 1), kind)
     assert reader.unread() == dict.fromkeys(reader.roots[KEPT - 1 :], 1)
@@ -98,7 +97,7 @@ def test_reading_an_old_thread_again_keeps_all_others_read(reader: Reader) -> No
     assert reader.unread() == {}
 
 
-def test_the_main_timeline_is_not_read_with_them(reader: Reader) -> None:
+def test_reading_threads_does_not_read_the_main_timeline(reader: Reader) -> None:
     before = len(reader.roots) + 1
     reader.read_threads(range(8))
     assert reader.unread() == {"": before}
@@ -106,7 +105,7 @@ def test_the_main_timeline_is_not_read_with_them(reader: Reader) -> None:
     assert reader.unread() == {"": 5}
 
 
-def test_only_what_is_before_those_that_are_kept_is_taken_to_be_read(reader: Reader) -> None:
+def test_only_events_before_the_stored_receipts_count_as_read(reader: Reader) -> None:
     reader.read(reader.main, "main")
     reader.read_threads((0, 1, 2, 4, 6))
     assert reader.unread() == {reader.roots[5]: 1, reader.roots[7]: 1}

@@ -99,7 +99,7 @@ def test_ignoring_a_user_sends_new_counts(
     assert badge(server, gateway) == 1
 
 
-def test_unread_messages_that_are_purged_count_no_more(
+def test_purged_unread_messages_no_longer_count(
     server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id, other = shared(alice, bob), create_room(bob)
@@ -122,9 +122,7 @@ def test_unread_messages_that_are_purged_count_no_more(
     assert badge(server, gateway) == 1
 
 
-def test_purged_messages_that_were_read_are_no_news(
-    server: TestServer, alice: User, bob: User
-) -> None:
+def test_purging_read_messages_sends_no_counts(server: TestServer, alice: User, bob: User) -> None:
     room_id = shared(alice, bob)
     keep_for(bob, room_id, DAY)
     read = say(bob, room_id, "read")
@@ -137,7 +135,7 @@ def test_purged_messages_that_were_read_are_no_news(
 
 
 @pytest.mark.parametrize("how", ["leave", "redact"])
-def test_the_badge_goes_with_what_was_unread(
+def test_the_badge_is_cleared_when_unread_messages_are_purged(
     how: str, server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id = shared(alice, bob)
@@ -150,7 +148,7 @@ def test_the_badge_goes_with_what_was_unread(
     assert badge(server, gateway) == 0
 
 
-def test_an_event_redacted_in_the_past_is_in_no_later_count(
+def test_a_redacted_backfilled_event_is_not_counted(
     server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     """As one that fell into a hole, and is read back when somebody scrolls there."""
@@ -171,7 +169,7 @@ def test_an_event_redacted_in_the_past_is_in_no_later_count(
     assert badge(server, gateway) == 1
 
 
-def test_what_somebody_takes_away_whom_one_ignores_counts_no_more(
+def test_a_message_redacted_by_an_ignored_user_no_longer_counts(
     server: TestServer, alice: User, bob: User, gateway: PushGateway
 ) -> None:
     room_id, dora = shared(alice, bob), server.register("dora")

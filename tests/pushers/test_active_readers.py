@@ -11,15 +11,16 @@ from storage.engine.database import Database
 from tests.helpers.clocks import settle
 from tests.helpers.databases import silence
 from tests.helpers.http import Pending
+from tests.helpers.leases import renew_lease, stop_renewing
 from tests.helpers.push_gateway import PushGateway, set_pusher, start
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 from tests.helpers.sync_requests import Json, Rooms, poll, token
 
 V3 = "/_matrix/client/v3"
 rooms = Rooms()
 
 
-class Story:
+class Scenario:
     """Alice has a telephone with a pusher, and a client at a desk; Bob writes to her."""
 
     def __init__(self, folder: Path, database: Database, gateway: PushGateway) -> None:
@@ -69,14 +70,13 @@ class Story:
     def restart(self) -> None:
         """The server is killed."""
         old = self.server.app
-        if old.pushers.reading._lease._round.running:
-            old.pushers.reading._lease._round.stop()
+        stop_renewing(old.pushers.reading)
         old.pushers.deliveries.stop()
         silence(self.database.streams)
         now = self.server.clock.seconds() + 1
         self.server = start(self.folder, self.database, self.gateway, seed=2, now=now + 31)
         self.phone, self.bob, self.desk = (
-            again(self.server, user) for user in (self.phone, self.bob, self.desk)
+            move_user(self.server, user) for user in (self.phone, self.bob, self.desk)
         )
 
 
@@ -86,158 +86,156 @@ def log_in(server: TestServer, user: User) -> User:
     return User(server, server.post(f"{V3}/login", body).json)
 
 
-def again(server: TestServer, user: User) -> User:
-    return User(
-        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-    )
-
-
 @pytest.fixture
 def gateway() -> PushGateway:
     return PushGateway()
 
 
 @pytest.fixture
-def story(tmp_path: Path, database: Database, gateway: PushGateway) -> Story:
-    return Story(tmp_path, database, gateway)
+def scenario(tmp_path: Path, database: Database, gateway: PushGateway) -> Scenario:
+    return Scenario(tmp_path, database, gateway)
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
 @pytest.mark.parametrize("thread", [None, "main"])
 def test_a_user_who_reads_at_another_device_gets_no_push(
-    story: Story, gateway: PushGateway, kind: str, thread: str | None
+    scenario: Scenario, gateway: PushGateway, kind: str, thread: str | None
 ) -> None:
-    story.read(story.last, thread, kind)
-    story.pass_time(5)
+    scenario.read(scenario.last, thread, kind)
+    scenario.pass_time(5)
     gateway.asked.clear()
     for number in range(3):
-        story.sit_down()
-        event_id = story.say(f"and {number}")
-        assert story.polls[-1].done, "the desk is told at once"
-        story.pass_time(1.5)
-        story.read(event_id, thread, kind)
-        story.pass_time(20)
-        story.sit_down()
+        scenario.sit_down()
+        event_id = scenario.say(f"and {number}")
+        assert scenario.polls[-1].done, "the desk is told at once"
+        scenario.pass_time(1.5)
+        scenario.read(event_id, thread, kind)
+        scenario.pass_time(20)
+        scenario.sit_down()
     assert gateway.asked == [], "nor is the number told, which was never another"
 
 
 def test_a_user_who_writes_at_another_device_counts_as_reading(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    story.sit_down()
-    rooms.say(story.desk, story.room, "hello")
-    story.sit_down()
-    event_id = story.say("hello yourself")
+    scenario.sit_down()
+    rooms.say(scenario.desk, scenario.room, "hello")
+    scenario.sit_down()
+    event_id = scenario.say("hello yourself")
     assert gateway.events == []
-    rooms.say(story.desk, story.room, "and again")
-    story.pass_time(10)
+    rooms.say(scenario.desk, scenario.room, "and again")
+    scenario.pass_time(10)
     assert event_id not in gateway.events
 
 
 def test_an_event_not_read_in_time_is_pushed_and_later_ones_do_not_wait(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    story.read(story.last)
-    story.sit_down()
-    first = story.say("1")
-    story.pass_time(1)
-    second = story.say("2")
-    story.pass_time(WAIT_SECONDS - 1.25)
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    first = scenario.say("1")
+    scenario.pass_time(1)
+    second = scenario.say("2")
+    scenario.pass_time(WAIT_SECONDS - 1.25)
     assert gateway.events == []
-    story.pass_time(0.25)
+    scenario.pass_time(0.25)
     assert gateway.events == [first]
-    story.pass_time(1)
+    scenario.pass_time(1)
     assert gateway.events == [first, second]
-    story.sit_down()
-    third = story.say("3")
+    scenario.sit_down()
+    third = scenario.say("3")
     assert gateway.events == [first, second, third], "they have turned away"
     assert [each.notification["counts"]["unread"] for each in gateway.taken] == [1, 1, 1]
-    story.read(first)
-    story.sit_down()
-    fourth = story.say("4")
+    scenario.read(first)
+    scenario.sit_down()
+    fourth = scenario.say("4")
     assert gateway.events[-1] == fourth, "they have not come to the end"
-    story.read(fourth)
-    story.sit_down()
-    story.say("5")
+    scenario.read(fourth)
+    scenario.sit_down()
+    scenario.say("5")
     assert gateway.events[-1] == fourth, "now they read again"
 
 
 def test_a_later_message_does_not_overtake_one_that_waits(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
     """Both are pushed once the user is not reading any more."""
-    story.read(story.last)
-    story.pass_time(RECENT_SECONDS - 1)
-    story.sit_down()
-    first = story.say("1")
-    story.pass_time(1.5)
+    scenario.read(scenario.last)
+    scenario.pass_time(RECENT_SECONDS - 1)
+    scenario.sit_down()
+    first = scenario.say("1")
+    scenario.pass_time(1.5)
     assert gateway.events == []
-    second = story.say("2")
+    second = scenario.say("2")
     assert gateway.events == [first, second]
-    story.pass_time(10)
+    scenario.pass_time(10)
     assert gateway.events == [first, second]
 
 
 def test_a_user_who_does_not_read_the_room_gets_the_push_at_once(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    story.sit_down()
-    unread = story.say("nobody has read this room")
+    scenario.sit_down()
+    unread = scenario.say("nobody has read this room")
     assert gateway.events == [unread]
-    story.read(unread)
-    story.pass_time(RECENT_SECONDS + 1)
-    story.sit_down()
-    late = story.say("they read long ago")
+    scenario.read(unread)
+    scenario.pass_time(RECENT_SECONDS + 1)
+    scenario.sit_down()
+    late = scenario.say("they read long ago")
     assert gateway.events == [unread, late]
 
 
 def test_a_user_without_another_syncing_device_gets_the_push_at_once(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    story.pass_time(30)
-    story.read(story.last)
-    away = story.say("the desk is switched off")
+    scenario.pass_time(30)
+    scenario.read(scenario.last)
+    away = scenario.say("the desk is switched off")
     assert gateway.events == [away]
-    story.read(away, user=story.phone)
-    story.sit_down(story.phone)
-    own = story.say("the telephone itself syncs")
+    scenario.read(away, user=scenario.phone)
+    scenario.sit_down(scenario.phone)
+    own = scenario.say("the telephone itself syncs")
     assert gateway.events == [away, own]
 
 
-def test_a_client_between_two_syncs_counts_as_syncing(story: Story, gateway: PushGateway) -> None:
-    story.sit_down()
-    story.read(story.last)
-    assert story.polls[-1].done
-    story.pass_time(5)
-    event_id = story.say("it works off what the last one brought")
-    story.read(event_id)
-    story.pass_time(10)
+def test_a_client_between_two_syncs_counts_as_syncing(
+    scenario: Scenario, gateway: PushGateway
+) -> None:
+    scenario.sit_down()
+    scenario.read(scenario.last)
+    assert scenario.polls[-1].done
+    scenario.pass_time(5)
+    event_id = scenario.say("it works off what the last one brought")
+    scenario.read(event_id)
+    scenario.pass_time(10)
     assert gateway.events == []
-    story.pass_time(10)
-    gone = story.say("it has not come back")
+    scenario.pass_time(10)
+    gone = scenario.say("it has not come back")
     assert gateway.events == [gone]
 
 
-def test_the_pusher_of_the_syncing_device_does_not_wait(story: Story, gateway: PushGateway) -> None:
+def test_the_pusher_of_the_syncing_device_does_not_wait(
+    scenario: Scenario, gateway: PushGateway
+) -> None:
     """It is pushed to at once; the pushers of other devices wait for its receipt."""
-    set_pusher(story.desk, "desk", app_id="org.example.desk")
-    story.read(story.last)
-    story.sit_down()
-    event_id = story.say("x")
+    set_pusher(scenario.desk, "desk", app_id="org.example.desk")
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    event_id = scenario.say("x")
     assert [each.pushkey for each in gateway.taken] == ["desk"]
-    story.pass_time(WAIT_SECONDS)
+    scenario.pass_time(WAIT_SECONDS)
     assert [each.pushkey for each in gateway.taken] == ["desk", "key"]
     assert gateway.events == [event_id, event_id]
 
 
-def test_a_push_about_another_room_does_not_wait(story: Story, gateway: PushGateway) -> None:
-    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
-    story.read(story.last)
-    story.sit_down()
-    held = story.say("x")
-    elsewhere = story.say("y", other)
+def test_a_push_about_another_room_does_not_wait(scenario: Scenario, gateway: PushGateway) -> None:
+    other = rooms.create(scenario.bob, scenario.phone, scenario.server.register("dave"))
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    held = scenario.say("x")
+    elsewhere = scenario.say("y", other)
     assert gateway.events == [elsewhere]
-    story.pass_time(WAIT_SECONDS)
+    scenario.pass_time(WAIT_SECONDS)
     assert gateway.events == [elsewhere, held]
 
 
@@ -250,144 +248,146 @@ def test_a_push_about_another_room_does_not_wait(story: Story, gateway: PushGate
         "org.example.bell",
     ],
 )
-def test_ringing_events_do_not_wait(story: Story, gateway: PushGateway, type: str) -> None:
+def test_ringing_events_do_not_wait(scenario: Scenario, gateway: PushGateway, type: str) -> None:
     sound = "ring" if type == "org.example.bell" else "default"
     rule: Json = {"actions": ["notify", {"set_tweak": "sound", "value": sound}]}
     rule["conditions"] = [{"kind": "event_match", "key": "type", "pattern": type}]
-    assert story.desk.put(f"{V3}/pushrules/global/override/calls", rule).status == 200
-    story.read(story.last)
-    story.sit_down()
-    held = story.say("x")
+    assert scenario.desk.put(f"{V3}/pushrules/global/override/calls", rule).status == 200
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    held = scenario.say("x")
     ring = rooms.send(
-        story.bob, story.room, type, {"call_id": "1", "version": "1", "lifetime": 60_000}
+        scenario.bob, scenario.room, type, {"call_id": "1", "version": "1", "lifetime": 60_000}
     )
-    settle(story.server)
+    settle(scenario.server)
     assert gateway.events == [ring]
-    story.pass_time(WAIT_SECONDS)
+    scenario.pass_time(WAIT_SECONDS)
     assert gateway.events == [ring, held]
 
 
-def test_a_mention_waits_for_the_receipt_too(story: Story, gateway: PushGateway) -> None:
-    story.read(story.last)
-    story.sit_down()
-    event_id = story.say("Alice!", more={"m.mentions": {"user_ids": [story.phone.user_id]}})
-    story.read(event_id)
-    story.pass_time(10)
+def test_a_mention_waits_for_the_receipt_too(scenario: Scenario, gateway: PushGateway) -> None:
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    event_id = scenario.say("Alice!", more={"m.mentions": {"user_ids": [scenario.phone.user_id]}})
+    scenario.read(event_id)
+    scenario.pass_time(10)
     assert gateway.events == []
 
 
 def test_reading_a_thread_holds_back_only_pushes_of_that_thread(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    root = story.last
-    first = story.in_thread(root, "1")
-    story.read(first, root)
+    root = scenario.last
+    first = scenario.in_thread(root, "1")
+    scenario.read(first, root)
     gateway.taken.clear()
-    story.sit_down()
-    second = story.in_thread(root, "2")
-    outside = story.say("outside of it")
+    scenario.sit_down()
+    second = scenario.in_thread(root, "2")
+    outside = scenario.say("outside of it")
     assert gateway.events == [outside]
-    story.read(second, root)
-    story.pass_time(10)
+    scenario.read(second, root)
+    scenario.pass_time(10)
     assert gateway.events == [outside]
 
 
-def test_an_unthreaded_receipt_covers_threads(story: Story, gateway: PushGateway) -> None:
-    story.read(story.last)
-    story.sit_down()
-    event_id = story.in_thread(story.last, "1")
-    story.read(event_id)
-    story.pass_time(10)
+def test_an_unthreaded_receipt_covers_threads(scenario: Scenario, gateway: PushGateway) -> None:
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    event_id = scenario.in_thread(scenario.last, "1")
+    scenario.read(event_id)
+    scenario.pass_time(10)
     assert gateway.events == []
 
 
 def test_a_badge_change_is_sent_although_a_push_was_held_back(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
     """Another room is read while a push waits: the new badge is sent once that push is decided."""
-    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
-    elsewhere = story.say("y", other)
+    other = rooms.create(scenario.bob, scenario.phone, scenario.server.register("dave"))
+    elsewhere = scenario.say("y", other)
     assert gateway.events == [elsewhere]
-    story.read(story.last)
-    story.pass_time(10)
+    scenario.read(scenario.last)
+    scenario.pass_time(10)
     gateway.taken.clear()
-    story.sit_down()
-    held = story.say("x")
+    scenario.sit_down()
+    held = scenario.say("x")
     path = f"{V3}/rooms/{other}/receipt/m.read/{elsewhere}"
-    assert story.desk.post(path, {}).status == 200
-    story.read(held)
-    story.pass_time(5)
+    assert scenario.desk.post(path, {}).status == 200
+    scenario.read(held)
+    scenario.pass_time(5)
     assert (gateway.events, gateway.badges) == ([], [0])
 
 
 def test_a_message_redacted_during_the_wait_is_not_pushed(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    story.read(story.last)
-    story.sit_down()
-    rooms.redact(story.bob, story.room, story.say("oops"))
-    story.pass_time(10)
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    rooms.redact(scenario.bob, scenario.room, scenario.say("oops"))
+    scenario.pass_time(10)
     assert gateway.events == []
 
 
-def test_a_pusher_deleted_during_the_wait_gets_nothing(story: Story, gateway: PushGateway) -> None:
-    story.read(story.last)
-    story.sit_down()
-    story.say("x")
-    assert story.phone.post(f"{V3}/logout").status == 200
-    story.pass_time(10)
+def test_a_pusher_deleted_during_the_wait_gets_nothing(
+    scenario: Scenario, gateway: PushGateway
+) -> None:
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    scenario.say("x")
+    assert scenario.phone.post(f"{V3}/logout").status == 200
+    scenario.pass_time(10)
     assert gateway.events == []
 
 
 def test_a_kill_during_the_wait_loses_no_push_although_a_later_one_was_sent(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
-    story.pass_time(10)
-    story.read(story.last)
-    story.sit_down()
-    held = story.say("x")
-    elsewhere = story.say("y", other)
-    story.server.run(story.server.app.pushers.deliveries.store_states(all_states=True))
-    story.server.run(story.server.app.pushers.reading._lease._renew())
+    other = rooms.create(scenario.bob, scenario.phone, scenario.server.register("dave"))
+    scenario.pass_time(10)
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    held = scenario.say("x")
+    elsewhere = scenario.say("y", other)
+    scenario.server.run(scenario.server.app.pushers.deliveries.store_states(all_states=True))
+    scenario.server.run(renew_lease(scenario.server.app.pushers.reading))
     assert gateway.events == [elsewhere]
-    story.restart()
+    scenario.restart()
     assert gateway.events == [elsewhere, held, elsewhere], "from where all had been told"
 
 
 def test_a_message_read_before_a_kill_is_not_pushed_after_it(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    story.read(story.last)
-    story.sit_down()
-    held = story.say("x")
-    story.read(held)
-    story.restart()
-    story.pass_time(10)
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    held = scenario.say("x")
+    scenario.read(held)
+    scenario.restart()
+    scenario.pass_time(10)
     assert gateway.events == []
 
 
-def test_a_stop_during_the_wait_loses_no_push(story: Story, gateway: PushGateway) -> None:
-    story.read(story.last)
-    story.sit_down()
-    held = story.say("x")
-    story.server.run(story.server.app.pushers.stop())
+def test_a_stop_during_the_wait_loses_no_push(scenario: Scenario, gateway: PushGateway) -> None:
+    scenario.read(scenario.last)
+    scenario.sit_down()
+    held = scenario.say("x")
+    scenario.server.run(scenario.server.app.pushers.stop())
     assert gateway.events == []
-    story.restart()
+    scenario.restart()
     assert gateway.events == [held]
 
 
 def test_a_failed_gateway_is_retried_in_the_order_of_the_stream(
-    story: Story, gateway: PushGateway
+    scenario: Scenario, gateway: PushGateway
 ) -> None:
-    other = rooms.create(story.bob, story.phone, story.server.register("dave"))
-    story.read(story.last)
-    story.sit_down()
+    other = rooms.create(scenario.bob, scenario.phone, scenario.server.register("dave"))
+    scenario.read(scenario.last)
+    scenario.sit_down()
     gateway.failure = OutboundError("it is down")
-    held = story.say("x")
-    elsewhere = story.say("y", other)
+    held = scenario.say("x")
+    elsewhere = scenario.say("y", other)
     assert [each.notification["event_id"] for each in gateway.asked][-1] == elsewhere
-    story.pass_time(WAIT_SECONDS)
+    scenario.pass_time(WAIT_SECONDS)
     gateway.failure = None
-    story.pass_time(60)
+    scenario.pass_time(60)
     assert gateway.events == [held, elsewhere]

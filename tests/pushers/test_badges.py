@@ -10,6 +10,8 @@ from federation.http_client.errors import OutboundError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.account_data.invite_permissions import CONFIG_TYPES
+from homeserver.services.pushers.badges import BadgeCounts
+from homeserver.services.pushers.pusher_users import PusherUsers
 from storage.engine.database import Database, DatabaseUnavailable
 from storage.push.push_stream import FILTER_TYPES
 from tests.helpers.clocks import pass_time, settle
@@ -178,7 +180,7 @@ def test_a_pusher_that_is_enabled_while_the_database_is_away_gets_the_badge(
         raise DatabaseUnavailable("it is away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(later.app.pushers.reading._pusher_users, "refresh", be_away)
+        patched.setattr(PusherUsers, "refresh", be_away)
         set_pusher(alice, **{ENABLED: True})
         settle(later)
     pass_time(later, 15, 1)
@@ -307,14 +309,13 @@ def test_a_pusher_deleted_while_its_push_is_built_gets_nothing(
 ) -> None:
     alice, bob = two(server)
     room_id = shared(alice, bob)
-    badges, gate = server.app.pushers.deliveries._badges, Deferred[None]()
-    count = badges.get
+    gate, count = Deferred[None](), BadgeCounts.get
 
-    async def count_slowly(user_id: UserID) -> int:
+    async def count_slowly(badges: BadgeCounts, user_id: UserID) -> int:
         await gate
-        return await count(user_id)
+        return await count(badges, user_id)
 
-    monkeypatch.setattr(badges, "get", count_slowly)
+    monkeypatch.setattr(BadgeCounts, "get", count_slowly)
     say(bob, room_id, "hello")
     settle(server)
     assert alice.post(f"{V3}/logout").status == 200

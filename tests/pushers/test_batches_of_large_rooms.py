@@ -15,6 +15,7 @@ from storage.engine.transaction import WriteTransaction
 from storage.push.pushers import PusherState, PusherStore
 from tests.helpers.clocks import settle
 from tests.helpers.federated_rooms import create_room
+from tests.helpers.leases import allow_other_nodes, holds_lease
 from tests.helpers.many_pushers import CROWD, room_with_pushers, shrink_batches
 from tests.helpers.push_gateway import PushGateway, set_pusher, start
 from tests.helpers.room_actions import say
@@ -214,14 +215,14 @@ def lose_lease(server: TestServer) -> None:
     take_over(server)
     server.clock.advance(10)
     settle(server)
-    assert not server.app.pushers.reading._lease.is_held
+    assert not holds_lease(server.app.pushers.reading)
 
 
 def take_again(server: TestServer) -> None:
     take_over(server)
     server.clock.advance(10)
     settle(server)
-    assert server.app.pushers.reading._lease.is_held
+    assert holds_lease(server.app.pushers.reading)
 
 
 def test_a_badge_accepted_after_the_lease_was_lost_is_not_taken_as_the_current_one(
@@ -291,7 +292,7 @@ def test_a_batch_begun_under_a_lost_lease_does_not_continue_under_the_next_lease
     late = LateDecisions(monkeypatch)
     second = say(bob, room_id, "hello again")
     settle(server)
-    monkeypatch.setattr(server.app.pushers.reading._lease._lease, "is_single_node", False)
+    allow_other_nodes(server.app.pushers.reading)
     hand_lease(server, "another", 1 << 60)
     server.clock.advance(10)
     hand_lease(server, "another", 0)  # which has ended before it pushed anything

@@ -10,14 +10,14 @@ from federation.http_client.errors import OutboundError, ResponseTooLong
 from federation.protocol.ids import RoomID
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers.deliveries import MAX_WAITING
-from homeserver.services.pushers.display_names import EventToPush
+from homeserver.services.pushers.display_names import EventNames, EventToPush
 from homeserver.services.pushers.notification import NotificationNames
 from storage.engine.database import Database, DatabaseUnavailable
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.push_gateway import PushGateway, crash, set_pusher, start
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 V3 = "/_matrix/client/v3"
 OTHER_URL = "https://other.example.com/_matrix/push/v1/notify"
@@ -42,13 +42,6 @@ def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
     assert set_pusher(alice).status == 200
     settle(server)
     return alice, bob, room_id
-
-
-def again(server: TestServer, user: User) -> User:
-    """The same person in a session with another server."""
-    return User(
-        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-    )
 
 
 @pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
@@ -175,7 +168,7 @@ def test_an_event_older_than_a_day_is_not_pushed_after_a_restart(
     pass_time(server, 60, 10)
     server = crash(server, tmp_path, gateway, 25 * 3600)
     gateway.failure = None
-    new = say(again(server, bob), room_id, "new")
+    new = say(move_user(server, bob), room_id, "new")
     pass_time(server, 2 * 3600, 600)
     assert gateway.events == [new]
 
@@ -197,13 +190,12 @@ def test_a_short_database_outage_loses_no_push(
     server: TestServer, gateway: PushGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, bob, room_id = two(server)
-    names = server.app.pushers.deliveries._names
 
-    async def fail(_told: EventToPush) -> NotificationNames:
+    async def fail(_: EventNames, _told: EventToPush) -> NotificationNames:
         raise DatabaseUnavailable("it is restarted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(names, "get", fail)
+        patch.setattr(EventNames, "get", fail)
         events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
         settle(server)
         assert gateway.asked == []
@@ -400,7 +392,7 @@ def test_only_a_failing_pusher_is_sent_old_events_after_a_crash(
     once_more = crash(later, tmp_path, gateway)
     pass_time(once_more, 600, 10)
     assert gateway.taken == []
-    assert again(once_more, alice).get(f"{V3}/pushers").status == 200
+    assert move_user(once_more, alice).get(f"{V3}/pushers").status == 200
 
 
 def test_events_sent_while_a_pusher_was_disabled_are_not_pushed(

@@ -80,7 +80,7 @@ class Disk:
         monkeypatch.setattr(owner, name, ask_or_fail)
 
 
-class Town:
+class LargeRoomModel:
     """Bob, who writes to two rooms whose members have pushers."""
 
     def __init__(
@@ -299,12 +299,12 @@ def test_unread_events_are_pushed_to_every_user_in_any_history(
 ) -> None:
     chance = Random(seed)
     turns = Interleaving()
-    town = Town(tmp_path, turns, database_config, chance, disk)
+    model = LargeRoomModel(tmp_path, turns, database_config, chance, disk)
     if seed % 2:
-        town.deeds = DEEDS
+        model.deeds = DEEDS
     turns.begin(chance)
     for _ in range(MOVES):
-        town.move()
-    town.finish()
-    town.check()
-    run_coroutine(town.database.close(), None)
+        model.move()
+    model.finish()
+    model.check()
+    run_coroutine(model.database.close(), None)

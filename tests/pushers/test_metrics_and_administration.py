@@ -11,7 +11,7 @@ from tests.helpers.clocks import settle
 from tests.helpers.federated_rooms import create_room
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 
 V3 = "/_matrix/client/v3"
 CONFIG = """
@@ -33,12 +33,6 @@ def server(tmp_path: Path, database: Database, gateway: PushGateway) -> TestServ
     made.app.jobs.start()
     settle(made)
     return made
-
-
-def administrator(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
 
 
 def metrics(server: TestServer) -> list[str]:
@@ -151,7 +145,7 @@ def test_metrics_count_pushers_and_to_device_messages(
 def test_the_time_of_the_last_success_stays_while_pushes_fail(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    root = administrator(server)
+    root = make_admin(server)
     alice, bob, room_id = two(server)
     set_pusher(alice)
 
@@ -179,7 +173,7 @@ def test_the_time_of_the_last_success_stays_while_pushes_fail(
 def test_an_administrator_sees_pushers_and_gateways(
     server: TestServer, gateway: PushGateway
 ) -> None:
-    root = administrator(server)
+    root = make_admin(server)
     alice, bob, room_id = two(server)
     set_pusher(alice)
     set_pusher(alice, "second", data={"url": OTHER_URL})

@@ -15,6 +15,7 @@ from tests.conftest import run_coroutine
 from tests.helpers.clocks import pass_time, settle
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.federated_rooms import create_room
+from tests.helpers.leases import stop_renewing
 from tests.helpers.room_actions import say
 from tests.helpers.server import TestServer, User
 from tests.threepids.test_email_addresses import SECRET, add, by_email, press, request_token
@@ -436,7 +437,7 @@ def test_a_restart_neither_loses_nor_repeats_an_email(tmp_path: Path, database: 
     alice, bob = reader(server), server.register("bob")
     say(bob, room_of(alice, bob), "x")
     settle(server)
-    server.app.pushers.reading._lease._round.stop()
+    stop_renewing(server.app.pushers.reading)
     later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
     pass_time(later, 12 * MINUTE, MINUTE)
     assert len(later.relay.emails) == 1

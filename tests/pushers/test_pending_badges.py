@@ -12,6 +12,7 @@ from federation.protocol.ids import UserID
 from homeserver.services.account_data.ignored_users import IGNORED_USERS
 from homeserver.services.pushers import deliveries as deliveries_module
 from homeserver.services.pushers import stream_reader as reading_module
+from homeserver.services.pushers.badges import BadgeCounts
 from homeserver.services.pushers.deliveries import MAX_WAITING
 from homeserver.services.pushers.pusher_users import PusherUsers
 from storage.engine.database import Database, DatabaseUnavailable
@@ -53,13 +54,13 @@ def test_a_round_counts_a_bounded_number_of_badges_and_leaves_the_rest_to_the_ne
     settle(server)
     deliveries = server.app.pushers.deliveries
     monkeypatch.setattr(deliveries_module, "MAX_COUNTED", 1)
-    waiting = [line for line in deliveries._queues.values() if not line.is_stored]
-    assert len(waiting) > 3
-    noted = []
-    for _ in waiting:
+    pushers = server.app.accounts.stores.pushers
+    assert len(server.run(pushers.get_failing())) < 4
+    stored = []
+    for _ in range(7):
         server.run(deliveries.store_states(all_states=False))
-        noted.append(sum(line.is_stored for line in deliveries._queues.values()))
-    assert noted[0] < noted[-1] == len(deliveries._queues)
+        stored.append(len(server.run(pushers.get_failing())))
+    assert stored[0] < stored[-1] == 7
 
 
 @pytest.mark.parametrize("failure", [OutboundError("it is down"), 503])
@@ -181,20 +182,19 @@ def test_a_badge_that_comes_due_or_changes_while_it_is_counted_is_sent(
     pass_time(server, 2, 1)
     read(alice, other if later else room_id, own if later else event_id)
     deliveries = server.app.pushers.deliveries
-    badges, gate = deliveries._badges, Deferred[None]()
-    count = badges.get
+    gate, count = Deferred[None](), BadgeCounts.get
 
-    async def count_slowly(user_id: UserID) -> int:
-        number = await count(user_id)
+    async def count_slowly(badges: BadgeCounts, user_id: UserID) -> int:
+        number = await count(badges, user_id)
         await gate
         return number
 
     pass_time(server, 3, 1)
-    monkeypatch.setattr(badges, "get", count_slowly)
+    monkeypatch.setattr(BadgeCounts, "get", count_slowly)
     noted: list[None] = []
     Deferred.fromCoroutine(deliveries.store_states(all_states=False)).addCallback(noted.append)
     assert noted == []
-    monkeypatch.setattr(badges, "get", count)
+    monkeypatch.setattr(BadgeCounts, "get", count)
     if later:
         read(alice, room_id, event_id)
         settle(server)
@@ -219,11 +219,11 @@ def test_a_badge_whose_count_fails_with_the_database_is_sent_later(
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5, 1)
 
-    async def be_away(_user_id: UserID) -> int:
+    async def be_away(_: BadgeCounts, _user_id: UserID) -> int:
         raise DatabaseUnavailable("it is away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(server.app.pushers.deliveries._badges, "get", be_away)
+        patched.setattr(BadgeCounts, "get", be_away)
         read(alice, room_id, event_id)
         pass_time(server, 5, 1)
     pass_time(server, 5, 1)
@@ -254,7 +254,7 @@ def test_a_pusher_replaced_while_a_badge_is_under_way_sends_one_push_at_a_time(
 
 
 def test_a_badge_pending_when_its_pusher_is_replaced_is_sent_after_a_crash(
-    server: TestServer, gateway: PushGateway, tmp_path: Path
+    server: TestServer, gateway: PushGateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server stores the position of the pushers in these seconds, and is then killed."""
     alice, bob = two(server)
@@ -264,10 +264,16 @@ def test_a_badge_pending_when_its_pusher_is_replaced_is_sent_after_a_crash(
     read(alice, room_id, event_id)
     settle(server)
     assert set_pusher(alice).status == 200
-    reading = server.app.pushers.reading
-    rounds = reading._rounds
+    deliveries, rounds = server.app.pushers.deliveries, list[bool]()
+    store_states = deliveries.store_states
+
+    async def record_round(*, all_states: bool) -> None:
+        rounds.append(all_states)
+        await store_states(all_states=all_states)
+
+    monkeypatch.setattr(deliveries, "store_states", record_round)
     pass_time(server, 1, 1)
-    assert reading._rounds == rounds + 1
+    assert len(rounds) == 1
     pass_time(crash(server, tmp_path, gateway), 5, 1)
     assert gateway.badges == [0]
 

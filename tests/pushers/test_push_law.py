@@ -12,6 +12,7 @@ from federation.protocol.ids import EventID
 from tests.helpers.clocks import settle
 from tests.helpers.databases import copy_sqlite, open_inline
 from tests.helpers.federated_rooms import create_room
+from tests.helpers.leases import stop_renewing
 from tests.helpers.push_gateway import PushGateway, set_pusher
 from tests.helpers.room_actions import say
 from tests.helpers.server import START, TestServer, User
@@ -36,7 +37,7 @@ BEHIND = [
 """A pusher that is behind has got one of three pushes when the server crashes."""
 
 
-class Town:
+class PushModel:
     """Alice, who has a pusher, and Bob, in two rooms; a gateway that comes and goes; a server that
     crashes."""
 
@@ -111,7 +112,7 @@ class Town:
     def crash(self) -> None:
         """Kill the process, and start a new one."""
         old = self.server.app.pushers
-        old.reading._lease._round.stop()
+        stop_renewing(old.reading)
         old.deliveries.stop()
         self.crashes += 1
         self.gateway.held = None if self.gateway.held is None else []
@@ -160,8 +161,8 @@ def test_unread_events_are_pushed_in_any_history(
     sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("law")
-    town = Town(folder, sqlite_template)
+    model = PushModel(folder, sqlite_template)
     for action, number in history:
-        town.do(action, number)
-    town.check()
-    Deferred.fromCoroutine(town.database.close())
+        model.do(action, number)
+    model.check()
+    Deferred.fromCoroutine(model.database.close())

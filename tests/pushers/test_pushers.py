@@ -32,7 +32,7 @@ def login(server: TestServer, name: str, **further: Any) -> User:
     return User(server, server.post(f"{V3}/login", body).json)
 
 
-def test_a_pusher_is_set_and_seen(alice: User) -> None:
+def test_a_pusher_is_set_and_listed(alice: User) -> None:
     assert alice.get(f"{V3}/pushers").json == {"pushers": []}
     answer = set_pusher(
         alice, profile_tag="work", data={"url": URL, "format": "event_id_only", "further": [1]}
@@ -54,7 +54,7 @@ def test_a_pusher_is_set_and_seen(alice: User) -> None:
     ]
 
 
-def test_setting_it_again_changes_it(alice: User) -> None:
+def test_setting_a_pusher_again_changes_it(alice: User) -> None:
     set_pusher(alice)
     set_pusher(alice, lang="uz")
     [shown] = alice.get(f"{V3}/pushers").json["pushers"]
@@ -73,7 +73,7 @@ def test_a_pusher_is_removed(alice: User) -> None:
     assert alice.post(f"{V3}/pushers/set", removal).status == 200, "what is gone is no error"
 
 
-def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(
+def test_a_pushkey_belongs_to_the_last_user_unless_appended(
     server: TestServer, alice: User
 ) -> None:
     bob, carol = server.register("bob"), server.register("carol")
@@ -113,35 +113,33 @@ def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(
         ({"kind": "email", "app_id": "m.email", "pushkey": "a@example.org"}, "M_INVALID_PARAM"),
     ],
 )
-def test_what_cannot_be_a_pusher_is_refused(
-    alice: User, further: dict[str, Any], errcode: str
-) -> None:
+def test_invalid_pushers_are_refused(alice: User, further: dict[str, Any], errcode: str) -> None:
     answer = set_pusher(alice, **further)
     assert (answer.status, answer.errcode) == (400, errcode)
     assert keys(alice) == []
 
 
-def test_the_kind_must_be_said(alice: User) -> None:
+def test_the_kind_of_a_pusher_is_required(alice: User) -> None:
     body = pusher()
     del body["kind"]
     assert alice.post(f"{V3}/pushers/set", body).errcode == "M_MISSING_PARAM"
 
 
-def test_plain_http_where_the_operator_allows_it(tmp_path: Path, sqlite_database: Database) -> None:
+def test_plain_http_is_allowed_if_configured(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "push: {allow_plain_http: true}")
     alice = server.register("alice")
     url = "http://127.0.0.1:5000/_matrix/push/v1/notify"
     assert set_pusher(alice, data={"url": url}).status == 200
 
 
-def test_an_account_has_so_many_at_most(alice: User) -> None:
+def test_the_number_of_pushers_of_an_account_is_limited(alice: User) -> None:
     for number in range(100):
         assert set_pusher(alice, f"key{number}").status == 200
     assert set_pusher(alice, "one more").errcode == "M_FORBIDDEN"
     assert set_pusher(alice, "key0").status == 200
 
 
-def test_it_ends_with_the_session_that_set_it(server: TestServer, alice: User) -> None:
+def test_a_pusher_ends_with_the_session_that_set_it(server: TestServer, alice: User) -> None:
     other = login(server, "alice")
     set_pusher(alice, "first")
     set_pusher(other, "second")
@@ -149,7 +147,7 @@ def test_it_ends_with_the_session_that_set_it(server: TestServer, alice: User) -
     assert keys(other) == ["second"]
 
 
-def test_it_ends_when_the_device_is_removed(server: TestServer, alice: User) -> None:
+def test_a_pusher_ends_when_its_device_is_removed(server: TestServer, alice: User) -> None:
     other = login(server, "alice")
     set_pusher(other)
     auth = {
@@ -162,7 +160,7 @@ def test_it_ends_when_the_device_is_removed(server: TestServer, alice: User) -> 
 
 
 @pytest.mark.parametrize("logs_out", [True, False])
-def test_a_new_password_ends_those_of_other_sessions_if_it_ends_these(
+def test_a_password_change_deletes_pushers_of_ended_sessions(
     server: TestServer, alice: User, logs_out: bool
 ) -> None:
     other = login(server, "alice")
@@ -178,7 +176,7 @@ def test_a_new_password_ends_those_of_other_sessions_if_it_ends_these(
     assert keys(alice) == (["mine"] if logs_out else ["mine", "other"])
 
 
-def test_all_end_with_the_account(server: TestServer, alice: User) -> None:
+def test_all_pushers_end_with_the_account(server: TestServer, alice: User) -> None:
     set_pusher(alice)
     auth = {
         "type": "m.login.password",
@@ -190,7 +188,7 @@ def test_all_end_with_the_account(server: TestServer, alice: User) -> None:
     assert server.run(store.get_pushers([alice.user_id])) == {}
 
 
-def test_another_session_switches_it_and_does_not_make_it_its_own(
+def test_another_session_can_disable_a_pusher_without_owning_it(
     server: TestServer, alice: User
 ) -> None:
     assert (
@@ -211,7 +209,7 @@ def test_another_session_switches_it_and_does_not_make_it_its_own(
     )
 
 
-def test_guests_and_strangers_have_none(server: TestServer) -> None:
+def test_guests_and_unauthenticated_callers_cannot_set_pushers(server: TestServer) -> None:
     guest = User(server, server.post(f"{V3}/register?kind=guest", {}).json)
     assert guest.get(f"{V3}/pushers").errcode == "M_GUEST_ACCESS_FORBIDDEN"
     assert server.get(f"{V3}/pushers").errcode == "M_MISSING_TOKEN"

@@ -25,7 +25,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import START, TestServer, User
+from tests.helpers.server import START, TestServer, User, make_admin
 
 PURGE = "/_synapse/admin/v1/purge_history"
 STATUS = "/_synapse/admin/v1/purge_history_status"
@@ -39,19 +39,8 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def root(server: TestServer) -> User:
-    return make_root(server)
-
-
-def make_root(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
+    return make_admin(server)
 
 
 def work(server: TestServer) -> None:
@@ -60,17 +49,17 @@ def work(server: TestServer) -> None:
 
 
 def status(root: User, purge_id: str) -> dict[str, Any]:
-    told = dict(ok(root.get(f"{STATUS}/{purge_id}")))
-    assert told.pop("by") == root.user_id
-    assert told.pop("created_ts") >= START * 1000
-    return told
+    received = dict(ok(root.get(f"{STATUS}/{purge_id}")))
+    assert received.pop("by") == root.user_id
+    assert received.pop("created_ts") >= START * 1000
+    return received
 
 
 def begin(root: User, room_id: str, **body: Any) -> str:
     return str(ok(root.post(f"{PURGE}/{room_id}", body))["purge_id"])
 
 
-def test_messages_before_a_time(server: TestServer, alice: User, root: User) -> None:
+def test_messages_before_a_time_are_purged(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     old = say(alice, room_id, "one")
     server.clock.advance(60)
@@ -90,7 +79,7 @@ def test_messages_before_a_time(server: TestServer, alice: User, root: User) -> 
     assert ok(root.get(RECORD)) == {"purged": [day]}
 
 
-def test_messages_above_an_event(server: TestServer, alice: User, root: User) -> None:
+def test_messages_before_an_event_are_purged(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     for text in ("one", "two"):
         say(alice, room_id, text)
@@ -121,7 +110,7 @@ def test_the_newest_message_and_messages_of_local_users_stay(
     assert all_texts(alice, room_id) == ["two", "three"]
 
 
-def test_invalid_requests(server: TestServer, alice: User, root: User) -> None:
+def test_invalid_requests_are_refused(server: TestServer, alice: User, root: User) -> None:
     room_id, other = create(alice), create(alice)
     event_id = say(alice, other, "elsewhere")
     assert refused(root.post(f"{PURGE}/{room_id}", {})) == (400, "M_BAD_JSON")
@@ -151,9 +140,7 @@ def test_invalid_requests(server: TestServer, alice: User, root: User) -> None:
     begin(root, room_id, purge_up_to_ts=1)
 
 
-def test_messages_above_an_event_in_the_path_need_no_body(
-    server: TestServer, alice: User, root: User
-) -> None:
+def test_an_event_in_the_path_needs_no_body(server: TestServer, alice: User, root: User) -> None:
     room_id = create(alice)
     limit = say(alice, room_id, "one")
     path = f"{PURGE}/{room_id}/{limit}"
@@ -179,7 +166,7 @@ def test_the_record_is_paged(server: TestServer, alice: User, root: User) -> Non
 
 def test_a_restart_continues_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite))
-    alice, root = server.register("alice"), make_root(server)
+    alice, root = server.register("alice"), make_admin(server)
     room_id = create(alice)
     for number in range(25):
         say(alice, room_id, str(number))
@@ -285,7 +272,7 @@ def test_messages_sent_during_a_purge_stay(
 
 def test_unreadable_messages_do_not_block_a_purge(tmp_path: Path, sqlite: SQLiteConfig) -> None:
     server = TestServer(tmp_path, open_inline(sqlite))
-    alice, root = server.register("alice"), make_root(server)
+    alice, root = server.register("alice"), make_admin(server)
     rooms = [create(alice) for _ in range(3)]
     for room_id in rooms:
         said = [say(alice, room_id, str(number)) for number in range(3)]

@@ -9,7 +9,17 @@ import pytest
 
 from storage.engine.database import Database, SQLiteConfig
 from tests.helpers.databases import open_inline
-from tests.helpers.retention import DAY, RULES, SECRET, find_tables, index, keep_for, purge, settle
+from tests.helpers.retention import (
+    DAY,
+    RULES,
+    SECRET,
+    find_tables,
+    index,
+    keep_for,
+    purge,
+    settle,
+    track_references,
+)
 from tests.helpers.room_actions import (
     V3,
     create,
@@ -31,16 +41,6 @@ from tests.helpers.sync_requests import sync
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, RULES)
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 def search(user: User, term: str) -> Any:
@@ -73,7 +73,7 @@ def sliding(user: User, room_id: str) -> Sequence[Any]:
         ("90d", None, 30 * DAY, 30 * DAY),
     ],
 )
-def test_lifetimes_of_messages(
+def test_messages_expire_after_their_lifetime(
     tmp_path: Path,
     sqlite_database: Database,
     default: str | None,
@@ -222,12 +222,12 @@ def test_nothing_is_left_in_the_database(tmp_path: Path, database: Database) -> 
         server.clock.advance(seconds)
     index(server)
     kept = say(alice, room_id, "later")
-    here = server.run(database.read("find", find_tables, SECRET))
+    here = server.run(find_tables(database, SECRET))
     assert {"delayed_events", "events", "related_redactions", "searchable_events"} <= set(here)
     server.clock.advance(DAY)
     assert purge(server) == 6
     settle(server)
-    assert server.run(database.read("find", find_tables, SECRET)) == []
+    assert server.run(find_tables(database, SECRET)) == []
     assert alice.get(room_path(room_id, "event", kept)).status == 200
 
 
@@ -351,11 +351,11 @@ def test_media_is_deleted_with_the_last_message_that_shows_it(
     path = room_path(
         room_id, "send", "m.room.encrypted", "enc", **{"org.matrix.msc3911.attach_media": attached}
     )
-    follow(server)
+    track_references(server)
     ok(alice.put(path, {"ciphertext": "…"}))
     server.clock.advance(DAY + 1)
     purge(server)
-    follow(server)
+    track_references(server)
     server.clock.advance(3600)
     upkeep = server.app.media.maintenance
     assert server.run(upkeep.removal.do_remove_unreferenced(1000)) == 2
@@ -378,12 +378,6 @@ def upload(user: User, text: str) -> str:
     return str(ok(answer)["content_uri"])
 
 
-def follow(server: TestServer) -> None:
-    server.clock.advance(61)
-    while server.run(server.app.media.maintenance.references.do_track(1000)):
-        pass
-
-
 @pytest.mark.parametrize("is_purged", [False, True])
 def test_expired_sticky_events_are_not_sent(
     tmp_path: Path, sqlite_database: Database, is_purged: bool
@@ -404,18 +398,18 @@ def test_expired_sticky_events_are_not_sent(
     }
     newest = {"room": {"timeline": {"limit": 1}}}
 
-    def told() -> list[bool]:
+    def received() -> list[bool]:
         asked = bob.post("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", body)
         return [
             event_id in repr(each)
             for each in (sync(bob, None, newest), ok(asked)["extensions"][name])
         ]
 
-    assert told() == [True, True]
+    assert received() == [True, True]
     server.clock.advance(61)
     if is_purged:
         assert purge(server) == 1
-    assert told() == [False, False]
+    assert received() == [False, False]
 
 
 @pytest.mark.parametrize("is_purged", [True, False])

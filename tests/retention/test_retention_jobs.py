@@ -19,11 +19,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     return TestServer(tmp_path, sqlite_database, RULES)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def test_each_room_is_handled_by_the_job_of_its_lifetime(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
@@ -144,7 +139,7 @@ def test_a_restart_continues_with_the_remaining_messages(
     again = TestServer(tmp_path, open_inline(sqlite), RULES, seed=2, now=server.clock.seconds())
     assert purge(again) == 4
     settle(again)
-    assert again.run(again.app.database.read("find", find_tables, SECRET)) == []
+    assert again.run(find_tables(again.app.database, SECRET)) == []
 
 
 def test_policies_cost_readers_no_query(tmp_path: Path, sqlite_template: Path) -> None:
@@ -271,7 +266,7 @@ def test_an_unreadable_event_does_not_block_others(server: TestServer, alice: Us
     assert server.registry.get_sample_value("mahalla_retention_unreadable_total") == 4 * 4
     assert server.registry.get_sample_value("mahalla_retention_failures_total") == 0
     settle(server)
-    assert server.run(server.app.database.read("find", find_tables, SECRET)) == []
+    assert server.run(find_tables(server.app.database, SECRET)) == []
 
 
 def test_a_failing_room_does_not_block_others(tmp_path: Path, sqlite: SQLiteConfig) -> None:

@@ -55,10 +55,10 @@ async def test_a_server_that_was_away_gets_expired_events_without_content(
     say(alice, room_id, "new")
     wire.down = set()
     pass_time(server, 3 * HOUR, 60)
-    told = [pdu for _, body in wire.transactions(peer)[before:] for pdu in body["pdus"]]
-    texts = [pdu["content"].get("body") for pdu in told if pdu["type"] == "m.room.message"]
+    received = [pdu for _, body in wire.transactions(peer)[before:] for pdu in body["pdus"]]
+    texts = [pdu["content"].get("body") for pdu in received if pdu["type"] == "m.room.message"]
     assert texts == [None, "new"]
-    assert "secret" not in repr(told)
+    assert "secret" not in repr(received)
 
 
 async def test_another_server_finds_the_next_visible_event(network: Network) -> None:

@@ -31,11 +31,6 @@ def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def room_id(alice: User) -> str:
     return rooms.create(alice)
 
@@ -107,7 +102,7 @@ def test_a_message_is_sent_when_its_time_has_come(
     assert "delay_id" not in str(sync(bob))  # it is the sender's secret
 
 
-def test_a_client_that_falls_silent_leaves_its_call(
+def test_a_client_that_stops_restarting_leaves_its_call(
     server: TestServer, alice: User, room_id: str
 ) -> None:
     rooms.state(alice, room_id, CALL, {"in": "call"}, "_device")
@@ -128,7 +123,9 @@ def test_a_client_that_falls_silent_leaves_its_call(
     assert ok(manage(server, delay_id, "send")) == {}
 
 
-def test_cancelled_and_sent_by_hand(server: TestServer, alice: User, room_id: str) -> None:
+def test_a_delayed_event_is_cancelled_or_sent_by_request(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     first = scheduled(later(alice, room_id, txn="1", msgtype="m.text", body="first"))
     second = scheduled(later(alice, room_id, txn="2", msgtype="m.text", body="second"))
     for _ in range(2):
@@ -141,7 +138,9 @@ def test_cancelled_and_sent_by_hand(server: TestServer, alice: User, room_id: st
     assert said(alice, room_id) == ["second"]
 
 
-def test_forms_of_managing(server: TestServer, alice: User, room_id: str) -> None:
+def test_all_forms_of_management_requests_are_accepted(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     one = scheduled(later(alice, room_id, txn="1"))
     path = f"{PREFIX}/delayed_events/{one}"
     for token in (alice.token, None, "nobody's"):
@@ -155,7 +154,7 @@ def test_forms_of_managing(server: TestServer, alice: User, room_id: str) -> Non
     assert ok(server.post(path, {"action": "cancel"})) == {}
 
 
-def test_the_paths_that_the_proposal_wants_in_the_end(
+def test_the_stable_paths_of_the_proposal_work(
     server: TestServer, alice: User, room_id: str
 ) -> None:
     body = {"delay_ms": 1000, "content": {"msgtype": "m.text", "body": "hello"}}
@@ -288,7 +287,9 @@ def test_a_delayed_event_that_is_forbidden_when_due_is_not_sent(
         assert refused(manage(server, delay_id, "send")) == NOT_FOUND
 
 
-def test_power_counts_when_it_is_sent(server: TestServer, alice: User, room_id: str) -> None:
+def test_power_levels_are_checked_when_the_event_is_sent(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     bob = server.register("bob")
     rooms.join(bob, room_id)
     scheduled(state_later(bob, room_id, {"in": "call"}))
@@ -297,7 +298,7 @@ def test_power_counts_when_it_is_sent(server: TestServer, alice: User, room_id: 
     assert ok(alice.get(room_path(room_id, "state", CALL, "_device"))) == {"in": "call"}
 
 
-def test_the_newer_way_of_scheduling(server: TestServer, alice: User, room_id: str) -> None:
+def test_the_newer_scheduling_endpoint_works(server: TestServer, alice: User, room_id: str) -> None:
     path = f"{PREFIX}/rooms/{room_id}/delayed_event/m.room.message"
     body = {"delay_ms": 1000, "content": {"msgtype": "m.text", "body": "newer"}}
     first = scheduled(alice.put(f"{path}/t", body))
@@ -313,7 +314,7 @@ def test_the_newer_way_of_scheduling(server: TestServer, alice: User, room_id: s
     assert refused(alice.put(f"{path}/u", {**body, "content": []})) == (400, "M_BAD_JSON")
 
 
-def test_bad_input(server: TestServer, alice: User, room_id: str) -> None:
+def test_malformed_requests_are_refused(server: TestServer, alice: User, room_id: str) -> None:
     for delay in ("0", "-5", "1.5", "x", "9" * 30):
         assert refused(later(alice, room_id, delay)) == (400, "M_INVALID_PARAM")
     too_long = later(alice, room_id, 86_400_001)
@@ -341,7 +342,9 @@ def test_bad_input(server: TestServer, alice: User, room_id: str) -> None:
     assert said(alice, room_id) == []
 
 
-def test_a_user_schedules_so_many_at_once(server: TestServer, alice: User, room_id: str) -> None:
+def test_the_number_of_scheduled_events_of_a_user_is_limited(
+    server: TestServer, alice: User, room_id: str
+) -> None:
     first = scheduled(later(alice, room_id, txn="0"))
     for number in range(1, 100):
         scheduled(later(alice, room_id, 60_000, txn=str(number)))
@@ -356,7 +359,7 @@ def test_a_user_schedules_so_many_at_once(server: TestServer, alice: User, room_
     scheduled(later(alice, room_id, txn="more"))
 
 
-def test_managing_is_limited_by_whose_event_it_is(
+def test_management_requests_are_rate_limited_by_the_owner(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     config = "rc_delayed_event_mgmt: {per_second: 1, burst_count: 3}\n"
@@ -372,7 +375,7 @@ def test_managing_is_limited_by_whose_event_it_is(
     ok(manage(server, hers, "restart"))
 
 
-def test_it_can_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
+def test_delayed_events_can_be_disabled(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "max_event_delay_duration: null\n")
     alice = server.register("alice")
     assert refused(later(alice, rooms.create(alice))) == FORBIDDEN
@@ -396,7 +399,7 @@ def test_support_and_limits_are_published(server: TestServer, alice: User) -> No
     assert limits == {"max_delay_ms": 86_400_000, "max_scheduled": 100}
 
 
-def test_a_guest_leaves_its_call_too(server: TestServer, alice: User) -> None:
+def test_a_guest_leaves_its_call(server: TestServer, alice: User) -> None:
     room_id = rooms.create(alice)
     access = {"guest_access": "can_join"}
     rooms.state(alice, room_id, "m.room.guest_access", access)
@@ -408,7 +411,7 @@ def test_a_guest_leaves_its_call_too(server: TestServer, alice: User) -> None:
     assert said(alice, room_id) == ["later"]
 
 
-def test_a_restart_loses_nothing(tmp_path: Path, database: Database) -> None:
+def test_delayed_events_survive_a_restart(tmp_path: Path, database: Database) -> None:
     before = started(TestServer(tmp_path, database))
     alice = before.register("alice")
     room_id = rooms.create(alice)
@@ -430,7 +433,9 @@ def test_a_restart_loses_nothing(tmp_path: Path, database: Database) -> None:
     ] * 4
 
 
-def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:
+def test_only_one_of_several_nodes_sends_a_delayed_event(
+    tmp_path: Path, database: Database
+) -> None:
     nodes = [started(TestServer(tmp_path, database, seed=seed)) for seed in (1, 2)]
     alice = nodes[0].register("alice")
     room_id = rooms.create(alice)

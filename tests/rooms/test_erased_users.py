@@ -34,7 +34,7 @@ def relate(user: User, room_id: str, rel_type: str, target: str, text: str, **mo
     return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
 
 
-class Town:
+class ErasedUserRooms:
     """erin was in a room with bob and carol; carol left again; then erin's account was erased."""
 
     def __init__(self, server: TestServer) -> None:
@@ -80,53 +80,54 @@ class Town:
 
 
 @pytest.fixture
-def town(server: TestServer) -> Town:
-    return Town(server)
+def scenario(server: TestServer) -> ErasedUserRooms:
+    return ErasedUserRooms(server)
 
 
-def by_event(town: Town, user: User) -> Any:
+def by_event(scenario: ErasedUserRooms, user: User) -> Any:
     return [
-        ok(user.get(town.path("event", each)))
-        for each in (town.said, town.edited, town.reply, town.root)
+        ok(user.get(scenario.path("event", each)))
+        for each in (scenario.said, scenario.edited, scenario.reply, scenario.root)
     ]
 
 
-def by_messages(town: Town, user: User) -> Any:
-    return [ok(user.get(town.path("messages", dir=way, limit=1000)))["chunk"] for way in "bf"]
+def by_messages(scenario: ErasedUserRooms, user: User) -> Any:
+    return [ok(user.get(scenario.path("messages", dir=way, limit=1000)))["chunk"] for way in "bf"]
 
 
-def by_context(town: Town, user: User) -> Any:
-    answer = ok(user.get(town.path("context", town.said, limit=1000)))
+def by_context(scenario: ErasedUserRooms, user: User) -> Any:
+    answer = ok(user.get(scenario.path("context", scenario.said, limit=1000)))
     return [answer["event"], answer["events_before"], answer["events_after"]]
 
 
-def by_relations(town: Town, user: User) -> Any:
-    path = f"/_matrix/client/v1/rooms/{town.room_id}"
+def by_relations(scenario: ErasedUserRooms, user: User) -> Any:
+    path = f"/_matrix/client/v1/rooms/{scenario.room_id}"
     relations = [
-        ok(user.get(f"{path}/relations/{each}"))["chunk"] for each in (town.root, town.edited)
+        ok(user.get(f"{path}/relations/{each}"))["chunk"]
+        for each in (scenario.root, scenario.edited)
     ]
     return [relations, ok(user.get(f"{path}/threads"))["chunk"]]
 
 
-def by_sync(town: Town, user: User) -> Any:
-    return sync(user, filter=ALL)["rooms"]["join"][town.room_id]["timeline"]["events"]
+def by_sync(scenario: ErasedUserRooms, user: User) -> Any:
+    return sync(user, filter=ALL)["rooms"]["join"][scenario.room_id]["timeline"]["events"]
 
 
-def by_sliding_sync(town: Town, user: User) -> Any:
+def by_sliding_sync(scenario: ErasedUserRooms, user: User) -> Any:
     answer = SlidingClient(user, lists={"all": a_list([0, 9], limit=1000)}).sync()
-    return answer["rooms"][town.room_id]["timeline"]
+    return answer["rooms"][scenario.room_id]["timeline"]
 
 
-def by_initial_sync(town: Town, user: User) -> Any:
-    return ok(user.get(town.path("initialSync", limit=100)))["messages"]["chunk"]
+def by_initial_sync(scenario: ErasedUserRooms, user: User) -> Any:
+    return ok(user.get(scenario.path("initialSync", limit=100)))["messages"]["chunk"]
 
 
-def by_search(_town: Town, user: User) -> Any:
+def by_search(_town: ErasedUserRooms, user: User) -> Any:
     around = {"before_limit": 100, "after_limit": 100}
     return [search(user, word, event_context=around)["results"] for word in ("root", SECRET)]
 
 
-WAYS: tuple[Callable[[Town, User], Any], ...] = (
+WAYS: tuple[Callable[[ErasedUserRooms, User], Any], ...] = (
     by_event,
     by_messages,
     by_context,
@@ -138,59 +139,70 @@ WAYS: tuple[Callable[[Town, User], Any], ...] = (
 )
 
 
-def test_who_comes_later_sees_no_content(town: Town) -> None:
-    dora = town.server.register("dora")
-    join(dora, town.room_id)
+def test_later_members_see_no_content(scenario: ErasedUserRooms) -> None:
+    dora = scenario.server.register("dora")
+    join(dora, scenario.room_id)
     for way in WAYS:
-        shown, kept = repr(way(town, dora)), repr(way(town, town.bob))
+        shown, kept = repr(way(scenario, dora)), repr(way(scenario, scenario.bob))
         assert SECRET not in shown, way.__name__
         assert SECRET in kept, way.__name__
-    event = ok(dora.get(town.path("event", town.said)))
+    event = ok(dora.get(scenario.path("event", scenario.said)))
     assert (event["sender"], event["content"], event["type"]) == (
-        town.erin.user_id,
+        scenario.erin.user_id,
         {},
         "m.room.message",
     )
     assert search(dora, SECRET)["count"] == 0
     # the state is the room's
-    assert ok(dora.get(town.path("state", "m.room.name"))) == {"name": f"{SECRET} club"}
+    assert ok(dora.get(scenario.path("state", "m.room.name"))) == {"name": f"{SECRET} club"}
 
 
-def test_who_was_there_goes_on_seeing(town: Town) -> None:
+def test_members_of_that_time_still_see_the_content(scenario: ErasedUserRooms) -> None:
     """Also when their name changes, and when they leave and come back."""
     ok(
-        town.bob.put(
-            f"/_matrix/client/v3/profile/{town.bob.user_id}/displayname", {"displayname": "Bobby"}
+        scenario.bob.put(
+            f"/_matrix/client/v3/profile/{scenario.bob.user_id}/displayname",
+            {"displayname": "Bobby"},
         )
     )
-    assert ok(town.bob.get(town.path("event", town.unseen)))["content"]["body"] == f"{SECRET} last"
-    leave(town.bob, town.room_id)
-    assert ok(town.bob.get(town.path("event", town.unseen)))["content"]["body"] == f"{SECRET} last"
-    join(town.bob, town.room_id)
+    assert (
+        ok(scenario.bob.get(scenario.path("event", scenario.unseen)))["content"]["body"]
+        == f"{SECRET} last"
+    )
+    leave(scenario.bob, scenario.room_id)
+    assert (
+        ok(scenario.bob.get(scenario.path("event", scenario.unseen)))["content"]["body"]
+        == f"{SECRET} last"
+    )
+    join(scenario.bob, scenario.room_id)
     for number in range(30):
         name = {"displayname": f"Bob {number}"}
-        ok(town.bob.put(f"/_matrix/client/v3/profile/{town.bob.user_id}/displayname", name))
-    for event_id in (town.said, town.unseen):
-        assert SECRET in ok(town.bob.get(town.path("event", event_id)))["content"]["body"]
+        ok(scenario.bob.put(f"/_matrix/client/v3/profile/{scenario.bob.user_id}/displayname", name))
+    for event_id in (scenario.said, scenario.unseen):
+        assert SECRET in ok(scenario.bob.get(scenario.path("event", event_id)))["content"]["body"]
 
 
-def test_who_had_left_before_sees_what_they_saw(town: Town) -> None:
-    assert SECRET in ok(town.carol.get(town.path("event", town.said)))["content"]["body"]
-    join(town.carol, town.room_id)
-    assert SECRET in ok(town.carol.get(town.path("event", town.said)))["content"]["body"]
-    assert ok(town.carol.get(town.path("event", town.unseen)))["content"] == {}
+def test_former_members_still_see_the_content_of_their_time(scenario: ErasedUserRooms) -> None:
+    assert (
+        SECRET in ok(scenario.carol.get(scenario.path("event", scenario.said)))["content"]["body"]
+    )
+    join(scenario.carol, scenario.room_id)
+    assert (
+        SECRET in ok(scenario.carol.get(scenario.path("event", scenario.said)))["content"]["body"]
+    )
+    assert ok(scenario.carol.get(scenario.path("event", scenario.unseen)))["content"] == {}
 
 
-def test_another_server_process_knows_who_was_erased(tmp_path: Path, database: Database) -> None:
+def test_another_process_reads_which_users_are_erased(tmp_path: Path, database: Database) -> None:
     """As after a restart: it is read, and not only heard of."""
-    town = Town(TestServer(tmp_path, database))
+    scenario = ErasedUserRooms(TestServer(tmp_path, database))
     again = TestServer(tmp_path, database, seed=2)
     dora = again.register("dora")
-    join(dora, town.room_id)
-    assert ok(dora.get(town.path("event", town.said)))["content"] == {}
+    join(dora, scenario.room_id)
+    assert ok(dora.get(scenario.path("event", scenario.said)))["content"] == {}
 
 
-def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestServer) -> None:
+def test_a_deactivated_account_without_erasure_keeps_its_content(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     said = say(alice, room_id, SECRET)
@@ -201,9 +213,7 @@ def test_an_account_that_ends_without_erasure_keeps_what_it_said(server: TestSer
     assert ok(dora.get(room_path(room_id, "event", said)))["content"]["body"] == SECRET
 
 
-def test_what_an_erased_user_kept_is_gone_from_memory_too(
-    tmp_path: Path, database: Database
-) -> None:
+def test_an_erasure_invalidates_cached_events(tmp_path: Path, database: Database) -> None:
     """Caches are invalidated at each erasure, even if the account was erased before."""
     server = TestServer(tmp_path, database)
     ignored, kept = server.app.settings.ignored, server.app.sync.sliding.room_caches.account_data

@@ -32,16 +32,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(user: User, room: str, **query: object) -> Answer:
     return user.get(f"/_matrix/client/v1/rooms/{quote(room)}/timestamp_to_event?{urlencode(query)}")
 
@@ -56,7 +46,7 @@ def say_at(user: User, room: str, seconds: int) -> str:
     return say(user, room, "x")
 
 
-def test_nearest_events_before_and_after_a_time(alice: User) -> None:
+def test_the_nearest_events_before_and_after_a_time_are_found(alice: User) -> None:
     room = create(alice)
     first, second = say_at(alice, room, 100), say_at(alice, room, 100)
     at_first, at_second = NOW + 100_000, NOW + 200_000
@@ -76,7 +66,7 @@ def test_nearest_events_before_and_after_a_time(alice: User) -> None:
         assert refused(ask(alice, room, ts=ts, dir=dir)) == (404, "M_NOT_FOUND")
 
 
-def test_events_with_the_same_timestamp(alice: User) -> None:
+def test_events_with_the_same_timestamp_are_found_in_order(alice: User) -> None:
     room = create(alice)
     alice.server.clock.advance(100)
     said = [say(alice, room, str(number)) for number in range(3)]

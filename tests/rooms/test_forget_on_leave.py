@@ -11,7 +11,9 @@ from tests.helpers.room_actions import create, invite, membership, ok, refused, 
 
 
 @pytest.mark.parametrize("way", ["kick", "ban"])
-def test_by_somebody_elsewhere(network: Network, way: str) -> None:
+def test_a_room_is_forgotten_when_a_remote_user_ends_the_membership(
+    network: Network, way: str
+) -> None:
     network.start_sending()
     north, south = network.add(NORTH), network.add(SOUTH, "forget_rooms_on_leave: true")
     alice, bob, carol = north.register("alice"), south.register("bob"), south.register("carol")
@@ -25,7 +27,7 @@ def test_by_somebody_elsewhere(network: Network, way: str) -> None:
     assert carol.get(room_path(room_id, "messages", dir="b")).status == 200
 
 
-def test_an_invite_is_kept_however_often_one_has_left(network: Network) -> None:
+def test_an_invite_is_kept_after_earlier_leaves(network: Network) -> None:
     network.start_sending()
     north, south = network.add(NORTH), network.add(SOUTH, "forget_rooms_on_leave: true")
     alice, bob = north.register("alice"), south.register("bob")

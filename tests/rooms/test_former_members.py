@@ -106,12 +106,12 @@ def by_first_sync(room: Room) -> Iterator[list[Any]]:
             left = sync(room.bob, filter=wanted, use_state_after=after)["rooms"]["leave"][
                 room.room_id
             ]
-            told = [
+            received = [
                 *left["state_after" if after == "true" else "state"]["events"],
                 *left["timeline"]["events"],
             ]
-            assert {"m.room.create", "m.room.name"} <= {event["type"] for event in told}
-            yield told
+            assert {"m.room.create", "m.room.name"} <= {event["type"] for event in received}
+            yield received
 
 
 def by_further_sync(room: Room) -> Iterator[list[Any]]:
@@ -209,7 +209,7 @@ WAYS = (
 
 
 @pytest.mark.parametrize("later", LATER)
-def test_a_former_member_reads_nothing_of_what_came_later(
+def test_a_former_member_reads_nothing_later(
     server: TestServer, later: Callable[[User, User, str], None]
 ) -> None:
     room = Room(server, later)
@@ -242,7 +242,7 @@ def test_a_former_member_knows_their_own_membership(server: TestServer) -> None:
         assert own(client.sync()["rooms"][room.room_id]["required_state"]) == {"ban"}
 
 
-def test_what_a_room_is_to_filters_of_lists_is_what_it_was(server: TestServer) -> None:
+def test_list_filters_use_the_state_at_the_leave(server: TestServer) -> None:
     room = Room(server, be_banned)
     set_state(room.alice, room.room_id, "m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"})
 
@@ -255,7 +255,9 @@ def test_what_a_room_is_to_filters_of_lists_is_what_it_was(server: TestServer) -
     assert not shown(is_encrypted=True)
 
 
-def test_what_was_before_a_visible_event_is_told_to_who_may_see_it(server: TestServer) -> None:
+def test_the_previous_content_of_a_visible_event_is_shown_only_if_visible(
+    server: TestServer,
+) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat")
     set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": "joined"})
@@ -287,13 +289,13 @@ def test_a_user_who_never_joined_sees_only_their_own_membership(server: TestServ
     since = sync(bob)["next_batch"]
     decline_an_invite(alice, bob, room_id)
     left = sync(bob, since)["rooms"]["leave"][room_id]
-    told = [*left["state"]["events"], *left["timeline"]["events"]]
-    assert {(event["type"], event.get("state_key")) for event in told} == {
+    received = [*left["state"]["events"], *left["timeline"]["events"]]
+    assert {(event["type"], event.get("state_key")) for event in received} == {
         ("m.room.member", bob.user_id)
     }
 
 
-def test_a_former_member_asks_for_a_private_room_as_a_stranger_does(server: TestServer) -> None:
+def test_a_former_member_gets_the_summary_that_a_non_member_gets(server: TestServer) -> None:
     room = Room(server, decline_an_invite)
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
     assert room.bob.get(summary_path(room.room_id)).status in (403, 404)

@@ -265,7 +265,7 @@ def seen_by(life: Life, *ways: Callable[[Life], set[str]]) -> dict[str, set[str]
 
 
 @pytest.mark.parametrize("visibility", IN_THE_ROOM)
-def test_every_way_to_read_shows_the_same(server: TestServer, visibility: str) -> None:
+def test_every_endpoint_shows_the_same_events(server: TestServer, visibility: str) -> None:
     life = live(server, visibility)
     ways = (*WAYS, *OF_ONES_OWN)
     assert seen_by(life, *ways) == {way.__name__: IN_THE_ROOM[visibility] for way in ways}

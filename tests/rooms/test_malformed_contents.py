@@ -242,7 +242,7 @@ def read_everything(user: User, room_id: str, events: list[str]) -> Iterator[tup
         yield path, user.post(path, body)
 
 
-def test_odd_events_of_others_make_no_reader_fail(
+def test_malformed_remote_events_break_no_endpoint(
     tmp_path: Path, postgres_database: Database
 ) -> None:
     server = TestServer(tmp_path, postgres_database)
@@ -265,7 +265,7 @@ def test_odd_events_of_others_make_no_reader_fail(
         assert answer.status == 200, (path, answer.body[:500])
 
 
-def test_own_odd_account_data_makes_no_reader_fail(
+def test_malformed_account_data_breaks_no_endpoint(
     tmp_path: Path, postgres_database: Database
 ) -> None:
     server = TestServer(tmp_path, postgres_database)
@@ -303,11 +303,11 @@ def test_own_odd_account_data_makes_no_reader_fail(
 
 
 @pytest.mark.parametrize("odd", ["\0", "x" * 300], ids=["NUL", "long"])
-def test_rooms_that_are_odd_from_the_start(
+def test_rooms_created_with_malformed_state_break_no_endpoint(
     tmp_path: Path, postgres_database: Database, odd: str
 ) -> None:
     alice = TestServer(tmp_path, postgres_database).register("alice")
-    wishes: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"name": odd},
         {"topic": odd},
         {"room_alias_name": odd},
@@ -321,9 +321,9 @@ def test_rooms_that_are_odd_from_the_start(
         {"power_level_content_override": {"events": {odd: 1}, "users": {odd: 1}, odd: 1}},
         {"invite": [odd]},
     ]
-    for wish in wishes:
-        answer = alice.post(f"{V3}/createRoom", {"visibility": "public", **wish})
-        assert answer.status in (200, 400, 413), (wish, answer.body)
+    for requested in requests:
+        answer = alice.post(f"{V3}/createRoom", {"visibility": "public", **requested})
+        assert answer.status in (200, 400, 413), (requested, answer.body)
         if answer.status == 200:
             for path, read in read_everything(alice, answer.json["room_id"], []):
                 assert read.status == 200, (path, read.body[:500])

@@ -13,21 +13,11 @@ STABLE = "/_matrix/client/v1/mutual_rooms"
 UNSTABLE = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(user: User, path: str = STABLE, **query: str) -> Answer:
     return user.get(f"{path}?{urlencode(query)}")
 
 
-def test_rooms_that_both_users_are_in(alice: User, bob: User) -> None:
+def test_mutual_rooms_are_listed(alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(4)]
     invited = create(alice, preset="private_chat")
     invite(alice, invited, bob)
@@ -40,12 +30,12 @@ def test_rooms_that_both_users_are_in(alice: User, bob: User) -> None:
         assert ok(ask(bob, path, user_id=alice.user_id)) == expected
 
 
-def test_an_unknown_user(alice: User) -> None:
+def test_an_unknown_user_has_no_mutual_rooms(alice: User) -> None:
     create(alice)
     assert ok(ask(alice, user_id="@nobody:other.org")) == {"joined": [], "count": 0}
 
 
-def test_pages(alice: User, bob: User) -> None:
+def test_mutual_rooms_are_paged(alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(PAGE_SIZE + 3)]
     for room in rooms:
         join(bob, room)
@@ -64,11 +54,11 @@ def test_pages(alice: User, bob: User) -> None:
 @pytest.mark.parametrize(
     "user_id", ["@alice:example.org", "alice", "", "@Ä:example.org", "@:example.org"]
 )
-def test_invalid_users(alice: User, user_id: str) -> None:
+def test_invalid_users_are_refused(alice: User, user_id: str) -> None:
     assert refused(ask(alice, user_id=user_id)) == (400, "M_INVALID_PARAM")
 
 
-def test_invalid_requests(server: TestServer, alice: User, bob: User) -> None:
+def test_invalid_requests_are_refused(server: TestServer, alice: User, bob: User) -> None:
     assert refused(ask(alice)) == (400, "M_MISSING_PARAM")
     for token in ("x", "-1", "9" * 30, "²"):
         path = f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': token})}"

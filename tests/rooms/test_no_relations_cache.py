@@ -11,7 +11,7 @@ from storage.engine.streams import Change, Streams, Topic
 ONE, OTHER = EventID("$one"), EventID("$other")
 
 
-def test_a_child_makes_its_parent_unknown() -> None:
+def test_a_new_relation_removes_its_parent() -> None:
     streams = Streams()
     childless = NoRelationsCache(streams=streams, capacity=10)
     childless.add([ONE, OTHER], childless.version)
@@ -19,7 +19,7 @@ def test_a_child_makes_its_parent_unknown() -> None:
     assert childless.event_ids == {OTHER}
 
 
-def test_a_child_that_came_during_the_read_makes_nothing_known() -> None:
+def test_a_relation_during_the_read_prevents_caching() -> None:
     streams = Streams()
     childless = NoRelationsCache(streams=streams, capacity=10)
     heard = childless.version
@@ -28,7 +28,7 @@ def test_a_child_that_came_during_the_read_makes_nothing_known() -> None:
     assert not childless.event_ids
 
 
-def test_another_node_may_have_written_children() -> None:
+def test_a_write_of_another_node_clears_the_cache() -> None:
     streams = Streams()
     childless = NoRelationsCache(streams=streams, capacity=10)
     heard = childless.version
@@ -38,7 +38,7 @@ def test_another_node_may_have_written_children() -> None:
     assert not childless.event_ids
 
 
-def test_it_does_not_grow_beyond_its_capacity() -> None:
+def test_the_cache_does_not_exceed_its_capacity() -> None:
     childless = NoRelationsCache(streams=Streams(), capacity=10)
     for number in range(100):
         childless.add([EventID(f"${number}")], childless.version)
@@ -53,7 +53,7 @@ def stored(event_id: str, position: int, sent: tuple[str, str] | None) -> Stored
     )
 
 
-def test_events_sent_since_the_start_have_only_announced_children() -> None:
+def test_new_events_without_announced_relations_have_none() -> None:
     childless = NoRelationsCache(streams=(streams := Streams(4)), capacity=10)
     sent = ("DEVICE", "txn")
     new = [stored(ONE, 5, sent), stored(OTHER, 6, sent)]
@@ -72,7 +72,7 @@ def test_events_sent_since_the_start_have_only_announced_children() -> None:
     assert childless.is_new_without_relations(stored(OTHER, 10, sent))
 
 
-def test_more_parents_than_there_is_room_for() -> None:
+def test_announced_parents_above_the_capacity_are_not_taken_for_childless() -> None:
     childless = NoRelationsCache(streams=(streams := Streams()), capacity=10)
     new = [stored(f"${number}", number, ("DEVICE", "txn")) for number in range(1, 30)]
     for number in range(1, 25):

@@ -29,16 +29,6 @@ INVALID = (400, "M_INVALID_PARAM")
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room_id(alice: User, bob: User) -> str:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
@@ -74,7 +64,9 @@ def test_private_receipts_are_visible_to_their_user_only(
     assert set(ephemeral(bob, room_id, "m.receipt")) == {first, second}
 
 
-async def test_the_marker_moves_forwards_in_history_too(tmp_path: Path, database: Database) -> None:
+async def test_the_marker_moves_forwards_in_backfilled_history(
+    tmp_path: Path, database: Database
+) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice)
     first, second, last = (say(alice, room_id, text) for text in "123")
@@ -120,7 +112,7 @@ def test_a_receipt_needs_an_event_of_the_room(alice: User, bob: User, room_id: s
     )
 
 
-def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
+def test_each_thread_has_its_own_receipt(alice: User, bob: User, room_id: str) -> None:
     root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
     relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
     reply = ok(put_event(alice, room_id, "m.room.message", {"body": "reply", **relation}))[
@@ -153,7 +145,9 @@ def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
     assert ephemeral(alice, room_id, "m.receipt")[liked]["m.read"][bob.user_id]["thread_id"] == root
 
 
-async def test_receipts_at_redacted_thread_replies(tmp_path: Path, database: Database) -> None:
+async def test_receipts_at_redacted_thread_replies_are_accepted(
+    tmp_path: Path, database: Database
+) -> None:
     """Clients leave a redacted reply in its thread, or move it to the main timeline: the redacted
     event has no relation."""
     server = TestServer(tmp_path, database)
@@ -335,7 +329,7 @@ def test_typing_ends_by_timeout_or_on_request(
     assert typing() == []
 
 
-def test_on_both_databases(tmp_path: Path, database: Database) -> None:
+def test_receipts_and_markers_work_on_both_databases(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     room_id = create(alice)

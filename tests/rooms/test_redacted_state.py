@@ -86,13 +86,13 @@ def test_later_members_see_the_redaction_if_they_may_see_history(
     server: TestServer, way: Callable[[User, str], Any]
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
-    for visibility, told in (("shared", "oops"), ("joined", None)):
+    for visibility, received in (("shared", "oops"), ("joined", None)):
         room_id = create(alice, preset="public_chat")
         set_state(alice, room_id, "m.room.history_visibility", {"history_visibility": visibility})
         topic = set_state(alice, room_id, TOPIC, {"topic": "secret"})
         ok(redact(alice, room_id, topic, reason="oops"))
         join(bob, room_id)
-        assert list(reasons(way, bob, room_id)) == [told]
+        assert list(reasons(way, bob, room_id)) == [received]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -138,5 +138,5 @@ def test_redacted_memberships_have_their_redaction(server: TestServer) -> None:
     lazily = SlidingClient(
         alice, lists={"all": a_list([0, 9], limit=5, state=[["m.room.member", "$LAZY"]])}
     ).sync()
-    told = {each["state_key"]: each for each in lazily["rooms"][room_id]["required_state"]}
-    assert told[bob.user_id]["unsigned"]["redacted_because"]["sender"] == alice.user_id
+    received = {each["state_key"]: each for each in lazily["rooms"][room_id]["required_state"]}
+    assert received[bob.user_id]["unsigned"]["redacted_because"]["sender"] == alice.user_id

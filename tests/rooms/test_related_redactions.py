@@ -47,16 +47,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room(alice: User, bob: User) -> str:
     room = create(alice, preset="private_chat")
     invite(alice, room, bob)
@@ -80,7 +70,7 @@ def is_redacted(user: User, room: str, event_id: str) -> bool:
     return bool(ok(user.get(room_path(room, "event", event_id)))["content"] == {})
 
 
-def test_edits_go_with_what_they_edit(alice: User, room: str) -> None:
+def test_edits_are_redacted_with_their_event(alice: User, room: str) -> None:
     message = say(alice, room, "hello")
     edits = [edit(alice, room, message) for _ in range(2)]
     reply = relate(alice, room, message, "m.thread")
@@ -93,7 +83,9 @@ def test_edits_go_with_what_they_edit(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["with_rel_types", "org.matrix.msc3912.with_relations"])
-def test_all_that_relates(alice: User, bob: User, room: str, name: str) -> None:
+def test_a_wildcard_redacts_all_related_events(
+    alice: User, bob: User, room: str, name: str
+) -> None:
     message = say(alice, room, "poll")
     children = [
         relate(bob, room, message, rel_type)
@@ -105,7 +97,7 @@ def test_all_that_relates(alice: User, bob: User, room: str, name: str) -> None:
     assert not is_redacted(alice, room, grandchild)
 
 
-def test_without_types_only_the_event(alice: User, room: str) -> None:
+def test_without_relation_types_only_the_event_is_redacted(alice: User, room: str) -> None:
     bodies: list[dict[str, Any]] = [{}, {"with_rel_types": []}, {"with_rel_types": None}]
     for body in bodies:
         message = say(alice, room, "hello")
@@ -114,7 +106,9 @@ def test_without_types_only_the_event(alice: User, room: str) -> None:
         assert not is_redacted(alice, room, child)
 
 
-def test_what_one_may_not_redact_stays(alice: User, bob: User, room: str) -> None:
+def test_related_events_that_the_sender_may_not_redact_stay(
+    alice: User, bob: User, room: str
+) -> None:
     message = say(bob, room, "hello")
     theirs, own = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
     ok(redact(bob, room, message, with_rel_types=["m.thread"]))
@@ -123,7 +117,7 @@ def test_what_one_may_not_redact_stays(alice: User, bob: User, room: str) -> Non
     assert refused(redact(bob, room, theirs, with_rel_types=["m.thread"])) == (403, "M_FORBIDDEN")
 
 
-def test_replacements_that_are_not_valid_are_none(alice: User, bob: User, room: str) -> None:
+def test_invalid_replacements_are_not_redacted(alice: User, bob: User, room: str) -> None:
     message = say(alice, room, "hello")
     by_another, empty = edit(bob, room, message), relate(alice, room, message, "m.replace")
     ok(redact(alice, room, message, with_rel_types=["*"]))
@@ -131,14 +125,14 @@ def test_replacements_that_are_not_valid_are_none(alice: User, bob: User, room: 
     assert not is_redacted(alice, room, empty)
 
 
-def test_many(alice: User, room: str) -> None:
+def test_many_related_events_are_redacted(alice: User, room: str) -> None:
     message = say(alice, room, "root")
     children = [relate(alice, room, message, "m.thread") for _ in range(2 * EVENTS_PER_WRITE + 3)]
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     assert all(is_redacted(alice, room, child) for child in children)
 
 
-def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
+def test_later_related_events_are_redacted(alice: User, bob: User, room: str) -> None:
     message, other = say(alice, room, "root"), say(alice, room, "other")
     ok(redact(alice, room, message, with_rel_types=["m.thread"]))
     ok(redact(alice, room, other))
@@ -153,7 +147,7 @@ def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
     assert not is_redacted(alice, room, elsewhere)
 
 
-def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(
+def test_a_redaction_without_permission_for_later_events_does_not_block_another(
     server: TestServer, alice: User, room: str
 ) -> None:
     aaron = server.register("aaron")
@@ -174,7 +168,7 @@ def test_who_may_not_redact_what_comes_later_stands_in_nobodys_way(
     assert is_redacted(alice, room, later)
 
 
-def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) -> None:
+def test_a_user_who_left_redacts_no_later_events(alice: User, bob: User, room: str) -> None:
     message = say(bob, room, "root")
     ok(redact(bob, room, message, with_rel_types=["*"]))
     leave(bob, room)
@@ -185,7 +179,7 @@ def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) ->
 
 
 @pytest.mark.parametrize("is_suspended", [False, True])
-async def test_a_crash_leaves_nothing_undone(
+async def test_a_redaction_is_completed_after_a_crash(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, *, is_suspended: bool
 ) -> None:
     """Whichever of its writes is the last of a server, who starts it again need do nothing. Nor who
@@ -239,7 +233,7 @@ async def leave_three_undone(server: TestServer, alice: User) -> list[tuple[str,
     return sorted(left)
 
 
-async def test_what_a_node_left_others_take_up_after_a_while(
+async def test_another_node_continues_an_abandoned_redaction_after_the_lease(
     server: TestServer, alice: User
 ) -> None:
     left = await leave_three_undone(server, alice)
@@ -254,7 +248,7 @@ async def test_what_a_node_left_others_take_up_after_a_while(
     assert [is_redacted(alice, room, child) for _, room, child in left] == [True, True, True]
 
 
-async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
+async def test_a_node_stops_when_its_lease_expires(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left = await leave_three_undone(server, alice)
@@ -283,7 +277,7 @@ async def test_what_a_node_does_not_get_to_in_time_it_leaves_to_others(
         ValueError("nobody has thought of that"),
     ],
 )
-async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
+async def test_a_failing_redaction_does_not_block_others(
     tmp_path: Path, database: Database, trouble: Exception
 ) -> None:
     server = TestServer(tmp_path, database)
@@ -306,7 +300,7 @@ async def test_what_cannot_be_gone_on_with_stands_in_nobodys_way(
     assert is_redacted(alice, left[0][1], left[0][2])
 
 
-async def test_what_is_never_possible_is_not_tried_for_ever(
+async def test_a_redaction_that_always_fails_is_dropped(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leave_three_undone(server, alice)
@@ -327,7 +321,7 @@ async def test_what_is_never_possible_is_not_tried_for_ever(
     assert hours < 25
 
 
-async def test_one_that_the_room_refuses_keeps_no_other(
+async def test_a_refused_redaction_does_not_block_others(
     server: TestServer, alice: User, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     message = say(alice, room, "root")
@@ -347,7 +341,7 @@ async def test_one_that_the_room_refuses_keeps_no_other(
 @pytest.mark.parametrize(
     ("flag", "expected"), [("suspended", 1), ("locked", 0), ("shadow_banned", 0), (None, 2)]
 )
-async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
+async def test_a_suspended_or_locked_user_redacts_only_what_they_still_may(
     server: TestServer, alice: User, bob: User, room: str, flag: str | None, expected: int
 ) -> None:
     """The rest of a redaction that a crash ended, and what comes later, are no way around a
@@ -367,7 +361,7 @@ async def test_who_was_stopped_meanwhile_takes_along_what_they_may_redact_now(
     assert is_redacted(bob, room, late) is (expected > 1)
 
 
-async def test_while_the_database_is_away_nothing_more_is_tried(
+async def test_no_redaction_is_tried_while_the_database_is_away(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await leave_three_undone(server, alice)
@@ -383,7 +377,7 @@ async def test_while_the_database_is_away_nothing_more_is_tried(
     assert len(tried) == 1
 
 
-async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Network) -> None:
+async def test_a_rate_limiting_policy_server_gets_all_redactions(network: Network) -> None:
     shared_room = await shared(network)
     alice, room = shared_room.alice, shared_room.room_id
     judge = PolicyServer("11")
@@ -413,14 +407,16 @@ async def test_a_policy_server_that_takes_a_few_at_a_time_takes_all(network: Net
     assert is_redacted(alice, room, late)
 
 
-def test_a_repeated_request(alice: User, room: str) -> None:
+def test_a_repeated_request_redacts_once(alice: User, room: str) -> None:
     message = say(alice, room, "root")
     path = room_path(room, "redact", message, "same")
     first = ok(alice.put(path, {"with_rel_types": ["m.thread"]}))
     assert ok(alice.put(path, {"with_rel_types": ["m.thread"]})) == first
 
 
-async def test_the_suspended_redact_what_is_their_own(alice: User, bob: User, room: str) -> None:
+async def test_suspended_users_redact_their_own_related_events(
+    alice: User, bob: User, room: str
+) -> None:
     message = say(alice, room, "root")
     own, theirs = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
     await set_flags(alice, suspended=True)
@@ -430,13 +426,13 @@ async def test_the_suspended_redact_what_is_their_own(alice: User, bob: User, ro
 
 
 @pytest.mark.parametrize("types", ["m.thread", [5], [""], ["x" * 256], ["m.x"] * 21])
-def test_bad_types(alice: User, room: str, types: object) -> None:
+def test_invalid_relation_types_are_refused(alice: User, room: str, types: object) -> None:
     message = say(alice, room, "root")
     assert refused(redact(alice, room, message, with_rel_types=types)) == (400, "M_BAD_JSON")
     assert not is_redacted(alice, room, message)
 
 
-def test_clients_find_the_feature(server: TestServer) -> None:
+def test_the_feature_is_advertised(server: TestServer) -> None:
     assert (
         ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc3912"]
         is True

@@ -14,7 +14,11 @@ from twisted.internet.defer import Deferred
 from federation.protocol.ids import RoomID
 from homeserver.services.rooms import relations
 from tests.helpers.room_actions import (
+    aggregations,
     create,
+    edit,
+    get_event,
+    ignore,
     invite,
     join,
     leave,
@@ -23,6 +27,7 @@ from tests.helpers.room_actions import (
     put_event,
     redact,
     refused,
+    relate,
     room_path,
     say,
 )
@@ -33,42 +38,11 @@ V1 = "/_matrix/client/v1"
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room(alice: User, bob: User) -> str:
     room = create(alice, preset="private_chat")
     invite(alice, room, bob)
     join(bob, room)
     return room
-
-
-def relate(
-    user: User, room: str, target: str, rel_type: str, text: str = "child", **content: Any
-) -> str:
-    """Send a message that relates to another."""
-    relation = {"rel_type": rel_type, "event_id": target}
-    answer = put_event(
-        user,
-        room,
-        "m.room.message",
-        {"msgtype": "m.text", "body": text, "m.relates_to": relation, **content},
-    )
-    return str(ok(answer)["event_id"])
-
-
-def edit(user: User, room: str, target: str, text: str) -> str:
-    """Of two of the same time that with the greater id is the later one, so time goes on."""
-    user.server.clock.advance(1)
-    new = {"msgtype": "m.text", "body": text}
-    return relate(user, room, target, "m.replace", f"* {text}", **{"m.new_content": new})
 
 
 def reaction(target: str, key: str = "👍") -> dict[str, Any]:
@@ -90,20 +64,6 @@ def children(user: User, room: str, event: str, *rest: str, **query: object) -> 
     return [child["event_id"] for child in ok(user.get(path(room, event, *rest, **query)))["chunk"]]
 
 
-def get_event(user: User, room: str, event: str) -> Any:
-    return ok(user.get(room_path(room, "event", event)))
-
-
-def bundle(user: User, room: str, event: str) -> Any:
-    """The aggregations of an event's children."""
-    return get_event(user, room, event)["unsigned"].get("m.relations", {})
-
-
-def ignore(user: User, other: User) -> None:
-    path = f"/_matrix/client/v3/user/{quote(user.user_id)}/account_data/m.ignored_user_list"
-    ok(user.put(path, {"ignored_users": {other.user_id: {}}}))
-
-
 def test_children_come_newest_first_and_by_type(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     say(alice, room, "no relation")
@@ -120,7 +80,7 @@ def test_children_come_newest_first_and_by_type(alice: User, bob: User, room: st
 
 
 @pytest.mark.parametrize("direction", ["b", "f"])
-def test_pages_of_children_are_all_children(alice: User, room: str, direction: str) -> None:
+def test_the_pages_together_have_all_children(alice: User, room: str, direction: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "org.example") for _ in range(5)]
     found: list[str] = []
@@ -138,7 +98,7 @@ def test_pages_of_children_are_all_children(alice: User, room: str, direction: s
     assert pages == 3
 
 
-def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
+def test_a_sync_token_can_end_a_page(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     relate(alice, room, parent, "org.example")
     since = sync(alice)["next_batch"]
@@ -147,7 +107,7 @@ def test_a_token_of_sync_ends_a_page(alice: User, room: str) -> None:
     assert refused(alice.get(path(room, parent, from_="x"))) == (400, "M_INVALID_PARAM")
 
 
-def test_children_of_children(alice: User, room: str) -> None:
+def test_children_of_children_are_returned_recursively(alice: User, room: str) -> None:
     events: list[str] = [say(alice, room, "parent")]
     for _ in range(5):
         events.append(relate(alice, room, events[-1], "org.example"))
@@ -163,7 +123,7 @@ def test_children_of_children(alice: User, room: str) -> None:
 
 
 @pytest.mark.parametrize(("most", "depth"), [(6, 3), (5, 2), (3, 1), (1, 1)])
-def test_very_many_descendants_are_returned_to_a_smaller_depth(
+def test_with_very_many_descendants_the_depth_is_reduced(
     alice: User, room: str, monkeypatch: pytest.MonkeyPatch, most: int, depth: int
 ) -> None:
     """And the answer says so; each page is one of what it tells."""
@@ -184,7 +144,7 @@ def test_very_many_descendants_are_returned_to_a_smaller_depth(
     assert found == [*replies, *edits, *marks][: 2 * depth][::-1]
 
 
-def test_who_may_not_see_the_parent_sees_no_children(
+def test_without_access_to_the_parent_no_children_are_returned(
     server: TestServer, alice: User, room: str
 ) -> None:
     parent = say(alice, room, "parent")
@@ -196,47 +156,47 @@ def test_who_may_not_see_the_parent_sees_no_children(
     assert refused(alice.get(path(elsewhere, parent))) == (404, "M_NOT_FOUND")
 
 
-def test_who_has_left_sees_no_later_children(alice: User, bob: User, room: str) -> None:
+def test_a_former_member_sees_no_later_children(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = relate(alice, room, parent, "m.thread")
     leave(bob, room)
     second = relate(alice, room, parent, "m.thread")
     assert children(bob, room, parent) == [first]
     assert children(alice, room, parent) == [second, first]
-    assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == first
+    assert aggregations(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == first
 
 
 def test_a_child_in_another_room_does_not_count(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     edit(alice, create(alice), parent, "from elsewhere")
     assert children(alice, room, parent) == []
-    assert bundle(alice, room, parent) == {}
+    assert aggregations(alice, room, parent) == {}
 
 
-def test_the_latest_edit_comes_with_the_event(alice: User, bob: User, room: str) -> None:
+def test_an_event_has_its_latest_edit(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
-    assert bundle(bob, room, parent) == {}
+    assert aggregations(bob, room, parent) == {}
     edit(alice, room, parent, "first")
     second = edit(alice, room, parent, "second")
-    told = bundle(bob, room, parent)["m.replace"]
-    assert told["event_id"] == second
-    assert told["content"]["m.new_content"]["body"] == "second"
-    assert told["room_id"] == room
-    assert told["unsigned"]["membership"] == "join"
+    received = aggregations(bob, room, parent)["m.replace"]
+    assert received["event_id"] == second
+    assert received["content"]["m.new_content"]["body"] == "second"
+    assert received["room_id"] == room
+    assert received["unsigned"]["membership"] == "join"
     assert get_event(bob, room, parent)["content"]["body"] == "parent"
 
 
-def test_edits_that_are_none(alice: User, bob: User, room: str) -> None:
+def test_invalid_edits_are_ignored(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     edit(bob, room, parent, "by another")
     relate(alice, room, parent, "m.replace", "without new content")
     content = {"m.new_content": {}, "m.relates_to": {"rel_type": "m.replace", "event_id": parent}}
     ok(put_event(alice, room, "org.example.other", content))
-    assert bundle(alice, room, parent) == {}
+    assert aggregations(alice, room, parent) == {}
     valid = edit(alice, room, parent, "valid")
     edit(alice, room, valid, "an edit of an edit")
-    assert bundle(alice, room, parent)["m.replace"]["event_id"] == valid
-    assert bundle(alice, room, valid) == {}
+    assert aggregations(alice, room, parent)["m.replace"]["event_id"] == valid
+    assert aggregations(alice, room, valid) == {}
 
 
 def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
@@ -245,53 +205,53 @@ def test_an_encrypted_edit_needs_no_new_content(alice: User, room: str) -> None:
     replacement = ok(
         put_event(alice, room, "m.room.encrypted", {"ciphertext": "y", "m.relates_to": relation})
     )
-    assert bundle(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
+    assert aggregations(alice, room, parent)["m.replace"]["event_id"] == replacement["event_id"]
 
 
-def test_redactions_of_edits_and_of_what_was_edited(alice: User, room: str) -> None:
+def test_redacted_edits_and_edits_of_redacted_events_do_not_apply(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = edit(alice, room, parent, "first")
     second = edit(alice, room, parent, "second")
     reply = relate(alice, room, parent, "m.reference")
     ok(redact(alice, room, second))
-    assert bundle(alice, room, parent)["m.replace"]["event_id"] == first
+    assert aggregations(alice, room, parent)["m.replace"]["event_id"] == first
     assert second not in children(alice, room, parent)
     ok(redact(alice, room, parent))
-    assert bundle(alice, room, parent) == {"m.reference": {"chunk": [{"event_id": reply}]}}
+    assert aggregations(alice, room, parent) == {"m.reference": {"chunk": [{"event_id": reply}]}}
     ok(redact(alice, room, reply))
-    assert bundle(alice, room, parent) == {}
+    assert aggregations(alice, room, parent) == {}
 
 
-def test_references_are_named_oldest_first(alice: User, room: str) -> None:
+def test_references_are_listed_oldest_first(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     sent = [relate(alice, room, parent, "m.reference") for _ in range(3)]
-    assert bundle(alice, room, parent) == {
+    assert aggregations(alice, room, parent) == {
         "m.reference": {"chunk": [{"event_id": event} for event in sent]}
     }
 
 
-def test_state_has_no_children_to_tell_of(alice: User, room: str) -> None:
+def test_state_events_have_no_aggregations(alice: User, room: str) -> None:
     topic = ok(alice.put(room_path(room, "state", "m.room.topic"), {"topic": "tea"}))["event_id"]
     reference = relate(alice, room, topic, "m.reference")
-    assert bundle(alice, room, topic) == {}
+    assert aggregations(alice, room, topic) == {}
     assert children(alice, room, topic) == [reference]
 
 
-def test_ignored_users_have_no_children(alice: User, bob: User, room: str) -> None:
+def test_children_by_ignored_users_are_hidden(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = relate(alice, room, parent, "m.thread")
     second = relate(bob, room, parent, "m.thread")
     relate(bob, room, parent, "m.reference")
     ignore(alice, bob)
     assert children(alice, room, parent) == [first]
-    told = bundle(alice, room, parent)
-    assert told["m.thread"]["latest_event"]["event_id"] == first
-    assert told["m.thread"]["count"] == 1
-    assert "m.reference" not in told
-    assert bundle(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
+    received = aggregations(alice, room, parent)
+    assert received["m.thread"]["latest_event"]["event_id"] == first
+    assert received["m.thread"]["count"] == 1
+    assert "m.reference" not in received
+    assert aggregations(bob, room, parent)["m.thread"]["latest_event"]["event_id"] == second
 
 
-def test_pages_contexts_and_limited_timelines_tell_of_children(
+def test_messages_context_and_limited_timelines_have_aggregations(
     alice: User, bob: User, room: str
 ) -> None:
     say(alice, room, "earlier")
@@ -299,26 +259,26 @@ def test_pages_contexts_and_limited_timelines_tell_of_children(
     since = sync(bob)["next_batch"]
     last = edit(alice, room, parent, "edited")
 
-    def told(events: list[Any]) -> Any:
+    def received(events: list[Any]) -> Any:
         (event,) = [event for event in events if event["event_id"] == parent]
         return event["unsigned"].get("m.relations", {}).get("m.replace", {}).get("event_id")
 
     def timeline(**options: Any) -> Any:
         return sync(bob, **options)["rooms"]["join"][room]["timeline"]
 
-    assert told(messages(bob, room)["chunk"]) == last
-    assert told(ok(bob.get(room_path(room, "context", last)))["events_before"]) == last
-    assert told([ok(bob.get(room_path(room, "context", parent)))["event"]]) == last
+    assert received(messages(bob, room)["chunk"]) == last
+    assert received(ok(bob.get(room_path(room, "context", last)))["events_before"]) == last
+    assert received([ok(bob.get(room_path(room, "context", parent)))["event"]]) == last
     limited = timeline(filter={"room": {"timeline": {"limit": 2}}})
     assert limited["limited"]
-    assert told(limited["events"]) == last
+    assert received(limited["events"]) == last
     whole = timeline(filter={"room": {"timeline": {"limit": 100}}})
     assert not whole["limited"]
-    assert told(whole["events"]) is None
+    assert received(whole["events"]) is None
     assert "m.relations" not in json.dumps(timeline(since=since))
 
 
-def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -> None:
+def test_a_duplicate_reaction_is_refused(alice: User, bob: User, room: str) -> None:
     parent = say(alice, room, "parent")
     first = ok(put_event(bob, room, "m.reaction", reaction(parent), "txn"))
     assert ok(put_event(bob, room, "m.reaction", reaction(parent), "txn")) == first
@@ -333,7 +293,7 @@ def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -
 
 
 @pytest.mark.parametrize("redacted", [False, True])
-def test_the_same_reaction_twice_in_the_same_moment(
+def test_concurrent_duplicate_reactions_are_refused(
     server: TestServer, alice: User, bob: User, room: str, redacted: bool
 ) -> None:
     parent = say(alice, room, "parent")
@@ -374,7 +334,7 @@ def test_the_same_reaction_twice_in_the_same_moment(
         {"rel_type": "m.annotation", "event_id": "$x", "key": "x" * 5000},
     ],
 )
-def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relation: Any) -> None:
+def test_malformed_relations_are_ignored(alice: User, room: str, relation: Any) -> None:
     ok(put_event(alice, room, "m.room.message", {"body": "x", "m.relates_to": relation}))
     ok(put_event(alice, room, "m.room.message", {"body": "y", "m.relates_to": relation}))
     assert [event["content"]["body"] for event in messages(alice, room, limit=2)["chunk"]] == [
@@ -383,15 +343,16 @@ def test_relations_of_the_wrong_form_are_no_fault(alice: User, room: str, relati
     ]
 
 
-def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
+def test_messages_can_be_filtered_by_their_relation_types(alice: User, room: str) -> None:
     parent = say(alice, room, "parent")
     reply = relate(alice, room, parent, "m.thread")
     reference = relate(alice, room, parent, "m.reference")
 
     def found(**wanted: Any) -> list[str]:
-        wish = json.dumps({"types": ["m.room.message"], **wanted})
+        requested = json.dumps({"types": ["m.room.message"], **wanted})
         return [
-            event["event_id"] for event in messages(alice, room, limit=100, filter=wish)["chunk"]
+            event["event_id"]
+            for event in messages(alice, room, limit=100, filter=requested)["chunk"]
         ]
 
     name = "org.matrix.msc3874"
@@ -400,7 +361,9 @@ def test_pages_without_those_who_have_parents(alice: User, room: str) -> None:
     assert found(**{f"{name}.rel_types": ["m.thread"], f"{name}.not_rel_types": ["m.thread"]}) == []
 
 
-def test_pages_of_those_who_have_children(alice: User, bob: User, room: str) -> None:
+def test_messages_can_be_filtered_by_relations_of_their_children(
+    alice: User, bob: User, room: str
+) -> None:
     parent = say(alice, room, "parent")
     other = say(alice, room, "other")
     relate(alice, room, parent, "m.thread")
@@ -416,6 +379,6 @@ def test_pages_of_those_who_have_children(alice: User, bob: User, room: str) -> 
     assert found(related_by_senders=[bob.user_id]) == [other]
     assert found(related_by_senders=[bob.user_id], related_by_rel_types=["m.thread"]) == []
     assert found(related_by_senders=[]) == []
-    wish = {"room": {"timeline": {"related_by_senders": [bob.user_id], "limit": 100}}}
-    events = sync(alice, filter=wish)["rooms"]["join"][room]["timeline"]["events"]
+    requested = {"room": {"timeline": {"related_by_senders": [bob.user_id], "limit": 100}}}
+    events = sync(alice, filter=requested)["rooms"]["join"][room]["timeline"]["events"]
     assert [event["event_id"] for event in events] == [other]

@@ -58,11 +58,6 @@ def remote() -> ToldHierarchies:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
 def parts(server: TestServer, remote: ToldHierarchies) -> RoomLookupParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
@@ -85,7 +80,7 @@ def parts(server: TestServer, remote: ToldHierarchies) -> RoomLookupParts:
     )
 
 
-def told(room_id: str, **more: Any) -> dict[str, Any]:
+def room_entry(room_id: str, **more: Any) -> dict[str, Any]:
     room = {
         "room_id": room_id,
         "num_joined_members": 3,
@@ -106,7 +101,7 @@ def space(room_id: str, *children: str, **more: Any) -> dict[str, Any]:
         }
         for number, child in enumerate(children)
     ]
-    return told(room_id, room_type="m.space", children_state=links, **more)
+    return room_entry(room_id, room_type="m.space", children_state=links, **more)
 
 
 async def page(parts: RoomLookupParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
@@ -124,7 +119,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [room["room_id"] for room in answer["rooms"]]
 
 
-async def test_rooms_elsewhere_are_asked_about(
+async def test_remote_rooms_are_requested_from_other_servers(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     here, room = create_space(alice), create(alice, preset="public_chat")
@@ -134,9 +129,9 @@ async def test_rooms_elsewhere_are_asked_about(
     remote.answers[FAR] = {
         "room": space(FAR, leaf, room, hidden, deeper),
         "children": [
-            told(leaf, name="Leaf"),
-            told(room, name="A lie"),
-            told(deeper, room_type="m.space"),
+            room_entry(leaf, name="Leaf"),
+            room_entry(room, name="A lie"),
+            room_entry(deeper, room_type="m.space"),
         ],
         "inaccessible_children": [hidden],
     }
@@ -156,7 +151,7 @@ async def test_rooms_elsewhere_are_asked_about(
     assert found == [here, FAR, leaf, room, deeper]
 
 
-async def test_only_what_one_may_know_of_is_shown(
+async def test_only_accessible_remote_rooms_are_shown(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     here, club = create_space(alice), create(alice, preset="public_chat")
@@ -169,7 +164,7 @@ async def test_only_what_one_may_know_of_is_shown(
     }
     remote.answers[FAR] = {
         "room": space(FAR, *rooms),
-        "children": [told(name, **more) for name, more in rooms.items()],
+        "children": [room_entry(name, **more) for name, more in rooms.items()],
     }
     assert ids(await page(parts, bob, here)) == [here, FAR, "!read:other.org"]
     join(bob, club)
@@ -178,7 +173,7 @@ async def test_only_what_one_may_know_of_is_shown(
     assert ids(await page(parts, bob, here)) == [here]
 
 
-async def test_a_space_elsewhere(
+async def test_a_remote_space_is_shown(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     with pytest.raises(Forbidden):
@@ -187,7 +182,7 @@ async def test_a_space_elsewhere(
     assert ids(await page(parts, alice, FAR)) == [FAR]
 
 
-async def test_the_summary_of_a_room_elsewhere(
+async def test_the_summary_of_a_remote_room_is_shown(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     caller = Requester(alice.user_id, alice.device_id, 1)
@@ -209,12 +204,12 @@ async def test_the_summary_of_a_room_elsewhere(
             await parts.previews.get_summary(asker, FAR, [])
 
 
-async def test_what_is_told_counts_before_what_was_known_when_all_of_ours_had_left(
+async def test_a_remote_summary_replaces_the_outdated_state_of_a_left_room(
     parts: RoomLookupParts, remote: ToldHierarchies, alice: User
 ) -> None:
     room = RoomID(create(alice, preset="public_chat", name="Old"))
     ok(alice.post(f"/_matrix/client/v3/rooms/{room}/leave"))
     caller = Requester(alice.user_id, alice.device_id, 1)
     assert (await parts.previews.get_summary(caller, room, []))["name"] == "Old"
-    remote.answers[room] = {"room": told(room, name="New")}
+    remote.answers[room] = {"room": room_entry(room, name="New")}
     assert (await parts.previews.get_summary(caller, room, []))["name"] == "New"

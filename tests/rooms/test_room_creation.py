@@ -24,16 +24,6 @@ from tests.helpers.server import TestServer, User
 CREATE_ROOM = f"{V3}/createRoom"
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def types_in_order(user: User, room_id: str) -> list[str]:
     return [event["type"] for event in messages(user, room_id, "f", limit=100)["chunk"]]
 
@@ -53,7 +43,7 @@ def test_a_room_is_private_by_default(alice: User) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "join_rule", "guest_access"),
+    ("requested", "join_rule", "guest_access"),
     [
         ({"preset": "private_chat"}, "invite", "can_join"),
         ({"preset": "trusted_private_chat"}, "invite", "can_join"),
@@ -64,8 +54,10 @@ def test_a_room_is_private_by_default(alice: User) -> None:
         ({"preset": None, "visibility": None, "name": None, "invite": None}, "invite", "can_join"),
     ],
 )
-def test_presets(alice: User, wish: dict[str, Any], join_rule: str, guest_access: str) -> None:
-    room_id = create(alice, **wish)
+def test_presets_set_their_state(
+    alice: User, requested: dict[str, Any], join_rule: str, guest_access: str
+) -> None:
+    room_id = create(alice, **requested)
     assert get_state(alice, room_id, "m.room.join_rules") == {"join_rule": join_rule}
     assert get_state(alice, room_id, "m.room.history_visibility") == {
         "history_visibility": "shared"
@@ -118,7 +110,7 @@ def test_events_come_in_the_order_of_the_specification(alice: User, bob: User) -
 
 
 @pytest.mark.parametrize("version", ROOM_VERSIONS)
-def test_every_room_version(alice: User, bob: User, version: str) -> None:
+def test_a_room_can_be_created_in_every_version(alice: User, bob: User, version: str) -> None:
     room_id = create(
         alice,
         room_version=version,
@@ -221,7 +213,7 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("requested", "expected"),
     [
         ({"room_version": "99"}, (400, "M_UNSUPPORTED_ROOM_VERSION")),
         ({"room_version": 12}, (400, "M_BAD_JSON")),
@@ -265,9 +257,9 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
     ],
 )
 def test_invalid_requests_are_refused(
-    alice: User, wish: dict[str, Any], expected: tuple[int, str]
+    alice: User, requested: dict[str, Any], expected: tuple[int, str]
 ) -> None:
-    assert refused(alice.post(CREATE_ROOM, wish)) == expected
+    assert refused(alice.post(CREATE_ROOM, requested)) == expected
     assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
 
 
@@ -301,7 +293,7 @@ def test_a_private_room_needs_an_invite_and_guests_cannot_create_rooms(
         ("all", "public_chat", True),
     ],
 )
-def test_encryption_by_default(
+def test_new_rooms_are_encrypted_if_configured(
     tmp_path: Path, sqlite_database: Database, setting: str, preset: str, encrypted: bool
 ) -> None:
     config = f"encryption_enabled_by_default_for_room_type: {setting}\n"
@@ -350,7 +342,7 @@ def test_two_simultaneous_requests_on_two_nodes_make_two_rooms(
     assert upgraded["replacement_room"] not in (here, there)
 
 
-def test_on_both_databases(tmp_path: Path, database: Database) -> None:
+def test_rooms_are_created_on_both_databases(tmp_path: Path, database: Database) -> None:
     alice = TestServer(tmp_path, database).register("alice")
     room_id = create(alice, name="Hovli", room_alias_name="hovli", visibility="public")
     again = TestServer(tmp_path, database)

@@ -28,7 +28,7 @@ from tests.helpers.room_actions import (
     say,
     set_state,
 )
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, register_guest
 
 NOWHERE = "!nowhere:example.org"
 PASSWORD = "wonderland"
@@ -36,22 +36,8 @@ FORBIDDEN = (403, "M_FORBIDDEN")
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def carol(server: TestServer) -> User:
     return server.register("carol")
-
-
-def register_guest(server: TestServer) -> User:
-    return User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
 
 
 def member(user: User, room_id: str, target: User) -> Any:
@@ -62,7 +48,7 @@ def count_events(user: User, room_id: str) -> int:
     return len(messages(user, room_id, limit=1000)["chunk"])
 
 
-def test_joining_by_id_and_by_alias(alice: User, bob: User, carol: User) -> None:
+def test_a_room_is_joined_by_id_and_by_alias(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat", room_alias_name="hovli")
     assert ok(membership(bob, room_id, "join", reason="choy")) == {"room_id": room_id}
     assert member(alice, room_id, bob) == {
@@ -89,7 +75,7 @@ def test_joining_again_changes_nothing(alice: User, bob: User) -> None:
     assert count_events(bob, room_id) == before
 
 
-def test_a_join_shows_name_and_picture(alice: User, bob: User) -> None:
+def test_a_join_has_the_display_name_and_avatar(alice: User, bob: User) -> None:
     ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bobur"}))
     ok(bob.put(f"{V3}/profile/{bob.user_id}/avatar_url", {"avatar_url": "mxc://example.org/bob"}))
     room_id = create(alice, preset="public_chat")
@@ -116,11 +102,11 @@ def test_a_join_shows_name_and_picture(alice: User, bob: User) -> None:
         ("/rooms/nonsense/join", (400, "M_INVALID_PARAM")),
     ],
 )
-def test_rooms_that_are_not_there(alice: User, path: str, expected: tuple[int, str]) -> None:
+def test_unknown_rooms_cannot_be_joined(alice: User, path: str, expected: tuple[int, str]) -> None:
     assert refused(alice.post(V3 + path)) == expected
 
 
-def test_invited_in_and_out(alice: User, bob: User) -> None:
+def test_an_invite_is_accepted_declined_and_withdrawn(alice: User, bob: User) -> None:
     room_id = create(alice)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     ok(membership(alice, room_id, "invite", bob, reason="choyga"))
@@ -137,9 +123,7 @@ def test_invited_in_and_out(alice: User, bob: User) -> None:
     assert member(alice, room_id, bob) == {"membership": "leave", "reason": "band"}
 
 
-def test_inviting_needs_power_and_a_user_who_can_be_reached(
-    alice: User, bob: User, carol: User
-) -> None:
+def test_an_invite_needs_power_and_an_existing_user(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert refused(membership(bob, room_id, "invite", carol)) == FORBIDDEN
@@ -164,7 +148,7 @@ def test_inviting_needs_power_and_a_user_who_can_be_reached(
     assert refused(alice.post(room_path(room_id, "invite"), by_email)) == (400, "M_INVALID_PARAM")
 
 
-def test_an_invite_by_state_event_is_held_to_the_same(
+def test_an_invite_by_state_event_follows_the_same_rules(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "block_non_admin_invites: true\n")
@@ -177,7 +161,7 @@ def test_an_invite_by_state_event_is_held_to_the_same(
     )
 
 
-def test_memberships_by_state_events(alice: User, bob: User) -> None:
+def test_memberships_can_be_set_by_state_events(alice: User, bob: User) -> None:
     room_id = create(alice)
     assert (
         refused(put_state(bob, room_id, "m.room.member", {"membership": "join"}, bob.user_id))
@@ -199,7 +183,7 @@ def test_memberships_by_state_events(alice: User, bob: User) -> None:
     assert put_state(alice, room_id, "m.room.member", {"membership": "invite"}, "bob").status == 400
 
 
-def test_removing(alice: User, bob: User, carol: User) -> None:
+def test_members_are_kicked(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert refused(membership(bob, room_id, "kick", alice)) == FORBIDDEN
@@ -212,7 +196,7 @@ def test_removing(alice: User, bob: User, carol: User) -> None:
     join(bob, room_id)
 
 
-def test_banning(alice: User, bob: User, carol: User) -> None:
+def test_users_are_banned_and_unbanned(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert refused(membership(bob, room_id, "ban", alice)) == FORBIDDEN
@@ -230,7 +214,7 @@ def test_banning(alice: User, bob: User, carol: User) -> None:
 
 
 @pytest.mark.parametrize("action", ["invite", "kick", "ban", "unban"])
-def test_strangers_learn_nothing_of_a_room(
+def test_non_members_cannot_see_whether_a_room_exists(
     alice: User, bob: User, carol: User, action: str
 ) -> None:
     room_id = create(alice)
@@ -246,7 +230,7 @@ def test_strangers_learn_nothing_of_a_room(
     )
 
 
-def test_who_is_not_there_is_not_invited(alice: User, bob: User) -> None:
+def test_unknown_users_are_not_invited(alice: User, bob: User) -> None:
     room_id = create(alice)
     ok(
         bob.post(
@@ -272,7 +256,7 @@ def test_who_is_not_there_is_not_invited(alice: User, bob: User) -> None:
     assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": [room_id]}
 
 
-def test_who_has_left_cannot_act(alice: User, bob: User) -> None:
+def test_former_members_cannot_change_memberships(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(membership(bob, room_id, "leave")) == FORBIDDEN
     join(bob, room_id)
@@ -283,7 +267,7 @@ def test_who_has_left_cannot_act(alice: User, bob: User) -> None:
 
 
 @pytest.mark.parametrize("version", ["7", "8", "10", "11", "12"])
-def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
+def test_a_user_knocks_and_is_invited(alice: User, bob: User, carol: User, version: str) -> None:
     rule = [{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
     room_id = create(alice, room_version=version, initial_state=rule, room_alias_name="eshik")
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
@@ -306,7 +290,7 @@ def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
     assert member(alice, room_id, carol)["membership"] == "leave"
 
 
-def test_no_knocking_where_the_room_does_not_take_knocks(alice: User, bob: User) -> None:
+def test_a_knock_is_refused_unless_the_join_rule_allows_it(alice: User, bob: User) -> None:
     assert refused(bob.post(f"{V3}/knock/{create(alice)}")) == FORBIDDEN
     old = create(
         alice,
@@ -328,7 +312,7 @@ def restricted_to(room_id: str, rule: str = "restricted") -> list[dict[str, Any]
 @pytest.mark.parametrize(
     ("version", "rule"), [("8", "restricted"), ("10", "knock_restricted"), ("12", "restricted")]
 )
-def test_rooms_for_members_of_another(
+def test_a_restricted_room_is_joined_by_members_of_an_allowed_room(
     alice: User, bob: User, carol: User, version: str, rule: str
 ) -> None:
     space = create(alice, preset="public_chat")
@@ -359,7 +343,7 @@ def test_a_client_cannot_set_who_authorised_its_join(alice: User, bob: User) -> 
     assert refused(put_state(bob, room_id, "m.room.member", content, bob.user_id)) == FORBIDDEN
 
 
-def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
+def test_an_invited_user_joins_a_restricted_room(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)), invite=[bob.user_id])
     join(bob, room_id)
     assert member(alice, room_id, bob) == {"membership": "join", "displayname": "bob"}
@@ -382,14 +366,14 @@ def at_once(user: User, room_id: str, *actions: tuple[str, User]) -> list[int]:
     return [each.answer.status for each in asked]
 
 
-def test_who_is_banned_and_removed_at_once_stays_banned(alice: User, bob: User) -> None:
+def test_a_user_banned_and_kicked_concurrently_stays_banned(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert at_once(alice, room_id, ("ban", bob), ("kick", bob)) == [200, 403]
     assert member(alice, room_id, bob)["membership"] == "ban"
 
 
-def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bob: User) -> None:
+def test_a_name_change_during_a_kick_does_not_rejoin(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     before: Deferred[None] = Deferred()
@@ -408,7 +392,7 @@ def test_who_takes_another_name_while_they_are_removed_stays_out(alice: User, bo
     assert member(alice, room_id, bob) == {"membership": "leave"}
 
 
-def test_a_second_lifting_of_a_ban_removes_nobody(alice: User, bob: User) -> None:
+def test_a_second_unban_kicks_nobody(alice: User, bob: User) -> None:
     room_id = create(alice)
     invite(alice, room_id, bob)
     ok(membership(alice, room_id, "ban", bob))
@@ -420,7 +404,7 @@ def test_a_second_lifting_of_a_ban_removes_nobody(alice: User, bob: User) -> Non
     assert member(alice, room_id, bob)["membership"] == "invite"
 
 
-def test_forgetting(alice: User, bob: User) -> None:
+def test_a_left_room_is_forgotten(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(membership(bob, room_id, "forget")) == (404, "M_NOT_FOUND")
     join(bob, room_id)
@@ -440,7 +424,7 @@ def test_forgetting(alice: User, bob: User) -> None:
 
 
 @pytest.mark.parametrize("way", ["leave", "kick", "ban", "state"])
-def test_rooms_may_be_forgotten_when_they_are_left(
+def test_rooms_are_forgotten_on_leave_if_configured(
     tmp_path: Path, sqlite_database: Database, way: str
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "forget_rooms_on_leave: true\n")
@@ -465,7 +449,7 @@ def test_rooms_may_be_forgotten_when_they_are_left(
     assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
 
 
-async def test_rooms_that_were_left_before_a_start_are_forgotten_then(
+async def test_rooms_left_before_a_restart_are_forgotten_after_it(
     tmp_path: Path, database: Database
 ) -> None:
     server = TestServer(tmp_path, database)
@@ -485,7 +469,7 @@ async def test_rooms_that_were_left_before_a_start_are_forgotten_then(
     assert answers == [403, 403, 200]
 
 
-def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -> None:
+def test_guests_join_only_rooms_with_guest_access(server: TestServer, alice: User) -> None:
     guest = register_guest(server)
     closed = create(alice, preset="public_chat")
     assert refused(membership(guest, closed, "join")) == (403, "M_GUEST_ACCESS_FORBIDDEN")
@@ -509,7 +493,9 @@ def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -
     assert member(alice, open_room, alice)["membership"] == "join"
 
 
-def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: Database) -> None:
+def test_guests_are_removed_when_the_guest_access_is_redacted(
+    tmp_path: Path, database: Database
+) -> None:
     server = TestServer(tmp_path, database)
     alice = server.register("alice")
     guest, others = register_guest(server), [register_guest(server) for _ in range(2)]
@@ -533,7 +519,7 @@ def test_guests_go_when_what_let_them_in_is_redacted(tmp_path: Path, database: D
     assert ok(guest.get(f"{V3}/joined_rooms"))["joined_rooms"] == [rooms[1]]
 
 
-def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:
+def test_a_third_party_invite_needs_a_valid_proof(alice: User, bob: User) -> None:
     room_id = create(alice)
     signed = {"mxid": bob.user_id, "sender": alice.user_id, "token": "t", "signatures": {}}
     assert refused(membership(bob, room_id, "join", third_party_signed=signed)) == FORBIDDEN
@@ -548,14 +534,14 @@ def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:
     assert member(alice, room_id, bob) is None
 
 
-def test_reasons_are_texts_of_bounded_length(alice: User, bob: User) -> None:
+def test_reasons_are_strings_of_bounded_length(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(membership(bob, room_id, "join", reason="x" * 5000)) == (400, "M_BAD_JSON")
     assert refused(membership(bob, room_id, "join", reason=1)) == (400, "M_BAD_JSON")
     ok(membership(bob, room_id, "join", reason=None))
 
 
-def test_on_both_databases(tmp_path: Path, database: Database) -> None:
+def test_memberships_work_on_both_databases(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, invite=[bob.user_id])

@@ -38,16 +38,6 @@ READABLE = {
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def guest(server: TestServer) -> User:
     return User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
 
@@ -79,7 +69,7 @@ def types(chunk: list[Any]) -> list[str]:
     return [event["type"] for event in chunk]
 
 
-def test_anyone_looks_into_a_world_readable_room(alice: User, bob: User, guest: User) -> None:
+def test_anyone_can_preview_a_world_readable_room(alice: User, bob: User, guest: User) -> None:
     room = readable_room(alice)
     for number in range(5):
         say(alice, room, str(number))
@@ -97,7 +87,7 @@ def test_anyone_looks_into_a_world_readable_room(alice: User, bob: User, guest: 
         }
 
 
-def test_who_looks_hears_what_happens(alice: User, guest: User) -> None:
+def test_a_previewing_user_gets_new_events(alice: User, guest: User) -> None:
     room = readable_room(alice)
     token = look(guest, room)["messages"]["end"]
     waiting = wait_for_events(guest, room_id=room, from_=token)
@@ -115,7 +105,7 @@ def test_who_looks_hears_what_happens(alice: User, guest: User) -> None:
     assert ok(waiting.answer)["chunk"] == []
 
 
-def test_who_looks_is_refused_once_the_room_is_closed(alice: User, bob: User) -> None:
+def test_a_preview_is_refused_once_the_room_is_not_world_readable(alice: User, bob: User) -> None:
     room = readable_room(alice)
     token = look(bob, room)["messages"]["end"]
     waiting = wait_for_events(bob, room_id=room, from_=token)
@@ -130,7 +120,7 @@ def test_who_looks_is_refused_once_the_room_is_closed(alice: User, bob: User) ->
         assert refused(bob.get(path)) == (403, "M_FORBIDDEN")
 
 
-def test_only_what_was_said_in_the_open_is_shown(alice: User, bob: User) -> None:
+def test_a_preview_shows_only_world_readable_events(alice: User, bob: User) -> None:
     room = create(alice, preset="private_chat")
     say(alice, room, "among us")
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
@@ -148,7 +138,7 @@ def test_only_what_was_said_in_the_open_is_shown(alice: User, bob: User) -> None
         assert refused(bob.get(events_path(room_id=room_id))) == (403, "M_FORBIDDEN")
 
 
-def test_a_member_s_room(alice: User, bob: User) -> None:
+def test_initial_sync_of_a_room_is_complete_for_members(alice: User, bob: User) -> None:
     room = create(alice, preset="public_chat", visibility="public")
     join(bob, room)
     say(alice, room, "salom")
@@ -166,7 +156,7 @@ def test_a_member_s_room(alice: User, bob: User) -> None:
     assert bodies(answer["messages"]["chunk"]) == ["salom"]
 
 
-def test_the_stream_of_all_rooms(alice: User, bob: User) -> None:
+def test_events_returns_new_events_of_all_rooms(alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(3)]
     for room in rooms[:2]:
         join(bob, room)
@@ -182,7 +172,7 @@ def test_the_stream_of_all_rooms(alice: User, bob: User) -> None:
     assert events(bob, answer["end"])["chunk"] == []
 
 
-def test_coming_and_going_in_the_stream(alice: User, bob: User) -> None:
+def test_events_returns_invites_joins_and_leaves(alice: User, bob: User) -> None:
     room, private = create(alice, preset="public_chat"), create(alice, preset="private_chat")
     token = events(bob)["end"]
     invite(alice, private, bob)
@@ -199,7 +189,7 @@ def test_coming_and_going_in_the_stream(alice: User, bob: User) -> None:
     assert events(bob, answer["end"])["chunk"] == []
 
 
-def test_much_news_comes_in_parts(tmp_path: Path, database: Database) -> None:
+def test_events_returns_many_events_in_parts(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database)
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, preset="public_chat") for _ in range(3)]
@@ -268,7 +258,7 @@ def test_presence_is_sent(tmp_path: Path, sqlite_database: Database) -> None:
     assert ok(waiting.answer)["end"] != token
 
 
-def test_all_rooms_at_once(alice: User, bob: User) -> None:
+def test_initial_sync_returns_all_rooms(alice: User, bob: User) -> None:
     joined, left, private, declined = [create(alice, preset="public_chat") for _ in range(4)]
     for room in (joined, left):
         join(bob, room)
@@ -298,7 +288,7 @@ def test_all_rooms_at_once(alice: User, bob: User) -> None:
     assert left not in {room["room_id"] for room in archived}
 
 
-def test_all_rooms_at_once_are_so_many(
+def test_the_number_of_rooms_in_initial_sync_is_limited(
     alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(4)]
@@ -307,17 +297,17 @@ def test_all_rooms_at_once_are_so_many(
     invite(alice, rooms[3], bob)
     say(alice, rooms[0], "news")
 
-    def told() -> list[str]:
+    def received() -> list[str]:
         return [room["room_id"] for room in ok(bob.get(f"{V3}/initialSync?limit=1"))["rooms"]]
 
-    assert told() == [rooms[3], rooms[0], rooms[2], rooms[1]]
+    assert received() == [rooms[3], rooms[0], rooms[2], rooms[1]]
     monkeypatch.setattr(initial_sync, "MAX_ROOMS", 3)
-    assert told() == [rooms[3], rooms[0], rooms[2]]
+    assert received() == [rooms[3], rooms[0], rooms[2]]
     monkeypatch.setattr(initial_sync, "MAX_STATE_BYTES", 1000)
-    assert told() == [rooms[3], rooms[0]], "there is one at least, however large"
+    assert received() == [rooms[3], rooms[0]], "there is one at least, however large"
 
 
-def test_one_event_of_whatever_room(alice: User, bob: User) -> None:
+def test_an_event_is_read_by_its_id_alone(alice: User, bob: User) -> None:
     room = create(alice, preset="private_chat")
     event_id = say(alice, room, "salom")
     path = f"{V3}/events/{quote(event_id)}"
@@ -333,14 +323,14 @@ def test_one_event_of_whatever_room(alice: User, bob: User) -> None:
     assert ok(alice.get(path))["content"] == {}
 
 
-def test_guests_have_only_what_is_for_them(guest: User) -> None:
+def test_guests_can_only_preview_rooms(guest: User) -> None:
     for path in (f"{V3}/initialSync", f"{V3}/events/$x"):
         assert refused(guest.get(path)) == (403, "M_GUEST_ACCESS_FORBIDDEN")
     assert events(guest)["chunk"] == []
 
 
 @pytest.mark.parametrize("query", ["from=nonsense", "timeout=soon", "room_id=nothing"])
-def test_bad_questions(alice: User, query: str) -> None:
+def test_invalid_requests_are_refused(alice: User, query: str) -> None:
     answer: Answer = alice.get(f"{V3}/events?{query}")
     assert refused(answer) == (400, "M_INVALID_PARAM")
 

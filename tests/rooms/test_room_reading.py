@@ -34,16 +34,6 @@ from tests.helpers.server import TestServer, User
 FORBIDDEN = (403, "M_FORBIDDEN")
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def open_room(user: User, visibility: str = "shared") -> str:
     state = [{"type": "m.room.history_visibility", "content": {"history_visibility": visibility}}]
     return create(user, preset="public_chat", initial_state=state)
@@ -109,7 +99,7 @@ def test_pages_of_large_events_are_short(
     ]
 
 
-def test_pages_from_the_tokens_of_sync(alice: User) -> None:
+def test_sync_tokens_can_start_pages(alice: User) -> None:
     room_id = create(alice)
     for number in range(10):
         say(alice, room_id, str(number))
@@ -168,7 +158,7 @@ def test_the_limit_is_bounded(alice: User) -> None:
     assert len(messages(alice, room_id, "b", limit=-5)["chunk"]) <= 1
 
 
-def test_filters(alice: User, bob: User) -> None:
+def test_messages_can_be_filtered(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     say(alice, room_id, "a")
@@ -263,12 +253,12 @@ def test_events_have_the_readers_membership(alice: User, bob: User) -> None:
     join(bob, room_id)
     say(alice, room_id, "joined")
     chunk = messages(bob, room_id, "b", limit=100)["chunk"]
-    told = {
+    received = {
         event["content"]["body"]: event["unsigned"]["membership"]
         for event in chunk
         if event["type"] == "m.room.message"
     }
-    assert told == {"before": "leave", "invited": "invite", "joined": "join"}
+    assert received == {"before": "leave", "invited": "invite", "joined": "join"}
 
 
 def test_former_members_see_the_room_as_they_left_it(alice: User, bob: User) -> None:
@@ -340,7 +330,7 @@ def test_an_invisible_event_is_not_found(alice: User, bob: User) -> None:
     assert refused(alice.get(room_path(room_id, "event", "nonsense"))) == (400, "M_INVALID_PARAM")
 
 
-def test_context(alice: User) -> None:
+def test_context_returns_events_around_an_event(alice: User) -> None:
     room_id = create(alice)
     event_ids = [say(alice, room_id, str(number)) for number in range(9)]
     set_state(alice, room_id, "m.room.topic", {"topic": "later"})
@@ -361,7 +351,7 @@ def test_context(alice: User) -> None:
     assert alone["events_before"] == alone["events_after"] == []
 
 
-def test_members(alice: User, bob: User) -> None:
+def test_members_can_be_filtered_by_membership(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     since = ok(alice.get(f"{V3}/sync"))["next_batch"]
     join(bob, room_id)

@@ -14,6 +14,7 @@ from tests.helpers.room_actions import (
     V3,
     all_texts,
     create,
+    get_event,
     get_state,
     join,
     messages,
@@ -31,20 +32,6 @@ from tests.helpers.server import TestServer, User
 FORBIDDEN = (403, "M_FORBIDDEN")
 VERSIONS = ["1", "3", "10", "11", "12"]
 LAST = {"msgtype": "m.text", "body": "at last"}
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-def get_event(user: User, room_id: str, event_id: str) -> Any:
-    return ok(user.get(room_path(room_id, "event", event_id)))
 
 
 def test_a_message_has_the_form_of_the_specification(
@@ -88,7 +75,7 @@ def test_a_repeated_request_sends_once_also_after_a_restart(
     assert (types.count("m.room.message"), types.count("m.room.redaction")) == (1, 1)
 
 
-def test_a_transaction_id_is_of_one_device_and_path(server: TestServer, alice: User) -> None:
+def test_a_transaction_id_belongs_to_one_device_and_path(server: TestServer, alice: User) -> None:
     room_id, other = create(alice), create(alice)
     answer = server.post(
         f"{V3}/login",
@@ -157,7 +144,7 @@ def test_a_device_that_signs_in_again_can_reuse_transaction_ids(
         (None, (400, "M_NOT_JSON")),
     ],
 )
-def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, str]) -> None:
+def test_invalid_content_is_refused(alice: User, content: Any, expected: tuple[int, str]) -> None:
     room_id = create(alice)
     if content is None:
         path = room_path(room_id, "send", "m.room.message", "t")
@@ -170,7 +157,7 @@ def test_content_that_cannot_be(alice: User, content: Any, expected: tuple[int, 
     assert all_texts(alice, room_id) == []
 
 
-def test_content_as_deep_as_a_well_is_refused(alice: User) -> None:
+def test_too_deeply_nested_content_is_refused(alice: User) -> None:
     room_id = create(alice)
     for depth in (300, 20_000):
         body = b'{"a":' * depth + b"1" + b"}" * depth
@@ -180,7 +167,7 @@ def test_content_as_deep_as_a_well_is_refused(alice: User) -> None:
         assert answer.errcode in ("M_BAD_JSON", "M_NOT_JSON", "M_TOO_LARGE")
 
 
-def test_old_room_versions_take_any_number(alice: User) -> None:
+def test_old_room_versions_accept_any_number(alice: User) -> None:
     room_id = create(alice, room_version="5")
     event_id = ok(put_event(alice, room_id, "org.example.x", {"at": 1.5, "big": 2**60}))["event_id"]
     assert get_event(alice, room_id, event_id)["content"] == {"at": 1.5, "big": 2**60}
@@ -193,7 +180,7 @@ def test_types_and_keys_are_bounded(alice: User) -> None:
     assert refused(put_event(alice, room_id, "x", {}, "t" * 256)) == (400, "M_INVALID_PARAM")
 
 
-def test_strangers_and_the_powerless_send_nothing(alice: User, bob: User) -> None:
+def test_non_members_and_users_without_power_send_nothing(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(put_event(bob, room_id, "m.room.message", {"body": "x"})) == FORBIDDEN
     assert refused(put_event(bob, "!nowhere:example.org", "m.room.message", {})) == FORBIDDEN
@@ -235,7 +222,7 @@ def test_state_is_set_with_and_without_the_slash(alice: User) -> None:
     assert (shown["replaces_state"], shown["prev_content"]) == (first["event_id"], {"topic": "a"})
 
 
-def test_state_keys_with_odd_characters(alice: User) -> None:
+def test_state_keys_may_have_special_characters(alice: User) -> None:
     room_id = create(alice)
     for key in ("a/b", "ключ", "%", "?#", "@alice:example.org", " "):
         set_state(alice, room_id, "org.example.x", {"key": key}, key)
@@ -247,7 +234,7 @@ def test_state_keys_with_odd_characters(alice: User) -> None:
     )
 
 
-def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
+def test_canonical_aliases_must_point_to_the_room(alice: User) -> None:
     room_id = create(alice, room_alias_name="one")
     create(alice, room_alias_name="other")
     ok(alice.put(f"{V3}/directory/room/%23two:example.org", {"room_id": room_id}))
@@ -277,7 +264,7 @@ def test_canonical_aliases_have_to_point_to_the_room(alice: User) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("way", ["endpoint", "send"])
-def test_redactions(alice: User, bob: User, version: str, way: str) -> None:
+def test_events_are_redacted(alice: User, bob: User, version: str, way: str) -> None:
     room_id = create(alice, preset="public_chat", room_version=version)
     join(bob, room_id)
     event_id = say(bob, room_id, "afsus")
@@ -300,7 +287,7 @@ def test_redactions(alice: User, bob: User, version: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: str) -> None:
+def test_only_the_sender_and_moderators_redact(alice: User, bob: User, version: str) -> None:
     room_id = create(alice, preset="public_chat", room_version=version)
     join(bob, room_id)
     event_id = say(alice, room_id, "qoladi")
@@ -314,7 +301,7 @@ def test_only_the_sender_and_the_mighty_redact(alice: User, bob: User, version: 
     ok(redact(alice, room_id, event_id))  # once more changes nothing
 
 
-def test_what_cannot_be_redacted(alice: User) -> None:
+def test_unknown_events_cannot_be_redacted(alice: User) -> None:
     room_id = create(alice)
     created = messages(alice, room_id, "f", limit=1)["chunk"][0]["event_id"]
     assert refused(redact(alice, room_id, created)) == FORBIDDEN
@@ -337,7 +324,9 @@ def test_redacted_state_is_shown_without_content(alice: User, bob: User) -> None
     assert "name" not in ok(bob.get(f"{V3}/publicRooms"))["chunk"][0]
 
 
-def test_what_a_send_and_a_join_cost(tmp_path: Path, sqlite_template: Path) -> None:
+def test_a_send_and_a_join_cost_a_fixed_number_of_queries(
+    tmp_path: Path, sqlite_template: Path
+) -> None:
     counter = QueryCounter()
     path = tmp_path / "counted.db"
     path.write_bytes(sqlite_template.read_bytes())
@@ -399,7 +388,7 @@ def outrun(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
     monkeypatch.setattr(RoomWriter, "append", append_late)
 
 
-def test_another_node_may_be_faster_many_times(
+def test_a_send_is_retried_while_another_node_is_faster(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice = server.register("alice")
@@ -408,7 +397,7 @@ def test_another_node_may_be_faster_many_times(
     assert put_event(alice, room, "m.room.message", LAST).status == 200
 
 
-def test_a_send_that_is_always_outrun_is_refused_and_can_be_retried(
+def test_a_send_that_always_conflicts_is_refused_and_can_be_retried(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log names no bug, and the repeated message is stored once."""

@@ -22,18 +22,8 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import summary, summary_path
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-def restricted(alice: User, *allowed: str, rule: str = "restricted", **wish: Any) -> str:
-    room = create(alice, preset="private_chat", **wish)
+def restricted(alice: User, *allowed: str, rule: str = "restricted", **requested: Any) -> str:
+    room = create(alice, preset="private_chat", **requested)
     allow = [{"type": "m.room_membership", "room_id": room_id} for room_id in allowed]
     set_state(alice, room, "m.room.join_rules", {"join_rule": rule, "allow": allow})
     return room
@@ -146,8 +136,8 @@ def test_members_of_an_allowed_room_see_a_restricted_room(alice: User, bob: User
     room = restricted(alice, club, "!elsewhere:other.org")
     assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
     join(bob, club)
-    told = ok(summary(bob, room))
-    assert (told["join_rule"], told["allowed_room_ids"]) == (
+    received = ok(summary(bob, room))
+    assert (received["join_rule"], received["allowed_room_ids"]) == (
         "restricted",
         [club, "!elsewhere:other.org"],
     )

@@ -35,16 +35,6 @@ from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space, rooms_below
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def ask(user: User, room: str, version: str = "12", **more: Any) -> Answer:
     return user.post(room_path(room, "upgrade"), {"new_version": version, **more})
 
@@ -53,8 +43,8 @@ def upgrade(user: User, room: str, version: str = "12", **more: Any) -> str:
     return str(ok(ask(user, room, version, **more))["replacement_room"])
 
 
-def old_room(user: User, version: str = "11", **wish: Any) -> str:
-    return create(user, **{"preset": "private_chat", "room_version": version, **wish})
+def old_room(user: User, version: str = "11", **requested: Any) -> str:
+    return create(user, **{"preset": "private_chat", "room_version": version, **requested})
 
 
 def test_predecessor_and_tombstone_link_the_rooms(alice: User) -> None:

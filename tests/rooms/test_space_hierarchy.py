@@ -24,16 +24,6 @@ from tests.helpers.spaces import (
 )
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def public(user: User, name: str) -> str:
     return create(user, preset="public_chat", name=name)
 
@@ -108,7 +98,7 @@ def test_loops_end_and_each_room_is_shown_once(alice: User) -> None:
     assert every_page(alice, one, 1) == [[one], [two], [room]]
 
 
-def test_only_suggested(alice: User) -> None:
+def test_only_suggested_children_are_shown_on_request(alice: User) -> None:
     space, street, room, other = (
         create_space(alice),
         create_space(alice),
@@ -208,7 +198,7 @@ def test_an_invisible_root_is_refused(server: TestServer, alice: User, bob: User
     assert refused(server.get(hierarchy_path(closed))) == (401, "M_MISSING_TOKEN")
 
 
-def test_pages(alice: User) -> None:
+def test_the_hierarchy_is_paged(alice: User) -> None:
     town = create_space(alice)
     expected = [town]
     for number in range(3):

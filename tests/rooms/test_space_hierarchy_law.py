@@ -20,7 +20,7 @@ links = st.dictionaries(
 )
 
 
-class Town:
+class SpaceModel:
     """Some rooms, and the links between them as they are now."""
 
     def __init__(self, server: TestServer) -> None:
@@ -54,8 +54,8 @@ class Town:
 
 
 @pytest.fixture
-def town(server: TestServer) -> Town:
-    return Town(server)
+def model(server: TestServer) -> SpaceModel:
+    return SpaceModel(server)
 
 
 def expected(
@@ -101,23 +101,23 @@ def expected(
 @given(
     wanted=links, suggested_only=st.booleans(), max_depth=st.integers(0, 4), limit=st.integers(1, 4)
 )
-def test_any_tree(
-    town: Town,
+def test_any_hierarchy_equals_a_simple_walk(
+    model: SpaceModel,
     wanted: Mapping[tuple[int, int], tuple[str, bool]],
     suggested_only: bool,
     max_depth: int,
     limit: int,
 ) -> None:
-    made = town.link(wanted)
+    made = model.link(wanted)
     query = {"suggested_only": str(suggested_only).lower(), "max_depth": max_depth}
     everybody = range(TOTAL)
     outsiders = [number for number in everybody if not SPACES <= number < SPACES + HIDDEN]
-    readers: list[tuple[User, Sequence[int]]] = [(town.alice, everybody), (town.bob, outsiders)]
+    readers: list[tuple[User, Sequence[int]]] = [(model.alice, everybody), (model.bob, outsiders)]
     for user, shown in readers:
         walked = expected(
             wanted, made, shown=shown, suggested_only=suggested_only, max_depth=max_depth
         )
-        rooms = [town.rooms[number] for number in walked]
-        assert rooms_below(user, town.rooms[0], **query) == rooms
-        pages = every_page(user, town.rooms[0], limit, **query)
+        rooms = [model.rooms[number] for number in walked]
+        assert rooms_below(user, model.rooms[0], **query) == rooms
+        pages = every_page(user, model.rooms[0], limit, **query)
         assert [room for page in pages for room in page] == rooms

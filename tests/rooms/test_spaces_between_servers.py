@@ -26,9 +26,11 @@ def bob(network: Network) -> User:
     return network.add(SOUTH).register("bob")
 
 
-def space_of(user: User, *children: str, via: Sequence[str] = (NORTH, SOUTH), **wish: Any) -> str:
+def space_of(
+    user: User, *children: str, via: Sequence[str] = (NORTH, SOUTH), **requested: Any
+) -> str:
     """A public space with these children, which are on the other servers or this one."""
-    space = create(user, **{"preset": "public_chat", "creation_content": SPACE, **wish})
+    space = create(user, **{"preset": "public_chat", "creation_content": SPACE, **requested})
     for number, child in enumerate(children):
         link = {"via": list(via), "order": str(number)}
         set_state(user, space, "m.space.child", link, child)
@@ -46,7 +48,9 @@ def asked(network: Network) -> int:
     return len([uri for _, _, _, uri in network.log if "/hierarchy/" in uri])
 
 
-def test_a_tree_goes_on_with_the_other_server(network: Network, alice: User, bob: User) -> None:
+def test_a_hierarchy_continues_on_the_other_server(
+    network: Network, alice: User, bob: User
+) -> None:
     leaf, secret = (
         create(alice, preset="public_chat", name="Leaf"),
         create(alice, preset="private_chat"),
@@ -72,7 +76,7 @@ def test_a_tree_goes_on_with_the_other_server(network: Network, alice: User, bob
     assert asked(network) == 2
 
 
-def test_who_is_in_a_room_there_is_told_more(network: Network, alice: User, bob: User) -> None:
+def test_members_of_a_remote_room_see_more(network: Network, alice: User, bob: User) -> None:
     club, secret = create(alice, preset="public_chat"), create(alice, preset="private_chat")
     allow = [{"type": "m.room_membership", "room_id": club}]
     inner = create(
@@ -105,7 +109,7 @@ def test_a_server_that_does_not_answer_hides_its_rooms(
     assert rooms_below(bob, root) == [root, far, near]
 
 
-def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: User) -> None:
+def test_false_responses_of_a_server_are_ignored(network: Network, alice: User, bob: User) -> None:
     far = space_of(alice)
     root = space_of(bob, far)
     answers = [
@@ -127,7 +131,7 @@ def test_a_server_that_lies_is_not_believed(network: Network, alice: User, bob: 
     assert rooms_below(bob, root) == [root, far]
 
 
-def test_a_room_s_acl_is_for_this_too(alice: User, bob: User) -> None:
+def test_the_server_acl_of_a_room_applies_to_hierarchies(alice: User, bob: User) -> None:
     far = space_of(alice)
     root = space_of(bob, far)
     set_state(alice, far, "m.room.server_acl", {"allow": ["*"], "deny": [SOUTH]})
@@ -152,7 +156,7 @@ def test_private_rooms_are_hidden_and_their_server_is_not_asked_again(
     assert len(network.log) == requests
 
 
-def test_a_server_that_is_away_hides_its_rooms_and_no_others(
+def test_an_unreachable_server_hides_only_its_rooms(
     network: Network, alice: User, bob: User
 ) -> None:
     garden = create(alice, name="Garden", preset="public_chat")
@@ -167,7 +171,7 @@ def test_a_server_that_is_away_hides_its_rooms_and_no_others(
     assert names_below(bob, house) == ["House", "Garden", "Shed"]
 
 
-def test_a_restricted_room_is_shown_to_users_who_may_join_it(alice: User, bob: User) -> None:
+def test_a_remote_restricted_room_is_shown_to_users_who_may_join(alice: User, bob: User) -> None:
     house = space_of(alice, name="House")
     rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": house}]}
     kitchen = create(

@@ -9,9 +9,8 @@ from storage.engine.database import Database
 from storage.rooms.sticky_events import MAX_STICKY_MS, StickyEventStore
 from tests.helpers.room_actions import ok, refused
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient, a_list
+from tests.helpers.sliding_client import SlidingClient, a_list, finish_poll
 from tests.helpers.sync_requests import Json, Rooms, ids, poll, sync
-from tests.sliding_sync.test_extensions import ended
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -48,17 +47,7 @@ def rooms() -> Rooms:
     return Rooms()
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-def test_the_event_says_that_it_is_sticky(server: TestServer, alice: User, rooms: Rooms) -> None:
+def test_a_sticky_event_has_its_duration(server: TestServer, alice: User, rooms: Rooms) -> None:
     room_id = rooms.create(alice)
     event_id = stick(alice, room_id, "laptop")
     server.clock.advance(60)
@@ -83,7 +72,7 @@ def test_durations_are_bounded(alice: User, rooms: Rooms, duration: int) -> None
             assert refused(answer) == (400, "M_INVALID_PARAM")
 
 
-def test_it_is_sent_once_though_the_timeline_has_no_room_for_it(
+def test_a_sticky_event_outside_a_limited_timeline_is_sent_once(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id = rooms.create(alice, bob)
@@ -110,7 +99,7 @@ def test_an_event_in_the_timeline_is_not_sent_again(alice: User, bob: User, room
     assert sticky_ids(filtered, room_id) == [event_id]
 
 
-def test_newcomers_hear_of_all_whatever_the_history_visibility(
+def test_new_members_get_sticky_events_whatever_the_history_visibility(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id = rooms.create(alice)
@@ -172,7 +161,7 @@ def test_a_delayed_event_is_sticky_once_it_is_sent(
     assert event["msc4354_sticky"] == {"duration_ms": 5 * MINUTE}
 
 
-def test_sticky_events_outlive_a_restart(
+def test_sticky_events_survive_a_restart(
     tmp_path: Path, sqlite_database: Database, rooms: Rooms
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -187,7 +176,7 @@ def test_sticky_events_outlive_a_restart(
     assert sticky(answer, room_id)[0]["unsigned"][TTL] == 5 * MINUTE - 100_000
 
 
-def test_what_is_over_is_forgotten(
+def test_expired_sticky_events_are_deleted(
     server: TestServer, alice: User, rooms: Rooms, sqlite_database: Database
 ) -> None:
     room_id = rooms.create(alice)
@@ -207,32 +196,34 @@ def client_of(user: User, limit: int = 100, **filters: Any) -> SlidingClient:
     )
 
 
-def told(answer: Json) -> dict[str, list[str]]:
+def sticky_by_room(answer: Json) -> dict[str, list[str]]:
     rooms = answer["extensions"][EXTENSION].get("rooms", {})
     return {
         room_id: [event["event_id"] for event in room["events"]] for room_id, room in rooms.items()
     }
 
 
-def test_sliding_sync(server: TestServer, alice: User, bob: User, rooms: Rooms) -> None:
+def test_sliding_sync_has_sticky_events(
+    server: TestServer, alice: User, bob: User, rooms: Rooms
+) -> None:
     room_id = rooms.create(alice, bob)
     first, second = stick(alice, room_id, "laptop"), stick(alice, room_id, "phone")
     rooms.create(bob)  # the only one in the window
     client = client_of(bob, limit=1)
     answer = client.sync()
     assert (
-        told(answer) == told(client.sync()) == {room_id: [first]}
+        sticky_by_room(answer) == sticky_by_room(client.sync()) == {room_id: [first]}
     )  # not acknowledged: it comes again
     wanted = client.body["extensions"][EXTENSION]
     wanted["since"] = answer["extensions"][EXTENSION]["next_batch"]
     answer = client.sync()
-    assert told(answer) == {room_id: [second]}
+    assert sticky_by_room(answer) == {room_id: [second]}
     wanted["since"] = answer["extensions"][EXTENSION]["next_batch"]
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
     third = stick(alice, room_id, "tablet")
-    answer = ended(server, pending)
-    assert [third] in told(answer).values() or third in str(answer["rooms"])
+    answer = finish_poll(server, pending)
+    assert [third] in sticky_by_room(answer).values() or third in str(answer["rooms"])
 
 
 def test_sliding_sync_leaves_out_rooms_that_no_list_shows(
@@ -241,11 +232,11 @@ def test_sliding_sync_leaves_out_rooms_that_no_list_shows(
     room_id = rooms.create(alice, bob)
     event_id = stick(alice, room_id, "laptop")
     rooms.say(alice, room_id)
-    assert told(client_of(bob, is_dm=True).sync()) == {}
-    assert told(client_of(bob, is_dm=False).sync()) == {room_id: [event_id]}
+    assert sticky_by_room(client_of(bob, is_dm=True).sync()) == {}
+    assert sticky_by_room(client_of(bob, is_dm=False).sync()) == {room_id: [event_id]}
 
 
-def test_sliding_sync_tells_all_of_a_room_that_was_joined(
+def test_sliding_sync_sends_all_sticky_events_of_a_joined_room(
     alice: User, bob: User, rooms: Rooms
 ) -> None:
     room_id, other = rooms.create(alice), rooms.create(alice, bob)
@@ -256,7 +247,7 @@ def test_sliding_sync_tells_all_of_a_room_that_was_joined(
     wanted = client.body["extensions"][EXTENSION]
     wanted["since"] = client.sync()["extensions"][EXTENSION]["next_batch"]
     rooms.join(bob, room_id)
-    assert told(client.sync()) == {room_id: events}
+    assert sticky_by_room(client.sync()) == {room_id: events}
 
 
 def test_the_feature_is_announced(server: TestServer) -> None:

@@ -143,7 +143,7 @@ def test_a_membership_that_changes_while_it_is_read_is_read_again() -> None:
     assert done(found) == {1: membership(11)}
 
 
-def test_what_other_nodes_write_makes_memberships_be_read_again() -> None:
+def test_a_write_of_another_node_invalidates_memberships() -> None:
     streams, store = Streams(10), SlowMemberships()
     memberships = Memberships(store=store, streams=streams, capacity=10)
 
@@ -161,7 +161,7 @@ def test_what_other_nodes_write_makes_memberships_be_read_again() -> None:
     read()
 
 
-def test_a_tail_that_an_event_overtakes_while_it_is_read_is_not_kept_as_complete() -> None:
+def test_a_timeline_that_an_event_overtakes_is_not_cached_as_complete() -> None:
     streams, store = Streams(10), SlowTimelines()
     timelines = Timelines(store=store, streams=streams, capacity=10)
     first = Deferred.fromCoroutine(timelines.get_latest({1: (0, 10)}, 5))
@@ -175,7 +175,7 @@ def test_a_tail_that_an_event_overtakes_while_it_is_read_is_not_kept_as_complete
     assert [arrival.position for arrival in done(third)[1].arrivals] == [9, 11], "now it is known"
 
 
-def test_a_tail_is_bounded_and_knows_how_far_back_it_goes() -> None:
+def test_a_cached_timeline_is_bounded_and_knows_its_start() -> None:
     streams, store = Streams(0), SlowTimelines()
     timelines = Timelines(store=store, streams=streams, capacity=10)
     last = TAIL_LENGTH + 10
@@ -193,7 +193,7 @@ def test_a_tail_is_bounded_and_knows_how_far_back_it_goes() -> None:
     assert len(store.asked) == 2, "another node may have written to the room"
 
 
-def test_recent_changes_know_what_they_do_not_know() -> None:
+def test_recent_changes_before_the_start_are_unknown() -> None:
     streams = Streams(10)
     recent = RecentChanges(streams=streams)
     assert recent.rooms_since(ALICE, 9) is None
@@ -208,7 +208,7 @@ def test_recent_changes_know_what_they_do_not_know() -> None:
     assert changed.events == set()
 
 
-def test_recent_changes_that_concern_very_many_people_are_bounded_by_the_people() -> None:
+def test_recent_changes_are_bounded_by_the_number_of_users() -> None:
     streams = Streams()
     recent = RecentChanges(streams=streams)
     for position in range(1, 10):
@@ -220,7 +220,7 @@ def test_recent_changes_that_concern_very_many_people_are_bounded_by_the_people(
     assert recent.concerns_user(ALICE, Topic.TO_DEVICE, 0), "it may"
 
 
-def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database) -> None:
+def test_a_count_that_a_receipt_overtakes_is_not_cached(sqlite_database: Database) -> None:
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
@@ -258,7 +258,7 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
-def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
+def test_completing_partial_state_invalidates_counts(
     sqlite_database: Database, *, is_elsewhere: bool
 ) -> None:
     """Messages that a part of it let pass are taken back, without a word of each; it may be another
@@ -290,7 +290,7 @@ def test_a_count_is_taken_anew_where_a_room_has_all_of_its_state(
 
 
 @pytest.mark.parametrize("is_elsewhere", [False, True])
-async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
+async def test_completing_partial_state_invalidates_room_properties(
     database: Database, *, is_elsewhere: bool
 ) -> None:
     room, _ = await database.write("t", add_room, "!r:a.test", "11", 1)
@@ -309,7 +309,7 @@ async def test_what_rooms_are_is_read_anew_where_one_has_all_of_its_state(
     assert (found.name, found.encryption) == ("Yozgi", "m.megolm.v1.aes-sha2")
 
 
-async def test_whom_another_node_has_erased(database: Database) -> None:
+async def test_erasures_by_another_node_are_noticed(database: Database) -> None:
     parts = RoomParts(database)
     streams = Streams(0)
     states = CurrentStates(timelines=parts.timelines, events=parts.events, trees=parts.trees)
@@ -341,9 +341,7 @@ class CountedServers(RoomServerStore):
 
 
 @pytest.mark.parametrize("how", ["heard", "elsewhere", "partly"])
-async def test_a_server_that_is_alone_asks_for_no_room_until_another_comes(
-    database: Database, how: str
-) -> None:
+async def test_without_remote_servers_no_room_is_queried(database: Database, how: str) -> None:
     streams, store = Streams(10), CountedServers(database)
     servers = RoomServers(
         store=store,

@@ -5,10 +5,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.room_actions import create, join, leave, ok, put_event, refused, say
+from tests.helpers.room_actions import create, join, leave, ok, refused, reply, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import SlidingClient, finish_poll
 
 STABLE = "/_matrix/client/v1"
 UNSTABLE = "/_matrix/client/unstable/io.element.msc4306"
@@ -20,19 +19,8 @@ def thread(room_id: str, root: str, prefix: str = UNSTABLE) -> str:
     return f"{prefix}/rooms/{quote(room_id)}/thread/{quote(root)}/subscription"
 
 
-def reply(user: User, room_id: str, root: str, text: str = "reply") -> str:
-    relation = {"rel_type": "m.thread", "event_id": root}
-    content = {"msgtype": "m.text", "body": text, "m.relates_to": relation}
-    return str(ok(put_event(user, room_id, "m.room.message", content))["event_id"])
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 @pytest.mark.parametrize("prefix", [STABLE, UNSTABLE])
-def test_subscribing_and_unsubscribing(alice: User, prefix: str) -> None:
+def test_a_thread_is_subscribed_and_unsubscribed(alice: User, prefix: str) -> None:
     room_id = create(alice)
     path = thread(room_id, say(alice, room_id, "root"), prefix)
     assert refused(alice.get(path)) == (404, "M_NOT_FOUND")
@@ -43,7 +31,9 @@ def test_subscribing_and_unsubscribing(alice: User, prefix: str) -> None:
     assert refused(alice.get(path)) == (404, "M_NOT_FOUND")
 
 
-def test_automatic_subscriptions(server: TestServer, alice: User) -> None:
+def test_automatic_subscriptions_respect_later_unsubscribes(
+    server: TestServer, alice: User
+) -> None:
     bob = server.register("bob")
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
@@ -97,28 +87,28 @@ def test_sliding_sync_has_subscriptions(server: TestServer, alice: User) -> None
     first, second = say(alice, room_id, "one"), say(alice, room_id, "two")
     ok(alice.put(thread(room_id, first), {}))
     client = SlidingClient(alice, extensions={EXTENSION: {"enabled": True}})
-    told = client.sync()["extensions"][EXTENSION]
-    assert told == {
+    received = client.sync()["extensions"][EXTENSION]
+    assert received == {
         "subscribed": {
-            room_id: {first: {"automatic": False, "bump_stamp": stamp(told, room_id, first)}}
+            room_id: {first: {"automatic": False, "bump_stamp": stamp(received, room_id, first)}}
         }
     }
     assert client.sync()["extensions"][EXTENSION] == {}
     pending = client.wait()
     ok(alice.put(thread(room_id, second), {"automatic": reply(alice, room_id, second)}))
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     client.pos = answer["pos"]
     assert answer["extensions"][EXTENSION]["subscribed"][room_id][second]["automatic"] is True
     ok(alice.delete(thread(room_id, first)))
-    told = client.sync()["extensions"][EXTENSION]
-    assert list(told) == ["unsubscribed"]
-    assert list(told["unsubscribed"][room_id]) == [first]
+    received = client.sync()["extensions"][EXTENSION]
+    assert list(received) == ["unsubscribed"]
+    assert list(received["unsubscribed"][room_id]) == [first]
     client.body["extensions"] = {"thread_subscriptions": {"enabled": True}}
     assert client.sync()["extensions"] == {"thread_subscriptions": {}}
 
 
-def stamp(told: dict[str, Any], room_id: str, root: str) -> int:
-    bump = told["subscribed"][room_id][root]["bump_stamp"]
+def stamp(received: dict[str, Any], room_id: str, root: str) -> int:
+    bump = received["subscribed"][room_id][root]["bump_stamp"]
     assert isinstance(bump, int)
     return bump
 
@@ -134,10 +124,10 @@ def test_subscriptions_beyond_the_limit_of_sliding_sync_are_in_pages(alice: User
     roots = [say(alice, room_id, f"root {number}") for number in range(6)]
     for root in roots:
         ok(alice.put(thread(room_id, root), {}))
-    told = client.sync()["extensions"][EXTENSION]
-    assert set(told["subscribed"][room_id]) == set(roots[4:])
+    received = client.sync()["extensions"][EXTENSION]
+    assert set(received["subscribed"][room_id]) == set(roots[4:])
     pages: list[set[str]] = []
-    token: str | None = told["prev_batch"]
+    token: str | None = received["prev_batch"]
     while token is not None:
         page = ok(alice.get(f"{PAGES}?dir=b&from={token}&to={to}&limit=3"))
         pages.append(set(page["subscribed"][room_id]))

@@ -5,25 +5,13 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.room_actions import create, join, leave, ok, refused, say
+from tests.helpers.room_actions import create, join, leave, ok, refused, reply, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import STABLE, SlidingClient, a_list
-from tests.rooms.test_thread_subscriptions import reply
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, finish_poll
 
 EXTENSION = "io.element.msc4360.threads"
 PAGES = "/_matrix/client/unstable/io.element.msc4360/thread_updates"
 Updates = dict[str, dict[str, dict[str, Any]]]
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 @pytest.fixture
@@ -42,8 +30,8 @@ def client_of(user: User, *, window: int = 9, limit: int = 5, **more: Any) -> Sl
 
 
 def threads(answer: dict[str, Any]) -> Updates:
-    told: Updates = answer["extensions"].get(EXTENSION, {"updates": {}})["updates"]
-    return told
+    received: Updates = answer["extensions"].get(EXTENSION, {"updates": {}})["updates"]
+    return received
 
 
 def replies(user: User, room_id: str, root: str, token: str) -> list[str]:
@@ -65,10 +53,10 @@ def test_updates_in_a_timeline_are_not_sent_again(
     assert EXTENSION not in client.sync()["extensions"]
     for text in ("two", "three", "four"):
         reply(bob, room_id, root, text)
-    told = threads(client.sync())[room_id]
-    assert told.keys() == {root}
-    assert told[root].keys() == {"prev_batch"}
-    assert replies(alice, room_id, root, told[root]["prev_batch"])[:2] == ["three", "two"]
+    received = threads(client.sync())[room_id]
+    assert received.keys() == {root}
+    assert received[root].keys() == {"prev_batch"}
+    assert replies(alice, room_id, root, received[root]["prev_batch"])[:2] == ["three", "two"]
     assert EXTENSION not in client.sync()["extensions"]
     # of one reply the timeline has no room for: there is nothing before it that is new
     reply(bob, room_id, root, "five")
@@ -80,7 +68,7 @@ def test_updates_in_a_timeline_are_not_sent_again(
     assert threads(client.sync()) == {room_id: {root: {}}}
 
 
-def test_roots_come_with_what_was_said_last(
+def test_thread_updates_have_the_root_and_the_latest_reply(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -99,7 +87,7 @@ def test_roots_come_with_what_was_said_last(
     assert threads(client.sync()) == {}
 
 
-def test_rooms_that_are_out_of_view_end_waiting(
+def test_thread_updates_outside_the_lists_end_a_long_poll(
     server: TestServer, alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -111,11 +99,11 @@ def test_rooms_that_are_out_of_view_end_waiting(
     say(bob, room_id, "hello")
     assert not pending.done
     reply(bob, room_id, root)
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     assert (threads(answer), answer["rooms"]) == ({room_id: {root: {}}}, {})
 
 
-def test_more_threads_than_an_answer_has_room_for(
+def test_more_thread_updates_than_fit_are_paged(
     alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, root = shared
@@ -130,22 +118,22 @@ def test_more_threads_than_an_answer_has_room_for(
     for at in [(room_id, root), *roots, (room_id, root)]:
         reply(bob, *at)
     said = client.sync()["extensions"][EXTENSION]
-    assert {room: set(told) for room, told in said["updates"].items()} == {
+    assert {room: set(received) for room, received in said["updates"].items()} == {
         room_id: {root},
         other: {roots[3][1]},
     }
     reply(bob, *roots[1], "meanwhile")
-    told: list[Updates] = []
+    received: list[Updates] = []
     token = said["prev_batch"]
     while token is not None:
         page = ok(alice.get(f"{PAGES}?dir=b&limit=2&from={token}&to={since}"))
-        told.append(page["chunk"])
+        received.append(page["chunk"])
         token = page.get("next_batch")
-    assert [{room: set(each) for room, each in page.items()} for page in told] == [
+    assert [{room: set(each) for room, each in page.items()} for page in received] == [
         {other: {roots[2][1], roots[1][1]}},
         {other: {roots[0][1]}},
     ]
-    assert told[1][other][roots[0][1]].keys() == {
+    assert received[1][other][roots[0][1]].keys() == {
         "thread_root"
     }  # what came before the stretch is not new
     everything = ok(alice.get("/_matrix/client/v1/thread_updates?dir=b"))
@@ -156,7 +144,7 @@ def test_more_threads_than_an_answer_has_room_for(
     assert "next_batch" not in everything
 
 
-def test_what_the_reader_may_not_see(
+def test_invisible_threads_are_not_sent(
     server: TestServer, alice: User, bob: User, shared: tuple[str, str]
 ) -> None:
     room_id, _ = shared
@@ -207,10 +195,12 @@ def test_bad_tokens_are_refused(alice: User) -> None:
         }
 
 
-def test_the_accepted_form_has_it_too(alice: User, bob: User, shared: tuple[str, str]) -> None:
+def test_thread_updates_are_in_the_accepted_form_of_sliding_sync(
+    alice: User, bob: User, shared: tuple[str, str]
+) -> None:
     room_id, root = shared
     body: dict[str, Any] = {"extensions": {"threads": {"enabled": True, "include_roots": True}}}
     pos = ok(alice.post(STABLE, body))["pos"]
     reply(bob, room_id, root)
-    told = ok(alice.post(STABLE, {**body, "pos": pos}))["extensions"]["threads"]
-    assert told["updates"][room_id][root]["thread_root"]["event_id"] == root
+    received = ok(alice.post(STABLE, {**body, "pos": pos}))["extensions"]["threads"]
+    assert received["updates"][room_id][root]["thread_root"]["event_id"] == root

@@ -9,30 +9,23 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.room_actions import (
+    aggregations,
     create,
+    edit,
+    ignore,
     join,
     leave,
     ok,
     put_event,
     redact,
     refused,
+    relate,
     say,
     set_state,
 )
 from tests.helpers.server import TestServer, User
-from tests.rooms.test_relations import bundle, edit, ignore, relate
 
 pytestmark = pytest.mark.usefixtures("compared")
-
-
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
 
 
 @pytest.fixture
@@ -57,16 +50,18 @@ def test_a_root_has_the_aggregation_of_its_thread(alice: User, bob: User, room: 
     first = relate(bob, room, root, "m.thread", "first")
     second = relate(bob, room, root, "m.thread", "second")
     correction = edit(bob, room, second, "corrected")
-    told = bundle(alice, room, root)["m.thread"]
-    assert told["count"] == 2
-    assert told["current_user_participated"] is True
-    assert told["latest_event"]["event_id"] == second
-    assert told["latest_event"]["unsigned"]["m.relations"]["m.replace"]["event_id"] == correction
-    assert bundle(bob, room, root)["m.thread"]["current_user_participated"] is True
-    assert bundle(carol, room, root)["m.thread"]["current_user_participated"] is False
+    received = aggregations(alice, room, root)["m.thread"]
+    assert received["count"] == 2
+    assert received["current_user_participated"] is True
+    assert received["latest_event"]["event_id"] == second
+    assert (
+        received["latest_event"]["unsigned"]["m.relations"]["m.replace"]["event_id"] == correction
+    )
+    assert aggregations(bob, room, root)["m.thread"]["current_user_participated"] is True
+    assert aggregations(carol, room, root)["m.thread"]["current_user_participated"] is False
     ok(redact(bob, room, second))
-    told = bundle(alice, room, root)["m.thread"]
-    assert (told["count"], told["latest_event"]["event_id"]) == (1, first)
+    received = aggregations(alice, room, root)["m.thread"]
+    assert (received["count"], received["latest_event"]["event_id"]) == (1, first)
 
 
 def test_threads_are_ordered_by_their_latest_events(alice: User, bob: User, room: str) -> None:
@@ -82,7 +77,7 @@ def test_threads_are_ordered_by_their_latest_events(alice: User, bob: User, room
     assert ok(bob.get(unstable)) == ok(bob.get(path(room)))
 
 
-def test_pages_of_threads(alice: User, room: str) -> None:
+def test_threads_are_paged(alice: User, room: str) -> None:
     sent = [say(alice, room, str(number)) for number in range(5)]
     for root in sent * 2:
         relate(alice, room, root, "m.thread")
@@ -97,7 +92,7 @@ def test_pages_of_threads(alice: User, room: str) -> None:
     assert refused(alice.get(path(room, "?include=some"))) == (400, "M_INVALID_PARAM")
 
 
-def test_filter_for_threads_with_participation(alice: User, bob: User, room: str) -> None:
+def test_threads_can_be_filtered_by_participation(alice: User, bob: User, room: str) -> None:
     own = say(bob, room, "own")
     answered = say(alice, room, "answered")
     other = say(alice, room, "other")
@@ -108,7 +103,7 @@ def test_filter_for_threads_with_participation(alice: User, bob: User, room: str
     assert roots(bob, room, "?include=all") == [other, answered, own]
 
 
-def test_ignored_users_in_threads(alice: User, bob: User, room: str) -> None:
+def test_messages_of_ignored_users_are_hidden_in_threads(alice: User, bob: User, room: str) -> None:
     theirs = say(bob, room, "theirs")
     only_theirs = say(alice, room, "only theirs")
     mine = say(alice, room, "mine")
@@ -130,7 +125,7 @@ def test_a_redacted_root_keeps_its_thread_unless_all_replies_are_redacted(
     reply = relate(alice, room, root, "m.thread")
     ok(redact(alice, room, root))
     assert roots(alice, room) == [root]
-    assert bundle(alice, room, root)["m.thread"]["latest_event"]["event_id"] == reply
+    assert aggregations(alice, room, root)["m.thread"]["latest_event"]["event_id"] == reply
     ok(redact(alice, room, reply))
     assert roots(alice, room) == []
 
@@ -167,20 +162,20 @@ def test_former_members_see_the_count_as_of_their_leave(tmp_path: Path, database
         relate(alice, room, root, "m.thread", f"later {number}")
         edit(alice, room, quiet, f"later {number}")
     relate(alice, room, opened, "m.thread", "later")
-    told = bundle(bob, room, root)["m.thread"]
-    assert (told["count"], told["latest_event"]["event_id"]) == (2, replies[1])
+    received = aggregations(bob, room, root)["m.thread"]
+    assert (received["count"], received["latest_event"]["event_id"]) == (2, replies[1])
     (shown,) = ok(bob.get(path(room)))["chunk"]
     assert shown["unsigned"]["m.relations"]["m.thread"]["count"] == 2
-    assert bundle(bob, room, quiet)["m.replace"]["event_id"] == first_edit
-    assert bundle(bob, room, opened) == {}
-    assert bundle(alice, room, root)["m.thread"]["count"] == 9
+    assert aggregations(bob, room, quiet)["m.replace"]["event_id"] == first_edit
+    assert aggregations(bob, room, opened) == {}
+    assert aggregations(alice, room, root)["m.thread"]["count"] == 9
     join(bob, room)
-    assert bundle(bob, room, root)["m.thread"]["count"] == 9
+    assert aggregations(bob, room, root)["m.thread"]["count"] == 9
     set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
     leave(bob, room)
     last = relate(alice, room, root, "m.thread", "for all the world")
-    told = bundle(bob, room, root)["m.thread"]
-    assert (told["count"], told["latest_event"]["event_id"]) == (10, last)
+    received = aggregations(bob, room, root)["m.thread"]
+    assert (received["count"], received["latest_event"]["event_id"]) == (10, last)
 
 
 def test_a_reply_cannot_be_a_thread_root(alice: User, room: str) -> None:

@@ -9,10 +9,9 @@ import pytest
 
 from storage.engine.database import Database
 from tests.helpers.retention import DAY, RULES, SECRET, keep_for, purge
-from tests.helpers.room_actions import create, join, ok, refused, room_path, say
+from tests.helpers.room_actions import create, join, ok, refused, relate, room_path, say
 from tests.helpers.server import TestServer
 from tests.helpers.sync_requests import sync
-from tests.rooms.test_relations import relate
 
 COUNTED = {"room": {"timeline": {"unread_thread_notifications": True}}}
 GONE = (404, "M_NOT_FOUND")

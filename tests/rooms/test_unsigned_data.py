@@ -141,7 +141,7 @@ def read(way: Callable[[Room, User], object], room: Room, user: User) -> Events:
 
 
 @pytest.mark.parametrize("way", TIMELINES, ids=lambda way: str(way.__name__))
-def test_unsigned_is_the_same_in_every_way_to_read(
+def test_unsigned_data_are_the_same_in_every_endpoint(
     room: Room, way: Callable[[Room, User], object]
 ) -> None:
     events = read(way, room, room.bob)

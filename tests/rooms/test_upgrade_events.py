@@ -32,7 +32,7 @@ def levels_of_old_room() -> PowerLevels:
     return PowerLevels.of(room.version, levels, room.state[StateKey("m.room.create", "")])
 
 
-def test_levels_become_numbers() -> None:
+def test_power_levels_become_numbers() -> None:
     old = levels_of_old_room()
     events = {"m.room.name": 40, "m.room.topic": 40}
     assert new_power_levels(old, ROOM_VERSIONS["11"], UserID(ALICE), []) == {
@@ -46,7 +46,7 @@ def test_levels_become_numbers() -> None:
     assert newest["events"] == events | {"m.room.tombstone": 150}
 
 
-def test_the_old_room_s_levels_become_numbers_too() -> None:
+def test_power_levels_of_the_old_room_become_numbers() -> None:
     quiet = muted_power_levels(levels_of_old_room())
     assert (quiet["events_default"], quiet["invite"]) == (50, 50)
     assert quiet["users"] == {ALICE: 100, BOB: 50}

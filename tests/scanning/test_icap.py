@@ -79,7 +79,7 @@ def scanners() -> Iterator[RunningScanners]:
 
 
 @pytest.mark.parametrize("method", ["RESPMOD", "REQMOD"])
-def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
+def test_c_icap_finds_viruses(scanners: RunningScanners, method: Method) -> None:
     antivirus = ICAPScanner(url=scanners.icap, method=method, executor=InlineExecutor(), seconds=20)
     assert version(antivirus).startswith("C-ICAP/")
     found = ScanFinding("icap", "Eicar-Test-Signature.UNOFFICIAL")
@@ -101,7 +101,7 @@ def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
             ask()
 
 
-class Talk:
+class ServerSide:
     """The server's side of a connection: the bytes it received, and its answers."""
 
     def __init__(self, connection: socket.socket) -> None:
@@ -135,14 +135,12 @@ class Talk:
         self._connection.sendall(data)
 
 
-Script = Callable[[Talk], None]
+Script = Callable[[ServerSide], None]
 
 
 @contextmanager
-def scripted(
-    script: Script, method: Method = "RESPMOD", seconds: float = 60
-) -> Iterator[ICAPScanner]:
-    """A server that does this with each connection."""
+def scripted_server(script: Script) -> Iterator[int]:
+    """Run a server that does this with each connection. Returns its port."""
     listening = socket.create_server(("127.0.0.1", 0))
     faults: list[BaseException] = []
 
@@ -154,7 +152,7 @@ def scripted(
                 return
             with connection:
                 try:
-                    script(Talk(connection))
+                    script(ServerSide(connection))
                 except (BrokenPipeError, ConnectionResetError):
                     continue  # who asks has hung up
                 except BaseException as error:
@@ -163,17 +161,26 @@ def scripted(
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     try:
-        yield ICAPScanner(
-            url=f"icap://127.0.0.1:{listening.getsockname()[1]}/scan",
-            method=method,
-            executor=InlineExecutor(),
-            seconds=seconds,
-        )
+        yield listening.getsockname()[1]
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
         thread.join(60)
         assert not faults
+
+
+@contextmanager
+def scripted(
+    script: Script, method: Method = "RESPMOD", seconds: float = 60
+) -> Iterator[ICAPScanner]:
+    """Run a server that does this with each connection. Returns a scanner that uses it."""
+    with scripted_server(script) as port:
+        yield ICAPScanner(
+            url=f"icap://127.0.0.1:{port}/scan",
+            method=method,
+            executor=InlineExecutor(),
+            seconds=seconds,
+        )
 
 
 def chunks(*pieces: bytes) -> bytes:
@@ -191,9 +198,9 @@ def modified(http: bytes, body: bytes, more: bytes = b"", part: bytes = b"res") 
 
 
 def says(answer: bytes) -> Script:
-    def script(talk: Talk) -> None:
-        talk.whole()
-        talk.say(answer)
+    def script(peer: ServerSide) -> None:
+        peer.whole()
+        peer.say(answer)
 
     return script
 
@@ -223,12 +230,12 @@ FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n\r\n"
         (b"ICAP/1.0 204 No Content\r\nX-Virus-ID: Worm.C\r\n\r\n", "Worm.C"),
     ],
 )
-def test_answers(answer: bytes, found: str | None) -> None:
+def test_responses_are_interpreted(answer: bytes, found: str | None) -> None:
     with scripted(says(answer)) as scanner:
         assert scan(scanner, b"hello") == (None if found is None else ScanFinding("icap", found))
 
 
-def test_an_answer_to_a_request() -> None:
+def test_a_response_to_reqmod_is_interpreted() -> None:
     with scripted(
         says(modified(b"PUT / HTTP/1.1\r\n\r\n", b"hello", part=b"req")), "REQMOD"
     ) as scanner:
@@ -237,7 +244,7 @@ def test_an_answer_to_a_request() -> None:
         assert scan(scanner, b"hello") == ScanFinding("icap", "refused")
 
 
-def test_an_empty_file_that_comes_back() -> None:
+def test_an_empty_file_in_the_response_is_clean() -> None:
     with scripted(
         says(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK)
     ) as scanner:
@@ -263,16 +270,16 @@ def test_an_empty_file_that_comes_back() -> None:
         ),
     ],
 )
-def test_answers_that_say_nothing(answer: bytes, error: type[Exception]) -> None:
+def test_unclear_responses_are_errors(answer: bytes, error: type[Exception]) -> None:
     with scripted(says(answer)) as scanner, pytest.raises(error):
         scan(scanner, b"hello")
 
 
-def test_a_server_that_is_silent() -> None:
+def test_a_silent_server_times_out() -> None:
     waiting = threading.Event()
 
-    def script(talk: Talk) -> None:
-        talk.whole()
+    def script(peer: ServerSide) -> None:
+        peer.whole()
         waiting.wait(60)
 
     with scripted(script, seconds=0.1) as scanner:
@@ -293,30 +300,30 @@ def test_an_unreachable_scanner_is_reported_as_away() -> None:
             ask()
 
 
-def test_a_server_that_sends_back_while_it_is_sent_to() -> None:
+def test_a_server_that_echoes_during_the_request_is_supported() -> None:
     """More than sockets hold: a client that only sent, or only read, would wait for ever."""
     data = bytes(range(256)) * (6 << 12)
 
-    def script(talk: Talk) -> None:
-        head = talk.heard(b"\r\n\r\n")
+    def script(peer: ServerSide) -> None:
+        head = peer.heard(b"\r\n\r\n")
         for _ in range(head.count(b"-hdr=")):
-            talk.heard(b"\r\n\r\n")
-        talk.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
-        while size := int(talk.heard(b"\r\n"), 16):
-            while len(talk._received) < size + 2:
-                talk._received += talk._connection.recv(65536)
-            talk.say(b"%x\r\n%s\r\n" % (size, talk._received[:size]))
-            talk._received = talk._received[size + 2 :]
-        talk.say(b"0\r\n\r\n")
+            peer.heard(b"\r\n\r\n")
+        peer.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
+        while size := int(peer.heard(b"\r\n"), 16):
+            while len(peer._received) < size + 2:
+                peer._received += peer._connection.recv(65536)
+            peer.say(b"%x\r\n%s\r\n" % (size, peer._received[:size]))
+            peer._received = peer._received[size + 2 :]
+        peer.say(b"0\r\n\r\n")
 
     with scripted(script, seconds=60) as scanner:
         assert scan(scanner, data) is None
 
 
-def test_a_server_that_answers_without_reading_on() -> None:
-    def script(talk: Talk) -> None:
-        talk.heard(b"\r\n\r\n")
-        talk.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
+def test_a_response_before_the_end_of_the_request_is_accepted() -> None:
+    def script(peer: ServerSide) -> None:
+        peer.heard(b"\r\n\r\n")
+        peer.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
 
     with scripted(script) as scanner:
         # what is sent after its end may undo its answer on the way, which then counts for nothing
@@ -331,11 +338,11 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "MAX_EARLY_BYTES", 1 << 20)
     ended = threading.Event()
 
-    def script(talk: Talk) -> None:
-        talk.heard(b"\r\n\r\n")
-        talk.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
+    def script(peer: ServerSide) -> None:
+        peer.heard(b"\r\n\r\n")
+        peer.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
         while not ended.is_set():
-            talk.say(b"10000\r\n" + bytes(65536) + b"\r\n")
+            peer.say(b"10000\r\n" + bytes(65536) + b"\r\n")
 
     with scripted(script, seconds=0.5) as scanner:
         with pytest.raises(CannotScan, match="too slow"):
@@ -343,17 +350,17 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ended.set()
 
 
-def test_the_version_is_what_the_server_says() -> None:
+def test_the_version_is_read_from_the_server() -> None:
     tags = iter((b"one", b"two"))
 
-    def script(talk: Talk) -> None:
-        assert talk.heard(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
-        talk.say(OPTIONS % next(tags))
+    def script(peer: ServerSide) -> None:
+        assert peer.heard(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
+        peer.say(OPTIONS % next(tags))
 
     with scripted(script) as scanner:
         assert [version(scanner), version(scanner)] == ['Test "one"', 'Test "two"']
     with (
-        scripted(lambda talk: talk.say(OPTIONS % b"x"), "REQMOD") as scanner,
+        scripted(lambda peer: peer.say(OPTIONS % b"x"), "REQMOD") as scanner,
         pytest.raises(ScannerUnavailable, match="REQMOD"),
     ):
         version(scanner)
@@ -362,19 +369,19 @@ def test_the_version_is_what_the_server_says() -> None:
 @pytest.mark.parametrize(
     "url", ["http://a/b", "icap:///scan", "icap://a:b/c", "icap://a/ b", "icap://a/é"]
 )
-def test_addresses_of_no_icap_server(url: str) -> None:
+def test_invalid_icap_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"icap|Port"):
         parse_icap_url(url)
 
 
-def test_what_is_not_clamd() -> None:
-    def script(talk: Talk) -> None:
-        talk.heard(b"\0")
-        talk.say(b"SSH-2.0-OpenSSH\0")
+def test_a_server_that_is_not_clamd_is_an_error() -> None:
+    def script(peer: ServerSide) -> None:
+        peer.heard(b"\0")
+        peer.say(b"SSH-2.0-OpenSSH\0")
 
-    with scripted(script) as other:
+    with scripted_server(script) as port:
         clamd = ClamdScanner(
-            place=ScannerAddress(host="127.0.0.1", port=other._place.port),
+            place=ScannerAddress(host="127.0.0.1", port=port),
             executor=InlineExecutor(),
             seconds=5,
         )
@@ -387,6 +394,6 @@ def test_what_is_not_clamd() -> None:
 @pytest.mark.parametrize(
     "address", ["unix:relative", "unix:", "tcp:host", "tcp::1", "host:1", "tcp:host:x"]
 )
-def test_addresses_of_no_clamd(address: str) -> None:
+def test_invalid_clamd_addresses_are_refused(address: str) -> None:
     with pytest.raises(InvalidClamdAddress):
         split_clamd(address)

@@ -16,7 +16,6 @@ from tests.helpers.media_scanning import (
     TEA,
     HeldVerdicts,
     ScanningServers,
-    administrator,
     begin_upload,
     clamd,
     do_jobs,
@@ -24,7 +23,7 @@ from tests.helpers.media_scanning import (
 )
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.scanners import RunningScanners
-from tests.helpers.server import User
+from tests.helpers.server import User, make_admin
 
 
 def test_a_long_object_goes_to_the_scanner_as_it_is_read(
@@ -57,11 +56,11 @@ def test_a_long_object_goes_to_the_scanner_as_it_is_read(
     ]
 
 
-def test_scanning_again_with_more_signatures(
+def test_a_rescan_with_more_signatures_finds_more(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners))
-    alice, root = server.register("alice"), administrator(server)
+    alice, root = server.register("alice"), make_admin(server)
     worm = b"a worm of today " + bytes(range(40))
     addresses = [upload(alice, body) for body in (worm, TEA, b"third")]
     assert alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200
@@ -93,7 +92,7 @@ def test_scanning_again_with_more_signatures(
     assert "file_found_harmful" in [each["event"] for each in records]
 
 
-def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
+def test_new_signatures_start_a_rescan(held: User) -> None:
     server = held.server
     HeldVerdicts.is_quick = True
 
@@ -128,7 +127,7 @@ def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
     assert (last.total, HeldVerdicts.seen) == (0, [TEA] * 3)  # the file has come long ago
 
 
-def test_a_list_of_known_files(
+def test_files_are_matched_with_a_list_of_hashes(
     place: ScanningServers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "examples" / "plugins"))
@@ -144,9 +143,7 @@ def test_a_list_of_known_files(
     assert send(alice, b"juice").status == 403
 
 
-def test_a_file_that_cannot_be_scanned_does_not_keep_a_rescan_from_ending(
-    held: User, tmp_path: Path
-) -> None:
+def test_an_unscannable_file_does_not_block_a_rescan(held: User, tmp_path: Path) -> None:
     server = held.server
     HeldVerdicts.is_quick = True
     upload(held, TEA)

@@ -23,7 +23,7 @@ from storage.engine.executors import InlineExecutor
         ("type", "application/zip", False),
     ],
 )
-def test_only_what_is_known_by_its_content_is_sure(scanner: str, what: str, sure: bool) -> None:
+def test_only_findings_by_content_are_certain(scanner: str, what: str, sure: bool) -> None:
     place = ScannerAddress(path="/nowhere")
     asked: list[Scanner] = [
         ClamdScanner(place=place, executor=InlineExecutor(), seconds=1.0),

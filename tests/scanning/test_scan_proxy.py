@@ -74,7 +74,7 @@ def reason(answer: Answer) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("how", ["plain", "sealed"])
-def test_what_is_inside_of_encrypted_files(alice: User, how: str) -> None:
+def test_decrypted_contents_are_scanned(alice: User, how: str) -> None:
     clean, harmful = encrypted(alice, TEA), encrypted(alice, TEA + EICAR + TEA)
     assert (
         alice.get(f"{DOWNLOAD}/{address_of(harmful)}").status == 200
@@ -95,7 +95,7 @@ def test_what_is_inside_of_encrypted_files(alice: User, how: str) -> None:
     assert reason(post(alice, "download", body(harmful))) == (403, "MCS_MEDIA_NOT_CLEAN")
 
 
-def test_what_was_found_inside_is_held_back_for_all(alice: User) -> None:
+def test_a_finding_in_decrypted_content_quarantines_the_file(alice: User) -> None:
     bob = alice.server.register("bob")
     root = alice.server.register("root")
     alice.server.run(alice.server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
@@ -113,7 +113,7 @@ def test_what_was_found_inside_is_held_back_for_all(alice: User) -> None:
     assert alice.get(f"{DOWNLOAD}/{address}").status == 200
 
 
-def test_who_shows_no_token_has_nothing_held_back(
+def test_a_finding_without_a_token_quarantines_nothing(
     tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
 ) -> None:
     server = TestServer(
@@ -131,7 +131,7 @@ def test_who_shows_no_token_has_nothing_held_back(
     server.app.media.close_workers()
 
 
-def test_another_key_gets_nothing_held_back(alice: User) -> None:
+def test_a_finding_with_another_key_quarantines_nothing(alice: User) -> None:
     """Rules that see little of a file could be met by trying keys: what they find counts for that
     key alone."""
     victim = b"\x7fELF" + bytes(200)
@@ -143,7 +143,7 @@ def test_another_key_gets_nothing_held_back(alice: User) -> None:
     assert alice.get(f"{DOWNLOAD}/{address_of(file)}").status == 200
 
 
-def test_a_verdict_is_remembered_without_the_key(alice: User, tmp_path: Path) -> None:
+def test_a_verdict_is_cached_without_the_key(alice: User, tmp_path: Path) -> None:
     file = encrypted(alice, TEA)
     for _ in range(2):
         assert post(alice, "scan", {"file": file}).json["clean"] is True
@@ -167,7 +167,7 @@ def test_a_verdict_is_remembered_without_the_key(alice: User, tmp_path: Path) ->
     ]
 
 
-def test_plain_files(alice: User) -> None:
+def test_unencrypted_files_are_scanned(alice: User) -> None:
     image = picture(300, 200)
     clean = upload(alice, image, "image/png")
     assert alice.get(f"{PROXY}/scan/{clean}").json == {"clean": True, "info": "The file is clean"}
@@ -218,7 +218,7 @@ def _without(file: dict[str, Any], *path: str) -> dict[str, Any]:
     return copied
 
 
-def test_bodies_that_are_not_what_they_should_be(alice: User) -> None:
+def test_malformed_bodies_are_refused(alice: User) -> None:
     file = encrypted(alice, TEA)
     wrong: list[object] = [
         [],
@@ -247,7 +247,7 @@ def test_bodies_that_are_not_what_they_should_be(alice: User) -> None:
         assert reason(answer) == (400, "MCS_MALFORMED_JSON")
 
 
-def test_what_cannot_be_decrypted(alice: User) -> None:
+def test_undecryptable_files_are_refused(alice: User) -> None:
     file = encrypted(alice, TEA)
     other = {**file, "hashes": {"sha256": b64encode(bytes(32)).decode()}}
     assert reason(post(alice, "scan", {"file": other})) == (400, "MCS_MEDIA_FAILED_TO_DECRYPT")
@@ -293,7 +293,9 @@ def test_the_public_key_stays_the_same(
     assert keys[0] == keys[1] != keys[2]
 
 
-def test_while_no_scanner_can_be_asked(alice: User, scanners: RunningScanners) -> None:
+def test_requests_fail_while_no_scanner_is_available(
+    alice: User, scanners: RunningScanners
+) -> None:
     file = encrypted(alice, TEA)
     scanners.stop_clamd()
     try:
@@ -305,7 +307,7 @@ def test_while_no_scanner_can_be_asked(alice: User, scanners: RunningScanners) -
     assert post(alice, "scan", {"file": file}).json["clean"] is True
 
 
-def test_so_many_keys_may_be_tried(
+def test_the_number_of_keys_per_file_is_limited(
     tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
 ) -> None:
     config = (
@@ -321,7 +323,7 @@ def test_so_many_keys_may_be_tried(
     assert post(alice, "scan", {"file": files[2]}).status == 200
 
 
-def test_a_file_that_only_the_scanner_api_looks_into(
+def test_a_file_kind_that_is_not_scanned_at_upload_is_scanned_by_the_api(
     tmp_path: Path, sqlite_database: Database, scanners: RunningScanners
 ) -> None:
     server = TestServer(
@@ -333,7 +335,7 @@ def test_a_file_that_only_the_scanner_api_looks_into(
     assert reason(alice.get(f"{PROXY}/download/{harmful}")) == (403, "MCS_MEDIA_NOT_CLEAN")
 
 
-def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
+def test_scans_of_decrypted_content_are_fair_among_users(held: User) -> None:
     """A user with many requests delays neither new files nor other users who ask for the same
     files."""
     bob, carol = held.server.register("bob"), held.server.register("carol")

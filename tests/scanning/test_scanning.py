@@ -13,7 +13,6 @@ from tests.helpers.media_scanning import (
     UPLOAD,
     HeldVerdicts,
     ScanningServers,
-    administrator,
     begin_upload,
     clamd,
     do_jobs,
@@ -24,7 +23,7 @@ from tests.helpers.media_scanning import (
 from tests.helpers.object_store import RunningObjectStore
 from tests.helpers.preview_sites import LinkedPages
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
-from tests.helpers.server import User
+from tests.helpers.server import User, make_admin
 
 
 def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) -> None:
@@ -35,17 +34,17 @@ def test_nothing_is_scanned_unless_a_scanner_is_named(place: ScanningServers) ->
     assert latest(alice)["scan"] is None
     assert server.app.media.scanning.jobs() == ()
     assert alice.get(f"/_matrix/media_proxy/unstable/scan/{address}").errcode == "M_UNRECOGNIZED"
-    root = administrator(server)
+    root = make_admin(server)
     assert root.get(f"{OURS}/rescan").json == {}
     assert root.post(f"{OURS}/rescan", {}).errcode == "M_INVALID_PARAM"
 
 
 @pytest.mark.parametrize("address", ["unix", "tcp"])
-def test_a_harmful_file_is_refused_and_held_back(
+def test_a_harmful_file_is_refused_and_quarantined(
     place: ScanningServers, scanners: RunningScanners, address: str
 ) -> None:
     server = place.server(f"media_scanning: {{clamd: '{getattr(scanners, address)}'}}\n")
-    alice, root = server.register("alice"), administrator(server)
+    alice, root = server.register("alice"), make_admin(server)
     answer = send(alice, b"before " + EICAR + b" after")
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
     assert EICAR_FOUND in answer.json["error"]
@@ -119,7 +118,9 @@ def test_a_clean_file_is_scanned_once(place: ScanningServers, scanners: RunningS
     assert metric(server, "mahalla_media_scans_total", outcome="clean") == 1
 
 
-def test_a_reserved_address(place: ScanningServers, scanners: RunningScanners) -> None:
+def test_an_upload_to_a_reserved_uri_is_scanned(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     server = place.server(clamd(scanners))
     alice = server.register("alice")
     for body, status in ((TEA, 200), (EICAR, 403)):
@@ -129,14 +130,14 @@ def test_a_reserved_address(place: ScanningServers, scanners: RunningScanners) -
         assert (filled.status, waiting.answer.status) == (status, status)
 
 
-def test_a_plugin_finds_something(held: User) -> None:
+def test_a_finding_of_a_plugin_refuses_the_upload(held: User) -> None:
     uploading = begin_upload(held, TEA)
     HeldVerdicts.waiting.pop().callback("tea")
     assert uploading.answer.status == 403
     assert latest(held)["scan"]["found"] == "plug-in: tea"
 
 
-def test_files_of_unwanted_types(place: ScanningServers) -> None:
+def test_files_of_forbidden_types_are_refused(place: ScanningServers) -> None:
     config = (
         "media_scanning: {forbidden_types: [application/x-msdownload, image/png], files: [local]}\n"
     )
@@ -147,7 +148,7 @@ def test_files_of_unwanted_types(place: ScanningServers) -> None:
     assert send(alice, b"").status == 200
 
 
-def test_files_that_are_too_large_to_be_scanned(
+def test_files_too_large_to_be_scanned_follow_the_configuration(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     long = bytes(1001)
@@ -174,7 +175,7 @@ def test_files_that_are_too_large_to_be_scanned(
     assert scans[address.partition("/")[2]] is None
 
 
-def test_files_from_before_are_scanned_when_somebody_asks(
+def test_older_files_are_scanned_when_they_are_requested(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("").register("alice")
@@ -189,11 +190,11 @@ def test_files_from_before_are_scanned_when_somebody_asks(
     assert latest(alice)["scan"]["state"] == "clean"
 
 
-def test_an_administrator_has_the_last_word(
+def test_an_administrator_can_override_a_finding(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners))
-    alice, root = server.register("alice"), administrator(server)
+    alice, root = server.register("alice"), make_admin(server)
     send(alice, EICAR)
     file = f"example.org/{latest(alice)['media_id']}"
     assert root.post(f"/_synapse/admin/v1/media/unquarantine/{file}").status == 200
@@ -207,11 +208,11 @@ def test_an_administrator_has_the_last_word(
     assert alice.get(f"{OURS}/harmful").errcode == "M_FORBIDDEN"
 
 
-def test_what_is_protected_is_not_held_back(
+def test_protected_files_are_not_quarantined(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("")
-    alice, root = before.register("alice"), administrator(before)
+    alice, root = before.register("alice"), make_admin(before)
     address = upload(alice, EICAR)
     assert root.post(f"/_synapse/admin/v1/media/protect/{address.partition('/')[2]}").status == 200
     server = place.server(clamd(scanners))
@@ -219,7 +220,9 @@ def test_what_is_protected_is_not_held_back(
     assert server.client.request("GET", f"{DOWNLOAD}/{address}").status == 401
 
 
-def test_pictures_of_previews(place: ScanningServers, scanners: RunningScanners) -> None:
+def test_images_of_url_previews_are_scanned(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     pages = LinkedPages()
     for name in ("clean", "harmful"):
         url = f"https://site.example/{name}"
@@ -250,13 +253,13 @@ def test_pictures_of_previews(place: ScanningServers, scanners: RunningScanners)
                 f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}"
             )
             assert "og:image" not in again.json
-    (found,) = administrator(server).get(f"{OURS}/harmful").json["harmful"]
+    (found,) = make_admin(server).get(f"{OURS}/harmful").json["harmful"]
     assert found["file_count"] == 1
     picture_of = shown["clean"]["og:image"].removeprefix("mxc://")
     assert alice.get(f"{DOWNLOAD}/{picture_of}").status == 200
 
 
-def test_with_an_object_store_nobody_is_sent_to_what_is_not_clean(
+def test_no_client_is_redirected_to_a_harmful_object(
     place: ScanningServers, scanners: RunningScanners, running_store: RunningObjectStore
 ) -> None:
     bucket = running_store.bucket()
@@ -273,7 +276,9 @@ def test_with_an_object_store_nobody_is_sent_to_what_is_not_clean(
     assert alice.get(f"{DOWNLOAD}/{harmful}?allow_redirect=true").status == 403
 
 
-def test_what_scans_cost(place: ScanningServers, scanners: RunningScanners) -> None:
+def test_a_scanned_file_costs_one_more_query(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     """A download of a file that was scanned: one query more."""
     alice = place.server(clamd(scanners)).register("alice")
     address = upload(alice, TEA)

@@ -1,9 +1,6 @@
 """Files that are scanned on both servers: infected ones reach no user of the other."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests.helpers.federated_media import (
     DOWNLOAD,
@@ -14,27 +11,13 @@ from tests.helpers.federated_media import (
     upload,
 )
 from tests.helpers.images import picture
-from tests.helpers.media_scanning import (
-    MINE,
-    PLUGIN,
-    TEA,
-    HeldVerdicts,
-    administrator,
-    begin_upload,
-    clamd,
-    send,
-)
+from tests.helpers.media_scanning import MINE, PLUGIN, TEA, HeldVerdicts, begin_upload, clamd, send
 from tests.helpers.network import Network
-from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners, running_scanners
+from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
+from tests.helpers.server import make_admin
 
 
-@pytest.fixture(scope="module")
-def scanners() -> Iterator[RunningScanners]:
-    with running_scanners() as running:
-        yield running
-
-
-def test_another_server_gets_nothing_harmful(network: Network, scanners: RunningScanners) -> None:
+def test_other_servers_get_no_harmful_files(network: Network, scanners: RunningScanners) -> None:
     alice, bob = pair(network, north=clamd(scanners))
     assert send(alice, EICAR).status == 403
     harmful = f"north.example/{alice.get(MINE).json['media'][0]['media_id']}"
@@ -45,18 +28,18 @@ def test_another_server_gets_nothing_harmful(network: Network, scanners: Running
     assert bob.get(f"{DOWNLOAD}/{clean}").body == TEA
 
 
-def test_nor_what_is_not_scanned_yet(network: Network) -> None:
+def test_other_servers_get_no_unscanned_files(network: Network) -> None:
     alice, bob = pair(network, north="media_scanning: {clamd: 'unix:/nonexistent/clamd'}\n")
     address = upload(alice, TEA)
     answer = bob.get(f"{DOWNLOAD}/{address}")
     assert (answer.status, answer.errcode) == (502, "M_UNKNOWN")
 
 
-def test_copies_are_scanned_here(
+def test_copies_of_remote_files_are_scanned(
     network: Network, scanners: RunningScanners, tmp_path: Path
 ) -> None:
     alice, bob = pair(network, south=clamd(scanners))
-    root = administrator(bob.server)
+    root = make_admin(bob.server)
     harmful, clean = upload(alice, EICAR), upload(alice, TEA)
     for _ in range(2):
         for path in (f"{DOWNLOAD}/{harmful}", f"{THUMBNAIL}/{harmful}?width=9&height=9"):
@@ -74,7 +57,7 @@ def test_copies_are_scanned_here(
     assert send(bob, EICAR).status == 403
 
 
-def test_copies_that_are_too_large_to_be_scanned_are_not_fetched(
+def test_remote_files_too_large_to_be_scanned_are_not_fetched(
     network: Network, scanners: RunningScanners
 ) -> None:
     alice, bob = pair(network, south=clamd(scanners, ", max_size: 1000"))
@@ -83,7 +66,9 @@ def test_copies_that_are_too_large_to_be_scanned_are_not_fetched(
     assert bob.get(f"{DOWNLOAD}/{upload(alice, bytes(1000))}").status == 200
 
 
-def test_only_the_files_that_are_to_be_scanned(network: Network, scanners: RunningScanners) -> None:
+def test_only_the_configured_kinds_of_files_are_scanned(
+    network: Network, scanners: RunningScanners
+) -> None:
     alice, bob = pair(network, south=clamd(scanners, ", files: [local]"))
     assert bob.get(f"{DOWNLOAD}/{upload(alice, EICAR + b' theirs')}").status == 200
     assert send(bob, EICAR).status == 403
@@ -110,7 +95,7 @@ def test_a_file_of_another_server_is_held_until_it_is_scanned(network: Network) 
     bob.server.app.media.close_workers()
 
 
-def test_a_harmful_one_is_never_given_out(network: Network) -> None:
+def test_a_harmful_remote_file_is_never_served(network: Network) -> None:
     alice, bob = pair(network, south=PLUGIN)
     carol = bob.server.register("carol")
     address = upload(alice, picture(300, 200), "image/png")
@@ -134,7 +119,7 @@ def test_a_harmful_one_is_never_given_out(network: Network) -> None:
     assert HeldVerdicts.seen == []  # the new server has looked at nothing: what it knows is enough
 
 
-def test_files_of_one_server_do_not_keep_those_of_others_waiting(network: Network) -> None:
+def test_files_of_one_server_do_not_delay_those_of_others(network: Network) -> None:
     alice, bob = pair(network, south=f"{PLUGIN}media_scanning: {{concurrency: 2}}\n")
     west = network.add("west.example").register("dora")
     many = [upload(alice, b"north %d" % number) for number in range(5)]

@@ -17,7 +17,6 @@ from tests.helpers.media_scanning import (
     TEA,
     HeldVerdicts,
     ScanningServers,
-    administrator,
     begin_upload,
     clamd,
     do_jobs,
@@ -25,12 +24,12 @@ from tests.helpers.media_scanning import (
     metric,
 )
 from tests.helpers.scanners import EICAR, RunningScanners
-from tests.helpers.server import User
+from tests.helpers.server import User, make_admin
 
 AWAY = "media_scanning: {clamd: 'unix:/nonexistent/clamd', upload_wait: 0s}\n"
 
 
-def test_while_no_scanner_can_be_asked_files_are_held(place: ScanningServers) -> None:
+def test_files_are_held_while_no_scanner_is_available(place: ScanningServers) -> None:
     server = place.server(AWAY)
     alice = server.register("alice")
     address = upload(alice, TEA)  # acknowledged: it is on disk, and will be scanned
@@ -43,7 +42,9 @@ def test_while_no_scanner_can_be_asked_files_are_held(place: ScanningServers) ->
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
 
 
-def test_they_are_scanned_once_it_can(place: ScanningServers, scanners: RunningScanners) -> None:
+def test_held_files_are_scanned_once_a_scanner_is_available(
+    place: ScanningServers, scanners: RunningScanners
+) -> None:
     scanners.stop_clamd()
     try:
         server = place.server(clamd(scanners))
@@ -69,7 +70,7 @@ def test_they_are_scanned_once_it_can(place: ScanningServers, scanners: RunningS
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (clean, harmful)] == [200, 403]
 
 
-def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was_at(
+def test_a_restart_of_a_scanner_does_not_fail_its_current_file(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
@@ -89,7 +90,7 @@ def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (one, other)] == [200, 200]
 
 
-def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(
+def test_a_file_that_crashes_the_scanner_does_not_block_others(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     server = place.server(clamd(scanners, ", upload_wait: 0s"))
@@ -110,7 +111,7 @@ def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(
     assert alice.get(f"{DOWNLOAD}/{address}").status == 200
 
 
-def test_or_given_out_where_that_is_wished(
+def test_files_are_served_unscanned_if_configured(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     scanners.stop_clamd()
@@ -126,7 +127,7 @@ def test_or_given_out_where_that_is_wished(
     assert alice.get(f"{DOWNLOAD}/{address}").status == 403
 
 
-def test_an_upload_waits_a_moment_and_a_download_its_time(held: User) -> None:
+def test_uploads_wait_briefly_and_downloads_until_their_timeout(held: User) -> None:
     clock = held.server.clock
     uploading = begin_upload(held, TEA)
     assert not uploading.done
@@ -165,7 +166,7 @@ def test_a_scan_that_takes_too_long_is_tried_again(held: User) -> None:
     assert latest(held)["scan"]["state"] == "clean"
 
 
-def test_so_many_are_scanned_at_the_same_time(held: User) -> None:
+def test_the_number_of_concurrent_scans_is_limited(held: User) -> None:
     bob, carol = held.server.register("bob"), held.server.register("carol")
     pending = [begin_upload(held, b"alice %d" % number) for number in range(4)]
     pending += [begin_upload(user, b"%d" % number) for number, user in enumerate((bob, carol))]
@@ -176,7 +177,7 @@ def test_so_many_are_scanned_at_the_same_time(held: User) -> None:
     assert HeldVerdicts.seen == [b"alice 0", b"0", b"alice 1", b"1", b"alice 2", b"alice 3"]
 
 
-def test_who_sends_much_has_no_more_waiting_than_their_part(place: ScanningServers) -> None:
+def test_a_user_with_many_uploads_has_a_limited_share_of_the_queue(place: ScanningServers) -> None:
     limit = "rc_media_create: {per_second: 1000, burst_count: 1000}\n"
     server = place.server(f"{PLUGIN}{limit}media_scanning: {{concurrency: 2}}\n")
     alice, bob = server.register("alice"), server.register("bob")
@@ -192,7 +193,7 @@ def test_who_sends_much_has_no_more_waiting_than_their_part(place: ScanningServe
     assert len(HeldVerdicts.seen) == 1 + MAX_WAITING_PER_OWNER + 1
 
 
-def test_the_job_leaves_turns_to_people(held: User) -> None:
+def test_the_job_gives_way_to_users(held: User) -> None:
     clock = held.server.clock
     for number in range(4):
         begin_upload(held, b"%d" % number)
@@ -214,9 +215,9 @@ def test_the_job_leaves_turns_to_people(held: User) -> None:
     assert len(HeldVerdicts.seen) == 5
 
 
-def test_a_file_that_can_never_be_scanned_has_longer_and_longer_pauses(held: User) -> None:
+def test_a_file_that_cannot_be_scanned_is_retried_with_backoff(held: User) -> None:
     server = held.server
-    root = administrator(server)
+    root = make_admin(server)
     address = begin_upload_and_wait(held)
     minutes = [each // 60 for each in _pauses(held, 10)]
     assert minutes == [10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440]
@@ -229,7 +230,7 @@ def test_a_file_that_can_never_be_scanned_has_longer_and_longer_pauses(held: Use
     assert held.get(f"{DOWNLOAD}/{address}").body == TEA
 
 
-def test_scanners_that_are_away_are_asked_less_and_less(place: ScanningServers) -> None:
+def test_unavailable_scanners_are_retried_with_backoff(place: ScanningServers) -> None:
     server = place.server(AWAY)
     alice = server.register("alice")
     address = upload(alice, TEA)
@@ -243,7 +244,7 @@ def test_scanners_that_are_away_are_asked_less_and_less(place: ScanningServers) 
     assert tries == [5, 15, 35, 75, 135, 195]
 
 
-def test_files_from_before_that_were_given_out_meanwhile_are_scanned_later(
+def test_older_files_served_unscanned_are_scanned_later(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     before = place.server("").register("alice")
@@ -268,10 +269,10 @@ def test_files_from_before_that_were_given_out_meanwhile_are_scanned_later(
     assert states == ["harmful"] * 4
 
 
-def test_what_is_held_back_while_somebody_waits_is_not_given_out(held: User) -> None:
+def test_a_file_quarantined_during_a_waiting_download_is_not_served(held: User) -> None:
     """Administrators may look at it all the same."""
     server = held.server
-    root = administrator(server)
+    root = make_admin(server)
     uploading = begin_upload(held, TEA)
     server.clock.advance(5)
     address = uploading.answer.json["content_uri"].removeprefix("mxc://")
@@ -289,7 +290,7 @@ def test_what_is_held_back_while_somebody_waits_is_not_given_out(held: User) -> 
     assert (seeing.answer.status, seeing.answer.body) == (200, TEA)
 
 
-def test_a_file_over_which_a_scanner_fails_keeps_no_other_from_being_scanned(held: User) -> None:
+def test_a_file_that_a_scanner_fails_on_does_not_block_others(held: User) -> None:
     server = held.server
     bob = server.register("bob")
     uploading = begin_upload(held, b"poison")
@@ -314,7 +315,7 @@ def test_a_file_over_which_a_scanner_fails_keeps_no_other_from_being_scanned(hel
     assert asking.answer.body == b"poison"
 
 
-def test_a_plugin_at_fault_holds_files_back(place: ScanningServers) -> None:
+def test_a_failing_plugin_holds_files(place: ScanningServers) -> None:
     alice = place.server(
         "plugins: [{module: tests.helpers.media_scanning.FailingScanner}]\n"
     ).register("alice")
@@ -322,7 +323,7 @@ def test_a_plugin_at_fault_holds_files_back(place: ScanningServers) -> None:
     assert alice.get(f"{DOWNLOAD}/{address}").status == 503
 
 
-def test_a_file_that_clamd_does_not_take_is_held_and_others_are_not(
+def test_a_file_that_clamd_refuses_is_held_and_others_are_not(
     place: ScanningServers, scanners: RunningScanners
 ) -> None:
     alice = place.server(clamd(scanners)).register("alice")

@@ -37,11 +37,6 @@ def alice(server: TestServer) -> User:
     return server.register("alice")
 
 
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def later(server: TestServer, user: User, room: str, text: str) -> str:
     """Send a message with a timestamp of its own."""
     server.clock.advance(1)
@@ -157,7 +152,7 @@ def test_new_messages_do_not_disturb_pages(server: TestServer, alice: User) -> N
     assert "next_batch" not in second
 
 
-def test_filters(server: TestServer, alice: User, bob: User) -> None:
+def test_results_can_be_filtered(server: TestServer, alice: User, bob: User) -> None:
     room, other = create(alice, preset="public_chat"), create(alice)
     join(bob, room)
     one, two = later(server, alice, room, "gap"), later(server, bob, room, "gap")
@@ -220,7 +215,7 @@ def test_state_is_included_on_request(server: TestServer, alice: User) -> None:
     }
 
 
-def test_groups(server: TestServer, alice: User, bob: User) -> None:
+def test_results_are_grouped_by_room_and_sender(server: TestServer, alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(2)]
     for room in rooms:
         join(bob, room)
@@ -345,7 +340,9 @@ def test_redacted_events_disappear_at_once(server: TestServer, alice: User) -> N
     assert found(alice, "sir") == [other]
 
 
-def test_edits(server: TestServer, alice: User, bob: User) -> None:
+def test_the_latest_edit_is_found_and_earlier_texts_are_not(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room = create(alice, preset="public_chat")
     join(bob, room)
     said = later(server, alice, room, "birinchi")
@@ -430,7 +427,7 @@ def test_a_room_is_searched_with_its_predecessors(
     assert found(bob, "gap", filter={"rooms": [own]}) == []
 
 
-def test_a_user_in_many_rooms(server: TestServer, alice: User, bob: User) -> None:
+def test_a_user_in_many_rooms_can_search(server: TestServer, alice: User, bob: User) -> None:
     """In more rooms than an index query names."""
     rooms = [create(alice) for _ in range(66)]
     said = [later(server, alice, room, "gap") for room in rooms[::20]]
@@ -476,7 +473,7 @@ def test_a_user_in_many_rooms(server: TestServer, alice: User, bob: User) -> Non
         ),
     ],
 )
-def test_invalid_requests(alice: User, body: object, error: tuple[int, str]) -> None:
+def test_invalid_requests_are_refused(alice: User, body: object, error: tuple[int, str]) -> None:
     answer = alice.post(f"{V3}/search", body)
     assert (answer.status, answer.json.get("errcode", "")) == error
 
@@ -513,7 +510,7 @@ def test_odd_terms_are_harmless(server: TestServer, alice: User, term: str) -> N
     assert (answer["results"], answer["count"], answer.get("next_batch")) == ([], 0, None)
 
 
-def test_an_empty_request(alice: User) -> None:
+def test_an_empty_request_has_no_results(alice: User) -> None:
     assert ok(alice.post(f"{V3}/search", {"search_categories": {}})) == {"search_categories": {}}
     assert ok(alice.post("/_matrix/client/r0/search", {"search_categories": {}})) == {
         "search_categories": {}

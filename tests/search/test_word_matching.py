@@ -92,7 +92,7 @@ def test_apostrophes_are_ignored(apostrophe: str) -> None:
         ("हिन्दी", "यह हिन्दी है"),
     ],
 )
-def test_matching_texts(query: str, text: str) -> None:
+def test_matching_texts_are_found(query: str, text: str) -> None:
     assert finds(query, text)
 
 
@@ -109,7 +109,7 @@ def test_matching_texts(query: str, text: str) -> None:
         ("का", "कि"),
     ],
 )
-def test_texts_that_do_not_match(query: str, text: str) -> None:
+def test_other_texts_are_not_found(query: str, text: str) -> None:
     assert not finds(query, text)
 
 
@@ -130,7 +130,7 @@ def test_latin_text_has_one_line_of_keys() -> None:
 @pytest.mark.parametrize(
     "nothing", ["", " ", "!?…", "'", '"', "— – -", "👍🏽", "\u0301", "\u200b", "_", "\ud800"]
 )
-def test_text_without_words(nothing: str) -> None:
+def test_a_text_without_words_has_no_keys(nothing: str) -> None:
     assert DEFAULT.lines(nothing) == []
     assert parse_terms(DEFAULT, nothing) == []
 
@@ -172,7 +172,7 @@ words = st.lists(
 
 @given(text=anything | words)
 @settings(max_examples=200, deadline=None)
-def test_keys_are_clean(text: str) -> None:
+def test_keys_have_no_special_characters(text: str) -> None:
     for line in DEFAULT.lines(text):
         for key in line:
             assert 0 < len(key) <= MAX_KEY

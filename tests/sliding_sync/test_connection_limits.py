@@ -21,8 +21,7 @@ from storage.engine.streams import Streams
 from storage.sync.sliding_connections import MAX_DEVICE_CONNECTIONS, SlidingConnectionKey
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list, act
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import UNSTABLE, SlidingClient, a_list, act, finish_poll
 
 SMALL, OTHER = ({pos: TypingView(frozenset(), {})} for pos in ("1", "2"))
 
@@ -31,7 +30,7 @@ def key_of(device: str, conn_id: str = "") -> SlidingConnectionKey:
     return SlidingConnectionKey("@alice:example.org", device, conn_id)
 
 
-def test_a_cache_holds_as_many_connections_of_a_device_as_are_stored() -> None:
+def test_the_cache_holds_as_many_connections_of_a_device_as_the_database() -> None:
     cache = ConnectionCache[Any](streams=Streams(), capacity=1 << 30)
     for number in range(MAX_DEVICE_CONNECTIONS + 1):
         cache.put(key_of("PHONE", str(number)), SMALL, 10)
@@ -72,7 +71,7 @@ def test_the_connection_that_was_idle_longest_is_evicted() -> None:
     assert (len(cache), cache.weight) == (2, 2)
 
 
-def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> None:
+def test_the_number_of_cached_connections_of_a_device_is_bounded(server: TestServer) -> None:
     alice = server.register("alice")
     create(alice)
     clients = [
@@ -86,7 +85,7 @@ def test_a_device_has_so_many_connections_in_memory_too(server: TestServer) -> N
     assert answers[0].errcode == "M_UNKNOWN_POS"
 
 
-def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
+def test_room_configs_of_a_state_with_added_rooms_count_in_the_size(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     """Such a state stands in the `pos`; the stored one, from which it came, goes from memory before
@@ -109,7 +108,7 @@ def test_what_is_asked_of_rooms_weighs_as_much_where_rooms_came_to_a_state(
     assert 2 < len(connections) < 10
 
 
-def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Database) -> None:
+def test_room_configs_count_in_the_size(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, "caches: {global_factor: 0.01}\n")
     connections = server.app.sync.sliding.connections
     alice = server.register("alice")
@@ -136,7 +135,9 @@ def test_what_is_asked_of_rooms_weighs_too(tmp_path: Path, sqlite_database: Data
         {"extensions": {"typing": {"enabled": True, "lists": ["x" * 256]}}},
     ],
 )
-def test_names_have_an_end(server: TestServer, body: dict[str, object]) -> None:
+def test_the_number_of_rooms_in_a_pos_is_bounded(
+    server: TestServer, body: dict[str, object]
+) -> None:
     answer = server.register("alice").post(UNSTABLE, body)
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
 
@@ -154,7 +155,7 @@ def typists(answer: dict[str, Any]) -> dict[str, list[str]]:
     return {room_id: event["content"]["user_ids"] for room_id, event in rooms.items()}
 
 
-def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None:
+def test_sent_typing_is_bounded_by_bytes_and_by_device(server: TestServer) -> None:
     views = SentTyping(
         typing=server.app.presence.typing, streams=server.app.database.streams, capacity=50_000
     )
@@ -184,7 +185,7 @@ def test_typing_is_remembered_by_bytes_and_by_device(server: TestServer) -> None
 
 
 @pytest.mark.parametrize("is_forgotten", [False, True])
-def test_who_types_is_right_for_who_is_forgotten_too(
+def test_typing_is_correct_for_an_evicted_connection(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
 ) -> None:
     if is_forgotten:
@@ -207,7 +208,7 @@ def test_who_types_is_right_for_who_is_forgotten_too(
     assert typists(client.sync()) == {older: []}
     is_typing(bob, newer, True)
     pending = client.wait()
-    assert typists(ended(server, pending))[newer] == [bob.user_id]
+    assert typists(finish_poll(server, pending))[newer] == [bob.user_id]
     client.pos = pending.answer.json["pos"]
     pending = client.wait()
     for _ in range(3):
@@ -217,7 +218,7 @@ def test_who_types_is_right_for_who_is_forgotten_too(
     assert typists(pending.answer.json).get(newer, [bob.user_id]) == [bob.user_id]
 
 
-def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
+def test_the_caches_of_a_device_are_deleted_with_it(server: TestServer) -> None:
     alice = server.register("alice")
     assert alice.device_id is not None
     room_id = create(alice)
@@ -254,7 +255,7 @@ def test_what_is_kept_of_a_device_goes_with_it(server: TestServer) -> None:
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
 
 
-def test_members_that_a_device_has_no_longer_count_no_longer() -> None:
+def test_members_removed_from_a_device_no_longer_count() -> None:
     """They left room for those of others, also once they were taken out."""
     members, alice, phone = (
         LazyMembers(capacity=20),

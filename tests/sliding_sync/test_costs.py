@@ -134,7 +134,7 @@ def looking(user: User, conn_id: str, last: int) -> SlidingClient:
     )
 
 
-def test_a_room_that_is_new_writes_nothing(
+def test_a_new_room_writes_nothing(
     tmp_path: Path, counted: Database, counter: QueryCounter
 ) -> None:
     server = TestServer(tmp_path, counted)
@@ -164,7 +164,7 @@ def test_a_room_that_is_new_writes_nothing(
     assert not counter.writes
 
 
-def test_an_answer_that_changes_nothing_writes_nothing(
+def test_a_response_without_a_state_change_writes_nothing(
     tmp_path: Path, counted: Database, counter: QueryCounter
 ) -> None:
     server = TestServer(tmp_path, counted)
@@ -179,7 +179,7 @@ def test_an_answer_that_changes_nothing_writes_nothing(
         assert not counter.writes
 
 
-def test_the_start_of_element_x(server: TestServer) -> None:
+def test_the_start_of_element_x_costs_a_bounded_number_of_queries(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, name=f"room {number}") for number in range(45)]
     act(alice, rooms[0], "invite", user_id=bob.user_id)
@@ -234,7 +234,7 @@ def test_the_start_of_element_x(server: TestServer) -> None:
     assert texts(answer["rooms"][rooms[0]]) == ["two"]
 
 
-def test_the_notifications_of_element_x(server: TestServer) -> None:
+def test_a_notification_of_element_x_costs_a_bounded_number_of_queries(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, name="tea", preset="public_chat")
     act(bob, room_id, "join")
@@ -254,7 +254,7 @@ def test_the_notifications_of_element_x(server: TestServer) -> None:
     assert ("m.room.member", bob.user_id) in state_of(answer["rooms"][room_id])
 
 
-def test_idle_connections_end_after_a_month(server: TestServer) -> None:
+def test_idle_connections_are_deleted_after_a_month(server: TestServer) -> None:
     alice = server.register("alice")
     client = element(alice)
     client.sync()
@@ -266,7 +266,9 @@ def test_idle_connections_end_after_a_month(server: TestServer) -> None:
     assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
 
 
-def test_a_device_has_so_many_connections_and_no_more(server: TestServer, tmp_path: Path) -> None:
+def test_the_number_of_connections_of_a_device_is_limited(
+    server: TestServer, tmp_path: Path
+) -> None:
     alice = server.register("alice")
     clients = [SlidingClient(alice, f"c{number}") for number in range(17)]
     for client in clients:
@@ -277,7 +279,7 @@ def test_a_device_has_so_many_connections_and_no_more(server: TestServer, tmp_pa
     assert statuses == [400] + [200] * 16
 
 
-def test_an_answer_without_news_comes_again_until_something_else_is_asked_or_happens(
+def test_an_empty_response_repeats_until_the_request_or_data_change(
     server: TestServer,
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -356,7 +358,7 @@ def test_a_room_that_comes_back_into_a_window_costs_no_query(
         assert len(compared) == len(rooms) + 1
 
 
-def test_a_receipt_that_was_missed_out_of_view_comes_with_the_room(server: TestServer) -> None:
+def test_a_receipt_missed_outside_the_window_comes_with_the_room(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, preset="public_chat") for _ in range(3)]
     for room_id in rooms:
@@ -380,7 +382,7 @@ def test_a_receipt_that_was_missed_out_of_view_comes_with_the_room(server: TestS
         assert event_id in client.sync()["extensions"]["receipts"]["rooms"][rooms[0]]["content"]
 
 
-def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
+def test_settled_rooms_are_derived_from_the_former_state() -> None:
     required = RequiredState()
     config = RoomConfig(5, required)
     state = ConnectionState(
@@ -405,7 +407,7 @@ def test_what_is_settled_is_known_of_a_state_that_follows() -> None:
     assert after.complete_rooms(RoomConfig(4, required)) == {2, 3, 4}
 
 
-def test_counts_of_rooms_in_which_nothing_changed_cost_nothing(
+def test_counts_of_unchanged_rooms_cost_nothing(
     tmp_path: Path, counted: Database, counter: QueryCounter
 ) -> None:
     server = TestServer(tmp_path, counted)

@@ -1,4 +1,4 @@
-"""Sliding sync returns the same device lists as /sync. The town and model are those of
+"""Sliding sync returns the same device lists as /sync. The model is that of
 `tests/encryption/test_device_lists_law.py`; the client has a connection for encryption, and loses
 some responses."""
 
@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from homeserver.services.streams import recent_changes
-from tests.encryption.test_device_lists_law import NAMES, ROOMS, Action, Town
+from tests.encryption.test_device_lists_law import NAMES, ROOMS, Action, DeviceListModel
 from tests.helpers.sliding_client import SlidingClient
 
 EXTENSIONS = {"e2ee": {"enabled": True}, "to_device": {"enabled": True}}
@@ -30,8 +30,8 @@ actions = st.lists(
 )
 
 
-class SlidingTown(Town):
-    """A town whose users use sliding sync."""
+class SlidingDeviceListModel(DeviceListModel):
+    """The model with users of sliding sync."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self.clients: list[SlidingClient] = []
@@ -45,11 +45,11 @@ class SlidingTown(Town):
         assert not changed & left
         self.known[who] = (before | changed - {self.people[who].user_id}) - left
         self.devices[who] -= changed | left
-        now, told = self.sharing(who), (NAMES[who], before, lists)
-        assert self.known[who] == now, (told, now)
-        assert not self.devices[who] & now, (told, now)
-        assert changed <= now | {self.people[who].user_id}, (told, now)
-        assert left == before - now, (told, now)
+        now, received = self.sharing(who), (NAMES[who], before, lists)
+        assert self.known[who] == now, (received, now)
+        assert not self.devices[who] & now, (received, now)
+        assert changed <= now | {self.people[who].user_id}, (received, now)
+        assert left == before - now, (received, now)
 
     def _sync(self, who: int, since: str | None = None) -> Any:
         """Do one sync. `since` is the client's token; the first response has no lists."""
@@ -80,11 +80,11 @@ def test_clients_of_sliding_sync_know_which_devices_to_query(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recent_changes, "MAX_CHANGES", kept)
-        town = SlidingTown(tmp_path_factory.mktemp("town"), sqlite_template)
+        model = SlidingDeviceListModel(tmp_path_factory.mktemp("server"), sqlite_template)
         try:
             for step in steps:
-                town.do(step)
+                model.do(step)
             for who in range(len(NAMES)):
-                town.check(who)
+                model.check(who)
         finally:
-            town.close()
+            model.close()

@@ -5,10 +5,9 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.helpers.http import Pending
 from tests.helpers.room_actions import create, ok, put_event, redact, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient, a_list, act
+from tests.helpers.sliding_client import SlidingClient, a_list, act, finish_poll
 
 pytestmark = pytest.mark.usefixtures("compared")
 
@@ -24,15 +23,7 @@ def numbers(answer: dict[str, Any]) -> list[int]:
     return [event["content"]["number"] for event in answer["extensions"]["to_device"]["events"]]
 
 
-def ended(server: TestServer, pending: Pending) -> dict[str, Any]:
-    """The answer of a long poll that has something to tell now."""
-    for _ in range(3):
-        server.clock.advance(0)
-    answer: dict[str, Any] = pending.answer.json
-    return answer
-
-
-def test_to_device(server: TestServer) -> None:
+def test_the_to_device_extension_returns_messages(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(
         alice, "encryption", extensions={"to_device": {"enabled": True, "limit": 2}}
@@ -50,7 +41,7 @@ def test_to_device(server: TestServer) -> None:
     assert numbers(client.sync()) == []
 
 
-def test_acknowledged_messages_are_gone(server: TestServer) -> None:
+def test_acknowledged_messages_are_deleted(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(alice, "encryption", extensions={"to_device": dict(ON)})
     send_to(bob, alice, 1)
@@ -65,13 +56,13 @@ def test_acknowledged_messages_are_gone(server: TestServer) -> None:
     assert numbers(client.sync()) == [2]
 
 
-def test_to_device_ends_a_long_poll(server: TestServer) -> None:
+def test_a_to_device_message_ends_a_long_poll(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(alice, "encryption", extensions={"to_device": dict(ON), "e2ee": ON})
     client.sync()
     pending = client.wait()
     send_to(bob, alice, 7)
-    assert numbers(ended(server, pending)) == [7]
+    assert numbers(finish_poll(server, pending)) == [7]
 
 
 def test_other_connections_do_not_take_messages(server: TestServer) -> None:
@@ -86,7 +77,7 @@ def test_other_connections_do_not_take_messages(server: TestServer) -> None:
     assert numbers(encryption.sync()) == [1]
 
 
-def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: TestServer) -> None:
+def test_messages_reach_a_client_with_a_token_from_before_a_restore(server: TestServer) -> None:
     """It was restored from a backup, so that the token is ahead of all there is."""
     alice, bob = server.register("alice"), server.register("bob")
     client = SlidingClient(alice, "encryption", extensions={"to_device": {**ON, "since": "5000"}})
@@ -101,7 +92,7 @@ def test_messages_come_to_who_knew_a_database_that_is_an_older_one_now(server: T
     assert numbers(client.sync()) == [2]
 
 
-def test_e2ee(server: TestServer) -> None:
+def test_the_e2ee_extension_returns_device_lists_and_key_counts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     algorithm = {
         "type": "m.room.encryption",
@@ -120,11 +111,11 @@ def test_e2ee(server: TestServer) -> None:
     assert answer["device_lists"] == {"changed": [], "left": []}
     pending = client.wait()
     act(bob, room_id, "join")
-    answer = ended(server, pending)["extensions"]["e2ee"]
+    answer = finish_poll(server, pending)["extensions"]["e2ee"]
     assert answer["device_lists"]["changed"] == [bob.user_id]
 
 
-def test_counts_of_keys_end_no_long_poll(server: TestServer) -> None:
+def test_key_counts_end_no_long_poll(server: TestServer) -> None:
     alice = server.register("alice")
     client = SlidingClient(alice, "encryption", extensions={"e2ee": ON})
     client.sync()
@@ -135,7 +126,7 @@ def test_counts_of_keys_end_no_long_poll(server: TestServer) -> None:
     assert not pending.done
 
 
-def test_account_data(server: TestServer) -> None:
+def test_the_account_data_extension_returns_global_and_room_data(server: TestServer) -> None:
     alice = server.register("alice")
     data = f"/_matrix/client/v3/user/{alice.user_id}"
     first, second = create(alice), create(alice)
@@ -151,11 +142,11 @@ def test_account_data(server: TestServer) -> None:
     assert client.sync()["extensions"]["account_data"] == {"global": [], "rooms": {}}
     pending = client.wait()
     assert alice.put(f"{data}/account_data/org.example", {"a": 2}).status == 200
-    told = ended(server, pending)
-    assert told["extensions"]["account_data"]["global"] == [
+    received = finish_poll(server, pending)
+    assert received["extensions"]["account_data"]["global"] == [
         {"type": "org.example", "content": {"a": 2}}
     ]
-    client.pos = told["pos"]
+    client.pos = received["pos"]
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     assert list(client.sync()["extensions"]["account_data"]["rooms"]) == [first]
     client.body["lists"]["all"]["ranges"] = [[0, 0]]
@@ -168,7 +159,7 @@ def test_account_data(server: TestServer) -> None:
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
 
 
-def test_receipts(server: TestServer) -> None:
+def test_the_receipts_extension_returns_receipts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -194,12 +185,12 @@ def test_receipts(server: TestServer) -> None:
     client.sync()
     pending = client.wait()
     assert bob.post(f"{rooms}/m.read/{newest}").status == 200
-    told = ended(server, pending)
-    assert told["rooms"] == {}
-    assert list(told["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
+    received = finish_poll(server, pending)
+    assert received["rooms"] == {}
+    assert list(received["extensions"]["receipts"]["rooms"][room_id]["content"]) == [newest]
 
 
-def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> None:
+def test_receipts_requested_later_than_the_room_are_sent(server: TestServer) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat")
     for user in (bob, carol):
@@ -213,9 +204,9 @@ def test_receipts_that_are_asked_for_later_than_the_room(server: TestServer) -> 
         )
     client.sync()
     client.body["extensions"] = {"receipts": ON}
-    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
+    received = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"]
     # what others read of what the client has of the room, and what one has read oneself
-    assert {id: list(types["m.read"]) for id, types in told.items()} == {
+    assert {id: list(types["m.read"]) for id, types in received.items()} == {
         old: [alice.user_id],
         new: [bob.user_id],
     }
@@ -249,8 +240,10 @@ def test_an_unthreaded_receipt_wins_over_threaded_ones_at_the_same_event(
     client = SlidingClient(
         alice, lists={"all": a_list([0, 9], limit=9)}, extensions={"receipts": ON}
     )
-    told = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id]["m.read"]
-    assert list(told[bob.user_id]) == ["ts"]
+    received = client.sync()["extensions"]["receipts"]["rooms"][room_id]["content"][event_id][
+        "m.read"
+    ]
+    assert list(received[bob.user_id]) == ["ts"]
 
 
 @pytest.mark.parametrize("reader", ["alice", "bob"])
@@ -277,7 +270,7 @@ def test_receipts_of_two_threads_at_the_same_event_are_both_sent(
             == 200
         )
     threads = []
-    for answer in (client.sync(), ended(server, client.wait())):
+    for answer in (client.sync(), finish_poll(server, client.wait())):
         content = answer["extensions"]["receipts"]["rooms"][room_id]["content"]
         assert list(content) == [event_id]
         threads.append(content[event_id]["m.read"][user.user_id]["thread_id"])
@@ -286,7 +279,7 @@ def test_receipts_of_two_threads_at_the_same_event_are_both_sent(
     assert client.sync()["extensions"]["receipts"]["rooms"] == {}
 
 
-def test_receipts_that_were_missed_outside_the_window(server: TestServer) -> None:
+def test_receipts_missed_outside_the_window_are_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -302,7 +295,7 @@ def test_receipts_that_were_missed_outside_the_window(server: TestServer) -> Non
     assert list(client.sync()["extensions"]["receipts"]["rooms"]) == [room_id]
 
 
-def test_typing(server: TestServer) -> None:
+def test_the_typing_extension_returns_typing_users(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     for each in (room_id, other):
@@ -323,15 +316,15 @@ def test_typing(server: TestServer) -> None:
     }
     pending = client.wait()
     typing(room_id, False)
-    told = ended(server, pending)
-    assert told["extensions"]["typing"]["rooms"][room_id]["content"] == {"user_ids": []}
-    client.pos = told["pos"]
+    received = finish_poll(server, pending)
+    assert received["extensions"]["typing"]["rooms"][room_id]["content"] == {"user_ids": []}
+    client.pos = received["pos"]
     client.body["extensions"]["typing"]["lists"] = []
     typing(other, True)
     assert client.sync()["extensions"]["typing"]["rooms"] == {}
 
 
-def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServer) -> None:
+def test_typing_is_sent_when_a_room_returns_to_the_window(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -339,19 +332,19 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
     path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"typing": ON})
 
-    def told() -> dict[str, Any]:
+    def received() -> dict[str, Any]:
         rooms: dict[str, Any] = client.sync()["extensions"]["typing"]["rooms"]
         return {each: event["content"]["user_ids"] for each, event in rooms.items()}
 
-    assert told() == {}
+    assert received() == {}
     for typing, shown in ((True, [bob.user_id]), (False, [])):
         client.body["lists"]["all"]["ranges"] = [[0, 0]]
-        assert told() == {}
+        assert received() == {}
         assert bob.put(path, {"typing": typing, "timeout": 20000}).status == 200
-        assert told() == {}
+        assert received() == {}
         client.body["lists"]["all"]["ranges"] = [[0, 9]]
-        assert told() == {room_id: shown}
-        assert told() == {}
+        assert received() == {room_id: shown}
+        assert received() == {}
 
 
 def test_the_end_of_typing_is_sent_to_a_client_that_did_not_ask_for_a_while(
@@ -376,8 +369,8 @@ def test_the_end_of_typing_is_sent_to_a_client_that_did_not_ask_for_a_while(
     assert bob.put(path, {"typing": False}).status == 200
     client.sync()
     client.body["lists"]["all"]["ranges"] = [[0, 1]]
-    told = client.sync()["extensions"]["typing"]["rooms"]
-    assert told == {room_id: {"type": "m.typing", "content": {"user_ids": []}}}
+    received = client.sync()["extensions"]["typing"]["rooms"]
+    assert received == {room_id: {"type": "m.typing", "content": {"user_ids": []}}}
 
 
 def test_typing_is_sent_again_when_a_room_comes_back(server: TestServer) -> None:
@@ -407,18 +400,18 @@ def test_a_room_that_is_joined_again_sends_its_account_data_again(server: TestSe
     path = f"/_matrix/client/v3/user/{alice.user_id}/rooms/{quote(room_id)}"
     assert alice.put(f"{path}/tags/m.favourite", {"order": 0.5}).status == 200
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"account_data": ON})
-    told = client.sync()["extensions"]["account_data"]["rooms"]
-    assert [event["type"] for event in told[room_id]] == ["m.tag"]
+    received = client.sync()["extensions"]["account_data"]["rooms"]
+    assert [event["type"] for event in received[room_id]] == ["m.tag"]
     act(alice, room_id, "leave")
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
     act(alice, room_id, "join")
     answer = client.sync()
     assert answer["rooms"][room_id]["initial"] is True
-    assert answer["extensions"]["account_data"]["rooms"] == told
+    assert answer["extensions"]["account_data"]["rooms"] == received
     assert client.sync()["extensions"]["account_data"]["rooms"] == {}
 
 
-def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: TestServer) -> None:
+def test_data_that_arrive_while_an_extension_is_off_are_not_lost(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -433,6 +426,6 @@ def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: Test
     client.sync()
     client.sync()
     client.body["extensions"] = wanted
-    told = client.sync()["extensions"]
-    assert told["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
-    assert list(told["receipts"]["rooms"]) == [room_id]
+    received = client.sync()["extensions"]
+    assert received["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
+    assert list(received["receipts"]["rooms"]) == [room_id]

@@ -114,7 +114,7 @@ def wish(chance: Random, user: User, room_ids: list[str], *, stable: bool) -> di
     }
 
 
-class Talk(RuleBasedStateMachine):
+class ChatMachine(RuleBasedStateMachine):
     """Alice looks, from two devices, and like Bob and Carol writes."""
 
     with_messages: ClassVar[int] = 0
@@ -331,7 +331,7 @@ class Talk(RuleBasedStateMachine):
         elif what < 20:
             self.do_beside(chance, what, user, where)
         elif what == 20:
-            self.start_anew()
+            self.reset()
         elif what == 21:
             user.post(f"{room}/leave", {})
             user.post(f"{room}/forget", {})
@@ -369,7 +369,7 @@ class Talk(RuleBasedStateMachine):
             kind = chance.choice(["m.read", "m.read.private", "m.read.private"])
             user.post(f"{V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body)
 
-    def start_anew(self) -> None:
+    def reset(self) -> None:
         """The server, which remembers nothing then."""
         self.started += 1
         self.server = TestServer(
@@ -379,22 +379,22 @@ class Talk(RuleBasedStateMachine):
             user.server = self.server
 
     def teardown(self) -> None:
-        Talk.with_messages += sum(
+        ChatMachine.with_messages += sum(
             isinstance(response, SlidingResponse) for response in self.compared
         )
-        Talk.plainly += len(self.plain)
+        ChatMachine.plainly += len(self.plain)
         self.stack.close()
         run_coroutine(self.database.close(), None)
 
 
-def test_the_short_way_of_sliding_sync_gives_what_the_full_way_gives() -> None:
-    Talk.with_messages = Talk.plainly = 0
-    run_machine(Talk, RUNS, 40, PHASES_WITHOUT_SHRINKING)
-    assert Talk.with_messages > 5 * RUNS
-    assert Talk.plainly > 5 * RUNS
+def test_the_fast_path_returns_the_same_as_the_complete_path() -> None:
+    ChatMachine.with_messages = ChatMachine.plainly = 0
+    run_machine(ChatMachine, RUNS, 40, PHASES_WITHOUT_SHRINKING)
+    assert ChatMachine.with_messages > 5 * RUNS
+    assert ChatMachine.plainly > 5 * RUNS
 
 
-def test_it_goes_by_bytes_not_by_what_is_asked(
+def test_equal_requests_in_other_bytes_take_the_complete_path(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 30)

@@ -21,7 +21,7 @@ def shown(user: User, **filters: Any) -> set[str]:
     return set(answer["rooms"])
 
 
-def test_invites(server: TestServer) -> None:
+def test_an_invite_is_sent_with_stripped_state(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, name="tea", invite=[alice.user_id])
     client = SlidingClient(alice, lists={"all": a_list([0, 9], state=[["*", "*"]])})
@@ -67,7 +67,7 @@ def test_a_retracted_invite_is_sent_once(server: TestServer) -> None:
     assert shown(alice) == set()
 
 
-def test_invites_of_ignored_users_are_not_there(server: TestServer) -> None:
+def test_invites_of_ignored_users_are_not_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, invite=[alice.user_id])
     assert shown(alice) == {room_id}
@@ -76,7 +76,7 @@ def test_invites_of_ignored_users_are_not_there(server: TestServer) -> None:
     assert shown(alice) == set()
 
 
-def test_a_knock_that_is_accepted(server: TestServer) -> None:
+def test_an_accepted_knock_is_sent_as_an_invite(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(
         bob,
@@ -98,7 +98,7 @@ def test_a_knock_that_is_accepted(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("action", ["kick", "ban"])
-def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action: str) -> None:
+def test_a_kicked_user_sees_the_kick_and_nothing_later(server: TestServer, action: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     act(alice, room_id, "join")
@@ -127,10 +127,10 @@ def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action:
         assert client.sync()["rooms"][room_id]["initial"] is True
 
 
-@pytest.mark.parametrize("told", ["nothing", "the rest", "the leaving"])
+@pytest.mark.parametrize("received", ["nothing", "the rest", "the leaving"])
 @pytest.mark.parametrize("forgets", [False, True])
-def test_who_leaves_and_joins_again_begins_anew_with_the_room(
-    server: TestServer, *, forgets: bool, told: str
+def test_a_rejoined_room_is_sent_again_completely(
+    server: TestServer, *, forgets: bool, received: str
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(bob)
@@ -148,11 +148,11 @@ def test_who_leaves_and_joins_again_begins_anew_with_the_room(
     )
     client.sync()
     act(bob, room_id, "leave")
-    if told == "the leaving":
+    if received == "the leaving":
         assert room_id in client.sync()["rooms"]
     if forgets:
         act(bob, room_id, "forget")
-    if told == "the rest":
+    if received == "the rest":
         say(bob, other, "hello")
         client.sync()
     set_state(alice, room_id, "m.room.topic", {"topic": "missed"})
@@ -186,7 +186,7 @@ def test_a_room_that_was_left_is_sent_once(server: TestServer) -> None:
     assert shown(alice) == set()
 
 
-def test_forgotten_rooms_are_not_there(server: TestServer) -> None:
+def test_forgotten_rooms_are_not_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(bob, preset="public_chat")
     act(alice, room_id, "join")
@@ -196,7 +196,7 @@ def test_forgotten_rooms_are_not_there(server: TestServer) -> None:
     assert shown(alice) == set()
 
 
-def test_order_is_that_of_the_latest_events(server: TestServer) -> None:
+def test_rooms_are_ordered_by_their_latest_events(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     first, second = create(alice), create(alice)
     invited = create(bob, invite=[alice.user_id])
@@ -210,7 +210,7 @@ def test_order_is_that_of_the_latest_events(server: TestServer) -> None:
     assert list(client.sync()["rooms"]) == [second]
 
 
-def test_subscriptions(server: TestServer) -> None:
+def test_subscribed_rooms_are_sent(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id, foreign = create(alice, name="tea"), create(bob, preset="public_chat")
     wanted = {"timeline_limit": 2, "required_state": [["m.room.name", ""]]}
@@ -229,7 +229,7 @@ def test_subscriptions(server: TestServer) -> None:
     assert "initial" not in room
 
 
-def test_filters(server: TestServer) -> None:
+def test_lists_can_be_filtered(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     plain, space = (
         create(alice, name="Green Tea"),
@@ -310,7 +310,7 @@ def test_messages_of_ignored_users_are_not_shown(server: TestServer) -> None:
     }
 
 
-def test_own_events_carry_their_transaction(server: TestServer) -> None:
+def test_own_events_have_their_transaction_id(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -322,23 +322,23 @@ def test_own_events_carry_their_transaction(server: TestServer) -> None:
     assert event["unsigned"]["membership"] == "join"
 
 
-def test_a_message_that_is_not_shown_moves_the_room_and_counts(server: TestServer) -> None:
+def test_a_message_outside_the_timeline_moves_the_room_and_counts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=0)})
     stamp = client.sync()["rooms"][room_id]["bump_stamp"]
     say(alice, room_id, "hello")
-    told = client.sync()["rooms"][room_id]
-    assert told["bump_stamp"] > stamp
-    assert told["notification_count"] == 1
-    assert "timeline" not in told
+    received = client.sync()["rooms"][room_id]
+    assert received["bump_stamp"] > stamp
+    assert received["notification_count"] == 1
+    assert "timeline" not in received
     fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
-    assert fresh["bump_stamp"] == told["bump_stamp"]
+    assert fresh["bump_stamp"] == received["bump_stamp"]
     assert client.sync()["rooms"] == {}
 
 
-def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(
+def test_a_message_of_an_ignored_user_moves_the_room_as_for_a_new_client(
     server: TestServer,
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -349,11 +349,11 @@ def test_a_message_of_who_is_ignored_moves_the_room_as_it_does_for_a_new_client(
     client = SlidingClient(bob, lists={"all": a_list([0, 9], limit=3)})
     client.sync()
     say(alice, room_id, "hello")
-    told = client.sync()["rooms"][room_id]
+    received = client.sync()["rooms"][room_id]
     fresh = SlidingClient(bob, "fresh", lists=client.body["lists"]).sync()["rooms"][room_id]
-    assert told["bump_stamp"] == fresh["bump_stamp"]
-    assert told["notification_count"] == fresh["notification_count"] == 0
-    assert "timeline" not in told
+    assert received["bump_stamp"] == fresh["bump_stamp"]
+    assert received["notification_count"] == fresh["notification_count"] == 0
+    assert "timeline" not in received
 
 
 def counts_of(answer: dict[str, Any]) -> dict[str, int]:
@@ -412,7 +412,7 @@ def test_counts_are_sent_after_a_restart(server: TestServer, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("what", ["redact", "reply", "rename", "ignore"])
-def test_a_client_that_begins_gets_a_room_as_it_is_now(server: TestServer, what: str) -> None:
+def test_a_new_client_gets_the_current_room(server: TestServer, what: str) -> None:
     """Another client, which began before, got the same events from memory."""
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat", name="Tea")

@@ -25,21 +25,13 @@ class Accepted:
         return rooms
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
 def lazily(*include: dict[str, str]) -> dict[str, Any]:
     return {"include": list(include), "lazy_members": True}
 
 
-def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) -> None:
+def test_complete_state_with_lazy_members_is_returned(
+    server: TestServer, alice: User, bob: User
+) -> None:
     room_id = create(alice, preset="public_chat", name="tea")
     carol, dave = server.register("carol"), server.register("dave")
     for user in (bob, carol, dave):
@@ -50,9 +42,9 @@ def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) 
         client = Accepted(
             alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": state}}
         )
-        told = state_of(client.sync()[room_id])
-        assert (("m.room.name", "") in told) == (state["include"][0] == {})
-        return {key for type, key in told if type == "m.room.member"}
+        received = state_of(client.sync()[room_id])
+        assert (("m.room.name", "") in received) == (state["include"][0] == {})
+        return {key for type, key in received if type == "m.room.member"}
 
     of_carol = {"type": "m.room.member", "state_key": carol.user_id}
     assert members(lazily({})) == {bob.user_id}
@@ -72,11 +64,11 @@ def test_all_state_and_lazy_members(server: TestServer, alice: User, bob: User) 
             },
         },
     )
-    told = state_of(client.sync()[room_id])
-    assert {key for type, key in told if type == "m.room.member"} == everybody
+    received = state_of(client.sync()[room_id])
+    assert {key for type, key in received if type == "m.room.member"} == everybody
 
 
-def test_a_room_says_in_which_lists_it_is_if_it_is_in_any(alice: User) -> None:
+def test_a_room_names_the_lists_that_contain_it(alice: User) -> None:
     listed, subscribed = create(alice, name="tea"), create(alice)
     client = Accepted(
         alice,
@@ -98,7 +90,7 @@ def test_a_room_says_in_which_lists_it_is_if_it_is_in_any(alice: User) -> None:
 
 
 @pytest.mark.parametrize("by", ["list", "subscription"])
-def test_an_invite_that_came_to_nothing(alice: User, bob: User, by: str) -> None:
+def test_a_withdrawn_invite_is_sent_as_a_leave(alice: User, bob: User, by: str) -> None:
     room_id = create(bob, invite=[alice.user_id], name="tea")
     wanted = {"timeline_limit": 1, "required_state": {"include": [{}]}}
     body: dict[str, Any] = (
@@ -120,9 +112,7 @@ def test_an_invite_that_came_to_nothing(alice: User, bob: User, by: str) -> None
     assert Accepted(alice, **{key: body[key] for key in body if key != "pos"}).sync() == {}
 
 
-def test_an_invite_that_came_to_nothing_in_the_form_of_released_clients(
-    alice: User, bob: User
-) -> None:
+def test_released_clients_get_a_withdrawn_invite_in_their_form(alice: User, bob: User) -> None:
     room_id = create(bob, invite=[alice.user_id])
     client = SlidingClient(
         alice, room_subscriptions={room_id: {"timeline_limit": 1, "required_state": []}}
@@ -135,7 +125,9 @@ def test_an_invite_that_came_to_nothing_in_the_form_of_released_clients(
     assert client.sync()["rooms"] == {}
 
 
-def test_more_is_asked_of_a_room_that_one_was_put_out_of(alice: User, bob: User) -> None:
+def test_a_larger_request_for_a_room_after_a_kick_returns_nothing_later(
+    alice: User, bob: User
+) -> None:
     room_id = create(bob, preset="public_chat", name="before")
     act(alice, room_id, "join")
     for text in ("one", "two", "three"):

@@ -7,8 +7,7 @@ import pytest
 from homeserver.services.sliding_sync import batches, profiles
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import SlidingClient, a_list, act
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import SlidingClient, a_list, act, finish_poll
 
 NAME = "org.matrix.msc4262.profiles"
 LAZY = [["m.room.member", "$LAZY"]]
@@ -36,17 +35,7 @@ def users_in(answer: dict[str, Any]) -> dict[str, Any]:
     return users
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-def test_profiles_of_those_in_view(server: TestServer, alice: User, bob: User) -> None:
+def test_profiles_of_users_in_view_are_sent(server: TestServer, alice: User, bob: User) -> None:
     carol = server.register("carol")
     set_field(bob, "m.tz", "Asia/Tashkent")
     set_field(carol, "m.tz", "Asia/Nukus")
@@ -55,15 +44,15 @@ def test_profiles_of_those_in_view(server: TestServer, alice: User, bob: User) -
         act(user, room_id, "join")
     say(bob, room_id, "hello")
     client = client_of(alice)
-    told = users_in(client.sync())
-    assert told[bob.user_id] == {"updated": {"displayname": "bob", "m.tz": "Asia/Tashkent"}}
-    assert carol.user_id not in told  # nothing of what is shown comes from her
+    received = users_in(client.sync())
+    assert received[bob.user_id] == {"updated": {"displayname": "bob", "m.tz": "Asia/Tashkent"}}
+    assert carol.user_id not in received  # nothing of what is shown comes from her
     assert users_in(client.sync()) == {}
     say(carol, room_id, "here")
     assert users_in(client.sync())[carol.user_id]["updated"]["m.tz"] == "Asia/Nukus"
 
 
-def test_only_the_fields_that_are_asked_for(alice: User, bob: User) -> None:
+def test_only_the_requested_fields_are_sent(alice: User, bob: User) -> None:
     for field in ("m.tz", "org.example.status"):
         set_field(bob, field, field)
     room_id = create(alice, preset="public_chat")
@@ -89,18 +78,21 @@ def test_changes_of_all_users_in_shared_rooms_are_sent(
     pending = client.wait()
     set_field(stranger, "m.tz", "Asia/Nukus")
     set_field(bob, "m.tz", "Asia/Tashkent")
-    answer = ended(server, pending)
+    answer = finish_poll(server, pending)
     assert users_in(answer) == {bob.user_id: {"updated": {"m.tz": "Asia/Tashkent"}}}
     assert users_in(client.sync()) == users_in(answer)  # not acknowledged: it comes again
     remove_field(bob, "m.tz")
     set_field(alice, "m.tz", "UTC")
-    told = users_in(client.sync())
-    assert told == {bob.user_id: {"removed": ["m.tz"]}, alice.user_id: {"updated": {"m.tz": "UTC"}}}
+    received = users_in(client.sync())
+    assert received == {
+        bob.user_id: {"removed": ["m.tz"]},
+        alice.user_id: {"updated": {"m.tz": "UTC"}},
+    }
     set_field(bob, "org.example.status", None)
     assert users_in(client.sync()) == {bob.user_id: {"updated": {"org.example.status": None}}}
 
 
-def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
+def test_users_who_no_longer_share_a_room_are_removed(alice: User, bob: User) -> None:
     rooms = [create(alice, preset="public_chat") for _ in range(2)]
     for room_id in rooms:
         act(bob, room_id, "join")
@@ -114,7 +106,7 @@ def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
     assert users_in(client.sync()) == {}
 
 
-def test_who_left_hears_nothing_of_who_came_later(
+def test_a_user_who_left_gets_no_profiles_of_later_members(
     server: TestServer, alice: User, bob: User
 ) -> None:
     carol, dave = server.register("carol"), server.register("dave")
@@ -156,7 +148,7 @@ def test_the_feature_is_announced(server: TestServer) -> None:
     )
 
 
-def test_who_was_away_for_too_many_changes_begins_anew(
+def test_a_client_that_missed_too_many_changes_starts_again(
     alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room_id = create(alice, preset="public_chat")
@@ -176,7 +168,7 @@ def test_who_was_away_for_too_many_changes_begins_anew(
     assert users_in(client.sync())[bob.user_id]["updated"]["m.y3"] == 3
 
 
-def test_more_people_than_one_answer_tells_of(
+def test_more_profiles_than_fit_into_a_response_come_in_parts(
     server: TestServer, alice: User, bob: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "MAX_PROFILES", 3)
@@ -190,29 +182,33 @@ def test_more_people_than_one_answer_tells_of(
     )
     assert set(users_in(client.sync())) == {alice.user_id, bob.user_id}  # the second room alone
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
-    told: list[set[str]] = []
+    received: list[set[str]] = []
     pos = client.pos
     for _ in range(2):  # the first of the answers gets lost
         client.pos = pos
-        told.append(set(users_in(client.sync())))
-    assert told[0] == told[1]  # and besides those by whom the room is named
-    assert {user.user_id for user in people[:3]} <= told[0] <= {user.user_id for user in people[:7]}
+        received.append(set(users_in(client.sync())))
+    assert received[0] == received[1]  # and besides those by whom the room is named
+    assert (
+        {user.user_id for user in people[:3]}
+        <= received[0]
+        <= {user.user_id for user in people[:7]}
+    )
     act(people[-1], first, "leave")
     set_field(people[2], "m.tz", "UTC")
-    answer = ended(server, client.wait())  # at once: there is more
+    answer = finish_poll(server, client.wait())  # at once: there is more
     assert users_in(answer)[people[2].user_id]["updated"]["m.tz"] == "UTC"
     assert people[4].user_id in users_in(answer)
     assert people[9].user_id not in users_in(answer)
     client.pos = answer["pos"]
     while more := users_in(client.sync()):
-        told.append(set(more))
-    assert set().union(*told, users_in(answer)) >= {user.user_id for user in people[:-1]}
+        received.append(set(more))
+    assert set().union(*received, users_in(answer)) >= {user.user_id for user in people[:-1]}
     pending = client.wait()
     server.clock.advance(31)
-    assert users_in(ended(server, pending)) == {}
+    assert users_in(finish_poll(server, pending)) == {}
 
 
-def test_rooms_that_come_while_people_are_left(
+def test_rooms_added_while_profiles_are_pending_are_completed(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(profiles, "MAX_PROFILES", 2)
@@ -227,11 +223,11 @@ def test_rooms_that_come_while_people_are_left(
     client = SlidingClient(
         alice, lists={"all": a_list([0, 0], limit=0)}, extensions={NAME: {"enabled": True}}
     )
-    told: set[str] = set()
+    received: set[str] = set()
     for number in range(20):
         client.body["lists"]["all"]["ranges"] = [[0, min(number, 4)]]
-        told.update(users_in(client.sync()))
-    assert told == everybody
+        received.update(users_in(client.sync()))
+    assert received == everybody
     assert users_in(client.sync()) == {}
 
 
@@ -248,7 +244,7 @@ def with_people(server: TestServer, alice: User, *names: str) -> list[str]:
     return rooms
 
 
-def test_rooms_that_were_given_before_profiles_were_asked_for(
+def test_profiles_of_rooms_sent_before_are_sent_when_requested(
     server: TestServer, alice: User
 ) -> None:
     rooms = with_people(server, alice, "bob", "carol", "dave")
@@ -272,9 +268,7 @@ def test_rooms_that_were_given_before_profiles_were_asked_for(
         assert users_in(client.sync()) == {}
 
 
-def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(
-    server: TestServer, alice: User
-) -> None:
+def test_profiles_are_sent_for_changed_fields_and_lists(server: TestServer, alice: User) -> None:
     with_people(server, alice, "bob", "carol")
     lists = {"first": a_list([0, 0], limit=0), "both": a_list([0, 1], limit=0)}
     client = SlidingClient(
@@ -292,7 +286,7 @@ def test_rooms_in_which_other_fields_and_other_lists_were_asked_for(
     assert users_in(client.sync()) == {}
 
 
-def test_people_of_rooms_that_did_not_fit_into_the_answer(
+def test_profiles_of_rooms_that_did_not_fit_are_sent_with_them(
     server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms = with_people(server, alice, "bob", "carol", "dave")
@@ -310,7 +304,9 @@ def test_people_of_rooms_that_did_not_fit_into_the_answer(
     assert [names_in(answer) - {"alice"} for answer in answers] == [{"dave"}, {"carol"}, {"bob"}]
 
 
-def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_of_later_members_are_sent(
+    server: TestServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where no members are asked for, and while the room is out of view; and however many they
     are."""
     bob, *others = (server.register(name) for name in ("bob", "carol", "dave", "erin"))
@@ -327,10 +323,10 @@ def test_who_comes_later(server: TestServer, alice: User, monkeypatch: pytest.Mo
     create(alice, name="coffee")
     assert names_in(client.sync()) == {"alice"}
     client.body["lists"]["all"]["ranges"] = [[0, 1]]
-    told = [names_in(client.sync()) for _ in range(4)]
-    assert set().union(*told) >= {"carol", "dave", "erin"}
-    assert told[-1] == set()
-    assert max(map(len, told)) == 3  # and those who are shown
+    received = [names_in(client.sync()) for _ in range(4)]
+    assert set().union(*received) >= {"carol", "dave", "erin"}
+    assert received[-1] == set()
+    assert max(map(len, received)) == 3  # and those who are shown
 
 
 def test_all_members_in_view_are_sent_in_parts(
@@ -343,12 +339,12 @@ def test_all_members_in_view_are_sent_in_parts(
         act(user, room_id, "join")
     lists = {"all": a_list([0, 0], limit=1, state=[["m.room.member", "*"]])}
     client = SlidingClient(alice, lists=lists, extensions={NAME: {"enabled": True}})
-    told = [names_in(client.sync()) for _ in range(5)]
-    assert [len(names) for names in told] == [3, 2, 2, 2, 0]
-    assert set().union(*told) == {"alice", *(f"p{number}" for number in range(7))}
+    received = [names_in(client.sync()) for _ in range(5)]
+    assert [len(names) for names in received] == [3, 2, 2, 2, 0]
+    assert set().union(*received) == {"alice", *(f"p{number}" for number in range(7))}
 
 
-def test_who_no_longer_wants_members_lazily(alice: User, bob: User) -> None:
+def test_all_profiles_are_sent_when_lazy_loading_ends(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat", name="tea")
     act(bob, room_id, "join")
     say(alice, room_id, "hello")

@@ -51,13 +51,13 @@ class Follower:
                     del profile[field]
         answer = self.client.sync()
         users = answer["extensions"].get(NAME, {}).get("users", {})
-        for user_id, told in users.items():
-            if told is None:
+        for user_id, received in users.items():
+            if received is None:
                 self.known.pop(user_id, None)
                 continue
             profile = self.known.setdefault(user_id, {})
-            profile.update(told.get("updated", {}))
-            for field in told.get("removed", ()):
+            profile.update(received.get("updated", {}))
+            for field in received.get("removed", ()):
                 profile.pop(field, None)
         if is_lost:
             self.client.pos, self.known = before, known

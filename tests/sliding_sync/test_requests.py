@@ -24,7 +24,7 @@ from tests.helpers.sliding_client import STABLE, UNSTABLE, a_list
         {"extensions": {"to_device": {"enabled": True, "since": "x"}}},
     ],
 )
-def test_what_cannot_be_is_refused(server: TestServer, body: dict[str, object]) -> None:
+def test_invalid_requests_are_refused(server: TestServer, body: dict[str, object]) -> None:
     alice = server.register("alice")
     answer = alice.post(UNSTABLE, body)
     assert answer.status == 400
@@ -51,16 +51,14 @@ def test_a_list_may_have_a_long_key_in_the_accepted_form(server: TestServer) -> 
 @pytest.mark.parametrize(
     ("state", "status"), [("offline", 200), (None, 200), ("busy", 400), ("", 400)]
 )
-def test_how_one_is_there_is_one_of_three_words(
-    server: TestServer, state: str | None, status: int
-) -> None:
+def test_set_presence_has_three_values(server: TestServer, state: str | None, status: int) -> None:
     answer = server.register("alice").post(STABLE, {"set_presence": state})
     assert answer.status == status
     if status == 400:
         assert answer.errcode == "M_INVALID_PARAM"
 
 
-def test_what_is_unknown_or_null_is_ignored(server: TestServer) -> None:
+def test_unknown_fields_and_nulls_are_ignored(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     body: dict[str, Any] = {

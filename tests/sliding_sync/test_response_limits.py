@@ -9,8 +9,7 @@ from homeserver.services.sliding_sync import batches, room_entry
 from storage.engine.database import Database
 from tests.helpers.room_actions import create, say
 from tests.helpers.server import TestServer, User
-from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, texts
-from tests.sliding_sync.test_extensions import ended
+from tests.helpers.sliding_client import STABLE, SlidingClient, a_list, finish_poll, texts
 
 
 def put_text(user: User, room_id: str, text: str) -> None:
@@ -18,7 +17,7 @@ def put_text(user: User, room_id: str, text: str) -> None:
     assert user.put(path, {"msgtype": "m.text", "body": text}).status == 200
 
 
-def test_the_operator_bounds_the_events_of_a_room(
+def test_the_operator_limits_the_events_of_a_room(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database, "filter_timeline_limit: 2\n")
@@ -55,7 +54,7 @@ def test_a_long_timeline_is_cut(server: TestServer, monkeypatch: pytest.MonkeyPa
     assert (texts(room), room.get("limited")) == (["x" * 20_000], None)
 
 
-def test_rooms_that_do_not_fit_come_in_the_next_answers(
+def test_rooms_that_do_not_fit_come_in_the_next_responses(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 2)
@@ -78,7 +77,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
     assert answer["lists"]["all"]["count"] == 5
     assert list(answer["rooms"]) == [old, older]
     assert answer["extensions"]["account_data"]["rooms"].keys() == {old, older}
-    answers = [ended(server, client.wait())]  # at once
+    answers = [finish_poll(server, client.wait())]  # at once
     client.pos = answers[0]["pos"]
     answers.append(client.sync())
     assert [list(each["rooms"]) for each in answers] == [oldest[:2], oldest[2:]]
@@ -106,7 +105,7 @@ def test_rooms_that_do_not_fit_come_in_the_next_answers(
     ]
 
 
-def test_what_is_open_comes_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subscribed_rooms_come_first(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "MAX_EVENTS_PER_BATCH", 1)
     monkeypatch.setattr(batches, "MAX_RESPONSE_BYTES", 100)
     alice = server.register("alice")

@@ -57,7 +57,7 @@ def happen(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_who_remembers_and_who_does_not_tell_the_same(
+def test_a_restarted_server_sends_the_same_as_one_with_a_cached_connection(
     tmp_path: Path, sqlite_database: Database, seed: int
 ) -> None:
     chance = Random(seed)
@@ -91,8 +91,8 @@ def test_who_remembers_and_who_does_not_tell_the_same(
             happen(chance, alice, bob, rooms, events, 10 * step + number)
         anew = TestServer(tmp_path, sqlite_database, seed=2 + step, clock=server.clock)
         answers = [ask(each, pos) for each in (anew, server)]
-        (_, kept_anew, told_anew), (_, kept, told) = answers
-        assert told_anew == told
+        (_, kept_anew, told_anew), (_, kept, received) = answers
+        assert told_anew == received
         # who does not remember may tell again what is kept
         assert kept["rooms"].items() <= kept_anew["rooms"].items()
         assert all(entry in kept_anew["global"] for entry in kept["global"])
@@ -103,7 +103,7 @@ def test_who_remembers_and_who_does_not_tell_the_same(
     assert named
 
 
-def test_that_a_room_was_left_is_told_though_it_stands_in_the_pos_alone(
+def test_the_leave_of_a_room_that_is_only_in_the_pos_is_sent(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     server = TestServer(tmp_path, sqlite_database)
@@ -119,8 +119,8 @@ def test_that_a_room_was_left_is_told_though_it_stands_in_the_pos_alone(
     assert "." in client.pos
     act(bob, rooms[0], "kick", user_id=alice.user_id)
     client.user.server = TestServer(tmp_path, sqlite_database, seed=2)
-    (told,) = client.sync()["rooms"].items()
-    assert (told[0], [event["type"] for event in told[1]["timeline"]]) == (
+    (received,) = client.sync()["rooms"].items()
+    assert (received[0], [event["type"] for event in received[1]["timeline"]]) == (
         rooms[0],
         ["m.room.member"],
     )

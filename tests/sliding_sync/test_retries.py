@@ -45,7 +45,7 @@ def go_on(client: SlidingClient, pos: str) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_retry_beside_the_first_attempt(server: TestServer, first: int) -> None:
+def test_a_retry_during_the_first_attempt_loses_nothing(server: TestServer, first: int) -> None:
     alice, bob, rooms = talk(server)
     client = one_that_is_stored(bob, rooms)
     given_up, retry = client.wait(), client.wait()
@@ -58,7 +58,7 @@ def test_a_retry_beside_the_first_attempt(server: TestServer, first: int) -> Non
     client.sync()
 
 
-def test_a_late_answer_beside_who_has_gone_on(server: TestServer) -> None:
+def test_a_late_response_does_not_disturb_a_client_that_continued(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = SlidingClient(bob, lists={"all": a_list([0, 1])})
     client.sync()
@@ -72,7 +72,7 @@ def test_a_late_answer_beside_who_has_gone_on(server: TestServer) -> None:
     client.sync()
 
 
-def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
+def test_a_late_response_to_a_waiting_client_loses_nothing(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = SlidingClient(bob, lists={"all": a_list([0, 1])})
     client.sync()
@@ -84,7 +84,7 @@ def test_a_late_answer_to_who_waits_without_news(server: TestServer) -> None:
     client.sync()
 
 
-def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
+def test_the_cached_states_of_retries_are_bounded(server: TestServer) -> None:
     alice, bob, rooms = talk(server)
     client = one_that_is_stored(bob, rooms)
     attempts = [client.wait() for _ in range(MAX_CONNECTION_STATES + 3)]
@@ -95,6 +95,7 @@ def test_what_is_remembered_of_retries_is_bounded(server: TestServer) -> None:
         assert answer.status == 200, answer.body
     assert bob.device_id is not None
     key = SlidingConnectionKey(bob.user_id, bob.device_id, client.body["conn_id"])
+    # private: states that are not in memory are read from the database
     known = server.app.sync.sliding.connections._known.get(key)
     assert known is not None
     assert len(known[0].states) <= MAX_CONNECTION_STATES
@@ -119,7 +120,7 @@ def test_a_client_that_returns_to_an_old_pos_gets_members_again(
         client.sync()
 
 
-def test_typing_is_sent_again_after_a_lost_answer(server: TestServer) -> None:
+def test_typing_is_sent_again_after_a_lost_response(server: TestServer) -> None:
     """The client asks for another window, and gives that up, before anything has happened to
     anybody."""
     alice, bob, rooms = talk(server)
@@ -139,6 +140,6 @@ def test_typing_is_sent_again_after_a_lost_answer(server: TestServer) -> None:
     client.body["lists"]["all"]["ranges"] = [[0, 3]]
     for _ in range(2):
         client.pos = kept
-        told = client.sync()["extensions"]["typing"]["rooms"]
-        assert told == {rooms[0]: {"type": "m.typing", "content": {"user_ids": []}}}
+        received = client.sync()["extensions"]["typing"]["rooms"]
+        assert received == {rooms[0]: {"type": "m.typing", "content": {"user_ids": []}}}
     assert client.sync()["extensions"]["typing"]["rooms"] == {}

@@ -22,12 +22,12 @@ pytestmark = pytest.mark.usefixtures("compared")
 LAZY = [["m.room.member", "$LAZY"]]
 
 
-def test_clients_find_it(server: TestServer) -> None:
+def test_the_feature_is_advertised(server: TestServer) -> None:
     features = server.get("/_matrix/client/versions").json["unstable_features"]
     assert features["org.matrix.simplified_msc3575"] is True
 
 
-def test_first_answer_tells_all_of_the_rooms_in_the_window(server: TestServer) -> None:
+def test_the_first_response_has_all_rooms_in_the_window(server: TestServer) -> None:
     alice = server.register("alice")
     create(alice, name="old")
     room_id = create(alice, name="new", topic="tea")
@@ -57,7 +57,7 @@ def test_first_answer_tells_all_of_the_rooms_in_the_window(server: TestServer) -
     assert older["chunk"][0]["type"] == "m.room.topic"
 
 
-def test_a_pos_is_a_place_to_read_back_from(server: TestServer) -> None:
+def test_a_pos_can_start_a_page_of_messages(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     say(alice, room_id, "one")
@@ -70,7 +70,7 @@ def test_a_pos_is_a_place_to_read_back_from(server: TestServer) -> None:
     assert page["chunk"][0]["content"]["body"] == "one"
 
 
-def test_nothing_new(server: TestServer) -> None:
+def test_without_changes_the_response_is_empty(server: TestServer) -> None:
     alice = server.register("alice")
     create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -80,7 +80,7 @@ def test_nothing_new(server: TestServer) -> None:
     assert answer["lists"] == {"all": {"count": 1}}
 
 
-def test_only_what_is_new_comes_later(server: TestServer) -> None:
+def test_later_responses_have_only_changes(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice, name="a")
     create(alice)
@@ -91,8 +91,8 @@ def test_only_what_is_new_comes_later(server: TestServer) -> None:
     say(alice, room_id, "one")
     set_state(alice, room_id, "m.room.topic", {"topic": "tea"})
     set_state(alice, room_id, "m.room.avatar", {"url": "mxc://example.org/a"})
-    (told, room), *others = client.sync()["rooms"].items()
-    assert told == room_id
+    (received, room), *others = client.sync()["rooms"].items()
+    assert received == room_id
     assert not others
     assert "initial" not in room
     assert "limited" not in room
@@ -106,7 +106,7 @@ def test_only_what_is_new_comes_later(server: TestServer) -> None:
     assert client.sync()["rooms"][room_id]["avatar"] is None
 
 
-def test_long_poll_ends_with_a_message(server: TestServer) -> None:
+def test_a_long_poll_ends_with_a_message(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -120,7 +120,7 @@ def test_long_poll_ends_with_a_message(server: TestServer) -> None:
     assert texts(pending.answer.json["rooms"][room_id]) == ["hello"]
 
 
-def test_long_poll_ends_empty_after_its_time(server: TestServer) -> None:
+def test_a_long_poll_ends_empty_after_its_timeout(server: TestServer) -> None:
     alice = server.register("alice")
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
     client.sync()
@@ -131,7 +131,7 @@ def test_long_poll_ends_empty_after_its_time(server: TestServer) -> None:
     assert pending.answer.json["rooms"] == {}
 
 
-def test_a_lost_answer_comes_again(server: TestServer) -> None:
+def test_a_lost_response_is_repeated(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=5)})
@@ -148,7 +148,7 @@ def test_a_lost_answer_comes_again(server: TestServer) -> None:
     assert client.sync()["rooms"] == {}
 
 
-def test_unknown_positions(server: TestServer) -> None:
+def test_unknown_positions_are_refused(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     create(alice)
     client = SlidingClient(alice, lists={"all": a_list([0, 9])})
@@ -213,7 +213,7 @@ def test_a_restart_loses_nothing(server: TestServer, tmp_path: Path) -> None:
     assert texts(client.sync()["rooms"][room_id]) == ["two"]
 
 
-def test_live_then_previously_then_live(server: TestServer) -> None:
+def test_a_room_that_leaves_and_reenters_the_window_misses_nothing(server: TestServer) -> None:
     alice = server.register("alice")
     first, second = create(alice, name="first"), create(alice, name="second")
     say(alice, first, "top")
@@ -248,7 +248,7 @@ def test_live_then_previously_then_live(server: TestServer) -> None:
     assert "initial" not in room
 
 
-def test_windows_move(server: TestServer) -> None:
+def test_a_moved_window_sends_new_rooms(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(6)][::-1]
     client = SlidingClient(alice, lists={"all": a_list([0, 1])})
@@ -262,7 +262,7 @@ def test_windows_move(server: TestServer) -> None:
     assert client.sync()["rooms"] == {}
 
 
-def test_configs_are_merged(server: TestServer) -> None:
+def test_configs_of_lists_and_subscriptions_are_merged(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice, name="tea", topic="green")
     for number in range(5):
@@ -282,7 +282,7 @@ def test_configs_are_merged(server: TestServer) -> None:
     assert state_of(room) == {("m.room.name", ""), ("m.room.topic", ""), ("m.room.create", "")}
 
 
-def test_a_grown_timeline_comes_at_once(server: TestServer) -> None:
+def test_a_larger_timeline_limit_sends_the_timeline_at_once(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice, name="tea")
     for number in range(5):
@@ -312,7 +312,7 @@ def test_a_grown_timeline_comes_at_once(server: TestServer) -> None:
     assert client.sync()["rooms"] == {}  # it has them all
 
 
-def test_grown_state_is_only_what_is_added(server: TestServer) -> None:
+def test_further_required_state_sends_only_added_entries(server: TestServer) -> None:
     alice = server.register("alice")
     room_id = create(alice, name="tea", topic="green")
     client = SlidingClient(alice, lists={"all": a_list([0, 9], state=[["m.room.name", ""]])})
@@ -329,7 +329,7 @@ def test_grown_state_is_only_what_is_added(server: TestServer) -> None:
     assert state_of(client.sync()["rooms"][room_id]) == {("org.example", "k")}
 
 
-def test_lazy_members(server: TestServer) -> None:
+def test_lazy_members_are_sent_with_their_events(server: TestServer) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat")
     for user in (bob, carol):
@@ -369,7 +369,7 @@ def test_lazy_members(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("news", [False, True])
-def test_lazy_members_that_are_asked_for_later(server: TestServer, *, news: bool) -> None:
+def test_lazy_members_requested_later_are_sent(server: TestServer, *, news: bool) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room_id = create(alice, preset="public_chat", name="room")
     for user in (bob, carol):
@@ -390,7 +390,7 @@ def test_lazy_members_that_are_asked_for_later(server: TestServer, *, news: bool
     assert client.sync()["rooms"] == {}
 
 
-def test_a_name_or_heroes(server: TestServer) -> None:
+def test_a_room_has_a_name_or_heroes(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat", is_direct=True)
     act(bob, room_id, "join")
@@ -424,7 +424,7 @@ def test_a_name_or_heroes(server: TestServer) -> None:
 @pytest.mark.parametrize(
     ("type", "content"), [("m.room.name", "name"), ("m.room.canonical_alias", "alias")]
 )
-def test_a_room_that_loses_its_name_is_named_by_its_people(
+def test_a_room_that_loses_its_name_gets_heroes(
     server: TestServer, form: str, type: str, content: str
 ) -> None:
     alice, bob = server.register("alice"), server.register("bob")
@@ -452,7 +452,7 @@ def test_a_room_that_loses_its_name_is_named_by_its_people(
     assert room["joined_count"] == 2
 
 
-def test_unread_counts(server: TestServer) -> None:
+def test_rooms_have_unread_counts(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     act(bob, room_id, "join")
@@ -464,7 +464,7 @@ def test_unread_counts(server: TestServer) -> None:
     assert (room["notification_count"], room["highlight_count"]) == (2, 0)
 
 
-def test_the_accepted_form(server: TestServer) -> None:
+def test_the_accepted_form_is_supported(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, name="tea")
     invited = create(bob, invite=[alice.user_id])
@@ -490,9 +490,7 @@ def test_the_accepted_form(server: TestServer) -> None:
     assert not pending.done
 
 
-def test_the_accepted_form_tells_when_a_room_becomes_a_direct_chat_or_ceases_to_be_one(
-    server: TestServer, tmp_path: Path
-) -> None:
+def test_the_accepted_form_sends_changes_of_is_dm(server: TestServer, tmp_path: Path) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     older, newer = (create(alice, name=name) for name in ("older", "newer"))
     body: dict[str, Any] = {"lists": {"a": {"range": [0, 1], "timeline_limit": 1}}}
@@ -502,32 +500,32 @@ def test_the_accepted_form_tells_when_a_room_becomes_a_direct_chat_or_ceases_to_
         path = f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.direct"
         assert alice.put(path, {bob.user_id: list(rooms)}).status == 200
 
-    def told(**further: Any) -> dict[str, Any]:
+    def received(**further: Any) -> dict[str, Any]:
         nonlocal pos
         answer = alice.post(STABLE, {**body, **further, "pos": pos}).json
         pos = answer["pos"]
         rooms: dict[str, Any] = answer["rooms"]
         return rooms
 
-    assert told() == {}
+    assert received() == {}
     direct(newer)
-    moved = told()
+    moved = received()
     assert moved[newer]["is_dm"] is True
     assert "timeline" not in moved[newer]
     assert "name" not in moved[newer]
     assert set(moved) == {newer}
-    assert told() == {}
+    assert received() == {}
     say(alice, newer, "hello")
-    assert told()[newer]["is_dm"] is True
+    assert received()[newer]["is_dm"] is True
 
     only_newest = {"lists": {"a": {"range": [0, 0], "timeline_limit": 1}}}
     direct(older)
-    assert told(**only_newest)[newer]["is_dm"] is False
-    assert told(**only_newest) == {}
-    assert {room_id: entry["is_dm"] for room_id, entry in told().items()} == {older: True}
-    assert told() == {}
+    assert received(**only_newest)[newer]["is_dm"] is False
+    assert received(**only_newest) == {}
+    assert {room_id: entry["is_dm"] for room_id, entry in received().items()} == {older: True}
+    assert received() == {}
     alice.server = TestServer(tmp_path, server.app.database, seed=2)
-    assert told() == {}, "what was told outlives a restart"
+    assert received() == {}, "what was told outlives a restart"
 
 
 def test_an_older_pos_gets_the_members_again(server: TestServer) -> None:
@@ -541,10 +539,10 @@ def test_an_older_pos_gets_the_members_again(server: TestServer) -> None:
     client.sync()
     stored = client.pos
     say(bob, room_id, "hello")
-    told = client.sync()["rooms"][room_id]
+    received = client.sync()["rooms"][room_id]
     client.sync()
     client.pos = stored
     again = client.sync()["rooms"][room_id]
-    assert texts(again) == texts(told) == ["hello"]
-    assert ("m.room.member", bob.user_id) in state_of(told)
+    assert texts(again) == texts(received) == ["hello"]
+    assert ("m.room.member", bob.user_id) in state_of(received)
     assert ("m.room.member", bob.user_id) in state_of(again)

@@ -24,7 +24,7 @@ def looking(user: User, conn_id: str = "first") -> SlidingClient:
     )
 
 
-def told(client: SlidingClient) -> dict[str, bool]:
+def received(client: SlidingClient) -> dict[str, bool]:
     """The rooms of an answer, and whether they are new to the client."""
     return {room_id: room.get("initial", False) for room_id, room in client.sync()["rooms"].items()}
 
@@ -35,7 +35,9 @@ def names(pos: str | None) -> int:
     return pos.count(".")
 
 
-def test_it_goes_on_after_a_restart_and_on_another_node(tmp_path: Path, database: Database) -> None:
+def test_a_connection_continues_after_a_restart_and_on_another_node(
+    tmp_path: Path, database: Database
+) -> None:
     server = TestServer(tmp_path, database, seed=1)
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice, name=f"{at}") for at in range(5)]
@@ -57,7 +59,7 @@ def test_it_goes_on_after_a_restart_and_on_another_node(tmp_path: Path, database
             rooms[0]: [f"again{each}" for each in range(2, seed + 1)]
         }
     client.body["lists"]["all"]["ranges"] = [[0, 4]]
-    assert told(client) == {rooms[2]: True}
+    assert received(client) == {rooms[2]: True}
 
 
 def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
@@ -68,14 +70,14 @@ def test_an_earlier_pos_gets_later_changes_again(server: TestServer) -> None:
     first = client.pos
     for room_id in rooms[:3]:
         say(alice, room_id, "hello")
-        assert told(client) == {room_id: True}
+        assert received(client) == {room_id: True}
     last, client.pos = client.pos, first  # none of the answers came
-    assert told(client) == {rooms[1]: True, rooms[2]: True}
+    assert received(client) == {rooms[1]: True, rooms[2]: True}
     client.pos = last
-    assert told(client) == {}
+    assert received(client) == {}
 
 
-def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
+def test_an_invented_pos_reveals_nothing(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(alice) for _ in range(4)]
     hers = create(bob, preset="public_chat", name="not hers")
@@ -84,21 +86,23 @@ def test_what_a_client_makes_up_shows_it_nothing(server: TestServer) -> None:
     assert client.pos is not None
     made_up = client.pos + "".join(f".{number:x}" for number in range(2, 2 * MAX_ADDED + 2, 2))
     client.pos = made_up
-    assert told(client) == {}
+    assert received(client) == {}
     client.body["room_subscriptions"] = {hers: a_list(limit=5)}
-    assert told(client) == {}
+    assert received(client) == {}
     act(alice, hers, "join")
-    assert told(client) == {hers: True}  # the earlier entry does not count, since she was not in it
+    assert received(client) == {
+        hers: True
+    }  # the earlier entry does not count, since she was not in it
     client.body["lists"]["all"]["ranges"] = [[0, 9]]
     client.sync()
     say(alice, rooms[0], "hello")
-    assert told(client) == {rooms[0]: False}
+    assert received(client) == {rooms[0]: False}
     for rest in (".", ".x", ".-1", "%201", ".1.", ".1" * (MAX_ADDED + 1), "." + "1" * 15):
         answer = alice.post(f"{UNSTABLE}?pos={made_up.partition('.')[0]}{rest}", client.body)
         assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS"), rest
 
 
-def test_a_pos_with_rooms_is_a_place_for_readers_of_rooms(server: TestServer) -> None:
+def test_a_pos_with_rooms_can_start_a_page_of_messages(server: TestServer) -> None:
     alice = server.register("alice")
     rooms = [create(alice) for _ in range(4)]
     client = looking(alice)
@@ -112,7 +116,7 @@ def test_a_pos_with_rooms_is_a_place_for_readers_of_rooms(server: TestServer) ->
     assert event["content"]["body"] == "before"
 
 
-def test_what_is_no_such_room_is_written(server: TestServer) -> None:
+def test_rooms_that_do_not_fit_into_the_pos_are_stored(server: TestServer) -> None:
     """An invite, which may be withdrawn; a room for which more is requested than for others; a room
     that was sent before."""
     alice, bob = server.register("alice"), server.register("bob")
@@ -121,18 +125,18 @@ def test_what_is_no_such_room_is_written(server: TestServer) -> None:
     client.sync()
     theirs = create(bob, preset="public_chat")
     act(bob, theirs, "invite", user_id=alice.user_id)
-    assert (told(client), names(client.pos)) == ({theirs: True}, 0)
+    assert (received(client), names(client.pos)) == ({theirs: True}, 0)
     act(alice, theirs, "join")
-    assert (told(client), names(client.pos)) == ({theirs: True}, 0)
+    assert (received(client), names(client.pos)) == ({theirs: True}, 0)
     client.body["lists"]["all"]["timeline_limit"] = 7
     client.sync()
     say(alice, rooms[0], "hello")
-    assert (told(client), names(client.pos)) == ({rooms[0]: True}, 1)
+    assert (received(client), names(client.pos)) == ({rooms[0]: True}, 1)
     client.body["room_subscriptions"] = {rooms[1]: a_list(limit=3)}
-    assert (told(client), names(client.pos)) == ({rooms[1]: True}, 0)
+    assert (received(client), names(client.pos)) == ({rooms[1]: True}, 0)
 
 
-def test_names_say_what_was_put_into_them() -> None:
+def test_the_name_of_a_state_encodes_its_added_rooms() -> None:
     chance = Random(1)
     for _ in range(200):
         rooms = [

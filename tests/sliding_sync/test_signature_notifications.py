@@ -117,8 +117,10 @@ class NewDevice:
         assert waiting.answer.status == 200, waiting.answer.body
         answer = waiting.answer.json
         if client is self._encryption:
-            told = answer["extensions"]["e2ee"].get("device_lists", {"changed": []})["changed"]
-            self._is_outdated = self._is_outdated or client.pos is None or self.user.user_id in told
+            received = answer["extensions"]["e2ee"].get("device_lists", {"changed": []})["changed"]
+            self._is_outdated = (
+                self._is_outdated or client.pos is None or self.user.user_id in received
+            )
         client.pos = answer["pos"]
         del self._waiting[client.body["conn_id"]]
 
@@ -145,7 +147,7 @@ class NewDevice:
         self._signed = self.user.start("POST", f"{V3}/keys/signatures/upload", signature)
 
 
-class Town:
+class SignatureModel:
     """The new device, and another user who is busy in an encrypted room with it."""
 
     def __init__(
@@ -218,7 +220,7 @@ class Town:
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_new_device_learns_at_once_that_it_is_signed(
+def test_a_new_device_is_notified_at_once_when_it_is_signed(
     tmp_path: Path,
     database_config: SQLiteConfig | PostgresConfig,
     monkeypatch: pytest.MonkeyPatch,
@@ -247,7 +249,7 @@ def test_a_new_device_learns_at_once_that_it_is_signed(
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": alice.user_id}}
     user = User(server, server.post(f"{V3}/login", {**login, "password": "wonderland"}).json)
     device = NewDevice(user, signing, has_two=seed % 4 > 1)
-    Town(server, turns, Random(seed), device, bob, room_id).run()
+    SignatureModel(server, turns, Random(seed), device, bob, room_id).run()
     device.check_done()
     given = query(user, user)["device_keys"][user.user_id][user.device_id]
     assert device.is_signed(given)

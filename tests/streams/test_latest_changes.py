@@ -3,7 +3,7 @@
 from homeserver.services.streams.latest_changes import LatestChanges
 
 
-def test_the_keys_that_changed_since_a_position_come_the_latest_first() -> None:
+def test_changed_keys_are_returned_latest_first() -> None:
     changes = LatestChanges[str](capacity=3, complete_from=10)
     for key, position in (("a", 11), ("b", 12), ("a", 13)):
         assert changes.record(key, position) is None

@@ -133,15 +133,19 @@ class Slider(SlidingFollower):
 
     def check_members(self, truth: SyncClient) -> None:
         """Senders of shown events are known with their current membership."""
-        for room_id, told in truth.rooms.items():
-            if told.section == "join":
+        for room_id, received in truth.rooms.items():
+            if received.section == "join":
                 for event_id in self.rooms[room_id].timeline:
                     key = ("m.room.member", self.senders[event_id])
-                    assert self.rooms[room_id].state.get(key) == told.state[key], (room_id, key)
+                    assert self.rooms[room_id].state.get(key) == received.state[key], (room_id, key)
 
     def check_filters(self, truth: SyncClient) -> None:
         """Lists have the rooms that their filters let through."""
-        joined = {room_id: told for room_id, told in truth.rooms.items() if told.section == "join"}
+        joined = {
+            room_id: received
+            for room_id, received in truth.rooms.items()
+            if received.section == "join"
+        }
         direct = {
             room_id
             for rooms in truth.account_data.get("m.direct", {}).values()
@@ -152,8 +156,8 @@ class Slider(SlidingFollower):
             answer = self.user.post(UNSTABLE, {"conn_id": "filters", "lists": {"some": a_list}})
             wanted = {
                 room_id
-                for room_id, told in joined.items()
-                if _fits(told, filters, room_id in direct)
+                for room_id, received in joined.items()
+                if _fits(received, filters, room_id in direct)
             }
             assert answer.json["rooms"].keys() & joined.keys() == wanted, filters
 
@@ -174,9 +178,9 @@ class Slider(SlidingFollower):
             ),
         )
 
-    def _check_state(self, room_id: str, known: Any, told: Any) -> None:
+    def _check_state(self, room_id: str, known: Any, received: Any) -> None:
         if not self.lazily:
-            super()._check_state(room_id, known, told)
+            super()._check_state(room_id, known, received)
 
 
 class Syncer(SyncClient):
@@ -195,12 +199,12 @@ class Syncer(SyncClient):
         )
 
 
-def _fits(told: KnownRoom, filters: Json, is_direct: bool) -> bool:
-    tags = told.account_data.get("m.tag", {"tags": {}})["tags"]
-    name = told.state.get(("m.room.name", ""), {"content": {}})["content"].get("name", "")
+def _fits(received: KnownRoom, filters: Json, is_direct: bool) -> bool:
+    tags = received.account_data.get("m.tag", {"tags": {}})["tags"]
+    name = received.state.get(("m.room.name", ""), {"content": {}})["content"].get("name", "")
     found = {
         "is_dm": is_direct,
-        "is_encrypted": ("m.room.encryption", "") in told.state,
+        "is_encrypted": ("m.room.encryption", "") in received.state,
         "tags": ["u.1"] if "u.1" in tags else [],
     }
     if filters.get("room_name_like", "") not in name or (filters.get("not_tags") and "u.1" in tags):
@@ -403,7 +407,8 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(room_entry, "MAX_TIMELINE_BYTES", 1500)
     if seed % 4 > 1:  # what happened lately, and what rooms are in which order
         monkeypatch.setattr(recent_changes, "MAX_CHANGES", 4)
-        monkeypatch.setattr(room_order, "_weigh", lambda _order: 1 << 60)  # nothing fits
+        # private: the capacity is an argument of the wiring; with this weight, nothing fits
+        monkeypatch.setattr(room_order, "_weigh", lambda _order: 1 << 60)
     if seed % 3 == 2:  # what was sent to connections
         monkeypatch.setattr(ConnectionCache, "get", lambda _self, _key: None)
         find = SlidingConnections.find
@@ -412,7 +417,7 @@ def cramped(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
             self: SlidingConnections, request: SlidingRequest
         ) -> SlidingConnection:
             found = await find(self, request)
-            self._known.remove(found.key)
+            self._known.remove(found.key)  # private: the capacity is an argument of the wiring
             return found
 
         monkeypatch.setattr(SlidingConnections, "find", find_and_forget)
@@ -425,7 +430,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.mark.usefixtures("cramped")
-def test_nothing_is_missed(
+def test_clients_that_cancel_requests_miss_nothing(
     tmp_path: Path, database_config: SQLiteConfig | PostgresConfig, seed: int
 ) -> None:
     turns = Interleaving()
@@ -480,7 +485,7 @@ def nodes(
 
 
 @pytest.mark.usefixtures("cramped")
-def test_nothing_is_missed_at_two_nodes(
+def test_clients_that_cancel_requests_on_two_nodes_miss_nothing(
     nodes: tuple[list[TestServer], list[Interleaving]], seed: int
 ) -> None:
     race = Race(*nodes, Random(seed))

@@ -49,7 +49,7 @@ def wake(what: str, alice: User, bob: User, room: str) -> str:
 @pytest.mark.parametrize(
     "what", ["message", "own message", "state", "receipt", "typing", "account data"]
 )
-def test_news_of_a_room_wake(server: TestServer, what: str) -> None:
+def test_new_events_of_a_room_end_the_wait(server: TestServer, what: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     waiting = poll(alice, token(alice))
@@ -62,7 +62,7 @@ def test_news_of_a_room_wake(server: TestServer, what: str) -> None:
 @pytest.mark.parametrize(
     "path", ["send/m.room.message/own", "state/m.room.topic/", "redact/{root}/own", "send/thread"]
 )
-def test_who_writes_is_answered_before_those_who_wait(server: TestServer, path: str) -> None:
+def test_a_sender_is_answered_before_waiting_clients(server: TestServer, path: str) -> None:
     """A client that sees its event in /sync first has to guess that it is its own."""
     alice = server.register("alice")
     room = rooms.create(alice)
@@ -97,7 +97,7 @@ def test_global_account_data_wakes_all_devices_of_the_user_and_nobody_else(
     assert not bobs.done
 
 
-def test_changes_of_ones_own_membership_wake(server: TestServer) -> None:
+def test_changes_of_the_own_membership_end_the_wait(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, preset="private_chat")
 
@@ -115,7 +115,7 @@ def test_changes_of_ones_own_membership_wake(server: TestServer) -> None:
     assert room in wait_for(lambda: rooms.act(alice, room, "ban", bob))["leave"]
 
 
-def test_nothing_new_is_answered_after_the_timeout(server: TestServer) -> None:
+def test_without_changes_the_response_comes_after_the_timeout(server: TestServer) -> None:
     alice = server.register("alice")
     rooms.create(alice)
     since = token(alice)
@@ -128,7 +128,7 @@ def test_nothing_new_is_answered_after_the_timeout(server: TestServer) -> None:
     assert waiting.answer.json["next_batch"] == since
 
 
-def test_what_a_filter_hides_does_not_end_the_wait(server: TestServer) -> None:
+def test_filtered_events_do_not_end_the_wait(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     silent = {
@@ -160,7 +160,7 @@ def test_a_private_receipt_wakes_only_its_user(server: TestServer) -> None:
     assert "rooms" not in sync(alice, token(alice))
 
 
-def test_who_goes_away_is_forgotten(server: TestServer) -> None:
+def test_a_disconnected_client_is_removed(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     waiting = poll(alice, token(alice))
@@ -173,7 +173,7 @@ def test_who_goes_away_is_forgotten(server: TestServer) -> None:
     )
 
 
-def test_many_wait_and_all_wake(server: TestServer) -> None:
+def test_many_waiting_clients_all_wake(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     since = token(alice)
@@ -183,7 +183,7 @@ def test_many_wait_and_all_wake(server: TestServer) -> None:
     assert all(bodies(each.answer.json["rooms"]["join"][room]) == ["hello"] for each in waiting)
 
 
-def test_typing_ends_by_itself(server: TestServer) -> None:
+def test_typing_ends_after_its_timeout(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     rooms.type(bob, room)
@@ -197,7 +197,7 @@ def test_typing_ends_by_itself(server: TestServer) -> None:
     assert typing["content"]["user_ids"] == []
 
 
-def test_who_waits_is_woken_though_the_database_was_away_for_a_moment(
+def test_waiting_clients_are_woken_after_a_short_database_outage(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was asked who shares a room with somebody whose profile has changed."""

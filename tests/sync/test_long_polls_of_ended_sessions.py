@@ -91,7 +91,7 @@ def test_a_long_poll_ends_when_the_account_is_locked(server: TestServer, form: s
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_long_polls_of_other_sessions_go_on(server: TestServer, form: str) -> None:
+def test_long_polls_of_other_sessions_continue(server: TestServer, form: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(bob, alice)
     phone, tablet = User(server, sign_in(server, alice)), User(server, sign_in(server, alice))

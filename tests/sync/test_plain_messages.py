@@ -21,11 +21,11 @@ EXTENSIONS = {
 }
 LAZILY = {"room": {"timeline": {"limit": 5}, "state": {"lazy_load_members": True}}}
 
-Town = tuple[User, User, list[str]]
+Scenario = tuple[User, User, list[str]]
 
 
 @pytest.fixture
-def town(server: TestServer) -> Town:
+def scenario(server: TestServer) -> Scenario:
     """Alice and Bob, in three rooms, the last one the newest."""
     alice, bob = server.register("alice"), server.register("bob")
     rooms = [create(bob, preset="public_chat", name=f"room {number}") for number in range(3)]
@@ -65,8 +65,8 @@ MORE: dict[str, Callable[[User, User, str], object]] = {
 """News beside messages."""
 
 
-def test_plain_messages_take_the_short_way(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_plain_messages_take_the_fast_path(scenario: Scenario, compared: Compared) -> None:
+    alice, bob, rooms = scenario
     since = sync(alice)["next_batch"]
     since = sync(alice, since)["next_batch"]
     _account_data(bob)  # news for others alone
@@ -81,9 +81,11 @@ def test_plain_messages_take_the_short_way(town: Town, compared: Compared) -> No
     }
 
 
-def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: Compared) -> None:
+def test_none_of_many_changes_since_the_token_is_omitted(
+    scenario: Scenario, compared: Compared
+) -> None:
     """The last few are looked at first."""
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     tokens, said = [since], [(rooms[0], "first")]
     say(bob, *said[0])
@@ -94,8 +96,8 @@ def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: 
     before = len(compared)
     wanted = {"room": {"timeline": {"limit": 50}}}
     for at, token in enumerate(tokens):
-        told = sync(alice, token, wanted)["rooms"]["join"]
-        assert {room_id: bodies(room) for room_id, room in told.items()} == {
+        received = sync(alice, token, wanted)["rooms"]["join"]
+        assert {room_id: bodies(room) for room_id, room in received.items()} == {
             room_id: [text for where, text in said[at:] if where == room_id]
             for room_id, _ in said[at:]
         }
@@ -103,10 +105,10 @@ def test_of_many_changes_since_the_token_none_is_left_out(town: Town, compared: 
 
 
 @pytest.mark.parametrize("what", MORE)
-def test_other_news_keeps_no_room_from_the_short_way(
-    town: Town, compared: Compared, what: str
+def test_other_changes_do_not_prevent_the_fast_path_of_a_room(
+    scenario: Scenario, compared: Compared, what: str
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     say(bob, rooms[0], "one")
     MORE[what](alice, bob, rooms[1])
@@ -140,10 +142,10 @@ NOT_PLAIN: dict[str, Callable[[User, User, str], object]] = {
 
 
 @pytest.mark.parametrize("what", NOT_PLAIN)
-def test_a_message_that_is_not_plain_takes_the_full_way(
-    town: Town, compared: Compared, what: str
+def test_a_message_that_is_not_plain_takes_the_complete_path(
+    scenario: Scenario, compared: Compared, what: str
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     say(bob, rooms[0], "one")
     NOT_PLAIN[what](alice, bob, rooms[0])
@@ -152,10 +154,10 @@ def test_a_message_that_is_not_plain_takes_the_full_way(
     assert len(compared) == before
 
 
-def test_a_lazily_loaded_sender_who_is_not_known_takes_the_full_way(
-    town: Town, compared: Compared
+def test_an_unsent_lazy_loaded_sender_takes_the_complete_path(
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     carol = alice.server.register("carol")
     act(carol, rooms[0], "join")
     for number in range(6):
@@ -175,8 +177,10 @@ def test_a_lazily_loaded_sender_who_is_not_known_takes_the_full_way(
 
 @pytest.mark.parametrize("with_message", [False, True])
 @pytest.mark.usefixtures("compared")
-def test_messages_to_the_device_come_until_it_has_them(town: Town, with_message: bool) -> None:
-    alice, bob, rooms = town
+def test_to_device_messages_repeat_until_acknowledged(
+    scenario: Scenario, with_message: bool
+) -> None:
+    alice, bob, rooms = scenario
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in (1, 2):
         _send_to(bob, alice, number)
@@ -196,10 +200,10 @@ def test_messages_to_the_device_come_until_it_has_them(town: Town, with_message:
 
 
 @pytest.mark.usefixtures("compared")
-def test_more_messages_to_the_device_than_a_response_takes_come_in_turn(
-    town: Town, monkeypatch: pytest.MonkeyPatch
+def test_more_to_device_messages_than_fit_come_in_order(
+    scenario: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alice, bob, _ = town
+    alice, bob, _ = scenario
     monkeypatch.setattr(device_sections, "MESSAGES_PER_RESPONSE", 2)
     since = sync(alice, sync(alice)["next_batch"])["next_batch"]
     for number in range(5):
@@ -220,24 +224,24 @@ def _follow(user: User, last: int, **lists: Any) -> SlidingClient:
     return client
 
 
-def test_plain_messages_in_view_take_the_short_way(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_plain_messages_in_view_take_the_fast_path(scenario: Scenario, compared: Compared) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     for turn in ("one", "two"):
         say(bob, rooms[0], f"{turn}-here")
         say(bob, rooms[1], f"{turn}-there")
         before = len(compared)
-        told = client.sync()["rooms"]
+        received = client.sync()["rooms"]
         assert len(compared) == before + 1
-        assert {room_id: texts(room) for room_id, room in told.items()} == {
+        assert {room_id: texts(room) for room_id, room in received.items()} == {
             rooms[0]: [f"{turn}-here"],
             rooms[1]: [f"{turn}-there"],
         }
         client.sync()
 
 
-def test_one_message_after_the_other_takes_the_short_way(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_consecutive_messages_take_the_fast_path(scenario: Scenario, compared: Compared) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     before = len(compared)
     for number in range(4):
@@ -248,10 +252,10 @@ def test_one_message_after_the_other_takes_the_short_way(town: Town, compared: C
     assert len(compared) == before + 4
 
 
-def test_a_room_that_comes_into_view_takes_the_full_way_first(
-    town: Town, compared: Compared
+def test_a_room_that_comes_into_view_takes_the_complete_path_first(
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 1)
     before = len(compared)
     say(bob, rooms[0], "one")
@@ -265,10 +269,10 @@ def test_a_room_that_comes_into_view_takes_the_full_way_first(
     assert len(compared) == before + 1
 
 
-def test_a_room_with_less_timeline_than_a_window_asks_for_takes_the_full_way_first(
-    town: Town, compared: Compared
+def test_a_room_with_too_short_a_timeline_takes_the_complete_path_first(
+    scenario: Scenario, compared: Compared
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 9, first=a_list([0, 0], limit=7))
     before = len(compared)
     say(bob, rooms[0], "one")  # it moves into the window that asks for more
@@ -280,10 +284,10 @@ def test_a_room_with_less_timeline_than_a_window_asks_for_takes_the_full_way_fir
 
 
 @pytest.mark.parametrize("what", MORE)
-def test_other_news_in_view_keeps_no_room_from_the_short_way(
-    town: Town, compared: Compared, what: str
+def test_other_changes_in_view_do_not_prevent_the_fast_path(
+    scenario: Scenario, compared: Compared, what: str
 ) -> None:
-    alice, bob, rooms = town
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
     MORE[what](alice, bob, rooms[1])
@@ -292,8 +296,10 @@ def test_other_news_in_view_keeps_no_room_from_the_short_way(
     assert len(compared) == before + 1
 
 
-def test_a_client_that_asks_for_more_takes_the_full_way(town: Town, compared: Compared) -> None:
-    alice, bob, rooms = town
+def test_a_client_that_requests_more_takes_the_complete_path(
+    scenario: Scenario, compared: Compared
+) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     say(bob, rooms[0], "one")
     client.body["lists"]["all"] = a_list([0, 9], limit=6, state=[["m.room.topic", ""]])
@@ -303,8 +309,8 @@ def test_a_client_that_asks_for_more_takes_the_full_way(town: Town, compared: Co
 
 
 @pytest.mark.usefixtures("compared")
-def test_a_lost_response_is_made_again(town: Town) -> None:
-    alice, bob, rooms = town
+def test_a_lost_response_is_repeated(scenario: Scenario) -> None:
+    alice, bob, rooms = scenario
     client = _follow(alice, 9)
     pos = client.pos
     say(bob, rooms[0], "one")
@@ -329,6 +335,6 @@ def test_a_declined_invite_is_sent_once(server: TestServer) -> None:
 
     pos = ask(ask(None)["pos"])["pos"]
     act(alice, room_id, "leave")
-    told = ask(pos)
-    assert told["rooms"][room_id]["membership"] == "leave"
-    assert ask(told["pos"])["rooms"] == {}
+    received = ask(pos)
+    assert received["rooms"][room_id]["membership"] == "leave"
+    assert ask(received["pos"])["rooms"] == {}

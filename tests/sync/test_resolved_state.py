@@ -14,7 +14,7 @@ from tests.helpers.sync_requests import Json, keys, sync
 TOPIC = ("m.room.topic", "")
 
 
-class Town:
+class ForkedRoom:
     """Alice, Bob and Carol in the north and Dave in the south, who all but Carol share a public
     room."""
 
@@ -60,8 +60,8 @@ class Town:
 
 
 @pytest.fixture
-def town(network: Network) -> Town:
-    return Town(network)
+def forked(network: Network) -> ForkedRoom:
+    return ForkedRoom(network)
 
 
 def topic_of(events: list[Json]) -> str:
@@ -73,154 +73,156 @@ def news(user: User, room_id: RoomID, since: str, *, after: bool = False) -> Jso
     return dict(sync(user, since, use_state_after=str(after).lower())["rooms"]["join"][room_id])
 
 
-def test_a_change_that_is_taken_back_without_an_event(town: Town) -> None:
-    since = sync(town.alice)["next_batch"]
-    sliding = SlidingFollower(town.alice)
+def test_a_state_change_reverted_without_an_event_is_sent(forked: ForkedRoom) -> None:
+    since = sync(forked.alice)["next_batch"]
+    sliding = SlidingFollower(forked.alice)
     sliding.catch_up()
-    town.part()
-    town.act(town.dave, "ban", town.bob)
-    town.pass_time()
-    set_state(town.bob, town.room_id, "m.room.topic", {"topic": "new"})
+    forked.part()
+    forked.act(forked.dave, "ban", forked.bob)
+    forked.pass_time()
+    set_state(forked.bob, forked.room_id, "m.room.topic", {"topic": "new"})
     sliding.catch_up()
-    told = sync(town.alice, since)
-    assert topic_of(told["rooms"]["join"][town.room_id]["timeline"]["events"]) == "new"
-    assert sliding.rooms[town.room_id].state[TOPIC]["content"] == {"topic": "new"}
-    town.meet()
-    room = news(town.alice, town.room_id, told["next_batch"])
+    received = sync(forked.alice, since)
+    assert topic_of(received["rooms"]["join"][forked.room_id]["timeline"]["events"]) == "new"
+    assert sliding.rooms[forked.room_id].state[TOPIC]["content"] == {"topic": "new"}
+    forked.meet()
+    room = news(forked.alice, forked.room_id, received["next_batch"])
     assert keys([event for event in room["timeline"]["events"] if "state_key" in event]) == {
-        ("m.room.member", town.bob.user_id)
+        ("m.room.member", forked.bob.user_id)
     }
     assert topic_of(room["state"]["events"]) == "old"
-    room = news(town.alice, town.room_id, told["next_batch"], after=True)
+    room = news(forked.alice, forked.room_id, received["next_batch"], after=True)
     assert topic_of(room["state_after"]["events"]) == "old"
     sliding.sync(EVERYTHING)
-    assert sliding.rooms[town.room_id].state[TOPIC]["content"] == {"topic": "old"}
-    whole = sync(town.alice)["rooms"]["join"][town.room_id]
+    assert sliding.rooms[forked.room_id].state[TOPIC]["content"] == {"topic": "old"}
+    whole = sync(forked.alice)["rooms"]["join"][forked.room_id]
     assert topic_of(whole["state"]["events"]) == "old"
     assert keys([event for event in whole["timeline"]["events"] if "state_key" in event]) == {
-        ("m.room.member", town.bob.user_id)
+        ("m.room.member", forked.bob.user_id)
     }
 
 
-def test_a_change_that_is_taken_back_by_what_a_filter_hides(town: Town) -> None:
+def test_a_state_change_reverted_by_a_filtered_event_is_sent(forked: ForkedRoom) -> None:
     """As above, for who wants no memberships in the timeline: so nothing in it says that there was
     a resolution."""
-    since = sync(town.alice)["next_batch"]
-    town.part()
-    town.act(town.dave, "ban", town.bob)
-    town.pass_time()
-    set_state(town.bob, town.room_id, "m.room.topic", {"topic": "new"})
-    town.meet()
-    answer = sync(town.alice, since, {"room": {"timeline": {"not_types": ["m.room.member"]}}})
-    room = answer["rooms"]["join"][town.room_id]
+    since = sync(forked.alice)["next_batch"]
+    forked.part()
+    forked.act(forked.dave, "ban", forked.bob)
+    forked.pass_time()
+    set_state(forked.bob, forked.room_id, "m.room.topic", {"topic": "new"})
+    forked.meet()
+    answer = sync(forked.alice, since, {"room": {"timeline": {"not_types": ["m.room.member"]}}})
+    room = answer["rooms"]["join"][forked.room_id]
     assert ("m.room.topic", "") not in keys(
         [event for event in room["timeline"]["events"] if "state_key" in event]
     )
     assert room["timeline"]["limited"] is True
-    assert keys(room["state"]["events"]) == {("m.room.member", town.bob.user_id)}
+    assert keys(room["state"]["events"]) == {("m.room.member", forked.bob.user_id)}
 
 
-def test_who_was_put_out_after_a_resolution_sees_how(town: Town) -> None:
-    since = sync(town.bob)["next_batch"]
-    town.part()
-    set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
-    town.pass_time()
-    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "north"})
-    town.meet()
-    said = say(town.alice, town.room_id, "farewell")
-    town.act(town.alice, "kick", town.bob)
-    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "not for bob"})
-    town.act(town.alice, "ban", town.bob)
-    room = sync(town.bob, since)["rooms"]["leave"][town.room_id]
-    told = room["timeline"]["events"]
-    assert [event["content"].get("membership") for event in told] == [None, "leave", "ban"]
-    assert told[0]["event_id"] == said
+def test_a_user_kicked_after_a_resolution_sees_the_kick(forked: ForkedRoom) -> None:
+    since = sync(forked.bob)["next_batch"]
+    forked.part()
+    set_state(forked.dave, forked.room_id, "m.room.topic", {"topic": "south"})
+    forked.pass_time()
+    set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "north"})
+    forked.meet()
+    said = say(forked.alice, forked.room_id, "farewell")
+    forked.act(forked.alice, "kick", forked.bob)
+    set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "not for bob"})
+    forked.act(forked.alice, "ban", forked.bob)
+    room = sync(forked.bob, since)["rooms"]["leave"][forked.room_id]
+    received = room["timeline"]["events"]
+    assert [event["content"].get("membership") for event in received] == [None, "leave", "ban"]
+    assert received[0]["event_id"] == said
     assert topic_of(room["state"]["events"]) == "north"
 
 
 @pytest.mark.parametrize("is_new", [True, False])
-def test_a_joining_that_is_taken_back_is_not_the_last_word(town: Town, is_new: bool) -> None:
+def test_a_reverted_rejoin_is_sent_as_a_leave(forked: ForkedRoom, is_new: bool) -> None:
     """Bob had left before, and what took his coming back from him is not his to see."""
-    town.act(town.bob, "leave")
-    town.act(town.alice, "invite", town.bob)
-    town.pass_time()
-    since = None if is_new else sync(town.bob)["next_batch"]
-    town.part()
-    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
-    town.pass_time()
-    town.act(town.bob, "leave")
-    town.act(town.bob, "join")
-    town.meet()
-    room = sync(town.bob, since, {"room": {"include_leave": True}})["rooms"]["leave"][town.room_id]
+    forked.act(forked.bob, "leave")
+    forked.act(forked.alice, "invite", forked.bob)
+    forked.pass_time()
+    since = None if is_new else sync(forked.bob)["next_batch"]
+    forked.part()
+    set_state(forked.dave, forked.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    forked.pass_time()
+    forked.act(forked.bob, "leave")
+    forked.act(forked.bob, "join")
+    forked.meet()
+    room = sync(forked.bob, since, {"room": {"include_leave": True}})["rooms"]["leave"][
+        forked.room_id
+    ]
     changes = room["state"]["events"] + [
         event for event in room["timeline"]["events"] if "state_key" in event
     ]
     own = [
         event["content"]["membership"]
         for event in changes
-        if event.get("state_key") == town.bob.user_id
+        if event.get("state_key") == forked.bob.user_id
     ]
     assert own[-1] == "leave"
 
 
-def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
+def test_a_late_change_that_loses_the_resolution_is_reverted(forked: ForkedRoom) -> None:
     """A client that computes the state from the timeline gets a timeline that begins after it; all
     others find it in the timeline."""
-    since = sync(town.alice)["next_batch"]
-    town.part()
-    late = set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
-    after = say(town.dave, town.room_id, "and this")
-    town.pass_time()
-    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "north"})
-    told = sync(town.alice, since)["next_batch"]
-    town.meet()
-    current = town.alice.get(f"/_matrix/client/v3/rooms/{town.room_id}/state/m.room.topic").json
+    since = sync(forked.alice)["next_batch"]
+    forked.part()
+    late = set_state(forked.dave, forked.room_id, "m.room.topic", {"topic": "south"})
+    after = say(forked.dave, forked.room_id, "and this")
+    forked.pass_time()
+    set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "north"})
+    received = sync(forked.alice, since)["next_batch"]
+    forked.meet()
+    current = forked.alice.get(f"/_matrix/client/v3/rooms/{forked.room_id}/state/m.room.topic").json
     assert current == {"topic": "north"}
-    room = news(town.alice, town.room_id, told, after=True)
+    room = news(forked.alice, forked.room_id, received, after=True)
     assert [event["event_id"] for event in room["timeline"]["events"]] == [late, after]
     assert room["state_after"]["events"] == []
-    room = news(town.alice, town.room_id, told)
+    room = news(forked.alice, forked.room_id, received)
     assert [event["event_id"] for event in room["timeline"]["events"]] == [after]
     assert room["timeline"]["limited"] is True
     assert room["state"]["events"] == []
     path = (
-        f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b&limit=1"
+        f"/_matrix/client/v3/rooms/{forked.room_id}/messages?dir=b&limit=1"
         f"&from={room['timeline']['prev_batch']}"
     )
-    assert town.alice.get(path).json["chunk"][0]["event_id"] == late
-    whole = sync(town.alice)["rooms"]["join"][town.room_id]
+    assert forked.alice.get(path).json["chunk"][0]["event_id"] == late
+    whole = sync(forked.alice)["rooms"]["join"][forked.room_id]
     assert late not in [event["event_id"] for event in whole["timeline"]["events"]]
     assert topic_of(whole["state"]["events"]) == "north"
 
 
-def test_a_membership_that_is_taken_back_without_an_event(town: Town) -> None:
+def test_a_membership_reverted_without_an_event_is_sent(forked: ForkedRoom) -> None:
     """Carol came while the room was open, and elsewhere it had been closed before: then she never
     was in it."""
-    since = sync(town.alice)["next_batch"]
-    town.part()
-    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
-    town.pass_time()
-    town.act(town.carol, "join")
+    since = sync(forked.alice)["next_batch"]
+    forked.part()
+    set_state(forked.dave, forked.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    forked.pass_time()
+    forked.act(forked.carol, "join")
     carols = [
-        SlidingFollower(town.carol),
-        SlidingFollower(town.carol, stable=True, conn_id="other"),
+        SlidingFollower(forked.carol),
+        SlidingFollower(forked.carol, stable=True, conn_id="other"),
     ]
-    alices = SlidingFollower(town.alice, stable=True)
+    alices = SlidingFollower(forked.alice, stable=True)
     for follower in (*carols, alices):
         follower.catch_up()
-    assert ("m.room.member", town.carol.user_id) in alices.rooms[town.room_id].state
-    hers = sync(town.carol)["next_batch"]
-    theirs = sync(town.alice, since)["next_batch"]
-    town.meet()
-    assert town.room_id in sync(town.carol, hers)["rooms"]["leave"]
-    assert news(town.alice, town.room_id, theirs)["summary"]["m.joined_member_count"] == 3
+    assert ("m.room.member", forked.carol.user_id) in alices.rooms[forked.room_id].state
+    hers = sync(forked.carol)["next_batch"]
+    theirs = sync(forked.alice, since)["next_batch"]
+    forked.meet()
+    assert forked.room_id in sync(forked.carol, hers)["rooms"]["leave"]
+    assert news(forked.alice, forked.room_id, theirs)["summary"]["m.joined_member_count"] == 3
     alices.catch_up()
-    assert ("m.room.member", town.carol.user_id) not in alices.rooms[town.room_id].state
-    assert alices.rooms[town.room_id].fields["joined_count"] == 3
+    assert ("m.room.member", forked.carol.user_id) not in alices.rooms[forked.room_id].state
+    assert alices.rooms[forked.room_id].fields["joined_count"] == 3
     for follower in carols:
-        entry = follower.ask(EVERYTHING)["rooms"][town.room_id]
+        entry = follower.ask(EVERYTHING)["rooms"][forked.room_id]
         assert entry["initial"] is True
-        assert ("m.room.member", town.carol.user_id) not in keys(entry["required_state"])
+        assert ("m.room.member", forked.carol.user_id) not in keys(entry["required_state"])
         follower.catch_up()
 
 
@@ -235,7 +237,7 @@ def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, lis
         "context": f"{room}/context/{event_id}?limit=50",
         "threads": f"/_matrix/client/v1/rooms/{room_id}/threads",
     }
-    told: dict[str, list[str]] = {}
+    received: dict[str, list[str]] = {}
     for name, path in answers.items():
         answer = user.get(path)
         assert answer.status == 200, (name, answer.body)
@@ -244,113 +246,115 @@ def everything_read(user: User, room_id: RoomID, event_id: str) -> dict[str, lis
             for part in ("chunk", "state", "events_before", "event", "events_after"):
                 found = answer.json.get(part, [])
                 parts += found if isinstance(found, list) else [found]
-        told[name] = sorted(
+        received[name] = sorted(
             event["event_id"] for event in parts if event.get("state_key") != user.user_id
         )
-    return told
+    return received
 
 
 @pytest.mark.parametrize("later", ["", "ban"])
 @pytest.mark.parametrize("how", ["closed", "kicked"])
-def test_who_was_taken_out_without_an_event_reads_what_they_saw(
-    town: Town, how: str, later: str
+def test_a_user_removed_without_an_event_reads_the_room_as_they_saw_it(
+    forked: ForkedRoom, how: str, later: str
 ) -> None:
     """As who left then: whatever the resolution put in the place of their joining, and whatever
     becomes of that later."""
-    town.act(town.alice, "invite", town.carol)
-    town.pass_time()
-    town.part()
-    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
-    town.act(town.dave, "kick" if how == "kicked" else "ban", town.carol)
+    forked.act(forked.alice, "invite", forked.carol)
+    forked.pass_time()
+    forked.part()
+    set_state(forked.dave, forked.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    forked.act(forked.dave, "kick" if how == "kicked" else "ban", forked.carol)
     if how == "closed":
-        town.act(town.dave, "unban", town.carol)
-    town.pass_time()
-    town.act(town.carol, "join")
-    root = say(town.alice, town.room_id, "to carol")
+        forked.act(forked.dave, "unban", forked.carol)
+    forked.pass_time()
+    forked.act(forked.carol, "join")
+    root = say(forked.alice, forked.room_id, "to carol")
     for number in range(5):
-        said = say(town.carol, town.room_id, f"by carol {number}")
-    before = everything_read(town.carol, town.room_id, said)
-    town.meet()
-    assert town.alice.get(f"/_matrix/client/v3/rooms/{town.room_id}/joined_members").json[
+        said = say(forked.carol, forked.room_id, f"by carol {number}")
+    before = everything_read(forked.carol, forked.room_id, said)
+    forked.meet()
+    assert forked.alice.get(f"/_matrix/client/v3/rooms/{forked.room_id}/joined_members").json[
         "joined"
     ].keys() == {
-        town.alice.user_id,
-        town.bob.user_id,
-        town.dave.user_id,
+        forked.alice.user_id,
+        forked.bob.user_id,
+        forked.dave.user_id,
     }
-    say(town.alice, town.room_id, "not for carol")
-    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "not for carol"})
+    say(forked.alice, forked.room_id, "not for carol")
+    set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "not for carol"})
     if later:
-        town.act(town.alice, later, town.carol)
-    after = everything_read(town.carol, town.room_id, said)
+        forked.act(forked.alice, later, forked.carol)
+    after = everything_read(forked.carol, forked.room_id, said)
     assert {root, said} <= set(after["backwards"]) & set(after["forwards"]) & set(after["context"])
     for name in ("backwards", "forwards", "context"):
         assert set(before[name]) <= set(after[name]), name
-    told = town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state").json
-    assert topic_of(told) == "old"
-    assert town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/state/m.room.topic").json == {
-        "topic": "old"
-    }
+    received = forked.carol.get(f"/_matrix/client/v3/rooms/{forked.room_id}/state").json
+    assert topic_of(received) == "old"
+    assert forked.carol.get(
+        f"/_matrix/client/v3/rooms/{forked.room_id}/state/m.room.topic"
+    ).json == {"topic": "old"}
     assert "not for carol" not in str(
-        [town.carol.get(f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b").json]
+        [forked.carol.get(f"/_matrix/client/v3/rooms/{forked.room_id}/messages?dir=b").json]
     )
-    assert sync(town.carol, None, {"room": {"include_leave": True}})["rooms"]["leave"][
-        town.room_id
+    assert sync(forked.carol, None, {"room": {"include_leave": True}})["rooms"]["leave"][
+        forked.room_id
     ]["timeline"]["events"]
 
 
-def test_lists_filter_by_a_name_that_was_taken_back_without_an_event(town: Town) -> None:
-    set_state(town.alice, town.room_id, "m.room.name", {"name": "tea"})
-    town.pass_time()
-    town.part()
-    town.act(town.dave, "ban", town.bob)
-    town.pass_time()
-    set_state(town.bob, town.room_id, "m.room.name", {"name": "coffee"})
+def test_list_filters_use_a_name_reverted_without_an_event(forked: ForkedRoom) -> None:
+    set_state(forked.alice, forked.room_id, "m.room.name", {"name": "tea"})
+    forked.pass_time()
+    forked.part()
+    forked.act(forked.dave, "ban", forked.bob)
+    forked.pass_time()
+    set_state(forked.bob, forked.room_id, "m.room.name", {"name": "coffee"})
 
     def shown(name: str) -> set[str]:
         lists = {"all": a_list([0, 9], room_name_like=name)}
-        return set(SlidingClient(town.alice, lists=lists).sync()["rooms"])
+        return set(SlidingClient(forked.alice, lists=lists).sync()["rooms"])
 
-    assert (shown("tea"), shown("coffee")) == (set(), {town.room_id})
-    town.meet()
-    assert (shown("tea"), shown("coffee")) == ({town.room_id}, set())
+    assert (shown("tea"), shown("coffee")) == (set(), {forked.room_id})
+    forked.meet()
+    assert (shown("tea"), shown("coffee")) == ({forked.room_id}, set())
 
 
-def test_members_at_a_token_are_those_of_the_resolved_state(town: Town) -> None:
+def test_members_at_a_token_are_those_of_the_resolved_state(forked: ForkedRoom) -> None:
     """Clients that load members lazily ask for all of them at the token of their latest /sync."""
-    path = f"/_matrix/client/v3/rooms/{town.room_id}/members"
-    before = sync(town.alice)["next_batch"]
-    town.part()
-    town.act(town.carol, "join")
-    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "new"})
-    town.pass_time()
-    say(town.dave, town.room_id, "from the other side")
-    town.meet()
-    now = sync(town.alice)["next_batch"]
+    path = f"/_matrix/client/v3/rooms/{forked.room_id}/members"
+    before = sync(forked.alice)["next_batch"]
+    forked.part()
+    forked.act(forked.carol, "join")
+    set_state(forked.alice, forked.room_id, "m.room.topic", {"topic": "new"})
+    forked.pass_time()
+    say(forked.dave, forked.room_id, "from the other side")
+    forked.meet()
+    now = sync(forked.alice)["next_batch"]
 
     def members(at: str) -> set[str]:
-        events = town.alice.get(f"{path}?membership=join&at={at}").json["chunk"]
+        events = forked.alice.get(f"{path}?membership=join&at={at}").json["chunk"]
         return {event["state_key"] for event in events}
 
-    everybody = {str(user.user_id) for user in (town.alice, town.bob, town.carol, town.dave)}
+    everybody = {
+        str(user.user_id) for user in (forked.alice, forked.bob, forked.carol, forked.dave)
+    }
     assert members(now) == everybody
-    assert members(before) == everybody - {town.carol.user_id}
+    assert members(before) == everybody - {forked.carol.user_id}
 
 
-def test_around_an_event_everybody_is_known_who_speaks(town: Town) -> None:
+def test_context_returns_the_members_of_all_senders(forked: ForkedRoom) -> None:
     """Also who came in on one side, while the last of the events is from the other."""
-    town.part()
-    town.act(town.carol, "join")
-    hers = say(town.carol, town.room_id, "I am here")
-    town.pass_time()
+    forked.part()
+    forked.act(forked.carol, "join")
+    hers = say(forked.carol, forked.room_id, "I am here")
+    forked.pass_time()
     for number in range(3):
-        say(town.dave, town.room_id, f"from the other side {number}")
-    town.meet()
-    path = f"/_matrix/client/v3/rooms/{town.room_id}/context/{hers}"
-    answer = town.alice.get(f"{path}?limit=20&filter=%7B%22lazy_load_members%22%3Atrue%7D").json
+        say(forked.dave, forked.room_id, f"from the other side {number}")
+    forked.meet()
+    path = f"/_matrix/client/v3/rooms/{forked.room_id}/context/{hers}"
+    answer = forked.alice.get(f"{path}?limit=20&filter=%7B%22lazy_load_members%22%3Atrue%7D").json
     speak = {
         event["sender"]
         for event in (*answer["events_before"], answer["event"], *answer["events_after"])
     }
-    assert {town.carol.user_id, town.dave.user_id} <= speak
+    assert {forked.carol.user_id, forked.dave.user_id} <= speak
     assert {event["state_key"] for event in answer["state"]} == speak

@@ -21,7 +21,7 @@ from tests.helpers.server import TestServer, User
         ("use_state_after=true&org.matrix.msc4222.use_state_after=true", "state_after"),
     ],
 )
-def test_the_name_of_the_section(server: TestServer, query: str, section: str) -> None:
+def test_the_section_has_the_requested_name(server: TestServer, query: str, section: str) -> None:
     alice = server.register("alice")
     room_id = alice.post("/_matrix/client/v3/createRoom", {"name": "Choyxona"}).json["room_id"]
     room = alice.get(f"/_matrix/client/v3/sync?{query}").json["rooms"]["join"][room_id]
@@ -38,9 +38,9 @@ def own_departures(user: User, room_id: str, since: str, state: object = None) -
     answer = user.get(
         f"/_matrix/client/v3/sync?use_state_after=true&since={since}&filter={filter_}"
     ).json
-    (told,) = answer["rooms"]["leave"][room_id]["timeline"]["events"][-1:]
+    (received,) = answer["rooms"]["leave"][room_id]["timeline"]["events"][-1:]
     events = answer["rooms"]["leave"][room_id]["state_after"]["events"]
-    assert all(event["event_id"] == told["event_id"] for event in events)
+    assert all(event["event_id"] == received["event_id"] for event in events)
     return [(event["state_key"], event["content"]["membership"]) for event in events]
 
 
@@ -53,14 +53,14 @@ def turn_down(alice: User, bob: User) -> tuple[str, str]:
     return room_id, since
 
 
-def test_who_turns_an_invite_down_has_left(server: TestServer) -> None:
+def test_a_declined_invite_is_in_the_leave_section(server: TestServer) -> None:
     bob = server.register("bob")
     room_id, since = turn_down(server.register("alice"), bob)
     assert own_departures(bob, room_id, since) == [(bob.user_id, "leave")]
     assert own_departures(bob, room_id, since, {"types": ["m.room.name"]}) == []
 
 
-def test_who_turns_an_invite_of_another_server_down_has_left(network: Network) -> None:
+def test_a_declined_remote_invite_is_in_the_leave_section(network: Network) -> None:
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     room_id, since = turn_down(alice, bob)
     assert own_departures(bob, room_id, since) == [(bob.user_id, "leave")]

@@ -49,7 +49,7 @@ ASK = st.builds(
 )
 
 
-class Towns(RuleBasedStateMachine):
+class SyncAgreementMachine(RuleBasedStateMachine):
     """Alice, Bob and Carol in the north, Dave in the south."""
 
     def __init__(self) -> None:
@@ -468,5 +468,5 @@ class Towns(RuleBasedStateMachine):
             sliding.check(truth.rooms, truth.account_data)
 
 
-def test_towns() -> None:
-    run_machine(Towns, RUNS, 40, PHASES_WITHOUT_SHRINKING)
+def test_clients_of_both_syncs_agree_with_a_new_client() -> None:
+    run_machine(SyncAgreementMachine, RUNS, 40, PHASES_WITHOUT_SHRINKING)

@@ -35,7 +35,9 @@ def reads(counter: QueryCounter) -> dict[str, int]:
     return {name: count for name, count in counter.queries.items() if name not in counter.writes}
 
 
-def test_who_is_up_to_date_costs_no_query(server: TestServer, counter: QueryCounter) -> None:
+def test_a_client_that_is_up_to_date_costs_no_query(
+    server: TestServer, counter: QueryCounter
+) -> None:
     alice = server.register("alice")
     for _ in range(5):
         rooms.create(alice)
@@ -68,7 +70,9 @@ def test_one_message_costs_no_query_however_many_rooms_and_members(
     assert len(plain) == 1
 
 
-def test_waking_many_costs_no_query_each(server: TestServer, counter: QueryCounter) -> None:
+def test_waking_many_clients_costs_no_query_per_client(
+    server: TestServer, counter: QueryCounter
+) -> None:
     people = [server.register(f"person{number}") for number in range(12)]
     room = rooms.create(people[0], *people[1:])
     waiting = [poll(person, sync(person)["next_batch"]) for person in people]
@@ -100,7 +104,7 @@ def test_an_initial_sync_makes_a_bounded_number_of_reads(
     assert cost() <= few
 
 
-def test_the_transaction_id_of_ones_own_message_is_remembered(
+def test_the_transaction_id_of_an_own_message_is_cached(
     server: TestServer, counter: QueryCounter
 ) -> None:
     alice = server.register("alice")
@@ -119,7 +123,7 @@ def asked_for_children(counter: QueryCounter) -> int:
     return counter.reads["have_children"] + counter.reads["get_relation_children"]
 
 
-def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
+def test_children_are_queried_once_and_only_for_limited_timelines(
     tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter
 ) -> None:
     database = open_inline(sqlite, counter)
@@ -177,11 +181,11 @@ def test_an_event_without_children_is_looked_up_once(
         f"/_matrix/client/v3/rooms/{room}/send/m.room.message/child",
         {"msgtype": "m.text", "body": "child", "m.relates_to": relation},
     )
-    told = unsigned()["m.relations"]["m.reference"]["chunk"]
-    assert told == [{"event_id": sent.json["event_id"]}]
+    received = unsigned()["m.relations"]["m.reference"]["chunk"]
+    assert received == [{"event_id": sent.json["event_id"]}]
 
 
-def test_who_ignores_a_sender_hides_no_children_from_others(server: TestServer) -> None:
+def test_ignoring_a_sender_hides_no_children_from_others(server: TestServer) -> None:
     """A reader who ignores the sender of a child makes nobody else miss it."""
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room = rooms.create(alice, bob, carol)
@@ -200,7 +204,7 @@ def test_who_ignores_a_sender_hides_no_children_from_others(server: TestServer) 
     assert carol.get(event).json["unsigned"]["m.relations"]
 
 
-def test_what_names_a_room_is_read_once_until_something_of_it_changes(
+def test_the_name_of_a_room_is_read_once_until_it_changes(
     server: TestServer, counter: QueryCounter
 ) -> None:
     alice, bob, carol = server.register("alice"), server.register("bob"), server.register("carol")
@@ -208,13 +212,13 @@ def test_what_names_a_room_is_read_once_until_something_of_it_changes(
 
     def summary() -> dict[str, Any]:
         """As an initial answer says it; asked twice, read at most once."""
-        told: dict[str, Any] = sync(alice)["rooms"]["join"][room]["summary"]
+        received: dict[str, Any] = sync(alice)["rooms"]["join"][room]["summary"]
         counter.clear()
-        assert sync(alice)["rooms"]["join"][room]["summary"] == told
-        assert ("get_rosters" in counter.reads) is ("m.heroes" in told), (
+        assert sync(alice)["rooms"]["join"][room]["summary"] == received
+        assert ("get_rosters" in counter.reads) is ("m.heroes" in received), (
             "of a room without a name the people are read"
         )
-        return told
+        return received
 
     def counts(joined: int, invited: int) -> dict[str, int]:
         return {"m.joined_member_count": joined, "m.invited_member_count": invited}
@@ -271,7 +275,7 @@ def test_an_initial_sync_reads_nothing_twice(server: TestServer, counter: QueryC
     assert not counter.reads
 
 
-def test_messages_that_a_device_has_are_removed_also_where_somebody_wrote_in_a_room_meanwhile(
+def test_acknowledged_to_device_messages_are_deleted_though_a_room_has_new_events(
     server: TestServer, counter: QueryCounter
 ) -> None:
     """The usual answer would not do it."""

@@ -36,7 +36,7 @@ def members(room: Json, name: str = "state") -> set[str]:
         ({"types": ["m.room.message"], "not_rooms": ["!other:example.org"]}, ["a1", "b1", "link"]),
     ],
 )
-def test_what_of_a_timeline_is_wanted(server: TestServer, timeline: Json, shown: list[str]) -> None:
+def test_timelines_can_be_filtered(server: TestServer, timeline: Json, shown: list[str]) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     since = token(alice)
@@ -48,13 +48,15 @@ def test_what_of_a_timeline_is_wanted(server: TestServer, timeline: Json, shown:
     joined = sync(alice, since, {"room": {"timeline": timeline}})["rooms"]["join"][room]
     assert bodies(joined) == shown
     # whatever is hidden, the state is not lost
-    told = joined["state"]["events"] + [
+    received = joined["state"]["events"] + [
         event for event in joined["timeline"]["events"] if "state_key" in event
     ]
-    assert keys(told) == {("m.room.topic", "")}
+    assert keys(received) == {("m.room.topic", "")}
 
 
-def test_a_change_that_a_hidden_one_overtook_is_not_the_last_word(server: TestServer) -> None:
+def test_a_state_change_replaced_by_a_filtered_one_is_not_sent_as_current(
+    server: TestServer,
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob, power_level_content_override={"users_default": 50})
     since = token(alice)
@@ -71,7 +73,7 @@ def test_a_change_that_a_hidden_one_overtook_is_not_the_last_word(server: TestSe
     assert joined["timeline"]["limited"] is True
 
 
-def test_rooms_are_wanted_or_not(server: TestServer) -> None:
+def test_rooms_can_be_filtered(server: TestServer) -> None:
     alice = server.register("alice")
     one, two = rooms.create(alice), rooms.create(alice)
     rooms.say(alice, one)
@@ -88,7 +90,7 @@ def test_rooms_are_wanted_or_not(server: TestServer) -> None:
     assert not joined[two]["timeline"]["events"]
 
 
-def test_what_of_the_state_is_wanted(server: TestServer) -> None:
+def test_state_can_be_filtered(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     rooms.state(alice, room, "org.example.link", {"url": "mxc://example.org/x"})
@@ -130,7 +132,7 @@ def test_account_data_and_ephemeral_events_are_filtered(server: TestServer) -> N
         assert {event["type"] for event in joined["ephemeral"]["events"]} == types
 
 
-def test_only_some_fields_of_events(server: TestServer) -> None:
+def test_event_fields_limit_the_fields_of_events(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     rooms.say(alice, room, "x")
@@ -146,7 +148,7 @@ def test_only_some_fields_of_events(server: TestServer) -> None:
     )
 
 
-def test_events_as_servers_get_them(server: TestServer) -> None:
+def test_the_federation_event_format_is_returned(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     joined = sync(alice, filter={"event_format": "federation", "room": {"timeline": {"limit": 1}}})[
@@ -156,7 +158,7 @@ def test_events_as_servers_get_them(server: TestServer) -> None:
         assert {"auth_events", "prev_events", "hashes", "signatures", "depth"} <= event.keys()
 
 
-def test_a_kept_filter_is_named_by_its_id(server: TestServer) -> None:
+def test_a_stored_filter_is_used_by_its_id(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice)
     rooms.say(alice, room)
@@ -182,7 +184,9 @@ class TestLazyMembers:
         rooms.say(people[1], room)
         return room
 
-    def test_only_oneself_and_who_spoke(self, people: list[User], room: str) -> None:
+    def test_lazy_loading_returns_the_user_and_the_senders(
+        self, people: list[User], room: str
+    ) -> None:
         joined = sync(people[0], filter=LAZY)["rooms"]["join"][room]
         assert members(joined) == {people[0].user_id, people[1].user_id}
 
@@ -240,7 +244,9 @@ class TestLazyMembers:
             answer = sync(alice, answer["next_batch"], lazily, use_state_after=after)
             assert members(answer["rooms"]["join"][room], name) == set()
 
-    def test_usual_answers_do_not_make_a_device_forget(self, people: list[User], room: str) -> None:
+    def test_plain_responses_do_not_forget_sent_members(
+        self, people: list[User], room: str
+    ) -> None:
         """Also those with nothing in them."""
         alice, bob, *_ = people
         since = sync(alice, filter=LAZY)["next_batch"]
@@ -254,7 +260,7 @@ class TestLazyMembers:
             if says:
                 assert members(answer["rooms"]["join"][room]) == set()
 
-    def test_members_of_a_lost_answer_are_sent_again(self, people: list[User], room: str) -> None:
+    def test_members_of_a_lost_response_are_sent_again(self, people: list[User], room: str) -> None:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)
@@ -266,9 +272,9 @@ class TestLazyMembers:
         alice, _, carol, _ = people
         stored = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)
-        told = sync(alice, stored, LAZY)["next_batch"]
+        received = sync(alice, stored, LAZY)["next_batch"]
         rooms.say(carol, room)
-        assert members(sync(alice, told, LAZY)["rooms"]["join"][room]) == set()
+        assert members(sync(alice, received, LAZY)["rooms"]["join"][room]) == set()
         again = sync(alice, stored, LAZY)
         assert members(again["rooms"]["join"][room]) == {carol.user_id}
         rooms.say(carol, room)
@@ -295,17 +301,17 @@ class TestLazyMembers:
         alice, _, carol, _ = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(carol, room)
-        told = sync(alice, since, LAZY)["next_batch"]
+        received = sync(alice, since, LAZY)["next_batch"]
         rooms.say(carol, room)
-        assert members(sync(alice, told, LAZY)["rooms"]["join"][room]) == set()
+        assert members(sync(alice, received, LAZY)["rooms"]["join"][room]) == set()
         login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
         phone = User(
             server,
             server.post("/_matrix/client/v3/login", {**login, "password": "wonderland"}).json,
         )
-        assert members(sync(phone, told, LAZY)["rooms"]["join"][room]) == {carol.user_id}
+        assert members(sync(phone, received, LAZY)["rooms"]["join"][room]) == {carol.user_id}
 
-    def test_full_state_has_oneself_and_who_spoke(self, people: list[User], room: str) -> None:
+    def test_full_state_has_the_user_and_the_senders(self, people: list[User], room: str) -> None:
         alice, bob, *_ = people
         since = sync(alice, filter=LAZY)["next_batch"]
         rooms.say(bob, room)

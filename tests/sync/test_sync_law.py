@@ -55,7 +55,7 @@ actions = st.lists(
 )
 
 
-class Town:
+class SyncModel:
     """The server, its people and their clients."""
 
     def __init__(self, folder: Path, template: Path) -> None:
@@ -247,11 +247,11 @@ class Town:
     ],  # each trial makes a server: shrinking would take many minutes
 )
 @given(actions)
-def test_changes_add_up_to_what_is(
+def test_changes_add_up_to_the_current_state(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, things: list[Action]
 ) -> None:
-    town = Town(tmp_path_factory.mktemp("town"), sqlite_template)
+    model = SyncModel(tmp_path_factory.mktemp("server"), sqlite_template)
     for action in things:
-        town.do(action)
-    town.check()
-    Deferred.fromCoroutine(town.database.close())
+        model.do(action)
+    model.check()
+    Deferred.fromCoroutine(model.database.close())

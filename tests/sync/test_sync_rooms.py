@@ -25,7 +25,7 @@ def messages(user: User, room: str, **query: object) -> Json:
     return dict(answer.json)
 
 
-def test_a_new_account_has_the_whole_form(server: TestServer) -> None:
+def test_the_response_for_a_new_account_has_all_sections(server: TestServer) -> None:
     answer = sync(server.register("alice"))
     assert "rooms" not in answer
     assert {"next_batch", "account_data", "presence", "to_device", "device_lists"} < answer.keys()
@@ -65,18 +65,18 @@ def test_timelines_that_are_too_large_together_are_short(
         for text in said[room]:
             rooms.say(bob, room, text)
 
-    told = sync(alice, since, filter=limit(50))["rooms"]["join"]
+    received = sync(alice, since, filter=limit(50))["rooms"]["join"]
 
-    assert told.keys() == set(all_rooms)
-    short = [room for room in all_rooms if len(bodies(told[room])) == 1]
+    assert received.keys() == set(all_rooms)
+    short = [room for room in all_rooms if len(bodies(received[room])) == 1]
     assert 1 < len(short) < 5
     for room in all_rooms:
-        timeline = told[room]["timeline"]
+        timeline = received[room]["timeline"]
         assert timeline["limited"] is (room in short)
-        assert bodies(told[room]) == said[room][-1 if room in short else 0 :]
+        assert bodies(received[room]) == said[room][-1 if room in short else 0 :]
         told_state = [
             event
-            for event in told[room]["state"]["events"] + timeline["events"]
+            for event in received[room]["state"]["events"] + timeline["events"]
             if "state_key" in event
         ]
         assert ("org.example.kind", "") in keys(told_state)
@@ -85,7 +85,7 @@ def test_timelines_that_are_too_large_together_are_short(
             assert [event["content"]["body"] for event in before["chunk"]] == said[room][-2::-1]
 
 
-def test_an_incremental_sync_has_what_is_new_and_no_state(server: TestServer) -> None:
+def test_an_incremental_sync_has_new_events_and_no_state(server: TestServer) -> None:
     alice = server.register("alice")
     room, other = rooms.create(alice), rooms.create(alice)
     since = token(alice)
@@ -102,7 +102,7 @@ def test_an_incremental_sync_has_what_is_new_and_no_state(server: TestServer) ->
     )
 
 
-def test_a_gap_joins_up_with_messages(server: TestServer) -> None:
+def test_a_gap_is_filled_by_messages(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     rooms.say(alice, room, "before")
@@ -122,7 +122,7 @@ def test_a_gap_joins_up_with_messages(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["use_state_after", "org.matrix.msc4222.use_state_after"])
-def test_state_is_that_before_the_timeline_or_that_after_it(server: TestServer, name: str) -> None:
+def test_the_state_is_before_or_after_the_timeline(server: TestServer, name: str) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     since = token(alice)
@@ -153,7 +153,7 @@ def test_full_state_has_the_state_and_only_the_new_timeline(server: TestServer) 
     assert CREATE in keys(quiet["state"]["events"])
 
 
-def test_a_newly_joined_room_comes_whole(server: TestServer) -> None:
+def test_a_newly_joined_room_is_complete(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, topic="tea")
     event_id = rooms.say(alice, room, "before")
@@ -168,7 +168,7 @@ def test_a_newly_joined_room_comes_whole(server: TestServer) -> None:
     assert joined["summary"]["m.joined_member_count"] == 2
 
 
-def test_a_rejoined_room_comes_whole_with_its_account_data(server: TestServer) -> None:
+def test_a_rejoined_room_is_complete_with_its_account_data(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     rooms.keep(bob, "a.b", {"n": 1}, room)
@@ -203,7 +203,7 @@ def test_leaving_and_rejoining_between_syncs_sends_the_complete_state(server: Te
     assert [event["type"] for event in joined["ephemeral"]["events"]] == ["m.receipt"]
 
 
-def test_a_new_name_is_no_new_joining(server: TestServer) -> None:
+def test_a_new_display_name_is_not_a_new_join(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     since = token(bob)
@@ -217,7 +217,7 @@ def test_a_new_name_is_no_new_joining(server: TestServer) -> None:
 
 
 @pytest.mark.parametrize("verb", ["leave", "kick", "ban"])
-def test_who_is_out_hears_all_up_to_there_and_no_more(server: TestServer, verb: str) -> None:
+def test_a_former_member_gets_all_events_up_to_the_leave(server: TestServer, verb: str) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     since = token(bob)
@@ -252,7 +252,7 @@ def test_who_is_out_hears_all_up_to_there_and_no_more(server: TestServer, verb: 
         assert "rooms" not in sync(bob, filter={"room": {"include_leave": True}})
 
 
-def test_a_room_joined_and_left_in_between_comes_whole(server: TestServer) -> None:
+def test_a_room_joined_and_left_between_syncs_is_complete(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice)
     since = token(bob)
@@ -262,7 +262,7 @@ def test_a_room_joined_and_left_in_between_comes_whole(server: TestServer) -> No
     assert CREATE in keys(left["state"]["events"])
 
 
-def test_an_invite_has_stripped_state_and_a_declined_one_goes(server: TestServer) -> None:
+def test_an_invite_has_stripped_state_until_it_is_declined(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, preset="private_chat", name="Tea house")
     since = token(bob)
@@ -306,7 +306,9 @@ def test_a_knock_has_stripped_state(server: TestServer) -> None:
         ("world_readable", ["before", "while invited"]),
     ],
 )
-def test_history_before_the_joining(server: TestServer, visibility: str, seen: list[str]) -> None:
+def test_history_before_the_join_is_sent_if_visible(
+    server: TestServer, visibility: str, seen: list[str]
+) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice)
     rooms.state(alice, room, "m.room.history_visibility", {"history_visibility": visibility})
@@ -327,7 +329,7 @@ def test_history_before_the_joining(server: TestServer, visibility: str, seen: l
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_change_from_before_the_joining_that_a_hidden_one_overtook(
+def test_a_visible_state_change_before_the_join_is_replaced_by_a_hidden_one(
     server: TestServer, after: bool
 ) -> None:
     """Carol may see how the room's history was closed to her, and not what was made of that later:
@@ -345,15 +347,15 @@ def test_a_change_from_before_the_joining_that_a_hidden_one_overtook(
     assert (closed in ids(joined), opened in ids(joined)) == (after, False)
     assert joined["timeline"]["limited"] is not after
     assert ("m.room.member", carol.user_id) in keys(joined["timeline"]["events"])
-    told = joined["state_after" if after else "state"]["events"]
-    assert opened in {event["event_id"] for event in told}
+    received = joined["state_after" if after else "state"]["events"]
+    assert opened in {event["event_id"] for event in received}
     older = carol.get(
         f"/_matrix/client/v3/rooms/{room}/messages?dir=b&from={joined['timeline']['prev_batch']}"
     ).json
     assert (closed in {event["event_id"] for event in older["chunk"]}) is not after
 
 
-def test_summaries_name_heroes_while_the_room_has_no_name(server: TestServer) -> None:
+def test_the_summary_has_heroes_while_the_room_has_no_name(server: TestServer) -> None:
     alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
     room = rooms.create(alice, bob)
     rooms.act(alice, room, "invite", carol)
@@ -383,7 +385,7 @@ def test_summaries_name_heroes_while_the_room_has_no_name(server: TestServer) ->
     ]
 
 
-def test_unsigned_is_made_for_the_reader(server: TestServer) -> None:
+def test_unsigned_data_depend_on_the_reader(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     login = {
@@ -409,7 +411,7 @@ def test_unsigned_is_made_for_the_reader(server: TestServer) -> None:
     assert replaced["prev_sender"] == alice.user_id
 
 
-def test_redacted_events_are_bare_and_say_why(server: TestServer) -> None:
+def test_redacted_events_have_no_content_and_their_redaction(server: TestServer) -> None:
     alice = server.register("alice")
     room = rooms.create(alice)
     since = token(alice)
@@ -422,7 +424,7 @@ def test_redacted_events_are_bare_and_say_why(server: TestServer) -> None:
     assert events[0]["unsigned"]["redacted_because"]["event_id"] == redaction
 
 
-def test_ignored_users_are_not_heard(server: TestServer) -> None:
+def test_messages_of_ignored_users_are_hidden(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room = rooms.create(alice, bob)
     since = token(alice)
@@ -448,13 +450,13 @@ def test_ignored_users_are_not_heard(server: TestServer) -> None:
 @pytest.mark.parametrize(
     "since", ["x", "s1", "s1_", "s-1_2", "s1_2_3", "t1_2", "s" + "9" * 30 + "_1", "s１_2"]
 )
-def test_a_token_that_was_never_given_out_is_refused(server: TestServer, since: str) -> None:
+def test_an_invented_token_is_refused(server: TestServer, since: str) -> None:
     answer = server.register("alice").get(sync_path(since))
     assert answer.status == 400
     assert answer.errcode == "M_INVALID_PARAM"
 
 
-def test_a_token_of_a_lost_future_gets_everything(server: TestServer) -> None:
+def test_a_token_from_before_a_restore_gets_everything(server: TestServer) -> None:
     """After the operator went back to a backup, clients know more than the server does."""
     alice = server.register("alice")
     room = rooms.create(alice)
@@ -485,10 +487,10 @@ def test_a_rejoining_user_gets_memberships_that_changed_meanwhile(server: TestSe
     )
     rooms.join(bob, room_id)
     rooms.say(alice, room_id)
-    told = sync(bob, since, filter=lazily)["rooms"]["join"][room_id]["state"]["events"]
+    received = sync(bob, since, filter=lazily)["rooms"]["join"][room_id]["state"]["events"]
     names = {
         event["state_key"]: event["content"].get("displayname")
-        for event in told
+        for event in received
         if event["type"] == "m.room.member"
     }
     assert names == {alice.user_id: "alice", bob.user_id: "bob", carol.user_id: "Karolina"}

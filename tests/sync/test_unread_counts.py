@@ -35,16 +35,6 @@ class Following:
 
 
 @pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
-@pytest.fixture
-def bob(server: TestServer) -> User:
-    return server.register("bob")
-
-
-@pytest.fixture
 def room(alice: User, bob: User) -> str:
     return rooms.create(alice, bob)
 
@@ -86,7 +76,7 @@ def test_state_reactions_and_edits_do_not_count(alice: User, room: str, bobs: Fo
     assert bobs.counted() == (1, 0)
 
 
-def test_redacted_messages_count_no_more(
+def test_redacted_messages_no_longer_count(
     alice: User, bob: User, room: str, bobs: Following
 ) -> None:
     sent = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
@@ -96,7 +86,7 @@ def test_redacted_messages_count_no_more(
     assert bobs.counted() == (1, 0)
 
 
-def test_mentions_by_name(
+def test_mentions_by_display_name_highlight(
     server: TestServer, alice: User, bob: User, room: str, bobs: Following
 ) -> None:
     carol = server.register("carol")
@@ -109,7 +99,9 @@ def test_mentions_by_name(
     assert bobs.counted() == (0, 0)
 
 
-def test_who_writes_has_read(alice: User, bob: User, room: str, bobs: Following) -> None:
+def test_sending_a_message_marks_the_room_as_read(
+    alice: User, bob: User, room: str, bobs: Following
+) -> None:
     root = rooms.say(alice, room)
     thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
     rooms.say(alice, room, more=thread)
@@ -129,7 +121,7 @@ def test_who_writes_has_read(alice: User, bob: User, room: str, bobs: Following)
     assert bobs.counted() == (1, 0), "and who writes in a thread has read the thread"
 
 
-def test_only_who_may_can_call_the_whole_room(
+def test_only_users_with_the_power_can_notify_the_room(
     alice: User, bob: User, room: str, bobs: Following
 ) -> None:
     alices = Following(alice, room)
@@ -139,7 +131,7 @@ def test_only_who_may_can_call_the_whole_room(
     assert alices.counted() == (1, 0), "Bob has not the power to"
 
 
-def test_messages_from_before_the_joining_or_during_an_absence_do_not_count(
+def test_messages_before_the_join_or_during_an_absence_do_not_count(
     alice: User, bob: User, room: str, bobs: Following
 ) -> None:
     rooms.read(bob, room, rooms.say(alice, room))
@@ -152,7 +144,7 @@ def test_messages_from_before_the_joining_or_during_an_absence_do_not_count(
     assert bobs.counted() == (1, 0), "a new name is no new joining"
 
 
-def test_threads_are_counted_and_read_by_themselves(
+def test_threads_are_counted_and_read_separately(
     alice: User, bob: User, room: str, bobs: Following
 ) -> None:
     root = rooms.say(alice, room)
@@ -183,7 +175,9 @@ def test_threads_are_counted_and_read_by_themselves(
     assert counts() == ({"notification_count": 0, "highlight_count": 0}, {})
 
 
-def test_counts_of_threads_have_an_older_name(alice: User, bob: User, room: str) -> None:
+def test_thread_counts_are_also_sent_under_the_unstable_name(
+    alice: User, bob: User, room: str
+) -> None:
     root = rooms.say(alice, room)
     rooms.say(alice, room, more={"m.relates_to": {"rel_type": "m.thread", "event_id": root}})
     name = "org.matrix.msc3773.unread_thread_notifications"

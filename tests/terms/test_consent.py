@@ -15,7 +15,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, move_user
 
 TERMS = {"type": "m.login.terms"}
 REGISTER = "/_matrix/client/v3/register"
@@ -60,12 +60,6 @@ def register(server: TestServer, name: str = "alice") -> User:
 def with_new_version(folder: Path, database: Database, text: str) -> TestServer:
     """Restart the server with another configuration."""
     return TestServer(folder, database, text, seed=2)
-
-
-def with_server(server: TestServer, user: User) -> User:
-    return User(
-        server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
-    )
 
 
 def consents(server: TestServer, user_id: str) -> list[tuple[str, str]]:
@@ -115,7 +109,7 @@ def test_a_new_version_needs_a_new_consent(tmp_path: Path, sqlite_database: Data
     alice = register(TestServer(tmp_path, sqlite_database, policies()))
     room = alice.post(ROOMS).json["room_id"]
     server = with_new_version(tmp_path, sqlite_database, policies("1.3"))
-    alice = with_server(server, alice)
+    alice = move_user(server, alice)
     message = f"/_matrix/client/v3/rooms/{room}/send/m.room.message"
     refused = alice.put(f"{message}/1", {"msgtype": "m.text", "body": "tea"})
     assert (refused.status, refused.errcode) == (403, "M_CONSENT_NOT_GIVEN")
@@ -169,7 +163,7 @@ def test_a_token_and_its_consents_are_read_in_one_query(
     for version, status in (("1.2", 200), ("1.3", 403)):
         server = with_new_version(tmp_path, database, policies(version))
         counter.clear()
-        assert with_server(server, alice).post(
+        assert move_user(server, alice).post(
             "/_matrix/client/v3/rooms/!none:example.org/leave"
         ).status in (
             403,
@@ -177,7 +171,7 @@ def test_a_token_and_its_consents_are_read_in_one_query(
         )
         assert counter.queries["get_access_token"] == 1
         assert not {"get_accounts", "get_policy_consents"} & counter.queries.keys()
-        assert with_server(server, alice).post(ROOMS, {}).status == status
+        assert move_user(server, alice).post(ROOMS, {}).status == status
     run_coroutine(database.close(), None)
 
 
@@ -211,7 +205,7 @@ def test_links_are_for_one_user_and_one_version(tmp_path: Path, sqlite_database:
     assert consents(later, alice.user_id) == []
     old.send("/_mahalla/consent", **TICKS)
     assert old.status == 200
-    assert with_server(later, alice).post(ROOMS).status == 200
+    assert move_user(later, alice).post(ROOMS).status == 200
 
 
 def test_requests_are_not_blocked_without_block_events_error(

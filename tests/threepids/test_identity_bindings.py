@@ -74,11 +74,6 @@ def server(tmp_path: Path, database: Database, identity: IdentityServer) -> Test
     return TestServer(tmp_path, database, CONFIG, web=identity)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def unbind(user: User, **further: str) -> Any:
     answer = user.post(f"{V3}/3pid/unbind", {**ADDRESS, **further})
     assert answer.status == 200, answer.body

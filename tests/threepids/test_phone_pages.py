@@ -9,7 +9,7 @@ from federation.protocol.ids import UserID
 from storage.accounts.accounts import AccountRow, AccountStore
 from storage.engine.database import Database
 from storage.threepids.threepids import ThreepidRow, ThreepidStore
-from tests.helpers.browser import Browser
+from tests.helpers.browser import Browser, press
 from tests.helpers.server import TestServer
 from tests.helpers.sms import SMSGateway
 
@@ -31,12 +31,6 @@ def gateway() -> SMSGateway:
 @pytest.fixture
 def server(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> TestServer:
     return TestServer(tmp_path, sqlite_database, CONFIG, web=gateway)
-
-
-def press(browser: Browser, do: str, **fields: str) -> None:
-    """Submit a form of the account page."""
-    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
-    browser.post(form.action, {**form.fields, **fields})
 
 
 def test_an_added_number_resets_the_password(server: TestServer, gateway: SMSGateway) -> None:
@@ -185,7 +179,7 @@ def test_a_code_survives_signing_in_again(server: TestServer, gateway: SMSGatewa
     assert "The number was added." in browser.words
 
 
-def test_registration_with_a_number(
+def test_a_user_registers_with_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     server = TestServer(
@@ -207,7 +201,7 @@ def test_registration_with_a_number(
     assert "+998901234567" in browser.words
 
 
-def test_registration_with_an_address_and_a_number(
+def test_a_user_registers_with_an_address_and_a_number(
     tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
 ) -> None:
     config = (

@@ -19,11 +19,6 @@ def server(tmp_path: Path, database: Database) -> TestServer:
     return TestServer(tmp_path, database)
 
 
-@pytest.fixture
-def alice(server: TestServer) -> User:
-    return server.register("alice")
-
-
 def assert_addresses(user: User, provider: str, *addresses: str) -> list[str]:
     """Let a provider assert addresses, as at a sign-in; return the user's addresses afterwards."""
     threepids = user.server.app.user_data.threepids

@@ -93,7 +93,7 @@ def is_in(browser: Browser) -> bool:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_the_client_page_ends_with_the_account_s_sessions(
+def test_the_consent_page_ends_with_the_accounts_sessions(
     server: TestServer, provider: OpenIDProvider, event: Callable[[TestServer], None]
 ) -> None:
     sign_in(server, provider, Browser(server))
@@ -117,7 +117,7 @@ def test_signing_out_ends_pending_flows(server: TestServer, provider: OpenIDProv
     assert (browser.status, "location" in browser.answer.headers) == (400, False)
 
 
-def test_the_client_page_ends_with_the_session_at_the_provider(
+def test_the_consent_page_ends_with_the_session_at_the_provider(
     server: TestServer, provider: OpenIDProvider
 ) -> None:
     tell(server, provider, sid="p", sub="2")  # of another person

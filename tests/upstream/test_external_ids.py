@@ -29,13 +29,6 @@ def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) 
     return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
 
 
-@pytest.fixture
-def root(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
-
-
 def test_administrators_list_links(
     server: TestServer, provider: OpenIDProvider, root: User
 ) -> None:

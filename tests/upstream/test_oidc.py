@@ -210,7 +210,9 @@ def test_an_unavailable_provider_shows_a_page(server: TestServer, provider: Open
     assert FAILED in browser.words
 
 
-def test_client_authentication_and_pkce(server: TestServer, provider: OpenIDProvider) -> None:
+def test_the_client_authenticates_and_uses_pkce(
+    server: TestServer, provider: OpenIDProvider
+) -> None:
     where = parse_qs(urlsplit(open_provider(Browser(server))).query)
     assert where["code_challenge_method"] == ["S256"]
     assert len(where["code_challenge"][0]) == 43
@@ -224,7 +226,7 @@ def test_client_authentication_and_pkce(server: TestServer, provider: OpenIDProv
     assert "code_challenge" not in open_provider(Browser(server))
 
 
-def test_claims_from_the_userinfo_endpoint(
+def test_claims_are_read_from_the_userinfo_endpoint(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = CONFIG + "  user_profile_method: userinfo_endpoint\n" + TEMPLATES
@@ -235,7 +237,7 @@ def test_claims_from_the_userinfo_endpoint(
     assert FAILED in come_back(provider, server).words
 
 
-def test_required_groups(
+def test_only_members_of_required_groups_sign_in(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     further = (
@@ -259,7 +261,7 @@ def test_required_groups(
     assert audit_records(server)[-1] == ("sign_in_refused", "not_allowed")
 
 
-def test_groups_from_a_template(
+def test_groups_are_read_by_a_template(
     tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
 ) -> None:
     template = "{{ user.realm_access.roles | map(attribute='name') | join('\\n') }}"

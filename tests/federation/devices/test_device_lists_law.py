@@ -19,8 +19,8 @@ from federation.protocol.ids import domain_of
 from homeserver.cluster.jobs import Job
 from storage.engine.database import Database
 from tests.conftest import run_coroutine
-from tests.federation.devices.test_encryption_between_servers import ENCRYPTED, another_device
 from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
 from tests.helpers.federated_rooms import NORTH, NUMBERS, SOUTH, create_room
 from tests.helpers.http import Answer
 from tests.helpers.keys import V3, identity_keys, sync, upload
@@ -69,7 +69,7 @@ class World:
         ]
         self.joined: set[tuple[int, int]] = set()
         self.is_stormy, self._random = storm is not None, Random(storm)
-        network.weather = self._fate
+        network.choose_fate = self._fate
         network.settle()
 
     def do(self, step: Step) -> None:
@@ -110,8 +110,8 @@ class World:
     def _people(self) -> set[str]:
         return {client.user.user_id for client in self.clients}
 
-    def _fate(self, letter: Transfer) -> Fate:
-        is_about_devices = any(part in letter.request.uri for part in ABOUT_DEVICES)
+    def _fate(self, transfer: Transfer) -> Fate:
+        is_about_devices = any(part in transfer.request.uri for part in ABOUT_DEVICES)
         return self._random.choice(FATES) if self.is_stormy and is_about_devices else Fate.ARRIVES
 
     def _publish(self, user: User) -> User:
@@ -261,7 +261,7 @@ def test_clients_know_the_devices_of_users_with_whom_they_share_a_room(
     happens: list[Step],
     storm: int | None,
 ) -> None:
-    NUMBERS.start_anew()
+    NUMBERS.reset()
     folder, databases = tmp_path_factory.mktemp("world"), list[Database]()
 
     def open_another() -> Database:

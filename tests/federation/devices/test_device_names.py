@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from federation.peers.wire import WireResponse
-from tests.federation.devices.test_encryption_between_servers import sending
+from tests.helpers.encrypted_rooms import encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH
 from tests.helpers.keys import identity_keys, query, sync
 from tests.helpers.network import Network
@@ -37,7 +37,7 @@ async def test_the_device_name_that_a_server_sends_is_shown(
 ) -> None:
     """spec: server-server-api#get_matrixfederationv1userdevicesuserid_response-200_user-device,
     server-server-api#definition-mdevice_list_update"""
-    room = await sending(network)
+    room = await encrypted_room(network)
     keys = {**identity_keys(room.bob, 2)[1], **inside}
     if how == "asked":
         device = {"device_id": room.bob.device_id, "keys": keys, **beside}
@@ -64,7 +64,7 @@ async def test_the_device_name_that_a_server_sends_is_shown(
 
 
 async def test_a_new_device_name_is_announced_to_clients(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     list_ = await room.south.server.app.federation_sender.own_devices.get_list(room.bob.user_id)
     since = sync(room.alice)["next_batch"]
@@ -78,9 +78,9 @@ async def test_a_new_device_name_is_announced_to_clients(network: Network) -> No
             "device_display_name": name,
         }
         await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
-        told = sync(room.alice, since)
-        assert told["device_lists"]["changed"] == [room.bob.user_id]
-        since = told["next_batch"]
+        received = sync(room.alice, since)
+        assert received["device_lists"]["changed"] == [room.bob.user_id]
+        since = received["next_batch"]
         assert shown_name(room.alice, room.bob) == name
     asked = [uri for _, to, _, uri in network.log if to == SOUTH and "/user/devices/" in uri]
     assert len(asked) == 1

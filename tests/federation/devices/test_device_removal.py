@@ -2,7 +2,7 @@
 
 import msgspec
 
-from tests.federation.devices.test_encryption_between_servers import another_device, sending
+from tests.helpers.encrypted_rooms import another_device, encrypted_room
 from tests.helpers.federated_rooms import NORTH
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Fate, Network, Transfer
@@ -17,35 +17,35 @@ def remove(user: User, *device_ids: str) -> None:
 
 
 async def test_the_removal_of_a_device_is_announced_once(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
     query(room.alice, room.bob)
-    told: list[tuple[str, bool]] = []
+    received: list[tuple[str, bool]] = []
 
-    def look(letter: Transfer) -> Fate:
+    def look(transfer: Transfer) -> Fate:
         if (
-            letter.destination == NORTH
-            and "/v1/send/" in letter.request.uri
-            and letter.request.body
+            transfer.destination == NORTH
+            and "/v1/send/" in transfer.request.uri
+            and transfer.request.body
         ):
             contents = [
-                edu["content"] for edu in msgspec.json.decode(letter.request.body).get("edus", [])
+                edu["content"] for edu in msgspec.json.decode(transfer.request.body).get("edus", [])
             ]
-            told.extend((each["device_id"], each["deleted"]) for each in contents)
+            received.extend((each["device_id"], each["deleted"]) for each in contents)
         return Fate.ARRIVES
 
-    network.weather = look
+    network.choose_fate = look
     since = sync(room.bob)["next_batch"]
     remove(room.bob, "NONE", second.device_id, second.device_id)
     network.settle()
-    assert told == [(second.device_id, True)]
+    assert received == [(second.device_id, True)]
     answer = sync(room.bob, since)
     assert answer["device_lists"]["changed"] == [room.bob.user_id]
     remove(room.bob, second.device_id)
     network.settle()
-    assert len(told) == 1, "the response may have been lost"
+    assert len(received) == 1, "the response may have been lost"
     assert sync(room.bob, answer["next_batch"])["device_lists"]["changed"] == []
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id

@@ -4,7 +4,7 @@ list may be old."""
 import msgspec
 import pytest
 
-from tests.federation.devices.test_encryption_between_servers import another_device, sending
+from tests.helpers.encrypted_rooms import another_device, encrypted_room
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, create_room
 from tests.helpers.keys import V3, identity_keys, query, upload
 from tests.helpers.network import Fate, Network, Transfer
@@ -13,57 +13,57 @@ UPDATE = "m.device_list_update"
 
 
 @pytest.fixture
-def told(network: Network) -> list[tuple[str, str]]:
+def sent_updates(network: Network) -> list[tuple[str, str]]:
     """Device updates by server."""
     found: list[tuple[str, str]] = []
 
-    def look(letter: Transfer) -> Fate:
-        if "/v1/send/" in letter.request.uri and letter.request.body:
-            edus = msgspec.json.decode(letter.request.body).get("edus", [])
+    def look(transfer: Transfer) -> Fate:
+        if "/v1/send/" in transfer.request.uri and transfer.request.body:
+            edus = msgspec.json.decode(transfer.request.body).get("edus", [])
             found.extend(
-                (letter.destination, edu["content"]["device_id"])
+                (transfer.destination, edu["content"]["device_id"])
                 for edu in edus
                 if edu["edu_type"] == UPDATE
             )
         return Fate.ARRIVES
 
-    network.weather = look
+    network.choose_fate = look
     return found
 
 
 async def test_a_returning_user_sends_the_changes_made_meanwhile(
-    network: Network, told: list[tuple[str, str]]
+    network: Network, sent_updates: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
     second = another_device(room.bob)
     upload(second, device_keys=identity_keys(second, 3)[1])
     network.settle()
-    told.clear()
+    sent_updates.clear()
     assert room.bob.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
     network.settle()
-    assert told == [(NORTH, second.device_id)]
+    assert sent_updates == [(NORTH, second.device_id)]
 
 
 async def test_only_the_latest_change_is_sent_and_only_if_no_room_was_shared(
-    network: Network, told: list[tuple[str, str]]
+    network: Network, sent_updates: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     for seed in range(3, 6):
         last = another_device(room.bob)
         upload(last, device_keys=identity_keys(last, seed)[1])
     carol = network.add(EAST).register("carol")
     theirs, norths = create_room(carol), create_room(room.alice)
     network.settle()
-    told.clear()
+    sent_updates.clear()
     assert room.bob.post(f"{V3}/join/{norths}?via={NORTH}", {}).status == 200
     network.settle()
-    assert told == [], "a room is shared with them already"
+    assert sent_updates == [], "a room is shared with them already"
     assert room.bob.post(f"{V3}/join/{theirs}?via={EAST}", {}).status == 200
     network.settle()
-    assert told == [(EAST, last.device_id)]
+    assert sent_updates == [(EAST, last.device_id)]
     assert (
         room.bob.put(
             f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}
@@ -72,42 +72,44 @@ async def test_only_the_latest_change_is_sent_and_only_if_no_room_was_shared(
     )
     network.clock.advance(5)
     network.settle()
-    assert len(told) == 1, "a new display name is not a join"
+    assert len(sent_updates) == 1, "a new display name is not a join"
 
 
 async def test_a_user_without_keys_sends_nothing(
-    network: Network, told: list[tuple[str, str]]
+    network: Network, sent_updates: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     dan = room.south.server.register("dan")
-    told.clear()
+    sent_updates.clear()
     assert dan.post(f"{V3}/join/{room.room_id}?via={NORTH}", {}).status == 200
     network.settle()
-    assert told == []
+    assert sent_updates == []
 
 
-async def test_it_is_sent_after_a_kill_too(network: Network, told: list[tuple[str, str]]) -> None:
-    room = await sending(network)
+async def test_changes_are_sent_after_a_kill(
+    network: Network, sent_updates: list[tuple[str, str]]
+) -> None:
+    room = await encrypted_room(network)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
-    told.clear()
+    sent_updates.clear()
     pending = room.bob.start("POST", f"{V3}/join/{room.room_id}?via={NORTH}", {})
     assert pending.done
-    assert told == []
+    assert sent_updates == []
     network.rebuild(SOUTH)
     network.settle()
-    assert set(told) == {(NORTH, room.bob.device_id)}
+    assert set(sent_updates) == {(NORTH, room.bob.device_id)}
 
 
 async def test_a_server_that_is_behind_costs_no_row_per_joining_user(
-    network: Network, told: list[tuple[str, str]]
+    network: Network, sent_updates: list[tuple[str, str]]
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     people = [room.south.server.register(f"person{number}") for number in range(3)]
     for seed, user in enumerate(people, 10):
         upload(user, device_keys=identity_keys(user, seed)[1])
     south = room.south.server.app.database
-    told.clear()
+    sent_updates.clear()
     network.cut(NORTH, SOUTH)
     room.bob.put(
         f"{V3}/rooms/{room.room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "1"}

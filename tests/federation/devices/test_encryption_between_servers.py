@@ -9,7 +9,13 @@ import pytest
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.canonical_json import MAX_DEPTH, MAX_SENT_DEPTH
 from federation.protocol.ids import RoomID, ServerName, UserID
-from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Shared, Side, adopt, shared
+from tests.helpers.encrypted_rooms import (
+    another_device,
+    encrypted_room,
+    receive_numbers,
+    send_number,
+)
+from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, adopt, shared
 from tests.helpers.keys import (
     V3,
     claim,
@@ -20,61 +26,14 @@ from tests.helpers.keys import (
     sync,
     upload,
 )
-from tests.helpers.network import Network
-from tests.helpers.room_actions import set_state
-from tests.helpers.server import TestServer, User
+from tests.helpers.network import Network, count_requests
+from tests.helpers.server import TestServer
 
-ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}
 CLAIM = "/_matrix/federation/v1/user/keys/claim"
 
 
-async def sending(network: Network) -> Shared:
-    """A shared encrypted room in which both have published keys, and all queues are empty."""
-    room = await shared(network)
-    network.start_sending()
-    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
-    for user, seed in ((room.alice, 1), (room.bob, 2)):
-        upload(
-            user,
-            device_keys=identity_keys(user, seed)[1],
-            one_time_keys=one_time_keys(user.device_id + "1"),
-        )
-    network.settle()
-    return room
-
-
-def another_device(user: User) -> User:
-    answer = user.server.post(
-        f"{V3}/login",
-        {
-            "type": "m.login.password",
-            "identifier": {"type": "m.id.user", "user": user.user_id},
-            "password": "wonderland",
-        },
-    )
-    assert answer.status == 200, answer.body
-    return User(user.server, answer.json)
-
-
-def asked(network: Network, server: str, word: str) -> int:
-    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
-
-
-def bodies(user: User, since: str | None = None) -> tuple[list[Any], str]:
-    """The messages that arrived for a device, and the next token."""
-    answer = sync(user, since)
-    return [
-        event["content"]["n"] for event in answer.get("to_device", {}).get("events", [])
-    ], answer["next_batch"]
-
-
-def send(user: User, number: int, messages: dict[str, Any]) -> None:
-    answer = user.put(f"{V3}/sendToDevice/org.example.number/{number}", {"messages": messages})
-    assert answer.status == 200, answer.body
-
-
 async def test_keys_of_a_remote_user_are_fetched_once_and_stored(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
 
     first = query(room.alice, room.bob)
     again = query(room.alice, room.bob)
@@ -84,11 +43,11 @@ async def test_keys_of_a_remote_user_are_fetched_once_and_stored(network: Networ
     assert devices[room.bob.device_id]["signatures"] == identity_keys(room.bob, 2)[1]["signatures"]
     assert first == again
     assert first["failures"] == {}
-    assert asked(network, SOUTH, "/user/devices/") == 1
+    assert count_requests(network, SOUTH, "/user/devices/") == 1
 
 
 async def test_a_new_device_is_announced_and_known_without_another_query(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     since = sync(room.alice)["next_batch"]
 
@@ -101,18 +60,18 @@ async def test_a_new_device_is_announced_and_known_without_another_query(network
         room.bob.device_id,
         second.device_id,
     }
-    assert asked(network, SOUTH, "/user/devices/") == 1
+    assert count_requests(network, SOUTH, "/user/devices/") == 1
 
     assert second.post(f"{V3}/logout").status == 200
     network.settle()
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id
     }
-    assert asked(network, SOUTH, "/user/devices/") == 1
+    assert count_requests(network, SOUTH, "/user/devices/") == 1
 
 
 async def test_changes_during_an_outage_are_sent_after_it(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     network.cut(NORTH, SOUTH)
     devices = [another_device(room.bob) for _ in range(3)]
@@ -131,7 +90,7 @@ async def test_changes_during_an_outage_are_sent_after_it(network: Network) -> N
 
 
 async def test_a_gap_in_updates_triggers_a_resync(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     content = {
         "user_id": room.bob.user_id,
@@ -143,14 +102,14 @@ async def test_a_gap_in_updates_triggers_a_resync(network: Network) -> None:
     await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
     network.settle()
 
-    assert asked(network, SOUTH, "/user/devices/") == 2
+    assert count_requests(network, SOUTH, "/user/devices/") == 2
     assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
         room.bob.device_id
     }
 
 
 async def test_a_server_cannot_change_devices_of_another_server(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     east = Side(network.add(EAST))
     await adopt(room.north, east, east.server.register("carol").user_id, room.room_id)
     before = query(room.alice, room.bob)["device_keys"]
@@ -168,7 +127,7 @@ async def test_a_server_cannot_change_devices_of_another_server(network: Network
 
 
 async def test_cross_signing_keys_are_announced(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     master, master_key = cross_signing_key(room.bob, "master", 9)
     _, self_signing = cross_signing_key(room.bob, "self_signing", 10, master)
@@ -182,12 +141,12 @@ async def test_cross_signing_keys_are_announced(network: Network) -> None:
     known = query(room.alice, room.bob)
     assert known["master_keys"][room.bob.user_id]["keys"] == master_key["keys"]
     assert known["self_signing_keys"][room.bob.user_id]["keys"] == self_signing["keys"]
-    assert asked(network, SOUTH, "/user/devices/") == 1
+    assert count_requests(network, SOUTH, "/user/devices/") == 1
 
 
 async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> None:
     """With and without a stored device list."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
     edu: dict[str, Any] = {
         "edu_type": "m.signing_key_update",
@@ -198,7 +157,7 @@ async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> No
         "content": {**edu["content"], "master_key": cross_signing_key(room.bob, "master", 10)[1]},
     }
     since = sync(room.alice)["next_batch"]
-    told: list[bool] = []
+    received: list[bool] = []
     for said in (edu, edu, other, edu, "ask", edu, edu):
         if said == "ask":
             query(room.alice, room.bob)
@@ -206,14 +165,14 @@ async def test_repeated_cross_signing_keys_are_no_change(network: Network) -> No
             await room.south.push(NORTH, [], [said])
         answer = sync(room.alice, since)
         since = answer["next_batch"]
-        told.append(room.bob.user_id in answer["device_lists"]["changed"])
-    assert told == [True, False, True, True, False, True, False], (
+        received.append(room.bob.user_id in answer["device_lists"]["changed"])
+    assert received == [True, False, True, True, False, True, False], (
         "after the query bob's server has no list; it gets the update, and again"
     )
 
 
 async def test_a_server_that_does_not_answer_is_a_failure(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     network.cut(NORTH, SOUTH)
 
     answer = query(room.alice, room.alice, room.bob)
@@ -222,17 +181,17 @@ async def test_a_server_that_does_not_answer_is_a_failure(network: Network) -> N
 
 
 async def test_keys_of_users_without_a_shared_room_are_fetched_each_time(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     dan = room.south.server.register("dan")
     upload(dan, device_keys=identity_keys(dan, 5)[1])
 
     for _ in range(2):
         assert query(room.alice, dan)["device_keys"][dan.user_id].keys() == {dan.device_id}
-    assert asked(network, SOUTH, "/user/keys/query") == 2
+    assert count_requests(network, SOUTH, "/user/keys/query") == 2
 
 
 async def test_a_one_time_key_is_never_claimed_twice(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     names = [f"k{number}" for number in range(10)]
@@ -258,7 +217,7 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
     )
     upload(room.alice, one_time_keys=one_time_keys(*[f"k{number}" for number in range(9)]))
     east = network.add(EAST)
-    wish = {
+    requested = {
         "one_time_keys": {
             room.alice.user_id: {room.alice.device_id: "signed_curve25519", "X": "other"}
         }
@@ -266,7 +225,7 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
 
     async def ask(server: TestServer) -> int:
         """Return the number of claimed keys. Raises RefusedByRemote."""
-        answer = await server.app.peers.requests.post(ServerName(NORTH), CLAIM, wish)
+        answer = await server.app.peers.requests.post(ServerName(NORTH), CLAIM, requested)
         return len(answer["one_time_keys"].get(room.alice.user_id, {}))
 
     south = room.south.server
@@ -282,12 +241,12 @@ async def test_a_server_that_claims_too_many_keys_is_limited_and_others_are_not(
 
 
 async def test_to_device_messages_arrive_in_order_and_once(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     second = another_device(room.bob)
-    _, since = bodies(room.bob)
-    _, since_second = bodies(second)
+    _, since = receive_numbers(room.bob)
+    _, since_second = receive_numbers(second)
     for number in range(5):
-        send(
+        send_number(
             room.alice,
             number,
             {
@@ -300,7 +259,7 @@ async def test_to_device_messages_arrive_in_order_and_once(network: Network) -> 
         network.settle()
     network.cut(NORTH, SOUTH)
     for number in range(5, 120):
-        send(room.alice, number, {room.bob.user_id: {"*": {"n": number}}})
+        send_number(room.alice, number, {room.bob.user_id: {"*": {"n": number}}})
         network.settle()
     network.rebuild(NORTH)
     network.settle()
@@ -312,7 +271,7 @@ async def test_to_device_messages_arrive_in_order_and_once(network: Network) -> 
     for user, start in ((room.bob, since), (second, since_second)):
         got, token = list[int](), start
         while True:
-            more, token = bodies(user, token)
+            more, token = receive_numbers(user, token)
             if not more:
                 break
             got += more
@@ -320,8 +279,8 @@ async def test_to_device_messages_arrive_in_order_and_once(network: Network) -> 
 
 
 async def test_a_duplicate_message_is_ignored(network: Network) -> None:
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     content = {
         "sender": room.alice.user_id,
         "type": "org.example.number",
@@ -336,22 +295,22 @@ async def test_a_duplicate_message_is_ignored(network: Network) -> None:
     for _ in range(2):
         await room.north.push(SOUTH, [], [edu, forged])
 
-    assert bodies(room.bob, since)[0] == [1]
+    assert receive_numbers(room.bob, since)[0] == [1]
 
 
 async def test_a_message_of_the_maximum_depth_arrives(network: Network) -> None:
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     deep = json.loads("[" * (MAX_SENT_DEPTH - 1) + "]" * (MAX_SENT_DEPTH - 1))
-    send(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {"n": deep}}})
+    send_number(room.alice, 1, {room.bob.user_id: {room.bob.device_id: {"n": deep}}})
     network.settle()
 
-    assert bodies(room.bob, since)[0] == [deep]
+    assert receive_numbers(room.bob, since)[0] == [deep]
 
 
 async def test_a_message_that_nests_too_deep_is_dropped_and_no_other(network: Network) -> None:
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     deeper = json.loads("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     content = {"sender": room.alice.user_id, "type": "org.example.number"}
     edus = [
@@ -367,13 +326,13 @@ async def test_a_message_that_nests_too_deep_is_dropped_and_no_other(network: Ne
     ]
     await room.north.push(SOUTH, [], edus)
 
-    assert bodies(room.bob, since)[0] == [1, 2]
+    assert receive_numbers(room.bob, since)[0] == [1, 2]
 
 
 async def test_messages_to_no_device_leave_no_record(network: Network) -> None:
     """Otherwise a server could fill our disk with messages to nobody. A message whose device
     appears meanwhile is accepted."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     later = room.bob.device_id + "LATER"
     recipients: list[dict[str, Any]] = [
         {},
@@ -383,7 +342,7 @@ async def test_messages_to_no_device_leave_no_record(network: Network) -> None:
         {f"@nobody:{SOUTH}": {"*": {"n": 1}}},
         {room.bob.user_id: {"*": {"n": 2}}},
     ]
-    _, since = bodies(room.bob)
+    _, since = receive_numbers(room.bob)
     for number, messages in enumerate(recipients):
         content = {
             "sender": room.alice.user_id,
@@ -397,11 +356,11 @@ async def test_messages_to_no_device_leave_no_record(network: Network) -> None:
         "test", lambda txn: txn.query("SELECT message_id, origin FROM received_to_device")
     )
     assert notes == [("m5", NORTH)]
-    assert bodies(room.bob, since)[0] == [2]
+    assert receive_numbers(room.bob, since)[0] == [2]
 
 
 async def test_keys_of_a_returning_user_are_fetched_again(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
@@ -418,7 +377,7 @@ async def test_keys_of_a_returning_user_are_fetched_again(network: Network) -> N
 
 
 async def test_a_device_list_is_stored_only_while_a_room_is_shared(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
@@ -433,7 +392,7 @@ async def test_a_device_list_is_stored_only_while_a_room_is_shared(network: Netw
 
 
 async def test_a_user_who_joins_a_room_gets_the_present_devices(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     answer = room.bob.post(f"{V3}/createRoom", {"preset": "public_chat"})
     later = answer.json["room_id"]
@@ -450,13 +409,13 @@ async def test_a_user_who_joins_a_room_gets_the_present_devices(network: Network
         room.bob.device_id,
         second.device_id,
     }
-    assert asked(network, SOUTH, "/user/devices/") == 2
+    assert count_requests(network, SOUTH, "/user/devices/") == 2
 
 
 async def test_a_user_who_returns_to_a_room_gets_the_present_devices(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
     network.settle()
@@ -476,7 +435,7 @@ async def test_a_user_who_returns_to_a_room_gets_the_present_devices(
 
 
 async def test_users_who_join_and_leave_are_in_changed_and_left(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     carol = room.south.server.register("carol")
     upload(carol, device_keys=identity_keys(carol, 6)[1])
     network.settle()
@@ -497,7 +456,7 @@ async def test_users_who_join_and_leave_are_in_changed_and_left(network: Network
 async def test_device_names_and_user_signing_keys_are_not_sent_to_other_servers(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     room.bob.put(f"{V3}/devices/{room.bob.device_id}", {"display_name": "Bob's secret phone"})
     master, master_key = cross_signing_key(room.bob, "master", 9)
     _, user_signing = cross_signing_key(room.bob, "user_signing", 11, master)

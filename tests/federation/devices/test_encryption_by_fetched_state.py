@@ -3,8 +3,8 @@ fetched state, and from then on device lists work as in any encrypted room."""
 
 from typing import Any
 
-from tests.federation.devices.test_encryption_between_servers import ENCRYPTED, another_device
 from tests.federation.rooms.receive.test_missing_events import lie
+from tests.helpers.encrypted_rooms import ENCRYPTED, another_device
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Network
@@ -31,18 +31,20 @@ async def hear_the_last(network: Network, room: Shared) -> None:
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
-async def test_in_a_gap_that_fetched_state_bridges(network: Network) -> None:
+async def test_encryption_enabled_in_a_gap_bridged_by_fetched_state_is_noticed(
+    network: Network,
+) -> None:
     room = await shared(network)
     upload(room.alice, device_keys=identity_keys(room.alice, 1)[1])
     since = changed(room.bob, sync(room.bob)["next_batch"])[1]
     network.cut(NORTH, SOUTH)
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     await hear_the_last(network, room)
-    told, since = changed(room.bob, since)
-    assert room.alice.user_id in told, "encryption is on now"
+    received, since = changed(room.bob, since)
+    assert room.alice.user_id in received, "encryption is on now"
     query(room.bob, room.alice)
-    told, since = changed(room.bob, since)
-    assert told == set(), "they are listed once"
+    received, since = changed(room.bob, since)
+    assert received == set(), "they are listed once"
     network.start_sending()
     new = another_device(room.alice)
     upload(new, device_keys=identity_keys(new, 9)[1])
@@ -50,7 +52,9 @@ async def test_in_a_gap_that_fetched_state_bridges(network: Network) -> None:
     assert room.alice.user_id in changed(room.bob, since)[0]
 
 
-async def test_while_no_user_of_the_server_was_in_the_room(network: Network) -> None:
+async def test_encryption_enabled_while_no_local_user_was_in_the_room_is_noticed(
+    network: Network,
+) -> None:
     alice, bob = (
         network.add("north.example").register("alice"),
         network.add("south.example").register("bob"),
@@ -66,8 +70,8 @@ async def test_while_no_user_of_the_server_was_in_the_room(network: Network) -> 
     since = changed(bob, since)[1]
     ok(alice.put(f"/_matrix/client/v3/rooms/{room_id}/state/m.room.encryption/", ENCRYPTED))
     join_from(network, bob, room_id)
-    told, since = changed(bob, since)
-    assert alice.user_id in told
+    received, since = changed(bob, since)
+    assert alice.user_id in received
     query(bob, alice)
     new = another_device(alice)
     upload(new, device_keys=identity_keys(new, 9)[1])
@@ -75,7 +79,7 @@ async def test_while_no_user_of_the_server_was_in_the_room(network: Network) -> 
     assert alice.user_id in changed(bob, since)[0]
 
 
-async def test_users_who_join_and_leave_in_such_a_gap(network: Network) -> None:
+async def test_users_who_join_and_leave_in_a_gap_are_in_changed_and_left(network: Network) -> None:
     room = await shared(network)
     set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
     carol, dave = (room.alice.server.register(name) for name in ("carol", "dave"))

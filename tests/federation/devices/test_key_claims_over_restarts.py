@@ -4,28 +4,16 @@ that has been away for longer is not retried."""
 
 from federation.protocol.ids import ServerName
 from federation.sender.destination import NO_ANSWER_BACKOFF_MS
-from tests.federation.devices.test_encryption_between_servers import asked, sending
+from tests.helpers.encrypted_rooms import ALGORITHM, begin_claim, encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared
-from tests.helpers.http import Pending
 from tests.helpers.keys import V3
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say
-
-ALGORITHM = "signed_curve25519"
-
-
-def begin_claim(room: Shared) -> Pending:
-    """Alice claims a key of Bob's, and waits ten seconds for it."""
-    return room.alice.start(
-        "POST",
-        f"{V3}/keys/claim",
-        {"one_time_keys": {room.bob.user_id: {room.bob.device_id: ALGORITHM}}},
-    )
 
 
 async def away(network: Network, seconds: int) -> Shared:
     """The south is unreachable for that long."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
@@ -35,7 +23,7 @@ async def away(network: Network, seconds: int) -> Shared:
 
 
 async def test_a_server_that_does_not_answer_is_a_failure(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     network.cut(NORTH, SOUTH)
     claiming = begin_claim(room)
     network.clock.advance(8)
@@ -60,7 +48,9 @@ async def test_claims_from_a_server_that_is_away_for_longer_fail_at_once(network
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
+async def test_claims_fail_at_once_though_the_server_was_not_tried_for_a_while(
+    network: Network,
+) -> None:
     """The pauses between retries grow: in a long one it is contacted, but once."""
     room = await away(network, 90)
     sender = room.north.server.app.federation_sender.sender
@@ -68,10 +58,10 @@ async def test_also_if_it_was_not_tried_for_a_while(network: Network) -> None:
         network.clock.advance(1)
     assert not sender.is_failing(ServerName(SOUTH))
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
-    assert asked(network, SOUTH, "/user/keys/claim") == 1
+    assert count_requests(network, SOUTH, "/user/keys/claim") == 1
 
 
-async def test_also_on_a_node_without_the_sender(network: Network) -> None:
+async def test_claims_fail_at_once_on_a_node_without_the_sender(network: Network) -> None:
     """That node knows it from the sending one."""
     room = await away(network, 10)
     network.stop_sending()
@@ -85,13 +75,13 @@ async def test_also_on_a_node_without_the_sender(network: Network) -> None:
     assert begin_claim(room).answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_also_for_users_without_a_shared_room(network: Network) -> None:
+async def test_claims_fail_at_once_for_users_without_a_shared_room(network: Network) -> None:
     """Otherwise a client that names many servers would have each contacted again and again."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     network.cut(NORTH, SOUTH)
     wanted = {
         f"@nobody:{server}": {"X": ALGORITHM} for server in (SOUTH, ServerName("nowhere.example"))
     }
     answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wanted})
     assert answer.json["failures"].keys() == {SOUTH, "nowhere.example"}
-    assert asked(network, SOUTH, "/user/keys/claim") == 1
+    assert count_requests(network, SOUTH, "/user/keys/claim") == 1

@@ -5,11 +5,11 @@ of its queue is much later."""
 import pytest
 
 from federation.peers.wire import WireResponse
-from tests.federation.devices.test_encryption_between_servers import another_device, asked, sending
 from tests.helpers.clocks import pass_time
+from tests.helpers.encrypted_rooms import another_device, encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared
 from tests.helpers.keys import claim, identity_keys, query, upload
-from tests.helpers.network import Fate, Network
+from tests.helpers.network import Fate, Network, count_requests
 from tests.helpers.room_actions import say
 
 BACK = 25
@@ -32,7 +32,7 @@ def come_back(network: Network) -> None:
 
 async def outage(network: Network, how: str) -> Shared:
     """The south was away, and has been back for twenty seconds."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     go_away(network, how)
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
@@ -48,7 +48,7 @@ async def test_keys_can_be_queried_as_soon_as_the_server_is_back(
 ) -> None:
     """Keys of users whom nobody on this server queried before."""
     room = await outage(network, how)
-    assert asked(network, SOUTH, "/user/devices/") == 0
+    assert count_requests(network, SOUTH, "/user/devices/") == 0
     found = query(room.alice, room.bob)
     assert (found["failures"], found["device_keys"][room.bob.user_id].keys()) == (
         {},
@@ -66,7 +66,7 @@ async def test_one_time_keys_can_be_claimed_as_soon_as_the_server_is_back(
 
 async def test_stored_keys_are_returned_during_the_outage(network: Network) -> None:
     """Without a failure if no update was missed; otherwise together with the failure."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     known = query(room.alice, room.bob)
     go_away(network, "cut")
     say(room.alice, room.room_id, "is anybody there?")
@@ -94,30 +94,30 @@ async def test_stored_keys_are_returned_during_the_outage(network: Network) -> N
 async def test_a_server_that_fails_at_once_is_contacted_at_most_every_five_seconds(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     go_away(network, "cut")
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
-    before = asked(network, SOUTH, "/user/devices/")
+    before = count_requests(network, SOUTH, "/user/devices/")
     for _ in range(60):
         pass_time(network, 1, 1)
         assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}
-    assert asked(network, SOUTH, "/user/devices/") - before <= 12
+    assert count_requests(network, SOUTH, "/user/devices/") - before <= 12
 
 
 async def test_a_server_that_timed_out_is_left_alone_for_longer(network: Network) -> None:
     """Every caller would wait as long."""
-    room = await sending(network)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    room = await encrypted_room(network)
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
     say(room.alice, room.room_id, "is anybody there?")
     network.settle()
     pass_time(
         network, 60 + 5 + 60, 1
     )  # two attempts, of a minute each; the next one is in fifteen seconds
-    before = asked(network, SOUTH, "/user/devices/")
+    before = count_requests(network, SOUTH, "/user/devices/")
     for _ in range(14):
         assert query(room.alice, room.bob)["failures"].keys() == {SOUTH}
         pass_time(network, 1, 1)
-    assert asked(network, SOUTH, "/user/devices/") == before
+    assert count_requests(network, SOUTH, "/user/devices/") == before

@@ -8,7 +8,7 @@ import pytest
 
 from federation.protocol.ids import RoomID
 from homeserver.services.encryption import key_queries, to_device
-from tests.federation.devices.test_encryption_between_servers import ENCRYPTED, bodies, sending
+from tests.helpers.encrypted_rooms import ENCRYPTED, encrypted_room, receive_numbers
 from tests.helpers.federated_rooms import NORTH
 from tests.helpers.keys import V3, identity_keys, one_time_keys, query, upload
 from tests.helpers.network import Network
@@ -70,7 +70,7 @@ async def test_all_users_invited_by_the_creator_of_a_room_can_read_it(network: N
     say(alice, room_id, "what these keys open")
     network.settle()
 
-    assert [bodies(user)[0] for user in others] == [[1]] * len(others)
+    assert [receive_numbers(user)[0] for user in others] == [[1]] * len(others)
     for user in others:
         join(user, room_id)
     assert query(alice, *others)["failures"] == {}, "and when they have joined"
@@ -98,7 +98,7 @@ async def test_users_whose_invite_is_withdrawn_count_as_unrelated_again(
 
 async def test_invites_by_other_users_do_not_count(network: Network) -> None:
     """They may name any servers, existing or not."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, LIMITS)
     levels = {"users": {room.alice.user_id: 100}, "invite": 0}
     set_state(room.alice, room.room_id, "m.room.power_levels", levels)

@@ -9,7 +9,7 @@ import pytest
 from federation.peers.wire import WireResponse
 from federation.remote.keys import CLAIM_BASE_BYTES, MAX_LIST_RESPONSE_BYTES, QUERY_BASE_BYTES
 from homeserver.services.encryption import key_queries
-from tests.federation.devices.test_encryption_between_servers import sending
+from tests.helpers.encrypted_rooms import encrypted_room
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, one_time_keys, upload
@@ -53,15 +53,15 @@ def tries(network: Network, servers: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
-async def test_only_a_few_of_them_are_contacted_for_one_request(
+async def test_one_request_contacts_few_unrelated_servers(
     network: Network, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(key_queries, "MAX_UNRELATED_SERVERS", 3)
-    room = await sending(network)
-    told = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
+    room = await encrypted_room(network)
+    received = answer(network, ask(room.alice, what, [room.bob], MADE_UP))
     assert set(tries(network, MADE_UP)) == set(MADE_UP[:3])
-    assert told["failures"].keys() == set(MADE_UP)
-    (keys,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
+    assert received["failures"].keys() == set(MADE_UP)
+    (keys,) = (received[kind] for kind in ("device_keys", "one_time_keys") if kind in received)
     assert keys[room.bob.user_id].keys() == {room.bob.device_id}, "a room is shared with this one"
 
 
@@ -71,7 +71,7 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
     network: Network, what: str, is_too_long: bool
 ) -> None:
     """Many servers may answer at the same time."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     other = room.bob if what == "list" else network.add(EAST).register("carol")
     keys = {other.user_id: {other.device_id: identity_keys(other, 5)[1]}}
     answers: dict[str, Any] = {
@@ -99,15 +99,17 @@ async def test_the_size_limit_of_a_response_depends_on_the_query(
             WireResponse(200, {}, body) if any(word in request.uri for word in words) else None
         )
     )
-    told = answer(network, ask(room.alice, "claim" if what == "claim" else "query", [other], []))
-    assert bool(told["failures"]) == is_too_long
-    (found,) = (told[kind] for kind in ("device_keys", "one_time_keys") if kind in told)
+    received = answer(
+        network, ask(room.alice, "claim" if what == "claim" else "query", [other], [])
+    )
+    assert bool(received["failures"]) == is_too_long
+    (found,) = (received[kind] for kind in ("device_keys", "one_time_keys") if kind in received)
     assert bool(found.get(other.user_id)) != is_too_long
 
 
 @pytest.mark.parametrize("what", ["query", "claim"])
 async def test_unrelated_servers_are_rate_limited(network: Network, what: str) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     carol = network.add(EAST).register("carol")
     upload(
         carol, device_keys=identity_keys(carol, 5)[1], one_time_keys=one_time_keys("A", "B", "C")

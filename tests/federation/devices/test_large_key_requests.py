@@ -19,7 +19,7 @@ MANY = 2 * REMOTE_BATCH + 1
 """More than fit into two requests."""
 
 
-def wish(bob: User) -> dict[str, dict[str, str]]:
+def requested(bob: User) -> dict[str, dict[str, str]]:
     """Keys for devices that do not exist, and last for Bob's."""
     others = {f"@u{n}:{SOUTH}": {"D": "signed_curve25519"} for n in range(MANY - 1)}
     return {**others, bob.user_id: {bob.device_id: "signed_curve25519"}}
@@ -28,7 +28,7 @@ def wish(bob: User) -> dict[str, dict[str, str]]:
 async def test_a_large_claim_is_split_into_several_requests(network: Network) -> None:
     room = await shared(network)
     upload(room.bob, one_time_keys=one_time_keys("k"))
-    pending = room.alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob)})
+    pending = room.alice.start("POST", f"{V3}/keys/claim", {"one_time_keys": requested(room.bob)})
     network.settle()
     assert pending.answer.json["failures"] == {}
     assert pending.answer.json["one_time_keys"].keys() == {room.bob.user_id}
@@ -38,7 +38,7 @@ async def test_a_large_claim_is_split_into_several_requests(network: Network) ->
 async def test_a_large_query_is_split_into_several_requests(network: Network) -> None:
     room = await shared(network)
     upload(room.bob, device_keys=identity_keys(room.bob)[1])
-    users: dict[str, list[str]] = {user_id: [] for user_id in wish(room.bob)}
+    users: dict[str, list[str]] = {user_id: [] for user_id in requested(room.bob)}
     pending = room.alice.start("POST", f"{V3}/keys/query", {"device_keys": users})
     network.settle()
     assert pending.answer.json["failures"] == {}
@@ -54,17 +54,18 @@ async def test_a_server_that_answers_too_slowly_gets_no_further_requests(network
     room = await shared(network)
     network.hold()
     pending = room.alice.start(
-        "POST", f"{V3}/keys/claim", {"one_time_keys": wish(room.bob), "timeout": 5000}
+        "POST", f"{V3}/keys/claim", {"one_time_keys": requested(room.bob), "timeout": 5000}
     )
     network.settle()
-    asked = [letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]
+    asked = [transfer for transfer in network.held() if "/user/keys/claim" in transfer.request.uri]
     assert len(asked) == 1
     assert len(json.loads(asked[0].request.body or b"")["one_time_keys"]) == REMOTE_BATCH
     network.clock.advance(5.1)
     network.settle()
     assert pending.answer.json["failures"].keys() == {SOUTH}
     assert (
-        len([letter for letter in network.held() if "/user/keys/claim" in letter.request.uri]) == 1
+        len([transfer for transfer in network.held() if "/user/keys/claim" in transfer.request.uri])
+        == 1
     )
 
 

@@ -14,7 +14,7 @@ from tests.helpers.federated_rooms import Side
 from tests.helpers.large_rooms import (
     MEMBERS,
     complete,
-    enter_after_a_ban,
+    join_after_missed_ban,
     large_room,
     lazily,
     member,
@@ -81,7 +81,7 @@ async def mistaken(network: Network) -> tuple[User, User, str, str]:
         **ENCRYPTED,
     )
     wanda = network.add(WEST).register("wanda")
-    enter_after_a_ban(network, alice, bob, room_id, wanda)
+    join_after_missed_ban(network, alice, bob, room_id, wanda)
     since = lazily(bob)["next_batch"]
     west = Side(wanda.server)
     (our_join,) = await Side(bob.server).last(RoomID(room_id))
@@ -110,7 +110,9 @@ async def test_a_user_who_was_a_member_only_in_the_partial_state_is_in_left(
 
 
 @pytest.mark.parametrize("restarts", [False, True])
-async def test_also_if_the_reader_has_left_meanwhile(network: Network, restarts: bool) -> None:
+async def test_a_partial_member_is_in_left_though_the_reader_has_left(
+    network: Network, restarts: bool
+) -> None:
     bob, wanda, room_id, since = await mistaken(network)
     complete(network)
     ok(bob.post(f"{V3}/rooms/{room_id}/leave"))
@@ -122,7 +124,7 @@ async def test_also_if_the_reader_has_left_meanwhile(network: Network, restarts:
     assert lazily(bob, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
 
 
-async def test_but_not_if_another_encrypted_room_is_shared(network: Network) -> None:
+async def test_a_partial_member_of_another_encrypted_room_is_not_in_left(network: Network) -> None:
     bob, wanda, _, since = await mistaken(network)
     other = create(bob, preset="public_chat", **ENCRYPTED)
     ok(join_via(wanda, other, SOUTH))

@@ -117,17 +117,17 @@ class Node:
         if topic is Topic.DEVICE:
             number = tables.keys[user] = tables.keys[user] + 1
             tables.positions[user] = tables.head
-            told, name = tables.told_keys, user
+            received, name = tables.told_keys, user
         else:
             number = tables.signed[user][target] = tables.signed[user].get(target, 0) + 1
-            told, name = tables.told_signed[user], target
+            received, name = tables.told_signed[user], target
         change = Change(tables.head, topic, user_id=user)
         self.untold.append(
             (
                 before,
                 [change],
                 tables.head,
-                lambda: told.update({name: max(number, told.get(name, 0))}),
+                lambda: received.update({name: max(number, received.get(name, 0))}),
             )
         )
 
@@ -172,10 +172,10 @@ def test_a_response_has_what_was_acknowledged_before_the_request(number: int, se
     asked: list[Deferred[Any]] = []
 
     async def ask(node: Node, reader: str) -> None:
-        told, told_signed = dict(tables.told_keys), dict(tables.told_signed[reader])
+        received, told_signed = dict(tables.told_keys), dict(tables.told_signed[reader])
         devices, signed = await node.ask(reader)
         for user in USERS:
-            assert devices[user] >= told[user], (user, reader)
+            assert devices[user] >= received[user], (user, reader)
             assert user == reader or signed.get(user, 0) >= told_signed.get(user, 0), (user, reader)
             if (
                 number > 1

@@ -15,15 +15,10 @@ from storage.encryption.remote_devices import CachedDeviceList, RemoteDeviceStor
 from storage.engine.streams import Streams
 from storage.engine.transaction import Transaction
 from storage.rooms.memberships import MembershipStore
-from tests.federation.devices.test_encryption_between_servers import (
-    ENCRYPTED,
-    another_device,
-    asked,
-    sending,
-)
+from tests.helpers.encrypted_rooms import ENCRYPTED, another_device, encrypted_room
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, create_room
 from tests.helpers.keys import V3, cross_signing_key, identity_keys, query, sync, upload
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import set_state
 from tests.helpers.server import TestServer, User
 
@@ -100,7 +95,7 @@ async def tell(room: Shared, ghost: Ghost, stream_id: int, prev_id: int, seed: i
 async def test_the_list_of_a_user_who_joins_is_stale_even_after_an_immediate_kill(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     leave(network, room.bob, room.room_id)
     second = add_device(network, room.bob)
@@ -114,7 +109,7 @@ async def test_the_list_of_a_user_who_joins_is_stale_even_after_an_immediate_kil
 
 
 async def test_the_list_of_a_user_who_joins_two_rooms_at_once_is_stale(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     rooms = [create_room(room.alice) for _ in range(2)]
     for room_id in rooms:
@@ -138,7 +133,7 @@ async def test_a_user_who_left_and_came_back_between_two_syncs_is_changed(
     network: Network, who: str, restart: bool
 ) -> None:
     """A client that was away has the old list, and would encrypt for it."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     since, mover = sync(room.alice)["next_batch"], room.alice if who == "alice" else room.bob
     leave(network, mover, room.room_id)
@@ -169,7 +164,7 @@ async def test_a_user_with_too_many_keys_does_not_block_the_keys_of_others(
     network: Network, how: str
 ) -> None:
     """Clients query the keys of all members of a room at once."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     _, keys = identity_keys(room.bob, 2)
     ghosts = [Ghost(room.bob, f"GHOST{number}") for number in range(40)]
     large = [{**identity_keys(ghost)[1], "padding": "x" * 60_000} for ghost in ghosts]
@@ -205,9 +200,9 @@ async def test_a_user_with_too_many_keys_does_not_block_the_keys_of_others(
 
 
 async def test_a_new_display_name_is_not_a_join(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
-    since, before = sync(room.alice)["next_batch"], asked(network, SOUTH, LIST)
+    since, before = sync(room.alice)["next_batch"], count_requests(network, SOUTH, LIST)
     assert (
         room.bob.put(
             f"{V3}/profile/{room.bob.user_id}/displayname", {"displayname": "Bobby"}
@@ -218,23 +213,23 @@ async def test_a_new_display_name_is_not_a_join(network: Network) -> None:
     network.settle()
     assert sync(room.alice, since)["device_lists"]["changed"] == []
     query(room.alice, room.bob)
-    assert asked(network, SOUTH, LIST) == before
+    assert count_requests(network, SOUTH, LIST) == before
 
 
 async def test_a_user_in_a_further_shared_room_is_not_fetched_again(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     further = create_room(room.alice)
     assert room.bob.post(f"{V3}/join/{further}?via={NORTH}", {}).status == 200
     network.settle()
     query(room.alice, room.bob)
-    assert asked(network, SOUTH, LIST) == 1
+    assert count_requests(network, SOUTH, LIST) == 1
 
 
 async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stale(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     south = room.south.server.app.federation_sender.own_devices
     other = another_node(network, NORTH)
     network.interceptors.append(
@@ -267,7 +262,7 @@ async def test_an_update_on_another_node_makes_a_list_that_is_being_fetched_stal
 
 
 async def test_a_node_that_has_not_seen_a_join_deletes_no_list(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     leave(network, room.bob, room.room_id)
     other = another_node(network, NORTH)
@@ -293,50 +288,50 @@ async def test_lists_of_a_server_that_was_restored_from_a_backup_are_fetched_aga
     network: Network,
 ) -> None:
     """Its stream IDs are lower than before."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
     await tell(room, Ghost(room.bob, "RESTORED"), number - 2, number - 3)
     network.settle()
-    assert asked(network, SOUTH, LIST) == 2
+    assert count_requests(network, SOUTH, LIST) == 2
     assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
 
 
 async def test_a_repeated_update_triggers_no_resync(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     second = add_device(network, room.bob)
     query(room.alice, room.bob)
     number, since = await number_of(room), sync(room.alice)["next_batch"]
     for stream_id in (number, number - 1):
         await tell(room, Ghost(room.bob, second.device_id), stream_id, number - 2, seed=3)
     network.settle()
-    assert asked(network, SOUTH, LIST) == 1
+    assert count_requests(network, SOUTH, LIST) == 1
     assert sync(room.alice, since)["device_lists"]["changed"] == []
 
 
 async def test_old_updates_trigger_at_most_one_resync_a_minute(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     query(room.alice, room.bob)
     number = await number_of(room)
     for seed in range(10, 20):
         await tell(room, Ghost(room.bob, "OLD"), number, number - 1, seed)
         network.settle()
-    assert asked(network, SOUTH, LIST) == 2
+    assert count_requests(network, SOUTH, LIST) == 2
     kept = await tracked(room.north.server, room.bob)
     assert kept is not None
     assert kept.is_stale
     network.clock.advance(RESYNC_INTERVAL)
     await tell(room, Ghost(room.bob, "OLD"), number, number - 1)
     network.settle()
-    assert asked(network, SOUTH, LIST) == 3
+    assert count_requests(network, SOUTH, LIST) == 3
     assert await number_of(room) == number
 
 
 async def test_a_user_who_joins_later_can_be_verified(network: Network) -> None:
     """The absence of their keys is not cached."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     dan = room.south.server.register("dan")
     theirs, their_key = cross_signing_key(dan, "master", 7)
     assert dan.post(f"{V3}/keys/device_signing/upload", {"master_key": their_key}).status == 200
@@ -365,7 +360,7 @@ async def test_a_user_who_joins_later_can_be_verified(network: Network) -> None:
 
 
 async def test_lists_of_users_without_a_shared_room_are_deleted(network: Network) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     _, master_key = cross_signing_key(room.bob, "master", 9)
     assert (
         room.bob.post(f"{V3}/keys/device_signing/upload", {"master_key": master_key}).status == 200

@@ -37,7 +37,9 @@ async def with_stale_lists(network: Network) -> tuple[Shared, User, User]:
 def asked(network: Network) -> list[str]:
     """The servers from which lists are being fetched."""
     return sorted(
-        letter.destination for letter in network.held() if "/user/devices/" in letter.request.uri
+        transfer.destination
+        for transfer in network.held()
+        if "/user/devices/" in transfer.request.uri
     )
 
 
@@ -66,7 +68,7 @@ async def test_a_server_that_does_not_answer_delays_only_its_own_users(network: 
     network.hold()
     await devices.do_resync(10)
     network.deliver(
-        lambda letters: [str(letter.destination) for letter in letters].index(EAST), most=1
+        lambda transfers: [str(transfer.destination) for transfer in transfers].index(EAST), most=1
     )
     network.settle()
     assert await stale(room) == [room.bob.user_id, dave.user_id]

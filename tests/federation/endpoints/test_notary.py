@@ -23,8 +23,8 @@ def documents(network: Network, server: str = SOUTH, criteria: Any = None) -> li
         QUERY, {"server_keys": {server: {} if criteria is None else criteria}}
     )
     assert answer.status == 200, answer.body
-    told: list[dict[str, Any]] = answer.json["server_keys"]
-    return told
+    received: list[dict[str, Any]] = answer.json["server_keys"]
+    return received
 
 
 def fetches(network: Network) -> int:
@@ -38,20 +38,23 @@ def pair(network: Network) -> Network:
     return network
 
 
-def test_keys_of_another_are_signed_by_both(pair: Network) -> None:
-    (told,) = documents(pair)
-    assert told["server_name"] == SOUTH
+def test_keys_of_another_server_are_signed_by_both_servers(pair: Network) -> None:
+    (received,) = documents(pair)
+    assert received["server_name"] == SOUTH
     for name in (NORTH, SOUTH):
         key = pair.servers[name].app.federation.identity.key
-        assert is_signed_by(told, name, {key.key_id: key.public_key})
-    assert told == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}").json["server_keys"][0]
-    assert told == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}/ed25519:a_test").json["server_keys"][0]
+        assert is_signed_by(received, name, {key.key_id: key.public_key})
+    assert received == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}").json["server_keys"][0]
+    assert (
+        received
+        == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}/ed25519:a_test").json["server_keys"][0]
+    )
     assert fetches(pair) == 1
 
 
-def test_our_own_keys(pair: Network) -> None:
-    (told,) = documents(pair, NORTH)
-    assert told == pair.servers[NORTH].get("/_matrix/key/v2/server").json
+def test_a_query_for_our_own_keys_is_answered(pair: Network) -> None:
+    (received,) = documents(pair, NORTH)
+    assert received == pair.servers[NORTH].get("/_matrix/key/v2/server").json
     assert pair.log == []
 
 
@@ -60,7 +63,10 @@ def test_a_query_may_name_several_servers_and_unknown_ones(pair: Network) -> Non
         "server_keys": {SOUTH: {}, "nowhere.example": {}, NORTH: {"ed25519:x": {}}, "no name": {}}
     }
     answer = pair.servers[NORTH].post(QUERY, body)
-    assert sorted(told["server_name"] for told in answer.json["server_keys"]) == [NORTH, SOUTH]
+    assert sorted(received["server_name"] for received in answer.json["server_keys"]) == [
+        NORTH,
+        SOUTH,
+    ]
     assert pair.servers[NORTH].post(QUERY, {"server_keys": {}}).json == {"server_keys": []}
 
 
@@ -71,7 +77,7 @@ def test_stored_keys_of_an_unreachable_server_are_returned(pair: Network) -> Non
     assert documents(pair) == before
 
 
-def test_what_is_out_of_date_is_fetched(pair: Network) -> None:
+def test_outdated_keys_are_fetched_again(pair: Network) -> None:
     (before,) = documents(pair)
     pair.clock.advance(DAY + 1)
     (after,) = documents(pair)
@@ -80,9 +86,9 @@ def test_what_is_out_of_date_is_fetched(pair: Network) -> None:
 
 
 def test_a_query_for_a_validity_beyond_all_keys_causes_few_fetches(pair: Network) -> None:
-    far = {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}}
+    hosts = {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}}
     for _ in range(100):
-        assert len(documents(pair, SOUTH, far)) == 1
+        assert len(documents(pair, SOUTH, hosts)) == 1
         pair.clock.advance(DAY / 100)
     assert fetches(pair) <= 3
 
@@ -115,14 +121,14 @@ def test_an_invalid_server_name_is_refused(pair: Network) -> None:
     assert pair.servers[NORTH].get(f"{QUERY}/a%20b").status == 400
 
 
-def test_a_blocked_server_is_not_asked(network: Network) -> None:
+def test_a_blocked_server_is_not_queried(network: Network) -> None:
     network.add(NORTH, f"federation_domain_whitelist: [{EAST}]\n")
     network.add(SOUTH)
     assert documents(network) == []
     assert network.log == []
 
 
-def test_the_version_of_the_server(pair: Network) -> None:
+def test_the_version_of_the_server_is_returned(pair: Network) -> None:
     server = pair.servers[NORTH].get("/_matrix/federation/v1/version").json["server"]
     assert server["name"] == "Mahalla"
     assert server["version"]

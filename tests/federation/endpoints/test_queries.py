@@ -29,7 +29,7 @@ def asked(network: Network, path: str) -> int:
     return len([uri for _, _, _, uri in network.log if path in uri])
 
 
-def test_a_profile(network: Network) -> None:
+def test_a_profile_of_a_remote_user_is_fetched(network: Network) -> None:
     alice, bob = pair(network)
     ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}))
     ok(alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}))
@@ -42,7 +42,7 @@ def test_a_profile(network: Network) -> None:
     assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
-def test_custom_fields_are_read_and_too_deep_ones_are_left_out(
+def test_too_deeply_nested_custom_fields_are_omitted(
     network: Network,
 ) -> None:
     alice, bob = pair(network)
@@ -154,7 +154,7 @@ def test_a_server_gets_few_queries_at_once(network: Network) -> None:
     network.deliver()
 
 
-def test_a_profile_on_an_unreachable_server(network: Network) -> None:
+def test_a_profile_on_an_unreachable_server_is_an_error(network: Network) -> None:
     alice, bob = pair(network)
     network.cut(NORTH, SOUTH)
     answer = bob.get(f"{V3}/profile/{alice.user_id}")
@@ -162,7 +162,7 @@ def test_a_profile_on_an_unreachable_server(network: Network) -> None:
     assert answer.json["error"].count(NORTH) == 1
 
 
-def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
+def test_a_remote_alias_resolves_to_a_room_and_its_servers(network: Network) -> None:
     alice, bob = pair(network)
     carol = network.add(WEST).register("carol")
     room_id = create(alice, preset="public_chat", room_alias_name="tea")
@@ -233,7 +233,7 @@ def names(page: Any) -> list[str]:
     return [room["name"] for room in page["chunk"]]
 
 
-def test_public_rooms_of_another_server(network: Network) -> None:
+def test_public_rooms_of_another_server_are_listed(network: Network) -> None:
     alice, bob = pair(network, OPEN)
     for name in ("black tea", "green tea", "coffee"):
         create(alice, visibility="public", name=name)
@@ -269,6 +269,6 @@ def test_a_client_without_an_account_queries_no_other_server(network: Network) -
 async def test_queries_of_other_types_are_refused_clearly(network: Network) -> None:
     _alice, bob = pair(network)
     requests = bob.server.app.peers.requests
-    with pytest.raises(RefusedByRemote, match="queries of the type 'weather'") as refusal:
-        await requests.get(ServerName(NORTH), "/_matrix/federation/v1/query/weather")
+    with pytest.raises(RefusedByRemote, match="queries of the type 'choose_fate'") as refusal:
+        await requests.get(ServerName(NORTH), "/_matrix/federation/v1/query/choose_fate")
     assert (refusal.value.status, refusal.value.errcode) == (404, "M_UNRECOGNIZED")

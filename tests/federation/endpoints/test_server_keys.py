@@ -40,7 +40,7 @@ def test_the_document_never_expires_within_the_hour(
         assert valid_until > server.clock.seconds() * 1000 + 3600_000
 
 
-def test_only_a_listener_for_other_servers_gives_them(
+def test_only_a_federation_listener_serves_the_keys(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     listeners = "listeners: [{port: 8008, resources: [{names: [client]}]}]\n"
@@ -48,7 +48,9 @@ def test_only_a_listener_for_other_servers_gives_them(
     assert server.get("/_matrix/key/v2/server").json["errcode"] == "M_UNRECOGNIZED"
 
 
-def test_how_long_it_holds_is_configured(tmp_path: Path, sqlite_database: Database) -> None:
+def test_the_validity_of_the_key_document_is_configured(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     server = TestServer(tmp_path, sqlite_database, "key_refresh_interval: 2h\n")
     now = int(server.clock.seconds() * 1000)
     first = server.get("/_matrix/key/v2/server").json

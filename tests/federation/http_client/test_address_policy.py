@@ -11,7 +11,7 @@ POLICY = AddressPolicy(denied=PRIVATE_NETWORKS, allowed=["10.20.0.0/16", "fd00::
 @pytest.mark.parametrize(
     "address", ["93.184.216.34", "2606:2800:220:1::1", "10.20.1.1", "fd00::5", "::ffff:8.8.8.8"]
 )
-def test_what_may_be_contacted(address: str) -> None:
+def test_public_addresses_may_be_contacted(address: str) -> None:
     assert POLICY.allows(address)
 
 
@@ -39,5 +39,5 @@ def test_what_may_be_contacted(address: str) -> None:
         "",
     ],
 )
-def test_what_may_not(address: str) -> None:
+def test_internal_addresses_may_not_be_contacted(address: str) -> None:
     assert not POLICY.allows(address)

@@ -25,14 +25,14 @@ def redirect(place: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
-async def test_a_post_without_tls(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"{}"))
-    answer = await far.client().request(
+async def test_a_post_is_sent_without_tls(hosts: LoopbackServers) -> None:
+    port = hosts.listen(lambda _: ok(b"{}"))
+    answer = await hosts.client().request(
         "POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body"
     )
     assert (answer.status, answer.body) == (200, b"{}")
-    assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
-    head, _, body = far.requests[0].partition(b"\r\n\r\n")
+    assert hosts.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
+    head, _, body = hosts.requests[0].partition(b"\r\n\r\n")
     assert {b"X-A: b", b"Content-Length: 4"} <= set(head.split(b"\r\n"))
     assert body == b"body"
 
@@ -68,7 +68,7 @@ class Recorder:
     texts,
     st.lists(st.tuples(texts, texts), max_size=3),
 )
-def test_an_address_is_sent_as_it_was_signed(
+def test_the_request_target_is_sent_as_it_was_signed(
     host: str, segment: str, query: list[tuple[str, str]]
 ) -> None:
     path = f"/_matrix/{quote(segment, safe='')}"
@@ -81,37 +81,37 @@ def test_an_address_is_sent_as_it_was_signed(
     assert agent.uris == [url.encode()]
 
 
-async def test_an_authority_in_the_environment_is_one_of_the_system(
-    far: LoopbackServers, monkeypatch: pytest.MonkeyPatch
+async def test_a_certificate_authority_of_the_environment_is_trusted(
+    hosts: LoopbackServers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = far.listen(lambda _: ok(b"{}"), "identity.example")
-    far.names.addresses["identity.example"] = ["127.0.0.1"]
+    port = hosts.listen(lambda _: ok(b"{}"), "identity.example")
+    hosts.names.addresses["identity.example"] = ["127.0.0.1"]
     url = f"https://identity.example:{port}/"
     with pytest.raises(OutboundError):
-        await far.client(trust=TlsTrust()).request("GET", url)
-    monkeypatch.setenv("SSL_CERT_FILE", str(far.authority.path))
-    assert (await far.client(trust=TlsTrust()).request("GET", url)).status == 200
+        await hosts.client(trust=TlsTrust()).request("GET", url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(hosts.authority.path))
+    assert (await hosts.client(trust=TlsTrust()).request("GET", url)).status == 200
 
 
-async def test_cookies_are_neither_kept_nor_sent(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"{}", "Set-Cookie: a=b; Path=/"))
-    client = far.client()
+async def test_cookies_are_neither_kept_nor_sent(hosts: LoopbackServers) -> None:
+    port = hosts.listen(lambda _: ok(b"{}", "Set-Cookie: a=b; Path=/"))
+    client = hosts.client()
     for _ in range(2):
         await client.request("GET", f"http://127.0.0.1:{port}/")
-    assert len(far.requests) == 2
-    assert not any(b"cookie" in request.lower() for request in far.requests)
+    assert len(hosts.requests) == 2
+    assert not any(b"cookie" in request.lower() for request in hosts.requests)
 
 
-async def test_a_host_name_may_have_an_underscore(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"{}"))
-    far.names.addresses["push_gateway"] = ["127.0.0.1"]
-    assert (await far.client().request("GET", f"http://push_gateway:{port}/")).status == 200
+async def test_a_host_name_may_have_an_underscore(hosts: LoopbackServers) -> None:
+    port = hosts.listen(lambda _: ok(b"{}"))
+    hosts.names.addresses["push_gateway"] = ["127.0.0.1"]
+    assert (await hosts.client().request("GET", f"http://push_gateway:{port}/")).status == 200
 
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("said", ["length", "packed"])
-async def test_of_an_answer_that_is_too_long_the_status_is_known(
-    far: LoopbackServers, status: int, said: str
+async def test_the_error_for_a_too_long_response_has_its_status(
+    hosts: LoopbackServers, status: int, said: str
 ) -> None:
     """Also where it is only when it is unpacked that it turns out to be."""
     answer = (
@@ -119,16 +119,16 @@ async def test_of_an_answer_that_is_too_long_the_status_is_known(
         if said == "length"
         else ok(gzip.compress(bytes(20_000)), "Content-Encoding: gzip")
     )
-    port = far.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
+    port = hosts.listen(lambda _: answer.replace(b"200 OK", f"{status} X".encode()))
     with pytest.raises(ResponseTooLong, match="longer than 10000") as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
+        await hosts.client().request("POST", f"http://127.0.0.1:{port}/push", max_bytes=10_000)
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize("status", [200, 502])
 @pytest.mark.parametrize("body", ["breaks off", "never ends", "is no body"])
-async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
-    far: LoopbackServers, status: int, body: str
+async def test_the_error_for_an_incomplete_response_has_its_status(
+    hosts: LoopbackServers, status: int, body: str
 ) -> None:
     head = f"HTTP/1.1 {status} X\r\n".encode()
 
@@ -138,12 +138,12 @@ async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
         begun = head + b"Content-Length: 20\r\n\r\nhalf"
         if body == "never ends":
             return begun
-        far.connections[-1].last_words = begun
+        hosts.connections[-1].last_words = begun
         return b""
 
-    port = far.listen(answer)
+    port = hosts.listen(answer)
     with pytest.raises(OutboundError) as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=0.3)
+        await hosts.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=0.3)
     assert caught.value.status == status
 
 
@@ -152,64 +152,68 @@ async def test_of_an_answer_that_never_comes_whole_the_status_is_known(
     [(b"0\r\n", b"X-%d: y\r\n"), (b"0\r\nX: ", b"%d"), (b"2;", b"x%d")],
     ids=["trailers", "a trailer", "an extension"],
 )
-async def test_what_is_no_body_has_an_end_too(
-    far: LoopbackServers, after: bytes, endless: bytes
+async def test_endless_trailers_of_a_chunked_body_are_an_error(
+    hosts: LoopbackServers, after: bytes, endless: bytes
 ) -> None:
     """After a body that never grows longer one may send for as long as is waited."""
     begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + after
-    port = far.listen(lambda _: begun + b"".join(endless % number for number in range(100_000)))
+    port = hosts.listen(lambda _: begun + b"".join(endless % number for number in range(100_000)))
     with pytest.raises(OutboundError, match="its answer is") as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=20)
+        await hosts.client().request("POST", f"http://127.0.0.1:{port}/push", seconds=20)
     assert caught.value.status == 200
 
 
-async def test_what_comes_after_the_body_is_no_part_of_the_head(far: LoopbackServers) -> None:
+async def test_trailers_are_not_read_as_headers(hosts: LoopbackServers) -> None:
     body = b"2\r\n{}\r\n0\r\nRetry-After: 3600\r\nX-Late: a\r\n\r\n"
-    port = far.listen(
+    port = hosts.listen(
         lambda _: (
             b"HTTP/1.1 429 X\r\nRetry-After: \t60 \t\r\nTransfer-Encoding: chunked\r\n\r\n" + body
         )
     )
-    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/")
+    answer = await hosts.client().request("GET", f"http://127.0.0.1:{port}/")
     assert answer.headers == {"retry-after": "60"}
 
 
 @pytest.mark.parametrize(
     "begun", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"]
 )
-async def test_without_a_whole_head_no_status_is(far: LoopbackServers, begun: bytes) -> None:
+async def test_the_error_for_an_incomplete_head_has_no_status(
+    hosts: LoopbackServers, begun: bytes
+) -> None:
     def answer(_: bytes) -> bytes:
-        far.connections[-1].last_words = begun
+        hosts.connections[-1].last_words = begun
         return b""
 
-    port = far.listen(answer)
+    port = hosts.listen(answer)
     with pytest.raises(OutboundError) as caught:
-        await far.client().request("POST", f"http://127.0.0.1:{port}/push")
+        await hosts.client().request("POST", f"http://127.0.0.1:{port}/push")
     assert caught.value.status is None
 
 
-async def test_redirects_are_followed_as_far_as_is_allowed(far: LoopbackServers) -> None:
-    port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
-    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
+async def test_redirects_are_followed_up_to_the_limit(hosts: LoopbackServers) -> None:
+    port = hosts.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
+    answer = await hosts.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
     assert (answer.url, answer.body) == (f"http://127.0.0.1:{port}/b", b"b")
-    assert (await far.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
+    assert (await hosts.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
 
 
-async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: LoopbackServers) -> None:
-    inside = far.listen(lambda _: ok(b"secret"), address="::1")
-    port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
+async def test_a_redirect_to_a_denied_address_is_not_followed(hosts: LoopbackServers) -> None:
+    inside = hosts.listen(lambda _: ok(b"secret"), address="::1")
+    port = hosts.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
     with pytest.raises(OutboundError, match="does not contact"):
-        await far.client(allowed=["127.0.0.1"]).request(
+        await hosts.client(allowed=["127.0.0.1"]).request(
             "GET", f"http://127.0.0.1:{port}/", redirects=3
         )
-    assert len(far.requests) == 1
+    assert len(hosts.requests) == 1
 
 
-async def test_a_connection_of_another_client_lends_no_rights(far: LoopbackServers) -> None:
-    port = far.listen(lambda _: ok(b"secret"))
-    await far.client().request("GET", f"http://127.0.0.1:{port}/")
+async def test_a_client_does_not_reuse_connections_of_another_client(
+    hosts: LoopbackServers,
+) -> None:
+    port = hosts.listen(lambda _: ok(b"secret"))
+    await hosts.client().request("GET", f"http://127.0.0.1:{port}/")
     with pytest.raises(OutboundError, match="does not contact"):
-        await far.client(allowed=[]).request("GET", f"http://127.0.0.1:{port}/")
+        await hosts.client(allowed=[]).request("GET", f"http://127.0.0.1:{port}/")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +234,6 @@ async def test_a_connection_of_another_client_lends_no_rights(far: LoopbackServe
         "https://127.0.0.1/" + "x" * 9000,
     ],
 )
-async def test_what_is_no_address_is_asked_nothing(far: LoopbackServers, url: str) -> None:
+async def test_invalid_urls_are_refused(hosts: LoopbackServers, url: str) -> None:
     with pytest.raises(OutboundError):
-        await far.client().request("GET", url)
+        await hosts.client().request("GET", url)

@@ -23,23 +23,23 @@ pytestmark = pytest.mark.reactor(60)
 GET = WireRequest("GET", "/_matrix/x", seconds=30)
 
 
-class Far(Protocol):
+class ProxyToHost(Protocol):
     """The proxy's way to the host."""
 
-    def __init__(self, near: "Near") -> None:
+    def __init__(self, near: "ProxyToClient") -> None:
         self._near = near
 
     def dataReceived(self, data: bytes) -> None:
         self._near.write(data)
 
 
-class Near(Protocol):
+class ProxyToClient(Protocol):
     """The proxy's connection to its client."""
 
-    def __init__(self, office: "Office") -> None:
+    def __init__(self, office: "LoopbackProxy") -> None:
         self._office = office
         self._came = b""
-        self._far: Far | None = None
+        self._far: ProxyToHost | None = None
 
     def write(self, data: bytes) -> None:
         cast(ITCPTransport, self.transport).write(data)
@@ -59,11 +59,11 @@ class Near(Protocol):
     async def _connect(self) -> None:
         port = int(self._came.split(b" ")[1].rpartition(b":")[2])
         endpoint = TCP4ClientEndpoint(cast(IReactorTCP, installed_reactor), "127.0.0.1", port)
-        self._far = await connectProtocol(endpoint, Far(self))
+        self._far = await connectProtocol(endpoint, ProxyToHost(self))
         self.write(b"HTTP/1.1 200 Connection established\r\nVia: office\r\n\r\n")
 
 
-class Office(ServerFactory):
+class LoopbackProxy(ServerFactory):
     """A proxy."""
 
     noisy = False
@@ -71,13 +71,13 @@ class Office(ServerFactory):
     def __init__(self) -> None:
         self.asked: list[bytes] = []
         self.answer: bytes | None = None
-        self.near: list[Near] = []
+        self.near: list[ProxyToClient] = []
         self._port = cast(IReactorTCP, installed_reactor).listenTCP(0, self, interface="127.0.0.1")
         self.port = cast(IPv4Address, self._port.getHost()).port
 
-    def buildProtocol(self, addr: IAddress | None) -> Near:
+    def buildProtocol(self, addr: IAddress | None) -> ProxyToClient:
         assert addr is not None
-        self.near.append(Near(self))
+        self.near.append(ProxyToClient(self))
         return self.near[-1]
 
     async def end(self) -> None:
@@ -88,44 +88,44 @@ class Office(ServerFactory):
 
 
 @pytest.fixture
-def office() -> Iterator[Office]:
-    office = Office()
+def office() -> Iterator[LoopbackProxy]:
+    office = LoopbackProxy()
     yield office
     run_coroutine(office.end(), 10)
 
 
-async def test_the_proxy_looks_up_the_name_and_the_certificate_is_the_servers(
-    far: LoopbackServers, office: Office
+async def test_the_proxy_resolves_names_and_the_certificate_is_the_servers(
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    far.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
-    port = far.listen(lambda _: ok(b"{}"), "south.example")
-    wire, name = far.wire(), ServerName(f"south.example:{port}")
+    hosts.proxy = read_proxy(f"http://us%40er:p:w@127.0.0.1:{office.port}")
+    port = hosts.listen(lambda _: ok(b"{}"), "south.example")
+    wire, name = hosts.wire(), ServerName(f"south.example:{port}")
     assert (await wire.exchange(name, GET)).body == b"{}"
     assert (await wire.exchange(name, GET)).body == b"{}"
     assert office.asked == [
         f"CONNECT south.example:{port} HTTP/1.1\r\nHost: south.example:{port}\r\n"
         "Proxy-Authorization: Basic dXNAZXI6cDp3\r\n\r\n".encode()
     ]
-    assert far.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\n")
-    assert f"\r\nHost: south.example:{port}\r\n".encode() in far.requests[0]
+    assert hosts.requests[0].startswith(b"GET /_matrix/x HTTP/1.1\r\n")
+    assert f"\r\nHost: south.example:{port}\r\n".encode() in hosts.requests[0]
 
 
-async def test_a_certificate_for_somebody_else_is_refused_there_too(
-    far: LoopbackServers, office: Office
+async def test_a_certificate_for_another_name_is_refused_through_a_proxy(
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    far.proxy = Proxy("127.0.0.1", office.port)
-    port = far.listen(lambda _: ok(b"{}"), "other.example")
+    hosts.proxy = Proxy("127.0.0.1", office.port)
+    port = hosts.listen(lambda _: ok(b"{}"), "other.example")
     with pytest.raises(RemoteError, match="not for south"):
-        await far.wire().exchange(ServerName(f"south.example:{port}"), GET)
-    assert far.requests == []
+        await hosts.wire().exchange(ServerName(f"south.example:{port}"), GET)
+    assert hosts.requests == []
 
 
-async def test_an_address_that_is_not_allowed_is_not_asked_for(
-    far: LoopbackServers, office: Office
+async def test_a_denied_address_is_not_requested_from_the_proxy(
+    hosts: LoopbackServers, office: LoopbackProxy
 ) -> None:
-    far.proxy = Proxy("127.0.0.1", office.port)
+    hosts.proxy = Proxy("127.0.0.1", office.port)
     with pytest.raises(RemoteError, match="does not contact"):
-        await far.wire(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
+        await hosts.wire(allowed=()).exchange(ServerName("10.0.0.1:5"), GET)
     assert office.asked == []
 
 
@@ -138,29 +138,31 @@ async def test_an_address_that_is_not_allowed_is_not_asked_for(
         (b"HTTP/1.1 200 OK\r\n\r\nno TLS at all", "no safe connection"),
     ],
 )
-async def test_what_a_proxy_may_answer(
-    far: LoopbackServers, office: Office, answer: bytes, text: str
+async def test_errors_of_a_proxy_are_reported(
+    hosts: LoopbackServers, office: LoopbackProxy, answer: bytes, text: str
 ) -> None:
-    far.proxy = Proxy("127.0.0.1", office.port)
+    hosts.proxy = Proxy("127.0.0.1", office.port)
     office.answer = answer
     with pytest.raises(RemoteError, match=text):
-        await far.wire().exchange(ServerName("south.example:5"), GET)
+        await hosts.wire().exchange(ServerName("south.example:5"), GET)
 
 
-async def test_a_proxy_that_says_nothing_is_given_up(far: LoopbackServers, office: Office) -> None:
-    far.proxy = Proxy("127.0.0.1", office.port)
+async def test_a_silent_proxy_times_out(hosts: LoopbackServers, office: LoopbackProxy) -> None:
+    hosts.proxy = Proxy("127.0.0.1", office.port)
     office.answer = b""
     with pytest.raises(RemoteError, match=r"within 0\.2 seconds"):
-        await far.wire().exchange(
+        await hosts.wire().exchange(
             ServerName("south.example:5"), WireRequest("GET", "/_matrix/x", seconds=0.2)
         )
 
 
-async def test_exceptions_are_asked_directly(far: LoopbackServers, office: Office) -> None:
-    far.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
-    port = far.listen(lambda _: ok(b"{}"), "south.example")
-    far.names.addresses["south.example"] = ["127.0.0.1"]
-    assert (await far.wire().exchange(ServerName(f"south.example:{port}"), GET)).status == 200
+async def test_exceptions_are_contacted_directly(
+    hosts: LoopbackServers, office: LoopbackProxy
+) -> None:
+    hosts.proxy = Proxy("127.0.0.1", office.port, exceptions=("south.example",))
+    port = hosts.listen(lambda _: ok(b"{}"), "south.example")
+    hosts.names.addresses["south.example"] = ["127.0.0.1"]
+    assert (await hosts.wire().exchange(ServerName(f"south.example:{port}"), GET)).status == 200
     assert office.asked == []
 
 
@@ -174,7 +176,9 @@ async def test_exceptions_are_asked_directly(far: LoopbackServers, office: Offic
         ([], []),
     ],
 )
-def test_which_hosts_are_exceptions(exceptions: list[str], direct: list[str]) -> None:
+def test_exceptions_match_hosts_domains_and_networks(
+    exceptions: list[str], direct: list[str]
+) -> None:
     proxy = Proxy("proxy", 1, exceptions=tuple(exceptions))
     assert not [host for host in direct if proxy.is_used_for(host)]
     assert all(
@@ -187,6 +191,6 @@ def test_which_hosts_are_exceptions(exceptions: list[str], direct: list[str]) ->
 @pytest.mark.parametrize(
     "url", ["", "https://proxy", "socks5://proxy", "http://", "http://proxy:x", "http://proxy/a"]
 )
-def test_what_is_no_proxy(url: str) -> None:
+def test_invalid_proxy_urls_are_refused(url: str) -> None:
     with pytest.raises(BadProxy):
         read_proxy(url)

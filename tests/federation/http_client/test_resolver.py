@@ -59,7 +59,7 @@ async def asking(name: str) -> SrvRecords:
         await maybeDeferred(port.stopListening)
 
 
-async def test_services_of_a_name() -> None:
+async def test_srv_records_of_a_name_are_found() -> None:
     found = await asking("_matrix-fed._tcp.south.example")
     assert found.records == (
         Service(10, 5, "Machine.south.example", 8448),
@@ -68,16 +68,16 @@ async def test_services_of_a_name() -> None:
     assert found.seconds == 77
 
 
-async def test_a_name_without_services() -> None:
+async def test_a_name_without_srv_records_has_none() -> None:
     assert (await asking("_matrix-fed._tcp.north.example")).records == ()
 
 
-async def test_a_name_server_that_fails() -> None:
+async def test_a_failure_of_the_name_server_is_an_error() -> None:
     with pytest.raises(NameNotFound):
         await asking("_matrix-fed._tcp.broken.example")
 
 
-async def test_addresses_come_from_the_system() -> None:
+async def test_addresses_are_resolved_by_the_system() -> None:
     names = SystemNameResolver(
         reactor=cast(ReactorBase, installed_reactor),
         threads=InlineExecutor(),
@@ -91,7 +91,7 @@ async def test_addresses_come_from_the_system() -> None:
 @pytest.mark.parametrize(
     "host", ["a" * 64 + ".example", "a..example", ".example", "", ".".join(["abcdefg"] * 40)]
 )
-async def test_what_can_be_no_name(host: str) -> None:
+async def test_invalid_names_are_not_looked_up(host: str) -> None:
     names = SystemNameResolver(
         reactor=cast(ReactorBase, installed_reactor),
         threads=InlineExecutor(),

@@ -123,7 +123,7 @@ def test_a_share_that_rises_admits_waiters_on_a_recheck() -> None:
     assert north.called
 
 
-async def test_a_full_queue_refuses_and_says_for_whom() -> None:
+async def test_a_full_queue_refuses_and_names_the_key() -> None:
     semaphore: FairSemaphore[str] = FairSemaphore(
         permits=1,
         permits_per_key=1,

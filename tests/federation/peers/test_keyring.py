@@ -141,7 +141,7 @@ def event(
 # ---- asking servers themselves
 
 
-async def test_keys_are_fetched_once_and_are_there_after_a_restart(database: Database) -> None:
+async def test_keys_are_fetched_once_and_stored_over_a_restart(database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A, B)
     keyring = make(world, database)
@@ -169,7 +169,7 @@ async def test_concurrent_callers_cause_one_request(sqlite_database: Database) -
     assert [await each for each in waiting] == [{A.key_id: A.public_key}] * 49
 
 
-async def test_keys_are_renewed_in_their_second_half_while_nobody_waits(
+async def test_keys_are_renewed_in_the_second_half_of_their_validity_without_a_wait(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -190,7 +190,7 @@ async def test_keys_are_renewed_in_their_second_half_while_nobody_waits(
     assert len(world.log) == 2
 
 
-async def test_a_key_that_has_run_out_is_not_used_until_it_is_renewed(
+async def test_an_expired_key_is_not_used_until_it_is_renewed(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -205,7 +205,7 @@ async def test_a_key_that_has_run_out_is_not_used_until_it_is_renewed(
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_a_server_that_does_not_answer_is_asked_ever_more_rarely(
+async def test_an_unresponsive_server_is_queried_less_and_less_often(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -359,7 +359,7 @@ async def test_requests_in_many_names_do_not_block_other_unknown_servers(
     assert await keyring.renew(later, at_door=True)
 
 
-async def test_a_far_future_is_not_believed(sqlite_database: Database) -> None:
+async def test_a_validity_in_the_far_future_is_capped(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A, until=START + 1000 * DAY)
     keyring = make(world, sqlite_database)
@@ -384,7 +384,7 @@ async def test_a_far_future_is_not_believed(sqlite_database: Database) -> None:
         [],
     ],
 )
-async def test_what_a_server_has_not_signed_itself_is_not_believed(
+async def test_keys_without_the_servers_own_signature_are_refused(
     sqlite_database: Database, said: Any
 ) -> None:
     world = World()
@@ -412,14 +412,14 @@ async def test_malformed_keys_beside_good_ones_are_skipped(sqlite_database: Data
     }
 
 
-async def test_a_blocked_server_is_not_asked_for_keys(sqlite_database: Database) -> None:
+async def test_a_blocked_server_is_not_queried_for_keys(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     assert await make(world, sqlite_database, allowed=[SOUTH]).get_keys(NORTH, [A.key_id], 0) == {}
     assert world.log == []
 
 
-async def test_our_own_keys_are_known_old_ones_too(sqlite_database: Database) -> None:
+async def test_our_own_current_and_old_keys_are_known(sqlite_database: Database) -> None:
     world = World()
     keyring = make(world, sqlite_database)
     own = key("here")
@@ -436,7 +436,7 @@ async def test_our_own_keys_are_known_old_ones_too(sqlite_database: Database) ->
 # ---- events
 
 
-async def test_an_old_key_is_good_for_events_from_its_time(sqlite_database: Database) -> None:
+async def test_an_old_key_verifies_events_from_its_time(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A, old={B: START - DAY})
     keyring = make(world, sqlite_database)
@@ -446,7 +446,7 @@ async def test_an_old_key_is_good_for_events_from_its_time(sqlite_database: Data
     assert await keyring.get_keys(NORTH, [B.key_id], world.now) == {}
 
 
-async def test_rooms_of_old_versions_ask_for_no_validity(sqlite_database: Database) -> None:
+async def test_rooms_of_old_versions_ignore_key_validity(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A, old={B: START - DAY})
     keyring = make(world, sqlite_database)
@@ -480,7 +480,7 @@ async def test_the_keys_of_many_events_are_fetched_by_one_request_per_server(
     assert len(world.log) == 40
 
 
-async def test_a_key_that_its_server_forgot_stays_good_for_its_time(
+async def test_a_key_that_its_server_no_longer_lists_stays_valid_for_its_time(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -494,7 +494,7 @@ async def test_a_key_that_its_server_forgot_stays_good_for_its_time(
     assert await keyring.get_signers(event(A, at=world.now)) == []
 
 
-async def test_a_key_that_is_called_back_is_not_used_though_it_was_good_for_longer(
+async def test_a_withdrawn_key_is_not_used_though_it_was_valid_for_longer(
     sqlite_database: Database,
 ) -> None:
     world = World()
@@ -518,7 +518,7 @@ def by_notary(said: dict[str, Any], signer: SigningKey = N) -> dict[str, Any]:
 PINNED = Notary(NOTARY, {N.key_id: N.public_key})
 
 
-async def test_a_notary_helps_where_a_server_does_not_answer(sqlite_database: Database) -> None:
+async def test_a_notary_is_queried_if_the_server_does_not_answer(sqlite_database: Database) -> None:
     world = World()
     world.notary_says = [by_notary(document(NORTH, A))]
     keyring = make(world, sqlite_database, PINNED)
@@ -527,7 +527,7 @@ async def test_a_notary_helps_where_a_server_does_not_answer(sqlite_database: Da
     assert world.question == {NORTH: {A.key_id: {"minimum_valid_until_ts": START}}}
 
 
-async def test_a_notary_is_not_asked_where_the_server_answers(sqlite_database: Database) -> None:
+async def test_a_notary_is_not_queried_if_the_server_answers(sqlite_database: Database) -> None:
     world = World()
     world.says[NORTH] = document(NORTH, A)
     keyring = make(world, sqlite_database, PINNED)
@@ -535,7 +535,9 @@ async def test_a_notary_is_not_asked_where_the_server_answers(sqlite_database: D
     assert world.count(NOTARY) == 0
 
 
-async def test_for_many_servers_notaries_are_asked_first(sqlite_database: Database) -> None:
+async def test_notaries_are_queried_first_for_keys_of_many_servers(
+    sqlite_database: Database,
+) -> None:
     world = World()
     servers = [ServerName(f"s{number}.example") for number in range(20)]
     world.notary_says = [by_notary(document(server, A)) for server in servers[:19]]
@@ -556,7 +558,7 @@ async def test_for_many_servers_notaries_are_asked_first(sqlite_database: Databa
         5,
     ],
 )
-async def test_what_a_notary_has_not_signed_or_makes_up_is_not_believed(
+async def test_unsigned_and_invented_keys_of_a_notary_are_refused(
     sqlite_database: Database, answer: Any
 ) -> None:
     world = World()
@@ -564,7 +566,7 @@ async def test_what_a_notary_has_not_signed_or_makes_up_is_not_believed(
     assert await make(world, sqlite_database, PINNED).get_keys(NORTH, [A.key_id], START) == {}
 
 
-async def test_a_notary_whose_key_is_not_pinned_is_asked_for_it(sqlite_database: Database) -> None:
+async def test_the_key_of_a_notary_that_is_not_pinned_is_fetched(sqlite_database: Database) -> None:
     world = World()
     world.says[NOTARY] = document(NOTARY, N)
     world.notary_says = [by_notary(document(NORTH, A))]
@@ -572,14 +574,14 @@ async def test_a_notary_whose_key_is_not_pinned_is_asked_for_it(sqlite_database:
     assert await keyring.get_keys(NORTH, [A.key_id], START) == {A.key_id: A.public_key}
 
 
-async def test_a_notary_that_need_not_sign(sqlite_database: Database) -> None:
+async def test_a_trusted_notary_need_not_sign(sqlite_database: Database) -> None:
     world = World()
     world.notary_says = [document(NORTH, A)]
     keyring = make(world, sqlite_database, Notary(NOTARY, {}, unsigned=True))
     assert await keyring.get_keys(NORTH, [A.key_id], START) == {A.key_id: A.public_key}
 
 
-async def test_a_notary_cannot_bring_back_a_key_that_was_called_back(
+async def test_a_notary_cannot_restore_a_withdrawn_key(
     sqlite_database: Database,
 ) -> None:
     world = World()

@@ -38,7 +38,7 @@ async def test_retry_after_is_respected(
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
 
 
-async def test_a_notary_is_asked_while_the_server_wants_no_requests(
+async def test_a_notary_is_queried_while_the_server_rate_limits_us(
     sqlite_database: Database,
 ) -> None:
     """The notary is left alone too if it answers 429."""

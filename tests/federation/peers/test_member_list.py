@@ -37,7 +37,7 @@ PINNED = MemberListTrust((KEY.public,))
 # ---- what a list is
 
 
-def test_a_list_says_whom_it_lets_do_what() -> None:
+def test_a_list_names_members_their_keys_and_denied_rights() -> None:
     keys = {"ed25519:a": encode_base64(bytes(range(32)))}
     payload = a_list(
         NORTH,
@@ -65,7 +65,7 @@ def test_a_list_says_whom_it_lets_do_what() -> None:
         a_list(NORTH, serial=-1),
     ],
 )
-def test_a_list_that_cannot_be_read_whole_is_none(payload: bytes) -> None:
+def test_a_malformed_list_is_refused(payload: bytes) -> None:
     with pytest.raises(BadMemberList):
         parse_member_list(payload)
 
@@ -95,12 +95,12 @@ def test_a_list_that_cannot_be_read_whole_is_none(payload: bytes) -> None:
         "no algorithm",
     ],
 )
-def test_a_list_that_nobody_trusted_has_signed_is_none(document: bytes) -> None:
+def test_a_list_without_a_trusted_signature_is_refused(document: bytes) -> None:
     with pytest.raises(BadMemberList):
         read_signed_list(document, PINNED, START)
 
 
-def test_a_certificate_must_lead_to_the_authority_be_for_the_signer_and_valid_now() -> None:
+def test_the_certificate_of_a_list_must_be_valid_for_its_signer() -> None:
     authority, other = ListAuthority(), ListAuthority("authority.example")
     trust = MemberListTrust(authorities=(authority.certificate,), signer="list.example")
     key, certificate = authority.issue("list.example")
@@ -141,7 +141,7 @@ def _chain(authority: ListAuthority, name: str) -> tuple[Any, list[Any]]:
         ("/_matrix/key/v2/server", None),
     ],
 )
-def test_what_a_request_needs(path: str, right: Right | None) -> None:
+def test_each_path_needs_its_right(path: str, right: Right | None) -> None:
     assert right_of(path) is right
 
 
@@ -224,7 +224,7 @@ def reaches(user: User, other: User) -> bool:
     return answer.status == 200
 
 
-def test_members_are_reached_and_others_are_not(closed: Closed) -> None:
+def test_members_are_contacted_and_others_are_not(closed: Closed) -> None:
     alice, bob, carol = (
         closed.north.register("alice"),
         closed.south.register("bob"),
@@ -240,7 +240,7 @@ def test_members_are_reached_and_others_are_not(closed: Closed) -> None:
     assert not reaches(carol, alice)
 
 
-def test_who_leaves_the_list_is_out_at_once_and_an_older_list_brings_nobody_back(
+def test_a_removed_member_is_denied_at_once_and_an_older_list_is_ignored(
     closed: Closed,
 ) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
@@ -254,7 +254,7 @@ def test_who_leaves_the_list_is_out_at_once_and_an_older_list_brings_nobody_back
     assert not reaches(alice, bob)
 
 
-def test_what_is_wrong_or_cannot_be_had_leaves_the_last_good_list_until_it_expires(
+def test_an_invalid_or_missing_list_leaves_the_last_valid_one_in_force(
     closed: Closed,
 ) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
@@ -268,7 +268,7 @@ def test_what_is_wrong_or_cannot_be_had_leaves_the_last_good_list_until_it_expir
     assert not reaches(alice, bob)
 
 
-def test_the_last_good_list_outlives_a_restart(closed: Closed, network: Network) -> None:
+def test_the_last_valid_list_survives_a_restart(closed: Closed, network: Network) -> None:
     closed.say(SOUTH, serial=5)
     closed.address.document = None
     again = network.rebuild(NORTH, config(), fetch=closed.address.fetch)
@@ -287,7 +287,7 @@ def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(
     assert not reaches(again.register("alice"), closed.south.register("bob"))
 
 
-def test_a_list_in_a_file(network: Network, tmp_path: Path) -> None:
+def test_a_list_is_read_from_a_file(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "members.jws"
     path.write_bytes(KEY.sign(a_list(SOUTH)) + b"\n")
     north = network.add(
@@ -297,7 +297,7 @@ def test_a_list_in_a_file(network: Network, tmp_path: Path) -> None:
     assert reaches(north.register("alice"), network.add(SOUTH).register("bob"))
 
 
-def test_another_trust_puts_a_list_out_of_force(closed: Closed, network: Network) -> None:
+def test_a_list_is_dropped_if_the_trusted_keys_change(closed: Closed, network: Network) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say(SOUTH)
     other = network.add("other.example", config(trust=ListKey(2)))
@@ -308,7 +308,7 @@ def test_another_trust_puts_a_list_out_of_force(closed: Closed, network: Network
     assert reaches(alice, bob)
 
 
-def test_pinned_keys_are_the_only_ones(closed: Closed, network: Network) -> None:
+def test_only_pinned_keys_of_a_member_are_accepted(closed: Closed, network: Network) -> None:
     bob, alice = closed.south.register("bob"), closed.north.register("alice")
     true = closed.south.app.federation.identity.key
     keys = {true.key_id: encode_base64(true.public_key)}
@@ -327,7 +327,9 @@ def test_pinned_keys_are_the_only_ones(closed: Closed, network: Network) -> None
 
 
 @pytest.mark.parametrize("right", ["profiles", "directory"])
-def test_a_right_holds_both_ways_and_denies_nothing_else(closed: Closed, right: str) -> None:
+def test_a_denied_right_applies_in_both_directions_and_to_nothing_else(
+    closed: Closed, right: str
+) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say({"server": SOUTH, "deny": [right]})
     for user in (alice, bob):
@@ -339,7 +341,7 @@ def test_a_right_holds_both_ways_and_denies_nothing_else(closed: Closed, right: 
         assert found.status == (403 if right == "directory" else 200)
 
 
-def test_invites(closed: Closed) -> None:
+def test_invites_need_the_right_to_invite(closed: Closed) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     closed.say({"server": SOUTH, "deny": ["invites"]})
     ours = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
@@ -355,7 +357,7 @@ def test_invites(closed: Closed) -> None:
     assert bob.post(f"/_matrix/client/v3/join/{ours}?via={NORTH}", {}).status == 200
 
 
-def test_who_may_not_write_comes_and_goes_and_is_not_heard(
+def test_members_without_the_right_to_write_join_and_leave_but_cannot_send(
     closed: Closed, network: Network
 ) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
@@ -428,7 +430,7 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
         closed.north.app.peers.policy.check_origin(EAST)
 
 
-def test_a_list_that_is_missing_or_ends_is_looked_for_each_minute(closed: Closed) -> None:
+def test_a_missing_or_expiring_list_is_fetched_each_minute(closed: Closed) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
     minutes(closed.north, 1)
     assert not reaches(alice, bob)
@@ -450,7 +452,7 @@ def test_a_list_that_is_missing_or_ends_is_looked_for_each_minute(closed: Closed
     assert reaches(alice, bob)
 
 
-def test_a_list_that_a_reload_has_brought_is_kept_fresh(network: Network) -> None:
+def test_a_list_configured_by_a_reload_is_refreshed(network: Network) -> None:
     address = Address()
     north, other = network.add(NORTH, fetch=address.fetch), network.add("other.example", config())
     alice, bob = north.register("alice"), network.add(SOUTH).register("bob")
@@ -462,7 +464,7 @@ def test_a_list_that_a_reload_has_brought_is_kept_fresh(network: Network) -> Non
     assert reaches(alice, bob)
 
 
-def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_come(
+def test_the_log_warns_once_before_and_once_after_a_list_expires(
     closed: Closed,
 ) -> None:
     closed.say(SOUTH, expires=START + 3 * HOUR)
@@ -475,7 +477,7 @@ def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_com
     assert ends(lines) == ["expires soon", "has expired: all federation is refused"]
 
 
-def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(
+def test_messages_sent_while_the_list_is_expired_arrive_with_the_next_list(
     closed: Closed, network: Network
 ) -> None:
     alice, bob = closed.north.register("alice"), closed.south.register("bob")
@@ -523,13 +525,13 @@ def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
         ("{url: 'https://a.example', authorities: ['none.pem']}", "needs `signer`"),
     ],
 )
-def test_a_configuration_that_cannot_work(network: Network, text: str, complaint: str) -> None:
+def test_inconsistent_options_are_refused(network: Network, text: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         network.add(NORTH, f"federation_member_list: {text}\n")
 
 
 @pytest.mark.parametrize(
-    ("wish", "federates"),
+    ("requested", "federates"),
     [
         ({}, False),
         ({"creation_content": {"m.federate": True}}, True),
@@ -537,13 +539,13 @@ def test_a_configuration_that_cannot_work(network: Network, text: str, complaint
         ({"invite": ["@bob:north.example"]}, False),
     ],
 )
-def test_rooms_stay_at_home_by_default_where_it_is_so_configured(
-    network: Network, wish: Mapping[str, Any], federates: bool
+def test_new_rooms_do_not_federate_if_so_configured(
+    network: Network, requested: Mapping[str, Any], federates: bool
 ) -> None:
     north = network.add(NORTH, "rooms_federate_by_default: false\n")
     network.add(SOUTH).register("bob")
     north.register("bob")
     alice = north.register("alice")
-    room_id = alice.post("/_matrix/client/v3/createRoom", dict(wish)).json["room_id"]
+    room_id = alice.post("/_matrix/client/v3/createRoom", dict(requested)).json["room_id"]
     create = alice.get(f"/_matrix/client/v3/rooms/{room_id}/state/m.room.create").json
     assert create.get("m.federate", True) is federates

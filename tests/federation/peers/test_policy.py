@@ -59,12 +59,14 @@ def allows(
         ([], [], ["a.example", ""]),
     ],
 )
-def test_patterns(patterns: list[str], names: list[str], others: list[str]) -> None:
+def test_patterns_match_server_names(
+    patterns: list[str], names: list[str], others: list[str]
+) -> None:
     found = ServerPatterns(patterns)
     assert [name for name in names + others if found.match(name)] == names
 
 
-def test_what_is_denied_is_denied_with_any_port_and_whatever_allows_it() -> None:
+def test_a_denied_server_is_denied_with_any_port_though_another_rule_allows_it() -> None:
     denied = ("evil.example", "*.evil.example")
     for name in (
         "evil.example",
@@ -87,7 +89,7 @@ def test_our_own_name_is_always_allowed() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["/(/", "/[/"])
-def test_an_expression_that_is_none(pattern: str) -> None:
+def test_an_invalid_expression_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidPattern):
         ServerPatterns([pattern])
 
@@ -130,7 +132,7 @@ async def test_rules_change_while_the_server_runs(network: Network) -> None:
     assert await requests.get(SOUTH, path, signed=False)
 
 
-async def test_federation_switched_off(network: Network) -> None:
+async def test_with_federation_off_all_servers_are_denied(network: Network) -> None:
     off = network.add(NORTH, "federation: {enabled: false}\n")
     south = network.add(SOUTH)
     with pytest.raises(Forbidden):
@@ -145,7 +147,7 @@ async def test_federation_switched_off(network: Network) -> None:
     assert off.get("/_matrix/client/versions").status == 200
 
 
-def test_a_pattern_that_is_none_is_an_error_of_the_configuration(network: Network) -> None:
+def test_an_invalid_pattern_is_a_configuration_error(network: Network) -> None:
     with pytest.raises(
         ConfigError, match=r"federation_domain_blacklist.*no valid regular expression"
     ):

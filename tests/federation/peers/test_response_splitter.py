@@ -66,7 +66,7 @@ def nested(levels: int) -> Any:
 
 
 @pytest.mark.parametrize("indent", [0, 2])
-def test_events_are_found_whatever_they_hold(indent: int) -> None:
+def test_events_are_split_whatever_they_contain(indent: int) -> None:
     said = {
         "origin": {"pdus": [{"no": 1}]},
         "pdus": [
@@ -93,7 +93,7 @@ def test_events_are_found_whatever_they_hold(indent: int) -> None:
         (b'{"pdus":[{"a":1}],"pdus":[{"a":2}]}', [{"a": 1}, {"a": 2}]),
     ],
 )
-def test_what_is_no_event_is_passed_over(body: bytes, pdus: list[Any]) -> None:
+def test_values_that_are_no_events_are_skipped(body: bytes, pdus: list[Any]) -> None:
     assert split(body)[0] == {"pdus": pdus, "auth_chain": []}
 
 
@@ -115,19 +115,19 @@ def test_what_is_no_event_is_passed_over(body: bytes, pdus: list[Any]) -> None:
         b'{"pdus":[{"a":"' + b"x" * MAX_EVENT_BYTES + b'"}]}',
     ],
 )
-def test_what_is_no_such_answer_is_refused(body: bytes) -> None:
+def test_a_malformed_response_is_refused(body: bytes) -> None:
     assert isinstance(split(body)[0], ValueError)
 
 
 @pytest.mark.parametrize("each", [b"{},", b'"",', b"[],"])
-def test_no_more_than_so_many_are_taken(each: bytes) -> None:
+def test_the_number_of_events_is_bounded(each: bytes) -> None:
     assert isinstance(
         split(b'{"pdus":[' + each * (10 + MAX_OTHER_VALUES) + b"{}]}", most=10)[0], ValueError
     )
     assert not isinstance(split(b'{"pdus":[' + each * 9 + b"{}]}", most=10)[0], ValueError)
 
 
-def test_others_have_their_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reactor_runs_while_a_response_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     event = b'{"body":"' + b"x" * 60_000 + b'"},'
 
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] >= len(event) * 200 // BYTES_PER_TURN - 1
@@ -135,7 +135,7 @@ def test_others_have_their_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> No
     assert split(b'{"pdus":[' + event * 200 + b"{}]}")[1] == 0
 
 
-def test_what_is_beside_the_lists_is_given_too_and_is_bounded() -> None:
+def test_values_beside_the_lists_are_returned_and_bounded() -> None:
     body = b' {"a":[1,{"pdus":[3]}],"pdus":[{"b":2},7],"c":"]","auth_chain":[ ] ,"d":{"e":[]}} '
 
     rest = succeeded(Deferred.fromCoroutine(split_lists(body, FIELDS, 10, Clock()))).rest

@@ -59,7 +59,7 @@ async def hop(routes: Routes) -> Hop:
     return (await routes.find(SOUTH)).hops[0]
 
 
-async def test_a_file_is_fetched_again_when_it_has_run_out() -> None:
+async def test_an_expired_well_known_file_is_fetched_again() -> None:
     web, _, clock, routes = start()
     web.delegates("matrix.example:443", ("cache-control", "max-age=1000"))
     await hop(routes)
@@ -71,7 +71,7 @@ async def test_a_file_is_fetched_again_when_it_has_run_out() -> None:
     assert await hop(routes) == Hop("new.example", 443)
 
 
-async def test_who_does_not_answer_is_believed_for_some_hours_what_it_said() -> None:
+async def test_a_cached_delegation_is_used_for_some_hours_while_the_server_is_down() -> None:
     web, _, clock, routes = start()
     web.delegates("matrix.example:443", ("cache-control", "max-age=1000"))
     await hop(routes)
@@ -82,7 +82,7 @@ async def test_who_does_not_answer_is_believed_for_some_hours_what_it_said() -> 
     assert await hop(routes) == Hop("south.example", 8448)
 
 
-async def test_who_has_no_file_any_more_is_believed() -> None:
+async def test_a_removed_well_known_file_ends_the_delegation() -> None:
     web, _, clock, routes = start()
     web.delegates("matrix.example:443", ("cache-control", "max-age=1000"))
     await hop(routes)
@@ -91,7 +91,7 @@ async def test_who_has_no_file_any_more_is_believed() -> None:
     assert await hop(routes) == Hop("south.example", 8448)
 
 
-async def test_failures_are_asked_for_ever_more_rarely() -> None:
+async def test_failed_lookups_are_retried_less_and_less_often() -> None:
     web, _, clock, routes = start()
     web.is_down()
     for _ in range(24 * 60):
@@ -100,7 +100,7 @@ async def test_failures_are_asked_for_ever_more_rarely() -> None:
     assert 24 <= web.count <= 32
 
 
-async def test_after_a_failure_to_connect_all_is_asked_again_before_long() -> None:
+async def test_a_failed_connection_refreshes_the_route_soon() -> None:
     web, names, clock, routes = start()
     web.delegates("matrix.example")
     names.services["_matrix-fed._tcp.matrix.example"] = [Service(1, 1, "old.example", 1)]

@@ -50,9 +50,7 @@ async def test_all_callers_get_the_error() -> None:
     gone=st.sets(st.integers(0, 4)),
     fails=st.booleans(),
 )
-def test_a_caller_that_is_cancelled_takes_nothing_from_the_others(
-    gone: set[int], fails: bool
-) -> None:
+def test_a_cancelled_caller_does_not_affect_the_others(gone: set[int], fails: bool) -> None:
     shared, work = SharedWork[str, int](), Work()
     results: dict[int, object] = {}
     callers = [ask(shared, work) for _ in range(5)]

@@ -24,7 +24,7 @@ def signed(network: Network, uri: str = URI, destination: ServerName = SOUTH) ->
     )
 
 
-async def test_the_peer_is_known_by_the_key_that_it_publishes(network: Network) -> None:
+async def test_a_peer_is_authenticated_by_its_published_key(network: Network) -> None:
     network.add(NORTH)
     checker = network.add(SOUTH).app.peers.signed_requests
 
@@ -57,7 +57,7 @@ async def test_a_server_whose_keys_are_unavailable_is_not_authenticated(network:
         await checker.get_peer([signed(network)], "GET", URI, b"")
 
 
-async def test_a_server_that_is_not_there_is_a_remote_error(network: Network) -> None:
+async def test_an_unreachable_server_is_a_remote_error(network: Network) -> None:
     requests = network.add(NORTH).app.peers.requests
 
     with pytest.raises(RemoteError):
@@ -91,7 +91,7 @@ def signed_body(
         (b"[]", b"[ ]"),
     ],
 )
-async def test_the_signature_is_over_what_the_body_says_in_whatever_form_it_comes(
+async def test_the_signature_covers_the_canonical_body_in_any_encoding(
     network: Network, signed_as: bytes, sent: bytes
 ) -> None:
     network.add(NORTH)
@@ -114,14 +114,14 @@ DEEP = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
         *(DEEP + b',"destination":"x"', DEEP + DEEP, DEEP[:-1], b"[" * 100_000 + b"]" * 100_000),
     ],
 )
-async def test_a_body_that_is_no_json_is_refused(network: Network, body: bytes) -> None:
+async def test_a_body_that_is_not_json_is_refused(network: Network, body: bytes) -> None:
     network.add(NORTH)
     checker = network.add(SOUTH).app.peers.signed_requests
     with pytest.raises((NotJson, BadJson)):
         await checker.get_peer([signed_body(network, body)], "PUT", SEND, body)
 
 
-async def test_several_signatures_must_all_be_right_as_far_as_they_can_be_checked(
+async def test_all_signatures_of_a_request_must_be_valid(
     network: Network,
 ) -> None:
     network.add(NORTH)
@@ -154,7 +154,7 @@ async def test_signatures_of_two_servers_are_refused(network: Network) -> None:
         await checker.get_peer([signed_body(network, b"{}"), other], "PUT", SEND, b"{}")
 
 
-async def test_the_case_of_a_name_makes_another_server(network: Network) -> None:
+async def test_server_names_are_case_sensitive(network: Network) -> None:
     network.add(NORTH)
     checker = network.add(SOUTH).app.peers.signed_requests
     with pytest.raises(Unauthorized):
@@ -173,7 +173,7 @@ async def test_a_blocked_server_is_refused_without_fetching_keys(network: Networ
     assert network.log == []
 
 
-async def test_long_bodies_that_nobody_has_signed_cost_little(
+async def test_long_unsigned_bodies_cost_little(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Anybody can send them, in the name of anybody."""
@@ -210,7 +210,7 @@ async def test_long_bodies_that_nobody_has_signed_cost_little(
 
 
 @pytest.mark.parametrize("end", [b"[" * 300 + b"]" * 300, b'"\xff"', b"1e999"])
-async def test_a_long_body_without_a_canonical_form_costs_little_too(
+async def test_a_long_body_without_a_canonical_form_costs_little(
     network: Network, monkeypatch: pytest.MonkeyPatch, end: bytes
 ) -> None:
     network.add(NORTH)

@@ -26,7 +26,7 @@ def test_a_bucket_gives_a_burst_and_then_a_steady_rate() -> None:
     assert (buckets.count_tokens("a"), buckets.wait("a")) == (1, 0)
 
 
-def test_tokens_that_are_given_back_can_be_taken_again() -> None:
+def test_returned_tokens_can_be_taken_again() -> None:
     buckets = TokenBuckets(now=Time(), rate=Rate(1, 2))
     buckets.take("a", 5)
     assert buckets.wait("a") == 4
@@ -46,7 +46,7 @@ def test_another_rate_replaces_the_usual_one() -> None:
     assert buckets.wait("a", rate=tight) == 10
 
 
-def test_the_emptiest_buckets_are_remembered() -> None:
+def test_the_emptiest_buckets_are_kept() -> None:
     buckets = TokenBuckets(now=Time(), rate=Rate(1, 1), max_buckets=10)
     buckets.take("empty", 1000)
     for number in range(100):
@@ -56,7 +56,7 @@ def test_the_emptiest_buckets_are_remembered() -> None:
 
 
 @pytest.mark.parametrize(("per_second", "burst_count"), [(0, 1), (-1, 1), (1, 0.5)])
-def test_a_rate_lets_something_through(per_second: float, burst_count: float) -> None:
+def test_a_rate_of_zero_is_refused(per_second: float, burst_count: float) -> None:
     with pytest.raises(ValueError, match="per_second"):
         Rate(per_second, burst_count)
 
@@ -66,7 +66,7 @@ def test_a_rate_lets_something_through(per_second: float, burst_count: float) ->
     burst_count=st.integers(1, 20),
     pauses=st.lists(st.floats(0, 5), max_size=60),
 )
-def test_no_more_is_let_through_than_a_burst_and_the_rate(
+def test_a_bucket_never_exceeds_its_burst_and_rate(
     per_second: float, burst_count: int, pauses: list[float]
 ) -> None:
     time = Time()

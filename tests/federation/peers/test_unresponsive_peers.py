@@ -3,12 +3,11 @@ minute, or until they answer."""
 
 from federation.remote.membership import INVITE_SECONDS
 from homeserver.wiring.federation_peers import UNRESPONSIVE_MS
-from tests.federation.devices.test_encryption_between_servers import asked
-from tests.federation.devices.test_key_claims_over_restarts import ALGORITHM
+from tests.helpers.encrypted_rooms import ALGORITHM
 from tests.helpers.federated_rooms import NORTH, SOUTH
 from tests.helpers.http import Pending
 from tests.helpers.keys import V3, identity_keys, upload
-from tests.helpers.network import Fate, Network
+from tests.helpers.network import Fate, Network, count_requests
 from tests.helpers.room_actions import create, join, membership, ok, refused, room_path
 from tests.helpers.server import User
 
@@ -23,8 +22,8 @@ def pair(network: Network) -> tuple[User, User, str]:
 
 
 def fall_silent(network: Network) -> None:
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
 
 
@@ -53,7 +52,7 @@ def wait_in_vain(network: Network, alice: User, bob: User) -> None:
     assert asking.answer.json["failures"].keys() == {SOUTH}
 
 
-async def test_the_next_invite_does_not_wait_again(network: Network) -> None:
+async def test_an_invite_to_an_unresponsive_server_fails_at_once(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     inviting = begin_invite(alice, bob, room_id)
@@ -68,20 +67,20 @@ async def test_the_next_invite_does_not_wait_again(network: Network) -> None:
     assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}, (
         "it is silent for longer than one starts"
     )
-    assert [asked(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
+    assert [count_requests(network, SOUTH, path) for path in PATHS.values()] == [1, 0, 0]
 
 
-async def test_the_next_key_query_does_not_wait_again(network: Network) -> None:
+async def test_a_key_query_to_an_unresponsive_server_fails_at_once(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
 
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     assert refused(begin_invite(alice, bob, room_id).answer) == (502, "M_UNKNOWN")
-    assert [asked(network, SOUTH, path) for path in PATHS.values()] == [0, 1, 0]
+    assert [count_requests(network, SOUTH, path) for path in PATHS.values()] == [0, 1, 0]
 
 
-async def test_it_is_asked_for_one_time_keys_as_long_as_it_may_be_starting(
+async def test_an_unresponsive_server_that_may_be_starting_is_asked_for_one_time_keys(
     network: Network,
 ) -> None:
     alice, bob, _ = pair(network)
@@ -94,7 +93,7 @@ async def test_it_is_asked_for_one_time_keys_as_long_as_it_may_be_starting(
         assert claiming.answer.json["failures"].keys() == {SOUTH}
 
     assert begin_claim(alice, bob).answer.json["failures"].keys() == {SOUTH}
-    assert asked(network, SOUTH, PATHS["claim"]) == 2
+    assert count_requests(network, SOUTH, PATHS["claim"]) == 2
 
 
 async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> None:
@@ -102,7 +101,7 @@ async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> Non
     alice, bob, _ = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
 
     room_id = create(alice, invite=[bob.user_id])
 
@@ -110,11 +109,11 @@ async def test_an_invite_at_room_creation_is_still_sent(network: Network) -> Non
     assert begin_query(alice, bob).answer.json["failures"] == {}, "it has answered"
 
 
-async def test_after_a_minute_it_is_asked_again(network: Network) -> None:
+async def test_an_unresponsive_server_is_contacted_again_after_a_minute(network: Network) -> None:
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.advance(UNRESPONSIVE_MS / 1000 - 1)
     assert begin_query(alice, bob).answer.json["failures"].keys() == {SOUTH}
     network.clock.advance(1)
@@ -126,7 +125,7 @@ async def test_a_request_of_the_server_shows_that_it_is_back(network: Network) -
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
 
     ok(bob.post(f"{V3}/join/{room_id}?server_name={NORTH}"))
 
@@ -137,7 +136,7 @@ async def test_any_answer_shows_that_the_server_is_back(network: Network) -> Non
     alice, bob, room_id = pair(network)
     fall_silent(network)
     wait_in_vain(network, alice, bob)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
 
     ok(alice.get(f"{V3}/profile/{bob.user_id}"))
 
@@ -153,7 +152,7 @@ async def test_a_request_with_a_short_time_limit_does_not_count_as_a_failure(
     hasty = begin_query(alice, bob, timeout=1000)
     network.clock.advance(1)
     assert hasty.answer.json["failures"].keys() == {SOUTH}
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     assert begin_query(alice, bob).answer.json["device_keys"][bob.user_id].keys() == {bob.device_id}
 
 

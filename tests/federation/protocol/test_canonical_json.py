@@ -29,7 +29,7 @@ from tests.federation.protocol.vectors import cases
 @pytest.mark.parametrize(
     "case", cases("canonical_json", "canonical_json"), ids=lambda case: case["canonical"][:30]
 )
-def test_examples_of_the_specification(case: Any) -> None:
+def test_the_examples_of_the_specification_are_encoded(case: Any) -> None:
     # The example with 1e10 takes JSON numbers for what they are worth; decode_json reads exponents
     # as floats.
     value = json.loads(case["input_text"], parse_float=lambda text: int(float(text)))
@@ -41,7 +41,7 @@ def test_examples_of_the_specification(case: Any) -> None:
 @pytest.mark.parametrize(
     "case", cases("canonical_json", "canonical_json_more"), ids=lambda case: case["canonical"]
 )
-def test_more_examples(case: Any) -> None:
+def test_further_examples_are_encoded(case: Any) -> None:
     encoded = encode_strict(case["input"])
     assert encoded.decode() == case["canonical"]
     assert sha256(encoded).hexdigest() == case["sha256_hex"]
@@ -50,14 +50,14 @@ def test_more_examples(case: Any) -> None:
 @pytest.mark.parametrize(
     "case", cases("canonical_json", "canonical_json_must_reject"), ids=lambda case: case["why"]
 )
-def test_what_events_may_not_have_is_refused(case: Any) -> None:
+def test_values_that_events_may_not_have_are_refused(case: Any) -> None:
     with pytest.raises(NotJson if case["why"] == "not JSON" else BadJson):
         encode_strict(decode_json(case["text"].encode()))
 
 
 @settings(max_examples=200)
 @given(json_values)
-def test_it_equals_the_canonicaljson_package(value: Any) -> None:
+def test_the_encoding_equals_the_canonicaljson_package(value: Any) -> None:
     assert encode_canonical(value) == canonicaljson.encode_canonical_json(value)
 
 
@@ -78,7 +78,7 @@ def test_strict_values_come_back_unchanged(value: Any) -> None:
         lambda text: text.encode("utf-8", "surrogatepass")
     )
 )
-def test_any_bytes_are_a_value_or_a_matrix_error(data: bytes) -> None:
+def test_any_bytes_decode_or_raise_a_matrix_error(data: bytes) -> None:
     try:
         value = decode_json(data)
     except MatrixError:
@@ -96,7 +96,7 @@ def test_nesting_is_bounded(opening: bytes, closing: bytes) -> None:
             decode_json(opening * depth + inner + closing * depth)
 
 
-def test_a_wide_text_is_not_taken_for_a_deep_one() -> None:
+def test_wide_json_is_not_taken_for_deeply_nested_json() -> None:
     wide = b"[" + b",".join([b"[{}]"] * 1_000) + b"]"
     assert decode_json(wide) == [[{}]] * 1_000
     check_text_depth(wide)
@@ -109,7 +109,7 @@ def test_a_wide_text_is_not_taken_for_a_deep_one() -> None:
     st.booleans(),
     st.sampled_from([None, 1]),
 )
-def test_a_text_is_as_deep_as_its_value(
+def test_the_depth_of_a_text_is_the_depth_of_its_value(
     value: Any, limit: int, escaped: bool, indent: int | None
 ) -> None:
     """Strings may hold any text."""
@@ -140,23 +140,23 @@ def is_refused(check: Callable[[Any, int], None], what: object, limit: int) -> b
         b"{}x",
     ],
 )
-def test_what_is_no_json(data: bytes) -> None:
+def test_invalid_json_is_refused(data: bytes) -> None:
     with pytest.raises(NotJson):
         decode_json(data)
 
 
 @pytest.mark.parametrize("data", [b"1" * 5_000, b"1e999", b'{"a":-1e400}'])
-def test_numbers_without_bound_are_refused(data: bytes) -> None:
+def test_infinite_and_nan_numbers_are_refused(data: bytes) -> None:
     with pytest.raises(BadJson):
         decode_json(data)
 
 
-def test_of_a_key_that_stands_twice_the_last_counts() -> None:
+def test_the_last_of_duplicate_keys_counts() -> None:
     assert decode_json(b'{"a":1,"a":2}') == {"a": 2}
 
 
 @pytest.mark.parametrize("data", [b"[]", b"null", b'"{}"', b"1"])
-def test_an_object_is_wanted(data: bytes) -> None:
+def test_values_other_than_objects_are_refused(data: bytes) -> None:
     with pytest.raises(BadJson):
         decode_object(data)
 
@@ -164,7 +164,7 @@ def test_an_object_is_wanted(data: bytes) -> None:
 @pytest.mark.parametrize(
     "value", [{1: 2}, "\ud800", {"\ud800": 1}, [float("nan")], {"a": float("inf")}]
 )
-def test_values_without_a_json_form(value: Any) -> None:
+def test_values_without_a_json_form_are_refused(value: Any) -> None:
     with pytest.raises(BadJson):
         encode_canonical(value)
 

@@ -37,12 +37,12 @@ def pruned(value: Any, levels: int) -> Any:
 
 
 @given(values, st.integers(0, 4), st.sampled_from([None, 1]))
-def test_what_is_not_deep_stays(value: Any, levels: int, indent: int | None) -> None:
+def test_only_deeply_nested_values_are_removed(value: Any, levels: int, indent: int | None) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False).encode()
     assert msgspec.json.decode(without_deep(text, levels)) == pruned(value, levels)
 
 
-def test_however_deep_it_nests() -> None:
+def test_any_depth_of_nesting_is_handled() -> None:
     text = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
     assert msgspec.json.decode(without_deep(text, 2)) == {"a": {"a": None}}
     assert without_deep(b"[[", 1) == b"[[", "what is no JSON stays none"
@@ -54,7 +54,7 @@ ENDLESS = b'"' + b'\\"' * 50_000
 
 @pytest.mark.parametrize("begin", [b"", b"[" * 300, b'{"a":"b"},'])
 @pytest.mark.parametrize("end", [b"", b"\\", b"}"])
-def test_a_string_without_an_end_is_looked_at_once(begin: bytes, end: bytes) -> None:
+def test_an_unterminated_string_takes_linear_time(begin: bytes, end: bytes) -> None:
     text = begin + ENDLESS + end
     before = process_time()
     assert not has_too_many_values(text)
@@ -64,7 +64,7 @@ def test_a_string_without_an_end_is_looked_at_once(begin: bytes, end: bytes) -> 
 
 
 @given(st.text(st.sampled_from('[]{}"\\a,'), max_size=20), st.integers(0, 3))
-def test_what_is_no_json_is_made_none(text: str, levels: int) -> None:
+def test_invalid_json_stays_invalid(text: str, levels: int) -> None:
     """But for what is inside what is left out, which nobody reads."""
     try:
         msgspec.json.decode(without_deep(text.encode(), levels))

@@ -33,7 +33,7 @@ from federation.protocol.ids import ServerName
         ("matrix.example", None),
     ],
 )
-def test_names_that_say_all_themselves(name: str, route: Route | None) -> None:
+def test_names_with_a_port_or_an_address_need_no_lookup(name: str, route: Route | None) -> None:
     assert route_by_name(ServerName(name)) == route
 
 
@@ -52,7 +52,7 @@ def test_names_that_say_all_themselves(name: str, route: Route | None) -> None:
         (b"[" * 100_000, None),
     ],
 )
-def test_well_known_files(body: bytes, name: str | None) -> None:
+def test_well_known_files_are_parsed(body: bytes, name: str | None) -> None:
     assert read_well_known(body) == name
 
 
@@ -72,7 +72,9 @@ def test_well_known_files(body: bytes, name: str | None) -> None:
         ({"expires": "Fri, 31 Dec 10000 23:59:59 GMT"}, SHORTEST_SECONDS),
     ],
 )
-def test_how_long_a_well_known_file_is_good(headers: dict[str, str], seconds: float) -> None:
+def test_the_cache_time_of_a_well_known_file_is_bounded(
+    headers: dict[str, str], seconds: float
+) -> None:
     assert well_known_seconds(headers, now=1000.0) == seconds
 
 
@@ -86,19 +88,19 @@ SERVICES = st.lists(
 
 @settings(max_examples=100)
 @given(SERVICES, st.lists(st.floats(0, 1, exclude_max=True), min_size=6, max_size=6))
-def test_services_are_all_tried_by_priority(services: list[Service], draws: list[float]) -> None:
+def test_srv_records_are_tried_by_priority(services: list[Service], draws: list[float]) -> None:
     ordered = order_services(services, draws)
     key = lambda each: (each.priority, each.weight, each.host)  # noqa: E731
     assert sorted(ordered, key=key) == sorted(services, key=key)
     assert [each.priority for each in ordered] == sorted(each.priority for each in services)
 
 
-def test_equals_are_chosen_by_their_weights() -> None:
+def test_srv_records_of_equal_priority_are_chosen_by_weight() -> None:
     services = [Service(1, 1, "light", 1), Service(1, 3, "heavy", 1), Service(1, 0, "none", 1)]
     first = [order_services(services, [step / 100, 0, 0])[0].host for step in range(100)]
     assert (first.count("light"), first.count("heavy"), first.count("none")) == (25, 75, 0)
 
 
-def test_the_certificate_is_for_the_name_and_not_for_what_dns_says() -> None:
+def test_the_certificate_is_for_the_delegated_name_not_the_srv_target() -> None:
     route = route_by_services("matrix.example", [Service(1, 1, "machine.example", 5)], [0.0])
     assert route == Route("matrix.example", "matrix.example", (Hop("machine.example", 5),))

@@ -478,7 +478,7 @@ PAGE_RULES: Final = [
 
 
 @pytest.mark.parametrize(("version", "rule", "number"), PAGE_RULES)
-def test_rule_refuses_and_allows_the_neighbour(
+def test_each_rule_refuses_its_case_and_allows_the_neighbour(
     version: RoomVersion, rule: Rule, number: str
 ) -> None:
     bad, good = CASES[rule](version)
@@ -503,7 +503,7 @@ def test_a_member_join_names_the_state_that_its_version_selects(version: RoomVer
     assert auth_keys(version, "m.room.member", BOB, BOB, content) == expected
 
 
-def test_numbers_are_those_of_the_pages() -> None:
+def test_rule_numbers_are_those_of_the_specification() -> None:
     assert rule_numbers(V1)[Rule.REDACTION] == "11.3"
     assert rule_numbers(V7)[Rule.KNOCK_MEMBERSHIP] == "4.6.4"
     assert rule_numbers(V8)[Rule.JOIN_AUTHORISER] == "4.3.5.2"

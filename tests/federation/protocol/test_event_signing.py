@@ -80,7 +80,7 @@ def build(version: RoomVersion, **fields: Any) -> Event:
 @pytest.mark.parametrize(
     "case", cases("events", "event_signing"), ids=lambda case: case["input"]["type"]
 )
-def test_examples_of_the_specification(case: Any) -> None:
+def test_the_examples_of_the_specification_are_signed(case: Any) -> None:
     version = ROOM_VERSIONS[case["room_version"]]
     assert hash_and_sign_event(version, case["input"], HERE, KEY) == case["signed"]
 
@@ -88,7 +88,7 @@ def test_examples_of_the_specification(case: Any) -> None:
 @pytest.mark.parametrize(
     "case", cases("events", "event_signing_more"), ids=lambda case: case["content_hash"]
 )
-def test_more_examples(case: Any) -> None:
+def test_further_examples_are_signed(case: Any) -> None:
     signed = hash_and_sign_event(ROOM_VERSIONS[case["room_version"]], case["input"], HERE, KEY)
     assert signed["hashes"] == {"sha256": case["content_hash"]}
     assert signed["signatures"] == {"domain": {"ed25519:1": case["signature"]}}
@@ -97,7 +97,7 @@ def test_more_examples(case: Any) -> None:
 @pytest.mark.parametrize(
     "case", cases("events", "event_signature_checks"), ids=lambda case: case["expect"]
 )
-def test_hash_and_signature_fail_apart(case: Any) -> None:
+def test_hash_and_signature_are_checked_separately(case: Any) -> None:
     pdu = case["event"]
     assert is_hash_of(pdu) is case["content_hash_valid"]
     message = encode_reference(ROOM_VERSIONS[case["room_version"]], pdu)
@@ -122,7 +122,7 @@ def test_a_signature_holds_for_the_event_and_its_redacted_copy(case: Any) -> Non
 @pytest.mark.parametrize(
     "case", cases("events", "room_version_12_room_ids"), ids=lambda case: case["room_id"]
 )
-def test_create_events_without_a_room_id(case: Any) -> None:
+def test_create_events_without_a_room_id_are_signed(case: Any) -> None:
     expected = case["create_event"]
     event = build_event(
         V12,
@@ -151,7 +151,7 @@ def test_create_events_without_a_room_id(case: Any) -> None:
     contents,
     st.none() | st.text("abc", max_size=5),
 )
-def test_what_is_built_is_what_others_read(
+def test_a_built_event_is_parsed_to_the_same_event(
     version: RoomVersion, event_type: str, content: dict[str, Any], state_key: str | None
 ) -> None:
     built = build(version, type=event_type, content=content, state_key=state_key)
@@ -163,13 +163,13 @@ def test_what_is_built_is_what_others_read(
     assert built.pdu == hash_and_sign_event(version, built.pdu, HERE, KEY)
 
 
-def test_floats_of_old_rooms_are_hashed_as_everyone_does() -> None:
+def test_floats_of_old_rooms_are_hashed_as_written() -> None:
     built = build(V5, content={"x": 1e16, "y": 1e-7})
     assert b'{"x":1e+16,"y":1e-07}' in encode_pdu(built)
     assert is_content_hash_valid(parse_event(V5, decode_object(encode_pdu(built))))
 
 
-def test_a_redaction_names_its_target_where_the_version_keeps_it() -> None:
+def test_a_redaction_names_its_target_in_the_place_of_its_version() -> None:
     target = EventID("$" + HASH)
     for version in (V10, V11):
         event = build(version, type="m.room.redaction", content={"reason": "spam"}, redacts=target)
@@ -180,13 +180,13 @@ def test_a_redaction_names_its_target_where_the_version_keeps_it() -> None:
         )
 
 
-def test_the_first_versions_name_events_with_their_hashes() -> None:
+def test_the_first_versions_refer_to_events_by_id_and_hash() -> None:
     event = build(V1)
     assert event.event_id == "$e:domain"
     assert event.pdu["prev_events"] == [["$p:domain", {"sha256": "pp"}]]
 
 
-def test_the_content_that_was_given_is_not_changed_and_may_change_later() -> None:
+def test_building_an_event_copies_the_content() -> None:
     content = {"reason": "spam"}
     event = build(V11, type="m.room.redaction", content=content, redacts=EventID("$" + HASH))
     assert content == {"reason": "spam"}
@@ -210,7 +210,7 @@ def test_the_content_that_was_given_is_not_changed_and_may_change_later() -> Non
         ({"room_id": None}, BadEvent),
     ],
 )
-def test_what_others_would_refuse_is_not_built(
+def test_an_event_that_others_would_refuse_is_not_built(
     fields: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -246,7 +246,7 @@ def test_in_the_first_versions_the_server_of_the_event_id_must_sign_too() -> Non
     assert not missing_signers(signed, PUBLIC)
 
 
-def test_a_vouched_for_join_must_be_signed_by_the_server_that_vouches() -> None:
+def test_a_restricted_join_must_be_signed_by_the_authorising_server() -> None:
     content = {"membership": "join", "join_authorised_via_users_server": "@bob:other.example"}
     member = {"type": "m.room.member", "state_key": "@alice:domain", "content": content}
     assert required_signers(build(V7, **member)) == {HERE}
@@ -271,7 +271,7 @@ def test_an_invite_by_a_third_party_identifier_may_come_from_another_server() ->
         assert THERE in required_signers(build(V3, **member, content={**content, **other}))
 
 
-def test_a_changed_event_is_unsigned_or_not_whole() -> None:
+def test_a_changed_event_fails_its_signature_or_hash() -> None:
     event = build(V11)
     moved = parse_event(V11, {**event.pdu, "depth": 8})
     assert missing_signers(moved, PUBLIC) == {HERE}
@@ -283,10 +283,10 @@ def test_a_changed_event_is_unsigned_or_not_whole() -> None:
 
 @settings(max_examples=50)
 @given(pdus(), st.sampled_from(["", "é", "AAAA", "====", "A" * 43]))
-def test_a_wrong_content_hash_is_told_and_never_breaks(pdu: dict[str, Any], claimed: str) -> None:
+def test_any_wrong_content_hash_is_detected(pdu: dict[str, Any], claimed: str) -> None:
     assert not is_content_hash_valid(parse_event(V11, {**pdu, "hashes": {"sha256": claimed}}))
 
 
 @pytest.mark.parametrize("hashes", [None, [], {}, {"sha256": 1}])
-def test_without_a_hash_an_event_is_not_whole(hashes: object) -> None:
+def test_an_event_without_a_hash_fails_the_hash_check(hashes: object) -> None:
     assert not is_hash_of({"content": {}, "hashes": hashes})

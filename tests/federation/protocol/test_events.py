@@ -52,7 +52,7 @@ def without(pdu: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("version", "event_id"), load("events", "event_ids")["event_id_by_room_version"].items()
 )
-def test_the_id_of_a_real_event(version: str, event_id: str) -> None:
+def test_the_id_of_a_real_event_is_computed(version: str, event_id: str) -> None:
     assert (
         compute_event_id(ROOM_VERSIONS[version], load("events", "event_ids")["event"]) == event_id
     )
@@ -72,13 +72,13 @@ def test_an_event_and_its_redacted_copy_have_one_id(case: Any) -> None:
 @pytest.mark.parametrize(
     "case", cases("events", "room_version_12_room_ids"), ids=lambda case: case["room_id"]
 )
-def test_a_room_is_named_by_its_create_event(case: Any) -> None:
+def test_the_room_id_is_the_id_of_the_create_event(case: Any) -> None:
     event = parse_event(V12, case["create_event"])
     assert (event.event_id, event.room_id) == (case["event_id"], case["room_id"])
     assert "room_id" not in event.pdu
 
 
-def test_the_views_of_an_event() -> None:
+def test_an_event_has_views_of_its_fields() -> None:
     event = parse_event(V11, {**PDU, "state_key": "", "unsigned": {"age": 3}})
     assert event.key == StateKey("m.room.message", "")
     assert event.is_state
@@ -95,14 +95,14 @@ def test_the_views_of_an_event() -> None:
         _ = parse_event(V11, PDU).key
 
 
-def test_the_first_event_format() -> None:
+def test_the_first_event_format_is_parsed() -> None:
     event = parse_event(V1, PDU_V1)
     assert event.event_id == "$e:example.com"
     assert list(event.prev_events) == ["$p:example.com"]
     assert list(event.auth_events) == ["$a:example.com"]
 
 
-def test_the_membership_is_that_of_member_events_if_it_is_a_string() -> None:
+def test_only_member_events_have_a_membership_string() -> None:
     assert (
         parse_event(
             V11, {**PDU, "type": "m.room.member", "content": {"membership": "join"}}
@@ -127,7 +127,9 @@ def test_the_membership_is_that_of_member_events_if_it_is_a_string() -> None:
         (V11, None, "no id", None),
     ],
 )
-def test_the_target_of_a_redaction(version: Any, top: Any, inner: Any, target: str | None) -> None:
+def test_the_target_of_a_redaction_is_found(
+    version: Any, top: Any, inner: Any, target: str | None
+) -> None:
     pdu = {
         **PDU,
         "type": "m.room.redaction",
@@ -143,7 +145,7 @@ def test_the_target_of_a_redaction(version: Any, top: Any, inner: Any, target: s
 
 
 @pytest.mark.parametrize("key", [key for key in PDU])
-def test_no_field_may_be_missing(key: str) -> None:
+def test_an_event_without_a_required_field_is_refused(key: str) -> None:
     with pytest.raises(BadEvent, match=key):
         parse_event(V11, without(PDU, key))
     with pytest.raises(BadEvent, match=key):
@@ -190,7 +192,7 @@ def test_every_field_of_the_first_format_is_checked(key: str, value: object) -> 
         parse_event(V1, {**PDU_V1, key: value})
 
 
-def test_limits_are_reached_but_not_passed() -> None:
+def test_sizes_up_to_the_limits_are_accepted() -> None:
     parse_event(V11, {**PDU, "type": "я" * 127, "state_key": "a" * 255, "depth": 2**53 - 1})
     parse_event(V11, {**PDU, "prev_events": ["$" + HASH] * 20, "auth_events": ["$" + HASH] * 10})
     parse_event(V5, {**PDU, "depth": 2**63 - 1})
@@ -205,7 +207,7 @@ def test_room_ids_of_the_twelfth_version_are_hashes() -> None:
             parse_event(V12, {**PDU, "room_id": room_id})
 
 
-def test_numbers_are_as_strict_as_the_version() -> None:
+def test_numbers_are_checked_as_the_room_version_says() -> None:
     content = {"float": 1.5, "big": 2**60}
     assert parse_event(V5, {**PDU, "content": content}).content == content
     for value in content.values():
@@ -215,7 +217,7 @@ def test_numbers_are_as_strict_as_the_version() -> None:
             parse_event(V6, {**PDU, "unknown": [value]})
 
 
-def test_the_size_of_an_event_is_that_of_its_canonical_form_without_unsigned() -> None:
+def test_the_size_of_an_event_excludes_unsigned() -> None:
     room = MAX_PDU_BYTES - len(encode_canonical(PDU))
     largest = {**PDU, "content": {"body": "hi" + "x" * room}}
     assert (
@@ -262,7 +264,7 @@ def test_the_id_does_not_depend_on_unsigned_and_signatures(
 
 @settings(max_examples=100)
 @given(pdus(), st.sampled_from([V6, V10, V11]))
-def test_stored_bytes_are_the_event(pdu: dict[str, Any], version: Any) -> None:
+def test_an_event_is_read_back_from_its_stored_bytes(pdu: dict[str, Any], version: Any) -> None:
     parsed = parse_event(version, pdu)
     stored = encode_pdu(parsed)
     assert stored == encode_canonical(pdu)
@@ -291,7 +293,7 @@ def test_stored_bytes_are_the_event(pdu: dict[str, Any], version: Any) -> None:
 
 @settings(max_examples=50)
 @given(pdus())
-def test_the_form_for_clients(pdu: dict[str, Any]) -> None:
+def test_an_event_has_the_client_format(pdu: dict[str, Any]) -> None:
     event = parse_event(V6, pdu)
     prefix = client_form_prefix(event)
     shown = msgspec.json.decode(prefix + b',"room_id":"!r","unsigned":{}}')

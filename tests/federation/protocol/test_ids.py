@@ -51,7 +51,7 @@ LONG = "a" * 242
         "a" * 255,
     ],
 )
-def test_server_names(text: str) -> None:
+def test_valid_server_names_are_accepted(text: str) -> None:
     assert parse_server_name(text) == text
 
 
@@ -81,7 +81,7 @@ def test_server_names(text: str) -> None:
         "a/b",
     ],
 )
-def test_what_is_no_server_name(text: str) -> None:
+def test_invalid_server_names_are_refused(text: str) -> None:
     with pytest.raises(InvalidParam):
         parse_server_name(text)
 
@@ -103,7 +103,7 @@ def test_what_is_no_server_name(text: str) -> None:
         ("example.com:65535", True),
     ],
 )
-def test_servers_that_could_be_found(server: str, *, can: bool) -> None:
+def test_servers_with_impossible_names_cannot_be_found(server: str, *, can: bool) -> None:
     assert could_be_found(parse_server_name(server)) == can
 
 
@@ -118,7 +118,7 @@ def test_servers_that_could_be_found(server: str, *, can: bool) -> None:
         ("1.2.3.example", "1.2.3.example", False),
     ],
 )
-def test_hosts_and_ip_literals(server: str, host: str, literal: bool) -> None:
+def test_hosts_and_ip_literals_are_recognized(server: str, host: str, literal: bool) -> None:
     assert (host_of(server), is_ip_literal(server)) == (host, literal)
 
 
@@ -133,7 +133,7 @@ def test_hosts_and_ip_literals(server: str, host: str, literal: bool) -> None:
         f"@{LONG}:example.com",
     ],
 )
-def test_user_ids_of_the_world_and_of_history(text: str) -> None:
+def test_current_and_historical_user_ids_are_accepted(text: str) -> None:
     assert parse_user_id(text) == text
 
 
@@ -153,7 +153,7 @@ def test_user_ids_of_the_world_and_of_history(text: str) -> None:
         "@" + "я" * 125 + ":b.uz",
     ],
 )
-def test_what_is_no_user_id(text: str) -> None:
+def test_invalid_user_ids_are_refused(text: str) -> None:
     with pytest.raises(InvalidParam):
         parse_user_id(text)
 
@@ -161,18 +161,18 @@ def test_what_is_no_user_id(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "compliant"), [("@a~B:x", True), ("@:x", False), ("@é:x", False), ("@a b:x", False)]
 )
-def test_compliant_user_ids(text: str, compliant: bool) -> None:
+def test_user_ids_of_the_current_grammar_are_recognized(text: str, compliant: bool) -> None:
     assert is_compliant_user_id(text) is compliant
 
 
-def test_of_a_server_that_there_cannot_be_events_may_speak() -> None:
+def test_ids_with_an_impossible_port_are_accepted() -> None:
     """All servers have to agree about an event, and the grammar has five digits."""
     assert is_user_id("@a:b:99999")
     assert is_room_id("!a:b:99999")
     assert not is_user_id("@a:b:100000")
 
 
-def test_new_users_get_ids_of_todays_grammar() -> None:
+def test_new_user_ids_follow_the_current_grammar() -> None:
     assert (
         parse_new_user_id("a.b_c=d-e/f+0", ServerName("example.com"))
         == "@a.b_c=d-e/f+0:example.com"
@@ -197,7 +197,7 @@ def test_new_users_get_ids_of_todays_grammar() -> None:
         (parse_key_id, "signed_curve25519:AAAA-+/"),
     ],
 )
-def test_other_identifiers(parse: Callable[[str], str], text: str) -> None:
+def test_other_valid_identifiers_are_accepted(parse: Callable[[str], str], text: str) -> None:
     assert parse(text) == text
 
 
@@ -239,13 +239,15 @@ def test_other_identifiers(parse: Callable[[str], str], text: str) -> None:
         ),
     ],
 )
-def test_what_they_are_not(parse: Callable[[str], str], texts: list[str]) -> None:
+def test_other_invalid_identifiers_are_refused(
+    parse: Callable[[str], str], texts: list[str]
+) -> None:
     for text in texts:
         with pytest.raises(InvalidParam):
             parse(text)
 
 
-def test_common_grammars() -> None:
+def test_common_grammars_are_checked() -> None:
     assert is_namespaced("m.room.name")
     assert is_namespaced("com.example-x_1")
     assert not any(map(is_namespaced, ["", "1a", "M.a", "a/b", "a" * 256, "a\n"]))
@@ -253,7 +255,7 @@ def test_common_grammars() -> None:
     assert not any(map(is_opaque_id, ["", "a/b", "a" * 256, "é"]))
 
 
-def test_parts() -> None:
+def test_identifiers_have_localpart_and_domain() -> None:
     assert (localpart_of("@a:b:80"), domain_of("@a:b:80")) == ("a", "b:80")
     assert localpart_of("@:b") == ""
     with pytest.raises(InvalidParam):
@@ -262,7 +264,7 @@ def test_parts() -> None:
 
 @settings(max_examples=100)
 @given(st.text(max_size=30))
-def test_any_text_is_an_identifier_or_an_invalid_parameter(text: str) -> None:
+def test_any_text_is_an_identifier_or_raises_invalid_param(text: str) -> None:
     for sigil, parse in (
         ("@", parse_user_id),
         ("!", parse_room_id),
@@ -288,5 +290,5 @@ def test_any_text_is_an_identifier_or_an_invalid_parameter(text: str) -> None:
         ("[2001:db8::1]:8448", "[2001:db8::1]"),
     ],
 )
-def test_the_domain_that_somebody_has_to_register(server: str, domain: str) -> None:
+def test_the_registrable_domain_of_a_server_is_found(server: str, domain: str) -> None:
     assert registered_domain_of(server) == domain

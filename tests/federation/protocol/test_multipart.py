@@ -49,7 +49,7 @@ LIKE_A_BOUNDARY = st.lists(
     st.sampled_from([b"", b"preamble\r\n"]),
     st.sampled_from([b"", b"\r\n", b"\r\nepilogue"]),
 )
-def test_the_file_is_the_same_in_whatever_pieces(
+def test_a_file_is_read_in_pieces_of_any_size(
     content: bytes, places: list[int], before: bytes, after: bytes
 ) -> None:
     found = read(cut(answer(content, before=before, after=after), places))
@@ -57,7 +57,7 @@ def test_the_file_is_the_same_in_whatever_pieces(
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 400)))
-def test_whatever_comes_is_read_or_refused(data: bytes, places: list[int]) -> None:
+def test_any_bytes_are_read_or_refused(data: bytes, places: list[int]) -> None:
     for whole in (data, answer(data, head=data)):
         with suppress(BadMultipart):
             read(cut(whole, places))
@@ -74,12 +74,12 @@ def test_a_part_without_headers() -> None:
     assert read([answer(b"hello", head=b"")]) == ({}, b"hello", True)
 
 
-def test_an_end_that_has_not_come() -> None:
+def test_a_missing_end_is_an_error() -> None:
     assert not read([answer(b"hello")[:-1]])[2]
 
 
 @pytest.mark.parametrize("line", [b"--a bc\r\n", b"--a b;\r\n", b"--a b" + b" " * 300 + b"\r\n"])
-def test_what_only_begins_as_a_boundary(line: bytes) -> None:
+def test_a_prefix_of_the_boundary_belongs_to_the_file(line: bytes) -> None:
     with pytest.raises(BadMultipart):
         read([line + answer(b"")])
 
@@ -100,11 +100,11 @@ def test_what_only_begins_as_a_boundary(line: bytes) -> None:
         ("inline; filename=", None),
     ],
 )
-def test_names(disposition: str, name: str | None) -> None:
+def test_file_names_are_decoded(disposition: str, name: str | None) -> None:
     assert name_in(disposition) == name
 
 
-def test_headers_that_would_take_long_to_read_are_not_read() -> None:
+def test_costly_headers_are_refused() -> None:
     """Time grows with the square of the quotes: minutes for these."""
     slow = '\\";' * 200_000
     assert name_in(f'attachment; filename=a; x="{slow}') is None

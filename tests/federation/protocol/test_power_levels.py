@@ -10,7 +10,7 @@ VERSIONS = pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=list(R
 
 
 @VERSIONS
-def test_defaults_without_a_power_levels_event(version: RoomVersion) -> None:
+def test_without_a_power_levels_event_defaults_apply(version: RoomVersion) -> None:
     levels = PowerLevels.of(version, None, Room(version).create)
     assert levels.user_level(ALICE) == (CREATOR_LEVEL if version.creators_privileged else 100)
     assert levels.user_level(BOB) == 0
@@ -28,7 +28,7 @@ def test_defaults_without_a_power_levels_event(version: RoomVersion) -> None:
 
 
 @VERSIONS
-def test_values_of_a_power_levels_event(version: RoomVersion) -> None:
+def test_values_of_a_power_levels_event_apply(version: RoomVersion) -> None:
     room = public_room(version)
     users = {BOB: 30} if version.creators_privileged else {ALICE: 100, BOB: 30}
     event = room.power(

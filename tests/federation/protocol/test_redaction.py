@@ -17,22 +17,20 @@ from tests.federation.protocol.vectors import cases
     cases("redaction", "redaction_and_ids"),
     ids=lambda case: f"v{case['room_version']}-{case['event']['type']}",
 )
-def test_what_is_left(case: Any) -> None:
+def test_redaction_keeps_the_fields_of_the_room_version(case: Any) -> None:
     assert redact(ROOM_VERSIONS[case["room_version"]], case["event"]) == case["redacted"]
 
 
 @pytest.mark.parametrize(
     "case", cases("events", "event_signing"), ids=lambda case: case["input"]["type"]
 )
-def test_examples_of_the_specification(case: Any) -> None:
+def test_the_examples_of_the_specification_are_redacted(case: Any) -> None:
     assert redact(ROOM_VERSIONS[case["room_version"]], case["signed"]) == case["redacted"]
 
 
 @settings(max_examples=100)
 @given(pdus() | hostile_pdus, st.sampled_from(sorted(ROOM_VERSIONS)))
-def test_redacting_twice_is_redacting_once_and_leaves_the_event_alone(
-    pdu: dict[str, Any], version: str
-) -> None:
+def test_redaction_is_idempotent_and_copies_the_event(pdu: dict[str, Any], version: str) -> None:
     before = repr(pdu)
     once = redact(ROOM_VERSIONS[version], pdu)
     assert redact(ROOM_VERSIONS[version], once) == once
@@ -40,7 +38,7 @@ def test_redacting_twice_is_redacting_once_and_leaves_the_event_alone(
     assert repr(pdu) == before
 
 
-def test_who_may_redact() -> None:
+def test_redactions_need_power_or_the_same_sender() -> None:
     def may(redacter: str, level: float) -> bool:
         return may_redact(
             V3,
@@ -57,5 +55,5 @@ def test_who_may_redact() -> None:
     assert not may("@b:example.com", 0)
 
 
-def test_in_the_first_versions_authorization_has_decided() -> None:
+def test_the_first_versions_decide_redactions_by_authorization() -> None:
     assert may_redact(V2, redacter="@b:x", target_sender="@a:y", sender_level=0, redact_level=50)

@@ -41,12 +41,12 @@ def _other_key() -> OtherKey:
 @pytest.mark.parametrize(
     "case", cases("canonical_json", "unpadded_base64"), ids=lambda case: case["text"] or "empty"
 )
-def test_unpadded_base64(case: Any) -> None:
+def test_base64_is_encoded_without_padding(case: Any) -> None:
     assert encode_base64(case["text"].encode()) == case["base64"]
     assert decode_base64(case["base64"]) == case["text"].encode()
 
 
-def test_base64_is_read_in_all_its_forms_and_nothing_else_is() -> None:
+def test_all_forms_of_base64_are_decoded_and_other_text_is_refused() -> None:
     assert decode_base64("+/+/Zg==") == decode_base64("-_-_Zg") == b"\xfb\xff\xbff"
     for text in ("A", "Zg=a", "Z g", "Zg\n", "é", "Zm9v!"):
         with pytest.raises(InvalidParam):
@@ -63,7 +63,7 @@ def test_the_public_key_follows_from_the_seed() -> None:
 @pytest.mark.parametrize(
     "case", cases("signing", "json_signing"), ids=lambda case: str(case["input"])
 )
-def test_signed_json(case: Any) -> None:
+def test_json_is_signed_and_verified(case: Any) -> None:
     assert sign_json(case["input"], "domain", KEY) == case["signed"]
     assert is_signed_by(case["signed"], "domain", PUBLIC)
 
@@ -76,7 +76,7 @@ def test_a_published_key_response_is_validly_signed() -> None:
 
 @settings(max_examples=200)
 @given(strict_objects | st.dictionaries(texts, json_values, max_size=4))
-def test_the_path_of_events_makes_and_accepts_the_signatures_of_signedjson(
+def test_event_signatures_agree_with_the_signedjson_package(
     value: dict[str, Any],
 ) -> None:
     value.pop("signatures", None)
@@ -94,7 +94,7 @@ def test_the_path_of_events_makes_and_accepts_the_signatures_of_signedjson(
     ["\ud800", float("nan"), {1: 2, "a": 3}, object(), 10**5000],
     ids=["surrogate", "nan", "keys", "object", "integer"],
 )
-def test_what_has_no_canonical_form_is_not_signed(value: object) -> None:
+def test_values_without_a_canonical_form_are_not_signed(value: object) -> None:
     with pytest.raises(BadJson):
         sign_json({"a": value}, "example.com", KEY)
     assert not is_signed_by({"a": value, "signatures": {"x": {KEY.key_id: "A" * 86}}}, "x", PUBLIC)
@@ -122,7 +122,7 @@ def test_unsigned_and_other_signatures_are_not_covered() -> None:
     assert not is_signed_by({**twice, "a": 2}, "example.com", PUBLIC)
 
 
-def test_one_wrong_signature_by_a_known_key_is_one_too_many() -> None:
+def test_one_invalid_signature_by_a_known_key_is_a_failure() -> None:
     second = SigningKey("second", b"2" * 32)
     signed = sign_json(sign_json({"a": 1}, "x", KEY), "x", second)
     signed["signatures"]["x"][second.key_id] = signed["signatures"]["x"][KEY.key_id]
@@ -144,13 +144,13 @@ def test_one_wrong_signature_by_a_known_key_is_one_too_many() -> None:
         {"y": {"ed25519:1": "A" * 86}},
     ],
 )
-def test_malformed_signatures_are_none(signatures: object) -> None:
+def test_malformed_signatures_are_ignored(signatures: object) -> None:
     assert not is_signed_by({"signatures": signatures}, "x", PUBLIC)
 
 
 @settings(max_examples=50)
 @given(json_values, st.binary(max_size=40))
-def test_no_value_breaks_the_check(signatures: Any, key: bytes) -> None:
+def test_any_value_can_be_checked(signatures: Any, key: bytes) -> None:
     value = {"signatures": signatures}
     for entity in [*signatures] if isinstance(signatures, dict) else ["x"]:
         assert not is_signed_by(value, entity, {KeyID("ed25519:1"): key})
@@ -164,12 +164,12 @@ def test_a_key_of_another_length_verifies_nothing() -> None:
 @pytest.mark.parametrize(
     ("key_id", "key"), [("ed25519:1", "AAAA"), ("rsa:1", "A" * 43), ("ed25519:1", "é"), ("", "")]
 )
-def test_public_keys_that_are_none(key_id: str, key: str) -> None:
+def test_invalid_public_keys_are_refused(key_id: str, key: str) -> None:
     with pytest.raises(InvalidParam):
         parse_public_key(key_id, key)
 
 
-def test_a_signing_key_file_comes_back_and_is_of_the_known_form() -> None:
+def test_a_signing_key_file_is_read_back_and_has_the_usual_format() -> None:
     keys = [KEY, SigningKey("a_BcDe", b"7" * 32)]
     text = format_signing_keys(keys)
     assert text.splitlines()[1] == "ed25519 a_BcDe Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc3Nzc"
@@ -190,6 +190,8 @@ def test_a_signing_key_file_comes_back_and_is_of_the_known_form() -> None:
         ("ed25519 a:b " + "A" * 43, "name"),
     ],
 )
-def test_a_bad_signing_key_file_says_where(text: str, complaint: str) -> None:
+def test_the_error_for_an_invalid_signing_key_file_names_the_place(
+    text: str, complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint):
         parse_signing_keys(text)

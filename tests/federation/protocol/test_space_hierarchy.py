@@ -18,7 +18,7 @@ SPACE = RoomID("!space:b.test")
 CHILD = RoomID("!child:b.test")
 
 
-def told(room_id: str, **more: Any) -> dict[str, Any]:
+def room_entry(room_id: str, **more: Any) -> dict[str, Any]:
     return {
         "room_id": room_id,
         "num_joined_members": 3,
@@ -38,7 +38,7 @@ def link(child: str, ts: object = 5, **content: Any) -> dict[str, Any]:
     }
 
 
-def test_the_specification_s_example_of_order() -> None:
+def test_the_example_of_the_specification_is_ordered() -> None:
     children = [
         (" ", 1640341000000, "!b:example.org"),
         ("aaaa", 1640141000000, "!a:example.org"),
@@ -53,11 +53,11 @@ def test_the_specification_s_example_of_order() -> None:
 
 
 @pytest.mark.parametrize("order", ["", "x" * 51, "ö", "\n", 1, None, ["a"]])
-def test_an_order_that_is_none_does_not_count(order: object) -> None:
+def test_an_invalid_order_is_ignored(order: object) -> None:
     assert read_order({"order": order}) is None
 
 
-def test_servers_that_are_none_are_left_out() -> None:
+def test_invalid_server_names_are_omitted() -> None:
     assert read_via({"via": ["a.test", "no server", 7, *["b.test"] * 20]}) == [
         "a.test",
         *["b.test"] * 7,
@@ -65,23 +65,25 @@ def test_servers_that_are_none_are_left_out() -> None:
     assert read_via({"via": "a.test"}) == read_via({}) == []
 
 
-def test_an_answer_is_read() -> None:
+def test_a_response_is_parsed() -> None:
     answer = {
-        "room": told(
+        "room": room_entry(
             SPACE, room_type="m.space", children_state=[link("!z:b.test"), link(CHILD, order="a")]
         ),
         "children": [
-            told(CHILD, name="Child", allowed_room_ids=["!a:b.test", 1], children_state=[])
+            room_entry(CHILD, name="Child", allowed_room_ids=["!a:b.test", 1], children_state=[])
         ],
         "inaccessible_children": ["!z:b.test", "nonsense", 4],
     }
     read = parse_hierarchy(SPACE, answer)
     assert [event["state_key"] for event in read.room.children_state or ()] == [CHILD, "!z:b.test"]
-    assert read.children[CHILD].summary == told(CHILD, name="Child", allowed_room_ids=["!a:b.test"])
+    assert read.children[CHILD].summary == room_entry(
+        CHILD, name="Child", allowed_room_ids=["!a:b.test"]
+    )
     assert read.inaccessible == {"!z:b.test"}
 
 
-def test_what_is_malformed_is_left_out() -> None:
+def test_malformed_entries_are_omitted() -> None:
     bad_links: list[Any] = [
         7,
         link("nonsense"),
@@ -92,7 +94,7 @@ def test_what_is_malformed_is_left_out() -> None:
         link("!e:b.test") | {"content": []},
     ]
     answer = {
-        "room": told(
+        "room": room_entry(
             SPACE,
             name=5,
             num_joined_members=-1,
@@ -100,16 +102,16 @@ def test_what_is_malformed_is_left_out() -> None:
             children_state=bad_links,
             extra="x",
         ),
-        "children": [None, {}, {"room_id": 5}, told("nonsense")],
+        "children": [None, {}, {"room_id": 5}, room_entry("nonsense")],
     }
     read = parse_hierarchy(SPACE, answer)
-    assert read.room.summary == told(SPACE) | {"num_joined_members": 0}
+    assert read.room.summary == room_entry(SPACE) | {"num_joined_members": 0}
     assert (read.room.children_state, read.children, read.inaccessible) == ((), {}, frozenset())
 
 
 @pytest.mark.parametrize(
-    "answer", [{}, {"room": None}, {"room": told(CHILD)}, {"room": {"name": "x"}}]
+    "answer", [{}, {"room": None}, {"room": room_entry(CHILD)}, {"room": {"name": "x"}}]
 )
-def test_an_answer_about_another_room_is_refused(answer: dict[str, Any]) -> None:
+def test_a_response_about_another_room_is_refused(answer: dict[str, Any]) -> None:
     with pytest.raises(BadJson):
         parse_hierarchy(SPACE, answer)

@@ -87,7 +87,7 @@ def resolution(dispute: Dispute) -> State:
     ("dispute", "resolved"),
     [pytest.param(dispute, state, id=name) for name, dispute, state in read_vectors()],
 )
-def test_scenario_is_resolved_as_written(dispute: Dispute, resolved: State) -> None:
+def test_each_scenario_is_resolved_as_specified(dispute: Dispute, resolved: State) -> None:
     assert resolution(dispute) == resolved
     assert dispute.oracle().resolve() == resolved
 
@@ -98,7 +98,9 @@ def test_scenario_is_resolved_as_written(dispute: Dispute, resolved: State) -> N
 @VERSIONS
 @law
 @given(data=st.data())
-def test_agrees_with_the_text(version: RoomVersion, data: st.DataObject) -> None:
+def test_resolution_agrees_with_the_literal_algorithm(
+    version: RoomVersion, data: st.DataObject
+) -> None:
     dispute = data.draw(disputes(version))
     assert resolution(dispute) == dispute.oracle().resolve()
 
@@ -106,7 +108,7 @@ def test_agrees_with_the_text(version: RoomVersion, data: st.DataObject) -> None
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_walks_of_the_auth_graph_agree_with_the_text(
+def test_walks_of_the_auth_graph_agree_with_the_literal_algorithm(
     version: RoomVersion, data: st.DataObject
 ) -> None:
     if version.state_resolution is StateResolution.V1:
@@ -120,7 +122,7 @@ def test_walks_of_the_auth_graph_agree_with_the_text(
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_order_of_the_input_does_not_matter(version: RoomVersion, data: st.DataObject) -> None:
+def test_the_order_of_the_input_does_not_matter(version: RoomVersion, data: st.DataObject) -> None:
     dispute = data.draw(disputes(version))
     room, graph = dispute.room, graph_of(dispute)
 
@@ -143,7 +145,7 @@ def test_order_of_the_input_does_not_matter(version: RoomVersion, data: st.DataO
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_equal_states_give_that_state(version: RoomVersion, data: st.DataObject) -> None:
+def test_equal_states_resolve_to_themselves(version: RoomVersion, data: st.DataObject) -> None:
     dispute = data.draw(disputes(version))
     state = dispute.state_sets[0]
     assert (
@@ -156,7 +158,7 @@ def test_equal_states_give_that_state(version: RoomVersion, data: st.DataObject)
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_result_is_made_of_the_input_and_keeps_what_is_undisputed(
+def test_the_result_consists_of_input_events_and_keeps_unconflicted_state(
     version: RoomVersion, data: st.DataObject
 ) -> None:
     dispute = data.draw(disputes(version))
@@ -173,7 +175,7 @@ def test_result_is_made_of_the_input_and_keeps_what_is_undisputed(
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_conflicted_event_wins_only_if_it_was_allowed(
+def test_a_conflicted_event_wins_only_if_it_was_allowed(
     version: RoomVersion, data: st.DataObject
 ) -> None:
     dispute = data.draw(disputes(version))
@@ -196,7 +198,7 @@ def test_conflicted_event_wins_only_if_it_was_allowed(
 @VERSIONS
 @law
 @given(data=st.data())
-def test_loading_no_more_than_is_asked_for_gives_the_same(
+def test_loading_only_the_requested_events_gives_the_same_result(
     version: RoomVersion, data: st.DataObject
 ) -> None:
     dispute = data.draw(disputes(version))
@@ -236,7 +238,7 @@ def test_loading_no_more_than_is_asked_for_gives_the_same(
 @ALGORITHMS
 @law
 @given(data=st.data())
-def test_missing_event_is_named_or_was_not_needed(
+def test_a_missing_event_is_reported_if_it_is_needed(
     version: RoomVersion, data: st.DataObject
 ) -> None:
     dispute = data.draw(disputes(version))
@@ -347,14 +349,16 @@ def _domain(user: str) -> str:
     return user.partition(":")[2]
 
 
-def test_entry_that_one_state_lacks_is_no_conflict_in_version_1() -> None:
+def test_an_entry_missing_in_one_state_is_no_conflict_in_version_1() -> None:
     scene = Scene(V1)
     by_a_stranger = scene.add("m.room.topic", "", DAVE, {"topic": "mine"}, scene.levels)
     assert scene.resolve(scene.state(), scene.state(by_a_stranger)) == scene.state(by_a_stranger)
 
 
 @pytest.mark.parametrize("version", [V2, V11], ids=("2", "11"))
-def test_entry_that_one_state_lacks_is_a_conflict_from_version_2_on(version: RoomVersion) -> None:
+def test_an_entry_missing_in_one_state_is_a_conflict_from_version_2_on(
+    version: RoomVersion,
+) -> None:
     scene = Scene(version)
     by_a_stranger = scene.add("m.room.topic", "", DAVE, {"topic": "mine"}, scene.levels)
     assert scene.resolve(scene.state(), scene.state(by_a_stranger)) == scene.state()
@@ -417,7 +421,7 @@ def test_version_1_prefers_the_deepest_topic_that_is_allowed() -> None:
     assert scene.resolve(*states) == scene.state(deep)
 
 
-def test_version_1_leaves_a_key_unset_where_no_candidate_is_allowed() -> None:
+def test_version_1_leaves_a_key_unset_if_no_candidate_is_allowed() -> None:
     scene = Scene(V1)
     mine, yours = (
         scene.add("m.room.topic", "", DAVE, {"topic": text}, scene.levels)
@@ -426,7 +430,7 @@ def test_version_1_leaves_a_key_unset_where_no_candidate_is_allowed() -> None:
     assert scene.resolve(scene.state(mine), scene.state(yours)) == scene.state()
 
 
-def test_auth_event_stands_in_for_a_missing_entry_unless_it_was_rejected() -> None:
+def test_an_auth_event_replaces_a_missing_entry_unless_it_was_rejected() -> None:
     scene = Scene(V11)
     early, late = scene.topic("early", time=1), scene.topic("late", time=2)
     # Both states lack bob's membership, and both have it in their auth chains: it is not replayed.
@@ -435,7 +439,7 @@ def test_auth_event_stands_in_for_a_missing_entry_unless_it_was_rejected() -> No
     assert scene.resolve(*states, rejected=[scene.bob]) == scene.state(without=[scene.bob])
 
 
-def test_message_among_auth_events_sets_no_state() -> None:
+def test_a_message_among_auth_events_sets_no_state() -> None:
     scene = Scene(V2)
     message = scene.add("m.room.message", None, BOB, {"body": "hello"}, scene.levels, scene.bob)
     topic = scene.add("m.room.topic", "", BOB, {"topic": "hello"}, scene.levels, scene.bob, message)
@@ -443,7 +447,7 @@ def test_message_among_auth_events_sets_no_state() -> None:
 
 
 @pytest.mark.parametrize("version", [V1, V2], ids=("1", "2"))
-def test_cycle_of_auth_events_ends_and_authorises_nothing(version: RoomVersion) -> None:
+def test_a_cycle_of_auth_events_ends_and_authorises_nothing(version: RoomVersion) -> None:
     scene = Scene(version)
     one, two = EventID("$one:b.test"), EventID("$two:b.test")
     scene.add(*POWER_LEVELS, BOB, {"users": {BOB: 100}}, scene.bob, two, event_id=one, depth=2)
@@ -459,7 +463,7 @@ def test_cycle_of_auth_events_ends_and_authorises_nothing(version: RoomVersion) 
         assert results[0] == scene.state(topic)
 
 
-def test_long_history_of_power_levels_is_followed_to_its_end() -> None:
+def test_a_long_history_of_power_levels_is_followed_to_its_end() -> None:
     scene = Scene(V11)
     history = [scene.levels]
     for number in range(1500):
@@ -473,7 +477,7 @@ def test_long_history_of_power_levels_is_followed_to_its_end() -> None:
     assert resolution(Dispute(scene.room, states, ())) == scene.state(history[-1], new)
 
 
-def test_what_was_not_loaded_is_named() -> None:
+def test_events_that_were_not_loaded_are_reported() -> None:
     scene = Scene(V11)
     topic = scene.topic("by bob")
     conflicts = find_conflicts(V11, [{}, {StateKey("m.room.topic", ""): topic}])
@@ -496,7 +500,7 @@ def test_what_was_not_loaded_is_named() -> None:
         assert missing.value.key == key
 
 
-def test_power_levels_are_asked_for_even_where_no_disputed_event_needs_them() -> None:
+def test_power_levels_are_requested_though_no_conflicted_event_needs_them() -> None:
     scene = Scene(V2)
     conflicts = find_conflicts(V2, [{}, {scene.create.key: scene.create.event_id}])
     needs = compute_needs(V2, conflicts, AuthGraph(), scene.room.events)

@@ -34,7 +34,7 @@ INVITED, JOINED = HistoryVisibility.INVITED, HistoryVisibility.JOINED
         (JOINED, None, True, False),
     ],
 )
-def test_table(
+def test_each_case_of_the_table_is_decided(
     visibility: HistoryVisibility, membership: str | None, joined_later: bool, visible: bool
 ) -> None:
     event = public_room("11").message(ALICE)
@@ -54,7 +54,7 @@ def test_table(
     assert to_server is visible
 
 
-def test_a_change_of_visibility_is_seen_by_who_sees_either_side() -> None:
+def test_a_visibility_change_is_seen_by_members_of_either_side() -> None:
     room = public_room("11")
     opened, closed = room.history_visibility("world_readable"), room.history_visibility("joined")
     assert is_visible(opened, BOB, visibility=JOINED, membership=None, joined_later=False)
@@ -76,7 +76,7 @@ def test_own_membership_is_seen_before_or_after() -> None:
     )
 
 
-def test_membership_told_to_readers_is_the_one_after_the_event() -> None:
+def test_the_membership_shown_to_readers_is_the_one_after_the_event() -> None:
     room = public_room("11")
     joined = room.join(BOB)
     assert membership_after(joined, BOB, None) == "join"
@@ -85,7 +85,7 @@ def test_membership_told_to_readers_is_the_one_after_the_event() -> None:
 
 
 @pytest.mark.parametrize("value", [None, "unheard of", 5, []])
-def test_what_is_not_understood_is_shared(value: object) -> None:
+def test_an_unknown_history_visibility_counts_as_shared(value: object) -> None:
     event = public_room("11").send(
         ALICE, "m.room.history_visibility", {"history_visibility": value}, ""
     )

@@ -89,7 +89,7 @@ def posts(room: Shared) -> dict[str, tuple[str, str, Mapping[str, Any]]]:
     }
 
 
-async def test_no_request_is_a_fault_of_ours(half_postgres: Network) -> None:
+async def test_requests_with_nul_characters_cause_no_500(half_postgres: Network) -> None:
     room = await shared(half_postgres, config={NORTH: "allow_public_rooms_over_federation: true\n"})
     requests, north = room.south.edge.requests, ServerName(NORTH)
     refused: dict[str, int] = {}
@@ -109,7 +109,7 @@ async def test_no_request_is_a_fault_of_ours(half_postgres: Network) -> None:
     assert not [entry for entry in logged if "log_failure" in entry]
 
 
-async def test_neither_is_what_comes_in_transactions(half_postgres: Network) -> None:
+async def test_transactions_with_nul_characters_cause_no_500(half_postgres: Network) -> None:
     room = await shared(half_postgres)
     nul = "a\0b"
     bob = UserID(room.bob.user_id)

@@ -11,7 +11,7 @@ from tests.helpers.room_actions import say
 NORTHERN, SOUTHERN = ServerName("north.example"), ServerName("south.example")
 
 
-async def test_only_the_latest_answers_of_a_server_are_remembered(network: Network) -> None:
+async def test_the_latest_responses_to_a_server_are_cached(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     first, second = [
@@ -26,7 +26,7 @@ async def test_only_the_latest_answers_of_a_server_are_remembered(network: Netwo
     assert texts(room.bob, room.room_id) == ["second", "first"]
 
 
-def test_the_latest_answers_of_each_server_are_remembered() -> None:
+def test_the_latest_responses_to_each_server_are_cached() -> None:
     answers = TransactionResponseCache()
     for number in range(5):
         answers.add(NORTHERN, f"{number}", b"n%d" % number)
@@ -36,7 +36,7 @@ def test_the_latest_answers_of_each_server_are_remembered() -> None:
     assert (answers.find(NORTHERN, "4"), answers.find(SOUTHERN, "4")) == (b"n4", b"s4")
 
 
-def test_a_crowd_takes_no_more_than_the_bound_and_the_idle_are_forgotten_first() -> None:
+def test_the_cache_is_bounded_and_evicts_idle_servers_first() -> None:
     answers = TransactionResponseCache(1 << 20)
     answers.add(SOUTHERN, "idle", b"s")
     tracemalloc.start()

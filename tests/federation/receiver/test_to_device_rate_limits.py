@@ -7,11 +7,11 @@ from twisted.logger import capturedLogs
 from federation.peers.client import RefusedByRemote, get_retry_after_ms
 from federation.protocol.ids import ServerName
 from homeserver.services.encryption import to_device
-from tests.federation.devices.test_encryption_between_servers import (
+from tests.helpers.encrypted_rooms import (
     another_device,
-    bodies,
-    send,
-    sending,
+    encrypted_room,
+    receive_numbers,
+    send_number,
 )
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Side, adopt
 from tests.helpers.network import Network
@@ -20,19 +20,19 @@ SLOW = "rc_federation: {to_device_bytes: {per_second: 1000, burst_count: 30000}}
 LARGE = "x" * 8000
 
 
-async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> None:
+async def test_a_server_above_the_limit_sends_its_messages_later(network: Network) -> None:
     """A message counts for each device that gets it: wildcard messages are stored per device."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
     second = another_device(room.alice)
-    (_, since), (_, seconds) = bodies(room.alice), bodies(second)
+    (_, since), (_, seconds) = receive_numbers(room.alice), receive_numbers(second)
     for number in range(4):
-        send(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
+        send_number(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
         network.settle()
-    found, since = bodies(room.alice, since)
+    found, since = receive_numbers(room.alice, since)
     assert found == [0, 1], (
         "each counts twice its size, and a request is accepted while any budget is left"
     )
@@ -43,21 +43,21 @@ async def test_a_server_that_sends_too_much_sends_it_later(network: Network) -> 
         "messages": {room.alice.user_id: {"*": {"n": 9}}},
     }
     await east.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
-    found, since = bodies(room.alice, since)
+    found, since = receive_numbers(room.alice, since)
     assert found == [9], "others are not affected"
     for _ in range(4):
         network.clock.advance(60)
         network.settle()
-    assert bodies(room.alice, since)[0] == [2, 3]
-    assert bodies(second, seconds)[0] == [0, 1, 9, 2, 3]
+    assert receive_numbers(room.alice, since)[0] == [2, 3]
+    assert receive_numbers(second, seconds)[0] == [0, 1, 9, 2, 3]
 
 
 async def test_a_transaction_that_is_refused_for_bytes_is_accepted_completely_later(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
-    _, since = bodies(room.alice)
+    _, since = receive_numbers(room.alice)
     edus = []
     for number in range(5):
         messages = {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}}
@@ -79,20 +79,20 @@ async def test_a_transaction_that_is_refused_for_bytes_is_accepted_completely_la
     assert get_retry_after_ms(refused.value)
     network.clock.advance(60)
     await requests.put(ServerName(NORTH), path, body)
-    assert bodies(room.alice, since)[0] == [*range(5)]
+    assert receive_numbers(room.alice, since)[0] == [*range(5)]
 
 
 async def test_a_user_who_sends_too_much_does_not_block_others_of_their_server(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     dora = room.south.server.register("dora")
     limits = "rc_federation: {to_device_bytes_of_user: {per_second: 1000, burst_count: 30000}}\n"
     room.north.server = room.alice.server = network.rebuild(NORTH, limits)
-    _, since = bodies(room.alice)
+    _, since = receive_numbers(room.alice)
     with capturedLogs() as logged:
         for number in range(8):
-            send(
+            send_number(
                 room.bob,
                 number,
                 {room.alice.user_id: {room.alice.device_id: {"n": number, "padding": LARGE}}},
@@ -101,23 +101,23 @@ async def test_a_user_who_sends_too_much_does_not_block_others_of_their_server(
     assert [event["sender"] for event in logged if event["log_level"].name == "warn"] == [
         room.bob.user_id
     ]
-    send(dora, 1, {room.alice.user_id: {room.alice.device_id: {"n": 9}}})
+    send_number(dora, 1, {room.alice.user_id: {room.alice.device_id: {"n": 9}}})
     network.settle()
-    found, since = bodies(room.alice, since)
+    found, since = receive_numbers(room.alice, since)
     assert found == [0, 1, 2, 3, 9], "a request is accepted while any budget is left"
     network.clock.advance(10)
-    send(room.bob, 10, {room.alice.user_id: {room.alice.device_id: {"n": 10}}})
+    send_number(room.bob, 10, {room.alice.user_id: {room.alice.device_id: {"n": 10}}})
     network.settle()
-    assert bodies(room.alice, since)[0] == [10]
+    assert receive_numbers(room.alice, since)[0] == [10]
 
 
 async def test_copies_of_one_message_are_bounded_as_for_local_users(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_device, "MAX_COPIED_BYTES", 20_000)
-    room = await sending(network)
+    room = await encrypted_room(network)
     others = [another_device(room.alice) for _ in range(2)]
-    _, since = bodies(room.alice)
+    _, since = receive_numbers(room.alice)
     for number, to in enumerate(["*", room.alice.device_id], 1):
         content = {"n": number, "padding": LARGE}
         messages = {room.alice.user_id: {to: content}}
@@ -128,5 +128,5 @@ async def test_copies_of_one_message_are_bounded_as_for_local_users(
             "messages": messages,
         }
         await room.south.push(NORTH, [], [{"edu_type": "m.direct_to_device", "content": edu}])
-    assert bodies(room.alice, since)[0] == [2]
-    assert [bodies(other)[0] for other in others] == [[], []]
+    assert receive_numbers(room.alice, since)[0] == [2]
+    assert [receive_numbers(other)[0] for other in others] == [[], []]

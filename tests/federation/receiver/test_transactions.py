@@ -66,7 +66,7 @@ async def test_a_repeated_transaction_changes_nothing(network: Network) -> None:
     assert texts(room.bob, room.room_id).count("hello") == 1
 
 
-async def test_another_transaction_under_the_same_id_is_not_looked_at(network: Network) -> None:
+async def test_another_transaction_with_the_same_id_is_ignored(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     first, second = [
@@ -103,7 +103,7 @@ async def test_the_same_transaction_id_of_two_servers_is_two_transactions(networ
     assert set(texts(room.bob, room.room_id)) >= {"ours", "hers"}
 
 
-async def test_events_in_reverse_order_come_in_in_theirs(network: Network) -> None:
+async def test_events_received_in_reverse_order_are_stored_in_order(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     pdus = [await room.pdu(say(room.alice, room.room_id, f"{number}")) for number in range(20)]
@@ -127,7 +127,7 @@ async def test_too_many_parts_are_refused(network: Network) -> None:
 
 
 @pytest.mark.parametrize("body", [[], {"pdus": {}}, {"pdus": [], "edus": 1}, None])
-async def test_a_body_that_is_no_transaction_is_an_error(network: Network, body: Any) -> None:
+async def test_a_body_that_is_not_a_transaction_is_an_error(network: Network, body: Any) -> None:
     room = await shared(network)
 
     with pytest.raises(RefusedByRemote) as refused:
@@ -135,7 +135,7 @@ async def test_a_body_that_is_no_transaction_is_an_error(network: Network, body:
     assert refused.value.status == 400
 
 
-async def test_one_bad_event_harms_no_other(network: Network) -> None:
+async def test_an_invalid_event_does_not_affect_others(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     said = say(room.alice, room.room_id, "hello")
@@ -171,7 +171,7 @@ async def test_one_bad_event_harms_no_other(network: Network) -> None:
     assert "forged" not in texts(room.bob, room.room_id)
 
 
-async def test_content_that_was_changed_on_the_way_is_taken_away(network: Network) -> None:
+async def test_content_that_was_changed_in_transit_is_removed(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     said = say(room.alice, room.room_id, "hello")
@@ -201,7 +201,7 @@ async def test_an_event_without_its_senders_signature_is_refused(network: Networ
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said: {}}}
 
 
-async def test_what_may_not_be_is_rejected_and_shown_to_nobody(network: Network) -> None:
+async def test_an_unauthorized_event_is_rejected_and_shown_to_nobody(network: Network) -> None:
     room = await shared(network)
     levels = {"users": {room.bob.user_id: 100}}
     bad = await room.south.build_next(
@@ -217,7 +217,7 @@ async def test_what_may_not_be_is_rejected_and_shown_to_nobody(network: Network)
     assert bad.event_id not in (await room.north.state(room.room_id)).values()
 
 
-async def test_a_server_that_the_acl_denies_is_told_so(network: Network) -> None:
+async def test_a_server_that_the_acl_denies_gets_an_error(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     said = say(room.bob, room.room_id, "hello")
@@ -230,7 +230,7 @@ async def test_a_server_that_the_acl_denies_is_told_so(network: Network) -> None
     assert await room.north.find(room.room_id, said) is None
 
 
-async def test_a_room_that_is_not_known_is_passed_over(network: Network) -> None:
+async def test_events_of_unknown_rooms_are_skipped(network: Network) -> None:
     room = await shared(network)
     elsewhere = create_room(room.alice)
     pdu = await room.north.pdu(elsewhere, say(room.alice, elsewhere, "hello"))
@@ -238,7 +238,7 @@ async def test_a_room_that_is_not_known_is_passed_over(network: Network) -> None
     assert await room.north.push(SOUTH, [pdu]) == {"pdus": {}}
 
 
-async def test_a_room_that_everybody_has_left_is_not_followed(network: Network) -> None:
+async def test_events_of_a_room_that_all_local_users_left_are_refused(network: Network) -> None:
     room = await shared(network)
     assert room.bob.post(f"/_matrix/client/v3/rooms/{room.room_id}/leave").status == 200
     said = say(room.alice, room.room_id, "are you still there?")
@@ -249,7 +249,7 @@ async def test_a_room_that_everybody_has_left_is_not_followed(network: Network) 
     assert await room.south.find(room.room_id, said) is None
 
 
-async def test_a_closed_federation_takes_no_events_of_others(network: Network) -> None:
+async def test_a_closed_federation_refuses_events_of_other_servers(network: Network) -> None:
     config = {SOUTH: f"federation_domain_whitelist: [{NORTH}]\n"}
     room = await shared(network, config=config)
     east = Side(network.add(EAST))
@@ -268,7 +268,7 @@ async def test_a_closed_federation_takes_no_events_of_others(network: Network) -
         await east.push(SOUTH, [join.pdu])
 
 
-async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network) -> None:
+async def test_a_slow_key_fetch_does_not_delay_other_servers(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     event = await east.build(
@@ -303,7 +303,7 @@ async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network)
     assert slow.called
 
 
-async def test_what_is_signed_with_a_key_that_cannot_be_had_waits_for_it(network: Network) -> None:
+async def test_an_event_with_an_unavailable_key_waits_for_it(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     eve = east.server.register("eve")
@@ -325,7 +325,9 @@ async def test_what_is_signed_with_a_key_that_cannot_be_had_waits_for_it(network
     assert texts(room.alice, room.room_id) == ["salom"]
 
 
-async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Network) -> None:
+async def test_a_server_with_too_many_concurrent_transactions_is_rate_limited(
+    network: Network,
+) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     version = (await room.north.room(room.room_id)).version
@@ -351,7 +353,7 @@ async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Netwo
     await transactions.receive(ServerName(EAST), "one more", [], [])
 
 
-async def test_what_waits_is_not_read_yet(network: Network) -> None:
+async def test_waiting_transactions_are_not_parsed(network: Network) -> None:
     """Read, empty objects take twenty times their bytes."""
     room = await shared(network)
     east = Side(network.add(EAST))
@@ -388,7 +390,7 @@ async def test_what_waits_is_not_read_yet(network: Network) -> None:
     assert all(each.called for each in (first, *waiting))
 
 
-async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
+async def test_a_long_edu_is_accepted_unless_it_has_too_many_values(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = await shared(network)
@@ -410,7 +412,7 @@ async def test_a_long_edu_is_taken_in_unless_it_holds_more_than_anybody_says(
 
 
 @pytest.mark.parametrize("values", [0, MAX_COMMAS_AT_ONCE])
-async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that_is_not_read(
+async def test_escaped_field_names_are_read_and_unread_transactions_not_acknowledged(
     network: Network, values: int
 ) -> None:
     room = await shared(network)
@@ -440,7 +442,7 @@ async def test_a_name_may_be_written_in_any_way_and_nothing_is_acknowledged_that
 
 
 @pytest.mark.parametrize("rooms", [1, 20])
-async def test_others_have_turns_while_a_long_transaction_is_read(
+async def test_the_reactor_runs_while_a_long_transaction_is_parsed(
     network: Network, monkeypatch: pytest.MonkeyPatch, rooms: int
 ) -> None:
     """Events and EDUs of nothing but empty objects would hold up everybody for seconds."""
@@ -465,7 +467,7 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
         work.append(len(msgspec.json.encode(pdu)))
         return parse_event(version, pdu)
 
-    monkeypatch.setattr(response_splitter, "_pause", pause)
+    monkeypatch.setattr(response_splitter, "pause", pause)
     monkeypatch.setattr(receiver, "parse_event_piece", read)
     monkeypatch.setattr(receiver, "parse_piece", read_any)
     monkeypatch.setattr(receiver, "parse_event", parse)
@@ -487,14 +489,14 @@ async def test_others_have_turns_while_a_long_transaction_is_read(
     assert max(turns) < 2 * PARSED_BYTES_PER_TURN
 
 
-async def test_an_event_of_more_values_than_any_is_not_read(
+async def test_an_event_with_too_many_values_is_not_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(response_splitter, "parse_piece", None)
     assert parse_event_piece(msgspec.Raw(msgspec.json.encode({"a": [0] * 70_000}))) == {}
 
 
-async def test_an_ordinary_transaction_is_not_taken_apart(
+async def test_an_ordinary_transaction_is_parsed_at_once(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That would take ten times as long."""

@@ -135,8 +135,8 @@ def use_everything(room: Shared, other_room: str, event_id: str) -> None:
     act(bob, "GET", f"{V3}/publicRooms?server={NORTH}")
     act(bob, "POST", f"{V3}/publicRooms?server={NORTH}", {"filter": {"generic_search_term": "tea"}})
     act(bob, "POST", f"{V3}/keys/query", {"device_keys": {room.alice.user_id: []}})
-    wish = {room.alice.user_id: {room.alice.device_id: "signed_curve25519"}}
-    act(bob, "POST", f"{V3}/keys/claim", {"one_time_keys": wish})
+    requested = {room.alice.user_id: {room.alice.device_id: "signed_curve25519"}}
+    act(bob, "POST", f"{V3}/keys/claim", {"one_time_keys": requested})
     act(bob, "GET", f"{V1}/rooms/{other}/hierarchy")
     act(bob, "GET", f"{V1}/room_summary/{other}?via={NORTH}")
     act(bob, "GET", f"{V1}/rooms/{room_id}/timestamp_to_event?dir=b&ts=1")
@@ -154,13 +154,13 @@ async def prepared(network: Network, version: str) -> tuple[Shared, str, str]:
     upload(
         room.alice, device_keys=identity_keys(room.alice)[1], one_time_keys=one_time_keys("AAAAAQ")
     )
-    wish = {
+    requested = {
         "preset": "public_chat",
         "room_version": version,
         "room_alias_name": "tea",
         "visibility": "public",
     }
-    other: str = room.alice.post(f"{V3}/createRoom", wish).json["room_id"]
+    other: str = room.alice.post(f"{V3}/createRoom", requested).json["room_id"]
     set_state(room.alice, RoomID(other), "m.space.child", {"via": [NORTH]}, room.room_id)
     first = say(room.alice, room.room_id, "first")
     network.settle()
@@ -170,7 +170,9 @@ async def prepared(network: Network, version: str) -> tuple[Shared, str, str]:
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
 @example(seed=1259085, version="6")
 @given(seed=SEEDS, version=st.sampled_from(["6", "10", "11", "12"]))
-async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
+async def test_fuzzed_responses_cause_no_500(
+    sqlite_template: Path, seed: int, version: str
+) -> None:
     random = Random(seed)
     with a_network(sqlite_template) as network:
         room, other, first = await prepared(network, version)
@@ -205,7 +207,9 @@ async def test_answers(sqlite_template: Path, seed: int, version: str) -> None:
 
 @settings(max_examples=RUNS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(seed=SEEDS, version=st.sampled_from(["6", "10", "11", "12"]))
-async def test_transactions(sqlite_template: Path, seed: int, version: str) -> None:
+async def test_fuzzed_transactions_cause_no_500(
+    sqlite_template: Path, seed: int, version: str
+) -> None:
     random = Random(seed)
     with a_network(sqlite_template) as network:
         room, _, first = await prepared(network, version)

@@ -11,27 +11,30 @@ from federation.peers.response_splitter import PARSED_BYTES_PER_TURN
 from federation.peers.wire import WireResponse
 from federation.rooms.receipt_checks import ReceivedPdu, Verdict
 from federation.rooms.receive.batch import Outcome
+from federation.rooms.receive.outliers import Outliers
 from tests.helpers.federated_rooms import shared
 from tests.helpers.network import Network
 
 
 @pytest.mark.parametrize(("count", "length", "chunks"), [(1200, 700, 3), (100, 60_000, 6)])
-async def test_of_a_state_little_is_read_at_once(
+async def test_a_large_state_is_parsed_in_chunks(
     network: Network, monkeypatch: pytest.MonkeyPatch, count: int, length: int, chunks: int
 ) -> None:
     room = await shared(network)
     read: list[int] = []
 
-    async def add(_room: object, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
-        read.append(sum(len(msgspec.json.encode(candidate._pdu)) for candidate in candidates))
-        return [Outcome(None, Verdict.DROP) for _ in candidates]
-
-    federation = room.north.federation
-    monkeypatch.setattr(federation.imports._outliers, "add", add)
     pdus = [
         msgspec.Raw(msgspec.json.encode({"a": "x" * length, "depth": number}))
         for number in range(count)
     ]
+    longest = len(bytes(pdus[-1]))
+
+    async def add(_: Outliers, _room: object, candidates: Sequence[ReceivedPdu]) -> list[Outcome]:
+        read.append(len(candidates) * longest)
+        return [Outcome(None, Verdict.DROP) for _ in candidates]
+
+    federation = room.north.federation
+    monkeypatch.setattr(Outliers, "add", add)
     keeping = Deferred.fromCoroutine(
         federation.imports.store((await room.north.room(room.room_id)).room, pdus)
     )
@@ -43,7 +46,7 @@ async def test_of_a_state_little_is_read_at_once(
     assert max(read) <= 1 << 20
 
 
-async def test_others_have_turns_while_a_page_is_read(network: Network) -> None:
+async def test_the_reactor_runs_while_a_page_is_parsed(network: Network) -> None:
     room = await shared(network)
     body = msgspec.json.encode({"events": [{"a": ["x"] * 10_000}] * 100})
     network.interceptors.append(

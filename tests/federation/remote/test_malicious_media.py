@@ -39,7 +39,7 @@ from tests.helpers.server import TestServer
         (404, b"<html>nginx</html>"),
     ],
 )
-def test_a_server_from_before_is_asked_as_before(
+def test_an_older_server_is_asked_by_the_older_endpoint(
     network: Network, status: int, body: bytes
 ) -> None:
     alice, bob = pair(network, north=OPEN)
@@ -75,7 +75,7 @@ class Elsewhere:
         return self._status
 
 
-def test_a_file_may_be_elsewhere(network: Network) -> None:
+def test_a_location_in_the_response_is_followed(network: Network) -> None:
     elsewhere = Elsewhere()
     bob = network.add(SOUTH, follow=elsewhere.follow).register("bob")
     for number, part in enumerate(
@@ -91,7 +91,7 @@ def test_a_file_may_be_elsewhere(network: Network) -> None:
     assert elsewhere.asked == ["https://cdn/x"] * 2
 
 
-def test_a_file_that_is_elsewhere_and_is_not(network: Network, tmp_path: Path) -> None:
+def test_a_missing_file_at_a_location_is_an_error(network: Network, tmp_path: Path) -> None:
     elsewhere = Elsewhere(status=404)
     bob = network.add(SOUTH, follow=elsewhere.follow).register("bob")
     forge_media(network, lambda _: multipart(METADATA, b"Location: https://cdn/x\r\n\r\n"))
@@ -135,7 +135,7 @@ BAD_ANSWERS: dict[str, Callable[[], WireResponse]] = {
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-def test_what_is_no_proper_answer_is_not_kept(network: Network, tmp_path: Path, name: str) -> None:
+def test_a_malformed_response_is_not_stored(network: Network, tmp_path: Path, name: str) -> None:
     _, bob = pair(network)
     forge_media(network, lambda _: BAD_ANSWERS[name]())
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/abc")) == (502, "M_UNKNOWN")
@@ -145,7 +145,7 @@ def test_what_is_no_proper_answer_is_not_kept(network: Network, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", ["signed", "old", "elsewhere"])
-def test_what_is_too_long_is_not_kept(network: Network, tmp_path: Path, kind: str) -> None:
+def test_a_file_that_is_too_long_is_not_stored(network: Network, tmp_path: Path, kind: str) -> None:
     long = b"x" * 10_001
     bob = network.add(SOUTH, "max_upload_size: 10000\n", follow=Elsewhere(long).follow).register(
         "bob"
@@ -162,7 +162,7 @@ def test_what_is_too_long_is_not_kept(network: Network, tmp_path: Path, kind: st
     assert stored_files(tmp_path) == []
 
 
-def test_what_others_say_of_their_files_is_not_believed(network: Network) -> None:
+def test_the_content_type_that_a_server_claims_is_not_trusted(network: Network) -> None:
     _, bob = pair(network)
     type, disposition = (
         "text/html\x01",
@@ -200,7 +200,7 @@ class DrippingWire:
         return WireResponse(200, headers, b"")
 
 
-def test_a_file_that_drips_is_given_up(database: Database, tmp_path: Path) -> None:
+def test_a_download_that_is_too_slow_is_aborted(database: Database, tmp_path: Path) -> None:
     wire = DrippingWire()
     server = TestServer(tmp_path, database, wire=wire)
     bob = server.register("bob")
@@ -215,7 +215,7 @@ def test_a_file_that_drips_is_given_up(database: Database, tmp_path: Path) -> No
     assert refused(waiting.answer) == (502, "M_UNKNOWN")
 
 
-def test_a_slow_file_that_comes_steadily_is_waited_for(database: Database, tmp_path: Path) -> None:
+def test_a_slow_but_steady_download_completes(database: Database, tmp_path: Path) -> None:
     wire = DrippingWire()
     server = TestServer(tmp_path, database, wire=wire)
     bob = server.register("bob")

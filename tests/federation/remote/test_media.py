@@ -32,7 +32,7 @@ from tests.helpers.room_actions import refused
 # A file of another server.
 
 
-def test_a_file_comes_as_it_was(network: Network, tmp_path: Path) -> None:
+def test_a_remote_file_is_downloaded_unchanged(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network)
     data = bytes(range(256)) * 2000 + b"\r\n--x\r\n"
     address = upload(alice, data, "image/svg+xml", "?filename=t%C3%A9a%20%22x%22.svg")
@@ -62,7 +62,7 @@ def test_a_file_comes_as_it_was(network: Network, tmp_path: Path) -> None:
     )
 
 
-def test_thumbnails_are_made_here(network: Network) -> None:
+def test_thumbnails_of_remote_files_are_made_locally(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, picture(800, 600), "image/png")
     answer = bob.get(f"{THUMBNAIL}/{address}?width=64&height=48&method=scale")
@@ -72,7 +72,7 @@ def test_thumbnails_are_made_here(network: Network) -> None:
     assert len(media_requests(network)) == 1
 
 
-def test_equal_files_of_several_servers_are_kept_once(network: Network, tmp_path: Path) -> None:
+def test_equal_files_of_several_servers_are_stored_once(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network)
     assert bob.get(f"{DOWNLOAD}/{upload(alice, b'same')}").body == b"same"
     assert bob.get(f"{DOWNLOAD}/{upload(alice, b'same')}").body == b"same"
@@ -80,7 +80,7 @@ def test_equal_files_of_several_servers_are_kept_once(network: Network, tmp_path
     assert len(stored_files(tmp_path)) == 1
 
 
-def test_a_copy_outlives_its_server_and_a_restart(network: Network) -> None:
+def test_a_copy_is_served_while_its_server_is_down_and_after_a_restart(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"
@@ -89,7 +89,7 @@ def test_a_copy_outlives_its_server_and_a_restart(network: Network) -> None:
     assert again.get(f"{DOWNLOAD}/{address}", token=bob.token).body == b"hello"
 
 
-def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
+def test_concurrent_downloads_share_one_request(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     network.hold()
@@ -131,7 +131,7 @@ def test_a_file_that_is_still_being_uploaded_is_waited_for(network: Network) -> 
     assert (waiting.answer.status, waiting.answer.body) == (200, b"late")
 
 
-def test_who_does_not_want_to_wait_does_not_wait_for_others(network: Network) -> None:
+def test_a_download_with_a_short_timeout_does_not_wait_for_others(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     network.hold()
@@ -144,7 +144,7 @@ def test_who_does_not_want_to_wait_does_not_wait_for_others(network: Network) ->
     assert len(media_requests(network)) == 1
 
 
-def test_what_is_not_there_is_asked_for_once_in_a_while(network: Network) -> None:
+def test_a_missing_file_is_requested_again_only_after_a_while(network: Network) -> None:
     _, bob = pair(network)
     for _ in range(3):
         assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/nothing")) == (404, "M_NOT_FOUND")
@@ -154,7 +154,7 @@ def test_what_is_not_there_is_asked_for_once_in_a_while(network: Network) -> Non
     assert len(media_requests(network)) == 2
 
 
-def test_a_server_that_cannot_be_reached_is_left_alone_for_a_while(network: Network) -> None:
+def test_an_unreachable_server_is_not_contacted_for_a_while(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     network.cut(NORTH, SOUTH)
@@ -166,15 +166,15 @@ def test_a_server_that_cannot_be_reached_is_left_alone_for_a_while(network: Netw
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"
 
 
-def test_a_server_that_never_answers_is_given_up(network: Network) -> None:
+def test_a_server_that_never_answers_times_out(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
-    network.weather = lambda _: Fate.IS_NOT_ANSWERED
+    network.choose_fate = lambda _: Fate.IS_NOT_ANSWERED
     waiting = bob.start("GET", f"{DOWNLOAD}/{address}?timeout_ms=60000")
     network.clock.advance(60)
     assert refused(waiting.answer) == (504, "M_NOT_YET_UPLOADED")
     network.clock.advance(31)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     assert refused(bob.get(f"{DOWNLOAD}/{address}")) == (502, "M_UNKNOWN")
     network.clock.advance(61)
     assert bob.get(f"{DOWNLOAD}/{address}").body == b"hello"
@@ -183,7 +183,7 @@ def test_a_server_that_never_answers_is_given_up(network: Network) -> None:
 # Who may have it.
 
 
-def test_copies_are_for_those_who_show_a_token(network: Network) -> None:
+def test_copies_need_an_access_token(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     assert refused(bob.server.get(f"{PUBLIC}/{address}")) == (404, "M_NOT_FOUND")
@@ -193,7 +193,7 @@ def test_copies_are_for_those_who_show_a_token(network: Network) -> None:
     assert refused(bob.server.get(f"{DOWNLOAD}/{address}")) == (401, "M_MISSING_TOKEN")
 
 
-def test_where_files_are_open_those_of_others_are_too(network: Network) -> None:
+def test_without_authenticated_media_copies_are_open(network: Network) -> None:
     alice, bob = pair(network, south=OPEN)
     address = upload(alice, b"hello")
     assert refused(bob.server.get(f"{PUBLIC}/{address}?allow_remote=false")) == (404, "M_NOT_FOUND")
@@ -202,7 +202,7 @@ def test_where_files_are_open_those_of_others_are_too(network: Network) -> None:
     assert bob.server.get(f"{PUBLIC}/{address}?allow_remote=false").body == b"hello"
 
 
-def test_copies_may_be_frozen_since_a_day(network: Network) -> None:
+def test_copies_can_be_frozen_from_a_date_on(network: Network) -> None:
     alice, bob = pair(network, south=OPEN)
     address = upload(alice, b"x")
     assert bob.get(f"{DOWNLOAD}/{address}").status == 200
@@ -211,14 +211,16 @@ def test_copies_may_be_frozen_since_a_day(network: Network) -> None:
         assert frozen.get(f"{PUBLIC}/{address}").status == status
 
 
-def test_servers_whose_files_are_not_wanted(network: Network) -> None:
+def test_files_of_excluded_servers_are_not_fetched(network: Network) -> None:
     alice, bob = pair(network, south=f"prevent_media_downloads_from: [{NORTH.upper()}]\n")
     assert refused(bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")) == (403, "M_FORBIDDEN")
     assert media_requests(network) == []
 
 
 @pytest.mark.parametrize("side", ["south", "north"])
-def test_the_policy_counts_both_ways(network: Network, side: str) -> None:
+def test_the_federation_policy_applies_to_media_in_both_directions(
+    network: Network, side: str
+) -> None:
     other = NORTH if side == "south" else SOUTH
     alice, bob = pair(network, **{side: f"federation_domain_blacklist: [{other}]\n"})
     answer = bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
@@ -226,7 +228,7 @@ def test_the_policy_counts_both_ways(network: Network, side: str) -> None:
     assert bool(media_requests(network)) == (side == "north")
 
 
-def test_an_address_fetches_so_many_bytes(network: Network) -> None:
+def test_downloads_of_remote_files_are_limited_by_ip_address(network: Network) -> None:
     config = "remote_media_download_burst_count: 1000\nremote_media_download_per_second: 100\n"
     alice, bob = pair(network, south=config)
     first, second = upload(alice, bytes(5000)), upload(alice, bytes(10))
@@ -238,12 +240,12 @@ def test_an_address_fetches_so_many_bytes(network: Network) -> None:
 
 
 @pytest.mark.parametrize("query", ["timeout_ms=-1", "timeout_ms=x"])
-def test_what_is_no_time_to_wait(network: Network, query: str) -> None:
+def test_invalid_timeouts_are_refused(network: Network, query: str) -> None:
     _, bob = pair(network)
     assert bob.get(f"{DOWNLOAD}/{NORTH}/abc?{query}").status == 400
 
 
-def test_what_is_no_id_is_asked_of_nobody(network: Network) -> None:
+def test_invalid_media_ids_are_not_requested(network: Network) -> None:
     _, bob = pair(network)
     assert refused(bob.get(f"{DOWNLOAD}/{NORTH}/..%2Fabc")) == (404, "M_NOT_FOUND")
     assert media_requests(network) == []
@@ -273,7 +275,7 @@ def ask_signed(network: Network, path: str) -> Answer:
     return Answer(200, taken[0], taken[1])
 
 
-def test_the_answer_has_two_parts(network: Network) -> None:
+def test_the_federation_response_has_two_parts(network: Network) -> None:
     alice, _ = pair(network)
     address = upload(alice, b"hello", "text/html", "?filename=a.html")
     answer = ask_signed(network, f"{SIGNED}download/{address.partition('/')[2]}")
@@ -287,7 +289,7 @@ def test_the_answer_has_two_parts(network: Network) -> None:
     assert end == b"--\r\n"
 
 
-def test_thumbnails_for_others(network: Network) -> None:
+def test_other_servers_get_thumbnails(network: Network) -> None:
     alice, _ = pair(network)
     media_id = upload(alice, picture(800, 600), "image/png").partition("/")[2]
     answer = ask_signed(network, f"{SIGNED}thumbnail/{media_id}?width=64&height=48&method=crop")
@@ -295,7 +297,7 @@ def test_thumbnails_for_others(network: Network) -> None:
     assert opened(picture_part).size == (64, 48)
 
 
-def test_only_servers_get_ours_that_way(network: Network) -> None:
+def test_only_servers_may_use_the_federation_endpoint(network: Network) -> None:
     alice, bob = pair(network)
     address = upload(bob, b"hello")
     alice.get(f"{DOWNLOAD}/{address}")
@@ -313,7 +315,7 @@ def test_only_servers_get_ours_that_way(network: Network) -> None:
 RETENTION = "media_retention: {remote_media_lifetime: 30d}\n"
 
 
-def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Path) -> None:
+def test_unread_copies_are_deleted(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network, south=RETENTION)
     south = bob.server
     shared, unread, read = (
@@ -341,14 +343,14 @@ def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Pat
     assert bob.get(f"{DOWNLOAD}/{unread}").status == 200
 
 
-def test_without_a_lifetime_all_stay(network: Network) -> None:
+def test_without_a_lifetime_copies_are_kept(network: Network) -> None:
     alice, bob = pair(network)
     bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
     network.clock.advance(3650 * DAY)
     assert bob.server.run(bob.server.app.media.maintenance.removal.do_remove_unused_copies(50)) == 0
 
 
-def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path: Path) -> None:
+def test_no_copy_is_deleted_during_a_download(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network, south=RETENTION)
     bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
     network.clock.advance(31 * DAY)
@@ -366,7 +368,7 @@ def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path:
     assert removed == [1]
 
 
-def test_what_a_crash_leaves_of_a_copy_is_swept(network: Network, tmp_path: Path) -> None:
+def test_files_left_by_a_crash_are_swept(network: Network, tmp_path: Path) -> None:
     alice, bob = pair(network)
     address = upload(alice, b"hello")
     assert bob.get(f"{DOWNLOAD}/{address}").status == 200

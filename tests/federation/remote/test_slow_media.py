@@ -84,9 +84,7 @@ def ask(user: User, server: str, media_id: str, timeout_ms: int = 20_000) -> Pen
 
 
 @pytest.mark.parametrize("begins", [True, False])
-def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(
-    bob: User, wire: SlowServers, begins: bool
-) -> None:
+def test_a_few_slow_servers_do_not_delay_others(bob: User, wire: SlowServers, begins: bool) -> None:
     wire.begins = begins
     others = [bob.server.register(f"user{number}") for number in range(MANY)]
     for server, user in enumerate(others):
@@ -106,7 +104,7 @@ def test_a_handful_of_slow_servers_takes_no_room_from_the_rest(
     assert max(of_each) == MAX_SLOW_PER_SERVER
 
 
-def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(
+def test_a_user_who_downloads_from_many_slow_servers_does_not_delay_others(
     bob: User, wire: SlowServers
 ) -> None:
     mallory = bob.server.register("mallory")
@@ -122,7 +120,7 @@ def test_who_asks_many_slow_servers_takes_no_room_from_the_rest(
     assert ask(bob, "good.example", "b").answer.body == b"good"
 
 
-def test_a_slow_server_is_given_the_time_that_its_files_need(bob: User, wire: SlowServers) -> None:
+def test_all_files_of_a_slow_server_arrive(bob: User, wire: SlowServers) -> None:
     """Ten photographs over a narrow line: all come, a few at a time, and none is given up for
     another."""
     asked = [ask(bob, "slow.example", f"f{number}", 60_000) for number in range(MANY)]
@@ -141,7 +139,7 @@ def test_a_slow_server_is_given_the_time_that_its_files_need(bob: User, wire: Sl
     assert [len(each.answer.body) for each in asked] == [2_000_000] * MANY
 
 
-def test_one_slow_server_holds_up_its_own_files_alone(bob: User, wire: SlowServers) -> None:
+def test_a_slow_server_delays_only_its_own_files(bob: User, wire: SlowServers) -> None:
     first = [
         ask(bob, "slow.example", f"f{number}", 60_000) for number in range(MAX_SLOW_PER_SERVER)
     ]
@@ -173,7 +171,7 @@ def fill_the_slow_places(bob: User, wire: SlowServers) -> list[Pending]:
     return asked[0]
 
 
-def test_what_is_slow_beyond_the_places_for_it_stays_while_nobody_waits(
+def test_slow_downloads_above_the_limit_continue_while_nobody_waits(
     bob: User, wire: SlowServers
 ) -> None:
     fill_the_slow_places(bob, wire)
@@ -191,7 +189,7 @@ def test_what_is_slow_beyond_the_places_for_it_stays_while_nobody_waits(
 
 
 @pytest.mark.parametrize("begins", [True, False])
-def test_what_is_given_up_for_others_may_be_asked_for_again(
+def test_a_download_that_was_aborted_for_others_can_be_retried(
     bob: User, wire: SlowServers, begins: bool
 ) -> None:
     wire.begins = begins
@@ -211,7 +209,7 @@ def test_what_is_given_up_for_others_may_be_asked_for_again(
     assert ("slow0.example", "f0") in wire.ends
 
 
-def test_many_slow_servers_keep_nobody_waiting(bob: User, wire: SlowServers) -> None:
+def test_many_slow_servers_do_not_delay_others(bob: User, wire: SlowServers) -> None:
     servers, began = MAX_SLOW // MAX_FAST_PER_SERVER + 10, bob.server.clock.seconds()
     for server in range(servers):
         for number in range(MAX_FAST_PER_SERVER):
@@ -226,7 +224,7 @@ def test_many_slow_servers_keep_nobody_waiting(bob: User, wire: SlowServers) -> 
     assert ask(alice, "good.example", "a").answer.body == b"good"
 
 
-def test_a_quick_transfer_keeps_its_place(bob: User, wire: SlowServers) -> None:
+def test_a_fast_download_is_not_aborted(bob: User, wire: SlowServers) -> None:
     long = ask(bob, "slow.example", "long")
     for _ in range(10):
         for _ in range(MIN_FAST_BYTES >> 20):

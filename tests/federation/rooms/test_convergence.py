@@ -47,7 +47,7 @@ SEEDS = st.integers(0, 2**16)
 FATES = (Fate.ARRIVES,) * 4 + (Fate.ARRIVES_TWICE, Fate.IS_LOST, Fate.ANSWER_IS_LOST)
 
 
-class Towns(RuleBasedStateMachine):
+class ConvergenceMachine(RuleBasedStateMachine):
     """Alice in the north, Bob in the south and Carol in the east share a room."""
 
     def __init__(self) -> None:
@@ -150,28 +150,28 @@ class Towns(RuleBasedStateMachine):
     @rule(order=SEEDS)
     def deliver(self, order: int) -> None:
         random = Random(order)
-        self.network.deliver(lambda letters: random.randrange(len(letters)))
+        self.network.deliver(lambda transfers: random.randrange(len(transfers)))
         self.holding = False
         self.settle()
 
     @rule(order=SEEDS, most=st.integers(1, 3))
     def deliver_some(self, order: int, most: int) -> None:
         random = Random(order)
-        self.network.deliver(lambda letters: random.randrange(len(letters)), most)
+        self.network.deliver(lambda transfers: random.randrange(len(transfers)), most)
         self.settle()
 
     @rule(seed=SEEDS)
     def storm(self, seed: int) -> None:
         random = Random(seed)
 
-        def weather(_: Transfer) -> Fate:
+        def choose_fate(_: Transfer) -> Fate:
             return random.choice(FATES)
 
-        self.network.weather = weather
+        self.network.choose_fate = choose_fate
 
     @rule()
     def calm(self) -> None:
-        self.network.weather = lambda _: Fate.ARRIVES
+        self.network.choose_fate = lambda _: Fate.ARRIVES
 
     @rule(seconds=st.sampled_from([1, 15, 100]))
     def wait(self, seconds: int) -> None:
@@ -385,5 +385,5 @@ class Towns(RuleBasedStateMachine):
         return [stored.event.event_id for stored in events.values()]
 
 
-def test_towns() -> None:
-    run_machine(Towns, RUNS, 20, parent=RANDOM_EXAMPLES)
+def test_rooms_on_all_servers_converge() -> None:
+    run_machine(ConvergenceMachine, RUNS, 20, parent=RANDOM_EXAMPLES)

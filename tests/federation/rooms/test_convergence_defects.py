@@ -7,23 +7,23 @@ import pytest
 
 from federation.remote.transactions import TransactionClient
 from federation.rooms.unacknowledged_leaves import UnacknowledgedLeaves
-from tests.federation.rooms.test_convergence import Towns
+from tests.federation.rooms.test_convergence import ConvergenceMachine
 
 
 def lose_what_the_south_says_last(
     monkeypatch: pytest.MonkeyPatch, *, was_away_before: bool
-) -> tuple[Towns, list[str]]:
+) -> tuple[ConvergenceMachine, list[str]]:
     """Lose a message: its sender leaves, and rejoins through servers that never had it. Return the
-    towns and the lost event."""
+    machine and the lost event."""
     monkeypatch.setattr(
         "tests.federation.rooms.test_convergence.event", lambda _: None
     )  # of a run by Hypothesis
-    towns = Towns()
-    towns.begin("11")
+    machine = ConvergenceMachine()
+    machine.begin("11")
     if was_away_before:
         for who in (0, 2):
-            towns.leave(who)
-            towns.join(who, 1)
+            machine.leave(who)
+            machine.join(who, 1)
 
     async def lose(*_: Any) -> int:
         return 0  # of the events could not be taken
@@ -31,11 +31,11 @@ def lose_what_the_south_says_last(
     lost: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(TransactionClient, "send", lose)
-        south = towns.sides[1]
-        for act in (towns.say, towns.leave):
+        south = machine.sides[1]
+        for act in (machine.say, machine.leave):
             act(1)
-            lost += south.server.run(south.extremities(towns.room_id))
-    return towns, lost
+            lost += south.server.run(south.extremities(machine.room_id))
+    return machine, lost
 
 
 @pytest.mark.parametrize("was_away_before", [False, True])
@@ -48,16 +48,16 @@ def test_a_message_that_is_lost_is_noticed(
         return {}
 
     monkeypatch.setattr(UnacknowledgedLeaves, "find_replaced", find_nothing)
-    towns, lost = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
+    machine, lost = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
     with pytest.raises(
         AssertionError, match="|".join(re.escape(f"'{event_id}'") for event_id in lost)
     ):
-        towns.teardown()
+        machine.teardown()
 
 
 @pytest.mark.parametrize("was_away_before", [False, True])
 def test_a_user_who_rejoins_continues_from_their_own_messages(
     was_away_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    towns, _ = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
-    towns.teardown()
+    machine, _ = lose_what_the_south_says_last(monkeypatch, was_away_before=was_away_before)
+    machine.teardown()

@@ -38,7 +38,9 @@ def parts(database: Database) -> RoomParts:
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.identifier)
-async def test_people_meet_and_talk(sqlite_database: Database, version: RoomVersion) -> None:
+async def test_members_join_and_send_messages(
+    sqlite_database: Database, version: RoomVersion
+) -> None:
     parts = RoomParts(sqlite_database)
     room_id = await parts.create(version=version)
     await parts.member(room_id, BOB, "join")
@@ -51,7 +53,7 @@ async def test_people_meet_and_talk(sqlite_database: Database, version: RoomVers
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.identifier)
-async def test_events_are_whole_signed_pdus(
+async def test_events_are_complete_signed_pdus(
     sqlite_database: Database, version: RoomVersion
 ) -> None:
     parts = RoomParts(sqlite_database)
@@ -80,7 +82,7 @@ async def test_a_user_outside_the_room_cannot_send(parts: RoomParts) -> None:
     assert await parts.bodies(room_id) == []
 
 
-async def test_unknown_room(parts: RoomParts) -> None:
+async def test_an_unknown_room_is_not_found(parts: RoomParts) -> None:
     with pytest.raises(Forbidden):
         await parts.send(RoomID("!nowhere:a.test"), ALICE, "hello?")
 
@@ -98,7 +100,7 @@ async def test_a_request_is_applied_completely_or_not_at_all(parts: RoomParts) -
     assert await parts.bodies(room_id) == ["two"]
 
 
-async def test_a_repeated_request_is_not_carried_out_again(parts: RoomParts) -> None:
+async def test_a_repeated_request_sends_no_second_event(parts: RoomParts) -> None:
     room_id = await parts.create()
     sent = SentTransaction(ALICE, "DEVICE", "PUT send", "m1")
     first = await parts.send(room_id, ALICE, "once", sent=sent)
@@ -128,7 +130,9 @@ async def test_two_nodes_build_upon_each_other(parts: RoomParts) -> None:
     ]
 
 
-async def test_two_rooms_made_in_the_same_millisecond(sqlite_database: Database) -> None:
+async def test_two_rooms_created_in_one_millisecond_have_different_ids(
+    sqlite_database: Database,
+) -> None:
     parts = RoomParts(sqlite_database)
     parts.tick = lambda: 1_700_000_000_000  # type: ignore[method-assign]
     parts.__post_init__()
@@ -148,7 +152,7 @@ async def test_a_redaction_removes_the_content(parts: RoomParts) -> None:
         assert b"secret" not in event.pdu
 
 
-async def test_redaction_by_one_who_may_not_is_refused(parts: RoomParts) -> None:
+async def test_a_redaction_without_permission_is_refused(parts: RoomParts) -> None:
     room_id = await parts.create()
     await parts.send(room_id, ALICE, {"users_default": 0, "redact": 50}, "m.room.power_levels", "")
     message = await parts.send(room_id, ALICE, "stays")
@@ -165,7 +169,7 @@ async def test_redaction_by_one_who_may_not_is_refused(parts: RoomParts) -> None
     assert event.event.content == {}
 
 
-async def test_same_state_again_makes_no_event(parts: RoomParts) -> None:
+async def test_setting_the_same_state_again_makes_no_event(parts: RoomParts) -> None:
     room_id = await parts.create()
     first = await parts.send(room_id, ALICE, {"name": "Hovli"}, "m.room.name", "")
     again = await parts.send(room_id, ALICE, {"name": "Hovli"}, "m.room.name", "", unless_same=True)
@@ -223,7 +227,7 @@ class Broken(dict[str, Any]):
         raise RuntimeError("broken")
 
 
-async def test_a_request_that_breaks_something_harms_no_other(parts: RoomParts) -> None:
+async def test_a_failing_request_does_not_affect_others(parts: RoomParts) -> None:
     room_id = await parts.create()
     broken = Draft("m.room.member", ALICE, Broken(), ALICE)
     before, nobody, after = await send_together(
@@ -242,7 +246,7 @@ async def test_a_request_that_breaks_something_harms_no_other(parts: RoomParts) 
     assert (await parts.bodies(room_id))[1:] == ["one", "two"]
 
 
-async def test_same_state_as_an_event_of_the_same_chain(parts: RoomParts) -> None:
+async def test_the_same_state_twice_in_one_batch_makes_one_event(parts: RoomParts) -> None:
     room_id = await parts.create()
     await parts.engine.send(room_id, [name("old")])
     first, again = await send_together(
@@ -254,7 +258,7 @@ async def test_same_state_as_an_event_of_the_same_chain(parts: RoomParts) -> Non
 
 
 @pytest.mark.parametrize("redacted_first", [True, False])
-async def test_the_redaction_of_what_is_replaced_at_the_same_time(
+async def test_a_state_event_is_redacted_while_it_is_replaced(
     parts: RoomParts, redacted_first: bool
 ) -> None:
     room_id = await parts.create()
@@ -280,7 +284,7 @@ async def test_a_redacted_membership_loses_its_name_everywhere(parts: RoomParts)
     assert [row.display_name for row in (await parts.memberships.of_user(BOB)).values()] == [None]
 
 
-async def test_many_repeated_requests_at_once(parts: RoomParts) -> None:
+async def test_concurrent_repeated_requests_send_one_event(parts: RoomParts) -> None:
     room_id = await parts.create()
     names = [
         SentTransaction(ALICE, "DEVICE", f"send/{room_id}/m.room.message", str(number))
@@ -313,7 +317,7 @@ async def test_a_repeated_request_is_answered_though_it_would_be_refused_now(
     assert repeated.value.response == b'{"event_id":"%s"}' % sent.event.event_id.encode()
 
 
-async def test_extremities_that_an_event_cannot_name_are_named_by_the_next(
+async def test_extremities_above_the_limit_of_an_event_are_cited_by_the_next(
     parts: RoomParts,
 ) -> None:
     room_id = await parts.create()
@@ -334,14 +338,14 @@ async def test_extremities_that_an_event_cannot_name_are_named_by_the_next(
     assert len((await parts.engine.get_snapshot(room_id)).head.extremities) == 1
 
 
-async def test_a_view_does_not_grow_with_what_is_asked_of_it(parts: RoomParts) -> None:
+async def test_a_state_view_does_not_grow_with_lookups_of_missing_keys(parts: RoomParts) -> None:
     room_id = await parts.create()
     state = (await parts.engine.get_snapshot(room_id)).state
     create = StateKey("m.room.create", "")
     for number in range(5000):
         assert await state.get(StateKey("org.example", str(number))) is None
     assert (await state.load([create, StateKey("org.example", "0")])).keys() == {create}
-    assert len(state._entries) < 3000
+    assert len(state._entries) < 3000  # private: the size in memory shows nowhere else
 
 
 async def test_an_arrival_read_before_its_announcement_comes_once(

@@ -32,7 +32,7 @@ async def missing(side: Side, room_id: RoomID, latest: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("version", ["1", "11"])
-async def test_servers_that_come_later_get_no_content(network: Network, version: str) -> None:
+async def test_servers_that_join_later_get_no_content(network: Network, version: str) -> None:
     room = await shared(network, version)
     erin = room.north.server.register("erin")
     erin.post(f"/_matrix/client/v3/join/{room.room_id}", {})
@@ -62,7 +62,7 @@ async def test_servers_that_come_later_get_no_content(network: Network, version:
     assert not [text for text in shown if "secret" in text]
 
 
-async def test_the_state_is_the_rooms(network: Network) -> None:
+async def test_state_of_an_erased_user_keeps_its_content(network: Network) -> None:
     room = await shared(network, "11")
     stays = room.north.server.register("stays")
     stays.post(f"/_matrix/client/v3/join/{room.room_id}", {})

@@ -62,7 +62,7 @@ def receipts_of(user: User, room_id: str) -> dict[str, Any]:
     return found
 
 
-async def test_messages_flow_both_ways(network: Network) -> None:
+async def test_messages_are_sent_in_both_directions(network: Network) -> None:
     room = await sending(network)
 
     say(room.alice, room.room_id, "from the north")
@@ -77,7 +77,7 @@ async def test_messages_flow_both_ways(network: Network) -> None:
     )
 
 
-async def test_a_third_server_hears_too(network: Network) -> None:
+async def test_a_third_server_receives_the_messages(network: Network) -> None:
     room = await sending(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -125,7 +125,7 @@ async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(networ
     assert texts(room.bob, room.room_id) == [str(number) for number in range(199, -1, -1)]
 
 
-async def test_a_server_that_was_restarted_goes_on_sending(network: Network) -> None:
+async def test_a_restarted_server_continues_to_send(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
@@ -138,7 +138,7 @@ async def test_a_server_that_was_restarted_goes_on_sending(network: Network) -> 
     assert texts(room.bob, room.room_id) == ["one"]
 
 
-async def test_a_server_that_is_heard_from_is_told_at_once(network: Network) -> None:
+async def test_a_server_that_becomes_active_is_sent_to_at_once(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "one")
@@ -156,7 +156,7 @@ async def test_a_server_that_is_heard_from_is_told_at_once(network: Network) -> 
     assert sorted(texts(room.alice, room.room_id)) == ["one", "two"]
 
 
-async def test_who_is_kicked_learns_of_it(network: Network) -> None:
+async def test_a_kicked_users_server_receives_the_kick(network: Network) -> None:
     room = await sending(network)
     answer = room.alice.post(
         f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id}
@@ -167,7 +167,7 @@ async def test_who_is_kicked_learns_of_it(network: Network) -> None:
     assert room.bob.get("/_matrix/client/v3/joined_rooms").json["joined_rooms"] == []
 
 
-async def test_typing_is_told_and_ends(network: Network) -> None:
+async def test_typing_is_sent_and_ends(network: Network) -> None:
     room = await sending(network)
     path = f"/_matrix/client/v3/rooms/{room.room_id}/typing/{room.alice.user_id}"
     room.alice.put(path, {"typing": True, "timeout": 20000})
@@ -179,7 +179,7 @@ async def test_typing_is_told_and_ends(network: Network) -> None:
     assert receipts_of(room.bob, room.room_id).get("m.typing", {"user_ids": []}) == {"user_ids": []}
 
 
-async def test_public_receipts_are_told_and_private_ones_are_not(network: Network) -> None:
+async def test_public_receipts_are_sent_and_private_ones_are_not(network: Network) -> None:
     room = await sending(network)
     event_id: EventID = say(room.alice, room.room_id, "read me")
     network.settle()
@@ -198,7 +198,7 @@ async def test_public_receipts_are_told_and_private_ones_are_not(network: Networ
 
 
 @pytest.mark.parametrize("hours", [0.1, 3])
-async def test_receipts_from_before_and_within_an_outage_are_told_after_it(
+async def test_receipts_from_before_and_during_an_outage_are_sent_after_it(
     network: Network, hours: float
 ) -> None:
     """Whether the transaction in which they were is tried until the end, or was given up
@@ -226,7 +226,7 @@ async def test_receipts_from_before_and_within_an_outage_are_told_after_it(
     assert third in receipts_of(room.bob, room.room_id)["m.receipt"]
 
 
-async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Network) -> None:
+async def test_edus_about_users_of_other_servers_or_rooms_are_ignored(network: Network) -> None:
     room = await sending(network)
     event_id = say(room.alice, room.room_id, "read me")
     network.settle()
@@ -252,7 +252,7 @@ async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Net
     assert seen.get("m.receipt", {}) == {}
 
 
-async def told(room: Shared, event_id: str, **thread: str) -> Any:
+async def send_receipt(room: Shared, event_id: str, **thread: str) -> Any:
     """Return the receipts that the north shows after the south has sent that Bob read an event."""
     receipt = {"event_ids": [event_id], "data": {"ts": 7, **thread}}
     content = {room.room_id: {"m.read": {room.bob.user_id: receipt}}}
@@ -260,13 +260,13 @@ async def told(room: Shared, event_id: str, **thread: str) -> Any:
     return receipts_of(room.alice, room.room_id).get("m.receipt", {})
 
 
-async def test_receipts_of_threads_that_others_invent(network: Network) -> None:
+async def test_receipts_in_invented_threads_are_ignored(network: Network) -> None:
     room = await sending(network)
     first, second = (say(room.alice, room.room_id, text) for text in ("first", "second"))
     network.settle()
 
     async def tell(event_id: str, **thread: str) -> set[str]:
-        return set(await told(room, event_id, **thread))
+        return set(await send_receipt(room, event_id, **thread))
 
     assert (
         await tell(first, thread_id="$invented") == set()
@@ -277,7 +277,7 @@ async def test_receipts_of_threads_that_others_invent(network: Network) -> None:
     assert await tell("$unknown") == {first, second}
 
 
-async def test_receipts_that_come_before_their_events(
+async def test_receipts_that_arrive_before_their_events_are_applied_later(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = await sending(network)
@@ -293,13 +293,13 @@ async def test_receipts_that_come_before_their_events(
         return receipts_of(room.alice, room.room_id)["m.receipt"]
 
     late = await message("late")
-    assert set(await told(room, late.event_id)) == set()
-    assert set(await told(room, known)) == {
+    assert set(await send_receipt(room, late.event_id)) == set()
+    assert set(await send_receipt(room, known)) == {
         known
     }  # its place is known, and that of the other is not yet
-    assert set(await told(room, known_later)) == {known_later}
+    assert set(await send_receipt(room, known_later)) == {known_later}
     assert await bring(late) == {late.event_id: {"m.read": {bob: {"ts": 7}}}}
-    assert set(await told(room, known_later)) == {late.event_id}
+    assert set(await send_receipt(room, known_later)) == {late.event_id}
 
     root = {"rel_type": "m.thread", "event_id": known}
     reply, other_reply, later = (
@@ -307,18 +307,18 @@ async def test_receipts_that_come_before_their_events(
         await message("2"),
         await message("3"),
     )
-    await told(room, reply.event_id, thread_id=known)
-    await told(room, other_reply.event_id, thread_id="$another")
+    await send_receipt(room, reply.event_id, thread_id=known)
+    await send_receipt(room, other_reply.event_id, thread_id="$another")
     assert (await bring(reply))[reply.event_id] == {"m.read": {bob: {"ts": 7, "thread_id": known}}}
     assert other_reply.event_id not in await bring(other_reply)
 
     monkeypatch.setattr(early_receipts, "MAX_PER_SERVER", 1)
-    await told(room, later.event_id)
-    await told(room, "$never", thread_id="main")  # takes the place of what waits
+    await send_receipt(room, later.event_id)
+    await send_receipt(room, "$never", thread_id="main")  # takes the place of what waits
     assert later.event_id not in await bring(later)
 
 
-async def test_presence_is_told(network: Network) -> None:
+async def test_presence_is_sent(network: Network) -> None:
     on = "presence: {enabled: true}\n"
     room = await sending(network, config={NORTH: on, SOUTH: on})
     room.alice.put(
@@ -331,7 +331,7 @@ async def test_presence_is_told(network: Network) -> None:
     assert (seen["presence"], seen.get("status_msg")) == ("unavailable", "tea")
 
 
-async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -> None:
+async def test_late_events_from_before_a_join_are_not_in_sync(network: Network) -> None:
     """Also if it arrives after the join, from a server that still sends it."""
     north = Side(network.add(NORTH))
     south, east = Side(network.add(SOUTH)), Side(network.add(EAST))
@@ -371,7 +371,7 @@ async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -
     assert texts(carol, room_id) == ["beside the join", "long ago"]
 
 
-async def test_a_server_that_signs_with_a_new_key_is_heard_and_its_past_believed(
+async def test_events_signed_with_a_new_and_an_old_key_are_accepted(
     network: Network,
 ) -> None:
     room = await shared(network)

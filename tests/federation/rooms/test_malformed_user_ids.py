@@ -16,7 +16,7 @@ HISTORICAL = ("@Ä b:other.example", "@:other.example")
 
 
 @pytest.mark.parametrize("odd", ODD)
-async def test_a_room_with_an_odd_member_can_be_encrypted(network: Network, odd: str) -> None:
+async def test_a_room_with_a_malformed_user_id_can_be_encrypted(network: Network, odd: str) -> None:
     room = await shared(network, power_level_content_override={"invite": 0})
     alice, bob = room.alice, room.bob
     for user, seed in ((alice, 1), (bob, 2)):
@@ -34,11 +34,11 @@ async def test_a_room_with_an_odd_member_can_be_encrypted(network: Network, odd:
     assert found.status == 200, found.body
     assert found.json["device_keys"].keys() == {alice.user_id, bob.user_id}
     assert found.json["failures"] == {}
-    wish = {
+    requested = {
         member: {(bob if member == bob.user_id else alice).device_id: "signed_curve25519"}
         for member in members
     }
-    claimed = alice.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    claimed = alice.post(f"{V3}/keys/claim", {"one_time_keys": requested})
     assert claimed.status == 200, claimed.body
     assert claimed.json["one_time_keys"].keys() == {alice.user_id, bob.user_id}
 
@@ -47,7 +47,7 @@ async def test_a_room_with_an_odd_member_can_be_encrypted(network: Network, odd:
 
 
 @pytest.mark.parametrize("membership", ["invite", "join", "knock", "leave", "ban", "other"])
-async def test_nobody_brings_an_odd_member_in_here(network: Network, membership: str) -> None:
+async def test_no_local_user_invites_a_malformed_user_id(network: Network, membership: str) -> None:
     room = await shared(network)
     for odd in ODD:
         path = f"{V3}/rooms/{room.room_id}/state/m.room.member/{odd}"
@@ -55,7 +55,7 @@ async def test_nobody_brings_an_odd_member_in_here(network: Network, membership:
         assert (answer.status, answer.json["errcode"]) == (400, "M_INVALID_PARAM"), odd
 
 
-async def test_historical_ids_can_be_banned_and_asked_for(network: Network) -> None:
+async def test_users_with_historical_ids_can_be_banned_and_queried(network: Network) -> None:
     room = await shared(network)
     for user_id in HISTORICAL:
         set_state(room.alice, room.room_id, "m.room.member", {"membership": "ban"}, user_id)
@@ -69,7 +69,7 @@ async def test_historical_ids_can_be_banned_and_asked_for(network: Network) -> N
     assert query(room.alice, room.bob)["failures"] == {}
 
 
-async def test_a_user_whom_their_server_does_not_have_is_no_failure_and_not_asked_for_again(
+async def test_a_user_unknown_to_their_server_is_no_failure_and_not_queried_again(
     network: Network,
 ) -> None:
     room = await shared(network)

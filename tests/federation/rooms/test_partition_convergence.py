@@ -200,5 +200,5 @@ class Partitions(RuleBasedStateMachine):
         assert snapshot.head.joined_count == joined
 
 
-def test_partitions() -> None:
+def test_servers_converge_after_partitions() -> None:
     run_machine(Partitions, 50, 25)

@@ -26,8 +26,8 @@ async def test_a_slow_policy_server_does_not_delay_local_senders(
     signed = await room.by_bob("signed")
     unsigned = say(room.bob, room.room_id, "unsigned")
     network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.request.uri == SIGN else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.request.uri == SIGN else Fate.ARRIVES
     )
 
     pdu = await room.south.pdu(room.room_id, unsigned)
@@ -73,7 +73,7 @@ async def test_remote_events_wait_for_at_most_one_local_message(
     assert len(texts(room.alice, room.room_id)) == 5
 
 
-async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_their_turn_too(
+async def test_joins_and_changed_events_are_checked_before_their_turn(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -87,10 +87,10 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
     network.hold()
     receive = room.north.federation.receiver.receive
     joining = carol.start("POST", f"/_matrix/client/v3/join/{room.room_id}?via={NORTH}", {})
-    while not [letter for letter in network.held() if letter.request.uri == SIGN]:
+    while not [transfer for transfer in network.held() if transfer.request.uri == SIGN]:
         network.deliver(most=1)
     receiving = Deferred.fromCoroutine(receive(room.room_id, [changed], origin=room.south.name))
-    assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 2
+    assert len([transfer for transfer in network.held() if transfer.request.uri == SIGN]) == 2
 
     signed = await room.by_bob("signed")
     (outcome,) = await receive(room.room_id, [judge.vouch(signed.pdu)])
@@ -103,7 +103,7 @@ async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_thei
 
 
 @pytest.mark.parametrize("what", ["knock", "leave"])
-async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too(
+async def test_knocks_and_declined_invites_are_checked_before_their_turn(
     network: Network, what: str
 ) -> None:
     room = await shared(network)
@@ -124,7 +124,7 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
         else room_path(room.room_id, what)
     )
     pending = carol.start("POST", path, {})
-    while not [letter for letter in network.held() if letter.request.uri == SIGN]:
+    while not [transfer for transfer in network.held() if transfer.request.uri == SIGN]:
         network.deliver(most=1)
 
     signed = await room.by_bob("signed")
@@ -142,7 +142,7 @@ async def test_knocks_and_declined_invites_are_asked_about_before_their_turn_too
     ] == what
 
 
-async def test_an_event_that_was_here_without_its_place_is_asked_about_before_its_turn(
+async def test_an_outlier_is_checked_before_its_turn(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -154,7 +154,7 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
     network.forge(SOUTH, judge.answer_late)
     network.hold()
     receiving = Deferred.fromCoroutine(receiver.receive(room.room_id, [outlier.pdu]))
-    assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 1
+    assert len([transfer for transfer in network.held() if transfer.request.uri == SIGN]) == 1
 
     (outcome,) = await receiver.receive(room.room_id, [judge.vouch(signed.pdu)])
     assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"
@@ -164,7 +164,7 @@ async def test_an_event_that_was_here_without_its_place_is_asked_about_before_it
     assert outcome.verdict is Verdict.ACCEPT
 
 
-async def test_events_that_the_room_does_not_allow_are_not_asked_about(network: Network) -> None:
+async def test_unauthorized_events_are_not_sent_to_the_policy_server(network: Network) -> None:
     room = await shared(network)
     judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})

@@ -33,7 +33,7 @@ SPAM = {"msgtype": "m.text", "body": "spam"}
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
-async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_not_sent(
+async def test_signed_events_are_sent_with_the_signature_and_refused_ones_are_not_sent(
     network: Network, version: str
 ) -> None:
     room = await shared(network, version)
@@ -58,7 +58,7 @@ async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_n
 
 
 @pytest.mark.parametrize("keys", [{"public_key": KEYS["ed25519"]}, {"public_keys": KEYS}])
-async def test_an_older_room_names_it_by_the_unstable_event(
+async def test_an_older_room_names_its_policy_server_by_the_unstable_event(
     network: Network, keys: Mapping[str, Any]
 ) -> None:
     """Proposal: MSC4284"""
@@ -83,7 +83,9 @@ async def test_an_older_room_names_it_by_the_unstable_event(
     assert len(judge.asked) == asked
 
 
-async def test_a_remote_event_without_its_signature_is_not_shown(network: Network) -> None:
+async def test_a_remote_event_without_the_policy_servers_signature_is_not_shown(
+    network: Network,
+) -> None:
     room = await shared(network)
     judge = PolicyServer("11")
     policy = set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -112,7 +114,7 @@ async def test_a_remote_event_without_its_signature_is_not_shown(network: Networ
         ({"via": 5}, False),
     ],
 )
-async def test_only_a_valid_policy_event_names_one(
+async def test_only_a_valid_policy_event_names_a_policy_server(
     network: Network, content: dict[str, Any], counts: bool
 ) -> None:
     room = await shared(network)
@@ -278,7 +280,7 @@ async def test_a_policy_server_that_always_rate_limits_does_not_block_other_room
     ]
 
 
-async def test_a_join_that_it_could_not_be_asked_about_does_not_count(network: Network) -> None:
+async def test_a_join_is_refused_while_the_policy_server_cannot_be_asked(network: Network) -> None:
     limit = "rc_joins_per_room: {per_second: 0.001, burst_count: 1}\n"
     room = await shared(network, "11", {NORTH: limit})
     judge = PolicyServer("11")
@@ -294,7 +296,7 @@ async def test_a_join_that_it_could_not_be_asked_about_does_not_count(network: N
     assert join_via(eve, room.room_id).status == 200
 
 
-async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(
+async def test_clients_get_the_retry_after_of_a_policy_server_as_a_number(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -308,7 +310,7 @@ async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(
     assert (answer.status, answer.json["retry_after_ms"]) == (429, 1_000)
 
 
-async def test_what_is_here_already_is_not_asked_about_again(network: Network) -> None:
+async def test_a_known_event_is_not_checked_again(network: Network) -> None:
     room = await shared(network)
     judge = PolicyServer("11")
     set_state(room.alice, room.room_id, "m.room.policy", named())
@@ -328,7 +330,9 @@ async def test_what_is_here_already_is_not_asked_about_again(network: Network) -
     assert judge.asked == []
 
 
-async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network: Network) -> None:
+async def test_past_events_are_complete_after_a_rate_limited_policy_server_checked_them(
+    network: Network,
+) -> None:
     judge = PolicyServer("11")
     carol, room_id = await read_back(network, judge)
     judge.asked.clear()
@@ -366,7 +370,7 @@ async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, Po
     return bob, RoomID(room_id), judge
 
 
-async def test_what_it_refused_of_the_past_stays_refused_when_the_rest_of_the_state_has_come(
+async def test_refused_past_events_stay_refused_after_partial_state_is_completed(
     network: Network,
 ) -> None:
     bob, room_id, judge = await judged_in_part(network, "spam", "salom")
@@ -381,7 +385,7 @@ async def test_what_it_refused_of_the_past_stays_refused_when_the_rest_of_the_st
     assert len(judge.asked) == asked
 
 
-async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network: Network) -> None:
+async def test_past_events_are_checked_while_partial_state_is_completed(network: Network) -> None:
     """When the past is read the state is here in part, and when it may be shown all of it is."""
     said = ["salom"] * 150
     bob, room_id, _ = await judged_in_part(network, *said)
@@ -391,7 +395,8 @@ async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network
     network.start_completing()
     while not is_whole(bob, room_id):
         network.deliver(
-            lambda letters: [letter.request.uri == SIGN for letter in letters].index(False), 1
+            lambda transfers: [transfer.request.uri == SIGN for transfer in transfers].index(False),
+            1,
         )
         network.settle()
     assert not reading.done

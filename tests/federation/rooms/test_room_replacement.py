@@ -50,7 +50,7 @@ async def none_earlier(_old: RoomSnapshot) -> RoomSnapshot | None:
     return None
 
 
-async def test_last_events_that_are_not_allowed_are_left_out(database: Database) -> None:
+async def test_forbidden_last_events_are_omitted(database: Database) -> None:
     parts = RoomParts(database)
     old_id = await parts.create()
     new = await replacements(parts).replace(
@@ -70,7 +70,9 @@ async def test_last_events_that_are_not_allowed_are_left_out(database: Database)
     assert (await parts.send(new.room_id, ALICE, "and here")).in_timeline
 
 
-async def test_a_room_that_moves_meanwhile_is_replaced_as_it_is_then(database: Database) -> None:
+async def test_a_room_that_changes_meanwhile_is_replaced_with_its_latest_state(
+    database: Database,
+) -> None:
     parts, other = RoomParts(database), RoomParts(database)
     old_id = await parts.create()
     attempts: list[RoomID] = []

@@ -22,7 +22,7 @@ CHECKED, DIFFERING = "mahalla_room_states_checked_total", "mahalla_room_states_d
 
 
 @contextmanager
-def told() -> Iterator[list[str]]:
+def reports() -> Iterator[list[str]]:
     """The differences that are logged meanwhile."""
     found: list[str] = []
     with capturedLogs() as logged:
@@ -82,7 +82,7 @@ async def test_a_correct_state_is_not_reported(network: Network) -> None:
 
     for side in (room.north, room.south):
         registry = CollectorRegistry()
-        with told() as differences:
+        with reports() as differences:
             await whole_round(audit_of(side.server, registry), 3)
         assert not differences
         assert registry.get_sample_value(DIFFERING) == 0
@@ -104,7 +104,7 @@ async def test_a_wrong_current_state_is_reported(network: Network) -> None:
     await room.north.server.app.database.write("reset", reset)
     again, registry = network.rebuild(NORTH), CollectorRegistry()
 
-    with told() as differences:
+    with reports() as differences:
         await whole_round(audit_of(again, registry))
 
     assert len(differences) == 1
@@ -126,7 +126,7 @@ async def test_a_wrong_past_state_is_reported(network: Network) -> None:
 
     await room.north.server.app.database.write("damage", damage)
 
-    with told() as differences:
+    with reports() as differences:
         await whole_round(network.rebuild(NORTH).app.federation_receiver.audit)
 
     assert len(differences) == 2

@@ -29,7 +29,7 @@ def sticky_in(user: User, room_id: str) -> list[str]:
     return [event["event_id"] for event in room.get("msc4354_sticky", {}).get("events", [])]
 
 
-async def test_it_is_sticky_on_the_other_server_too(network: Network) -> None:
+async def test_an_event_is_sticky_on_the_other_server(network: Network) -> None:
     room = await shared(network)
     network.start_sending()
     network.settle()
@@ -50,7 +50,9 @@ def keys(wire: RecordingWire) -> list[str]:
     ]
 
 
-async def test_a_server_that_comes_in_is_told(tmp_path: Path, sqlite_database: Database) -> None:
+async def test_a_joining_server_gets_sticky_events(
+    tmp_path: Path, sqlite_database: Database
+) -> None:
     wire = RecordingWire()
     server = TestServer(tmp_path, sqlite_database, wire=wire)
     server.app.federation_sender.sender.start()
@@ -67,7 +69,7 @@ async def test_a_server_that_comes_in_is_told(tmp_path: Path, sqlite_database: D
     assert keys(wire) == ["laptop", "phone"]
 
 
-async def test_an_outage_with_much_talk_loses_none(
+async def test_an_outage_with_many_messages_loses_no_sticky_event(
     tmp_path: Path, sqlite_database: Database
 ) -> None:
     wire = RecordingWire()
@@ -114,7 +116,9 @@ async def soft_fail(room: Shared) -> EventID:
     return made.event_id
 
 
-async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Network) -> None:
+async def test_a_soft_failed_sticky_event_is_shown_when_its_sender_rejoins(
+    network: Network,
+) -> None:
     room = await shared(network)
     event_id = await soft_fail(room)
     since = ok(room.alice.get("/_matrix/client/v3/sync"))["next_batch"]
@@ -127,12 +131,15 @@ async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Net
     assert sticky_in(room.alice, room.room_id) == [event_id]
 
 
-async def test_so_is_what_another_process_has_soft_failed(network: Network) -> None:
+async def test_an_event_soft_failed_by_another_process_is_shown_when_its_sender_rejoins(
+    network: Network,
+) -> None:
     room = await shared(network)
     event_id = await soft_fail(room)
     checks = room.north.room_engine.sticky_checks
-    checks._waiting = WaitingSenders()  # as in a process that has only heard that another one wrote
-    checks._on_remote_write(0, 0)
+    # private: as in a process that only knows that another one wrote
+    checks._waiting = WaitingSenders()
+    checks._on_remote_write(0, 0)  # private: as above
     await adopt_again(room)
     assert sticky_in(room.alice, room.room_id) == [event_id]
 
@@ -155,7 +162,7 @@ async def adopt_again(room: Shared) -> None:
     await room.south.push(NORTH, [join.pdu])
 
 
-def test_a_server_with_many_who_wait_takes_no_room_from_others() -> None:
+def test_a_server_with_many_waiting_senders_does_not_evict_others() -> None:
     who_waits = WaitingSenders(most=10)
     who_waits.add(1, f"@alice:{NORTH}")
     for number in range(50):

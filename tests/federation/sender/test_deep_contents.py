@@ -80,7 +80,7 @@ async def test_messages_that_other_servers_could_not_read_are_refused(network: N
 
 
 @pytest.mark.parametrize("levels", [880, 900, 920, 940, 1000, 10_000])
-async def test_what_other_servers_nest_too_deeply_takes_nothing_along(
+async def test_a_too_deeply_nested_remote_event_does_not_block_others(
     network: Network, levels: int
 ) -> None:
     """Our limit of nesting is not theirs, and they would resend the transaction forever."""
@@ -104,7 +104,7 @@ async def test_what_other_servers_nest_too_deeply_takes_nothing_along(
     assert numbers(room.bob, since) == [1, 3]
 
 
-async def test_messages_from_other_servers_that_no_client_could_read_are_left_out(
+async def test_messages_from_other_servers_that_no_client_can_parse_are_dropped(
     network: Network,
 ) -> None:
     room = await shared(network)
@@ -124,7 +124,7 @@ async def test_messages_from_other_servers_that_no_client_could_read_are_left_ou
 
 
 @pytest.mark.parametrize("levels", [MAX_KEY_DEPTH, 950, 10_000])
-async def test_a_key_that_nests_too_deeply_takes_no_others_along(
+async def test_a_too_deeply_nested_key_does_not_hide_other_keys(
     network: Network, levels: int
 ) -> None:
     """Another server may let its users publish such."""
@@ -148,8 +148,8 @@ async def test_a_key_that_nests_too_deeply_takes_no_others_along(
     assert {user_id for user_id, devices in found["device_keys"].items() if devices} == {
         room.bob.user_id
     }
-    wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
-    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json
+    requested = {user.user_id: {user.device_id: "signed_curve25519"} for user in (dave, room.bob)}
+    answer = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": requested}).json
     assert answer["failures"] == {}
     assert list(answer["one_time_keys"]) == [room.bob.user_id]
 

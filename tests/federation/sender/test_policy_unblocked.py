@@ -9,12 +9,11 @@ from federation.sender.policy_unblocked import MAX_CONCURRENT, MAX_NAMES, PAUSE
 from storage.encryption.outgoing_to_device import OutgoingToDeviceStore
 from storage.federation.destinations import DestinationStore
 from storage.rooms.room_servers import count_servers
-from tests.federation.sender.test_sender import make_admin
 from tests.helpers.federated_rooms import NORTH, SOUTH, Shared, shared, texts
 from tests.helpers.keys import V3, identity_keys, query, sync, upload
 from tests.helpers.network import Network
 from tests.helpers.room_actions import say
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 
 OPEN = make_rules(None)
 BLOCKED = make_rules(None, [SOUTH])
@@ -71,7 +70,7 @@ async def missed_rooms(server: TestServer) -> int:
 
 
 @pytest.mark.parametrize("refusal", [BLOCKED, OFF, LISTED], ids=["blocked", "off", "no list"])
-async def test_the_last_word_of_a_quiet_room_arrives(
+async def test_the_last_message_of_a_quiet_room_arrives(
     network: Network, refusal: PolicyRules
 ) -> None:
     room = await sending(network)
@@ -84,7 +83,7 @@ async def test_the_last_word_of_a_quiet_room_arrives(
     assert texts(room.bob, room.room_id)[0] == "while refused"
 
 
-async def test_a_refused_server_costs_a_row_a_room_and_no_requests(network: Network) -> None:
+async def test_a_blocked_server_costs_one_row_per_room_and_no_requests(network: Network) -> None:
     room = await sending(network)
     change(network, BLOCKED)
     before = requests_to(network, SOUTH)
@@ -119,7 +118,7 @@ async def test_a_refused_server_costs_a_row_a_room_and_no_requests(network: Netw
     ],
     ids=["blocked", "others allowed", "off", "no list"],
 )
-async def test_administrators_see_why_a_server_waits(
+async def test_administrators_see_that_a_server_is_blocked(
     network: Network, refusal: PolicyRules, text: str
 ) -> None:
     room = await sending(network)
@@ -137,7 +136,7 @@ async def test_administrators_see_why_a_server_waits(
 
 
 @pytest.mark.parametrize("refusal", [OFF, LISTED], ids=["off", "no list"])
-async def test_messages_to_devices_wait_where_the_refusal_may_pass(
+async def test_to_device_messages_wait_for_a_server_that_may_be_unblocked(
     network: Network, refusal: PolicyRules
 ) -> None:
     room = await sending(network)
@@ -150,7 +149,7 @@ async def test_messages_to_devices_wait_where_the_refusal_may_pass(
     assert numbers(room.bob) == [1]
 
 
-async def test_nothing_waits_for_the_devices_of_who_is_shut_out(network: Network) -> None:
+async def test_no_to_device_message_waits_for_a_blocked_server(network: Network) -> None:
     room = await sending(network)
     change(network, BLOCKED)
     send(room.alice, room.bob, 1)
@@ -161,7 +160,7 @@ async def test_nothing_waits_for_the_devices_of_who_is_shut_out(network: Network
 
 
 @pytest.mark.parametrize("refusal", [BLOCKED, LISTED], ids=["blocked", "no list"])
-async def test_a_device_that_was_made_meanwhile_becomes_known(
+async def test_a_device_created_while_blocked_is_announced(
     network: Network, refusal: PolicyRules
 ) -> None:
     room = await sending(network)
@@ -184,7 +183,7 @@ async def test_a_device_that_was_made_meanwhile_becomes_known(
     assert known.keys() == {room.alice.device_id, second.device_id}
 
 
-async def test_what_waits_outlives_restarts(network: Network) -> None:
+async def test_waiting_messages_survive_restarts(network: Network) -> None:
     room = await sending(network)
     off = "federation: {enabled: false}\n"
     alice = again(network, room.alice, off)
@@ -201,7 +200,7 @@ async def test_what_waits_outlives_restarts(network: Network) -> None:
     assert numbers(room.bob) == [1]
 
 
-async def test_who_could_not_be_reached_and_then_was_refused_hears_it_all(network: Network) -> None:
+async def test_a_server_that_was_down_and_then_blocked_gets_all_messages(network: Network) -> None:
     room = await sending(network)
     network.cut(NORTH, SOUTH)
     say(room.alice, room.room_id, "while away")
@@ -217,7 +216,7 @@ async def test_who_could_not_be_reached_and_then_was_refused_hears_it_all(networ
     assert texts(room.bob, room.room_id)[:2] == ["while refused", "while away"]
 
 
-async def test_what_the_refused_server_kept_back_comes_at_once(network: Network) -> None:
+async def test_messages_that_the_blocked_server_held_arrive_at_once(network: Network) -> None:
     room = await sending(network)
     change(network, BLOCKED)
     say(room.bob, room.room_id, "from the south")
@@ -243,7 +242,7 @@ def name_oneself(network: Network, name: str) -> None:
     assert answer.errcode == "M_FORBIDDEN"
 
 
-async def test_names_that_somebody_made_up_push_out_nobody_and_are_never_written_to(
+async def test_invented_server_names_evict_no_server_and_are_never_contacted(
     network: Network,
 ) -> None:
     room = await sending(network)
@@ -263,7 +262,7 @@ async def test_names_that_somebody_made_up_push_out_nobody_and_are_never_written
     assert {to for origin, to, _, _ in network.log[before:] if origin == NORTH} == {SOUTH}
 
 
-async def test_of_many_that_are_let_in_few_are_told_at_a_time(network: Network) -> None:
+async def test_unblocked_servers_are_contacted_a_few_at_a_time(network: Network) -> None:
     room = await shared(network)
     names = [f"n{number}.example" for number in range(3 * MAX_CONCURRENT)]
     room_nid = (await room.north.room(room.room_id)).room.room_nid
@@ -274,13 +273,13 @@ async def test_of_many_that_are_let_in_few_are_told_at_a_time(network: Network) 
     for name in names:
         name_oneself(network, name)
 
-    def told() -> int:
+    def received() -> int:
         return sum("greeting" in uri for _, _, _, uri in network.log)
 
     change(network, OPEN)
     for turn in range(1, 4):
-        assert told() == turn * MAX_CONCURRENT
+        assert received() == turn * MAX_CONCURRENT
         network.clock.advance(PAUSE)
         network.settle()
     network.clock.advance(100)
-    assert told() == len(names)
+    assert received() == len(names)

@@ -13,21 +13,22 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.sender import transaction_sender
 from homeserver.services.federation.destinations import DEAD_DAYS
-from tests.federation.devices.test_encryption_between_servers import (
-    another_device,
-    bodies,
-    send,
-    sending,
-)
-from tests.federation.devices.test_key_claims_over_restarts import begin_claim
 from tests.federation.receiver.test_to_device_rate_limits import LARGE, SLOW
 from tests.federation.sender.test_policy_unblocked import again
-from tests.federation.sender.test_sender import DESTINATIONS, make_admin
+from tests.federation.sender.test_sender import DESTINATIONS
+from tests.helpers.encrypted_rooms import (
+    another_device,
+    begin_claim,
+    encrypted_room,
+    receive_numbers,
+    send_number,
+)
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Shared, Side, adopt, texts
 from tests.helpers.keys import claim, query
 from tests.helpers.network import Fate, Network
 from tests.helpers.recording_wire import SEND
 from tests.helpers.room_actions import say
+from tests.helpers.server import make_admin
 
 
 class Busy:
@@ -101,11 +102,11 @@ class Busy:
         "a date that is over",
     ],
 )
-async def test_it_is_left_alone_as_long_as_it_asks(
+async def test_a_rate_limited_destination_is_left_alone_until_retry_after(
     network: Network, headers: Mapping[str, str], body: Mapping[str, Any], tries: list[float]
 ) -> None:
     """And as long as our own pauses are, but no longer than the longest of these."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     busy = Busy(network, headers, body)
     say(room.alice, room.room_id, "salom")
     busy.pass_time(int(tries[-1]) + 1)
@@ -119,7 +120,7 @@ async def test_it_is_left_alone_as_long_as_it_asks(
 async def test_activity_of_a_server_that_asked_to_wait_causes_no_earlier_try(
     network: Network,
 ) -> None:
-    room = await sending(network)
+    room = await encrypted_room(network)
     busy = Busy(network, {"retry-after": "60"}, {})
     say(room.alice, room.room_id, "salom")
     for _ in range(5):
@@ -132,10 +133,10 @@ async def test_activity_of_a_server_that_asked_to_wait_causes_no_earlier_try(
     assert "salom" in texts(room.bob, room.room_id)
 
 
-async def test_it_may_be_asked_for_keys_meanwhile(network: Network) -> None:
+async def test_a_rate_limited_destination_may_be_queried_for_keys(network: Network) -> None:
     """However long it is that it takes no transactions: whose keys cannot be had cannot read what
     is sent."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     busy = Busy(network, {"retry-after": "600"}, {})
     say(room.alice, room.room_id, "salom")
     busy.pass_time(40)
@@ -161,7 +162,7 @@ async def test_a_claim_is_retried_while_the_server_that_asked_to_wait_restarts(
     network: Network,
 ) -> None:
     """It was there all the time, though it took in nothing."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     busy = Busy(network, {"retry-after": "600"}, {})
     say(room.alice, room.room_id, "salom")
     busy.pass_time(40)
@@ -173,7 +174,7 @@ async def test_a_server_that_asked_to_wait_is_not_down_after_one_failed_try(
     network: Network,
 ) -> None:
     """Not before it has said nothing for as long as one takes to start again."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     busy = Busy(network, {"retry-after": "60"}, {})
     say(room.alice, room.room_id, "salom")
     busy.pass_time(55)
@@ -183,14 +184,14 @@ async def test_a_server_that_asked_to_wait_is_not_down_after_one_failed_try(
     claim_while_mended(network, room)
 
 
-async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Network) -> None:
+async def test_messages_for_a_returning_destination_are_not_dropped(network: Network) -> None:
     """It was away for nearly as long as messages are kept for a server that cannot be reached, and
     has much to do now."""
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     destinations = room.north.server.app.federation_sender.destinations
     network.cut(NORTH, SOUTH)
-    send(room.alice, 0, {room.bob.user_id: {room.bob.device_id: {"n": 0}}})
+    send_number(room.alice, 0, {room.bob.user_id: {room.bob.device_id: {"n": 0}}})
     network.settle()
     for _ in range(DEAD_DAYS - 1):
         network.clock.advance(24 * 3600)
@@ -204,12 +205,12 @@ async def test_what_waits_for_it_is_not_given_up_as_it_comes_back(network: Netwo
     busy.is_busy = False
     network.clock.advance(3600)
     network.settle()
-    assert bodies(room.bob, since)[0] == [0]
+    assert receive_numbers(room.bob, since)[0] == [0]
 
 
-async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
+async def test_retry_after_survives_a_restart(network: Network) -> None:
     """And our own pauses are no longer for it."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     busy = Busy(network, {"retry-after": "600"}, {})
     say(room.alice, room.room_id, "salom")
     busy.pass_time(10)
@@ -228,41 +229,41 @@ async def test_what_it_asked_holds_after_a_restart(network: Network) -> None:
     assert "salom" in texts(room.bob, room.room_id)
 
 
-async def test_what_was_taken_though_the_answer_got_lost_is_not_taken_twice(
+async def test_a_transaction_whose_response_was_lost_is_not_received_twice(
     network: Network,
 ) -> None:
     """Then it asks us to wait, and gets in parts what it has."""
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     network.cut(NORTH, SOUTH)
     for number in range(8):
-        send(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
+        send_number(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
         say(room.alice, room.room_id, f"w{number}")
     network.settle()
     network.mend(NORTH, SOUTH)
-    network.weather = lambda letter: (
-        Fate.ANSWER_IS_LOST if SEND in letter.request.uri else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.ANSWER_IS_LOST if SEND in transfer.request.uri else Fate.ARRIVES
     )
     network.clock.advance(5)
     network.settle()
     busy = Busy(network, {"retry-after": "60"}, {})
     busy.pass_time(20)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     busy.is_busy = False
     busy.pass_time(60)
     assert len(busy.tries) > 2, "it came in parts"
-    assert bodies(room.bob, since)[0] == [*range(8)]
+    assert receive_numbers(room.bob, since)[0] == [*range(8)]
     assert texts(room.bob, room.room_id)[:8] == [f"w{number}" for number in reversed(range(8))]
 
 
-async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network: Network) -> None:
+async def test_a_destination_that_fails_after_some_parts_loses_nothing(network: Network) -> None:
     """As one whose disk is full: what it took before does not show that it is what is left at which
     it breaks down."""
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     network.cut(NORTH, SOUTH)
     for number in range(30):
-        send(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
+        send_number(room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}}})
     network.settle()
     network.mend(NORTH, SOUTH)
     room_left, is_broken = 20, False
@@ -282,7 +283,7 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
     network.interceptors.append(answer)
     for _ in range(8):
         network.clock.advance(30)
-    taken, since = bodies(room.bob, since)
+    taken, since = receive_numbers(room.bob, since)
     assert 0 < len(taken) < 30
     is_broken = True
     for _ in range(24):
@@ -290,7 +291,7 @@ async def test_one_that_breaks_down_when_it_has_taken_some_loses_nothing(network
     network.interceptors.clear()
     network.clock.advance(3600)
     network.settle()
-    assert [*taken, *bodies(room.bob, since)[0]] == [*range(30)]
+    assert [*taken, *receive_numbers(room.bob, since)[0]] == [*range(30)]
 
 
 async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_wait(
@@ -298,17 +299,17 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
 ) -> None:
     """The transaction is built again from the unsent data, and nothing is lost."""
     monkeypatch.setattr(transaction_sender, "MAX_RETAINED_TRANSACTIONS", 1)
-    room = await sending(network)
+    room = await encrypted_room(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
     await adopt(room.north, east, carol.user_id, room.room_id)
     people = {SOUTH: room.bob, EAST: carol}
     network.settle()
-    tokens = {server: bodies(user)[1] for server, user in people.items()}
+    tokens = {server: receive_numbers(user)[1] for server, user in people.items()}
     network.cut(NORTH, SOUTH)
     network.cut(NORTH, EAST)
     for number in range(4):
-        send(
+        send_number(
             room.alice,
             number,
             {user.user_id: {user.device_id: {"n": number}} for user in people.values()},
@@ -332,12 +333,12 @@ async def test_only_some_split_transactions_stay_in_memory_while_servers_ask_to_
     network.clock.advance(3600)
     network.settle()
     for server, user in people.items():
-        assert bodies(user, tokens[server])[0] == [*range(4)]
+        assert receive_numbers(user, tokens[server])[0] == [*range(4)]
 
 
-async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
+async def test_an_operator_sees_that_a_destination_is_rate_limited(network: Network) -> None:
     """And when it is tried again; and since when it cannot be reached, once that is so."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     root = make_admin(room.north.server)
     busy = Busy(network, {"retry-after": "600"}, {})
 
@@ -378,8 +379,8 @@ async def test_an_operator_sees_that_it_is_there(network: Network) -> None:
     )
 
 
-async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
-    room = await sending(network)
+async def test_an_operator_can_retry_a_rate_limited_destination_at_once(network: Network) -> None:
+    room = await encrypted_room(network)
     root = make_admin(room.north.server)
     busy = Busy(network, {"retry-after": "600"}, {})
     say(room.alice, room.room_id, "salom")
@@ -394,20 +395,22 @@ async def test_an_operator_can_have_it_tried_at_once(network: Network) -> None:
 async def test_two_of_our_servers_respect_each_others_rate_limits(network: Network) -> None:
     """Messages beyond the rate limit of the other server wait as long as it says, and arrive in
     order, mixed with room messages."""
-    room = await sending(network)
+    room = await encrypted_room(network)
     room.north.server = room.alice.server = network.rebuild(NORTH, SLOW)
     second = another_device(room.alice)
     network.settle()
-    (_, since), (_, seconds) = bodies(room.alice), bodies(second)
+    (_, since), (_, seconds) = receive_numbers(room.alice), receive_numbers(second)
     transactions = len(sent(network))
     for number in range(20):
-        send(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
+        send_number(room.bob, number, {room.alice.user_id: {"*": {"n": number, "padding": LARGE}}})
         say(room.bob, room.room_id, f"w{number}")
         network.settle()
     for _ in range(320):  # twenty messages of sixteen seconds each
         network.clock.advance(1)
         network.settle()
-    assert bodies(room.alice, since)[0] == bodies(second, seconds)[0] == [*range(20)]
+    assert (
+        receive_numbers(room.alice, since)[0] == receive_numbers(second, seconds)[0] == [*range(20)]
+    )
     assert texts(room.alice, room.room_id)[:20] == [f"w{number}" for number in reversed(range(20))]
     assert len(sent(network)) - transactions <= 40, "two a message"
 

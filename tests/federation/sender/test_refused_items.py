@@ -94,7 +94,7 @@ def figures(network: Network) -> Any:
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_one_bad_message_stops_nothing_else(network: Network, status: int) -> None:
+async def test_a_refused_message_does_not_block_others(network: Network, status: int) -> None:
     room, since = await much(network)
     reader = Reader(network, holds(13), status)
     with capturedLogs() as logs:
@@ -120,7 +120,7 @@ async def test_one_bad_message_stops_nothing_else(network: Network, status: int)
     assert not any(map(reader.refuses, reader.seen)), "it is not tried again"
 
 
-async def test_one_bad_event_stops_nothing_else(network: Network) -> None:
+async def test_a_refused_event_does_not_block_others(network: Network) -> None:
     room = await sending(network)
     Reader(network, lambda body: b'"w7"' in body)
     since = sync(room.bob)["next_batch"]
@@ -134,7 +134,7 @@ async def test_one_bad_event_stops_nothing_else(network: Network) -> None:
     assert figures(network)["failing"] == 0
 
 
-async def test_what_is_bad_and_waits_alone_is_given_up(network: Network) -> None:
+async def test_a_refused_item_that_is_alone_is_dropped(network: Network) -> None:
     room, since = await much(network, messages=0, words=0)
     reader = Reader(network, holds(1))
     send(room.alice, room.bob, 1)
@@ -146,7 +146,7 @@ async def test_what_is_bad_and_waits_alone_is_given_up(network: Network) -> None
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 408, 429, 500, 502])
-async def test_other_refusals_say_nothing_of_what_is_refused(network: Network, status: int) -> None:
+async def test_other_errors_drop_no_item(network: Network, status: int) -> None:
     room, since = await much(network)
     reader = Reader(network, lambda body: not is_empty(body), status)
     pass_time(network, 120, 30)
@@ -160,7 +160,7 @@ async def test_other_refusals_say_nothing_of_what_is_refused(network: Network, s
 
 @pytest.mark.parametrize("status", [400, 413])
 @pytest.mark.parametrize("hours", [1, 24])
-async def test_a_proxy_that_refuses_everything_empties_no_queue(
+async def test_a_proxy_that_refuses_everything_drops_no_item(
     network: Network, status: int, hours: int
 ) -> None:
     room, since = await much(network)
@@ -174,7 +174,7 @@ async def test_a_proxy_that_refuses_everything_empties_no_queue(
     assert figures(network)["dropped"] == 0
 
 
-async def test_what_is_too_long_for_a_proxy_arrives_in_parts(network: Network) -> None:
+async def test_a_transaction_too_long_for_a_proxy_is_split(network: Network) -> None:
     room, since = await much(network, messages=90, words=40)
     reader = Reader(network, lambda body: len(body) > 6000, 413)
     network.clock.advance(5)
@@ -184,7 +184,7 @@ async def test_what_is_too_long_for_a_proxy_arrives_in_parts(network: Network) -
     assert figures(network)["dropped"] == 0
 
 
-async def test_a_message_that_is_too_long_for_a_proxy_stops_nothing_else(network: Network) -> None:
+async def test_a_message_too_long_for_a_proxy_does_not_block_others(network: Network) -> None:
     room, since = await much(network, words=0)
     reader = Reader(network, lambda body: len(body) > 20_000, 413)
     messages = {
@@ -199,7 +199,7 @@ async def test_a_message_that_is_too_long_for_a_proxy_stops_nothing_else(network
     assert len(reader.seen) <= 20
 
 
-async def test_a_proxy_with_a_wrong_limit_empties_no_queue(network: Network) -> None:
+async def test_a_proxy_with_a_wrong_limit_drops_no_item(network: Network) -> None:
     """Empty transactions are short enough for it."""
     room, since = await much(network)
     reader = Reader(network, lambda body: len(body) > 200, 413)
@@ -212,7 +212,7 @@ async def test_a_proxy_with_a_wrong_limit_empties_no_queue(network: Network) -> 
     assert figures(network)["dropped"] == 0
 
 
-async def test_parts_that_had_been_taken_in_change_nothing(network: Network) -> None:
+async def test_parts_that_were_received_before_change_nothing(network: Network) -> None:
     """The server has read what it refuses, and answers so to whatever holds more than one thing."""
     room, since = await much(network)
 
@@ -229,7 +229,7 @@ async def test_parts_that_had_been_taken_in_change_nothing(network: Network) -> 
 @pytest.mark.parametrize("trouble", ["is down", "refuses everything"])
 @pytest.mark.parametrize("does_restart", [False, True])
 @pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 11, 14])
-async def test_trouble_amid_the_search_loses_nothing(
+async def test_a_failure_during_the_search_loses_nothing(
     network: Network, trouble: str, does_restart: bool, after: int
 ) -> None:
     room, since = await much(network)
@@ -277,7 +277,7 @@ async def test_a_server_that_takes_nothing_but_empty_transactions_costs_little(
     assert (numbers(room, since), words(room)) == (list(range(lost, 30)), said(20))
 
 
-async def test_who_speaks_and_takes_nothing_loses_little(network: Network) -> None:
+async def test_an_active_server_that_accepts_nothing_loses_little(network: Network) -> None:
     await much(network)
     Reader(network, lambda body: not is_empty(body))
     for _ in range(600):
@@ -286,7 +286,7 @@ async def test_who_speaks_and_takes_nothing_loses_little(network: Network) -> No
     assert figures(network)["dropped"] <= 3 + 3 + 10, "one a minute"
 
 
-async def test_many_bad_messages_in_a_row_are_given_up_one_by_one(network: Network) -> None:
+async def test_many_refused_messages_in_a_row_are_dropped_one_by_one(network: Network) -> None:
     bad = range(2, 15)
     room, since = await much(network)
     reader = Reader(network, holds(*bad))
@@ -298,7 +298,7 @@ async def test_many_bad_messages_in_a_row_are_given_up_one_by_one(network: Netwo
     assert len(alone) == len(bad)
 
 
-async def test_bad_messages_among_good_ones_need_no_pauses(network: Network) -> None:
+async def test_refused_messages_among_accepted_ones_cause_no_backoff(network: Network) -> None:
     room, since = await much(network)
     Reader(network, holds(*range(0, 30, 2)))
     network.clock.advance(5)
@@ -308,7 +308,7 @@ async def test_bad_messages_among_good_ones_need_no_pauses(network: Network) -> 
     assert figures(network)["dropped"] == 15
 
 
-async def test_pauses_grow_where_each_thing_is_said_by_itself(network: Network) -> None:
+async def test_backoff_grows_while_single_items_are_refused(network: Network) -> None:
     room, _ = await much(network, messages=0, words=0)
     Reader(network, lambda body: not is_empty(body))
     for number in range(60):
@@ -317,7 +317,7 @@ async def test_pauses_grow_where_each_thing_is_said_by_itself(network: Network) 
     assert figures(network)["dropped"] <= 3 + 6
 
 
-async def test_what_a_server_breaks_down_at_stops_nothing_else_for_ever(network: Network) -> None:
+async def test_an_item_that_causes_500_does_not_block_others_forever(network: Network) -> None:
     """It answers 500, as it may for many reasons: so it has time to mend, and what it may get later
     is not thrown away."""
     room, since = await much(network)
@@ -333,7 +333,7 @@ async def test_what_a_server_breaks_down_at_stops_nothing_else_for_ever(network:
     assert len(reader.seen) <= 50
 
 
-async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -> None:
+async def test_a_server_that_can_store_nothing_loses_nothing(network: Network) -> None:
     """It takes what it need not keep, and empty transactions, for a day."""
     room, since = await much(network)
     reader = Reader(
@@ -354,7 +354,7 @@ async def test_a_server_that_can_write_nothing_loses_nothing(network: Network) -
     assert (numbers(room, since), words(room)) == (list(range(30)), said(20))
 
 
-async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_arrive(
+async def test_a_single_item_that_causes_500_waits_for_another_to_be_accepted(
     network: Network,
 ) -> None:
     room, since = await much(network, messages=0, words=0)
@@ -369,7 +369,7 @@ async def test_what_a_server_breaks_down_at_alone_waits_for_something_else_to_ar
 
 
 @pytest.mark.parametrize("bad", [range(3), range(12), range(10, 14)])
-async def test_many_in_a_row_at_which_a_server_breaks_down_stop_nothing_else_for_ever(
+async def test_many_items_that_cause_500_do_not_block_others_forever(
     network: Network, bad: range
 ) -> None:
     """Such as all of one room that it cannot write to any more, from the oldest thing on that it
@@ -383,7 +383,7 @@ async def test_many_in_a_row_at_which_a_server_breaks_down_stop_nothing_else_for
     assert len(reader.seen) <= 100
 
 
-async def test_a_server_that_can_write_no_events_gets_all_messages_to_devices(
+async def test_a_server_that_can_store_no_events_gets_all_to_device_messages(
     network: Network,
 ) -> None:
     """However many there are; and the events when it can."""

@@ -13,7 +13,7 @@ from storage.engine.database import Database, PostgresConfig
 from tests.helpers.clocks import settle
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import TestServer, User, make_admin
 
 PEER, OTHER = "peer.example", "other.example"
 DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
@@ -77,12 +77,6 @@ class Home:
 
     def settle(self) -> None:
         settle(self.server)
-
-
-def make_admin(server: TestServer) -> User:
-    root = server.register("root")
-    server.run(server.app.user_data.accounts.do_set_flags(root.user_id, is_admin=True))
-    return root
 
 
 @pytest.fixture
@@ -174,11 +168,11 @@ async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
     assert [pdu["content"]["body"] for pdu in caught_up[1]["pdus"]] == ["two"]
 
 
-async def test_pauses_grow_to_an_hour_and_no_more(home: Home) -> None:
+async def test_backoff_grows_to_at_most_an_hour(home: Home) -> None:
     assert await pauses_of(home, 9) == [5, 15, 45, 135, 405, 1215, 3600, 3600, 3600]
 
 
-async def test_how_pauses_grow_is_configured(tmp_path: Path, sqlite: object) -> None:
+async def test_the_backoff_is_configurable(tmp_path: Path, sqlite: object) -> None:
     config = (
         "federation: {destination_min_retry_interval: 20s, destination_retry_multiplier: 2.5,"
         " destination_max_retry_interval: 2m}\n"
@@ -205,7 +199,7 @@ async def pauses_of(home: Home, count: int) -> list[int]:
     return tried
 
 
-async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
+async def test_an_active_server_is_retried_at_once(home: Home) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     home.wire.down.add(PEER)
     home.say("one")
@@ -321,13 +315,13 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
     home.say("one")
     home.settle()
     home.server.clock.advance(10)
-    told = home.server.app.database.streams.current()
+    received = home.server.app.database.streams.current()
     well = {
         "destination": PEER,
         "retry_last_ts": 0,
         "retry_interval": 0,
         "failure_ts": None,
-        "last_successful_stream_ordering": told,
+        "last_successful_stream_ordering": received,
         "error": None,
         "asked_until_ts": None,
         "refused": None,
@@ -359,7 +353,7 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
     assert page == {"destinations": [trouble], "total": 2, "next_token": "1"}
     rooms = admin.get(f"{DESTINATIONS}/{PEER}/rooms").json
     (row,) = rooms["rooms"]
-    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > told) == (
+    assert (row["room_id"], row["is_behind"], row["stream_ordering"] > received) == (
         home.room_id,
         True,
         True,
@@ -388,14 +382,16 @@ async def test_an_operator_sees_the_state_of_a_destination(home: Home) -> None:
         (f"{DESTINATIONS}?order_by=colour", 400),
     ],
 )
-async def test_what_an_operator_cannot_see(home: Home, path: str, status: int) -> None:
+async def test_requests_for_unknown_destinations_and_by_users_are_refused(
+    home: Home, path: str, status: int
+) -> None:
     admin = make_admin(home.server)
     assert admin.get(path).status == status
     assert home.alice.get(DESTINATIONS).status == 403
 
 
 @pytest.mark.parametrize("has_spoken_in_vain", [False, True])
-async def test_an_operator_tries_a_server_at_once(home: Home, has_spoken_in_vain: bool) -> None:
+async def test_an_operator_retries_a_server_at_once(home: Home, has_spoken_in_vain: bool) -> None:
     await pretend_member(home.server, home.room_id, BOB)
     admin = make_admin(home.server)
     home.wire.down.add(PEER)

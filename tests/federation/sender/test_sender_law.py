@@ -13,9 +13,9 @@ import pytest
 
 from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
-from tests.federation.devices.test_encryption_between_servers import bodies, send, sending
 from tests.federation.sender.test_policy_unblocked import again
 from tests.federation.sender.test_refused_items import figures
+from tests.helpers.encrypted_rooms import encrypted_room, receive_numbers, send_number
 from tests.helpers.federated_rooms import SOUTH
 from tests.helpers.network import Fate, Network, Transfer
 from tests.helpers.recording_wire import SEND
@@ -42,7 +42,7 @@ class South:
         self._contents: dict[str, bytes] = {}
         self.calm()
         network.interceptors.append(self._answer)
-        network.weather = self._fate
+        network.choose_fate = self._fate
 
     def calm(self) -> None:
         self._mood, self._seconds, self._room = "well", 0, 0
@@ -72,24 +72,24 @@ class South:
         status = statuses.get(self._mood, 200)
         return None if status == 200 else WireResponse(status, {}, b"{}")
 
-    def _fate(self, letter: Transfer) -> Fate:
+    def _fate(self, transfer: Transfer) -> Fate:
         is_lost = (
-            self._mood == "lost" and letter.destination == SOUTH and SEND in letter.request.uri
+            self._mood == "lost" and transfer.destination == SOUTH and SEND in transfer.request.uri
         )
         return Fate.ANSWER_IS_LOST if is_lost else Fate.ARRIVES
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-async def test_nothing_is_lost_and_nothing_comes_twice(network: Network, seed: int) -> None:
+async def test_every_event_arrives_exactly_once(network: Network, seed: int) -> None:
     chance = Random(seed)
-    room = await sending(network)
-    _, since = bodies(room.bob)
+    room = await encrypted_room(network)
+    _, since = receive_numbers(room.bob)
     south = South(network, chance)
     sent = 0
     for step in range(chance.randint(5, 40)):
         for part in range(chance.choice([0, 0, 1, 3, 12])):
             if chance.random() < 0.6:
-                send(room.alice, sent, {room.bob.user_id: {room.bob.device_id: {"n": sent}}})
+                send_number(room.alice, sent, {room.bob.user_id: {room.bob.device_id: {"n": sent}}})
                 sent += 1
             else:
                 say(room.alice, room.room_id, f"w{step}.{part}")
@@ -106,7 +106,7 @@ async def test_nothing_is_lost_and_nothing_comes_twice(network: Network, seed: i
         network.clock.advance(3600)
         network.settle()
     came: list[int] = []
-    while (page := bodies(room.bob, since))[0]:
+    while (page := receive_numbers(room.bob, since))[0]:
         came, since = came + page[0], page[1]
     assert came == [*range(sent)]
     standing = figures(network)

@@ -109,7 +109,7 @@ async def test_deleted_entries_are_stored_up_to_a_limit(
     store = AccountDataStore(database)
     start = database.streams.current()
 
-    async def told() -> dict[str, bytes]:
+    async def received() -> dict[str, bytes]:
         return (
             await store.get_account_data_since(ALICE, start, database.streams.current())
         ).global_data
@@ -118,9 +118,9 @@ async def test_deleted_entries_are_stored_up_to_a_limit(
         await database.write("t", store.set_entry, ALICE, None, type_, b'{"a":1}')
     for type_ in "bac":
         await database.write("t", store.remove_entry, ALICE, None, type_)
-    assert await told() == {"d": b'{"a":1}', "a": b"{}", "c": b"{}"}
+    assert await received() == {"d": b'{"a":1}', "a": b"{}", "c": b"{}"}
     assert await database.read("t", store.get_usage, ALICE) == AccountDataUsage(1, 7, 2)
     await database.write("t", store.set_entry, ALICE, None, "a", b"{}", deleted=True)
-    assert list(await told()) == ["d", "c", "a"]
+    assert list(await received()) == ["d", "c", "a"]
     await database.write("t", store.set_entry, ALICE, None, "c", b'{"a":1}')
     assert await database.read("t", store.get_usage, ALICE) == AccountDataUsage(2, 14, 1)

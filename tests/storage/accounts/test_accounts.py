@@ -48,7 +48,7 @@ async def test_a_new_password_increments_the_epoch_and_a_new_hash_of_the_same_do
     assert await database.read("t", select_account_state, "@nobody:example.org") is None
 
 
-async def test_flags_are_set_one_by_one_and_move_the_position(database: Database) -> None:
+async def test_flags_are_set_separately_and_advance_the_stream(database: Database) -> None:
     store = AccountStore(database)
     await database.write("t", store.add_account, ALICE)
     since = database.streams.current()

@@ -42,9 +42,9 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
         ),
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
-    wish = (ALICE, DEVICE, ALGORITHM)
+    requested = (ALICE, DEVICE, ALGORITHM)
     claims: list[Coroutine[Any, Any, Any]] = [
-        keys.claim_in_chunks([wish], 0) for _ in range(CLAIMERS)
+        keys.claim_in_chunks([requested], 0) for _ in range(CLAIMERS)
     ]
     claims.insert(10, threaded_database.write("add", add, KEYS // 2, KEYS - KEYS // 2))
     claimed: list[bytes] = [answer[0] for answer in await at_once(claims) if answer is not None]

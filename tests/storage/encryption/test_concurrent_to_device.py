@@ -76,6 +76,7 @@ class Reader(threading.Thread):
         sent = list(law.sent[device])
         upto = sent[-1][0] if sent else 0
         limit = self._random.choice([1, 3, 100, 10**6])
+        # private: each thread reads with a connection of its own
         found = self._store._select(
             Transaction(self._connection), self._user, device, 0, upto, limit
         )

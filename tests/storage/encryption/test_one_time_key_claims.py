@@ -101,8 +101,8 @@ def test_any_node_gives_out_each_key_once_and_in_order(
             device_id, algorithm = OWNERS[what]
             if step == "upload":
                 left[what] += names
-                told = node.upload(device_id, [*given[what], *names], algorithm)
-                assert told == len(left[what]), "claimed keys stay claimed"
+                received = node.upload(device_id, [*given[what], *names], algorithm)
+                assert received == len(left[what]), "claimed keys stay claimed"
             elif step == "upload one by one":
                 for name in names:
                     left[what].append(name)
@@ -129,30 +129,30 @@ def test_any_node_gives_out_each_key_once_and_in_order(
         elif step == "break":
             claimed, owner, failure = what
             device_id, algorithm = OWNERS[owner]
-            wishes = [(ALICE, *OWNERS[each]) for each in claimed]
-            claims = [node.store.claim_in_chunks(wishes, 1000) for _ in range(2)]
+            requests_ = [(ALICE, *OWNERS[each]) for each in claimed]
+            claims = [node.store.claim_in_chunks(requests_, 1000) for _ in range(2)]
             upload = node.do_upload(device_id, [*given[owner], *names], algorithm)
-            first, told, second = node.run_failing(times, failure, claims[0], upload, claims[1])
+            first, received, second = node.run_failing(times, failure, claims[0], upload, claims[1])
             if first is not None:
                 assert names_of(first) == take(claimed)
-            if told is not None:
+            if received is not None:
                 left[owner] += names
-                assert told == len(left[owner])
+                assert received == len(left[owner])
             if second is not None:
                 assert names_of(second) == take(claimed)
         else:
-            wishes = [(ALICE, *OWNERS[each]) for each in what]
+            requests_ = [(ALICE, *OWNERS[each]) for each in what]
             for number_of_claim in range(times):
                 if step == "fail claims" and number_of_claim % 2 == 0:
-                    node.fail_to_claim(wishes)
+                    node.fail_to_claim(requests_)
                 wanted = take(what)
                 if step == "lose" and number_of_claim % 3 == 2:
-                    node.claim_and_lose(wishes)
+                    node.claim_and_lose(requests_)
                     continue
                 if step == "together":
-                    assert node.claim_together(wishes) == [wanted, take(what)]
+                    assert node.claim_together(requests_) == [wanted, take(what)]
                     continue
-                (answer,) = node.run(node.store.claim_in_chunks(wishes, 1000))
+                (answer,) = node.run(node.store.claim_in_chunks(requests_, 1000))
                 assert names_of(answer) == wanted
         for owner, names_left in zip(OWNERS, left, strict=True):
             for each in nodes:

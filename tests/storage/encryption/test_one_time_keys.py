@@ -40,8 +40,8 @@ class Device:
         return counts.one_time.get(algorithm, 0)
 
     async def claim(self, algorithm: str = ALGORITHM) -> tuple[str, bytes] | None:
-        wish = (ALICE, self._device_id, algorithm)
-        (claimed,) = await self._store.claim_in_chunks([wish], self.now)
+        requested = (ALICE, self._device_id, algorithm)
+        (claimed,) = await self._store.claim_in_chunks([requested], self.now)
         return None if claimed is None else parse_named(claimed)
 
     async def claim_all(self) -> list[str]:
@@ -213,8 +213,8 @@ async def test_a_claim_for_many_devices_returns_a_key_of_each(database: Database
     store = DeviceKeyStore(database)
     for name in ("A", "B", "C"):
         await Device(database, name).upload(keys(f"{name}1", f"{name}2") if name != "B" else {})
-    wishes = [(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
-    first, second, third = [await store.claim_in_chunks(wishes, 0) for _ in range(3)]
+    requests = [(ALICE, name, ALGORITHM) for name in ("A", "B", "C")]
+    first, second, third = [await store.claim_in_chunks(requests, 0) for _ in range(3)]
     assert [key and parse_named(key)[0] for key in first] == ["A1", None, "C1"]
     assert [key and parse_named(key)[0] for key in second] == ["A2", None, "C2"]
     assert third == [None] * 3

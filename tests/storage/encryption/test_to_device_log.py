@@ -28,7 +28,7 @@ from storage.encryption.to_device import (
     DeviceSnapshot,
     Recipients,
     ToDeviceStore,
-    _sweep,
+    _sweep,  # private: SQLite counts the steps of one connection
 )
 from storage.encryption.to_device_log import (
     ROW_BYTES,

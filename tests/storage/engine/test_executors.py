@@ -12,7 +12,10 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
 
-from storage.engine.executors import ThreadExecutor, _Worker
+from storage.engine.executors import (
+    ThreadExecutor,
+    _Worker,  # private: the type of an argument of the patched method
+)
 
 
 class SteppedReactor(Clock):
@@ -88,7 +91,7 @@ def test_the_thread_that_worked_last_works_next() -> None:
         executor.deliver(lambda: workers.append(me))
 
     for _ in range(30):
-        while len(executor._idle) < 8:
+        while len(executor._idle) < 8:  # private: nothing else says that a thread waits
             time.sleep(0.001)  # not all threads are idle yet
         executor.submit(job)
         assert reactor.turn()
@@ -136,8 +139,8 @@ def test_the_pipe_is_not_written_after_it_is_closed(monkeypatch: pytest.MonkeyPa
     executor = ThreadExecutor(reactor=cast(ReactorBase, reactor), name="closing", threads=1)
     failed: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failed.append)
-    lock = executor._lock
-    next_job = executor._next_job
+    lock = executor._lock  # private: the race is between two statements of a thread
+    next_job = executor._next_job  # private: as above
     is_last = threading.Event()
 
     class Lock:
@@ -158,8 +161,8 @@ def test_the_pipe_is_not_written_after_it_is_closed(monkeypatch: pytest.MonkeyPa
             is_last.set()
         return job
 
-    monkeypatch.setattr(executor, "_lock", Lock())
-    monkeypatch.setattr(executor, "_next_job", next_or_last)
+    monkeypatch.setattr(executor, "_lock", Lock())  # private: as above
+    monkeypatch.setattr(executor, "_next_job", next_or_last)  # private: as above
     ended: list[object] = []
     may_end = threading.Event()
 

@@ -61,15 +61,15 @@ def test_the_log_has_one_line_for_a_new_database_and_one_a_step_for_an_old_one(
     empty_sqlite: SQLiteConfig, schema: Path
 ) -> None:
     engine = make_engine(empty_sqlite)
-    with capturedLogs() as told:
+    with capturedLogs() as received:
         migrate(engine, schema)
-    assert [formatEvent(event) for event in told] == [
+    assert [formatEvent(event) for event in received] == [
         "The database is new, and has schema version 2."
     ]
     (schema / "0003_third.sql").write_text("CREATE TABLE third (id BIGINT);")
-    with capturedLogs() as told:
+    with capturedLogs() as received:
         migrate(engine, schema)
-    assert [formatEvent(event) for event in told][1:] == [
+    assert [formatEvent(event) for event in received][1:] == [
         "The database now has schema version 3 (third)."
     ]
 

@@ -1,7 +1,7 @@
 """The PostgreSQL writer: the number of messages, writes of other nodes, and lost servers."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from psycopg2 import DatabaseError, OperationalError
 from psycopg2.extensions import cursor
 
+from storage.engine import writer
 from storage.engine.database import (
     Database,
     DatabaseUnavailable,
@@ -144,7 +145,8 @@ def test_changes_of_another_node_are_published_before_later_ones(
         lambda after, upto: received.append((after, upto)), stage=Stage.NOTIFY
     )
     here.database.streams.subscribe(
-        lambda told: received.append([change.position for change in told]), stage=Stage.NOTIFY
+        lambda reported: received.append([change.position for change in reported]),
+        stage=Stage.NOTIFY,
     )
     writes = {"ask": put("new"), "later": put_later("new"), "last": move("job", "here", "there")}
     if what == "nothing":
@@ -247,7 +249,7 @@ def test_a_statement_that_fails_in_the_commit_message_is_retried(
     """The counters are written in the message of the COMMIT. The transaction is still open
     afterwards, so the COMMIT itself did not fail."""
     node, _ = nodes
-    cast(Any, node.database)._writer._pause = lambda _seconds: None
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0)
     write(node, "before", put("before"))
     tries: list[int] = []
     execute = CountingCursor.execute

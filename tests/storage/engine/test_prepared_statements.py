@@ -219,8 +219,9 @@ async def test_discarded_prepared_statements_are_prepared_again(
         assert await postgres_database.read_without_snapshot(
             "find", lambda txn: txn.query(find, (1,))
         ) == [(1,)]
+        # private: `DISCARD ALL` runs outside a transaction
         discard(cast(Connection, postgres_database._writer._connection))
-        for reader in postgres_database._idle:
+        for reader in postgres_database._idle:  # private: as above
             discard(reader)
 
 

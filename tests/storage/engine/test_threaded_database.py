@@ -96,7 +96,9 @@ async def test_concurrent_writes_share_commits(
 
 
 @pytest.mark.reactor
-async def test_closing_finishes_what_waits(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_closing_finishes_waiting_jobs(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     database = open_database(database_config, reactor)
     writes = [
         Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(100)
@@ -113,7 +115,7 @@ async def test_closing_finishes_what_waits(database_config: SQLiteConfig | Postg
 
 
 @pytest.mark.reactor
-async def test_who_reads_at_a_position_has_seen_all_up_to_it(
+async def test_a_read_after_a_position_sees_all_commits_up_to_it(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     """Two nodes write, both read at what their streams call the present: there is never a hole
@@ -124,7 +126,7 @@ async def test_who_reads_at_a_position_has_seen_all_up_to_it(
 
         def listen(database: Database) -> None:
             database.streams.subscribe(
-                lambda told: heard[database].update(change.position for change in told),
+                lambda received: heard[database].update(change.position for change in received),
                 stage=Stage.NOTIFY,
             )
             database.streams.watch(
@@ -163,7 +165,7 @@ async def test_who_reads_at_a_position_has_seen_all_up_to_it(
 
 
 @pytest.mark.reactor
-async def test_a_server_that_ended_all_connections_is_found_again(
+async def test_the_database_is_reconnected_after_it_ended_all_connections(
     postgresql: PostgresConfig,
 ) -> None:
     async with opened(postgresql) as database:
@@ -202,7 +204,7 @@ def write_and_kill(arguments: tuple[str, str], until: int) -> list[str]:
 
 
 @pytest.mark.reactor(120)
-async def test_what_was_acknowledged_survives_a_kill(
+async def test_acknowledged_writes_survive_a_kill(
     database_config: SQLiteConfig | PostgresConfig,
 ) -> None:
     arguments = (

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import psycopg2
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from psycopg2.errors import RaiseException
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE, cursor
 
+from storage.engine import writer
 from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
@@ -126,16 +127,16 @@ def faulty(
     """A database, and the faults of its writes; None if it has no messages that could be lost."""
     faults: Faults | None = None
     if isinstance(database_config, PostgresConfig):
-        faults = told = Faults(make_engine(database_config).connect_writer())
+        faults = received = Faults(make_engine(database_config).connect_writer())
 
         class FaultyCursor(cursor):
             def execute(self, query: Any, vars: Any = None) -> None:
                 text = self.mogrify(query, vars) if vars else query
                 message = text if isinstance(text, bytes) else text.encode()
-                told.send(self, message, super().execute)
+                received.send(self, message, super().execute)
 
             def copy_expert(self, sql: Any, file: Any, size: int = 8192) -> None:
-                told.send(
+                received.send(
                     self,
                     sql,
                     lambda message: super(FaultyCursor, self).copy_expert(message, file, size),
@@ -151,7 +152,7 @@ def faulty(
 
         monkeypatch.setattr(PostgresEngine, "open", open_faulty)
     stepped = Stepped(database_config)
-    cast(Any, stepped.database)._writer._pause = lambda _seconds: None
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0)
     yield stepped, faults
     run_coroutine(stepped.database.close(), None)
     if faults is not None:

@@ -11,6 +11,7 @@ import pytest
 from psycopg2.errors import LockNotAvailable
 from psycopg2.extensions import cursor
 
+from storage.engine import writer
 from storage.engine.database import (
     DatabaseUnavailable,
     PostgresConfig,
@@ -90,7 +91,7 @@ def node(postgresql: PostgresConfig, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
     monkeypatch.setattr(PostgresEngine, "open", open_counting)
     stepped = Stepped(PostgresConfig(postgresql.connect, write_lock_timeout=0.3))
-    cast(Any, stepped.database)._writer._pause = lambda _seconds: None
+    monkeypatch.setattr(writer, "RETRY_SECONDS", 0)
     for kind, make in WRITES.items():
         write(stepped, kind, make(kind))  # prepares its statements
     write(stepped, "clear", lambda txn: txn.execute("DELETE FROM jobs"))
@@ -246,8 +247,8 @@ def test_a_commit_that_fails_on_disk_is_not_retried(sqlite: SQLiteConfig) -> Non
 
     def fn(txn: WriteTransaction) -> None:
         tries.append("")
-        connection = cast(Any, txn._connection)
-        execute = connection._execute
+        connection = cast(Any, txn._connection)  # private: SQLite cannot be made to fail here
+        execute = connection._execute  # private: as above
 
         def fail(sql: str, args: Sequence[Any] = ()) -> Any:
             if sql == "COMMIT":
@@ -256,7 +257,7 @@ def test_a_commit_that_fails_on_disk_is_not_retried(sqlite: SQLiteConfig) -> Non
                 raise error
             return execute(sql, args)
 
-        connection._execute = fail
+        connection._execute = fail  # private: as above
 
     names = queue(stepped, ("asks", "culprit"), fn)
     stepped.step()

@@ -194,7 +194,7 @@ OUTCOMES = [
     max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9))
-def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]) -> None:
+def test_a_failing_write_does_not_affect_others(stepped: Stepped, outcomes: list[str]) -> None:
     stepped.queue("clear", lambda txn: txn.execute("DELETE FROM jobs"))
     stepped.queue("first", put("the first"))
     stepped.step()

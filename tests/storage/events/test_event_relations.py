@@ -47,7 +47,7 @@ async def children_of(
     return await store.get_children(having, rel_types, reader, ignored) if having else {}
 
 
-async def test_children_threads_and_annotations(database: Database) -> None:
+async def test_children_threads_and_annotations_are_stored(database: Database) -> None:
     parts = RoomParts(database)
     store = RelationStore(database)
     room_id = await parts.create()

@@ -134,6 +134,7 @@ async def test_a_long_thread_costs_no_more(sqlite_database: Database) -> None:
         return 0
 
     def listen(txn: Transaction) -> None:
+        # private: only the connection of the sqlite3 module counts steps
         txn._connection._connection.set_progress_handler(count, 1)  # type: ignore[attr-defined]
 
     await database.read("listen", listen)

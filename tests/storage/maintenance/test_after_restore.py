@@ -46,9 +46,9 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
             )
 
     await database.write("test", fill)
-    wish = (ALICE, "PHONE", CURVE)
+    requested = (ALICE, "PHONE", CURVE)
     for number in range(150):
-        assert await keys.claim_in_chunks([wish], 1) == [b'"PHONE%d":{}' % number]
+        assert await keys.claim_in_chunks([requested], 1) == [b'"PHONE%d":{}' % number]
     await remote.set_list(CAROL, 7, (), (), 0)
     head = await database.get_head()
     settled = await database.write("test", repair_after_restore)
@@ -56,7 +56,7 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
     changed = await database.get_head()
     assert changed > head + POSITION_LEAP
     anew = DeviceKeyStore(database)
-    assert await anew.claim_in_chunks([wish], 1) == [b'"F":"f"']
+    assert await anew.claim_in_chunks([requested], 1) == [b'"F":"f"']
     assert (await anew.get_counts(ALICE, "LAPTOP"))[0] == KeyCounts({CURVE: 1}, [], 1), (
         "some clients treat zero as unchanged"
     )
@@ -73,7 +73,7 @@ async def test_one_time_keys_are_removed_and_device_lists_fetched_again(database
 
     assert (await database.write("test", upload)).one_time == {CURVE: 2}
     assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({CURVE: 2}, [], 1)
-    claimed = [await anew.claim_in_chunks([wish], 1) for _ in range(3)]
+    claimed = [await anew.claim_in_chunks([requested], 1) for _ in range(3)]
     assert claimed == [[b'"PHONE1":{}'], [b'"NEW":{}'], [b'"F":"f"']]
     assert (await anew.get_counts(ALICE, "PHONE"))[0] == KeyCounts({}, [], 1)
     # again, with one device that has published keys since, and one that has not

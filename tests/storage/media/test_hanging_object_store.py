@@ -263,9 +263,9 @@ async def test_a_store_that_deletes_nothing_is_retried_later(
     store.is_cut = True
     for number in range(5):
         await node.remove(str(number), hashlib.sha256(b"%d" % number).digest())
-    with capturedLogs() as told, pytest.raises(ObjectStoreFailed):
+    with capturedLogs() as received, pytest.raises(ObjectStoreFailed):
         await node.contents.delete_unused_objects(10)
-    assert len(told) == MAX_FAILURES - 1
+    assert len(received) == MAX_FAILURES - 1
     store.is_cut = False
     assert await node.contents.delete_unused_objects(10) == 5
 

@@ -84,7 +84,7 @@ async def test_ended_reservations_are_removed_some_at_a_time(database: Database)
     assert set(await store.get_media(["abc", "fresh", "r0", "r1", "r2"])) == {"abc", "fresh"}
 
 
-async def test_used_hashes(database: Database) -> None:
+async def test_used_hashes_are_returned(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, ROW, replace(ROW, media_id="again"), RESERVED)
     assert await store.get_used_hashes([CONTENT.hash, b"\x09" * 32]) == {CONTENT.hash}

@@ -178,7 +178,7 @@ async def test_a_harmful_file_stays_harmful_until_an_administrator_releases_it(
     assert [each.state for each in await files.scans.get_findings(0, 10)] == [ScanState.RELEASED]
 
 
-async def test_verdicts_on_the_decrypted_content_of_a_file(files: Files) -> None:
+async def test_verdicts_on_decrypted_content_are_stored(files: Files) -> None:
     await files.add("a", 1)
     await files.set_verdict(_verdict(1, ScanState.CLEAN))
     inside = b"\x99" * 32
@@ -325,7 +325,7 @@ async def test_a_rescan_marks_each_content_once(files: Files, limit: int) -> Non
     assert (taken[0], set(taken[1:])) == (11, {1, 2, 3, 4, 5, 6, 7})  # first the unknown one
 
 
-async def test_the_progress_and_findings_of_a_rescan(files: Files) -> None:
+async def test_the_progress_and_findings_of_a_rescan_are_counted(files: Files) -> None:
     store = MediaRescanStore(database=files.database, kinds=LOCAL, max_size=100)
     for number in (1, 2):
         await files.add(f"m{number}", number)

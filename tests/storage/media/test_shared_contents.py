@@ -173,12 +173,12 @@ async def test_recent_uploads_get_their_second_copy_first(
     node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
     digest, gone = await node.upload(TEA), await node.upload(b"black tea", "b")
     await node.remove("b", gone)
-    with capturedLogs() as told:
+    with capturedLogs() as reported:
         assert await node.levelling.rebalance(2) == 2
         assert [name for name in bucket.names() if digest.hex() in name]
         assert [await node.levelling.rebalance(2) for _ in range(3)] == [2, 1, 0]
     assert len(bucket.names()) == 5
-    assert not [event for event in told if event["log_level"].name == "error"]
+    assert not [event for event in reported if event["log_level"].name == "error"]
 
 
 async def test_all_contents_move_to_the_store_and_back(
@@ -251,7 +251,7 @@ async def test_the_progress_is_logged_now_and_then(
     for number in range(5):
         await before.upload(b"%d" % number, str(number))
     node = Node(sqlite_database, tmp_path, bucket.open())
-    with capturedLogs() as told:
+    with capturedLogs() as reported:
         await node.levelling.rebalance(1)
         await node.levelling.rebalance(1)
         node.clock.advance(60)
@@ -259,7 +259,7 @@ async def test_the_progress_is_logged_now_and_then(
         node.clock.advance(60)
         for _ in range(4):
             await node.levelling.rebalance(10)
-    assert [formatEvent(event) for event in told] == [
+    assert [formatEvent(event) for event in reported] == [
         "1 of 5 files are in the object store, 1 of 5 bytes",
         "3 of 5 files are in the object store, 3 of 5 bytes",
         "5 of 5 files are in the object store, 5 of 5 bytes",

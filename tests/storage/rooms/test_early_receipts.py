@@ -35,8 +35,8 @@ class Receipts:
         self, event: Event | str, thread_id: str = UNTHREADED, user: str | None = None
     ) -> bool:
         event_id = event if isinstance(event, str) else event.event_id
-        told = EarlyReceipt(self.room_nid, user or self.reader, thread_id, event_id, 7)
-        return not await self.early.add_receipts(self.server, [told])
+        received = EarlyReceipt(self.room_nid, user or self.reader, thread_id, event_id, 7)
+        return not await self.early.add_receipts(self.server, [received])
 
     async def read(self) -> dict[str, tuple[str, int | None]]:
         rows = await self.store.get_receipts_of_user(self.reader, [self.room_nid])
@@ -53,7 +53,7 @@ async def met(pair: list[Peer]) -> tuple[Any, Receipts, Peer]:
     return room_id, Receipts(pair, (await b.engine.get_snapshot(room_id)).room.room_nid), node
 
 
-async def test_they_count_when_any_node_receives_the_event(pair: list[Peer]) -> None:
+async def test_early_receipts_apply_when_any_node_receives_the_event(pair: list[Peer]) -> None:
     a, b = pair
     room_id, receipts, node = await met(pair)
     first = (await a.send(room_id, a.user, "first")).event
@@ -70,7 +70,7 @@ async def test_they_count_when_any_node_receives_the_event(pair: list[Peer]) -> 
     assert (await receipts.read())[UNTHREADED][0] == last.event_id
 
 
-async def test_they_wait_until_an_outlier_is_placed(pair: list[Peer]) -> None:
+async def test_early_receipts_wait_until_an_outlier_is_placed(pair: list[Peer]) -> None:
     a, b = pair
     room_id, receipts, _ = await met(pair)
     name = (await a.send(room_id, a.user, {"name": "Hovli"}, "m.room.name", "")).event
@@ -80,7 +80,7 @@ async def test_they_wait_until_an_outlier_is_placed(pair: list[Peer]) -> None:
     assert (await receipts.read())[UNTHREADED][0] == name.event_id
 
 
-async def test_only_where_the_event_stands(pair: list[Peer]) -> None:
+async def test_early_receipts_apply_only_in_the_room_of_the_event(pair: list[Peer]) -> None:
     a, b = pair
     room_id, receipts, _ = await met(pair)
     root = (await a.send(room_id, a.user, "root")).event
@@ -96,7 +96,7 @@ async def test_only_where_the_event_stands(pair: list[Peer]) -> None:
     assert strangers == {}
 
 
-async def test_a_later_place_wins_also_when_it_was_not_yet_known(pair: list[Peer]) -> None:
+async def test_a_later_position_wins_though_it_was_unknown_before(pair: list[Peer]) -> None:
     a, b = pair
     room_id, receipts, _ = await met(pair)
     old, new = [(await a.send(room_id, a.user, text)).event for text in ("old", "new")]

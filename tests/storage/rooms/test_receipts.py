@@ -23,7 +23,7 @@ async def test_a_receipt_with_a_position_is_not_replaced_by_one_without(database
         )
         return bool((await store.get_receipts({1: (before, database.streams.current())}))[1])
 
-    told = [
+    received = [
         ("$past", None),
         ("$of_the_past", None),
         ("$5", 5),
@@ -32,7 +32,7 @@ async def test_a_receipt_with_a_position_is_not_replaced_by_one_without(database
         ("$5", 5),
         ("$6", 6),
     ]
-    assert [await read(*each) for each in told] == [True, True, True, False, False, False, True]
+    assert [await read(*each) for each in received] == [True, True, True, False, False, False, True]
     (row,) = (await store.get_receipts_of_user(ALICE, [1]))[1]
     assert (row.event_id, row.event_position) == ("$6", 6)
 

@@ -57,7 +57,7 @@ async def test_a_record_that_was_written_again_meanwhile_stays(
 ) -> None:
     """Another node has removed the old record, and the client sent the request again."""
     store = SentTransactionStore(database)
-    remove = sent_transactions._remove
+    remove = sent_transactions._remove  # private: the other write falls into the transaction
 
     def remove_late(txn: WriteTransaction, records: Sequence[Any]) -> None:
         remove(txn, records)
@@ -65,6 +65,6 @@ async def test_a_record_that_was_written_again_meanwhile_stays(
         remove(txn, records)
 
     await database.write("add", lambda txn: add_transaction(txn, record(1), None, b"{}", 1))
-    monkeypatch.setattr(sent_transactions, "_remove", remove_late)
+    monkeypatch.setattr(sent_transactions, "_remove", remove_late)  # private: as above
     assert await store.remove_before(10, 5) == 0
     assert await stored(store) == [1]

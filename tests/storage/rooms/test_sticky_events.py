@@ -19,13 +19,13 @@ async def test_a_held_event_is_announced_when_it_is_released(database: Database)
     store = StickyEventStore(database)
     heard: list[Change] = []
     database.streams.subscribe(heard.extend, stage=Stage.NOTIFY)
-    told = StickyRow(1, 7, BOB, 10, 5000)
+    received = StickyRow(1, 7, BOB, 10, 5000)
     waiting = [
         StickyRow(2, 7, BOB, 11, 5000, is_held=True),
         StickyRow(3, 7, BOB, 12, 900, is_held=True),
     ]
-    await database.write("t", add_sticky_events, ROOM, [told, *waiting])
-    assert await store.get_unexpired(1000) == [told]
+    await database.write("t", add_sticky_events, ROOM, [received, *waiting])
+    assert await store.get_unexpired(1000) == [received]
     assert await store.get_unexpired(5000) == []
     assert await store.get_held(7, BOB, 1000) == waiting[:1]
     assert (
@@ -37,11 +37,11 @@ async def test_a_held_event_is_announced_when_it_is_released(database: Database)
         await store.release(ROOM, waiting[:1])
     assert await store.get_senders_of_held(1000) == set()
     sticky = [change for change in heard if change.topic is Topic.STICKY]
-    assert [change.detail for change in sticky[:3]] == [told, *waiting]
+    assert [change.detail for change in sticky[:3]] == [received, *waiting]
     (release,) = sticky[3:]
     released = replace(waiting[0], is_held=False, position=release.position)
     assert release.detail == released
-    assert set(await store.get_unexpired(1000)) == {told, released}
+    assert set(await store.get_unexpired(1000)) == {received, released}
 
 
 async def test_sticky_rows_are_deleted_with_their_content_or_after_expiry(

@@ -150,6 +150,7 @@ async def test_the_cost_of_a_page_is_bounded(
 
         return counted
 
+    # private: counts the queries of each page, not those of the complete read
     monkeypatch.setattr(thread_updates, "_select", count(thread_updates._select))
     store = ThreadUpdateStore(database)
     page = await store.get_updates({1, 2}, 0, replies, replies, 5, [])

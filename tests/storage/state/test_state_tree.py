@@ -133,7 +133,7 @@ async def test_reads_on_the_calling_thread_are_bounded(
     )
     assert await states.get_all(ROOM, root) == {CREATE: 1, POWER: 2} | everyone
     assert states.get_cached(ROOM, root, [CREATE], ["m.room.member"]) == {CREATE: 1} | everyone
-    monkeypatch.setattr(state_tree, "_INLINE_KEYS", 299)
+    monkeypatch.setattr(state_tree, "MAX_INLINE_KEYS", 299)
     assert states.get_cached(ROOM, root, [CREATE], ["m.room.member"]) is None
     assert states.get_cached(ROOM, root, [CREATE], ["m.room.power_levels"]) == {CREATE: 1, POWER: 2}
     (found,) = await states.get_entries_of_rooms([(ROOM, root, [CREATE], ["m.room.member"])])

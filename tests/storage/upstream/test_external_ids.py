@@ -71,7 +71,7 @@ async def test_expired_rows_are_removed(database: Database) -> None:
     assert await store.add_used_assertion("a0", 100)
 
 
-async def test_devices_of_a_session(database: Database) -> None:
+async def test_the_devices_of_a_session_are_found(database: Database) -> None:
     store = UpstreamSessionStore(database)
     rows = [
         UpstreamSessionRow(ALICE, "A", "oidc-x", "1", "s1"),

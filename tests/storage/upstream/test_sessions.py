@@ -57,7 +57,7 @@ async def test_browsers_are_found_by_prefix(database: Database) -> None:
         assert [(user_id, origin) for _, user_id, origin in got] == found
 
 
-async def test_browsers_of_a_session(database: Database) -> None:
+async def test_the_browsers_of_a_session_are_found(database: Database) -> None:
     accounts, store = AccountStore(database), BrowserSessionStore(database)
     origins = [
         '{"provider":"x","subject":"1","session":"s"}',

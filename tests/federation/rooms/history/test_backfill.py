@@ -17,12 +17,8 @@ from tests.helpers.federated_rooms import (
     shared,
     texts,
 )
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say, set_state
-
-
-def requests_to(network: Network, server: str, word: str) -> int:
-    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
 
 
 async def open_ends(side: Side, room_id: RoomID) -> set[str]:
@@ -35,7 +31,7 @@ async def open_ends(side: Side, room_id: RoomID) -> set[str]:
 
 
 @pytest.mark.parametrize("version", ["1", "6", "10", "11", "12"])
-async def test_a_newcomer_reads_the_room_to_its_beginning(network: Network, version: str) -> None:
+async def test_a_new_member_reads_the_room_to_its_beginning(network: Network, version: str) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice, version)
@@ -47,7 +43,7 @@ async def test_a_newcomer_reads_the_room_to_its_beginning(network: Network, vers
 
     assert texts(bob, room_id, limit=30) == [f"{number}" for number in range(149, -1, -1)]
 
-    assert requests_to(network, NORTH, "/backfill/") == 2
+    assert count_requests(network, NORTH, "/backfill/") == 2
     assert await open_ends(south, room_id) == set()
     assert await south.state(room_id) == await north.state(room_id)
     first = bob.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=f&limit=1").json["chunk"][0]
@@ -57,7 +53,7 @@ async def test_a_newcomer_reads_the_room_to_its_beginning(network: Network, vers
     assert len(network.log) == before
 
 
-async def test_backfilled_events_are_not_news(network: Network) -> None:
+async def test_backfilled_events_are_not_in_sync(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(alice)
@@ -109,10 +105,10 @@ async def test_a_silent_server_delays_the_reader_little(network: Network) -> Non
     network.clock.advance(MAX_WAIT)
 
     assert (one.answer.status, two.answer.status) == (200, 200)
-    assert requests_to(network, NORTH, "/backfill/") == 1
+    assert count_requests(network, NORTH, "/backfill/") == 1
 
 
-async def test_another_server_is_asked_where_the_first_cannot_help(network: Network) -> None:
+async def test_another_server_is_asked_if_the_first_cannot_help(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -123,7 +119,7 @@ async def test_another_server_is_asked_where_the_first_cannot_help(network: Netw
     network.cut(NORTH, EAST)
 
     assert texts(carol, room.room_id) == ["before Carol"]
-    assert requests_to(network, SOUTH, "/backfill/") >= 1
+    assert count_requests(network, SOUTH, "/backfill/") >= 1
 
 
 async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network) -> None:
@@ -144,7 +140,7 @@ async def test_a_gap_between_known_events_is_filled_on_the_way(network: Network)
     assert texts(room.bob, room.room_id, limit=5) == [f"{number}" for number in range(19, -1, -1)]
 
 
-async def test_what_the_history_visibility_hides_is_not_given(network: Network) -> None:
+async def test_backfill_respects_the_history_visibility(network: Network) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     hidden = {

@@ -65,7 +65,7 @@ async def test_purged_messages_are_fetched_from_others(network: Network, version
     assert again.event.pdu == {**stored.event.pdu, "content": again.event.content}
 
 
-async def test_what_was_redacted_stays_without_content(network: Network) -> None:
+async def test_redacted_events_stay_without_content(network: Network) -> None:
     """Before everybody left, while they were away, and since they are back."""
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()
@@ -150,7 +150,7 @@ async def test_a_replaced_event_is_not_restored(network: Network, lie: dict[str,
     assert stored.event.content == {}
 
 
-async def test_what_an_administrator_purged_since_stays_away(network: Network) -> None:
+async def test_messages_that_an_administrator_purged_are_not_fetched(network: Network) -> None:
     room = await shared(network, "11", {NORTH: FORGETS})
     network.start_sending()
     say(room.bob, room.room_id, "said")

@@ -15,6 +15,7 @@ from storage.federation.pending_leaves import (
     PendingLeaveStore,
     set_pending_leaves,
 )
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.large_rooms import complete, is_whole, large_room
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import join_via
@@ -25,13 +26,9 @@ NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
 HOUR = 3600
 
 
-def pair(network: Network) -> tuple[User, User]:
-    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
-
-
 def invited_twice(network: Network) -> tuple[User, User, list[str]]:
     """Alice has invited Bob into these rooms."""
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     rooms = [create(alice), create(alice)]
     for room_id in rooms:
         invite(alice, room_id, bob)
@@ -85,7 +82,7 @@ def declined_unheard(network: Network, alice: User, bob: User) -> str:
 
 
 def test_a_server_that_was_down_receives_the_leave_later(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = declined_unheard(network, alice, bob)
     wait(network, bob.server, 1)
     network.mend(NORTH, SOUTH)
@@ -95,9 +92,9 @@ def test_a_server_that_was_down_receives_the_leave_later(network: Network) -> No
         "membership": "leave",
         "reason": "no tea",
     }
-    told = len(asked(network))
+    received = len(asked(network))
     wait(network, bob.server, 12)
-    assert len(asked(network)) == told, "once is enough"
+    assert len(asked(network)) == received, "once is enough"
 
 
 def test_a_rate_limited_leave_is_sent_when_the_server_allows(network: Network) -> None:
@@ -158,7 +155,7 @@ def test_a_rate_limit_in_one_room_does_not_block_the_others(network: Network) ->
 
 
 def test_a_leave_is_sent_after_a_crash(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = declined_unheard(network, alice, bob)
     again = network.rebuild(SOUTH)
     network.mend(NORTH, SOUTH)
@@ -167,12 +164,12 @@ def test_a_leave_is_sent_after_a_crash(network: Network) -> None:
 
 
 def test_a_leave_is_sent_after_a_crash_during_sending(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = declined_unheard(network, alice, bob)
     network.mend(NORTH, SOUTH)
     network.hold()
     wait(network, bob.server, 0.2)
-    assert [letter.destination for letter in network.held()] == [NORTH]
+    assert [transfer.destination for transfer in network.held()] == [NORTH]
     again = network.rebuild(SOUTH)
     network.deliver()
     assert standing(alice, room_id, bob) == "invite"
@@ -181,7 +178,7 @@ def test_a_leave_is_sent_after_a_crash_during_sending(network: Network) -> None:
 
 
 def test_retries_slow_down_and_end(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     for _ in range(5):
         declined_unheard(network, alice, bob)
         network.mend(NORTH, SOUTH)
@@ -201,7 +198,7 @@ def test_retries_slow_down_and_end(network: Network) -> None:
 
 @pytest.mark.parametrize("then", ["invited again", "joined"])
 def test_a_user_who_joins_after_declining_does_not_leave_later(network: Network, then: str) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = declined_unheard(network, alice, bob)
     network.mend(NORTH, SOUTH)
     ok(membership(alice, room_id, "invite", bob, reason="there is tea"))
@@ -215,7 +212,7 @@ def test_a_declined_invite_stays_declined_when_a_colleague_joins(
     network: Network,
 ) -> None:
     """The other server was down, and the invite still stands in the room when ours enters it."""
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.start_sending()
     carol = bob.server.register("carol")
     room_id = declined_unheard(network, alice, bob)
@@ -233,7 +230,7 @@ def test_a_declined_invite_stays_declined_when_a_colleague_joins(
 def test_a_newer_invite_is_not_declined_when_a_colleague_joins(
     network: Network,
 ) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.start_sending()
     carol = bob.server.register("carol")
     room_id = declined_unheard(network, alice, bob)
@@ -249,7 +246,7 @@ def test_a_newer_invite_is_not_declined_when_a_colleague_joins(
 
 
 def test_a_failed_join_of_a_colleague_does_not_block_leaves(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = bob.server.register("carol")
     room_id = declined_unheard(network, alice, bob)
     invite_path = f"{V3}/join/{room_id}?via={NORTH}"
@@ -261,7 +258,7 @@ def test_a_failed_join_of_a_colleague_does_not_block_leaves(network: Network) ->
 
 
 def test_a_leave_that_a_server_refuses_is_not_retried(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = declined_unheard(network, alice, bob)
     network.mend(NORTH, SOUTH)
     ok(membership(alice, room_id, "kick", bob))
@@ -277,7 +274,7 @@ def test_a_leave_that_a_server_refuses_is_not_retried(network: Network) -> None:
 
 
 def test_a_server_that_is_down_delays_no_other(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.add(EAST).register("carol")
     theirs = create(carol)
     invite(carol, theirs, bob)
@@ -333,7 +330,7 @@ async def test_pending_leaves_of_a_server_share_its_backoff(database: Database) 
 def test_a_withdrawn_knock_is_left_when_a_colleague_joins(
     network: Network,
 ) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.start_sending()
     carol = bob.server.register("carol")
     rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}

@@ -17,7 +17,7 @@ from tests.helpers.room_actions import V3, create, join, ok, set_state
 from tests.helpers.server import User
 
 
-def test_guests_go_when_somebody_elsewhere_says_that_there_shall_be_none(network: Network) -> None:
+def test_guests_are_removed_when_a_remote_user_forbids_guests(network: Network) -> None:
     network.start_sending()
     north, south = network.add(NORTH), network.add(SOUTH)
     alice, bob = north.register("alice"), south.register("bob")
@@ -75,7 +75,7 @@ def begin(clock: Clock, rooms: Rooms) -> GuestAccess:
     )
 
 
-async def test_who_cannot_leave_keeps_no_other_guest() -> None:
+async def test_guests_that_cannot_be_removed_do_not_block_others() -> None:
     guests, clock = [f"@{number}:a.test" for number in range(300)], Clock()
     stuck = guests[:120]
     rooms = Rooms(clock, guests, stuck)
@@ -91,7 +91,7 @@ async def test_who_cannot_leave_keeps_no_other_guest() -> None:
     assert rooms.looks == looks + 1
 
 
-async def test_looking_for_guests_takes_a_hundredth_of_the_time() -> None:
+async def test_the_search_for_guests_takes_a_hundredth_of_the_time() -> None:
     clock = Clock()
     rooms = Rooms(clock, [], (), seconds=2)
     access = begin(clock, rooms)

@@ -104,7 +104,7 @@ STATES: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", TEMPLATES.values(), ids=TEMPLATES.keys())
-def test_templates_for_something_else_are_not_signed(network: Network, change: Change) -> None:
+def test_templates_of_other_events_are_not_signed(network: Network, change: Change) -> None:
     alice, bob, room_id = pair(network)
     network.forge(NORTH, forging("/make_join/", change))
 
@@ -113,7 +113,9 @@ def test_templates_for_something_else_are_not_signed(network: Network, change: C
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
-async def test_no_local_user_authorises_a_join_without_being_asked(network: Network) -> None:
+async def test_no_local_user_authorises_a_join_without_their_servers_check(
+    network: Network,
+) -> None:
     """Bob may let people in. A server says that he vouches for Carol, whom he may not vouch for:
     her join would have his server's signature."""
     alice, bob, lobby = pair(network)
@@ -142,7 +144,7 @@ async def test_no_local_user_authorises_a_join_without_being_asked(network: Netw
     assert carol.user_id not in members(alice, room_id)
 
 
-def test_a_room_of_a_version_that_is_not_known(network: Network) -> None:
+def test_a_room_of_an_unknown_version_is_not_joined(network: Network) -> None:
     _, bob, room_id = pair(network)
     network.forge(
         NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "org.example.99"})
@@ -172,7 +174,7 @@ def test_impossible_states_are_refused(network: Network, change: Change) -> None
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
 
 
-def test_a_version_that_was_a_lie_is_forgotten(network: Network) -> None:
+def test_a_false_room_version_is_forgotten(network: Network) -> None:
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     room_id = create(alice, preset="public_chat", room_version="10", name="tea")
     network.forge(NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "8"}))
@@ -185,7 +187,7 @@ def test_a_version_that_was_a_lie_is_forgotten(network: Network) -> None:
 
 
 @pytest.mark.parametrize("is_invited", [False, True])
-async def test_an_invite_by_who_is_not_in_the_room_does_not_say_its_version(
+async def test_an_invite_by_a_non_member_does_not_set_the_room_version(
     network: Network, *, is_invited: bool
 ) -> None:
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
@@ -215,7 +217,7 @@ async def test_an_invite_by_who_is_not_in_the_room_does_not_say_its_version(
 
 
 @pytest.mark.parametrize("version", ["11", "12"])
-def test_events_of_another_room_are_left_out(network: Network, version: str) -> None:
+def test_events_of_another_room_are_dropped(network: Network, version: str) -> None:
     alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
     room_id = create(alice, preset="public_chat", room_version=version)
     other = create(alice, preset="public_chat", room_version=version, name="poison")
@@ -247,7 +249,7 @@ def test_events_of_another_room_are_left_out(network: Network, version: str) -> 
     ],
     ids=["with a past", "of another", "of another version"],
 )
-def test_a_create_event_that_cannot_be(
+def test_an_impossible_create_event_is_refused(
     network: Network, version: str, fields: dict[str, Any]
 ) -> None:
     """The server made it and signed it well; it is none all the same."""
@@ -273,7 +275,7 @@ def test_a_create_event_that_cannot_be(
     assert not is_known(bob, room_id)
 
 
-def test_the_join_of_somebody_else_in_the_answer_does_not_count(network: Network) -> None:
+def test_a_join_of_another_user_in_the_response_is_refused(network: Network) -> None:
     alice, bob, room_id = pair(network)
     change = in_event(state_key=alice.user_id, sender=alice.user_id, content={"membership": "ban"})
     network.forge(NORTH, forging("/send_join/", change))
@@ -287,7 +289,7 @@ def test_the_join_of_somebody_else_in_the_answer_does_not_count(network: Network
     )
 
 
-def test_a_name_that_nobody_signed_is_not_shown(network: Network) -> None:
+def test_an_unsigned_room_name_is_not_shown(network: Network) -> None:
     _, bob, room_id = pair(network)
 
     def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -314,7 +316,7 @@ def test_malformed_responses_are_refused(network: Network, body: bytes) -> None:
     assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
 
 
-def test_a_server_that_dies_in_the_middle(network: Network) -> None:
+def test_a_join_through_a_server_that_stops_can_be_retried(network: Network) -> None:
     _, bob, room_id = pair(network)
 
     def die(request: WireRequest, answer: WireResponse) -> WireResponse:
@@ -333,7 +335,7 @@ def test_a_server_that_dies_in_the_middle(network: Network) -> None:
     assert members(bob, room_id)[bob.user_id] == "join"
 
 
-def test_one_liar_does_not_keep_people_out(network: Network) -> None:
+def test_a_lying_server_does_not_prevent_a_join_through_another(network: Network) -> None:
     _, bob, room_id = pair(network)
     ok(join_via(network.add(WEST).register("carol"), room_id, NORTH))
     network.forge(WEST, forging("/send_join/", without("m.room.create")))
@@ -343,7 +345,7 @@ def test_one_liar_does_not_keep_people_out(network: Network) -> None:
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
 
 
-def test_an_invite_without_the_other_signature_is_invalid(network: Network) -> None:
+def test_an_invite_without_the_invited_servers_signature_is_invalid(network: Network) -> None:
     alice, bob, room_id = pair(network)
     bad = {NORTH: {}, SOUTH: {"ed25519:a_test": "A" * 86}}
     network.forge(SOUTH, forging("/invite/", in_event(signatures=bad)))
@@ -357,7 +359,7 @@ def test_an_invite_without_the_other_signature_is_invalid(network: Network) -> N
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
-def test_what_else_is_changed_of_an_invite_does_not_count(network: Network) -> None:
+def test_changes_to_an_invite_in_the_response_are_ignored(network: Network) -> None:
     alice, bob, room_id = pair(network)
     network.forge(
         SOUTH, forging("/invite/", in_event(content={"membership": "ban"}, state_key=alice.user_id))

@@ -8,6 +8,7 @@ from federation.peers.wire import WireRequest, WireResponse
 from federation.protocol.ids import ServerName
 from federation.remote.membership import INVITE_SECONDS
 from federation.rooms.joins.invites import MAX_WAIT, POLL_SECONDS
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.network import Fate, Network
 from tests.helpers.remote_membership import (
     NORTH,
@@ -41,14 +42,9 @@ VERSIONS = ("1", "6", "10", "11", "12")
 BLOCKED = {"default_action": "block"}
 
 
-def pair(network: Network) -> tuple[User, User]:
-    """Somebody on each of two servers."""
-    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_invite_is_shown_and_accepted(network: Network, version: str) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}))
     room_id = create(alice, name="tea", room_version=version)
 
@@ -72,7 +68,7 @@ def test_an_invite_is_shown_and_accepted(network: Network, version: str) -> None
 
 def test_an_invite_from_a_server_that_the_acl_denies_is_refused(network: Network) -> None:
     """spec: server-server-api#server-access-control-lists-acls"""
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     dora = network.servers[SOUTH].register("dora")
     room_id = create(bob, preset="public_chat", power_level_content_override={"invite": 0})
     ok(join_via(alice, room_id, SOUTH))
@@ -89,7 +85,7 @@ def test_an_invite_from_a_server_that_the_acl_denies_is_refused(network: Network
 
 
 def test_an_invite_is_in_the_response_of_initial_sync(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
 
@@ -106,7 +102,7 @@ def test_an_invite_is_in_the_response_of_initial_sync(network: Network) -> None:
 
 
 def test_an_invited_user_cannot_send_into_the_room(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
 
@@ -119,7 +115,7 @@ def test_an_invited_user_cannot_send_into_the_room(network: Network) -> None:
 
 
 def test_an_invite_wakes_the_invited_user(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     since = ok(bob.get(f"{V3}/sync"))["next_batch"]
     waiting = bob.start("GET", f"{V3}/sync?since={since}&timeout=30000")
@@ -132,7 +128,7 @@ def test_an_invite_wakes_the_invited_user(network: Network) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_invite_is_declined(network: Network, version: str) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, room_version=version)
     invite(alice, room_id, bob)
     since = ok(bob.get(f"{V3}/sync"))["next_batch"]
@@ -153,7 +149,7 @@ def test_an_invite_is_declined(network: Network, version: str) -> None:
 
 
 def test_an_invite_is_declined_though_no_server_answers(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
     network.cut(NORTH, SOUTH)
@@ -167,7 +163,7 @@ def test_an_invite_is_declined_though_no_server_answers(network: Network) -> Non
 
 
 def test_a_user_invited_again_after_declining_may_join(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
     leave(bob, room_id)
@@ -178,8 +174,8 @@ def test_a_user_invited_again_after_declining_may_join(network: Network) -> None
     assert members(alice, room_id)[bob.user_id] == "join"
 
 
-def test_an_invite_with_the_creation_of_a_room(network: Network) -> None:
-    alice, bob = pair(network)
+def test_a_room_is_created_with_a_remote_invite(network: Network) -> None:
+    alice, bob = two_users(network)
 
     room_id = create(alice, invite=[bob.user_id], is_direct=True, preset="trusted_private_chat")
 
@@ -187,8 +183,8 @@ def test_an_invite_with_the_creation_of_a_room(network: Network) -> None:
     assert room_id in rooms_in_sync(bob, "invite")
 
 
-def test_an_invite_as_a_state_event(network: Network) -> None:
-    alice, bob = pair(network)
+def test_an_invite_is_sent_as_a_state_event(network: Network) -> None:
+    alice, bob = two_users(network)
     room_id = create(alice)
 
     set_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id)
@@ -197,7 +193,7 @@ def test_an_invite_as_a_state_event(network: Network) -> None:
 
 
 def test_a_room_is_created_though_the_invited_users_server_is_down(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.cut(NORTH, SOUTH)
 
     room_id = create(alice, invite=[bob.user_id])
@@ -209,10 +205,10 @@ def test_a_room_is_created_though_the_invited_users_server_is_down(network: Netw
 def test_an_invite_to_a_silent_server_fails_after_a_time_limit(
     network: Network,
 ) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
 
     inviting = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
@@ -229,13 +225,13 @@ def test_an_invite_to_a_silent_server_fails_after_a_time_limit(
 def test_an_invite_to_a_server_that_was_just_unreachable_fails_at_once(
     network: Network,
 ) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.start_sending()
     shared, other = create(alice), create(alice)
     ok(membership(alice, shared, "invite", bob))
     join(bob, shared)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
     say(alice, shared, "is anybody there?")
     for _ in range(7):
@@ -249,7 +245,7 @@ def test_an_invite_to_a_server_that_was_just_unreachable_fails_at_once(
     making = alice.start("POST", f"{V3}/createRoom", {"invite": [bob.user_id]})
     assert not making.done, "nobody would invite them again"
 
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     say(bob, shared, "I am")
     network.clock.advance(1)
     ok(membership(alice, other, "invite", bob))
@@ -259,7 +255,7 @@ def test_an_invite_to_a_server_that_was_just_unreachable_fails_at_once(
 def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, status: int) -> None:
     """Its response to an invite is not the server's: nothing is delayed or retried because of
     it."""
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.start_sending()
     shared, other = create(alice), create(alice)
     ok(membership(alice, shared, "invite", bob))
@@ -289,7 +285,7 @@ def test_a_proxy_error_does_not_count_as_the_servers_answer(network: Network, st
 
 
 def test_an_unknown_user_cannot_be_invited(network: Network) -> None:
-    alice, _ = pair(network)
+    alice, _ = two_users(network)
     room_id = create(alice)
     body = {"user_id": f"@nobody:{SOUTH}"}
 
@@ -302,7 +298,7 @@ def test_an_unknown_user_cannot_be_invited(network: Network) -> None:
 
 def test_a_user_of_an_impossible_server_name_is_not_invited(network: Network) -> None:
     """A port has 16 bits. spec: appendices#server-name"""
-    alice, _ = pair(network)
+    alice, _ = two_users(network)
     room_id = create(alice)
     nobody = "@bob:localhost:65536"
 
@@ -319,7 +315,7 @@ def test_a_user_of_an_impossible_server_name_is_not_invited(network: Network) ->
 def test_no_remote_user_is_invited_into_a_room_that_does_not_federate(
     network: Network,
 ) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     closed = {"creation_content": {"m.federate": False}}
     room_id = create(alice, **closed)
     network.log.clear()
@@ -352,7 +348,7 @@ def test_no_room_is_created_with_a_user_whose_server_the_policy_refuses(network:
 
 
 def test_a_user_without_the_power_to_invite_causes_no_request(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     mallory = network.servers[NORTH].register("mallory")
     room_id = create(alice, preset="public_chat")
     network.log.clear()
@@ -362,7 +358,7 @@ def test_a_user_without_the_power_to_invite_causes_no_request(network: Network) 
 
 
 def test_a_user_who_blocks_invites_is_not_invited(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.servers[NORTH].register("carol")
     room_id = create(alice)
     for user in (bob, carol):
@@ -378,7 +374,7 @@ def test_a_user_who_blocks_invites_is_not_invited(network: Network) -> None:
 
 
 def test_an_ignored_user_cannot_invite(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     ignored: dict[str, Any] = {"ignored_users": {alice.user_id: {}}}
     ok(bob.put(f"{V3}/user/{bob.user_id}/account_data/m.ignored_user_list", ignored))
@@ -397,7 +393,7 @@ def test_with_invites_limited_to_administrators_remote_invites_are_refused(
 
 
 def test_a_second_user_of_a_server_in_the_room_is_invited(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.servers[SOUTH].register("carol")
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
@@ -410,7 +406,7 @@ def test_a_second_user_of_a_server_in_the_room_is_invited(network: Network) -> N
 
 
 def test_an_invited_user_may_decline_after_a_colleague_has_joined(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.servers[SOUTH].register("carol")
     room_id = create(alice, preset="public_chat")
     invite(alice, room_id, carol)
@@ -435,7 +431,7 @@ def test_a_removed_user_gets_a_new_invite_in_any_order_of_arrival(
     """The kick is still on its way when the invite is asked; after it nobody of the server is in
     the room."""
     network.start_sending()
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     network.settle()
@@ -452,12 +448,12 @@ def test_a_removed_user_gets_a_new_invite_in_any_order_of_arrival(
 
 def test_an_invite_whose_auth_events_never_come_is_answered(network: Network) -> None:
     network.start_sending()
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     network.settle()
-    network.weather = lambda letter: (
-        Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_LOST if "/send/" in transfer.request.uri else Fate.ARRIVES
     )
     ok(membership(alice, room_id, "kick", bob))
     asked = alice.start("POST", room_path(room_id, "invite"), {"user_id": bob.user_id})
@@ -472,7 +468,7 @@ def test_an_invite_whose_auth_events_never_come_is_answered(network: Network) ->
 
 @pytest.mark.parametrize("version", ["7", "10", "11", "12"])
 def test_a_knock_is_received_and_answered(network: Network, version: str) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = knockable(alice, version)
 
     ok(knock_via(bob, room_id, NORTH, reason="please"))
@@ -491,7 +487,7 @@ def test_a_knock_is_received_and_answered(network: Network, version: str) -> Non
 
 
 def test_a_knock_is_withdrawn(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = knockable(alice, "11")
     ok(knock_via(bob, room_id, NORTH))
 
@@ -502,13 +498,13 @@ def test_a_knock_is_withdrawn(network: Network) -> None:
 
 
 def test_a_knock_is_refused_where_the_join_rule_forbids_it(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     assert refused(knock_via(bob, create(alice), NORTH)) == (403, "M_FORBIDDEN")
     assert refused(knock_via(bob, create(alice, room_version="6"), NORTH)) == (403, "M_FORBIDDEN")
 
 
 def test_a_closed_account_declines_its_invites(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
     auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": bob.user_id}}

@@ -98,7 +98,7 @@ async def test_a_stranger_cannot_replace_an_invite(network: Network, version: st
     assert inviters(alice, room_id) == []
 
 
-async def test_a_strangers_version_is_its_own(network: Network) -> None:
+async def test_a_strangers_invite_does_not_change_the_room_version(network: Network) -> None:
     """Another user's invite of another version does not change how the first can be taken back, nor
     is an honest one refused."""
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
@@ -183,7 +183,7 @@ async def test_a_strangers_invite_does_not_keep_others_out(network: Network, ver
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_whichever_invite_is_accepted_all_are_asked(network: Network, version: str) -> None:
+async def test_all_inviting_servers_are_tried_for_the_join(network: Network, version: str) -> None:
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "10", preset="private_chat")
@@ -192,7 +192,7 @@ async def test_whichever_invite_is_accepted_all_are_asked(network: Network, vers
     ok(alice.post(f"{V3}/rooms/{room_id}/join", {}))
 
 
-async def test_an_invite_that_waits_is_taken_back_or_declined_with_the_first(
+async def test_a_queued_invite_can_be_withdrawn_or_declined(
     network: Network,
 ) -> None:
     north, south, east = (Side(network.add(name)) for name in (NORTH, SOUTH, EAST))
@@ -273,13 +273,14 @@ async def test_a_user_who_joins_after_declining_stays(network: Network, then: st
         done = user.start("POST", f"{V3}/rooms/{room_id}/{action}", body)
         while not done.done:
             network.deliver(
-                lambda held: [letter.destination == EAST for letter in held].index(False), most=1
+                lambda held: [transfer.destination == EAST for transfer in held].index(False),
+                most=1,
             )
         assert done.answer.status == 200
 
     network.hold()
     do(alice, "leave")
-    assert [letter.destination for letter in network.held()] == [EAST]
+    assert [transfer.destination for transfer in network.held()] == [EAST]
     do(bob, "invite", user_id=alice.user_id)
     if then == "joined":
         do(alice, "join")
@@ -287,7 +288,7 @@ async def test_a_user_who_joins_after_declining_stays(network: Network, then: st
     assert [to for _, to, _, uri in network.log if "/send_leave/" in uri] == [SOUTH]
 
 
-async def test_few_invites_wait(network: Network) -> None:
+async def test_the_number_of_queued_invites_is_bounded(network: Network) -> None:
     north, south = (Side(network.add(name)) for name in (NORTH, SOUTH))
     alice, bob = north.server.register("alice"), south.server.register("bob")
     room_id = create_room(bob, "10", preset="private_chat")

@@ -55,8 +55,8 @@ def make_slowly(
     """Somebody makes a room and invites others into it, two of whom are of a server that never
     answers; who comes after them is invited forty seconds later."""
     alice, bob, carol = people(network, config)
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == "gone.example" else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == "gone.example" else Fate.ARRIVES
     )
     body = {"invite": [BOB, DORA, EMIL, CAROL], **further}
     return alice, bob, carol, alice.start("POST", f"{V3}/createRoom", body)
@@ -65,8 +65,8 @@ def make_slowly(
 def test_silent_servers_do_not_delay_a_new_room(network: Network) -> None:
     alice, bob, carol = people(network)
     silent = [f"@dora:gone{number}.example" for number in range(3)]
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination.startswith("gone") else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination.startswith("gone") else Fate.ARRIVES
     )
     invited = [bob.user_id, *silent, carol.user_id]
 

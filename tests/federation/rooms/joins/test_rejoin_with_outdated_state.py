@@ -11,9 +11,9 @@ from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, member
 from tests.helpers.room_actions import create, get_state, membership, ok, say, set_state
 
 
-def lose_between_north_and_west(letter: Transfer) -> Fate:
-    is_theirs = {letter.origin, letter.destination} == {NORTH, WEST}
-    return Fate.IS_LOST if is_theirs and "/send/" in letter.request.uri else Fate.ARRIVES
+def lose_between_north_and_west(transfer: Transfer) -> Fate:
+    is_theirs = {transfer.origin, transfer.destination} == {NORTH, WEST}
+    return Fate.IS_LOST if is_theirs and "/send/" in transfer.request.uri else Fate.ARRIVES
 
 
 @pytest.mark.parametrize("version", ["2", "6", "11", "12"])
@@ -41,14 +41,14 @@ async def test_outdated_state_does_not_come_back_with_a_rejoin(
     set_state(wanda, room_id, "m.room.join_rules", {"join_rule": "invite"})
     network.settle()
     network.clock.advance(1)
-    network.weather = lose_between_north_and_west
+    network.choose_fate = lose_between_north_and_west
     set_state(wanda, room_id, "m.room.topic", {"topic": "coffee"})
     network.settle()
     network.clock.advance(1)
     ok(membership(alice, room_id, "kick", bob))
     network.settle()
     assert len(await Side(south).extremities(RoomID(room_id))) == 2
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.advance(24 * 3600)
     network.settle()
     assert get_state(alice, room_id, "m.room.topic") == {"topic": "coffee"}
@@ -79,7 +79,7 @@ async def test_unknown_events_of_others_come_back_with_their_sender(network: Net
     ok(join_via(wanda, room_id, NORTH))
     network.settle()
     network.clock.advance(1)
-    network.weather = lose_between_north_and_west
+    network.choose_fate = lose_between_north_and_west
     set_state(wanda, room_id, "m.room.topic", {"topic": "coffee"})
     network.settle()
     assert get_state(bob, room_id, "m.room.topic") == {"topic": "coffee"}
@@ -100,7 +100,7 @@ async def test_unknown_events_of_others_come_back_with_their_sender(network: Net
     assert len((await Side(south).pdu(RoomID(room_id), EventID(said)))["prev_events"]) == 1
     network.mend(WEST, NORTH)
     network.mend(WEST, SOUTH)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.advance(24 * 3600)
     network.settle()
     say(wanda, room_id, "salom")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from federation.peers.wire import WireResponse
+from tests.helpers.federated_rooms import two_users
 from tests.helpers.network import Network, Transfer
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.room_actions import (
@@ -27,14 +28,9 @@ from tests.helpers.server import User
 VERSIONS = ("1", "6", "10", "11", "12")
 
 
-def pair(network: Network) -> tuple[User, User]:
-    """Somebody on each of two servers."""
-    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_room_is_joined_by_id(network: Network, version: str) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
     say(alice, room_id, "salom")
 
@@ -51,7 +47,7 @@ def test_a_room_is_joined_by_id(network: Network, version: str) -> None:
 
 
 def test_a_room_is_joined_by_alias(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat", room_alias_name="tea")
 
     assert ok(join_via(bob, f"#tea:{NORTH}")) == {"room_id": room_id}
@@ -59,7 +55,7 @@ def test_a_room_is_joined_by_alias(network: Network) -> None:
 
 
 def test_the_second_user_of_a_server_joins_locally(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.servers[SOUTH].register("carol")
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
@@ -72,7 +68,7 @@ def test_the_second_user_of_a_server_joins_locally(network: Network) -> None:
 
 
 def test_two_concurrent_joins_make_one_remote_join(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.servers[SOUTH].register("carol")
     room_id = create(alice, preset="public_chat")
     network.hold()
@@ -89,7 +85,7 @@ def test_two_concurrent_joins_make_one_remote_join(network: Network) -> None:
 
 
 def test_the_join_has_name_avatar_and_reason(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob"}))
 
@@ -100,7 +96,7 @@ def test_the_join_has_name_avatar_and_reason(network: Network) -> None:
 
 
 def test_a_private_room_refuses_and_leaves_nothing(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="private_chat")
 
     status, errcode = refused(answer := join_via(bob, room_id, NORTH))
@@ -111,17 +107,17 @@ def test_a_private_room_refuses_and_leaves_nothing(network: Network) -> None:
 
 
 def test_a_join_without_a_server_name_is_refused(network: Network) -> None:
-    _, bob = pair(network)
+    _, bob = two_users(network)
     assert refused(join_via(bob, "!" + "a" * 43)) == (404, "M_NOT_FOUND")
 
 
 def test_a_server_that_is_not_in_the_room_cannot_help(network: Network) -> None:
-    _, bob = pair(network)
+    _, bob = two_users(network)
     assert refused(join_via(bob, f"!unknown:{NORTH}", NORTH)) == (404, "M_NOT_FOUND")
 
 
 def test_servers_are_tried_in_turn(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     network.add(WEST)
     room_id = create(alice, preset="public_chat")
 
@@ -132,7 +128,7 @@ def test_servers_are_tried_in_turn(network: Network) -> None:
 
 
 def test_a_join_fails_when_all_servers_are_down(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     network.cut(NORTH, SOUTH)
 
@@ -142,7 +138,7 @@ def test_a_join_fails_when_all_servers_are_down(network: Network) -> None:
 
 
 def test_a_third_server_joins_through_the_second(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     carol = network.add(WEST).register("carol")
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
@@ -155,7 +151,7 @@ def test_a_third_server_joins_through_the_second(network: Network) -> None:
 
 
 def test_a_banned_user_is_refused(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(membership(alice, room_id, "ban", bob))
 
@@ -163,7 +159,7 @@ def test_a_banned_user_is_refused(network: Network) -> None:
 
 
 def test_a_server_that_the_acl_denies_is_refused(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(
         alice.put(
@@ -175,7 +171,7 @@ def test_a_server_that_the_acl_denies_is_refused(network: Network) -> None:
 
 
 def test_a_room_that_does_not_federate_refuses_remote_users(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat", creation_content={"m.federate": False})
 
     assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
@@ -194,7 +190,7 @@ def restricted_room(
     network: Network, version: str, join_rule: str = "restricted"
 ) -> tuple[User, User, str, str]:
     """Alice and Bob, a room that both are in, and one that is open to its members."""
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     lobby = create(alice, preset="public_chat", room_version=version)
     rule = {"join_rule": join_rule, "allow": [{"type": "m.room_membership", "room_id": lobby}]}
     state = [{"type": "m.room.join_rules", "state_key": "", "content": rule}]
@@ -252,7 +248,7 @@ def test_a_server_that_cannot_check_the_join_rule_refuses(network: Network) -> N
 
 
 def test_a_room_that_all_local_users_left_is_joined_again(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     ok(join_via(bob, room_id, NORTH))
     leave(bob, room_id)
@@ -266,7 +262,7 @@ def test_a_room_that_all_local_users_left_is_joined_again(network: Network) -> N
 
 
 def test_an_empty_room_is_joined_again_locally(network: Network) -> None:
-    alice, _ = pair(network)
+    alice, _ = two_users(network)
     room_id = create(alice, preset="public_chat")
     leave(alice, room_id)
 
@@ -325,7 +321,7 @@ def test_refused_joins_do_not_count_for_the_rooms_rate_limit(network: Network) -
 
 
 def test_guests_cannot_join_remote_rooms(network: Network) -> None:
-    alice, _ = pair(network)
+    alice, _ = two_users(network)
     south = network.servers[SOUTH]
     guest = User(south, south.post(f"{V3}/register?kind=guest", {}).json | {"device_id": "G"})
     room_id = create(alice, preset="public_chat")
@@ -334,7 +330,7 @@ def test_guests_cannot_join_remote_rooms(network: Network) -> None:
 
 
 def test_a_room_is_joined_by_invite(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice)
     invite(alice, room_id, bob)
 
@@ -344,7 +340,7 @@ def test_a_room_is_joined_by_invite(network: Network) -> None:
 
 
 def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     others = [network.add(f"server{number}.example").register("user") for number in range(5)]
     room_id = create(alice, preset="public_chat")
     for other in others:
@@ -352,9 +348,11 @@ def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> No
     network.cut(SOUTH, "server0.example")
     most = 0
 
-    def watch(letters: Sequence[Transfer]) -> int:
+    def watch(transfers: Sequence[Transfer]) -> int:
         nonlocal most
-        most = max(most, len([letter for letter in letters if "/key/v2/" in letter.request.uri]))
+        most = max(
+            most, len([transfer for transfer in transfers if "/key/v2/" in transfer.request.uri])
+        )
         return 0
 
     network.hold()
@@ -377,7 +375,7 @@ def test_keys_of_many_servers_are_requested_concurrently(network: Network) -> No
 def test_a_room_is_joined_through_a_server_with_version_1_of_the_endpoints(
     network: Network, version: str
 ) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat", name="tea", room_version=version)
     unknown = WireResponse(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"?"}')
     network.interceptors.append(
@@ -391,7 +389,7 @@ def test_a_room_is_joined_through_a_server_with_version_1_of_the_endpoints(
 
 
 def test_a_join_that_ends_after_the_account_was_closed_is_undone(network: Network) -> None:
-    alice, bob = pair(network)
+    alice, bob = two_users(network)
     room_id = create(alice, preset="public_chat")
     south = network.servers[SOUTH]
     south.app.jobs.start()

@@ -103,9 +103,9 @@ async def test_the_stripped_state_of_a_knock_is_verified(
     def lie(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/send_knock/" not in request.uri:
             return answer
-        told: Mapping[str, Any] = msgspec.json.decode(answer.body)
+        received: Mapping[str, Any] = msgspec.json.decode(answer.body)
         body = msgspec.json.encode(
-            {"knock_room_state": altered(list(told["knock_room_state"]), way)}
+            {"knock_room_state": altered(list(received["knock_room_state"]), way)}
         )
         return WireResponse(answer.status, answer.headers, body)
 
@@ -115,7 +115,7 @@ async def test_the_stripped_state_of_a_knock_is_verified(
 
 
 @pytest.mark.parametrize(("version", "asked"), [("1", 2), ("2", 2), ("10", 1)])
-async def test_an_old_server_is_asked_in_the_old_way_where_that_says_enough(
+async def test_version_1_of_the_invite_endpoint_is_tried_only_in_old_rooms(
     network: Network, version: str, asked: int
 ) -> None:
     north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))

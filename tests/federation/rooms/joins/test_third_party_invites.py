@@ -22,7 +22,7 @@ PROMISE = {
 }
 
 
-def told(
+def onbind_body(
     room_id: str, sender: User, target: User, *, key: SigningKey = KEY, token: str = "t"
 ) -> dict[str, Any]:
     """Return the request of the identity server."""
@@ -47,7 +47,9 @@ def test_the_owner_of_the_address_is_invited(people: tuple[User, User], network:
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
 
-    answer = network.servers[bob.user_id.partition(":")[2]].put(PATH, told(room_id, alice, bob))
+    answer = network.servers[bob.user_id.partition(":")[2]].put(
+        PATH, onbind_body(room_id, alice, bob)
+    )
 
     assert (answer.status, answer.json) == (200, {})
     assert members(alice, room_id)[bob.user_id] == "invite"
@@ -64,7 +66,7 @@ def test_an_invalid_proof_invites_nobody(
     alice, bob = people
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
-    said = told(
+    said = onbind_body(
         "!none:north.example" if lie == "no such room" else room_id,
         alice,
         bob,
@@ -90,7 +92,10 @@ def test_false_claims_do_not_block_invites(network: Network, sender: str) -> Non
     alice = (network.servers[NORTH] if sender == NORTH else network.add(SOUTH)).register("alice")
     room_id = create(alice)
     for _ in range(3):
-        assert network.servers[NORTH].put(PATH, told(room_id, alice, bob, token="u")).status == 200
+        assert (
+            network.servers[NORTH].put(PATH, onbind_body(room_id, alice, bob, token="u")).status
+            == 200
+        )
 
     wanda = network.add(WEST).register("wanda")
     ok(membership(wanda, create(wanda), "invite", bob))
@@ -103,7 +108,7 @@ def test_true_claims_are_not_rate_limited(network: Network) -> None:
     for number in range(8):
         target, room_id = north.register(f"bob{number}"), create(alice)
         set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
-        assert north.put(PATH, told(room_id, alice, target)).status == 200
+        assert north.put(PATH, onbind_body(room_id, alice, target)).status == 200
         assert members(alice, room_id)[target.user_id] == "invite"
 
 
@@ -113,7 +118,7 @@ def test_false_claims_are_rate_limited(network: Network) -> None:
     alice, bob = north.register("alice"), north.register("bob")
     room_id = create(alice)
     set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
-    lie, truth = told(room_id, alice, bob, token="u"), told(room_id, alice, bob)
+    lie, truth = onbind_body(room_id, alice, bob, token="u"), onbind_body(room_id, alice, bob)
     assert [north.put(PATH, lie).status for _ in range(4)] == [200, 200, 200, 429]
     assert north.put(PATH, truth).errcode == "M_LIMIT_EXCEEDED"
     assert bob.user_id not in members(alice, room_id)
@@ -137,7 +142,7 @@ def test_few_claims_of_one_address_run_concurrently(
     bob, eve = north.register("bob"), south.register("eve")
 
     def start(number: int, ip: str) -> Pending:
-        lie = told(f"!x:{SOUTH}", eve, bob, token=f"u{number}")
+        lie = onbind_body(f"!x:{SOUTH}", eve, bob, token=f"u{number}")
         return north.client.start("PUT", PATH, json=lie, ip=ip)
 
     network.hold()
@@ -156,7 +161,7 @@ def test_few_claims_of_one_address_run_concurrently(
 def test_one_request_cannot_exceed_the_rate_limit(network: Network) -> None:
     north = network.add(NORTH, "rc_invites: {false_claims: {per_second: 0.1, burst_count: 3}}\n")
     bob, eve = north.register("bob"), network.add(SOUTH).register("eve")
-    lie = told(f"!x:{SOUTH}", eve, bob, token="u")
+    lie = onbind_body(f"!x:{SOUTH}", eve, bob, token="u")
     asked = len(network.log)
     assert north.put(PATH, {**lie, "invites": lie["invites"] * 20}).errcode == "M_LIMIT_EXCEEDED"
     assert sum("exchange" in uri for _, _, _, uri in network.log[asked:]) == 3
@@ -164,6 +169,6 @@ def test_one_request_cannot_exceed_the_rate_limit(network: Network) -> None:
 
 def test_claims_about_remote_users_are_refused(people: tuple[User, User], network: Network) -> None:
     alice, bob = people
-    said = {**told("!a:b", alice, bob), "mxid": "@bob:elsewhere.example"}
+    said = {**onbind_body("!a:b", alice, bob), "mxid": "@bob:elsewhere.example"}
     assert network.servers[NORTH].put(PATH, said).json["errcode"] == "M_NOT_FOUND"
     assert network.servers[NORTH].put(PATH, {"mxid": 1}).json["errcode"] == "M_BAD_JSON"

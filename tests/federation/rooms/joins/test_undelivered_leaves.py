@@ -31,14 +31,14 @@ from tests.helpers.room_actions import (
 from tests.helpers.server import User
 
 
-def lose_transactions(letter: Transfer) -> Fate:
-    return Fate.IS_LOST if "/send/" in letter.request.uri else Fate.ARRIVES
+def lose_transactions(transfer: Transfer) -> Fate:
+    return Fate.IS_LOST if "/send/" in transfer.request.uri else Fate.ARRIVES
 
 
 def leave_unheard(network: Network, user: User, room_id: str) -> None:
     """Leave while no transaction arrives."""
     network.clock.advance(1)  # of two memberships, the resolution lets the later one stand
-    network.weather = lose_transactions
+    network.choose_fate = lose_transactions
     leave(user, room_id)
     network.settle()
     network.clock.advance(1)
@@ -46,7 +46,7 @@ def leave_unheard(network: Network, user: User, room_id: str) -> None:
 
 def let_arrive(network: Network) -> None:
     """Let transactions arrive again, those that were lost, too."""
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.advance(24 * 3600)
     network.settle()
 
@@ -78,7 +78,7 @@ async def test_a_colleagues_join_does_not_undo_the_leave(network: Network, versi
     assert len(await Side(alice.server).extremities(RoomID(room_id))) == 1
 
 
-async def test_other_last_events_count_too(network: Network) -> None:
+async def test_a_leave_is_kept_though_other_events_are_the_latest(network: Network) -> None:
     network.start_sending()
     alice = network.add(NORTH).register("alice")
     south = network.add(SOUTH)
@@ -92,7 +92,7 @@ async def test_other_last_events_count_too(network: Network) -> None:
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     network.settle()
     network.clock.advance(1)
-    network.weather = lose_transactions
+    network.choose_fate = lose_transactions
     set_state(bob, room_id, "m.room.topic", {"topic": "coffee"})
     leave_unheard(network, bob, room_id)
 
@@ -199,7 +199,7 @@ async def test_the_partial_state_names_the_room_after_its_first_member(network: 
     await same_state(alice, carol, room_id)
 
 
-async def test_somebody_else_has_declined_since(network: Network) -> None:
+async def test_a_later_declined_invite_does_not_undo_the_leave(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     carol, dave = bob.server.register("carol"), bob.server.register("dave")
     ok(join_via(bob, room_id, NORTH))

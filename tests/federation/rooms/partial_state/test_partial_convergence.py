@@ -19,7 +19,7 @@ from federation.rooms.event_drafts import Draft
 from federation.rooms.joins.send_join_response import MAX_SMALL_SERVERS
 from storage.federation.inbox import InboxStore
 from tests.conftest import run_coroutine
-from tests.federation.rooms.test_convergence import NAMES, Towns
+from tests.federation.rooms.test_convergence import NAMES, ConvergenceMachine
 from tests.helpers.federated_rooms import NORTH, create_room
 from tests.helpers.state_machines import RANDOM_EXAMPLES, run_machine
 
@@ -27,7 +27,7 @@ RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "15"))
 EXTRAS = 12
 
 
-class LargeTowns(Towns):
+class PartialStateMachine(ConvergenceMachine):
     """A room with more people of the north, and with some of elsewhere who may not come in."""
 
     @initialize(version=st.sampled_from(["6", "10", "11", "12"]))
@@ -114,5 +114,5 @@ class LargeTowns(Towns):
             )
 
 
-def test_large_towns() -> None:
-    run_machine(LargeTowns, RUNS, 20, (Phase.generate,), RANDOM_EXAMPLES)
+def test_large_rooms_with_partial_state_converge() -> None:
+    run_machine(PartialStateMachine, RUNS, 20, (Phase.generate,), RANDOM_EXAMPLES)

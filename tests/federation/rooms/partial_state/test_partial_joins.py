@@ -26,7 +26,7 @@ from tests.helpers.large_rooms import (
     member,
     messages,
     same_state,
-    speak,
+    send_as_member,
 )
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, WEST, join_via, members
@@ -56,16 +56,16 @@ async def test_a_partial_room_is_used_at_once_and_completed_later(
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
     say(bob, room_id, "salom")
     network.settle()
-    await speak(alice.server, room_id, 7, "va alaykum")
+    await send_as_member(alice.server, room_id, 7, "va alaykum")
     network.settle()
     room = lazily(bob)["rooms"]["join"][room_id]
     texts = [event["content"].get("body") for event in room["timeline"]["events"]]
     assert texts[-2:] == ["salom", "va alaykum"]
-    told = {
+    received = {
         event["state_key"] for event in room["state"]["events"] if event["type"] == "m.room.member"
     }
-    assert member(7) in told
-    assert len(told) < MEMBERS
+    assert member(7) in received
+    assert len(received) < MEMBERS
     assert [event["content"]["body"] for event in messages(alice, room_id)] == [
         "va alaykum",
         "salom",
@@ -126,7 +126,7 @@ def sliding(user: User, required: list[list[str]], pos: str = "") -> Any:
     return ok(user.post(path, body))
 
 
-async def test_sliding_sync(network: Network) -> None:
+async def test_sliding_sync_shows_a_room_with_partial_state(network: Network) -> None:
     _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     lazy = [["m.room.member", "$LAZY"], ["m.room.name", ""]]
@@ -138,8 +138,8 @@ async def test_sliding_sync(network: Network) -> None:
     complete(network)
 
     assert sliding(bob, lazy, first["pos"])["rooms"][room_id]["joined_count"] == MEMBERS + 2
-    told = sliding(bob, eager)["rooms"][room_id]["required_state"]
-    assert len(told) == MEMBERS + 2
+    received = sliding(bob, eager)["rooms"][room_id]["required_state"]
+    assert len(received) == MEMBERS + 2
 
 
 Asked = Callable[[User, str], str]

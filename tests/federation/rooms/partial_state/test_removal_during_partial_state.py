@@ -17,7 +17,7 @@ from tests.helpers.large_rooms import (
     lazily,
     member,
     same_state,
-    speak,
+    send_as_member,
 )
 from tests.helpers.network import Network
 from tests.helpers.remote_membership import NORTH, SOUTH, join_via, members
@@ -102,7 +102,7 @@ async def test_a_server_that_is_allowed_again_completes_the_room(
         lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"]
         == MEMBERS + 2
     )
-    await speak(alice.server, room_id, 7, "welcome back")
+    await send_as_member(alice.server, room_id, 7, "welcome back")
     say(bob, room_id, "rahmat")
     network.settle()
     await same_state(alice, bob, room_id)
@@ -132,7 +132,7 @@ async def test_a_removal_is_applied_without_its_past(network: Network, action: s
     network.settle()
     network.cut(NORTH, SOUTH)
     for number in range(60):
-        await speak(alice.server, room_id, number % MEMBERS, "you do not hear this")
+        await send_as_member(alice.server, room_id, number % MEMBERS, "you do not hear this")
     ok(membership(alice, room_id, action, bob))
     network.settle()
     network.mend(NORTH, SOUTH)

@@ -30,7 +30,7 @@ def both(database: Database, sqlite_template: Path, tmp_path: Path) -> Iterator[
     run_coroutine(other.close(), None)
 
 
-async def test_a_message_has_its_content_when_the_true_copy_comes(both: list[Peer]) -> None:
+async def test_a_message_gets_its_content_from_the_unaltered_copy(both: list[Peer]) -> None:
     b, a = both
     room_id, joined = await shared_room(both)
     said = await b.fork(room_id, joined, "m.room.message", {"body": "said"})
@@ -59,7 +59,7 @@ async def test_a_message_has_its_content_when_the_true_copy_comes(both: list[Pee
     ).redacted == []
 
 
-async def test_current_state_means_what_it_says(both: list[Peer]) -> None:
+async def test_restored_state_takes_effect(both: list[Peer]) -> None:
     b, a = both
     room_id, joined = await shared_room(both)
     name = await b.fork(room_id, joined, "m.room.name", {"name": "tea"}, "")
@@ -96,7 +96,7 @@ async def test_current_state_means_what_it_says(both: list[Peer]) -> None:
     assert stored.event.content == {"name": "tea"}
 
 
-async def test_what_was_read_anew_everywhere_is_noted_no_longer(both: list[Peer]) -> None:
+async def test_old_records_of_restored_events_are_deleted(both: list[Peer]) -> None:
     b, a = both
     room_id, joined = await shared_room(both)
     for body in ("one", "two"):

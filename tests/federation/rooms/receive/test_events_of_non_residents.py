@@ -42,12 +42,12 @@ def be_silent(network: Network, names: Sequence[str]) -> None:
             return WireResponse(200, {}, b'{"events":[]}')
         return None
 
-    def weather(letter: Transfer) -> Fate:
-        is_lost = letter.destination in names and "/state" in letter.request.uri
+    def choose_fate(transfer: Transfer) -> Fate:
+        is_lost = transfer.destination in names and "/state" in transfer.request.uri
         return Fate.IS_NOT_ANSWERED if is_lost else Fate.ARRIVES
 
     network.interceptors.append(lie)
-    network.weather = weather
+    network.choose_fate = choose_fate
 
 
 async def lie_of(side: Side, north: Side, room_id: RoomID, number: int, user_id: str = "") -> Event:
@@ -173,7 +173,7 @@ async def test_invented_events_of_members_delay_older_members_little(
 ) -> None:
     room = await shared(network)
     hostile = outsiders(network, 10)
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     for side in hostile:
         await adopt(room.north, side, side.server.register("x").user_id, room.room_id)
     be_silent(network, [side.name for side in hostile])
@@ -321,15 +321,15 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
             raise AnswerTooLong(destination, "its answer is too long")
         return None
 
-    def weather(letter: Transfer) -> Fate:
-        word = letter.request.uri.split("/")[4]
-        if letter.destination not in names or word not in longer_than or word in answers:
+    def choose_fate(transfer: Transfer) -> Fate:
+        word = transfer.request.uri.split("/")[4]
+        if transfer.destination not in names or word not in longer_than or word in answers:
             return Fate.ARRIVES
         open_[word] += 1
         return Fate.IS_NOT_ANSWERED
 
     network.interceptors.append(lie)
-    network.weather = weather
+    network.choose_fate = choose_fate
     (_, middling), (_, longest) = STATE_SLOTS
     assert middling < longest
     for number_of_try, (answered, longer, most) in enumerate(
@@ -352,7 +352,7 @@ async def test_the_longest_states_are_read_one_at_a_time_and_those_in_between_th
         assert sum(open_.values()) >= len(hostile), "and each has its turn"
         network.clock.pump([3600.0] * 50)
 
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     await bring_with_a_gap(room, "honest")
     assert await seconds_until_shown(room, "honest") <= 5
 
@@ -367,9 +367,9 @@ async def test_a_large_room_is_joined_while_another_state_is_fetched(
         for side in (room.south, east)
     ]
     (_, middling), _ = STATE_SLOTS
-    network.weather = lambda letter: (
+    network.choose_fate = lambda transfer: (
         Fate.IS_NOT_ANSWERED
-        if letter.destination == SOUTH and letter.request.max_bytes == middling
+        if transfer.destination == SOUTH and transfer.request.max_bytes == middling
         else Fate.ARRIVES
     )
     padding = [{"x": "x" * 500_000}] * (MAX_SHORT_STATE_BYTES // 500_000 + 1)
@@ -377,9 +377,11 @@ async def test_a_large_room_is_joined_while_another_state_is_fetched(
     def pad(request: WireRequest, answer: WireResponse) -> WireResponse:
         if "/v2/send_join/" not in request.uri:
             return answer
-        told = msgspec.json.decode(answer.body)
+        received = msgspec.json.decode(answer.body)
         return WireResponse(
-            200, {}, msgspec.json.encode({**told, "auth_chain": [*told["auth_chain"], *padding]})
+            200,
+            {},
+            msgspec.json.encode({**received, "auth_chain": [*received["auth_chain"], *padding]}),
         )
 
     network.forge(SOUTH, pad)

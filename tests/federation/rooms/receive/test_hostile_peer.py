@@ -201,7 +201,7 @@ LIES: dict[str, Lie] = {
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
-async def test_nothing_is_taken_that_should_not_be(network: Network, lie: Lie) -> None:
+async def test_invalid_events_are_not_accepted(network: Network, lie: Lie) -> None:
     room = await shared(network)
     network.start_sending()
     say(room.alice, room.room_id, "hello")
@@ -293,7 +293,7 @@ async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template
         await side.server.app.database.close()
 
 
-async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network: Network) -> None:
+async def test_responses_of_tiny_values_take_little_memory(network: Network) -> None:
     room = await shared(network)
     event = b'{"a":[' + b"{}," * 50_000 + b"{}]}"
     body = b'{"events":[' + b",".join([event] * 10) + b"]}"
@@ -317,7 +317,7 @@ async def test_answers_of_tiny_values_take_little_more_than_their_bytes(network:
 @pytest.mark.parametrize(
     "body", [b'{"errcode":"M_X","retry_after_ms":1e999}', b'{"n":' + b"9" * 5000 + b"}", b"[NaN]"]
 )
-async def test_an_error_that_cannot_be_read_is_of_its_status(network: Network, body: bytes) -> None:
+async def test_an_unreadable_error_has_its_status(network: Network, body: bytes) -> None:
     room = await shared(network)
     network.interceptors.append(
         lambda _, request: (
@@ -353,7 +353,7 @@ async def test_long_errors_are_not_read(network: Network) -> None:
     assert most < len(body)
 
 
-async def test_answers_of_more_values_than_anybody_has_are_refused(network: Network) -> None:
+async def test_responses_with_too_many_values_are_refused(network: Network) -> None:
     room = await shared(network)
     device = b'{"user_id":"@bob:south.example","stream_id":1,"devices":[%b]}'
     body = device % (b"{}," * 1_000_000 + b"{}")
@@ -368,7 +368,7 @@ async def test_answers_of_more_values_than_anybody_has_are_refused(network: Netw
     assert (await keys.get_list(room.bob.user_id, 10)).stream_id == 1
 
 
-async def test_invented_people_do_not_take_the_room_of_those_who_are_there(
+async def test_presence_of_invented_users_does_not_evict_members(
     network: Network,
 ) -> None:
     room = await shared(network, config={NORTH: "presence: {enabled: true}\n"})
@@ -402,7 +402,7 @@ async def test_invented_people_do_not_take_the_room_of_those_who_are_there(
         assert (answer.json["presence"], answer.json["status_msg"]) == ("online", status)
 
 
-async def test_edus_about_others_are_passed_over(network: Network) -> None:
+async def test_edus_about_users_of_other_servers_are_ignored(network: Network) -> None:
     room = await shared(network)
     network.start_sending()
     alice, bob = room.alice, room.bob
@@ -455,7 +455,9 @@ async def test_edus_about_others_are_passed_over(network: Network) -> None:
     assert query(alice, alice)["device_keys"] == keys
 
 
-async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(network: Network) -> None:
+async def test_a_server_that_sends_many_gaps_and_answers_nothing_delays_no_other(
+    network: Network,
+) -> None:
     """The south refers to what it never gives, and says nothing when it is asked; the east talks on
     in the same room."""
     room = await shared(network)
@@ -466,10 +468,10 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     network.start_sending()
     before = len(network.log)
 
-    def weather(letter: Transfer) -> Fate:
-        return Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    def choose_fate(transfer: Transfer) -> Fate:
+        return Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
 
-    network.weather = weather
+    network.choose_fate = choose_fate
     for number in range(40):
         unknown: list[Event | EventID] = [EventID("$" + f"{number:043d}")]
         pdu = (await event(room, "m.room.message", {"body": "lie"}, prev=unknown)).pdu
@@ -491,7 +493,7 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     assert "lie" not in texts(room.alice, room.room_id)
 
 
-async def test_a_server_that_never_answers_holds_up_no_gaps_of_others(
+async def test_a_silent_server_does_not_block_gaps_of_others(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It refers to what it does not give, in as many rooms as are worked on at once."""
@@ -504,8 +506,8 @@ async def test_a_server_that_never_answers_holds_up_no_gaps_of_others(
     for room_id in others:
         await adopt(room.north, room.south, UserID(room.bob.user_id), room_id)
     await adopt(room.north, east, UserID(carol.user_id), others[2])
-    network.weather = lambda letter: (
-        Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    network.choose_fate = lambda transfer: (
+        Fate.IS_NOT_ANSWERED if transfer.destination == SOUTH else Fate.ARRIVES
     )
     for number, room_id in enumerate([room.room_id, *others[:2]]):
         sender, unknown = UserID(room.bob.user_id), [EventID("$" + f"{number:043d}")]
@@ -522,7 +524,7 @@ async def test_a_server_that_never_answers_holds_up_no_gaps_of_others(
     assert texts(room.alice, others[2]) == ["honest", "missed"]
 
 
-async def test_a_history_with_very_many_ends_does_not_come_about(network: Network) -> None:
+async def test_the_number_of_extremities_is_bounded(network: Network) -> None:
     """Each end makes every further event dearer. What is too much waits, and has its place when
     some have met."""
     room = await shared(network)
@@ -553,7 +555,7 @@ async def test_a_history_with_very_many_ends_does_not_come_about(network: Networ
     assert all(each is not None and not each.is_outlier for each in stored)
 
 
-async def test_an_answer_of_another_kind_is_none(network: Network) -> None:
+async def test_a_response_that_is_not_json_counts_as_none(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     say(room.bob, room.room_id, "missed")

@@ -174,31 +174,31 @@ class Kept:
         return outcomes
 
 
-def test_a_state_is_put_in_order_in_pieces() -> None:
+def test_a_long_state_is_sorted_in_pieces() -> None:
     clock, kept = Turns(), Kept()
     imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(0, {"body": "x"})
     depths = list(range(45_000))
     random.Random(1).shuffle(depths)
     room = RoomRow(1, ROOM, "11", 0)
-    told = [msgspec.Raw(msgspec.json.encode({**one, "depth": depth})) for depth in depths]
-    outcomes = finish(clock, imports.store(room, told))
+    received = [msgspec.Raw(msgspec.json.encode({**one, "depth": depth})) for depth in depths]
+    outcomes = finish(clock, imports.store(room, received))
     assert kept.depths == sorted(depths)
     assert [outcome.event_id for outcome in outcomes] == [f"${depth}" for depth in depths]
-    assert clock.taken >= 2 + sum(len(memoryview(each)) for each in told) // (4 << 20)
+    assert clock.taken >= 2 + sum(len(memoryview(each)) for each in received) // (4 << 20)
 
 
 @pytest.mark.parametrize("depth", [-(10**400), 10**400, 2**70, 1.5, True, None, "deep"])
 @pytest.mark.parametrize("is_read", [True, False])
-def test_what_claims_any_depth_is_no_event_and_no_error(depth: object, is_read: bool) -> None:
+def test_an_event_with_an_impossible_depth_is_skipped(depth: object, is_read: bool) -> None:
     clock, kept = Turns(), Kept()
     imports = StateImports(outliers=cast(Outliers, kept), store=cast(EventStore, None), clock=clock)
     one = pdu(1, {"body": "x"})
     bad: Any = {**one, "depth": depth}
-    told = (
+    received = (
         [bad, one] if is_read else [msgspec.Raw(json.dumps(each).encode()) for each in (bad, one)]
     )
-    outcomes = finish(clock, imports.store(RoomRow(1, ROOM, "11", 0), told))
+    outcomes = finish(clock, imports.store(RoomRow(1, ROOM, "11", 0), received))
     assert [outcome.event_id for outcome in outcomes] == [None, "$1"]
 
 
@@ -211,12 +211,12 @@ def test_a_long_list_of_ids_is_checked_in_pieces() -> None:
 
     clock = Turns()
     remote = EventClient(requests=cast(FederationClient, Answers()), clock=clock)
-    told = finish(
+    received = finish(
         clock,
         remote.get_state_ids(
             ServerName("a.example"), ROOM, EventID("$x"), seconds=10, max_bytes=1 << 30
         ),
     )
-    assert told.state == ids[1:]
-    assert told.auth_chain == ids[:10]
+    assert received.state == ids[1:]
+    assert received.auth_chain == ids[:10]
     assert clock.taken >= 20

@@ -19,12 +19,8 @@ from homeserver.observe.federation import FederationMetrics
 from storage.engine.interface import DatabaseUnavailable
 from storage.federation.inbox import InboxLimits, InboxStore
 from tests.helpers.federated_rooms import EAST, NORTH, SOUTH, Shared, Side, adopt, shared, texts
-from tests.helpers.network import Network
+from tests.helpers.network import Network, count_requests
 from tests.helpers.room_actions import say, set_state
-
-
-def requests_to(network: Network, server: str, word: str) -> int:
-    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
 
 
 async def waiting(side: Side) -> int:
@@ -49,12 +45,12 @@ async def test_a_gap_is_filled(network: Network, version: str) -> None:
     assert texts(room.bob, room.room_id) == [str(number) for number in range(29, -1, -1)]
     assert await room.south.extremities(room.room_id) == {said[-1]}
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
-    assert requests_to(network, NORTH, "get_missing_events") == 1
-    assert requests_to(network, NORTH, "state") == 0
+    assert count_requests(network, NORTH, "get_missing_events") == 1
+    assert count_requests(network, NORTH, "state") == 0
     assert await waiting(room.south) == 0
 
 
-async def test_a_gap_with_a_change_of_state_in_it(network: Network) -> None:
+async def test_a_gap_with_a_state_change_is_filled(network: Network) -> None:
     room = await shared(network)
     network.cut(NORTH, SOUTH)
     set_state(room.alice, room.room_id, "m.room.topic", {"topic": "tea"})
@@ -190,9 +186,9 @@ async def test_a_long_gap_is_bridged_by_the_state_at_its_edge(network: Network) 
     await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
 
     assert await waiting(room.south) == 0
-    assert requests_to(network, NORTH, "get_missing_events") == MAX_ROUNDS
-    assert requests_to(network, NORTH, "state_ids") == 1
-    assert requests_to(network, NORTH, "/event/") == 1
+    assert count_requests(network, NORTH, "get_missing_events") == MAX_ROUNDS
+    assert count_requests(network, NORTH, "state_ids") == 1
+    assert count_requests(network, NORTH, "/event/") == 1
     assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
 
 
@@ -221,12 +217,12 @@ async def test_pauses_grow_until_the_event_expires(network: Network) -> None:
     network.cut(NORTH, SOUTH)
     network.mend(NORTH, SOUTH)
     await room.south.push(NORTH, [events[0].pdu])
-    asked = requests_to(network, SOUTH, "get_missing_events")
+    asked = count_requests(network, SOUTH, "get_missing_events")
     day = 24 * 3600
 
     for _ in range(24):
         network.clock.advance(day / 24)
-    assert asked < requests_to(network, SOUTH, "get_missing_events") < 60
+    assert asked < count_requests(network, SOUTH, "get_missing_events") < 60
     assert await waiting(room.north) == 1
     for _ in range(24 * (MAX_AGE_MS // 1000 // day)):
         network.clock.advance(day / 24)
@@ -302,14 +298,14 @@ async def test_another_server_in_the_room_helps_out(network: Network) -> None:
     await room.north.push(SOUTH, pdus[-1:])
 
     assert texts(room.bob, room.room_id) == ["three", "two", "one"]
-    assert requests_to(network, EAST, "get_missing_events") == 1
+    assert count_requests(network, EAST, "get_missing_events") == 1
 
 
-async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: Network) -> None:
+async def test_a_server_that_answers_429_is_not_asked_before_retry_after(network: Network) -> None:
     """Neither for new events of the room, nor for events further back."""
     room = await shared(network)
     said = await missed(room, "one", "two", "three", "four")
-    before = requests_to(network, NORTH, "")
+    before = count_requests(network, NORTH, "")
     network.interceptors.append(
         lambda to, _: WireResponse(429, {"retry-after": "300"}, b"{}") if to == NORTH else None
     )
@@ -321,7 +317,7 @@ async def test_a_server_that_answers_429_is_not_asked_before_its_time(network: N
         room.bob.get(f"/_matrix/client/v3/rooms/{room.room_id}/messages?dir=b&limit=100").status
         == 200
     )
-    assert requests_to(network, NORTH, "") - before == 1
+    assert count_requests(network, NORTH, "") - before == 1
     network.interceptors.clear()
     for _ in range(50):
         network.clock.advance(14)
@@ -346,10 +342,10 @@ async def test_another_server_is_asked_while_one_rate_limits_us(network: Network
         await room.north.push(SOUTH, [pdu])
 
     assert texts(room.bob, room.room_id) == ["four", "three", "two", "one"]
-    assert requests_to(network, NORTH, "get_missing_events") == 1
+    assert count_requests(network, NORTH, "get_missing_events") == 1
 
 
-async def test_news_of_a_room_ends_its_pause(network: Network) -> None:
+async def test_a_new_event_ends_the_pause_of_its_room(network: Network) -> None:
     room = await shared(network)
     said = await missed(room, "one", "two", "three")
     network.interceptors.append(lambda to, _: WireResponse(503, {}, b"") if to == NORTH else None)
@@ -421,7 +417,7 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
     await room.north.push(SOUTH, [await room.pdu(said)])
 
     assert texts(room.bob, room.room_id)[0] == "by the new levels"
-    assert requests_to(network, NORTH, "event_auth") == 1
+    assert count_requests(network, NORTH, "event_auth") == 1
     assert changed in (await room.south.state(room.room_id)).values()
 
 

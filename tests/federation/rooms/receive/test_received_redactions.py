@@ -25,7 +25,7 @@ def pair(sqlite_database: Database, sqlite_template: Path, tmp_path: Path) -> It
 
 
 @EachVersion
-async def test_redactions_find_their_targets_before_and_after(
+async def test_a_redaction_applies_before_and_after_its_target_arrives(
     pair: list[Peer], version: RoomVersion
 ) -> None:
     a, b = pair
@@ -43,7 +43,7 @@ async def test_redactions_find_their_targets_before_and_after(
         assert stored.redacted_by == by.nid
 
 
-async def test_what_came_redacted_keeps_its_thread(pair: list[Peer]) -> None:
+async def test_an_event_that_arrives_redacted_keeps_its_thread(pair: list[Peer]) -> None:
     a, b = pair
     room_id, root = await shared_room(pair, DEFAULT_ROOM_VERSION)
     reply = {"m.relates_to": {"rel_type": "m.thread", "event_id": root.event_id}}

@@ -298,7 +298,7 @@ async def test_the_policy_server_is_asked(pair: list[Peer]) -> None:
     assert await a.verdict(room_id, spam) is Verdict.SOFT_FAIL
 
 
-async def test_the_policy_server_is_asked_about_what_fills_a_gap(pair: list[Peer]) -> None:
+async def test_the_policy_server_is_asked_about_events_that_fill_a_gap(pair: list[Peer]) -> None:
     a, b = pair
     room_id, _ = await shared_room(pair)
     await b.take(room_id, (await a.send(room_id, a.user, {}, "m.room.policy", "")).event)
@@ -329,7 +329,7 @@ async def test_an_outlier_is_placed_when_it_is_received_again(both: list[Peer]) 
     assert summaries[placed.room_nid].name == "Hovli"
 
 
-async def test_past_events_are_not_news(both: list[Peer]) -> None:
+async def test_past_events_are_not_in_sync(both: list[Peer]) -> None:
     a, b = both
     room_id = await a.create(a.user, version=V11)
     old = [(await a.send(room_id, a.user, f"old {number}")).event for number in range(3)]
@@ -435,7 +435,7 @@ async def test_a_join_that_the_state_does_not_allow_is_refused(pair: list[Peer])
         )
 
 
-async def test_what_an_ordinary_event_costs(
+async def test_an_event_costs_the_same_in_small_and_large_rooms(
     database_config: SQLiteConfig | PostgresConfig, other_databases: list[Database]
 ) -> None:
     """The same for a small room and for a large one."""

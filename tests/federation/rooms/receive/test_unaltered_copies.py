@@ -47,11 +47,11 @@ async def test_an_access_list_cannot_be_emptied_by_others(network: Network) -> N
     await east.push(SOUTH, [{**pdu, "content": {"allow": ["evil.example"]}}])
     later = await room.north.pdu(room.room_id, say(room.alice, room.room_id, "hello"))
     answer = await room.north.push(SOUTH, [pdu, later])
-    assert [told for told in answer["pdus"].values() if told] == []
+    assert [received for received in answer["pdus"].values() if received] == []
     assert texts(room.bob, room.room_id) == ["hello"]
 
 
-async def test_of_many_altered_copies_in_a_gap_none_counts(network: Network) -> None:
+async def test_many_altered_copies_in_a_gap_are_all_replaced(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))
     carol = east.server.register("carol")
@@ -143,7 +143,7 @@ async def test_no_server_is_asked_about_an_unsigned_event(network: Network) -> N
     assert questions(network, SOUTH) == []
 
 
-async def test_an_answer_that_is_another_event_is_not_taken(network: Network) -> None:
+async def test_a_response_with_another_event_is_refused(network: Network) -> None:
     """In room versions whose ids are no hashes, the sender's server may answer with any event."""
     room = await shared(network, "1")
     east = Side(network.add(EAST))
@@ -209,7 +209,7 @@ async def test_redacted_events_stay_redacted(network: Network) -> None:
 
 
 @pytest.mark.parametrize("way", ["transaction", "state"])
-async def test_state_has_its_effects_again(network: Network, way: str) -> None:
+async def test_restored_state_takes_effect(network: Network, way: str) -> None:
     room = await shared(network, visibility="public", power_level_content_override=LEVELS)
     acl = {"allow": ["*"], "deny": ["evil.example"]}
     me = {"membership": "join", "displayname": "Bob"}
@@ -246,7 +246,7 @@ async def test_state_has_its_effects_again(network: Network, way: str) -> None:
     assert [(each["name"], each["num_joined_members"]) for each in listed] == [("tea", 2)]
 
 
-async def test_an_outlier_has_its_content_when_it_finds_its_place(network: Network) -> None:
+async def test_an_outlier_gets_its_content_when_it_is_placed(network: Network) -> None:
     room = await shared(network)
     event = await room.by_bob("the truth")
     (outcome,) = await room.north.federation.receiver.receive_outliers(
@@ -258,7 +258,7 @@ async def test_an_outlier_has_its_content_when_it_finds_its_place(network: Netwo
 
 
 @pytest.mark.parametrize("version", ["1", "2"])
-async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(
+async def test_a_waiting_event_is_not_replaced_by_another_users_event_with_its_id(
     network: Network, version: str
 ) -> None:
     """In old rooms events have the names that their senders give them."""
@@ -271,11 +271,11 @@ async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(
     say(room.bob, room.room_id, "first")
     said = say(room.bob, room.room_id, "and then")
 
-    def cut_off(letter: Transfer) -> Fate:
-        return Fate.IS_LOST if letter.origin == NORTH else Fate.ARRIVES
+    def cut_off(transfer: Transfer) -> Fate:
+        return Fate.IS_LOST if transfer.origin == NORTH else Fate.ARRIVES
 
     network.mend(NORTH, SOUTH)
-    network.weather = cut_off
+    network.choose_fate = cut_off
     pdu = await room.south.pdu(room.room_id, said)
     assert await room.south.push(NORTH, [pdu]) == {"pdus": {said: {}}}
     hers = dict((await east.build_next(room.room_id, carol.user_id, "m.room.message", LIE)).pdu)
@@ -285,7 +285,7 @@ async def test_what_waits_gives_way_to_no_event_of_others_that_has_its_name(
     lie["signatures"] = {**lie["signatures"], SOUTH: {"ed25519:nobodys": "A" * 86}}
     assert await east.push(NORTH, [lie]) == {"pdus": {said: {}}}
 
-    network.weather = lambda _: Fate.ARRIVES
+    network.choose_fate = lambda _: Fate.ARRIVES
     network.clock.pump([600.0] * 5)
     network.settle()
     assert texts(room.alice, room.room_id)[:2] == ["and then", "first"]

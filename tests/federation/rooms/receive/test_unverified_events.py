@@ -83,8 +83,10 @@ async def test_an_unverified_event_is_retried_and_added(
     assert snapshot.head.joined_count == 3
     members = await MembershipStore(database).get_all(snapshot.room.room_nid)
     assert members[b.user][1] == "join"
-    (told,) = await PartialRoomStore(database).get_rooms()  # clients get the complete room again
-    assert told.completed_position is not None
+    (received,) = await PartialRoomStore(
+        database
+    ).get_rooms()  # clients get the complete room again
+    assert received.completed_position is not None
     assert not (await newcomer.engine.get_snapshot(room_id)).head.partial_join
     assert (await UnverifiedEventStore(database).get_rooms())[snapshot.room.room_nid] is None
     # and stays there with what follows

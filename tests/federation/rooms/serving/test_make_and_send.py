@@ -34,13 +34,15 @@ TO = ServerName(NORTH)
 V11 = ROOM_VERSIONS["11"]
 
 
-def world(network: Network, **wish: Any) -> tuple[User, TestServer, str]:
+def world(network: Network, **requested: Any) -> tuple[User, TestServer, str]:
     """Alice, a server that asks, and her room."""
     alice, south = network.add(NORTH).register("alice"), network.add(SOUTH)
     return (
         alice,
         south,
-        create(alice, **{"preset": "public_chat", "room_version": "11", "name": "tea", **wish}),
+        create(
+            alice, **{"preset": "public_chat", "room_version": "11", "name": "tea", **requested}
+        ),
     )
 
 
@@ -99,7 +101,9 @@ async def send(
     return await put(server, path, event.room_id, event.event_id, body=event.pdu, query=query)
 
 
-async def test_a_template_is_for_ones_own_users_in_known_versions(network: Network) -> None:
+async def test_templates_are_only_for_the_servers_own_users_and_known_versions(
+    network: Network,
+) -> None:
     _, south, room_id = world(network)
     path = "/_matrix/federation/v1/make_join/{}/{}"
 
@@ -121,7 +125,7 @@ async def test_a_template_is_for_ones_own_users_in_known_versions(network: Netwo
     )
 
 
-async def test_a_template_of_what_is_not_allowed_is_refused(network: Network) -> None:
+async def test_a_template_of_a_forbidden_event_is_refused(network: Network) -> None:
     _, south, room_id = world(network)
     for action in ("leave", "knock"):
         path = f"/_matrix/federation/v1/make_{action}/{{}}/{{}}"
@@ -153,7 +157,7 @@ async def test_send_join_returns_the_state_before_the_join(network: Network) -> 
     assert get_state(alice, room_id, "m.room.member", f"@bob:{SOUTH}")["membership"] == "join"
 
 
-async def test_members_are_left_out_where_that_is_asked_for(network: Network) -> None:
+async def test_members_are_omitted_on_request(network: Network) -> None:
     alice, south, room_id = world(network)
     for number in range(MAX_SMALL_MEMBERS):
         ok(join_via(network.servers[NORTH].register(f"user{number}"), room_id))
@@ -171,7 +175,7 @@ async def test_members_are_left_out_where_that_is_asked_for(network: Network) ->
         assert known.issuperset(parse_event(V11, pdu).auth_events)
 
 
-async def test_a_room_without_a_name_comes_with_those_who_name_it(network: Network) -> None:
+async def test_the_response_for_a_nameless_room_has_its_heroes(network: Network) -> None:
     _, south, room_id = world(network, name=None)
     for number in range(MAX_SMALL_MEMBERS):
         ok(join_via(network.servers[NORTH].register(f"user{number}"), room_id))
@@ -214,7 +218,7 @@ async def test_a_large_state_comes_in_pieces_and_whole(network: Network) -> None
     assert len([pdu for pdu in answer["state"] if pdu["type"] == "org.example.note"]) == 1100
 
 
-async def test_long_events_come_in_pieces_though_they_are_few(
+async def test_a_few_long_events_come_in_pieces(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alice, south, room_id = world(network)
@@ -253,7 +257,7 @@ async def test_version_1_endpoints_answer_in_pairs(network: Network) -> None:
     assert get_state(alice, room_id, "m.room.member", bob)["membership"] == "leave"
 
 
-async def test_only_joins_of_ones_own_users_are_taken(network: Network) -> None:
+async def test_only_joins_of_the_servers_own_users_are_accepted(network: Network) -> None:
     alice, south, room_id = world(network)
     join = await make(south, room_id, f"@bob:{SOUTH}")
     wrong: list[dict[str, Any]] = [
@@ -273,7 +277,7 @@ async def test_only_joins_of_ones_own_users_are_taken(network: Network) -> None:
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 
-async def test_a_join_has_to_be_signed_and_whole(network: Network) -> None:
+async def test_a_join_without_a_valid_signature_and_hash_is_refused(network: Network) -> None:
     alice, south, room_id = world(network)
     join = await make(south, room_id, f"@bob:{SOUTH}")
     path = "/_matrix/federation/v2/send_join/{}/{}"
@@ -389,7 +393,7 @@ async def test_an_invite_into_a_room_that_is_closed_to_us_is_refused(network: Ne
     assert not is_known(alice, f"!r:{SOUTH}")
 
 
-async def test_an_old_invite(network: Network) -> None:
+async def test_an_invite_by_version_1_of_the_endpoint_is_signed(network: Network) -> None:
     alice, south, _ = world(network)
     event_id = f"$invite:{SOUTH}"
     event = invitation(south, f"!r:{SOUTH}", "1", alice.user_id, event_id=event_id)
@@ -415,7 +419,7 @@ async def test_an_old_invite(network: Network) -> None:
         ({"sender": f"@eve:{WEST}"}, (400, "M_INVALID_PARAM")),
     ],
 )
-async def test_what_is_no_invite_is_not_signed(
+async def test_an_event_that_is_not_an_invite_is_not_signed(
     network: Network, fields: dict[str, Any], expected: tuple[int, str]
 ) -> None:
     alice, south, _ = world(network)
@@ -425,7 +429,7 @@ async def test_what_is_no_invite_is_not_signed(
     assert not is_known(alice, f"!r:{SOUTH}")
 
 
-async def test_an_invite_into_a_room_of_an_unknown_version(network: Network) -> None:
+async def test_an_invite_into_a_room_of_an_unknown_version_is_refused(network: Network) -> None:
     alice, south, _ = world(network)
     event = invitation(south, f"!r:{SOUTH}", "11", alice.user_id)
 
@@ -440,7 +444,7 @@ async def test_the_create_event_has_to_prove_a_new_rooms_id(network: Network) ->
     assert await refusal(send_invite(south, event, "12")) == (400, "M_INVALID_PARAM")
 
 
-async def test_too_much_told_of_a_room_is_refused(network: Network) -> None:
+async def test_too_much_stripped_state_is_refused(network: Network) -> None:
     alice, south, _ = world(network)
     event = invitation(south, f"!r:{SOUTH}", "11", alice.user_id)
 
@@ -455,7 +459,7 @@ async def test_too_much_told_of_a_room_is_refused(network: Network) -> None:
     assert len(msgspec.json.encode(shown)) <= 300_000
 
 
-async def test_an_invite_of_who_is_in_the_room_is_refused(network: Network) -> None:
+async def test_an_invite_of_a_member_is_refused(network: Network) -> None:
     alice, south, room_id = world(network)
     bob = south.register("bob")
     ok(join_via(bob, room_id, NORTH))
@@ -465,7 +469,7 @@ async def test_an_invite_of_who_is_in_the_room_is_refused(network: Network) -> N
     assert members(alice, room_id)[alice.user_id] == "join"
 
 
-async def test_a_limit_holds_invites_from_elsewhere_back(network: Network) -> None:
+async def test_invites_by_remote_users_are_rate_limited(network: Network) -> None:
     limit = (
         "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second:"
         " 0.1,"
@@ -481,7 +485,7 @@ async def test_a_limit_holds_invites_from_elsewhere_back(network: Network) -> No
     assert len(rooms_in_sync(alice, "invite")) == 2
 
 
-async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Network) -> None:
+async def test_a_third_party_invite_is_exchanged_for_a_remote_user(network: Network) -> None:
     alice, south, room_id = world(network)
     bob = south.register("bob")
     key = SigningKey("0", b"k" * 32)

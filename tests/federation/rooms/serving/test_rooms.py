@@ -49,7 +49,7 @@ async def refusal(
 
 
 @pytest.mark.parametrize("version", ["1", "6", "12"])
-async def test_an_event_and_the_state_before_it(network: Network, version: str) -> None:
+async def test_an_event_and_the_state_before_it_are_served(network: Network, version: str) -> None:
     room = await shared(network, version)
     before = await room.north.state(room.room_id)
     topic = set_state(room.alice, room.room_id, "m.room.topic", {"topic": "tea"})
@@ -80,7 +80,7 @@ async def _event(room: Shared, event_id: str) -> Any:
     return stored.event
 
 
-async def test_the_auth_chain_of_an_event(network: Network) -> None:
+async def test_the_auth_chain_of_an_event_is_served(network: Network) -> None:
     room = await shared(network)
     said = say(room.alice, room.room_id, "hello")
 
@@ -90,7 +90,7 @@ async def test_the_auth_chain_of_an_event(network: Network) -> None:
     assert types == ["m.room.create", "m.room.member", "m.room.power_levels"]
 
 
-async def test_what_precedes_events(network: Network) -> None:
+async def test_events_before_other_events_are_served(network: Network) -> None:
     room = await shared(network)
     said = [say(room.alice, room.room_id, f"{number}") for number in range(10)]
 
@@ -114,7 +114,7 @@ async def test_what_precedes_events(network: Network) -> None:
     assert unknown["pdus"] == []
 
 
-async def test_what_lies_between_events(network: Network) -> None:
+async def test_events_between_other_events_are_served(network: Network) -> None:
     room = await shared(network)
     said = [say(room.alice, room.room_id, f"{number}") for number in range(10)]
 
@@ -148,7 +148,7 @@ async def test_what_lies_between_events(network: Network) -> None:
     )
 
 
-async def test_the_event_next_to_a_time(network: Network) -> None:
+async def test_the_event_closest_to_a_time_is_served(network: Network) -> None:
     room = await shared(network)
     network.clock.advance(100)
     first = say(room.alice, room.room_id, "first")

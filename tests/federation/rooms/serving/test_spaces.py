@@ -63,7 +63,7 @@ async def link(parts: RoomParts, space: RoomID, child: str, **content: Any) -> N
     await parts.send(space, ALICE, {"via": ["a.test"], **content}, "m.space.child", child)
 
 
-async def test_children_are_kept_in_their_order(database: Database) -> None:
+async def test_children_are_served_in_their_order(database: Database) -> None:
     parts = RoomParts(database)
     store, space = SpaceStore(database), await create(parts, "public", is_space=True)
     room = (await parts.engine.get_snapshot(space)).room
@@ -107,7 +107,7 @@ async def test_another_server_gets_the_rooms_that_it_may_see(database: Database)
     await link(parts, street, public)
     await parts.member(invited, ALICE, "invite", CAROL)
 
-    async def told(**options: bool) -> tuple[list[str], list[str]]:
+    async def received(**options: bool) -> tuple[list[str], list[str]]:
         answer = await spaces.answer_server(
             OTHER, space, suggested_only=options.get("suggested_only", False)
         )
@@ -115,10 +115,10 @@ async def test_another_server_gets_the_rooms_that_it_may_see(database: Database)
         assert len(answer["room"]["children_state"]) == (1 if options else len(rooms))
         return [child["room_id"] for child in answer["children"]], answer["inaccessible_children"]
 
-    assert await told() == ([public, invited, street], [secret, by_invited, confined])
+    assert await received() == ([public, invited, street], [secret, by_invited, confined])
     await parts.member(invited, CAROL, "join")
-    assert await told() == ([public, invited, by_invited, street], [secret, confined])
-    assert await told(suggested_only=True) == ([street], [])
+    assert await received() == ([public, invited, by_invited, street], [secret, confined])
+    assert await received(suggested_only=True) == ([street], [])
     answer = await spaces.answer_server(OTHER, space, suggested_only=False)
     told_street = answer["children"][-1]
     assert [event["state_key"] for event in told_street["children_state"]] == [public]
@@ -150,7 +150,7 @@ async def test_another_server_gets_no_rooms_that_it_may_not_see(database: Databa
         await spaces.answer_server(ServerName("xb.test"), secret, suggested_only=False)
 
 
-async def test_a_link_that_the_state_loses_is_none(database: Database) -> None:
+async def test_a_child_removed_by_state_resolution_is_not_served(database: Database) -> None:
     parts = RoomParts(database)
     space = await create(parts, "public", is_space=True)
     room = (await parts.engine.get_snapshot(space)).room
@@ -163,7 +163,7 @@ async def test_a_link_that_the_state_loses_is_none(database: Database) -> None:
     assert [child.child_id for child in children] == ["!b:a.test"]
 
 
-async def test_join_rules_that_the_state_loses_let_nobody_in(database: Database) -> None:
+async def test_join_rules_removed_by_state_resolution_do_not_apply(database: Database) -> None:
     parts = RoomParts(database)
     allow = [{"type": "m.room_membership", "room_id": "!club:a.test"}]
     room_id = await create(parts, {"join_rule": "restricted", "allow": allow})
