@@ -271,8 +271,8 @@ class OAuthOptions:
 
     enabled: bool = option(
         True,
-        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in "
-        "stays available.",
+        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in is "
+        "still available.",
     )
     qr_code: Literal["off", "signed_in", "everybody"] = option(
         "signed_in",

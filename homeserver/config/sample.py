@@ -151,7 +151,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         elif default is MISSING:
             facts.append("required")
         elif declared.name == "listeners":
-            facts.append("default port 8008 of this machine alone")
+            facts.append("default port 8008 on loopback")
         elif not (isinstance(default, tuple) and len(default) > 5):
             facts.append(f"default `{format_default(default, value_type)}`")
         for word, bound in (("at least", description.minimum), ("at most", description.maximum)):
