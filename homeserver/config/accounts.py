@@ -214,8 +214,10 @@ class UIAuthOptions:
 class LoginFromSessionOptions:
     """Login on a second client with a token from the first."""
 
-    enabled: bool = option(False, "Allows it.")
-    require_ui_auth: bool = option(True, "Requires people to confirm it with their password.")
+    enabled: bool = option(False, "Lets a client request a token with which a second one signs in.")
+    require_ui_auth: bool = option(
+        True, "Requires people to confirm the request for a token with their password."
+    )
     token_timeout: Duration = option(
         Duration(120_000),
         "How long such a token is valid.",
@@ -237,9 +239,9 @@ class ApplicationPasswordsOptions:
     )
     in_login_flows: bool = option(
         False,
-        "Announces sign-in with a password in `GET /login` even if `password_config` allows none "
-        "for people. Some clients try only what is announced; others then ask everybody for a "
-        "password.",
+        "Announces password sign-in in `GET /login` even if `password_config` does not allow it "
+        "for people. Some clients use a password only if password sign-in is announced. But if "
+        "it is announced, other clients ask everybody for a password.",
     )
     limit: int = option(20, "How many of them an account can have.", minimum=1, maximum=1000)
     max_lifetime: Duration | None = option(
@@ -258,7 +260,7 @@ class AuditRecordsOptions:
 
     retention_period: Duration = option(
         Duration(90 * 24 * 3600 * 1000),
-        "How long they are kept.",
+        "How long audit records are kept.",
         minimum=24 * 3600 * 1000,
         example="90d",
         formerly="keep_for",

@@ -49,9 +49,12 @@ def _check_policies(policies: Mapping[str, "PolicyOptions"]) -> str | None:
 class PolicyDocumentOptions:
     """A policy document in one language."""
 
-    name: str = required("Its title in this language.", example="Terms of use")
+    name: str = required("The title of the document in this language.", example="Terms of use")
     url: str | None = option(
-        None, "Its address.", example="https://example.org/terms-1.2-en.html", check=_check_url
+        None,
+        "The URL of the document.",
+        example="https://example.org/terms-1.2-en.html",
+        check=_check_url,
     )
     path: Path | None = option(
         None,
@@ -66,7 +69,7 @@ class PolicyOptions:
     """A policy that users agree to."""
 
     version: str = required(
-        "Its version. After a change, everybody is asked again.",
+        "The version of the document. After a change, everybody is asked again.",
         example='"1.2"',
         check=_check_version,
     )

@@ -40,9 +40,11 @@ class LDAPAttributes:
 class LDAPProviderOptions:
     """An LDAP directory."""
 
-    idp_id: str = option("ldap", "Its name in the database. Never change it.", check=check_idp_id)
+    idp_id: str = option(
+        "ldap", "The name of the directory in the database. Never change it.", check=check_idp_id
+    )
     uri: tuple[str, ...] = required(
-        "Its addresses. If one does not answer, the next is asked.",
+        "The URLs of the directory. If one does not respond, the next one is used.",
         example='["ldaps://ldap.example.org"]',
         check=_check_uris,
     )
@@ -79,7 +81,7 @@ class LDAPProviderOptions:
         "Links a person to the existing account with the same name, even if it was created in "
         "another way.",
     )
-    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    enable_registration: bool = option(True, "Creates accounts for people who have none.")
     update_profile_information: bool = option(
         True,
         "Updates names and e-mail addresses at each sign-in and when they change in the "

@@ -69,7 +69,7 @@ class OAuthLimits:
 
     client_registration: RateLimit = limit(0.2, 100, "Apps that register from one address.")
     device_authorization: RateLimit = limit(
-        0.1, 20, "Devices without a browser that ask for a code from one address."
+        0.1, 20, "Requests for a code by devices without a browser, from one IP address."
     )
     rendezvous: RateLimit = limit(0.2, 20, "Sign-ins by QR code that start from one address.")
     user_code: RateLimit = limit(
@@ -97,8 +97,8 @@ class InviteLimits:
     false_claims: RateLimit = limit(
         0.05,
         20,
-        "False claims that an e-mail address of a user was invited, by address of the claimant. "
-        "True statements of identity servers do not count.",
+        "False claims that an e-mail address of a user was invited, limited per IP address of "
+        "the claimant. Correct claims of identity servers do not count.",
         formerly="false_promises",
     )
 
@@ -192,8 +192,8 @@ class LimitOptions:
     rc_3pid_validation: RateLimit = limit(
         0.003,
         5,
-        "Requests for a confirmation e-mail, by address of the client and of the e-mail. Also "
-        "addresses that one user binds at the identity server.",
+        "Requests for a confirmation e-mail, limited per IP address of the client and per e-mail "
+        "address. It also limits the addresses that one user binds at the identity server.",
     )
     rc_text_messages: TextMessageLimits = section(
         TextMessageLimits, "Codes by text message (`sms_gateway`)."
@@ -240,8 +240,8 @@ class LimitOptions:
     rc_to_device_to_new_servers: RateLimit = limit(
         0.01,
         100,
-        "Servers without a shared room to which one user sends to-device messages. People whom "
-        "somebody of this server invited to a room of the user do not count.",
+        "Servers without a shared room to which one user sends to-device messages. Messages to "
+        "people whom a user of this server invited to a room of that user do not count.",
         formerly="rc_to_device_strangers",
     )
     rc_to_device_bytes: RateLimit = limit(

@@ -40,10 +40,10 @@ PRIVATE_NETWORKS = (
 class KeyServerOptions:
     """A trusted notary server for other servers' keys."""
 
-    server_name: str = required("Its name.")
-    verify_keys: Mapping[str, str] = option({}, "Its own keys, if you know them.")
+    server_name: str = required("The server name of the notary.")
+    verify_keys: Mapping[str, str] = option({}, "The notary's own keys, if you know them.")
     accept_keys_insecurely: bool = option(
-        False, "Accepts its answers without a known key of its own."
+        False, "Accepts the notary's responses even if its own key is not known."
     )
 
 
@@ -96,7 +96,9 @@ class FederationBehaviourOptions:
 class FederationMemberListOptions:
     """The signed member list of a closed federation."""
 
-    url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
+    url: str | None = option(
+        None, "The URL of the list.", example="https://federation.example/members.jws"
+    )
     path: Path | None = option(None, "Alternatively, the file with the list.")
     verify_keys: tuple[str, ...] = option(
         (),
@@ -237,7 +239,7 @@ class CallsOptions:
     turn_username: str | None = option(
         None, "The user name for TURN servers without a shared secret."
     )
-    turn_password: Secret | None = option(None, "Its password.")
+    turn_password: Secret | None = option(None, "The password of `turn_username`.")
     turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is valid.")
     turn_allow_guests: bool = option(False, "Lets guests use the TURN servers.")
 
@@ -247,9 +249,9 @@ class RedisOptions:
     """Redis or Valkey, through which nodes notify each other."""
 
     enabled: bool = option(False, "Enables Redis.")
-    host: str = option("localhost", "Its host.")
-    port: int = option(6379, "Its port.", minimum=1, maximum=65535)
-    password: Secret | None = option(None, "Its password.")
+    host: str = option("localhost", "The host of Redis.")
+    port: int = option(6379, "The port of Redis.", minimum=1, maximum=65535)
+    password: Secret | None = option(None, "The password of Redis.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,5 +265,5 @@ class IntegrationOptions:
         "namespaces. The server does not send it transactions yet.",
     )
     redis: RedisOptions = section(
-        RedisOptions, "Redis or Valkey, for more than one node.", not_implemented=True
+        RedisOptions, "Redis or Valkey. This server does not need it.", not_implemented=True
     )

@@ -43,8 +43,8 @@ This page and the sample are generated from the same declarations.
 
 - An option has the same name as in Synapse if the meaning is the same.
 - Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
-  are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths are relative to
-  the folder of the configuration file.
+  are written `512K`, `50M`, `2G`, or as a number of bytes. A path can be relative to the
+  folder of the configuration file.
 - A *secret* can also be in a separate file (option `NAME_path` or `NAME_file`) or in the
   environment (the named variable, or the same with `_FILE` for a file name). The environment takes
   precedence. A mapping of several secrets is written there as YAML:

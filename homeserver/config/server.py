@@ -205,7 +205,7 @@ class NetworkOptions:
     tls_certificate_path: Path | None = option(
         None, "The certificate chain in PEM, for listeners with `tls`."
     )
-    tls_private_key_path: Path | None = option(None, "Its private key, in PEM.")
+    tls_private_key_path: Path | None = option(None, "The private key of the certificate, in PEM.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +240,8 @@ class MediaRetentionOptions:
 
     remote_media_lifetime: Duration | None = option(
         None,
-        "The time after the last access when copies of other servers' files are deleted. `null`: "
-        "never. They are fetched again on request.",
+        "Copies of other servers' files are deleted when nobody has read them for this long. "
+        "`null`: never. They are fetched again on request.",
         minimum=3600 * 1000 * 2,
         example="90d",
     )
@@ -254,16 +254,16 @@ class MediaRetentionOptions:
     )
     remote_media_max_age: Duration | None = option(
         None,
-        "The time after which copies of other servers' files are deleted, from when they were "
-        "fetched. `null`: never. They are fetched again on request.",
+        "Copies of other servers' files are deleted this long after they were fetched. `null`: "
+        "never. They are fetched again on request.",
         minimum=3600 * 1000 * 2,
         example="1y",
     )
     local_media_max_age: Duration | None = option(
         None,
-        "The time after which files of this server's users are deleted, from their upload. They "
-        "are lost permanently, even pictures of people and rooms. Protected and quarantined "
-        "files are not deleted.",
+        "Files of this server's users are deleted this long after their upload. They are lost "
+        "permanently, even pictures of people and rooms. Protected and quarantined files are not "
+        "deleted.",
         minimum=3600 * 1000 * 2,
         example="5y",
     )
@@ -367,9 +367,9 @@ class StorageOptions:
     )
     thumbnail_sizes: tuple[ThumbnailSizeOptions, ...] = option(
         (),
-        "The only sizes of thumbnails. The smallest one of the requested method that is large "
-        "enough is used, or else the largest. If the list is empty, every size is served, "
-        "rounded up to one of seventeen steps.",
+        "The only sizes of thumbnails. A request gets the smallest size with the requested "
+        "method that is large enough, or else the largest one. If the list is empty, every size "
+        "is served, rounded up to one of seventeen steps.",
         example="[{width: 96, height: 96, method: crop}, {width: 800, height: 600, method: scale}]",
     )
     dynamic_thumbnails: bool = option(

@@ -43,9 +43,9 @@ class AttributeRequirementOptions:
 
     attribute: str = required("The claim or attribute.", example="groups")
     value: str | None = option(
-        None, "The required value. With neither this nor `one_of`: any value."
+        None, "The required value. If neither this nor `one_of` is set, any value is accepted."
     )
-    one_of: tuple[str, ...] = option((), "Or several values, of which one is required.")
+    one_of: tuple[str, ...] = option((), "Alternatively, several values, one of which is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class ClaimTemplatesOptions:
         "sub", "The claim that identifies a person at the provider and never changes."
     )
     subject_template: str | None = option(
-        None, "Or a template for it.", example="'{{ user.sub }}'", check=_check_template
+        None, "Alternatively, a template for it.", example="'{{ user.sub }}'", check=_check_template
     )
     localpart_template: str | None = option(
         None,
@@ -98,7 +98,10 @@ class ClaimTemplatesOptions:
         None, "The claim with the URL of a picture.", example="picture"
     )
     picture_template: str | None = option(
-        None, "Or a template for it.", example="'{{ user.picture }}'", check=_check_template
+        None,
+        "Alternatively, a template for it.",
+        example="'{{ user.picture }}'",
+        check=_check_template,
     )
 
 
@@ -119,20 +122,22 @@ class OIDCProviderOptions:
     """An OpenID Connect provider."""
 
     idp_id: str = required(
-        "Its name in URLs and in the database. Never change it.", check=check_idp_id
+        "The name of the provider in URLs and in the database. Never change it.", check=check_idp_id
     )
-    idp_name: str = required("The text on its button.")
+    idp_name: str = required("The text on the sign-in button.")
     idp_icon: str | None = option(
         None,
-        "The icon on its button: a file on this server or another.",
+        "The icon on the sign-in button: the content URI of a file on any server.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
     idp_brand: str | None = option(
         None, "A brand for which clients have a button style, such as `google`."
     )
-    discover: bool = option(True, "Reads its endpoints from `/.well-known/openid-configuration`.")
-    issuer: str = required("Its issuer, as in its discovery document.", check=_check_url)
+    discover: bool = option(
+        True, "Reads the provider's endpoints from `/.well-known/openid-configuration`."
+    )
+    issuer: str = required("The issuer, as in the provider's discovery document.", check=_check_url)
     client_id: str = required("The client id of this server at the provider.")
     client_secret: Secret | None = option(None, "The client secret.")
     client_secret_jwt_key: JwtKeyOptions | None = option(
@@ -157,7 +162,9 @@ class OIDCProviderOptions:
     userinfo_endpoint: str | None = option(
         None, "Without discovery: the userinfo endpoint.", check=_check_url
     )
-    jwks_uri: str | None = option(None, "Without discovery: the URL of its keys.", check=_check_url)
+    jwks_uri: str | None = option(
+        None, "Without discovery: the URL of the provider's keys.", check=_check_url
+    )
     skip_verification: bool = option(
         False,
         "Allows a provider without TLS, and one whose issuer differs from `issuer`. For tests "
@@ -188,7 +195,7 @@ class OIDCProviderOptions:
     allow_existing_users: bool = option(
         False, "Links a person to the existing account with the name from `localpart_template`."
     )
-    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    enable_registration: bool = option(True, "Creates accounts for people who have none.")
     user_mapping_provider: ClaimMappingOptions = section(
         ClaimMappingOptions, "Mapping from claims to accounts."
     )
@@ -216,18 +223,18 @@ class OIDCProviderOptions:
 class CASOptions:
     """A CAS server (Central Authentication Service)."""
 
-    enabled: bool = option(False, "Lets people sign in with it.")
-    idp_name: str = option("CAS", "The text on its button.")
+    enabled: bool = option(False, "Lets people sign in with CAS.")
+    idp_name: str = option("CAS", "The text on the sign-in button.")
     idp_icon: str | None = option(
         None,
-        "The icon on its button: a file on this server or another.",
+        "The icon on the sign-in button: the content URI of a file on any server.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
-    idp_brand: str | None = option(None, "A brand that clients know.")
+    idp_brand: str | None = option(None, "A brand for which clients have a button style.")
     server_url: str | None = option(
         None,
-        "Its base URL, without `/login`.",
+        "The base URL of the CAS server, without `/login`.",
         example="https://cas.example.org/cas",
         check=_check_url,
     )
@@ -249,7 +256,7 @@ class CASOptions:
         "Links a person to the existing account with the name from CAS. Synapse always does "
         "this; set `true` if accounts were migrated from Synapse.",
     )
-    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    enable_registration: bool = option(True, "Creates accounts for people who have none.")
     allow_numeric_ids: bool = option(False, "Allows names that consist only of digits.")
     numeric_ids_prefix: str = option("u", "A prefix for such names.")
 
@@ -272,7 +279,7 @@ class SAMLMappingOptions:
     module: str | None = option(
         None, "Only the built-in mapping is available.", not_implemented=True
     )
-    config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "Its settings.")
+    config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "The settings of the mapping.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,14 +289,14 @@ class SAML2Options:
     enabled: bool = option(
         True, "Lets people sign in with it, if `sp_config` or `config_path` is given."
     )
-    idp_name: str = option("SAML", "The text on its button.")
+    idp_name: str = option("SAML", "The text on the sign-in button.")
     idp_icon: str | None = option(
         None,
-        "The icon on its button: a file on this server or another.",
+        "The icon on the sign-in button: the content URI of a file on any server.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
-    idp_brand: str | None = option(None, "A brand that clients know.")
+    idp_brand: str | None = option(None, "A brand for which clients have a button style.")
     sp_config: Mapping[str, JSON] = option(
         {},
         "Settings of pysaml2 for this server as a service provider. The server supplies missing "
