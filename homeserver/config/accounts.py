@@ -55,7 +55,7 @@ class DisplayNamesOptions:
     """Rules for display names that users choose. Administrators and identity providers may ignore
     them."""
 
-    maximum_length: int = option(256, "The most characters.", minimum=1, maximum=256)
+    maximum_length: int = option(256, "The maximum number of characters.", minimum=1, maximum=256)
     pattern: str | None = option(
         None,
         "A regular expression that the whole name must match. `null`: any name.",
@@ -74,20 +74,21 @@ class DisplayNamesOptions:
 class RegistrationOptions:
     """Registration."""
 
-    enable_registration: bool = option(False, "Lets people make accounts themselves.")
+    enable_registration: bool = option(False, "Lets people create accounts themselves.")
     enable_registration_without_verification: bool = option(
         False,
-        "Lets them do so without a token or another proof. Spammers find such a server on the "
-        "internet within days.",
+        "Allows registration without a token or another proof. Spammers find such a server on "
+        "the internet within days.",
     )
     registration_requires_token: bool = option(
-        False, "Requires a registration token, which an administrator makes."
+        False, "Requires a registration token, which an administrator creates."
     )
     registration_requires_approval: bool = option(
         False,
-        "New accounts wait until an administrator approves them (MSC3866), also those of people "
-        "from an identity provider, but not those that administrators make. Approve on the page "
-        "`/_mahalla/approvals`, or with `PUT /_mahalla/admin/v1/users/{user_id}/approval`.",
+        "New accounts wait until an administrator approves them (MSC3866). This includes "
+        "accounts of people from an identity provider, but not accounts that administrators "
+        "create. Approve on the page `/_mahalla/approvals`, or with `PUT "
+        "/_mahalla/admin/v1/users/{user_id}/approval`.",
     )
     registration_approval_emails: Mapping[str, str] = option(
         {},
@@ -99,19 +100,21 @@ class RegistrationOptions:
     )
     registration_shared_secret: Secret | None = option(
         None,
-        "A program that knows this secret may make any account, administrators too, even while "
-        "registration is closed.",
+        "A program with this secret can create any account, even administrators' accounts, and "
+        "even while registration is closed.",
     )
     allow_guest_access: bool = option(
-        False, "Lets people without an account look around as guests."
+        False, "Lets people without an account use the server as guests."
     )
     inhibit_user_in_use_error: bool = option(
-        False, "Always answers that a name is free, so that names cannot be found out."
+        False,
+        "Always reports that a user name is free, so that nobody can find out which accounts "
+        "exist.",
     )
     reserved_usernames: tuple[str, ...] = option(
         (),
-        "User names that only administrators can give: names, wildcards (`*`, `?`), and regular "
-        "expressions between slashes.",
+        "User names that only administrators can assign: names, wildcards (`*`, `?`), and "
+        "regular expressions between slashes.",
         example='["admin*", "support", "/(rector|dean)[0-9]*/"]',
         check=_check_names,
     )
@@ -134,10 +137,10 @@ class PasswordPolicyOptions:
     enabled: bool = option(
         True,
         "Enforces the rules below for passwords that people choose, and for those that "
-        "administrators set over the API. On the command line (`create-user`) a weak one is "
-        "accepted with a warning.",
+        "administrators set with the API. The command `create-user` accepts a weak password with "
+        "a warning.",
     )
-    minimum_length: int = option(8, "The fewest characters.", minimum=0, maximum=512)
+    minimum_length: int = option(8, "The minimum number of characters.", minimum=0, maximum=512)
     require_digit: bool = option(False, "Requires a digit.")
     require_symbol: bool = option(False, "Requires a character that is not alphanumeric.")
     require_lowercase: bool = option(False, "Requires a lowercase letter.")
@@ -179,8 +182,9 @@ class AccountValidityOptions:
     )
     renew_at: Duration | None = option(
         None,
-        "How long before the end the owner gets an e-mail with a link that renews the account. "
-        "`null`: only administrators renew accounts. Needs `email` and `public_baseurl`.",
+        "How long before the expiry the owner gets an e-mail with a link that renews the "
+        "account. `null`: only administrators renew accounts. Needs `email` and "
+        "`public_baseurl`.",
         minimum=60_000,
         example="2w",
     )
@@ -199,9 +203,9 @@ class UIAuthOptions:
 
     session_timeout: Duration = option(
         Duration(0),
-        "How long a confirmation counts for more actions on the same device. 0: for one action "
-        "only. It never counts for a new password, the end of the account, a new address or a "
-        "login token.",
+        "How long a confirmation is valid for further actions on the same device. 0: for one "
+        "action only. A new password, the deactivation of the account, a new address and a login "
+        "token always need a new confirmation.",
         minimum=0,
     )
 
@@ -210,8 +214,10 @@ class UIAuthOptions:
 class LoginFromSessionOptions:
     """Login on a second client with a token from the first."""
 
-    enabled: bool = option(False, "Allows it.")
-    require_ui_auth: bool = option(True, "Requires people to confirm it with their password.")
+    enabled: bool = option(False, "Lets a client request a token with which a second one signs in.")
+    require_ui_auth: bool = option(
+        True, "Requires people to confirm the request for a token with their password."
+    )
     token_timeout: Duration = option(
         Duration(120_000),
         "How long such a token is valid.",
@@ -227,20 +233,21 @@ class ApplicationPasswordsOptions:
 
     enabled: bool = option(
         True,
-        "Lets people make them, and programs sign in with them: bots and old clients that know "
-        "only passwords, for accounts that use an identity provider. Its holder signs in "
-        "without that provider.",
+        "Lets people create application passwords, and lets programs sign in with them. They are "
+        "for bots and old clients that support only passwords, even if people sign in with an "
+        "identity provider. Anybody with such a password can sign in without that provider.",
     )
     in_login_flows: bool = option(
         False,
-        "Announces sign-in with a password in `GET /login` even if `password_config` allows none "
-        "for people. Some clients try only what is announced; others then ask everybody for a "
-        "password.",
+        "Announces password sign-in in `GET /login` even if `password_config` does not allow it "
+        "for people. Some clients use a password only if password sign-in is announced. But if "
+        "it is announced, other clients ask everybody for a password.",
     )
-    limit: int = option(20, "How many an account may have.", minimum=1, maximum=1000)
+    limit: int = option(20, "How many of them an account can have.", minimum=1, maximum=1000)
     max_lifetime: Duration | None = option(
         None,
-        "After how long each ends at the latest, with its sessions. `null`: people choose.",
+        "The longest lifetime of an application password and its session. `null`: unlimited, and "
+        "people choose.",
         minimum=1,
         example="365d",
         formerly="longest_lifetime",
@@ -253,7 +260,7 @@ class AuditRecordsOptions:
 
     retention_period: Duration = option(
         Duration(90 * 24 * 3600 * 1000),
-        "How long they are kept.",
+        "How long audit records are kept.",
         minimum=24 * 3600 * 1000,
         example="90d",
         formerly="keep_for",
@@ -266,19 +273,20 @@ class OAuthOptions:
 
     enabled: bool = option(
         True,
-        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in "
-        "stays available.",
+        "Lets apps sign people in with OAuth 2.0. Needs `public_baseurl`. The classic sign-in is "
+        "still available.",
     )
     qr_code: Literal["off", "signed_in", "everybody"] = option(
         "signed_in",
-        "Who may start a sign-in by QR code: nobody; people who are signed in on another device; "
-        "or everybody, which older apps (MSC4108 of 2024) and new devices that show the code "
-        "need. The server relays 4 KiB between the two devices for some minutes.",
+        "The people who can start a sign-in by QR code: nobody; people who are signed in on "
+        "another device; or everybody. Older apps (MSC4108 of 2024) and new devices that show "
+        "the code need `everybody`. The server relays 4 KiB between the two devices for some "
+        "minutes.",
     )
     introspection_clients: Mapping[str, Secret] = option(
         {},
-        "Services that may introspect access tokens (RFC 7662), which tells them whose token it "
-        "is: by name, with their secrets.",
+        "Services that can introspect access tokens (RFC 7662) and so learn the user of a token. "
+        "Maps the name of each service to its secret.",
         example='{"calendar": "a long random text"}',
         formerly="trusted_services",
     )
@@ -290,50 +298,49 @@ class SessionsOptions:
 
     bcrypt_rounds: int = option(
         12,
-        "How expensive a password is to hash. Passwords are stored as Argon2id; 12 is today's "
-        "recommended cost, each step doubles or halves it, and 4 is for test data only.",
+        "The cost of hashing a password. Passwords are stored as Argon2id hashes. 12 is the "
+        "recommended cost, and each step doubles or halves it. 4 is for test data only.",
         minimum=4,
         maximum=20,
     )
     password_config: PasswordOptions = section(PasswordOptions, "Sign-in with a password.")
     session_lifetime: Duration | None = option(
-        None, "After how long every session ends. `null`: never.", minimum=1, example="24h"
+        None, "The time after which every session ends. `null`: never.", minimum=1, example="24h"
     )
     refreshable_access_token_lifetime: Duration = option(
         Duration(300_000),
-        "How long an access token is valid that the client can refresh.",
+        "The lifetime of access tokens that the client can refresh.",
         minimum=1,
         example="5m",
     )
     refresh_token_lifetime: Duration | None = option(
         None,
-        "How long an unused refresh token is valid. `null`: for ever.",
+        "The lifetime of unused refresh tokens. `null`: unlimited.",
         minimum=1,
         example="24h",
     )
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None,
-        "How long an access token is valid that cannot be refreshed. `null`: for ever.",
+        "The lifetime of access tokens that cannot be refreshed. `null`: unlimited.",
         minimum=1,
         example="24h",
     )
     accept_token_in_query: bool = option(
         True,
-        "Accepts the access token as `access_token` in the address, as old clients send it. "
-        "Addresses end up in the logs of proxies: switch it off if all clients send the header "
-        "`Authorization`.",
+        "Accepts the access token as `access_token` in the query string, as old clients send it. "
+        "Proxies log URLs, so switch this off if all clients send the header `Authorization`.",
     )
     login_via_existing_session: LoginFromSessionOptions = section(
-        LoginFromSessionOptions, "Signing in a second client with the help of the first."
+        LoginFromSessionOptions, "Sign-in of a second client with a token from the first one."
     )
     application_passwords: ApplicationPasswordsOptions = section(
         ApplicationPasswordsOptions, "Passwords for programs that cannot sign in otherwise."
     )
     user_ips_max_age: Duration | None = option(
         Duration(28 * 24 * 3600 * 1000),
-        "How long the server keeps the address and program with which a device was last used. "
-        "`null`: as long as the device is signed in. The time of the last use is kept; audit "
-        "records have a lifetime of their own (`audit`).",
+        "How long the server stores the IP address and the client program of a device's last "
+        "use. `null`: as long as the device is signed in. The time of the last use is kept. "
+        "Audit records have a separate lifetime (`audit`).",
         minimum=24 * 3600 * 1000,
         example="28d",
     )
@@ -343,5 +350,5 @@ class SessionsOptions:
         AccountValidityOptions, "Accounts that expire."
     )
     ui_auth: UIAuthOptions = section(
-        UIAuthOptions, "Confirming one's identity before important actions."
+        UIAuthOptions, "Confirmation of the user's identity before important actions."
     )

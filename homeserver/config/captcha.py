@@ -46,7 +46,7 @@ class CaptchaOptions:
     )
     recaptcha_siteverify_api: str = option(
         "https://www.recaptcha.net/recaptcha/api/siteverify",
-        "Where solutions are verified. hCaptcha: `https://api.hcaptcha.com/siteverify`; "
+        "The URL that verifies solutions. hCaptcha: `https://api.hcaptcha.com/siteverify`; "
         "Turnstile: `https://challenges.cloudflare.com/turnstile/v0/siteverify`.",
         check=_check_address,
     )
@@ -61,8 +61,8 @@ class CaptchaOptions:
     )
     recaptcha_sources: tuple[str, ...] = option(
         ("https://www.recaptcha.net/recaptcha/", "https://www.gstatic.com/recaptcha/"),
-        "From where that script may load more scripts, frames and styles, as in a "
-        "`Content-Security-Policy`. hCaptcha: `[https://hcaptcha.com, https://*.hcaptcha.com]`; "
-        "Turnstile: `[https://challenges.cloudflare.com]`.",
+        "The sources from which that script can load more scripts, frames and styles, in the "
+        "format of a `Content-Security-Policy`. hCaptcha: `[https://hcaptcha.com, "
+        "https://*.hcaptcha.com]`; Turnstile: `[https://challenges.cloudflare.com]`.",
         check=_check_sources,
     )

@@ -51,14 +51,17 @@ def _check_policies(policies: Mapping[str, "PolicyOptions"]) -> str | None:
 class PolicyDocumentOptions:
     """A policy document in one language."""
 
-    name: str = required("Its title in this language.", example="Terms of use")
+    name: str = required("The title of the document in this language.", example="Terms of use")
     url: str | None = option(
-        None, "Its address.", example="https://example.org/terms-1.2-en.html", check=_check_url
+        None,
+        "The URL of the document.",
+        example="https://example.org/terms-1.2-en.html",
+        check=_check_url,
     )
     path: Path | None = option(
         None,
-        "Or a file with its text, which this server shows: UTF-8, an empty line between "
-        "paragraphs, `# ` before headings, `- ` before list items.",
+        "Alternatively, a file with its text, which this server shows. The format is UTF-8 with "
+        "an empty line between paragraphs, `# ` before headings, `- ` before list items.",
         example="terms-en.txt",
     )
 
@@ -68,7 +71,7 @@ class PolicyOptions:
     """A policy that users agree to."""
 
     version: str = required(
-        "Its version. With a new version everybody is asked again.",
+        "The version of the document. After a change, everybody is asked again.",
         example='"1.2"',
         check=_check_version,
     )
@@ -83,7 +86,7 @@ class UserConsentOptions:
 
     policies: Mapping[str, PolicyOptions] = option(
         {},
-        "The documents, each with a version and the text in some languages.",
+        "The documents, each with a version and one text per language.",
         example=(
             '{terms: {version: "1.2", documents: {en: {name: Terms of use, url: '
             '"https://example.org/terms"}}}}'
@@ -91,12 +94,12 @@ class UserConsentOptions:
         check=_check_policies,
     )
     require_at_registration: bool = option(
-        True, "Asks people to agree when they register in an app."
+        True, "Asks people to accept the documents when they register in an app."
     )
     block_events_error: str | None = option(
         None,
-        "The error that apps show to people who have not agreed to the current versions. Until "
-        "they do, they may read but not write. `%(consent_uri)s` stands for the page on which "
-        "they agree. `null`: they may write.",
+        "The error message for people who have not accepted the current versions. Until they "
+        "accept them, they can read but not send. `%(consent_uri)s` stands for the URL of the "
+        "page on which they accept them. `null`: they can send.",
         example='"Please read and accept our terms first: %(consent_uri)s"',
     )

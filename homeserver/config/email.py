@@ -27,7 +27,7 @@ class EmailOptions:
     )
     smtp_port: int | None = option(
         None,
-        "Its port; `null`: 465 with `force_tls`, else 25.",
+        "The port of the mail server. `null`: 465 with `force_tls`, otherwise 25.",
         minimum=1,
         maximum=65535,
         example="587",
@@ -35,7 +35,7 @@ class EmailOptions:
     smtp_user: str | None = option(
         None, "The user name at the mail server. `null`: no authentication."
     )
-    smtp_pass: Secret | None = option(None, "The password for that.")
+    smtp_pass: Secret | None = option(None, "The password at the mail server.")
     force_tls: bool = option(False, "Uses TLS from the first byte, as on port 465.")
     require_transport_security: bool = option(
         False, "Sends nothing unless the mail server offers STARTTLS."
@@ -57,11 +57,11 @@ class EmailOptions:
     )
     enable_notifs: bool = option(
         False,
-        "Sends e-mails about missed messages to people who want them. Needs `public_baseurl`, for "
-        "the link that ends them.",
+        "Sends e-mails about missed messages to people who subscribed to them. Needs "
+        "`public_baseurl` for the unsubscribe link.",
     )
     notif_for_new_users: bool = option(
-        True, "With `enable_notifs`: switches them on for new accounts with an e-mail address."
+        True, "With `enable_notifs`: subscribes new accounts with an e-mail address."
     )
     notif_delay_before_mail: Duration = option(
         Duration(600_000),
@@ -70,7 +70,7 @@ class EmailOptions:
     )
     client_base_url: str = option(
         "https://matrix.to",
-        "The client to which links in e-mails lead: matrix.to, or the address of an Element Web.",
+        "The target of links in e-mails: matrix.to, or the address of an Element Web.",
         example="https://chat.example.org",
         check=_check_base_url,
     )
@@ -122,13 +122,14 @@ class MailOptions:
     email: EmailOptions = section(EmailOptions, "Sending e-mail.")
     registrations_require_3pid: tuple[str, ...] = option(
         (),
-        "What everybody must confirm at registration: `email`, `msisdn` (a telephone number), or "
-        "both.",
+        "The addresses that everybody must confirm at registration: `email`, `msisdn` (a "
+        "telephone number), or both.",
         example="[email]",
     )
     allowed_local_3pids: tuple[AllowedThreepidOptions, ...] | None = option(
         None,
-        "The only addresses and telephone numbers that people may use. `null`: any.",
+        "Rules that the users' e-mail addresses and telephone numbers must match. `null`: all "
+        "are allowed.",
         example="[{medium: email, pattern: '^[^@]+@example\\.org$'}]",
     )
     enable_3pid_changes: bool = option(
@@ -136,9 +137,9 @@ class MailOptions:
     )
     next_link_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only hosts to which people are redirected after they confirmed an address (the client "
-        "that requests the e-mail chooses `next_link`). `[]`: none. `null`: any; the page then "
-        "shows the host first.",
+        "The hosts to which people can be redirected after they confirmed an address. (The "
+        "client that requests the e-mail chooses the URL, `next_link`.) `[]`: none. `null`: all, "
+        "but a page first shows the host.",
         example="[element.example.org]",
     )
     request_token_inhibit_3pid_errors: bool = option(

@@ -42,56 +42,63 @@ class LDAPAttributes:
 class LDAPProviderOptions:
     """An LDAP directory."""
 
-    idp_id: str = option("ldap", "Its name in the database. Never change it.", check=check_idp_id)
+    idp_id: str = option(
+        "ldap", "The name of the directory in the database. Never change it.", check=check_idp_id
+    )
     uri: tuple[str, ...] = required(
-        "Its addresses. If one does not answer, the next is asked.",
+        "The URLs of the directory. If one does not respond, the next one is used.",
         example='["ldaps://ldap.example.org"]',
         check=_check_uris,
     )
     start_tls: bool = option(
         True,
-        "Secures a connection to `ldap://` before anything is sent. Without it passwords are sent "
-        "unencrypted.",
+        "Uses StartTLS on `ldap://` connections before any data is sent. Without it passwords "
+        "are sent unencrypted.",
     )
     tls_ca_file: Path | None = option(
         None, "The certificate authorities of the directory. `null`: those of the system."
     )
     mode: Literal["search", "bind"] = option(
         "search",
-        "`search`: `bind_dn` looks the entry up. `bind`: the entry is `ATTRIBUTE=NAME,BASE`, and "
-        "people read it themselves. Only `search` finds removed "
-        "users.",
+        "`search`: the account `bind_dn` searches for the user's entry. `bind`: the entry is "
+        "`ATTRIBUTE=NAME,BASE`, and is read with the user's own bind. Only `search` detects "
+        "removed users.",
     )
-    base: str = required("The entry below which people are.", example="ou=people,dc=example,dc=org")
-    bind_dn: str | None = option(None, "The account that looks people up. `null`: anonymous.")
+    base: str = required(
+        "The entry below which the users' entries are.", example="ou=people,dc=example,dc=org"
+    )
+    bind_dn: str | None = option(
+        None, "The service account that searches the directory. `null`: anonymous."
+    )
     bind_password: Secret | None = option(None, "The password of `bind_dn`.")
     filter: str | None = option(
         None,
-        "An additional filter, such as membership in a group. A person who no longer matches has "
-        "left.",
+        "An additional filter, such as membership in a group. A user who no longer matches "
+        "counts as removed.",
         example="'(memberOf=cn=matrix,ou=groups,dc=example,dc=org)'",
     )
     attributes: LDAPAttributes = section(LDAPAttributes, "The names of attributes.")
     allow_existing_users: bool = option(
         False,
-        "Gives a person the existing account with the same name, even if it was made otherwise.",
+        "Links a person to the existing account with the same name, even if it was created in "
+        "another way.",
     )
-    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    enable_registration: bool = option(True, "Creates accounts for people who have none.")
     update_profile_information: bool = option(
         True,
         "Updates names and e-mail addresses at each sign-in and when they change in the "
-        "directory, and not for new accounts only. An address that the directory replaced is "
-        "replaced here too.",
+        "directory. Otherwise they are only set for new accounts. If the directory replaces an "
+        "address, the account's address is replaced too.",
     )
     removed_users: Literal["deactivate", "lock", "keep"] = option(
         "deactivate",
-        "What happens to the account of somebody who is no longer in the directory: it is "
-        "deactivated for good, locked until the directory has them again, or kept.",
+        "The effect on the account of a user who is no longer in the directory: it is "
+        "deactivated permanently, locked until the directory has the user again, or kept.",
         formerly="leavers",
     )
     removed_users_check_interval: Duration = option(
         Duration(20_000),
-        "How often the directory is asked who is there.",
+        "How often the list of users is read from the directory.",
         minimum=5_000,
         maximum=3_600_000,
         example="20s",
@@ -99,12 +106,17 @@ class LDAPProviderOptions:
     )
     removed_users_max_share: float = option(
         0.1,
-        "The largest share of its people that may be removed at once (one person always may). "
-        "More is taken for a fault of the directory: nothing is done, and the log says so.",
+        "The largest share of its users that can be removed in one check (one user always can). "
+        "A larger share is treated as a fault of the directory: the server changes nothing, and "
+        "logs it.",
         minimum=0.0,
         maximum=1.0,
         formerly="leavers_at_most",
     )
     timeout: Duration = option(
-        Duration(10_000), "How long an answer may take.", minimum=500, maximum=60_000, example="10s"
+        Duration(10_000),
+        "The time limit for a response of the directory.",
+        minimum=500,
+        maximum=60_000,
+        example="10s",
     )

@@ -40,8 +40,8 @@ class LoginLimits:
     address: RateLimit = limit(
         0.5,
         50,
-        "Sign-ins from one address. A whole office often shares one; the other two limits stop "
-        "guessing.",
+        "Sign-ins from one IP address, which many people may share. The other two limits stop "
+        "password guessing.",
     )
     account: RateLimit = limit(
         0.003, 5, "Successful sign-ins to one account, and login tokens for its next device."
@@ -56,8 +56,8 @@ class RefreshLimits:
     address: RateLimit = limit(
         20,
         1000,
-        "Refreshes from one address, and other token requests of the OAuth 2.0 API. A whole "
-        "office often shares one, and each of its apps refreshes every few minutes "
+        "Refreshes from one address, and other token requests of the OAuth 2.0 API. Many people "
+        "may share an address, and each of their apps refreshes every few minutes "
         "(`refreshable_access_token_lifetime`).",
     )
     account: RateLimit = limit(0.5, 50, "Refreshes of the sessions of one account.")
@@ -69,11 +69,11 @@ class OAuthLimits:
 
     client_registration: RateLimit = limit(0.2, 100, "Apps that register from one address.")
     device_authorization: RateLimit = limit(
-        0.1, 20, "Devices without a browser that ask for a code from one address."
+        0.1, 20, "Requests for a code by devices without a browser, from one IP address."
     )
     rendezvous: RateLimit = limit(0.2, 20, "Sign-ins by QR code that start from one address.")
     user_code: RateLimit = limit(
-        0.01, 10, "Wrong device codes that one person, or one address, enters."
+        0.01, 10, "Wrong device codes that one user, or one address, enters."
     )
 
 
@@ -97,8 +97,8 @@ class InviteLimits:
     false_claims: RateLimit = limit(
         0.05,
         20,
-        "False claims that an e-mail address of a user was invited, by address of the claimant. "
-        "True statements of identity servers do not count.",
+        "False claims that an e-mail address of a user was invited, limited per IP address of "
+        "the claimant. Correct claims of identity servers do not count.",
         formerly="false_promises",
     )
 
@@ -133,7 +133,7 @@ class FederationLimits:
     )
     sleep_delay: int = option(500, "The delay in milliseconds.", minimum=0)
     reject_limit: int = option(
-        50, "How many requests of one server may wait before more are refused.", minimum=0
+        50, "How many requests of one server can wait before further ones are refused.", minimum=0
     )
     concurrent: int = option(
         3, "How many requests of one server are answered at the same time.", minimum=1
@@ -141,21 +141,21 @@ class FederationLimits:
     claimed_keys: RateLimit = limit(
         50,
         5000,
-        "One-time keys that one server claims. One request may claim 5,000. If it claims more "
-        "than is left, the next one waits.",
+        "One-time keys that one server claims. One request can claim 5,000. If a request exceeds "
+        "the limit, it succeeds, but the next one must wait longer.",
     )
     to_device_bytes: RateLimit = limit(
         1048576,
         4294967296,
-        "Bytes of to-device messages that one server sends, counted for each receiving device "
-        "here. Beyond it, its transactions are refused, and it sends them again later. Keys of "
-        "one encrypted room for 10,000 devices are some 15 MB.",
+        "Bytes of to-device messages that one server sends, counted for each receiving device of "
+        "this server. Above the limit, its transactions are refused, and it sends them again "
+        "later. The keys of one encrypted room for 10,000 devices are about 15 MB.",
     )
     to_device_bytes_of_user: RateLimit = limit(
         131072,
         536870912,
-        "The same for one user of another server. What is beyond it is dropped: refusing the "
-        "transactions would delay all other users of that server.",
+        "The same for one user of another server. Messages above the limit are dropped, because "
+        "refusing the transactions would delay all other users of that server.",
     )
 
 
@@ -178,7 +178,7 @@ class LimitOptions:
     rc_joins_per_room: RateLimit = limit(
         1,
         10,
-        "Joins to one room, by people of this server, and by people of other servers that join "
+        "Joins to one room, by users of this server, and by users of other servers that join "
         "through this one.",
     )
     rc_invites: InviteLimits = section(InviteLimits, "Invitations.")
@@ -186,13 +186,14 @@ class LimitOptions:
     rc_profile: RateLimit = limit(0.2, 10, "Changes of one user's profile.")
     rc_admin_redaction: RateLimit | None = option(
         None,
-        "Redactions by one administrator of the server, if they should differ from `rc_message`.",
+        "Redactions by one administrator of the server, if the limit should differ from "
+        "`rc_message`.",
     )
     rc_3pid_validation: RateLimit = limit(
         0.003,
         5,
-        "Requests for a confirmation e-mail, by address of the client and of the e-mail. Also "
-        "addresses that one user binds at the identity server.",
+        "Requests for a confirmation e-mail, limited per IP address of the client and per e-mail "
+        "address. It also limits the addresses that one user binds at the identity server.",
     )
     rc_text_messages: TextMessageLimits = section(
         TextMessageLimits, "Codes by text message (`sms_gateway`)."
@@ -202,60 +203,60 @@ class LimitOptions:
     )
     rc_media_create: RateLimit = limit(10, 50, "Uploads, and reserved file addresses, by one user.")
     rc_media_scan: RateLimit = limit(
-        5, 100, "Scans of encrypted files that one user requests, or one address without a user."
+        5, 100, "Scans of encrypted files that one user requests, or one address without sign-in."
     )
     rc_url_preview: RateLimit = limit(1, 30, "Link previews that one user requests.")
     rc_key_requests: RateLimit = limit(
         20,
         100,
-        "Requests for encryption keys by one user. A question for more than 1,000 people counts "
+        "Requests for encryption keys by one user. A request for more than 1,000 users counts "
         "once for each thousand.",
     )
     rc_key_requests_to_new_servers: RateLimit = limit(
         0.1,
         200,
-        "Servers without a shared room that are asked for keys for one user. People whom somebody "
-        "of this server invited to a room of the user do not count.",
+        "Servers without a shared room from which one user's clients request keys. Requests for "
+        "people whom a user of this server invited to a room of that user do not count.",
         formerly="rc_key_strangers",
     )
     rc_claimed_keys: RateLimit = limit(
         100,
         20000,
-        "One-time keys that one user claims. If a request claims more than is left, the next one "
-        "waits.",
+        "One-time keys that one user claims. If a request exceeds the limit, it succeeds, but "
+        "the next one must wait longer.",
     )
     rc_key_backup_bytes: RateLimit = limit(
         65536,
         1073741824,
-        "Bytes of room keys that one user uploads to backups. Keys of 100,000 sessions are some "
-        "100 MB; a new backup gets all of them.",
+        "Bytes of room keys that one user uploads to backups. The keys of 100,000 sessions are "
+        "about 100 MB, and a new backup receives all of them.",
     )
     rc_device_changes: RateLimit = limit(
         0.2,
         100,
-        "Changes of one user's devices that are sent to everybody who shares a room: identity "
+        "Changes of one user's devices that are sent to all users who share a room: identity "
         "keys, signatures, names, dehydrated devices.",
     )
     rc_to_device_to_new_servers: RateLimit = limit(
         0.01,
         100,
-        "Servers without a shared room to which one user sends to-device messages. People whom "
-        "somebody of this server invited to a room of the user do not count.",
+        "Servers without a shared room to which one user sends to-device messages. Messages to "
+        "people whom a user of this server invited to a room of that user do not count.",
         formerly="rc_to_device_strangers",
     )
     rc_to_device_bytes: RateLimit = limit(
         65536,
         134217728,
-        "Bytes of to-device messages that one user sends, counted for each receiving device. Keys "
-        "of one encrypted room for 1,000 devices are some 1.5 MB, and are sent again after some "
-        "messages, or when somebody leaves.",
+        "Bytes of to-device messages that one user sends, counted for each receiving device. The "
+        "keys of one encrypted room for 1,000 devices are about 1.5 MB. Clients send new ones "
+        "after a number of messages, or when somebody leaves.",
     )
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.")
     rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.")
-    rc_hierarchy: RateLimit = limit(5, 50, "Pages of a space's content that one user reads.")
-    rc_threads: RateLimit = limit(5, 50, "Pages of a room's threads that one user reads.")
+    rc_hierarchy: RateLimit = limit(5, 50, "Pages of a space's room list that one user requests.")
+    rc_threads: RateLimit = limit(5, 50, "Pages of a room's thread list that one user requests.")
     rc_timestamp_to_event: RateLimit = limit(
         2, 20, "Requests of one user for the event nearest to a time."
     )

@@ -38,28 +38,28 @@ from homeserver.config.upstream_checks import check_upstream
 from homeserver.config.yaml_text import InvalidYaml, Place, YamlDocument, parse_yaml
 
 REASONS = {
-    "later": "not implemented here yet",
-    "workers": "every node is the same program here; there are no workers to set up",
+    "later": "not implemented yet",
+    "workers": "this server has no workers; every node runs the same program",
     "tuning": "this server needs no tuning of this kind",
     "log": "logging is set up in the section `log`",
-    "macaroons": "access tokens are random here, and not derived from a secret",
+    "macaroons": "this server's access tokens are random, and not derived from a secret",
     "statistics": "this server sends no reports",
-    "process": "this is the task of systemd, or of another program that starts the server",
+    "process": "systemd, or another program that starts the server, does this",
     "plugins": (
-        "plug-ins written for Synapse do not run here; use `plugins` for those of this server"
+        "this server does not run plug-ins written for Synapse; use `plugins` for its own plug-ins"
     ),
     "object_store": "use `media_object_store` for a store such as S3",
-    "oauth": "this server signs people in by OAuth 2.0 itself (`oauth`)",
-    "names": "other servers never get the names of devices",
-    "identity": "this server looks nobody up at identity servers",
+    "oauth": "this server has a built-in OAuth 2.0 API (`oauth`)",
+    "names": "this server never sends device names to other servers",
+    "identity": "this server never searches for users at identity servers",
     "presence": "use `presence.enabled`, which is on by default",
     "obsolete": "Synapse itself has dropped or never documented it",
-    "experimental": "this is for experiments in Synapse",
+    "experimental": "this is an experimental feature of Synapse",
     "policies": "use `user_consent.policies`, where each document has its version, name and text",
-    "redacted": "redacted content is removed at once here",
-    "default": "this server always does it",
+    "redacted": "this server removes redacted content immediately",
+    "default": "this server always behaves this way",
     "providers": (
-        "this server has no built-in providers; it asks only those of `oembed.additional_providers`"
+        "this server has no built-in providers; it only uses `oembed.additional_providers`"
     ),
 }
 """The reasons why a key of Synapse has no effect, by the word in `synapse_keys.tsv`."""

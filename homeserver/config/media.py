@@ -28,13 +28,13 @@ class MediaObjectStoreOptions:
     )
     role: Literal["main", "second_copy", "retired"] = option(
         "main",
-        "`main`: the store has every file, and the folder a part of them. `second_copy`: both "
-        "have every file. `retired`: files move back to the folder; remove this section when the "
-        "log says that the store is empty. A background job moves existing files while the server "
-        "runs.",
+        "`main`: the store has every file, and the folder has some of them. `second_copy`: both "
+        "have every file. `retired`: files are moved back to the folder. Remove this section "
+        "when the log reports that every file is where the role requires it. A background job "
+        "moves existing files while the server runs.",
     )
     endpoint_url: str | None = option(
-        None, "The address of the store, if it is not Amazon's.", example="https://s3.example.org"
+        None, "The URL of the store, if it is not Amazon's.", example="https://s3.example.org"
     )
     region_name: str | None = option(None, "The region.", example="eu-central-1")
     access_key_id: Secret | None = option(
@@ -45,7 +45,8 @@ class MediaObjectStoreOptions:
     secret_access_key: Secret | None = option(None, "The secret access key.")
     prefix: str = option("", "A prefix of all object names.", example="mahalla/")
     addressing_style: Literal["auto", "path", "virtual"] = option(
-        "auto", "Whether the bucket's name is part of the path or of the host name."
+        "auto",
+        "The place of the bucket's name in URLs: in the path, or in the host name (`virtual`).",
     )
     encryption: Literal["none", "AES256", "aws:kms", "customer"] = option(
         "none",
@@ -57,7 +58,7 @@ class MediaObjectStoreOptions:
     )
     customer_key: Secret | None = option(
         None,
-        "The key for `customer`: 32 bytes in base64. Without it the files are lost.",
+        "The key for `customer`: 32 bytes in base64. If you lose it, the files are lost.",
         check=_check_key,
     )
     storage_class: str | None = option(
@@ -71,9 +72,9 @@ class MediaObjectStoreOptions:
     )
     timeout: Duration = option(
         Duration(20_000),
-        "How long the store may send nothing. After that, requests get an error that says that "
-        "files cannot be reached, and background work is retried later. A transfer that makes "
-        "progress is not interrupted.",
+        "The time limit for a response of the store. If nothing arrives for this long, the "
+        "request fails with an error, and background work is retried later. A transfer that "
+        "makes progress is not interrupted.",
         minimum=1000,
         maximum=120_000,
         example="20s",
@@ -81,9 +82,9 @@ class MediaObjectStoreOptions:
     )
     redirects: bool = option(
         False,
-        "Sends clients and servers that allow it directly to the store, with an address that is "
-        "valid for five minutes. Protection of browsers from hostile files is then the store's "
-        "task: give it a host name of its own.",
+        "Redirects clients and servers that support it to the store, with a URL that is valid "
+        "for five minutes. The store must then protect browsers from hostile files: give it a "
+        "host name that serves nothing else.",
     )
 
 
@@ -102,8 +103,8 @@ class ThumbnailSizeOptions:
 class MediaUploadLimitOptions:
     """The upload quota of one user in a period of time."""
 
-    time_period: Duration = required("The span of time, back from now.", minimum=1000)
-    max_size: Size = required("The number of bytes in it.", minimum=0)
+    time_period: Duration = required("The length of the period before an upload.", minimum=1000)
+    max_size: Size = required("The number of bytes in this period.", minimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,8 +114,8 @@ class MediaDeletionOptions:
     enabled: bool = option(
         True,
         "Deletes a file when the last message, profile or account data that refers to it is "
-        "redacted, changed or erased. A file that was never seen in an unencrypted reference of "
-        "its uploader stays: it may belong to an encrypted message.",
+        "redacted, changed or erased. A file is kept if its uploader never referred to it "
+        "unencrypted, because it may belong to an encrypted message.",
     )
     grace_period: Duration = option(
         Duration(7 * DAY),
@@ -124,7 +125,7 @@ class MediaDeletionOptions:
     )
     record_lifetime: Duration = option(
         Duration(365 * DAY),
-        "How long the record of deleted files is kept.",
+        "How long the records of deleted files are kept.",
         minimum=0,
         example="1y",
     )

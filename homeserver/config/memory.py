@@ -11,7 +11,7 @@ class CacheOptions:
 
     global_factor: float = option(
         0.5,
-        "Scales all caches: twice the number, about twice the memory.",
+        "Scales all caches. Doubling it about doubles their memory.",
         minimum=0.01,
         maximum=100,
     )
@@ -23,9 +23,9 @@ class MemoryOptions:
 
     event_cache_size: Size = option(
         Size(100 << 10),
-        "How many events are cached, before `caches.global_factor` is applied. One takes about 2 "
-        "KB; of large ones fewer are cached, so that the average is at most 4 KB. The number may "
-        "have the unit `K`.",
+        "How many events are cached, before `caches.global_factor` is applied. An event takes "
+        "about 2 KB. If events are large, fewer are cached, so that the total is at most 4 KB "
+        "per event. The number can have the unit `K`.",
         minimum=100,
     )
     caches: CacheOptions = section(CacheOptions, "Caches of what was read from the database.")

@@ -40,10 +40,10 @@ PRIVATE_NETWORKS = (
 class KeyServerOptions:
     """A trusted notary server for other servers' keys."""
 
-    server_name: str = required("Its name.")
-    verify_keys: Mapping[str, str] = option({}, "Its own keys, if they are known in advance.")
+    server_name: str = required("The server name of the notary.")
+    verify_keys: Mapping[str, str] = option({}, "The notary's own keys, if you know them.")
     accept_keys_insecurely: bool = option(
-        False, "Accepts its answers without a known key of its own."
+        False, "Accepts the notary's responses even if its own key is not known."
     )
 
 
@@ -67,16 +67,16 @@ def _check_proxy(url: str | None) -> str | None:
 class FederationBehaviourOptions:
     """Communication with other servers."""
 
-    enabled: bool = option(True, "Talks with other servers at all.")
+    enabled: bool = option(True, "Enables federation.")
     partial_state_joins: bool = option(
         True,
-        "Joins large rooms before all members are known. People can read and write at once, and "
-        "the rest is fetched in the background.",
+        "Joins large rooms before the full member list is known. People can read and write "
+        "immediately, and the rest is fetched in the background.",
     )
     destination_min_retry_interval: Duration = option(
         Duration(5_000),
-        "After how long an unreachable server is tried again. A server that contacts us is tried "
-        "at once.",
+        "The first pause before an unreachable server is retried. A server that contacts us is "
+        "retried immediately.",
         minimum=1000,
         example="5s",
     )
@@ -96,25 +96,27 @@ class FederationBehaviourOptions:
 class FederationMemberListOptions:
     """The signed member list of a closed federation."""
 
-    url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
-    path: Path | None = option(None, "Or the file with it.")
+    url: str | None = option(
+        None, "The URL of the list.", example="https://federation.example/members.jws"
+    )
+    path: Path | None = option(None, "Alternatively, the file with the list.")
     verify_keys: tuple[str, ...] = option(
         (),
-        "The Ed25519 keys that sign it, in base64. A holder of one of them may sign.",
+        "The Ed25519 keys that can sign it, in base64. A signature by one of them is enough.",
         example='["Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw"]',
     )
     authorities: tuple[Path, ...] = option(
         (),
-        "Or the certificate authorities (PEM files) to which the certificate in the list (`x5c`) "
-        "must lead.",
+        "Alternatively, the certificate authorities (PEM files), one of which must have issued "
+        "the certificate in the list (`x5c`).",
     )
     signer: str | None = option(
-        None, "The name for which that certificate must be.", example="federation.example"
+        None, "The name that this certificate must have.", example="federation.example"
     )
     refresh_interval: Duration = option(
         Duration(3_600_000),
-        "How often a newer list is looked for; every minute when the current one expires in less "
-        "than this.",
+        "How often the server checks for a newer list. If the current one expires in less than "
+        "this time, it checks every minute.",
         minimum=60_000,
     )
 
@@ -133,32 +135,32 @@ class FederationOptions:
     )
     federation_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only servers to talk with. `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and "
-        "regular expressions between slashes. Read again on SIGHUP.",
+        "The servers with which this server may communicate. `null`: all, `[]`: none. Names, "
+        "wildcards (`*`, `?`), and regular expressions between slashes. Read again on SIGHUP.",
         example='["university.example", "*.ministry.example", "/school-[0-9]+[.]example/"]',
         check=_check_patterns,
     )
     federation_domain_blacklist: tuple[str, ...] = option(
         (),
-        "Servers never to talk with, whatever else allows them. Patterns as above, with any port. "
-        "Read again on SIGHUP.",
+        "Servers with which this server never communicates, even if another option allows them. "
+        "Patterns as above, with any port. Read again on SIGHUP.",
         example='["spam.example", "*.spam.example"]',
         check=_check_patterns,
     )
     federation_policy_simulation: bool = option(
         False,
-        "Refuses nothing because of the lists above and below, and logs what would be refused. "
+        "Does not apply the lists above and below, but logs the servers that they would refuse. "
         "Read again on SIGHUP.",
     )
     federation_member_list: FederationMemberListOptions = section(
         FederationMemberListOptions,
-        "The signed list of the servers of a closed federation, and what each may do. No other "
-        "server is talked with. Read again on SIGHUP.",
+        "The signed list of the servers of a closed federation, with their rights. All other "
+        "servers are refused. Read again on SIGHUP.",
     )
     allow_profile_lookup_over_federation: bool = option(
         True,
-        "Lets other servers ask for people's profiles. Servers in a room know the names and "
-        "pictures in it anyway.",
+        "Lets other servers request users' profiles. Independent of this option, the servers in "
+        "a room have the names and pictures of its members.",
     )
     federation_verify_certificates: bool = option(
         True, "Requires valid certificates of other servers. `false` is for tests only."
@@ -172,12 +174,13 @@ class FederationOptions:
     )
     trusted_key_servers: tuple[KeyServerOptions, ...] = option(
         (),
-        "Servers to ask for other servers' keys if these do not answer. None by default.",
+        "Servers (notaries) from which other servers' keys are requested if those do not "
+        "respond. None by default.",
         example="[{server_name: matrix.example.org}]",
     )
     ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
-        "Addresses that are never contacted, whatever a name resolves to.",
+        "IP addresses that this server never contacts, even if a name resolves to them.",
     )
     https_proxy: str | None = option(
         None,
@@ -188,8 +191,8 @@ class FederationOptions:
     )
     no_proxy_hosts: tuple[str, ...] | None = option(
         None,
-        "Names (with all below them), addresses and networks that are contacted without the "
-        "proxy. Default: the environment variable `no_proxy`.",
+        "Domain names (including subdomains), IP addresses and networks that are contacted "
+        "without the proxy. Default: the environment variable `no_proxy`.",
         example='["example.org", "10.0.0.0/8"]',
     )
     ip_range_whitelist: tuple[Network, ...] = option(
@@ -214,8 +217,8 @@ class MatrixRTCOptions:
 
     transports: tuple[Mapping[str, JSON], ...] = option(
         (),
-        "The systems that carry calls, best first. They are passed to clients unchanged, also in "
-        "`/.well-known/matrix/client`.",
+        "The transports for calls, in order of preference. They are sent to clients unchanged, "
+        "and published in `/.well-known/matrix/client`.",
         example='[{type: livekit, livekit_service_url: "https://livekit.example.org"}]',
         check=_check_transports,
     )
@@ -236,7 +239,7 @@ class CallsOptions:
     turn_username: str | None = option(
         None, "The user name for TURN servers without a shared secret."
     )
-    turn_password: Secret | None = option(None, "Its password.")
+    turn_password: Secret | None = option(None, "The password of `turn_username`.")
     turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is valid.")
     turn_allow_guests: bool = option(False, "Lets guests use the TURN servers.")
 
@@ -245,10 +248,10 @@ class CallsOptions:
 class RedisOptions:
     """Redis or Valkey, through which nodes notify each other."""
 
-    enabled: bool = option(False, "Whether it is used.")
-    host: str = option("localhost", "Its host.")
-    port: int = option(6379, "Its port.", minimum=1, maximum=65535)
-    password: Secret | None = option(None, "Its password.")
+    enabled: bool = option(False, "Enables Redis.")
+    host: str = option("localhost", "The host of Redis.")
+    port: int = option(6379, "The port of Redis.", minimum=1, maximum=65535)
+    password: Secret | None = option(None, "The password of Redis.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,10 +260,10 @@ class IntegrationOptions:
 
     app_service_config_files: tuple[Path, ...] = option(
         (),
-        "Registration files of application services (bridges, bots). They sign in, register and "
-        "act for their users, and have their namespaces to themselves. Transactions are not sent "
-        "to them yet.",
+        "Registration files of application services (bridges, bots). An application service can "
+        "register, sign in and act for its users, and nobody else can use its exclusive "
+        "namespaces. The server does not send it transactions yet.",
     )
     redis: RedisOptions = section(
-        RedisOptions, "Redis or Valkey, for more than one node.", not_implemented=True
+        RedisOptions, "Redis or Valkey. This server does not need it.", not_implemented=True
     )

@@ -108,22 +108,22 @@ class BrandingOptions:
     )
     logo: Path | None = option(
         None,
-        "A file with a logo (PNG, JPEG, GIF, WebP or SVG, up to 256K). It is sent along with "
+        "A file with a logo (PNG, JPEG, GIF, WebP or SVG, up to 256K). It is attached to "
         "e-mails, except SVG and WebP, which mail programs do not show.",
         example="logo.png",
     )
-    logo_dark: Path | None = option(None, "The logo for dark pages, if it is another one.")
+    logo_dark: Path | None = option(None, "The logo for dark pages, if it differs.")
     logo_url: str | None = option(
         None,
-        "The HTTPS address of a logo, if there is no file. Its server learns who opens the pages. "
-        "E-mails do not contain it.",
+        "The HTTPS URL of a logo, if there is no file. Its server learns the IP addresses of "
+        "people who open the pages. E-mails do not contain this logo.",
         example="https://www.example.org/logo.png",
         check=_check_logo_url,
     )
     colour: str | None = option(
         None,
         "The colour of links and buttons, as `#rrggbb`. `null`: the default colour. White text "
-        "must be legible on it, and the colour on white (contrast 4.5:1).",
+        "on this colour, and this colour on white, must be legible (contrast 4.5:1).",
         example='"#1d4f91"',
         check=_check_light,
     )

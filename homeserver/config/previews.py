@@ -42,8 +42,9 @@ class OEmbedOptions:
     additional_providers: tuple[Path, ...] = option(
         (),
         "Files that name sites with oEmbed documents, in the format of "
-        "https://oembed.com/providers.json. These are asked instead of the page. Without any, "
-        "only documents that a page names are used.",
+        "https://oembed.com/providers.json. For these sites the server fetches the oEmbed "
+        "document instead of the page. Without such files, it only uses oEmbed documents to "
+        "which a page links.",
     )
 
 
@@ -53,8 +54,8 @@ class URLPreviewOptions:
 
     url_preview_enabled: bool = option(
         False,
-        "Fetches linked pages to show previews of them. The linked sites then learn that somebody "
-        "here reads about them.",
+        "Fetches linked pages to show previews of them. The linked sites then learn that a user "
+        "of this server saw the link.",
     )
     url_preview_ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
@@ -65,15 +66,16 @@ class URLPreviewOptions:
     )
     url_preview_url_blacklist: tuple[Mapping[str, str], ...] = option(
         (),
-        "Pages without previews: patterns for parts of their address (`scheme`, `netloc`, "
-        "`hostname`, `port`, `path`, `query`), which must all match. With `*` and `?`, or a "
-        "regular expression that begins with `^`.",
+        "Pages without previews. An entry has patterns for parts of the URL (`scheme`, `netloc`, "
+        "`hostname`, `port`, `path`, `query`), which must all match. A pattern has the wildcards "
+        "`*` and `?`, or is a regular expression that begins with `^`.",
         example='[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}]',
         check=_check_patterns,
     )
     url_preview_url_allowlist: tuple[Mapping[str, str], ...] | None = option(
         None,
-        "The only pages with previews, in the same form; `null`: all others.",
+        "The only pages with previews, in the same form. `null`: all pages that are not in the "
+        "blacklist.",
         example='[{hostname: "*.example.org"}]',
         check=_check_patterns,
     )

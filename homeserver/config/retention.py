@@ -11,12 +11,12 @@ class RetentionPolicyOptions:
 
     min_lifetime: Duration | None = option(
         None,
-        "How long messages should be kept at least. It is passed on to clients; this server "
-        "deletes nothing because of it.",
+        "The minimum time for which messages should be kept. It is only sent to clients and has "
+        "no effect on this server.",
         minimum=0,
     )
     max_lifetime: Duration | None = option(
-        None, "How long messages are kept. Without it, for ever.", minimum=0, example="1y"
+        None, "The time after which messages are deleted. `null`: never.", minimum=0, example="1y"
     )
 
 
@@ -25,10 +25,10 @@ class PurgeJobOptions:
     """A schedule for deleting messages of some rooms."""
 
     shortest_max_lifetime: Duration | None = option(
-        None, "Rooms with a longer lifetime than this. Without it, any.", minimum=0
+        None, "Only rooms with a longer lifetime than this. `null`: no minimum.", minimum=0
     )
     longest_max_lifetime: Duration | None = option(
-        None, "Rooms with at most this lifetime. Without it, any.", minimum=0
+        None, "Only rooms with at most this lifetime. `null`: no maximum.", minimum=0
     )
     interval: Duration = required("The time between two runs.", minimum=1000)
 
@@ -39,24 +39,32 @@ class RetentionOptions:
 
     enabled: bool = option(
         False,
-        "Deletes messages by age, as `default_policy` and the rooms (`m.room.retention`) say. "
-        "Older messages are hidden at once, and deleted for good soon after. People who may "
-        "change a room's settings can then have its messages deleted here.",
+        "Deletes messages by age, according to `default_policy` and the room's setting "
+        "(`m.room.retention`). Older messages are hidden immediately, and permanently deleted "
+        "soon after. People who can change a room's settings can then have its messages deleted "
+        "on this server.",
     )
     default_policy: RetentionPolicyOptions = section(
         RetentionPolicyOptions, "The rule for rooms that set none."
     )
     allowed_lifetime_min: Duration | None = option(
-        None, "The shortest lifetime. Rooms that ask for less get this.", minimum=0, example="1d"
+        None,
+        "The shortest lifetime. If a room sets a shorter one, this one applies.",
+        minimum=0,
+        example="1d",
     )
     allowed_lifetime_max: Duration | None = option(
-        None, "The longest lifetime. Rooms that ask for more get this.", minimum=0, example="5y"
+        None,
+        "The longest lifetime. If a room sets a longer one, this one applies.",
+        minimum=0,
+        example="5y",
     )
     purge_jobs: tuple[PurgeJobOptions, ...] | None = option(
         (),
         "How often hidden messages are deleted. The first entry that covers a room's lifetime "
-        "counts; without one, every hour. Until then a message still counts as unread: with an "
-        "interval of a day, badges may be a day late.",
+        "applies. Without such an entry, they are deleted every hour. A hidden message counts as "
+        "unread until it is deleted, so with an interval of a day, badges may be wrong for a "
+        "day.",
         example=(
             "[{longest_max_lifetime: 3d, interval: 10m}, {shortest_max_lifetime: 3d, interval: 1d}]"
         ),

@@ -26,8 +26,8 @@ class RoomOptions:
     )
     encryption_enabled_by_default_for_room_type: Literal["off", "invite", "all"] = option(
         "off",
-        "Which new rooms are encrypted even if their creators did not ask for it: none, rooms for "
-        "invited people, or all.",
+        "The new rooms that are encrypted even if their creators did not request it: none "
+        "(`off`), rooms for invited people, or all.",
     )
     default_power_level_content_override: Mapping[str, JSON] = option(
         {},
@@ -36,9 +36,9 @@ class RoomOptions:
     )
     rooms_federate_by_default: bool = option(
         True,
-        "Lets people of other servers join new rooms. With `false`, only rooms whose creators ask "
-        "for it (`m.federate`) or invite such people at once. It cannot be changed for an "
-        "existing room.",
+        "Lets people of other servers join new rooms. With `false`, a new room is open to them "
+        "only if its creator requests it (`m.federate`) or invites remote users when creating "
+        "it. It cannot be changed for an existing room.",
     )
     allow_public_rooms_without_auth: bool = option(
         False, "Shows the room directory without an account."
@@ -51,29 +51,30 @@ class RoomOptions:
     )
     block_non_admin_invites: bool = option(False, "Lets only administrators of the server invite.")
     require_membership_for_aliases: bool = option(
-        True, "Lets only members of a room give it an alias."
+        True, "Lets only members of a room create aliases for it."
     )
     forget_rooms_on_leave: bool = option(
         False, "Forgets a room as soon as a user leaves it or is removed."
     )
     max_event_delay_duration: Duration | None = option(
         Duration(86_400_000),
-        "The longest delay of scheduled events, which calls need. `null`: no scheduled events.",
+        "The longest delay of delayed events, which calls need. `null`: delayed events are not "
+        "allowed.",
         minimum=1000,
     )
     filter_timeline_limit: int = option(
         100,
-        "The most events of a room in one answer to /sync or sliding sync, whatever the client "
-        "requests. -1: no limit.",
+        "The maximum number of events of a room in one response to /sync or sliding sync, even "
+        "if the client requests more. -1: no limit.",
         minimum=-1,
     )
     retention: RetentionOptions = section(
-        RetentionOptions, "How long messages are kept; see docs/operators/retention.md."
+        RetentionOptions, "Deletion of messages by age; see docs/operators/retention.md."
     )
     forgotten_room_retention_period: Duration | None = option(
         None,
-        "How long after the last user of this server has forgotten a room its messages are "
-        "deleted for good. Without it, never.",
+        "When the last user of this server has forgotten a room, its messages are permanently "
+        "deleted after this time. `null`: never.",
         minimum=0,
         example="28d",
     )
@@ -84,19 +85,19 @@ class PresenceOptions:
     """Presence: who is online."""
 
     enabled: Literal[True, False, "untracked"] = option(
-        True, "Shows people who is online. `untracked`: only people of other servers."
+        True, "Shows the presence of users. `untracked`: only that of users on other servers."
     )
     include_offline_users_on_sync: bool = option(
-        False, "Includes offline people in a first /sync. Expensive in large rooms."
+        False, "Includes offline users in an initial /sync. Expensive in large rooms."
     )
     last_active_granularity: Duration = option(
-        Duration(60_000), "How long somebody counts as active just now."
+        Duration(60_000), "How long a user counts as currently active."
     )
     sync_online_timeout: Duration = option(
-        Duration(30_000), "How long after the last /sync somebody is offline."
+        Duration(30_000), "The time after the last /sync when a user counts as offline."
     )
     idle_timeout: Duration = option(
-        Duration(300_000), "How long without activity somebody becomes unavailable."
+        Duration(300_000), "The time without activity after which a user counts as unavailable."
     )
 
 
@@ -107,13 +108,13 @@ class UserOptions:
     presence: PresenceOptions = section(PresenceOptions, "Presence: who is online.")
     max_account_data_entries: int | None = option(
         50_000,
-        "How many entries of account data one user may keep, including deleted ones; clients keep "
-        "a few for each room. `null`: no limit.",
+        "The maximum number of account data entries of one user, including deleted ones. Clients "
+        "store a few for each room. `null`: no limit.",
         minimum=100,
     )
     max_account_data_size: Size | None = option(
         Size(20 * 1024 * 1024),
-        "How much account data one user may keep in total. `null`: no limit.",
+        "The maximum size of one user's account data in total. `null`: no limit.",
         minimum=65536,
         example="20M",
     )

@@ -29,8 +29,8 @@ SAMPLE_HEAD = """\
 # shows its default or an example.
 # `python -m homeserver config check` lists the errors of a file, and the options without effect.
 #
-# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of
-# this file. A secret may be in a file of its own (`registration_shared_secret_path: FILE`) or in
+# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Paths are relative to the folder of
+# this file. A secret can be in a separate file (`registration_shared_secret_path: FILE`) or in
 # the environment (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
 """
 
@@ -41,14 +41,15 @@ DOCS_HEAD = """\
 it. [`homeserver.yaml.sample`](../../homeserver.yaml.sample) shows every option with its default.
 This page and the sample are generated from the same declarations.
 
-- The names are those that operators of Synapse know, if the meaning is the same.
+- An option has the same name as in Synapse if the meaning is the same.
 - Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes
-  are written `512K`, `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of
-  the configuration file.
-- A *secret* may be in a file of its own (option `NAME_path` or `NAME_file`) or in the environment
-  (the named variable, or the same with `_FILE` for a file name). The environment comes first.
-  Secrets that have names are written there as YAML: `calendar: a long random text`.
-- *Not yet*: the option is known and checked, but has no effect so far.
+  are written `512K`, `50M`, `2G`, or as a number of bytes. A path can be relative to the
+  folder of the configuration file.
+- A *secret* can also be in a separate file (option `NAME_path` or `NAME_file`) or in the
+  environment (the named variable, or the same with `_FILE` for a file name). The environment takes
+  precedence. A mapping of several secrets is written there as YAML:
+  `calendar: a long random text`.
+- *Not yet*: the option is accepted and checked, but has no effect yet.
 """
 
 
@@ -150,7 +151,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         elif default is MISSING:
             properties.append("required")
         elif declared.name == "listeners":
-            properties.append("default port 8008 of this machine alone")
+            properties.append("default port 8008 on loopback")
         elif not (isinstance(default, tuple) and len(default) > 5):
             properties.append(f"default `{format_default(default, value_type)}`")
         for word, bound in (("at least", description.minimum), ("at most", description.maximum)):

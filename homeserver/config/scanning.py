@@ -60,23 +60,23 @@ class MediaScanningOptions:
     )
     icap: str | None = option(
         None,
-        "A scanner that speaks ICAP.",
+        "The URL of a scanner that supports ICAP.",
         example="icap://127.0.0.1:1344/avscan",
         check=_check_icap,
     )
     forbidden_types: tuple[str, ...] = option(
         (),
-        "Types that are refused, recognised by how the file begins and not by what its sender "
-        "declares.",
+        "Types that are refused. The server recognizes the type by the first bytes of the file, "
+        "and ignores the declared type.",
         example="[application/x-msdownload, application/x-executable]",
     )
     icap_method: Literal["RESPMOD", "REQMOD"] = option(
-        "RESPMOD", "Whether files are shown to it as responses or as requests."
+        "RESPMOD", "The ICAP method: files are sent to the scanner as responses or as requests."
     )
     files: tuple[Literal["local", "remote", "previews"], ...] = option(
         ("local", "remote", "previews"),
-        "Which files are scanned: uploads of this server's users, copies of other servers' files, "
-        "pictures of previews.",
+        "The files that are scanned: uploads of this server's users, copies of other servers' "
+        "files, pictures of link previews.",
     )
     max_size: Size = option(
         Size(100 * 1024 * 1024),
@@ -87,12 +87,13 @@ class MediaScanningOptions:
     )
     oversized_files: Literal["refuse", "pass"] = option(
         "refuse",
-        "Whether files larger than `max_size` are refused, or given out without a scan.",
+        "Files larger than `max_size` are refused, or delivered without a scan (`pass`).",
         formerly="larger_files",
     )
     unreachable: Literal["hold", "pass"] = option(
         "hold",
-        "While a scanner cannot be reached: hold files back, or give them out and scan them later.",
+        "While a scanner cannot be reached, files are held back, or delivered and scanned later "
+        "(`pass`).",
     )
     timeout: Duration = option(
         Duration(60_000),
@@ -105,16 +106,16 @@ class MediaScanningOptions:
     )
     encrypted_concurrency: int = option(
         2,
-        "How many encrypted files are scanned at the same time, in addition, for clients that show "
-        "their keys.",
+        "How many encrypted files are scanned at the same time, in addition, for clients that "
+        "send their keys.",
         minimum=1,
         maximum=64,
     )
     upload_wait: Duration = option(
         Duration(5000),
-        "How long an upload waits for its scan, so that the sender of a harmful file gets the "
-        "error at once. After that the upload is answered, and nobody gets the file before it is "
-        "scanned.",
+        "How long the response to an upload waits for the scan, so that the sender of a harmful "
+        "file gets an error. After that time the upload succeeds, but nobody can download the "
+        "file before it is scanned.",
         minimum=0,
         maximum=60_000,
     )
@@ -126,7 +127,7 @@ class MediaScanningOptions:
     )
     rescan_newer_than: Duration | None = option(
         Duration(30 * DAY),
-        "Only files that came within this time. `null`: all.",
+        "Scans only files that were uploaded or fetched within this time. `null`: all.",
         minimum=60_000,
         example="30d",
     )

@@ -13,9 +13,10 @@ Language = Literal["uz", "kaa", "ru", "en"]
 class UserDirectoryOptions:
     """The user directory."""
 
-    enabled: bool = option(True, "Lets people search for people. Without it, nobody is found.")
+    enabled: bool = option(True, "Lets people search for users. `false`: a search finds nobody.")
     search_all_users: bool = option(
-        False, "Finds every account of this server, also for people who share no room with them."
+        False,
+        "Finds every account of this server, even those that share no room with the searcher.",
     )
     prefer_local_users: bool = option(False, "Lists people of this server first.")
     exclude_remote_users: bool = option(False, "Finds only people of this server.")
@@ -27,12 +28,13 @@ class SearchOptions:
     """Search."""
 
     enable_search: bool = option(
-        True, "Indexes messages for search. Without it, the index is emptied."
+        True, "Indexes messages for search. `false`: search is off, and the index is deleted."
     )
     search_languages: tuple[Language, ...] = option(
         ("uz", "kaa", "ru", "en"),
-        "The languages whose spellings of a word are treated alike: the two scripts of Uzbek and "
-        "Karakalpak, ё and е in Russian. A change indexes all messages again.",
+        "The languages for which search treats different spellings of a word as equal: the two "
+        "scripts of Uzbek and Karakalpak, ё and е in Russian. After a change, all messages are "
+        "indexed again.",
         example="[uz, ru]",
     )
-    user_directory: UserDirectoryOptions = section(UserDirectoryOptions, "The directory of people.")
+    user_directory: UserDirectoryOptions = section(UserDirectoryOptions, "Search for users.")

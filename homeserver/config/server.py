@@ -73,7 +73,7 @@ class ServerNameOptions:
     )
     public_baseurl: str | None = option(
         None,
-        "The address under which clients reach this server.",
+        "The URL under which clients reach this server.",
         example="https://matrix.example.org/",
         check=_check_base_url,
     )
@@ -89,34 +89,35 @@ class ServerNameOptions:
     )
     default_identity_server: str | None = option(
         None,
-        "An identity server, announced in `/.well-known/matrix/client`. People may let others "
-        "find them there by an address (`/account/3pid/bind`). No other identity server is asked.",
+        "An identity server, announced in `/.well-known/matrix/client`. People can register "
+        "their addresses there, so that others find them (`/account/3pid/bind`). No other "
+        "identity server is used.",
         example="https://identity.example.org",
         check=_check_optional_url,
     )
     web_client_location: str | None = option(
         None,
-        "Where `/` redirects browsers to, such as your Element Web. Without it, `/` shows a page "
-        "about this server.",
+        "The URL to which `/` redirects browsers, such as your Element Web. Without it, `/` "
+        "shows a page about this server.",
         example="https://chat.example.org/",
         check=_check_optional_url,
     )
     admin_contact: str | None = option(
         None,
-        "How to reach the administrators (`mailto:…` or `https://…`). Shown in "
+        "The contact address of the administrators (`mailto:…` or `https://…`). Published in "
         "`/.well-known/matrix/support`.",
         example="mailto:admin@example.org",
     )
     support_page: str | None = option(
         None,
-        "A page for people who need help. Shown in `/.well-known/matrix/support`.",
+        "A page for people who need help. Published in `/.well-known/matrix/support`.",
         check=_check_base_url,
     )
     policy_server_public_key: str | None = option(
         None,
-        "The Ed25519 key (unpadded base64) of a policy server that answers for `server_name`. "
-        "Shown in `/.well-known/matrix/policy_server`, where clients look it up when a room is to "
-        "use that server.",
+        "The Ed25519 key (unpadded base64) of a policy server that runs under the name "
+        "`server_name`. Published in `/.well-known/matrix/policy_server`, where clients find it "
+        "when a room should use that policy server.",
         check=_check_policy_key,
     )
 
@@ -150,7 +151,7 @@ class ResourceOptions:
 class ListenerOptions:
     """A listening socket: a TCP port, with or without TLS, or a Unix socket."""
 
-    port: int | None = option(None, "A TCP port. 0 takes any free port.", minimum=0, maximum=65535)
+    port: int | None = option(None, "A TCP port. 0 uses any free port.", minimum=0, maximum=65535)
     path: Path | None = option(None, "A Unix socket, instead of a port.")
     mode: Permissions = option(
         Permissions(0o666), "The permissions of the Unix socket.", minimum=0, maximum=0o777
@@ -167,13 +168,16 @@ class ListenerOptions:
         False, "Uses TLS on this port. Needs `tls_certificate_path` and `tls_private_key_path`."
     )
     x_forwarded: bool = option(
-        False, "Takes the client's address from `X-Forwarded-For`. Required behind a reverse proxy."
+        False,
+        "Reads the client's IP address from `X-Forwarded-For`. Required behind a reverse proxy.",
     )
-    tag: str | None = option(None, "A name of the listener in the log.")
-    request_id_header: str | None = option(None, "A header of the proxy that carries a request id.")
+    tag: str | None = option(None, "The name of the listener in the log.")
+    request_id_header: str | None = option(
+        None, "A header of the proxy that contains a request id."
+    )
     resources: tuple[ResourceOptions, ...] = option(
         (ResourceOptions(names=("client", "federation")),),
-        "The endpoints served here.",
+        "The endpoints that the listener serves.",
         example="[{names: [client, federation]}]",
     )
 
@@ -201,7 +205,7 @@ class NetworkOptions:
     tls_certificate_path: Path | None = option(
         None, "The certificate chain in PEM, for listeners with `tls`."
     )
-    tls_private_key_path: Path | None = option(None, "Its private key, in PEM.")
+    tls_private_key_path: Path | None = option(None, "The private key of the certificate, in PEM.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,12 +214,11 @@ class DatabaseOptions:
 
     name: Literal["sqlite3", "psycopg2"] = option(
         "sqlite3",
-        "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or "
-        "newer.",
+        "`sqlite3` for SQLite (one node, no set-up) or `psycopg2` for PostgreSQL 13 or newer.",
     )
     args: Mapping[str, JSON] = option(
         {},
-        "For SQLite `database`, the file. For PostgreSQL every parameter of libpq (`host`, "
+        "For SQLite: `database`, the file. For PostgreSQL: every parameter of libpq (`host`, "
         "`port`, `user`, `password`, `dbname`, …), and `cp_min` and `cp_max`, the bounds of the "
         "connection pool.",
         example=(
@@ -228,9 +231,7 @@ class DatabaseOptions:
             "    cp_max: 8"
         ),
     )
-    password: Secret | None = option(
-        None, "The password for PostgreSQL, if it is not in `args`. See the forms of a secret."
-    )
+    password: Secret | None = option(None, "The password for PostgreSQL, if it is not in `args`.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,29 +240,30 @@ class MediaRetentionOptions:
 
     remote_media_lifetime: Duration | None = option(
         None,
-        "How long copies of other servers' files are kept after the last access. Without it, for "
-        "ever. They are fetched again on request.",
+        "Copies of other servers' files are deleted when nobody has read them for this long. "
+        "`null`: never. They are fetched again on request.",
         minimum=3600 * 1000 * 2,
         example="90d",
     )
     local_media_lifetime: Duration | None = option(
         None,
-        "The same for files of this server's users. They are lost for good, even if messages "
-        "refer to them. Protected and quarantined files stay.",
+        "The same for files of this server's users. They are lost permanently, even if messages "
+        "refer to them. Protected and quarantined files are not deleted.",
         minimum=3600 * 1000 * 2,
         example="2y",
     )
     remote_media_max_age: Duration | None = option(
         None,
-        "How long copies of other servers' files are kept after they were fetched. Without it, "
-        "for ever. They are fetched again on request.",
+        "Copies of other servers' files are deleted this long after they were fetched. `null`: "
+        "never. They are fetched again on request.",
         minimum=3600 * 1000 * 2,
         example="1y",
     )
     local_media_max_age: Duration | None = option(
         None,
-        "How long files of this server's users are kept after they were uploaded. They are lost "
-        "then, pictures of people and rooms too. Protected and quarantined files stay.",
+        "Files of this server's users are deleted this long after their upload. They are lost "
+        "permanently, even pictures of people and rooms. Protected and quarantined files are not "
+        "deleted.",
         minimum=3600 * 1000 * 2,
         example="5y",
     )
@@ -278,7 +280,8 @@ class StorageOptions:
     )
     media_min_free_disk: Size = option(
         Size(256 * 1024 * 1024),
-        "With less than this free on that disk, uploads are refused and thumbnails are not stored.",
+        "If that disk has less free space than this, uploads are refused and thumbnails are not "
+        "stored.",
         minimum=0,
         example="256M",
         formerly="media_free_disk_floor",
@@ -292,18 +295,18 @@ class StorageOptions:
     )
     max_upload_size_by_type: Mapping[str, Size] = option(
         {},
-        "The same by media type, as the uploader declares it, or by its first half. Encrypted "
-        "files are `application/octet-stream`.",
+        "The largest file by the media type that the uploader declares, or by a pattern such as "
+        "`video/*`. Encrypted files are `application/octet-stream`.",
         example='{"video/*": 200M, "application/octet-stream": 100M}',
     )
     media_upload_limits: tuple[MediaUploadLimitOptions, ...] = option(
         (),
-        "How much one user may upload in spans of time. All of them apply.",
+        "Limits on the bytes that one user can upload in a period. All of them apply.",
         example="[{time_period: 1h, max_size: 500M}, {time_period: 4w, max_size: 10G}]",
     )
     media_user_quota: Size | None = option(
         None,
-        "How many bytes of files one user may have. Deleting files makes room.",
+        "The number of bytes of files that one user can have. Deleted files do not count.",
         minimum=0,
         example="20G",
     )
@@ -313,100 +316,105 @@ class StorageOptions:
         check=_check_optional_url,
     )
     max_pending_media_uploads: int = option(
-        5, "How many reserved and unfilled file addresses one user may have.", minimum=1
+        5,
+        "The number of file addresses that one user can reserve without uploading to them.",
+        minimum=1,
     )
     unused_expiration_time: Duration = option(
         Duration(24 * 3600 * 1000),
-        "How long a reserved file address may stay unfilled.",
+        "The time after which a reserved file address expires if nothing was uploaded to it.",
         minimum=1000,
         example="24h",
     )
     enable_authenticated_media: bool = option(
         True,
-        "Gives files that are uploaded or fetched from now on only to people who are signed in. "
-        "Files that were uploaded while this was off stay open to everybody who knows their "
-        "address.",
+        "Requires an access token for downloads of files that are uploaded or fetched from now "
+        "on. Files that were uploaded while this was off can still be downloaded by everybody "
+        "who knows their address.",
     )
     legacy_media_freeze_date: str | None = option(
         None,
-        "A day that begins at midnight UTC. Files since then are only for people who are signed "
-        "in, even if `enable_authenticated_media` was off when they came.",
+        "A day that begins at midnight UTC. Files uploaded or fetched since then require an "
+        "access token, even if `enable_authenticated_media` was off at the time.",
         example='"2025-06-01"',
         check=_check_day,
     )
     legacy_media_endpoints: bool = option(
         True,
-        "Serves files without a token at the endpoints of before Matrix 1.11 "
-        "(`/_matrix/media/v3/download` and `thumbnail`): those from before "
+        "Serves the endpoints from before Matrix 1.11 (`/_matrix/media/v3/download` and "
+        "`thumbnail`), which need no token. They only serve files from before "
         "`enable_authenticated_media`. Old servers fetch files there too.",
     )
     remove_photo_locations: bool = option(
         False,
-        "Removes the place where a photograph was taken from uploads (Exif, XMP, IPTC). The "
-        "picture is not changed. JPEG, PNG, WebP, HEIC and AVIF. Other formats are kept as they "
-        "are, unless `refuse_unremovable_locations`; so are encrypted files.",
+        "Removes location data (Exif, XMP, IPTC) from uploaded JPEG, PNG, WebP, HEIC and AVIF "
+        "files. The image itself is not changed. Other formats are not changed (see "
+        "`refuse_unremovable_locations`), and neither are encrypted files.",
     )
     refuse_unremovable_locations: bool = option(
         False,
-        "With `remove_photo_locations`: refuses files that may contain a place which cannot be "
-        "removed: videos (MP4, QuickTime, Matroska, WebM, AVI, ASF), audio in MP4, TIFF and raw "
-        "camera files (such as DNG), GIF, PSD, JPEG 2000 and JPEG XL. Encrypted files cannot be "
-        "inspected, and are accepted.",
+        "With `remove_photo_locations`: refuses files that may contain location data which the "
+        "server cannot remove: videos (MP4, QuickTime, Matroska, WebM, AVI, ASF), audio in MP4, "
+        "TIFF and raw camera files (such as DNG), GIF, PSD, JPEG 2000 and JPEG XL. Encrypted "
+        "files cannot be inspected, and are accepted.",
         formerly="refuse_other_locations",
     )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024),
-        "The largest image, in pixels, of which thumbnails are made.",
+        "The largest image, in pixels, for which thumbnails are created.",
         minimum=1,
         example="32M",
     )
     thumbnail_sizes: tuple[ThumbnailSizeOptions, ...] = option(
         (),
-        "The only sizes of thumbnails. The smallest one of the requested method that is large "
-        "enough is used, or else the largest. Without any, every size is served, rounded up to "
-        "one of seventeen steps.",
+        "The only sizes of thumbnails. A request gets the smallest size with the requested "
+        "method that is large enough, or else the largest one. If the list is empty, every size "
+        "is served, rounded up to one of seventeen steps.",
         example="[{width: 96, height: 96, method: crop}, {width: 800, height: 600, method: scale}]",
     )
     dynamic_thumbnails: bool = option(
-        False, "Makes thumbnails in other sizes too, although `thumbnail_sizes` names some."
+        False, "Creates thumbnails in other sizes too, even if `thumbnail_sizes` is set."
     )
     thumbnails_at_upload: bool = option(
         False,
-        "Makes thumbnails as soon as a picture, video or document is uploaded, and not at the "
-        "first request: in the sizes of `thumbnail_sizes`, or in the five of the specification.",
+        "Creates thumbnails when a picture, video or document is uploaded, not at the first "
+        "request. The sizes are those of `thumbnail_sizes`, or the five of the specification.",
     )
     external_thumbnailers: bool = option(
         True,
-        "Makes thumbnails of videos with ffmpeg and of PDF documents with pdftoppm, if these are "
-        "installed. They run on untrusted files, with limits on time and memory, and without "
-        "network.",
+        "Creates thumbnails of videos with ffmpeg and of PDF documents with pdftoppm, if these "
+        "are installed. These programs process untrusted files, with limits on time and memory, "
+        "and without network.",
         formerly="thumbnails_by_programs",
     )
     media_retention: MediaRetentionOptions = section(
-        MediaRetentionOptions, "How long files are kept."
+        MediaRetentionOptions, "Deletion of files by age."
     )
     media_deletion: MediaDeletionOptions = section(
         MediaDeletionOptions, "Deletion of files to which nothing refers any more."
     )
     media_scanning: MediaScanningOptions = section(
         MediaScanningOptions,
-        "Scanners that check files before anybody gets them; see docs/operators/scanning.md. Off "
-        "while none is named.",
+        "Scanners that check files before anybody can download them; see "
+        "docs/operators/scanning.md. Off unless a scanner is configured.",
     )
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
-        "Servers whose files are never given out, including copies that are here already.",
+        "Servers whose files are never delivered, including copies that are already stored.",
         example='["evil.example"]',
     )
     remote_media_download_per_second: Size = option(
         Size(87 * 1024),
-        "How many bytes a second, on average, are fetched from other servers for one client "
-        "address.",
+        "The average number of bytes per second that are fetched from other servers for one "
+        "client IP address.",
         minimum=1,
         example="87K",
     )
     remote_media_download_burst_count: Size = option(
-        Size(500 * 1024 * 1024), "How many of these bytes at once.", minimum=1, example="500M"
+        Size(500 * 1024 * 1024),
+        "The number of these bytes that can be fetched in one burst.",
+        minimum=1,
+        example="500M",
     )
 
 
@@ -417,7 +425,7 @@ class LogOptions:
     level: Literal["debug", "info", "warn", "error"] = option(
         "info", "The lowest level that is logged."
     )
-    format: Literal["text", "json"] = option("text", "Lines for people, or one JSON object a line.")
+    format: Literal["text", "json"] = option("text", "`text`, or one JSON object per line.")
     file: Path | None = option(None, "The log file. Without it, the standard error output.")
 
 
@@ -429,7 +437,7 @@ class MonitoringOptions:
     enable_metrics: bool = option(False, "Serves `/metrics` on listeners with that resource.")
     slow_request_threshold: Duration = option(
         Duration(1000),
-        "Requests that take longer are logged as slow. Waiting for news in /sync does not count.",
+        "Requests that take longer are logged as slow. Waiting time in /sync does not count.",
     )
     slow_query_threshold: Duration = option(
         Duration(200), "Database transactions that take longer are logged."
@@ -442,7 +450,9 @@ class OldKeyOptions:
     """A retired signing key of this server."""
 
     key: str = required("The public key in unpadded base64.")
-    expired_ts: int = required("When it was retired, in milliseconds since 1970.", minimum=0)
+    expired_ts: int = required(
+        "The time when it was retired, in milliseconds since 1970.", minimum=0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -450,19 +460,19 @@ class KeyOptions:
     """Signing keys."""
 
     signing_key_path: Path | None = option(
-        None, "The file with the signing key. Default: SERVER_NAME.signing.key beside this file."
+        None, "The file with the signing key. Default: SERVER_NAME.signing.key next to this file."
     )
     key_refresh_interval: Duration = option(
         Duration(24 * 3600 * 1000),
-        "How long others may use the published keys before they ask again. They are renewed after "
-        "half of it. Nobody uses them longer than a week.",
+        "How long other servers may cache the published keys. The server signs them again after "
+        "half of this time. Other servers cache them for a week at most.",
         minimum=3600 * 1000,
         maximum=365 * 24 * 3600 * 1000,
         example="1d",
     )
     old_signing_keys: Mapping[str, OldKeyOptions] = option(
         {},
-        "Retired keys, so that others can still verify what they signed.",
+        "Retired keys, so that other servers can still verify their signatures.",
         example=(
             '{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: '
             "1576767829750}}"

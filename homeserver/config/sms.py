@@ -72,10 +72,10 @@ class SMSGatewayOptions:
 
     url: str | None = option(
         None,
-        "Where a `POST` sends a message. Any status from 200 to 299 means that it was accepted. "
-        "`null`: no messages are sent unless by a plug-in (`send_text_message`), and the server "
-        "accepts no telephone numbers. A gateway in a denied range (`ip_range_blacklist`) must be "
-        "in `ip_range_whitelist`.",
+        "The URL to which a `POST` sends a message. Any status from 200 to 299 means success. "
+        "`null`: without a plug-in (`send_text_message`), the server sends no messages and "
+        "accepts no telephone numbers. A gateway in a denied range (`ip_range_blacklist`) must "
+        "be in `ip_range_whitelist`.",
         example="https://sms.example.org/send",
         check=_check_url,
     )
@@ -87,8 +87,8 @@ class SMSGatewayOptions:
     body: Mapping[str, JSON] = option(
         {"to": "+{number}", "from": "{sender}", "text": "{text}"},
         "The body. `{number}` stands for the digits of the number, beginning with the country "
-        "code, `{text}` for the message, `{sender}` for `sender`, `{id}` for a new text of 24 "
-        "characters.",
+        "code, `{text}` for the message, `{sender}` for `sender`, `{id}` for a new random id of "
+        "24 characters.",
         example=(
             '{"messages": [{"recipient": "{number}", "message-id": "{id}", "sms": {"content": '
             '{"text": "{text}"}}}]}'
@@ -98,14 +98,14 @@ class SMSGatewayOptions:
     sender: str = option("", "The sender of messages, as the gateway expects it.")
     code_lifetime: Duration = option(
         Duration(600_000),
-        "How long a code is valid, and what was confirmed with it.",
+        "How long a code is valid, and how long a confirmed number can be used.",
         minimum=60_000,
         maximum=3_600_000,
         example="10m",
     )
     max_per_day: int = option(
         200,
-        "How many messages are sent in a day (UTC) in total, so that nobody runs up a bill.",
+        "How many messages are sent per day (UTC) in total, to limit the cost.",
         minimum=1,
         formerly="most_per_day",
     )
@@ -117,5 +117,5 @@ class TextMessageOptions:
 
     sms_gateway: SMSGatewayOptions = section(SMSGatewayOptions, "Sending text messages.")
     disable_msisdn_registration: bool = option(
-        False, "Asks nobody for a telephone number at registration."
+        False, "Disables the confirmation of telephone numbers at registration."
     )

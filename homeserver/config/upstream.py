@@ -43,9 +43,9 @@ class AttributeRequirementOptions:
 
     attribute: str = required("The claim or attribute.", example="groups")
     value: str | None = option(
-        None, "The required value. With neither this nor `one_of`: any value."
+        None, "The required value. If neither this nor `one_of` is set, any value is accepted."
     )
-    one_of: tuple[str, ...] = option((), "Or several values, of which one is required.")
+    one_of: tuple[str, ...] = option((), "Alternatively, several values, one of which is required.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +67,16 @@ class ClaimTemplatesOptions:
         "sub", "The claim that identifies a person at the provider and never changes."
     )
     subject_template: str | None = option(
-        None, "Or a template for it.", example="'{{ user.sub }}'", check=_check_template
+        None, "Alternatively, a template for it.", example="'{{ user.sub }}'", check=_check_template
     )
     localpart_template: str | None = option(
         None,
-        "The name of a new account. Without it people choose one.",
+        "The user name of a new account. Without it people choose one.",
         example="'{{ user.preferred_username }}'",
         check=_check_template,
     )
     confirm_localpart: bool = option(
-        False, "Shows people that name first, and lets them choose another."
+        False, "Shows people this name first, and lets them choose another."
     )
     display_name_template: str | None = option(
         None, "The display name.", example="'{{ user.name }}'", check=_check_template
@@ -89,16 +89,19 @@ class ClaimTemplatesOptions:
     )
     groups_template: str | None = option(
         None,
-        "The groups, one in a line, for `attribute_requirements` with the attribute `groups`. For "
-        "a claim that is not a list of names, or is nested in another.",
+        "The groups, one per line, for `attribute_requirements` with the attribute `groups`. "
+        "Needed if the claim is not a list of names, or is nested in another claim.",
         example="\"{{ user.realm_access.roles | join('\\n') }}\"",
         check=_check_template,
     )
     picture_claim: str | None = option(
-        None, "The claim with the address of a picture.", example="picture"
+        None, "The claim with the URL of a picture.", example="picture"
     )
     picture_template: str | None = option(
-        None, "Or a template for it.", example="'{{ user.picture }}'", check=_check_template
+        None,
+        "Alternatively, a template for it.",
+        example="'{{ user.picture }}'",
+        check=_check_template,
     )
 
 
@@ -107,7 +110,9 @@ class ClaimMappingOptions:
     """Mapping from claims to accounts."""
 
     module: str | None = option(
-        None, "Only the built-in templates are available.", not_implemented=True
+        None,
+        "The module that maps claims to accounts. Only the built-in templates are available.",
+        not_implemented=True,
     )
     config: ClaimTemplatesOptions = section(ClaimTemplatesOptions, "The templates.")
 
@@ -117,28 +122,32 @@ class OIDCProviderOptions:
     """An OpenID Connect provider."""
 
     idp_id: str = required(
-        "Its name in addresses and in the database. Never change it.", check=check_idp_id
+        "The name of the provider in URLs and in the database. Never change it.", check=check_idp_id
     )
-    idp_name: str = required("The text on its button.")
+    idp_name: str = required("The text on the sign-in button.")
     idp_icon: str | None = option(
         None,
-        "The icon on its button: a file on this server or another.",
+        "The icon on the sign-in button: the content URI of a file on any server.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
-    idp_brand: str | None = option(None, "A brand that clients know, such as `google`.")
-    discover: bool = option(True, "Finds its addresses at `/.well-known/openid-configuration`.")
-    issuer: str = required("Its issuer, as in its discovery document.", check=_check_url)
+    idp_brand: str | None = option(
+        None, "A brand for which clients have a button style, such as `google`."
+    )
+    discover: bool = option(
+        True, "Reads the provider's endpoints from `/.well-known/openid-configuration`."
+    )
+    issuer: str = required("The issuer, as in the provider's discovery document.", check=_check_url)
     client_id: str = required("The client id of this server at the provider.")
     client_secret: Secret | None = option(None, "The client secret.")
     client_secret_jwt_key: JwtKeyOptions | None = option(
-        None, "Or a key with which such secrets are made."
+        None, "Alternatively, a key from which client secrets are generated."
     )
     client_auth_method: Literal["client_secret_basic", "client_secret_post", "none"] = option(
         "client_secret_basic", "How the client secret is sent."
     )
     pkce_method: Literal["auto", "always", "never"] = option(
-        "auto", "Whether PKCE is used. `auto`: if the provider announces it."
+        "auto", "The use of PKCE. `auto`: if the provider announces it."
     )
     id_token_signing_alg_values_supported: tuple[str, ...] = option(
         ("RS256",), "The accepted signing algorithms of ID tokens."
@@ -154,7 +163,7 @@ class OIDCProviderOptions:
         None, "Without discovery: the userinfo endpoint.", check=_check_url
     )
     jwks_uri: str | None = option(
-        None, "Without discovery: the address of its keys.", check=_check_url
+        None, "Without discovery: the URL of the provider's keys.", check=_check_url
     )
     skip_verification: bool = option(
         False,
@@ -162,39 +171,41 @@ class OIDCProviderOptions:
         "only.",
     )
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
-        "auto", "`userinfo_endpoint`: claims are fetched there, and not taken from the ID token."
+        "auto",
+        "`userinfo_endpoint`: claims are fetched from that endpoint instead of the ID token.",
     )
     auth_time_required: bool = option(
         True,
-        "Requires the provider to say when somebody proved who they are (`auth_time`) if they are "
-        "asked again. `false` is for a provider that never says so: then anybody at a browser "
-        "that is signed in there can confirm actions.",
+        "When a user has to confirm an action, requires the provider to report the time of "
+        "authentication (`auth_time`). `false` is for a provider that never reports it. Then "
+        "anybody who uses a browser with a session at the provider can confirm actions.",
     )
     redirect_uri: str | None = option(
         None,
-        "Where people return to. Default: `PUBLIC_BASEURL/_synapse/client/oidc/callback` with one "
+        "The redirect URI. Default: `PUBLIC_BASEURL/_synapse/client/oidc/callback` with one "
         "provider, `PUBLIC_BASEURL/_synapse/client/oidc/callback/oidc-IDP_ID` for each with "
-        "several. Providers that share one must send `iss` in their answers. The log at start and "
-        "`config check` show it. To add a second provider without a change at the first, enter "
-        "here the address that the first one knows.",
+        "several. Providers that share a redirect URI must send `iss` in their responses. The "
+        "log at start-up and `config check` show it. To add a second provider without a change "
+        "at the first one, enter the redirect URI that is registered at the first one.",
         check=_check_url,
     )
     additional_authorization_parameters: Mapping[str, str] = option(
         {}, "Additional parameters of the authorization request.", example='{"acr_values": "2fa"}'
     )
     allow_existing_users: bool = option(
-        False, "Gives a person the existing account whose name `localpart_template` yields."
+        False, "Links a person to the existing account with the name from `localpart_template`."
     )
-    enable_registration: bool = option(True, "Makes accounts for people who have none.")
+    enable_registration: bool = option(True, "Creates accounts for people who have none.")
     user_mapping_provider: ClaimMappingOptions = section(
         ClaimMappingOptions, "Mapping from claims to accounts."
     )
     backchannel_logout_enabled: bool = option(
         False,
-        "Lets it end sessions here, at `PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
+        "Lets the provider end sessions of this server, at "
+        "`PUBLIC_BASEURL/_synapse/client/oidc/backchannel_logout`.",
     )
     backchannel_logout_ignore_sub: bool = option(
-        False, "Considers only the session that it names, and not the person."
+        False, "Ends only the session that the logout request names, and ignores the user in it."
     )
     attribute_requirements: tuple[AttributeRequirementOptions, ...] = option(
         (),
@@ -212,25 +223,25 @@ class OIDCProviderOptions:
 class CASOptions:
     """A CAS server (Central Authentication Service)."""
 
-    enabled: bool = option(False, "Lets people sign in with it.")
-    idp_name: str = option("CAS", "The text on its button.")
+    enabled: bool = option(False, "Lets people sign in with CAS.")
+    idp_name: str = option("CAS", "The text on the sign-in button.")
     idp_icon: str | None = option(
         None,
-        "The icon on its button: a file on this server or another.",
+        "The icon on the sign-in button: the content URI of a file on any server.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
-    idp_brand: str | None = option(None, "A brand that clients know.")
+    idp_brand: str | None = option(None, "A brand for which clients have a button style.")
     server_url: str | None = option(
         None,
-        "Its address. `/login` is below it.",
+        "The base URL of the CAS server, without `/login`.",
         example="https://cas.example.org/cas",
         check=_check_url,
     )
     protocol_version: Literal[2, 3] | None = option(
         None,
-        "The version of the protocol. 3 delivers attributes. `null`: 3, as nearly every server "
-        "today.",
+        "The version of the protocol. Version 3 delivers attributes. `null`: 3, which nearly "
+        "every CAS server supports.",
     )
     displayname_attribute: str | None = option(
         None, "The attribute with the display name.", example="name"
@@ -242,11 +253,11 @@ class CASOptions:
     )
     allow_existing_users: bool = option(
         False,
-        "Gives a person the existing account with the name that CAS says. Synapse always does; "
-        "set `true` if accounts were taken over from there.",
+        "Links a person to the existing account with the name from CAS. Synapse always does "
+        "this; set `true` if accounts were migrated from Synapse.",
     )
-    enable_registration: bool = option(True, "Makes accounts for people who have none.")
-    allow_numeric_ids: bool = option(False, "Allows names of digits only.")
+    enable_registration: bool = option(True, "Creates accounts for people who have none.")
+    allow_numeric_ids: bool = option(False, "Allows names that consist only of digits.")
     numeric_ids_prefix: str = option("u", "A prefix for such names.")
 
 
@@ -257,7 +268,7 @@ class SAMLTemplatesOptions:
     mxid_source_attribute: str = option("uid", "The attribute with the name of a new account.")
     mxid_mapping: Literal["hexencode", "dotreplace"] = option(
         "hexencode",
-        "How characters are replaced that names may not have: by their code, or by a dot.",
+        "The replacement of characters that user names cannot contain: their code, or a dot.",
     )
 
 
@@ -268,7 +279,7 @@ class SAMLMappingOptions:
     module: str | None = option(
         None, "Only the built-in mapping is available.", not_implemented=True
     )
-    config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "Its settings.")
+    config: SAMLTemplatesOptions = section(SAMLTemplatesOptions, "The settings of the mapping.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,33 +289,37 @@ class SAML2Options:
     enabled: bool = option(
         True, "Lets people sign in with it, if `sp_config` or `config_path` is given."
     )
-    idp_name: str = option("SAML", "The text on its button.")
+    idp_name: str = option("SAML", "The text on the sign-in button.")
     idp_icon: str | None = option(
         None,
-        "The icon on its button: a file on this server or another.",
+        "The icon on the sign-in button: the content URI of a file on any server.",
         check=_check_icon,
         example="mxc://example.org/abcd",
     )
-    idp_brand: str | None = option(None, "A brand that clients know.")
+    idp_brand: str | None = option(None, "A brand for which clients have a button style.")
     sp_config: Mapping[str, JSON] = option(
         {},
-        "Settings of pysaml2 for this server as a service provider. Missing ones are filled in.",
+        "Settings of pysaml2 for this server as a service provider. The server supplies missing "
+        "ones.",
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(
-        None, "Or a Python file with them in `CONFIG`.", not_implemented=True
+        None, "Alternatively, a Python file with these settings in `CONFIG`.", not_implemented=True
     )
     metadata_refresh_interval: Duration = option(
         Duration(6 * 3600 * 1000),
-        "How often the metadata of `sp_config.metadata.remote` are fetched again.",
+        "How often the metadata of `sp_config.metadata.remote` is fetched again.",
         minimum=60_000,
         example="6h",
     )
     saml_session_lifetime: Duration = option(
-        Duration(900_000), "How long a sign-in there may take.", minimum=1000, example="15m"
+        Duration(900_000),
+        "How long a sign-in at the provider may take.",
+        minimum=1000,
+        example="15m",
     )
     allow_existing_users: bool = option(
-        False, "Gives a person the existing account whose name the attribute yields."
+        False, "Links a person to the existing account with the name in the attribute."
     )
     user_mapping_provider: SAMLMappingOptions = section(
         SAMLMappingOptions, "Mapping from attributes to accounts."
@@ -314,7 +329,9 @@ class SAML2Options:
         "Requirements on the attributes of everybody who signs in.",
         example="[{attribute: userGroup, value: staff}]",
     )
-    idp_entityid: str | None = option(None, "Which provider, if the metadata have several.")
+    idp_entityid: str | None = option(
+        None, "The entity id of the provider, if the metadata has several."
+    )
 
     @property
     def metadata_urls(self) -> tuple[str, ...]:
@@ -335,14 +352,15 @@ class SSOOptions:
 
     client_whitelist: tuple[str, ...] = option(
         (),
-        "Beginnings of the addresses of trusted clients. People who sign in with one of these are "
-        "not asked whether to continue there. End them with a slash.",
+        "Prefixes of the URLs of trusted clients. People who sign in with such a client are "
+        "redirected to it without a question. End the prefixes with a slash.",
         example='["https://element.example.org/"]',
     )
     update_profile_information: bool = option(
         False,
-        "Updates name, picture and e-mail addresses at each sign-in, and not for new accounts "
-        "only. An address that the provider replaced is replaced here too.",
+        "Updates name, picture and e-mail addresses at each sign-in. Otherwise they are only set "
+        "for new accounts. If the provider replaces an address, the account's address is "
+        "replaced too.",
     )
 
 
@@ -364,7 +382,7 @@ class PluginOptions:
     """A plug-in."""
 
     module: str = required("The class, as `package.module.Class`.")
-    config: Mapping[str, JSON] = option({}, "The settings with which it is made.")
+    config: Mapping[str, JSON] = option({}, "The settings that are passed to the class.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,8 +409,7 @@ class UpstreamOptions:
     )
     plugins: tuple[PluginOptions, ...] = option(
         (),
-        "Plug-ins that check passwords, or refuse accounts and sign-ins; see "
-        "docs/operators/plugins.md.",
+        "Plug-ins in Python; see docs/operators/plugins.md.",
         example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
     )
     sso: SSOOptions = section(SSOOptions, "Settings for OpenID Connect, CAS and SAML.")

@@ -41,7 +41,7 @@ BATCH_SIZE: Final = 256
 _LABELS = ("kind", "name")
 _FAMILIES = (
     ("mahalla_database_transactions", "Transactions, by kind (read or write) and name"),
-    ("mahalla_database_seconds", "Time in transactions, without waiting and without the commit"),
+    ("mahalla_database_seconds", "Time in transactions, excluding waiting time and the commit"),
     (
         "mahalla_database_waiting_seconds",
         "Time that transactions waited for a thread or for their batch",
@@ -106,7 +106,7 @@ class DatabaseMetrics(Collector):
             ("mahalla_database_batch_writes", "Writes in one commit", self._batch_writes),
             (
                 "mahalla_database_commit_seconds",
-                "Time of a commit, with fsync",
+                "Time of a commit, including fsync",
                 self._commit_seconds,
             ),
         ):
@@ -115,7 +115,7 @@ class DatabaseMetrics(Collector):
             )
         yield GaugeMetricFamily(
             "mahalla_database_writes_waiting",
-            "Writes that were waiting when a batch was done",
+            "Writes that were queued when a batch was complete",
             value=self._still_waiting,
         )
 

@@ -12,20 +12,20 @@ class FederationMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pdus = Counter(
             "mahalla_federation_pdus",
-            "Events from other servers, by result. The label verdict is the former one; it goes in "
-            "the next release",
+            "Events from other servers, by result. The label verdict is the former name of "
+            "result; it is removed in the next release",
             labelnames=("result", "verdict"),
             registry=registry,
         )
         self._waiting = Gauge(
             "mahalla_federation_inbox_events",
-            "Events from other servers that wait for missing events",
+            "Events from remote servers that wait for missing events",
             registry=registry,
         )
 
         self._partial = Gauge(
             "mahalla_federation_partial_rooms",
-            "Partial-state rooms: joined, and their state is still being fetched",
+            "Rooms that were joined with partial state, which is still being completed",
             registry=registry,
         )
 
@@ -54,7 +54,7 @@ class MemberListMetrics:
         )
         self._expires = Gauge(
             "mahalla_federation_member_list_expires_seconds",
-            "When the member list in force expires (seconds since 1970); 0 without one",
+            "Time when the current member list expires (seconds since 1970); 0 without one",
             registry=registry,
         )
 

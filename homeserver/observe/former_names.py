@@ -35,7 +35,7 @@ class FormerNames(Collector):
             if former is None:
                 continue
             suffix = "_total" if family.type == "counter" else ""
-            text = f"Former name of {family.name}{suffix}; goes in the next release"
+            text = f"Former name of {family.name}{suffix}; removed in the next release"
             renamed = Metric(former, text, family.type)
             for sample in family.samples:
                 labels = {

@@ -163,7 +163,7 @@ class JobMetrics(Collector):
             "mahalla_job_steps", "Steps of a job, including failed ones", labels=labels
         )
         failures = CounterMetricFamily(
-            "mahalla_job_failures", "Failed steps, by job", labels=labels
+            "mahalla_job_failures", "Failed steps of a job", labels=labels
         )
         items = CounterMetricFamily(
             "mahalla_job_items", "Items that a job processed", labels=labels
@@ -171,7 +171,7 @@ class JobMetrics(Collector):
         seconds = CounterMetricFamily("mahalla_job_seconds", "Time in a job's steps", labels=labels)
         finished = GaugeMetricFamily(
             "mahalla_job_last_finished_timestamp_seconds",
-            "When a job last had nothing left to do (seconds since 1970)",
+            "Time when a job last finished all its work (seconds since 1970)",
             labels=labels,
         )
         for name, counts in self._jobs.items():
@@ -201,14 +201,16 @@ class RetentionMetrics:
         self.paused = Gauge(
             "mahalla_retention_paused",
             "1 while deletion by age is paused because the clock jumped or the server was off "
-            "for long",
+            "for a long time",
             registry=registry,
         )
         self.unreadable = Counter(
             "mahalla_retention_unreadable",
-            "Stored events that could not be read when they were to be deleted, counted each time",
+            "Failed attempts to read a stored event in order to delete it",
             registry=registry,
         )
         self.failures = Counter(
-            "mahalla_retention_failures", "Failed purges, by age or on request", registry=registry
+            "mahalla_retention_failures",
+            "Failed purges (deletions by age and purges on request)",
+            registry=registry,
         )

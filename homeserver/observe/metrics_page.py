@@ -20,9 +20,9 @@ from homeserver.observe.sender import DESTINATIONS, SENT, SenderMetrics
 _HEAD = """# Metrics
 
 With `enable_metrics: true`, listeners with the resource `metrics` (or of type `metrics`) serve
-these at `/metrics`, in Prometheus' text format. [monitoring.md](monitoring.md) explains how to set
-that up, and which alerts to define. Times are in seconds. Names and labels are fixed, except the
-names of push gateways: at most thirty, and only gateways that have accepted a push.
+these metrics at `/metrics`, in Prometheus' text format. [monitoring.md](monitoring.md) explains the
+set-up and recommends alerts. Times are in seconds. The set of labels is fixed, except for names of
+push gateways. At most thirty gateways have their own label, and only if they have accepted a push.
 `mahalla metrics` prints this page.
 
 | metric | type | meaning |

@@ -23,10 +23,10 @@ REJECTED: Final = "rejected"
 UNREADABLE: Final = "unreadable"
 _BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 QUEUES: Final[Mapping[str, str]] = {
-    "waiting": "Pushes that wait for their turn, or for an unreachable gateway",
-    "pushers_waiting": "Pushers with something waiting",
+    "waiting": "Pushes in queues, including those for unreachable gateways",
+    "pushers_waiting": "Pushers with queued pushes",
     "pushers_failing": "Pushers whose last push failed",
-    "gateways_failing": "Push gateways that could not be reached at the last try",
+    "gateways_failing": "Push gateways that could not be reached at the last attempt",
 }
 
 
@@ -59,7 +59,7 @@ class PushMetrics(Collector):
         pushes = CounterMetricFamily(
             "mahalla_pushes",
             "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is "
-            "removed), unreadable (sent, but the response is not that of a push gateway), failed",
+            "removed), unreadable (sent, but the response is not valid), failed",
             labels=("gateway", "outcome"),
         )
         for key, count in self._pushes.items():

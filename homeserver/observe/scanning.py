@@ -19,7 +19,7 @@ class ScanMetrics:
         )
         self.waiting = Gauge(
             "mahalla_media_scans_waiting",
-            "Files that wait for a scan, the first or another",
+            "Files that wait for their first scan or for another one",
             ("scan",),
             registry=registry,
         )

@@ -15,13 +15,14 @@ SENT: Final[Mapping[str, str]] = {
     "events": "Events in accepted transactions, counted for each destination",
     "refused_events": "Events that a destination reported as refused",
     "edus": "EDUs in accepted transactions",
-    "dropped": "Events and EDUs that were dropped, because a destination refused them even alone",
+    "dropped": "Events and EDUs that were dropped, because a destination refused them even in a "
+    "transaction of their own",
 }
 DESTINATIONS: Final[Mapping[str, str]] = {
-    "active": "Servers with something to send, or that cannot be reached",
-    "failing": "Servers that could not be reached at the last try",
-    "rate_limiting": "Servers that answered 429 at the last try and are left alone for a while",
-    "catching_up": "Servers that missed events and catch up room by room",
+    "active": "Remote servers with queued data, or that cannot be reached",
+    "failing": "Remote servers that could not be reached at the last attempt",
+    "rate_limiting": "Remote servers that responded 429, and are not contacted for a while",
+    "catching_up": "Remote servers that missed events and catch up room by room",
 }
 _FORMER_NAMES: Final[Mapping[str, str]] = {
     "mahalla_federation_sent_dropped": "mahalla_federation_sent_given_up",

@@ -396,7 +396,7 @@ def test_invalid_values_are_refused(folder: Folder, written: str, complaint: str
 
 def test_unimplemented_options_are_reported(folder: Folder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredis: {host: a}")
-    assert notice == "homeserver.yaml:2: redis: has no effect: not implemented here yet"
+    assert notice == "homeserver.yaml:2: redis: has no effect: not implemented yet"
 
 
 def test_an_option_without_its_companion_is_reported(folder: Folder) -> None:
@@ -481,5 +481,5 @@ def test_redaction_retention_period_is_a_notice(folder: Folder) -> None:
     (notice,) = folder.notices("server_name: a.b\nredaction_retention_period: 7d")
     assert notice == (
         "homeserver.yaml:2: redaction_retention_period: has no effect: "
-        "redacted content is removed at once here"
+        "this server removes redacted content immediately"
     )
