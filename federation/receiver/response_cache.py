@@ -1,9 +1,8 @@
-"""A cache of the responses to the latest transactions of each server: a repeated transaction gets
-the same response.
+"""Caches the responses to the latest transactions of each server, for repeated transactions.
 
-A server repeats the transaction that it sent last, if any. The sender influences how long a
-response is, and anybody can run many servers. So all responses together have a bound in bytes, and
-the servers that have sent nothing for longest are evicted first.
+A server repeats only the transaction that it sent last. The sending server influences the length of
+a response, and anybody can run many servers. So the total size of all responses is limited. The
+responses to the servers that have sent nothing for the longest time are evicted first.
 """
 
 from typing import Final

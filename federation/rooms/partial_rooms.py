@@ -1,8 +1,9 @@
-"""A cache of the rooms that were joined with partial state, and waiting for their completion.
+"""A cache of the rooms that were joined with partial state. Requests wait here until a room is
+complete.
 
-The head of a room, which the engine caches, says whether its state is partial. This table also
-has rooms that have been completed since: clients that got nothing of such a room then get all of
-it.
+The head of a room, which the engine caches, says whether its state is partial. This cache also has
+rooms that have been completed. A client that did not see a room while its state was partial gets
+all of the room after that.
 """
 
 from collections.abc import Mapping

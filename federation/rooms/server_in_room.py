@@ -1,7 +1,8 @@
-"""Finds whether this server is in a room. Only then does it know the current room and may serve it.
+"""Finds whether this server is in a room. Only then it has the current state and may serve the
+room.
 
-A room that all local users have left is known as it was then. It may have changed since, unless it
-had no members left.
+If all local users have left a room, its stored state is that of the last leave. The room may have
+changed after it, unless it has no members left.
 
 spec: server-server-api#joining-rooms
 """
