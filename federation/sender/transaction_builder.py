@@ -1,10 +1,10 @@
 """Builds the next transaction to a destination.
 
 A destination that is behind receives, for each room in which it missed events, the newest of them
-and the forward extremities of the room. Our own sticky events come before the others, and a
-transaction's size is the limit. From the extremities it sees which events it lacks, and fetches
-them (server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the catch-up after an
-outage takes a bounded number of transactions, however many events there were.
+and the forward extremities of the room. Our own sticky events come first. The transaction's size
+limit applies. From the extremities the destination sees which events it lacks, and fetches them
+(server-server-api#post_matrixfederationv1get_missing_eventsroomid). So the catch-up after an outage
+takes a bounded number of transactions, however many events were missed.
 """
 
 from collections import deque
@@ -214,7 +214,7 @@ class TransactionBuilder:
 
 
 class _Taken:
-    """Data taken out of a destination, so that it can be put back."""
+    """The data that was taken out of a destination, so that it can be put back."""
 
     def __init__(self) -> None:
         self.events: list[QueuedEvent] = []

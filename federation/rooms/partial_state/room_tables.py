@@ -1,4 +1,7 @@
-"""The stores that the completion of a room's state uses."""
+"""The stores that a partial-state resync reads and writes, in one struct.
+
+So the parts of the resync take one argument instead of seven.
+"""
 
 import msgspec
 
@@ -12,7 +15,7 @@ from storage.state.state_tree import StateTreeStore
 
 
 class RoomTables(msgspec.Struct, frozen=True):
-    """The stores of a room's tables."""
+    """The stores of the tables that a partial-state resync reads and writes."""
 
     database: Database
     rooms: RoomStore
