@@ -1,8 +1,8 @@
-"""Executors: run database work in threads, or inline.
+"""Executors run database work in threads, or on the calling thread.
 
-An executor starts jobs in the order of submission (with one thread: one after the other). It
-delivers results on the reactor thread in the order in which they were handed over. Jobs must not
-raise.
+An executor starts jobs in the order of submission. With a single thread, jobs run one after the
+other. Results are delivered on the reactor thread in the order in which the jobs handed them over.
+Jobs must not raise.
 """
 
 import os
@@ -54,7 +54,7 @@ async def run_in(executor: Executor, work: Callable[[], T]) -> T:
 
 
 class InlineExecutor:
-    """Runs everything at once on the calling thread. For tests and command-line tools."""
+    """Runs each job immediately on the calling thread. For tests and command-line tools."""
 
     def submit(self, job: Callable[[], None]) -> None:
         job()
@@ -67,7 +67,7 @@ class InlineExecutor:
 
 
 class _Worker:
-    """A thread that waits for a job."""
+    """A worker thread that waits for a job."""
 
     __slots__ = ("job", "wake")
 

@@ -1,4 +1,4 @@
-"""Classifies PostgreSQL errors: whether to retry, and whether the database is unavailable."""
+"""Classifies PostgreSQL errors: is a retry useful, and is the database unavailable?"""
 
 import psycopg2
 from psycopg2 import errorcodes

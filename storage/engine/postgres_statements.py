@@ -1,6 +1,6 @@
-"""Converts our statements for PostgreSQL: lists of keys, rows of arguments, and values.
+"""Converts SQL for PostgreSQL, so that one statement handles many keys or many rows of arguments.
 
-SQLite runs the same statements unchanged, once for each row. See `storage/engine/interface.py`.
+SQLite runs the same SQL unchanged, once for each row. See `storage/engine/interface.py`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Converts values for PostgreSQL and back: in statements, in COPY rows, in results."""
+"""Converts values to and from PostgreSQL: in statements, in rows for COPY, and in results."""
 
 from collections.abc import Iterable, Sequence
 from struct import Struct
@@ -22,8 +22,9 @@ def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
 
 
 class _QuotedBytes:
-    """Bytes as an SQL literal. Plain ASCII, which most JSON is, is written as text: half as long as
-    the driver's form. A backslash in a literal is one character (`standard_conforming_strings`)."""
+    """Bytes as an SQL literal. Plain ASCII, which most JSON is, is written as text. That is half as
+    long as the driver's form. A backslash in a literal is one character
+    (`standard_conforming_strings`)."""
 
     __slots__ = ("_value",)
 
