@@ -63,7 +63,8 @@ class RoomBeforeEvent(msgspec.Struct, frozen=True):
 
 
 class Classification(msgspec.Struct, frozen=True):
-    """How an event notifies local users. The layer that has their push rules computes it."""
+    """The push flags and push actions of an event. The layer that has the users' push rules
+    computes them."""
 
     flags: int = 0
     """NOTIFIES and CALLS_ROOM, if they apply."""

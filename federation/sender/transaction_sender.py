@@ -1,20 +1,17 @@
 """Sends transactions to destinations, one at a time for each, and schedules retries.
 
-A destination that does not respond is retried after a pause that grows, usually to an hour. If that
-server sends us a request or transaction, it is reachable, and it is retried immediately. If earlier
-retries of this kind failed, the next one waits longer. Retries have slots of their own
-(`send_slots.py`), so that unresponsive destinations do not delay the others.
+A destination that does not respond is retried after a pause that grows, usually to an hour. If it
+sends us a request, it is retried immediately, or later if such retries failed before. Retries have
+slots of their own (`send_slots.py`), so that unresponsive destinations do not delay the others.
 
-A destination that responds 429 is reachable and names the time of the next attempt. Traffic from
-that server does not shorten this time. If the pause of our own schedule is longer, it applies
-instead. The time is limited to the longest pause of the schedule.
-spec: client-server-api#rate-limiting
+A destination that responds 429 is reachable and names the time of the next attempt. Its requests to
+us do not shorten this time. The longer one of this time and our usual pause applies, up to the
+longest pause of the schedule. spec: client-server-api#rate-limiting
 
-If a destination refuses a transaction because of its content, the transaction is sent in ever
-smaller parts (`refused_items.py`). An item that is refused on its own is dropped, but only if the
-destination accepts an empty transaction right after it. If the destination refuses the empty
-transaction too, it refuses everything, like a proxy that has lost its backend. Then it counts as
-unresponsive.
+If a destination refuses a transaction because of its content, it is sent in ever smaller parts
+(`refused_items.py`). An item that is refused on its own is dropped, but only if the destination
+accepts an empty transaction right after it. A destination that refuses the empty transaction too,
+like a proxy that has lost its backend, counts as unresponsive.
 
 A destination that the policy blocks is marked as behind. It is not retried until the policy or the
 signed list of members changes.

@@ -5,8 +5,7 @@ result in one last write.
 
 Laws:
 - The room is used with its partial state until then. Only the last step needs the room's queue.
-- Fetched states and results are stored as they arrive. After a restart all steps run again and skip
-  what is already stored.
+- Fetched states and results are stored as they arrive. A restart repeats no finished step.
 - A room has one attempt at a time. Servers are asked in turn, first the one that we joined through.
   After each failed attempt the pause grows. Attempts continue as long as a local user is in the
   room. But if no server sends the rest any more (`state_sources.py`), no request waits for it, and

@@ -1,12 +1,10 @@
 """Receives events from other servers: checks them, adds them to the room's graph, and writes them.
 
-This module sends requests in two cases only, both before the events get their turn in the room's
-queue. It asks the room's policy server, and it fetches keys and the unaltered copies of altered
-events.
+This module sends requests only before the events get their turn in the room's queue. It asks the
+room's policy server, and it fetches keys and the unaltered copies of altered events.
 
 Laws:
-- Events go through the queue of their room, like those of our own users. So writes of one node
-  never conflict.
+- Events go through the room's queue, like those of our users. So writes of one node never conflict.
 - Each PDU gets an outcome. A hostile event costs no more than an honest one and does not affect
   other events.
 - Missing events are reported, never fetched. The caller fetches them (`missing_events.py`).
@@ -66,8 +64,7 @@ MAX_TRIES = 20
 
 
 class _Known(msgspec.Struct, frozen=True):
-    """The stored events that a batch contains or refers to. It grows while the batch is received.
-    """
+    """The stored events that a batch contains or refers to. Grows while the batch is received."""
 
     events: dict[EventID, StoredEvent]
     waiting: EarlierReferences
