@@ -52,8 +52,8 @@ T = TypeVar("T")
 
 
 class RefusedByRemote(RemoteError):
-    """The other server answered with an error. Its HTTP status, errcode and text are all untrusted.
-    """
+    """The other server answered with an error. Its HTTP status, errcode and text are all
+    untrusted."""
 
     def __init__(
         self,

@@ -2,8 +2,8 @@
 expiry.
 
 Laws:
-- A key is valid for signatures up to the end of its validity. How far in the future that end may be
-  is bounded. Old room versions do not check it.
+- A key is valid for signatures up to the end of its validity, but no longer than a week after the
+  fetch. Old room versions do not check the validity.
 - Concurrent callers share one fetch. A server that failed, or does not have the requested key, is
   asked again after a pause that doubles up to five minutes. So made-up names cause few requests. A
   server that has answered is not asked again for some seconds, even for new keys. The number of
@@ -12,11 +12,11 @@ Laws:
 - A key document is accepted if the server has signed it. A document from a notary must also be
   signed by the notary.
 - Requests from servers that have not sent a valid signature before wait for keys in a queue of
-  their own. Otherwise anybody could fill the queue with made-up names and slow servers. The slots
-  are shared among the network addresses of the requests and the registered domains that they name.
-  Each address and each domain may hold as many slots as it leaves free, so a flood from one leaves
-  slots for the others. The two are counted separately, because many requests may wait for the keys
-  of one server. Servers are asked by domain, in turns.
+  their own. Otherwise anybody could delay all requests with made-up names and slow servers. The
+  slots are shared among the network addresses of the requests and the registered domains that they
+  name. Each address and each domain may hold at most as many slots as are free at that moment, so a
+  flood from one leaves slots for the others. The two are counted separately, because many requests
+  may wait for the keys of one server. Servers are asked by domain, in turns.
 - If the keys of a server are pinned, no other keys are accepted and none are requested.
 - The servers themselves are asked first, then the configured notaries. If many servers are needed
   at the same time, as when joining a large room, the notaries are asked first. That replaces

@@ -41,8 +41,8 @@ class _Failing(msgspec.Struct, frozen=True):
 
 
 class PeerBackoff(Generic[K]):
-    """Decides whether a request to a server, or for another key, may be sent. For the reactor
-    thread."""
+    """Decides whether a server may be asked now, or whatever else the keys stand for. For the
+    reactor thread."""
 
     def __init__(
         self,

@@ -94,7 +94,7 @@ def make_rules(
 
 
 class FederationPolicy:
-    """Holds the policy in force."""
+    """The policy in force."""
 
     _log = Logger()
 

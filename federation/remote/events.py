@@ -60,8 +60,8 @@ class _StateIDsAnswer(msgspec.Struct):
 
 
 class EventAtTime(msgspec.Struct, frozen=True):
-    """An event that another server named as the closest one to a time. The time is in milliseconds.
-    """
+    """An event that another server named as the closest one to a time. The time is in
+    milliseconds."""
 
     event_id: EventID
     origin_server_ts: int

@@ -1,4 +1,4 @@
-"""Redacts the events of erased accounts for users and servers that joined after the erasure.
+"""Hides the content of erased users' events from users and servers that joined after the erasure.
 
 Laws:
 - A user or a server that joins a room after the erasure gets the erased user's events in redacted

@@ -1,9 +1,8 @@
-"""A cache of the rooms that were joined with partial state. Requests wait here until a room is
-complete.
+"""Caches the rooms that were joined with partial state. Lets requests wait for their completion.
 
 The head of a room, which the engine caches, says whether its state is partial. This cache also has
-rooms that have been completed. A client that did not see a room while its state was partial gets
-all of the room after that.
+rooms that have been completed. A client that was not shown such a room while its state was partial
+then gets the complete room.
 """
 
 from collections.abc import Mapping

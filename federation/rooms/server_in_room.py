@@ -1,8 +1,7 @@
-"""Finds whether this server is in a room. Only then it has the current state and may serve the
-room.
+"""Finds whether this server is in a room. Only a server in the room has its state and may serve it.
 
-If all local users have left a room, its stored state is that of the last leave. The room may have
-changed after it, unless it has no members left.
+When the last local user leaves a room, its stored state stops changing. Other servers may change
+the room after that, unless it has no members left.
 
 spec: server-server-api#joining-rooms
 """

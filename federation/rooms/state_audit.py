@@ -39,7 +39,7 @@ _HIDDEN = EventFlag.REJECTED | EventFlag.SOFT_FAILED
 
 
 class StateAuditObserver(Protocol):
-    """Receives the findings of the audit. May not raise or block."""
+    """Receives the findings of the audit. Must not raise or block."""
 
     def states_checked(self, count: int) -> None:
         """Count states that were recomputed and compared."""

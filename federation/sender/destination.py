@@ -44,8 +44,8 @@ class QueuedEvent(msgspec.Struct, frozen=True):
 
 
 class PendingTransaction(msgspec.Struct, frozen=True):
-    """A transaction that is being sent, and what to record after the destination has accepted it.
-    """
+    """A transaction that is being sent, and what to record after the destination has accepted
+    it."""
 
     transaction: FederationTransaction
     parts: deque[FederationTransaction]

@@ -3,7 +3,7 @@
 Laws:
 - The content comes from the stream and from tables, never from the code that made the change. So a
   restart, or a write of another node, needs no special case. Up to the position of the lease,
-  everything is delivered or recorded as missed. After a restart the stream is read from there.
+  everything is delivered or recorded as missed. A restart reads the stream from that position.
 - Only the node that holds the lease sends. SQLite is for one node, so there the lease is taken over
   without waiting for its expiry.
 - Each destination has one transaction in progress, which is retried unchanged, with the same id.

@@ -88,8 +88,8 @@ class SendCounts(msgspec.Struct):
 
 
 class TransactionSender:
-    """Stores all destinations that have something to send or have failed. For the reactor thread.
-    """
+    """Stores all destinations that have something to send or have failed. For the reactor
+    thread."""
 
     log = Logger()
 

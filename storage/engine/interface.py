@@ -54,8 +54,8 @@ class NodeChannelLost(Exception):
 
 
 class UnsuitableDatabase(Exception):
-    """The database cannot be used in its present condition. The text tells the operator what to do.
-    """
+    """The database cannot be used in its present condition. The text tells the operator what to
+    do."""
 
 
 class Connection(Protocol):

@@ -43,8 +43,8 @@ class DestinationRow(msgspec.Struct, frozen=True):
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """The positions at which a server's backlog begins, by room and by user whose devices changed.
-    """
+    """The positions at which a server's backlog begins, by room and by user whose devices
+    changed."""
 
     rooms: dict[int, int] = msgspec.field(default_factory=dict)
     users: dict[str, int] = msgspec.field(default_factory=dict)

@@ -86,8 +86,8 @@ class TokenState(msgspec.Struct, frozen=True):
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
-    """A refresh token. `session_expires_ts`: the end of the session, which refreshes do not extend.
-    """
+    """A refresh token. `session_expires_ts`: the end of the session, which refreshes do not
+    extend."""
 
     refresh_nid: int
     user_id: str

@@ -8,8 +8,8 @@ REPORT_INTERVAL = 1.0
 
 
 class ProgressLines:
-    """Writes a line for each finished table, except empty ones, and one each second during a table.
-    """
+    """Writes a line for each finished table, except empty ones, and one each second during a
+    table."""
 
     def __init__(self, *, write: Callable[[str], object], clock: Callable[[], float]) -> None:
         """`clock` returns seconds, from any starting point."""

@@ -4,8 +4,8 @@ state.
 Nothing that another server states about such a room can be proved. So the first membership that
 arrived stays in force until it is ended legitimately:
 
-- The user, the server that sent the invite, or an event that cites the invite can end it. Only
-  servers in the room know the id of the invite, which such an event has to cite.
+- An invite is ended by the user, by the server that sent it, or by any event that cites it. Only
+  servers in the room know the id of the invite.
 - Invites from other servers are queued. If another user ends the first invite, the next one is
   shown. A user who accepts an invite joins through the servers of all queued invites.
 - Any server may send an invite after a knock, and the invite need not cite the knock. After that,

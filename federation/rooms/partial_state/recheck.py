@@ -1,4 +1,4 @@
-"""Rechecks the events that were accepted on partial state, once the complete state is known.
+"""Rechecks the events that were stored with partial state, once the complete state is known.
 
 Events are rechecked in the order in which they were stored, each against the state before it and
 the current state at that time. No result is visible until the room is completed (`completion.py`).

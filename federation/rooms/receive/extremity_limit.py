@@ -1,5 +1,4 @@
-"""Limits the number of forward extremities of a room. An event that would exceed it waits in the
-inbox.
+"""Limits the forward extremities of a room. An event above the limit waits in the inbox.
 
 The current state is the resolution of the states after all forward extremities. So each extremity
 makes every further event more expensive. Honest servers build upon all extremities that they have

@@ -13,9 +13,9 @@ Laws:
   that has been in the room for longest comes first. The time limit for a server is short on the
   first attempt and doubles on each further one. A long attempt ends when new events arrive, so that
   other rooms have their turn.
-- No server is asked for an event from outside the room, unless the event concerns the room
-  (`participants.py`). It waits until another server sends what it lacks. All rooms with only such
-  events share the limit of one domain.
+- For an event from a server outside the room no requests are sent, unless the event concerns the
+  room (`participants.py`). It waits until another server sends what it lacks. All rooms with only
+  such events share the limit of one domain.
 - An event expires after two days. If a later event refers to it, it is fetched again like any
   missing event.
 """
