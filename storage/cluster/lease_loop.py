@@ -1,7 +1,7 @@
 """Takes and renews a lease, and starts and stops the work that needs it.
 
 Laws:
-- Only one node works at a time: from `begin` until `lose` or `finish`, while `is_held`.
+- Usually one node works at a time: from `begin` until `lose` or `finish`, while `is_held`.
 - Each round renews the lease and stores the position up to which all work is done. The node that
   takes the lease next continues from that position.
 - A node that loses the lease ends the work in its next round. Until then two nodes may work. So

@@ -1,6 +1,7 @@
 """Reads the published keys of local and remote users at one moment, with a fixed number of queries.
 
-With the keys only the owner's own signatures are read. So signatures by other users cost nothing.
+Of the signatures on the keys, only those by the keys' owners are read. So signatures by other users
+cost nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -81,8 +81,8 @@ class _Worker:
 class _Wakeup:
     """Wakes the reactor for one executor through a pipe.
 
-    `callFromThread` does the same for any call. Here the call is fixed, which halves the work on
-    both threads; every write and most reads go this way.
+    `callFromThread` does the same for any call. This class has one fixed call, which halves the
+    work on both threads. Every write and most reads use it.
     """
 
     def __init__(self, *, reactor: IReactorFDSet, callback: Callable[[], None]) -> None:
@@ -123,8 +123,8 @@ class _Wakeup:
 
 
 class ThreadExecutor:
-    """A fixed number of threads. The idle thread that worked last works next, since its data is in
-    the CPU caches.
+    """A fixed number of threads. The idle thread that worked last works next, because its data is
+    in the CPU caches.
 
     Results that arrive while the reactor is busy are delivered together, with one wake-up.
     """

@@ -1,4 +1,4 @@
-"""Migrates a database to the schema of this program, by numbered SQL files. There is no way back.
+"""Migrates a database to the schema of this program, by numbered SQL files, forward only.
 
 Each step runs once, in order, in a transaction that also records it in `schema_version`. A step is
 `schema/NNNN_name.sql` for both databases, or `NNNN_name.sqlite.sql` and `NNNN_name.postgres.sql`,

@@ -1,6 +1,8 @@
 """Stored events: rows of plain values, read in batches.
 
-A stored event changes only by a redaction or a purge, which remove its content.
+A redaction or a purge removes the content of a stored event, and the content may be restored. An
+outlier may later be added to the room's graph. A partial-state resync recomputes some columns.
+Nothing else changes a stored event.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """Runs calls of an object store in threads, and limits how long the store may be silent.
 
-The store may hang. Then the callers do not.
+If the store hangs, its callers do not.
 
 Laws:
 - Each caller fails within a time limit after the store becomes silent. Silent means that no bytes

@@ -64,7 +64,7 @@ class _ObjectDeleted(Exception):
 
 
 class SharedContents:
-    """The folder and the object store together. Implements `storage.media.contents.Contents`."""
+    """The folder and the object store together. Implements `storage.media.contents.MediaContents`."""
 
     log = Logger()
 

@@ -1,8 +1,8 @@
-"""The history of users' push rules: by position, how ordinary messages of each room count.
+"""The history of users' push rules: by position, how plain messages of each room count.
 
-Only users with rules of their own have a history. A notification level says how ordinary messages
-of a room count for the user. Each change of the user's rules adds the new levels at the position of
-the change. So an event always counts by the rules that applied at its arrival.
+Only users with rules of their own have a history. A notification level says how plain messages of a
+room count for the user. Each change of the user's rules adds the new levels at the position of the
+change. So an event always counts by the rules that applied at its arrival.
 """
 
 from collections.abc import Iterable, Mapping

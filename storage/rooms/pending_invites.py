@@ -1,4 +1,4 @@
-"""Invites of remote users to newly created rooms that have not been sent yet.
+"""Invites of remote users to newly created rooms, which are still to be sent.
 
 Laws:
 - They are stored in the write that creates the room, and sent in order.
