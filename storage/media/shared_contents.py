@@ -64,7 +64,7 @@ class _ObjectDeleted(Exception):
 
 
 class SharedContents:
-    """The folder and the object store together. Implements `storage.media.contents.MediaContents`."""
+    """Implements `storage.media.contents.MediaContents` with the folder and the object store."""
 
     log = Logger()
 
