@@ -1,6 +1,6 @@
 """Fetches events and states of rooms from other servers, with limits for each response.
 
-Only the form of a response is checked. No event is verified here.
+This module checks only the form of a response, and verifies no event.
 
 spec: server-server-api#retrieving-events,
 server-server-api#backfilling-and-retrieving-missing-events,

@@ -2,7 +2,7 @@
 once.
 
 An event may be checked more than once before it is stored. After that its stored flags contain the
-verdict, and it is not looked up here any more. So only the newest verdicts of a room are stored,
+verdict, and the cache is not used any more. So only the newest verdicts of a room are stored,
 for a week.
 """
 

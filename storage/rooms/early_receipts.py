@@ -1,7 +1,7 @@
 """Receipts of remote users that arrived before their events.
 
 A server sends a receipt immediately, while the event may still be on its way from a third server.
-The order and thread of such a receipt are unknown, so it is sent to no client. It is stored here.
+The order and thread of such a receipt are unknown, so it is sent to no client, but stored.
 The write that stores the event, on any node, turns it into an ordinary receipt.
 
 Law: the latest receipt per user, room and thread is stored. The number is limited per server and in

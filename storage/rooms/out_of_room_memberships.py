@@ -2,8 +2,8 @@
 leaves.
 
 They are rows of `memberships` like all others, with `OUT_OF_ROOM` as their `event_nid`. The event
-itself is stored here and not among the room's events. Its auth events and state are unknown, so no
-event can be built on it or authorized by it.
+itself is stored in a table of its own, not among the room's events. Its auth events and state are
+unknown, so no event can be built on it or authorized by it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
